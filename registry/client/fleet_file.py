@@ -64,7 +64,8 @@ class FleetFile(FrozenStruct, frozen=True, kw_only=True):
 
 def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
     """The adapters of a file by name, with absolute folders. `Invalid` (REQUEST_INVALID) names the field."""
-    data = path.read_bytes()[: FILE_LIMIT_BYTES + 1]
+    with path.open("rb") as opened:
+        data = opened.read(FILE_LIMIT_BYTES + 1)
     if len(data) > FILE_LIMIT_BYTES:
         raise Invalid("REQUEST_INVALID", f"{path.name} is over the limit of {FILE_LIMIT_BYTES} bytes")
     try:

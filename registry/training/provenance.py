@@ -60,12 +60,12 @@ def find_run() -> dict[str, str]:
     """The active run of Weights & Biases or MLflow; empty without one."""
     run = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
-        return {"tool": "wandb", "id": str(run.id), "url": str(run.url or "")}
+        return {"tool": "wandb", "id": str(run.id), "url": without_user(str(run.url or ""))}
     mlflow = sys.modules.get("mlflow")
     active = mlflow.active_run() if mlflow is not None and hasattr(mlflow, "active_run") else None
     if mlflow is None or active is None:
         return {}
-    server, info = str(mlflow.get_tracking_uri()).rstrip("/"), active.info
+    server, info = without_user(str(mlflow.get_tracking_uri())).rstrip("/"), active.info
     url = f"{server}/#/experiments/{info.experiment_id}/runs/{info.run_id}" if server.startswith("http") else ""
     return {"tool": "mlflow", "id": str(info.run_id), "url": url}
 
@@ -86,7 +86,15 @@ def repository_uri(remote: str) -> str:
     if "://" not in remote:
         host, colon, path = remote.partition(":")
         return f"ssh://{host.rpartition('@')[2]}/{path}" if colon else Path(remote).absolute().as_uri()
-    parts = urlsplit(remote)
+    return without_user(remote)
+
+
+def without_user(uri: str) -> str:
+    """A URI without user and password; an unreadable one as it is."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

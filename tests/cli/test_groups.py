@@ -143,3 +143,5 @@ def test_a_fleet_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Path,
     file.write_text(f'namespace = "acme"\n[adapters.a]\n{text}\n')
     with pytest.raises(Invalid, match=re.escape(message)):
         read_fleet_file(file)
+    with pytest.raises(Invalid, match="over the limit of 1048576 bytes"):
+        read_fleet_file(Path("/dev/zero"))  # read no further than that

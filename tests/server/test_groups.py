@@ -11,9 +11,11 @@ from registry.api import GROUP_LIMIT
 from registry.api.aliases import ApproveItem, DescribeItem, MovedAlias, MoveItem
 from registry.client.groups import Groups
 from registry.client.registry import Registry
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, Refused, RegistryError
 from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Verdict
 from registry.server.database.models import AliasMoveRow, EventRow
+from registry.server.evaluation import engine_compat
 from tests.access.tenants import send
 from tests.harness import Harness, rows
 
@@ -75,6 +77,25 @@ def test_any_number_of_items_costs_the_same_statements(fleet: Harness) -> None:
             assert codes(outcomes) == [""] * len(outcomes)
             counts.append(len(statements))
         assert counts[0] == counts[1] == limit, act
+
+
+@pytest.mark.security
+def test_engines_are_evaluated_once_for_adapters_with_equal_facts(
+    fleet: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else 500 moves through a gate with 16 engines would hold their locks for seconds."""
+    evaluated: list[str] = []
+    evaluate = engine_compat.evaluate_profile
+
+    def counting(*arguments: Any) -> Verdict:
+        evaluated.append(str(arguments[1]))
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(engine_compat, "evaluate_profile", counting)
+    fleet.admin.set_gate("acme", "staging", Gate(engines=("vllm==0.33.0", "vllm==0.32.0")))
+    outcomes = Groups(fleet.admin).move_aliases(moves("1", "staging"), dry_run=True)
+    assert len(evaluated) == 2
+    assert {type(outcome) for outcome in outcomes} <= {MovedAlias, Refused}
 
 
 def test_each_item_has_its_own_outcome_and_one_event(fleet: Harness) -> None:

@@ -16,7 +16,7 @@ def test_the_active_run_is_declared_with_its_address(monkeypatch: pytest.MonkeyP
     assert find_run() == {}
     info = SimpleNamespace(run_id="4f1c", experiment_id="7")
     mlflow = SimpleNamespace(
-        active_run=lambda: SimpleNamespace(info=info), get_tracking_uri=lambda: "https://mlflow.example/"
+        active_run=lambda: SimpleNamespace(info=info), get_tracking_uri=lambda: "https://me:secret@mlflow.example/"
     )
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     url = "https://mlflow.example/#/experiments/7/runs/4f1c"

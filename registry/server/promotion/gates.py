@@ -5,7 +5,7 @@
 - Engine compatibility is judged now, from stored facts, so a gate may name any profile.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.aliases import GateCheck, GateList, GateView
 from registry.bases import BaseSpec
+from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Refused
 from registry.evaluation import gates as domain
 from registry.evaluation.gates import Approval, Evidence, Gate
@@ -250,26 +251,23 @@ def gather_evidence(
     rows = [version for _, _, version in moves]
     ids = sorted({version.id or 0 for version in rows})
     newest = verdicts.newest_by_version(session, rows)
-    approvals = session.exec(
-        _APPROVALS_FOR, params={"ids": ids, "aliases": sorted({alias for _, alias, _ in moves})}
-    ).all()
+    approvals: dict[tuple[int, str], list[Approval]] = defaultdict(list)
+    for row in session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": sorted({alias for _, alias, _ in moves})}):
+        approvals[row.version_id, row.alias].append(Approval(identity=row.identity, at=row.at))
     soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
     signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
     signers = attestations.signers_by_version(session, signed)
     specs = _load_for_engines(session, [v for v, g in zip(rows, views, strict=True) if g.gate.engines])
+    evaluation = _EngineEvaluation(specs)
     return [
         (
             gate,
             Evidence(
                 verdicts=tuple(newest[version.id or 0]),
                 weights_pending=version.measured_at is None,
-                engines=tuple(_evaluate_engines(version, gate.gate, newest[version.id or 0], specs)),
+                engines=evaluation.evaluate(version, gate.gate, newest[version.id or 0]),
                 files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
-                approvals=tuple(
-                    Approval(identity=row.identity, at=row.at)
-                    for row in approvals
-                    if row.version_id == version.id and row.alias == alias
-                ),
+                approvals=tuple(approvals[version.id or 0, alias]),
                 soak_seconds={soak: soaked[version.id or 0, soak]} if (soak := gate.gate.soak_in) else {},
                 signed_by=signers.get(version.id or 0, frozenset()),
                 pushed_by=_pushers(version),
@@ -310,16 +308,30 @@ def _load_for_engines(session: Session, rows: Sequence[VersionRow]) -> dict[int,
     return {base.id or 0: base_rows.load_spec(base) for base in bases}
 
 
-def _evaluate_engines(
-    version: VersionRow, gate: Gate, newest: list[Verdict], specs: Mapping[int, BaseSpec]
-) -> list[Verdict]:
-    outcomes = engine_compat.newest_outcomes(newest)
-    return [
-        engine_compat.evaluate_profile(
-            version.facts, profile, version.digest, specs[version.base_id], *outcomes
-        ).model_copy(update={"profile": text})
-        for text, profile in zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
-    ]
+class _EngineEvaluation:
+    """Evaluates engines once for all versions with equal facts: of a fleet trained alike, most are equal."""
+
+    def __init__(self, specs: Mapping[int, BaseSpec]) -> None:
+        self._specs = specs
+        self._verdicts: dict[tuple[object, ...], list[Verdict]] = {}
+
+    def evaluate(self, version: VersionRow, gate: Gate, newest: list[Verdict]) -> tuple[Verdict, ...]:
+        """The verdict of each engine that the gate names."""
+        if not gate.engines:
+            return ()
+        outcomes = engine_compat.newest_outcomes(newest)
+        key = (version.base_id, outcomes, gate.engines, canonical_json(version.facts.get("engine")))
+        if key not in self._verdicts:
+            base, profiles = self._specs[version.base_id], engine_compat.parse_profiles(gate.engines)
+            self._verdicts[key] = [
+                engine_compat.evaluate_profile(version.facts, profile, version.digest, base, *outcomes)
+                for profile in profiles
+            ]
+        own = {"subject": Digest(version.digest)}
+        return tuple(
+            verdict.model_copy(update={**own, "profile": text})
+            for text, verdict in zip(gate.engines, self._verdicts[key], strict=True)
+        )
 
 
 def _soak_seconds(session: Session, soaking: Sequence[tuple[VersionRow, str]]) -> dict[tuple[int, str], int]:
