@@ -71,7 +71,9 @@ else:
     api.create_repo(order["name"])
     api.upload_folder(repo_id=order["name"], folder_path=order["folder"])
 scheduler = CommitScheduler(repo_id=order["name"], repo_type="model", folder_path=order["folder"], every=60)
-pathlib.Path(order["folder"], "README.md").write_text("# Scheduled")
+scheduler.trigger().result()  # runs start one after another; the first begins by itself and reads the folder as it is
+with scheduler.lock:
+    pathlib.Path(order["folder"], "README.md").write_text("# Scheduled")
 scheduler.trigger().result()
 scheduler.stop()
 print(json.dumps([commit.commit_id for commit in api.list_repo_commits(order["name"])]))
