@@ -109,7 +109,7 @@ def test_every_path_of_the_project_that_a_page_names_exists(path: Path) -> None:
 
 CATALOGS = "\n".join(page(f"docs/reference/{name}.md") for name in ("errors", "findings", "settings"))
 OF_OTHERS = re.compile(
-    r"(?:AWS|CODE|DYN|HF|LORA|MSG|NGC|NIM|PREDIBASE|SSL|VLLM)_"
+    r"(?:AWS|CODE|DYN|GITLAB|HF|LORA|MSG|NGC|NIM|PREDIBASE|SSL|VLLM)_"
     r"|(?:CAUSAL_LM|SEQ_2_SEQ_LM|SEQ_CLS|TOKEN_CLS|QUESTION_ANS|FEATURE_EXTRACTION|SEQ_)\Z"  # PEFT's tasks
 )
 

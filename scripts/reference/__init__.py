@@ -7,8 +7,10 @@ that they can be read in the repository and a review shows what a change means t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from registry.server.routes.openapi.document import TAGS
 from scripts.reference import (
     cli,
     engine_classes,
@@ -35,7 +37,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "methods.md": methods.markdown,
     "metrics.md": metrics.markdown,
     "rest.md": rest.markdown,
-    "schemas.md": rest.schemas,
+    **{f"schemas-{tag}.md": partial(rest.schemas, tag) for tag in TAGS},
     "settings.md": settings.markdown,
 }
 

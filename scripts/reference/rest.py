@@ -1,13 +1,16 @@
-"""docs/reference/rest.md and schemas.md: every route and schema of the REST API, from the OpenAPI document."""
+"""docs/reference/rest.md and schemas-*.md: every route and schema of the REST API, from the OpenAPI document."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from registry.api import PREFIX
 from registry.server import app
+from registry.server.routes.openapi.document import TAGS
 from registry.server.routes.openapi.routes import ApiDocument
 from scripts.reference.tables import table
 
@@ -15,7 +18,7 @@ INTRODUCTION = """\
 # REST API
 
 Generated from the [OpenAPI document](../openapi.md) of the server. How to authenticate, page, retry and read errors:
-[use the REST API](../rest.md). Fields: [schemas](schemas.md).
+[use the REST API](../rest.md).
 """
 HUB = """\
 ## Hugging Face Hub API
@@ -23,11 +26,12 @@ HUB = """\
 At the root of the host, in the Hub's own protocol; see [Hub clients](../hub.md).
 """
 SCHEMAS = """\
-# REST schemas
+# REST schemas: {tag}
 
-The bodies of requests and answers of the [REST API](rest.md). Requests reject unknown fields; answers may gain fields.
-Times are UTC (RFC 3339), digests are `sha256:` and 64 hexadecimal digits.
+The bodies of requests and answers about [{tag}](rest.md#{tag}). Requests reject unknown fields; answers may gain
+fields. Times are UTC (RFC 3339), digests are `sha256:` and 64 hexadecimal digits.
 """
+_REFERENCE = re.compile(r'"#/components/schemas/(\w+)"')
 
 
 @cache
@@ -54,16 +58,36 @@ def markdown() -> str:
     return "\n".join([*parts, HUB, table(["route", "scope"], rows)])
 
 
-def schemas() -> str:
-    """The page of schemas."""
-    parts = [SCHEMAS]
+def schemas(tag: str) -> str:
+    """The page of the schemas that operations with this tag are the first to use."""
+    parts = [SCHEMAS.format(tag=tag)]
     for name, schema in sorted(document()["components"]["schemas"].items()):
+        if _tags()[name] != tag:
+            continue
         parts += [f"## {name}\n", *([_text(schema["description"]) + "\n"] if "description" in schema else [])]
         if "properties" in schema:
             parts.append(table(["field", "type", "meaning"], _fields(schema)))
         else:
             parts.append(f"{_type(schema)}\n")
     return "\n".join(parts)
+
+
+@cache
+def _tags() -> dict[str, str]:
+    """Schema → the first tag whose operations use it, directly or in a field."""
+    content = document()
+    operations = [operation for methods in content["paths"].values() for operation in methods.values()]
+    tags: dict[str, str] = {}
+    for tag in TAGS:
+        names = _references([operation for operation in operations if tag in operation["tags"]])
+        while names := names - tags.keys():
+            tags |= dict.fromkeys(names, tag)
+            names = _references([content["components"]["schemas"][name] for name in names])
+    return tags
+
+
+def _references(part: Any) -> set[str]:
+    return set(_REFERENCE.findall(json.dumps(part)))
 
 
 def _documented(path: str) -> bool:
@@ -123,7 +147,7 @@ def _limits(schema: dict[str, Any]) -> str:
 def _type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](schemas.md#{name.lower()})"
+        return f"[{name}](schemas-{_tags()[name]}.md#{name.lower()})"
     if options := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(dict.fromkeys(map(_type, options)))
     if "enum" in schema or "const" in schema:

@@ -1,4 +1,5 @@
-"""Routes of access: tokens and the caller; namespaces, roles, trusted publishers; adapters that move or end.
+"""Routes of access: tokens and the caller; namespaces, roles, trusted publishers;
+renaming and deleting adapters.
 
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
