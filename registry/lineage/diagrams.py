@@ -60,7 +60,7 @@ def dot(lineage: Lineage) -> Iterator[str]:
     """Graphviz."""
     ids = _ids(lineage)
     yield "digraph lineage {"
-    yield "  rankdir=LR; node [shape=box, fontname=sans];"
+    yield "  rankdir=LR; node [shape=rect, fontname=sans];"
     for node in lineage.nodes:
         look = f", shape={form}" if (form := _DOT_FORMS.get(node.kind)) else ""
         look += ", style=dashed" if node.hidden else ", color=red" if node.withdrawn else ""

@@ -11,7 +11,7 @@ STATEMENTS = {
     "/adapters/acme/counted/versions/1": 22,
     "/adapters/acme/counted/versions/1/lineage": 8,
     "/adapters/acme/counted/aliases/canary": 24,
-    "/compare?left=acme/counted@1&right=acme/counted@1": 30,
+    "/compare?first=acme/counted@1&second=acme/counted@1": 30,
     "/namespaces/acme": 6,
     "/bases": 8,
     "/bases/tiny-llama": 14,

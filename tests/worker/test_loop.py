@@ -21,7 +21,7 @@ from registry.errors import Invalid
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Outcome
 from registry.jobs import Kind, State
-from registry.worker.loop import Worker
+from registry.worker.loop import NO_BASE, Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.sandbox import namespaces
@@ -225,6 +225,15 @@ def test_a_retry_that_was_cancelled_is_not_waited_for(
 
 
 @pytest.mark.usefixtures("good")
+def test_a_worker_without_a_base_says_once_what_it_can_do(harness: Harness) -> None:
+    lines: list[str] = []
+    with Worker(harness.actor("work"), Sources(), say=lines.append) as worker:
+        worker.run(once=True)
+        worker.run(once=True)
+    assert lines == [NO_BASE]
+    assert "--base NAME=DIR" in NO_BASE
+
+
 def test_only_jobs_of_bases_that_are_here_are_claimed(setup: WorkerSetup, worker: Make, tmp_path: Path) -> None:
     elsewhere = models.base(tmp_path / "elsewhere", hidden=128)
     setup.add_base("elsewhere", elsewhere, source="/nowhere/elsewhere")

@@ -44,11 +44,11 @@ def check_available(session: Session, actor: Actor, name: AdapterName) -> None:
 
 def find_conflicts(session: Session, actor: Actor, adapters: Sequence[AdapterName]) -> dict[AdapterName, Conflict]:
     """Those of these adapters whose names, or those of their namespaces, cannot be reserved."""
-    taken = _find_taken(session, [key for name in adapters for key in _keys(name)])
+    rows = _find_taken(session, [key for name in adapters for key in _keys(name)])
     conflicts: dict[AdapterName, Conflict] = {}
     for adapter in adapters:
         for owner, name in _keys(adapter):
-            row = taken.get((owner, names.skeleton(name)))
+            row = rows.get((owner, names.skeleton(name)))
             if row is not None and (row.ended_at is not None or row.name != name):
                 conflicts.setdefault(adapter, _conflict(actor, row, name))
     return conflicts

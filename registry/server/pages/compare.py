@@ -31,21 +31,21 @@ class Difference(NamedTuple):
     """A row: what is compared, and its two values; None where one side has none."""
 
     label: str
-    left: Any
-    right: Any
+    first: Any
+    second: Any
 
     @property
     def is_equal(self) -> bool:
         """Whether both sides have the same value."""
-        return bool(self.left == self.right)
+        return bool(self.first == self.second)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionComparison:
     """Everything that the page shows about two versions."""
 
-    left: VersionView
-    right: VersionView
+    first: VersionView
+    second: VersionView
     facts: list[Difference]
     targets_added: list[str]
     targets_removed: list[str]
@@ -61,53 +61,53 @@ def compare_versions(
     session: SessionDep,
     visitor: VisitorDep,
     settings: SettingsDep,
-    left: Reference = "",
-    right: Reference = "",
+    first: Reference = "",
+    second: Reference = "",
 ) -> Response:
     """Compare two versions, or show the form that asks for them."""
     status, problem, comparison = 200, "", None
-    if left and right:
+    if first and second:
         try:
-            comparison = _compare(session, visitor, left, right, settings)
+            comparison = _compare(session, visitor, first, second, settings)
         except (Invalid, NotFound) as e:
             status, problem = (404 if isinstance(e, NotFound) else 422), e.detail
     return render(
-        request, "compare.html", status, title="Compare versions", left=left, right=right, problem=problem,
+        request, "compare.html", status, title="Compare versions", first=first, second=second, problem=problem,
         comparison=comparison,
     )  # fmt: skip
 
 
-def _compare(session: Session, visitor: Visitor, left: str, right: str, settings: Any) -> VersionComparison:
+def _compare(session: Session, visitor: Visitor, first: str, second: str, settings: Any) -> VersionComparison:
     sides = []
-    for text in (left, right):
+    for text in (first, second):
         ref = Ref.parse(text.strip())
         view = versions.show(session, visitor.actor, ref.name, ref.selector)
         engines = judge_engines(session, visitor.actor, ref.name, view, settings)
         norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
         updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
         sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
-    (one, one_engines, one_norms), (other, other_engines, other_norms) = sides
-    targets = [set(view.facts.get("targets") or ()) for view in (one, other)]
+    (first, first_engines, first_norms), (second, second_engines, second_norms) = sides
+    targets = [set(view.facts.get("targets") or ()) for view in (first, second)]
     return VersionComparison(
-        left=one, right=other,
+        first=first, second=second,
         facts=[
-            Difference("base", one.base, other.base),
-            *(Difference(key.replace("_", " "), one.facts.get(key), other.facts.get(key)) for key in _FACTS
-              if key in one.facts or key in other.facts),
-            Difference("size", one.size_bytes, other.size_bytes),
+            Difference("base", first.base, second.base),
+            *(Difference(key.replace("_", " "), first.facts.get(key), second.facts.get(key)) for key in _FACTS
+              if key in first.facts or key in second.facts),
+            Difference("size", first.size_bytes, second.size_bytes),
         ],
         targets_added=sorted(targets[1] - targets[0]), targets_removed=sorted(targets[0] - targets[1]),
-        files=_differences(*({file.path: file.digest for file in view.files} for view in (one, other))),
+        files=_differences(*({file.path: file.digest for file in view.files} for view in (first, second))),
         verdicts=_differences(*(
             {label(v.check, "", v.by_owner): v.outcome for v in view.verdicts if v.check is not Check.ENGINE}
-            for view in (one, other)
+            for view in (first, second)
         )),
-        engines=_differences(*({v.profile: v.outcome for v in found} for found in (one_engines, other_engines))),
-        norms=_differences(one_norms, other_norms),
+        engines=_differences(*({v.profile: v.outcome for v in engines} for engines in (first_engines, second_engines))),
+        norms=_differences(first_norms, second_norms),
     )  # fmt: skip
 
 
-def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """The rows of both sides in the order of the first one."""
-    keys: Iterable[str] = dict.fromkeys([*left, *right])
-    return [Difference(key, left.get(key), right.get(key)) for key in keys][:ROWS_SHOWN]
+    keys: Iterable[str] = dict.fromkeys([*first, *second])
+    return [Difference(key, first.get(key), second.get(key)) for key in keys][:ROWS_SHOWN]
