@@ -86,21 +86,21 @@ def _compare(session: Session, visitor: Visitor, first: str, second: str, settin
         norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
         updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
         sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
-    (first, first_engines, first_norms), (second, second_engines, second_norms) = sides
-    targets = [set(view.facts.get("targets") or ()) for view in (first, second)]
+    (first_view, first_engines, first_norms), (second_view, second_engines, second_norms) = sides
+    targets = [set(view.facts.get("targets") or ()) for view in (first_view, second_view)]
     return VersionComparison(
-        first=first, second=second,
+        first=first_view, second=second_view,
         facts=[
-            Difference("base", first.base, second.base),
-            *(Difference(key.replace("_", " "), first.facts.get(key), second.facts.get(key)) for key in _FACTS
-              if key in first.facts or key in second.facts),
-            Difference("size", first.size_bytes, second.size_bytes),
+            Difference("base", first_view.base, second_view.base),
+            *(Difference(key.replace("_", " "), first_view.facts.get(key), second_view.facts.get(key)) for key in _FACTS
+              if key in first_view.facts or key in second_view.facts),
+            Difference("size", first_view.size_bytes, second_view.size_bytes),
         ],
         targets_added=sorted(targets[1] - targets[0]), targets_removed=sorted(targets[0] - targets[1]),
-        files=_differences(*({file.path: file.digest for file in view.files} for view in (first, second))),
+        files=_differences(*({file.path: file.digest for file in view.files} for view in (first_view, second_view))),
         verdicts=_differences(*(
             {label(v.check, "", v.by_owner): v.outcome for v in view.verdicts if v.check is not Check.ENGINE}
-            for view in (first, second)
+            for view in (first_view, second_view)
         )),
         engines=_differences(*({v.profile: v.outcome for v in engines} for engines in (first_engines, second_engines))),
         norms=_differences(first_norms, second_norms),
