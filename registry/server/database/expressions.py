@@ -13,24 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    JSON,
-    BindParameter,
-    Boolean,
-    ColumnElement,
-    FromClause,
-    Integer,
-    Join,
-    Select,
-    String,
-    TypeDecorator,
-    bindparam,
-    inspect,
-    select,
-    true,
-    union_all,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -44,12 +27,12 @@ from registry.server.database import db
 class RecursiveStep:
     """How a row leads to more rows: the columns of a new row, and the tables to join, in this order."""
 
-    columns: Sequence[ColumnElement[Any]]
+    columns: Sequence[sa.ColumnElement[Any]]
     tables: Sequence[type[SQLModel]]
-    where: Sequence[ColumnElement[bool]]
+    where: Sequence[sa.ColumnElement[bool]]
 
 
-class OrderedJoin(Join):
+class OrderedJoin(sa.Join):
     """A join without a condition, executed from left to right whatever the planner prefers."""
 
     inherit_cache = True
@@ -61,31 +44,33 @@ def _compile_ordered_join(join: OrderedJoin, compiler: Any, **options: Any) -> s
     return " CROSS JOIN ".join(compiler.process(side, **options) for side in (join.left, join.right))
 
 
-def build_recursive_cte(session: Session, seed: Select[Any], steps: Callable[[CTE], Sequence[RecursiveStep]]) -> CTE:
+def build_recursive_cte(
+    session: Session, seed: sa.Select[Any], steps: Callable[[sa.CTE], Sequence[RecursiveStep]]
+) -> sa.CTE:
     """Build the CTE of the rows of `seed` and of every row that a step reaches from them, each once."""
     cte = seed.cte("walk", recursive=True)
-    selects = [(step.tables, select(*step.columns).where(*step.where)) for step in steps(cte)]
+    selects = [(step.tables, sa.select(*step.columns).where(*step.where)) for step in steps(cte)]
     if db.is_sqlite(session):
         return cte.union(*(statement.select_from(join_in_order(cte, *tables)) for tables, statement in selects))
     parts = (statement.select_from(join_in_order(*tables)).correlate(cte) for tables, statement in selects)
-    step = union_all(*parts).lateral("step")
-    return cte.union(select(*step.c).select_from(cte.join(step, true())))
+    step = sa.union_all(*parts).lateral("step")
+    return cte.union(sa.select(*step.c).select_from(cte.join(step, sa.true())))
 
 
-def join_in_order(*tables: CTE | type[SQLModel]) -> FromClause:
+def join_in_order(*tables: sa.CTE | type[SQLModel]) -> sa.FromClause:
     """Join tables from left to right; the conditions belong into the statement's WHERE."""
-    first, *others = (table if isinstance(table, CTE) else inspect(table).local_table for table in tables)
-    joined: FromClause = first
+    first, *others = (table if isinstance(table, sa.CTE) else sa.inspect(table).local_table for table in tables)
+    joined: sa.FromClause = first
     for other in others:
-        joined = OrderedJoin(joined, other, true())
+        joined = OrderedJoin(joined, other, sa.true())
     return joined
 
 
 # ------------------------------------------------------------------ any of many values
-class _ValueList(TypeDecorator[list[Any]]):
+class _ValueList(sa.TypeDecorator[list[Any]]):
     """A list as one parameter: an array on PostgreSQL, JSON on SQLite."""
 
-    impl = JSON
+    impl = sa.JSON
     cache_ok = True
 
     def __init__(self, is_text: bool) -> None:
@@ -94,12 +79,12 @@ class _ValueList(TypeDecorator[list[Any]]):
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
         """Return the type of the parameter on this database."""
-        array = postgresql.ARRAY(String() if self.is_text else Integer())
-        return dialect.type_descriptor(array if dialect.name == "postgresql" else JSON())
+        array = postgresql.ARRAY(sa.String() if self.is_text else sa.Integer())
+        return dialect.type_descriptor(array if dialect.name == "postgresql" else sa.JSON())
 
 
 class _AnyOf(FunctionElement[bool]):
-    type = Boolean()
+    type = sa.Boolean()
     inherit_cache = True
     name = "any_of"
     _is_implicitly_boolean = True  # else SQLite gets `… IN (…) = 1`, for which it uses no index
@@ -118,9 +103,9 @@ def _compile_json(element: _AnyOf, compiler: Any, **options: Any) -> str:
     return f"{compiler.process(column, **options)} IN (SELECT value FROM {each})"  # noqa: S608  # no values
 
 
-def any_of(column: Any, values: Iterable[Any] = (), *, parameter: str | None = None) -> ColumnElement[bool]:
+def any_of(column: Any, values: Iterable[Any] = (), *, parameter: str | None = None) -> sa.ColumnElement[bool]:
     """Condition that a column of integers or texts has one of these values, or of those that `parameter` will have."""
-    value_type = _ValueList(not isinstance(column.type, Integer))
+    value_type = _ValueList(not isinstance(column.type, sa.Integer))
     name = {"key": None, "value": list(values)} if parameter is None else {"key": parameter, "required": True}
-    bound: BindParameter[Any] = bindparam(**name, type_=value_type)
+    bound: sa.BindParameter[Any] = sa.bindparam(**name, type_=value_type)
     return _AnyOf(column, bound)

@@ -6,16 +6,10 @@
 - A route that is `async def` itself runs on the event loop and opens its own sessions in threads.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    ExitStack,
-    asynccontextmanager,
-    nullcontext,
-)
 from typing import Any, TypeVar, get_type_hints
 from weakref import WeakValueDictionary
 
@@ -66,9 +60,9 @@ class SingleThreadRoute(APIRoute):
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 
-    def _read_body(self, request: Request) -> AbstractAsyncContextManager[Request]:
+    def _read_body(self, request: Request) -> contextlib.AbstractAsyncContextManager[Request]:
         if self.body_limit_bytes is None:
-            return nullcontext(request)
+            return contextlib.nullcontext(request)
         declared = (call.scope for call in dependencies_of(self.dependant) if isinstance(call, DeclaresScope))
         scope = next(declared, None)
         return read_body(request, self.body_limit_bytes, needs_no_token=self.needs_no_token, scope=scope)
@@ -114,7 +108,7 @@ class SingleThreadRoute(APIRoute):
 
 def _run_request(handle: Handler, request: Request) -> Response:
     """Run everything but the sending of the answer in this thread."""
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         request.state.exit_stack = stack
         check_values(_body_of(request))
         response = _run_without_loop(handle(request))
@@ -127,9 +121,9 @@ def _body_of(request: Request) -> bytes:
     return body
 
 
-def enter_session(request: Request, session: AbstractContextManager[Session]) -> Session:
+def enter_session(request: Request, session: contextlib.AbstractContextManager[Session]) -> Session:
     """Open a session that ends with this request, before its answer is sent."""
-    stack: ExitStack = request.state.exit_stack
+    stack: contextlib.ExitStack = request.state.exit_stack
     return stack.enter_context(session)
 
 
@@ -180,7 +174,7 @@ class UsesStore:
     """Annotates a parameter of a route that calls the store."""
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def hold_store_shares(owner: Owner) -> AsyncIterator[None]:
     """Wait until this person and this group have few store threads, so that no one has all of them."""
     try:
@@ -190,7 +184,7 @@ async def hold_store_shares(owner: Owner) -> AsyncIterator[None]:
         _SHARE_LIMITERS.set(limiters)
     person = limiters.setdefault(f"person {owner[0]}", CapacityLimiter(STORE_THREADS_PER_PERSON))
     group = limiters.setdefault(f"group {owner[1]}", CapacityLimiter(STORE_THREADS_PER_GROUP)) if owner[1] else None
-    async with person, group or nullcontext():
+    async with person, group or contextlib.nullcontext():
         yield
 
 
@@ -222,10 +216,10 @@ async def stream_in_threads(
         close()
 
 
-def _turn_of(request: Request) -> AbstractAsyncContextManager[None]:
+def _turn_of(request: Request) -> contextlib.AbstractAsyncContextManager[None]:
     """Wait until few other requests with large bodies run."""
     is_large = len(_body_of(request)) > BODY_LIMIT_BYTES
-    return _limiter(_LARGE_LIMITER, LARGE_BODIES) if is_large else nullcontext()
+    return _limiter(_LARGE_LIMITER, LARGE_BODIES) if is_large else contextlib.nullcontext()
 
 
 def _limiter(variable: RunVar[CapacityLimiter], tokens: int) -> CapacityLimiter:
