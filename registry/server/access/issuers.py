@@ -4,8 +4,6 @@ Issuers and their keys come from the operator's file (REGISTRY_ISSUERS, see docs
 Only asymmetric algorithms are accepted. Issuer, audience, expiry, issue time and `jti` must be present and right.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jwt
 
@@ -126,7 +124,7 @@ class Issuers:
         self._issuers = dict(issuers)
 
     @classmethod
-    def read(cls, path: str) -> Issuers:
+    def read(cls, path: str) -> Self:
         """Read a file of issuers; an empty path means none. `Invalid` (SETTING_INVALID) says what is wrong."""
         if not path:
             return cls({})

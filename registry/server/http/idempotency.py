@@ -7,14 +7,12 @@
 - Planning a push and uploading take no key: they may be repeated, and links must not be given twice.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from fastapi import Request, Response
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, select, update
@@ -42,7 +40,7 @@ class KeyedRequest:
     request_sha256: str
 
     @classmethod
-    def of(cls, token_id: str, key: str, parts: Iterable[bytes]) -> KeyedRequest:
+    def of(cls, token_id: str, key: str, parts: Iterable[bytes]) -> Self:
         """Hash the parts of a request. `Invalid` for a key that is not 1 to 200 visible ASCII characters."""
         if not _KEY.match(key):
             raise Invalid("REQUEST_INVALID", "Idempotency-Key: must be 1 to 200 visible ASCII characters")

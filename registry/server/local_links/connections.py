@@ -3,14 +3,12 @@
 A request head has a limit of bytes and of seconds, and a response that no one reads has a limit of seconds.
 """
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -37,7 +35,7 @@ class ConnectionLimits:
         self._open: Counter[str] = Counter()
 
     @classmethod
-    def from_open_files(cls, per_address: int = 0) -> ConnectionLimits:
+    def from_open_files(cls, per_address: int = 0) -> Self:
         """Let the process open as many files as it may. Connections get three quarters, an address one quarter."""
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

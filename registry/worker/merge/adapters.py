@@ -6,14 +6,12 @@ embedding               scale * B [width, r]  A [r, rows]       (left @ right).T
 parameter (experts)     one pair for each expert: B is [out, r * experts] with the expert last, A [experts * r, in]
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import safe_open
@@ -47,7 +45,7 @@ class Adapter:
     _of_module: dict[tuple[TensorRole, str, int], str] = field(repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Adapter:
+    def open(cls, folder: str | Path) -> Self:
         """`Invalid` or `TooLarge` when configuration or header break a rule."""
         path = Path(folder)
         if not path.is_dir():

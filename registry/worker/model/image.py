@@ -1,12 +1,10 @@
 """`Pipeline`: an image model in memory, loaded from a diffusers folder without its code and without network."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -29,7 +27,7 @@ class Pipeline:
     load_seconds: float
 
     @classmethod
-    def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> Pipeline:
+    def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> Self:
         """Load in fp32 on a CPU; on a GPU in the record's `dtype`, or bf16. Errors are diffusers' own."""
         started = perf_counter()
         target_dtype = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)

@@ -5,13 +5,11 @@
 - `LoadedBase.load` runs no forward pass and starts no thread, so its process may fork afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -41,7 +39,7 @@ class LoadedBase:
     device: str = "cpu"
 
     @classmethod
-    def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> LoadedBase:
+    def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> Self:
         """Load the base in this folder. Errors are transformers' own.
 
         `dtype`: safetensors' name of the record's number format (BF16, F16, F32), for a GPU.

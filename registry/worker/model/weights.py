@@ -4,12 +4,10 @@ Names are the model's, so files of the bare model and of the head model name a t
 on the order of tensors in files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from registry import bases
 from registry.adapters.safetensors import TensorInfo
@@ -47,7 +45,7 @@ class Weights:
     by_file_name: dict[str, Stored]
 
     @classmethod
-    def of(cls, folder: str | Path) -> Weights:
+    def of(cls, folder: str | Path) -> Self:
         """Read configuration and headers. `Invalid` (BASE_INVALID, TENSORS_INVALID) when they are malformed.
 
         Of a pipeline the models that take adapters, each tensor under its component (`unet.mid_block…`).

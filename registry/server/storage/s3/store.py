@@ -20,8 +20,6 @@
   push of a blob that another tenant has would end sooner.
 """
 
-from __future__ import annotations
-
 import base64
 import secrets
 import threading
@@ -29,7 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from registry.digest import Digest
 from registry.errors import Unavailable
@@ -132,7 +130,7 @@ class S3Blobs(BlobStore):
     @classmethod
     def from_url(
         cls, url: str, *, endpoint: str = "", public_endpoint: str = "", parts_from_bytes: int = uploads.AUTO
-    ) -> S3Blobs:
+    ) -> Self:
         """Return the store of `s3://BUCKET/PREFIX`."""
         bucket = Bucket(url, endpoint=endpoint, public_endpoint=public_endpoint)
         return cls(bucket, parts_from_bytes=parts_from_bytes)
