@@ -29,6 +29,7 @@ def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> No
     harness.push("acme/support")
     slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
     harness.admin.report_node("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
+    harness.transport.settle()  # a request is counted once what follows its answer has ended
     answer = scrape(harness)
     after = values(answer)
     states = ("jobs", "queued", 2), ("fleet_nodes", "live", 1), ("fleet_slots", "serving", 1)
