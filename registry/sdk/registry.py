@@ -28,7 +28,7 @@ from registry.client.registry import Registry
 from registry.client.transfer import pull, push
 from registry.client.transfer.file_transfer import Progress
 from registry.durations import expiry
-from registry.errors import Invalid, Unavailable
+from registry.errors import Corrupt, Invalid, Unavailable
 from registry.evaluation.verdicts import Verdict
 from registry.jobs import Job, Kind, State
 from registry.lineage.graph import Lineage
@@ -125,11 +125,16 @@ class AdapterRegistry:
         """Load a version onto a PeftModel, a PyTorch model or a diffusers pipeline, and activate it as `adapter`.
 
         Returns the model that has it: of a plain PyTorch model, a PeftModel around it. Every byte is verified before
-        the model reads it.
+        the model reads it. `Corrupt` (ANSWER_INVALID) for a version that no registry may store, such as one whose
+        configuration names code to import.
         """
         with tempfile.TemporaryDirectory(prefix="adapter-") as parent:
             folder = Path(parent) / "version"
             self.pull(ref, folder, progress=progress)
+            try:
+                folders.read_contents(folder)
+            except Invalid as e:
+                raise Corrupt("ANSWER_INVALID", f"{ref} is no adapter: {e.detail}", findings=e.findings) from e
             return models.load_folder(folder, model, adapter)
 
     # ------------------------------------------------------------ evaluate

@@ -1,6 +1,6 @@
 """The members of a bulk request: each has its own outcome. An error of one ends that one only."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -26,6 +26,30 @@ Result = TypeVar("Result")
 MemberType = TypeVar("MemberType", bound=Member)
 
 
+Item = TypeVar("Item")
+
+
+def run_readable(
+    items: Sequence[Item],
+    read: Callable[[Item], MemberType],
+    run: Callable[[Sequence[MemberType]], Sequence[Any]],
+    *,
+    atomic: bool,
+) -> list[Any]:
+    """Read each item as a member and run those that can be read; return the outcome of each item, in order."""
+    errors: dict[int, RegistryError] = {}
+    readable: list[MemberType] = []
+    for position, item in enumerate(items):
+        try:
+            readable.append(read(item))
+        except RegistryError as e:
+            errors[position] = e
+    if atomic and errors:
+        return [errors.get(position) or _incomplete(min(errors)) for position in range(len(items))]
+    outcomes = iter(run(readable) if readable else ())
+    return [errors.get(position) or next(outcomes) for position in range(len(items))]
+
+
 def without_error(members: Iterable[MemberType]) -> list[MemberType]:
     """Those members that have no error yet."""
     return [member for member in members if member.error is None]
@@ -46,6 +70,9 @@ def results_of(members: Sequence[Any], *, atomic: bool) -> list[Any]:
     """
     failed = next((position for position, member in enumerate(members) if member.error is not None), None)
     if atomic and failed is not None:
-        incomplete = Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because item {failed} has an error")
-        return [member.error or incomplete for member in members]
+        return [member.error or _incomplete(failed) for member in members]
     return [member.result if member.error is None else member.error for member in members]
+
+
+def _incomplete(failed: int) -> Conflict:
+    return Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because item {failed} has an error")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from registry.errors import Invalid, NotFound, Refused, Unavailable
+from registry.errors import Corrupt, Invalid, NotFound, Refused, Unavailable
 from registry.evaluation.verdicts import Check, Outcome
 from registry.sdk import AdapterRegistry, AsyncAdapterRegistry
+from registry.versions.files import CONFIG
 from tests import samples
 from tests.harness import Harness
 from tests.import_table import ROOT
@@ -188,3 +192,27 @@ def test_the_python_interface_imports_neither_torch_nor_peft_nor_the_server() ->
     program = "import sys, registry.sdk; print([name for name in sys.argv[1:] if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program, *HEAVY], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.security
+def test_a_configuration_that_names_code_reaches_no_model(
+    registry: AdapterRegistry, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT would import it: `megatron_core` (tuners/lora/tp_layer.py)."""
+    pull = registry.pull
+
+    def hostile(ref: str, folder: Path, **how: Any) -> Any:
+        pulled = pull(ref, folder, **how)
+        config = json.loads((folder / CONFIG).read_bytes())
+        (folder / CONFIG).unlink()
+        (folder / CONFIG).write_text(json.dumps(config | {"megatron_core": "evil", "megatron_config": {"a": 1}}))
+        return pulled
+
+    loaded: list[str] = []
+    model = SimpleNamespace(load_lora_weights=lambda folder, **_: loaded.append(folder))
+    harness.push("acme/support")
+    assert registry.load("acme/support", model) is model
+    monkeypatch.setattr(registry, "pull", hostile)
+    with pytest.raises(Corrupt, match="megatron_core"):
+        registry.load("acme/support", model)
+    assert len(loaded) == 1

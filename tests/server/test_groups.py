@@ -165,6 +165,28 @@ def test_each_item_needs_the_right_to_its_own_adapter(fleet: Harness) -> None:
     assert fleet.admin.history(NAMES[0], alias="prod").moves[0].broke_glass
 
 
+def test_an_item_that_cannot_be_read_does_not_end_the_others(fleet: Harness) -> None:
+    name = NAMES[0]
+    groups: dict[str, list[dict[str, Any]]] = {
+        "moves": [{"name": "no name", "alias": "a"}, {"name": name, "alias": "a", "version": f"{NAMES[1]}@1"}],
+        "approvals": [{"ref": "no name", "alias": "a"}, {"ref": f"{name}@x y", "alias": "a"}],
+        "metadata": [{"subject": "no name"}, {"subject": f"{name}:", "tags": {"team": "x"}}],
+    }
+    good: dict[str, dict[str, Any]] = {
+        "moves": {"name": name, "alias": "a", "version": "1"},
+        "approvals": {"ref": f"{name}@1", "alias": "a"},
+    }
+    good |= {"metadata": {"subject": name, "tags": {"team": "x"}}}
+    for group, bad in groups.items():
+        for atomic in (True, False):
+            document = {"items": [*bad, good[group]], "atomic": atomic}
+            answer = send(fleet, "POST", f"/api/v1/{group}", fleet.secret, json=document)
+            assert answer.status_code == 200, answer.text
+            outcomes = answer.json()["items"]
+            assert all(outcome["problem"]["status"] in (400, 422) for outcome in outcomes[:2])
+            assert (outcomes[2]["problem"] or {}).get("code") == ("COMMIT_INCOMPLETE" if atomic else None)
+
+
 def test_limits_and_repeated_items_are_refused(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")

@@ -97,16 +97,26 @@ def _read(
     if golden is not None:
         selected[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in selected.items()}
-    undigested = {name: _described(name, size) for name, (_, size) in selected.items()}
+    contents = _read_contents(selected)
+    undigested = (_described(name, size) for name, (_, size) in selected.items())
+    files = tuple(_hash(d, sources[d.path], hashed) for d in undigested)
+    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
+
+
+def read_contents(path: Path) -> AdapterContents:
+    """What the files of an adapter's folder say, under the rules of a push. `Invalid`. Reads no weights."""
+    return _read_contents(_choose(_entries(path))[0])
+
+
+def _read_contents(selected: Mapping[str, tuple[Path, int]]) -> AdapterContents:
+    described = [_described(name, size) for name, (_, size) in selected.items()]
 
     def read(file: str, start: int, length: int) -> bytes:
-        return _read_at(sources[file], start, length)
+        return _read_at(selected[file][0], start, length)
 
     check_companions({name: size for name, (_, size) in selected.items()}, read)
     sizes = tuple((name, size) for name, (_, size) in selected.items())
-    contents = _CONTENTS.compute(sizes, read, lambda read: read_any(undigested.values(), read))
-    files = tuple(_hash(d, sources[d.path], hashed) for d in undigested.values())
-    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
+    return _CONTENTS.compute(sizes, read, lambda read: read_any(described, read))
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:

@@ -6,23 +6,25 @@ and yanks are seen by alias.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
-from registry.api.aliases import DescribeGroup, DescribeOutcome, DescribeResults
+from registry.api.aliases import DescribeGroup, DescribeItem, DescribeOutcome, DescribeResults
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.lineage.graph import Lineage
-from registry.names import AdapterName, Ref, Selector
+from registry.names import AdapterName, Ref
 from registry.server.catalog import lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
+from registry.server.group import run_readable
 from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.dependencies import (
@@ -167,17 +169,17 @@ def change_metadata(
 ) -> DescribeResults:
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)
-    requests = [Description(*_parse_subject(item.subject), item) for item in request.items]
-    described = describe.describe(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
+    run = partial(describe.describe, session, actor, atomic=request.atomic, dry_run=request.dry_run)
+    described = run_readable(request.items, _read_description, run, atomic=request.atomic)
     items = outcomes_of(incoming, described, [item.subject for item in request.items])
     return DescribeResults(items=[DescribeOutcome(**item) for item in items])
 
 
-def _parse_subject(text: str) -> tuple[AdapterName, Selector | None]:
-    if ":" not in text and "@" not in text:
-        return AdapterName.parse(text), None
-    ref = Ref.parse(text)
-    return ref.name, ref.selector
+def _read_description(item: DescribeItem) -> Description:
+    if ":" not in item.subject and "@" not in item.subject:
+        return Description(AdapterName.parse(item.subject), None, item)
+    ref = Ref.parse(item.subject)
+    return Description(ref.name, ref.selector, item)
 
 
 @router.get(VERSION + "/lineage")

@@ -4,6 +4,7 @@ An alias moves only under `If-Match: "<generation>"`: without it the answer is 4
 """
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -19,6 +20,7 @@ from registry.api.aliases import (
     ApprovalOutcome,
     ApprovalResults,
     ApprovalView,
+    ApproveItem,
     ApproveRequest,
     GateCheck,
     GateList,
@@ -42,7 +44,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.group import only
+from registry.server.group import only, run_readable
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.problems import outcomes_of
@@ -105,9 +107,9 @@ def move_aliases(
 ) -> MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate."""
     db.begin_writing(session)
-    requests = [_read_move(item) for item in request.items]
-    moved = moves.move_aliases(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
-    items = outcomes_of(incoming, moved, [f"{move.name}:{move.alias}" for move in requests])
+    run = partial(moves.move_aliases, session, actor, atomic=request.atomic, dry_run=request.dry_run)
+    moved = run_readable(request.items, _read_move, run, atomic=request.atomic)
+    items = outcomes_of(incoming, moved, [f"{item.name}:{item.alias}" for item in request.items])
     return MoveResults(items=[MoveOutcome(**item) for item in items])
 
 
@@ -211,10 +213,14 @@ def approve_versions(
 ) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
-    requests = [NewApproval(Ref.parse(item.ref), item.alias, item.comment) for item in request.items]
-    approved = approvals.approve(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
+    run = partial(approvals.approve, session, actor, atomic=request.atomic, dry_run=request.dry_run)
+    approved = run_readable(request.items, _read_approval, run, atomic=request.atomic)
     items = outcomes_of(incoming, approved, [item.ref for item in request.items])
     return ApprovalResults(items=[ApprovalOutcome(**item) for item in items])
+
+
+def _read_approval(item: ApproveItem) -> NewApproval:
+    return NewApproval(Ref.parse(item.ref), item.alias, item.comment)
 
 
 # ------------------------------------------------------------------ withdrawal
