@@ -142,6 +142,7 @@ test-hub-push: venv  ## push with older Hub clients, the JavaScript client, PEFT
 
 test-vllm: venv  ## compare our verdicts with a real vLLM (CPU); run a node with plugin and agent (downloads 3.3 GB once)
 	@$(PYTHON) -m tests.proof.venvs vllm
+	@$(PYTHON) -m tests.proof.venvs sglang
 	@PROOF_VLLM=1 $(PYTEST) -o faulthandler_timeout=0 -m vllm $(ARGS)
 
 engine-rules: venv  ## read the rules of a release from its source: ENGINE=vllm VERSION=0.33.0 [WHEEL=path, folder or URL]

@@ -88,7 +88,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     if not method.is_prompt and method.shapes_known:
         check_completeness(lora, lookup)
     check_full(lora, lookup)
-    _tokens(lora, base, findings)
+    _tokens(lora, lookup)
     _care(lora, base, findings)
     return [*lora.findings, *_doubted(findings.all(), base)]
 
@@ -106,8 +106,9 @@ def _doubted(findings: list[Finding], base: BaseSpec) -> list[Finding]:
     ]
 
 
-def _tokens(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
+def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """Trained rows of an embedding, and the tokens that an aLoRA waits for, must be rows that the base has."""
+    base, findings = lookup.base, lookup.findings
     lists = {f"trainable_token_indices {k}".strip(): v for k, v in lora.config.token_indices.items()}
     lists["alora_invocation_tokens"] = lora.config.invocation_tokens
     for field, numbers in lists.items():
@@ -118,8 +119,10 @@ def _tokens(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
     pieces = [*lora.tokens, *(p for p in lora.pieces if p.name.endswith("trainable_tokens_delta"))]
     for piece in pieces:
         location = f"{piece.path}.{piece.name}"
-        if len(piece.shape) != 2 or (base.hidden and piece.shape[1] != base.hidden) or piece.shape[0] not in rows:
-            expected = [max(rows, default=0), base.hidden]
+        module = lookup.find(piece.path)  # a factorized embedding is narrower or wider than the layers
+        width = module.out_features if module and module.is_known and module.kind == "embedding" else base.hidden
+        if len(piece.shape) != 2 or (width and piece.shape[1] != width) or piece.shape[0] not in rows:
+            expected = [max(rows, default=0), width]
             message = f"{location} has shape {list(piece.shape)}; the configuration and this base require {expected}"
             findings.error("compat.shape", location, message, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:

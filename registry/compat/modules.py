@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from registry.adapters.methods import find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
@@ -155,9 +156,15 @@ def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
                 lookup.findings.warning("compat.experts_fused", update.path, message, group="experts")
 
 
+@cache
+def _factor_names(method: str) -> tuple[str, ...]:
+    """What the method calls A and B, without `.weight`."""
+    row = find(method)
+    return tuple(row.mark_of(role).partition(".")[0] for role in "ab")
+
+
 def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup) -> None:
-    method = find(lookup.config.method)
-    a, b = (method.mark_of(role).partition(".")[0] for role in "ab")
+    a, b = _factor_names(lookup.config.method)
     sizes = (
         (a, update.a_shape, (update.rank, module.in_features)),
         (b, update.b_shape, (module.out_features, update.rank)),
@@ -271,6 +278,8 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
 
 def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) -> None:
     """Each saved module must be there. A name that means none trained nothing: PEFT itself names every task's heads."""
+    if not names:
+        return
     ends = Endings(names)
     held, expected_names = (
         {name for start in set().union(*map(starts, paths)) for name in ends.of(start)}
@@ -320,10 +329,11 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
         if piece.path.startswith(_TASK_HEADS) and lookup.config.task not in ("", "CAUSAL_LM"):
             message = f"{location} is the head of a {lookup.config.task} model: the base's own head is not used"
             lookup.findings.warning("compat.other_task", location, message, group="head")
-        else:
+        elif not lookup.is_part(piece.path):
             lookup.missing(piece.path, "the saved module")
+    if module is None and not lookup.is_part(piece.path):
         return
-    if piece.name not in ("weight", "bias"):
+    if module is None or piece.name not in ("weight", "bias"):
         message = f"{location} is saved, and headers do not show whether {piece.path} has such a parameter"
         lookup.findings.unknown("compat.module_unknown", location, message, group=piece.name)
         return

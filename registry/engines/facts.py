@@ -96,6 +96,7 @@ class EngineFacts(FrozenModel):
     base_multimodal: bool = False
     base_experts: bool = False
     base_conv1d: bool = False
+    base_tied: bool = False
 
 
 def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -> EngineFacts:
@@ -194,6 +195,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
         "base_vocabulary": base.vocab,
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),
+        "base_tied": base.tied,
         "base_conv1d": any(m.kind == "conv1d" for m in base.modules.values()),
     }
 

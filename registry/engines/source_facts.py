@@ -44,6 +44,7 @@ FIELDS: Mapping[str, str] = {
     "source_lora": "whether the class has LoRA",
     "source_embeddings": "names of embeddings and heads on which the class takes LoRA",
     "source_modules": "all names of modules on which the class takes LoRA",
+    "source_listed": "names that the class lists by hand as its modules for LoRA; none if it lists none",
     "source_open": "whether the base's configuration chooses an inner model whose class and names are not known",
     "source_required": "fields that an adapter's configuration must have",
 }
@@ -78,14 +79,16 @@ def value(engine: str, name: str, version: Version) -> Any:
 
 
 def of(engine: str, version: Version, architecture: str, inner: str = "") -> dict[str, Any]:
-    """The fields that rules read about a base's architecture; only `source_required` if the base has none.
+    """The fields that rules read about a base's architecture; only `source_required` and an empty `source_listed`
+    if the base has none.
 
     `inner`: the architecture that the base's configuration names for the language model inside it.
     """
     document = _document(engine)
     if not document:
         return {}
-    fields: dict[str, Any] = {"source_required": tuple(value(engine, "required_fields", version) or ())}
+    required = tuple(value(engine, "required_fields", version) or ())
+    fields: dict[str, Any] = {"source_required": required, "source_listed": ()}
     if not architecture:
         return fields
     name = _class_name(document, version, architecture)
@@ -93,7 +96,7 @@ def of(engine: str, version: Version, architecture: str, inner: str = "") -> dic
     row = at(document["classes"].get(name, {}), version)
     if name is None or not row or row["lora"] is None:
         return fields
-    fields |= {"source_class": name, "source_lora": row["lora"]}
+    fields |= {"source_class": name, "source_lora": row["lora"], "source_listed": tuple(row.get("listed", ()))}
     if row["lora"]:
         if row.get("inner"):
             chosen = at(document["classes"].get(_class_name(document, version, inner), {}), version)

@@ -59,7 +59,8 @@ def answers(base: str, adapters: dict[str, str]) -> dict[str, Any]:
         outcomes: dict[str, str] = {}
         for number, (case, folder) in enumerate(adapters.items(), 1):
             try:
-                manager._load_adapter(LoRARequest(case, number, folder))
+                manager.add_adapter(LoRARequest(case, number, folder))
+                manager.remove_adapter(number)
                 outcomes[case] = "ok"
             except Exception as e:  # whatever the engine raises is its answer
                 outcomes[case] = f"{type(e).__name__}: {str(e).replace(folder, 'FOLDER')[:300]}"

@@ -114,20 +114,20 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     served: dict[str, list[float]] = json.loads(process.stdout.splitlines()[-1])
     sys.stderr.write(f"{len(there)} of {len(files)} adapters converted\n")
     alone = after_prompt(folder / "base", None)
-    rows: dict[str, dict[str, Any]] = {"": {"from_peft": _far(served[""], alone)}}
+    rows: dict[str, dict[str, Any]] = {"": {"from_peft": difference(served[""], alone)}}
     for name, file in files.items():
         if isinstance(file, str):
             rows[name] = {"converter": file}
             continue
-        rows[name] = {"converter": "ok", "from_base": _far(served[name], alone)}
+        rows[name] = {"converter": "ok", "from_base": difference(served[name], alone)}
         try:
-            rows[name]["from_peft"] = _far(served[name], after_prompt(folder / "base", sources[name]))
+            rows[name]["from_peft"] = difference(served[name], after_prompt(folder / "base", sources[name]))
         except Exception as e:  # whatever PEFT says is its answer
             rows[name]["peft"] = f"{type(e).__name__}: {str(e)[:200]}"
     return rows
 
 
-def _far(first: list[float], other: list[float]) -> float:
+def difference(first: list[float], other: list[float]) -> float:
     return float(f"{max(abs(a - b) for a, b in zip(first, other, strict=True)):.3g}")
 
 

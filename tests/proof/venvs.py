@@ -1,7 +1,8 @@
 """Environments of engines under `.cache/engines`, made once: they bring gigabytes that nothing else here needs.
 
     python -m tests.proof.venvs vllm       vLLM's CPU build, with torch and PEFT (3.3 GB, some minutes)
-    python -m tests.proof.venvs llama      llama.cpp with its HTTP server, built (34 MB)
+    python -m tests.proof.venvs llama      llama.cpp with its HTTP server, built, and its converter (110 MB)
+    python -m tests.proof.venvs sglang     what SGLang's Python files import, beside vLLM's environment (90 MB)
     python -m tests.proof.venvs wheels     the Python files of vLLM and SGLang releases, unpacked, not installed
 
 Invariants
@@ -17,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -28,8 +30,18 @@ VLLM = "0.32.0"
 """The newest release of the CPU build."""
 LLAMA = "2026.10.11549"
 """Of xllamacpp, which carries a build of llama.cpp of that month."""
+CONVERTER = "0.3.36"
+"""Of llama-cpp-python, whose source archive holds llama.cpp with its converter."""
 WHEELS = {name: rulebook.engine(name).examined for name in ("vllm", "sglang")}
 """The releases whose code is asked: those that the rules call examined."""
+SGLANG = WHEELS["sglang"][-1]
+VERSIONS = {"vllm": VLLM, "sglang": SGLANG}
+_SGLANG_IMPORTS = (
+    "compressed-tensors==0.18.0", "distro", "gguf", "ipython", "modelscope", "nvidia-ml-py", "openai==2.6.1",
+    "openai-harmony", "orjson", "outlines==0.1.11", "pandas", "soundfile", "torch_memory_saver", "traitlets",
+    "xgrammar==0.2.7", "xxhash", "zstandard",
+)  # fmt: skip
+"""What SGLang's Python files import, and vLLM's environment does not hold; no kernel is among them."""
 _ABSENT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 """Requirements that are pinned to builds which an index may not have; torch and torchvision are installed before."""
 
@@ -49,6 +61,23 @@ def llama_python() -> Path | None:
     """The interpreter of llama.cpp's environment, if that is whole."""
     folder = ENGINES / f"llama-{LLAMA}"
     return folder / "bin" / "python" if (folder / ".ready").exists() else None
+
+
+def llama_source() -> Path | None:
+    """The folder of llama.cpp's converter, if it is there."""
+    folder = ENGINES / f"llama-converter-{CONVERTER}"
+    return folder if folder.exists() else None
+
+
+def sglang_python() -> Path | None:
+    """The interpreter of the environment that SGLang's Python files run in, if that is whole."""
+    folder = ENGINES / f"sglang-{SGLANG}"
+    return folder / "bin" / "python" if (folder / ".ready").exists() else None
+
+
+def sglang_source() -> Path:
+    """The folder of SGLang's Python files."""
+    return ENGINES / "wheels" / f"sglang-{SGLANG}"
 
 
 def wheels() -> Path | None:
@@ -79,6 +108,41 @@ def make_llama() -> None:
     if llama_python() is None:
         _run(sys.executable, "-m", "venv", str(folder))
         _pip(folder / "bin" / "python", f"xllamacpp=={LLAMA}")
+        (folder / ".ready").touch()
+
+    if llama_source() is None:
+        _make_converter()
+
+
+def _make_converter() -> None:
+    """Only the Python files of llama.cpp in the archive."""
+    downloads = ENGINES / "downloads"
+    archive = _download(f"llama-cpp-python=={CONVERTER}", downloads, "--no-binary", "llama-cpp-python")
+    half = ENGINES / f"llama-converter-{CONVERTER}.half"
+    shutil.rmtree(half, ignore_errors=True)
+    prefix = f"llama_cpp_python-{CONVERTER}/vendor/llama.cpp/"
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            name = member.name.removeprefix(prefix)
+            if member.isfile() and name != member.name and name.endswith(".py") and ".." not in name:
+                content = opened.extractfile(member)
+                target = half / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read() if content else b"")
+    shutil.rmtree(downloads)
+    half.rename(half.with_suffix(""))
+
+
+def make_sglang() -> None:
+    """Beside vLLM's environment, whose torch and transformers it shares."""
+    make_vllm()
+    make_wheels()
+    folder = ENGINES / f"sglang-{SGLANG}"
+    if sglang_python() is None:
+        _run(sys.executable, "-m", "venv", str(folder))
+        packages = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+        (folder / packages / "vllm.pth").write_text(str(ENGINES / f"vllm-{VLLM}" / packages))
+        _pip(folder / "bin" / "python", "--no-deps", *_SGLANG_IMPORTS)
         (folder / ".ready").touch()
 
 
@@ -116,10 +180,10 @@ def _name(requirement: str) -> str:
     return match[0].lower() if match else ""
 
 
-def _download(requirement: str, folder: Path) -> Path:
+def _download(requirement: str, folder: Path, *options: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement)
-    return max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options, "--dest", str(folder), requirement)
+    return max(folder.iterdir(), key=lambda path: path.stat().st_mtime)
 
 
 def _pip(python: Path, *arguments: str) -> None:
@@ -131,4 +195,4 @@ def _run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    {"vllm": make_vllm, "llama": make_llama, "wheels": make_wheels}[sys.argv[1]]()
+    {"vllm": make_vllm, "llama": make_llama, "wheels": make_wheels, "sglang": make_sglang}[sys.argv[1]]()

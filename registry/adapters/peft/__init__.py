@@ -161,7 +161,7 @@ class _Reader:
 
     def _sort(self, info: TensorInfo) -> None:
         name = self._names.read(info.name)
-        if info.elements == 0 and not (name.leaf.startswith(self._method.may_be_empty) or self._is_masked(name.path)):
+        if 0 in info.shape and not (name.leaf.startswith(self._method.may_be_empty) or self._is_masked(name.path)):
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, message, actual=list(info.shape))
         if name.role is TensorRole.PIECE and name.leaf.endswith(self._method.float32_only):
@@ -196,7 +196,7 @@ class _Reader:
         if self._is_masked(path) and a.elements == b.elements == 0:
             message = "the AdaLoRA masks remove some modules completely; their empty tensors are not checked"
             self._findings.unknown("compat.method_not_judged", path, message, group="masks")
-        if a.elements == 0 or b.elements == 0 or self._config.other.get("use_bdlora"):
+        if 0 in a.shape or 0 in b.shape or self._config.other.get("use_bdlora"):
             return None
         kind = self._kind(a, order)
         parameter = self._parameter(path, order)

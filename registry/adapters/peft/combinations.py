@@ -6,6 +6,7 @@ Each rule names its source in PEFT; the classes' `__post_init__` raise these err
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from registry.adapters.methods import find
@@ -21,25 +22,41 @@ def refused(method: str, values: Values) -> Iterator[tuple[str, str]]:
     def value_of(name: str) -> Any:
         return values.get(name, rows.get(name, {}).get("default"))
 
-    for field, row in rows.items():
-        if ("needs" not in row and "excludes_pattern" not in row) or values.get(field) in (None, [], ""):
+    needs, sizes, rules = _of_method(method)
+    for field in needs:
+        row = rows[field]
+        if values.get(field) in (None, [], ""):
             continue
         if "needs" in row and values.get(row["needs"]) is None:
             yield field, f"needs {row['needs']} beside it"
         if row.get("excludes_pattern") and isinstance(values.get("target_modules"), str):
             yield field, "cannot stand beside a target_modules that is one text"
     # peft_model.py _prepare_prompt_learning_config: what is written counts, not the base's
-    shape = next((rule.shape for rule in find(method).tensors if rule.name == "prompt_embeddings"), "")
-    for field, part in _PROMPT_SIZES.items():
+    for field in sizes:
         size = value_of(field)
-        if part in shape and size is not None and (not isinstance(size, int) or size < 1):
+        if size is not None and (not isinstance(size, int) or size < 1):
             yield field, "must be a whole number over 0"
-    for field, rule_method, is_broken, reason in RULES:
-        if (rule_method == method or (rule_method == EVERY and field in rows)) and is_broken(value_of):
+    for field, is_broken, reason in rules:
+        if is_broken(value_of):
             yield field, reason
 
 
+@cache
+def _of_method(method: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Rule, ...]]:
+    """Of one method: fields that need or exclude others, sizes of prompts, and the rules of `RULES`."""
+    rows = fields.table().get(method, {})
+    shape = next((rule.shape for rule in find(method).tensors if rule.name == "prompt_embeddings"), "")
+    return (
+        tuple(field for field, row in rows.items() if "needs" in row or "excludes_pattern" in row),
+        tuple(field for field, part in _PROMPT_SIZES.items() if part in shape),
+        tuple((field, is_broken, reason) for field, owner, is_broken, reason in RULES
+              if owner == method or (owner == EVERY and field in rows)),
+    )  # fmt: skip
+
+
 Read = Callable[[str], Any]
+Rule = tuple[str, Callable[[Read], Any], str]
+"""Field, whether its value beside the others is refused, and the reason."""
 
 
 def _has_unknown(config: Any, holder: str) -> bool:

@@ -211,5 +211,12 @@ def names_targets(config: AdapterConfig) -> bool:
     return bool(evaluate(find(config.method).names_targets, _own_fields(config)))
 
 
-def _own_fields(config: AdapterConfig) -> dict[str, Any]:
-    return {name: config.other.get(name) for name in fields.table().get(config.method, {})}
+class _OwnFields(dict[str, Any]):
+    """The written fields, and None for those that are not written."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def _own_fields(config: AdapterConfig) -> Mapping[str, Any]:
+    return _OwnFields(config.other)

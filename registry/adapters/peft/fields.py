@@ -55,14 +55,19 @@ def default(method: str, field: str) -> Any:
     return table().get(method, {}).get(field, {}).get("default")
 
 
+@cache
+def _refusing(method: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
+    """(field, the object that holds it, its name there, its row) of each field with values that PEFT refuses."""
+    rows = table().get(method, {})
+    parts = ((field, *field.rpartition(".")[::2], row) for field, row in rows.items() if "refuses" in row)
+    return tuple((field, start, name, row) for field, start, name, row in parts)
+
+
 def refused(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each field whose value PEFT refuses when it loads the adapter, and the reason."""
-    for field, row in table().get(method, {}).items():
-        holder, name = values, field
-        if "." in field:
-            start, _, name = field.partition(".")
-            holder = values.get(start, {})
-        if "refuses" not in row or not isinstance(holder, dict) or name not in holder:
+    for field, start, name, row in _refusing(method):
+        holder = values.get(start) if start else values
+        if not isinstance(holder, dict) or name not in holder:
             continue
         value = holder[name]
         if isinstance(value, str) and value in row.get("choices", ()):

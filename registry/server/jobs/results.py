@@ -111,7 +111,7 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
     if compat is not None and _counts(compat, verdicts.newest_of(session, version)):
         session.add(verdicts.to_row(compat, version.id, version.base_id, job_id=row.id))
         session.flush()
-        if compat.outcome is Outcome.FAIL and not by_owner:
+        if compat.outcome is not Outcome.UNKNOWN and not by_owner:
             engine_compat.renew_verdicts(session, version, base)
         detail["compat"] = compat.outcome
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
