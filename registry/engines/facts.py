@@ -18,10 +18,10 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 8
+FACTS_VERSION = 9
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image"}
-"""Older version → the kind whose facts of that version are still right: 5, 7 and 8 changed facts that images lack."""
+_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image", 8: "image"}
+"""Older version → the kind whose facts of that version are still right: 5 and 7 to 9 changed facts that images lack."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 

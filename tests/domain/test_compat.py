@@ -18,6 +18,7 @@ from tests import samples
 from tests.domain.specs import base_spec, judge, lora_spec
 
 LLAMA = samples.llama()
+LLAMA_SPEC = base_spec(LLAMA)
 LAYER = "model.layers.0.self_attn"
 
 
@@ -211,6 +212,24 @@ def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> 
         base, targets=["c_attn"], config={"trainable_token_indices": [3, 4]}, change=lambda t: {**t, **rows}
     )
     assert codes(judge(files, base)) == set()
+
+
+def test_trained_tokens_are_as_wide_as_their_own_embedding() -> None:
+    wide = LLAMA_SPEC.modules["model.embed_tokens"].model_copy(update={"out_features": 256})
+    base = LLAMA_SPEC.model_copy(update={"modules": {**LLAMA_SPEC.modules, "model.embed_tokens": wide}})
+    for width, expected in ((256, set()), (LLAMA_SPEC.hidden, {"compat.shape"})):
+        rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (2, width), None)}
+        files = samples.lora(
+            LLAMA, config={"trainable_token_indices": [3, 4]}, change=lambda t, rows=rows: {**t, **rows}
+        )
+        assert codes(compat.check_fit(lora_spec(files), base)) == expected
+
+
+def test_a_bias_of_a_part_that_holds_modules_is_unknown_and_one_of_nothing_is_wrong() -> None:
+    for path, outcome in (("self_attn", Outcome.UNKNOWN), ("no_such_part", Outcome.FAIL)):
+        bias = {f"base_model.model.model.layers.0.{path}.bias": ("F32", (64,), None)}
+        files = samples.lora(LLAMA, config={"bias": "all"}, change=lambda t, bias=bias: {**t, **bias})
+        assert add_up(judge(files, LLAMA)) is outcome
 
 
 def test_block_diagonal_factors_are_not_checked() -> None:
