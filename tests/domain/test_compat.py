@@ -214,22 +214,22 @@ def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> 
     assert codes(judge(files, base)) == set()
 
 
-def test_trained_tokens_are_as_wide_as_their_own_embedding() -> None:
+@pytest.mark.parametrize(("width", "expected"), [(256, set()), (LLAMA_SPEC.hidden, {"compat.shape"})])
+def test_trained_tokens_are_as_wide_as_their_own_embedding(width: int, expected: set[str]) -> None:
     wide = LLAMA_SPEC.modules["model.embed_tokens"].model_copy(update={"out_features": 256})
     base = LLAMA_SPEC.model_copy(update={"modules": {**LLAMA_SPEC.modules, "model.embed_tokens": wide}})
-    for width, expected in ((256, set()), (LLAMA_SPEC.hidden, {"compat.shape"})):
-        rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (2, width), None)}
-        files = samples.lora(
-            LLAMA, config={"trainable_token_indices": [3, 4]}, change=lambda t, rows=rows: {**t, **rows}
-        )
-        assert codes(compat.check_fit(lora_spec(files), base)) == expected
+    rows: samples.Tensor = ("F32", (2, width), None)
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    files = samples.lora(LLAMA, config={"trainable_token_indices": [3, 4]}, change=lambda t: {**t, name: rows})
+    assert codes(compat.check_fit(lora_spec(files), base)) == expected
 
 
-def test_a_bias_of_a_part_that_holds_modules_is_unknown_and_one_of_nothing_is_wrong() -> None:
-    for path, outcome in (("self_attn", Outcome.UNKNOWN), ("no_such_part", Outcome.FAIL)):
-        bias = {f"base_model.model.model.layers.0.{path}.bias": ("F32", (64,), None)}
-        files = samples.lora(LLAMA, config={"bias": "all"}, change=lambda t, bias=bias: {**t, **bias})
-        assert add_up(judge(files, LLAMA)) is outcome
+@pytest.mark.parametrize(("path", "outcome"), [("self_attn", Outcome.UNKNOWN), ("no_such_part", Outcome.FAIL)])
+def test_a_bias_of_a_part_that_holds_modules_is_unknown(path: str, outcome: Outcome) -> None:
+    bias: samples.Tensor = ("F32", (64,), None)
+    name = f"base_model.model.model.layers.0.{path}.bias"
+    files = samples.lora(LLAMA, config={"bias": "all"}, change=lambda t: {**t, name: bias})
+    assert add_up(judge(files, LLAMA)) is outcome
 
 
 def test_block_diagonal_factors_are_not_checked() -> None:
