@@ -199,7 +199,7 @@ def test_bodies_that_wait_for_the_store_delay_no_other_request(
     with ThreadPoolExecutor(2 * STORE_THREADS) as pool:
         reads = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(2 * STORE_THREADS)]
         try:
-            for _ in range(STORE_THREADS):
+            for _ in range(STORE_THREADS_PER_PERSON):
                 assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
                 assert harness.admin.whoami()
         finally:

@@ -76,20 +76,27 @@ class SingleThreadRoute(APIRoute):
         async def handle_in_thread(request: Request) -> Response:
             if request.method in idempotency.SAFE_METHODS:
                 return await self._run_in_thread(handle, request)
-            async with self._read_body(request) as complete, _turn_of(complete):
+            async with self._read_body(request) as complete:
                 with request.app.state.freshness.during_write():  # after its answer no one gets what was before it
                     return await self._run_in_thread(handle, complete)
 
         return handle_in_thread
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
-        if not self._uses_store:
-            return await run_in_threadpool(_run_request, handle, request)
-        async with hold_store_shares(await self._shares_of(request)):
-            return await run_in_store_thread(_run_request, handle, request)
+        run = run_in_store_thread if self._uses_store else run_in_threadpool
+        is_large = len(_body_of(request)) > BODY_LIMIT_BYTES
+        async with contextlib.AsyncExitStack() as stack:
+            if self._uses_store or is_large:
+                owner = await self._shares_of(request)
+            if self._uses_store:
+                await stack.enter_async_context(_hold_store_shares(owner))
+            if is_large:  # last: who waits for a thread takes no turn from others
+                await stack.enter_async_context(_share(f"large bodies of {owner[0]}", LARGE_BODIES_PER_PERSON))
+                await stack.enter_async_context(_limiter(_LARGE_LIMITER, LARGE_BODIES))
+            return await run(_run_request, handle, request)
 
     async def _shares_of(self, request: Request) -> Owner:
-        """Whom the store thread of a request counts for: its actor, or its address where no token is needed."""
+        """Whom the thread of a request counts for: its actor, or its address where no token is needed."""
         secret = None if self.needs_no_token else require_secret(request)
         if secret is None:
             return f"address {request.client.host if request.client else ''}", ""
@@ -162,12 +169,13 @@ STORE_THREADS_PER_PERSON = 16
 STORE_THREADS_PER_GROUP = 24
 """For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
 LARGE_BODIES = 4
+LARGE_BODIES_PER_PERSON = 2
 """How many requests run at once whose bodies exceed `BODY_LIMIT_BYTES`: parsing them takes time and memory."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
 RELAY_THREADS = 16
 _LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
 _RELAY_LIMITER: RunVar[CapacityLimiter] = RunVar("relay_threads")
-_SHARE_LIMITERS: RunVar[WeakValueDictionary[str, CapacityLimiter]] = RunVar("store_thread_shares")
+_SHARE_LIMITERS: RunVar[WeakValueDictionary[str, CapacityLimiter]] = RunVar("shares")
 
 
 class UsesStore:
@@ -175,17 +183,22 @@ class UsesStore:
 
 
 @contextlib.asynccontextmanager
-async def hold_store_shares(owner: Owner) -> AsyncIterator[None]:
+async def _hold_store_shares(owner: Owner) -> AsyncIterator[None]:
     """Wait until this person and this group have few store threads, so that no one has all of them."""
+    group = _share(f"store threads of the group {owner[1]}", STORE_THREADS_PER_GROUP) if owner[1] else None
+    async with _share(f"store threads of {owner[0]}", STORE_THREADS_PER_PERSON), group or contextlib.nullcontext():
+        yield
+
+
+def _share(key: str, tokens: int) -> CapacityLimiter:
+    """The limiter of one person or group. It lasts while a request of theirs does."""
     try:
         limiters = _SHARE_LIMITERS.get()
     except LookupError:
-        limiters = WeakValueDictionary()  # a limiter lasts while a request of its owner does
+        limiters = WeakValueDictionary()
         _SHARE_LIMITERS.set(limiters)
-    person = limiters.setdefault(f"person {owner[0]}", CapacityLimiter(STORE_THREADS_PER_PERSON))
-    group = limiters.setdefault(f"group {owner[1]}", CapacityLimiter(STORE_THREADS_PER_GROUP)) if owner[1] else None
-    async with person, group or contextlib.nullcontext():
-        yield
+    limiter: CapacityLimiter = limiters.setdefault(key, CapacityLimiter(tokens))
+    return limiter
 
 
 async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
@@ -196,7 +209,7 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
 
 async def run_for(actor: Actor, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """As `run_in_store_thread`, within the shares of an actor."""
-    async with hold_store_shares(actor.shares):
+    async with _hold_store_shares(actor.shares):
         return await run_in_store_thread(function, *args, **kwargs)
 
 
@@ -214,12 +227,6 @@ async def stream_in_threads(
             yield chunk
     finally:
         close()
-
-
-def _turn_of(request: Request) -> contextlib.AbstractAsyncContextManager[None]:
-    """Wait until few other requests with large bodies run."""
-    is_large = len(_body_of(request)) > BODY_LIMIT_BYTES
-    return _limiter(_LARGE_LIMITER, LARGE_BODIES) if is_large else contextlib.nullcontext()
 
 
 def _limiter(variable: RunVar[CapacityLimiter], tokens: int) -> CapacityLimiter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -235,7 +236,8 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
     if path is not None:
         return FileRangeResponse(path, part.start, part.length, part.status, headers)
     chunks = blobs.open(key, part.start, part.length)
-    body = routing.stream_in_threads(routing.run_in_store_thread, chunks, getattr(chunks, "close", lambda: None))
+    run = partial(routing.run_for, request.state.actor)
+    body = routing.stream_in_threads(run, chunks, getattr(chunks, "close", lambda: None))
     return StreamingResponse(body, part.status, headers, media_type=declarations.OCTETS)
 
 
