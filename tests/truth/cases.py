@@ -11,8 +11,8 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,13 @@ class Base:
 
 @dataclass(frozen=True)
 class Case:
-    """One adapter to judge. `honest`: PEFT itself saved it like this."""
+    """One adapter to judge. `honest`: PEFT itself saved it like this; `others`: its files in folders, by path."""
 
     id: str
     tensors: Tensors
     written: Written
     honest: bool = False
+    others: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> str:
         """Write the adapter into this folder; the digest of its files."""
@@ -63,7 +64,11 @@ class Case:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(self.written, indent=2, sort_keys=True)
         (folder / CONFIG).write_text(text)
-        return hashlib.sha256((folder / WEIGHTS).read_bytes() + text.encode()).hexdigest()
+        for path, content in self.others.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        parts = [(folder / WEIGHTS).read_bytes(), text.encode(), *self.others.values()]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @dataclass
@@ -76,11 +81,12 @@ class Group:
     written: Written
     changes: list[Mutated]
     tolerated: frozenset[str] = frozenset()
+    others: Mapping[str, bytes] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Case]:
-        yield Case(f"{self.id}/honest", self.tensors, self.written, honest=True)
+        yield Case(f"{self.id}/honest", self.tensors, self.written, honest=True, others=self.others)
         for change, tensors, written in self.changes:
-            yield Case(f"{self.id}/{change}", tensors, written)
+            yield Case(f"{self.id}/{change}", tensors, written, others=self.others)
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,17 @@ def methods_base(folder: Path) -> Base:
 def of_method(base: Base, name: str, folder: Path) -> Group:
     """The group of one variant of a method."""
     method, variant = name.upper().partition("/")[0], name.partition("/")[2]
+    if method == "XLORA":  # PEFT takes it on a model without a cache only
+        model = copy.deepcopy(base.subject.model)
+        model.config.use_cache = False
+        base = Base(base.folder, dataclasses.replace(base.subject, model=model))
     methods.make(copy.deepcopy(base.subject.model), method, variant, folder)
     tolerated = oracle.tolerance(base.subject, folder)
+    inner = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
     tensors, written = _read(folder)
     changes = list(mutations.of_tensors(tensors, written))
     changes += mutations.of_configuration(tensors, written, _fields(method, variant, written))
-    return Group(name, base, tensors, written, changes, tolerated)
+    return Group(name, base, tensors, written, changes, tolerated, inner)
 
 
 def architecture_base(model_type: str, maker: str, folder: Path) -> Base:

@@ -130,10 +130,11 @@ def make(model: Any, method: str, variant: str, folder: Path) -> None:
     kind = next(kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value == method)
     fields = VARIANTS[method][variant]
     if method == "XLORA":
-        model.config.use_cache = False
-        experts = folder.parent / f"{folder.name}-expert"
-        make_from(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=QV, task_type="CAUSAL_LM"), experts)
-        fields = {"hidden_size": model.config.hidden_size, "xlora_size": 16, "adapters": {"0": str(experts)}}
+        experts = {str(number): folder.parent / f"{folder.name}-expert-{number}" for number in range(2)}
+        for targets, expert in zip((QV, QO), experts.values(), strict=True):
+            make_from(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"), expert)
+        paths = {number: str(path) for number, path in experts.items()}
+        fields = {"hidden_size": model.config.hidden_size, "xlora_size": 16, "adapters": paths}
     make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **fields), folder)
 
 
