@@ -12,12 +12,15 @@ from sqlmodel import select
 
 from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
+from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
+from registry.findings import Finding, Severity
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
 from tests import samples
+from tests.base_specs import spec_of
 from tests.engines import image_cases
 from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
@@ -121,6 +124,24 @@ def test_an_incompatible_adapter_fails_on_every_engine(harness: Harness) -> None
     harness.push("acme/support", samples.lora(samples.llama(hidden=32, heads=2, kv_heads=1, intermediate=64), seed=1))
     assert harness.admin.version("acme/support").verdicts[0].outcome == "fail"
     assert set(stored(harness).values()) == {"fail"}
+
+
+@pytest.mark.parametrize(("severities", "outcome"), [((), "pass"), (("error",), "fail")])
+def test_what_headers_cannot_compare_is_unknown_until_the_worker_asked_peft(
+    harness: Harness, severities: tuple[Severity, ...], outcome: str
+) -> None:
+    base = samples.llama("unfamiliar")
+    harness.bases["unfamiliar"] = spec_of(base).model_copy(update={"names_known": False})
+    harness.admin.add_base(BaseAdd(spec=harness.bases["unfamiliar"]))
+    narrow = samples.llama("unfamiliar", hidden=32, heads=2, kv_heads=1, intermediate=64)
+    version = harness.push("acme/support", harness.files(narrow), base="unfamiliar").version
+    assert set(stored(harness).values()) == {"unknown"}
+    findings = tuple(Finding.of(severity, "compat.shape", "q_proj", "PEFT says no") for severity in severities)
+    report = harness.report(version.digest, "unfamiliar").model_copy(update={"compat": findings})
+    claimed = next(job for job in iter(lambda: harness.admin.claim(ClaimRequest(worker="w")), None)
+                   if job.job.subject == "acme/support@1")  # fmt: skip
+    harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    assert set(stored(harness).values()) == {outcome}
 
 
 def test_a_header_is_checked_before_the_push(harness: Harness) -> None:
