@@ -107,3 +107,68 @@ def test_a_namespace_lists_its_aliases_and_an_empty_one_does_not_exist(filled: H
         private, absent = nobody.get("/namespaces/acme"), nobody.get("/namespaces/nowhere")
         assert private.status_code == absent.status_code == 404
         assert private.text.replace("acme", "X") == absent.text.replace("nowhere", "X").replace("acme", "X")
+
+
+def test_an_approval_opens_a_gate_and_is_shown_with_its_comment(filled: Harness, browser: Browser) -> None:
+    page = "/adapters/acme/shop/aliases/approved"
+    filled.admin.set_gate("acme/shop", "approved", Gate(approvals=1))
+    browser.sign_in(filled.issue("promote", namespaces=["acme"], name="reviewer")[1])
+    assert "the gate is closed" in browser.get(f"{page}?version=2").text
+    answer = browser.submit(f"{page}?version=2", f"{page}/approve", comment="<i>read</i> it")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{page}?version=2")
+    shown = browser.get(f"{page}?version=2").text
+    assert "the gate is open" in shown
+    assert "reviewer" in shown
+    assert "&lt;i&gt;read&lt;/i&gt; it" in shown
+    assert browser.submit(f"{page}?version=2", f"{page}/promote").status_code == 303
+    assert filled.admin.alias("acme/shop", "approved").number == 2
+
+
+def test_a_version_is_yanked_and_quarantined_with_a_reason_and_back(filled: Harness, signed_in: Browser) -> None:
+    filled.push("acme/pulled")
+    page = "/adapters/acme/pulled/versions/1"
+    for change, shown in (
+        ("yank", "Yanked</b>"), ("unyank", "Yank</summary>"), ("quarantine", "In quarantine"),
+        ("unquarantine", "Quarantine</summary>"),
+    ):  # fmt: skip
+        action = f"{page}/withdrawal/{change}"
+        assert signed_in.submit(page, action, reason="").status_code == 400
+        answer = signed_in.submit(page, action, reason="<b>because</b>")
+        assert (answer.status_code, answer.headers["location"]) == (303, page)
+        assert shown in signed_in.get(page).text
+    events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/pulled@1"}).json()["items"]
+    withdrawals = [event["action"] for event in events if event["detail"].get("reason") == "<b>because</b>"]
+    assert withdrawals == ["version.yank", "version.unyank", "version.quarantine", "version.unquarantine"]
+
+
+@pytest.mark.security
+def test_only_those_who_may_withdraw_or_approve_do_and_only_by_a_form_of_their_session(
+    filled: Harness, browser: Browser
+) -> None:
+    version = "/adapters/acme/shop/versions/1"
+    actions = [f"{version}/withdrawal/{change}" for change in ("yank", "quarantine", "unquarantine")]
+    actions.append(f"{PAGE}/approve")
+    browser.sign_in(filled.issue("pull", namespaces=["acme"])[1])
+    assert "Withdraw</h2>" not in browser.get(version).text
+    assert f"{PAGE}/approve" not in browser.get(PAGE).text
+    token = browser.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
+    for action in actions:
+        fields = {"version": "1", "reason": "r", "form_token": token}
+        assert browser.post(action, data=fields, headers={"Origin": URL}).status_code == 403
+        with Browser(filled) as admin:
+            admin.sign_in(filled.secret)
+            own = admin.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
+            assert admin.post(action, data=fields, headers={"Origin": URL}).status_code == 403, "another session's"
+            evil = {"Origin": "https://evil.example"}
+            assert admin.post(action, data=fields | {"form_token": own}, headers=evil).status_code == 403
+    with Browser(filled) as promoter:
+        promoter.sign_in(filled.issue("promote", namespaces=["acme"])[1])
+        filled.push("acme/held")
+        filled.admin.quarantine("acme/held@1", reason="r")
+        held = "/adapters/acme/held/versions/1"
+        assert "An owner of acme" in promoter.get(held).text
+        token = promoter.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
+        fields = {"reason": "r", "form_token": token}
+        answer = promoter.post(f"{held}/withdrawal/unquarantine", data=fields, headers={"Origin": URL})
+        assert answer.status_code == 403, "only an owner ends a quarantine"
+    assert filled.admin.version("acme/shop@1").yanked_at is None

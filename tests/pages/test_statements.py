@@ -10,7 +10,7 @@ STATEMENTS = {
     "/adapters/acme/counted": 21,
     "/adapters/acme/counted/versions/1": 22,
     "/adapters/acme/counted/versions/1/lineage": 8,
-    "/adapters/acme/counted/aliases/canary": 24,
+    "/adapters/acme/counted/aliases/canary": 27,
     "/compare?first=acme/counted@1&second=acme/counted@1": 30,
     "/namespaces/acme": 6,
     "/bases": 8,

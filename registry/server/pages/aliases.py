@@ -1,39 +1,37 @@
-"""The pages of production: the aliases of a namespace, and one alias: what it lacks, its history, and moving it.
+"""The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it.
 
 Moving an alias past a closed gate is not offered here: it needs the command.
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import Query, Request, Response
-from pydantic import ValidationError
 
 from registry import names
-from registry.api.aliases import AliasMove, PromoteRequest, RollbackRequest
+from registry.api.aliases import AliasMove, ApproveRequest, PromoteRequest, RollbackRequest
 from registry.errors import Invalid
-from registry.names import NEWEST, AdapterName
+from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor, unknown_namespace
 from registry.server.catalog import search as adapters
 from registry.server.catalog import versions
 from registry.server.catalog.search import Search
+from registry.server.group import only
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
-from registry.server.pages.sign_in import FORM_BYTES
-from registry.server.promotion import aliases, gates, moves
-from registry.server.sessions import visitors
-from registry.server.sessions.visitors import SESSION, Visitor, VisitorDep
-from registry.structs import first_problem
+from registry.server.promotion import aliases, approvals, gates, moves
+from registry.server.promotion.approvals import NewApproval
+from registry.server.sessions.forms import FORM_BYTES, may_change, read_fields, to_request
+from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"
 PAGE_ADAPTERS = 50
 VERSIONS_OFFERED = 30
 MOVES_SHOWN = 50
-Move = TypeVar("Move", PromoteRequest, RollbackRequest)
 Candidate = Annotated[str, Query(max_length=100)]
 Moment = Annotated[str, Query(max_length=40)]
 
@@ -56,15 +54,9 @@ def show_namespace(
 
 @router.get(ALIAS)
 def show_alias(
-    request: Request,
-    session: SessionDep,
-    visitor: VisitorDep,
-    name: NameDep,
-    alias: str,
-    cursor: CursorDep,
-    version: Candidate = "",
-    at: Moment = "",
-) -> Response:
+    request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str, cursor: CursorDep,
+    version: Candidate = "", at: Moment = "",
+) -> Response:  # fmt: skip
     """Show an alias: what it points at, what a version lacks for it, and its history, also at a moment."""
     alias = names.alias(alias)
     actor = visitor.actor
@@ -74,11 +66,12 @@ def show_alias(
     shows_gate = visitor.signed_in and alias != NEWEST
     checked = gates.check_gate(session, actor, name, candidate, alias) if shows_gate else None
     history = aliases.list_history(session, actor, name, alias=alias, cursor=cursor, limit=MOVES_SHOWN)
-    may_promote = bool(visitor.form_token) and actor.may(Scope.PROMOTE, name.namespace, name.name) and alias != NEWEST
+    may_promote = alias != NEWEST and may_change(visitor, Scope.PROMOTE, name)
+    approved = approvals.list_approvals(session, actor, name, candidate).items if shows_gate else []
     return render(
         request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
         requirements=describe_gate(checked.gate.gate) if checked else [], history=history, at=at, cursor=cursor,
-        versions=page.items, may_promote=may_promote and not actor.superseded,
+        versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
         **_in_effect(session, actor, name, alias, at),
     )  # fmt: skip
 
@@ -98,14 +91,28 @@ def _in_effect(
     return {"held": moves[0] if moves else None, "at_problem": "" if moves else "It pointed at nothing then."}
 
 
-# ------------------------------------------------------------------ moving
+# ------------------------------------------------------------------ approving, moving
+@router.post(ALIAS + "/approve")
+@limit_body(FORM_BYTES)
+def approve_version(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
+    """Approve the version that the page has shown, for this alias."""
+    fields = read_fields(request, visitor)
+    visitor.actor.require(Scope.PROMOTE, name)
+    approval = to_request(ApproveRequest, alias=alias, comment=fields.get("comment", ""))
+    number = names.selector(fields.get("version", ""))
+    only(approvals.approve(session, visitor.actor, [NewApproval(Ref(name, number), alias, approval.comment)]))
+    return redirect(adapter_path(str(name), rest=f"aliases/{alias}") + f"?version={number}")
+
+
 @router.post(ALIAS + "/promote")
 @limit_body(FORM_BYTES)
 def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias at a version, through its gate, if it is still where the page has shown it."""
-    move, generation = _read_move(request, visitor, name, PromoteRequest, "version", "reason")
-    order = moves.Move(name, alias, names.selector(move.version), generation, move.reason)
-    moves.move_alias(session, visitor.actor, order)
+    fields = read_fields(request, visitor)
+    visitor.actor.require(Scope.PROMOTE, name)
+    move = to_request(PromoteRequest, version=fields.get("version", ""), reason=fields.get("reason", ""))
+    selector, generation = names.selector(move.version), _generation(fields)
+    moves.move_alias(session, visitor.actor, moves.Move(name, alias, selector, generation, move.reason))
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 
@@ -113,24 +120,13 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
 @limit_body(FORM_BYTES)
 def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias back at the version before, if it is still where the page has shown it."""
-    move, generation = _read_move(request, visitor, name, RollbackRequest, "reason")
-    order = moves.Move(name, alias, None, generation, move.reason, is_rollback=True)
-    moves.move_alias(session, visitor.actor, order)
-    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
-
-
-def _read_move(
-    request: Request, visitor: Visitor, name: AdapterName, shape: type[Move], *names_of_fields: str
-) -> tuple[Move, int]:
-    """What the form of a visitor who may move aliases says, and the generation that the page has shown."""
-    fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
-    visitor.actor.require_current_secret()
+    fields = read_fields(request, visitor)
     visitor.actor.require(Scope.PROMOTE, name)
-    try:
-        return shape(**{field: fields.get(field, "") for field in names_of_fields}), _generation(fields)
-    except ValidationError as e:
-        field, message = first_problem(e, "form")
-        raise Invalid("REQUEST_INVALID", f"{field}: {message}") from e
+    reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
+    moves.move_alias(
+        session, visitor.actor, moves.Move(name, alias, None, _generation(fields), reason, is_rollback=True)
+    )
+    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 
 def _generation(fields: dict[str, str]) -> int:

@@ -11,10 +11,10 @@ from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.sessions import page_sessions, visitors
+from registry.server.sessions.forms import FORM_BYTES
 from registry.server.sessions.visitors import FORM, SESSION, VisitorDep
 
 router = create_router()
-FORM_BYTES = 16 * 2**10
 INVALID_TOKEN = "This token is not valid."  # noqa: S105
 """The one answer to a token that is unknown, mistyped, expired or revoked."""
 Next = Annotated[str, Query(alias="next")]

@@ -11,23 +11,27 @@ from sqlmodel import Session
 from registry.adapters import module_grid
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.module_grid import Grid
+from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import VersionView
 from registry.api.evaluation import NormsView
 from registry.digest import Digest
 from registry.engines import rulebook
-from registry.errors import NotFound, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError
 from registry.evaluation.golden import Golden, read_golden
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Verdict
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
 from registry.server.http import dependencies as deps
+from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import usage_examples
-from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
-from registry.server.promotion import attestations
+from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, adapter_path, create_router, redirect, render
+from registry.server.promotion import attestations, withdraw
+from registry.server.sessions.forms import FORM_BYTES, may_change, read_fields, to_request
 from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
@@ -45,14 +49,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @router.get(deps.VERSION)
 def show_version(
-    request: Request,
-    session: deps.SessionDep,
-    visitor: VisitorDep,
-    settings: deps.SettingsDep,
-    name: deps.NameDep,
-    selector: deps.SelectorDep,
-    blobs: deps.BlobsDep,
-) -> Response:
+    request: Request, session: deps.SessionDep, visitor: VisitorDep, settings: deps.SettingsDep, name: deps.NameDep,
+    selector: deps.SelectorDep, blobs: deps.BlobsDep,
+) -> Response:  # fmt: skip
     """Show one version."""
     actor = visitor.actor
     version = versions.show(session, actor, name, selector)
@@ -67,7 +66,33 @@ def show_version(
         checks=[verdict for verdict in version.verdicts if verdict.check is not Check.ENGINE], engines=engines,
         heat=heat_map(norms), norms=norms, signatures=signatures, report=report, samples=samples,
         examples=usage_examples(request, name, str(version.number), version.base),
+        may_promote=may_change(visitor, Scope.PROMOTE, name), may_release=may_change(visitor, Scope.ADMIN, name),
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------ withdrawal
+CHANGES = {
+    "yank": (Scope.PROMOTE, withdraw.yank), "unyank": (Scope.PROMOTE, withdraw.unyank),
+    "quarantine": (Scope.PROMOTE, withdraw.quarantine), "unquarantine": (Scope.ADMIN, withdraw.unquarantine),
+}  # fmt: skip
+"""Name of a form → the scope that it needs, and what it does."""
+
+
+@router.post(deps.VERSION + "/withdrawal/{change}")
+@limit_body(FORM_BYTES)
+def change_version(
+    request: Request, session: deps.SessionDep, visitor: VisitorDep, name: deps.NameDep, selector: deps.SelectorDep,
+    change: str,
+) -> Response:  # fmt: skip
+    """Yank or quarantine a version, or undo that, with a reason."""
+    reason = to_request(WithdrawRequest, reason=read_fields(request, visitor).get("reason", "")).reason
+    if change not in CHANGES:
+        raise Invalid("REQUEST_INVALID", f"withdrawal: {change[:40]!r} is not one of {', '.join(CHANGES)}")
+    scope, apply = CHANGES[change]
+    visitor.actor.require(scope, name)
+    version = versions.find(session, visitor.actor, name, selector)
+    apply(session, visitor.actor, name, version, reason=reason)
+    return redirect(adapter_path(str(name), version.number))
 
 
 # ------------------------------------------------------------------ engines
@@ -176,15 +201,9 @@ def _read(blobs: BlobStore, file: Descriptor) -> bytes:
 
 @router.get(deps.VERSION + "/reports/{digest}/{image}.png")
 def show_image(
-    request: Request,
-    session: deps.SessionDep,
-    visitor: VisitorDep,
-    name: deps.NameDep,
-    selector: deps.SelectorDep,
-    digest: str,
-    image: Literal["before", "after"],
-    blobs: deps.BlobsDep,
-) -> Response:
+    request: Request, session: deps.SessionDep, visitor: VisitorDep, name: deps.NameDep, selector: deps.SelectorDep,
+    digest: str, image: Literal["before", "after"], blobs: deps.BlobsDep,
+) -> Response:  # fmt: skip
     """Show the image that a smoke test made without the adapter, or with it."""
     file = files.find_report(session, visitor.actor, name, selector, Digest(digest))
     db.commit_early(session)

@@ -1,0 +1,38 @@
+"""What forms on pages ask for, as the requests of the REST API."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from registry.errors import Invalid
+from registry.names import AdapterName
+from registry.roles import Scope
+from registry.server.sessions import visitors
+from registry.server.sessions.visitors import SESSION, Visitor
+from registry.structs import first_problem
+
+FORM_BYTES = 16 * 2**10
+Shape = TypeVar("Shape")
+
+
+def may_change(visitor: Visitor, scope: Scope, name: AdapterName) -> bool:
+    """Return whether a page shows this visitor the forms that need this scope."""
+    actor = visitor.actor
+    return bool(visitor.form_token) and not actor.superseded and actor.may(scope, name.namespace, name.name)
+
+
+def read_fields(request: Request, visitor: Visitor) -> dict[str, str]:
+    """Return the fields of a form that a page of this visitor's session has sent. `Denied`, `Invalid`."""
+    fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
+    visitor.actor.require_current_secret()
+    return fields
+
+
+def to_request(shape: Callable[..., Shape], **values: Any) -> Shape:
+    """Return the request with these values. `Invalid` names the field that is wrong."""
+    try:
+        return shape(**values)
+    except ValueError as e:
+        field, message = first_problem(e, "form")
+        raise Invalid("REQUEST_INVALID", f"{field}: {message}") from e
