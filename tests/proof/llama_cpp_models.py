@@ -9,6 +9,7 @@ largest difference of a log-probability, or the words of the converter or of the
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from tests.proof.reference import PROMPT
 
 CONVERTER = Path(__file__).with_name("_llama_convert.py")
 TOLERANCE = 2e-2
+_TIME = re.compile(r"[\d.]+ E ")
+"""How the server's log begins a line."""
 NAME = f"llama.cpp=={venvs.LLAMA.rpartition('.')[0]}"
 
 
@@ -93,7 +96,7 @@ def _run(python: str, script: Path, order: Mapping[str, Any]) -> str:
                              text=True, check=False, timeout=600)  # fmt: skip
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if "rror" in line or "shape" in line]
-        raise RuntimeError((lines or ["the server ended"])[0].strip()[-200:])
+        raise RuntimeError(_TIME.sub("", (lines or ["the server ended"])[0].strip())[-200:])
     return process.stdout.splitlines()[-1]
 
 
