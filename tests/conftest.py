@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled: a second less for each import of PEFT
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # PEFT asks the Hub about a base when it saves an adapter
 _ssl: Any = ssl
 _ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
 # httpx waits five seconds by default; on a busy machine an honest answer may take longer.

@@ -9,7 +9,6 @@ import tempfile
 import typing
 from collections.abc import Iterator
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -24,20 +23,14 @@ from registry.adapters.peft.fields import COST_LIMITS
 from registry.adapters.peft.formulas import evaluate
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
-from registry.engines import rulebook
-from registry.engines.source_facts import version_of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
 from tests import fixtures, samples
 
-EXAMINED = rulebook.engine("peft").examined[-1]
 pytestmark = [
     pytest.mark.skipif(not fixtures.AVAILABLE, reason="the worker extra (torch, transformers, peft) is missing"),
-    pytest.mark.skipif(
-        fixtures.AVAILABLE and version_of(metadata.version("peft")) < version_of(EXAMINED),
-        reason=f"the tables are those of PEFT {EXAMINED}; an older one lacks methods",
-    ),
+    pytest.mark.skipif(not fixtures.HAS_EXAMINED_PEFT, reason=fixtures.OLDER_PEFT),
 ]
 
 Shapes = dict[str, tuple[int, ...]]

@@ -13,9 +13,10 @@ from peft import LoraConfig, get_peft_model
 
 from registry.adapters.peft import initializations
 from registry.adapters.peft.initializations import INITIALIZATIONS, Initialization
+from tests import fixtures
 
-if not hasattr(peft, "LoraGAConfig"):
-    pytest.skip("this PEFT is older than some rows of the table", allow_module_level=True)
+if not fixtures.HAS_EXAMINED_PEFT:
+    pytest.skip(fixtures.OLDER_PEFT, allow_module_level=True)
 SIZE, RANK = 16, 4
 CHECKED = [row for row in INITIALIZATIONS if row.name != "loftq"]
 """LoftQ needs scipy, which is not installed."""

@@ -21,10 +21,14 @@ from registry.findings import Finding
 from registry.versions.files import CONFIG
 from registry.worker.smoke import structure
 from registry.worker.smoke.structure import NeedsValues, Structures
-from tests.truth import methods, mutations
+from tests import fixtures
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 from tests.worker.test_structure import Make
+
+if not fixtures.HAS_EXAMINED_PEFT:
+    pytest.skip(fixtures.OLDER_PEFT, allow_module_level=True)
+from tests.truth import methods, mutations
 
 STRUCTURAL = ("drop", "extra", "longer", "shorter", "halved", "unsqueezed", "trailing", "transposed", "flat", "module")
 OPTIONAL = "drop-one:base_layer.weight"

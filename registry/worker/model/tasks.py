@@ -240,7 +240,7 @@ def _parts(config: Any) -> Iterator[Any]:
     """The configuration and those inside it."""
     yield config
     for value in list(vars(config).values()):
-        if isinstance(value, transformers.PreTrainedConfig):
+        if isinstance(value, transformers.PretrainedConfig):
             yield from _parts(value)
 
 

@@ -9,6 +9,7 @@ PEFT has loaded the adapter into.
 import copy
 import json
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class Structures:
         config, shapes = read_config(folder), shapes_in_file(folder / WEIGHTS)
         key = _key(config, shapes)
         if key not in self._remembered:
-            if evaluate(find(config.peft_type).needs_values, config.to_dict()):
+            fields = defaultdict(lambda: None, config.to_dict())  # an older PEFT lacks fields: they are off
+            if evaluate(find(config.peft_type).needs_values, fields):
                 raise NeedsValues(f"it makes tensors of {config.peft_type.value} by the numbers of the base")
             self.builds += 1
             if len(self._remembered) >= REMEMBERED_LIMIT:
