@@ -82,7 +82,7 @@ def library_message(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out. torch raises RuntimeError both for that and for errors in an adapter."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text
 
 
 def machine_fault(error: BaseException) -> bool:

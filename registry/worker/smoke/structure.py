@@ -3,7 +3,7 @@
 PEFT injects the adapter's configuration into a copy of the base on the meta device: no weight is read, and PEFT's own
 `get_peft_model_state_dict` says what belongs to the adapter. Some methods read values when they are injected, or make
 some tensors only beside values (`needs_values` in registry/adapters/methods.py): of these the model is compared that
-PEFT has loaded the adapter into.
+PEFT has loaded the adapter into. A field that an older PEFT lacks counts as None.
 """
 
 import copy
@@ -72,8 +72,7 @@ class Structures:
         config, shapes = read_config(folder), shapes_in_file(folder / WEIGHTS)
         key = _key(config, shapes)
         if key not in self._remembered:
-            fields = defaultdict(lambda: None, config.to_dict())  # an older PEFT lacks fields: they are off
-            if evaluate(find(config.peft_type).needs_values, fields):
+            if evaluate(find(config.peft_type).needs_values, defaultdict(lambda: None, config.to_dict())):
                 raise NeedsValues(f"it makes tensors of {config.peft_type.value} by the numbers of the base")
             self.builds += 1
             if len(self._remembered) >= REMEMBERED_LIMIT:
@@ -131,8 +130,7 @@ def fields_beside(config: Any, free: FreeFields) -> dict[str, Any]:
 def _build(model: Any, config: Any) -> Any:
     """The base's architecture with the adapter, on the meta device. Errors are transformers' and PEFT's own."""
     base_config = copy.deepcopy(model.config)
-    if hasattr(base_config, "quantization_config"):
-        del base_config.quantization_config  # packing changes the storage of weights, not the modules
+    vars(base_config).pop("quantization_config", None)  # packing changes the storage of weights, not the modules
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True  # others read the base's weights; names and shapes are the same
     with torch.device("meta"), warnings.catch_warnings():
