@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from registry import attestations
 from registry.attestations.keys import PrivateKey
@@ -84,14 +82,18 @@ def test_many_adapters_each_declare_their_own_inputs(cli: CommandRunner) -> None
 
 
 def test_exports_are_valid_for_other_programs(declared_cli: CommandRunner, tmp_path: Path) -> None:
-    bom = tmp_path / "bom.json"
+    # Here, because it builds grammars for seconds, which every test process would pay at collection.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    validator, bom = JsonStrictValidator(SchemaVersion.V1_6), tmp_path / "bom.json"
     declared_cli("lineage", "acme/support@1", "--format", "cyclonedx", "--out", bom)
     for ref in ("acme/support@1", "acme/support@2"):
         text = declared_cli("lineage", ref, "--format", "cyclonedx").stdout
-        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bom.read_text()) is None
+        assert validator.validate_str(text) is None
+    assert validator.validate_str(bom.read_text()) is None
     broken = json.loads(bom.read_text()) | {"components": [{"type": "adapter", "name": "x"}]}
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(broken)) is not None
+    assert validator.validate_str(json.dumps(broken)) is not None
     event = declared_cli("lineage", "acme/support@1", "--format", "openlineage").json
     assert {dataset["name"] for dataset in event["inputs"]} == {"tickets.jsonl", "acme/chats", "tiny-llama"}
     assert event["run"]["facets"]["adapterRegistry_trainerState"]["claimed"]["steps"] == 12
