@@ -2,6 +2,7 @@
 
 IDS are beginnings or patterns of cases' ids, such as `lora/plain` or `*/drop-kind:*`. Finished cases are in a journal:
 a run that was stopped goes on where it stopped, and after a change of the registry only the registry is asked again.
+PEFT makes AdaMSS with scikit-learn only, which nothing else here needs: install it beside the others to ask about it.
 """
 
 from __future__ import annotations
