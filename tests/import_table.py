@@ -42,6 +42,7 @@ TABLE = [
     _row("registry.adapters.card", "domain", "yaml"),
     _row("registry.strict.yaml", "domain", "yaml"),
     _row("registry.adapters.templates", "domain", "jinja2"),
+    _row("registry.hub.xet", "domain", "blake3 lz4"),
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "pydantic"),
@@ -220,11 +221,11 @@ def installed_name(module: str) -> str:
 
 
 def base_modules() -> list[str]:
-    """Modules of the base install: those whose row allows neither server nor worker, boto3, Jinja, transformers…"""
+    """Modules of the base install: those whose row allows neither server nor worker, boto3, Jinja, LZ4…"""
     return [
         module
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
-        and not {"boto3", "jinja2", "transformers", "uvicorn"} & (row_of(module) or TABLE[0]).packages
+        and not {"boto3", "jinja2", "lz4", "transformers", "uvicorn"} & (row_of(module) or TABLE[0]).packages
     ]

@@ -142,9 +142,18 @@ LIMITS = {
             "LINE_LIMIT_BYTES": "line of such a commit without its file",
         },
         "registry.server.hub.drafts": {"DRAFTS_LIMIT": "drafts of one adapter that a pusher has"},
-        "registry.server.hub.uploads": {
-            "IN_COMMIT_LIMIT_BYTES": "file in the commit of a client that would use Xet",
+        "registry.hub.xet.xorbs": {
+            "XORB_LIMIT_BYTES": "chunks of a xorb, unpacked",
+            "XORB_BODY_LIMIT_BYTES": "xorb, as it is sent",
+            "CHUNK_LIMIT_BYTES": "chunk of a xorb",
+            "CHUNKS_LIMIT": "chunks of a xorb",
         },
+        "registry.hub.xet.shards": {
+            "SHARD_LIMIT_BYTES": "shard of a Xet upload",
+            "SEGMENTS_LIMIT": "segments of all files of a shard",
+            "FILES_LIMIT": "files of a shard",
+        },
+        "registry.server.hub.xet.sessions": {"XORBS_LIMIT": "xorbs of one Xet upload"},
         "registry.server.routes.hub.pushing": {"BATCH_LIMIT": "files of one preupload or Git LFS batch"},
     },
     "Bases and lineage": {

@@ -136,15 +136,18 @@ def open_upload(
     settings: Settings,
     *,
     seconds: int = 0,
+    counted_bytes: int = 0,
 ) -> PushRow:
     """The open upload of the actor for an adapter, or a new one, with space for blobs of these sizes.
 
     It stays open for as long as a push, or for `seconds`. The transaction must write. Errors as of a plan of a push.
+    `counted_bytes` of the space count in quotas already.
     """
     actor.require(Scope.PUSH, name)
     row, now = find_upload(session, actor, name), db.now()
     until = now + timedelta(seconds=max(seconds, settings.push_hold_seconds))
-    quotas.check_before_staging(session, actor, name, sum(sizes.values()), is_new=row is None)
+    size_bytes = max(0, sum(sizes.values()) - counted_bytes)
+    quotas.check_before_staging(session, actor, name, size_bytes, is_new=row is None)
     if row is not None and references.extend_pushes(session, [row.id], until=until).get(row.id) is PushState.OPEN:
         return row
     row = PushRow(

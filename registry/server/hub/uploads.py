@@ -1,8 +1,7 @@
 """How the files of a Hub client get here: the mode of each file, and the links of its large ones (Git LFS batch).
 
 - Links need no headers, because clients send none. Bytes that a version visible to the actor has are not asked for.
-- huggingface_hub 1.20 and later send large files to Xet without asking, if they are installed with it. There is no Xet
-  here, so from these clients all but very large files come inside the commit.
+- huggingface_hub 1.20 and later send large files to Xet without asking, if they are installed with it (`hub.xet`).
 """
 
 from __future__ import annotations
@@ -12,25 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
+from sqlmodel import Session
 
 from registry import hub, names
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid
 from registry.findings import Finding
 from registry.hub.shapes import File
 from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow
+from registry.server.database.models import PushBlobRow, PushRow
 from registry.server.hub import drafts, refusals, version_push
 from registry.server.settings import Settings
 from registry.server.storage.blobs import AnyUpload, BlobStore, staging_key_of
 from registry.versions.files import kind_of, refusal_of
 
-IN_COMMIT_LIMIT_BYTES = 256 * 2**20
-"""Up to this size a file comes inside the commit from clients that would send it to Xet."""
-_HUB_VERSION = re.compile(r"\bhf_hub/(\d+)\.(\d+)")
 _UNSAFE = re.compile(r"(?:\A|/)(?:\.\.?)?(?:/|\Z)|[\\\0]")
 """What no honest client has in a path: a part that is empty, `.` or `..`, a backslash or NUL."""
 
@@ -46,18 +43,12 @@ class FileMode:
     """The identity of the file at the branch now, so that an unchanged one is not sent."""
 
 
-def uses_xet(agent: str) -> bool:
-    """Whether a client sends large files to Xet without asking the server."""
-    version = _HUB_VERSION.search(agent)
-    return version is not None and (int(version[1]), int(version[2])) >= (1, 20)
-
-
-def choose_modes(files: Sequence[tuple[str, int]], current: Mapping[str, File], *, agent: str) -> list[FileMode]:
+def choose_modes(files: Sequence[tuple[str, int]], current: Mapping[str, File]) -> list[FileMode]:
     """The mode of each file, given as path and size. `Invalid` for a path that is unsafe or of a whole model."""
-    return [_choose_mode(path, size_bytes, current.get(path), agent) for path, size_bytes in files]
+    return [_choose_mode(path, size_bytes, current.get(path)) for path, size_bytes in files]
 
 
-def _choose_mode(path: str, size_bytes: int, current: File | None, agent: str) -> FileMode:
+def _choose_mode(path: str, size_bytes: int, current: File | None) -> FileMode:
     if _UNSAFE.search(path):
         names.file_path(path)
     refusals.refuse_model_file(path)
@@ -68,8 +59,6 @@ def _choose_mode(path: str, size_bytes: int, current: File | None, agent: str) -
     if kind_of(path) is None:
         return FileMode(path, False, f"{path} {refusal_of(path).message}")
     is_large = hub.is_large(drafts.describe(path, Digest.of(b""), size_bytes))
-    if is_large and uses_xet(agent) and size_bytes <= IN_COMMIT_LIMIT_BYTES:
-        return FileMode(path, False)
     return FileMode(path, is_large, oid=current.etag if current is not None else "")
 
 
@@ -94,17 +83,12 @@ def request_uploads(
 ) -> list[LargeFile]:
     """Where to send each of these blobs, unless the actor has it. Errors as of a plan of a push."""
     with db.session(engine, write=False) as session:
-        readable = version_push.find_readable(session, actor, sizes)
-        upload = drafts.find_upload(session, actor, name)
-        missing = {digest: size for digest, size in sizes.items() if digest not in readable}
-        located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
-        staged = {digest: row for digest, row in located.items() if _is_sent(row, missing[digest])}
+        missing, staged = find_missing(session, actor, name, sizes)
         new = {digest: size for digest, size in missing.items() if digest not in staged}
         db.begin_writing(session)
-        upload = drafts.open_upload(session, actor, name, new, settings)
-        drafts.hold_blobs(session, upload, {digest: staging_key_of(upload.id, digest) for digest in new}, new)
+        upload = reserve(session, actor, name, new, settings)
     failpoints.reach("hub.lfs.after_rows")
-    arrived = {digest for digest, row in staged.items() if _has_arrived(blobs, drafts.key_of_blob(row), row.size_bytes)}
+    arrived = find_arrived(blobs, staged)
     uploads: dict[Digest, AnyUpload] = {}
     for digest in missing.keys() - arrived:
         uploads[digest] = blobs.presign_any(
@@ -115,6 +99,35 @@ def request_uploads(
         with db.session(engine) as session:
             drafts.hold_blobs(session, upload, moved, missing)
     return [LargeFile(digest, size, uploads.get(digest)) for digest, size in sizes.items()]
+
+
+def find_missing(
+    session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int]
+) -> tuple[dict[Digest, int], dict[Digest, PushBlobRow]]:
+    """Those of these blobs that no version visible to the actor has, and the rows of those that its upload stages."""
+    readable = version_push.find_readable(session, actor, sizes)
+    upload = drafts.find_upload(session, actor, name)
+    missing = {digest: size for digest, size in sizes.items() if digest not in readable}
+    located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
+    return missing, {digest: row for digest, row in located.items() if _is_sent(row, missing[digest])}
+
+
+def reserve(
+    session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int], settings: Settings,
+    *, counted_bytes: int = 0,
+) -> PushRow:  # fmt: skip
+    """The upload of the actor, with a row and a staging key for each of these blobs. The transaction must write.
+
+    `counted_bytes` of them count in quotas already. Errors as of a plan of a push.
+    """
+    upload = drafts.open_upload(session, actor, name, sizes, settings, counted_bytes=counted_bytes)
+    drafts.hold_blobs(session, upload, {digest: staging_key_of(upload.id, digest) for digest in sizes}, sizes)
+    return upload
+
+
+def find_arrived(blobs: BlobStore, staged: Mapping[Digest, PushBlobRow]) -> set[Digest]:
+    """Those of these blobs whose bytes the store has, with the size of their row."""
+    return {digest for digest, row in staged.items() if _has_arrived(blobs, drafts.key_of_blob(row), row.size_bytes)}
 
 
 def _is_sent(blob: PushBlobRow, size_bytes: int) -> bool:
@@ -147,12 +160,3 @@ def verify_upload(
         blobs.complete_parts(key, row.size_bytes)
     if row.size_bytes != size_bytes or not _has_arrived(blobs, key, size_bytes):
         raise version_push.not_uploaded([drafts.describe(f"sha256:{digest.hex}", digest, size_bytes)])
-
-
-def refuse_xet() -> RegistryError:
-    """The error for a client that asks for a Xet token."""
-    return Invalid(
-        "REQUEST_INVALID",
-        f"this registry has no Xet, and a file over {IN_COMMIT_LIMIT_BYTES // 2**20} MiB does not fit into a commit",
-        next_step="set HF_HUB_DISABLE_XET=1 before Python starts, or use `adapter push`",
-    )

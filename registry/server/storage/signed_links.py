@@ -53,7 +53,7 @@ class LinkSigner:
         """Return the relative URL of a link. `owner`: as `Actor.link_owner` says it."""
         until = int(time.time()) + min(seconds, LIMIT_SECONDS)
         target = f"{LINKS}{key}?size={size_bytes}&until={until}&owner={owner}"
-        return f"{target}&signature={self._signature(method, target)}"
+        return f"{target}&signature={self.sign_text(method, target)}"
 
     def check(self, method: str, target: str) -> SignedLink:
         """Return what the path and query of a request allow. `Unavailable` (LINK_INVALID) for nothing."""
@@ -71,11 +71,12 @@ class LinkSigner:
         match = _TARGET.match(target)
         if match is None or method not in METHODS:
             return None
-        signature = self._signature(method, target.rpartition("&signature=")[0])
+        signature = self.sign_text(method, target.rpartition("&signature=")[0])
         if not hmac.compare_digest(signature, match["signature"]) or time.time() >= int(match["until"]):
             return None
         owner, *shares = match["owner"].split(".")
         return SignedLink(match["key"], int(match["size"]), owner, *(shares or [owner]))
 
-    def _signature(self, method: str, target: str) -> str:
-        return hmac.digest(self._secret().encode(), f"{method} {target}".encode(), hashlib.sha256).hex()
+    def sign_text(self, purpose: str, text: str) -> str:
+        """Return the signature of a text. `purpose` is one word: the method of a link, or what else the text is for."""
+        return hmac.digest(self._secret().encode(), f"{purpose} {text}".encode(), hashlib.sha256).hex()

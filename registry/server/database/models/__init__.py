@@ -60,6 +60,7 @@ from registry.server.database.models.content import (
     VersionNormsRow,
     VersionRow,
     VersionTagRow,
+    XorbRow,
 )
 from registry.server.database.models.jobs import (
     BaseThresholdsRow,

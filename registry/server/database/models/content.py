@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint, false, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, false, text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -375,6 +375,19 @@ class DraftRow(CreatedColumns, table=True):
     revision: str
     message: str = Field(default="", sa_type=Text)
     updated_at: datetime = Field(sa_type=UtcTime)
+
+
+class XorbRow(SQLModel, table=True):
+    """A xorb that a Xet client has sent, staged unpacked under its SHA-256. It goes with its session.
+
+    `chunk_ends`: where each chunk ends in the unpacked bytes, as little-endian u32.
+    """
+
+    __tablename__ = "xorb"
+    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
+    hash: str = Field(primary_key=True)
+    digest: str
+    chunk_ends: bytes = Field(sa_type=LargeBinary)
 
 
 class DraftFileRow(SQLModel, table=True):

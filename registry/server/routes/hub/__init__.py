@@ -7,6 +7,6 @@ Its routes come after the registry's own and never match their paths. Each decla
 
 from __future__ import annotations
 
-from registry.server.routes.hub import files, pushing, repositories, writing
+from registry.server.routes.hub import files, pushing, repositories, writing, xet
 
-ROUTERS = (repositories.router, pushing.router, writing.router, files.router)
+ROUTERS = (repositories.router, pushing.router, xet.router, writing.router, files.router)

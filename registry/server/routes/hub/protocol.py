@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from registry.api import PREFIX
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
+from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.http.routing import Handler, SingleThreadRoute, run_in_relay_thread, stream_in_threads
 from registry.server.hub import repositories
@@ -101,6 +102,12 @@ class PushRoute(HubRoute):
 
 
 # ------------------------------------------------------------------ clients
+def adapter_of(request: Request) -> AdapterName:
+    """Return the adapter in the path, which Git LFS writes with `.git` at its end."""
+    name = request.path_params["name"].removesuffix(".git")
+    return repositories.parse_name(request.path_params["namespace"], name)
+
+
 def base_url(request: Request) -> str:
     """Return the URL of this server for clients: from the settings, else as this client reached it."""
     return str(request.app.state.settings.public_url or request.base_url).rstrip("/")

@@ -7,22 +7,19 @@ The answer of a commit says in X-HF-Warning, which clients print, what has becom
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 from collections.abc import Iterator
 from functools import partial
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.background import BackgroundTask
-from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge, printable
 from registry.evaluation.verdicts import Verdict
-from registry.hub.operations import BODY_LIMIT_BYTES, CommitRequest, read_commit
+from registry.hub.operations import BODY_LIMIT_BYTES, Body, read_commit
 from registry.hub.shapes import Json
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -38,13 +35,14 @@ from registry.server.http.dependencies import (
     RequireScope,
     SettingsDep,
 )
-from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body, spool_body
+from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.http.routing import run_for
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
-from registry.server.push import background, commit
+from registry.server.push import commit
 from registry.server.routes.hub import protocol
+from registry.server.routes.hub.bodies import with_body
 from registry.server.routes.hub.protocol import PushRoute
 from registry.server.routes.hub.writing import MODEL, read_json
 from registry.versions.files import FILE_LIMIT_BYTES
@@ -55,11 +53,6 @@ LFS_TYPE = "application/vnd.git-lfs+json"
 BATCH_LIMIT = 1000
 WARNING_LIMIT = 1000
 CreatePr = Annotated[str, Query(max_length=20)]
-
-
-def _adapter_of(request: Request) -> AdapterName:
-    name = request.path_params["name"].removesuffix(".git")
-    return repositories.parse_name(request.path_params["namespace"], name)
 
 
 def _refuse_pull_request(create_pr: str) -> None:
@@ -74,14 +67,14 @@ def choose_modes(
 ) -> Response:
     """Say of each file whether it is sent in the commit or apart, or is left out."""
     _refuse_pull_request(create_pr)
-    name = _adapter_of(request)
+    name = protocol.adapter_of(request)
     files = [(path, size) for path, size in _files(read_json(request))]
     head = commits.find_head(engine, actor, name, revision)
     tree = {path: head.files[path] for path, _ in files if path in head.files}
     if head.version is not None and head.draft is None:
         descriptors = [file.descriptor for file in tree.values()]
         tree = {f.descriptor.path: f for f in repositories.with_git_ids(engine, blobs, head.version.id, descriptors)}
-    modes = uploads.choose_modes(files, tree, agent=request.headers.get("user-agent", ""))
+    modes = uploads.choose_modes(files, tree)
     answer = [
         {"path": mode.path, "uploadMode": "lfs" if mode.is_large else "regular", "shouldIgnore": bool(mode.ignored)}
         | ({"oid": mode.oid} if mode.oid else {})
@@ -111,7 +104,7 @@ def request_uploads(
     request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep
 ) -> Response:
     """Links for large files, as Git LFS has them."""
-    fields, name = read_json(request), _adapter_of(request)
+    fields, name = read_json(request), protocol.adapter_of(request)
     if fields.get("operation") != "upload":
         raise Invalid("REQUEST_INVALID", "operation: only `upload` is served; download files by their path")
     sizes = dict(_objects(fields))
@@ -164,23 +157,17 @@ def complete_parts() -> Json:
 @router.post(LFS + "/verify")
 def verify_upload(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep) -> Json:
     """Check that a large file has arrived."""
-    name = _adapter_of(request)
+    name = protocol.adapter_of(request)
     digest, size_bytes = _object(read_json(request))
     commits.require_target(engine, actor, name)
     uploads.verify_upload(engine, actor, name, digest, size_bytes, blobs=blobs)
     return {}
 
 
-@router.get(MODEL + "/xet-write-token/{rest:path}")
-def refuse_xet(_actor: Pusher) -> Response:
-    """Refuse: there is no Xet here."""
-    raise uploads.refuse_xet()
-
-
 @router.get(MODEL + "/auth-check/write")
 def check_write_access(request: Request, actor: Pusher, engine: EngineDep) -> dict[str, bool]:
     """Whether the token may push to this adapter."""
-    commits.require_target(engine, actor, _adapter_of(request))
+    commits.require_target(engine, actor, protocol.adapter_of(request))
     return {"ok": True}
 
 
@@ -191,31 +178,17 @@ async def commit_files(
 ) -> Response:
     """Commit to a branch."""
     _refuse_pull_request(create_pr)
-    state, name = request.app.state, _adapter_of(request)
+    state, name = request.app.state, protocol.adapter_of(request)
     request.state.unread_body = True
     await run_for(actor, commits.find_head, engine, actor, name, revision)
-    budget, owner = state.disk_budget, actor.shares
-    with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
-        size_bytes = await spool_body(request, actor, spool, budget, BODY_LIMIT_BYTES)
-        request.state.unread_body = False
-        try:
-            actor = await run_in_threadpool(RequireScope(Scope.PUSH).check_again, request)  # the body may take hours
-            with state.freshness.during_write(), background.push_in_progress(engine):
-                outcome = await run_for(actor, _commit, request, actor, name, revision, spool)
-        finally:
-            budget.change(owner, -size_bytes)
-    return _answer(request, actor, name, outcome)
 
-
-def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, spool: IO[bytes]) -> CommitOutcome:
-    state = request.app.state
-    if not spool.tell():
-        raise Invalid("REQUEST_INVALID", "the commit is empty")
-    with mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) as body:
-        committed: CommitRequest = read_commit(body)
+    def run(actor: Actor, body: Body) -> CommitOutcome:
+        committed = read_commit(body)
         branch = commits.parse_branch(name, revision)
-        committer = Committer(state.engine, state.blobs, state.settings, actor, name, branch, committed)
-        return committer.run()
+        return Committer(state.engine, state.blobs, state.settings, actor, name, branch, committed).run()
+
+    outcome = await with_body(request, RequireScope(Scope.PUSH), BODY_LIMIT_BYTES, run)
+    return _answer(request, actor, name, outcome)
 
 
 def _answer(request: Request, actor: Actor, name: AdapterName, outcome: CommitOutcome) -> Response:
@@ -264,7 +237,7 @@ def _warn(response: Response, topic: str, text: str) -> None:
 @router.get("/{namespace}/{name}/commit/{revision}")
 def show_commit(request: Request, actor: Puller, engine: EngineDep, revision: str) -> Response:
     """Lead to the version that a commit is; a draft is answered as a commit."""
-    name = _adapter_of(request)
+    name = protocol.adapter_of(request)
     with db.session(engine, write=False) as session:
         commit = revisions.find(session, actor, name, revision)
     if commit.version is None:

@@ -163,7 +163,7 @@ def validate_card(request: Request, _actor: Pusher) -> Json:
 @router.post(MODEL + "/branch/{branch}")
 def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep, branch: str) -> Json:
     """Create an alias at a version, through its gate. In a repository without a version: an empty draft."""
-    adapter = _adapter_of(request)
+    adapter = protocol.adapter_of(request)
     start = _text(read_json(request), "startingPoint") or NEWEST
     alias = str(names.alias(branch.removeprefix("refs/heads/")))
     with db.session(engine) as session:
@@ -184,7 +184,7 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
 @router.delete(MODEL + "/branch/{branch}")
 def delete_branch(request: Request, actor: Pusher, engine: EngineDep, branch: str) -> Json:
     """Delete the caller's draft on a branch. An alias stays."""
-    adapter = _adapter_of(request)
+    adapter = protocol.adapter_of(request)
     alias = commits.parse_branch(adapter, branch)
     with db.session(engine) as session:
         mine = [d for d in revisions.require_repository(session, actor, adapter) if d.branch == alias]
@@ -202,7 +202,7 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, branch: st
 @router.delete(MODEL + "/tag/{revision}")
 def change_tag(request: Request, actor: Pusher, engine: EngineDep, revision: str) -> Json:
     """Refuse: the tags of an adapter are the numbers of its versions. 409 for the one that the version has."""
-    adapter = _adapter_of(request)
+    adapter = protocol.adapter_of(request)
     tag = _text(read_json(request), "tag")
     with db.session(engine, write=False) as session:
         revisions.require_repository(session, actor, adapter)
@@ -219,11 +219,7 @@ def change_tag(request: Request, actor: Pusher, engine: EngineDep, revision: str
 @router.post(MODEL + "/super-squash/{revision}")
 def squash(request: Request, actor: Pusher, engine: EngineDep, revision: str) -> Json:
     """Refuse: versions stay."""
-    adapter = _adapter_of(request)
+    adapter = protocol.adapter_of(request)
     with db.session(engine, write=False) as session:
         revisions.find(session, actor, adapter, revision)
     refusals.refuse("the versions of an adapter are not squashed: each stays as it is", "push another version")
-
-
-def _adapter_of(request: Request) -> AdapterName:
-    return repositories.parse_name(request.path_params["namespace"], request.path_params["name"])

@@ -1,0 +1,93 @@
+"""Make the files that a shard describes from the xorbs of its session, as bytes of the client's upload.
+
+- A file that has arrived, or that a version visible to the actor has, needs no xorb: so a repeated shard succeeds.
+- All segments are checked before anything is written. Then each file is written and hashed piece by piece.
+- Quotas count a xorb until its session ends, so the files count only for what they have beyond the xorbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+from registry.digest import Digest
+from registry.errors import Conflict, Invalid
+from registry.findings import Finding
+from registry.hub.operations import Body
+from registry.hub.xet.shards import Segment, ShardFile, read_files
+from registry.server import failpoints
+from registry.server.database import db
+from registry.server.database.models import XorbRow
+from registry.server.hub import uploads, version_push
+from registry.server.hub.xet import sessions
+from registry.server.hub.xet.sessions import XetSession
+from registry.server.storage.blobs import staging_key_of
+
+Span = tuple[str, int, int]
+"""A key, and the range of its bytes: start and length."""
+
+
+def make(xet: XetSession, shard: Body) -> list[str]:
+    """Make the files of a shard and end its session; return the staging keys that can be deleted.
+
+    `Conflict` (UPLOAD_INCOMPLETE) for a xorb that the session does not have, `Invalid` (BLOB_MISMATCH) for a segment
+    that is not in its xorb and for a file with another SHA-256, and the errors of a plan of a push.
+    """
+    files = read_files(shard)
+    if not files:
+        return []
+    sizes = _sizes_of(files)
+    with db.session(xet.engine, write=False) as session:
+        missing, staged = uploads.find_missing(session, xet.actor, xet.name, sizes)
+    absent = missing.keys() - uploads.find_arrived(xet.blobs, staged)
+    needed = {file.digest: file.segments for file in files if file.digest in absent}
+    with db.session(xet.engine, write=False) as session:
+        xorbs = sessions.find_xorbs(session, xet.prefix, {s.xorb for segments in needed.values() for s in segments})
+        counted_bytes = sessions.count_staged_bytes(session, xet.prefix)
+    counted_bytes += sum(staged[digest].size_bytes for digest in staged.keys() & needed.keys())
+    spans = {file: [_locate(file, segment, xorbs) for segment in segments] for file, segments in needed.items()}
+    _write(xet, spans, sizes, counted_bytes)
+    failpoints.reach("hub.shard.written")
+    with db.session(xet.engine) as session:
+        keys = sessions.end(session, xet.prefix)
+        failpoints.reach("hub.shard.before_commit")
+    return keys
+
+
+def _write(
+    xet: XetSession, spans: Mapping[Digest, Sequence[Span]], sizes: Mapping[Digest, int], counted_bytes: int
+) -> None:
+    """Write files as bytes of the client's upload."""
+    if not spans:
+        return
+    with db.session(xet.engine) as session:
+        reserved = {digest: sizes[digest] for digest in spans}
+        upload = uploads.reserve(session, xet.actor, xet.name, reserved, xet.settings, counted_bytes=counted_bytes)
+    for digest, ranges in spans.items():
+        chunks = chain.from_iterable(xet.blobs.open(*span) for span in ranges)
+        version_push.write_blob(xet.engine, xet.blobs, staging_key_of(upload.id, digest), chunks, sizes[digest])
+
+
+def _sizes_of(files: Iterable[ShardFile]) -> dict[Digest, int]:
+    sizes: dict[Digest, int] = {}
+    for file in files:
+        if sizes.setdefault(file.digest, file.size_bytes) != file.size_bytes:
+            raise Invalid("REQUEST_INVALID", f"shard: gives {file.digest} two sizes")
+    return sizes
+
+
+def _locate(file: Digest, segment: Segment, xorbs: Mapping[str, XorbRow]) -> Span:
+    """The range of the bytes of a segment. `Conflict` and `Invalid` as of `make`."""
+    xorb = xorbs.get(segment.xorb)
+    if xorb is None:
+        message = f"is made of xorb {segment.xorb}, which this session does not have"
+        raise Conflict(
+            "UPLOAD_INCOMPLETE", f"{file} {message}", findings=[Finding("blob.unknown", file, message)],
+            next_step="upload again: a session ends with its first shard, or when its xorbs expire",
+        )  # fmt: skip
+    start, end = sessions.locate(xorb, segment.first, segment.end)
+    if end - start != segment.size_bytes:
+        run = f"chunks {segment.first} to {segment.end} of xorb {segment.xorb}"
+        message = f"has a segment of {segment.size_bytes} bytes, and {run} have {end - start}"
+        raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", file, message))
+    return sessions.key_of_xorb(xorb), start, segment.size_bytes
