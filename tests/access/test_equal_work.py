@@ -27,6 +27,7 @@ from tests import samples
 from tests.access.tenants import of_subject, send
 from tests.harness import Harness, send_blob
 from tests.hub.commits import Pusher, add
+from tests.hub.xet import XetClient
 from tests.memory_blobs import MemoryBlobs
 
 pytestmark = pytest.mark.security
@@ -196,7 +197,26 @@ def test_a_hub_client_pushes_the_bytes_of_another_tenant_with_the_same_calls(har
     assert work[0] == work[1]
 
 
+def test_a_xet_client_sends_the_bytes_of_another_tenant_with_the_same_calls(harness: Harness, stored: Calls) -> None:
+    make_folders(harness.blobs)
+    pusher = Pusher(harness, harness.issue("push", namespaces=["globex"])[1], "globex/own")
+    same, other = (files[samples.WEIGHTS] for files in (harness.files(), harness.files()))
+    harness.push("acme/support", harness.files() | {samples.WEIGHTS: same})
+    pusher.create()
+    XetClient(pusher).upload(harness.files()[samples.WEIGHTS])
+    clients = [XetClient(pusher), XetClient(pusher)]
+    work = [
+        work_of(harness, stored, partial(client.upload, data))
+        for client, data in zip(clients, (same, other), strict=True)
+    ]
+    assert work[0] == work[1]
+    assert any("xorb" in statement for statement in work[0][0])
+
+
 HUB_REQUESTS: dict[str, Any] = {
+    "GET /api/models/{}/xet-write-token/main": None,
+    f"POST /api/models/{{}}/xet/one/v1/xorbs/default/{'0' * 64}": {},
+    "POST /api/models/{}/xet/one/v1/shards": {},
     "POST /api/models/{}/preupload/main": {"files": [{"path": "README.md", "size": 1}]},
     "POST /{}.git/info/lfs/objects/batch": {"operation": "upload", "objects": [{"oid": "0" * 64, "size": 1}]},
     "POST /{}.git/info/lfs/objects/verify": {"oid": "0" * 64, "size": 1},

@@ -29,6 +29,10 @@ HUB = {
     "hub.draft.before_commit": 2,
     "hub.lfs.after_rows": 1,
     "hub.commit.staged": 2,
+    "hub.xorb.after_rows": 1,
+    "hub.xorb.stored": 1,
+    "hub.shard.written": 1,
+    "hub.shard.before_commit": 1,
     "hub.version.planned": 1,
     "hub.version.before_commit": 1,
 }

@@ -1,4 +1,4 @@
-"""Pushes by the Hub API as its clients send them, each step repeated until the server answers."""
+"""Pushes by the Hub API as its clients send them, by Git LFS and by Xet, each step repeated until the server answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import httpx
 
 from tests import samples
 from tests.faults.servers import Server
+from tests.hub import xet
 
 CARD = "README.md"
 PAUSE_SECONDS = 0.1
@@ -20,10 +21,15 @@ Result = TypeVar("Result")
 
 
 def push(server: Server, name: str, folder: Path) -> str:
-    """Push a folder by two commits, a draft and a version; return the commit id of the version."""
+    """Push a folder by two commits, a draft and a version; return the commit id of the version.
+
+    The weights are sent by Git LFS, the configuration by Xet.
+    """
     organization, word = name.split("/")
     weights = (folder / samples.WEIGHTS).read_bytes()
     oid = sha256(weights).hexdigest()
+    config = (folder / samples.CONFIG).read_bytes()
+    config_oid = sha256(config).hexdigest()
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
 
         def create() -> None:
@@ -38,6 +44,15 @@ def push(server: Server, name: str, folder: Path) -> str:
                     sent = httpx.put(item["actions"]["upload"]["href"], content=weights)
                     assert sent.status_code < 300, sent.text
 
+        def upload_by_xet() -> None:
+            answer = client.get(f"/api/models/{name}/xet-write-token/main").json()
+            xorb = xet.xorb_of(xet.split(config, 100))
+            xet_headers = {"Authorization": f"Bearer {answer['accessToken']}"}
+            shard = xet.shard_of((config_oid, [xorb.segment()]))
+            for path, body in ((f"xorbs/default/{xorb.hash}", xorb.body), ("shards", shard)):
+                sent = client.post(f"{answer['casUrl']}/v1/{path}", content=body, headers=xet_headers)
+                assert sent.status_code == 200, sent.text
+
         def commit(*lines: Mapping[str, object]) -> str:
             header = {"key": "header", "value": {"summary": "A push"}}
             body = "".join(json.dumps(line) + "\n" for line in (header, *lines))
@@ -46,10 +61,12 @@ def push(server: Server, name: str, folder: Path) -> str:
             return str(answer.json()["commitOid"])
 
         large = {"key": "lfsFile", "value": {"path": samples.WEIGHTS, "oid": oid, "size": len(weights)}}
+        by_xet = {"key": "lfsFile", "value": {"path": samples.CONFIG, "oid": config_oid, "size": len(config)}}
         _repeat(server, create)
         _repeat(server, lambda: commit(_file(folder, CARD)))
         _repeat(server, upload)
-        return _repeat(server, lambda: commit(_file(folder, samples.CONFIG), large))
+        _repeat(server, upload_by_xet)
+        return _repeat(server, lambda: commit(by_xet, large))
 
 
 def _file(folder: Path, path: str) -> dict[str, object]:

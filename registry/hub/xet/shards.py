@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
-from registry.versions.files import FILE_LIMIT_BYTES
 from registry.hub.operations import OPERATIONS_LIMIT, Body
 from registry.hub.xet.hashes import to_text
 from registry.hub.xet.xorbs import CHUNKS_LIMIT
+from registry.versions.files import FILE_LIMIT_BYTES
 
 SHARD_LIMIT_BYTES = 64 * 2**20
 SEGMENTS_LIMIT = 2**16
