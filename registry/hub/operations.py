@@ -38,12 +38,12 @@ _OID = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Body(Protocol):
-    """The bytes of a request: `bytes`, or a file in memory."""
+    """The bytes of a request: `bytes`, or a file."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, span: slice, /) -> bytes: ...
     def find(self, part: bytes, start: int, end: int, /) -> int:
-        """Return where `part` begins, or -1."""
+        """Return where `part`, which is one byte, is; or -1."""
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,9 @@ def test_no_other_token_repository_or_tenant_reaches_a_session(harness: Harness,
     other_repository.create()
     other_tenant = Pusher(harness, harness.issue("push", namespaces=["globex"])[1], "globex/own")
     other_tenant.create()
-    for stranger in (other_token, other_repository, other_tenant):
-        if stranger is other_token:
-            stranger.create()
-        theirs = XetClient(stranger)
+    other_token.create()
+    for other in (other_token, other_repository, other_tenant):
+        theirs = XetClient(other)
         theirs.url = theirs.url.rpartition("/")[0] + "/" + client.url.rpartition("/")[2]
         refused(theirs.send_shard(shard), 422, "does not have")
         assert theirs.send_xorb(xorb).json() == {"was_inserted": True}, "nothing says that someone has it"

@@ -28,8 +28,7 @@ _INDEX = b"XETBLOB"
 def read_chunks(body: Body) -> Iterator[bytes]:
     """Yield the unpacked chunks. `Invalid` (REQUEST_INVALID) and `TooLarge` (SIZE_INVALID) name the chunk."""
     at, number, total, end = 0, 0, 0, len(body)
-    while at < end and body[at : at + len(_INDEX)] != _INDEX:
-        header = body[at : at + _HEADER_BYTES]
+    while at < end and not (header := body[at : at + _HEADER_BYTES]).startswith(_INDEX):
         if len(header) < _HEADER_BYTES or header[0] != 0:
             raise _invalid(number, "has no header")
         packed, unpacked = int.from_bytes(header[1:4], "little"), int.from_bytes(header[5:8], "little")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 import tempfile
 from collections.abc import Callable
 from typing import IO, TypeVar
@@ -19,6 +19,7 @@ from registry.server.http.routing import run_in_store_thread
 from registry.server.push import background
 
 Result = TypeVar("Result")
+WINDOW_BYTES = 64 * 2**10
 
 
 async def with_body(
@@ -35,15 +36,33 @@ async def with_body(
         size_bytes = await spool_body(request, actor, spool, state.disk_budget, limit_bytes)
         request.state.unread_body = False
         try:
+            if not size_bytes:
+                raise Invalid("REQUEST_INVALID", "the body is empty")
             actor = await run_in_threadpool(access.check_again, request)  # the body may take hours
             with state.freshness.during_write(), background.push_in_progress(state.engine):
-                return await run_in_store_thread(_work, actor, spool, work)
+                return await run_in_store_thread(work, actor, SpooledBody(spool, size_bytes))
         finally:
             state.disk_budget.change(actor.shares, -size_bytes)
 
 
-def _work(actor: Actor, spool: IO[bytes], work: Callable[[Actor, Body], Result]) -> Result:
-    if not spool.tell():
-        raise Invalid("REQUEST_INVALID", "the body is empty")
-    with mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) as body:
-        return work(actor, body)
+class SpooledBody:
+    """A body on disk. Parts of it are read when they are needed: a mapped file would count as memory."""
+
+    def __init__(self, file: IO[bytes], size_bytes: int) -> None:
+        self._descriptor = file.fileno()
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __getitem__(self, span: slice) -> bytes:
+        start, end, _ = span.indices(self._size_bytes)
+        return os.pread(self._descriptor, max(end - start, 0), start)
+
+    def find(self, part: bytes, start: int, end: int) -> int:
+        """Return where one byte is, or -1."""
+        for at in range(start, end, WINDOW_BYTES):
+            position = self[at : min(at + WINDOW_BYTES, end)].find(part)
+            if position >= 0:
+                return at + position
+        return -1
