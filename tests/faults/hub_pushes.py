@@ -1,4 +1,4 @@
-"""Pushes by the Hub API as its clients send them, by Git LFS and by Xet, each step repeated until the server answers."""
+"""Pushes by the Hub API as its clients send them, by Git LFS and Xet, each step repeated until the server answers."""
 
 from __future__ import annotations
 

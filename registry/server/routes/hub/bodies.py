@@ -15,7 +15,7 @@ from registry.hub.operations import Body
 from registry.server.actors import Actor
 from registry.server.http.dependencies import RequireScope
 from registry.server.http.request_body import spool_body
-from registry.server.http.routing import run_in_store_thread
+from registry.server.http.routing import run_for
 from registry.server.push import background
 
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ async def with_body(
                 raise Invalid("REQUEST_INVALID", "the body is empty")
             actor = await run_in_threadpool(access.check_again, request)  # the body may take hours
             with state.freshness.during_write(), background.push_in_progress(state.engine):
-                return await run_in_store_thread(work, actor, SpooledBody(spool, size_bytes))
+                return await run_for(actor, work, actor, SpooledBody(spool, size_bytes))
         finally:
             state.disk_budget.change(actor.shares, -size_bytes)
 
