@@ -100,6 +100,11 @@ class LiveServer:
         default_headers = {"Authorization": f"Bearer {self.server.token}", "User-Agent": agent, **headers}
         return httpx.Client(base_url=self.server.url, headers=default_headers)
 
+    def xet_uploads(self) -> int:
+        """How many shards the server has received."""
+        log = self.server.log
+        return log.read_text().count("/v1/shards status=200") if log is not None else 0
+
     def no_token_left_home(self) -> None:
         """Fails when the store ever saw a token of ours, in a header or in a target."""
         leaked = [head for head in self.proxy.heads if "authorization:" in head.lower()]
@@ -121,7 +126,10 @@ def running(object_store: str, bucket: str, folder: Path) -> Iterator[LiveServer
             "REGISTRY_BLOBS": f"s3://{bucket}/{uuid.uuid4().hex}", "REGISTRY_S3_PUBLIC_ENDPOINT": proxy.endpoint,
             **{key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")},
         }  # fmt: skip
-        with Server(environment).running() as server, Registry(server.url, server.token) as registry:
+        with (
+            Server(environment, folder / "server.log").running() as server,
+            Registry(server.url, server.token) as registry,
+        ):
             proxy.watch(server.token)
             live = LiveServer(server, proxy, registry, spec_of(samples.llama()))
             registry.add_base(BaseAdd(spec=live.base))

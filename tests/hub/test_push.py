@@ -24,6 +24,7 @@ BLOCK = re.compile(r"^    (hf upload .*)$", re.MULTILINE)
 
 def test_the_newest_client_pushes_drafts_and_versions(live: LiveServer, tmp_path: Path) -> None:
     pushes.check_python(live, Path(sys.executable), tmp_path, "acme/newest")
+    assert live.xet_uploads() > 0, "it sends weights by Xet"
 
 
 def test_the_command_of_the_page_pushes_a_folder(live: LiveServer, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ SCRIPT = Path(__file__).with_name("_javascript_push.mjs")
 def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[LiveServer]:
     """A server whose store is a folder. Nothing is sent through the proxy."""
     folder = tmp_path_factory.mktemp("local")
-    server = Server({"REGISTRY_DATA": str(folder)})
+    server = Server({"REGISTRY_DATA": str(folder)}, folder / "server.log")
     with RecordingProxy(object_store) as proxy, server.running(), Registry(server.url, server.token) as registry:
         live = LiveServer(server, proxy, registry, spec_of(samples.llama()))
         registry.add_base(BaseAdd(spec=live.base))
@@ -59,6 +59,36 @@ def test_each_generation_of_huggingface_hub_pushes(store: LiveServer, tmp_path: 
 
 def test_the_newest_pushes_to_a_folder(local: LiveServer, tmp_path: Path) -> None:
     pushes.check_python(local, Path(sys.executable), tmp_path, "acme/newest")
+
+
+LARGE = """
+import hashlib, json, os, pathlib, sys
+from huggingface_hub import HfApi, hf_hub_download
+name, size = json.loads(sys.argv[1])
+folder = pathlib.Path("large"); folder.mkdir()
+with open(folder / "adapter_model.safetensors", "wb") as file:
+    header = json.dumps({"x": {"data_offsets": [0, size], "dtype": "U8", "shape": [size]}}).encode()
+    file.write(len(header).to_bytes(8, "little") + header)
+    for _ in range(size // 10**6):
+        file.write(os.urandom(10**6))
+api = HfApi()
+api.create_repo(name)
+api.upload_folder(repo_id=name, folder_path=folder)
+def sum_of(path):
+    return hashlib.file_digest(open(path, "rb"), "sha256").hexdigest()
+pulled = hf_hub_download(name, "adapter_model.safetensors", local_dir="pulled")
+print(json.dumps([sum_of(folder / "adapter_model.safetensors"), sum_of(pulled)]))
+"""
+
+
+def test_the_newest_sends_a_large_file_by_xet(store: LiveServer, tmp_path: Path) -> None:
+    """No variable is set; before, 256 MiB were the limit of these clients."""
+    before = store.xet_uploads()
+    pushed, pulled = lives.last_line(
+        store.run([sys.executable, "-c", LARGE, json.dumps(["acme/large", 300 * 10**6])], tmp_path)
+    )
+    assert pushed == pulled
+    assert store.xet_uploads() > before
 
 
 MANY = """
