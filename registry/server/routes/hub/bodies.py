@@ -31,6 +31,7 @@ async def with_body(
     """
     state = request.app.state
     actor: Actor = request.state.actor
+    owner = actor.shares
     request.state.unread_body = True
     with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
         size_bytes = await spool_body(request, actor, spool, state.disk_budget, limit_bytes)
@@ -42,7 +43,7 @@ async def with_body(
             with state.freshness.during_write(), background.push_in_progress(state.engine):
                 return await run_for(actor, work, actor, SpooledBody(spool, size_bytes))
         finally:
-            state.disk_budget.change(actor.shares, -size_bytes)
+            state.disk_budget.change(owner, -size_bytes)
 
 
 class SpooledBody:
