@@ -19,7 +19,7 @@ from registry.api.bases import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
 from registry.client import checks, waiting
 from registry.client.local import folder as folders
-from registry.client.local.folder import Folder
+from registry.client.local.adapter_folder import AdapterFolder, read_adapter
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.engines import EngineProfile
@@ -66,13 +66,13 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
 
 
 def _check_folder(registry: Registry, path: Path, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
-    adapter = folders.read_folder(path)
+    adapter = read_adapter(path)
     for reason in adapter.left_out:
         output.note(f"left out: {reason.location} {reason.message}")
     return checks.check_folder(registry, adapter, base, profiles, check_weights=_check_weights)
 
 
-def _check_weights(adapter: Folder, subject: Digest, view: BaseView) -> list[Verdict]:
+def _check_weights(adapter: AdapterFolder, subject: Digest, view: BaseView) -> list[Verdict]:
     """The verdict on the numbers of local weights, by the server's code; none without numpy."""
     try:
         measure = main.load("registry.server.evaluation.norms", "measure", "server", "reading the numbers of weights")

@@ -19,6 +19,7 @@ from registry.adapters import module_grid
 from registry.api.catalog import VersionView
 from registry.client.core import Versions
 from registry.client.local import folder as folders
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.transfer import pull
 from registry.engines import version_facts
 from registry.names import Ref
@@ -98,7 +99,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
 def _side(registry: Versions, text: str) -> Side:
     path = Path(text)
     if folders.is_meant(text):
-        adapter = folders.read_folder(path)
+        adapter = read_adapter(path)
         config = _json_object((path / CONFIG).read_bytes()) if CONFIG in adapter.sources else {}
         claims = version_facts.claims(
             adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]

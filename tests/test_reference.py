@@ -121,6 +121,7 @@ INTERNAL_LIMITS = {
     ],
     "a cache forgets and reads again": [
         "registry.adapters.read.PIECES_LIMIT", "registry.adapters.read.BYTES_LIMIT",
+        "registry.server.push.inspect.FITS_LIMIT",
         "registry.server.resolve_cache.middleware.ENTRIES_LIMIT",
         "registry.server.resolve_cache.middleware.BYTES_LIMIT",
         "registry.server.resolve_cache.middleware.STALE_LIMIT_SECONDS", "registry.server.storage.s3.store.CACHE_LIMIT",

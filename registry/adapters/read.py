@@ -101,8 +101,8 @@ class NonPeftContents:
 AdapterContents = PeftContents | NonPeftContents
 
 
-def read_any(files: Iterable[Descriptor], read: Read) -> AdapterContents:
-    """What these files say, whichever tool wrote them.
+def read_any(files: Iterable[Descriptor], read: Read, *, with_values: bool = True) -> AdapterContents:
+    """What these files say, whichever tool wrote them. Without values, the alphas of image adapters are not read.
 
     `Invalid` (MANIFEST_INVALID) when it is not clear which file holds the weights or PEFT's configuration is missing;
     `Invalid` (FILE_REFUSED) for a format that must be converted elsewhere, with advice.
@@ -118,7 +118,7 @@ def read_any(files: Iterable[Descriptor], read: Read) -> AdapterContents:
         message = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
         reason = Finding("adapter.weights_ambiguous", weights[0], message)
         raise Invalid.from_finding("MANIFEST_INVALID", reason, next_step="push each file as an adapter of its own")
-    return _read_non_peft(by_path[weights[0]], fields, read)
+    return _read_non_peft(by_path[weights[0]], fields, read, with_values)
 
 
 def weights_of(files: Iterable[Descriptor]) -> Descriptor:
@@ -160,7 +160,7 @@ def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: 
     return PeftContents(parsed, headers[WEIGHTS], peft.describe(parsed, headers[WEIGHTS]), extra)
 
 
-def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read) -> NonPeftContents:
+def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read, with_values: bool) -> NonPeftContents:
     def within(offset: int, length: int) -> bytes:
         return read(file.path, offset, length)
 
@@ -174,7 +174,7 @@ def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read) -> NonP
         message = f"is an adapter of NeMo ({format.evidence}), which no supported loader reads; {format.advice}"
         raise Invalid.from_finding("FILE_REFUSED", Finding("format.convert_first", file.path, message))
     if format.is_image:
-        facts = images.of_header(header, format, read=within)
+        facts = images.of_header(header, format, read=within if with_values else None)
     else:
         facts = text.of_header(header, format, config=fields, gguf=packed)
     return NonPeftContents(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))

@@ -1,4 +1,4 @@
-"""REST schemas of base models. Pushes read the `BaseName` of an answer (registry/api/catalog.py)."""
+"""REST schemas of base models."""
 
 from __future__ import annotations
 

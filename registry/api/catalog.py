@@ -184,34 +184,3 @@ class Resolved(AnswerStruct, frozen=True, kw_only=True):
     verdicts: dict[str, str]
     yanked: bool = False
     generation: int | None = None
-
-
-class SpecFingerprints(AnswerStruct, frozen=True, kw_only=True):
-    """What a push needs of a base's fingerprints."""
-
-    architecture: Digest
-
-
-class SpecName(AnswerStruct, frozen=True, kw_only=True):
-    """What a push needs of a `BaseSpec`."""
-
-    name: str
-    fingerprints: SpecFingerprints
-
-    @property
-    def fingerprint(self) -> Digest:
-        """The fingerprint that manifests name."""
-        return self.fingerprints.architecture
-
-
-class BaseName(AnswerStruct, frozen=True, kw_only=True):
-    """What a push needs of a `BaseView`."""
-
-    name: str
-    fingerprint: Digest
-    spec: SpecName
-    aliases: list[str] = []
-
-
-class BaseNamePage(StructPage[BaseName], frozen=True, kw_only=True):
-    """A page of bases, by name."""

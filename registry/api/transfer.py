@@ -16,7 +16,7 @@ from registry.api import MESSAGE_LIMIT, REF_LIMIT, AnswerStruct, Problem, Reques
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.structs import Moment
-from registry.versions.manifest import FILES_LIMIT, Manifest
+from registry.versions.manifest import FILES_LIMIT, BaseRef, ManifestDraft
 
 SMALL_BLOB_BYTES = 16 * 2**10
 SMALL_FILES_BYTES = 256 * 2**10
@@ -28,15 +28,24 @@ BULK_MANIFESTS_BYTES = 6 * 2**20
 BULK_LIMIT = 100
 """Adapters of one request."""
 BULK_BODY_BYTES = 8 * 2**20
+EXCERPTS_LIMIT = 4096
+READ_LIMIT_BYTES = 8 * 2**20
+"""Bytes of different configurations and headers that one plan parses. 8 MiB take some 1.5 s and 150 MB."""
+EXCERPT_LIMIT_BYTES = 4 * 2**20
+"""Of one file in a plan. Longer headers are read when the file has come."""
 
 Name = Annotated[str, Meta(max_length=REF_LIMIT)]
 BULK_COUNT = Meta(min_length=1, max_length=BULK_LIMIT)
 
 
 class PushRequest(RequestStruct, frozen=True, kw_only=True):
-    """What the client wants to push. The digest of the version is that of the manifest's bytes."""
+    """What the client wants to push. The digest of the version is that of the manifest's bytes.
 
-    manifest: Manifest
+    If the manifest has no base, `base` names it; if that is empty, too, the configuration does.
+    """
+
+    manifest: ManifestDraft
+    base: Name = ""
     message: Annotated[str, Meta(max_length=MESSAGE_LIMIT)] = ""
 
     def __post_init__(self) -> None:
@@ -44,15 +53,36 @@ class PushRequest(RequestStruct, frozen=True, kw_only=True):
 
 
 class PushItem(PushRequest, frozen=True, kw_only=True):
-    """One push of a request. `name` is the adapter's: `namespace/name`."""
+    """One push of a request. `name` is the adapter's: `namespace/name`.
+
+    `excerpts`: path → position of the file's first bytes in the request's `excerpts`.
+    """
 
     name: Name
+    excerpts: Annotated[dict[str, int], Meta(max_length=FILES_LIMIT)] = {}
 
 
 class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
-    """Pushes to plan. Each has its own outcome."""
+    """Pushes to plan. Each has its own outcome.
+
+    `excerpts`: the first bytes of files (base64), each once, by which pushes are judged before their files are sent:
+    of weights the header, of other small files all. `dry_run`: judge and answer, but keep nothing.
+    """
 
     items: Annotated[tuple[PushItem, ...], BULK_COUNT]
+    excerpts: Annotated[tuple[bytes, ...], Meta(max_length=EXCERPTS_LIMIT)] = ()
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        check_field("excerpts", lambda _: self._check_excerpts(), "")
+
+    def _check_excerpts(self) -> None:
+        if any(not 0 <= position < len(self.excerpts) for item in self.items for position in item.excerpts.values()):
+            raise ValueError("an item refers to one that is not there")
+        read = {frozenset(item.excerpts.values()) for item in self.items}
+        size_bytes = sum(len(self.excerpts[position]) for positions in read for position in positions)
+        if size_bytes > READ_LIMIT_BYTES:
+            raise ValueError(f"items read {size_bytes} bytes, over the limit of {READ_LIMIT_BYTES}: plan fewer at once")
 
 
 class UploadPart(AnswerStruct, frozen=True, kw_only=True):
@@ -76,9 +106,13 @@ class Upload(AnswerStruct, frozen=True, kw_only=True):
 
 
 class PushPlan(AnswerStruct, frozen=True, kw_only=True):
-    """What the server still needs. `uploads` may be empty."""
+    """What the server still needs. `uploads` may be empty. `digest` is that of the manifest with this `base`.
+
+    Of a dry run, `push_id` and `uploads` are empty.
+    """
 
     push_id: str
+    base: BaseRef
     digest: Digest
     uploads: list[Upload]
     expires_at: Moment

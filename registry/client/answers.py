@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from registry import names
 from registry.api import Problem
-from registry.api.catalog import AdapterView, BaseName, Resolved, VersionView
-from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
+from registry.api.catalog import AdapterView, Resolved, VersionView
+from registry.api.transfer import PullPlan, PushItem, PushPlan, PushResult, Upload
 from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
 
 Result = TypeVar("Result", covariant=True)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias")
-Base = TypeVar("Base", BaseName, "BaseView")
 PAGES_LIMIT = 10_000
 """Pages of one list: of tokens or adapters, millions of items."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -117,14 +116,14 @@ def described(item: DescribeItem, answer: DescribedSubject) -> None:
         _equal(f"the number of {ref}", number, str(ref.selector))
 
 
-def base(name: str, answer: Base) -> Base:
+def base(name: str, answer: BaseView) -> BaseView:
     """The base that has this name or this alias."""
     if name not in answer.aliases:
         _equal("the name of the base", answer.name, name)
     return described_base(answer)
 
 
-def described_base(answer: Base) -> Base:
+def described_base(answer: BaseView) -> BaseView:
     """A base whose name and fingerprint are those of its spec."""
     _equal(f"the name in the spec of the base {answer.name[:80]!r}", answer.spec.name, answer.name)
     _equal(f"the fingerprint of the base {answer.name[:80]!r}", answer.fingerprint, answer.spec.fingerprint)
@@ -177,8 +176,11 @@ def pull_plan(ref: Ref, answer: PullPlan) -> PullPlan:
     return answer
 
 
-def push_plan(manifest: Manifest, answer: PushPlan) -> PushPlan:
-    """A plan for this manifest, whose uploads are files of it, each once."""
+def push_plan(item: PushItem, answer: PushPlan) -> PushPlan:
+    """A plan for this push, whose uploads are files of it, each once."""
+    if item.manifest.base is not None:
+        _equal("the base in the push plan", answer.base, item.manifest.base)
+    manifest = item.manifest.with_base(answer.base)
     _equal("the digest in the push plan", answer.digest, manifest.digest)
     sizes = {file.digest: file.size_bytes for file in manifest.files}
     if len({upload.digest for upload in answer.uploads}) != len(answer.uploads):

@@ -6,26 +6,28 @@ from collections.abc import Callable, Sequence
 
 from registry.api.bases import BaseView
 from registry.client import convert
-from registry.client.local.folder import Folder
+from registry.client.local.adapter_folder import AdapterFolder
 from registry.client.registry import Registry
-from registry.client.transfer import push
 from registry.compat import evaluate
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Verdict
 from registry.names import Ref
+from registry.versions.manifest import BaseRef
 
-CheckWeights = Callable[[Folder, Digest, BaseView], list[Verdict]]
+CheckWeights = Callable[[AdapterFolder, Digest, BaseView], list[Verdict]]
 """The verdict on the numbers of a folder's weights, or none where they cannot be read."""
 
 
 def check_folder(
-    registry: Registry, adapter: Folder, base: str, profiles: Sequence[EngineProfile], *,
+    registry: Registry, adapter: AdapterFolder, base: str, profiles: Sequence[EngineProfile], *,
     check_weights: CheckWeights = lambda _adapter, _subject, _view: [],
 ) -> list[Verdict]:  # fmt: skip
     """`compat`, what `check_weights` says, then `engine` for each profile. `base`: default, the configured one."""
-    named_base = push.Bases(registry).of(adapter, base)
-    view, subject = registry.base(named_base.name), adapter.manifest(named_base).digest
+    if not base:
+        base = adapter.contents.claim.choose({view.name: view.aliases for view in registry.bases().items})
+    view = registry.base(base)
+    subject = adapter.manifest(BaseRef(name=view.name, fingerprint=view.fingerprint)).digest
     first, *others = evaluate(adapter.contents, view.spec, subject, profiles, relatives=view.relatives)
     return [first, *check_weights(adapter, subject, view), *others]
 

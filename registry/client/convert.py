@@ -22,7 +22,7 @@ from registry.api.catalog import Resolved
 from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
 from registry.bases import BaseSpec
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.registry import Registry
 from registry.client.transfer import pull
 from registry.client.transfer import push as pushing
@@ -78,7 +78,7 @@ def read(registry: Registry, source: Resolved) -> AdapterContents:
 
 def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) -> Converted:
     """Write the adapter of one folder with renamed tensors to another."""
-    folder = read_folder(before)
+    folder = read_adapter(before)
     weights = contents.weights_of(folder.files)
     header = folder.contents.header
     metadata = dict(header.metadata)

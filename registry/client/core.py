@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 
-from registry import names
 from registry.api import Consistency, LogKeys, catalog
 from registry.api.transfer import (
     BulkCommitRequest,
@@ -81,14 +80,20 @@ class Versions:
         self.close()
 
     # ------------------------------------------------------------ push and bytes
-    def plan_pushes(self, items: Sequence[PushItem]) -> list[PushPlan | RegistryError]:
-        """Plan pushes: which blobs are missing, and where to send each. Each item has its own outcome."""
+    def plan_pushes(
+        self, items: Sequence[PushItem], *, excerpts: tuple[bytes, ...] = (), dry_run: bool = False
+    ) -> list[PushPlan | RegistryError]:
+        """Plan pushes: which blobs are missing, and where to send each. Each item has its own outcome.
+
+        `excerpts`: what the items refer to. `dry_run`: judge, but keep nothing.
+        """
 
         def plan(pending: Sequence[PushItem]) -> list[PushPlan | RegistryError]:
-            answer = self._post("/pushes", BulkPushRequest(items=tuple(pending)), BulkPushPlan, patient=True)
+            request = BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
+            answer = self._post("/pushes", request, BulkPushPlan, patient=True)
             plans = answers.outcomes(answer.items, len(pending))
             return [
-                outcome if isinstance(outcome, RegistryError) else answers.push_plan(item.manifest, outcome)
+                outcome if isinstance(outcome, RegistryError) else answers.push_plan(item, outcome)
                 for item, outcome in zip(pending, plans, strict=True)
             ]
 
@@ -128,7 +133,9 @@ class Versions:
 
     def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
         """`plan_pushes` of one."""
-        item = PushItem(name=str(parsed_name(name)), manifest=request.manifest, message=request.message)
+        item = PushItem(
+            name=str(parsed_name(name)), manifest=request.manifest, base=request.base, message=request.message
+        )
         return only(self.plan_pushes([item]))
 
     def commit_push(
@@ -201,17 +208,6 @@ class Versions:
         """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
         return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved))
-
-    def base_names(self) -> catalog.BaseNamePage:
-        """Names and fingerprints of all bases, of as many pages as there are."""
-        page = self._get_all("/bases", catalog.BaseNamePage)
-        for view in page.items:
-            answers.described_base(view)
-        return page
-
-    def base_name(self, name: str) -> catalog.BaseName:
-        """Name and fingerprint of one base, by its name or alias."""
-        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", catalog.BaseName))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:

@@ -23,6 +23,7 @@ from registry.api.transfer import PushResult
 from registry.client import answers, checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
 from registry.client.local import folder as folders
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
@@ -145,7 +146,7 @@ class AdapterRegistry:
         """
         profiles = _profiles(engines)
         if isinstance(target, Path) or (isinstance(target, str) and folders.is_meant(target)):
-            return checks.check_folder(self.client, folders.read_folder(Path(target)), base, profiles)
+            return checks.check_folder(self.client, read_adapter(Path(target)), base, profiles)
         return checks.check_version(self.client, parsed_ref(target), base, profiles)
 
     def smoke_test(self, ref: AnyRef, *, wait: bool = False, timeout: float | None = None) -> Job:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from msgspec import UNSET, Meta, UnsetType, field, structs
 
@@ -70,12 +70,12 @@ class BaseRef(FrozenStruct, frozen=True, kw_only=True):
         structs.force_setattr(self, "name", str(names.base_name(self.name)))
 
 
-class Manifest(FrozenStruct, frozen=True, kw_only=True, dict=True):
-    """What a version is: base, files, parents and what its pusher declares."""
+class ManifestDraft(FrozenStruct, frozen=True, kw_only=True, dict=True):
+    """A manifest whose base may still have to be chosen."""
 
     schema_version: Literal[1] = 1
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
-    base: BaseRef
+    base: BaseRef | None = None
     files: Annotated[tuple[Descriptor, ...], Meta(min_length=1, max_length=FILES_LIMIT)]
     parents: Annotated[tuple[Edge, ...], Meta(max_length=64)] = ()
     annotations: Annotated[dict[str, str], Meta(max_length=64)] = {}
@@ -88,6 +88,45 @@ class Manifest(FrozenStruct, frozen=True, kw_only=True, dict=True):
     def provenance(self) -> Provenance | None:
         """What the pusher declared; a manifest without it has no such field."""
         return self.declared or None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size_bytes for f in self.files)
+
+    def file(self, path: str) -> Descriptor | None:
+        """The descriptor at this path."""
+        return next((f for f in self.files if f.path == path), None)
+
+    @classmethod
+    def build(
+        cls,
+        base: BaseRef | None,
+        files: Iterable[Descriptor],
+        parents: Iterable[Edge] = (),
+        annotations: dict[str, str] | None = None,
+        provenance: Provenance | None = None,
+    ) -> Self:
+        """The manifest of these parts, in canonical order."""
+        return cls(
+            base=base,
+            files=tuple(sorted(files, key=lambda f: f.path)),
+            parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
+            annotations=annotations or {},
+            declared=provenance or UNSET,
+        )
+
+    def with_base(self, base: BaseRef) -> Manifest:
+        """The manifest of the same parts for this base."""
+        return Manifest(
+            base=base, files=self.files, parents=self.parents, annotations=self.annotations, declared=self.declared
+        )
+
+
+class Manifest(ManifestDraft, frozen=True, kw_only=True, dict=True):
+    """What a version is: base, files, parents and what its pusher declares."""
+
+    base: BaseRef
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is the version."""
@@ -102,33 +141,6 @@ class Manifest(FrozenStruct, frozen=True, kw_only=True, dict=True):
     def digest(self) -> Digest:
         """SHA-256 of the canonical JSON: the id of the version."""
         return Digest.of(self.canonical)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(f.size_bytes for f in self.files)
-
-    def file(self, path: str) -> Descriptor | None:
-        """The descriptor at this path."""
-        return next((f for f in self.files if f.path == path), None)
-
-    @classmethod
-    def build(
-        cls,
-        base: BaseRef,
-        files: Iterable[Descriptor],
-        parents: Iterable[Edge] = (),
-        annotations: dict[str, str] | None = None,
-        provenance: Provenance | None = None,
-    ) -> Manifest:
-        """The manifest of these parts, in canonical order."""
-        return cls(
-            base=base,
-            files=tuple(sorted(files, key=lambda f: f.path)),
-            parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
-            annotations=annotations or {},
-            declared=provenance or UNSET,
-        )
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from registry import compat
 from registry.api.bases import BaseView
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.errors import Invalid, TooLarge, printable
 from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
@@ -85,7 +85,7 @@ def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
     """Check the header again: only names on the allow-list reach the model."""
     try:
-        contents = read_folder(folder).contents
+        contents = read_adapter(folder).contents
     except (Invalid, TooLarge) as e:
         raise Failed(f"the pulled adapter is invalid: {e.detail}", final=True) from e
     return list(compat.check(contents, base.spec, base.relatives))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.adapters import templates
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.errors import Invalid
 from tests import non_peft_files, samples
 from tests.bad_inputs.raw_push import RawClient, assert_refused
@@ -181,7 +181,7 @@ def test_a_code_reference_beside_another_tools_weights_is_refused(refusing: RawC
 def test_the_client_refuses_before_it_sends(tmp_path: Path) -> None:
     samples.write({**samples.lora(samples.llama()), "tokenizer_config.json": json.dumps(AUTO_MAP).encode()}, tmp_path)
     with pytest.raises(Invalid, match=r"tokenizer_config.json: auto_map makes a loader import code"):
-        read_folder(tmp_path)
+        read_adapter(tmp_path)
 
 
 def test_what_real_templates_use_is_accepted() -> None:

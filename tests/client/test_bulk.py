@@ -23,7 +23,7 @@ def folders(harness: Harness, tmp_path: Path, count: int = COUNT) -> list[tuple[
     return [(samples.write(harness.files(), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(count)]
 
 
-def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_and_one_for_the_bases(
+def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests(
     counting_client: CountingClient, harness: Harness, tmp_path: Path
 ) -> None:
     fleet = folders(harness, tmp_path)
@@ -33,7 +33,7 @@ def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_and_one_for_t
     second = push.push_all(counting_client.registry, fleet)
     assert [r.answer is not None and r.answer.created for r in second] == [False] * COUNT
     assert counting_client.methods("PUT") == 0
-    assert len(counting_client.requests) == 3
+    assert len(counting_client.requests) == 2
 
 
 def test_one_failure_stops_nothing_and_results_keep_their_order(
@@ -94,11 +94,13 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
         assert (tmp_path / "out" / name / samples.WEIGHTS).read_bytes() == (folder / samples.WEIGHTS).read_bytes()
 
 
-def test_each_base_is_requested_once(counting_client: CountingClient) -> None:
-    bases = push.Bases(counting_client.registry)
-    for _ in range(3):
-        assert bases._by_name("tiny-llama").name == "tiny-llama"
-    assert len(counting_client.requests) == 1
+def test_the_registry_chooses_the_base_of_each_push(
+    counting_client: CountingClient, harness: Harness, tmp_path: Path
+) -> None:
+    pushed = push.push_all(counting_client.registry, folders(harness, tmp_path))
+    assert {result.answer.version.base for result in pushed if result.answer} == {"tiny-llama"}
+    paths = {path.removeprefix("/api/v1") for method, path in counting_client.requests if method != "PUT"}
+    assert paths == {"/pushes", "/pushes/commit"}
 
 
 def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_twice(
@@ -114,7 +116,7 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
         False
     ] * FLEET
     assert sum(counting_client.contents) == 0
-    assert len(counting_client.requests) == 2 * BATCHES + 1
+    assert len(counting_client.requests) == 2 * BATCHES
     requests = [
         (Ref.parse(view.name), tmp_path / "out" / view.name)
         for view in pull.adapters_of(counting_client.registry, "tiny-llama")

@@ -310,14 +310,22 @@ def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness,
     ],
 )
 def test_another_base_than_the_requested_one_is_refused(
-    harness: Harness, tampered: TamperedRegistry, tmp_path: Path, change: dict[str, Any], named: str
+    tampered: TamperedRegistry, change: dict[str, Any], named: str
 ) -> None:
     tampered.answers("/bases/tiny-llama", lambda document: document | change)
     with pytest.raises(Corrupt, match=named):
         tampered.registry.base("tiny-llama")
+
+
+@pytest.mark.parametrize("field", ["name", "fingerprint"])
+def test_a_plan_with_another_base_than_its_digest_is_refused(
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path, field: str
+) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
-    with pytest.raises(Corrupt, match=named):
-        push.push_folder(tampered.registry, folder, NAME, base="tiny-llama")
+    value = {"name": "evil", "fingerprint": "sha256:" + "0" * 64}[field]
+    tampered.answers("/pushes", in_first_item(lambda plan: plan | {"base": plan["base"] | {field: value}}))
+    with pytest.raises(Corrupt, match="digest in the push plan"):
+        push.push_folder(tampered.registry, folder, NAME)
 
 
 def test_a_listed_base_has_the_fingerprint_of_its_spec(tampered: TamperedRegistry) -> None:

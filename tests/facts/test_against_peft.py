@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from registry.adapters.peft.config import read_config
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
-from registry.client.local.folder import read_folder
 from registry.compat import check
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up
@@ -115,7 +115,7 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
         save_file(tensors, folder / samples.WEIGHTS)
         against = of_peft(base, folder, tensors)
         try:
-            findings = check(read_folder(folder).contents, base_spec_from(base, base.name)[0])
+            findings = check(read_adapter(folder).contents, base_spec_from(base, base.name)[0])
             outcome, messages = add_up(findings), [f.message for f in findings if f.severity != "info"]
         except RegistryError as e:
             outcome, messages = Outcome.FAIL, [str(e)]

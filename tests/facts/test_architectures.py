@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
-from registry.client.local.folder import read_folder
 from registry.compat import check
 from registry.evaluation.verdicts import Outcome, add_up
 from tests import fixtures
@@ -57,7 +57,7 @@ def test_an_adapter_that_peft_makes_fits_the_base_that_it_was_made_on(name: str,
             continue
         folder = tmp_path / f"adapter-{count}"
         wrapped.save_pretrained(folder)
-        findings = check(read_folder(folder).contents, base)
+        findings = check(read_adapter(folder).contents, base)
         assert add_up(findings) in (Outcome.PASS, Outcome.WARN), [f.message for f in findings]
         count += 1
     assert count

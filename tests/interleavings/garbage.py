@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, event
 from sqlmodel import select
 
 from registry.api.maintenance import GcRequest
-from registry.api.transfer import CommitItem, PushItem, PushPlan
+from registry.api.transfer import BulkPushRequest, CommitItem, PushItem, PushPlan
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError
 from registry.names import AdapterName
@@ -181,8 +181,11 @@ class Garbage:
 
     def _send(self, name: str, files: dict[str, bytes]) -> PushPlan:
         item = PushItem(name=name, manifest=self.harness.manifest(files))
+        request = BulkPushRequest(items=(item,))
         with db.session(self.harness.engine, write=False) as session:
-            planned = only(plan.plan_pushes(session, TRUSTED, [item], blobs=self.blobs, settings=self.harness.settings))
+            planned = only(
+                plan.plan_pushes(session, TRUSTED, request, blobs=self.blobs, settings=self.harness.settings)
+            )
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in planned.uploads:
             with db.session(self.harness.engine, write=False) as session:

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from registry.bases import BaseSpec
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.errors import RegistryError
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, TargetFormat
@@ -80,7 +80,7 @@ def converted(folder: Path, source: Path, base: BaseSpec) -> Path | str:
     """The GGUF file of this adapter, or the sentence with which our converter refuses it."""
     conversion = Conversion(to=TargetFormat.GGUF, into="acme/converted")
     try:
-        conversions.runs_on(read_folder(source).contents, conversion, base)
+        conversions.runs_on(read_adapter(source).contents, conversion, base)
         to_gguf.convert(ConversionRequest(conversion=conversion, source=str(source), out=str(folder), base=base))
     except RegistryError as e:
         return e.detail[:200]

@@ -17,13 +17,13 @@ from registry.errors import Invalid, RegistryError
 from registry.server.catalog import files as downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
-from registry.versions.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES
+from registry.versions.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES, BaseRef
 from tests import samples
 from tests.bulk import PULLS
 from tests.harness import URL, Harness, rows, upload
 
 Result = TypeVar("Result")
-PLAN_STATEMENTS = 10
+PLAN_STATEMENTS = 11
 COMMIT_STATEMENTS = 34
 PULL_STATEMENTS = 5
 
@@ -96,9 +96,8 @@ def test_one_bad_adapter_does_not_undo_the_others(filled_harness: Harness) -> No
         "not a name": filled_harness.files(),
     }
     items = items_of(filled_harness, files)
-    unknown = items[0].manifest.model_copy(
-        update={"base": items[0].manifest.base.model_copy(update={"name": "nobody/knows"})}
-    )
+    fingerprint = filled_harness.manifest(filled_harness.files()).base.fingerprint
+    unknown = items[0].manifest.with_base(BaseRef(name="nobody/knows", fingerprint=fingerprint))
     outcomes = ci.plan_pushes([*items, PushItem(name="acme/baseless", manifest=unknown)])
     assert codes(outcomes) == ["", "ADAPTER_UNKNOWN", "NAME_INVALID", "BASE_UNKNOWN"]
 
@@ -173,7 +172,7 @@ def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_or
         filled_harness.admin.commit_pushes([*commits, commits[0]])
     versions = of_type(PushResult, filled_harness.admin.commit_pushes(commits))
     assert [result.version.number for result in versions] == [1, 2, 3]
-    assert filled_harness.admin.resolve("acme/support").digest == items[2].manifest.digest
+    assert filled_harness.admin.resolve("acme/support").digest == plans[2].digest
     moves = filled_harness.admin.history("acme/support", alias="main").moves
     assert [(move.generation, move.number) for move in moves] == [(3, 3), (2, 2), (1, 1)]
     with filled_harness.session() as session:

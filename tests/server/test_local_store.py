@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from registry.client.transfer.push import push_all
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound, Unavailable
+from registry.filesystem import sync_folder
+from registry.server.storage import local as local_store
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
+from registry.versions.files import WEIGHTS
 from tests import samples
 from tests.harness import Harness
 from tests.maintenance import collect, findings
@@ -73,6 +77,28 @@ def test_anything_but_a_file_is_no_blob_and_is_moved_aside(tmp_path: Path, kind:
     assert not os.path.lexists(path)
     assert len(list((tmp_path / "aside").iterdir())) == 3, "kept for a person to look at"
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_commit_forces_each_folder_to_disk_once(
+    local: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.push("acme/first")
+    for number in range(256):
+        (tmp_path / "blobs" / "blobs" / "sha256" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+    folders: list[Path] = []
+    fleet = [(samples.write(local.files(), tmp_path / f"a{number}"), f"acme/a{number}") for number in range(6)]
+
+    def note_folder(folder: Path) -> None:
+        folders.append(folder)
+        sync_folder(folder)
+
+    monkeypatch.setattr(local_store, "sync_folder", note_folder)
+    results = push_all(local.admin, fleet)
+    weights = [file.digest for r in results if r.answer for file in r.answer.version.files if file.path == WEIGHTS]
+    blob_folders = [folder for folder in folders if folder.parent.name == "sha256"]
+    assert {file_of(local, digest).parent for digest in weights} <= set(blob_folders)
+    assert len(blob_folders) == len(set(blob_folders))
+    assert [folder.name for folder in folders].count("tmp") == 1
 
 
 def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

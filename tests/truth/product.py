@@ -18,7 +18,7 @@ from typing import Any, Self
 import peft
 
 from registry.api.bases import BaseAdd
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.transfer import push as pushing
 from registry.compat import check
 from registry.errors import RegistryError
@@ -46,7 +46,7 @@ TEXT = 300
 def check_alone(folder: Path, base: Base) -> Said:
     """The stage `check`."""
     try:
-        findings = check(read_folder(folder).contents, base.spec)
+        findings = check(read_adapter(folder).contents, base.spec)
     except RegistryError as e:
         return {"check": ("refused", str(e)[:TEXT])}
     except Exception as e:

@@ -16,8 +16,8 @@ from registry.adapters.peft.names import PREFIX
 from registry.api.catalog import VersionView
 from registry.api.jobs import JobSubmit
 from registry.client import convert as client_convert
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
-from registry.client.local.folder import read_folder
 from registry.engines.version_facts import facts_of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome
@@ -48,7 +48,7 @@ def conversion_request(to: str, base: Path, source: Path, out: Path) -> Conversi
     """The request that a worker would send, after the checks that it would make."""
     spec, _ = base_spec_from(base, base.name)
     conversion = Conversion(to=to, into="acme/made")
-    conversions.runs_on(read_folder(source).contents, conversion, spec)
+    conversions.runs_on(read_adapter(source).contents, conversion, spec)
     return ConversionRequest(conversion=conversion, source=str(source), out=str(out), base=spec, base_folder=str(base))
 
 
@@ -70,7 +70,7 @@ def test_the_canonical_form_of_every_mergeable_lora_gives_the_same_logits(tmp_pa
             refused[name] = e.detail
             continue
         config = json.loads((out / CONFIG).read_bytes())
-        spec = read_folder(out).peft.lora
+        spec = read_adapter(out).peft.lora
         if (far := difference(base, good / name, out)) > 1e-6:
             wrong[name] = f"logits differ by {far}"
         if config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"]:
@@ -100,7 +100,7 @@ def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_uncha
     report = to_plain.convert(conversion_request("plain", base, source, tmp_path / "made"))
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5
-    converted = read_folder(tmp_path / "made").peft
+    converted = read_adapter(tmp_path / "made").peft
     assert (converted.config.initialization, converted.config.base.name) == ("", "llama-a")
 
 
@@ -182,7 +182,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
     original = load_file(attention / WEIGHTS)
     spec, _ = base_spec_from(base_folder, "tiny")
-    scale = read_folder(attention).peft.lora.modules[0].scale
+    scale = read_adapter(attention).peft.lora.modules[0].scale
     assert reader.get_field("adapter.lora.alpha").contents() == reader.tensors[0].shape[-1]
     at = f"{PREFIX}model.layers.1.self_attn"
     assert torch.equal(tensors["blk.1.attn_output.weight.lora_b"], original[f"{at}.o_proj.lora_B.weight"] * scale)
@@ -192,7 +192,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     order_of_rows = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2)
                      for half in (0, 1)]  # fmt: skip
     assert torch.equal(tensors["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
-    facts = facts_of(read_folder(tmp_path / "made").contents)
+    facts = facts_of(read_adapter(tmp_path / "made").contents)
     assert (facts["format"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
 
 

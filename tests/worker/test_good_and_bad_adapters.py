@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.errors import RegistryError
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import Pool, ProcessLimits
@@ -100,7 +100,7 @@ def _severities(base: Path, folder: Path) -> set[str]:
 def _is_valid(folder: Path) -> bool:
     """Whether a push accepts it; an invalid one never reaches PEFT."""
     try:
-        read_folder(folder)
+        read_adapter(folder)
     except RegistryError:
         return False
     return True

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
-from registry.client.local.folder import read_folder
 from registry.engines.version_facts import facts_of
 from registry.errors import Invalid
 from registry.evaluation.thresholds import Thresholds
@@ -35,7 +35,7 @@ def converted(source: Path, base: Path, out: Path) -> Converted:
     """One of them in a process of its own, as a worker does it; a process costs seconds of imports."""
     spec, _ = base_spec_from(base, base.name)
     conversion = Conversion(to="diffusers", into="acme/made")
-    conversions.runs_on(read_folder(source).contents, conversion, spec)
+    conversions.runs_on(read_adapter(source).contents, conversion, spec)
     order = ConversionRequest(conversion=conversion, source=str(source), out=str(out), base=spec)
     return order.run(threads=1) if source.name == "kohya-sd" else to_diffusers.convert(order)
 
@@ -54,7 +54,7 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
         except Invalid as e:
             refused[name] = e.detail
             continue
-        facts = facts_of(read_folder(tmp_path / f"{name}-made").contents)
+        facts = facts_of(read_adapter(tmp_path / f"{name}-made").contents)
         assert (facts["format"], facts["scales"]) == ("diffusers", [1.0])
     assert set(reports) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy",
                             "qwen-image-diffsynth", "qwen-image-lightning"}  # fmt: skip

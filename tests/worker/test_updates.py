@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.server.evaluation import norms as weight_norms
 from registry.worker.model import updates
 from tests import samples
@@ -104,7 +104,7 @@ def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: P
 
 def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> None:
     folder = experts(tmp_path / "a", 1)
-    contents, weights = read_folder(folder).peft, (folder / samples.WEIGHTS).read_bytes()
+    contents, weights = read_adapter(folder).peft, (folder / samples.WEIGHTS).read_bytes()
     measured = weight_norms.compute_norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
     assert measured.keys() == norms_of(folder).keys()
     for path, norms in norms_of(folder).items():

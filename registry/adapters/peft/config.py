@@ -8,7 +8,7 @@ never a path to open: a trainer's local folder keeps only its last part, so no u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from registry.adapters import methods
 from registry.adapters.peft import combinations
 from registry.adapters.peft import fields as peft_fields
 from registry.adapters.peft.fields import check_costs
-from registry.errors import Invalid, TooLarge
+from registry.errors import Invalid, NotFound, TooLarge
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
@@ -68,6 +68,26 @@ class BaseClaim(FrozenModel):
     def selects(self, base: str) -> bool:
         """Whether the claim may choose this base: `org/NAME`, which any pusher can add, by its exact name only."""
         return self.name == base or ("/" not in base and self.names(base))
+
+    def matching(self, bases: Mapping[str, Sequence[str]]) -> list[str]:
+        """The base (name → aliases) of exactly this name or alias, else those that it selects."""
+        exact = [name for name, aliases in bases.items() if self.name == name or self.name in aliases]
+        return exact or [name for name in bases if self.name and self.selects(name)]
+
+    def choose(self, bases: Mapping[str, Sequence[str]]) -> str:
+        """The only matching base. `Invalid` (BASE_INVALID) if none is claimed, `NotFound` (BASE_UNKNOWN)."""
+        if not self.name:
+            message = "the configuration does not name a base"
+            raise Invalid("BASE_INVALID", message, next_step="pass --base NAME")
+        matching = self.matching(bases)
+        if len(matching) != 1:
+            which = f"{len(matching)} registered bases match" if matching else "no registered base matches"
+            raise NotFound(
+                "BASE_UNKNOWN",
+                f"the configuration names the base {self.name[:200]!r}, and {which}",
+                next_step="pass --base NAME, or register it first: `adapter base add NAME DIR`",
+            )
+        return matching[0]
 
 
 class AdapterConfig(FrozenModel):

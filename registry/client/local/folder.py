@@ -1,27 +1,26 @@
-"""`Folder`: an adapter's folder on this machine, checked by the server's rules before a byte is sent.
+"""`Folder`: the files of an adapter on this machine that a push would send, and the excerpts by which it is judged.
 
 Regular files of a known kind directly in the folder are taken; `left_out` lists other entries with reasons. Links,
 pipes and sockets are refused, and so is a pickle, code or an archive: silently leaving it out would suggest that it
-was pushed.
+was pushed. What the files say is judged by the registry, or by `adapter_folder` on this machine.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
-from registry.adapters.companions import check_companions
-from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any
+from registry.api.transfer import EXCERPT_LIMIT_BYTES
 from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
-from registry.versions.files import GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
-from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest
+from registry.versions.files import CONFIG, GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest, ManifestDraft
 from registry.versions.provenance import Provenance
 
 ENTRIES_LIMIT = 10_000
@@ -30,7 +29,11 @@ _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_
 """Files of trainers beside an adapter. They are left out, pickle or not."""
 
 
-_CONTENTS: ReadCache[AdapterContents] = ReadCache(limit=8)
+SMALL_EXCERPT_BYTES = 64 * 2**10
+"""Of a file that is neither weights nor the configuration: larger ones are judged when they came."""
+GGUF_EXCERPT_BYTES = 256 * 2**10
+UNREADABLE_EXCERPT_BYTES = 4096
+"""Of weights that have no header of a possible length: these bytes show what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +44,44 @@ class Folder:
     files: tuple[Descriptor, ...]
     sources: dict[str, Path]
     left_out: tuple[Finding, ...]
-    contents: AdapterContents
-
-    @property
-    def peft(self) -> PeftContents:
-        """The contents of a PEFT adapter. `Invalid` (FOLDER_INVALID) for another tool's."""
-        if isinstance(self.contents, PeftContents):
-            return self.contents
-        format_name = self.contents.file.format
-        raise Invalid(
-            "FOLDER_INVALID",
-            f"{self.path}: {self.contents.file.file} is in {format_name!r} format, and PEFT's is needed here",
-            next_step="convert it first: `adapter convert`",
-        )
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files together."""
         return sum(f.size_bytes for f in self.files)
 
-    def manifest(
-        self, base: BaseRef, parents: tuple[Edge, ...] = (), annotations: dict[str, str] | None = None,
+    def draft(
+        self, parents: Iterable[Edge] = (), annotations: dict[str, str] | None = None,
         provenance: Provenance | None = None,
-    ) -> Manifest:  # fmt: skip
-        """The manifest of a version with these files."""
-        return Manifest.build(base, self.files, parents, annotations, provenance)
+    ) -> ManifestDraft:  # fmt: skip
+        """The manifest of a version with these files, whose base the registry chooses."""
+        return ManifestDraft.build(None, self.files, parents, annotations, provenance)
+
+    def manifest(self, base: BaseRef) -> Manifest:
+        """The manifest of a version with these files alone."""
+        return self.draft().with_base(base)
+
+    def read_excerpts(self) -> dict[str, bytes]:
+        """The bytes by which a push is judged before it is sent, by path: configuration, headers, other small files."""
+        excerpts: dict[str, bytes] = {}
+        size_bytes = 0
+        for file in sorted(self.files, key=lambda f: not (f.path == CONFIG or f.path.endswith(WEIGHTS_ENDINGS))):
+            length = self._excerpt_bytes(file)
+            if length is not None and size_bytes + length <= EXCERPT_LIMIT_BYTES:
+                excerpts[file.path] = read_at(self.sources[file.path], 0, length)
+                size_bytes += length
+        return excerpts
+
+    def _excerpt_bytes(self, file: Descriptor) -> int | None:
+        """How long the excerpt of a file is; None if it has none."""
+        if file.path.endswith(".gguf"):
+            return min(file.size_bytes, GGUF_EXCERPT_BYTES)
+        if file.path.endswith(WEIGHTS_ENDINGS):
+            # A safetensors file begins with the length of its header, in 8 bytes.
+            length = 8 + int.from_bytes(read_at(self.sources[file.path], 0, 8), "little")
+            is_possible = length <= min(file.size_bytes, EXCERPT_LIMIT_BYTES)
+            return length if is_possible else min(file.size_bytes, UNREADABLE_EXCERPT_BYTES)
+        return file.size_bytes if file.path == CONFIG or file.size_bytes <= SMALL_EXCERPT_BYTES else None
 
 
 def is_meant(text: str) -> bool:
@@ -76,11 +92,11 @@ def is_meant(text: str) -> bool:
 def read_folder(
     path: Path, *, golden: Path | None = None, hashed: Callable[[int], None] = lambda _bytes: None
 ) -> Folder:
-    """The adapter in this folder. `Invalid` names the file, the rule and the limit; nothing is sent anywhere.
+    """The files in this folder. `Invalid` for one that is no regular file of a known kind within its limit.
 
     `golden`: a file elsewhere to store as golden.jsonl. `hashed` is called with the bytes hashed.
     """
-    selected, left_out = _choose(_entries(path))
+    selected, left_out = select_files(path)
     return _read(path, selected, left_out, golden, hashed)
 
 
@@ -97,26 +113,14 @@ def _read(
     if golden is not None:
         selected[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in selected.items()}
-    contents = _read_contents(selected)
-    undigested = (_described(name, size) for name, (_, size) in selected.items())
-    files = tuple(_hash(d, sources[d.path], hashed) for d in undigested)
-    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
+    described = [describe(name, size) for name, (_, size) in selected.items()]
+    files = tuple(_hash(d, sources[d.path], hashed) for d in described)
+    return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out))
 
 
-def read_contents(path: Path) -> AdapterContents:
-    """What the files of an adapter's folder say, under the rules of a push. `Invalid`. Reads no weights."""
-    return _read_contents(_choose(_entries(path))[0])
-
-
-def _read_contents(selected: Mapping[str, tuple[Path, int]]) -> AdapterContents:
-    described = [_described(name, size) for name, (_, size) in selected.items()]
-
-    def read(file: str, start: int, length: int) -> bytes:
-        return _read_at(selected[file][0], start, length)
-
-    check_companions({name: size for name, (_, size) in selected.items()}, read)
-    sizes = tuple((name, size) for name, (_, size) in selected.items())
-    return _CONTENTS.compute(sizes, read, lambda read: read_any(described, read))
+def select_files(path: Path) -> tuple[dict[str, tuple[Path, int]], list[Finding]]:
+    """The files of an adapter in this folder, with their sizes, and why others are left out. `Invalid`."""
+    return _choose(_entries(path))
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:
@@ -179,7 +183,8 @@ def _regular(path: Path, name: str) -> tuple[Path, int]:
     return path, status.st_size
 
 
-def _described(name: str, size_bytes: int) -> Descriptor:
+def describe(name: str, size_bytes: int) -> Descriptor:
+    """A file that was not hashed yet. `Invalid` or `TooLarge` for one that no version holds."""
     kind = kind_of(name)
     if kind is None:
         raise Invalid("FILE_REFUSED", f"{name} is not a kind of file that a version holds", findings=[refusal_of(name)])
@@ -199,7 +204,8 @@ def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) ->
     return described.model_copy(update={"digest": Digest(f"sha256:{hexadecimal}")})
 
 
-def _read_at(source: Path, start: int, length: int) -> bytes:
+def read_at(source: Path, start: int, length: int) -> bytes:
+    """The bytes of a file at this offset, fewer only at its end."""
     with open(source, "rb", buffering=0) as file:
         file.seek(start)
         parts = b""

@@ -1,8 +1,8 @@
 """Pushes folders as the newest versions of their names, many with one request; one folder is a group of one.
 
-A folder is checked here by the server's rules before a byte is sent; the server checks again and decides. Blobs
-that the registry has, and parts that arrived, are not sent again. If links expire or a store fails, it plans again
-while bytes arrive.
+A plan carries the excerpts of the files (`Folder.read_excerpts`), by which the registry judges them and chooses the
+base before a byte is sent. Blobs that the registry has, and parts that arrived, are not sent again. If links expire or
+a store fails, it plans again while bytes arrive.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from registry.api.catalog import BaseName
 from registry.api.transfer import (
     BULK_BODY_BYTES,
     BULK_LIMIT,
@@ -30,17 +30,20 @@ from registry.client import answers
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import file_transfer
-from registry.client.transfer.bulk import Result, SharedProgress, in_batches, result_of, run_each
+from registry.client.transfer.bulk import Answer, Result, SharedProgress, in_batches, result_of, run_each
 from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound, RegistryError, Unavailable
+from registry.errors import Invalid, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
-from registry.versions.manifest import BaseRef, Edge, Manifest, Relation
+from registry.versions.manifest import Edge, Manifest, ManifestDraft, Relation
 from registry.versions.provenance import Provenance
 
 GROUP_BYTES = 384 * 2**20
 """Bytes of the adapters that one group commits, if it has more than one."""
+
+
+_Blob = tuple[AdapterName, Digest]
 
 
 class Signature(Protocol):
@@ -57,26 +60,24 @@ def push_folder(
     registry: Versions, folder: Path | Folder, name: AdapterName, *, base: str = "", alias: str = "",
     parents: Sequence[Ref] = (), edges: Sequence[Edge] = (), annotations: dict[str, str] | None = None,
     provenance: Provenance | None = None, message: str = "", golden: Path | None = None,
-    progress: Progress | None = None, bases: Bases | None = None,
-    left_out: Callable[[Finding], None] = lambda _reason: None, signature: Signature | None = None,
+    progress: Progress | None = None, left_out: Callable[[Finding], None] = lambda _reason: None,
+    signature: Signature | None = None,
 ) -> PushResult:  # fmt: skip
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base`: default, the one that the configuration names. `parents` were trained further; `edges` state their own
-    relation. `left_out` is called with each entry that is not sent. `signature` is checked before anything is sent.
+    relation. `left_out` is called with each entry that is not sent. `signature` is checked before a file is sent.
     """
     read = folder if isinstance(folder, Folder) else read_folder(folder, golden=golden)
     for reason in read.left_out:
         left_out(reason)
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
-    manifest = read.manifest((bases or Bases(registry)).of(read, base), all_edges, annotations, provenance)
-    if signature is not None:
-        signature.check(manifest)
-    push = _Push(read.path, read.sources, name, manifest, message, alias)
+    draft = read.draft(all_edges, annotations, provenance)
+    push = _Push(read, name, draft, base, message, alias, check=signature.check if signature is not None else None)
     _push_group(registry, [push], _Counter(progress or Silent()))
     pushed = push.required_result
     if signature is not None:
-        signature.attach(registry, Ref(name, manifest.digest), manifest)
+        signature.attach(registry, Ref(name, push.manifest.digest), push.manifest)
     return pushed
 
 
@@ -85,21 +86,19 @@ def push_all(
     declared: Callable[[Path], Provenance | None] = lambda _folder: None, progress: Progress | None = None,
     on_result: Callable[[Result[PushResult]], None] = lambda _result: None,
 ) -> list[Result[PushResult]]:  # fmt: skip
-    """Push each folder as the newest version of its name, many with one request. The bases are requested once.
+    """Push each folder as the newest version of its name, many with one request.
 
     `declared` gives the provenance of a folder's adapter; `on_result` is called with each result. Folders are read
     while the ones before them are sent.
     """
-    prepare = _preparation(registry, base, message, declared)
+    prepare = _preparation(base, message, declared)
     counter = _Counter(SharedProgress(progress or Silent()))
 
     def push(items: Sequence[Result[_Push]]) -> list[Result[PushResult]]:
         _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
-        results = []
-        for item in items:
-            result, error = (item.answer.result, item.answer.error) if item.answer is not None else (None, item.error)
-            results.append(Result(item.name, item.folder, result, error))
-            on_result(results[-1])
+        results = _results(items, lambda push: push.result)
+        for result in results:
+            on_result(result)
         return results
 
     return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
@@ -108,28 +107,38 @@ def push_all(
 def read_manifests(
     registry: Versions, folders: Sequence[tuple[Path, str]], *, base: str = ""
 ) -> list[Result[Manifest]]:
-    """The manifest that a push of each folder would have, or its error. Nothing is sent."""
-    prepare = _preparation(registry, base, "", lambda _folder: None)
-    prepared = run_each(prepare, folders, lambda _result: None)
+    """The manifest that a push of each folder would have, or its error. The registry judges and keeps nothing."""
+    prepare = _preparation(base, "", lambda _folder: None)
+
+    def plan(items: Sequence[Result[_Push]]) -> list[Result[Manifest]]:
+        pending = [item.answer for item in items if item.answer is not None]
+        while pending:
+            group, pending = _next_group(pending, set())
+            _plan(registry, group, dry_run=True)
+        return _results(items, lambda push: push.manifest if push.plan is not None else None)
+
+    return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), plan, folders)
+
+
+def _results(items: Sequence[Result[_Push]], value: Callable[[_Push], Answer | None]) -> list[Result[Answer]]:
     return [
-        Result(item.name, item.folder, item.answer.manifest if item.answer is not None else None, item.error)
-        for item in prepared
+        Result(item.name, item.folder, value(item.answer), item.answer.error)
+        if item.answer is not None
+        else Result(item.name, item.folder, error=item.error)
+        for item in items
     ]
 
 
 def _preparation(
-    registry: Versions, base: str, message: str, declared: Callable[[Path], Provenance | None]
+    base: str, message: str, declared: Callable[[Path], Provenance | None]
 ) -> Callable[[tuple[Path, str]], Result[_Push]]:
-    bases = Bases(registry)
-
     def prepare(item: tuple[Path, str]) -> Result[_Push]:
         folder, name = item
 
         def work() -> _Push:
             adapter = AdapterName.parse(name)
             read = read_folder(folder)
-            manifest = read.manifest(bases.of(read, base), provenance=declared(folder))
-            return _Push(read.path, read.sources, adapter, manifest, message)
+            return _Push(read, adapter, read.draft(provenance=declared(folder)), base, message)
 
         return result_of(name, folder, work)
 
@@ -140,18 +149,40 @@ class _Push:
     """A push under way: a folder that was read, and its outcome."""
 
     def __init__(
-        self, folder: Path, sources: Mapping[str, Path], name: AdapterName, manifest: Manifest, message: str,
-        alias: str = "",
+        self, folder: Folder, name: AdapterName, draft: ManifestDraft, base: str, message: str, alias: str = "", *,
+        check: Callable[[Manifest], None] | None = None,
     ) -> None:  # fmt: skip
-        self.item = PushItem(name=str(name), manifest=manifest, message=message)
-        self.name, self.manifest, self.alias, self._folder = name, manifest, alias, folder
-        self.sizes = {file.digest: file.size_bytes for file in manifest.files}
-        self._sources = {file.digest: sources[file.path] for file in manifest.files}
+        self.folder, self.name, self.draft, self.base = folder, name, draft, base
+        self.message, self.alias, self._check = message, alias, check
+        self.sizes = {file.digest: file.size_bytes for file in draft.files}
+        self.text = draft.to_json()
+        self._sources = {file.digest: folder.sources[file.path] for file in draft.files}
         self.plan: PushPlan | None = None
         self.interruption: Unavailable | None = None
         """Why an upload failed that may be planned again."""
         self.result: PushResult | None = None
         self.error: RegistryError | None = None
+
+    @cached_property
+    def excerpts(self) -> dict[str, bytes]:
+        """The bytes by which it is judged. `Invalid` (FOLDER_INVALID) if they cannot be read."""
+        try:
+            return self.folder.read_excerpts()
+        except OSError as e:
+            raise Invalid("FOLDER_INVALID", f"{self.folder.path}: {e.strerror or e}") from e
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest with the base that the plan names."""
+        if self.plan is None:
+            raise RuntimeError(f"the push of {self.name} was not planned")
+        return self.draft.with_base(self.plan.base)
+
+    def set_plan(self, plan: PushPlan) -> None:
+        """Take the plan. `Invalid` if the signature to attach is for another manifest."""
+        self.plan = plan
+        if self._check is not None:
+            self._check(self.manifest)
 
     @property
     def uploads(self) -> Sequence[Upload]:
@@ -179,13 +210,15 @@ class _Push:
         except RegistryError as e:
             self.error = e
         except OSError as e:
-            self.error = Invalid("FOLDER_INVALID", f"{self._folder}: {e.strerror or e}")
+            self.error = Invalid("FOLDER_INVALID", f"{self.folder.path}: {e.strerror or e}")
 
     def read_small(self, upload: Upload) -> SmallBlob:
         """The bytes of a small blob. `Invalid` (FOLDER_INVALID) if the file has changed."""
         data = self._sources[upload.digest].read_bytes()
         if len(data) != upload.size_bytes:
-            raise Invalid("FOLDER_INVALID", f"{self._folder}: a file changed while it was pushed; wait for its writer")
+            raise Invalid(
+                "FOLDER_INVALID", f"{self.folder.path}: a file changed while it was pushed; wait for its writer"
+            )
         return SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
@@ -208,15 +241,18 @@ def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Pus
     group: list[_Push] = []
     others: list[_Push] = []
     sent: set[Digest] = set()
-    versions: set[tuple[str, Digest]] = set()
+    versions: set[tuple[AdapterName, bytes]] = set()
+    read: set[frozenset[bytes]] = set()
     size_bytes = body_bytes = 0
-    for push in pushes:
+    for position, push in enumerate(pushes):
         large = {digest for digest, size in push.sizes.items() if size > SMALL_BLOB_BYTES} - stored
-        size_bytes += push.manifest.size_bytes
-        body_bytes += len(push.manifest.canonical) + len(push.item.message)
-        is_full = len(group) >= BULK_LIMIT or size_bytes > GROUP_BYTES or body_bytes > BULK_BODY_BYTES // 2
-        version = (push.item.name, push.manifest.digest)
-        if group and (is_full or large & sent or version in versions):
+        size_bytes += push.draft.size_bytes
+        body_bytes += len(push.text) + len(push.message) + _excerpts_bytes(push, read)
+        if group and (len(group) >= BULK_LIMIT or size_bytes > GROUP_BYTES or body_bytes > BULK_BODY_BYTES * 3 // 4):
+            others += pushes[position:]
+            break
+        version = (push.name, push.text)
+        if group and (large & sent or version in versions):
             others.append(push)
         else:
             group.append(push)
@@ -225,8 +261,21 @@ def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Pus
     return group, others
 
 
+def _excerpts_bytes(push: _Push, read: set[frozenset[bytes]]) -> int:
+    """Bytes that the excerpts of a push add to a request, in base64; 0 if they are those of another one."""
+    try:
+        excerpts = frozenset(push.excerpts.values())
+    except Invalid as e:
+        push.error = e
+        return 0
+    if excerpts in read:
+        return 0
+    read.add(excerpts)
+    return sum(map(len, excerpts)) * 4 // 3
+
+
 def _push_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
-    """Plan, send what is missing, commit; sets the outcome of each push. An error of a request is that of all."""
+    """Plan, send what is missing, commit; set the outcome of each push. An error of a request is that of all."""
     try:
         _plan(registry, pushes)
         counter.start(_missing_bytes(pushes))
@@ -238,37 +287,55 @@ def _push_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) 
             if push.result is None and push.error is None:
                 push.error = e
         raise
+    finally:
+        for push in pushes:
+            vars(push).pop("excerpts", None)  # as large as headers are
 
 
-def _plan(registry: Versions, pushes: Sequence[_Push]) -> None:
-    for push, outcome in zip(pushes, registry.plan_pushes([push.item for push in pushes]), strict=True):
-        if isinstance(outcome, RegistryError):
-            push.error = outcome
-        else:
-            push.plan = outcome
+def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False) -> None:
+    """Set the plan of each push, or its error. An error of the request is that of all."""
+    positions: dict[bytes, int] = {}
+    planned = [push for push in pushes if push.error is None]
+    items = [
+        PushItem(
+            name=str(push.name), manifest=push.draft, base=push.base, message=push.message,
+            excerpts={path: positions.setdefault(data, len(positions)) for path, data in push.excerpts.items()},
+        )
+        for push in planned
+    ]  # fmt: skip
+    if not items:
+        return
+    outcomes = registry.plan_pushes(items, excerpts=tuple(positions), dry_run=dry_run)
+    for push, outcome in zip(planned, outcomes, strict=True):
+        try:
+            if isinstance(outcome, RegistryError):
+                raise outcome
+            push.set_plan(outcome)
+        except RegistryError as e:
+            push.error = e
 
 
-def _choose_small(pushes: Sequence[_Push]) -> set[tuple[str, Digest]]:
+def _choose_small(pushes: Sequence[_Push]) -> set[_Blob]:
     """Pushes and blobs that the commit carries, within the limit of its body."""
-    chosen: set[tuple[str, Digest]] = set()
+    chosen: set[_Blob] = set()
     size_bytes = 0
     for push in pushes:
         for upload in push.uploads:
             size_bytes += upload.size_bytes
             if upload.size_bytes <= SMALL_BLOB_BYTES and size_bytes <= BULK_BODY_BYTES // 2:
-                chosen.add((push.item.name, upload.digest))
+                chosen.add((push.name, upload.digest))
             else:
                 size_bytes -= upload.size_bytes
     return chosen
 
 
-def _send(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, Digest]], counter: _Counter) -> None:
+def _send(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
     """Send the large blobs, and plan again those pushes whose uploads failed, while bytes arrive."""
     pending = _missing_bytes(pushes)
     while True:
         counter.bytes = 0
         uploads = [
-            (push, upload) for push in pushes for upload in push.uploads if (push.item.name, upload.digest) not in small
+            (push, upload) for push in pushes for upload in push.uploads if (push.name, upload.digest) not in small
         ]
         file_transfer.run_parallel(
             lambda pair: pair[0].send(registry, pair[1], counter),
@@ -278,23 +345,23 @@ def _send(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, Dig
         pushes = [push for push in pushes if push.interruption is not None and push.error is None]
         if not pushes:
             return
-        interruptions = {push.item.name: push.interruption for push in pushes}
+        interruptions = {push.name: push.interruption for push in pushes}
         for push in pushes:
             push.interruption = None
         _plan(registry, pushes)
         arrived, pending = pending - _missing_bytes(pushes), _missing_bytes(pushes)
         if arrived <= 0:
             for push in pushes:
-                push.error = push.error or interruptions[push.item.name]
+                push.error = push.error or interruptions[push.name]
             return
         counter.advance(arrived - counter.bytes)
 
 
-def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, Digest]], counter: _Counter) -> None:
+def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
     items: list[CommitItem] = []
     committed: list[_Push] = []
     for push in pushes:
-        carried = [upload for upload in push.uploads if (push.item.name, upload.digest) in small]
+        carried = [upload for upload in push.uploads if (push.name, upload.digest) in small]
         try:
             blobs = tuple(push.read_small(upload) for upload in carried)
         except (Invalid, OSError) as e:
@@ -304,7 +371,7 @@ def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, D
         items.append(CommitItem(push_id=push.plan.push_id if push.plan else "", alias=push.alias, small=blobs))
     if not items:
         return
-    size_bytes = sum(push.manifest.size_bytes for push in committed)
+    size_bytes = sum(push.draft.size_bytes for push in committed)
     outcomes = registry.commit_pushes(items, size_bytes=size_bytes)
     for push, item, outcome in zip(committed, items, outcomes, strict=True):
         if isinstance(outcome, RegistryError):
@@ -334,48 +401,6 @@ class _Counter:
         with self._lock:
             self.bytes += count
         self._inner.advance(count)
-
-
-class Bases:
-    """The registered bases, each requested once. Thread-safe."""
-
-    def __init__(self, registry: Versions) -> None:
-        self._registry = registry
-        self._lock = threading.Lock()
-        self._by_names: dict[str, BaseName] = {}
-        self._all: list[BaseName] | None = None
-
-    def of(self, folder: Folder, name: str) -> BaseRef:
-        """The base of this name, else the one that the configuration names."""
-        view = self._by_name(name) if name else self._configured(folder)
-        return BaseRef(name=view.name, fingerprint=view.fingerprint)
-
-    def _by_name(self, name: str) -> BaseName:
-        with self._lock:
-            if name not in self._by_names:
-                self._by_names[name] = self._registry.base_name(name)
-            return self._by_names[name]
-
-    def _configured(self, folder: Folder) -> BaseName:
-        """The base of exactly this name or alias, else the only one of this last part without an organization."""
-        claim = folder.contents.claim
-        if not claim.name:
-            raise Invalid(
-                "BASE_INVALID", f"{folder.path}: its configuration does not name a base", next_step="pass --base NAME"
-            )
-        with self._lock:
-            if self._all is None:
-                self._all = self._registry.base_names().items
-        exact = [view for view in self._all if claim.name in (view.name, *view.aliases)]
-        matching = exact or [view for view in self._all if claim.selects(view.name)]
-        if len(matching) != 1:
-            which = f"{len(matching)} registered bases match" if matching else "no registered base matches"
-            raise NotFound(
-                "BASE_UNKNOWN",
-                f"{folder.path}: its configuration names the base {claim.name!r}, and {which}",
-                next_step="pass --base NAME, or register it first: `adapter base add NAME DIR`",
-            )
-        return matching[0]
 
 
 def _edge(registry: Versions, parent: Ref) -> Edge:

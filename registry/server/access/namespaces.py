@@ -6,7 +6,7 @@ all namespaces create namespaces and set limits; owners give roles. Each change 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
@@ -20,8 +20,10 @@ from registry.server import audit, public_namespaces
 from registry.server.access import epoch, quotas, reserved_names
 from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, is_subject, unknown_namespace
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import NamespaceRow, RoleRow
 
+_STRICT = select(NamespaceRow.name).where(any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.strict))
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 
@@ -80,10 +82,9 @@ def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
     return show(session, actor, name)
 
 
-def is_strict(session: Session, name: str) -> bool:
-    """Whether a namespace refuses incompatible adapters."""
-    row = session.get(NamespaceRow, name)
-    return row is not None and row.strict
+def find_strict(session: Session, names: Iterable[str]) -> set[str]:
+    """Those of these namespaces that refuse incompatible adapters."""
+    return set(session.exec(_STRICT, params={"names": sorted(names)}))
 
 
 def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> NamespaceView:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from registry.digest import Digest
 from registry.errors import NotFound
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow
+from registry.versions.manifest import BaseRef
 
 CACHED_SPECS = 64
 _SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
@@ -53,6 +54,17 @@ def find_all(session: Session, names: Iterable[str]) -> dict[str, BaseRow]:
             if row is not None:
                 bases[name] = row
     return bases
+
+
+def read_aliases(session: Session) -> dict[str, Sequence[str]]:
+    """Name → aliases of every base, in the order of names."""
+    rows = session.exec(select(BaseRow.name, BaseRow.aliases).order_by(col(BaseRow.name)))
+    return {name: aliases or [] for name, aliases in rows}
+
+
+def reference(base: BaseRow) -> BaseRef:
+    """How manifests name a base."""
+    return BaseRef(name=base.name, fingerprint=Digest(base.fingerprint))
 
 
 def load_spec(base: BaseRow) -> BaseSpec:

@@ -9,10 +9,11 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 
+import msgspec
 from sqlalchemy import Engine, bindparam, update
 from sqlmodel import Session, col, select
 
@@ -160,7 +161,7 @@ def build_verdict(
     tools = {"registry": __version__}
     findings = (*measured.findings, *compare_with_base(norms, measured.norms))
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
+    text = msgspec.json.encode(measured.norms).decode()
     return verdicts.to_row(verdict, row.id, row.base_id), db.new_row(
         VersionNormsRow, version_id=row.id or 0, norms=text
     )

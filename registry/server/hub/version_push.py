@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from registry.adapters.card import read as read_card
 from registry.adapters.peft.config import BaseClaim
@@ -22,7 +22,7 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.database.models import BaseRow, PushBlobRow, PushRow, VersionRow
+from registry.server.database.models import PushBlobRow, PushRow, VersionRow
 from registry.server.push import commit, plan
 from registry.server.settings import Settings
 from registry.server.storage import references
@@ -117,10 +117,10 @@ def choose_base(session: Session, claim: BaseClaim, card: bytes, parent: Version
     """
     claims = [claim, *(BaseClaim(name=name) for name in read_card(card).bases)]
     named = [each for each in claims if each.name]
-    for each in named:
-        base = _find(session, each)
-        if base is not None:
-            return BaseRef(name=base.name, fingerprint=Digest(base.fingerprint))
+    bases = base_rows.read_aliases(session)
+    for matching in (each.matching(bases) for each in named):
+        if len(matching) == 1:
+            return base_rows.reference(base_rows.find(session, matching[0]))
     if parent is not None and (not named or claim.is_local):
         return Manifest.model_validate_json(parent.manifest).base
     if not named:
@@ -133,13 +133,3 @@ def choose_base(session: Session, claim: BaseClaim, card: bytes, parent: Version
         f"the base {named[0].name[:200]!r} is not registered here",
         next_step=f"an administrator registers it with `adapter base add {named[0].name[:200]} DIR`; then push again",
     )
-
-
-def _find(session: Session, claim: BaseClaim) -> BaseRow | None:
-    """The base of this name or alias, else the only one of this last part without an organization."""
-    base = base_rows.find_named(session, claim.name)
-    if base is not None:
-        return base
-    bases = session.exec(select(BaseRow.name).order_by(col(BaseRow.name))).all()
-    matching = [name for name in bases if claim.selects(name)]
-    return base_rows.find_named(session, matching[0]) if len(matching) == 1 else None

@@ -96,7 +96,7 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
 
 def _refuse_incompatible(session: Session, adapter_id: int | None, name: AdapterName, to: AdapterName) -> None:
     """`Refused` (INCOMPATIBLE) if the new namespace is strict, and a version does not fit its base."""
-    if not namespaces.is_strict(session, to.namespace):
+    if not namespaces.find_strict(session, [to.namespace]):
         return
     failing = (
         select(VersionRow.number, VerdictRow.findings)

@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 from sqlalchemy import Engine, bindparam, update
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -60,8 +62,9 @@ class ExpectedBlob:
 
 def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -> ExpectedBlob:
     """The key for the bytes of this blob. `NotFound` for another token's push and for a blob that was not requested."""
-    row = _check_push(_find_pushes(session, [push_id[:80]]).get(push_id), token_id, push_id)
-    return _expected_blob(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
+    row = session.exec(_UPLOAD, params={"id": push_id[:80], "digest": digest}).first()
+    push, blob = row if row is not None else (None, None)
+    return _expected_blob(_check_push(push, token_id, push_id), digest, blob)
 
 
 def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int) -> BlobWriter:
@@ -96,8 +99,13 @@ def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Ex
 
 # Built once: building a statement takes longer than running it.
 _PUSHES = select(PushRow).where(any_of(col(PushRow.id), parameter="ids"))
-_BLOB = select(PushBlobRow).where(
-    col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.digest) == bindparam("digest")
+_UPLOAD = (
+    select(PushRow, PushBlobRow)
+    .outerjoin(
+        PushBlobRow, (col(PushBlobRow.push_id) == col(PushRow.id)) & (col(PushBlobRow.digest) == bindparam("digest"))
+    )
+    .options(defer(cast(Any, PushRow.manifest)))
+    .where(col(PushRow.id) == bindparam("id"))
 )
 _SET_STORED = (
     update(PushBlobRow)
@@ -210,7 +218,7 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
     for commit in commits:
         with commit.collect_error():
             commit.requested = {Digest(blob.digest): blob for blob in by_push[commit.push.id]}
-            commit.base = base = plan.check_base(bases, commit.manifest)
+            commit.base = base = plan.find_base(bases, commit.manifest.base.name, commit.manifest.base)
             if base.id not in subjects:
                 subjects[base.id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
     _check_taken_over(session, actor, without_error(commits))
@@ -224,6 +232,7 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
             _inspect_and_promote(commit, small, *subjects[commit.base_row.id], damaged, blobs)
 
     _run(inspect_one, commits, blobs)
+    blobs.sync({digest for commit in without_error(commits) for digest in commit.promoted})
 
 
 def _check_taken_over(session: Session, actor: Actor, commits: Sequence[Commit]) -> None:
@@ -299,7 +308,7 @@ def _inspect_and_promote(
             raise
         commit.error_without_version = error
     else:
-        commit.inspection = inspection
+        commit.inspection, commit.promoted = inspection, staged
         commit.repaired = damaged & set(staged)
 
 

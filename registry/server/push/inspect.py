@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,13 +25,15 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts
-from registry.errors import Conflict, Invalid, Unavailable
+from registry.errors import Conflict, Invalid, Refused, Unavailable
 from registry.findings import Finding
+from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
+from registry.server.push.excerpts import Excerpts, NotSent
 from registry.server.storage.blobs import BlobStore, Stat
 from registry.versions.files import Read
-from registry.versions.manifest import Descriptor, Manifest
+from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,9 @@ def inspect_files(
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_companions(sizes, read)
     check_templates(sizes, read)
-    contents, fit, facts = _evaluate(manifest, read, spec, relatives)
+    read_first = read_contents(manifest.files, read)
+    contents = read_first.adapter
+    fit, facts = read_first.evaluate(spec, relatives)
     findings = (
         *fit,
         *tokenizers.check_tokenizer(manifest.files, read, spec),
@@ -182,20 +187,69 @@ class _Same:
         return isinstance(other, _Same) and self._value is other._value
 
 
-_Evaluation = tuple[AdapterContents, tuple[Finding, ...], dict[str, Any]]
-_EVALUATIONS: ReadCache[_Evaluation] = ReadCache(limit=32)
+class Contents:
+    """What configuration and header say, and how that fits the last bases that it was compared with."""
+
+    def __init__(self, adapter: AdapterContents) -> None:
+        self.adapter = adapter
+        self._fits: OrderedDict[Hashable, Fit] = OrderedDict()
+
+    def evaluate(self, spec: BaseSpec, relatives: Sequence[Similarity]) -> Fit:
+        """The findings about it on this base, and its facts."""
+        key = (_Same(spec), tuple(relatives))
+        fit = self._fits.get(key)
+        if fit is None:
+            fit = self._fits[key] = compat.check(self.adapter, spec, relatives), version_facts.facts_of(self.adapter)
+            while len(self._fits) > FITS_LIMIT:
+                self._fits.popitem(last=False)
+        return fit
 
 
-def _evaluate(manifest: Manifest, read: Read, spec: BaseSpec, relatives: Sequence[Similarity]) -> _Evaluation:
-    """What configuration and header say, the findings about them on this base, and their facts."""
-    files = [file for file in manifest.files if file.path not in version_facts.CLAIM_FILES]
+Fit = tuple[tuple[Finding, ...], dict[str, Any]]
+FITS_LIMIT = 4
+_CONTENTS: ReadCache[Contents] = ReadCache(limit=32)
 
-    def evaluate(read: Read) -> _Evaluation:
-        contents = read_any(files, read)
-        return contents, compat.check(contents, spec, relatives), version_facts.facts_of(contents)
 
-    sizes = tuple((file.path, file.size_bytes) for file in files)
-    return _EVALUATIONS.compute((sizes, _Same(spec), tuple(relatives)), read, evaluate)
+def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
+    """What configuration and header say. Remembered by their bytes: a script's adapters have equal ones."""
+    read_files = [file for file in files if file.path not in version_facts.CLAIM_FILES]
+    sizes = tuple((file.path, file.size_bytes) for file in read_files)
+    return _CONTENTS.compute(sizes, read, lambda read: Contents(read_any(read_files, read)))
+
+
+def read_excerpts(draft: ManifestDraft, excerpts: Excerpts) -> Contents | None:
+    """What configuration and header say, if a plan has both; alphas that are not among the excerpts are left out."""
+    files = excerpts.select_readable(draft)
+    if files is None:
+        return None
+    with contextlib.suppress(NotSent):
+        return read_contents(files, excerpts.read)
+    with contextlib.suppress(NotSent):
+        return Contents(read_any(files, excerpts.read, with_values=False))
+    return None
+
+
+def judge_excerpts(
+    manifest: Manifest, contents: Contents, excerpts: Excerpts, spec: BaseSpec, relatives: Sequence[Similarity]
+) -> tuple[Finding, ...]:
+    """The findings of the check `compat` that follow from what a plan has."""
+    findings = contents.evaluate(spec, relatives)[0]
+    with contextlib.suppress(NotSent):
+        findings = (*findings, *tokenizers.check_tokenizer(manifest.files, excerpts.read, spec))
+    return findings
+
+
+def refusal_of(name: AdapterName, base: str, findings: Iterable[Finding]) -> Refused | None:
+    """The error of a push to a strict namespace that does not fit its base; None if it fits."""
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return None
+    return Refused(
+        "INCOMPATIBLE",
+        f"'{name}' does not fit its base '{base}': {errors[0].to_text()}",
+        findings=errors,
+        next_step=f"namespace '{name.namespace}' is strict; push to another one to store it anyway",
+    )
 
 
 def _reader(

@@ -17,16 +17,20 @@ from datetime import timedelta
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from registry.api.transfer import PushItem, PushPlan, Upload, UploadPart
+from registry.adapters.companions import check_companions
+from registry.adapters.peft.config import BaseClaim
+from registry.adapters.templates import check_templates
+from registry.api.transfer import BulkPushRequest, PushItem, PushPlan, Upload, UploadPart
+from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, Refused, RegistryError
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
-from registry.server.access import quotas
+from registry.server.access import namespaces, quotas
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, versions
+from registry.server.catalog import base_rows, base_weights, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -39,11 +43,13 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.group import Member, without_error
+from registry.server.push import inspect, rows
+from registry.server.push.excerpts import Excerpts
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.references import BlobState, PushState
-from registry.versions.manifest import Manifest, check_size
+from registry.versions.manifest import BaseRef, Manifest, ManifestDraft, check_size
 
 LOOKED_UP_AT_ONCE = 16
 
@@ -51,8 +57,13 @@ LOOKED_UP_AT_ONCE = 16
 class _Push(Member):
     """A push that is being planned."""
 
-    def __init__(self, name: AdapterName, item: PushItem) -> None:
-        self.name, self.manifest, self.message = name, item.manifest, item.message
+    def __init__(self, name: AdapterName, item: PushItem, excerpts: Excerpts) -> None:
+        self.name, self.draft, self.message, self.excerpts = name, item.manifest, item.message, excerpts
+        self.base_name = item.manifest.base.name if item.manifest.base is not None else item.base
+        self.contents: inspect.Contents | None = None
+        """What configuration and header say, if the plan has both."""
+        self.base: BaseRow
+        self.manifest: Manifest
         self.sizes = blob_sizes(item.manifest)
         self.row: PushRow | None = None
         self.blobs: list[PushBlobRow] = []
@@ -62,21 +73,33 @@ class _Push(Member):
 
 
 def plan_pushes(
-    session: Session, actor: Actor, items: Sequence[PushItem], *, blobs: BlobStore, settings: Settings
+    session: Session, actor: Actor, request: BulkPushRequest, *, blobs: BlobStore, settings: Settings
 ) -> list[PushPlan | RegistryError]:
     """What is missing for each of these versions and where to send it, or why it cannot be pushed, in the same order.
 
     Checks everything that can be checked without the bytes. An open push of the same token and manifest is resumed, so
     that nothing is sent twice. `session` must have begun by reading; it commits.
     """
-    pushes: dict[tuple[str, str], _Push] = {}
-    outcomes = [_begin(actor, item, pushes) for item in items]
-    planned = list(pushes.values())
-    bases = base_rows.find_all(session, {push.manifest.base.name for push in planned})
-    for push in planned:
+    outcomes = [_begin(actor, item, request.excerpts) for item in request.items]
+    begun = [entry for entry in outcomes if isinstance(entry, _Push)]
+    _choose_bases(session, begun)
+    _judge(session, without_error(begun))
+    unique: dict[tuple[str, str], _Push] = {}
+    for push in without_error(begun):
+        unique.setdefault((str(push.name), push.manifest.digest), push)
+    planned = [*unique.values()]
+    if not request.dry_run:
+        _plan_new_and_open(session, actor, planned, blobs, settings)
+    for push in without_error(planned):
         with push.collect_error():
-            check_base(bases, push.manifest)
-    planned = without_error(planned)
+            push.plan = _plan(push, actor, blobs, settings)
+    return [_outcome(entry, unique) for entry in outcomes]
+
+
+def _plan_new_and_open(
+    session: Session, actor: Actor, planned: Sequence[_Push], blobs: BlobStore, settings: Settings
+) -> None:
+    """Find or create the rows of these pushes."""
     open_pushes = _find_open_pushes(session, actor, planned, settings)
     readable = find_readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
     for push in planned:
@@ -86,50 +109,89 @@ def plan_pushes(
     _create(session, actor, [push for push in planned if push.row is None], readable, settings)
     db.commit_early(session)
     _find_arrived(without_error(resumed), blobs)
-    for push in without_error(planned):
-        with push.collect_error():
-            push.plan = _plan(push, actor, blobs, settings)
-    return [_outcome(entry) for entry in outcomes]
 
 
-def _begin(actor: Actor, item: PushItem, pushes: dict[tuple[str, str], _Push]) -> _Push | RegistryError:
-    """The push of this item, which is the same for equal items."""
+def _begin(actor: Actor, item: PushItem, data: Sequence[bytes]) -> _Push | RegistryError:
+    """The push of this item, with what its excerpts say of themselves."""
     try:
         name = AdapterName.parse(item.name)
         actor.require(Scope.PUSH, name)
-        check_size(item.manifest)  # a group may have more bytes than one manifest
-        return pushes.setdefault((str(name), item.manifest.digest), _Push(name, item))
+        excerpts = Excerpts.of(item, data)
+        push = _Push(name, item, excerpts)
+        check_companions(excerpts.whole, excerpts.read)
+        check_templates(excerpts.whole, excerpts.read)
+        push.contents = inspect.read_excerpts(item.manifest, excerpts)
     except RegistryError as e:
         return e
+    return push
 
 
-def _outcome(entry: _Push | RegistryError) -> PushPlan | RegistryError:
+def _outcome(entry: _Push | RegistryError, unique: Mapping[tuple[str, str], _Push]) -> PushPlan | RegistryError:
     if isinstance(entry, RegistryError):
         return entry
+    if entry.error is None:
+        entry = unique[str(entry.name), entry.manifest.digest]
     outcome = entry.error or entry.plan
     if outcome is None:
         raise RuntimeError(f"the push of {entry.name} has no outcome")
     return outcome
 
 
-def check_base(bases: Mapping[str, BaseRow], manifest: Manifest) -> BaseRow:
-    """The base that the manifest names. `NotFound` (BASE_UNKNOWN), `Invalid` for an alias or another fingerprint.
+# ------------------------------------------------------------------ base and compat
+def _choose_bases(session: Session, pushes: Sequence[_Push]) -> None:
+    """Set the base of each push: the one of its manifest, else the named one, else the configured one."""
+    unnamed = [push for push in pushes if not push.base_name]
+    aliases = base_rows.read_aliases(session) if unnamed else {}
+    for push in unnamed:
+        with push.collect_error():
+            claim = push.contents.adapter.claim if push.contents is not None else BaseClaim()
+            push.base_name = claim.choose(aliases)
+    bases = base_rows.find_all(session, {push.base_name for push in without_error(pushes)})
+    for push in without_error(pushes):
+        with push.collect_error():
+            push.base = find_base(bases, push.base_name, push.draft.base)
+            push.manifest = push.draft.with_base(base_rows.reference(push.base))
+            check_size(push.manifest)  # a group may have more bytes than one manifest
+
+
+def _judge(session: Session, pushes: Sequence[_Push]) -> None:
+    """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
+    strict = namespaces.find_strict(session, {push.name.namespace for push in pushes})
+    subjects: dict[int | None, tuple[BaseSpec, list[Similarity]]] = {}
+    incompatible: list[tuple[_Push, Refused]] = []
+    for push in pushes:
+        if push.contents is None or push.name.namespace not in strict:
+            continue
+        if push.base.id not in subjects:
+            subjects[push.base.id] = base_rows.load_spec(push.base), base_weights.find_relatives(session, push.base)
+        findings = inspect.judge_excerpts(push.manifest, push.contents, push.excerpts, *subjects[push.base.id])
+        refusal = inspect.refusal_of(push.name, push.base.name, findings)
+        if refusal is not None:
+            incompatible.append((push, refusal))
+    existing = rows.find_existing(session, [push for push, _ in incompatible])
+    for push, refusal in incompatible:
+        if (str(push.name), push.manifest.digest) not in existing:
+            push.error = refusal
+
+
+def find_base(bases: Mapping[str, BaseRow], name: str, reference: BaseRef | None) -> BaseRow:
+    """The base of this name. `NotFound` (BASE_UNKNOWN), `Invalid` if a manifest has an alias or another fingerprint.
 
     A version keeps its manifest, and an alias may end: so a manifest names a base by its own name.
     """
-    base = bases.get(manifest.base.name)
+    base = bases.get(name)
     if base is None:
-        raise base_rows.unknown_base(manifest.base.name)
-    if base.name != manifest.base.name:
+        raise base_rows.unknown_base(name)
+    if reference is not None and base.name != name:
         message = f"is an alias of the base '{base.name}'"
         raise Invalid(
             "BASE_INVALID",
-            f"'{manifest.base.name}' {message}",
-            findings=[Finding("base.is_alias", manifest.base.name, message)],
+            f"'{name}' {message}",
+            findings=[Finding("base.is_alias", name, message)],
             next_step=f"name the base '{base.name}' in the manifest",
         )
-    if base.fingerprint != manifest.base.fingerprint:
-        message = f"has the fingerprint {base.fingerprint} here, and the manifest says {manifest.base.fingerprint}"
+    if reference is not None and base.fingerprint != reference.fingerprint:
+        message = f"has the fingerprint {base.fingerprint} here, and the manifest says {reference.fingerprint}"
         raise Invalid(
             "BASE_INVALID",
             f"base '{base.name}' {message}",
@@ -139,7 +201,7 @@ def check_base(bases: Mapping[str, BaseRow], manifest: Manifest) -> BaseRow:
     return base
 
 
-def blob_sizes(manifest: Manifest) -> dict[Digest, int]:
+def blob_sizes(manifest: ManifestDraft) -> dict[Digest, int]:
     """The size of each blob of a manifest. `Invalid` if the manifest gives one digest two sizes."""
     sizes: dict[Digest, int] = {}
     for file in manifest.files:
@@ -286,11 +348,15 @@ def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
 
 def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
     """The answer, without the blobs whose bytes are there already."""
-    if push.row is None:
-        raise RuntimeError(f"the push of {push.name} has no row")
+    reference = push.manifest.base
+    if push.row is None:  # a dry run
+        return PushPlan(push_id="", base=reference, digest=push.manifest.digest, uploads=[], expires_at=db.now())
     missing = [blob for blob in push.blobs if blob.staging_key and blob.digest not in push.arrived]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
-    return PushPlan(push_id=push.row.id, digest=push.manifest.digest, uploads=uploads, expires_at=push.row.expires_at)
+    expires_at = push.row.expires_at
+    return PushPlan(
+        push_id=push.row.id, base=reference, digest=push.manifest.digest, uploads=uploads, expires_at=expires_at
+    )
 
 
 def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from msgspec import structs
 from sqlalchemy import Table, bindparam, delete, exists, tuple_
@@ -55,6 +55,7 @@ from registry.server.group import Member
 from registry.server.jobs import queue
 from registry.server.promotion import moves
 from registry.server.promotion.moves import Move
+from registry.server.push import inspect
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 from registry.versions.manifest import TAG_VALUE_LIMIT, Manifest, Relation
@@ -77,6 +78,8 @@ class Commit(Member):
         self.requested: Mapping[Digest, PushBlobRow] = {}
         self.base: BaseRow | None = None
         self.inspection: Inspection | None = None
+        self.promoted: Sequence[Digest] = ()
+        """Blobs that are under their final keys now."""
         self.repaired: Set[Digest] = frozenset()
         """Damaged blobs whose bytes this push has replaced."""
         self.error_without_version: RegistryError | None = None
@@ -130,13 +133,20 @@ _SET_NEWEST = (
 )
 
 
-def find_existing(session: Session, commits: Sequence[Commit]) -> dict[Key, VersionRow]:
+class _Push(Protocol):
+    @property
+    def name(self) -> AdapterName: ...
+    @property
+    def manifest(self) -> Manifest: ...
+
+
+def find_existing(session: Session, pushes: Sequence[_Push]) -> dict[Key, VersionRow]:
     """The versions that exist of these adapters with these manifests."""
-    if not commits:
+    if not pushes:
         return {}
     params = {
-        "names": sorted({(commit.name.namespace, commit.name.name) for commit in commits}),
-        "digests": sorted({commit.manifest.digest for commit in commits}),
+        "names": sorted({(push.name.namespace, push.name.name) for push in pushes}),
+        "digests": sorted({push.manifest.digest for push in pushes}),
     }
     rows = session.exec(_EXISTING, params=params)
     return {(f"{namespace}/{name}", row.digest): row for row, namespace, name in rows}
@@ -198,14 +208,9 @@ def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
     """Set the error of those that do not fit their base, in strict namespaces."""
     for commit in commits:
         findings = commit.inspection.findings if commit.inspection is not None else ()
-        errors = [finding for finding in findings if finding.severity == "error"]
-        if errors and namespaces.is_strict(session, commit.name.namespace):
-            commit.error = Refused(
-                "INCOMPATIBLE",
-                f"'{commit.name}' does not fit its base '{commit.base_row.name}': {errors[0].to_text()}",
-                findings=errors,
-                next_step=f"namespace '{commit.name.namespace}' is strict; push to another one to store it anyway",
-            )
+        refusal = inspect.refusal_of(commit.name, commit.base_row.name, findings)
+        if refusal is not None and namespaces.find_strict(session, [commit.name.namespace]):
+            commit.error = refusal
 
 
 def _deletion_error(commit: Commit, version: VersionRow | None) -> Conflict | None:

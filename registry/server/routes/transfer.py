@@ -76,10 +76,8 @@ def plan_pushes(
 ) -> Response:
     """Plan pushes: which blobs the registry lacks, and where to send each."""
     with background.push_in_progress(engine):
-        outcomes = plan.plan_pushes(session, actor, request.items, blobs=blobs, settings=settings)
-    background.expect_commits(
-        engine, [outcome.push_id for outcome in outcomes if isinstance(outcome, transfer.PushPlan)]
-    )
+        outcomes = plan.plan_pushes(session, actor, request, blobs=blobs, settings=settings)
+    background.expect_commits(engine, [o.push_id for o in outcomes if isinstance(o, transfer.PushPlan) and o.push_id])
     items = outcomes_of(incoming, outcomes, [item.name for item in request.items])
     return documents.respond(transfer.BulkPushPlan(items=[transfer.PlannedPush(**item) for item in items]))
 

@@ -12,6 +12,7 @@
 - `promote` creates a final key unless it exists. It replaces one, atomically, only with `replace`, for damaged bytes.
   It keeps the staging key, so that a commit that fails afterwards can be repeated.
 - `delete` and `promote` are idempotent. A store never has a whole blob in memory.
+- Promoted blobs are durable after one `sync` of them all.
 - Stores check no permissions: the caller has decided that the actor may have these bytes.
 """
 
@@ -148,7 +149,10 @@ class BlobStore(ABC):
 
     @abstractmethod
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        """Make a staged blob, or its snapshot, available under its final key."""
+        """Make a staged blob, or its snapshot, available under its final key. It survives a power cut after `sync`."""
+
+    def sync(self, digests: Iterable[Digest]) -> None:
+        """Wait until these promoted blobs survive a power cut."""
 
     def snapshot(self, stat: Stat) -> Stat:
         """Copy staged bytes that a client may still replace to a key that no client can write: hash and promote these.

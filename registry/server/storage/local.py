@@ -4,9 +4,10 @@
 
 - A file is written under `tmp/`, forced to disk and renamed to its key; then the folder is forced to disk. A power cut
   or `kill -9` leaves the whole blob, or a leftover in `tmp/`: never half a blob under its key.
-- A staged blob may be missing after a power cut, as a whole: it is sent again. `promote` makes it durable.
+- A staged blob may be missing after a power cut, as a whole: it is sent again. A commit makes all of its group durable
+  with one `sync`: the first folder takes the file system's journal along, and the others have little left to write.
 - The final key is created by a hard link, which fails if it exists, so nothing there is ever overwritten.
-- A promotion makes the same calls, and forces the same folders to disk, whether or not the final key exists.
+- A promotion makes the same calls whether or not the final key exists, and `sync` forces the same folders to disk.
 - Anything but a file under a key (a folder, a pipe, a broken link) is no blob: a promotion moves it to `aside/`, where
   a person can look at it. A folder that cannot be read is an error, never an empty one.
 """
@@ -18,7 +19,7 @@ import errno
 import os
 import secrets
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -118,7 +119,14 @@ class LocalBlobs(BlobStore):
                 if e.errno not in _NO_LINKS:
                     raise
                 os.rename(staged, final)
-            sync_folder(final.parent)
+
+    def sync(self, digests: Iterable[Digest]) -> None:
+        """Force the folders of these blobs to disk, and that of the temporary names that led to them, each once."""
+        folders = {(self.root / key_of(digest)).parent for digest in digests}
+        with _translate_errors():
+            for folder in (self.root / "tmp", *sorted(folders)) if folders else ():
+                _make_folder(folder)
+                sync_folder(folder)
 
     def _link_final(self, staged: Path, final: Path, *, replace: bool) -> None:
         """Make the final key another name of the staged file, through a temporary name.
@@ -139,7 +147,6 @@ class LocalBlobs(BlobStore):
             pass
         finally:
             temporary.unlink(missing_ok=True)  # a rename does nothing if both are the same file already
-        sync_folder(temporary.parent)
 
     def _move_aside(self, path: Path) -> None:
         """Move what is neither a file nor a link to one out of the way."""

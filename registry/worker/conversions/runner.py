@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from registry.client import convert as client_convert
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.errors import Invalid, TooLarge
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, RunsOn
@@ -25,7 +25,7 @@ def convert(task: Task) -> Done:
         task.lease.say(f"pulling {task.subject.name}@{task.subject.number}")
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
-            contents = read_folder(folder).peft
+            contents = read_adapter(folder).peft
             location = conversions.runs_on(contents, conversion, base.spec)
             weights = str(task.ready_source().folder) if location is RunsOn.BASE else ""
             task.lease.say(f"converting to {conversion.to}")

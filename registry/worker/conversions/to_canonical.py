@@ -20,7 +20,8 @@ from torch import Tensor
 
 from registry.adapters.peft import LoraSpec, ModuleUpdate
 from registry.adapters.peft.names import PREFIX
-from registry.client.local.folder import Folder, read_folder
+from registry.client.local.adapter_folder import read_adapter
+from registry.client.local.folder import Folder
 from registry.merging.conversions import Converted
 from registry.versions.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.worker.conversions.request import ConversionRequest, serve
@@ -30,7 +31,7 @@ Tensors = dict[str, Tensor]
 
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter in canonical form."""
-    folder, out = read_folder(Path(request.source)), Path(request.out)
+    folder, out = read_adapter(Path(request.source)), Path(request.out)
     spec = folder.peft.lora
     tensors, widened = fold_scales(spec, load_file(folder.path / WEIGHTS))
     config = json.loads((folder.path / CONFIG).read_bytes())

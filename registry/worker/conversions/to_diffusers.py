@@ -21,7 +21,7 @@ from registry.adapters import read
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.compat.paths import IMAGE_COMPONENTS, Paths, layers_per_block
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
@@ -43,7 +43,7 @@ _UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
 
 def convert(request: ConversionRequest) -> Converted:
     """Write the image adapter under the names of diffusers."""
-    folder, out = read_folder(Path(request.source)), Path(request.out)
+    folder, out = read_adapter(Path(request.source)), Path(request.out)
     if not isinstance(folder.contents, NonPeftContents):
         raise refused("this adapter is for a language model")
     file = folder.contents.file

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused
 from registry.versions.files import WEIGHTS
@@ -27,7 +27,7 @@ FILE = "lora-adapter.gguf"
 
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as one GGUF file. A module without a name in llama.cpp is a refusal."""
-    folder, out, base = read_folder(Path(request.source)), Path(request.out), request.base
+    folder, out, base = read_adapter(Path(request.source)), Path(request.out), request.base
     spec = folder.peft.lora
     tensors, _ = to_canonical.fold_scales(spec, load_file(folder.path / WEIGHTS))
     architecture = conversions.GGUF_ARCHITECTURES[base.model_type]

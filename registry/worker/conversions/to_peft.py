@@ -19,7 +19,7 @@ from registry.adapters.formats.facts import FileModule
 from registry.adapters.peft.names import PREFIX
 from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.compat.paths import Paths
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
@@ -29,7 +29,7 @@ from registry.worker.conversions.request import ConversionRequest, serve
 
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as PEFT's."""
-    folder = read_folder(Path(request.source))
+    folder = read_adapter(Path(request.source))
     if not isinstance(folder.contents, NonPeftContents):
         raise refused("this is already PEFT's format")
     file = folder.contents.file

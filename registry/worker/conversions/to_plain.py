@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from registry.client.local.folder import read_folder
+from registry.client.local.adapter_folder import read_adapter
 from registry.merging.conversions import Converted
 from registry.versions.files import CARD, CONFIG
 from registry.worker.conversions import to_canonical
@@ -26,7 +26,7 @@ from registry.worker.conversions.request import ConversionRequest, serve
 
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as a plain LoRA. Loads the base twice, in 32 bits."""
-    folder, out = read_folder(Path(request.source)), Path(request.out)
+    folder, out = read_adapter(Path(request.source)), Path(request.out)
     spec = folder.peft.lora
     initialization = spec.config.initialization
     with tempfile.TemporaryDirectory(prefix="adapter-start-") as start:
@@ -44,7 +44,7 @@ def convert(request: ConversionRequest) -> Converted:
     written["base_model_name_or_path"] = spec.base_name or request.base.name
     (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
     to_canonical.copy_others(folder, out)
-    result = read_folder(out).peft.lora
+    result = read_adapter(out).peft.lora
     return Converted(
         message=f"{initialization} undone: {len(result.modules)} modules of rank {result.rank} for the unchanged base",
         modules=len(result.modules), rank=result.rank, tensors=2 * len(result.modules),

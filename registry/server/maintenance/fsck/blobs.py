@@ -226,6 +226,7 @@ def _restore(run: FsckRun, second_copy: BlobStore, digest: Digest, size_bytes: i
     try:
         run.blobs.put(staging_key, second_copy.open(key_of(digest)), expect=digest, limit_bytes=size_bytes)
         run.blobs.promote(staging_key, digest, replace=True)
+        run.blobs.sync([digest])
     except (NotFound, Invalid, TooLarge):  # the copy is missing, or damaged as well
         return False
     run.blobs.delete(staging_key)

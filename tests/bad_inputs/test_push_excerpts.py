@@ -1,0 +1,198 @@
+"""A plan carries the first bytes of files: it refuses what is malformed or does not fit, before a byte is sent."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.adapters import read as contents
+from registry.api import transfer
+from registry.api.access import NamespaceSet
+from registry.api.transfer import PushItem, PushPlan
+from registry.client.local.folder import Folder, read_folder
+from registry.client.transfer import push
+from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
+from registry.names import AdapterName
+from registry.server.database.models import PushRow
+from registry.server.push import inspect
+from registry.server.push.excerpts import Excerpts
+from registry.versions.manifest import Manifest
+from tests import non_peft_files, samples
+from tests.bad_files import CONFIGS, WEIGHTS
+from tests.bad_inputs.raw_push import RawClient
+from tests.bulk import PUSHES
+from tests.harness import Harness, rows, upload
+
+pytestmark = pytest.mark.security
+NAME = AdapterName("acme", "support")
+
+
+@pytest.fixture
+def based(harness: Harness) -> Harness:
+    """A registry with a base."""
+    harness.add_base()
+    return harness
+
+
+def planned(harness: Harness, folder: Folder, *, base: str = "", **more: Any) -> PushPlan | RegistryError:
+    """The outcome of planning a push of this folder, with excerpts as a client sends them."""
+    data = folder.read_excerpts() if "data" not in more else more["data"]
+    positions = {path: n for n, path in enumerate(data)}
+    item = PushItem(name=str(NAME), manifest=folder.draft(), base=base, excerpts=more.get("positions", positions))
+    (outcome,) = harness.admin.plan_pushes([item], excerpts=tuple(data.values()), dry_run=more.get("dry_run", False))
+    return outcome
+
+
+def written(harness: Harness, tmp_path: Path, files: samples.Files | None = None) -> Folder:
+    return read_folder(samples.write(files or harness.files(), tmp_path / "adapter"))
+
+
+def assert_nothing_planned(harness: Harness) -> None:
+    with harness.session() as session:
+        assert rows(session, PushRow) == []
+
+
+@pytest.mark.parametrize(("cases", "path"), [(WEIGHTS, samples.WEIGHTS), (CONFIGS, samples.CONFIG)])
+def test_malformed_files_are_refused_by_the_plan(
+    refusing: RawClient, tmp_path: Path, cases: dict[str, tuple[bytes, str, str]], path: str
+) -> None:
+    harness, sent_whole = refusing.harness, []
+    for number, (name, (data, code, reason)) in enumerate(cases.items()):
+        folder = samples.write({**harness.files(), path: data}, tmp_path / str(number))
+        outcome: PushPlan | RegistryError
+        try:
+            outcome = planned(harness, read_folder(folder), base="tiny-llama")
+        except TooLarge as error:  # a kind of file has its limit on this machine as well
+            outcome = error
+        if isinstance(outcome, PushPlan):
+            sent_whole.append(name)
+            continue
+        assert outcome.code == code, name
+        codes = {finding.code for finding in outcome.findings}
+        assert (reason in codes) != ("file.too_large" in codes), name
+        assert path in outcome.detail
+    assert sent_whole == [], "these need the bytes"
+    assert_nothing_planned(harness)
+
+
+def test_a_strict_namespace_refuses_before_a_byte_is_sent(based: Harness, tmp_path: Path) -> None:
+    wide = samples.write(samples.lora(samples.llama(hidden=128)), tmp_path / "wide")
+    stored = push.push_folder(based.admin, wide, NAME, base="tiny-llama").version
+    based.admin.change_namespace("acme", NamespaceSet(strict=True))
+    other = samples.write(samples.lora(samples.llama(hidden=128), seed=9), tmp_path / "other")
+    with based.session() as session:
+        before = len(rows(session, PushRow))
+    with pytest.raises(Refused, match=r"does not fit its base 'tiny-llama': .*expected") as refusal:
+        push.push_folder(based.admin, other, NAME, base="tiny-llama")
+    assert (refusal.value.code, refusal.value.findings[0].code) == ("INCOMPATIBLE", "compat.shape")
+    with based.session() as session:
+        assert len(rows(session, PushRow)) == before
+    again = push.push_folder(based.admin, wide, NAME, base="tiny-llama")
+    assert (again.created, again.version.digest) == (False, stored.digest), "a version that exists stays"
+
+
+def test_excerpts_of_other_bytes_change_nothing(based: Harness, tmp_path: Path) -> None:
+    based.push("acme/first")
+    based.admin.change_namespace("acme", NamespaceSet(strict=True))
+    files = based.files()
+    honest = written(based, tmp_path, files).read_excerpts()
+    strange = {**files, samples.WEIGHTS: files[samples.WEIGHTS].replace(b"q_proj", b"x_proj")}
+    folder = read_folder(samples.write(strange, tmp_path / "strange"))
+    assert isinstance(planned(based, folder), Refused)
+    plan = planned(based, folder, data=honest)
+    assert isinstance(plan, PushPlan), plan
+    upload(based.admin, plan, strange)
+    with pytest.raises(Refused, match="does not fit its base"):
+        based.admin.commit_push(plan.push_id)
+
+
+@pytest.mark.parametrize("position", [7, -1])
+def test_an_excerpt_is_one_of_the_request(based: Harness, tmp_path: Path, position: int) -> None:
+    folder = written(based, tmp_path)
+    item = {"name": str(NAME), "manifest": folder.draft().model_dump(), "excerpts": {samples.WEIGHTS: position}}
+    answer = RawClient(based).ask("POST", PUSHES, json={"items": [item], "excerpts": ["AAAA"]})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "excerpts: an item refers to one that is not there"
+
+
+def test_what_one_request_has_parsed_is_bounded(
+    based: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Excerpts that several pushes share are parsed with each of their configurations."""
+    folders = [written(based, tmp_path / str(n), based.files(rank=n + 1)) for n in range(2)]
+    data = [folder.read_excerpts() for folder in folders]
+    monkeypatch.setattr(transfer, "READ_LIMIT_BYTES", sum(map(len, data[0].values())))
+    items = [
+        {
+            "name": f"acme/a{n}",
+            "manifest": folder.draft().model_dump(),
+            "excerpts": {path: n * 2 + k for k, path in enumerate(data[n])},
+        }
+        for n, folder in enumerate(folders)
+    ]
+    table = [base64.b64encode(piece).decode() for each in data for piece in each.values()]
+    first, both = (
+        RawClient(based).ask("POST", PUSHES, json={"items": chosen, "excerpts": table}) for chosen in (items[:1], items)
+    )
+    assert first.json()["items"][0]["result"]
+    assert both.status_code == 400
+    assert "plan fewer at once" in both.json()["detail"]
+
+
+def test_the_plan_chooses_the_base(based: Harness, tmp_path: Path) -> None:
+    based.admin.set_base_aliases("tiny-llama", ["org/alias"])
+    folder = written(based, tmp_path)
+    of_config = planned(based, folder)
+    by_alias = planned(based, folder, base="org/alias", data={})
+    assert isinstance(of_config, PushPlan)
+    assert isinstance(by_alias, PushPlan)
+    assert of_config.base == by_alias.base
+    assert of_config.digest == by_alias.digest == folder.manifest(of_config.base).digest
+    assert of_config.push_id == by_alias.push_id, "both are one push"
+    unnamed = planned(based, folder, data={})
+    assert isinstance(unnamed, Invalid)
+    assert (unnamed.code, unnamed.next_step) == ("BASE_INVALID", "pass --base NAME")
+    assert isinstance(planned(based, folder, base="nobody/knows"), NotFound)
+
+
+def test_a_dry_run_judges_and_keeps_nothing(based: Harness, tmp_path: Path) -> None:
+    folder = written(based, tmp_path)
+    plan = planned(based, folder, dry_run=True)
+    assert isinstance(plan, PushPlan)
+    assert (plan.push_id, plan.uploads) == ("", [])
+    assert plan.digest == folder.manifest(plan.base).digest
+    (result,) = push.read_manifests(based.admin, [(folder.path, str(NAME))])
+    assert isinstance(result.answer, Manifest)
+    assert result.answer.digest == plan.digest
+    assert_nothing_planned(based)
+
+
+def test_equal_configurations_and_headers_are_parsed_once_for_plan_and_commit(
+    based: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def read_any_and_count(*args: Any, **how: Any) -> Any:
+        read.append(1)
+        return contents.read_any(*args, **how)
+
+    monkeypatch.setattr(inspect, "read_any", read_any_and_count)
+    config = {"inference_mode": True, "lora_dropout": 0.125}
+    fleet = [(samples.write(based.files(config=config), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
+    results = push.push_all(based.admin, fleet)
+    assert all(result.answer and result.answer.created for result in results)
+    assert len(read) == 1
+
+
+def test_adapters_of_other_tools_are_judged_by_their_headers(based: Harness, tmp_path: Path) -> None:
+    """Of image adapters the alphas are values, which no excerpt has."""
+    for number, files in enumerate(
+        (non_peft_files.gguf_adapter(samples.llama()), {"style.safetensors": non_peft_files.kohya()})
+    ):
+        folder = read_folder(samples.write(files, tmp_path / str(number)))
+        assert isinstance(planned(based, folder, base="tiny-llama", dry_run=True), PushPlan)
+        excerpt_of = Excerpts(folder.read_excerpts(), {file.path: file.size_bytes for file in folder.files})
+        assert inspect.read_excerpts(folder.draft(), excerpt_of) is not None
