@@ -9,8 +9,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,34 +173,20 @@ def inspect_files(
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 
-class _Same:
-    """A key that equals itself only, for an object that is slow to hash."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def __hash__(self) -> int:
-        return id(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._value is other._value
-
-
 class Contents:
     """What configuration and header say, and how that fits the last bases that it was compared with."""
 
     def __init__(self, adapter: AdapterContents) -> None:
         self.adapter = adapter
-        self._fits: OrderedDict[Hashable, Fit] = OrderedDict()
+        self._fits: list[tuple[BaseSpec, tuple[Similarity, ...], Fit]] = []
 
     def evaluate(self, spec: BaseSpec, relatives: Sequence[Similarity]) -> Fit:
         """The findings about it on this base, and its facts."""
-        key = (_Same(spec), tuple(relatives))
-        fit = self._fits.get(key)
-        if fit is None:
-            fit = self._fits[key] = compat.check(self.adapter, spec, relatives), version_facts.facts_of(self.adapter)
-            while len(self._fits) > FITS_LIMIT:
-                self._fits.popitem(last=False)
+        for spec_then, relatives_then, fit in self._fits:
+            if spec_then is spec and relatives_then == tuple(relatives):  # equal specs are slow to compare
+                return fit
+        fit = compat.check(self.adapter, spec, relatives), version_facts.facts_of(self.adapter)
+        self._fits = [(spec, tuple(relatives), fit), *self._fits[: FITS_LIMIT - 1]]
         return fit
 
 
