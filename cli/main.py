@@ -29,27 +29,22 @@ DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "remove", "rename", "
 
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
-    """Where a command is implemented, the section of the help it is in, and the extra it needs.
-
-    `hash_depth`: the first argument is a folder whose weights are hashed while the module loads (0), or that holds such
-    folders (1).
-    """
+    """Where a command is implemented, the section of the help it is in, and the extra it needs."""
 
     module: str
     attribute: str
     section: str
     help: str
     extra: str = ""
-    hash_depth: int | None = None
 
 
 def _commands() -> dict[str, CommandSpec]:
     spec, move, look, evaluate, make = CommandSpec, "Push and pull", "Inspect", "Evaluate", "Create"
     release, setup, run = "Release", "Set up", "Run"
     return {
-        "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base.", hash_depth=0),
+        "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base."),
         "apply": spec(".apply", "apply", move, "Push, tag and promote what a file lists."),
-        "push-all": spec(".bulk", "push_all", move, "Push every adapter folder in a folder.", hash_depth=1),
+        "push-all": spec(".bulk", "push_all", move, "Push every adapter folder in a folder."),
         "pull": spec(".pull", "pull", move, "Download a version, every byte verified."),
         "cat": spec(".pull", "cat", move, "Print a file of a version, every byte verified."),
         "pull-all": spec(".pull", "pull_all", move, "Download every adapter of a base."),
@@ -151,15 +146,6 @@ class LazyGroup(click.Group):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """The names of all commands, in the order of the help."""
         return list(COMMANDS)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command. If it reads weights, start hashing them while its module loads."""
-        spec = COMMANDS.get(args[0])
-        if spec is not None and spec.hash_depth is not None and args[1:]:
-            load("registry.client.local.hashing", "begin")(args[1], depth=spec.hash_depth)
-        return super().resolve_command(ctx, args)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and complete a command; None for an unknown name."""

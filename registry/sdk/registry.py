@@ -23,7 +23,7 @@ from registry.api.transfer import PushResult
 from registry.client import answers, checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
 from registry.client.local import folder as folders
-from registry.client.local.adapter_folder import read_adapter
+from registry.client.local.adapter_folder import read_adapter, read_contents
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
@@ -133,7 +133,7 @@ class AdapterRegistry:
             folder = Path(parent) / "version"
             self.pull(ref, folder, progress=progress)
             try:
-                folders.read_contents(folder)
+                read_contents(folder)
             except Invalid as e:
                 raise Corrupt("ANSWER_INVALID", f"{ref} is no adapter: {e.detail}", findings=e.findings) from e
             return models.load_folder(folder, model, adapter)

@@ -10,7 +10,6 @@ import click
 import pytest
 
 from cli import main
-from registry.client.local import hashing
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -98,18 +97,6 @@ def test_without_a_url_and_the_server_extra_the_error_lists_the_choices() -> Non
 
 def test_an_unknown_command_is_a_usage_error(cli: CommandRunner) -> None:
     assert "No such command" in cli("frobnicate", expect=2).stderr
-
-
-def test_hashing_starts_before_the_command_is_imported(
-    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    begun: list[tuple[str, int]] = []
-    monkeypatch.setattr(hashing, "begin", lambda folder, depth: begun.append((folder, depth)))
-    cli("push", str(tmp_path / "one"), "acme/one", expect=2)
-    cli("push-all", str(tmp_path), "acme", expect=2)
-    cli("list")
-    cli("push", expect=2)
-    assert begun == [(str(tmp_path / "one"), 0), (str(tmp_path), 1)]
 
 
 @pytest.mark.parametrize("json_option", [[], ["--json"]])

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
 from registry.api.transfer import EXCERPT_LIMIT_BYTES
-from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
@@ -89,38 +88,28 @@ def is_meant(text: str) -> bool:
     return text.startswith((".", "/", "~")) or Path(text).exists()
 
 
-def read_folder(
-    path: Path, *, golden: Path | None = None, hashed: Callable[[int], None] = lambda _bytes: None
-) -> Folder:
+def read_folder(path: Path, *, golden: Path | None = None) -> Folder:
     """The files in this folder. `Invalid` for one that is no regular file of a known kind within its limit.
 
-    `golden`: a file elsewhere to store as golden.jsonl. `hashed` is called with the bytes hashed.
+    `golden`: a file elsewhere to store as golden.jsonl.
     """
     selected, left_out = select_files(path)
-    return _read(path, selected, left_out, golden, hashed)
+    return _read(path, selected, left_out, golden)
 
 
 def read_files(title: Path, files: Mapping[str, Path], *, golden: Path | None = None) -> Folder:
     """The adapter in these files: path in the version → file on disk or in memory. `title` names it in errors."""
     selected = {name: (source, source.stat().st_size) for name, source in files.items()}
-    return _read(title, selected, [], golden, lambda _bytes: None)
+    return _read(title, selected, [], golden)
 
 
-def _read(
-    path: Path, selected: dict[str, tuple[Path, int]], left_out: list[Finding], golden: Path | None,
-    hashed: Callable[[int], None],
-) -> Folder:  # fmt: skip
+def _read(path: Path, selected: dict[str, tuple[Path, int]], left_out: list[Finding], golden: Path | None) -> Folder:
     if golden is not None:
         selected[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in selected.items()}
     described = [describe(name, size) for name, (_, size) in selected.items()]
-    files = tuple(_hash(d, sources[d.path], hashed) for d in described)
+    files = tuple(_hash(d, sources[d.path]) for d in described)
     return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out))
-
-
-def select_files(path: Path) -> tuple[dict[str, tuple[Path, int]], list[Finding]]:
-    """The files of an adapter in this folder, with their sizes, and why others are left out. `Invalid`."""
-    return _choose(_entries(path))
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:
@@ -137,11 +126,12 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
     return entries
 
 
-def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]], list[Finding]]:
+def select_files(path: Path) -> tuple[dict[str, tuple[Path, int]], list[Finding]]:
+    """The files of an adapter in this folder, with their sizes, and why others are left out. `Invalid`."""
     selected: dict[str, tuple[Path, int]] = {}
     left_out: list[Finding] = []
     refused: list[Finding] = []
-    for entry in entries:
+    for entry in _entries(path):
         name = entry.name
         shown = name.encode("utf-8", "backslashreplace").decode()
         if entry.is_dir(follow_symlinks=False):
@@ -194,14 +184,11 @@ def describe(name: str, size_bytes: int) -> Descriptor:
     return Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size_bytes)
 
 
-def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) -> Descriptor:
-    early = hashing.taken(source)
-    if early is not None:
-        hashed(early[1])
-    hexadecimal, size_bytes = early or hashing.hash_of(source, hashed)
-    if size_bytes != described.size_bytes:
+def _hash(described: Descriptor, source: Path) -> Descriptor:
+    digest = Digest.of_file(source)
+    if source.stat().st_size != described.size_bytes:
         raise Invalid("FOLDER_INVALID", f"{described.path} changed while it was read; push it when it is finished")
-    return described.model_copy(update={"digest": Digest(f"sha256:{hexadecimal}")})
+    return described.model_copy(update={"digest": digest})
 
 
 def read_at(source: Path, start: int, length: int) -> bytes:
