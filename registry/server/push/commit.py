@@ -198,7 +198,7 @@ def _results(outcomes: Sequence[Commit | RegistryError], atomic: bool) -> list[P
 
 def _find_unfinished(session: Session, commits: Sequence[Commit]) -> list[Commit]:
     """Those commits whose bytes count. What an ended push has staged is never read."""
-    existing = rows.find_existing(session, commits)
+    existing = rows.find_existing(session, [(commit.name, commit.manifest) for commit in commits])
     repeated = [c.push.id for c in commits if c.push.state == PushState.OPEN and c.key in existing]
     repairing = set(session.exec(_REPAIRING, params={"ids": sorted(repeated)})) if repeated else set()
     return [

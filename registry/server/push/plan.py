@@ -168,7 +168,7 @@ def _judge(session: Session, pushes: Sequence[_Push]) -> None:
         refusal = inspect.refusal_of(push.name, push.base.name, findings)
         if refusal is not None:
             incompatible.append((push, refusal))
-    existing = rows.find_existing(session, [push for push, _ in incompatible])
+    existing = rows.find_existing(session, [(push.name, push.manifest) for push, _ in incompatible])
     for push, refusal in incompatible:
         if (str(push.name), push.manifest.digest) not in existing:
             push.error = refusal

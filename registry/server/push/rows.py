@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from msgspec import structs
 from sqlalchemy import Table, bindparam, delete, exists, tuple_
@@ -133,20 +133,13 @@ _SET_NEWEST = (
 )
 
 
-class _Push(Protocol):
-    @property
-    def name(self) -> AdapterName: ...
-    @property
-    def manifest(self) -> Manifest: ...
-
-
-def find_existing(session: Session, pushes: Sequence[_Push]) -> dict[Key, VersionRow]:
+def find_existing(session: Session, pushed: Collection[tuple[AdapterName, Manifest]]) -> dict[Key, VersionRow]:
     """The versions that exist of these adapters with these manifests."""
-    if not pushes:
+    if not pushed:
         return {}
     params = {
-        "names": sorted({(push.name.namespace, push.name.name) for push in pushes}),
-        "digests": sorted({push.manifest.digest for push in pushes}),
+        "names": sorted({(name.namespace, name.name) for name, _ in pushed}),
+        "digests": sorted({manifest.digest for _, manifest in pushed}),
     }
     rows = session.exec(_EXISTING, params=params)
     return {(f"{namespace}/{name}", row.digest): row for row, namespace, name in rows}
@@ -160,7 +153,7 @@ def write(
     `MemberFailed` if some got an error instead. `atomic`: a refused alias is an error.
     """
     adapters = _lock_adapters(session, actor, commits)
-    existing = find_existing(session, commits)
+    existing = find_existing(session, [(commit.name, commit.manifest) for commit in commits])
     for commit in commits:
         commit.error = _deletion_error(commit, existing.get(commit.key)) or commit.error
     new: dict[Key, Commit] = {}
