@@ -15,21 +15,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from registry.api import LogKeys
-from registry.api.audit import (
-    AttestationList,
-    AttestationView,
-    DeliveryList,
-    DeliveryView,
-    EventPage,
-    EventProof,
-    EventView,
-    SignRequest,
-    WebhookCreate,
-    WebhookCreated,
-    WebhookList,
-    WebhookView,
-)
+from registry.api import LogKeys, audit
 from registry.client.core import AnyRef, Versions, path_of
 from registry.client.transport import wrong_answer
 from registry.errors import Corrupt, Invalid, NotFound
@@ -45,15 +31,15 @@ class Audit(Versions):
     def __init__(self, registry: Versions) -> None:
         super().__init__(registry.url, connection=registry.connection)
 
-    def proof(self, seq: int) -> EventProof:
+    def proof(self, seq: int) -> audit.EventProof:
         """The proof that an event is in the log. `NotFound` until the log has numbered it."""
-        return self._get(f"/audit/events/{seq}/proof", EventProof)
+        return self._get(f"/audit/events/{seq}/proof", audit.EventProof)
 
-    def page(self, after: int = 0, **search: Any) -> EventPage:
+    def page(self, after: int = 0, **search: Any) -> audit.EventPage:
         """One page. `search`: wait (seconds), limit, action (a list), object."""
-        return self._get("/events", EventPage, after=str(after), **search)
+        return self._get("/events", audit.EventPage, after=str(after), **search)
 
-    def events(self, after: int = 0, **search: Any) -> Iterator[EventView]:
+    def events(self, after: int = 0, **search: Any) -> Iterator[audit.EventView]:
         """All events from the one that follows `after`, that are there now."""
         while True:
             page = self.page(after, limit=PAGE, **search)
@@ -74,34 +60,34 @@ class Audit(Versions):
         return self.connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
 
     # ------------------------------------------------------------ attestations
-    def attestations(self, ref: AnyRef) -> AttestationList:
+    def attestations(self, ref: AnyRef) -> audit.AttestationList:
         """The attestations of a version."""
-        return self._get(f"{path_of(ref)}/attestations", AttestationList)
+        return self._get(f"{path_of(ref)}/attestations", audit.AttestationList)
 
-    def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
+    def sign(self, ref: AnyRef, request: audit.SignRequest) -> audit.AttestationView:
         """Attach a signature to a version."""
-        return self._post(f"{path_of(ref)}/attestations", request, AttestationView)
+        return self._post(f"{path_of(ref)}/attestations", request, audit.AttestationView)
 
     # ------------------------------------------------------------ webhooks
-    def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
+    def create_webhook(self, request: audit.WebhookCreate) -> audit.WebhookCreated:
         """Create a webhook. Only this answer has its secret."""
-        return self._post("/webhooks", request, WebhookCreated)
+        return self._post("/webhooks", request, audit.WebhookCreated)
 
-    def webhooks(self) -> WebhookList:
+    def webhooks(self) -> audit.WebhookList:
         """All webhooks."""
-        return self._get("/webhooks", WebhookList)
+        return self._get("/webhooks", audit.WebhookList)
 
-    def delete_webhook(self, webhook_id: str) -> WebhookView:
+    def delete_webhook(self, webhook_id: str) -> audit.WebhookView:
         """Delete a webhook and its deliveries."""
-        return self._send("DELETE", _webhook(webhook_id), WebhookView)
+        return self._send("DELETE", _webhook(webhook_id), audit.WebhookView)
 
-    def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
+    def deliveries(self, webhook_id: str, *, state: str = "") -> audit.DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""
-        return self._get(f"{_webhook(webhook_id)}/deliveries", DeliveryList, state=state)
+        return self._get(f"{_webhook(webhook_id)}/deliveries", audit.DeliveryList, state=state)
 
-    def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
+    def retry_delivery(self, webhook_id: str, delivery_id: int) -> audit.DeliveryView:
         """Send a delivery again."""
-        return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", DeliveryView)
+        return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", audit.DeliveryView)
 
 
 def _webhook(webhook_id: str) -> str:
@@ -205,7 +191,7 @@ class FolderLog:
         with path.open("rb") as file:
             for line in file:
                 try:
-                    yield EventView.model_validate_json(line).entry()
+                    yield audit.EventView.model_validate_json(line).entry()
                 except (ValidationError, Invalid):
                     yield line
 

@@ -9,22 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 
-from registry.api import Consistency, LogKeys, catalog
-from registry.api.transfer import (
-    BulkCommitRequest,
-    BulkPullPlan,
-    BulkPullRequest,
-    BulkPushPlan,
-    BulkPushRequest,
-    BulkPushResult,
-    CommitItem,
-    PullPlan,
-    PushItem,
-    PushPlan,
-    PushRequest,
-    PushResult,
-    SmallBlob,
-)
+from registry.api import Consistency, LogKeys, catalog, transfer
 from registry.client import answers
 from registry.client.transport import (
     ANSWER_LIMIT_BYTES,
@@ -81,16 +66,16 @@ class Versions:
 
     # ------------------------------------------------------------ push and bytes
     def plan_pushes(
-        self, items: Sequence[PushItem], *, excerpts: tuple[bytes, ...] = (), dry_run: bool = False
-    ) -> list[PushPlan | RegistryError]:
+        self, items: Sequence[transfer.PushItem], *, excerpts: tuple[bytes, ...] = (), dry_run: bool = False
+    ) -> list[transfer.PushPlan | RegistryError]:
         """Plan pushes: which blobs are missing, and where to send each. Each item has its own outcome.
 
         `excerpts`: what the items refer to. `dry_run`: judge, but keep nothing.
         """
 
-        def plan(pending: Sequence[PushItem]) -> list[PushPlan | RegistryError]:
-            request = BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
-            answer = self._post("/pushes", request, BulkPushPlan, patient=True)
+        def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:
+            request = transfer.BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
+            answer = self._post("/pushes", request, transfer.BulkPushPlan, patient=True)
             plans = answers.outcomes(answer.items, len(pending))
             return [
                 outcome if isinstance(outcome, RegistryError) else answers.push_plan(item, outcome)
@@ -100,28 +85,28 @@ class Versions:
         return self._repeat_unavailable(plan, items)
 
     def commit_pushes(
-        self, items: Sequence[CommitItem], *, atomic: bool = False, size_bytes: int = 0
-    ) -> list[PushResult | RegistryError]:
+        self, items: Sequence[transfer.CommitItem], *, atomic: bool = False, size_bytes: int = 0
+    ) -> list[transfer.PushResult | RegistryError]:
         """The versions, once every blob of the plans was sent or is among the `small` ones of its item.
 
         `atomic`: all or none. `size_bytes`: of all of it, which the registry may have to read and copy first.
         """
         seconds = READ_SECONDS + size_bytes / COMMIT_BYTES
 
-        def commit(pending: Sequence[CommitItem]) -> list[PushResult | RegistryError]:
-            request = BulkCommitRequest(items=tuple(pending), atomic=atomic)
-            answer = self._post("/pushes/commit", request, BulkPushResult, seconds=seconds, patient=True)
+        def commit(pending: Sequence[transfer.CommitItem]) -> list[transfer.PushResult | RegistryError]:
+            request = transfer.BulkCommitRequest(items=tuple(pending), atomic=atomic)
+            answer = self._post("/pushes/commit", request, transfer.BulkPushResult, seconds=seconds, patient=True)
             return answers.outcomes(answer.items, len(pending))
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
 
-    def plan_pulls(self, refs: Sequence[AnyRef]) -> tuple[list[PullPlan | RegistryError], dict[Digest, str]]:
+    def plan_pulls(self, refs: Sequence[AnyRef]) -> tuple[list[transfer.PullPlan | RegistryError], dict[Digest, str]]:
         """Plan pulls: the versions, with links to their files, and the bytes of small files (base64)."""
         small: dict[Digest, str] = {}
 
-        def plan(pending: Sequence[Ref]) -> list[PullPlan | RegistryError]:
-            request = BulkPullRequest(refs=tuple(map(str, pending)))
-            answer = self._post("/pulls", request, BulkPullPlan)
+        def plan(pending: Sequence[Ref]) -> list[transfer.PullPlan | RegistryError]:
+            request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
+            answer = self._post("/pulls", request, transfer.BulkPullPlan)
             small.update((item.digest, item.data) for item in answer.small)
             plans = answers.outcomes(answer.items, len(pending))
             return [
@@ -131,21 +116,21 @@ class Versions:
 
         return self._repeat_unavailable(plan, [parsed_ref(ref) for ref in refs]), small
 
-    def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
+    def plan_push(self, name: Name, request: transfer.PushRequest) -> transfer.PushPlan:
         """`plan_pushes` of one."""
-        item = PushItem(
+        item = transfer.PushItem(
             name=str(parsed_name(name)), manifest=request.manifest, base=request.base, message=request.message
         )
         return only(self.plan_pushes([item]))
 
     def commit_push(
-        self, push_id: str, *, alias: str = "", small: Sequence[SmallBlob] = (), size_bytes: int = 0
-    ) -> PushResult:
+        self, push_id: str, *, alias: str = "", small: Sequence[transfer.SmallBlob] = (), size_bytes: int = 0
+    ) -> transfer.PushResult:
         """`commit_pushes` of one."""
-        item = CommitItem(push_id=push_id, alias=alias, small=tuple(small))
+        item = transfer.CommitItem(push_id=push_id, alias=alias, small=tuple(small))
         return only(self.commit_pushes([item], size_bytes=size_bytes))
 
-    def plan_pull(self, ref: AnyRef) -> PullPlan:
+    def plan_pull(self, ref: AnyRef) -> transfer.PullPlan:
         """`plan_pulls` of one, without the bytes of small files."""
         return only(self.plan_pulls([ref])[0])
 

@@ -15,17 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from registry.api.transfer import (
-    BULK_BODY_BYTES,
-    BULK_LIMIT,
-    SMALL_BLOB_BYTES,
-    CommitItem,
-    PushItem,
-    PushPlan,
-    PushResult,
-    SmallBlob,
-    Upload,
-)
+from registry.api import transfer
 from registry.client import answers
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
@@ -62,7 +52,7 @@ def push_folder(
     provenance: Provenance | None = None, message: str = "", golden: Path | None = None,
     progress: Progress | None = None, left_out: Callable[[Finding], None] = lambda _reason: None,
     signature: Signature | None = None,
-) -> PushResult:  # fmt: skip
+) -> transfer.PushResult:  # fmt: skip
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base`: default, the one that the configuration names. `parents` were trained further; `edges` state their own
@@ -84,8 +74,8 @@ def push_folder(
 def push_all(
     registry: Versions, folders: Sequence[tuple[Path, str]], *, base: str = "", message: str = "",
     declared: Callable[[Path], Provenance | None] = lambda _folder: None, progress: Progress | None = None,
-    on_result: Callable[[Result[PushResult]], None] = lambda _result: None,
-) -> list[Result[PushResult]]:  # fmt: skip
+    on_result: Callable[[Result[transfer.PushResult]], None] = lambda _result: None,
+) -> list[Result[transfer.PushResult]]:  # fmt: skip
     """Push each folder as the newest version of its name, many with one request.
 
     `declared` gives the provenance of a folder's adapter; `on_result` is called with each result. Folders are read
@@ -94,7 +84,7 @@ def push_all(
     prepare = _preparation(base, message, declared)
     counter = _Counter(SharedProgress(progress or Silent()))
 
-    def push(items: Sequence[Result[_Push]]) -> list[Result[PushResult]]:
+    def push(items: Sequence[Result[_Push]]) -> list[Result[transfer.PushResult]]:
         _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
         results = _results(items, lambda push: push.result)
         for result in results:
@@ -157,10 +147,10 @@ class _Push:
         self.sizes = {file.digest: file.size_bytes for file in draft.files}
         self.text = draft.to_json()
         self._sources = {file.digest: folder.sources[file.path] for file in draft.files}
-        self.plan: PushPlan | None = None
+        self.plan: transfer.PushPlan | None = None
         self.interruption: Unavailable | None = None
         """Why an upload failed that may be planned again."""
-        self.result: PushResult | None = None
+        self.result: transfer.PushResult | None = None
         self.error: RegistryError | None = None
 
     @cached_property
@@ -178,25 +168,25 @@ class _Push:
             raise RuntimeError(f"the push of {self.name} was not planned")
         return self.draft.with_base(self.plan.base)
 
-    def set_plan(self, plan: PushPlan) -> None:
+    def set_plan(self, plan: transfer.PushPlan) -> None:
         """Take the plan. `Invalid` if the signature to attach is for another manifest."""
         self.plan = plan
         if self._check is not None:
             self._check(self.manifest)
 
     @property
-    def uploads(self) -> Sequence[Upload]:
+    def uploads(self) -> Sequence[transfer.Upload]:
         """What is still to be sent."""
         return self.plan.uploads if self.plan is not None else ()
 
     @property
-    def required_result(self) -> PushResult:
+    def required_result(self) -> transfer.PushResult:
         """The result. Raises the error."""
         if self.error is not None or self.result is None:
             raise self.error or RuntimeError(f"the push of {self.name} has no outcome")
         return self.result
 
-    def send(self, registry: Versions, upload: Upload, progress: Progress) -> None:
+    def send(self, registry: Versions, upload: transfer.Upload, progress: Progress) -> None:
         """Send one blob, unless this push has failed already. Sets `error` or `interruption`."""
         if self.error is not None:
             return
@@ -212,14 +202,14 @@ class _Push:
         except OSError as e:
             self.error = Invalid("FOLDER_INVALID", f"{self.folder.path}: {e.strerror or e}")
 
-    def read_small(self, upload: Upload) -> SmallBlob:
+    def read_small(self, upload: transfer.Upload) -> transfer.SmallBlob:
         """The bytes of a small blob. `Invalid` (FOLDER_INVALID) if the file has changed."""
         data = self._sources[upload.digest].read_bytes()
         if len(data) != upload.size_bytes:
             raise Invalid(
                 "FOLDER_INVALID", f"{self.folder.path}: a file changed while it was pushed; wait for its writer"
             )
-        return SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
+        return transfer.SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
 def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
@@ -245,10 +235,14 @@ def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Pus
     read: set[frozenset[bytes]] = set()
     size_bytes = body_bytes = 0
     for position, push in enumerate(pushes):
-        large = {digest for digest, size in push.sizes.items() if size > SMALL_BLOB_BYTES} - stored
+        large = {digest for digest, size in push.sizes.items() if size > transfer.SMALL_BLOB_BYTES} - stored
         size_bytes += push.draft.size_bytes
         body_bytes += len(push.text) + len(push.message) + _excerpts_bytes(push, read)
-        if group and (len(group) >= BULK_LIMIT or size_bytes > GROUP_BYTES or body_bytes > BULK_BODY_BYTES * 3 // 4):
+        if group and (
+            len(group) >= transfer.BULK_LIMIT
+            or size_bytes > GROUP_BYTES
+            or body_bytes > transfer.BULK_BODY_BYTES * 3 // 4
+        ):
             others += pushes[position:]
             break
         version = (push.name, push.text)
@@ -297,7 +291,7 @@ def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False)
     positions: dict[bytes, int] = {}
     planned = [push for push in pushes if push.error is None]
     items = [
-        PushItem(
+        transfer.PushItem(
             name=str(push.name), manifest=push.draft, base=push.base, message=push.message,
             excerpts={path: positions.setdefault(data, len(positions)) for path, data in push.excerpts.items()},
         )
@@ -322,7 +316,7 @@ def _choose_small(pushes: Sequence[_Push]) -> set[_Blob]:
     for push in pushes:
         for upload in push.uploads:
             size_bytes += upload.size_bytes
-            if upload.size_bytes <= SMALL_BLOB_BYTES and size_bytes <= BULK_BODY_BYTES // 2:
+            if upload.size_bytes <= transfer.SMALL_BLOB_BYTES and size_bytes <= transfer.BULK_BODY_BYTES // 2:
                 chosen.add((push.name, upload.digest))
             else:
                 size_bytes -= upload.size_bytes
@@ -358,7 +352,7 @@ def _send(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counte
 
 
 def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
-    items: list[CommitItem] = []
+    items: list[transfer.CommitItem] = []
     committed: list[_Push] = []
     for push in pushes:
         carried = [upload for upload in push.uploads if (push.name, upload.digest) in small]
@@ -368,7 +362,7 @@ def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], coun
             push.error = e if isinstance(e, Invalid) else Invalid("FOLDER_INVALID", f"{push.name}: {e.strerror or e}")
             continue
         committed.append(push)
-        items.append(CommitItem(push_id=push.plan.push_id if push.plan else "", alias=push.alias, small=blobs))
+        items.append(transfer.CommitItem(push_id=push.plan.push_id if push.plan else "", alias=push.alias, small=blobs))
     if not items:
         return
     size_bytes = sum(push.draft.size_bytes for push in committed)

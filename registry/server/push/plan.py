@@ -31,17 +31,8 @@ from registry.server import failpoints
 from registry.server.access import namespaces, quotas
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights, versions
-from registry.server.database import db
+from registry.server.database import db, models
 from registry.server.database.expressions import any_of
-from registry.server.database.models import (
-    AdapterRow,
-    BaseRow,
-    BlobRow,
-    PushBlobRow,
-    PushRow,
-    VersionFileRow,
-    VersionRow,
-)
 from registry.server.group import Member, without_error
 from registry.server.push import inspect, rows
 from registry.server.push.excerpts import Excerpts
@@ -62,11 +53,11 @@ class _Push(Member):
         self.base_name = item.manifest.base.name if item.manifest.base is not None else item.base
         self.contents: inspect.Contents | None = None
         """What configuration and header say, if the plan has both."""
-        self.base: BaseRow
+        self.base: models.BaseRow
         self.manifest: Manifest
         self.sizes = blob_sizes(item.manifest)
-        self.row: PushRow | None = None
-        self.blobs: list[PushBlobRow] = []
+        self.row: models.PushRow | None = None
+        self.blobs: list[models.PushBlobRow] = []
         self.arrived: set[str] = set()
         """Digests of blobs whose bytes are there already."""
         self.plan: PushPlan | None = None
@@ -174,7 +165,7 @@ def _judge(session: Session, pushes: Sequence[_Push]) -> None:
             push.error = refusal
 
 
-def find_base(bases: Mapping[str, BaseRow], name: str, reference: BaseRef | None) -> BaseRow:
+def find_base(bases: Mapping[str, models.BaseRow], name: str, reference: BaseRef | None) -> models.BaseRow:
     """The base of this name. `NotFound` (BASE_UNKNOWN), `Invalid` if a manifest has an alias or another fingerprint.
 
     A version keeps its manifest, and an alias may end: so a manifest names a base by its own name.
@@ -218,12 +209,12 @@ def find_readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) ->
     Versions in quarantine do not count: pushing their bytes under another name would circumvent it.
     """
     statement = (
-        select(VersionFileRow.digest, VersionFileRow.size_bytes)
-        .join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
-        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
-        .where(any_of(col(VersionFileRow.digest), sorted(digests)), versions.visible(actor))
-        .where(col(BlobRow.state) == BlobState.LIVE, col(VersionRow.quarantined_at).is_(None))
+        select(models.VersionFileRow.digest, models.VersionFileRow.size_bytes)
+        .join(models.VersionRow, col(models.VersionRow.id) == col(models.VersionFileRow.version_id))
+        .join(models.AdapterRow, col(models.AdapterRow.id) == col(models.VersionRow.adapter_id))
+        .join(models.BlobRow, col(models.BlobRow.digest) == col(models.VersionFileRow.digest))
+        .where(any_of(col(models.VersionFileRow.digest), sorted(digests)), versions.visible(actor))
+        .where(col(models.BlobRow.state) == BlobState.LIVE, col(models.VersionRow.quarantined_at).is_(None))
         .distinct()
     )
     return set(session.exec(statement).all()) if digests else set()
@@ -231,21 +222,21 @@ def find_readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) ->
 
 # Built once, because every push executes them.
 _OPEN_PUSHES = (
-    select(PushRow)
+    select(models.PushRow)
     .where(
-        col(PushRow.token_id) == bindparam("token_id"),
-        any_of(col(PushRow.manifest_digest), parameter="digests"),
-        col(PushRow.state) == PushState.OPEN,
-        col(PushRow.expires_at) > bindparam("soonest"),
+        col(models.PushRow.token_id) == bindparam("token_id"),
+        any_of(col(models.PushRow.manifest_digest), parameter="digests"),
+        col(models.PushRow.state) == PushState.OPEN,
+        col(models.PushRow.expires_at) > bindparam("soonest"),
     )
-    .order_by(col(PushRow.created_at).desc())
+    .order_by(col(models.PushRow.created_at).desc())
 )
-_BLOBS = select(PushBlobRow).where(any_of(col(PushBlobRow.push_id), parameter="ids"))
+_BLOBS = select(models.PushBlobRow).where(any_of(col(models.PushBlobRow.push_id), parameter="ids"))
 
 
 def _find_open_pushes(
     session: Session, actor: Actor, pushes: Sequence[_Push], settings: Settings
-) -> dict[tuple[str, str], PushRow]:
+) -> dict[tuple[str, str], models.PushRow]:
     """Name and digest → the oldest open push of the same token, if at least half of its time is left."""
     soonest = db.now() + timedelta(seconds=settings.push_hold_seconds / 2)
     params = {"token_id": actor.token_id, "digests": sorted({push.manifest.digest for push in pushes})}
@@ -281,7 +272,7 @@ def _create(
         push.row = row = _push_row(actor, push, settings)
         push.blobs = [
             db.new_row(
-                PushBlobRow,
+                models.PushBlobRow,
                 push_id=row.id, digest=digest, size_bytes=size,
                 staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
             )
@@ -303,23 +294,23 @@ def _create(
     failpoints.reach("push.plan.after_rows")
 
 
-def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[PushBlobRow]]:
+def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[models.PushBlobRow]]:
     """Push → its blobs. Every id is a key."""
-    blobs: dict[str, list[PushBlobRow]] = {push_id: [] for push_id in push_ids}
+    blobs: dict[str, list[models.PushBlobRow]] = {push_id: [] for push_id in push_ids}
     for blob in session.exec(_BLOBS, params={"ids": sorted(blobs)}) if blobs else ():
         blobs[blob.push_id].append(blob)
     return blobs
 
 
-def key_of_sent(blob: PushBlobRow) -> str:
+def key_of_sent(blob: models.PushBlobRow) -> str:
     """Where the bytes are that a push has sent; empty if it need not send them."""
     return key_of(Digest(blob.digest)) if blob.is_stored else blob.staging_key
 
 
-def _push_row(actor: Actor, push: _Push, settings: Settings) -> PushRow:
+def _push_row(actor: Actor, push: _Push, settings: Settings) -> models.PushRow:
     created_at = db.now()
     return db.new_row(
-        PushRow,
+        models.PushRow,
         id="psh_" + secrets.token_hex(12), namespace=push.name.namespace, name=push.name.name, state=PushState.OPEN,
         manifest=push.manifest.to_bytes().decode(), manifest_digest=push.manifest.digest,
         message=push.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
@@ -331,7 +322,7 @@ def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
     """Find out which blobs of resumed pushes have arrived. A store on another machine is asked about some at a time."""
     requested = [(push, blob) for push in pushes for blob in push.blobs if blob.staging_key]
 
-    def look_up(push: _Push, blob: PushBlobRow) -> None:
+    def look_up(push: _Push, blob: models.PushBlobRow) -> None:
         if push.error is None:
             with push.collect_error():
                 if blobs.stat(key_of_sent(blob)) is not None:
@@ -359,7 +350,7 @@ def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> Pu
     )
 
 
-def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
+def _upload(blob: models.PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
     """Upload by links: to the store, in parts or whole, if it has safe ones, else to this server. None: all arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)

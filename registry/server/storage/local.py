@@ -27,19 +27,7 @@ from urllib.parse import unquote, urlsplit
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.filesystem import sync_folder
-from registry.server.storage import signed_links
-from registry.server.storage.blobs import (
-    WHOLE_BYTES,
-    BlobStore,
-    BlobWriter,
-    Bytes,
-    DigestVerifier,
-    Stat,
-    digest_of,
-    invalid_store,
-    key_of,
-    raise_unknown,
-)
+from registry.server.storage import blobs, signed_links
 from registry.versions.files import CHUNK_BYTES
 
 WRITE_BACK_BYTES = 4 * 2**20
@@ -50,7 +38,7 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Errors for a path where no file is."""
 
 
-class LocalBlobs(BlobStore):
+class LocalBlobs(blobs.BlobStore):
     """A folder of blobs. Any number of threads and processes of one machine may share it."""
 
     kind = "local"
@@ -65,17 +53,17 @@ class LocalBlobs(BlobStore):
         parts = urlsplit(url)
         path = Path(unquote(parts.path))
         if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.is_absolute():
-            raise invalid_store(url)
+            raise blobs.invalid_store(url)
         return cls(path)
 
     def local_path(self, key: str) -> Path | None:
         """Return the path of the key's file."""
-        digest_of(key)
+        blobs.digest_of(key)
         return self.root / key
 
-    def stat(self, key: str) -> Stat | None:
+    def stat(self, key: str) -> blobs.Stat | None:
         """Look a file up. Its digest was verified before it got its name."""
-        digest = digest_of(key)
+        digest = blobs.digest_of(key)
         try:
             status = os.stat(self.root / key)
         except OSError as e:
@@ -84,37 +72,37 @@ class LocalBlobs(BlobStore):
             raise _unavailable(e) from e
         if not modes.S_ISREG(status.st_mode):
             return None
-        return Stat(key, status.st_size, digest, datetime.fromtimestamp(status.st_mtime, UTC))
+        return blobs.Stat(key, status.st_size, digest, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield a range of the file in chunks. A reader keeps its bytes if the file is deleted meanwhile."""
-        digest_of(key)
+        blobs.digest_of(key)
         try:
             descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
         except OSError as e:
             if e.errno in _NO_FILE:
-                raise_unknown(key)
+                blobs.raise_unknown(key)
             raise _unavailable(e) from e
         if not modes.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise_unknown(key)
-        return _read_chunks(descriptor, start, WHOLE_BYTES if length is None else length)
+            blobs.raise_unknown(key)
+        return _read_chunks(descriptor, start, blobs.WHOLE_BYTES if length is None else length)
 
-    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+    def open_writer(self, key: str, *, limit_bytes: int) -> blobs.BlobWriter:
         """Begin to write a file under `tmp/`."""
         return FileWriter(self.root, key, limit_bytes)
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Link the staged file to its final key."""
-        digest_of(staging_key)
-        staged, final = self.root / staging_key, self.root / key_of(digest)
+        blobs.digest_of(staging_key)
+        staged, final = self.root / staging_key, self.root / blobs.key_of(digest)
         with _translate_errors():
             _make_folder(final.parent)
             try:
                 self._link_final(staged, final, replace=replace)
             except FileNotFoundError:
                 if not final.exists():
-                    raise_unknown(staging_key)
+                    blobs.raise_unknown(staging_key)
             except OSError as e:
                 if e.errno not in _NO_LINKS:
                     raise
@@ -122,7 +110,7 @@ class LocalBlobs(BlobStore):
 
     def sync(self, digests: Iterable[Digest]) -> None:
         """Force the folders of these blobs to disk, and that of the temporary names that led to them, each once."""
-        folders = {(self.root / key_of(digest)).parent for digest in digests}
+        folders = {(self.root / blobs.key_of(digest)).parent for digest in digests}
         with _translate_errors():
             for folder in (self.root / "tmp", *sorted(folders)) if folders else ():
                 _make_folder(folder)
@@ -162,12 +150,12 @@ class LocalBlobs(BlobStore):
         self, key: str, size_bytes: int, *, seconds: int, owner: str = "", file_name: str = "", method: str = "GET"
     ) -> str | None:
         """Sign a link to this server, if it answers links."""
-        digest_of(key)
+        blobs.digest_of(key)
         return self.links.sign(method, key, size_bytes, seconds=seconds, owner=owner) if self.links else None
 
     def delete(self, key: str) -> None:
         """Delete a file, and a staging folder that is empty then."""
-        digest_of(key)
+        blobs.digest_of(key)
         path = self.root / key
         with _translate_errors():
             self._move_aside(path)
@@ -176,7 +164,7 @@ class LocalBlobs(BlobStore):
                 with contextlib.suppress(OSError):  # not empty yet, or gone already
                     path.parent.rmdir()
 
-    def list(self, prefix: str) -> Iterator[Stat]:
+    def list(self, prefix: str) -> Iterator[blobs.Stat]:
         """Yield every key under a prefix that ends in `/`, in the file system's order. Files may come and go."""
         for folder, _, files in os.walk(self.root / prefix, onerror=_raise_unreadable):
             for name in files:
@@ -204,7 +192,7 @@ class FileWriter:
     """Writes one file under `tmp/` and renames it to its key in `finish`."""
 
     def __init__(self, root: Path, key: str, limit_bytes: int) -> None:
-        self._verifier = DigestVerifier(key, limit_bytes)
+        self._verifier = blobs.DigestVerifier(key, limit_bytes)
         self._root, self._key = root, key
         self._flushed_bytes = 0
         self._temporary = root / "tmp" / f"{self._verifier.digest.short}-{secrets.token_hex(8)}"
@@ -213,7 +201,7 @@ class FileWriter:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self._temporary, flags, 0o600)
 
-    def write(self, chunk: Bytes) -> None:
+    def write(self, chunk: blobs.Bytes) -> None:
         """Write a chunk."""
         self._verifier.update(chunk)
         view = memoryview(chunk)
@@ -229,7 +217,7 @@ class FileWriter:
             os.posix_fadvise(self._descriptor, self._flushed_bytes, dirty_bytes, os.POSIX_FADV_DONTNEED)
             self._flushed_bytes += dirty_bytes
 
-    def finish(self) -> Stat:
+    def finish(self) -> blobs.Stat:
         """Verify the digest and move the file to its key."""
         self._verifier.verify()
         final = self._root / self._key
@@ -245,7 +233,7 @@ class FileWriter:
                 os.rename(self._temporary, final)
             if durable:
                 sync_folder(final.parent)
-        return Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
+        return blobs.Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
 
     def abort(self) -> None:
         """Delete what was written."""

@@ -31,21 +31,7 @@ from typing import Any, NoReturn, Self
 
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.server.storage.blobs import (
-    WHOLE_BYTES,
-    AnyUpload,
-    BlobStore,
-    BlobWriter,
-    Link,
-    PartLink,
-    Stat,
-    any_key_of,
-    attachment,
-    digest_of,
-    is_any_key,
-    key_of,
-    raise_unknown,
-)
+from registry.server.storage import blobs
 from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ObjectMissing, checksum_of
 from registry.server.storage.s3.capabilities import Capabilities, probe
@@ -108,7 +94,7 @@ def dummy_key_of(staging_key: str) -> str:
     return f"{folder}/{push_id[:58]}-dummy/{name}"
 
 
-class S3Blobs(BlobStore):
+class S3Blobs(blobs.BlobStore):
     """Blobs in one bucket. The store is probed once, at the first use that needs to know its capabilities."""
 
     kind = "s3"
@@ -158,9 +144,9 @@ class S3Blobs(BlobStore):
             raise
 
     # ---------------------------------------------------------------- read
-    def stat(self, key: str) -> Stat | None:
+    def stat(self, key: str) -> blobs.Stat | None:
         """Look an object up; completes a direct upload whose part has arrived."""
-        digest = digest_of(key)
+        digest = blobs.digest_of(key)
         cached = self._cache.get(key)
         stat = self._finish_direct(key, cached.marker) if cached.marker else None
         if stat is not None:
@@ -170,14 +156,14 @@ class S3Blobs(BlobStore):
             marker = self._read_marker(key)
             return self._finish_direct(key, marker) if marker and marker != cached.marker else None
         verified = digest if key.startswith("blobs/") else self._verified_digest(key, head)
-        return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC))
+        return blobs.Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC))
 
     def _read_marker(self, key: str) -> UploadMarker | None:
         """Read the marker of a direct upload, where this store can have one."""
         has_marker = _is_staging_key(key) and self.capabilities.checksum_parts
         return self._direct.read_marker(key) if has_marker else None
 
-    def _finish_direct(self, key: str, marker: UploadMarker) -> Stat | None:
+    def _finish_direct(self, key: str, marker: UploadMarker) -> blobs.Stat | None:
         stat = self._direct.finish(key, marker)
         if stat is not None:
             self._cache.update(key, marker=None, completed=True)
@@ -187,17 +173,17 @@ class S3Blobs(BlobStore):
         """Return the key where the bytes are: those of a direct upload are under the final key from the start."""
         cached = self._cache.get(key)
         if cached.completed:
-            return key_of(digest_of(key))
+            return blobs.key_of(blobs.digest_of(key))
         if not _is_staging_key(key) or not self.capabilities.checksum_parts or self.bucket.head(key):
             return key
         marker = self._read_marker(key)
         if marker is None:
             return key
-        return key_of(digest_of(key)) if self._finish_direct(key, marker) else raise_unknown(key)
+        return blobs.key_of(blobs.digest_of(key)) if self._finish_direct(key, marker) else blobs.raise_unknown(key)
 
     def _verified_digest(self, key: str, head: dict[str, Any]) -> Digest | None:
         """Return the whole object's SHA-256 if the store verified it. A checksum of checksums (`…-3`) is not one."""
-        if is_any_key(key):  # a link may replace what this checksum is of
+        if blobs.is_any_key(key):  # a link may replace what this checksum is of
             return None
         checksum = str(head.get("ChecksumSHA256", ""))
         if not checksum or "-" in checksum or head.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
@@ -206,38 +192,38 @@ class S3Blobs(BlobStore):
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield a range in chunks, by ranged reads."""
-        digest_of(key)
-        chunks = self.bucket.stream(self._find_bytes(key), start, WHOLE_BYTES if length is None else length)
+        blobs.digest_of(key)
+        chunks = self.bucket.stream(self._find_bytes(key), start, blobs.WHOLE_BYTES if length is None else length)
         return self._raise_unknown(key) if chunks is None else chunks
 
     def _raise_unknown(self, key: str) -> NoReturn:
         self._cache.forget(key)
-        raise_unknown(key)
+        blobs.raise_unknown(key)
 
-    def list(self, prefix: str) -> Iterator[Stat]:
+    def list(self, prefix: str) -> Iterator[blobs.Stat]:
         """Yield the keys under a prefix, without the objects of other programs."""
         for page in self.bucket.list_pages("list_objects_v2", Prefix=prefix):
             for item in page.get("Contents", ()):
                 key = self.bucket.strip_prefix(str(item["Key"]))
                 try:
-                    digest = digest_of(key)
+                    digest = blobs.digest_of(key)
                 except ValueError:  # an object of another program under our prefix
                     continue
                 verified = digest if key.startswith("blobs/") else None
-                yield Stat(key, int(item["Size"]), verified, item["LastModified"].astimezone(UTC))
+                yield blobs.Stat(key, int(item["Size"]), verified, item["LastModified"].astimezone(UTC))
 
     # ---------------------------------------------------------------- write
-    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
+    def open_writer(self, key: str, *, limit_bytes: int) -> blobs.BlobWriter:
         """Begin to write an object that passes through this server."""
         return uploads.ObjectWriter(self.bucket, key, checksums=self.capabilities.checksums, limit_bytes=limit_bytes)
 
     def upload_key_of(self, staging_key: str) -> str:
         """Return the final key: a copy costs more than the bytes. Writing replaces equal or damaged bytes."""
-        return key_of(digest_of(staging_key))
+        return blobs.key_of(blobs.digest_of(staging_key))
 
-    def snapshot(self, stat: Stat) -> Stat:
+    def snapshot(self, stat: blobs.Stat) -> blobs.Stat:
         """Copy a staged object to a key of its own. Without copies, `promote` hashes the bytes on their way."""
-        if not (_is_staging_key(stat.key) or is_any_key(stat.key)) or not self.capabilities.copies:
+        if not (_is_staging_key(stat.key) or blobs.is_any_key(stat.key)) or not self.capabilities.copies:
             return stat
         folder, push_id, *_, name = stat.key.split("/")
         key = f"{folder}/{push_id}/copy-{secrets.token_hex(8)}/{name}"
@@ -247,8 +233,8 @@ class S3Blobs(BlobStore):
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Copy the staged object to its final key. A direct upload is there already."""
-        digest_of(staging_key)
-        final = key_of(digest)
+        blobs.digest_of(staging_key)
+        final = blobs.key_of(digest)
         if self._find_bytes(staging_key) == final:
             return
         exists = not replace and self.bucket.head(final) is not None
@@ -286,7 +272,7 @@ class S3Blobs(BlobStore):
         self.bucket.delete(key)
 
     def _delete_companions(self, key: str) -> None:
-        digest_of(key)
+        blobs.digest_of(key)
         staging_key = staging_key_of_marker(key) or key
         cached = self._cache.get(staging_key)
         if not cached.completed and (marker := self._read_marker(staging_key)):
@@ -321,19 +307,21 @@ class S3Blobs(BlobStore):
         self, key: str, size_bytes: int, *, seconds: int, owner: str = "", file_name: str = "", method: str = "GET"
     ) -> str | None:
         """Presign a read; a browser saves it under the file's name."""
-        digest_of(key)
+        blobs.digest_of(key)
         if not self.capabilities.links:
             return None
         if method == "HEAD":
             return self.bucket.presign("head_object", seconds, Key=key)
-        return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=attachment(file_name))
+        return self.bucket.presign(
+            "get_object", seconds, Key=key, ResponseContentDisposition=blobs.attachment(file_name)
+        )
 
-    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> blobs.Link | None:
         """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither.
 
         None for a small blob, too.
         """
-        digest = digest_of(key)
+        digest = blobs.digest_of(key)
         is_possible = self.capabilities.signed_headers and _is_staging_key(key)
         if not is_possible or not self._direct_from_bytes <= size_bytes <= UPLOAD_LIMIT_BYTES:
             return None
@@ -348,41 +336,43 @@ class S3Blobs(BlobStore):
         if not headers:
             return None
         url = self.bucket.presign("put_object", seconds, Key=key, ContentLength=size_bytes, **parameters)
-        return Link(url, headers)
+        return blobs.Link(url, headers)
 
-    def _presign_direct(self, key: str, size_bytes: int, seconds: int) -> Link:
+    def _presign_direct(self, key: str, size_bytes: int, seconds: int) -> blobs.Link:
         cached, conditional = self._cache.get(key).marker, self.capabilities.conditional
         link, marker = self._direct.begin(key, size_bytes, seconds=seconds, cached=cached, conditional=conditional)
         self._cache.update(key, marker=marker)
         return link
 
-    def presign_any(self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str) -> AnyUpload:
+    def presign_any(
+        self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str
+    ) -> blobs.AnyUpload:
         """Presign an upload, whole or in parts, that binds nothing but the size. Needs copies to hash them in peace."""
-        able, key = self.capabilities, any_key_of(push_id, digest)
+        able, key = self.capabilities, blobs.any_key_of(push_id, digest)
         if not able.signed_headers or not able.copies:
             return super().presign_any(push_id, digest, size_bytes, seconds=seconds, owner=owner)
         if self._has_parts(size_bytes, key):
             links = uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds, every=True)
-            return AnyUpload(key, tuple(link.url for link in links), self._part_bytes)
+            return blobs.AnyUpload(key, tuple(link.url for link in links), self._part_bytes)
         if size_bytes > UPLOAD_LIMIT_BYTES:
             return super().presign_any(push_id, digest, size_bytes, seconds=seconds, owner=owner)
-        return AnyUpload(key, (self.bucket.presign("put_object", seconds, Key=key, ContentLength=size_bytes),))
+        return blobs.AnyUpload(key, (self.bucket.presign("put_object", seconds, Key=key, ContentLength=size_bytes),))
 
-    def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
+    def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[blobs.PartLink, ...] | None:
         """Presign the missing parts of a large blob."""
-        digest_of(key)
+        blobs.digest_of(key)
         if not self._has_parts(size_bytes, key) or not _is_staging_key(key):
             return None
         return uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
     def complete_parts(self, key: str, size_bytes: int) -> None:
         """Complete a multipart upload whose parts are all there."""
-        digest_of(key)
+        blobs.digest_of(key)
         if self._has_parts(size_bytes, key):
             uploads.complete_upload(self.bucket, key, size_bytes, self._part_bytes)
 
     def _has_parts(self, size_bytes: int, key: str = "") -> bool:
-        with_checksums = self.capabilities.checksum_parts and not is_any_key(key)
+        with_checksums = self.capabilities.checksum_parts and not blobs.is_any_key(key)
         auto = uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS if with_checksums else uploads.PARTS_FROM_BYTES
         is_large = size_bytes >= (self._parts_from_bytes or auto)
         return is_large and self.capabilities.parts and self.capabilities.signed_headers
