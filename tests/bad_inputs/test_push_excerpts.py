@@ -18,7 +18,7 @@ from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
 from registry.names import AdapterName
 from registry.server.database.models import PushRow
 from registry.server.push import inspect
-from registry.server.push.excerpts import Excerpts
+from registry.server.push.inspect import Excerpts
 from registry.versions.manifest import Manifest
 from tests import non_peft_files, samples
 from tests.bad_files import CONFIGS, WEIGHTS

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -22,12 +20,11 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow, PushRow, VersionRow
+from registry.server.database.models import PushBlobRow, VersionRow
 from registry.server.push import commit, plan
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.references import PushState
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 
@@ -67,18 +64,13 @@ def push_version(
 
     `session` must have begun by reading. It writes when this returns, so the caller may add to the transaction.
     """
-    manifest, now = push.manifest, db.now()
+    manifest = push.manifest
     sizes = plan.blob_sizes(manifest)
     readable = find_readable(session, actor, sizes)
     lost = [file for file in manifest.files if file.digest not in readable and file.digest not in push.staged]
     if lost:
         raise not_uploaded(lost)
-    row = PushRow(
-        id="psh_" + secrets.token_hex(12), namespace=name.namespace, name=name.name, state=PushState.OPEN,
-        manifest=manifest.to_bytes().decode(), manifest_digest=manifest.digest, message=push.message, created_at=now,
-        created_by=actor.identity, token_id=actor.token_id,
-        expires_at=now + timedelta(seconds=settings.push_hold_seconds),
-    )  # fmt: skip
+    row = plan.new_row(actor, name, manifest, push.message, settings)
     rows = [_blob_row(row.id, digest, size, push.staged.get(digest)) for digest, size in sizes.items()]
     db.begin_writing(session)
     references.reserve(session, sizes)

@@ -20,6 +20,7 @@ from registry.adapters.companions import check_companions
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
 from registry.adapters.templates import check_templates
+from registry.api.transfer import PushItem
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
@@ -29,9 +30,8 @@ from registry.findings import Finding
 from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
-from registry.server.push.excerpts import Excerpts, NotSent
 from registry.server.storage.blobs import BlobStore, Stat
-from registry.versions.files import Read
+from registry.versions.files import CONFIG, GOLDEN, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 
@@ -200,6 +200,46 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     read_files = [file for file in files if file.path not in version_facts.CLAIM_FILES]
     sizes = tuple((file.path, file.size_bytes) for file in read_files)
     return _CONTENTS.compute(sizes, read, lambda read: Contents(read_any(read_files, read)))
+
+
+# ------------------------------------------------------------------ excerpts
+# The first bytes of files, which a plan carries, so that pushes are judged before their bytes are sent. A client may
+# send other bytes afterwards. So excerpts only refuse a push or choose its base.
+class NotSent(Exception):
+    """A plan has no excerpt of these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpts:
+    """The first bytes of some files of one push, and the sizes of these files."""
+
+    data_of: Mapping[str, bytes]
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, item: PushItem, data: Sequence[bytes]) -> Excerpts:
+        """The excerpts of one push, among those of the request."""
+        sizes = {file.path: file.size_bytes for file in item.manifest.files if file.path in item.excerpts}
+        return cls({path: data[item.excerpts[path]][:size] for path, size in sizes.items()}, sizes)
+
+    @property
+    def whole(self) -> dict[str, int]:
+        """The sizes of those files that were sent as a whole."""
+        return {path: size for path, size in self.sizes.items() if len(self.data_of[path]) == size}
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """Read a piece of a file. `NotSent` if an excerpt does not hold all of it."""
+        data = self.data_of.get(path)
+        if data is None or min(start + length, self.sizes[path]) > len(data):
+            raise NotSent
+        return data[start : start + length]
+
+    def select_readable(self, draft: ManifestDraft) -> list[Descriptor] | None:
+        """The files that say what the adapter is; None if the plan has no excerpt of one of them."""
+        read = [f for f in draft.files if f.path == CONFIG or f.path.endswith(WEIGHTS_ENDINGS)]
+        if any(file.path not in self.data_of for file in read):
+            return None
+        return [*read, *(f for f in draft.files if f.path == GOLDEN and GOLDEN in self.whole)]
 
 
 def read_excerpts(draft: ManifestDraft, excerpts: Excerpts) -> Contents | None:

@@ -35,7 +35,7 @@ from registry.server.database import db, models
 from registry.server.database.expressions import any_of
 from registry.server.group import Member, without_error
 from registry.server.push import inspect, rows
-from registry.server.push.excerpts import Excerpts
+from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
@@ -80,26 +80,19 @@ def plan_pushes(
         unique.setdefault((str(push.name), push.manifest.digest), push)
     planned = [*unique.values()]
     if not request.dry_run:
-        _plan_new_and_open(session, actor, planned, blobs, settings)
+        open_pushes = _find_open_pushes(session, actor, planned, settings)
+        readable = find_readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
+        for push in planned:
+            push.row = open_pushes.get((str(push.name), push.manifest.digest))
+        resumed = [push for push in planned if push.row is not None]
+        _resume(session, resumed, readable)
+        _create(session, actor, [push for push in planned if push.row is None], readable, settings)
+        db.commit_early(session)
+        _find_arrived(without_error(resumed), blobs)
     for push in without_error(planned):
         with push.collect_error():
             push.plan = _plan(push, actor, blobs, settings)
     return [_outcome(entry, unique) for entry in outcomes]
-
-
-def _plan_new_and_open(
-    session: Session, actor: Actor, planned: Sequence[_Push], blobs: BlobStore, settings: Settings
-) -> None:
-    """Find or create the rows of these pushes."""
-    open_pushes = _find_open_pushes(session, actor, planned, settings)
-    readable = find_readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
-    for push in planned:
-        push.row = open_pushes.get((str(push.name), push.manifest.digest))
-    resumed = [push for push in planned if push.row is not None]
-    _resume(session, resumed, readable)
-    _create(session, actor, [push for push in planned if push.row is None], readable, settings)
-    db.commit_early(session)
-    _find_arrived(without_error(resumed), blobs)
 
 
 def _begin(actor: Actor, item: PushItem, data: Sequence[bytes]) -> _Push | RegistryError:
@@ -120,9 +113,8 @@ def _begin(actor: Actor, item: PushItem, data: Sequence[bytes]) -> _Push | Regis
 def _outcome(entry: _Push | RegistryError, unique: Mapping[tuple[str, str], _Push]) -> PushPlan | RegistryError:
     if isinstance(entry, RegistryError):
         return entry
-    if entry.error is None:
-        entry = unique[str(entry.name), entry.manifest.digest]
-    outcome = entry.error or entry.plan
+    first = entry if entry.error is not None else unique[str(entry.name), entry.manifest.digest]
+    outcome = first.error or first.plan
     if outcome is None:
         raise RuntimeError(f"the push of {entry.name} has no outcome")
     return outcome
@@ -269,7 +261,7 @@ def _create(
     if not pushes:
         return
     for push in pushes:
-        push.row = row = _push_row(actor, push, settings)
+        push.row = row = new_row(actor, push.name, push.manifest, push.message, settings)
         push.blobs = [
             db.new_row(
                 models.PushBlobRow,
@@ -307,13 +299,14 @@ def key_of_sent(blob: models.PushBlobRow) -> str:
     return key_of(Digest(blob.digest)) if blob.is_stored else blob.staging_key
 
 
-def _push_row(actor: Actor, push: _Push, settings: Settings) -> models.PushRow:
+def new_row(actor: Actor, name: AdapterName, manifest: Manifest, message: str, settings: Settings) -> models.PushRow:
+    """The row of a push that begins now."""
     created_at = db.now()
     return db.new_row(
         models.PushRow,
-        id="psh_" + secrets.token_hex(12), namespace=push.name.namespace, name=push.name.name, state=PushState.OPEN,
-        manifest=push.manifest.to_bytes().decode(), manifest_digest=push.manifest.digest,
-        message=push.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
+        id="psh_" + secrets.token_hex(12), namespace=name.namespace, name=name.name, state=PushState.OPEN,
+        manifest=manifest.to_bytes().decode(), manifest_digest=manifest.digest,
+        message=message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
         expires_at=created_at + timedelta(seconds=settings.push_hold_seconds),
     )  # fmt: skip
 
@@ -339,15 +332,11 @@ def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
 
 def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
     """The answer, without the blobs whose bytes are there already."""
-    reference = push.manifest.base
-    if push.row is None:  # a dry run
-        return PushPlan(push_id="", base=reference, digest=push.manifest.digest, uploads=[], expires_at=db.now())
     missing = [blob for blob in push.blobs if blob.staging_key and blob.digest not in push.arrived]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
-    expires_at = push.row.expires_at
-    return PushPlan(
-        push_id=push.row.id, base=reference, digest=push.manifest.digest, uploads=uploads, expires_at=expires_at
-    )
+    push_id, expires_at = (push.row.id, push.row.expires_at) if push.row is not None else ("", db.now())  # a dry run
+    manifest = push.manifest
+    return PushPlan(push_id=push_id, base=manifest.base, digest=manifest.digest, uploads=uploads, expires_at=expires_at)
 
 
 def _upload(blob: models.PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
