@@ -10,7 +10,8 @@ from tests.deploy.containers import Podman
 
 pytestmark = pytest.mark.deep
 HARDENED = ("--rm", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none")
-FIND_WRITABLE = "find / -xdev \\( -path /proc -o -path /dev -o -path /tmp -o -path /var/tmp \\) -prune -o -writable -not -type l -print"
+NOT_SEARCHED = " -o ".join(f"-path {path}" for path in ("/proc", "/dev", "/tmp", "/var/tmp"))
+FIND_WRITABLE = f"find / -xdev \\( {NOT_SEARCHED} \\) -prune -o -writable -not -type l -print"
 
 
 @pytest.mark.parametrize("target", ["server", "agent", "worker"])
