@@ -27,7 +27,7 @@ PAGE = (ROOT / "docs/team-server.md").read_text()
 
 @dataclass
 class Reader:
-    """Somebody who types what the page says, on a checkout of their own and on a machine with the command."""
+    """Somebody who types what the page says, in the folder `deploy` of a checkout and on a machine with the command."""
 
     podman: Podman
     images: dict[str, str]
@@ -48,7 +48,7 @@ class Reader:
         elif words[0] == "adapter":
             said = self.adapter(*words[1:])
         else:
-            said = self.podman.command(*words, cwd=self.checkout)
+            said = self.podman.command(*words, cwd=self.checkout / "deploy")
         if output:
             (self.desk / output).write_text(said)
         self.said[line] = said
@@ -58,7 +58,7 @@ class Reader:
         typed = [word for word in words if word != "--build"]
         if "exec" in typed:
             typed.insert(typed.index("exec") + 1, "-T")
-        return self.podman.command("podman-compose", *typed, cwd=self.checkout, environment=self.services)
+        return self.podman.command("podman-compose", *typed, cwd=self.checkout / "deploy", environment=self.services)
 
     def adapter(self, *words: str) -> str:
         """The command on a desk beside the servers, which trusts their certificate authority."""
@@ -75,7 +75,9 @@ def reader(podman: Podman, images: dict[str, str], services: dict[str, str], tmp
     checkout, desk = tmp_path / "checkout", tmp_path / "desk"
     shutil.copytree(ROOT / "deploy", checkout / "deploy", ignore=shutil.ignore_patterns(".env"))
     base = models.base(desk / "models/SmolLM2-135M-Instruct")
-    models.adapter(base, desk / "out/checkpoint-200")
+    config = models.adapter(base, desk / "out/checkpoint-200") / "adapter_config.json"
+    fields = json.loads(config.read_text()) | {"base_model_name_or_path": f"HuggingFaceTB/{base.name}"}
+    config.write_text(json.dumps(fields))
     (desk / "home").mkdir()
     podman.command("chown", "-R", "10001", desk)
     podman.command("chmod", "-R", "a+rX", tmp_path)
@@ -85,21 +87,18 @@ def reader(podman: Podman, images: dict[str, str], services: dict[str, str], tmp
     try:
         yield reader
     finally:
-        logs = reader.podman.command(
-            "podman-compose", "--file", "deploy/compose.yaml", "logs", cwd=checkout, check=False
-        )
-        (tmp_path / "logs").write_text(logs)
-        down = ("podman-compose", "--file", "deploy/compose.yaml", "--profile", "worker", "down", "--volumes")
-        reader.podman.command(*down, cwd=checkout, environment=reader.services, check=False)
+        for words in (("logs",), ("down", "--volumes")):
+            command = ("podman-compose", "--profile", "worker", *words)
+            podman.command(*command, cwd=checkout / "deploy", environment=reader.services, check=False)
 
 
 def test_a_reader_of_the_page_has_a_server_that_promotes_what_a_worker_tested(reader: Reader) -> None:
-    lines = re.findall(r"^    ((?:deploy/|docker|adapter) ?.*)$", PAGE, re.MULTILINE)
+    lines = re.findall(r"^    ((?:\./prepare|docker|adapter) .*)$", PAGE, re.MULTILINE)
     assert len(lines) > 14
     for line in lines:
         if "--scale" not in line:
             reader.type(line)
-        if line.startswith("deploy/prepare"):
+        if line.startswith("./prepare"):
             _append(reader, CADDY_OPTIONS="local_certs")
         elif "cat /data/admin.token" in line:
             reader.said["token"] = reader.said[line]
