@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import boto3
 import psycopg
@@ -70,10 +70,10 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def fresh_database(server_url: str, *, template: str = "template0") -> Iterator[str]:
+def fresh_database(server_url: str, *, template: str = "template0", options: LiteralString = "") -> Iterator[str]:
     """A database of its own on that server, dropped at the end. A filled `template` saves the migrations."""
     name = f"test_{uuid.uuid4().hex[:16]}"
-    _administer(server_url, "CREATE DATABASE {} TEMPLATE {}", name, template)
+    _administer(server_url, "CREATE DATABASE {} TEMPLATE {} " + options, name, template)
     try:
         yield _with_database(server_url, name)
     finally:
@@ -91,7 +91,7 @@ def template_database(server_url: str, fill: Callable[[str], object]) -> Iterato
         yield url.rpartition("/")[2]
 
 
-def _administer(server_url: str, statement: str, *names: str) -> None:
+def _administer(server_url: str, statement: LiteralString, *names: str) -> None:
     address = server_url.replace("postgresql+psycopg://", "postgresql://", 1)
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))

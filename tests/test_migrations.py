@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlmodel import Session, col, select
 
 from registry.bases import BaseMatch, Similarity
-from registry.errors import Conflict, Unavailable
+from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
@@ -306,6 +306,16 @@ def test_a_database_of_another_program_is_rejected(empty: Engine) -> None:
     with pytest.raises(Conflict):
         schema.prepare(empty)
     assert inspect(empty).get_table_names() == ["somebody_elses"]
+
+
+def test_a_database_that_stores_no_utf8_is_rejected_with_its_encoding(postgres_server: str) -> None:
+    with services.fresh_database(postgres_server, options="ENCODING 'SQL_ASCII'") as url:
+        engine = open_database(Settings(database_url=url))
+        with pytest.raises(Invalid) as rejected:
+            schema.prepare(engine)
+        engine.dispose()
+    assert str(rejected.value) == "REGISTRY_DATABASE_URL: the encoding of the database is SQL_ASCII, not UTF8"
+    assert "ENCODING 'UTF8'" in rejected.value.next_step
 
 
 def test_there_is_one_head_and_the_revisions_are_numbered() -> None:

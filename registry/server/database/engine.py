@@ -91,6 +91,7 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
         pool_pre_ping=True,
         connect_args={"options": options, "connect_timeout": 10, **_KEEPALIVE},
     )
+    event.listen(engine, "connect", _require_utf8, insert=True)  # before SQLAlchemy reads a text
     event.listen(engine, "connect", _limit_silence)
     event.listen(engine, "checkout", _ClockReader(engine.dialect.loaded_dbapi.Error))
 
@@ -134,6 +135,18 @@ class _ClockReader:
         with contextlib.suppress(self._error):  # the next statement will say what is wrong
             db.follow_clock(lambda: connection.execute("SELECT clock_timestamp()").fetchone()[0])
             connection.rollback()
+
+
+def _require_utf8(connection: Any, _record: Any) -> None:
+    """`Invalid` (SETTING_INVALID) for a database that does not store text as UTF-8: the driver would return bytes."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise Invalid(
+            "SETTING_INVALID",
+            f"REGISTRY_DATABASE_URL: the encoding of the database is {encoding}, not UTF8",
+            next_step="create it with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )
 
 
 def _limit_silence(connection: Any, record: Any) -> None:
