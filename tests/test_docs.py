@@ -102,12 +102,13 @@ def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_path_of_the_project_that_a_page_names_exists(path: Path) -> None:
-    tops = "registry|cli|tests|migrations|docs|benchmarks|demo|scripts"
+    tops = "registry|cli|tests|migrations|deploy|docs|benchmarks|demo|scripts"
     named = {path_.rstrip("/") for path_ in re.findall(rf"`((?:{tops})/[^`\s{{<…]*)`", path.read_text())}
     assert [name for name in sorted(named) if not any(ROOT.glob(name))] == []
 
 
 CATALOGS = "\n".join(page(f"docs/reference/{name}.md") for name in ("errors", "findings", "settings"))
+CATALOGS += page("deploy/compose.yaml") + page("deploy/Containerfile")
 OF_OTHERS = re.compile(
     r"(?:AWS|CODE|DYN|GITLAB|HF|LORA|MSG|NGC|NIM|PREDIBASE|SSL|VLLM)_"
     r"|(?:CAUSAL_LM|SEQ_2_SEQ_LM|SEQ_CLS|TOKEN_CLS|QUESTION_ANS|FEATURE_EXTRACTION|SEQ_)\Z"  # PEFT's tasks
