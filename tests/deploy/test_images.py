@@ -18,8 +18,8 @@ FIND_WRITABLE = f"find / -xdev \\( {NOT_SEARCHED} \\) -prune -o -writable -not -
 def test_an_image_runs_the_command_as_a_user_with_nothing_to_write(
     podman: Podman, images: dict[str, str], target: str
 ) -> None:
-    said = podman.run("run", *HARDENED, images[target], "doctor", "--json", check=False)
-    assert json.loads(said)
+    printed = podman.run("run", *HARDENED, images[target], "doctor", "--json", check=False)
+    assert json.loads(printed)
     user = podman.run("run", *HARDENED, "--entrypoint=id", images[target], "--user")
     assert user.strip() == "10001"
     command = ("--entrypoint=sh", images[target], "-c", FIND_WRITABLE)
@@ -30,8 +30,8 @@ def test_an_image_runs_the_command_as_a_user_with_nothing_to_write(
 def test_the_agent_has_no_server_and_the_server_no_torch(podman: Podman, images: dict[str, str]) -> None:
     for target, absent in (("agent", ("fastapi", "sqlmodel", "torch")), ("server", ("torch", "pytest"))):
         probe = f"import importlib.util as u; print([n for n in {absent!r} if u.find_spec(n)])"
-        said = podman.run("run", *HARDENED, "--entrypoint=python", images[target], "-c", probe)
-        assert said.strip() == "[]", target
+        printed = podman.run("run", *HARDENED, "--entrypoint=python", images[target], "-c", probe)
+        assert printed.strip() == "[]", target
 
 
 def test_the_server_starts_on_a_volume_and_answers(podman: Podman, images: dict[str, str]) -> None:

@@ -33,8 +33,8 @@ class Reader:
     images: dict[str, str]
     services: dict[str, str]
     checkout: Path
-    desk: Path
-    said: dict[str, str] = field(default_factory=dict)
+    client: Path
+    printed: dict[str, str] = field(default_factory=dict)
 
     def type(self, line: str) -> None:
         """Run a line of the page and keep what it prints under it."""
@@ -44,14 +44,14 @@ class Reader:
             output = words[words.index(">") + 1]
             words = words[: words.index(">")]
         if words[:2] == ["docker", "compose"]:
-            said = self.compose(*words[2:])
+            printed = self.compose(*words[2:])
         elif words[0] == "adapter":
-            said = self.adapter(*words[1:])
+            printed = self.adapter(*words[1:])
         else:
-            said = self.podman.command(*words, cwd=self.checkout / "deploy")
+            printed = self.podman.command(*words, cwd=self.checkout / "deploy")
         if output:
-            (self.desk / output).write_text(said)
-        self.said[line] = said
+            (self.client / output).write_text(printed)
+        self.printed[line] = printed
 
     def compose(self, *words: str) -> str:
         """podman-compose; `--build` is left out, since its builds would not find packages as pip here does."""
@@ -61,29 +61,29 @@ class Reader:
         return self.podman.command("podman-compose", *typed, cwd=self.checkout / "deploy", environment=self.services)
 
     def adapter(self, *words: str) -> str:
-        """The command on a desk beside the servers, which trusts their certificate authority."""
+        """The command on a machine beside the servers, which trusts their certificate authority."""
         options = [
-            "--rm", "--interactive", "--network=adapter-registry_default", f"--volume={self.desk}:/desk",
-            "--workdir=/desk", "--env=SSL_CERT_FILE=/desk/ca.pem", "--env=HOME=/desk/home",
+            "--rm", "--interactive", "--network=adapter-registry_default", f"--volume={self.client}:/client",
+            "--workdir=/client", "--env=SSL_CERT_FILE=/client/ca.pem", "--env=HOME=/client/home",
         ]  # fmt: skip
-        token = self.said["token"] if words[0] == "login" else ""
+        token = self.printed["token"] if words[0] == "login" else ""
         return self.podman.run("run", *options, self.images["agent"], *words, stdin=token)
 
 
 @pytest.fixture
 def reader(podman: Podman, images: dict[str, str], services: dict[str, str], tmp_path: Path) -> Iterator[Reader]:
-    checkout, desk = tmp_path / "checkout", tmp_path / "desk"
+    checkout, client = tmp_path / "checkout", tmp_path / "client"
     shutil.copytree(ROOT / "deploy", checkout / "deploy", ignore=shutil.ignore_patterns(".env"))
-    base = models.base(desk / "models/SmolLM2-135M-Instruct")
-    config = models.adapter(base, desk / "out/checkpoint-200") / "adapter_config.json"
+    base = models.base(client / "models/SmolLM2-135M-Instruct")
+    config = models.adapter(base, client / "out/checkpoint-200") / "adapter_config.json"
     fields = json.loads(config.read_text()) | {"base_model_name_or_path": f"HuggingFaceTB/{base.name}"}
     config.write_text(json.dumps(fields))
-    (desk / "home").mkdir()
-    podman.command("chown", "-R", "10001", desk)
+    (client / "home").mkdir()
+    podman.command("chown", "-R", "10001", client)
     podman.command("chmod", "-R", "a+rX", tmp_path)
     tmp_path.parent.chmod(0o755)
     ports = {"HTTPS_PORT": "127.0.0.1:18443", "BUCKET_PORT": "127.0.0.1:18444"}
-    reader = Reader(podman, images, services | ports, checkout, desk)
+    reader = Reader(podman, images, services | ports, checkout, client)
     try:
         yield reader
     finally:
@@ -101,22 +101,22 @@ def test_a_reader_of_the_page_has_a_server_that_promotes_what_a_worker_tested(re
         if line.startswith("./prepare"):
             _append(reader, CADDY_OPTIONS="local_certs")
         elif "cat /data/admin.token" in line:
-            reader.said["token"] = reader.said[line]
+            reader.printed["token"] = reader.printed[line]
         elif "token create gpu-1" in line:
-            secret = re.search(r"lra_\w+", reader.said[line])
+            secret = re.search(r"lra_\w+", reader.printed[line])
             assert secret is not None
             settings = dict(re.findall(r"^(WORKER_BASE)=(.+)$", PAGE, re.MULTILINE))
-            shutil.copytree(reader.desk / "models", reader.checkout / "models")
+            shutil.copytree(reader.client / "models", reader.checkout / "models")
             _append(
                 reader, MODELS=str(reader.checkout / "models"), WORKER_TOKEN=secret[0],
-                CA_FILE=str(reader.desk / "ca.pem"), **settings,
+                CA_FILE=str(reader.client / "ca.pem"), **settings,
             )  # fmt: skip
     report = json.loads(reader.adapter("show", "acme/support:prod", "--json"))
     assert report["number"] == 1
     assert {verdict["check"]: verdict["outcome"] for verdict in report["verdicts"]}["smoke"] == "pass"
     reader.adapter("pull", "acme/support:prod", "served")
-    pulled = (reader.desk / "served/adapter_model.safetensors").read_bytes()
-    assert pulled == (reader.desk / "out/checkpoint-200/adapter_model.safetensors").read_bytes()
+    pulled = (reader.client / "served/adapter_model.safetensors").read_bytes()
+    assert pulled == (reader.client / "out/checkpoint-200/adapter_model.safetensors").read_bytes()
 
 
 def _append(reader: Reader, **settings: str) -> None:
