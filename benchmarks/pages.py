@@ -51,6 +51,9 @@ COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
          f"{ADAPTER}/versions/4/gates/prod"),
     ),
     "base": ("/bases/tiny-llama", (f"{API}/bases/tiny-llama", f"{API}/adapters?base=tiny-llama&limit=20")),
+    "fleet": ("/fleet", (f"{API}/fleet/nodes?limit=20",)),
+    "jobs": ("/jobs", (f"{API}/jobs?limit=50",)),
+    "proof": ("/audit/7", (f"{API}/audit/events/7/proof", f"{API}/audit/keys")),
     "audit": ("/audit", (f"{API}/events?limit=100",)),
 }  # fmt: skip
 """Page → its path, and the requests that a program would send for the same."""

@@ -1,4 +1,4 @@
-"""`adapter audit log`, `verify`, `export` and `key`.
+"""`adapter audit log`, `verify`, `prove`, `export` and `key`.
 
 Each first checks that the log extends the one that this machine saw before, else exit 70. `verify` trusts only the key:
 it hashes every row, entry and tile again.
@@ -6,6 +6,7 @@ it hashes every row, entry and tile again.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ import click
 from registry.api.audit import EventView
 from registry.client.audit import Audit, FolderLog, ServerLog, export_log
 from registry.client.core import Versions
+from registry.errors import Corrupt
 from registry.events import describe
+from registry.tlog import notes
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
@@ -128,6 +131,27 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
     output.facts([("root", replayed.root.hex())])
     if not trusted:
         output.line(output.faint("  the key came with the folder: pass one that you got independently with --key"))
+
+
+@audit.command()
+@click.argument("number", metavar="ENTRY", type=click.IntRange(1))
+def prove(number: int) -> None:
+    """Show an entry of the log, and verify on this machine that the log holds it."""
+    with _checked() as (registry, note):
+        head = session.trusted_checkpoints().known(registry, note, by_origin=session.target().embedded)
+        shown = Audit(registry).proof(number)
+        verifiers = head.verifiers if head is not None else ()
+        covering = notes.verify_proof(shown.proof, shown.entry.encode(), *verifiers)
+        if covering is None or notes.proof_index(shown.proof) != number - 1:
+            raise Corrupt("LOG_INCONSISTENT", f"the proof does not show entry {number} in the log")
+    document = {"entry": json.loads(shown.entry), "size": covering.size, "origin": covering.origin}
+
+    def text() -> None:
+        for line in output.json_text(document["entry"]).splitlines():
+            output.line(line)
+        output.note(f"entry {number} is in {covering.origin}, which has {covering.size} entries")
+
+    output.answer(document, text)
 
 
 # ------------------------------------------------------------------ export, key

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from registry.attestations.keys import PrivateKey
+from registry.client.audit import Audit
 from registry.tlog.notes import Verifier
 from tests.cli.runner import CommandRunner
 
@@ -44,6 +45,19 @@ def test_the_log_shows_the_events_of_an_adapter(cli: CommandRunner) -> None:
     assert any("owner pointed acme/support:prod at version 1: “it is better”" in line for line in messages)
     actions = [item["action"] for item in cli("audit", "log", "--action", "alias.move", "--json").json["items"]]
     assert actions == ["alias.move", "alias.move"]
+
+
+def test_an_entry_is_proved_with_the_keys_that_this_machine_trusts(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = cli("audit", "prove", "2", "--json").json
+    assert shown["entry"]["seq"] == 2
+    assert shown["size"] >= 2
+    assert "entry 2 is in" in cli("audit", "prove", "2").stderr
+    assert "no event 999" in cli("audit", "prove", "999", expect=4).stderr
+    real = Audit.proof
+    monkeypatch.setattr(Audit, "proof", lambda audit, seq: real(audit, seq - 1))
+    assert "does not show entry 3" in cli("audit", "prove", "3", expect=70).stderr
 
 
 def test_texts_of_others_neither_steer_the_terminal_nor_look_like_an_entry(cli: CommandRunner) -> None:

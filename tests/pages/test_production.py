@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from registry.evaluation.gates import Gate
@@ -122,6 +124,35 @@ def test_an_approval_opens_a_gate_and_is_shown_with_its_comment(filled: Harness,
     assert "&lt;i&gt;read&lt;/i&gt; it" in shown
     assert browser.submit(f"{page}?version=2", f"{page}/promote").status_code == 303
     assert filled.admin.alias("acme/shop", "approved").number == 2
+
+
+@pytest.mark.security
+def test_only_an_owner_with_a_token_again_and_a_reason_passes_a_closed_gate(
+    filled: Harness, signed_in: Browser
+) -> None:
+    page, action = "/adapters/acme/shop/aliases/locked", "/adapters/acme/shop/aliases/locked/promote"
+    filled.admin.set_gate("acme/shop", "locked", Gate(approvals=1))
+    stranger = filled.issue("admin", name="stranger")[1]
+    form = re.findall(rf'<form[^>]*action="{action}".*?</form>', signed_in.get(f"{page}?version=1").text, re.DOTALL)[1]
+    hidden = dict(re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', form))
+    for fields in (
+        {"reason": "an outage", "token": ""},
+        {"reason": "an outage", "token": "lra_x"},
+        {"reason": "an outage", "token": stranger},
+        {"reason": " ", "token": filled.secret},
+    ):
+        assert signed_in.post(action, data=hidden | fields, headers={"Origin": URL}).status_code in (400, 403)
+    with Browser(filled) as promoter:
+        secret = filled.issue("promote", namespaces=["acme"])[1]
+        promoter.sign_in(secret)
+        assert "closed gate</summary>" not in promoter.get(f"{page}?version=1").text
+        answer = promoter.submit(f"{page}?version=1", action, break_glass="yes", reason="mine", token=secret)
+        assert answer.status_code == 403
+    assert all(view.alias != "locked" for view in filled.admin.aliases("acme/shop").items)
+    fields = hidden | {"reason": "an outage", "token": filled.secret}
+    assert signed_in.post(action, data=fields, headers={"Origin": URL}).status_code == 303
+    assert filled.admin.alias("acme/shop", "locked").number == 1
+    assert "through a closed gate" in signed_in.get(page).text
 
 
 def test_a_version_is_yanked_and_quarantined_with_a_reason_and_back(filled: Harness, signed_in: Browser) -> None:

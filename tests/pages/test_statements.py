@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.access.tenants import send
 from tests.harness import Harness
 from tests.pages.conftest import Browser
 
@@ -15,7 +16,10 @@ STATEMENTS = {
     "/namespaces/acme": 6,
     "/bases": 8,
     "/bases/tiny-llama": 14,
+    "/fleet": 9,
+    "/jobs": 5,
     "/audit": 5,
+    "/audit/1": 9,
     "/status": 6,
 }
 """Path → how many statements it sends at most, two of them for the session."""
@@ -23,6 +27,7 @@ STATEMENTS = {
 
 def test_a_page_sends_few_statements_and_no_more_for_many_rows(registry: Harness, signed_in: Browser) -> None:
     registry.push("acme/counted", alias="canary")
+    send(registry, "GET", "/api/v1/events", registry.secret)  # numbers and signs the events
     few = {path: count(registry, signed_in, path) for path in STATEMENTS}
     for number in range(3):
         registry.push("acme/counted", alias=f"other-{number}")

@@ -64,7 +64,8 @@ PATHS = (
     f"/compare?first={REF}@1&second={REF}@2", f"/compare?first={MARKUP[:60]}&second=%00",
     f"/adapters/{REF}/aliases/prod",
     f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
-    "/audit",
+    "/fleet", f"/fleet?adapter={MARKUP[:40]}", "/jobs", f"/jobs?ref={MARKUP[:60]}", f"/jobs/{MARKUP[:40]}",
+    "/audit", "/audit/9", "/audit/12",
     f"/audit?object={MARKUP[:90]}", "/status", f"/adapters/{MARKUP[:40]}/x", f"/sign-in?next={MARKUP[:90]}",
     f"/sign-in/{MARKUP[:40]}",
 )  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from registry.api.access import NamespaceSet
+from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
@@ -138,7 +139,22 @@ def fill(harness: Harness) -> None:
     harness.push(f"globex/{LONG[:64]}")
     for number in range(24):
         harness.push(f"acme/merchant-{number:03}")
+    _report_nodes(harness)
     send(harness, "GET", "/api/v1/events", harness.secret)  # numbers and signs the events
+
+
+def _report_nodes(harness: Harness) -> None:
+    """Three nodes follow `canary` of acme/support: one serves it, one still loads it, one refuses it."""
+    version = harness.admin.version("acme/support:canary")
+    for number, (state, reason) in enumerate(
+        ((SlotState.SERVING, ""), (SlotState.LOADING, ""), (SlotState.REFUSED, "rank 16 is over max_lora_rank=8"))
+    ):
+        slot = SlotReport(
+            adapter="acme/support", digest=version.digest, served_name=f"acme/support@{version.number}", state=state,
+            reason=reason, verified=True,
+        )  # fmt: skip
+        report = NodeReport(base="tiny-llama", alias="canary", profile=f"vllm==0.33.0,node={number}", slots=[slot])
+        harness.admin.report_node(f"gpu-{number}", "vllm", report)
 
 
 def _warning() -> Finding:

@@ -5,7 +5,7 @@ Jobs, campaign and event are one transaction. A campaign shows only versions tha
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Subquery, and_, func
@@ -37,6 +37,7 @@ from registry.server.database.models import (
 from registry.server.jobs import queue
 
 JOBS_LIMIT = 5000
+NEWEST_LIMIT = 10
 ITEMS_LIMIT = 1000
 """Changed versions that one answer lists; `changed` counts all of them."""
 PEFT = "peft"
@@ -151,6 +152,14 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
         changed=len(changed),
         items=changed[:ITEMS_LIMIT],
     )
+
+
+def list_newest(session: Session, actor: Actor) -> Sequence[CampaignRow]:
+    """The newest campaigns that the actor started, or of all for those who may see all."""
+    statement = select(CampaignRow)
+    if not actor.may_everywhere(Scope.PULL):
+        statement = statement.where(col(CampaignRow.created_by) == actor.identity)
+    return session.exec(statement.order_by(col(CampaignRow.created_at).desc()).limit(NEWEST_LIMIT)).all()
 
 
 def _unknown(campaign_id: str) -> NotFound:

@@ -1,7 +1,4 @@
-"""The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it.
-
-Moving an alias past a closed gate is not offered here: it needs the command.
-"""
+"""The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -24,7 +21,7 @@ from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.promotion import aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
-from registry.server.sessions.forms import FORM_BYTES, may_change, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request
 from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
@@ -72,6 +69,7 @@ def show_alias(
         request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
         requirements=describe_gate(checked.gate.gate) if checked else [], history=history, at=at, cursor=cursor,
         versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
+        may_break_glass=may_promote and may_change(visitor, Scope.ADMIN, name),
         **_in_effect(session, actor, name, alias, at),
     )  # fmt: skip
 
@@ -107,12 +105,18 @@ def approve_version(request: Request, session: SessionDep, visitor: VisitorDep, 
 @router.post(ALIAS + "/promote")
 @limit_body(FORM_BYTES)
 def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
-    """Point an alias at a version, through its gate, if it is still where the page has shown it."""
+    """Point an alias at a version, through its gate, if it is still where the page has shown it.
+
+    An owner passes a closed gate (`break_glass`) after pasting a token again: a session alone is not enough.
+    """
     fields = read_fields(request, visitor)
     visitor.actor.require(Scope.PROMOTE, name)
+    breaks_glass = "break_glass" in fields
     move = to_request(PromoteRequest, version=fields.get("version", ""), reason=fields.get("reason", ""))
+    if breaks_glass:
+        confirm_identity(request, session, visitor, fields.get("token", ""))
     selector, generation = names.selector(move.version), _generation(fields)
-    moves.move_alias(session, visitor.actor, moves.Move(name, alias, selector, generation, move.reason))
+    moves.move_alias(session, visitor.actor, moves.Move(name, alias, selector, generation, move.reason, breaks_glass))
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 

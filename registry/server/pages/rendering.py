@@ -33,7 +33,8 @@ SECURITY_HEADERS = {
 PRIVATE = {"Cache-Control": "private, no-store", "Vary": "Cookie, Authorization"}
 IMMUTABLE = "public, max-age=31536000, immutable"
 NAVIGATION = (
-    ("/search", "Adapters"), ("/bases", "Bases"), ("/compare", "Compare"), ("/audit", "Audit"), ("/status", "Status"),
+    ("/search", "Adapters"), ("/bases", "Bases"), ("/compare", "Compare"), ("/fleet", "Fleet"), ("/jobs", "Jobs"),
+    ("/audit", "Audit"), ("/status", "Status"),
 )  # fmt: skip
 """The links at the top of every page. Before signing in there is only the first one."""
 _ASSET_TYPES = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, exists
+from sqlalchemy import ColumnElement, Engine, exists, or_
 from sqlmodel import Session, col, select
 
 from registry import attestations as envelopes
-from registry.api.audit import AttestationList, AttestationView, SignRequest, moment
+from registry.api.audit import AttestationList, AttestationView, EventProof, SignRequest, moment
 from registry.attestations import models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
@@ -26,6 +26,7 @@ from registry.names import AdapterName, Ref, Selector, is_alias
 from registry.roles import Scope
 from registry.server import audit, failpoints
 from registry.server.actors import TRUSTED, Actor
+from registry.server.audit import audit_log
 from registry.server.audit.keys import Keys
 from registry.server.catalog import availability, versions
 from registry.server.database import db, locks
@@ -77,6 +78,16 @@ def visible_events(actor: Actor) -> ColumnElement[bool]:
         col(AdapterRow.id) == col(VersionRow.adapter_id),
         versions.visible(actor),
     )
+
+
+def prove_event(session: Session, actor: Actor, seq: int) -> EventProof:
+    """The event as an entry of the log, and the proof that the log holds it. `NotFound` (EVENT_UNKNOWN)."""
+    visible = or_(audit.visible_to(actor), visible_events(actor))
+    statement = select(EventRow).where(col(EventRow.position) == seq, visible)
+    row = session.exec(statement).first() if 0 < seq < 2**53 else None
+    if row is None:
+        raise NotFound("EVENT_UNKNOWN", f"there is no event {seq}, or you may not see it")
+    return audit_log.prove_event(session, row)
 
 
 def _live() -> Any:

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import Engine, or_
-from sqlmodel import col, select
+from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import Consistency, LogKeys
@@ -31,10 +30,9 @@ from registry.errors import NotFound, RegistryError
 from registry.events import DeliveryState
 from registry.roles import Scope
 from registry.server import audit, webhooks
-from registry.server.audit import audit_log, sequencer, tree
+from registry.server.audit import sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
-from registry.server.database.models import EventRow
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import IMMUTABLE
@@ -217,12 +215,7 @@ def read_log_tile(
 @router.get("/audit/events/{seq}/proof")
 def prove_event(session: deps.SessionDep, actor: deps.Puller, seq: int) -> EventProof:
     """Read an event as an entry of the log, with the proof of its inclusion (C2SP tlog-proof)."""
-    visible = or_(audit.visible_to(actor), attestations.visible_events(actor))
-    statement = select(EventRow).where(col(EventRow.position) == seq, visible)
-    row = session.exec(statement).first() if 0 < seq < 2**53 else None
-    if row is None:
-        raise NotFound("EVENT_UNKNOWN", f"there is no event {seq}, or you may not see it")
-    return audit_log.prove_event(session, row)
+    return attestations.prove_event(session, actor, seq)
 
 
 def _tile(data: bytes) -> Response:

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
+from sqlmodel import Session
 
-from registry.errors import Invalid
+from registry.errors import Denied, Invalid, Unauthenticated
 from registry.names import AdapterName
 from registry.roles import Scope
+from registry.server.access import sign_in
+from registry.server.http.request_actor import record_failure
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SESSION, Visitor
 from registry.structs import first_problem
@@ -27,6 +30,18 @@ def read_fields(request: Request, visitor: Visitor) -> dict[str, str]:
     fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
     visitor.actor.require_current_secret()
     return fields
+
+
+def confirm_identity(request: Request, session: Session, visitor: Visitor, secret: str) -> None:
+    """Raise `Denied` unless the secret is of a token of the visitor that was not rotated. Wrong ones are limited."""
+    try:
+        actor = sign_in.authenticate(session, secret.strip(), request.app.state.actor_cache)
+    except Unauthenticated:
+        record_failure(request, secret)
+        actor = None
+    own = visitor.actor
+    if actor is None or actor.superseded or (actor.subject or actor.token_id) != (own.subject or own.token_id):
+        raise Denied("DENIED", "the token is not one of yours", next_step="paste the token again")
 
 
 def to_request(shape: Callable[..., Shape], **values: Any) -> Shape:

@@ -13,6 +13,7 @@ from registry.server import audit
 from registry.server.database import schema
 from registry.server.http.dependencies import AuditLogDep, BlobsHandleDep, CursorDep, EngineDep, SessionDep, Text
 from registry.server.pages.rendering import create_router, render
+from registry.server.promotion import attestations
 from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()
@@ -58,6 +59,15 @@ def _position(cursor: str) -> int:
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= CURSOR_DIGITS):
         raise invalid_cursor()
     return int(cursor or 0)
+
+
+@router.get("/audit/{seq}")
+def show_proof(request: Request, session: SessionDep, visitor: SignedInDep, log: AuditLogDep, seq: str) -> Response:
+    """Show an entry of the log, and the proof that the log holds it."""
+    is_number = seq.isascii() and seq.isdigit() and len(seq) <= CURSOR_DIGITS
+    proved = attestations.prove_event(session, visitor.actor, int(seq) if is_number else 0)
+    keys = log.describe_keys()
+    return render(request, "proof.html", title=f"Entry {proved.seq} of the audit log", proved=proved, log=keys)
 
 
 # ------------------------------------------------------------------ status

@@ -1,0 +1,22 @@
+"""The page of the fleet: how far each version has come, and which node serves what."""
+
+from fastapi import Request, Response
+
+from registry.server.http.dependencies import CursorDep, SessionDep, Text
+from registry.server.pages.rendering import create_router, render
+from registry.server.serving import status
+from registry.server.sessions.visitors import SignedInDep
+
+router = create_router()
+PAGE_NODES = 20
+
+
+@router.get("/fleet")
+def show_fleet(
+    request: Request, session: SessionDep, visitor: SignedInDep, cursor: CursorDep, base: Text = "", alias: Text = "",
+    adapter: Text = "",
+) -> Response:  # fmt: skip
+    """Show the serving nodes as they reported last."""
+    filters = {"base": base.strip(), "alias": alias.strip(), "adapter": adapter.strip()}
+    page = status.nodes(session, visitor.actor, status.NodeFilter(**filters), cursor=cursor, limit=PAGE_NODES)
+    return render(request, "fleet.html", title="Fleet", page=page, filters=filters, cursor=cursor)

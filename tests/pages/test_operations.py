@@ -1,0 +1,111 @@
+"""The pages of operators: the fleet, jobs and campaigns, and the proof of an entry of the audit log."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+
+from registry.api.jobs import CampaignRequest
+from registry.api.serving import NodeReport, SlotReport, SlotState
+from registry.tlog import notes
+from registry.tlog.notes import Verifier
+from tests.access.tenants import send
+from tests.harness import Harness
+from tests.pages.conftest import Browser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def filled(registry: Harness) -> Harness:
+    for name in ("acme/fleet", "library/other"):
+        registry.push(name, alias="canary")
+        registry.push(name)
+        version = registry.admin.version(f"{name}@1")
+        slot = SlotReport(
+            adapter=name, digest=version.digest, served_name=f"{name}@1", state=SlotState.SERVING,
+            reason="<i>loaded</i>",
+        )  # fmt: skip
+        report = NodeReport(base="tiny-llama", alias="canary", slots=[slot])
+        registry.admin.report_node(f"node-of-{name.partition('/')[0]}", "vllm", report)
+    send(registry, "GET", "/api/v1/events", registry.secret)  # numbers and signs the events
+    return registry
+
+
+def text_of(page: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def test_the_fleet_shows_nodes_versions_and_convergence(signed_in: Browser) -> None:
+    page = signed_in.get("/fleet?adapter=acme/fleet").text
+    assert "1 of" in text_of(page)
+    assert "node-of-acme" in page
+    assert "&lt;i&gt;loaded&lt;/i&gt;" in page
+    assert "No nodes" in signed_in.get("/fleet?base=nothing").text
+
+
+def test_a_job_and_a_campaign_show_their_progress_and_a_job_can_be_cancelled(
+    filled: Harness, signed_in: Browser
+) -> None:
+    campaign = filled.admin.start_campaign(CampaignRequest(base="tiny-llama"))
+    page = signed_in.get("/jobs").text
+    assert campaign.id in page
+    assert "acme/fleet@1" in page
+    shown = text_of(signed_in.get(f"/campaigns/{campaign.id}").text)
+    assert f"0 of {campaign.total} jobs have ended" in shown
+    job = re.findall(r"/jobs/(job_\w+)", signed_in.get("/jobs?ref=acme/fleet@1&state=queued").text)[0]
+    assert signed_in.submit(f"/jobs/{job}", f"/jobs/{job}/cancel").status_code == 303
+    page = signed_in.get(f"/jobs/{job}").text
+    assert "cancelled" in page
+    assert f"/jobs/{job}/cancel" not in page, "what has ended has no form"
+    assert f"1 of {campaign.total} jobs have ended" in text_of(signed_in.get(f"/campaigns/{campaign.id}").text)
+    assert signed_in.get("/jobs?state=none").status_code == 400
+
+
+@pytest.mark.security
+def test_operators_see_their_own_namespace_only_and_cancel_nothing_of_others(filled: Harness, browser: Browser) -> None:
+    job = next(job for job in filled.admin.jobs().items if job.subject.startswith("acme/"))
+    campaign = filled.admin.start_campaign(CampaignRequest(base="tiny-llama"))
+    for path in ("/fleet", "/jobs", f"/jobs/{job.id}", "/audit/1"):
+        assert browser.get(path).status_code == 401
+    browser.sign_in(filled.issue("push", namespaces=["library"])[1])
+    assert "acme/fleet" not in browser.get("/fleet").text
+    assert "node-of-library" in browser.get("/fleet").text
+    page = browser.get("/jobs").text
+    assert "acme/fleet@" not in page
+    assert campaign.id not in page
+    absent = browser.get("/jobs/job_" + "0" * 20)
+    private = browser.get(f"/jobs/{job.id}")
+    assert private.status_code == absent.status_code == 404
+    assert private.text.replace(job.id, "") == absent.text.replace("job_" + "0" * 20, "")
+    token = browser.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
+    assert browser.post(f"/jobs/{job.id}/cancel", data={"form_token": token}).status_code == 404
+    with Browser(filled) as admin:
+        admin.sign_in(filled.secret)
+        evil = {"Origin": "https://evil.example"}
+        form = admin.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
+        assert admin.post(f"/jobs/{job.id}/cancel", data={"form_token": form}, headers=evil).status_code == 403
+
+
+def test_the_proof_of_an_entry_verifies_and_names_the_command(filled: Harness, signed_in: Browser) -> None:
+    page = signed_in.get("/audit/2").text
+    blocks = [html.unescape(block) for block in re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)]
+    entry, command, proof = blocks
+    assert command == "adapter audit prove 2"
+    keys = [Verifier.parse(key) for key in filled.app.state.audit_log.describe_keys().keys]
+    assert notes.verify_proof(proof, entry.encode(), *keys) is not None
+    assert notes.verify_proof(proof, entry.replace("namespace", "namespase").encode(), *keys) is None
+    assert 'href="/audit/2"' in signed_in.get("/audit").text + signed_in.get("/audit?before=20").text
+    assert signed_in.get("/audit/999999").status_code == 404
+
+
+@pytest.mark.security
+def test_an_entry_of_others_is_answered_like_an_absent_one(filled: Harness, browser: Browser) -> None:
+    events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/fleet"}).json()["items"]
+    browser.sign_in(filled.issue("pull", namespaces=["library"])[1])
+    private, absent = browser.get(f"/audit/{events[0]['seq']}"), browser.get("/audit/999999")
+    assert private.status_code == absent.status_code == 404
+    seq = f"event {events[0]['seq']},"
+    assert private.text.partition("<main")[2].replace(seq, "") == absent.text.partition("<main")[2].replace(
+        "event 999999,", ""
+    )
