@@ -132,13 +132,13 @@ def test_only_an_owner_with_a_token_again_and_a_reason_passes_a_closed_gate(
 ) -> None:
     page, action = "/adapters/acme/shop/aliases/locked", "/adapters/acme/shop/aliases/locked/promote"
     filled.admin.set_gate("acme/shop", "locked", Gate(approvals=1))
-    stranger = filled.issue("admin", name="stranger")[1]
+    outsider = filled.issue("admin", name="outsider")[1]
     form = re.findall(rf'<form[^>]*action="{action}".*?</form>', signed_in.get(f"{page}?version=1").text, re.DOTALL)[1]
     hidden = dict(re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', form))
     for fields in (
         {"reason": "an outage", "token": ""},
         {"reason": "an outage", "token": "lra_x"},
-        {"reason": "an outage", "token": stranger},
+        {"reason": "an outage", "token": outsider},
         {"reason": " ", "token": filled.secret},
     ):
         assert signed_in.post(action, data=hidden | fields, headers={"Origin": URL}).status_code in (400, 403)
