@@ -5,25 +5,61 @@ What cannot be undone (a deleted name is never reused) asks for confirmation, or
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
 
 from registry.api.catalog import AdapterView, VersionView
 from registry.bases import BaseMatch
-from registry.client import answers
-from registry.client.core import Versions
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
 from . import versions
-from .console import arguments, output, session
+from .console import arguments, output, session, tables
+from .console.tables import Column, Table
 
 BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
 PAGE_LIMIT = 200
 EMPTY = "No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE"
+
+
+def _check_column(check: Check) -> Column[VersionView]:
+    return Column(check, lambda item: _outcome(item, check), lambda item: output.outcome(_outcome(item, check)))
+
+
+def _other_aliases(item: AdapterView) -> str:
+    return " ".join(f"{alias}@{number}" for alias, number in sorted(item.aliases.items()) if alias != NEWEST)
+
+
+ADAPTERS: Table[AdapterView] = Table((
+    Column("name", lambda item: item.name, lambda item: output.strong(item.name)),
+    Column("newest", lambda item: item.newest, lambda item: f"@{item.newest}"),
+    Column("base", lambda item: item.base),
+    Column("compat", lambda item: item.verdicts.get("compat"), lambda item: versions.outcome_of(item, "compat")),
+    Column("smoke", lambda item: item.verdicts.get("smoke"), lambda item: versions.outcome_of(item, "smoke")),
+    Column("aliases", _other_aliases),
+    Column("updated", lambda item: item.updated_at),
+    Column("method", lambda item: item.method, lambda item: versions.method_name(item.method)),
+    Column("rank", lambda item: item.rank or None),
+    Column("size", lambda item: item.size_bytes, lambda item: output.size(item.size_bytes)),
+    Column("versions", lambda item: item.versions, wide=True),
+    Column("tags", lambda item: item.tags, wide=True),
+    Column("description", lambda item: item.description, wide=True),
+))  # fmt: skip
+VERSIONS: Table[VersionView] = Table((
+    Column("version", lambda item: item.number, lambda item: output.strong(f"@{item.number}")),
+    Column("digest", lambda item: item.digest, lambda item: str(item.digest)[: versions.SHORT_DIGEST]),
+    *map(_check_column, (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)),
+    Column("aliases", lambda item: item.aliases),
+    Column("state", versions.state_of, versions.styled_state_of),
+    Column("pushed", lambda item: item.created_at),
+    Column("by", lambda item: item.created_by),
+    Column("tags", lambda item: versions.tag_texts(item.tags)),
+    Column("method", lambda item: versions.method_name(str(item.facts.get("method") or ""))),
+    Column("size", lambda item: item.size_bytes, lambda item: output.size(item.size_bytes)),
+    Column("message", lambda item: item.message, wide=True),
+), name=lambda item: f"{item.name}@{item.number}")  # fmt: skip
 
 
 @click.command("list")
@@ -44,6 +80,7 @@ EMPTY = "No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE"
 @click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves (REGISTRY_ENGINES).")
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
+@tables.prints(ADAPTERS)
 def list_adapters(limit: int | None, **query: Any) -> None:
     """List adapters with their newest version.
 
@@ -59,47 +96,12 @@ def list_adapters(limit: int | None, **query: Any) -> None:
     if query["base_match"] and not query["base"]:
         raise click.UsageError("--base-match needs --base")
     with session.versions() as registry:
-        items = list(_adapters(registry, _with_lists(query), limit))
-    output.answer({"items": items}, lambda: _print_list(items, filtered=any(query.values())))
+        items, total = session.first_items(partial(registry.adapters, **_with_lists(query)), limit)
+    ADAPTERS.print(items, total=total, empty="No adapter matches." if any(query.values()) else EMPTY)
 
 
 def _with_lists(query: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in query.items()}
-
-
-def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> Iterator[AdapterView]:
-    page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
-    count = 0
-    for page in answers.all_pages(lambda cursor: registry.adapters(**query, cursor=cursor, limit=page_limit)):
-        yield from page.items[: None if limit is None else limit - count]
-        count += len(page.items)
-        if limit is not None and count >= limit:
-            return
-
-
-def _print_list(items: list[AdapterView], *, filtered: bool) -> None:
-    columns = ("name", "newest", "base", "method", "rank", "size", "compat", "smoke", "aliases", "updated")
-    rows = [
-        (
-            output.strong(item.name),
-            f"@{item.newest}",
-            item.base,
-            versions.method_name(item.method),
-            str(item.rank or "-"),
-            output.size(item.size_bytes),
-            output.outcome(item.verdicts.get("compat", "")),
-            output.outcome(item.verdicts.get("smoke", "")),
-            " ".join(f"{alias}@{number}" for alias, number in sorted(item.aliases.items()) if alias != "main") or "-",
-            output.moment(item.updated_at),
-        )
-        for item in items
-    ]
-    output.table(
-        columns,
-        rows,
-        right=frozenset({"rank", "size"}),
-        empty="No adapter matches." if filtered else EMPTY,
-    )
 
 
 # ------------------------------------------------------------------ versions
@@ -107,40 +109,16 @@ def _print_list(items: list[AdapterView], *, filtered: bool) -> None:
 @click.argument("name", type=arguments.NAME)
 @click.option("--deleted", is_flag=True, help="Include deleted versions.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
+@tables.prints(VERSIONS)
 def versions_of(name: AdapterName, deleted: bool, limit: int | None) -> None:
     """List the versions of NAME, newest first, with verdicts, aliases and tags.
 
     \b
     adapter versions acme/support --limit 5
     """
-    page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
     with session.versions() as registry:
-        pages = answers.all_pages(
-            lambda cursor: registry.versions(name, include_deleted=deleted, cursor=cursor, limit=page_limit)
-        )
-        items = list(itertools.islice((item for page in pages for item in page.items), limit))
-    output.answer({"items": items}, lambda: _print_versions(items))
-
-
-def _print_versions(items: list[VersionView]) -> None:
-    rows = [
-        (
-            output.strong(f"@{item.number}"),
-            str(item.digest)[: versions.SHORT_DIGEST],
-            versions.method_name(str(item.facts.get("method") or "")),
-            output.size(item.size_bytes),
-            *(output.outcome(_outcome(item, check)) for check in (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)),
-            " ".join(item.aliases) or "-",
-            " ".join(versions.tag_texts(item.tags)) or "-",
-            output.moment(item.created_at),
-            item.created_by,
-            versions.state_of(item) or "-",
-        )
-        for item in items
-    ]
-    columns = ("version", "digest", "method", "size", "compat", "weights", "smoke", "aliases", "tags", "pushed", "by",
-               "state")  # fmt: skip
-    output.table(columns, rows, right=frozenset({"size"}))
+        items, total = session.first_items(partial(registry.versions, name, include_deleted=deleted), limit)
+    VERSIONS.print(items, total=total)
 
 
 def _outcome(version: VersionView, check: Check) -> str:

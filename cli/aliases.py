@@ -6,7 +6,7 @@ fails if someone else moved the alias in between.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time
+from datetime import datetime
 from typing import Any
 
 import click
@@ -18,7 +18,8 @@ from registry.durations import to_utc
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 
-from .console import arguments, groups, output, session
+from .console import arguments, groups, output, session, tables
+from .console.tables import Column, Table
 
 
 @click.command()
@@ -133,12 +134,29 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
     return ref
 
 
+def _change(move: AliasMove) -> str:
+    origin = f"@{move.from_number} → " if move.from_number else ""
+    return output.strong(origin + (f"@{move.number}" if move.number else "nothing"))
+
+
+MOVES: Table[AliasMove] = Table((
+    Column("time", lambda move: move.at, lambda move: output.moment(move.at)),
+    Column("alias", lambda move: move.alias),
+    Column("version", lambda move: move.number, _change),
+    Column("by", lambda move: move.actor),
+    Column("generation", lambda move: move.generation),
+    Column("from", lambda move: move.from_number, wide=True),
+    Column("reason", lambda move: move.reason, wide=True),
+))  # fmt: skip
+
+
 @click.command()
 @click.argument("name")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
 @click.option("--actor", default="", help="Only moves by this person or token.")
 @click.option("--since", default="", metavar="TIME", help="Only moves from this time on.")
 @click.option("--until", default="", metavar="TIME", help="Only moves until this time.")
+@tables.prints(MOVES)
 def history(name: str, at: str, actor: str, since: str, until: str) -> None:
     """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first.
 
@@ -153,9 +171,9 @@ def history(name: str, at: str, actor: str, since: str, until: str) -> None:
     if not isinstance(ref.selector, str) or "@" in name:
         raise Invalid("NAME_INVALID", f"{name!r}: history takes NAME or NAME:ALIAS")
     alias = str(ref.selector) if ":" in name else ""
-    moment = read_time(at, "--at", end_of_day=True) if at else None
-    first = read_time(since, "--since") if since else None
-    last = read_time(until, "--until", end_of_day=True) if until else None
+    moment = arguments.read_time(at, "--at", end_of_day=True) if at else None
+    first = arguments.read_time(since, "--since") if since else None
+    last = arguments.read_time(until, "--until", end_of_day=True) if until else None
     with session.registry() as registry:
         pages = answers.all_pages(lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor))
         moves = [move for page in pages for move in page.moves]
@@ -165,62 +183,27 @@ def history(name: str, at: str, actor: str, since: str, until: str) -> None:
         for move in moves
         if actor in ("", move.actor) and (first is None or move.at >= first) and (last is None or move.at <= last)
     ]
-
-    def text() -> None:
-        _print_history(ref, moves, moment)
-        if len(moves) < total:
-            output.note(f"{len(moves)} of {output.plural(total, 'move')}")
-
-    output.answer({"name": str(ref.name), "moves": moves}, text)
+    _print_history(ref, moves, moment, total)
 
 
-def read_time(text: str, option: str, *, end_of_day: bool = False) -> datetime:
-    """An ISO 8601 time, in UTC if it has no offset; a date is its first moment, or with `end_of_day` its last.
-
-    `Invalid` (REQUEST_INVALID) for anything else.
-    """
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError as e:
-        raise Invalid("REQUEST_INVALID", f"{option} {text[:60]!r} is not a time such as 2026-05-03T14:05Z") from e
-    if end_of_day and len(text) == len("2026-05-03") and "W" not in text:
-        parsed = datetime.combine(parsed, time.max)
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-
-
-def _to_the_second(at: datetime) -> str:
-    return to_utc(at).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None) -> None:
+def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None, total: int) -> None:
     about = str(ref.name) if ref.selector == NEWEST else str(ref)
-    if not moves:
-        output.line(f"{about}: no alias was moved" + (f" before {_to_the_second(at)}" if at else ""))
-        return
-    if at:
-        output.line(f"{output.strong(str(ref.name))} at {_to_the_second(at)}:")
-    else:
-        output.line(output.strong(about))
-    width = max(len(move.alias) for move in moves)
-    for move in moves:
-        _print_move(move, width)
+    title = output.strong(str(ref.name) if at else about) + (f" at {output.moment(at)}:" if at else "")
+    MOVES.print(
+        moves, key="moves", document={"name": str(ref.name)}, total=total, details=evidence_lines,
+        above=lambda: output.line(title) if moves else None,
+        empty=f"{about}: no alias was moved" + (f" before {output.moment(at)}" if at else ""),
+    )  # fmt: skip
 
 
-def _print_move(move: AliasMove, width: int) -> None:
-    origin = f"@{move.from_number} → " if move.from_number else ""
-    target = f"@{move.number}" if move.number else "nothing"
-    output.line(
-        f"  {_to_the_second(move.at)}  {move.alias:<{width}}  "
-        f"{output.strong(origin + target)}  by {move.actor}  {output.faint(f'generation {move.generation}')}"
-    )
-    indent = " " * 6
-    if move.reason:
-        output.line(f"{indent}“{move.reason}”")
+def evidence_lines(move: AliasMove) -> list[str]:
+    """What let the move through its gate, in lines under it."""
     evidence = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
     evidence += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
     evidence += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
     evidence += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
+    lines = [f"“{move.reason}”"] if move.reason else []
     if any(e.get("check") == "break_glass" for e in move.evidence):
-        output.line(output.styled(f"{indent}through a closed gate (break-glass)", "red"))
-    if evidence:
-        output.line(f"{indent}{output.faint('on')} {', '.join(evidence)}")
+        lines.append(output.styled("through a closed gate (break-glass)", "red"))
+    lines += [f"{output.faint('on')} {', '.join(evidence)}"] if evidence else []
+    return [f"      {line}" for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from registry.errors import Conflict, NotFound, RegistryError
 from registry.names import NEWEST, AdapterName
 
 from . import versions
-from .console import groups, output, session
-from .console.output import ProgressLine
+from .console import groups, output, session, tables
+from .console.progress import ProgressLine
+from .console.tables import Table
 
 
 @dataclass
@@ -42,9 +43,15 @@ class _Step:
             self.state = state if changed else "unchanged"
 
 
+STEPS: Table[groups.PlannedChange] = Table(
+    tuple(replace(column, wide=column.name == "error") for column in groups.CHANGES.columns)
+)
+
+
 @click.command()
 @click.option("--file", "-f", "path", required=True, type=click.Path(path_type=Path), help="The file, in TOML.")
 @groups.proceed_options
+@tables.prints(STEPS)
 def apply(path: Path, **options: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
@@ -77,7 +84,7 @@ def apply(path: Path, **options: Any) -> None:
             _end_steps(steps, "planned")
             return
         pending = sum(step.state == "planned" for step in steps)
-        if not output.as_json():
+        if output.is_text():
             _print_steps(steps)
             if pending and sys.stdin.isatty():
                 output.confirm(f"Make {output.plural(pending, 'change')}?", chosen.yes)
@@ -175,13 +182,9 @@ def _carry_out(
         step.set_outcome(move, getattr(move, "moved", False), "done")
 
 
-def _print_steps(steps: Sequence[_Step]) -> None:
-    rows = []
-    for step in steps:
-        state = output.styled(step.state, *(["red"] if step.error else []))
-        rows.append((output.strong(str(step.name)), step.action, step.change,
-                     f"{state}: {step.error.detail}" if step.error else state))  # fmt: skip
-    output.table(("name", "step", "change", "outcome"), rows)
+def _print_steps(steps: Sequence[_Step], **options: Any) -> None:
+    rows = [groups.PlannedChange(str(step.name), step.change, step.state, step.error, step.action) for step in steps]
+    STEPS.print(rows, **options)
 
 
 def _end_steps(steps: Sequence[_Step], done: str) -> None:
@@ -191,10 +194,6 @@ def _end_steps(steps: Sequence[_Step], done: str) -> None:
          "error": step.error.to_problem() if step.error else None}
         for step in steps
     ]  # fmt: skip
-
-    def text() -> None:
-        _print_steps(steps)
-        output.line(", ".join(f"{count} {state}" for state, count in counts.items()))
-
-    output.answer({"items": items, **counts}, text)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    _print_steps(steps, document={"items": items, **counts}, below=lambda: output.line(summary))
     groups.exit_by([step.error for step in steps if step.error is not None])

@@ -7,10 +7,8 @@ it hashes every row, entry and tile again.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import click
@@ -24,7 +22,8 @@ from registry.tlog import notes
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
-from .console import output, session
+from .console import output, session, tables
+from .console.tables import Column, Table
 
 
 @click.group()
@@ -33,6 +32,22 @@ def audit() -> None:
 
 
 # ------------------------------------------------------------------ log
+def _what(item: EventView) -> str:
+    text = describe(item.action, item.object, item.detail)
+    reason = f": “{text.reason}”" if text.reason else ""
+    return f"{text.message}{reason}" + (output.faint(f"  ({text.details})") if text.details else "")
+
+
+EVENTS: Table[EventView] = Table((
+    Column("seq", lambda item: item.seq),
+    Column("time", lambda item: item.at, lambda item: output.moment(item.at)),
+    Column("actor", lambda item: item.actor, lambda item: output.strong(item.actor)),
+    Column("action", lambda item: item.action, wide=True),
+    Column("object", lambda item: item.object, wide=True),
+    Column("event", lambda item: output.unstyled(_what(item)), _what, flows=True),
+), empty="No events that you may see.")  # fmt: skip
+
+
 @audit.command()
 @click.option(
     "--object", "about", default="", metavar="NAME", help="Only events about this name, such as acme/support."
@@ -41,6 +56,7 @@ def audit() -> None:
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest events, this many.")
 @click.option("--follow", is_flag=True, help="Keep printing new events.")
+@tables.prints(EVENTS)
 def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, follow: bool) -> None:
     """Show what happened in the registry, oldest first.
 
@@ -48,11 +64,12 @@ def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, fol
     """
     with _checked() as (registry, _):
         events = Audit(registry).events(after, object=about, action=list(actions))
-        items = list(deque(events, maxlen=limit))
-        output.answer({"items": items}, lambda: _print_events(items))
+        matching = list(events)
+        items = matching[-limit:] if limit else matching
+        EVENTS.print(items, total=len(matching))
         if follow:
             for event in _following(registry, items[-1].seq if items else after, about, actions):
-                output.answer(event, partial(output.line, _line(event)))
+                EVENTS.append(event)
 
 
 def _following(registry: Versions, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:
@@ -70,20 +87,6 @@ def _checked() -> Iterator[tuple[Versions, str]]:
         note = Audit(registry).checkpoint()
         session.trusted_checkpoints().check(registry, note, by_origin=embedded)
         yield registry, note
-
-
-def _print_events(items: list[EventView]) -> None:
-    if not items:
-        output.line("No events that you may see.")
-    for item in items:
-        output.line(_line(item))
-
-
-def _line(item: EventView) -> str:
-    text = describe(item.action, item.object, item.detail)
-    reason = f": “{text.reason}”" if text.reason else ""
-    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {text.message}{reason}"
-    return head + (output.faint(f"  ({text.details})") if text.details else "")
 
 
 # ------------------------------------------------------------------ verify

@@ -21,8 +21,9 @@ from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
 from . import main
-from .console import output, session
-from .console.output import ProgressLine
+from .console import output, session, tables
+from .console.progress import ProgressLine
+from .console.tables import Column, Table
 
 UNRELATED_SHOWN = 10
 
@@ -90,31 +91,22 @@ def _identity(folder: str) -> Identity:
         return weights_identity.identify(folder, progress.advance)
 
 
+BASES: Table[BaseView] = Table((
+    Column("name", lambda item: item.name, lambda item: output.strong(item.name)),
+    Column("architecture", lambda item: item.spec.architecture or item.spec.model_type),
+    Column("parameters", lambda item: item.spec.parameters, lambda item: output.amount(item.spec.parameters)),
+    Column("weights", lambda item: item.spec.quantization or item.spec.dtype),
+    Column("adapters", lambda item: item.adapters),
+    Column("source", lambda item: item.source, flows=True),
+), empty="No bases. Register one: adapter base add NAME FOLDER")  # fmt: skip
+
+
 @base.command("list")
+@tables.prints(BASES)
 def list_bases() -> None:
     """List the registered bases."""
-    session.answer(lambda registry: registry.bases(), lambda listing: _print_list(listing.items))
-
-
-def _print_list(items: list[BaseView]) -> None:
-    rows = [
-        (
-            output.strong(item.name),
-            item.spec.architecture or item.spec.model_type,
-            output.amount(item.spec.parameters),
-            item.spec.quantization or item.spec.dtype,
-            str(item.adapters),
-            item.source,
-        )
-        for item in items
-    ]
-    columns = ("name", "architecture", "parameters", "weights", "adapters", "source")
-    output.table(
-        columns,
-        rows,
-        right=frozenset({"parameters", "adapters"}),
-        empty="No bases. Register one: adapter base add NAME FOLDER",
-    )
+    with session.registry() as registry:
+        BASES.print(registry.bases().items)
 
 
 @base.command()
@@ -147,10 +139,18 @@ def show(name: str) -> None:
     session.answer(lambda registry: registry.base(name), _print_base)
 
 
+THRESHOLDS: Table[tuple[str, float, str]] = Table((
+    Column("field", lambda row: row[0]),
+    Column("number", lambda row: row[1], lambda row: f"{row[1]:g}"),
+    Column("set by", lambda row: row[2]),
+))  # fmt: skip
+
+
 @base.command()
 @click.argument("name")
 @click.argument("values", nargs=-1, metavar="[FIELD=NUMBER]...")
 @click.option("--reset", is_flag=True, help="Reset all other thresholds to the defaults.")
+@tables.prints(THRESHOLDS)
 def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
     """Show the smoke test thresholds of the base NAME, or set some. Setting is for administrators.
 
@@ -163,13 +163,10 @@ def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
         view = registry.base(name)
         if overrides or reset:
             view = registry.set_thresholds(name, overrides if reset else view.thresholds | overrides)
-    output.answer(view, lambda: _print_thresholds(view.thresholds))
-
-
-def _print_thresholds(own: dict[str, float]) -> None:
+    own = view.thresholds
     numbers: dict[str, float] = Thresholds.with_overrides(own).model_dump()
-    rows = [(field, f"{number:g}", "this base" if field in own else "default") for field, number in numbers.items()]
-    output.table(("field", "number", "set by"), rows, right=frozenset({"number"}))
+    rows = [(field, number, "this base" if field in own else "default") for field, number in numbers.items()]
+    THRESHOLDS.print(rows, document=view)
 
 
 def _threshold(text: str) -> tuple[str, float]:

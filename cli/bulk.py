@@ -22,7 +22,7 @@ from registry.versions.provenance import Provenance, parse_provenance_file, prov
 
 from . import main
 from .console import arguments, output, session
-from .console.output import ProgressLine
+from .console.progress import ProgressLine, end_with_results, result_reporter
 
 
 @click.command("push-all")
@@ -57,10 +57,13 @@ def push_all(
     declared = _declaration(file, parameters)
     waits = wait or timeout is not None
     needs_all = bool(waits or strict or alias or tags)
-    with session.registry() if needs_all else session.versions() as registry, ProgressLine(namespace) as progress:
+    with (
+        session.registry() if needs_all else session.versions() as registry,
+        ProgressLine(namespace, len(folders)) as progress,
+    ):
         results = push.push_all(
             registry, folders, base=base, message=message, progress=progress,
-            on_result=output.reporter(progress, _print_pushed), declared=declared,
+            on_result=result_reporter(progress, _print_pushed), declared=declared,
         )  # fmt: skip
         if strict or alias or waits:
             until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
@@ -163,12 +166,12 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
     summary += f"; {failing} with a failing verdict" if failing else ""
     summary += f"; {len(pending)} with a pending verdict" if pending else ""
     summary += f"; {len(late)} not finished" if late else ""
-    if not output.as_json():
+    if output.is_text():
         for result in late:
             reason = result.error.detail if result.error is not None else ""
             output.line(f"{result.name}  {output.styled('not finished', 'red')}  {reason}")
     exit_code = output.REFUSED if failing else output.TRY_LATER if pending else 0
-    output.finish(results, "pushed", summary, exit_code if strict else 0)
+    end_with_results(results, "pushed", summary, exit_code if strict else 0)
 
 
 # ------------------------------------------------------------------ results

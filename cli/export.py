@@ -72,8 +72,8 @@ def export(
             raise click.UsageError("--pbase needs an export to s3://: LoRAX's source pbase reads only buckets")
         cache = None if to_bucket else pull.USER_CACHE  # bytes for a bucket are not cached
         location = _bucket(dest) if to_bucket else FolderTarget(Path(dest))
-        as_json = output.as_json()  # other threads have no click context
-        on_item: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
+        is_text = output.is_text()  # other threads have no click context
+        on_item: Callable[[Item], None] = _print_item if is_text else (lambda _item: None)
         done = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
         exports.write_lorax_lookups(Path(pbase), done)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 import time
-from itertools import islice
+from functools import partial
 
 import click
 
 from registry import names
-from registry.api.jobs import CampaignRequest, CampaignView, JobSubmit
-from registry.client import answers, waiting
+from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView, JobSubmit
+from registry.client import waiting
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -22,7 +22,9 @@ from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State
 from registry.names import Ref
 
 from . import versions
-from .console import arguments, output, session
+from .console import arguments, output, session, tables
+from .console.progress import on_terminal
+from .console.tables import Column, Table
 
 CAMPAIGN_POLL_SECONDS = 1.0
 NO_WORKER_NOTE_SECONDS = 5.0
@@ -75,31 +77,6 @@ def job() -> None:
     """Jobs: list, show, cancel."""
 
 
-@job.command("list")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only jobs of this kind.")
-@click.option("--ref", default="", help="Only jobs about this version.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Maximum number of rows.")
-def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
-    """List jobs, newest first."""
-    with session.registry() as registry:
-        pages = answers.all_pages(
-            lambda cursor: registry.jobs(state=state or "", kind=kind or "", ref=ref, cursor=cursor)
-        )
-        items = list(islice((item for page in pages for item in page.items), limit))
-    output.answer({"items": items}, lambda: _print_list(items))
-
-
-def _print_list(items: list[Job]) -> None:
-    rows = [
-        (job.id, _state(job), job.kind, job.subject, job.base, f"{job.attempt}/{job.attempts_limit}", job.worker,
-         output.moment(job.created_at), _status(job))
-        for job in items
-    ]  # fmt: skip
-    columns = ("job", "state", "kind", "version", "base", "attempt", "worker", "created", "status")
-    output.table(columns, rows, empty="No jobs.")
-
-
 def _status(job: Job) -> str:
     """The result of a finished job; else why it failed, or what it is doing."""
     return str(job.result.get("message") or "") if job.state is State.DONE else job.error or job.progress
@@ -108,6 +85,32 @@ def _status(job: Job) -> str:
 def _state(job: Job) -> str:
     color = {State.DONE: "green", State.FAILED: "red", State.RUNNING: "cyan"}.get(job.state)
     return output.styled(job.state, color) if color else job.state
+
+
+JOBS: Table[Job] = Table((
+    Column("job", lambda job: job.id),
+    Column("state", lambda job: job.state, _state),
+    Column("kind", lambda job: job.kind),
+    Column("version", lambda job: job.subject),
+    Column("created", lambda job: job.created_at),
+    Column("base", lambda job: job.base),
+    Column("attempt", lambda job: job.attempt, lambda job: f"{job.attempt}/{job.attempts_limit}"),
+    Column("worker", lambda job: job.worker),
+    Column("status", _status, flows=True),
+), empty="No jobs.")  # fmt: skip
+
+
+@job.command("list")
+@click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only jobs of this kind.")
+@click.option("--ref", default="", help="Only jobs about this version.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Maximum number of rows.")
+@tables.prints(JOBS)
+def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
+    """List jobs, newest first."""
+    with session.registry() as registry:
+        items, total = session.first_items(partial(registry.jobs, state=state or "", kind=kind or "", ref=ref), limit)
+    JOBS.print(items, total=total)
 
 
 @job.command()
@@ -147,6 +150,14 @@ def _print_job(job: Job) -> None:
 
 
 # ------------------------------------------------------------------ adapter smoke-test
+CHANGES: Table[CampaignItem] = Table((
+    Column("version", lambda item: item.version),
+    Column("before", lambda item: item.before),
+    Column("after", lambda item: item.after or item.state),
+    Column("summary", lambda item: item.summary, flows=True),
+))  # fmt: skip
+
+
 @click.command("smoke-test")
 @click.argument("ref", required=False, type=arguments.REF)
 @click.option("--all", "all_versions", is_flag=True, help="Test all versions of the base --base: a campaign.")
@@ -225,7 +236,7 @@ def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: floa
         again = f"Ctrl-C stops waiting; `adapter smoke-test --campaign {campaign.id} --wait` waits again"
         output.note(f"{output.plural(campaign.total, 'version')} of {campaign.base} queued; {again}")
     with click.progressbar(
-        length=campaign.total, label="tested", show_pos=True, file=sys.stderr, hidden=not output.on_terminal()
+        length=campaign.total, label="tested", show_pos=True, file=sys.stderr, hidden=not on_terminal()
     ) as bar:
         while not campaign.finished:
             waited = time.monotonic() - started
@@ -259,8 +270,8 @@ def _print_campaign(campaign: CampaignView) -> None:
     if not campaign.items:
         output.line("No verdict changed.")
         return
-    rows = [(item.version, item.before or "–", item.after or item.state, item.summary) for item in campaign.items]
-    output.table(("version", "before", "after", "summary"), rows)
+    for text in CHANGES.lines(campaign.items, width=None):
+        output.line(text)
     if campaign.changed > len(campaign.items):
         output.line(output.faint(f"  and {campaign.changed - len(campaign.items)} more"))
 

@@ -80,15 +80,15 @@ def lineage(
         if signer is not None:
             text = attestations.sign_statement(canonical_json(exported), signer).decode()
         lines = [text]
-    elif form == "json" or output.as_json():
-        lines = [output.json_text(graph)]
+    elif form == "json" or output.is_document():
+        lines = [output.document_text(graph)]
     else:
         lines = list(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
     if graph.truncated:
         output.note("truncated: the lineage is larger than one answer")
     if out is not None:
         out.write_text("\n".join(map(output.unstyled, lines)) + "\n", "utf-8")
-    elif version is not None or form == "json" or output.as_json():
+    elif version is not None or form == "json" or output.is_document():
         click.echo(lines[0])
     else:
         for line in lines:

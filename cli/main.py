@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -183,6 +184,19 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, spec.help) for name, spec in COMMANDS.items() if spec.section == section])
 
 
+def keep_option(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    """Callback of an option that every command has: keep its value for the output of the command."""
+    if value:
+        ctx.meta[f"cli.{str(option.name).removeprefix('_')}"] = value
+
+
+def log_options() -> Iterator[click.Option]:
+    """`--quiet` and `--verbose`, which may stand before and after the command's name."""
+    flag = partial(click.Option, is_flag=True, expose_value=False, callback=keep_option)
+    yield flag(["-q", "--quiet", "_quiet"], help="Print no notes and no progress.")
+    yield flag(["-v", "--verbose", "_verbose"], help="Print each request to the registry.")
+
+
 def _with_suggestions(error: NoSuchCommand | NoSuchOption) -> click.UsageError:
     """The error with the nearest names, or with none if the command or one of these names is destructive."""
     command = error.ctx.command if error.ctx is not None else main
@@ -198,7 +212,12 @@ def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) ->
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, params=[*log_options()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
+@click.option("--timeout", "_timeout", type=click.FloatRange(0, 86_400, min_open=True), expose_value=False,
+              callback=keep_option, help="Seconds to wait for an answer (ADAPTER_TIMEOUT).")  # fmt: skip
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )

@@ -12,14 +12,24 @@ from collections.abc import Iterator
 
 import click
 
-from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest, RetentionView
+from registry.api.maintenance import (
+    FsckPage,
+    FsckRequest,
+    GcReport,
+    GcRequest,
+    ReindexRequest,
+    RetentionDecision,
+    RetentionView,
+)
 from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
-from .console import arguments, output, session
+from .console import arguments, output, session, tables
+from .console.progress import on_terminal
+from .console.tables import Column, Table
 
 FINDINGS_SHOWN = 50
 MEGABYTE = 10**6
@@ -89,9 +99,9 @@ def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
     with session.registry() as registry:
         for page in _fsck_pages(registry, deep, cursor, max_rate):
             total = _added(total, page)
-            if output.on_terminal():
+            if on_terminal():
                 click.echo(f"\r{page.share:4.0%} checked, {len(total.findings)} findings ", nl=False, err=True)
-    if output.on_terminal():
+    if on_terminal():
         click.echo(err=True)
     output.answer(total, lambda: _print_fsck(total))
     _exit_by(total.findings)
@@ -188,11 +198,19 @@ def retention() -> None:
     """
 
 
+PLAN: Table[RetentionDecision] = Table((
+    Column("version", lambda item: item.number, lambda item: f"@{item.number}"),
+    Column("action", lambda item: "delete" if item.deletes else "keep"),
+    Column("reason", lambda item: item.reason, flows=True),
+))  # fmt: skip
+
+
 @retention.command("set")
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.option("--keep-newest", type=click.IntRange(1, NEWEST_LIMIT), metavar="N", help="Keep the newest N versions.")
 @click.option("--keep-younger", type=arguments.DURATION, metavar="TIME", help="Keep versions younger than 12h, 7d …")
 @click.option("--dry-run", is_flag=True, help="Set nothing; show what the rule would do to each version of NAME.")
+@tables.prints(PLAN)
 def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_run: bool) -> None:
     """Set the rule of an adapter, or of all adapters of a namespace. For owners.
 
@@ -208,17 +226,20 @@ def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_
     if dry_run:
         _print_plan(scope, rule)
     else:
+        tables.refuse_row_options("--dry-run")
         session.answer(lambda registry: registry.set_retention(scope, rule), _print_rule)
 
 
 @retention.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.option("--plan", is_flag=True, help="Also show what the next `adapter gc` does to each version of NAME.")
+@tables.prints(PLAN)
 def show(scope: str, plan: bool) -> None:
     """Show the rule in force."""
     if plan:
         _print_plan(scope, None)
     else:
+        tables.refuse_row_options("--plan")
         session.answer(lambda registry: registry.retention(scope), _print_rule)
 
 
@@ -241,12 +262,11 @@ def _print_plan(scope: str, rule: RetentionRule | None) -> None:
     with session.registry() as registry:
         pages = list(output.pages(lambda cursor: registry.retention_plan(name, rule, cursor=cursor)))
     items = [item for page in pages for item in page.items]
-
-    def text() -> None:
-        output.line(pages[0].rule.text if pages[0].rule is not None else "no rule")
-        rows = [[f"@{item.number}", "delete" if item.deletes else "keep", item.reason] for item in items]
-        output.table(["version", "action", "reason"], rows)
-        deleted = sum(item.deletes for item in items)
-        output.line(f"{output.plural(deleted, 'version')} of {len(items)} would be deleted.")
-
-    output.answer({"rule": pages[0].rule, "items": items}, text)
+    rule = pages[0].rule
+    deleted = sum(item.deletes for item in items)
+    PLAN.print(
+        items,
+        document={"rule": rule},
+        above=lambda: output.line(rule.text if rule is not None else "no rule"),
+        below=lambda: output.line(f"{output.plural(deleted, 'version')} of {len(items)} would be deleted."),
+    )

@@ -13,7 +13,8 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
 
-from .console import arguments, output, session
+from .console import arguments, output, session, tables
+from .console.tables import Column, Table
 
 
 @click.group()
@@ -29,21 +30,22 @@ def create(name: str, owner: str) -> None:
     session.answer(lambda registry: registry.create_namespace(name, owner=owner), _print_namespace)
 
 
+NAMESPACES: Table[NamespaceView] = Table((
+    Column("name", lambda item: item.name, lambda item: output.strong(item.name)),
+    Column("visibility", lambda item: "public" if item.public else "private"),
+    Column("versions", lambda item: item.used_versions),
+    Column("bytes", lambda item: item.used_bytes, lambda item: output.size(item.used_bytes)),
+), empty="No namespaces.")  # fmt: skip
+
+
 @namespace.command("list")
+@tables.prints(NAMESPACES)
 def list_namespaces() -> None:
     """List the namespaces you can see."""
     with session.registry() as registry:
         pages = answers.all_pages(lambda cursor: registry.namespaces(cursor=cursor, limit=200))
         items = [item for page in pages for item in page.items]
-    output.answer({"items": items}, lambda: _print_namespaces(items))
-
-
-def _print_namespaces(items: list[NamespaceView]) -> None:
-    rows = [
-        (output.strong(i.name), "public" if i.public else "private", str(i.used_versions), output.size(i.used_bytes))
-        for i in items
-    ]
-    output.table(("name", "visibility", "versions", "bytes"), rows, empty="No namespaces.")
+    NAMESPACES.print(items)
 
 
 @namespace.command()
@@ -125,11 +127,21 @@ def publisher() -> None:
     """Trusted publishers: CI jobs that may push an adapter without a stored secret."""
 
 
+PUBLISHERS: Table[PublisherView] = Table((
+    Column("id", lambda item: item.id),
+    Column("issuer", lambda item: item.issuer),
+    Column("claims", lambda item: dict(sorted(item.claims.items()))),
+    Column("created by", lambda item: item.created_by),
+    Column("created", lambda item: item.created_at, wide=True),
+), empty="No trusted publishers.")  # fmt: skip
+
+
 @publisher.command()
 @click.argument("name", type=arguments.NAME)
 @click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
 @click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
               help="Required claim; * matches any text (repeatable).")  # fmt: skip
+@tables.prints(PUBLISHERS)
 def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
     """Let CI jobs push NAME with their identity tokens.
 
@@ -142,22 +154,22 @@ def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
         raise Invalid(
             "REQUEST_INVALID", "--claim takes CLAIM=PATTERN, each claim once", next_step="--claim repository=a/b"
         )
-    session.answer(
-        lambda registry: registry.add_publisher(name, PublisherAdd(issuer=issuer, claims=required_claims)),
-        lambda created: _print_publishers([created]),
-    )
+    with session.registry() as registry:
+        created = registry.add_publisher(name, PublisherAdd(issuer=issuer, claims=required_claims))
+    _print_publishers([created], created)
 
 
 @publisher.command("list")
 @click.argument("name", type=arguments.NAME)
+@tables.prints(PUBLISHERS)
 def list_publishers(name: AdapterName) -> None:
     """List the trusted publishers of an adapter."""
-    session.answer(lambda registry: registry.publishers(name), lambda listing: _print_publishers(listing.items))
+    with session.registry() as registry:
+        _print_publishers(registry.publishers(name).items)
 
 
-def _print_publishers(items: list[PublisherView]) -> None:
-    rows = [(i.id, i.issuer, ", ".join(f"{c}={p}" for c, p in sorted(i.claims.items())), i.created_by) for i in items]
-    output.table(("id", "issuer", "claims", "created by"), rows, empty="No trusted publishers.")
+def _print_publishers(items: list[PublisherView], document: PublisherView | None = None) -> None:
+    PUBLISHERS.print(items, document=document)
     for issuer in sorted({item.issuer for item in items if not item.issuer_is_configured}):
         output.note(f"the server rejects tokens of {issuer} until REGISTRY_ISSUERS lists it")
 

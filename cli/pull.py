@@ -22,7 +22,7 @@ from registry.names import AdapterName, Ref
 from registry.versions.files import WEIGHTS_ENDINGS
 
 from .console import arguments, output, session
-from .console.output import ProgressLine
+from .console.progress import ProgressLine, end_with_results, result_reporter
 
 
 @click.command()
@@ -77,7 +77,7 @@ def cat(ref: Ref, file: str) -> None:
     \b
     adapter cat acme/support:prod adapter_model.safetensors > weights.safetensors
     """
-    pattern, to_terminal = glob.escape(file), sys.stdout.isatty() and not output.as_json()
+    pattern, to_terminal = glob.escape(file), sys.stdout.isatty() and not output.is_document()
     next_step = f"adapter cat {ref} {shlex.quote(file)} > FILE"
     binary = Invalid("REQUEST_INVALID", f"{file} is binary and was not printed to the terminal", next_step=next_step)
     if to_terminal and file.endswith(WEIGHTS_ENDINGS):
@@ -87,7 +87,7 @@ def cat(ref: Ref, file: str) -> None:
         with session.versions() as registry, ProgressLine(f"{ref} {file}") as progress:
             resolved = pulling.pull(registry, ref, version, cache=None, progress=progress, include=[pattern])
         copy = version / file
-        if output.as_json():
+        if output.is_document():
             (link,) = pulling.matching(resolved.files, [pattern])
             output.answer({**link.model_dump(), "data": base64.b64encode(copy.read_bytes()).decode()}, lambda: None)
         elif to_terminal:
@@ -118,12 +118,13 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
         views = pulling.adapters_of(registry, base, namespace=namespace, alias=alias)
         adapters = [AdapterName.parse(view.name) for view in views]
         refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapters]
+        progress.total_items = len(refs)
         results = pulling.pull_all(
-            registry, refs, progress=progress, on_result=output.reporter(progress, _print_pulled)
+            registry, refs, progress=progress, on_result=result_reporter(progress, _print_pulled)
         )
     pulled = sum(result.answer is not None for result in results)
     summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
-    output.finish(results, "resolved", summary, 0)
+    end_with_results(results, "resolved", summary, 0)
 
 
 def _print_pulled(result: Result[Resolved]) -> None:

@@ -21,7 +21,7 @@ from registry.versions.provenance import parse_provenance_file, provenance_from_
 
 from . import main, versions
 from .console import arguments, output, session
-from .console.output import ProgressLine
+from .console.progress import ProgressLine
 
 
 @click.command()

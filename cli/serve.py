@@ -85,14 +85,14 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again after its shutdown; then it must not kill this process.
         signal.signal(number, lambda *_: None)
-    as_json = output.as_json()
+    is_document = output.is_document()
     freshness = app.state.freshness
     sequencer = threading.Thread(target=log.run, args=(freshness.for_thread().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is created once the server is sure to run
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
-        _announce(listener, app, secret if created else "", as_json)
+        _announce(listener, app, secret if created else "", is_document)
         started = {"version": __version__, "database": engine.dialect.name, "blobs": app.state.blobs.kind}
         _LOG.info("started", extra={"fields": started})
         sequencer.start()
@@ -166,13 +166,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(listener: socket.socket, app: FastAPI, secret: str, as_json: bool) -> None:
+def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: bool) -> None:
     settings: Settings = app.state.settings
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     is_embedded = ipaddress.ip_address(host).is_loopback and settings.database_url.startswith("sqlite:")
     link = f"{url}/sign-in/{app.state.sign_in_links.create()}" if is_embedded and settings.pages != "off" else ""
-    if as_json:
+    if is_document:
         click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return
     if secret:

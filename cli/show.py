@@ -44,7 +44,7 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
         described = registry.adapter(ref.name)
-        norms = _norms_of(registry, version) if plot or (with_norms and not output.as_json()) else None
+        norms = _norms_of(registry, version) if plot or (with_norms and output.is_text()) else None
     if plot is not None and norms is not None:
         heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
     output.answer(

@@ -21,7 +21,8 @@ from registry.errors import Invalid, NotFound
 from registry.roles import Scope
 
 from . import main
-from .console import output, session
+from .console import output, session, tables
+from .console.tables import Column, Table
 
 DAY_SECONDS = 86400
 SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
@@ -39,8 +40,7 @@ def login(url: str, insecure: bool) -> None:
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
         raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
-    with Registry(url, secret, insecure=insecure) as registry:
-        who, used_url = registry.whoami(), registry.url
+    who, used_url = _sign_in(url, secret, insecure=insecure)
     path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
 
     def text() -> None:
@@ -95,8 +95,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
         raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
-    with Registry(url, secret, insecure=insecure) as registry:
-        who, used_url = registry.whoami(), registry.url
+    who, used_url = _sign_in(url, secret, insecure=insecure)
     profile = session.read_profile()
     contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
     path = session.write_profile(replace(profile, contexts=contexts))
@@ -120,16 +119,20 @@ def use_context(name: str) -> None:
     )
 
 
+CONTEXTS: Table[dict[str, object]] = Table((
+    Column("name", lambda item: item["name"], lambda item: output.strong(str(item["name"]))),
+    Column("url", lambda item: item["url"]),
+    Column("used", lambda item: item["used"], lambda item: "used" if item["used"] else ""),
+), empty="No contexts. Add one: adapter context add NAME URL")  # fmt: skip
+
+
 @context.command("list")
+@tables.prints(CONTEXTS)
 def list_contexts() -> None:
     """List the contexts, without their tokens."""
     profile = session.read_profile()
     used = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
-    items = [{"name": name, "url": c.url, "used": name == used} for name, c in sorted(profile.contexts.items())]
-    rows = [(output.strong(str(i["name"])), str(i["url"]), "used" if i["used"] else "-") for i in items]
-    output.answer({"items": items}, lambda: output.table(
-        ("name", "url", "used"), rows, empty="No contexts. Add one: adapter context add NAME URL"
-    ))  # fmt: skip
+    CONTEXTS.print({"name": name, "url": c.url, "used": name == used} for name, c in sorted(profile.contexts.items()))
 
 
 @context.command("remove")
@@ -142,6 +145,13 @@ def remove_context(name: str) -> None:
     used = "" if profile.context == name else profile.context
     session.write_profile(replace(profile, contexts=contexts, context=used))
     output.answer({"name": name}, lambda: output.line(f"The context {name} is removed."))
+
+
+def _sign_in(url: str, secret: str, *, insecure: bool) -> tuple[Whoami, str]:
+    """Who the token belongs to, and the URL as it is saved."""
+    with Registry(url, secret, insecure=insecure) as registry:
+        session.configure(registry)
+        return registry.whoami(), registry.url
 
 
 def _read_secret(label: str = "Token") -> str:
@@ -260,40 +270,37 @@ def exchange(adapter: str) -> None:
     session.answer(lambda registry: registry.exchange_token(assertion, adapter=adapter), _print_secret)
 
 
+def _end_of(item: TokenView) -> str:
+    return output.styled("revoked", "red") if item.revoked_at else output.relative(item.expires_at)
+
+
+TOKENS: Table[TokenView] = Table((
+    Column("id", lambda item: item.id),
+    Column("name", lambda item: item.name, lambda item: output.strong(item.name)),
+    Column("subject", lambda item: item.subject),
+    Column("scopes", lambda item: item.scopes),
+    Column("where", lambda item: item.adapters or item.namespaces),
+    Column("last used", lambda item: item.last_used_at),
+    Column("ends", lambda item: item.revoked_at or item.expires_at, _end_of),
+    Column("created", lambda item: item.created_at, wide=True),
+), empty="No tokens.")  # fmt: skip
+
+
 @token.command("list")
 @click.option("--ended", is_flag=True, help="Include revoked and expired tokens.")
+@tables.prints(TOKENS)
 def list_tokens(ended: bool) -> None:
     """List the tokens you may revoke, without their secrets."""
     with session.registry() as registry:
         tokens = registry.tokens().items
     items = [item for item in tokens if ended or not _has_ended(item)]
-
-    def text() -> None:
-        _print_tokens(items)
-        if len(items) < len(tokens):
-            output.note(f"not shown: {output.plural(len(tokens) - len(items), 'ended token')} (--ended shows all)")
-
-    output.answer({"items": items}, text)
+    TOKENS.print(items)
+    if len(items) < len(tokens):
+        output.note(f"not shown: {output.plural(len(tokens) - len(items), 'ended token')} (--ended shows all)")
 
 
 def _has_ended(item: TokenView) -> bool:
     return item.revoked_at is not None or (item.expires_at is not None and item.expires_at <= datetime.now(UTC))
-
-
-def _print_tokens(items: list[TokenView]) -> None:
-    rows = [
-        (
-            item.id,
-            output.strong(item.name),
-            item.subject or "-",
-            ",".join(item.scopes),
-            ",".join(item.adapters or item.namespaces),
-            output.styled("revoked", "red") if item.revoked_at else output.moment(item.expires_at) or "-",
-            output.moment(item.last_used_at) or "-",
-        )
-        for item in items
-    ]
-    output.table(("id", "name", "subject", "scopes", "where", "ends", "last used"), rows, empty="No tokens.")
 
 
 @token.command()

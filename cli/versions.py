@@ -43,7 +43,17 @@ def state_of(version: VersionView) -> str:
         "yanked": version.yanked_at,
         "damaged": version.damaged,
     }
-    return output.styled(next((state for state, holds in states.items() if holds), ""), "red")
+    return next((state for state, holds in states.items() if holds), "")
+
+
+def styled_state_of(version: VersionView) -> str:
+    """The same in red, for people."""
+    return output.styled(state_of(version), "red")
+
+
+def outcome_of(view: AdapterView, check: str) -> str:
+    """The outcome of a check in the summary of an adapter, in its color."""
+    return output.outcome(view.verdicts.get(check, ""))
 
 
 def tag_texts(tags: dict[str, str]) -> list[str]:

@@ -8,7 +8,8 @@ from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
 from registry.events import WEBHOOK_DEFAULT, DeliveryState, EventType
 
-from .console import output, session
+from .console import output, session, tables
+from .console.tables import Column, Table
 
 
 @click.group()
@@ -36,17 +37,28 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
     output.answer(created, text)
 
 
+WEBHOOKS: Table[WebhookView] = Table((
+    Column("id", lambda item: item.id),
+    Column("namespace", lambda item: item.namespace),
+    Column("url", lambda item: item.url),
+    Column("actions", lambda item: item.actions, flows=True),
+), empty="No webhooks.")  # fmt: skip
+DELIVERIES: Table[DeliveryView] = Table((
+    Column("id", lambda item: item.id),
+    Column("event", lambda item: item.seq),
+    Column("state", lambda item: item.state),
+    Column("attempts", lambda item: item.attempt),
+    Column("next or last attempt", lambda item: item.next_at),
+    Column("error", lambda item: item.error, flows=True),
+), empty="No deliveries.")  # fmt: skip
+
+
 @webhook.command("list")
+@tables.prints(WEBHOOKS)
 def list_webhooks() -> None:
     """List webhooks, without their secrets."""
     with session.versions() as registry:
-        listing = Audit(registry).webhooks()
-    output.answer(listing, lambda: _print(listing.items))
-
-
-def _print(items: list[WebhookView]) -> None:
-    rows = [(item.id, item.namespace, item.url, ",".join(item.actions)) for item in items]
-    output.table(("id", "namespace", "url", "actions"), rows, empty="No webhooks.")
+        WEBHOOKS.print(Audit(registry).webhooks().items)
 
 
 @webhook.command()
@@ -62,21 +74,13 @@ def delete(webhook_id: str) -> None:
 @click.argument("webhook_id", metavar="ID")
 @click.option("--state", type=click.Choice([state.value for state in DeliveryState]), help="Only this state.")
 @click.option("--retry", type=int, metavar="DELIVERY", help="Send this delivery again.")
+@tables.prints(DELIVERIES)
 def deliveries(webhook_id: str, state: str | None, retry: int | None) -> None:
     """List the deliveries of a webhook, newest first."""
     with session.versions() as registry:
         audit = Audit(registry)
         if retry is not None:
             retried = audit.retry_delivery(webhook_id, retry)
-            output.answer(retried, lambda: _print_deliveries([retried]))
+            DELIVERIES.print([retried], document=retried)
             return
-        listing = audit.deliveries(webhook_id, state=state or "")
-    output.answer(listing, lambda: _print_deliveries(listing.items))
-
-
-def _print_deliveries(items: list[DeliveryView]) -> None:
-    rows = [
-        (str(item.id), str(item.seq), item.state, str(item.attempt), output.moment(item.next_at), item.error or "-")
-        for item in items
-    ]
-    output.table(("id", "event", "state", "attempts", "next or last attempt", "error"), rows, empty="No deliveries.")
+        DELIVERIES.print(audit.deliveries(webhook_id, state=state or "").items)

@@ -6,6 +6,7 @@ What does not parse ends in the parser's `Invalid`, with its next step unless th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, time
 from typing import Any, TypeVar
 
 import click
@@ -80,3 +81,17 @@ def pairs(texts: Iterable[str], option: str, form: str, *, empty_values: bool = 
 def tags(texts: Iterable[str]) -> dict[str, str]:
     """`KEY` or `KEY=VALUE` texts as a dictionary; a key alone has an empty value."""
     return {key: value for key, _, value in (text.partition("=") for text in texts)}
+
+
+def read_time(text: str, option: str, *, end_of_day: bool = False) -> datetime:
+    """An ISO 8601 time, in UTC if it has no offset; a date is its first moment, or with `end_of_day` its last.
+
+    `Invalid` (REQUEST_INVALID) for anything else.
+    """
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as e:
+        raise Invalid("REQUEST_INVALID", f"{option} {text[:60]!r} is not a time such as 2026-05-03T14:05Z") from e
+    if end_of_day and len(text) == len("2026-05-03") and "W" not in text:
+        parsed = datetime.combine(parsed, time.max)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

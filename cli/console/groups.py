@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import click
 
@@ -19,9 +19,34 @@ from registry.client import answers
 from registry.client.core import Versions
 from registry.errors import Conflict, NotFound, RegistryError
 
-from . import output
+from . import output, tables
+from .tables import Column, Table
 
 PAGE_LIMIT = 200
+
+
+class PlannedChange(NamedTuple):
+    """What happens to one adapter, for plan and report. `step`: the kind of change, if there are several."""
+
+    name: str
+    change: str
+    state: str
+    error: RegistryError | None = None
+    step: str = ""
+
+
+def _outcome(row: PlannedChange) -> str:
+    state = output.styled(row.state, *(["red"] if row.error else []))
+    return f"{state}: {row.error.detail}" if row.error else state
+
+
+CHANGES: Table[PlannedChange] = Table((
+    Column("name", lambda row: row.name, lambda row: output.strong(row.name)),
+    Column("step", lambda row: row.step, wide=True),
+    Column("change", lambda row: row.change),
+    Column("outcome", lambda row: row.state, _outcome, flows=True),
+    Column("error", lambda row: row.error.code if row.error else "", wide=True),
+))  # fmt: skip
 Item = TypeVar("Item")
 Send = Callable[..., Sequence[Any]]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -41,6 +66,7 @@ class Options:
         """A usage error if an option is set that needs a namespace."""
         if self.select or self.dry_run or self.atomic or self.yes:
             raise click.UsageError("--select, --dry-run, --atomic and --yes need --namespace")
+        tables.refuse_row_options("--namespace")
 
 
 _PROCEED = (
@@ -59,14 +85,14 @@ def options(command: Command) -> Command:
     """Add the options of `Options` to a command."""
     for option in (*_PROCEED, *_SELECT):
         command = option(command)
-    return command
+    return tables.prints(CHANGES)(command)
 
 
 def proceed_options(command: Command) -> Command:
     """Add those options that do not select adapters."""
     for option in _PROCEED:
         command = option(command)
-    return command
+    return tables.prints(CHANGES)(command)
 
 
 def select(registry: Versions, chosen: Options, alias: str = "") -> list[AdapterView]:
@@ -111,10 +137,10 @@ def run(work: Work[Item], items: Sequence[Item], chosen: Options) -> None:
             pending[position] = pinned
     refused = sum(isinstance(outcome, RegistryError) for outcome in outcomes)
     if not chosen.dry_run:
-        if not output.as_json():
+        if output.is_text():
             _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
         if pending and not (chosen.atomic and refused):
-            if sys.stdin.isatty() and not output.as_json():
+            if sys.stdin.isatty() and output.is_text():
                 output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", chosen.yes)
             sent = work.send(list(pending.values()), atomic=chosen.atomic)
             for position, outcome in zip(pending, sent, strict=True):
@@ -139,13 +165,9 @@ def _report(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], st
         }
         for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
     ]
-
-    def text() -> None:
-        _print(work, items, outcomes, states)
-        words = {"changed": next(iter(states.values()), work.done)}
-        output.line(", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items()))
-
-    output.answer({"items": rows, **counts}, text)
+    words = {"changed": next(iter(states.values()), work.done)}
+    summary = ", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items())
+    _print(work, items, outcomes, states, document={"items": rows, **counts}, below=lambda: output.line(summary))
     exit_by(errors)
 
 
@@ -160,11 +182,12 @@ def _state(outcome: Any, state: str) -> str:
     return "refused" if isinstance(outcome, RegistryError) else state or "unchanged"
 
 
-def _print(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str]) -> None:
+def _print(
+    work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str], **options: Any
+) -> None:
     rows = []
     for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
         error = outcome if isinstance(outcome, RegistryError) else None
         name, change = work.describe(item, None if error else outcome)
-        state = output.styled(_state(outcome, states.get(position, "")), *(["red"] if error else []))
-        rows.append((output.strong(name), change, f"{state}: {error.detail}" if error else state))
-    output.table(("name", "change", "outcome"), rows)
+        rows.append(PlannedChange(name, change, _state(outcome, states.get(position, "")), error))
+    CHANGES.print(rows, **options)

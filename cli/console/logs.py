@@ -84,7 +84,7 @@ def reporter(program: str, *, once: bool) -> Callable[[str], None]:
     """
     log_format = os.environ.get(FORMAT_VARIABLE, "")
     if once and not log_format:
-        return (lambda _text: None) if output.as_json() else output.line
+        return output.line if output.is_text() else (lambda _text: None)
     level = os.environ.get(LEVEL_VARIABLE, "") or "info"
     configure(log_format or "text", level, variables=(FORMAT_VARIABLE, LEVEL_VARIABLE))
     return logging.getLogger(f"registry.{program}").info

@@ -1,9 +1,10 @@
-"""Prints results and errors: text or JSON, one exit code for each class of error.
+"""Prints results and errors: text, JSON or YAML, one exit code for each class of error. Rows: cli/console/tables.py.
 
     0 done · 1 bug · 2 bad input or usage · 3 not signed in or denied · 4 not found · 5 conflict
     6 refused by a gate or verdict · 70 corrupt · 75 try again later · 130 interrupted
 
-- With `--json`, standard output is one JSON document and nothing else; an error is a JSON document on standard error.
+- With `-o json` (`--json`) or `-o yaml`, standard output is one document and nothing else; an error is a document on
+  standard error.
 - Every text goes through `line`, `facts`, `table` or `answer`, which escape what could steer a terminal. Only styles
   that this module made become terminal codes: they carry a mark that no text from elsewhere can know.
 
@@ -18,12 +19,13 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
-from types import TracebackType
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +39,6 @@ from .. import main
 
 if TYPE_CHECKING:
     from registry.client.answers import Page
-    from registry.client.transfer.bulk import Result
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,
@@ -57,7 +58,10 @@ TRY_LATER = EXIT_CODES[errors.Unavailable]
 INTERRUPTED = 130
 FINDINGS_SHOWN = 12
 
-_JSON = "cli.as_json"
+DOCUMENTS = ("json", "yaml")
+FORMATS = ("text", *DOCUMENTS)
+ROW_FORMATS = ("table", "wide", *DOCUMENTS, "csv", "name")
+TEXTS = ("", "text", "table", "wide")
 _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}
 _MARK = f"\x1b{os.urandom(8).hex()}"
@@ -66,16 +70,30 @@ _STYLED = re.compile(f"{_MARK}([0-9]+)m")
 
 # ------------------------------------------------------------------ what all commands have
 def complete(command: click.Command) -> click.Command:
-    """Add `--json` and the check of arguments to the command, or to every command of the group."""
+    """Add the options of every command and the check of arguments to the command, or to every command of the group."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             complete(inner)
     elif all(param.name != "as_json" for param in command.params):
-        option = click.Option(["--json", "as_json"], is_flag=True, expose_value=False, callback=_set_json)
-        option.help = "Print JSON."
-        command.params.append(option)
+        table = getattr(command.callback, "table", None)
+        command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
         command.callback = _with_utf8_arguments(command)
     return command
+
+
+def _shared_options(prints_rows: bool) -> Iterator[click.Option]:
+    formats = click.Choice(ROW_FORMATS if prints_rows else FORMATS)
+    option = partial(click.Option, expose_value=False)
+    yield option(["-o", "--output", "_output"], type=formats, callback=main.keep_option, help="Format of the result.")
+    yield option(["--json", "as_json"], is_flag=True, callback=_set_json, help="Short for -o json.")
+    yield from main.log_options()
+
+
+def _row_options(table: Any) -> Iterator[click.Option]:
+    names = ", ".join(column.name for column in table.columns)
+    option = partial(click.Option, expose_value=False, callback=main.keep_option)
+    yield option(["--columns", "_columns"], metavar="NAME,…", help=f"Columns of a table or CSV: {names}.")
+    yield option(["--sort", "_sort"], metavar="[-]NAME", help="Sort by this column; with - in front the largest first.")
 
 
 def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
@@ -94,13 +112,29 @@ def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
 
 
 def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-    ctx.meta[_JSON] = value
+    if value:
+        ctx.meta["cli.output"] = "json"
 
 
-def as_json() -> bool:
-    """Whether the command was called with `--json`."""
-    context = click.get_current_context(silent=True)
-    return bool(context and context.meta.get(_JSON))
+def setting(name: str, ctx: click.Context | None = None) -> str:
+    """The value of an option that every command has, such as `output` or `quiet`; empty if it was not used."""
+    ctx = ctx or click.get_current_context(silent=True)
+    return str(ctx.meta.get(f"cli.{name}", "")) if ctx is not None else ""
+
+
+def output_format() -> str:
+    """The format of the result: one of `ROW_FORMATS`, empty for the text or the table of a command."""
+    return setting("output")
+
+
+def is_document() -> bool:
+    """Whether the result is one JSON or YAML document."""
+    return output_format() in DOCUMENTS
+
+
+def is_text() -> bool:
+    """Whether people read the result: it is neither a document nor CSV nor names."""
+    return output_format() in TEXTS
 
 
 def document(value: Any) -> Any:
@@ -124,17 +158,33 @@ def json_text(value: Any) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
+def document_text(value: Any, ctx: click.Context | None = None) -> str:
+    """JSON or YAML, as the command was called."""
+    text = json_text(value)
+    if setting("output", ctx) != "yaml":
+        return text
+    dump = main.load("yaml", "safe_dump")
+    yaml: str = dump(json.loads(text), sort_keys=False, allow_unicode="\\u" not in text, width=120)
+    return yaml.removesuffix("\n")
+
+
+def print_document(value: Any) -> None:
+    """Print a value as JSON or YAML."""
+    click.echo(document_text(value))
+
+
 def answer(value: Any, text: Callable[[], None]) -> None:
-    """Print the result of a command: `value` as JSON if that was asked for, else what `text` prints."""
-    if as_json():
-        click.echo(json_text(value))
+    """Print the result of a command: `value` as the document that was asked for, else what `text` prints."""
+    if is_document():
+        print_document(value)
     else:
-        text()
+        with paged():
+            text()
 
 
 def note(message: str) -> None:
-    """Print a remark beside the result, on standard error; nothing with `--json`."""
-    if not as_json():
+    """Print a remark beside the result, on standard error; nothing beside a document or with `--quiet`."""
+    if not is_document() and not setting("quiet"):
         line(faint(message), err=True)
 
 
@@ -158,8 +208,8 @@ def print_error(error: Exception, ctx: click.Context) -> int | None:
     known_error = _registry_error(error)
     if known_error is None:
         return None
-    if ctx.meta.get(_JSON):
-        click.echo(json_text(known_error.to_problem()), err=True)
+    if setting("output", ctx) in DOCUMENTS:
+        click.echo(document_text(known_error.to_problem(), ctx), err=True)
         return EXIT_CODES[type(known_error)]
     line(styled("Error: ", "red", "bold") + known_error.detail, err=True)
     findings = [finding for finding in known_error.findings if finding.message not in known_error.detail]
@@ -176,7 +226,8 @@ def print_error(error: Exception, ctx: click.Context) -> int | None:
 def print_interrupted(ctx: click.Context) -> int:
     """Print that Ctrl-C ended the command, and return its exit code."""
     problem = {"type": "about:blank", "title": "Interrupted", "code": "INTERRUPTED", "detail": "interrupted"}
-    click.echo(json_text(problem) if ctx.meta.get(_JSON) else "Interrupted.", err=True)
+    is_document = setting("output", ctx) in DOCUMENTS
+    click.echo(document_text(problem, ctx) if is_document else "Interrupted.", err=True)
     return INTERRUPTED
 
 
@@ -259,36 +310,57 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+_page: ContextVar[list[tuple[str, bool]] | None] = ContextVar("page", default=None)
+"""Lines that `paged` collects, and whether each is for standard error."""
+
+
 def line(text: str = "", *, err: bool = False) -> None:
     """Print one line. Styles of `styled` become terminal codes; everything else is escaped by `one_line`."""
     parts = _STYLED.split(text)  # text, code, text, code, …
-    click.echo("".join(f"\x1b[{part}m" if n % 2 else one_line(part) for n, part in enumerate(parts)), err=err)
+    printed = "".join(f"\x1b[{part}m" if n % 2 else one_line(part) for n, part in enumerate(parts))
+    collected = _page.get()
+    if collected is None:
+        click.echo(printed, err=err)
+    else:
+        collected.append((printed, err))
 
 
-def _width(text: str) -> int:
+@contextmanager
+def paged() -> Iterator[None]:
+    """Show the lines that are printed meanwhile in the user's pager if the terminal has fewer."""
+    if not sys.stdout.isatty() or _page.get() is not None:
+        yield
+        return
+    collected: list[tuple[str, bool]] = []
+    token = _page.set(collected)
+    try:
+        yield
+    finally:
+        _page.reset(token)
+        size = shutil.get_terminal_size()
+        texts = [text for text, err in collected if not err]
+        if sum(1 + (len(text) - 1) // size.columns for text in texts) < size.lines:
+            for text, err in collected:
+                click.echo(text, err=err)
+        else:
+            click.echo_via_pager("\n".join([*texts, ""]))
+            for text in (text for text, err in collected if err):
+                click.echo(text, err=True)
+
+
+def width(text: str) -> int:
+    """How many characters of a terminal a text takes."""
     return len(one_line(unstyled(text)))
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str = "", right: frozenset[str] = frozenset()
-) -> None:
-    """Aligned columns, as wide as they need to be; the text `empty` without rows. `right`: columns of numbers."""
-    lines = [list(row) for row in rows]
-    if not lines and empty:
-        line(empty)
-        return
-    widths = [max(map(_width, cells)) for cells in zip(columns, *lines, strict=True)]
-
-    def aligned(cells: Sequence[str]) -> str:
-        padded = []
-        for name, cell, width in zip(columns, cells, widths, strict=True):
-            gap = " " * (width - _width(cell))
-            padded.append(gap + cell if name in right else cell + gap)
-        return "  ".join(padded).rstrip()
-
-    line(faint(aligned([column.upper() for column in columns])))
-    for cells in lines:
-        line(aligned(cells))
+def cut(text: str, limit: int) -> str:
+    """The text in at most `limit` characters, with `…` at the end if it is longer. It keeps its first style."""
+    plain = one_line(unstyled(text))
+    if len(plain) <= limit:
+        return text
+    style = _STYLED.match(text)
+    short = plain[: limit - 1] + "…"
+    return f"{style[0]}{short}{_MARK}0m" if style else short
 
 
 def facts(rows: Iterable[tuple[str, str | Sequence[str]]], *, indent: str = "  ") -> None:
@@ -322,8 +394,38 @@ def amount(count: int) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A time in UTC to the minute. The JSON has the exact time."""
-    return to_utc(at).strftime("%Y-%m-%d %H:%M") + " UTC" if at else ""
+    """A time in UTC to the second."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") + " UTC" if at else ""
+
+
+_UNITS = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86_400, "day"))
+"""Below how many seconds a unit is used, its seconds and its name."""
+
+
+def relative(at: datetime | None, now: datetime | None = None) -> str:
+    """A time as people say it: `3 h ago`, `in 2 days`, or the date if it is more than a month away."""
+    if at is None:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
+    distance = abs(seconds)
+    for limit, unit_seconds, unit in (
+        (60, 1, "s"),
+        (3600, 60, "min"),
+        (86_400, 3600, "h"),
+        (30 * 86_400, 86_400, "days"),
+    ):
+        if distance < limit:
+            count = int(distance / unit_seconds)
+            text = f"{count} {unit}" if unit != "days" or count != 1 else "1 day"
+            return f"{text} ago" if seconds >= 0 else f"in {text}"
+    return at.astimezone(UTC).strftime("%Y-%m-%d")
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `40 s`, `5 min`, `3.2 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def plural(count: int, noun: str) -> str:
@@ -335,91 +437,3 @@ def some(items: Sequence[str], limit: int) -> str:
     """The first items, and how many more there are."""
     more = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
-
-
-def on_terminal() -> bool:
-    """Whether a person watches: only then is progress shown."""
-    return sys.stderr.isatty() and not as_json()
-
-
-# ------------------------------------------------------------------ progress
-DRAW_EVERY_SECONDS = 0.1
-_CLEAR = "\r\x1b[2K"
-
-
-class ProgressLine:
-    """One line on standard error while bytes move; nothing where no one watches. Threads may share it."""
-
-    def __init__(self, label: str) -> None:
-        self.total_bytes = 0
-        self._label, self._watched = label, on_terminal()
-        self._moved_bytes, self._started_at, self._drawn_at = 0, 0.0, 0.0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._clear()
-
-    def start(self, total_bytes: int) -> None:
-        """Set the total. A later call raises it."""
-        self.total_bytes = total_bytes
-        self._started_at = self._started_at or time.monotonic()
-
-    def advance(self, count: int) -> None:
-        """Count bytes that have moved, and draw the line if that is due."""
-        if self._watched:
-            with self._lock:
-                self._moved_bytes += count
-                self._draw()
-
-    def above(self, show: Callable[[], None]) -> None:
-        """Print something; the line moves below it."""
-        with self._lock:
-            self._clear()
-            show()
-
-    def _draw(self) -> None:
-        now = time.monotonic()
-        if now - self._drawn_at >= DRAW_EVERY_SECONDS:
-            self._drawn_at = now
-            rate = size(round(self._moved_bytes / max(now - self._started_at, 1e-3)))
-            moved = f"{size(self._moved_bytes)} of {size(self.total_bytes)}"
-            click.echo(f"{_CLEAR}{one_line(self._label)}  {moved}  {rate}/s", nl=False, err=True)
-
-    def _clear(self) -> None:
-        if self._drawn_at:
-            click.echo(_CLEAR, nl=False, err=True)
-
-
-# ------------------------------------------------------------------ many adapters
-def reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Callable[[Result[Any]], None]:
-    """Print each result above the progress when it is there; with --json nothing, because one document has them all."""
-    is_json = as_json()  # other threads have no click context
-
-    def report(result: Result[Any]) -> None:
-        if is_json:
-            return
-        if result.error is None:
-            progress.above(lambda: show(result))
-        else:
-            word = "gave up" if isinstance(result.error, errors.Unavailable) else "refused"
-            refusal = f"{result.name}  {styled(word, 'red')}  {result.error.detail}"
-            progress.above(lambda: line(refusal))
-
-    return report
-
-
-def finish(results: Sequence[Result[Any]], key: str, summary: str, exit_code: int) -> None:
-    """Print the results or the summary, and end with the exit code of the first error, else with this one."""
-    items = [
-        {"folder": str(result.folder), "name": result.name, key: result.answer,
-         "error": result.error.to_problem() if result.error else None}
-        for result in results
-    ]  # fmt: skip
-    answer({"items": items}, lambda: line(summary))
-    failures = [result.error for result in results if result.error]
-    exit_with(exit_code_of(failures[0]) if failures else exit_code)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from registry.client import answers
 from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Invalid, NotFound
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Routes = TypeVar("Routes", bound=Versions)
 Answer = TypeVar("Answer")
 
+PAGE_LIMIT = 200
 UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
 EMBEDDED_URL = "http://registry.embedded"
 """Stands for the registry in this process. It is never looked up."""
@@ -193,14 +195,42 @@ def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]
     output.answer(value, lambda: text(value))
 
 
+def first_items(fetch: Callable[..., Any], limit: int | None) -> tuple[list[Any], int | None]:
+    """The first `limit` items of a list, and how many it has; None without a limit, where all are read."""
+    items: list[Any] = []
+    total, page_limit = None, min(limit or PAGE_LIMIT, PAGE_LIMIT)
+    for page in answers.all_pages(
+        lambda cursor: fetch(cursor=cursor, limit=page_limit, count=True if limit and not cursor else None)
+    ):
+        items += page.items
+        total = page.total if total is None else total
+        if limit is not None and len(items) >= limit:
+            break
+    return items[:limit], total
+
+
 @contextmanager
 def _opened(routes: type[Routes]) -> Iterator[Routes]:
     used = target()
     with embedded(routes) if used.embedded else routes(used.url, used.token, insecure=used.insecure) as opened:
-        if not output.as_json():  # asked here: other threads have no click context
-            opened.connection.on_wait = lambda line: output.line(output.faint(line), err=True)
+        configure(opened)
         trusted_checkpoints().watch(opened, by_origin=used.embedded)
         yield opened
+
+
+def configure(client: Versions) -> None:
+    """Apply --timeout, --quiet and --verbose. Read here, because other threads have no click context."""
+
+    def say(line: str) -> None:
+        output.line(output.faint(line), err=True)
+
+    connection = client.connection
+    if seconds := output.setting("timeout"):
+        connection.timeout_seconds = float(seconds)
+    if output.is_text() and not output.setting("quiet"):
+        connection.on_wait = say
+    if output.setting("verbose"):
+        connection.log_requests(say)
 
 
 def trusted_checkpoints() -> TrustedCheckpoints:

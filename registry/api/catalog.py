@@ -135,6 +135,8 @@ class VersionView(AnswerStruct, frozen=True, kw_only=True):
 class VersionPage(StructPage[VersionView], frozen=True, kw_only=True):
     """The versions of one adapter, newest first."""
 
+    total: int | None = None
+
 
 class AdapterView(AnswerStruct, frozen=True, kw_only=True):
     """An adapter and a summary of its newest version that is available, where `main` points.
@@ -160,6 +162,8 @@ class AdapterView(AnswerStruct, frozen=True, kw_only=True):
 
 class AdapterPage(StructPage[AdapterView], frozen=True, kw_only=True):
     """A page of adapters that match a search."""
+
+    total: int | None = None
 
 
 class FileLink(AnswerStruct, frozen=True, kw_only=True):

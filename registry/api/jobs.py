@@ -73,6 +73,8 @@ class FailRequest(Request):
 class JobPage(ItemPage[Job]):
     """A page of jobs, newest first."""
 
+    total: int | None = None
+
 
 class CampaignRequest(Request):
     """Test the versions of a base again."""

@@ -169,13 +169,12 @@ class Versions:
         return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
 
     def versions(
-        self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None
-    ) -> catalog.VersionPage:
-        """Return one page of the versions of an adapter, newest first."""
-        deleted = "true" if include_deleted else ""
-        return self._get(
-            f"{path_of_adapter(name)}/versions", catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit
-        )
+        self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None,
+        count: bool | None = None,
+    ) -> catalog.VersionPage:  # fmt: skip
+        """Return one page of the versions of an adapter, newest first; with `count` also how many there are."""
+        path, deleted = f"{path_of_adapter(name)}/versions", include_deleted or None
+        return self._get(path, catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit, count=count)
 
     def version(self, ref: AnyRef) -> catalog.VersionView:
         """Return one version with its verdicts."""

@@ -311,9 +311,12 @@ class Registry(Versions):
         """Submit a job."""
         return self._post("/jobs", request, Job)
 
-    def jobs(self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "") -> JobPage:
-        """Return one page of jobs."""
-        return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
+    def jobs(
+        self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int | None = None,
+        count: bool | None = None,
+    ) -> JobPage:  # fmt: skip
+        """Return one page of jobs; with `count` also how many there are."""
+        return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
 
     def job(self, job_id: str) -> Job:
         """Return one job."""

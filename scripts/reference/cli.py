@@ -15,8 +15,23 @@ from scripts.reference.tables import table
 INTRODUCTION = """\
 # Command line
 
-`adapter --help` lists the commands, `adapter COMMAND --help` shows this page's text. With `--json` standard output is
-one JSON document, and an error is a JSON document on standard error.
+`adapter --help` lists the commands, `adapter COMMAND --help` shows this page's text. Every command takes:
+
+| option | meaning |
+| --- | --- |
+| `-o`, `--output` | Format of the result: `text`, `json` or `yaml`. |
+| `--json` | Short for `-o json`. |
+| `-q`, `--quiet` | Print no notes and no progress. |
+| `-v`, `--verbose` | Print each request to the registry with its status and time, on standard error. |
+
+With `json` and `yaml` standard output is one document, and an error is a document on standard error.
+
+A command with `--columns` prints rows: as `table`, which fits the terminal and shows relative times; `wide`, with every
+column and exact times; `csv`, with exact values; `name`, one name a line; or a document. `--columns` takes the names of
+columns, separated by commas, and `--sort` one of them; with `-` in front the largest comes first. A text in CSV that a
+spreadsheet would read as a formula begins with `'`. Long output on a terminal goes through `PAGER` (`less`).
+
+`adapter --timeout SECONDS COMMAND` limits the wait for each answer, as `ADAPTER_TIMEOUT` does.
 
 A **REF** names a version: `namespace/name` (the newest), `namespace/name:alias`, `namespace/name@3` or
 `namespace/name@sha256:…`. A digest may be cut to its first 8 digits or more while they are unique within the
@@ -26,6 +41,8 @@ The registry is `ADAPTER_REGISTRY` with `ADAPTER_TOKEN`, else the one of `adapte
 in your data folder, which runs in the command's own process.
 """
 NUMBERS = {"integer": "NUMBER", "integer range": "NUMBER", "float": "NUMBER", "float range": "NUMBER"}
+SHARED = {"_output", "as_json", "_quiet", "_verbose", "_sort"}
+"""Options that the introduction explains once."""
 EXIT_CODES = {
     0: "Done.",
     1: "A bug: please report it.",
@@ -72,13 +89,17 @@ def markdown() -> str:
 def _section(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    options = [
+        param
+        for param in command.params
+        if isinstance(param, click.Option) and not param.hidden and param.name not in SHARED
+    ]
     parts = [
         f"### {name}\n",
         f"```text\n{usage}\n```\n",
         *_paragraphs("\n\n".join(filter(None, [command.help, command.epilog]))),
     ]
-    parts.append(table(["option", "meaning"], (_option(option, context) for option in options)))
+    parts += [table(["option", "meaning"], (_option(option, context) for option in options))] if options else []
     return "\n".join(parts)
 
 

@@ -129,4 +129,4 @@ def lines(text: str) -> list[str]:
     text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "SHORT", text)
     text = re.sub(r"█\S* +[0-9.]+", "BAR", text)
-    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)? UTC", "TIME", text).splitlines()
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC|\d+ (s|min|h) ago", "TIME", text).splitlines()

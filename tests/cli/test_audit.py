@@ -39,10 +39,13 @@ def database(cli: CommandRunner, *statements: str) -> None:
 def test_the_log_shows_the_events_of_an_adapter(cli: CommandRunner) -> None:
     lines = cli("audit", "log", "--object", "acme/support").stdout.splitlines()
     messages = [line.split("  ", 3)[-1] for line in lines]
-    assert any("owner created acme/support" in line for line in messages)
-    assert any("owner pushed acme/support@1" in line for line in messages)
-    assert any("owner checked acme/support@1: smoke pass" in line for line in messages)
-    assert any("owner pointed acme/support:prod at version 1: “it is better”" in line for line in messages)
+    assert lines[0].split() == ["SEQ", "TIME", "ACTOR", "EVENT"]
+    assert any("created acme/support" in line for line in messages)
+    assert any("pushed acme/support@1" in line for line in messages)
+    assert any("checked acme/support@1: smoke pass" in line for line in messages)
+    assert any("pointed acme/support:prod at version 1: “it is better”" in line for line in messages)
+    rows = cli("audit", "log", "--action", "alias.move", "--sort", "-seq", "--columns", "actor,object", "-o", "csv")
+    assert rows.stdout.splitlines() == ["actor,object", "owner,acme/support:prod", "owner,acme/support:main"]
     actions = [item["action"] for item in cli("audit", "log", "--action", "alias.move", "--json").json["items"]]
     assert actions == ["alias.move", "alias.move"]
 
@@ -69,7 +72,7 @@ def test_texts_of_others_neither_steer_the_terminal_nor_look_like_an_entry(cli: 
     cli("promote", "acme/support@1", "beta", "--reason", "it is\n    99  2026-05-03 14:05 UTC  root did it")
     database(cli, "UPDATE event SET actor = 'evil\x1b[2J' || char(10) || 'x' WHERE action = 'adapter.create'")
     database(cli, "UPDATE alias_move SET reason = 'evil\x1b[2J'")
-    lines = cli("audit", "log", "--object", "acme/support").stdout.splitlines()
+    _, *lines = cli("audit", "log", "--object", "acme/support").stdout.splitlines()
     assert all(line.split()[0].isdigit() for line in lines)
     assert not any(line.split()[0] == "99" for line in lines)
     shown = [*lines, *cli("history", "acme/support").stdout.splitlines()]

@@ -65,6 +65,7 @@ def test_history_shows_approvals_signatures_and_soak(capsys: pytest.CaptureFixtu
         {"check": "soak", "alias": "canary", "seconds": 90}, {"check": "signature", "by": "key:5f"},
     ]  # fmt: skip
     output = {"alias": "prod", "number": 2, "from_number": 1, "generation": 2, "digest": None, "actor": "pat"}
-    aliases._print_move(AliasMove(**output, reason="", at=db.now(), evidence=evidence), 4)
+    move = AliasMove(**output, reason="", at=db.now(), evidence=evidence)
+    aliases.MOVES.print([move], details=aliases.evidence_lines)
     shown = capsys.readouterr().out
     assert "on compat pass, approval by ann, signature by key:5f, 90 s in canary" in shown

@@ -48,13 +48,14 @@ def test_history_shows_who_moved_what_why_and_on_which_evidence(released: Comman
     released("rollback", "acme/support", "prod", "--reason", "night shift")
     assert lines(released("history", "acme/support:prod").stdout) == [
         "acme/support:prod",
-        "  TIME  prod  @2 → @1  by owner  generation 3",
+        "TIME                     ALIAS  VERSION  BY     GENERATION",
+        "TIME  prod   @2 → @1  owner           3",
         "      “night shift”",
         "      on as in generation 1",
-        "  TIME  prod  @1 → @2  by owner  generation 2",
+        "TIME  prod   @1 → @2  owner           2",
         "      “ticket 812”",
         "      on compat pass, smoke pass",
-        "  TIME  prod  @1  by owner  generation 1",
+        "TIME  prod   @1       owner           1",
         "      “first release”",
         "      on compat pass, smoke pass",
     ]
@@ -290,8 +291,9 @@ def test_the_audit_log_is_complete_and_in_order(released: CommandRunner) -> None
     items = released("audit", "log", "--json").json["items"]
     assert [item["seq"] for item in items] == sorted(item["seq"] for item in items)
     assert {"base.add", "version.push", "alias.move", "verdict.add"} <= {item["action"] for item in items}
-    text = released("audit", "log", "--limit", 3).stdout.splitlines()
-    assert len(text) == 3
+    limited = released("audit", "log", "--limit", 3)
+    assert len(limited.stdout.splitlines()) == 1 + 3
+    assert limited.stderr == f"3 of {len(items)}\n"
     assert released("audit", "log", "--after", items[-1]["seq"], "--json").json["items"] == []
 
 

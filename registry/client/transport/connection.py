@@ -42,6 +42,7 @@ from registry.client.transport import (
     wrong_answer,
 )
 from registry.client.transport.http_transport import HttpTransport
+from registry.client.transport.logged_transport import LoggedTransport
 from registry.client.transport.responses import error_of, store_error_of, unreachable
 from registry.errors import Invalid, Unavailable
 
@@ -92,6 +93,11 @@ class Connection:
         http = HttpTransport(f"adapter-registry/{__version__}", self._check_peer)
         self._own_transport: Transport = transport or http
         self._other_transport: Transport = other_transport or http
+
+    def log_requests(self, say: Callable[[str], None]) -> None:
+        """Call `say` with a line about each request from now on."""
+        self._own_transport = LoggedTransport(self._own_transport, say)
+        self._other_transport = LoggedTransport(self._other_transport, say)
 
     def close(self) -> None:
         """Close idle connections."""

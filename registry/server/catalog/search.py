@@ -62,8 +62,10 @@ class Search:
 _Row = tuple[AdapterRow, VersionRow, str]
 
 
-def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int) -> AdapterPage:
-    """Adapters by name, from the one that follows `cursor`."""
+def search_adapters(
+    session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int, count: bool = False
+) -> AdapterPage:
+    """Adapters by name, from the one that follows `cursor`. With `count` also how many match."""
     statement = _newest().where(
         versions.visible(actor), *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
     )
@@ -71,6 +73,7 @@ def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: s
         statement = statement.where(_has_outcome(Check.ENGINE, str(search.engine), search.outcome))
     if search.check is not None:
         statement = statement.where(_has_outcome(search.check, "", search.outcome))
+    total = db.count_rows(session, statement) if count else None
     if cursor:
         last = AdapterName.parse(cursor)
         keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
@@ -78,7 +81,7 @@ def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: s
     ordered = statement.order_by(col(AdapterRow.namespace), col(AdapterRow.name)).limit(limit + 1)
     rows = session.exec(ordered).all()
     items = _views(session, rows[:limit])
-    return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
+    return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "", total=total)
 
 
 def _base_names(session: Session, search: Search) -> list[str]:

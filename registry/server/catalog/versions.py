@@ -374,18 +374,20 @@ def parse_cursor(cursor: str, *, digits: int = 9) -> int:
 
 
 def list_versions(
-    session: Session, actor: Actor, name: AdapterName, *, include_deleted: bool = False, cursor: str = "", limit: int
-) -> VersionPage:
+    session: Session, actor: Actor, name: AdapterName, *, include_deleted: bool = False, cursor: str = "", limit: int,
+    count: bool = False,
+) -> VersionPage:  # fmt: skip
     """The versions of an adapter, newest first; `cursor` is the number of the last one on the previous page."""
     adapter = find_adapter(session, actor, name)
     statement = select(VersionRow).where(col(VersionRow.adapter_id) == adapter.id)
     if not include_deleted:
         statement = statement.where(col(VersionRow.deleted_at).is_(None))
+    total = db.count_rows(session, statement) if count else None
     if cursor:
         statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
     rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()
     items = build_views(session, [(name, row) for row in rows[:limit]])
-    return VersionPage(items=items, next_cursor=str(items[-1].number) if len(rows) > limit else "")
+    return VersionPage(items=items, next_cursor=str(items[-1].number) if len(rows) > limit else "", total=total)
 
 
 def show(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:

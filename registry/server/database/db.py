@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, SQLColumnExpression, event, insert, literal
+from sqlalchemy import Connection, Engine, SQLColumnExpression, event, func, insert, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -22,7 +22,7 @@ from sqlalchemy.orm import class_mapper
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, select
 
 from registry.errors import Invalid, Unavailable
 from registry.structs import Document, field_names
@@ -180,6 +180,11 @@ def to_answer(row: SQLModel, answer: type[AnswerType], **values: Any) -> AnswerT
     """Build an answer of the API from `values`, and from the row's columns for the other fields of these names."""
     columns = {name: getattr(row, name) for name in field_names(answer) if name in type(row).model_fields}
     return answer(**columns | values)
+
+
+def count_rows(session: Session, statement: Any) -> int:
+    """How many rows a SELECT without a limit has."""
+    return session.exec(select(func.count()).select_from(statement.subquery())).one()
 
 
 # ------------------------------------------------------------------ statements (building takes longer than sending)

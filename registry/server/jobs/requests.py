@@ -26,6 +26,7 @@ from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, base_weights, bases, verdicts, versions
+from registry.server.database import db
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
@@ -164,8 +165,9 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
 
 # ------------------------------------------------------------------ list, show, cancel
 def list_jobs(
-    session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int
-) -> JobPage:
+    session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int,
+    count: bool = False,
+) -> JobPage:  # fmt: skip
     """Jobs that the actor may see, newest first. `ref` is an adapter, or one of its versions by number or digest."""
     statement = select(JobRow).where(queue.visible(actor))
     if state:
@@ -174,6 +176,7 @@ def list_jobs(
         statement = statement.where(col(JobRow.kind) == _require_member(Kind, "kind", kind))
     if ref:
         statement = statement.where(_has_subject(ref))
+    total = db.count_rows(session, statement) if count else None
     if cursor:
         last = queue.find_job(session, actor, Scope.PULL, cursor)
         older = col(JobRow.created_at) < last.created_at
@@ -182,7 +185,7 @@ def list_jobs(
     ordered = statement.order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc())
     rows = session.exec(ordered.limit(limit + 1)).all()
     items = [_redact(actor, row) for row in rows[:limit]]
-    return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "")
+    return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "", total=total)
 
 
 def show_job(session: Session, actor: Actor, job_id: str) -> Job:

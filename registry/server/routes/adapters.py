@@ -110,6 +110,7 @@ def list_adapters(
     engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
     outcome: Outcome | None = None,
     limit: LimitDep = PAGE,
+    count: bool = False,
 ) -> catalog.AdapterPage:
     """List and search adapters, each with its newest version."""
     if base_match and not base:
@@ -120,7 +121,7 @@ def list_adapters(
         targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
         engine=engine_compat.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip
-    return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit)
+    return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 
 
 @router.get(ADAPTER)
@@ -131,10 +132,10 @@ def show_adapter(target: AdapterForPuller) -> catalog.AdapterView:
 
 @router.get(ADAPTER + "/versions")
 def list_versions(
-    target: AdapterForPuller, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE
+    target: AdapterForPuller, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE, count: bool = False
 ) -> catalog.VersionPage:
     """List the versions of an adapter, newest first."""
-    return versions.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit)
+    return versions.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit, count=count)
 
 
 @router.get(VERSION)

@@ -43,9 +43,10 @@ def list_jobs(
     kind: Text = "",
     ref: Text = "",
     limit: LimitDep = PAGE,
+    count: bool = False,
 ) -> jobs.JobPage:
     """List jobs, newest first."""
-    return requests.list_jobs(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
+    return requests.list_jobs(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
 
 
 @router.post("/jobs/claim", response_model=jobs.Claimed, responses={204: {"description": "No job for this worker now"}})

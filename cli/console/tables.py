@@ -1,0 +1,248 @@
+"""`Table`: prints every list of rows, as table, wide, JSON, YAML, CSV or names; commands only name columns.
+
+- A table shows times as `3 h ago` and is cut to the terminal: long cells first, then columns from the right. `wide`
+  and files get every column, whole, with exact times.
+- CSV has exact values, such as bytes and ISO times. A text that a spreadsheet would read as a formula begins with `'`.
+
+Example
+    >>> Table((Column[str]("name", str),)).lines(["acme/support"], width=None)
+    ['NAME', 'acme/support']
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+import click
+
+from . import output
+
+Row = TypeVar("Row")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+LEAST_WIDTH = 14
+"""Cells are not cut below this width; then columns are left out."""
+_GAP = "  "
+_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """`value`: the exact value of a row, for CSV and sorting. `text`: its cell for people, if it is not the value.
+
+    `wide`: shown by `-o wide` and `--columns` only. `flows`: the last column, which is never cut.
+    """
+
+    name: str
+    value: Callable[[Row], Any]
+    text: Callable[[Row], str] | None = None
+    wide: bool = False
+    flows: bool = False
+
+    def cell(self, row: Row, *, exact: bool) -> str:
+        """The cell for people; a dash without a value."""
+        if self.text is not None:
+            return self.text(row) or "-"
+        value = self.value(row)
+        if isinstance(value, datetime) and not exact:
+            return output.relative(value)
+        return _plain(value, output.moment) or "-"
+
+    def exact(self, row: Row) -> str:
+        """The value for CSV and names."""
+        value = self.value(row)
+        text = output.one_line(_plain(value, lambda at: at.astimezone(UTC).isoformat()))
+        return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA_BEGINNINGS) else text
+
+    def is_number(self, row: Row) -> bool:
+        """Whether the value is a number, which is aligned at the right, and not that of a version (`@3`)."""
+        value = self.value(row)
+        if value is None or not isinstance(value, int | float) or isinstance(value, bool):
+            return value is None
+        return self.text is None or not output.unstyled(self.text(row)).startswith("@")
+
+    def sort_key(self, row: Row) -> Any:
+        """Orders rows by value."""
+        value = self.value(row)
+        return value if isinstance(value, int | float | datetime) else _plain(value, output.moment)
+
+
+def _plain(value: Any, time: Callable[[datetime], str]) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return time(value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={item}" if item not in ("", None) else str(key) for key, item in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Table(Generic[Row]):
+    """Columns, the most important first. `empty`: the text without rows. `name`: of a row, for `-o name`."""
+
+    columns: tuple[Column[Row], ...]
+    empty: str = ""
+    name: Callable[[Row], str] | None = None
+
+    def print(
+        self, rows: Iterable[Row], *, document: Any = None, key: str = "items", total: int | None = None,
+        empty: str = "", details: Callable[[Row], Sequence[str]] | None = None,
+        above: Callable[[], None] | None = None, below: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Print the rows in the format that the command was called with.
+
+        `document`: the JSON, or the fields beside `key`, which holds the rows. `total`: how many rows match.
+        `details`: lines under a row; `above` and `below` print more, both for people only.
+        """
+        items = self._sorted(list(rows))
+        if output.is_document():
+            has_rows = document is None or isinstance(document, dict)
+            count = {} if total is None else {"total": total}
+            output.print_document({key: items, **count, **(document or {})} if has_rows else document)
+        elif (chosen := output.output_format()) == "csv":
+            self._print_csv(items, header=True)
+        elif chosen == "name":
+            for row in items:
+                output.line(self.name(row) if self.name is not None else self.columns[0].exact(row))
+        else:
+            with output.paged():
+                if above is not None:
+                    above()
+                self._print_text(items, empty or self.empty, details)
+                if below is not None:
+                    below()
+            if total is not None and total > len(items):
+                output.note(f"{len(items)} of {total}")
+
+    def append(self, row: Row) -> None:
+        """Print one more row under those that were printed."""
+        if output.is_document():
+            output.print_document(row)
+        elif output.output_format() == "csv":
+            self._print_csv([row], header=False)
+        elif output.output_format() == "name":
+            output.line(self.name(row) if self.name is not None else self.columns[0].exact(row))
+        else:
+            output.line(_GAP.join(column.cell(row, exact=_is_wide()) for column in self._chosen()))
+
+    def lines(
+        self, rows: Sequence[Row], *, width: int | None, details: Callable[[Row], Sequence[str]] | None = None
+    ) -> list[str]:
+        """Heading and rows in aligned columns of at most `width` characters together."""
+        columns = self._chosen()
+        cells = [[column.cell(row, exact=_is_wide()) for column in columns] for row in rows]
+        widths = [
+            max(len(column.name), *(output.width(line[n]) for line in cells), 0) for n, column in enumerate(columns)
+        ]
+        fitting = widths if width is None else _fit(widths, width, flows=columns[-1].flows)
+        numbers = [all(column.is_number(row) for row in rows) for column in columns]
+
+        def aligned(texts: Sequence[str]) -> str:
+            padded = [_aligned(*parts) for parts in zip(texts, fitting, numbers, strict=False)]
+            return _GAP.join(padded).rstrip()
+
+        printed = [output.faint(aligned([column.name.upper() for column in columns]))]
+        for row, texts in zip(rows, cells, strict=True):
+            printed.append(aligned(texts))
+            printed += details(row) if details is not None else ()
+        if len(fitting) < len(columns):
+            hidden = ", ".join(column.name for column in columns[len(fitting) :])
+            printed.append(output.faint(f"not shown: {hidden} (-o wide)"))
+        return printed
+
+    def _print_text(
+        self, rows: Sequence[Row], empty: str, details: Callable[[Row], Sequence[str]] | None
+    ) -> None:  # fmt: skip
+        if not rows and empty:
+            output.line(empty)
+            return
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not _is_wide() else None
+        for line in self.lines(rows, width=width, details=details):
+            output.line(line)
+
+    def _print_csv(self, rows: Sequence[Row], *, header: bool) -> None:
+        columns = self._chosen()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([[column.name for column in columns]] if header else [])
+        writer.writerows([column.exact(row) for column in columns] for row in rows)
+        click.echo(text.getvalue(), nl=False)
+
+    def _chosen(self) -> tuple[Column[Row], ...]:
+        names = output.setting("columns")
+        if names:
+            return tuple(self.column(name.strip()) for name in names.split(","))
+        every = output.output_format() in ("wide", "csv")
+        return tuple(column for column in self.columns if every or not column.wide)
+
+    def _sorted(self, rows: list[Row]) -> list[Row]:
+        name = output.setting("sort")
+        if not name:
+            return rows
+        column = self.column(name.removeprefix("-"))
+        present = [row for row in rows if column.value(row) is not None]
+        missing = [row for row in rows if column.value(row) is None]
+        return sorted(present, key=column.sort_key, reverse=name.startswith("-")) + missing
+
+    def column(self, name: str) -> Column[Row]:
+        """The column of this name. A usage error lists those that there are."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise click.UsageError(f"no column {name!r}; there are: {', '.join(column.name for column in self.columns)}")
+
+
+def prints(table: Table[Any]) -> Callable[[Function], Function]:
+    """Declare that a command prints the rows of this table. It then has --columns and --sort (`output.complete`)."""
+
+    def declare(function: Function) -> Function:
+        function.table = table  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def refuse_row_options(option: str) -> None:
+    """A usage error for a format of rows, if the command prints rows only with this option."""
+    chosen = output.output_format()
+    if chosen in ("wide", "csv", "name") or output.setting("columns") or output.setting("sort"):
+        raise click.UsageError(f"-o wide, csv and name, --columns and --sort need {option}")
+
+
+def _is_wide() -> bool:
+    return output.output_format() == "wide"
+
+
+def _aligned(text: str, width: int, is_number: bool) -> str:
+    gap = width - output.width(text)
+    if gap < 0:
+        return output.cut(text, width)
+    return " " * gap + text if is_number else text + " " * gap
+
+
+def _fit(widths: Sequence[int], width: int, *, flows: bool) -> list[int]:
+    """The widths of those columns that are shown: the widest are cut first; columns go once none can be cut more."""
+    fitting = list(widths)
+    while (excess := sum(fitting) + len(_GAP) * (len(fitting) - 1) - width) > 0:
+        cuttable = [n for n, size in enumerate(fitting) if size > LEAST_WIDTH and not (flows and n == len(widths) - 1)]
+        if cuttable:
+            widest = max(cuttable, key=lambda n: fitting[n])
+            fitting[widest] = max(LEAST_WIDTH, fitting[widest] - excess)
+        elif len(fitting) == 1 or (flows and len(fitting) == len(widths)):
+            break
+        else:
+            fitting.pop()
+            fitting[:] = widths[: len(fitting)]
+    return fitting
