@@ -86,10 +86,6 @@ def list_adapters(limit: int | None, **query: Any) -> None:
 
     --namespace, --alias, --owner and --text filter by the adapter, --tag by either, and all others by the newest
     version. `adapter versions NAME` lists the versions of one adapter.
-
-    \b
-    adapter list --namespace acme --alias prod
-    adapter list --base smollm2 --rank-max 16 --target q_proj --engine vllm==0.33.0
     """
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs --engine")
@@ -111,11 +107,7 @@ def _with_lists(query: dict[str, Any]) -> dict[str, Any]:
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
 @tables.prints(VERSIONS)
 def versions_of(name: AdapterName, deleted: bool, limit: int | None) -> None:
-    """List the versions of NAME, newest first, with verdicts, aliases and tags.
-
-    \b
-    adapter versions acme/support --limit 5
-    """
+    """List the versions of NAME, newest first, with verdicts, aliases and tags."""
     with session.versions() as registry:
         items, total = session.first_items(partial(registry.versions, name, include_deleted=deleted), limit)
     VERSIONS.print(items, total=total)
@@ -140,10 +132,6 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes
     A version can be restored with --undo until its grace time ends; its number is never used again. What still
     needs it is listed: move aliases first; --force ignores the rest. An adapter is deleted permanently: its name and
     look-alikes are never reused.
-
-    \b
-    adapter delete acme/support@3 --reason 'trained on the wrong data'
-    adapter delete acme/support@3 --undo
     """
     if isinstance(subject, Ref):
         _delete_version(subject, reason, force=force, undo=undo, yes=yes)
@@ -204,12 +192,7 @@ def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
 def yank(ref: Ref, reason: str, undo: bool) -> None:
-    """Withdraw a version: aliases no longer lead to it. It can still be read by digest.
-
-    \b
-    adapter yank acme/support@4 --reason 'trained on the wrong data'
-    adapter yank acme/support@4 --undo --reason 'it was another run'
-    """
+    """Withdraw a version: aliases no longer lead to it. It can still be read by digest."""
     with session.registry() as registry:
         digest = registry.version(ref).digest
         version = registry.yank(Ref(ref.name, digest), reason, undo=undo)

@@ -65,9 +65,6 @@ def agent(
     Each version is verified, loaded under its own name and checked before the switch; then the old one is drained and
     unloaded. If the registry is unreachable, the agent continues with what it has. Stopping the agent leaves the engine
     as it is. Run one agent per engine and DIR. API keys of engines come from ADAPTER_ENGINE_KEY.
-
-    \b
-    adapter agent --engine vllm=http://127.0.0.1:8000 --base smollm2 --dir /srv/adapters
     """
     say: Say = logs.reporter("agent", once=once)
     task = SyncTask(str(names.base_name(base)), names.alias(alias), folder, drain, node or heartbeat.this_node())

@@ -41,11 +41,6 @@ def promote(
 
     A closed gate lists what is missing and exits 6. Without --generation the alias is read first and moves only if no
     one else moved it since. With --namespace the same for many adapters: a plan is shown first.
-
-    \b
-    adapter promote acme/support@3 prod --reason 'passed review'
-    adapter promote --namespace acme --from canary --to prod --select tag=team=nlp --dry-run
-    adapter promote --namespace acme --from canary --to prod --select 'cust-*' --atomic --yes
     """
     chosen = groups.Options(**group)
     if chosen.namespace:
@@ -105,11 +100,6 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
     """Point ALIAS of NAME back at the previous or an earlier version.
 
     With --namespace the same for many adapters: a plan is shown first.
-
-    \b
-    adapter rollback acme/support prod --reason 'too slow'
-    adapter rollback acme/support:prod --to @2
-    adapter rollback --namespace acme --alias prod --select 'cust-*' --dry-run
     """
     chosen = groups.Options(**group)
     if chosen.namespace:
@@ -162,10 +152,6 @@ def history(name: str, at: str, actor: str, since: str, until: str) -> None:
 
     Times are UTC without an offset. A date stands for the whole day: --since for its begin, --at and --until for its
     end.
-
-    \b
-    adapter history acme/support:prod
-    adapter history acme/support --since 2026-05-01 --until 2026-05-03 --actor alice@example.org
     """
     ref = Ref.parse(name)
     if not isinstance(ref.selector, str) or "@" in name:

@@ -57,10 +57,6 @@ def apply(path: Path, **options: Any) -> None:
 
     A plan is shown first. One failure stops no other adapter; with --atomic no alias moves unless everything before
     has succeeded and all of them can move.
-
-    \b
-    adapter apply --file fleet.toml --dry-run
-    adapter apply --file fleet.toml --yes
     """
     chosen = groups.Options(**options)
     entries = read_fleet_file(path)

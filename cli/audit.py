@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ from registry.tlog import notes
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
-from .console import output, session, tables
+from .console import arguments, output, session, tables
 from .console.tables import Column, Table
 
 
@@ -55,26 +56,39 @@ EVENTS: Table[EventView] = Table((
 @click.option("--action", "actions", multiple=True, help="Only this event type, such as alias.move (repeatable).")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest events, this many.")
+@click.option("--actor", default="", help="Only events of this person or token.")
+@click.option("--since", default="", metavar="TIME", help="Only events from this time on.")
+@click.option("--until", default="", metavar="TIME", help="Only events until this time.")
 @click.option("--follow", is_flag=True, help="Keep printing new events.")
 @tables.prints(EVENTS)
-def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, follow: bool) -> None:
+def log(
+    about: str, actions: tuple[str, ...], after: int, limit: int | None, actor: str, since: str, until: str,
+    follow: bool,
+) -> None:  # fmt: skip
     """Show what happened in the registry, oldest first.
 
-    Exits 70 if the log does not extend the one this machine saw before.
+    Times are UTC without an offset; a date is the whole day. Exits 70 if the log does not extend the one this machine
+    saw before.
     """
+    if follow and until:
+        raise click.UsageError("--follow never ends: use it without --until")
+    times = {"first_at": arguments.read_time(since, "--since") if since else None,
+             "last_at": arguments.read_time(until, "--until", end_of_day=True) if until else None}  # fmt: skip
+    search = {"object": about, "action": list(actions), "by": actor,
+              **{name: at.isoformat() for name, at in times.items() if at is not None}}  # fmt: skip
     with _checked() as (registry, _):
-        events = Audit(registry).events(after, object=about, action=list(actions))
+        events = Audit(registry).events(after, **search)
         matching = list(events)
         items = matching[-limit:] if limit else matching
         EVENTS.print(items, total=len(matching))
         if follow:
-            for event in _following(registry, items[-1].seq if items else after, about, actions):
+            for event in _following(registry, items[-1].seq if items else after, search):
                 EVENTS.append(event)
 
 
-def _following(registry: Versions, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:
+def _following(registry: Versions, after: int, search: dict[str, Any]) -> Iterator[EventView]:
     while True:
-        page = Audit(registry).page(after, wait=20, object=about, action=list(actions))
+        page = Audit(registry).page(after, wait=20, **search)
         yield from page.items
         after = page.last
 

@@ -152,11 +152,7 @@ THRESHOLDS: Table[tuple[str, float, str]] = Table((
 @click.option("--reset", is_flag=True, help="Reset all other thresholds to the defaults.")
 @tables.prints(THRESHOLDS)
 def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
-    """Show the smoke test thresholds of the base NAME, or set some. Setting is for administrators.
-
-    \b
-    adapter base thresholds smollm2 drift_warn_kl_nats=1.5
-    """
+    """Show the smoke test thresholds of the base NAME, or set some. Setting is for administrators."""
     overrides = dict(_threshold(text) for text in values)
     Thresholds.with_overrides(overrides)
     with session.registry() as registry:

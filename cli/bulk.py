@@ -45,10 +45,6 @@ def push_all(
 
     One failure does not stop the others; the report lists every folder. --strict, --alias and --wait wait until large
     weights are read.
-
-    \b
-    adapter push-all out acme --base smollm2 --tag team=nlp --param lr=2e-4
-    adapter push-all out acme --wait --timeout 900 --alias canary
     """
     adapter_folders = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not adapter_folders:

@@ -47,9 +47,6 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
     Nothing is pushed. The numbers of a folder's weights are read here (extra 'server'). Exits 6 if a check fails, 75 if
     the verdict on the weights of a version is pending. An engine profile is a name, a version and settings that differ
     from the defaults.
-
-    \b
-    adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
     """
     profiles = [engines.profile(text) for text in texts]
     is_folder = folders.is_meant(target)
@@ -113,11 +110,7 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
 )  # fmt: skip
 @click.option("--slots", type=click.IntRange(1, 10_000), help="Adapters in one batch.")
 def engine_settings(base: str, texts: tuple[str, ...], slots: int | None) -> None:
-    """Recommend engine settings that serve the newest version of every adapter of BASE.
-
-    \b
-    adapter engine-settings smollm2 --engine vllm==0.33.0 --engine sglang==0.5.23
-    """
+    """Recommend engine settings that serve the newest version of every adapter of BASE."""
     profiles = [str(engines.profile(text)) for text in texts]
     session.answer(lambda registry: registry.engine_settings(base, profiles, slots=slots), _print_settings)
 

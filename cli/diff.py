@@ -67,10 +67,6 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
 
     Compares configuration, facts, targets and files. For two versions also data sets, training run, code, parameters,
     annotations, tags and verdicts.
-
-    \b
-    adapter diff acme/support@2 acme/support@3
-    adapter diff acme/support:prod out/checkpoint-200 --values
     """
     compare = None
     if values or plot:

@@ -47,10 +47,6 @@ def export(
     For engines that do not know the registry: one folder per version (acme-support-v3), never rewritten, and an
     index. Adapters with a failing check are left out and listed. A bucket needs the extra 'server' and boto3's
     credentials.
-
-    \b
-    adapter export smollm2 /srv/adapters --engine vllm==0.33.0
-    adapter export smollm2 --kubernetes modeladapter --from s3://models/prod/
     """
     if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
         raise click.UsageError("pass either DEST, or --kubernetes KIND and --from LOCATION")

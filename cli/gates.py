@@ -50,9 +50,6 @@ def set_gate(
     """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
 
     Requirements that are not named are dropped.
-
-    \b
-    adapter gate set acme prod --require compat --require smoke --approvals 2
     """
     scope, alias = arguments.split_alias(scope, alias)
     try:
@@ -127,10 +124,6 @@ def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str,
     """Approve a version for ALIAS. The pusher's approval does not count.
 
     With --namespace the same for many adapters: a plan is shown first.
-
-    \b
-    adapter approve acme/support@3 prod --comment 'read the report'
-    adapter approve --namespace acme --from canary --to prod --select 'cust-*'
     """
     chosen = groups.Options(**group)
     if chosen.namespace:

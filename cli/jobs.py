@@ -178,10 +178,6 @@ def smoke_test(
 
     A campaign skips yanked versions and those whose header does not fit, and runs after new pushes. Waiting ends with
     a table of changed verdicts.
-
-    \b
-    adapter smoke-test acme/support@3 --wait
-    adapter smoke-test --all --base smollm2 --made-by torch=2.13.0 --wait
     """
     if (ref is not None) + all_versions + bool(campaign_id) != 1:
         raise click.UsageError("name a version, or use --all with --base, or --campaign")

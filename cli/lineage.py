@@ -53,11 +53,6 @@ def lineage(
     """Show the ancestors of a version, base or data set, or with --down its descendants.
 
     Pass one of REF, --base or --dataset. What you may not see is left out.
-
-    \b
-    adapter lineage acme/support:prod --format mermaid
-    adapter lineage --dataset s3://data/tickets.jsonl
-    adapter lineage acme/support@3 --format cyclonedx --out bom.json
     """
     if sum((ref is not None, bool(dataset), bool(base))) != 1:
         raise click.UsageError("name one thing: a REF, --dataset or --base")

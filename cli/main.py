@@ -24,6 +24,9 @@ OWN_PACKAGES = ("registry", "cli")
 NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 """pydantic's own switch. Without it pydantic reads the metadata of every installed package in search of plugins."""
 
+COMPLETION = "_ADAPTER_COMPLETE"
+"""Variable by which a shell requests completions."""
+
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "remove", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 
@@ -40,8 +43,8 @@ class CommandSpec:
 
 
 def _commands() -> dict[str, CommandSpec]:
-    spec, move, look, evaluate, make = CommandSpec, "Push and pull", "Inspect", "Evaluate", "Create"
-    release, setup, run = "Release", "Set up", "Run"
+    spec, move, look, evaluate = CommandSpec, "Push and pull", "Inspect", "Evaluate"
+    make, release = "Create", "Release"
     return {
         "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base."),
         "apply": spec(".apply", "apply", move, "Push, tag and promote what a file lists."),
@@ -53,6 +56,7 @@ def _commands() -> dict[str, CommandSpec]:
         "list": spec(".adapters", "list_adapters", look, "List adapters: newest version, base, verdicts, aliases."),
         "versions": spec(".adapters", "versions_of", look, "List the versions of an adapter."),
         "show": spec(".show", "show", look, "Show a version: aliases, verdicts, facts, norms."),
+        "open": spec(".show", "open_page", look, "Open the page of an adapter or version in a browser."),
         "history": spec(".aliases", "history", look, "Show who moved an alias, when and why."),
         "lineage": spec(".lineage", "lineage", look, "Show what a version was made from, or what was made from it."),
         "diff": spec(".diff", "diff", look, "Compare two versions or folders."),
@@ -74,6 +78,12 @@ def _commands() -> dict[str, CommandSpec]:
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
         "quarantine": spec(".adapters", "quarantine", release, "Withhold a version until an owner lifts it."),
+    }
+
+
+def _setup_commands() -> dict[str, CommandSpec]:
+    spec, setup, run = CommandSpec, "Set up", "Run"
+    return {
         "retention": spec(".maintenance", "retention", setup, "Retention: which versions gc deletes by rule."),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
@@ -88,6 +98,7 @@ def _commands() -> dict[str, CommandSpec]:
         "rename": spec(".adapters", "rename", setup, "Rename an adapter or move it to another namespace."),
         "delete": spec(".adapters", "delete", setup, "Delete a version, or an adapter and all its versions."),
         "webhook": spec(".webhooks", "webhook", setup, "Webhooks: create, list, delete, deliveries."),
+        "completion": spec(".console.completion", "completion", setup, "Completion for bash, zsh or fish."),
         "doctor": spec(".doctor", "doctor", setup, "Diagnose problems between you and the registry."),
         "serve": spec(".serve", "serve", run, "Run the registry server.", extra="server"),
         "worker": spec(".worker", "worker", run, "Run a worker that tests adapters on their base.", extra="worker"),
@@ -100,7 +111,7 @@ def _commands() -> dict[str, CommandSpec]:
     }
 
 
-COMMANDS = _commands()
+COMMANDS = _commands() | _setup_commands()
 
 
 class MissingExtra(click.ClickException):
@@ -144,6 +155,12 @@ def load(module: str, attribute: str, extra: str = "", user: str = "") -> Any:
 class LazyGroup(click.Group):
     """`adapter`: imports the module of a command when it runs, and turns errors into messages and exit codes."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line, or answer a shell that completes one."""
+        if COMPLETION in os.environ:
+            load(".console.completion", "register")()
+        return super().main(*args, **options)
+
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """The names of all commands, in the order of the help."""
         return list(COMMANDS)
@@ -158,7 +175,9 @@ class LazyGroup(click.Group):
         if not spec.extra:
             os.environ.setdefault(*NO_PLUGINS)
         command = load(spec.module, spec.attribute, spec.extra, f"adapter {cmd_name}")
-        completed: click.Command = load(".console.output", "complete")(command)
+        if COMPLETION in os.environ:
+            load(".console.completion", "attach")(command)
+        completed: click.Command = load(".console.output", "complete")(command, cmd_name)
         return completed
 
     def invoke(self, ctx: click.Context) -> Any:

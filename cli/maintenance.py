@@ -215,10 +215,6 @@ def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_
     """Set the rule of an adapter, or of all adapters of a namespace. For owners.
 
     With both options a version stays if either keeps it.
-
-    \b
-    adapter retention set acme/support --keep-newest 3 --dry-run
-    adapter retention set acme --keep-newest 20 --keep-younger 30d
     """
     if keep_newest is None and keep_younger is None:
         raise Invalid("REQUEST_INVALID", "the rule keeps nothing", next_step="pass --keep-newest or --keep-younger")

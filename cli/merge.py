@@ -58,11 +58,6 @@ def merge(
 
     With a name as --into, a worker does the work and the result is a new version or base. A target that begins with
     '.', '/' or '~' is a folder: made on this machine (extra 'worker'), from versions or folders, and not pushed.
-
-    \b
-    adapter merge acme/pirate=0.7 acme/whisper=0.3 --method svd --rank 8 --into acme/both --wait
-    adapter merge acme/pirate --rank 4 --into acme/pirate-small
-    adapter merge acme/pirate:prod --fuse --into ./smollm2-pirate
     """
     refs, weights = zip(*(_weighted(source) for source in sources), strict=True)
     operation = Operation.FUSE if fuse else Operation.COMBINE if len(sources) > 1 else Operation.RESIZE
@@ -233,10 +228,6 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
     """Convert a version to another format, as a new version: canonical, plain, peft, diffusers or gguf.
 
     If only names change, this machine converts; if values change, a worker does.
-
-    \b
-    adapter convert acme/support --to canonical --wait
-    adapter convert art/style@3 --to diffusers --into art/style-diffusers
     """
     request = Conversion(to=TargetFormat(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
     with session.registry() as registry:

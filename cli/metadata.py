@@ -42,11 +42,6 @@ def add(words: tuple[str, ...], alias: str, **group: Any) -> None:
     """Add or change tags of an adapter (NAME) or a version (REF).
 
     With --namespace and without NAME|REF, many adapters change: a plan is shown first.
-
-    \b
-    adapter tag add acme/support team=nlp
-    adapter tag add acme/support@3 reviewed
-    adapter tag add --namespace acme --select 'cust-*' --alias prod reviewed
     """
     _tag(words, alias, groups.Options(**group), lambda texts: {**arguments.tags(texts)})
 
@@ -59,10 +54,6 @@ def remove(words: tuple[str, ...], alias: str, **group: Any) -> None:
     """Remove tags of an adapter (NAME) or a version (REF) by their keys.
 
     With --namespace and without NAME|REF, many adapters change: a plan is shown first.
-
-    \b
-    adapter tag remove acme/support@3 reviewed
-    adapter tag remove --namespace acme trial
     """
     _tag(words, alias, groups.Options(**group), dict.fromkeys)
 
@@ -110,11 +101,7 @@ def list_tags(subject: Subject) -> None:
 @click.option("--link", "links", multiple=True, metavar="NAME=URL", help="Page about it (repeatable).")
 @click.option("--remove-link", "removed", multiple=True, metavar="NAME", help="Remove a link (repeatable).")
 def describe(subject: Subject, text: str | None, links: tuple[str, ...], removed: tuple[str, ...]) -> None:
-    """Set or print the description of an adapter (NAME) or a version (REF). An empty TEXT removes it.
-
-    \b
-    adapter describe acme/support 'Answers about returns' --link dashboard=https://wandb.example/acme
-    """
+    """Set or print the description of an adapter (NAME) or a version (REF). An empty TEXT removes it."""
     if text is None and not links and not removed:
         _print(subject, _read)
         return

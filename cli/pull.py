@@ -36,10 +36,6 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
     DEST defaults to a folder with the adapter's name. It is replaced as a whole once the new files are complete;
     .adapter.json in it names the version. Large files share disk blocks with the cache where the file system supports
     it. With --include the folder is partial: it has .adapter.partial.json instead, and a pull without it completes it.
-
-    \b
-    adapter pull acme/support:prod /srv/adapters/support
-    adapter pull acme/support:prod configuration --include '*.json'
     """
     target = dest or Path(ref.name.name)
     damaged: list[Finding] = []
@@ -73,9 +69,6 @@ def cat(ref: Ref, file: str) -> None:
     """Print FILE of the version REF.
 
     All bytes are verified first. A terminal gets escaped text, a pipe or file the exact bytes; --json has base64.
-
-    \b
-    adapter cat acme/support:prod adapter_model.safetensors > weights.safetensors
     """
     pattern, to_terminal = glob.escape(file), sys.stdout.isatty() and not output.is_document()
     next_step = f"adapter cat {ref} {shlex.quote(file)} > FILE"

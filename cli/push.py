@@ -66,10 +66,6 @@ def push(
     listed. An adapter that does not fit its base is stored with a failing verdict, and its gates stay closed;
     --strict makes that exit 6. If the gate of --alias is closed, the version is stored and the alias does not move.
     With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes too long.
-
-    \b
-    adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
-    adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
     sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)
     new_tags: dict[str, str | None] = {**arguments.tags(tags)}

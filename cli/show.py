@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
 from registry.client import convert
 from registry.client.registry import Registry
+from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
 from registry.versions.files import TRAINER_STATE
@@ -32,10 +34,6 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
     """Show a version: aliases, verdicts, tags, facts and declared inputs.
 
     With --norms, '0.12 x W' is the update's share of the base weight, if the base was identified.
-
-    \b
-    adapter show acme/support:prod
-    adapter show acme/support@3 --norms
     """
     if metadata:
         _show_metadata(ref)
@@ -50,6 +48,23 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
     output.answer(
         version, lambda: _print_version(version, described, aliases, _norm_lines(norms if with_norms else None))
     )
+
+
+@click.command("open")
+@click.argument("subject", type=arguments.SUBJECT, metavar="NAME|REF")
+@click.option("--print", "prints_only", is_flag=True, help="Print the URL and open nothing.")
+def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:
+    """Open the page of an adapter (NAME) or a version (REF) in a browser."""
+    used = session.target()
+    if used.embedded:
+        raise Invalid("REQUEST_INVALID", "the embedded registry has no pages", next_step="run `adapter serve`")
+    name = subject.name if isinstance(subject, Ref) else subject
+    url = f"{used.url}/adapters/{name}"
+    if isinstance(subject, Ref):
+        with session.versions() as registry:
+            url += f"/versions/{registry.version(subject).number}"
+    opened = not prints_only and webbrowser.open(url)
+    output.answer({"url": url, "opened": opened}, lambda: output.line(url))
 
 
 def _show_metadata(ref: Ref) -> None:

@@ -58,10 +58,6 @@ def logout(url: str) -> None:
     """Forget the token of a registry on this machine. Without URL: of the one of the last login.
 
     The token stays valid until it is revoked. Contexts are removed with `adapter context remove`.
-
-    \b
-    adapter logout
-    adapter logout https://registry.example.org
     """
     profile = session.read_profile()
     url = url.rstrip("/") or profile.url
@@ -88,9 +84,6 @@ def add_context(name: str, url: str, insecure: bool) -> None:
     """Add or replace a context.
 
     The token is read from ADAPTER_TOKEN, a pipe or a prompt.
-
-    \b
-    adapter context add staging https://staging.example.org
     """
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
@@ -106,11 +99,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
 @context.command("use")
 @click.argument("name", default="")
 def use_context(name: str) -> None:
-    """Use a context from now on. Without NAME: the registry of the last login.
-
-    \b
-    adapter context use staging
-    """
+    """Use a context from now on. Without NAME: the registry of the last login."""
     profile = session.read_profile()
     url = session.find_context(profile, name).url if name else profile.url
     session.write_profile(replace(profile, context=name))
@@ -201,11 +190,7 @@ def create(
     name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], subject: str, adapters: tuple[str, ...],
     days: float | None,
 ) -> None:  # fmt: skip
-    """Create a token. Its secret is shown only now.
-
-    \b
-    adapter token create trainer-7 --scope push --namespace acme --days 90
-    """
+    """Create a token. Its secret is shown only now."""
     seconds = max(1, round(days * DAY_SECONDS)) if days else None
     request = TokenCreate(
         name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=seconds, subject=subject,
@@ -260,9 +245,6 @@ def exchange(adapter: str) -> None:
 
     A CI job or an identity provider issued the identity token; it is read from ADAPTER_IDENTITY_TOKEN or a pipe. The
     registry token expires within minutes. See `adapter publisher add`.
-
-    \b
-    ADAPTER_TOKEN=$(adapter token exchange --adapter acme/support < identity-token)
     """
     assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _read_secret("Identity token")
     if not assertion:

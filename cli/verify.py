@@ -49,11 +49,6 @@ def verify(
 
     It shows who pushed and who signed, not that an adapter is safe. Log keys are those this machine remembers from
     its first contact.
-
-    \b
-    adapter verify acme/support:prod --signed-by key:5f0c…
-    adapter verify acme/support:prod --save support.bundle
-    adapter verify --offline support.bundle --folder support --key registry.example.org/3f9c+…
     """
     if (ref is None) == (offline is None) or (offline is None and (folder or keys)) or (offline and save):
         raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
@@ -220,10 +215,6 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
 
     The private key stays on this machine; its password comes from ADAPTER_SIGN_PASSWORD. The registry verifies a
     signature before it stores it.
-
-    \b
-    adapter sign acme/support@3 --key ~/.ssh/id_ed25519
-    adapter sign acme/support@3 --bundle model.sig --public-key signer.pem
     """
     if (key is None) == (bundle is None) or (bundle is None and public_key is not None):
         raise click.UsageError(

@@ -55,9 +55,6 @@ def worker(
     A base's weights are checked against its record first. Needs a token with the scope work, and push for merges and
     conversions. With --ray workers run on the nodes of a Ray cluster (extra 'cluster'). Exits 75 if with --once a
     failed job is left for another attempt.
-
-    \b
-    adapter worker --base smollm2=models/SmolLM2-135M-Instruct
     """
     _require_packages()
     folders = dict(_base(text) for text in bases)

@@ -69,16 +69,21 @@ _STYLED = re.compile(f"{_MARK}([0-9]+)m")
 
 
 # ------------------------------------------------------------------ what all commands have
-def complete(command: click.Command) -> click.Command:
-    """Add the options of every command and the check of arguments to the command, or to every command of the group."""
+def complete(command: click.Command, name: str) -> click.Command:
+    """Add what every command has to the command `name`, or to every command of the group: options, checks, examples."""
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            complete(inner)
+        for word, inner in command.commands.items():
+            complete(inner, f"{name} {word}")
     elif all(param.name != "as_json" for param in command.params):
         table = getattr(command.callback, "table", None)
         command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
         command.callback = _with_utf8_arguments(command)
+        command.format_epilog = partial(_write_examples, command, name)  # type: ignore[method-assign]
     return command
+
+
+def _write_examples(command: click.Command, name: str, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    main.load(".console.examples", "write")(command, name, ctx, formatter)
 
 
 def _shared_options(prints_rows: bool) -> Iterator[click.Option]:

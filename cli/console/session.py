@@ -178,6 +178,12 @@ def target() -> RegistryTarget:
     return RegistryTarget(url, token, source, insecure=url in profile.insecure)
 
 
+def has_embedded() -> bool:
+    """Whether the embedded registry was used before: asking it would create it."""
+    folder = os.environ.get("REGISTRY_DATA") or user_folder("data")
+    return "REGISTRY_DATABASE_URL" in os.environ or (Path(folder).expanduser() / "registry.db").exists()
+
+
 def registry() -> AbstractContextManager[Registry]:
     """A client of `target()` with all routes."""
     return _opened(main.load("registry.client.registry", "Registry"))

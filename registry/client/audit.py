@@ -36,7 +36,7 @@ class Audit(Versions):
         return self._get(f"/audit/events/{seq}/proof", audit.EventProof)
 
     def page(self, after: int = 0, **search: Any) -> audit.EventPage:
-        """One page. `search`: wait (seconds), limit, action (a list), object."""
+        """One page. `search`: wait (seconds), limit, action (a list), object, by, first_at, last_at."""
         return self._get("/events", audit.EventPage, after=str(after), **search)
 
     def events(self, after: int = 0, **search: Any) -> Iterator[audit.EventView]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from cli import main
-from cli.console import output
+from cli.console import examples, output
 from registry import errors
 from scripts.reference.tables import table
 
@@ -98,18 +98,16 @@ def _section(name: str, command: click.Command) -> str:
         f"### {name}\n",
         f"```text\n{usage}\n```\n",
         *_paragraphs("\n\n".join(filter(None, [command.help, command.epilog]))),
+        "```text\n" + "\n".join(examples.read()[name.removeprefix("adapter ")]) + "\n```\n",
     ]
     parts += [table(["option", "meaning"], (_option(option, context) for option in options))] if options else []
     return "\n".join(parts)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """The help as Markdown. A paragraph marked for click as preformatted becomes a code block."""
+    """The help as Markdown."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
-        if paragraph.startswith("\b\n"):
-            yield "```text\n" + inspect.cleandoc(paragraph.removeprefix("\b\n")) + "\n```\n"
-        else:
-            yield " ".join(paragraph.split()) + "\n"
+        yield " ".join(paragraph.split()) + "\n"
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str]:

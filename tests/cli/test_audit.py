@@ -63,6 +63,21 @@ def test_an_entry_is_proved_with_the_keys_that_this_machine_trusts(
     assert "does not show entry 3" in cli("audit", "prove", "3", expect=70).stderr
 
 
+def test_the_log_is_filtered_by_actor_and_time_and_a_date_is_a_day(cli: CommandRunner) -> None:
+    events = cli("audit", "log", "--json").json["items"]
+    today = events[0]["at"][:10]
+    assert len(cli("audit", "log", "--since", today, "--until", today, "--json").json["items"]) == len(events)
+    middle = events[3]["at"]
+    later = cli("audit", "log", "--since", middle, "--json").json["items"]
+    assert [event["seq"] for event in later] == [event["seq"] for event in events if event["at"] >= middle]
+    earlier = cli("audit", "log", "--until", middle, "--json").json["items"]
+    assert [event["seq"] for event in earlier] == [event["seq"] for event in events if event["at"] <= middle]
+    assert cli("audit", "log", "--actor", "somebody", "--json").json["items"] == []
+    assert cli("audit", "log", "--until", "2020-01-02").stdout == "No events that you may see.\n"
+    assert "is not a time" in cli("audit", "log", "--since", "yesterday", expect=2).stderr
+    assert "without --until" in cli("audit", "log", "--until", today, "--follow", expect=2).stderr
+
+
 def test_texts_of_others_neither_steer_the_terminal_nor_look_like_an_entry(cli: CommandRunner) -> None:
     """Control characters are refused in requests, and escaped where they are stored already."""
     for words in (["--reason", "good\x1b[2J"], ["--reason", "good\rnot"], ["--reason", "\u202edoog"]):

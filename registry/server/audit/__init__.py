@@ -8,7 +8,9 @@
   is empty, only administrators of all see the event; events about bases are visible to everyone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, true
@@ -30,6 +32,40 @@ SCAN_LIMIT = 5000
 """How many events a page reads at most to find those that its reader may see."""
 OBJECT_SCAN_LIMIT = 100_000
 """The same for a page about one object, for which there is an index."""
+
+
+CLOCK_SLACK = timedelta(hours=1)
+"""How much later than its time an event may be numbered: a transaction numbers its events at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventSearch:
+    """Filters of events; empty fields do not filter.
+
+    `object` matches that name and names that continue it with `@` or `:`. `actor`: who acted, exactly.
+    """
+
+    actions: tuple[str, ...] = ()
+    object: str = ""
+    actor: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        """The conditions on `event`."""
+        if self.actions:
+            yield col(EventRow.action).in_(with_former_types(self.actions))
+        if self.object:
+            yield _is_about(self.object)
+        if self.actor:
+            yield col(EventRow.actor) == self.actor
+        if self.since is not None:
+            yield col(EventRow.at) >= self.since
+        if self.until is not None:
+            yield col(EventRow.at) <= self.until
+
+
+EVERY_EVENT = EventSearch()
 
 
 def append(
@@ -94,24 +130,22 @@ def read_page(
     *,
     after: int = 0,
     limit: int,
-    actions: Sequence[str] = (),
-    object: str = "",
+    search: EventSearch = EVERY_EVENT,
     until: int | None = None,
 ) -> EventPage:
     """Return the numbered events after the number `after` that the actor may see, in order.
 
-    `object` matches that name and names that continue it with `@` or `:`. A page reads at most
-    `SCAN_LIMIT` events: its `last` says how far it came, and `next_cursor` continues there.
+    A page reads at most `SCAN_LIMIT` events: its `last` says how far it came, and `next_cursor` continues there.
     """
-    conditions = [col(EventRow.position) > after, visible_to(actor)]
-    if until is not None:
-        conditions.append(col(EventRow.position) <= until)
-    if actions:
-        conditions.append(col(EventRow.action).in_(with_former_types(actions)))
-    if object:
-        conditions.append(_is_about(object))
+    conditions = [visible_to(actor), *search.conditions()]
     newest = newest_position(session)
     end = newest if until is None else min(newest, until)
+    if search.since is not None:
+        after = max(after, _position_near(session, search.since - CLOCK_SLACK, newest, last=False) - 1)
+    if search.until is not None:
+        end = min(end, _position_near(session, search.until + CLOCK_SLACK, newest, last=True))
+    conditions += [col(EventRow.position) > after, col(EventRow.position) <= end]
+    object = search.object
     scan_end = min(end, after + max(OBJECT_SCAN_LIMIT if object else SCAN_LIMIT, limit))
     statement = select(EventRow).where(*conditions, col(EventRow.position) <= scan_end)
     rows = session.exec(statement.order_by(col(EventRow.position)).limit(limit + 1)).all()
@@ -119,6 +153,14 @@ def read_page(
     more = len(rows) > limit
     last = items[-1].seq if more else max(scan_end, after)
     return EventPage(items=items, next_cursor=str(last) if more or last < end else "", last=last)
+
+
+def _position_near(session: Session, at: datetime, newest: int, *, last: bool) -> int:
+    """The number of the first event from a time on, or of the last one until it; from the index on times."""
+    time = col(EventRow.at)
+    statement = select(EventRow.position).where(time <= at if last else time >= at, col(EventRow.position).is_not(None))
+    statement = statement.order_by(time.desc() if last else time).limit(1)
+    return session.exec(statement).first() or (0 if last else newest + 1)
 
 
 def newest_position(session: Session) -> int:

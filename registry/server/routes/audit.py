@@ -8,6 +8,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -30,7 +31,7 @@ from registry.errors import NotFound, RegistryError
 from registry.events import DeliveryState
 from registry.roles import Scope
 from registry.server import audit, webhooks
-from registry.server.audit import sequencer, tree
+from registry.server.audit import EventSearch, audit_log, sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.http import dependencies as deps
@@ -65,9 +66,8 @@ HeldStream = Annotated[None, Depends(hold_stream)]
 class _EventReader:
     """Reads pages of events for one request, and waits for newer ones."""
 
-    def __init__(self, request: Request, engine: Engine, log: AuditLog, actions: list[str], object: str) -> None:
-        self._request, self._engine, self._log = request, engine, log
-        self._actions, self._object = actions, object
+    def __init__(self, request: Request, engine: Engine, log: AuditLog, search: EventSearch) -> None:
+        self._request, self._engine, self._log, self._search = request, engine, log, search
 
     async def read_page(self, after: int, limit: int, *, fresh: bool) -> EventPage:
         if fresh or not self._log.is_running:
@@ -77,7 +77,7 @@ class _EventReader:
     def _read_page(self, after: int, limit: int) -> EventPage:
         actor = deps.RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
-            return audit.read_page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
+            return audit.read_page(session, actor, after=after, limit=limit, search=self._search)
 
     async def wait_for_newer(self, last: int, seconds: float) -> bool:
         """Wait until the log is longer than `last`, or may be. False after these seconds or if the server stops."""
@@ -92,6 +92,10 @@ class _EventReader:
         return False
 
 
+def _in_utc(at: datetime | None) -> datetime | None:
+    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+
+
 @router.get("/events")
 async def list_events(
     request: Request,
@@ -102,10 +106,14 @@ async def list_events(
     limit: deps.LimitDep = deps.PAGE,
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
-    object: Annotated[str, Query(max_length=300)] = "",
+    object: deps.Text = "",
+    by: deps.Text = "",
+    first_at: datetime | None = None,
+    last_at: datetime | None = None,
 ) -> EventPage:
     """List events. With `wait`, answers when there is one or the time is over."""
-    reader = _EventReader(request, engine, log, action, object)
+    search = EventSearch(tuple(action), object, by, _in_utc(first_at), _in_utc(last_at))
+    reader = _EventReader(request, engine, log, search)
     until = time.monotonic() + wait
     page = await reader.read_page(after, limit, fresh=True)
     if page.items or page.next_cursor or not wait:
@@ -127,11 +135,11 @@ async def stream_events(
     log: deps.AuditLogDep,
     after: After = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
-    object: Annotated[str, Query(max_length=300)] = "",
+    object: deps.Text = "",
     last_event_id: Annotated[str, Header(max_length=15, pattern="^[0-9]*$")] = "",
 ) -> StreamingResponse:
     """Stream events as they happen (server-sent events). `Last-Event-ID` resumes a broken stream."""
-    reader = _EventReader(request, engine, log, action, object)
+    reader = _EventReader(request, engine, log, EventSearch(tuple(action), object))
     start = int(last_event_id or after)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(reader, start), headers=headers, media_type="text/event-stream")

@@ -38,7 +38,7 @@ def show_events(
     if any(filters.values()):
         page = audit.read_page(
             session, visitor.actor, after=_position(cursor), limit=PAGE_EVENTS,
-            actions=[action] if action else [], object=filters["object"],
+            search=audit.EventSearch((action,) if action else (), filters["object"]),
         )  # fmt: skip
         items, following, earlier = page.items, page.next_cursor, 0
     else:

@@ -1,0 +1,182 @@
+"""`adapter completion`: the shell's script, and what it completes from the registry: refs, names, bases, aliases.
+
+A completion asks the registry once or twice, for `CANDIDATES_LIMIT` names and `SECONDS` each, and completes nothing if
+it is away. The embedded registry is asked only if it is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import click
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ShellComplete,
+    add_completion_class,
+    get_completion_class,
+)
+from click.shell_completion import split_arg_string as split_words
+
+from registry.client.core import Versions
+from registry.filesystem import replace_file
+from registry.names import NEWEST, AdapterName
+
+from .. import main
+from . import output, session
+
+CANDIDATES_LIMIT = 50
+SECONDS = 1.0
+_BASH = """\
+_adapter_completion() {
+    local IFS=$'\\n' type value
+    COMPREPLY=()
+    while IFS=',' read -r type value; do
+        case $type in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain) COMPREPLY+=("$value") ;;
+        esac
+    done < <(COMP_WORDS="${COMP_LINE:0:COMP_POINT}" _ADAPTER_COMPLETE=bash_complete "$1" 2>/dev/null)
+}
+complete -o nosort -F _adapter_completion adapter
+"""
+
+
+class AdapterBashComplete(BashComplete):
+    """Reads the line itself: bash takes `acme/support:prod` for three words, and replaces only the last one."""
+
+    source_template = _BASH.replace("%", "%%")
+
+    def source(self) -> str:
+        """The script. It needs bash 4.4, as click's does."""
+        return ShellComplete.source(self)
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the cursor, and the one that it is in."""
+        line = os.environ.get("COMP_WORDS", "")
+        words = split_words(line)
+        self._incomplete = words.pop() if words and not line[-1:].isspace() else ""
+        return words[1:], self._incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """One line: the kind, and what replaces the word that bash sees."""
+        start = max(map(self._incomplete.rfind, ":@")) + 1
+        value = item.value[start:] if item.value.startswith(self._incomplete[:start]) else item.value
+        return f"{item.type},{value}"
+
+
+def register() -> None:
+    """Answer bash by `AdapterBashComplete`."""
+    add_completion_class(AdapterBashComplete)
+
+
+# ------------------------------------------------------------------ candidates
+def _refs(registry: Versions, text: str) -> Iterable[str]:
+    mark = next((mark for mark in ":@" if mark in text), "")
+    if not mark:
+        return _names(registry, text)
+    name = AdapterName.parse(text.partition(mark)[0])
+    if mark == ":":
+        return [f"{name}:{alias}" for alias in registry.adapter(name).aliases if alias != NEWEST]
+    return [f"{name}@{view.number}" for view in registry.versions(name, limit=CANDIDATES_LIMIT).items]
+
+
+def _names(registry: Versions, text: str) -> Iterable[str]:
+    return [view.name for view in registry.adapters(text=text, limit=CANDIDATES_LIMIT).items]
+
+
+def _bases(registry: Versions, _text: str) -> Iterable[str]:
+    return [view.name for view in registry.base_names().items]
+
+
+def _aliases(registry: Versions, _text: str) -> Iterable[str]:
+    views = registry.adapters(limit=CANDIDATES_LIMIT).items
+    return {alias: None for view in views for alias in view.aliases if alias != NEWEST}
+
+
+def _namespaces(registry: Versions, text: str) -> Iterable[str]:
+    return {name.partition("/")[0]: None for name in _names(registry, text)}
+
+
+_CANDIDATES: Mapping[str, Callable[[Versions, str], Iterable[str]]] = {
+    "ref": _refs, "subject": _refs, "name": _names, "base": _bases, "alias": _aliases, "namespace": _namespaces,
+}  # fmt: skip
+
+
+def candidates(kind: str, incomplete: str) -> list[str]:
+    """The names of a kind that begin so; none if the registry does not answer, whatever the reason."""
+    try:
+        if session.target().embedded and not session.has_embedded():
+            return []
+        with session.versions() as registry:
+            registry.connection.timeout_seconds = SECONDS
+            return [name for name in _CANDIDATES[kind](registry, incomplete) if name.startswith(incomplete)]
+    except Exception:  # a completion has no place for an error
+        return []
+
+
+_KINDS = {"base_name": "base", "onto": "base", "group_alias": "alias", "soak_in": "alias", "scope": "name"}
+"""Parameters that are named otherwise than what they hold."""
+_KINDS_OF_GROUP = {("base", "name"): "base", ("namespace", "name"): "namespace", ("adapter", "name"): "ref"}
+"""Group and parameter → kind, of texts that the command itself parses."""
+
+
+def attach(command: click.Command, group: str = "adapter") -> None:
+    """Let the parameters of a command, or of every command of the group, complete from the registry."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            attach(inner, str(command.name))
+        return
+    for param in command.params:
+        name, type_name = str(param.name), param.type.name
+        kind = type_name if type_name in _CANDIDATES else _KINDS_OF_GROUP.get((group, name), _KINDS.get(name, name))
+        if kind in _CANDIDATES and not isinstance(param.type, click.Choice):
+            param.shell_complete = _completer(kind)  # type: ignore[method-assign, assignment]
+
+
+def _completer(kind: str) -> Callable[[click.Context, str], list[CompletionItem]]:
+    return lambda _context, incomplete: [CompletionItem(name) for name in candidates(kind, incomplete)]
+
+
+# ------------------------------------------------------------------ the command
+def _folder(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default)
+
+
+def _target(shell: str) -> Path:
+    if shell == "bash":
+        return _folder("XDG_DATA_HOME", ".local/share") / "bash-completion/completions/adapter"
+    if shell == "fish":
+        return _folder("XDG_CONFIG_HOME", ".config") / "fish/completions/adapter.fish"
+    return Path.home() / ".zfunc/_adapter"
+
+
+NOTES = {
+    "bash": "it is read by the package bash-completion; without that, add to ~/.bashrc: source {path}",
+    "zsh": "add to ~/.zshrc, unless it is there: fpath+=~/.zfunc; autoload -Uz compinit; compinit",
+    "fish": "",
+}
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(list(NOTES)))
+@click.option("--install", is_flag=True, help="Write it to where the shell reads it.")
+def completion(shell: str, install: bool) -> None:
+    """Print or install the completion of commands, options, refs, bases and aliases.
+
+    A completion asks the registry for a second at most, and completes no names while it is away.
+    """
+    register()
+    script = (get_completion_class(shell) or BashComplete)(main.main, {}, "adapter", main.COMPLETION).source()
+    if not install:
+        output.answer({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
+        return
+    path = _target(shell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, script.encode(), mode=0o644)
+    output.answer({"shell": shell, "path": str(path)}, lambda: output.line(f"Written to {path}; open a new shell."))
+    if note := NOTES[shell].format(path=path):
+        output.note(note)
