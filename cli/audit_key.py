@@ -5,8 +5,6 @@ The public keys are shown by `adapter audit key`, to everyone who has a token.
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from registry.errors import Conflict, Invalid
@@ -17,6 +15,7 @@ from registry.server.settings import Settings
 from registry.tlog.notes import Signer
 
 from .console import output
+from .doctor import environment
 
 DATA_OPTION = click.option("--data", type=click.Path(file_okay=False), help="Data folder of the server.")
 
@@ -68,7 +67,7 @@ def replace(data: str | None, reason: str) -> None:
 
 
 def _settings(data: str | None) -> Settings:
-    return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
+    return Settings.from_env(environment(config=None, data=data))
 
 
 def _answer(settings: Settings, new: Signer, next_step: str) -> None:

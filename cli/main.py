@@ -99,6 +99,7 @@ def _setup_commands() -> dict[str, CommandSpec]:
         "delete": spec(".adapters", "delete", setup, "Delete a version, or an adapter and all its versions."),
         "webhook": spec(".webhooks", "webhook", setup, "Webhooks: create, list, delete, deliveries."),
         "completion": spec(".console.completion", "completion", setup, "Completion for bash, zsh or fish."),
+        "config": spec(".doctor", "config_group", setup, "Settings of servers: show."),
         "doctor": spec(".doctor", "doctor", setup, "Diagnose problems between you and the registry."),
         "serve": spec(".serve", "serve", run, "Run the registry server.", extra="server"),
         "worker": spec(".worker", "worker", run, "Run a worker that tests adapters on their base.", extra="worker"),

@@ -13,12 +13,11 @@ import gc
 import ipaddress
 import json
 import logging
-import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from fastapi import FastAPI
 from registry import __version__
 from registry.errors import Invalid, Unavailable
 from registry.filesystem import replace_file
-from registry.server import actors
+from registry.server import actors, processes
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers
 from registry.server.app import create_app
@@ -46,6 +45,7 @@ from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
 
 from .console import logs, output
+from .doctor import CONFIG_OPTION, environment
 
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
@@ -57,20 +57,45 @@ _LOG = logging.getLogger("registry.server")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free port.")
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
+@CONFIG_OPTION
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Server processes that share the port. More than one need PostgreSQL.")  # fmt: skip
 @click.option("--admin-token-file", "token_file", type=click.Path(dir_okay=False, path_type=Path),
               help="File of the first administrator's token, written at the first start if absent.")  # fmt: skip
-def serve(host: str, port: int, data: str | None, token_file: Path | None) -> None:
-    """Run the registry server. REGISTRY_… variables set everything else.
+def serve(
+    host: str, port: int, data: str | None, config: str | None, workers: int, token_file: Path | None
+) -> None:  # fmt: skip
+    """Run the registry server. REGISTRY_… variables, or a file of them, set everything else.
 
     An empty database is initialized, and the first administrator's token is printed once, unless it comes from
     --admin-token-file or REGISTRY_ADMIN_TOKEN_SHA256. An old schema is rejected until `adapter migrate`.
     """
-    settings = _settings(data)
+    settings = _settings(data, config)
     logs.configure(settings.log, settings.log_level, variables=("REGISTRY_LOG", "REGISTRY_LOG_LEVEL"))
+    if workers > 1 and settings.database_url.startswith("sqlite:"):
+        raise Invalid("SETTING_INVALID", "--workers: SQLite serves one process", next_step="use PostgreSQL")
     engine = open_database(settings)
     with explain_failure(engine):
         schema.prepare(engine)
-    token_sha256, secret = ("", "") if tokens.has_tokens(engine) else _first_token(settings, token_file)
+    first_token = ("", "") if tokens.has_tokens(engine) else _first_token(settings, token_file)
+    listener = _listen(host, port)
+    if workers == 1:
+        _serve(settings, engine, listener, first_token)
+        return
+    engine.dispose()  # a connection must not be used by two processes
+
+    def work(number: int, ready: Callable[[], None]) -> None:
+        _serve(settings, engine, listener, first_token, announces=number == 0, on_ready=ready)
+
+    output.exit_with(processes.run_processes(workers, work))
+
+
+def _serve(
+    settings: Settings, engine: Engine, listener: socket.socket, first_token: tuple[str, str], *,
+    announces: bool = True, on_ready: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Serve until a signal. `first_token`: hash and secret of the token to create if there is none."""
+    token_sha256, secret = first_token
     app = create_app(settings, engine=engine)
     log = app.state.audit_log
     log.check_keys()
@@ -81,7 +106,6 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         )
     gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
-    listener = _listen(host, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again after its shutdown; then it must not kill this process.
         signal.signal(number, lambda *_: None)
@@ -92,7 +116,9 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     def ready() -> None:  # the first token is created once the server is sure to run
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
-        _announce(listener, app, secret if created else "", is_document)
+        if announces:
+            _announce(listener, app, secret if created else "", is_document)
+        on_ready()
         started = {"version": __version__, "database": engine.dialect.name, "blobs": app.state.blobs.kind}
         _LOG.info("started", extra={"fields": started})
         sequencer.start()
@@ -133,8 +159,8 @@ def _first_token(settings: Settings, file: Path | None) -> tuple[str, str]:
     return sha256_of(secret), ""
 
 
-def _settings(data: str | None) -> Settings:
-    return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
+def _settings(data: str | None, config: str | None) -> Settings:
+    return Settings.from_env(environment(config=config, data=data))
 
 
 def _reload(app: FastAPI, settings: Settings) -> None:
@@ -188,9 +214,10 @@ def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: b
 
 @click.command()
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file.")
-def migrate(data: str | None) -> None:
+@CONFIG_OPTION
+def migrate(data: str | None, config: str | None) -> None:
     """Upgrade the database schema. Make a backup first; servers may keep running."""
-    engine = open_database(_settings(data))
+    engine = open_database(_settings(data, config))
     with explain_failure(engine):
         before = schema.revision_of(engine)
     after = schema.migrate(engine)

@@ -1,10 +1,11 @@
-"""`Settings`: built from the environment in one function. Nothing else reads the environment of the server."""
+"""`Settings`: built from the environment and a file in one function. Nothing else reads the server's environment."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -89,18 +90,18 @@ class Settings:
     database_pool: int = 8
     """PostgreSQL connections per server process."""
 
+    config: str = ""
+    """TOML file of these settings, named without `REGISTRY_` in lower case (`database_url = "…"`). Variables win."""
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Settings from `REGISTRY_*` variables, defaults filled in. `Invalid` names one that is wrong or unknown."""
-        env = os.environ if env is None else env
-        settings = {f"{PREFIX}{field.name.upper()}": field for field in fields(cls)}
+        """Settings from variables and the file, defaults filled in. `Invalid` names one that is wrong or unknown."""
         values: dict[str, str | int] = {}
-        for variable, text in env.items():
-            field = settings.get(variable)
-            if field is None:
-                _refuse_unknown(variable, list(settings))
-            elif text:
-                values[field.name] = _whole_number(variable, text) if isinstance(field.default, int) else text
+        sources = read_sources(env)
+        for field in fields(cls):
+            if (source := sources.get(field.name)) is not None:
+                is_number = isinstance(field.default, int)
+                values[field.name] = _whole_number(source.origin, source.text) if is_number else source.text
         return cls(**values).filled()  # type: ignore[arg-type]
 
     def filled(self) -> Settings:
@@ -114,16 +115,71 @@ class Settings:
         return Settings(**values)
 
 
-def _refuse_unknown(variable: str, existing: list[str]) -> None:
+FILE_ENDING = "_file"
+SECRETS = ("database_url",)
+"""Settings that may hold a password. Each can be in a file of its own, which `REGISTRY_…_FILE` or `…_file` names."""
+
+
+_FIELDS = tuple(field.name for field in fields(Settings))
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSource:
+    """The text of a setting, and where it comes from: a variable, or a file and its key."""
+
+    text: str
+    origin: str
+
+
+def read_sources(env: Mapping[str, str] | None = None) -> dict[str, SettingSource]:
+    """Field → its source, of the settings that are set. `Invalid` (SETTING_INVALID) names one that is wrong or unknown.
+
+    A variable wins over the file of `REGISTRY_CONFIG`.
+    """
+    variables = {
+        name.removeprefix(PREFIX).lower(): SettingSource(text, name)
+        for name, text in (os.environ if env is None else env).items()
+        if name.startswith(PREFIX) and not _KUBERNETES.fullmatch(name)
+    }
+    path = variables["config"].text if "config" in variables else ""
+    sources: dict[str, SettingSource] = {}
+    for named in (_read_file(Path(path)) if path else {}, variables):
+        for name, source in named.items():
+            field = name.removesuffix(FILE_ENDING)
+            if name in _FIELDS:
+                sources |= {name: source} if source.text else {}
+            elif name.endswith(FILE_ENDING) and field in SECRETS:
+                sources[field] = SettingSource(_text_of(Path(source.text), source.origin).strip(), source.origin)
+            else:
+                _refuse_unknown(name, source.origin)
+    return sources
+
+
+def _read_file(path: Path) -> dict[str, SettingSource]:
+    try:
+        values = tomllib.loads(_text_of(path, "REGISTRY_CONFIG"))
+    except tomllib.TOMLDecodeError as e:
+        raise Invalid("SETTING_INVALID", f"{path} is not TOML: {e}") from e
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise Invalid("SETTING_INVALID", f"{path}: {name} is neither a text nor a whole number")
+    return {name: SettingSource(str(value), f"{path}: {name}") for name, value in values.items()}
+
+
+def _text_of(path: Path, origin: str) -> str:
+    try:
+        return path.expanduser().read_text("utf-8")
+    except (OSError, ValueError) as e:
+        raise Invalid("SETTING_INVALID", f"{origin}: {path} cannot be read: {e}") from e
+
+
+def _refuse_unknown(name: str, origin: str) -> None:
     """`Invalid` (SETTING_INVALID) for a setting that does not exist: a mistyped one would be ignored in silence."""
-    if not variable.startswith(PREFIX) or _KUBERNETES.fullmatch(variable):
-        return
-    names = [name.removeprefix(PREFIX) for name in existing]
-    nearest = difflib.get_close_matches(variable.removeprefix(PREFIX), names, n=1)
-    step = (
-        f"the nearest setting is {PREFIX}{nearest[0]}" if nearest else "docs/reference/settings.md lists the settings"
-    )
-    raise Invalid("SETTING_INVALID", f"{variable} is not a setting", next_step=f"remove or rename it: {step}")
+    is_variable = origin.startswith(PREFIX)
+    nearest = difflib.get_close_matches(name, _FIELDS, n=1)
+    written = f"{PREFIX}{nearest[0].upper()}" if nearest and is_variable else "".join(nearest)
+    step = f"the nearest setting is {written}" if nearest else "docs/reference/settings.md lists the settings"
+    raise Invalid("SETTING_INVALID", f"{origin} is not a setting", next_step=f"remove or rename it: {step}")
 
 
 def _whole_number(variable: str, text: str) -> int:

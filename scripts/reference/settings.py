@@ -13,7 +13,11 @@ from scripts.reference.tables import table
 INTRODUCTION = """\
 # Settings
 
-Everything is read from environment variables. A value that cannot be read stops the start and is named.
+Settings are read from environment variables. Those of a server can also be in a TOML file, which `REGISTRY_CONFIG` or
+`--config` names: `REGISTRY_LINK_SECONDS=600` is `link_seconds = 600`. Variables win. `REGISTRY_DATABASE_URL_FILE`
+(`database_url_file`) names a file that holds only the URL of the database, with its password. `adapter config show`
+prints each setting and where it comes from, without passwords. A value that cannot be read, and a setting that does
+not exist, stop the start and are named.
 """
 GROUPS = {
     "client": (

@@ -1,0 +1,77 @@
+"""Server processes that share a port: start, restart, signals, and a real server on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests import services
+from tests.cli.runner import served
+from tests.import_table import ROOT
+
+PROGRAM = """
+import os, signal, sys
+from registry.server.processes import run_processes
+def work(number, ready):
+    signal.signal(signal.SIGHUP, lambda *_: print("hup", flush=True))
+    if sys.argv[1] == "broken": sys.exit(5)
+    ready()
+    print("start", number, os.getpid(), flush=True)
+    while True: signal.pause()
+sys.exit(run_processes(2, work))
+"""
+
+
+@contextmanager
+def supervised(mode: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM, mode]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> list[str]:
+    return process.stdout.readline().split() if process.stdout is not None else []
+
+
+def test_a_process_that_dies_is_started_again_and_signals_reach_all() -> None:
+    with supervised("ready") as process:
+        started = [line(process), line(process)]
+        assert [words[:2] for words in started] == [["start", "0"], ["start", "1"]]
+        os.kill(int(started[0][2]), signal.SIGKILL)
+        assert line(process)[:2] == ["start", "2"]
+        process.send_signal(signal.SIGHUP)
+        assert [line(process), line(process)] == [["hup"], ["hup"]]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_process_that_never_was_ready_ends_all_with_its_exit_code() -> None:
+    with supervised("broken") as process:
+        assert process.wait(timeout=30) == 5
+
+
+def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_server: str) -> None:
+    with (
+        services.fresh_database(postgres_server) as url,
+        served(tmp_path, "--workers", "2", REGISTRY_DATABASE_URL=url) as (process, printed),
+    ):
+        answer = httpx.get(f"{printed['url']}/api/v1/whoami", headers={"Authorization": f"Bearer {printed['token']}"})
+        assert answer.json()["actor"] == "admin"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_sqlite_serves_one_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cli.main", "serve", "--workers", "2", "--port", "0", "--data", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ran.returncode, "SQLite serves one process" in ran.stderr) == (2, True)

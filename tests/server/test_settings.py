@@ -1,0 +1,64 @@
+"""Settings from variables, from a file and from files of secrets, and what `adapter config show` tells of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.errors import Invalid
+from registry.server.settings import Settings, read_sources
+from tests.cli.conftest import command_runner
+
+URL = "postgresql+psycopg://app:s3@cret@db.example.org/registry?password=s3cret"
+
+
+def write(folder: Path, text: str) -> dict[str, str]:
+    (folder / "server.toml").write_text(text)
+    return {"REGISTRY_CONFIG": str(folder / "server.toml")}
+
+
+def test_a_variable_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    env = write(tmp_path, 'link_seconds = 600\nlog = "json"\n') | {"REGISTRY_LOG": "text"}
+    settings = Settings.from_env(env)
+    assert (settings.link_seconds, settings.log, settings.pages) == (600, "text", "on")
+    assert read_sources(env)["link_seconds"].origin == f"{tmp_path}/server.toml: link_seconds"
+
+
+def test_the_url_of_the_database_comes_from_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"{URL}\n")
+    for env in ({"REGISTRY_DATABASE_URL_FILE": str(tmp_path / "url")},
+                write(tmp_path, f"database_url_file = '{tmp_path}/url'")):  # fmt: skip
+        assert Settings.from_env(env).database_url == URL
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("link_second = 6", "link_second is not a setting"),
+        ("link_seconds = 'soon'", "'soon' is not a whole number"),
+        ("pages = true", "pages is neither a text nor a whole number"),
+        ("log_file = '/x'", "log_file is not a setting"),
+        ("database_url_file = '/none'", "/none cannot be read"),
+        ("= 1", "is not TOML"),
+    ],
+)
+def test_what_a_file_may_not_have_is_named(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(Invalid, match=part) as caught:
+        Settings.from_env(write(tmp_path, text))
+    assert str(tmp_path) in caught.value.detail
+
+
+@pytest.mark.security
+def test_config_show_hides_passwords_and_names_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = command_runner(tmp_path, monkeypatch)
+    (tmp_path / "server.toml").write_text(f"database_url = '{URL}'\nlink_seconds = 600\n")
+    monkeypatch.setenv("REGISTRY_LOG", "json")
+    for form in ("wide", "json", "csv"):
+        text = cli("config", "show", "--config", tmp_path / "server.toml", "-o", form).stdout
+        assert "cret" not in text
+        assert "postgresql+psycopg://app:…@db.example.org/registry?…" in text
+    shown = cli("config", "show", "--config", tmp_path / "server.toml", "--json").json["items"]
+    sources = {row["name"]: (row["value"], row["source"]) for row in shown}
+    assert sources["link_seconds"] == ("600", f"{tmp_path}/server.toml: link_seconds")
+    assert (sources["log"], sources["pages"]) == (("json", "REGISTRY_LOG"), ("on", "default"))
