@@ -33,6 +33,8 @@ Answer = TypeVar("Answer")
 
 PAGE_LIMIT = 200
 UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
+EMBEDDED = "embedded"
+"""Value of ADAPTER_REGISTRY for the registry in this process."""
 EMBEDDED_URL = "http://registry.embedded"
 """Stands for the registry in this process. It is never looked up."""
 
@@ -163,6 +165,8 @@ def target() -> RegistryTarget:
     `NotFound` (CONTEXT_UNKNOWN) for an unknown ADAPTER_CONTEXT.
     """
     from_environment = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
+    if from_environment == EMBEDDED:
+        return RegistryTarget(EMBEDDED_URL, "", "ADAPTER_REGISTRY")
     profile = LoginProfile() if from_environment and os.environ.get("ADAPTER_TOKEN") else read_profile()
     name = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
     if name and not from_environment:

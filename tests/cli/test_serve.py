@@ -44,6 +44,24 @@ def test_push_and_pull_over_a_real_server(
         assert (tmp_path / "served" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_lost_token_of_the_administrator_is_replaced_beside_the_running_server(
+    cli: CommandRunner, tmp_path: Path
+) -> None:
+    """As docs/deploy.md says: whoever can read the server's settings and data is the owner."""
+    with served(tmp_path / "other") as (_, printed):
+        cli("login", printed["url"], stdin=printed["token"] + "\n")
+        (tmp_path / "server.toml").write_text(f"data = '{tmp_path / 'other'}'\n")
+        words = ["token", "create", "admin-2", "--scope", "admin", "--json"]
+        config = str(tmp_path / "server.toml")
+        created = cli(*words, ADAPTER_REGISTRY="embedded", REGISTRY_DATA="", REGISTRY_CONFIG=config)
+        secret = created.json["secret"]
+        lost = cli("token", "list", "--json", ADAPTER_TOKEN=secret).json["items"][-1]["id"]
+        cli("token", "revoke", lost, ADAPTER_TOKEN=secret)
+        assert cli("whoami", "--json", expect=3).problem["code"] == "UNAUTHORIZED"
+        events = cli("audit", "log", "--json", ADAPTER_TOKEN=secret).json["items"]
+        assert {("token.issue", "owner"), ("token.revoke", "admin-2")} <= {(e["action"], e["actor"]) for e in events}
+
+
 def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, server: dict[str, str]) -> None:
     assert "You are admin" in cli("login", server["url"] + "/", stdin=server["token"] + "\n").stdout
     assert cli("whoami", "--json").json["actor"] == "admin"
