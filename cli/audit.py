@@ -112,7 +112,7 @@ def _checked() -> Iterator[tuple[Versions, str]]:
 def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
     """Verify the log of the registry or of an exported folder.
 
-    Compares rows, entries, tiles and the checkpoint. For administrators.
+    Compares rows, entries, tiles and the checkpoint. Needs the scope audit.
 
     A folder needs a key that you got independently, but no registry.
     """

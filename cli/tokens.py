@@ -270,11 +270,12 @@ TOKENS: Table[TokenView] = Table((
 
 @token.command("list")
 @click.option("--ended", is_flag=True, help="Include revoked and expired tokens.")
+@click.option("--service-accounts", is_flag=True, help="Only tokens that belong to no person: without a subject.")
 @tables.prints(TOKENS)
-def list_tokens(ended: bool) -> None:
-    """List the tokens you may revoke, without their secrets."""
+def list_tokens(ended: bool, service_accounts: bool) -> None:
+    """List the tokens you may revoke and when each was last used, without their secrets."""
     with session.registry() as registry:
-        tokens = registry.tokens().items
+        tokens = [item for item in registry.tokens().items if not (service_accounts and item.subject)]
     items = [item for item in tokens if ended or not _has_ended(item)]
     TOKENS.print(items)
     if len(items) < len(tokens):

@@ -7,13 +7,19 @@ from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """`admin` includes every scope; every scope includes `pull`."""
+    """`admin` includes every scope; every scope but `metrics` includes `pull`. `audit` reads the whole audit log."""
 
     PULL = "pull"
     PUSH = "push"
     PROMOTE = "promote"
     WORK = "work"
+    AUDIT = "audit"
+    METRICS = "metrics"
     ADMIN = "admin"
+
+
+PULLING = frozenset(Scope) - {Scope.METRICS}
+"""Scopes that include `pull`."""
 
 
 class Role(StrEnum):
@@ -23,6 +29,7 @@ class Role(StrEnum):
     PUSHER = "pusher"
     PROMOTER = "promoter"
     OWNER = "owner"
+    AUDITOR = "auditor"
 
 
 SCOPES_OF_ROLE: Mapping[Role, frozenset[Scope]] = {
@@ -30,4 +37,5 @@ SCOPES_OF_ROLE: Mapping[Role, frozenset[Scope]] = {
     Role.PUSHER: frozenset({Scope.PULL, Scope.PUSH}),
     Role.PROMOTER: frozenset({Scope.PULL, Scope.PROMOTE}),
     Role.OWNER: frozenset(Scope) - {Scope.WORK},
+    Role.AUDITOR: frozenset({Scope.PULL, Scope.AUDIT}),
 }

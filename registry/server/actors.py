@@ -18,7 +18,7 @@ from datetime import datetime
 from registry.api.access import SUBJECT_LIMIT
 from registry.errors import Denied, NotFound
 from registry.names import AdapterName
-from registry.roles import SCOPES_OF_ROLE, Role, Scope
+from registry.roles import PULLING, SCOPES_OF_ROLE, Role, Scope
 
 EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
@@ -69,7 +69,7 @@ class Actor:
     def has_scope(self, scope: Scope) -> bool:
         """Whether the actor holds this scope in at least one namespace."""
         if scope == Scope.PULL:
-            return bool(self.scopes)
+            return bool(self.scopes & PULLING)
         return self._has_token_scope(scope) and (
             self.roles is None or any(scope in self._role_scopes(namespace) for namespace in self.roles)
         )
@@ -135,7 +135,9 @@ class Actor:
             )
 
     def _has_token_scope(self, scope: str) -> bool:
-        return scope in self.scopes or Scope.ADMIN in self.scopes or (scope == Scope.PULL and bool(self.scopes))
+        return (
+            scope in self.scopes or Scope.ADMIN in self.scopes or (scope == Scope.PULL and bool(self.scopes & PULLING))
+        )
 
     def _has_namespace(self, namespace: str) -> bool:
         return EVERY_NAMESPACE in self.namespaces or namespace in self.namespaces

@@ -11,7 +11,7 @@ from sqlalchemy import BindParameter, and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated
-from registry.roles import Role, Scope
+from registry.roles import PULLING, Role, Scope
 from registry.server.access import epoch
 from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.database import db
@@ -98,4 +98,6 @@ def _problem_of(row: TokenRow, sha256: str) -> str:
 
 def _scopes_of_old_secret(scopes: Iterable[str]) -> frozenset[str]:
     """Return the scopes that a token of these scopes leaves to its rotated secret."""
-    return OLD_SECRET_SCOPES if {Scope.PUSH, Scope.ADMIN} & set(scopes) else frozenset({Scope.PULL})
+    if {Scope.PUSH, Scope.ADMIN} & set(scopes):
+        return OLD_SECRET_SCOPES
+    return frozenset({Scope.PULL}) if PULLING & set(scopes) else frozenset()

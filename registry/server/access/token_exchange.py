@@ -139,7 +139,7 @@ EXCHANGE = "exchange"
 LIFETIME_SECONDS = 15 * 60
 # A `jti` must not be forgotten while its token is still valid.
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
-PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.PROMOTE, Scope.PULL, Scope.PUSH})
+PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.AUDIT, Scope.PROMOTE, Scope.PULL, Scope.PUSH})
 
 
 def exchange_token(session: Session, issuers: Issuers, request: access.ExchangeRequest) -> tuple[access.TokenView, str]:

@@ -4,8 +4,8 @@
 - Events are only appended. `detail` is canonical JSON without floats, of at most `DETAIL_LIMIT_BYTES`. It never holds a
   secret or file contents.
 - Only numbered events are shown (see sequencer.py), so a reader that continues from a number misses nothing.
-- `namespace` decides who sees an event: actors that may pull there, for `ADMIN_TYPES` those that administer it. If it
-  is empty, only administrators of all see the event; events about bases are visible to everyone.
+- `namespace` decides who sees an event: actors that may pull there, for `ADMIN_TYPES` those with the scope `audit`. If
+  it is empty, only those with it everywhere see the event; events about bases are visible to everyone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -176,7 +176,7 @@ def _is_about(name: str) -> ColumnElement[bool]:
 
 def visible_to(actor: Actor) -> ColumnElement[bool]:
     """Return the condition on `event` that selects what the actor may see."""
-    if actor.may_everywhere(Scope.ADMIN):
+    if actor.may_everywhere(Scope.AUDIT):
         return true()
     about_bases = and_(col(EventRow.namespace) == "", col(EventRow.action).in_(_FOR_EVERYBODY))
     readable = actor.namespaces_with(Scope.PULL)
@@ -187,7 +187,7 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
         visible = col(EventRow.namespace) != ""
     else:
         visible = public_namespaces.is_one_of(col(EventRow.namespace), readable, actor)
-    administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.ADMIN) or frozenset()
+    administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.AUDIT) or frozenset()
     admin_types = with_former_types(ADMIN_TYPES)
     for_actor = or_(col(EventRow.action).not_in(admin_types), col(EventRow.namespace).in_(sorted(administered)))
     return or_(about_bases, and_(visible, for_actor))

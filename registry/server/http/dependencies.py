@@ -215,6 +215,8 @@ CachedPuller = Annotated[Actor, Depends(RequireScopeCached(Scope.PULL))]
 Pusher = Annotated[Actor, Depends(RequireScope(Scope.PUSH))]
 Promoter = Annotated[Actor, Depends(RequireScope(Scope.PROMOTE))]
 Worker = Annotated[Actor, Depends(RequireScope(Scope.WORK))]
+Auditor = Annotated[Actor, Depends(RequireScope(Scope.AUDIT))]
+MetricsReader = Annotated[Actor, Depends(RequireScope(Scope.METRICS))]
 Admin = Annotated[Actor, Depends(RequireScope(Scope.ADMIN))]
 
 

@@ -1,7 +1,7 @@
 """Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs; webhooks.
 
 - Everyone with a token may read hashes and checkpoints, which reveal only the length of the log. Bundles of entries
-  are for administrators.
+  need the scope `audit`.
 - A waiting request holds no thread and no connection. Its rights are checked again before each answer.
 """
 
@@ -193,9 +193,9 @@ def prove_consistency(
 
 
 @router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
-def read_log_entries(session: deps.SessionDep, actor: deps.Admin, blobs: deps.BlobsDep, path: str) -> Response:
-    """Read a bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
-    actor.require_everywhere(Scope.ADMIN)
+def read_log_entries(session: deps.SessionDep, actor: deps.Auditor, blobs: deps.BlobsDep, path: str) -> Response:
+    """Read a bundle of entries (C2SP tlog-tiles). Needs `audit` in all namespaces."""
+    actor.require_everywhere(Scope.AUDIT)
     tile = tiles.parse_path(f"entries/{path}")
     newest = sequencer.latest_checkpoint(session)
     if tile is None or newest is None or tiles.width_at(0, tile[1], newest.size) < tile[2]:

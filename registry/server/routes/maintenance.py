@@ -134,8 +134,8 @@ def reevaluate_verdicts(
 
 
 @router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})
-def read_metrics(request: Request, session: deps.SessionDep, actor: deps.Admin) -> Response:
+def read_metrics(request: Request, session: deps.SessionDep, actor: deps.MetricsReader) -> Response:
     """Metrics of the server in the text format of Prometheus."""
-    actor.require_everywhere(Scope.ADMIN)
+    actor.require_everywhere(Scope.METRICS)
     text = metrics.text(session, request.app.state.requests)
     return Response(text, media_type=metrics.CONTENT_TYPE, headers={"Cache-Control": "no-store"})
