@@ -14,7 +14,6 @@ import click
 from registry.api.aliases import AliasMove, AliasView, MovedAlias, MoveItem
 from registry.client import answers
 from registry.client.groups import Groups
-from registry.durations import to_utc
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 

@@ -26,7 +26,7 @@ from tests.import_table import ROOT
 from tests.test_docs import typed_lines
 
 LEFT_OUT = (
-    "adapter serve", "adapter migrate",                # the test itself runs the server
+    "adapter serve", "adapter migrate", "adapter config show",  # the test itself runs the server
     "adapter worker", "adapter smoke-test",            # a real model: tests/flows
     "adapter publisher add", "adapter token exchange", # an issuer: tests/access
     "adapter sign acme/support@3 --bundle",            # another program makes the bundle: tests/signing

@@ -400,7 +400,7 @@ def amount(count: int) -> str:
 
 def moment(at: datetime | None) -> str:
     """A time in UTC to the second."""
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") + " UTC" if at else ""
+    return to_utc(at).strftime("%Y-%m-%d %H:%M:%S") + " UTC" if at else ""
 
 
 _UNITS = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86_400, "day"))
@@ -423,7 +423,7 @@ def relative(at: datetime | None, now: datetime | None = None) -> str:
             count = int(distance / unit_seconds)
             text = f"{count} {unit}" if unit != "days" or count != 1 else "1 day"
             return f"{text} ago" if seconds >= 0 else f"in {text}"
-    return at.astimezone(UTC).strftime("%Y-%m-%d")
+    return to_utc(at).strftime("%Y-%m-%d")
 
 
 def duration(seconds: float) -> str:

@@ -17,10 +17,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import click
+
+from registry.durations import to_utc
 
 from . import output
 
@@ -58,7 +60,7 @@ class Column(Generic[Row]):
     def exact(self, row: Row) -> str:
         """The value for CSV and names."""
         value = self.value(row)
-        text = output.one_line(_plain(value, lambda at: at.astimezone(UTC).isoformat()))
+        text = output.one_line(_plain(value, lambda at: to_utc(at).isoformat()))
         return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA_BEGINNINGS) else text
 
     def is_number(self, row: Row) -> bool:

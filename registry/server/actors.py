@@ -171,6 +171,10 @@ SYSTEM = Actor("registry", "", frozenset(), frozenset())
 """The actor of changes that no request asked for."""
 
 
+GROUP = "group:"
+"""Beginning of a subject that stands for a group of an identity provider."""
+
+
 def is_subject(text: str) -> bool:
     """Whether a text can name a subject: visible ASCII such as `alice@example.org`, and not `*`."""
     return bool(_SUBJECT.match(text)) and text != EVERY_SUBJECT

@@ -45,8 +45,8 @@ def test_an_auditor_of_one_namespace_reads_its_events_alone(tenants: Tenants, tm
 def test_the_role_auditor_gives_the_events_of_its_namespace(tenants: Tenants) -> None:
     admin = tenants.harness.admin
     admin.grant_role("acme", "ann@audit", "auditor")
-    seen = {event.action for event in Audit(tenants.client("ann@audit")).events() if event.namespace == "acme"}
-    assert "namespace.grant" in seen
+    actions = {event.action for event in Audit(tenants.client("ann@audit")).events() if event.namespace == "acme"}
+    assert "namespace.grant" in actions
 
 
 def test_a_scraper_reads_metrics_and_nothing_else(tenants: Tenants) -> None:

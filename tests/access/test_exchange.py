@@ -45,7 +45,7 @@ def people(tmp_path: Path, provider: Provider) -> Provider:
     """The provider by which people sign in; it is in the issuers file of the other one."""
     folder = tmp_path / "people"
     folder.mkdir()
-    people = Provider(folder, LOGIN_ISSUER, login_claim="email")
+    people = Provider(folder, LOGIN_ISSUER, login_claim="email", groups_claim="groups")
     provider.also_trust(people)
     return people
 
@@ -95,6 +95,33 @@ def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(harness
         alice.resolve("acme/support")
     harness.admin.grant_role("acme", "alice@example.org", "reader")
     assert alice.resolve("acme/support").number == 1
+
+
+@pytest.mark.security
+def test_groups_of_the_identity_provider_have_roles_while_their_members_are_signed_in(
+    harness: Harness, people: Provider
+) -> None:
+    harness.push("acme/support")
+    person: dict[str, Any] = {"sub": "u1", "email": "alice@example.org", "email_verified": True}
+    alice = harness.client(sign_in(harness, people.sign(groups=["ml platform", "ml", 7, "ops"], **person)).secret)
+    assert alice.whoami().roles == {}
+    harness.admin.grant_role("acme", "group:ml", "reader")
+    harness.admin.grant_role("acme", "group:ops", "promoter")
+    assert alice.whoami().roles == {"acme": "promoter"}
+    alice.promote("acme/support", "canary", "1", generation=0)
+    harness.admin.grant_role("acme", "alice@example.org", "reader")
+    assert alice.whoami().roles == {"acme": "reader"}, "a role of the person goes first"
+    harness.admin.revoke_role("acme", "alice@example.org")
+    harness.admin.revoke_role("acme", "group:ops")
+    harness.admin.revoke_role("acme", "group:ml")
+    with pytest.raises(NotFound):
+        alice.resolve("acme/support")
+    for groups in ("ml", {"ml": 1}, None):
+        harness.admin.grant_role("acme", "group:ml", "reader")
+        other = harness.client(sign_in(harness, people.sign(groups=groups, **person)).secret)
+        assert other.whoami().roles == {}
+    with pytest.raises(Unauthenticated):
+        sign_in(harness, people.sign(sub="u2", email="group:ml", email_verified=True))
 
 
 def b64(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Self
 import jwt
 
 from registry.errors import Invalid, Unauthenticated, Unavailable
+from registry.server.actors import GROUP, is_subject
 from registry.server.database import db
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -29,12 +30,16 @@ FETCH_SECONDS = 10
 FETCH_WAIT_SECONDS = 0.5
 RETRY_FETCH_SECONDS = 10
 JTI_LIMIT = 300
-_FIELDS = {"issuer", "audience", "jwks_url", "jwks_file", "algorithms", "login_claim"}
+_FIELDS = {"issuer", "audience", "jwks_url", "jwks_file", "algorithms", "login_claim", "groups_claim"}
+GROUPS_LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityToken:
-    """A verified identity token. `signs_in`: its issuer has a `login_claim`, and `login` is the value of that."""
+    """A verified identity token. `signs_in`: its issuer has a `login_claim`, and `login` is the value of that.
+
+    `groups`: the values of its `groups_claim` as subjects of roles, such as `group:ml-platform`.
+    """
 
     issuer: str
     claims: Mapping[str, Any]
@@ -42,6 +47,7 @@ class IdentityToken:
     expires_at: datetime
     login: str
     signs_in: bool
+    groups: tuple[str, ...] = ()
 
 
 class Issuer:
@@ -56,6 +62,9 @@ class Issuer:
         self.name: str = config["issuer"]
         self.audience: str = config["audience"]
         self.login_claim = str(config.get("login_claim", ""))
+        self.groups_claim = str(config.get("groups_claim", ""))
+        if self.groups_claim and not self.login_claim:
+            raise _setting_error(f"{self.name}: groups_claim is for people and needs login_claim")
         self.algorithms = list(config.get("algorithms", ["RS256", "ES256"]))
         if not self.algorithms or not set(self.algorithms) <= set(ALGORITHMS):
             raise _setting_error(f"{self.name}: choose algorithms from {', '.join(ALGORITHMS)}")
@@ -176,7 +185,10 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     if expires_at + timedelta(seconds=LEEWAY_SECONDS) <= db.now():  # by the clock that also forgets its `jti`
         raise rejected()
     subject = login if isinstance(login, str) else ""
-    return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim))
+    groups = claims.get(issuer.groups_claim) if issuer.groups_claim else None
+    names = {f"{GROUP}{name}" for name in groups if isinstance(name, str)} if isinstance(groups, list) else set()
+    subjects = tuple(sorted(filter(is_subject, names))[:GROUPS_LIMIT])
+    return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim), subjects)
 
 
 def rejected() -> Unauthenticated:

@@ -19,6 +19,9 @@ from registry.server.database.models import RoleRow, TokenRow
 from registry.server.public_namespaces import SELECT_PUBLIC
 from registry.server.secret import is_well_formed, sha256_of
 
+MOST_LAST = (Role.READER, Role.AUDITOR, Role.PUSHER, Role.PROMOTER, Role.OWNER)
+"""Of several groups' roles in a namespace the last one holds; a role of the person holds in any case."""
+
 
 class ActorCache:
     """Remembers actors by the hash of their secret, and the public namespaces by access epoch."""
@@ -74,6 +77,8 @@ def authenticate_hash(session: Session, sha256: str, cache: ActorCache) -> Actor
     row, _, _, current_epoch = rows[0]
     session.info["token"] = row
     roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
+    if row.groups:
+        roles = _roles_of_groups(session, row.groups) | roles
     superseded = row.secret_sha256 != sha256
     scopes = _scopes_of_old_secret(row.scopes) if superseded else frozenset(row.scopes)
     return Actor(
@@ -82,6 +87,13 @@ def authenticate_hash(session: Session, sha256: str, cache: ActorCache) -> Actor
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
         superseded=superseded,
     )  # fmt: skip
+
+
+def _roles_of_groups(session: Session, groups: Iterable[str]) -> dict[str, Role]:
+    """Namespace → the role that gives the most of those that these groups have there."""
+    statement = select(RoleRow.namespace, RoleRow.role).where(col(RoleRow.subject).in_(list(groups)))
+    roles = [(namespace, Role(role)) for namespace, role in session.exec(statement)]
+    return dict(sorted(roles, key=lambda granted: MOST_LAST.index(granted[1])))
 
 
 def _problem_of(row: TokenRow, sha256: str) -> str:

@@ -3,8 +3,9 @@
 - An identity token is accepted once: its `jti` is stored under a unique key until the identity token has expired. The
   new token lasts `LIFETIME_SECONDS` at most, and no longer than the identity token.
 - An issuer with a `login_claim` signs people in: the token belongs to the subject in that claim and is bound by the
-  subject's roles. Every other issuer is for CI jobs, which name one adapter and may push it if one of its trusted
-  publishers matches, and nothing else. No owner's rule can change what a person, or the job of another adapter, gets.
+  roles of the subject and of the groups in the `groups_claim`. Every other issuer is for CI jobs, which name one
+  adapter and may push it if one of its trusted publishers matches, and nothing else. No owner's rule can change what a
+  person, or the job of another adapter, gets.
 - Every rejection has the same text, so no one learns which adapters trust whom.
 """
 
@@ -24,7 +25,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names, tokens
 from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejected
-from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor, is_subject
+from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.database import db
 from registry.server.database.models import PublisherRow, TokenRow, UsedAssertionRow
 
@@ -153,6 +154,7 @@ def exchange_token(session: Session, issuers: Issuers, request: access.ExchangeR
     token_request = _token_request(session, identity, adapter)
     _store_jti(session, identity)
     row, secret = tokens.build_row(token_request, _issuing_actor(identity), subject=token_request.subject)
+    row.groups = list(identity.groups)
     db.insert_new(session, TokenRow, row.model_dump())
     by = Actor(token_request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
@@ -163,7 +165,7 @@ def exchange_token(session: Session, issuers: Issuers, request: access.ExchangeR
 def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> access.TokenCreate:
     """Return the token that these claims allow: a person's, or a trusted publisher's."""
     if identity.signs_in:
-        if adapter is not None or not is_subject(identity.login):
+        if adapter is not None or not is_subject(identity.login) or identity.login.startswith(GROUP):
             raise rejected()
         return access.TokenCreate(
             name=identity.login[:100],

@@ -12,7 +12,7 @@ from registry.server.database.models.columns import CreatedColumns, UtcTime
 class TokenRow(CreatedColumns, table=True):
     """A token, with the SHA-256 of its secret and never the secret.
 
-    The roles of `subject` (if set) limit its scopes; so do `adapters` (empty: all).
+    The roles of `subject` (if set) and of `groups` limit its scopes; so do `adapters` (empty: all).
     `previous_sha256` is the secret before the last rotation, valid until `previous_until`.
     """
 
@@ -27,6 +27,7 @@ class TokenRow(CreatedColumns, table=True):
     last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
     subject: str = ""
     adapters: list[str] = Field(default_factory=list, sa_type=JSON)
+    groups: list[str] = Field(default_factory=list, sa_type=JSON, sa_column_kwargs={"server_default": "[]"})
     previous_sha256: str | None = Field(default=None, index=True)
     previous_until: datetime | None = Field(default=None, sa_type=UtcTime)
 
