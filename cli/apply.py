@@ -55,8 +55,8 @@ STEPS: Table[groups.PlannedChange] = Table(
 def apply(path: Path, **options: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
-    A plan is shown first. One failure stops no other adapter; with --atomic no alias moves unless everything before
-    has succeeded and all of them can move.
+    A plan is shown first. One failure stops no other adapter; with --atomic no tag
+    changes and no alias moves unless every push has succeeded and all of them can.
     """
     chosen = groups.Options(**options)
     entries = read_fleet_file(path)
@@ -159,23 +159,27 @@ def _carry_out(
                 step.set_outcome(result.error or result.answer, True, "done")
                 if result.answer is not None:
                     numbers[step.name] = str(result.answer.version.number)
-    pending = [step for step in tags if step.state == "planned"]
-    described = Groups(registry).change_metadata([step.item for step in pending]) if pending else []
-    for step, outcome in zip(pending, described, strict=True):
-        step.set_outcome(outcome, getattr(outcome, "changed", False), "done")
-    pending = [step for step in moves if step.state == "planned"]
-    if atomic and any(step.error for group in steps for step in group):
-        for step in pending:
-            step.set_outcome(
-                Conflict("COMMIT_INCOMPLETE", "no alias moved, because another step has an error"), False, ""
-            )
-        return
-    for step in pending:
+    for step in moves:
         if not step.item.version:
             step.item = step.item.model_copy(update={"version": numbers.get(step.name, NEWEST)})
-    moved = Groups(registry).move_aliases([step.item for step in pending], atomic=atomic) if pending else []
-    for step, move in zip(pending, moved, strict=True):
-        step.set_outcome(move, getattr(move, "moved", False), "done")
+    client = Groups(registry)
+    changes = ((tags, client.change_metadata, "changed"), (moves, client.move_aliases, "moved"))
+    if atomic:  # a dry run of all first, so that no tag changes for an alias that cannot move
+        for group, send, _ in changes:
+            pending = [step for step in group if step.state == "planned"]
+            for step, outcome in zip(
+                pending, send([s.item for s in pending], dry_run=True) if pending else [], strict=True
+            ):
+                step.set_outcome(outcome, True, "planned")
+    for group, send, flag in changes:
+        pending = [step for step in group if step.state == "planned"]
+        if atomic and any(step.error for other in steps for step in other):
+            incomplete = Conflict("COMMIT_INCOMPLETE", "not changed, because another step has an error")
+            for step in pending:
+                step.set_outcome(incomplete, False, "")
+        elif pending:
+            for step, outcome in zip(pending, send([step.item for step in pending], atomic=atomic), strict=True):
+                step.set_outcome(outcome, getattr(outcome, flag, False), "done")
 
 
 def _print_steps(steps: Sequence[_Step], **options: Any) -> None:

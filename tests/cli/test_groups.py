@@ -122,6 +122,18 @@ aliases = {{staging = 1}}
     again = cli("apply", "-f", file, "--json").json
     assert (again["done"], again["unchanged"]) == (0, 5)
     assert cli("show", "acme/support:canary", "--json").json["number"] == 1
+    cli.make_adapter("fresh")
+    folder = os.path.relpath(cli.folder / "adapters" / "fresh", tmp_path)
+    closed = tmp_path / "closed.toml"
+    closed.write_text(
+        f'namespace = "acme"\nbase = "tiny-llama"\n[adapters.fresh]\nfolder = "{folder}"\naliases = ["prod"]\n'
+        '[adapters.billing]\ndescription = "Changed"\n'
+    )
+    outcomes = cli("apply", "-f", closed, "--atomic", "--json", expect=6).json["items"]
+    assert [(i["step"], i["state"]) for i in outcomes] == [
+        ("push", "done"), ("describe", "refused"), ("alias", "refused")
+    ]  # fmt: skip
+    assert cli("describe", "acme/billing", "--json").json["description"] == "Answers about bills"
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
     assert "fleet.toml: adapters.billing.colour: Object contains unknown field" in refused
