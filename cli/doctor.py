@@ -22,8 +22,8 @@ from registry import __version__
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.filesystem import user_folder
-from registry.server import settings as server_settings
 
+from . import main
 from .console import output, session, tables
 from .console.tables import Column, Table
 
@@ -76,12 +76,14 @@ def config_group() -> None:
 def show_config(config: str | None) -> None:
     """Show each setting of a server, and where it comes from. Passwords are hidden."""
     variables = environment(config=config)
-    sources, settings = server_settings.read_sources(variables), server_settings.Settings.from_env(variables)
+    sources = main.load("registry.server.settings", "read_sources")(variables)
+    settings = main.load("registry.server.settings", "Settings").from_env(variables)
+    secrets = main.load("registry.server.settings", "SECRETS")
     rows = []
     for field in fields(settings):
         value = str(getattr(settings, field.name))
         source = sources[field.name].origin if field.name in sources else "default"
-        if field.name in server_settings.SECRETS:
+        if field.name in secrets:
             value = re.sub(r"(://[^:/@]*:).*@", r"\1…@", re.sub(r"\?.*", "?…", value))
         rows.append(Setting(field.name, value, source))
     SETTINGS.print(rows, document={"items": [row._asdict() for row in rows]})
