@@ -31,7 +31,7 @@ from registry.errors import NotFound, RegistryError
 from registry.events import DeliveryState
 from registry.roles import Scope
 from registry.server import audit, webhooks
-from registry.server.audit import EventSearch, audit_log, sequencer, tree
+from registry.server.audit import EventSearch, sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.http import dependencies as deps
