@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import (
@@ -88,8 +89,8 @@ def _names(registry: Versions, text: str) -> Iterable[str]:
     return [view.name for view in registry.adapters(text=text, limit=CANDIDATES_LIMIT).items]
 
 
-def _bases(registry: Versions, _text: str) -> Iterable[str]:
-    return [view.name for view in registry.base_names().items]
+def _bases(registry: Any, _text: str) -> Iterable[str]:
+    return [view.name for view in registry.bases().items]
 
 
 def _aliases(registry: Versions, _text: str) -> Iterable[str]:
@@ -111,7 +112,8 @@ def candidates(kind: str, incomplete: str) -> list[str]:
     try:
         if session.target().embedded and not session.has_embedded():
             return []
-        with session.versions() as registry:
+        opened = session.registry if kind == "base" else session.versions  # only bases need the larger client
+        with opened() as registry:
             registry.connection.timeout_seconds = SECONDS
             return [name for name in _CANDIDATES[kind](registry, incomplete) if name.startswith(incomplete)]
     except Exception:  # a completion has no place for an error

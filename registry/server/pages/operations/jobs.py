@@ -22,7 +22,9 @@ def show_jobs(
 ) -> Response:  # fmt: skip
     """Show jobs, newest first, and the newest campaigns."""
     filters = {"state": state, "kind": kind, "ref": ref.strip()}
-    page = requests.list_jobs(session, visitor.actor, **filters, cursor=cursor, limit=PAGE_JOBS)
+    page = requests.list_jobs(
+        session, visitor.actor, state=state, kind=kind, ref=ref.strip(), cursor=cursor, limit=PAGE_JOBS
+    )
     newest = [] if cursor or any(filters.values()) else campaigns.list_newest(session, visitor.actor)
     return render(
         request, "jobs.html", title="Jobs", page=page, filters=filters, cursor=cursor, campaigns=newest, states=State,
