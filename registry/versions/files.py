@@ -78,6 +78,14 @@ KINDS: tuple[FileKind, ...] = (
     FileKind("LICENSE", "text/plain", 2**20),
 )
 
+_WHOLE_MODEL = (
+    BASE_WEIGHTS, "model-*-of-*.safetensors", BASE_WEIGHTS_INDEX, "pytorch_model*.bin", "pytorch_model.bin.index.json",
+    "tf_model.h5", "flax_model.msgpack", "consolidated*.pth", "consolidated*.safetensors",
+    "diffusion_pytorch_model*.safetensors", PIPELINE_INDEX,
+)  # fmt: skip
+"""Names that training libraries give to the files of a whole model."""
+WHOLE_MODEL = "file.whole_model"
+WHOLE_MODEL_STEP = "keep models in a model store, and register the base here: `adapter base add NAME DIR`"
 _BY_NEMO = "export it to PEFT with NeMo's or Megatron-Bridge's adapter export"
 _PICKLE = "may be a pickle, which runs code when read; save as safetensors"
 REFUSED: tuple[tuple[str, str, str], ...] = (
@@ -95,19 +103,27 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     (f"*/{CONFIG}", "file.nested_config", "is in a folder; push that folder as its own adapter"),
     ("*.tensors", "file.archive_refused", "is vLLM's cache of an adapter; push the PEFT adapter that it was made from"),
 )
-"""Kinds that are refused with a reason of their own; every other unknown kind is `file.kind_unknown`."""
+"""Kinds that are refused with a reason of their own; other files are `WHOLE_MODEL` or `file.kind_unknown`."""
 
 
 def kind_of(path: str) -> FileKind | None:
     """The kind of a path in the version's root or a folder below it, or None for one that no version holds."""
     name = path.rsplit("/", 1)[-1]
-    if name == CONFIG != path:  # the registry checks the one in the root only
+    if name == CONFIG != path or is_of_model(path):  # the registry checks the one in the root only
         return None
     return next((kind for kind in KINDS if fnmatch.fnmatchcase(name, kind.pattern)), None)
 
 
+def is_of_model(path: str) -> bool:
+    """Whether a file has the name of a file of a whole model."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _WHOLE_MODEL)
+
+
 def refusal_of(path: str) -> Finding:
     """Why a file without a kind is refused."""
+    if is_of_model(path):
+        return Finding(WHOLE_MODEL, path, "holds a whole model, not an adapter")
     for pattern, code, message in REFUSED:
         if fnmatch.fnmatchcase(path.lower(), pattern):
             return Finding(code, path, message)

@@ -20,7 +20,15 @@ from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
 from registry.structs import FrozenStruct, first_problem
-from registry.versions.files import FILE_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.versions.files import (
+    FILE_LIMIT_BYTES,
+    WEIGHTS,
+    WEIGHTS_ENDINGS,
+    WHOLE_MODEL,
+    WHOLE_MODEL_STEP,
+    kind_of,
+    refusal_of,
+)
 from registry.versions.provenance import Provenance
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
@@ -180,7 +188,8 @@ def check_files(files: tuple[Descriptor, ...], *, needs_weights: bool = True) ->
         raise TooLarge("SIZE_INVALID", f"{large[0].location} {large[0].message}", findings=findings)
     if findings:
         code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in findings) else "MANIFEST_INVALID"
-        raise Invalid(code, f"{findings[0].location} {findings[0].message}", findings=findings)
+        next_step = WHOLE_MODEL_STEP if any(r.code == WHOLE_MODEL for r in findings) else ""
+        raise Invalid(code, f"{findings[0].location} {findings[0].message}", findings=findings, next_step=next_step)
     total = sum(f.size_bytes for f in files)
     if total > VERSION_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"version: {total} bytes; the limit is {VERSION_LIMIT_BYTES}")

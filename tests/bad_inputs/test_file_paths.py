@@ -76,6 +76,8 @@ def test_a_file_path_that_is_not_plain_is_refused(refusing: RawClient, path: str
         ("kernel.so", "file.code_refused"),
         ("all.tar.gz", "file.archive_refused"),
         ("all.zip", "file.archive_refused"),
+        ("model.safetensors", "file.whole_model"),
+        ("unet/Diffusion_Pytorch_Model.safetensors", "file.whole_model"),
         ("notes.docx", "file.kind_unknown"),
         ("adapter_model.safetensors.index.json", "file.kind_unknown"),
     ],

@@ -195,6 +195,16 @@ def test_a_push_lists_skipped_files_and_finds_the_base(cli: CommandRunner) -> No
     assert "smoke   not tested yet: adapter smoke-test acme/support@1 --wait" in result.stdout
 
 
+def test_a_whole_model_is_refused_before_it_is_sent(cli: CommandRunner) -> None:
+    name = cli.add_base()
+    folder = cli.folder / "bases" / name
+    for words in (["push", folder, "acme/support", "--base", name], ["push", folder, "acme/x"], ["check", folder]):
+        problem = cli(*words, "--json", expect=2).problem
+        assert problem["detail"] == "model.safetensors holds a whole model, not an adapter"
+        assert "adapter base add" in problem["next_step"]
+    assert cli("list", "--json").json["items"] == []
+
+
 def test_an_adapter_for_another_base_is_stored_and_its_gates_stay_closed(cli: CommandRunner) -> None:
     cli.add_base()
     folder = cli.make_adapter("wrong", samples.llama(hidden=32))

@@ -18,12 +18,21 @@ from registry.api.transfer import EXCERPT_LIMIT_BYTES
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
-from registry.versions.files import CONFIG, GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.versions.files import (
+    CONFIG,
+    GOLDEN,
+    REFUSED,
+    WEIGHTS_ENDINGS,
+    WHOLE_MODEL,
+    WHOLE_MODEL_STEP,
+    kind_of,
+    refusal_of,
+)
 from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest, ManifestDraft
 from registry.versions.provenance import Provenance
 
 ENTRIES_LIMIT = 10_000
-_REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)
+_REFUSED_CODES = frozenset({WHOLE_MODEL, *(code for _, code, _ in REFUSED)})
 _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})
 """Files of trainers beside an adapter. They are left out, pickle or not."""
 
@@ -150,13 +159,17 @@ def select_files(path: Path) -> tuple[dict[str, tuple[Path, int]], list[Finding]
             (refused if reason.code in _REFUSED_CODES else left_out).append(reason)
     if refused:
         first, more = refused[0], len(refused) - 1
+        if any(name.endswith(WEIGHTS_ENDINGS) for name in selected):
+            next_step = "take it out of the folder and push again"
+        elif any(reason.code == WHOLE_MODEL for reason in refused):
+            next_step = WHOLE_MODEL_STEP
+        else:
+            next_step = "push the folder that save_pretrained() wrote, with adapter_model.safetensors in it"
         raise Invalid(
             "FILE_REFUSED",
             f"{first.location} {first.message}" + (f" (and {more} more)" if more else ""),
             findings=refused,
-            next_step="take it out of the folder and push again"
-            if any(name.endswith(WEIGHTS_ENDINGS) for name in selected)
-            else "push the folder that save_pretrained() wrote, with adapter_model.safetensors in it",
+            next_step=next_step,
         )
     return selected, left_out
 

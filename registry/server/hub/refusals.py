@@ -1,18 +1,10 @@
 """What Hub clients ask for and this registry does not have, with the sentences that say what to do instead."""
 
-import fnmatch
 from typing import NoReturn
 
 from registry.errors import Invalid, Refused
-from registry.findings import Finding
 from registry.names import AdapterName
-
-_MODEL_FILES = (
-    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin",
-    "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "consolidated*.pth",
-    "consolidated*.safetensors", "diffusion_pytorch_model*.safetensors", "model_index.json",
-)  # fmt: skip
-"""Names of files that hold a whole model."""
+from registry.versions.files import WHOLE_MODEL_STEP, is_of_model, refusal_of
 
 
 def refuse(message: str, next_step: str) -> NoReturn:
@@ -22,11 +14,8 @@ def refuse(message: str, next_step: str) -> NoReturn:
 
 def refuse_model_file(path: str) -> None:
     """Raise `Invalid` (FILE_REFUSED) for a file of a whole model."""
-    name = path.rsplit("/", 1)[-1].lower()
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in _MODEL_FILES):
-        finding = Finding("file.kind_unknown", path, "is a file of a whole model, and this registry holds adapters")
-        step = "keep models in a model store, and register the base here: `adapter base add NAME DIR`"
-        raise Invalid.from_finding("FILE_REFUSED", finding, next_step=step)
+    if is_of_model(path):
+        raise Invalid.from_finding("FILE_REFUSED", refusal_of(path), next_step=WHOLE_MODEL_STEP)
 
 
 def refuse_type(kind: str) -> None:
