@@ -153,7 +153,7 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 @audit.command()
 @click.argument("number", metavar="ENTRY", type=click.IntRange(1))
 def prove(number: int) -> None:
-    """Show an entry of the log, and verify on this machine that the log holds it."""
+    """Show an entry, and verify here that the log contains it."""
     with _checked() as (registry, note):
         head = session.trusted_checkpoints().known(registry, note, by_origin=session.target().embedded)
         shown = Audit(registry).proof(number)

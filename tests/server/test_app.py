@@ -140,6 +140,9 @@ def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client) 
     assert declared.status_code == 413
 
 
+XET_PATHS = ("chunks/default/{chunk}", "xorbs/default/{xorb}", "shards")
+
+
 def dependencies_of(dependant: Dependant) -> list[Any]:
     return [inner.call for inner in dependant.dependencies] + [
         call for inner in dependant.dependencies for call in dependencies_of(inner)
@@ -155,17 +158,23 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
             if route.is_async:
                 waiting.add(route.path)
                 assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path
-                actors = {type(call) for call in calls if isinstance(call, dependencies.RequireScope)}
-                open_to_all = routing.require_nothing in calls
-                assert actors == (set() if open_to_all else {dependencies.RequireScopeInThread}), route.path
+                actors = {call for call in calls if isinstance(call, dependencies.RequireScope)}
+                assert len(actors) == (routing.require_nothing not in calls), route.path
+                assert all(isinstance(actor, dependencies.RequireScopeInThread) for actor in actors), route.path
             else:
                 assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path
                 for call in calls:
                     assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
     paths = {"bases/{base:path}/adapters", "events", "events/stream", "health", "audit/checkpoint"}
     paths.add("adapters/{namespace}/{name}/versions/{selector}/attestations")
-    commit = "/api/models/{namespace}/{name}/commit/{revision}"
-    assert waiting == {"/livez", "/readyz", commit, *(f"{PREFIX}/{path}" for path in paths)}
+    model = "/api/models/{namespace}/{name}"
+    hub = {"commit/{revision}", *(f"xet/{{session}}/v1/{path}" for path in XET_PATHS)}
+    assert waiting == {
+        "/livez",
+        "/readyz",
+        *(f"{model}/{path}" for path in hub),
+        *(f"{PREFIX}/{path}" for path in paths),
+    }
 
 
 def test_a_commit_that_fails_is_never_answered_with_success(harness: Harness, http: httpx.Client) -> None:
