@@ -39,7 +39,7 @@ def promote(
     """Point ALIAS at the version REF, through the alias's gate.
 
     A closed gate lists what is missing and exits 6. Without --generation the alias is read first and moves only if no
-    one else moved it since. With --namespace the same for many adapters: a plan is shown first.
+    one else moved it since. With --namespace, do the same for many adapters; a plan is shown first.
     """
     chosen = groups.Options(**group)
     if chosen.namespace:
@@ -98,7 +98,7 @@ def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None
 def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **group: Any) -> None:
     """Point ALIAS of NAME back at the previous or an earlier version.
 
-    With --namespace the same for many adapters: a plan is shown first.
+    With --namespace, do the same for many adapters; a plan is shown first.
     """
     chosen = groups.Options(**group)
     if chosen.namespace:
@@ -149,7 +149,7 @@ MOVES: Table[AliasMove] = Table((
 def history(name: str, at: str, actor: str, since: str, until: str) -> None:
     """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first.
 
-    Times are UTC without an offset. A date stands for the whole day: --since for its begin, --at and --until for its
+    Times without an offset are UTC. A date stands for the whole day: --since for its start, --at and --until for its
     end.
     """
     ref = Ref.parse(name)

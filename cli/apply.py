@@ -55,8 +55,8 @@ STEPS: Table[groups.PlannedChange] = Table(
 def apply(path: Path, **options: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
-    A plan is shown first. One failure stops no other adapter; with --atomic no tag
-    changes and no alias moves unless every push has succeeded and all of them can.
+    A plan is shown first. One failure does not stop the others. With --atomic, no tag changes and no alias moves
+    unless every push succeeds and every alias can move.
     """
     chosen = groups.Options(**options)
     entries = read_fleet_file(path)

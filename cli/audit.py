@@ -67,7 +67,7 @@ def log(
 ) -> None:  # fmt: skip
     """Show what happened in the registry, oldest first.
 
-    Times are UTC without an offset; a date is the whole day. Exits 70 if the log does not extend the one this machine
+    Times without an offset are UTC; a date is the whole day. Exits 70 if the log does not extend the one this machine
     saw before.
     """
     if follow and until:

@@ -123,7 +123,7 @@ def remove(scope: str, alias: str) -> None:
 def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str, **group: Any) -> None:
     """Approve a version for ALIAS. The pusher's approval does not count.
 
-    With --namespace the same for many adapters: a plan is shown first.
+    With --namespace, do the same for many adapters; a plan is shown first.
     """
     chosen = groups.Options(**group)
     if chosen.namespace:

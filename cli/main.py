@@ -108,7 +108,7 @@ def _setup_commands() -> dict[str, CommandSpec]:
         "audit-key": spec(".audit_key", "audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
         "gc": spec(".maintenance", "gc", run, "Delete unreferenced data."),
         "fsck": spec(".maintenance", "fsck", run, "Check that rows, bytes and history agree."),
-        "reindex": spec(".maintenance", "reindex", run, "Rebuild lost rows from the bucket."),
+        "reindex": spec(".maintenance", "reindex", run, "Rebuild lost rows from the blob store."),
     }
 
 
@@ -245,7 +245,7 @@ def main() -> None:
     """Push, check, promote, serve and audit LoRA adapters.
 
     A REF is namespace/name (the newest version), namespace/name:alias, namespace/name@3 or namespace/name@sha256:….
-    Of a digest, the first 8 digits or more are enough if no other version has them.
+    Abbreviate a digest to 8 or more unique digits.
     The registry is ADAPTER_REGISTRY, else the one of `adapter login`, else the embedded one in your data folder.
     """
 

@@ -147,7 +147,7 @@ def _print_fsck(total: FsckPage) -> None:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be restored.")
 def reindex(dry_run: bool) -> None:
-    """Rebuild lost rows of bases, versions, files, lineage and tombstones from the metadata backup in the bucket.
+    """Rebuild lost rows of bases, versions, files, lineage and tombstones from the metadata backup in the store.
 
     Aliases, verdicts, jobs, tokens and the audit log are not in it: restore a database backup first. Missing backup
     records are written again.

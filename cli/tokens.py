@@ -55,7 +55,7 @@ def login(url: str, insecure: bool) -> None:
 @click.command()
 @click.argument("url", default="")
 def logout(url: str) -> None:
-    """Forget the token of a registry on this machine. Without URL: of the one of the last login.
+    """Forget the token of a registry on this machine. Without URL, of the registry of the last login.
 
     The token stays valid until it is revoked. Contexts are removed with `adapter context remove`.
     """
@@ -99,7 +99,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
 @context.command("use")
 @click.argument("name", default="")
 def use_context(name: str) -> None:
-    """Use a context from now on. Without NAME: the registry of the last login."""
+    """Use a context from now on; without NAME, the registry of the last login."""
     profile = session.read_profile()
     url = session.find_context(profile, name).url if name else profile.url
     session.write_profile(replace(profile, context=name))
@@ -222,7 +222,10 @@ def generate() -> None:
 @click.argument("token_id", metavar="ID", default="")
 @click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
 def rotate(token_id: str, keep_minutes: int) -> None:
-    """Replace the secret of a token. Without ID: of your own; the new secret is saved if the old one was."""
+    """Replace the secret of a token; without ID, of your own.
+
+    The new secret is saved if the old one was.
+    """
     _refuse_secret(token_id)
     with session.registry() as registry:
         mine = registry.whoami().token_id

@@ -132,7 +132,7 @@ INTERNAL_LIMITS = {
     ],
     "sessions of a database": [
         "registry.server.database.engine.IDLE_LIMIT_MS", "registry.server.database.engine.LOCK_LIMIT_MS",
-        "registry.server.database.engine.STATEMENT_LIMIT_MS",
+        "registry.server.database.engine.STATEMENT_LIMIT_MS", "registry.server.database.locks.LEASE_SECONDS",
     ],
     "files of the server and its operator": [
         "registry.server.audit.keys.LIMIT_BYTES", "registry.server.catalog.metadata_backup.RECORD_LIMIT_BYTES",
@@ -164,13 +164,19 @@ INTERNAL_LIMITS = {
 """Why no user meets a limit, and the limits."""
 
 
+LIMIT_CONSTANT = (
+    r"^([A-Z]\w*_LIMIT(?:_[A-Z]+)?|LIMIT_[A-Z]+|KEEP_\w+|(?:\w+_)?(?:LIFETIME|LEASE|SESSION)_SECONDS)(?:: \w+)? = "
+)
+"""An assignment of a limit, or of how long something is kept or valid."""
+
+
 def test_every_limit_of_server_domain_and_schemas_is_on_the_page_or_internal() -> None:
     others = ("registry.client", "registry.serving", "registry.worker")
     in_code = {
         f"{module}.{name}"
         for module, source in import_table.sources().items()
         if module.startswith("registry") and not module.startswith(others)
-        for name in re.findall(r"^([A-Z]\w*_LIMIT(?:_[A-Z]+)?|LIMIT_[A-Z]+)(?:: \w+)? = ", source, re.MULTILINE)
+        for name in re.findall(LIMIT_CONSTANT, source, re.MULTILINE)
     }
     on_page = {
         f"{module}.{name}" for modules in limits.LIMITS.values() for module in modules for name in modules[module]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from importlib import import_module
 
 from registry.server.settings import Settings
@@ -235,6 +236,7 @@ LIMITS = {
             "PUSHES_OF_TOKEN_LIMIT": "open pushes of a token",
             "PUSHES_OF_NAMESPACE_LIMIT": "open pushes of a namespace",
         },
+        "registry.server.sessions.page_sessions": {"SESSION_SECONDS": "session of a browser"},
         "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
         "registry.server.promotion.approvals": {"ALIASES_LIMIT": "aliases for which one identity approves a version"},
         "registry.server.promotion.moves": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},
@@ -251,6 +253,7 @@ LIMITS = {
             "STEPS_LIMIT": "steps kept of a job",
             "PAYLOAD_LIMIT_BYTES": "payload of a job",
             "RESULT_LIMIT_BYTES": "result of a job",
+            "LEASE_SECONDS": "lease of a job, which its worker renews",
         },
         "registry.evaluation.reports": {
             "MODULES_LIMIT": "modules with norms in a worker's report",
@@ -271,6 +274,7 @@ LIMITS = {
         "registry.server.serving.reports": {
             "NODES_LIMIT": "engines of one reporter",
             "SERVED_ON_LIMIT": "nodes listed in an answer that withdraws a version",
+            "KEEP_SILENT": "time that a silent node is shown",
         },
     },
     "Storage and events": {
@@ -281,6 +285,10 @@ LIMITS = {
         },
         "registry.client.local.cache": {"LIMIT_BYTES": "cache of a client, by default"},
         "registry.server.audit": {"DETAIL_LIMIT_BYTES": "detail of an event"},
+        "registry.server.maintenance.gc": {
+            "KEEP_ENDED": "time that ended pushes, stored responses and exchanged tokens are kept",
+            "KEEP_DELIVERIES": "time that ended deliveries of webhooks are kept",
+        },
         "registry.server.webhooks": {"WEBHOOKS_LIMIT": "webhooks of a namespace"},
         "registry.server.webhooks.dispatch": {
             "ANSWER_SECONDS": "wait for a webhook's answer",
@@ -329,7 +337,9 @@ def _rows(modules: dict[str, dict[str, str]]) -> Iterable[tuple[str, str, str]]:
             yield meaning, _value(constant, getattr(import_module(name), constant)), f"`{name}.{constant}`"
 
 
-def _value(constant: str, value: float) -> str:
+def _value(constant: str, value: float | timedelta) -> str:
+    if isinstance(value, timedelta):
+        return _seconds(value.total_seconds())
     if constant.endswith("_BYTES"):
         return _size(int(value))
     return _seconds(value) if constant.endswith("_SECONDS") else f"{int(value):,}"

@@ -220,6 +220,6 @@ def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
         message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
         run.add("record.missing", f"{name}@{number}", message)
     for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, listed):
-        message = "was yanked, quarantined or released after this database's backup"
+        message = "was yanked, quarantined or unquarantined after this database's backup"
         run.add("record.withdrawal_unknown", f"{name}@{record.number}", message)
     run.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))

@@ -6,7 +6,7 @@
     POST …/v1/shards                         make files of the xorbs
 
 What clients try first and this registry does not have (`/v1/xorb-grants`, `/v2/shards`) is a 404, after which they use
-these routes. They show only the status of an error; its text is in the log of requests.
+these routes. They show only the status of an error; the log line of the request has its code.
 """
 
 from __future__ import annotations
