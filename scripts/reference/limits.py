@@ -220,6 +220,7 @@ LIMITS = {
         },
         "registry.server.access.issuers": {
             "LIFETIME_LIMIT_SECONDS": "lifetime of an identity token",
+            "GROUPS_LIMIT": "groups of an identity token that are read",
             "JTI_LIMIT": "characters of an identity token's `jti`",
         },
         "registry.client.fleet_file": {"FILE_LIMIT_BYTES": "file of `adapter apply`"},
@@ -262,6 +263,7 @@ LIMITS = {
         "registry.api.jobs": {"BASES_LIMIT": "bases that a worker names when it claims a job"},
         "registry.server.jobs.requests": {"WAITING_LIMIT": "waiting merges and conversions of a namespace"},
         "registry.server.jobs.campaigns": {
+            "NEWEST_LIMIT": "campaigns listed, the newest",
             "JOBS_LIMIT": "jobs of a campaign",
             "ITEMS_LIMIT": "changed versions listed of a campaign",
         },

@@ -50,14 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, default=Path(".cache/truth"))
     parser.add_argument("--only-check", action="store_true", help="ask the domain alone, without push and worker")
     parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
-    parser.add_argument("--page", type=Path, help="write this page about the last answers to every case of the journal")
+    parser.add_argument("--page", type=Path, help="write this page about the last answers to every case of the journal, and NAME-unbuilt.md")
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with forked_programs(), Run(options.journal, options.ids, only_check=options.only_check) as run:
         rows = list(run.rows(cases.plans()))
         print(table.text(rows, run.unmade, show=options.show))
         if options.page:
-            options.page.write_text(table.page(run.every_row(), run.every_unmade(), VERSIONS, run.current))
+            unmade = run.every_unmade()
+            options.page.write_text(table.page(run.every_row(), unmade, VERSIONS, run.current))
+            options.page.with_name(f"{options.page.stem}-unbuilt.md").write_text(table.unbuilt_page(unmade))
     return int(any(row.disagrees for row in rows))
 
 

@@ -6,6 +6,9 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from textwrap import wrap
 from typing import NamedTuple
 
 from tests.truth.methods import VARIANTS
@@ -143,12 +146,30 @@ def _difference(row: Row, stage: str) -> str:
     )
 
 
-# ------------------------------------------------------------------ docs/truth.md
+# ------------------------------------------------------------------ docs/truth.md, docs/truth-unbuilt.md
 HEAD = """\
 # How far verdicts agree with PEFT
 
-`make test-truth` wrote this page. It asks PEFT {peft} itself (transformers {transformers}, torch {torch}) and the
-registry about the same adapters:
+PEFT {peft} itself (with transformers {transformers} and torch {torch}) and the registry answered about the same adapters: {cases}
+cases of {methods} methods and {architectures} architectures. {honest} of them are honest adapters, {honest_unknown} of those without a
+verdict.
+
+| stage | {kinds} |
+|---|{rule}
+"""
+NOTES = """
+- **Stages.** `check` is the domain alone. `compat`, `weights`, `engine` (the rules about PEFT) and `smoke` are stored
+  verdicts after a push and a worker's run. `all` is what a gate makes of them.
+- **False yes.** PEFT says no, and the stage passes. A stage that sees no numbers answers for structure only: `compat` is
+  what headers show, so a lost tensor of some methods is seen by `smoke` first.
+- **False no.** PEFT says yes to an honest adapter, and the stage fails it.
+- **Stricter.** PEFT tolerates a damaged or malformed adapter that the registry refuses.
+- **Unknown.** No verdict, and no other stage says no.
+- **Crash.** An error instead of a verdict.
+
+## How it is measured
+
+The cases are
 
 - every PEFT method that can be made, with every tensor lost, added, resized, transposed, zeroed or made NaN, and every
   field of its configuration null, missing, of another type or out of range;
@@ -156,39 +177,28 @@ registry about the same adapters:
   DoRA, rsLoRA, biases, a saved head, embeddings, trained tokens; honest and wrong in seven ways.
 
 PEFT says yes if its configuration class reads the configuration, its loader finds every tensor that it expects and no
-other, two loads answer alike, and the outputs are finite and differ from the bare base's.
+other, two loads answer alike, and the outputs are finite and differ from the bare base's. {unmade} models and adapters
+[could not be built](truth-unbuilt.md).
 
-Asked so far: {cases} cases of {methods} methods and {architectures} architectures, of which {honest} are honest
-adapters, {honest_unknown} of them without a verdict. {current} of the cases were asked with the code of this page, the
-others with code before it: after a change, the families that it touches are asked again. A whole run takes hours; the
-journal lets it go on where it stopped.
-
-| stage | {kinds} |
-|---|{rule}
-"""
-NOTES = """
-- `check` is the domain alone; `compat`, `weights`, `engine` (the rules about PEFT) and `smoke` are stored verdicts
-  after a push and a worker's run; `all` is what a gate makes of them.
-- False yes: PEFT says no, and the stage passes. Stages that see no numbers answer for structure only. `compat` is what
-  headers show, so a lost tensor of some methods is seen by `smoke` first.
-- False no: PEFT says yes to an honest adapter, and the stage fails it.
-- Stricter: PEFT tolerates a damaged or malformed adapter that the registry refuses.
-- Unknown: no verdict, and no other stage says no. Crash: an error instead of a verdict.
-
+`make test-truth` wrote this page. A whole run takes hours and continues where it stopped; after a change, the families
+that it touches are run again. {current} of the cases ran with the code of this page, the others with code before it.
 Reproduce one with `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`.
 """
+UNBUILT = """\
+# What the comparison with PEFT could not build
 
-
-NOT_MADE = """\
-Models and adapters that transformers or PEFT did not make here, with the library's own error. Some need inputs, sizes
-or packages that this test does not have."""
+Models that transformers, and adapters that PEFT did not build for [the comparison](truth.md), by the library's own
+error. Some need inputs, sizes or packages that the comparison does not have. `make test-truth` wrote this page.
+"""
+PAGE_WIDTH = 140
 
 
 def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str], current: int) -> str:
     """The page docs/truth.md. `current`: how many rows are from this code."""
     rows = sorted(rows, key=lambda row: row.id)
-    head = HEAD.format(**versions, **figures(rows), current=current, kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
-    lines = [head + "\n".join(f"| {' | '.join(row)} |" for row in _table(rows)), NOTES]
+    head = HEAD.format(**versions, **figures(rows), kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
+    notes = NOTES.format(unmade=len(unmade), current=current)
+    lines = [head + "\n".join(f"| {' | '.join(row)} |" for row in _table(rows)), notes]
     for kind in ("false yes", "false no", "crash"):
         stages: dict[tuple[str, str], list[str]] = defaultdict(list)
         for fault, by_family in families(rows).items():
@@ -202,12 +212,21 @@ def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, s
         if members:
             lines += [f"## Open: {kind}", "", *_first(members), ""]
     lines += _unknown(rows)
-    if unmade:
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def unbuilt_page(unmade: Iterable[Unmade]) -> str:
+    """The page docs/truth-unbuilt.md."""
+    lines = [UNBUILT]
+    for library, items in groupby(sorted(unmade, key=lambda item: (item.by, item)), key=attrgetter("by")):
         ids_of: dict[str, list[str]] = defaultdict(list)
-        for item in sorted(unmade):
-            ids_of[f"{item.by}: {_plain(item.message)}"].append(item.id)
-        lines += ["## What was not made", "", NOT_MADE, ""]
-        lines += [f"- {message}: `{'`, `'.join(ids)}`" for message, ids in sorted(ids_of.items())]
+        for item in items:
+            ids_of[_plain(item.message)].append(item.id)
+        lines += [f"## {library}", ""]
+        for message, ids in sorted(ids_of.items()):
+            text = f"- {message}: `{'`, `'.join(ids)}`"
+            lines += wrap(text, PAGE_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
