@@ -66,7 +66,7 @@ MASKS = (
     (r"sha256:[0-9a-f]{64}", "DIGEST"),
     (r"(?<=\S)  +", " "),
     (r"job_[0-9a-f]+", "JOB"),
-    (r"source .*", "source FOLDER"),
+    (r"source /\S*(?=/models/)", "source FOLDER"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "TIME"),
     (r"\d+(?:\.\d+)? ?(?:[kMG]?B|[kM])?\b", "N"),
 )
