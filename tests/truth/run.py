@@ -50,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, default=Path(".cache/truth"))
     parser.add_argument("--only-check", action="store_true", help="ask the domain alone, without push and worker")
     parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
-    parser.add_argument("--page", type=Path, help="write this page about the last answers to every case of the journal, and NAME-unbuilt.md")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="write this page about the last answers to every case of the journal, and NAME-unbuilt.md",
+    )
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with forked_programs(), Run(options.journal, options.ids, only_check=options.only_check) as run:

@@ -150,9 +150,9 @@ def _difference(row: Row, stage: str) -> str:
 HEAD = """\
 # How far verdicts agree with PEFT
 
-PEFT {peft} itself (with transformers {transformers} and torch {torch}) and the registry answered about the same adapters: {cases}
-cases of {methods} methods and {architectures} architectures. {honest} of them are honest adapters, {honest_unknown} of those without a
-verdict.
+PEFT {peft} itself (with transformers {transformers} and torch {torch}) and the registry answered about the
+same adapters: {cases} cases of {methods} methods and {architectures} architectures. {honest} of them are honest
+adapters, {honest_unknown} of those without a verdict.
 
 | stage | {kinds} |
 |---|{rule}
@@ -160,8 +160,8 @@ verdict.
 NOTES = """
 - **Stages.** `check` is the domain alone. `compat`, `weights`, `engine` (the rules about PEFT) and `smoke` are stored
   verdicts after a push and a worker's run. `all` is what a gate makes of them.
-- **False yes.** PEFT says no, and the stage passes. A stage that sees no numbers answers for structure only: `compat` is
-  what headers show, so a lost tensor of some methods is seen by `smoke` first.
+- **False yes.** PEFT says no, and the stage passes. A stage that sees no numbers answers for structure only: `compat`
+  is what headers show, so a lost tensor of some methods is seen by `smoke` first.
 - **False no.** PEFT says yes to an honest adapter, and the stage fails it.
 - **Stricter.** PEFT tolerates a damaged or malformed adapter that the registry refuses.
 - **Unknown.** No verdict, and no other stage says no.
