@@ -3,10 +3,6 @@
 - A table shows times as `3 h ago` and is cut to the terminal: long cells first, then columns from the right. `wide`
   and files get every column, whole, with exact times.
 - CSV has exact values, such as bytes and ISO times. A text that a spreadsheet would read as a formula begins with `'`.
-
-Example
-    >>> Table((Column[str]("name", str),)).lines(["acme/support"], width=None)
-    ['NAME', 'acme/support']
 """
 
 from __future__ import annotations

@@ -220,8 +220,8 @@ LIMITS = {
         },
         "registry.server.access.issuers": {
             "LIFETIME_LIMIT_SECONDS": "lifetime of an identity token",
-            "GROUPS_LIMIT": "groups of an identity token that are read",
             "JTI_LIMIT": "characters of an identity token's `jti`",
+            "GROUPS_LIMIT": "groups of an identity token",
         },
         "registry.client.fleet_file": {"FILE_LIMIT_BYTES": "file of `adapter apply`"},
         "registry.api.transfer": {

@@ -120,6 +120,8 @@ def test_groups_of_the_identity_provider_have_roles_while_their_members_are_sign
         harness.admin.grant_role("acme", "group:ml", "reader")
         other = harness.client(sign_in(harness, people.sign(groups=groups, **person)).secret)
         assert other.whoami().roles == {}
+    with pytest.raises(Unauthenticated, match="lists 201 groups"):
+        sign_in(harness, people.sign(groups=[f"g{number}" for number in range(201)], **person))
     with pytest.raises(Unauthenticated):
         sign_in(harness, people.sign(sub="u2", email="group:ml", email_verified=True))
 

@@ -78,10 +78,14 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+
+
 def test_the_wheel_holds_one_package_with_the_command_line_and_the_migrations_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry"}
-    commands = {f"registry/{path.relative_to(import_table.ROOT)}" for path in (import_table.ROOT / "cli").rglob("*.py")}
+    commands = {f"registry/{path.relative_to(import_table.ROOT)}" for path in _files(import_table.ROOT / "cli")}
     assert {name for name in names if name.startswith("registry/cli/")} == commands
     package = zipfile.ZipFile(wheel).read("registry/cli/__init__.py")
     assert package == (import_table.ROOT / "cli/__init__.py").read_bytes(), "the checkout's pointer to cli/ was shipped"

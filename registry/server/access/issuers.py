@@ -156,7 +156,7 @@ class Issuers:
         return frozenset(name for name, issuer in self._issuers.items() if issuer.login_claim)
 
     def verify(self, assertion: str) -> IdentityToken:
-        """Verify an identity token. `Unauthenticated` with one text, whatever is wrong with it."""
+        """Verify an identity token. `Unauthenticated` with one text, whatever is wrong with it but too many groups."""
         try:
             unverified = jwt.decode(assertion, options={"verify_signature": False})
             issuer = self._issuers[unverified["iss"]]
@@ -187,7 +187,13 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     subject = login if isinstance(login, str) else ""
     groups = claims.get(issuer.groups_claim) if issuer.groups_claim else None
     names = {f"{GROUP}{name}" for name in groups if isinstance(name, str)} if isinstance(groups, list) else set()
-    subjects = tuple(sorted(filter(is_subject, names))[:GROUPS_LIMIT])
+    if len(names) > GROUPS_LIMIT:  # a part of them could hold another right at each sign-in
+        raise Unauthenticated(
+            "UNAUTHORIZED",
+            f"the identity token lists {len(names)} groups, more than {GROUPS_LIMIT}",
+            next_step="let the identity provider send only the groups that have roles here",
+        )
+    subjects = tuple(sorted(filter(is_subject, names)))
     return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim), subjects)
 
 
