@@ -179,7 +179,7 @@ reference: venv  ## write docs/reference/ from the code
 	@$(PYTHON) -m scripts.reference
 
 docs: venv  ## build the documentation site into site/, strictly and offline
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 	@echo "site/index.html (with search: $(PYTHON) -m http.server -d site)"
 
 release-check: venv  ## check that registry.__version__, the version tags and CHANGELOG.md agree

@@ -16,6 +16,7 @@ from registry import errors
 from registry.events import FORMER_TYPES, EventType
 from registry.findings import FORMER_CODES
 from registry.server import app
+from registry.server.http.middleware import BODY_BYTES_PER_SECOND
 from scripts import reference
 from scripts.reference import cli, findings, limits, rest, settings
 from scripts.reference import errors as error_page
@@ -47,6 +48,18 @@ def test_every_error_code_has_a_meaning_and_a_next_step() -> None:
     codes = {code for kind in kinds for code in kind.CODES}
     assert set(error_page.rows()) == codes
     assert [code for code, row in error_page.rows().items() if not (row["means"] and row["fix"])] == []
+
+
+def test_the_page_says_which_options_are_required() -> None:
+    rows = {line for line in cli.markdown().splitlines() if line.startswith("| `--issuer`")}
+    assert rows == {"| `--issuer` `TEXT` | Issuer of the identity tokens (their claim `iss`). Required. |"}
+
+
+def test_the_texts_on_slow_bodies_name_the_rate_of_the_code() -> None:
+    rate = f"{BODY_BYTES_PER_SECOND // 1024} KiB per second"
+    meanings = {name: meaning for name, meaning, _ in settings.server()}
+    assert rate in meanings["REGISTRY_STALL_SECONDS"]
+    assert rate in error_page.rows()["BODY_STALLED"]["means"]
 
 
 def test_every_variable_that_the_code_reads_is_documented_and_every_documented_one_is_read() -> None:

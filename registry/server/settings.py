@@ -66,7 +66,7 @@ class Settings:
     streams_per_token: int = 64
     """Event streams and waiting event requests of one token, for each server process. 0: unlimited."""
     stall_seconds: int = 60
-    """Seconds after which a request body that brings less than 1 KiB per second is aborted."""
+    """Seconds after which a request body that brings less than 16 KiB per second is aborted."""
     failpoints: str = ""
     """For crash tests only: points in the code at which the server dies, fails or waits."""
     admin_token_sha256: str = ""

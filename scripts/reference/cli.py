@@ -118,4 +118,5 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
     shown = option.show_default or (option.show_default is None and is_number)
     hint = f" Default: `{default}`." if shown and not option.is_flag and default not in (None, "", ()) else ""
-    return names + metavar, (option.help or "") + (hint if "Default" not in (option.help or "") else "")
+    help_text = (option.help or "") + (" Required." if option.required else "")
+    return names + metavar, help_text + (hint if "Default" not in help_text else "")
