@@ -17,11 +17,21 @@ from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
+from registry.structs import first_problem
 
 from .console import arguments, groups, output, session
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 STRICT = "=pass"
+
+
+class _RequiredCheck(click.Choice[str]):
+    """A check that a gate can require by its name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value).removesuffix(STRICT) == Check.ENGINE:
+            self.fail("name the engine with --engine, such as --engine vllm==0.33.0", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -32,7 +42,7 @@ def gate() -> None:
 @gate.command("set")
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@click.option("--require", "requires", multiple=True, type=click.Choice([*CHECKS, *(c + STRICT for c in CHECKS)]),
+@click.option("--require", "requires", multiple=True, type=_RequiredCheck([*CHECKS, *(c + STRICT for c in CHECKS)]),
               help="Required check (repeatable); =pass also rejects warnings.")  # fmt: skip
 @click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
 @click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
@@ -60,7 +70,7 @@ def set_gate(
             soak_in=soak_in, soak_seconds=soak_seconds, signed_by=signed_by,
         )  # fmt: skip
     except ValidationError as e:
-        raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
+        raise Invalid("REQUEST_INVALID", "this gate can never open: " + first_problem(e, "")[1]) from e
     session.answer(lambda registry: registry.set_gate(scope, alias, new_gate), _print)
 
 

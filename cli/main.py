@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 COMPLETION = "_ADAPTER_COMPLETE"
 """Variable by which a shell requests completions."""
+
+_DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json|yaml))(?![^\0])")
+"""The option that asks for a document, in words that are joined by NUL and that click may not be able to parse."""
 
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "remove", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
@@ -162,6 +166,11 @@ class LazyGroup(click.Group):
             load(".console.completion", "register")()
         return super().main(*args, **options)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words: an error in them is a document if one of them asks for that."""
+        ctx.meta["cli.words"] = args[: args.index("--")] if "--" in args else list(args)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """The names of all commands, in the order of the help."""
         return list(COMMANDS)
@@ -185,10 +194,16 @@ class LazyGroup(click.Group):
         """Run the command; errors end in a message and the exit code of the error's class."""
         try:
             return super().invoke(ctx)
-        except (NoSuchCommand, NoSuchOption) as error:
-            raise _with_suggestions(error) from None
-        except (click.exceptions.Exit, click.ClickException):
+        except click.exceptions.Exit:
             raise
+        except click.ClickException as error:
+            if isinstance(error, NoSuchCommand | NoSuchOption):
+                error = _with_suggestions(error)
+            document_option = _DOCUMENT_OPTION.search("\0".join(ctx.meta["cli.words"]))
+            if document_option is None:
+                raise error from None
+            ctx.meta["cli.output"] = document_option[1] or "json"
+            ctx.exit(load(".console.output", "print_usage_error")(error, ctx))
         except (KeyboardInterrupt, click.Abort):
             ctx.exit(load(".console.output", "print_interrupted")(ctx))
         except Exception as error:

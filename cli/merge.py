@@ -224,7 +224,10 @@ def print_report(title: str, report: MergeReport) -> None:
 @click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
 @click.option("--message", "-m", default="", help="Message of the new version.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
-def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool) -> None:
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+def convert(
+    ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool, timeout: float | None
+) -> None:  # fmt: skip
     """Convert a version to another format, as a new version: canonical, plain, peft, diffusers or gguf.
 
     If only names change, this machine converts; if values change, a worker does.
@@ -232,7 +235,9 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
     request = Conversion(to=TargetFormat(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
     with session.registry() as registry:
         outcome = conversion.convert(registry, ref, request)
-        job = jobs.wait_for(registry, outcome.job.id) if outcome.job is not None and wait else outcome.job
+        job = outcome.job
+        if job is not None and (wait or timeout):
+            job = jobs.wait_for(registry, job.id, timeout)
     if job is None:
         output.answer(
             {"version": outcome.pushed and outcome.pushed.version, "report": outcome.report},

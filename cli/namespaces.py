@@ -89,9 +89,12 @@ def change(
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
-@click.argument("role", type=click.Choice([role.value for role in Role]))
+@click.argument("role", type=click.Choice([role.value for role in Role]), metavar="ROLE")
 def grant(name: str, subject: str, role: str) -> None:
-    """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""
+    """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all.
+
+    ROLE is reader, pusher, promoter, owner or auditor.
+    """
     session.answer(
         lambda registry: registry.grant_role(name, subject, role),
         lambda _: output.line(f"{subject} is {role} in {name}."),

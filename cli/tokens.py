@@ -39,7 +39,7 @@ def login(url: str, insecure: bool) -> None:
     Registry(url).close()  # a wrong URL ends here, before the prompt
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
-        raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
+        raise Invalid("REQUEST_INVALID", "no token was given", next_step="set ADAPTER_TOKEN or pipe the token")
     who, used_url = _sign_in(url, secret, insecure=insecure)
     path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
 
@@ -87,7 +87,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
     """
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
-        raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
+        raise Invalid("REQUEST_INVALID", "no token was given", next_step="set ADAPTER_TOKEN or pipe the token")
     who, used_url = _sign_in(url, secret, insecure=insecure)
     profile = session.read_profile()
     contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}

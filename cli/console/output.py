@@ -200,6 +200,7 @@ def confirm(question: str, yes: bool) -> None:
     except click.Abort:
         if sys.stdin.isatty():  # Ctrl-C; else standard input has ended
             raise
+        click.echo(err=True)  # the question stands alone on its line
         answer = "missing"
     if answer != "yes":
         raise errors.Invalid(
@@ -226,6 +227,16 @@ def print_error(error: Exception, ctx: click.Context) -> int | None:
     if known_error.next_step:
         line(strong("Next: ") + known_error.next_step, err=True)
     return EXIT_CODES[type(known_error)]
+
+
+def print_usage_error(error: click.ClickException, ctx: click.Context) -> int:
+    """Print an error in the words of a command line as a document, and return its exit code."""
+    own = error.ctx if isinstance(error, click.UsageError) and error.ctx is not None else ctx
+    problem = errors.Invalid(
+        "REQUEST_INVALID", error.format_message(), next_step=f"read `{own.command_path} --help`"
+    ).to_problem()
+    click.echo(document_text(problem, ctx), err=True)
+    return error.exit_code
 
 
 def print_interrupted(ctx: click.Context) -> int:
@@ -266,9 +277,8 @@ def _invalid_request(error: Any) -> RegistryError | None:
     requests = main.load("registry.api.models", "Request").__subclasses__()  # loaded if one has refused something
     if error.title not in {schema.__name__ for schema in requests}:
         return None
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    return errors.Invalid("REQUEST_INVALID", f"{'.'.join(map(str, first['loc']))}: {message}")
+    location, message = main.load("registry.structs", "first_problem")(error, "")
+    return errors.Invalid("REQUEST_INVALID", f"{location}: {message}" if location else message)
 
 
 # ------------------------------------------------------------------ pages

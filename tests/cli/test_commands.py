@@ -99,6 +99,26 @@ def test_an_unknown_command_is_a_usage_error(cli: CommandRunner) -> None:
     assert "No such command" in cli("frobnicate", expect=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "--limit", "0", "--json"], "'--limit'"), (["list", "--limit", "0", "-ojson"], "'--limit'"),
+        (["base", "list", "--frobnicate", "--output=json"], "--frobnicate"),
+        (["frobnicate", "-o", "json"], "frobnicate"), (["show", "--json"], "Missing argument"),
+        (["gate", "set", "acme:prod", "--require", "engine", "--json"], "name the engine with --engine"),
+    ],
+)  # fmt: skip
+def test_a_usage_error_is_a_document_if_one_was_asked_for(cli: CommandRunner, words: list[str], message: str) -> None:
+    result = cli(*words, expect=2)
+    assert (result.stdout, result.problem["code"]) == ("", "REQUEST_INVALID")
+    assert message in result.problem["detail"]
+    assert "--help" in result.problem["next_step"]
+
+
+def test_a_usage_error_is_text_if_no_document_was_asked_for(cli: CommandRunner) -> None:
+    assert cli("list", "--limit", "0", "--", "--json", expect=2).stderr.startswith("Usage:")
+
+
 @pytest.mark.parametrize("json_option", [[], ["--json"]])
 def test_ctrl_c_exits_130(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, json_option: list[str]) -> None:
     def interrupt(*_: object, **__: object) -> None:

@@ -53,6 +53,7 @@ def test_names_are_repaired_locally(cli: CommandRunner) -> None:
 def test_conversions_of_values_are_queued_and_wrong_requests_refused(cli: CommandRunner) -> None:
     cli("push", samples.write(samples.lora(samples.llama()), cli.folder / "plain"), "acme/support")
     assert "adapter worker" in cli("convert", "acme/support", "--to", "canonical").stdout
+    assert "adapter job" in cli("convert", "acme/support", "--to", "canonical", "--timeout", 0.01, expect=75).stderr
     refused = cli("convert", "acme/support", "--to", "plain", expect=2)
     assert "PiSSA and OLoRA" in refused.stderr
     assert "CONVERSION_INVALID" in cli("convert", "acme/support", "--to", "peft", "--json", expect=2).stderr

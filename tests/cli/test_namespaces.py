@@ -38,6 +38,7 @@ def test_a_closed_standard_input_is_bad_usage(cli: CommandRunner) -> None:
     cli("namespace", "create", "empty")
     result = cli("namespace", "delete", "empty", stdin="", expect=2)
     assert "pass --yes" in result.stderr
+    assert "Error: not done: the answer is missing" in result.stderr.splitlines()
 
 
 def test_a_job_exchanges_its_identity_token_from_a_pipe(

@@ -117,6 +117,11 @@ def test_an_invalid_url_is_bad_input(cli: CommandRunner) -> None:
     assert "registry URL" in cli("list", expect=2, ADAPTER_REGISTRY="localhost", ADAPTER_TOKEN="t").stderr
 
 
+def test_a_login_without_a_token_says_where_it_is_read(cli: CommandRunner) -> None:
+    result = cli("login", "http://127.0.0.1:9", expect=2, stdin="", ADAPTER_TOKEN="")
+    assert "Next: set ADAPTER_TOKEN or pipe the token" in result.stderr
+
+
 def test_an_old_schema_is_refused_with_the_next_step(cli: CommandRunner, tmp_path: Path) -> None:
     path = tmp_path / "data" / "registry.db"
     path.unlink()
