@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Protocol, Self
 
@@ -20,6 +20,13 @@ from registry.errors import Invalid
 _LOCATION = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `([^`]*)`")
 _INDEX = re.compile(r"\[(\d+)\]")
+_PATTERNS: dict[str, str] = {}
+"""A regular expression, as an error quotes it → the rule in words."""
+_TYPES = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "object": "an object",
+    "array": "a list", "null": "null",
+}  # fmt: skip
+_UNITS = {"str": "characters", "bytes": "bytes"}
 Moment = Annotated[datetime, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 SCHEMA_MARK = "x-struct"
 """Key of the JSON Schema by which pydantic refers to a struct; the OpenAPI document resolves it."""
@@ -135,13 +142,53 @@ def schema_components(structs: Sequence[type]) -> dict[str, dict[str, Any]]:
     return plain
 
 
+def pattern(expression: str, words: str) -> str:
+    """The regular expression of a field. An error states the rule in these words."""
+    _PATTERNS[repr(expression)] = _PATTERNS[f"'{expression}'"] = words
+    return expression
+
+
+def _types(names: str) -> str:
+    return " or ".join(_TYPES.get(name, name) for name in names.split(" | "))
+
+
+def _pattern_rule(quoted: str) -> str:
+    return _PATTERNS.get(quoted, f"must match the pattern {quoted}")
+
+
+_RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
+    (re.compile(expression, re.DOTALL), rule)
+    for expression, rule in (
+        (r"Value error, (.*)", lambda m: state_rule(m[1])),
+        (r"(?:Expected `str` matching regex|String should match pattern) (.*)", lambda m: _pattern_rule(m[1])),
+        (r"Expected `(\w+)` of length (<=|>=) (\d+)",
+         lambda m: f"must have at {'most' if m[2] == '<=' else 'least'} {m[3]} {_UNITS.get(m[1], 'entries')}"),
+        (r"Expected `(?:int|float)` (<=|>=) (.*)",
+         lambda m: f"must be at {'most' if m[1] == '<=' else 'least'} {m[2]}"),
+        (r"Expected `(.+)`, got `(.+)`", lambda m: f"must be {_types(m[1])}, not {_types(m[2])}"),
+        (r"(?:Object contains unknown field .*|Extra inputs are not permitted)", lambda _: "is not a field here"),
+        (r"(?:Object missing required field .*|Field required)", lambda _: "is missing"),
+        (r"[A-Z]\w+ should (.*?)( after validation.*)?", lambda m: f"must {m[1]}"),
+    )
+)  # fmt: skip
+"""What a message of pydantic or msgspec looks like, and how this registry states the rule."""
+
+
+def state_rule(message: str) -> str:
+    """The rule that a value breaks, without the wording of the library that checked it."""
+    for expression, rule in _RULES:
+        if match := expression.fullmatch(message):
+            return rule(match)
+    return message
+
+
 def first_problem(error: Exception, default: str) -> tuple[str, str]:
     """Where a document is wrong first (`default` for the document itself), and why. Of pydantic's errors, too."""
     if callable(errors := getattr(error, "errors", None)):
         first = errors()[0]
-        return ".".join(str(part) for part in first["loc"]) or default, str(first["msg"])
+        return ".".join(str(part) for part in first["loc"]) or default, state_rule(str(first["msg"]))
     text = str(error)
     match, field = _LOCATION.search(text), _FIELD.search(text)
     location = _INDEX.sub(r".\1", match[1].replace("[...]", ".*")).lstrip(".") if match else ""
     parts = [location, field[1] if field else ""]
-    return ".".join(filter(None, parts)) or default, text[: match.start()] if match else text
+    return ".".join(filter(None, parts)) or default, state_rule(text[: match.start()] if match else text)

@@ -10,17 +10,20 @@ from datetime import datetime
 from pydantic import Field
 
 from registry.api.models import Answer, ItemList, ItemPage, PrintableText, Request
+from registry.structs import pattern
 
 SUBJECT_LIMIT = 200
 LIFETIME_LIMIT_SECONDS = 366 * 24 * 3600
-SUBJECT = r"^[!-~]*$"
+SUBJECT = pattern(r"^[!-~]*$", "must be visible ASCII characters without spaces")
 """A subject is visible ASCII without spaces, such as `alice@example.org`."""
 
 
 class TokenCreate(Request):
     """A new token."""
 
-    name: PrintableText = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
+    name: PrintableText = Field(
+        min_length=1, max_length=100, pattern=pattern(r"^[^\n\t]*$", "must have no line breaks and no tabs")
+    )
     scopes: list[str]
     namespaces: list[str] = ["*"]
     expires_in_seconds: int | None = Field(default=None, ge=1, le=LIFETIME_LIMIT_SECONDS)

@@ -11,7 +11,7 @@ from msgspec import Meta
 from registry.api import AnswerStruct, RequestStruct, StructPage, check_field, check_printable
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
-from registry.structs import Moment
+from registry.structs import Moment, pattern
 from registry.versions.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
 from registry.versions.provenance import URI_LIMIT, Provenance
 
@@ -39,7 +39,15 @@ def _check_moment(text: str) -> None:
         raise ValueError("this moment in UTC is not in the years 1 to 9999") from e
 
 
-MetadataKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$(?!\n)")]
+MetadataKey = Annotated[
+    str,
+    Meta(
+        pattern=pattern(
+            r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$(?!\n)",
+            "a key has 1 to 63 letters, digits and . _ / -, and begins with a letter or digit",
+        )
+    ),
+]
 """`$` alone matches before a last line break, too: msgspec uses Python's patterns."""
 LinkUrl = Annotated[str, Meta(max_length=URI_LIMIT)]
 

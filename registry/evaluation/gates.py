@@ -77,7 +77,9 @@ class Gate(FrozenModel):
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
         if self.approvers and self.approvals > len(set(self.approvers)):
-            raise ValueError(f"approvals: requires {self.approvals}, and lists {len(set(self.approvers))} approvers")
+            raise ValueError(
+                f"approvals: {self.approvals} are required, and the number of approvers is {len(set(self.approvers))}"
+            )
         if bool(self.soak_in) != bool(self.soak_seconds):
             raise ValueError("soak_in and soak_seconds: give both or none")
         if Check.ENGINE in (*self.requires, *self.passes):

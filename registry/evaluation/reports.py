@@ -17,6 +17,7 @@ from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding, convert_old_finding
 from registry.model import FrozenModel
+from registry.structs import pattern
 
 MODULES_LIMIT = 4000
 TOOLS_LIMIT = 64
@@ -24,7 +25,9 @@ TOOLS_LIMIT = 64
 Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
 
 
-MeasurementName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
+MeasurementName = Annotated[
+    str, Field(pattern=pattern(r"^[a-z0-9_]{1,60}$", "must be 1 to 60 lowercase letters, digits and _"))
+]
 Number = Annotated[StrictBool | StrictInt | StrictFloat, Field(ge=-(2**63), le=2**63)]
 ModulePath = Annotated[str, Field(max_length=600)]
 ModuleNorms = tuple[Number | None, Number | None, Number | None, Number | None]

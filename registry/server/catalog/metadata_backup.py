@@ -32,6 +32,7 @@ from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore
+from registry.structs import first_problem
 from registry.versions.manifest import Edge, Manifest
 
 VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"
@@ -75,7 +76,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as e:
-            raise Invalid("MANIFEST_INVALID", f"record: {e.errors()[0]['msg']}") from e
+            raise Invalid("MANIFEST_INVALID", "record: {}: {}".format(*first_problem(e, "document"))) from e
 
 
 class BaseRecord(Record):

@@ -21,6 +21,7 @@ from registry.findings import Finding
 from registry.server.http.idempotency import store_no_answer
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
+from registry.structs import state_rule
 
 STATUS_OF_CLASS: dict[type[RegistryError], int] = {
     errors.NotFound: 404,
@@ -161,7 +162,7 @@ def _handle_validation_error(request: Request, exception: Exception) -> Response
 
 def _finding(item: Any) -> Finding:
     location = ".".join(str(part) for part in item["loc"])[:300]
-    return Finding(f"request.{item['type'].replace('-', '_')}", location, str(item["msg"])[:500])
+    return Finding(f"request.{item['type'].replace('-', '_')}", location, state_rule(str(item["msg"]))[:500])
 
 
 def _handle_disconnect(request: Request, _exception: Exception) -> Response:

@@ -17,11 +17,12 @@ from registry.server.evaluation import engine_compat
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
 from registry.server.pages.rendering import create_router, render
 from registry.server.sessions.visitors import VisitorDep
+from registry.structs import pattern
 
 router = create_router()
 PAGE_ADAPTERS = 25
 CHECKS = (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)
-Number = Annotated[str, Query(max_length=9, pattern="^[0-9]*$")]
+Number = Annotated[str, Query(max_length=9, pattern=pattern("^[0-9]*$", "must be digits only"))]
 CheckText = Annotated[str, Query(max_length=PROFILE_LIMIT)]
 
 

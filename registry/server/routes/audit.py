@@ -39,6 +39,7 @@ from registry.server.http import routing
 from registry.server.http.conditional import IMMUTABLE
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
+from registry.structs import pattern
 from registry.tlog import tiles
 
 router = routing.create_router("audit")
@@ -136,7 +137,7 @@ async def stream_events(
     after: After = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
     object: deps.Text = "",
-    last_event_id: Annotated[str, Header(max_length=15, pattern="^[0-9]*$")] = "",
+    last_event_id: Annotated[str, Header(max_length=15, pattern=pattern("^[0-9]*$", "must be digits only"))] = "",
 ) -> StreamingResponse:
     """Stream events as they happen (server-sent events). `Last-Event-ID` resumes a broken stream."""
     reader = _EventReader(request, engine, log, EventSearch(tuple(action), object))

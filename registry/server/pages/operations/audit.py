@@ -15,11 +15,12 @@ from registry.server.http.dependencies import AuditLogDep, BlobsHandleDep, Curso
 from registry.server.pages.rendering import create_router, render
 from registry.server.promotion import attestations
 from registry.server.sessions.visitors import SignedInDep
+from registry.structs import pattern
 
 router = create_router()
 PAGE_EVENTS = 100
 CURSOR_DIGITS = 15
-Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern="^[0-9]*$")]
+Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern=pattern("^[0-9]*$", "must be digits only"))]
 
 
 @router.get("/audit")
