@@ -33,6 +33,12 @@ _EFFECT_WORDS = {
     "wrong_output": "loads it and answers wrongly",
     "needs_setting": "needs another setting",
 }
+_EFFECT_WORDS_IF_UNEXAMINED = {
+    "refuses": "would refuse it",
+    "ignores_silently": "would load it and silently ignore this part",
+    "wrong_output": "would load it and answer wrongly",
+    "needs_setting": "would need another setting",
+}
 
 
 class EngineProfile(FrozenModel):
@@ -167,15 +173,22 @@ def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], sett
 
 
 def _about_version(rules: EngineRules, profile: EngineProfile, version: Version) -> list[Finding]:
-    examined = sorted(version_of(v) for v in rules.examined)
-    if version[:2] < examined[0][:2] or version[:2] > examined[-1][:2]:
-        span = f"{rules.examined[0]} to {rules.examined[-1]}" if len(examined) > 1 else rules.examined[0]
+    if _nearest_examined(rules, version):
+        span = f"{rules.examined[0]} to {rules.examined[-1]}" if len(rules.examined) > 1 else rules.examined[0]
         message = f"{rules.title} {profile.version} has not been examined (examined: {span}). Its rules may differ"
         return [_finding(rules, "version", "unknown", message)]
     if rules.from_documentation:
         message = f"the rules of {rules.title} are from documentation, not from code or a run. {rules.note}"
         return [_finding(rules, "documentation", "warning", message)]
     return []
+
+
+def _nearest_examined(rules: EngineRules, version: Version) -> str:
+    """The oldest or newest examined version, for a version outside of them; else empty."""
+    oldest, *_, newest = sorted((*rules.examined, *rules.examined), key=version_of)
+    if version[:2] < version_of(oldest)[:2]:
+        return oldest
+    return newest if version[:2] > version_of(newest)[:2] else ""
 
 
 def _finding(rules: EngineRules, what: str, severity: Any, message: str, expected: str = "") -> Finding:
@@ -188,8 +201,10 @@ def _finding_of_rule(rules: EngineRules, rule: Rule, values: Mapping[str, Any], 
     message = rule.message.format_map(shown)
     answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""
     fix = f" {rule.fix.format_map(shown)}." if rule.fix else ""
+    nearest = _nearest_examined(rules, version_of(profile.version))
+    effect = f"{_EFFECT_WORDS_IF_UNEXAMINED[rule.effect]} by the rules of {nearest}" if nearest else ""
     message = (
-        f"{rules.title} {profile.version} {_EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
+        f"{rules.title} {profile.version} {effect or _EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
         f" [{rule.verified}: {rule.source}]"
     )
     return _finding(rules, rule.property, rule.severity, message, expected=rule.effect)

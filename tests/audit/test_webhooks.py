@@ -273,6 +273,13 @@ def test_no_request_waits_for_a_name_server(harness: Harness, monkeypatch: pytes
 
 
 @pytest.mark.security
+def test_a_refused_address_names_the_setting_that_allows_it() -> None:
+    with pytest.raises(Invalid, match=r"url: 127\.0\.0\.1 is not a public address") as refused:
+        target.check_url("http://127.0.0.1:9/", "")
+    assert "REGISTRY_WEBHOOK_PRIVATE" in refused.value.next_step
+
+
+@pytest.mark.security
 @pytest.mark.parametrize("port", [22, 25, 80, 6379, 65535])
 def test_a_public_host_is_called_on_https_ports_only(port: int) -> None:
     for check in (target.check_url, target.resolve_target):

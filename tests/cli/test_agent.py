@@ -116,6 +116,9 @@ def test_the_api_key_of_an_engine_comes_from_the_environment(
 def test_an_unknown_engine_kind_and_a_wrong_port_are_errors(cli: CommandRunner) -> None:
     cli.add_base()
     words = ["agent", "--base", "tiny-llama", "--dir", cli.folder, "--once", "--json", "--engine"]
-    assert "is none of: vllm=URL" in cli(*words, "tgi=http://127.0.0.1", expect=2).problem["detail"]
+    assert (
+        "must be KIND=LOCATION, such as vllm=http://127.0.0.1:8000"
+        in cli(*words, "tgi=http://127.0.0.1", expect=2).problem["detail"]
+    )
     wrong = cli(*words, f"dir={cli.folder}/served", "--metrics-port", "x:y", expect=2)
     assert "[HOST:]PORT" in wrong.problem["detail"]

@@ -48,6 +48,29 @@ def test_tags_and_descriptions_are_set_shown_and_found(released: CommandRunner) 
     assert released("describe", "acme/support").stdout == "acme/support  no description, tags or links\n"
 
 
+def test_a_bad_tag_is_refused_with_the_rule_in_words(released: CommandRunner) -> None:
+    rule = "a key has 1 to 63 letters, digits and . _ / -, and begins with a letter or digit"
+    assert cli_detail(released, "tag", "add", "acme/support", "a b=c").endswith(f"tags: {rule}")
+    assert cli_detail(released, "tag", "add", "acme/support@1", "a b=c").endswith(f"tags: {rule}")
+    assert "must have at most 200 characters" in cli_detail(released, "tag", "add", "acme/support", f"a={'c' * 201}")
+
+
+def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) -> None:
+    cli.add_base()
+    cli.push("acme/support")
+    cli("promote", "acme/support@1", "canary")
+    assert cli("delete", "acme/support@1", "--yes", expect=5).stderr.splitlines()[:3] == [
+        "Error: cannot delete acme/support@1: there are 2 reasons",
+        "  - it is the only version of acme/support",
+        "  - the alias acme/support:canary points at it",
+    ]
+
+
+def cli_detail(cli: CommandRunner, *words: str) -> str:
+    detail: str = cli(*words, "--json", expect=2).problem["detail"]
+    return detail
+
+
 def test_a_push_seals_annotations_and_sets_tags(cli: CommandRunner) -> None:
     cli.add_base()
     pushed = cli.push("acme/support", "--annotation", "seed=7", "--tag", "team=nlp", "--param", "lr=2e-4")["version"]

@@ -140,6 +140,16 @@ def test_an_unexamined_version_is_unknown(version: str) -> None:
     assert add_up(engines.judge(PLAIN, engines.profile(f"vllm=={version}"))) == Outcome.UNKNOWN
 
 
+def test_an_unexamined_version_is_judged_by_the_rules_of_the_nearest_one() -> None:
+    older, newer = (
+        "\n".join(finding.message for finding in engines.judge(facts_of(CASES["lora-bias"]), engines.profile(text)))
+        for text in ("vllm==0.1.0", "vllm==9.0")
+    )
+    examined = rulebook.engine("vllm").examined
+    assert f"vLLM 0.1.0 would refuse it by the rules of {examined[0]}: " in older
+    assert f"vLLM 9.0 would refuse it by the rules of {examined[-1]}: " in newer
+
+
 def test_a_patch_release_follows_the_version_before_it() -> None:
     assert codes(facts_of(CASES["pissa"]), "vllm==0.31.2") == codes(facts_of(CASES["pissa"]), "vllm==0.31.0")
 

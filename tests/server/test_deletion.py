@@ -106,7 +106,7 @@ def test_garbage_collection_erases_what_was_deleted_and_only_that(harness: Harne
 
 def test_what_needs_a_version_is_named(harness: Harness) -> None:
     pushed = harness.push("acme/support").version
-    with pytest.raises(Conflict, match="is the only version of its adapter"):
+    with pytest.raises(Conflict, match="cannot delete acme/support@1: it is the only version of acme/support"):
         harness.admin.delete_version("acme/support@1", force=True)
     harness.push("acme/support")
     harness.push("acme/child", parents=[Edge(relation=Relation.CONTINUED, digest=pushed.digest, name="acme/support")])
@@ -122,7 +122,7 @@ def test_what_needs_a_version_is_named(harness: Harness) -> None:
         ("version.job_runs", claimed.job.id), ("version.has_child", "acme/child@1"),
     ]  # fmt: skip
     assert caught.value.next_step.startswith("move it first: adapter rollback acme/support:canary")
-    with pytest.raises(Conflict, match="is where alias 'canary' points"):
+    with pytest.raises(Conflict, match="cannot delete acme/support@1: the alias acme/support:canary points at it"):
         harness.admin.delete_version("acme/support@1", force=True)
     harness.admin.promote("acme/support", "canary", "2", generation=1)
     assert [node.node for node in harness.admin.delete_version("acme/support@1", force=True).served_on] == ["gpu-1"]

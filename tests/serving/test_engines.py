@@ -243,5 +243,5 @@ def test_engines_are_named_by_kind_and_place() -> None:
     titles = [parse.title(text) for text in ("vllm=http://h:8000", "sglang=https://h", "nim=/srv/my nim", "dir=/")]
     assert titles == ["vllm-8000", "sglang", "nim-mynim", "dir"]
     for wrong in ("vllm", "vllm=", "vllm=localhost:8000", "tgi=http://h", "dir=", "=http://h"):
-        with pytest.raises(Invalid, match="is none of: vllm=URL"):
+        with pytest.raises(Invalid, match="must be KIND=LOCATION, such as vllm="):
             parse.engine(wrong)

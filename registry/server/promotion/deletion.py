@@ -72,10 +72,10 @@ def delete_version(
     if version.deleted_at is None:
         needs = [need for need in _find_needs(session, actor, name, version) if not force or need.code in FINAL]
         if needs:
-            more = f" (and {len(needs) - 1} more)" if len(needs) > 1 else ""
+            reasons = needs[0].message if len(needs) == 1 else f"there are {len(needs)} reasons"
             raise Conflict(
                 "VERSION_IN_USE",
-                f"version {version.number} of '{name}' {needs[0].message}{more}",
+                f"cannot delete {name}@{version.number}: {reasons}",
                 findings=needs,
                 next_step=_next_step(name, needs[0]),
             )
@@ -129,25 +129,25 @@ def _find_needs(session: Session, actor: Actor, name: AdapterName, version: Vers
         VersionRow.adapter_id == version.adapter_id, VersionRow.id != version.id, col(VersionRow.deleted_at).is_(None)
     )
     if session.exec(others.limit(1)).first() is None:
-        yield Finding.of("error", ONLY_VERSION, str(name), "is the only version of its adapter")
+        yield Finding.of("error", ONLY_VERSION, str(name), f"it is the only version of {name}")
     pointing = select(AliasRow.alias).where(AliasRow.version_id == version.id, AliasRow.alias != names.NEWEST)
     for alias in session.exec(pointing.order_by(col(AliasRow.alias))):
-        yield Finding.of("error", ALIAS_POINTS, f"{name}:{alias}", f"is where alias '{alias}' points")
+        yield Finding.of("error", ALIAS_POINTS, f"{name}:{alias}", f"the alias {name}:{alias} points at it")
     for node in reports.find_serving_nodes(session, name, version.digest):
-        message = f"is {node.state} on node {node.node}"
+        message = f"node {node.node} reports it as {node.state}"
         yield Finding.of("error", "version.on_node", node.node, message)
     running = select(JobRow.id).where(JobRow.version_id == version.id, JobRow.state == State.RUNNING)
     sources = queue.find_sources(session, name, (State.RUNNING,))
     uses = [*session.exec(running), *(job_id for job_id, number in sources if number == version.number)]
     for job_id in list(dict.fromkeys(uses))[:NEEDS_LIMIT]:
-        yield Finding.of("error", "version.job_runs", job_id, f"is used by the running job {job_id}")
+        yield Finding.of("error", "version.job_runs", job_id, f"the running job {job_id} uses it")
     yield from _find_children(session, actor, version)
     signed = select(AttestationRow.identity).where(
         AttestationRow.version_id == version.id, AttestationRow.made_by != actor.identity,
         col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
     )  # fmt: skip
     for identity in session.exec(signed.limit(NEEDS_LIMIT)):
-        yield Finding.of("error", "version.signed_by_other", identity, f"was signed by {identity}")
+        yield Finding.of("error", "version.signed_by_other", identity, f"{identity} has signed it")
 
 
 def _find_children(session: Session, actor: Actor, version: VersionRow) -> Iterator[Finding]:
@@ -160,10 +160,10 @@ def _find_children(session: Session, actor: Actor, version: VersionRow) -> Itera
     )
     for namespace, word, number, relation in session.exec(children.limit(NEEDS_LIMIT)):
         child = f"{namespace}/{word}@{number}"
-        yield Finding.of("error", "version.has_child", child, f"is a parent of {child} ({relation})")
+        yield Finding.of("error", "version.has_child", child, f"it is a parent of {child} ({relation})")
     fused = select(BaseRow.name).join(BaseEdgeRow, col(BaseEdgeRow.base_id) == col(BaseRow.id))
     for base in session.exec(fused.where(BaseEdgeRow.parent_digest == version.digest).limit(NEEDS_LIMIT)):
-        yield Finding.of("error", "version.has_child", base, f"was fused into the base {base}")
+        yield Finding.of("error", "version.has_child", base, f"it was fused into the base {base}")
 
 
 # ------------------------------------------------------------------ after the grace time

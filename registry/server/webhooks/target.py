@@ -26,6 +26,7 @@ LOOKUPS_LIMIT = 64
 """Lookups at a time. One that is given up counts until the resolver gives up, too."""
 _lookups = threading.BoundedSemaphore(LOOKUPS_LIMIT)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NEXT_STEP = "use a public https URL, or allow the network in the server's setting REGISTRY_WEBHOOK_PRIVATE"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -90,7 +91,8 @@ def _check_addresses(scheme: str, host: str, port: int, addresses: list[Address]
     allowed = [address for address in addresses if any(address in network for network in networks)]
     internal = [address for address in addresses if address not in allowed and not _is_public(address)]
     if internal:
-        raise _refused(f"{host} is {internal[0]}, which is not a public address")
+        subject = host if host == str(internal[0]) else f"{host} is {internal[0]}, which"
+        raise _refused(f"{subject} is not a public address")
     if addresses and len(allowed) == len(addresses):
         return
     if scheme == "http":
@@ -168,4 +170,4 @@ def _with_embedded(address: Address) -> list[Address]:
 
 def _refused(message: str) -> Invalid:
     findings = [Finding("url.refused", "url", message)]
-    return Invalid("URL_REFUSED", f"url: {message}", findings=findings, next_step="use a public https URL")
+    return Invalid("URL_REFUSED", f"url: {message}", findings=findings, next_step=_NEXT_STEP)

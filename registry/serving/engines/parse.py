@@ -26,7 +26,10 @@ def engine(text: str, key: str = "") -> EngineDriver:
         return IN_FOLDER[kind](Path(location).expanduser())
     if kind in AT_URL and urlsplit(location).scheme in ("http", "https") and urlsplit(location).hostname:
         return AT_URL[kind](location, key)
-    raise Invalid("SETTING_INVALID", f"engine {text[:80]!r} is none of: {POSSIBLE}")
+    raise Invalid(
+        "SETTING_INVALID",
+        f"engine {text[:80]!r} must be KIND=LOCATION, such as vllm=http://127.0.0.1:8000: one of {POSSIBLE}",
+    )
 
 
 def title(text: str) -> str:
