@@ -99,7 +99,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
 @context.command("use")
 @click.argument("name", default="")
 def use_context(name: str) -> None:
-    """Use a context from now on; without NAME, the registry of the last login."""
+    """Use a context from now on. Without NAME, use the registry of the last login."""
     profile = session.read_profile()
     url = session.find_context(profile, name).url if name else profile.url
     session.write_profile(replace(profile, context=name))
