@@ -188,7 +188,7 @@ def test_every_source_of_a_merge_that_waits_stays(acme: Harness) -> None:
         assert reasons(acme, RetentionRule(keep_newest=1), name)[1] == "+ is needed by a job"
     assert acme.admin.claim(ClaimRequest(worker="w", kinds=[Kind.MERGE])) is not None
     for name in (NAME, "acme/second"):
-        with pytest.raises(Conflict, match=f"is used by the running job {job.id}"):
+        with pytest.raises(Conflict, match=f"the running job {job.id} uses it"):
             acme.admin.delete_version(f"{name}@1")
     acme.give_back([job.id])
     acme.admin.cancel(job.id)
