@@ -22,6 +22,15 @@ from tests.worker import models
 
 pytestmark = pytest.mark.deep
 HOST = "registry.example.org"
+PRINT_KNOWN_HOSTS = f"""
+import socket
+for host in ("database", "bucket", "{HOST}"):
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        continue
+    print(host)
+"""
 PAGE = (ROOT / "docs/team-server.md").read_text()
 
 
@@ -111,6 +120,8 @@ def test_a_reader_of_the_page_has_a_server_that_promotes_what_a_worker_tested(re
                 reader, MODELS=str(reader.checkout / "models"), WORKER_TOKEN=secret[0],
                 CA_FILE=str(reader.client / "ca.pem"), **settings,
             )  # fmt: skip
+    worker = ("podman", "exec", "adapter-registry_worker_1", "python", "-c", PRINT_KNOWN_HOSTS)
+    assert reader.podman.command(*worker).split() == [HOST], "the worker finds the database or the store"
     report = json.loads(reader.adapter("show", "acme/support:prod", "--json"))
     assert report["number"] == 1
     assert {verdict["check"]: verdict["outcome"] for verdict in report["verdicts"]}["smoke"] == "pass"
