@@ -5,8 +5,6 @@
 - A second agent that follows something else with the same engine or alias file does not start.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

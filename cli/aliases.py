@@ -4,8 +4,6 @@ A promotion is a compare-and-swap: it names the generation that this command rea
 fails if someone else moved the alias in between.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`adapter apply`: pushes, tags and promotes what a file lists. A second run changes nothing."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Each first checks that the log extends the one that this machine saw before, els
 it hashes every row, entry and tile again.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

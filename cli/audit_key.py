@@ -3,8 +3,6 @@
 The public keys are shown by `adapter audit key`, to everyone who has a token.
 """
 
-from __future__ import annotations
-
 import click
 
 from registry.errors import Conflict, Invalid

@@ -3,8 +3,6 @@
 A base is described by its config.json and safetensors headers. Its weights are read only by `identify` and never sent.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 

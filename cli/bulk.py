@@ -1,7 +1,5 @@
 """`adapter push-all`. `pull-all` is in cli/pull.py: what pulls loads nothing of a push."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace

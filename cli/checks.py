@@ -5,8 +5,6 @@ folder's weights included. Of a version on another base it reads only the config
 it shows the stored verdicts.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Without `--values`, only configurations, headers and digests are read. With it, 
 compares them on this machine.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable

@@ -5,8 +5,6 @@ Neither changes anything.
 A failing check does not stop the next one. The exit code is that of the first check that failed.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

@@ -1,7 +1,5 @@
 """`adapter export`: for engines that read folders, buckets or Kubernetes objects and do not know the registry."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`adapter fleet`: which node serves which version, as the nodes report it."""
 
-from __future__ import annotations
-
 import click
 
 from registry.api.serving import FleetNodes, NodeView, SlotState, SlotView

@@ -4,8 +4,6 @@ A scope with a slash is an adapter, one without is a namespace; an adapter's own
 is replaced as a whole.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

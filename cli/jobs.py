@@ -4,8 +4,6 @@ Waiting only polls the registry: Ctrl-C ends the waiting, not the work. Exit 6 i
 if a verdict became `fail`), 75 if it could not be tested.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from functools import partial

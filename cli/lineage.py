@@ -4,8 +4,6 @@ A node that a tree shows a second time has `…` in place of its branches, so ev
 see is only its digest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

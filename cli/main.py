@@ -4,8 +4,6 @@ Help and completion import only click. A command's module is imported when the c
 error of the registry end in a message and the exit code of the error's class (cli/console/output.py).
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib

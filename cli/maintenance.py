@@ -4,8 +4,6 @@ Each is a series of short requests: Ctrl-C between two loses nothing. `fsck` and
 damaged or missing.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ With `--into NAME` the registry checks the recipe and a worker runs it. With `--
 `~`, a subprocess on this machine runs it and nothing is pushed.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Annotations and declared inputs are sealed in a version's digest; tags, descript
 keeps each change of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
 """
 
-from __future__ import annotations
-
 import click
 
 from registry.api.access import NamespaceSet, NamespaceView, PublisherAdd, PublisherView

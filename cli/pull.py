@@ -1,7 +1,5 @@
 """`adapter pull` and `pull-all`: download versions into folders, all or nothing. `adapter cat`: prints one file."""
 
-from __future__ import annotations
-
 import base64
 import glob
 import shlex

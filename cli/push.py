@@ -1,7 +1,5 @@
 """`adapter push`: pushes a folder as a new version."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

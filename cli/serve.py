@@ -5,8 +5,6 @@ stored. SIGTERM and Ctrl-C let running requests end, then exit 0; SIGHUP reads t
 and the audit key again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

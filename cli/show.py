@@ -1,7 +1,5 @@
 """`adapter show`: a version with its verdicts, aliases, declared inputs and norms."""
 
-from __future__ import annotations
-
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path

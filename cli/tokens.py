@@ -4,8 +4,6 @@ A secret is never an argument, where other users of the machine could see it: it
 environment. A new secret is printed once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

@@ -4,8 +4,6 @@
 signed, never that an adapter is safe. A private key never leaves this machine.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path

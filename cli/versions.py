@@ -5,8 +5,6 @@ Example
     'LoRA, rank 8, alpha 16, scale 2'
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from registry.adapters import methods

@@ -1,7 +1,5 @@
 """`adapter webhook`: create, list, delete, deliveries. A webhook's secret is printed once, when it is created."""
 
-from __future__ import annotations
-
 import click
 
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView

@@ -4,8 +4,6 @@ This process does not import torch; each base lives in its own model process (re
 SIGTERM and Ctrl-C finish or return the running job and leave no process behind.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import signal
 from collections.abc import Callable

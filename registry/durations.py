@@ -1,7 +1,5 @@
 """Durations as people type and read them: `12h`, `7d`, "90 minutes"; and moments in UTC."""
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, datetime, timedelta
 

@@ -15,8 +15,6 @@ An exception means that there is no answer; its findings are the rules that the 
 class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 

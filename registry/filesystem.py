@@ -1,7 +1,5 @@
 """The file system: files that survive a power cut, and the folders of a user (XDG Base Directory Specification)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

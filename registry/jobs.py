@@ -10,8 +10,6 @@ A job has at most one live lease; its token is fencing, so a late result with an
 gives the job back with `attempt + 1`, so the work must be idempotent. A verdict of "fail" is a job that is done.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from enum import StrEnum
 from typing import Any

@@ -1,7 +1,5 @@
 """`FrozenModel`: the base of every data type of the domain that is validated and sent between machines."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 

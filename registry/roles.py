@@ -1,7 +1,5 @@
 """`Scope`: what a token may do. `Role`: what a subject may do in a namespace, as the scopes that it gives there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 

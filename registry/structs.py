@@ -4,8 +4,6 @@ msgspec validates and encodes them in C and takes a tenth of pydantic's time to 
 pay. They have the methods of pydantic's models that the code uses, and may be fields of such models (ADR 33).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence

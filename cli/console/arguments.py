@@ -3,8 +3,6 @@
 What does not parse ends in the parser's `Invalid`, with its next step unless the command cannot be undone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, time
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ A completion asks the registry once or twice, for `CANDIDATES_LIMIT` names and `
 it is away. The embedded registry is asked only if it is there.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

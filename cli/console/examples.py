@@ -1,7 +1,5 @@
 """Examples of commands (cli/examples.toml), read when a help is printed."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 

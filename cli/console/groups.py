@@ -4,8 +4,6 @@ The plan is a dry run on the server. What is sent afterwards names the versions 
 else happens if someone moves an alias meanwhile.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

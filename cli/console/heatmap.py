@@ -1,7 +1,5 @@
 """Numbers by module as bars on a terminal, or as a heat map in an SVG file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape

@@ -7,8 +7,6 @@ Whatever comes from elsewhere is escaped: nothing can steer a terminal or look l
 `extra={"fields": {…}}`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -5,8 +5,6 @@
 - CSV has exact values, such as bytes and ISO times. A text that a spreadsheet would read as a formula begins with `'`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import shutil

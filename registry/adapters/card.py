@@ -4,8 +4,6 @@ Claims decide nothing; what cannot be read is left out. The front matter is YAML
 size and depth: an alias can grow without end, and a tag can name code.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 `tokenizer.json` and `vocab.json` are not walked: their keys are tokens, and no loader takes code from them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -6,8 +6,6 @@ modules. The fields of configurations are in peft/fields.json. The examined vers
 of PEFT is in registry/engines/rules/peft.toml.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple

@@ -8,8 +8,6 @@ Example
     ('up_proj',)
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import defaultdict

@@ -4,8 +4,6 @@ At most the configuration (256 KiB), the headers (16 MiB each) and the alphas of
 `Invalid` or `TooLarge`; what is odd or does not add up is a finding, and so are tensor names of no known format.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping

@@ -5,8 +5,6 @@ offsets into what follows; `__metadata__` → texts), then the tensors' bytes, e
 What is accepted here, the safetensors library accepts with equal tensors; the reverse is not true.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Callable, Iterator

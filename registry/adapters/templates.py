@@ -4,8 +4,6 @@ A consumer renders a template in Jinja's sandbox at best. A template needs no ot
 with an underscore, and no attribute access through `attr` or `format`, so each of these is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 

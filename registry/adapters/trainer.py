@@ -4,8 +4,6 @@ Claims decide nothing; what cannot be read is left out. Only the numbers of the 
 as paths of checkpoints, are never kept.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields; answers may gain fields.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar

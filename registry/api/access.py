@@ -3,8 +3,6 @@
 A secret is in one answer only, `TokenCreated`, and is not stored. Roles are visible to the owners of a namespace.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from pydantic import Field

@@ -3,8 +3,6 @@
 An alias moves only from the generation that the client has seen.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """REST schemas of the audit log: events, entries, keys, proofs; of attestations; of webhooks and their deliveries."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

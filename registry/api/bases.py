@@ -1,7 +1,5 @@
 """REST schemas of base models."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from pydantic import Field

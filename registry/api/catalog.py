@@ -1,7 +1,5 @@
 """REST schemas of the catalog: adapters, versions, files."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit

@@ -3,8 +3,6 @@
 Engines are named by profile: `vllm==0.33.0,max_lora_rank=32`.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 A worker shows its lease's token when it renews, finishes or fails a job. The server makes the verdict from its report.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any
 

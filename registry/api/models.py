@@ -3,8 +3,6 @@
 Requests reject unknown fields; answers may gain fields.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator

@@ -4,8 +4,6 @@
 - A node is live until its lease ends. Garbage collection keeps the bytes of versions on live nodes.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from enum import StrEnum
 

@@ -6,8 +6,6 @@
 - A relative URL is on the registry and needs the token. An absolute one is on the store and must not get it.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from msgspec import Meta

@@ -4,8 +4,6 @@ The signature covers DSSE's pre-authentication encoding, so that it is never val
 statement's bytes are kept as they were signed and read strictly. A signature says whose key it was, nothing more.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Mapping

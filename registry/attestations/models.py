@@ -7,8 +7,6 @@ A bundle signs a version if it names each of the version's files with its digest
 names the manifest, which pins base and parents, and lists our own note in a pulled folder as ignored.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

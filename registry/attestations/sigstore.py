@@ -5,8 +5,6 @@ payload's digest, the signature and the certificate. An inclusion proof, where t
 the log has signed. A trusted certificate log has signed a timestamp. Offline; RFC 3161 times are "not verified".
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

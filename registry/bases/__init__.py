@@ -4,8 +4,6 @@ A size that nothing tells is 0, and the module is marked (`is_known` false): che
 needs code of its own (`auto_map`) is marked, so that no worker loads it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum

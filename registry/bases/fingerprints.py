@@ -5,8 +5,6 @@ not values, files or dtype. `tokenizer` leaves out `padding` and `truncation`, w
 root over the weights' bytes, is None until a worker has read them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any

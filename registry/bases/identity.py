@@ -5,8 +5,6 @@ dequantized values under fixed signs, scaled to length one: it survives casts an
 compared.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

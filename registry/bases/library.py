@@ -4,8 +4,6 @@ Names in files differ from those of modules (`language_model.model.…` and `mod
 say the class. So they replace what the headers say, until a worker with a newer library reads them again.
 """
 
-from __future__ import annotations
-
 import re
 
 from pydantic import Field

@@ -4,8 +4,6 @@ Schedulers, image encoders and the VAE take no adapters and are left out. Paths 
 as the names in a diffusers adapter do: `unet.mid_block…`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

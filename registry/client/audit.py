@@ -6,8 +6,6 @@
 Only `registry.tlog` verifies, with keys that the caller trusts; not with those in an exported folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks a folder or a version against a base and engines by the server's rules; nothing is stored or sent."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from registry.api.bases import BaseView

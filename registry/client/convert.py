@@ -4,8 +4,6 @@ The request is checked here by header and facts before anything is fetched. Rena
 the rest.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -3,8 +3,6 @@
 Names and refs are parsed before a request is sent. All other routes are methods of `Registry` (registry.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar

@@ -14,8 +14,6 @@
 Keys of `adapters` are names; one with a slash names its namespace.
 """
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar

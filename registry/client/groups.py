@@ -1,7 +1,5 @@
 """`Groups`: the routes about many adapters. Each item has its own outcome, unless a request is atomic."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`Registry`: the routes of `Versions` (core.py) and all others except the audit log's (audit.py), a method each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import quote

@@ -6,8 +6,6 @@
 - A file is replaced as a whole, and never by a shorter log.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib

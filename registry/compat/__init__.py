@@ -4,8 +4,6 @@ Pure: equal specs give equal findings. The modules in the file and the modules t
 the same. What headers do not show is an `unknown` finding, never a pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 

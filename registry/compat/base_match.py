@@ -4,8 +4,6 @@ A name proves nothing: where both bases are registered with their weights, those
 a quantized copy or a descendant is a warning: the structure fits, the behavior is not what was trained.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

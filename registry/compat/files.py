@@ -4,8 +4,6 @@ Every module that the file updates must be a module of the base, or a fused grou
 no rule translates are `unknown`. Nothing says which modules were meant, so a missing layer cannot be noticed.
 """
 
-from __future__ import annotations
-
 from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec

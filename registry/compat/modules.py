@@ -3,8 +3,6 @@
 Where the base's module names were only assumed (`names_known` false), a module that is not found is unknown.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import cache

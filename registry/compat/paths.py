@@ -12,8 +12,6 @@
 Several modules for one path are the parts of one fused matrix, in the order of its rows.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 

@@ -4,8 +4,6 @@ The expectation is the method's row in registry/adapters/methods.py. Each target
 method and no other, in PEFT's shapes; so must the tensors that all modules share and the virtual tokens of a prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 

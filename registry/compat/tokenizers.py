@@ -3,8 +3,6 @@
 Never an error: an adapter with a tokenizer of its own fits, and answers badly if it is served with the base's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from registry.bases import BaseSpec

@@ -6,8 +6,6 @@ What was not examined is `unknown`: a version outside the examined ones, or a pr
 mention. Every finding ends with the source of its rule; every verdict names its rules by their digest.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

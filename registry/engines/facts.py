@@ -5,8 +5,6 @@ change its meaning, raise `FACTS_VERSION`: headers are then read again (`adapter
 verdict is `unknown`. Module names are the last part of their path (`q_proj`), sorted.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

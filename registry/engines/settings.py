@@ -4,8 +4,6 @@ vLLM and engines like it allocate each slot at the rank limit for *every* module
 makes every slot larger. Adapters that the engine refuses at any setting are named, and their ranks do not count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

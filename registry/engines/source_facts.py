@@ -6,8 +6,6 @@
 Invariant: a field is absent where the source does not decide it, and a condition on an absent field does not hold.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The `facts` of a VersionView: what people and serving engines ask about a version, as JSON, from its files alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """`EngineSettings`: what to set on an engine so that it serves all adapters of a base."""
 
-from __future__ import annotations
-
 from registry.model import FrozenModel
 
 

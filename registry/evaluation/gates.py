@@ -5,8 +5,6 @@ when it is `pass`, or `warn` if the gate does not ask for `pass`. The pusher of 
 identity approves once. A gate that requires anything stays closed for weights that fail or are not read yet.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Self

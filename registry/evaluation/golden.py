@@ -7,8 +7,6 @@ must be the likeliest one after the answer; with `chat` the prompt is put throug
 Text is compared by log-probability, not letter by letter: equal text breaks between number formats and machines.
 """
 
-from __future__ import annotations
-
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid, TooLarge

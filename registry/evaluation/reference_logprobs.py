@@ -8,8 +8,6 @@ A serving node asks its engine for the log-probabilities of a prompt's own token
 engine that ignores the adapter answers like `base`. Engines in 16-bit formats were seen within 0.02 nats on average.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, Self
 

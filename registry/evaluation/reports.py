@@ -4,8 +4,6 @@ It is untrusted input: bounded, and only the server turns it into a verdict. Rep
 schemas 0014 and 0019 are converted when they are read.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 

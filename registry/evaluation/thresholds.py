@@ -1,7 +1,5 @@
 """`Thresholds`: the limits at which a measurement becomes a finding; a base may override some of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Self
 

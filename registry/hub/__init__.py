@@ -13,8 +13,6 @@ Text that names no revision of ours is None, never an error. Which files are lar
 that it is the same in every answer about a version.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 

@@ -9,8 +9,6 @@
 - Paths, the number of operations and the length of every other field are checked before anything is done.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

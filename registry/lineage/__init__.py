@@ -6,8 +6,6 @@
 Equal data of two versions is one node. What a README claims is an edge of its own relation, `claimed`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 

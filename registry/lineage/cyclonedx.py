@@ -4,8 +4,6 @@ The serial number is made from the digest, so equal lineage gives an equal docum
 see is its digest.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 Any text of a node may be hostile: each format escapes it by its own rules.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from html import escape

@@ -1,7 +1,5 @@
 """REST schemas of lineage: a graph of versions, bases and declared inputs."""
 
-from __future__ import annotations
-
 from registry.api.models import Answer
 
 

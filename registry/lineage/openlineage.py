@@ -3,8 +3,6 @@
 What has no facet in the specification is a facet with our prefix. The run's id is made from the digest.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 It says what was declared: the builder is the pusher, never the registry, which has seen no training.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -5,8 +5,6 @@ Accelerate's prefixes, a prefix that leads to a module of the base, Tinker's nam
 module.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import struct

@@ -3,8 +3,6 @@
 The caller's PEFT and safetensors do the work. They are taken from `sys.modules`, where a model's own import put them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -4,8 +4,6 @@ Each method does what the command of its name does, with the same errors (`regis
 while the registry restarts; `on_wait` gets a line for people meanwhile.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -12,8 +12,6 @@ Example
     $ ADAPTER_REGISTRY=https://registry.example.org VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve smollm2 --enable-lora
 """
 
-from __future__ import annotations
-
 import asyncio
 import importlib.metadata
 import logging

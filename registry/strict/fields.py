@@ -7,8 +7,6 @@ A taken value is of the kind that was asked for, within its limits, or that kind
 (0, 'config.value_invalid')
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ The depth is measured by a scan before anything is parsed, so 100,000 brackets c
 refusal is an `Invalid` with a dotted reason: `<family>.invalid`, `.duplicate_key`, `.too_deep`, `.not_finite`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

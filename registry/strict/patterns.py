@@ -10,8 +10,6 @@ What is accepted here means the same in Python's `re.fullmatch`, which PEFT uses
 repeats are refused: they make backtracking matchers take exponential time.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterable
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """YAML of plain values only, read as events: no tags, which can name code, and of bounded depth and size."""
 
-from __future__ import annotations
-
 import yaml
 
 DEPTH_LIMIT = 20

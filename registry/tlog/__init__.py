@@ -7,8 +7,6 @@ the leaf upwards. Verifying recomputes: a wrong proof is False, never an excepti
 True
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

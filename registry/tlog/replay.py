@@ -4,8 +4,6 @@ Everything is recomputed from the rows, and only the log's keys are trusted. It 
 as good.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice

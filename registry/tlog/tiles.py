@@ -9,8 +9,6 @@ A full tile never changes; a partial one has its width in its path, so no path e
 ('tile/0/x001/x234/067', [(0, 0, 256), (0, 1, 44), (1, 0, 1)])
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 

@@ -3,8 +3,6 @@
 The Trainer may delete a checkpoint (`save_total_limit`) while it is pushed, so its files are linked beside it first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -3,8 +3,6 @@
 Nothing is asked for that the training does not have at hand, and a package is used only if the training imported it.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping

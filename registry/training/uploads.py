@@ -5,8 +5,6 @@ end. If the queue is full, its oldest checkpoint is dropped. A checkpoint that i
 here raises into the training.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """Files of versions and bases: well-known names, and the kinds, media types and limits that a push allows."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ Ray places and restarts actors; leases of the registry assign jobs, so a killed 
 folder must have the same path on all nodes. The token is sent to the actors: give it only the scopes `work` and `pull`.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable, Mapping

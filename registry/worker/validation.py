@@ -5,8 +5,6 @@ is never loaded. If the header is not enough (unusual methods, packed bases), PE
 device, and the report also has a `compat` verdict.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace

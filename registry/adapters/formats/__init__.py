@@ -16,8 +16,6 @@
 Only names decide: one name that does not fit makes the format `unknown`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ What the file does not tell is None, 0 or empty, never a guess. scale = alpha / 
 writes the multiplier itself. `claims` are the uploader's metadata, without private texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from registry.adapters.safetensors import FLOATS, TensorInfo

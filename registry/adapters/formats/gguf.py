@@ -5,8 +5,6 @@ description of each tensor, padding to the alignment, and the tensors' bytes (gi
 No count or length is believed before the bytes that it promises were read. What llama.cpp refuses is refused.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Structure comes from names and shapes; metadata is the uploader's claim. Alphas 
 only through `read`. Captions, prompts and paths of the training set may be private: they are counted, not kept.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import struct

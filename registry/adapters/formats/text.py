@@ -5,8 +5,6 @@ mlx         lora_a [in, r], lora_b [r, out], m; `scale` is the multiplier, rank 
 gguf        lora_a [r, in], lora_b [out, r] (as rows and columns); `adapter.lora.alpha` in the file
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -5,8 +5,6 @@ configuration announces; any other is a failing finding, because a tensor with t
 rewrite the base that all adapters share. A wrong adapter is described by findings, never refused by an exception.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ is reported at once; what is merely odd is a warning in `AdapterConfig.findings`
 never a path to open: a trainer's local folder keeps only its last part, so no user name is shown or stored.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

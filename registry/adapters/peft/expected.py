@@ -3,8 +3,6 @@
 `ExpectedTensors.of_module` and `.shared` answer name → shape; a size of `ANY` is one that headers do not show.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

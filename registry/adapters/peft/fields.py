@@ -3,8 +3,6 @@
 fields.json is generated: `python -m scripts.peft_fields` asks the installed PEFT. A newer PEFT is a new file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache

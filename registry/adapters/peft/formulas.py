@@ -7,8 +7,6 @@ of `FUNCTIONS`. Formulas come from registry/adapters/methods.py only, never from
 (8, 8, 8)
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import operator

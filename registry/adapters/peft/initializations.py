@@ -4,8 +4,6 @@ An initialization that changes the base trains A and B against changed weights, 
 base. A value without a row is treated as one that changes the base.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ PEFT writes `base_model.model.` + the module's path + what the method adds: `.lo
 are allowed only where the configuration announces them (`modules_to_save`, `bias`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

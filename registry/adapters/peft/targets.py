@@ -7,8 +7,6 @@ and the first key that matches wins. A name in `target_parameters` means every p
 Time is linear in the number of paths, whatever the lists and patterns hold.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar

@@ -3,8 +3,6 @@
 A push does not need it: the registry judges. Checks, comparisons and conversions on this machine do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

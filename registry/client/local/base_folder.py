@@ -3,8 +3,6 @@
 Links are followed, because model caches are made of links, but only names beside config.json are opened.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

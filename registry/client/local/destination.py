@@ -4,8 +4,6 @@ Only an empty folder, or one that a pull made (it has its note) and no one added
 never costs a file. The next write of a folder removes what a killed process left, after `LEFT_SECONDS`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

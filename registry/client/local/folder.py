@@ -5,8 +5,6 @@ pipes and sockets are refused, and so is a pickle, code or an archive: silently 
 was pushed. What the files say is judged by the registry, or by `adapter_folder` on this machine.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Many adapters at a time: a result for each, in batches, and one progress for all. One failure stops no other."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -5,8 +5,6 @@ and the file is removed. A broken connection continues where it broke, a few tim
 sent again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -4,8 +4,6 @@
 `Connection` (connection.py) adds the token, retries and redirects to either.
 """
 
-from __future__ import annotations
-
 import email.message
 import io
 import json

@@ -1,7 +1,5 @@
 """`LoggedTransport`: reports each request with its status and time."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit

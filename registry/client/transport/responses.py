@@ -4,8 +4,6 @@ A problem document of the registry becomes the class that the server raised. Ans
 store become messages, never a parse error. The query of a link is never in a message: it holds a signature.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar

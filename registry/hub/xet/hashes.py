@@ -1,7 +1,5 @@
 """Hashes of the Xet protocol (the specification of xet-core): of a chunk, and of a xorb over its chunks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

@@ -11,8 +11,6 @@
 The file hash is not checked, because the SHA-256 is: that is what a version refers to.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass

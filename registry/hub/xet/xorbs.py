@@ -7,8 +7,6 @@ for each chunk: 8 bytes of header, then its packed bytes
 `XETBLOB` and an index end the body; the index says nothing new and is not read
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from lz4.frame import LZ4FrameDecompressor

@@ -5,8 +5,6 @@
 - A desired state that never had an adapter unloads nothing, because the alias or the base may be a typo.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 

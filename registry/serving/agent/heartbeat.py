@@ -3,8 +3,6 @@
 It runs in its own thread and never delays the engine. After the agent ends, its lease expires.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 import threading

@@ -6,8 +6,6 @@
 - If the engine's base is quantized, being nearer to the adapter than to the base is enough.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from registry.client.registry import Registry

@@ -3,8 +3,6 @@
 A port instead of a file for node_exporter: Prometheus scrapes pods by port and sees in `up` that an agent has died.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

@@ -7,8 +7,6 @@
 - Only adapters from our store are unloaded. Each pass starts from what the engine has loaded now.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping

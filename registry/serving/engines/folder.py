@@ -7,8 +7,6 @@ Only our links are made, replaced and removed; another file in their place is an
 store and directory can be mounted elsewhere together. A directory has no answers: its versions are unverified.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -6,8 +6,6 @@
   request selects one by its number: `"lora": [{"id": 2, "scale": 1}]`. Numbers may change at each restart.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import threading

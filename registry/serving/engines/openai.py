@@ -4,8 +4,6 @@ An engine that does not answer is `Unavailable`; one that rejects a request is `
 Nothing is loaded in place of another version under the same name: engines mix old and new then.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Parses `KIND=URL` and `KIND=PATH` of the command line into an engine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -10,8 +10,6 @@
 - Only folders with our note are ever removed, and none while an adapter of the desired state is missing.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Sequence

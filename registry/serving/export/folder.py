@@ -4,8 +4,6 @@ A folder appears by one rename from `.incoming-…`, complete and synced to disk
 never touched.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import secrets

@@ -6,8 +6,6 @@ pkg/apis/serving/v1alpha2/llm_inference_service_types.go. Every object has the l
 `app.kubernetes.io/managed-by: adapter-registry`, for `kubectl apply --prune -l`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -12,8 +12,6 @@ Example
     's3://models/prod/'
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading

@@ -5,8 +5,6 @@
 - A folder is renamed away under an exclusive lock and deleted after that. Other entries are never touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -9,8 +9,6 @@
 - A record that cannot be read, and a platform without such locks, count as a use of everything.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -12,8 +12,6 @@ Engines read an adapter's files again at any time, and a folder that disappears 
 - A process that gets a folder uses the version from then on, so eviction leaves it. Processes can share a store.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -11,8 +11,6 @@
   failed request it is not asked for a moment, so that many stored names do not each wait.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

@@ -3,8 +3,6 @@
 A refusal ends the job for good. The result has the original as its parent; the same job done twice is the same version.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

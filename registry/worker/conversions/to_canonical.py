@@ -6,8 +6,6 @@ Everything else stays: saved modules, biases, trained tokens, the names of targe
 rounded once; a tensor whose dtype cannot hold it exactly is stored in 32 bits.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -5,8 +5,6 @@ to a component of diffusers, and the squared norm of all updates, scale · B·A,
 10^4. alpha / rank is folded into B for loaders that ignore alpha.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace

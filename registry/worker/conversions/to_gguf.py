@@ -5,8 +5,6 @@ architecture `llama` its converter reorders the rows of q and k from halves to p
 LlamaModel.permute), and so those of lora_B. Tensors are F16 where the original is F16, else F32: nothing is rounded.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -5,8 +5,6 @@ torchtune   rows of lora_B for q and k stand in pairs (x0, y0, x1, y1 …), PEFT
 mlx         A is [in, r] and B [r, out]; the multiplier `scale` becomes alpha = scale · rank
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

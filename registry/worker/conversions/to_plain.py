@@ -5,8 +5,6 @@ B·A - B0·A0: the two pairs side by side. The first factors follow from the bas
 computed again here, and PEFT subtracts them (`save_pretrained(path_initial_model_for_weight_conversion=…)`).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile
