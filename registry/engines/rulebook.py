@@ -127,10 +127,16 @@ class SettingRule(FrozenModel):
 
 
 class EngineRules(FrozenModel):
-    """One engine's file. `examined`: the versions that were looked at; between two of them the older's rules hold."""
+    """One engine's file. `examined`: the versions that were looked at; between two of them the older's rules hold.
+
+    `source`: of every statement that names none; `{source}` in that of a statement. `extends`: an engine whose
+    statements hold here, too, about each property that this file does not mention.
+    """
 
     name: str
     title: str
+    extends: str = ""
+    source: str = ""
     kind: Literal["text", "image"] = "text"
     examined: tuple[str, ...] = Field(min_length=1)
     versioned: bool = True
@@ -192,16 +198,22 @@ def engine(name: str) -> EngineRules:
 @lru_cache(maxsize=32)
 def digest(name: str) -> Digest:
     """What this engine's verdicts follow from, besides facts: its files, the properties, the meaning of the facts."""
-    rules = resources.files("registry.engines") / "rules"
-    files = [(rules / file).read_bytes() for file in (f"{engine(name).name}.toml", "properties.toml")]
+    rules, names = engine(name), resources.files("registry.engines") / "rules"
+    files = [(names / f"{file}.toml").read_bytes() for file in (rules.name, rules.extends, "properties") if file]
     return Digest.of(b"\0".join([*files, str(source_facts.digest(name)).encode(), str(FACTS_VERSION).encode()]))
 
 
 def _engine(data: dict[str, Any]) -> EngineRules:
-    return EngineRules.model_validate(
-        {**data["engine"], "settings": data.get("settings", {}), "rules": data.get("rule", []),
-         "works": data.get("works", [])}
-    )  # fmt: skip
+    head = data["engine"]
+    statements = {"rules": data.get("rule", []), "works": data.get("works", [])}
+    if "extends" in head:
+        mentioned = {statement["property"] for own in statements.values() for statement in own}
+        extended = _toml(f"{head['extends']}.toml")
+        for field, key in (("rules", "rule"), ("works", "works")):
+            statements[field] += [other for other in extended[key] if other["property"] not in mentioned]
+    for statement in (*statements["rules"], *statements["works"]):
+        statement["source"] = statement.get("source", "{source}").replace("{source}", head.get("source", ""))
+    return EngineRules.model_validate({**head, "settings": data.get("settings", {}), **statements})
 
 
 def _toml(file: str) -> dict[str, Any]:

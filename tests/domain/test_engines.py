@@ -313,3 +313,10 @@ def test_an_adapter_whose_verdict_is_unknown_counts_and_is_named() -> None:
     fleet = {"acme/a": PLAIN, "acme/experts": PLAIN.model_copy(update={"fused_experts": True, "max_rank": 64})}
     settings = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
     assert (settings.unknown, settings.rank_limit, settings.left_out) == (("acme/experts",), 64, ())
+
+
+def test_an_engine_that_extends_another_has_its_rules_under_its_own_source() -> None:
+    tgi, lorax = rulebook.engine("tgi"), rulebook.engine("lorax")
+    assert {(r.property, r.message) for r in tgi.rules} == {(r.property, r.message) for r in lorax.rules}
+    assert not [r for r in (*lorax.rules, *lorax.works) if "text_generation_server" in r.source]
+    assert rulebook.digest("lorax") != rulebook.digest("tgi")
