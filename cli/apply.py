@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from registry.api.aliases import DescribeItem, MoveItem
-from registry.client.fleet_file import FleetEntry, read_fleet_file
+from registry.client.adapters_file import AdapterEntry, read_adapters_file
 from registry.client.groups import Groups
 from registry.client.registry import Registry
 from registry.client.transfer import push
@@ -57,7 +57,7 @@ def apply(path: Path, **options: Any) -> None:
     unless every push succeeds and every alias can move.
     """
     chosen = groups.Options(**options)
-    entries = read_fleet_file(path)
+    entries = read_adapters_file(path)
     with session.registry() as registry:
         pushes, numbers = _plan_pushes(registry, entries)
         tags = [
@@ -86,13 +86,13 @@ def apply(path: Path, **options: Any) -> None:
     _end_steps(steps, "done")
 
 
-def _words(entry: FleetEntry) -> list[str]:
+def _words(entry: AdapterEntry) -> list[str]:
     texts = versions.tag_texts({key: value or "" for key, value in entry.tags.items()})
     return [*texts, *entry.links, *(["description"] if entry.description else [])]
 
 
 def _plan_pushes(
-    registry: Registry, entries: dict[AdapterName, FleetEntry]
+    registry: Registry, entries: dict[AdapterName, AdapterEntry]
 ) -> tuple[list[_Step], dict[AdapterName, str]]:
     """A step for each folder, and the version of each adapter whose folder is pushed already."""
     steps, numbers = [], {}
@@ -140,7 +140,7 @@ def _plan_changes(
 
 
 def _carry_out(
-    registry: Registry, entries: dict[AdapterName, FleetEntry], steps: tuple[list[_Step], ...],
+    registry: Registry, entries: dict[AdapterName, AdapterEntry], steps: tuple[list[_Step], ...],
     numbers: dict[AdapterName, str], *, atomic: bool,
 ) -> None:  # fmt: skip
     pushes, tags, moves = steps

@@ -46,7 +46,7 @@ TABLE = [
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "pydantic"),
-    _row("registry.client.fleet_file", "domain client", "msgspec"),
+    _row("registry.client.adapters_file", "domain client", "msgspec"),
     _row("registry.sdk", "domain client sdk", ""),
     _row("registry.training", "domain client sdk training", "transformers"),
     _row("registry.serving", "domain client serving", "httpx pydantic"),

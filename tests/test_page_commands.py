@@ -123,8 +123,8 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
         samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
         cli("push", folder, "acme/billing", "--base", "smollm2")
         pass_smoke_test(server, "acme/billing")
-    fleet = (ROOT / "docs/promotion.md").read_text().partition("```toml\n")[2].partition("```")[0]
-    (cli.folder / "fleet.toml").write_text(fleet)
+    adapters = (ROOT / "docs/promotion.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    (cli.folder / "adapters.toml").write_text(adapters)
     (cli.folder / "provenance.toml").write_text('[run]\ntool = "mlflow"\nid = "4f1c0e9a"\n')
     log_key = cli("audit", "key", "--json").json["keys"][0]
     replacements = {

@@ -22,7 +22,7 @@ CURED_BY_SETTINGS = frozenset({"rank", "target_filter"})
 
 
 def settings_for(
-    profile: str, fleet: Mapping[str, EngineFacts | Mapping[str, Any]], base: BaseSpec, *, slots: int | None = None
+    profile: str, adapters: Mapping[str, EngineFacts | Mapping[str, Any]], base: BaseSpec, *, slots: int | None = None
 ) -> EngineSettings:
     """What to set so that all these adapters (name → facts) are served by this engine on this base.
 
@@ -30,8 +30,8 @@ def settings_for(
     """
     parsed = engines.profile(profile)
     rules = engine(parsed.engine)
-    judged = {name: engines.judge(facts, parsed) for name, facts in fleet.items()}
-    served = {name: values for name, facts in fleet.items() if (values := _served(facts, judged[name])) is not None}
+    judged = {name: engines.judge(facts, parsed) for name, facts in adapters.items()}
+    served = {name: values for name, facts in adapters.items() if (values := _served(facts, judged[name])) is not None}
     ranks = {name: int(values["max_rank"]) for name, values in served.items()}
     largest = max(ranks.values(), default=0)
     raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
@@ -41,8 +41,8 @@ def settings_for(
     modules = tuple(sorted({m for values in served.values() for m in values["modules"]}))
     return EngineSettings(
         profile=str(parsed),
-        adapters=len(fleet),
-        left_out=tuple(sorted(set(fleet) - set(served))),
+        adapters=len(adapters),
+        left_out=tuple(sorted(set(adapters) - set(served))),
         unknown=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in judged[name]))),
         max_rank=largest,
         rank_limit=limit,

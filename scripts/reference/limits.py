@@ -223,7 +223,7 @@ LIMITS = {
             "JTI_LIMIT": "characters of an identity token's `jti`",
             "GROUPS_LIMIT": "groups of an identity token",
         },
-        "registry.client.fleet_file": {"FILE_LIMIT_BYTES": "file of `adapter apply`"},
+        "registry.client.adapters_file": {"FILE_LIMIT_BYTES": "file of `adapter apply`"},
         "registry.api.transfer": {
             "BULK_LIMIT": "adapters of one request to push or pull",
             "BULK_BODY_BYTES": "body of one request to push",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.fleet_file import read_fleet_file
+from registry.client.adapters_file import read_adapters_file
 from registry.errors import Invalid
 from tests.cli.runner import CommandRunner
 
 
 @pytest.fixture
-def fleet(cli: CommandRunner) -> CommandRunner:
+def acme_cli(cli: CommandRunner) -> CommandRunner:
     """Three adapters of acme, pushed with one command."""
     cli.add_base()
     for name in ("cust-1", "cust-2", "other"):
@@ -30,49 +30,49 @@ def fleet(cli: CommandRunner) -> CommandRunner:
     return cli
 
 
-def test_a_group_is_promoted_by_a_plan_that_is_shown_first(fleet: CommandRunner) -> None:
+def test_a_group_is_promoted_by_a_plan_that_is_shown_first(acme_cli: CommandRunner) -> None:
     group = ("--namespace", "acme", "--from", "canary", "--to", "staging")
-    planned = fleet("promote", *group, "--select", "cust-*", "--dry-run").stdout
+    planned = acme_cli("promote", *group, "--select", "cust-*", "--dry-run").stdout
     assert planned.splitlines()[-1] == "2 planned, 0 unchanged, 0 refused"
-    assert fleet("promote", *group, "--dry-run", "--json").json["changed"] == 3, "nothing has moved"
-    done = fleet("promote", *group, "--select", "cust-*", "--select", "tag=team=nlp", "--reason", "nightly").stdout
+    assert acme_cli("promote", *group, "--dry-run", "--json").json["changed"] == 3, "nothing has moved"
+    done = acme_cli("promote", *group, "--select", "cust-*", "--select", "tag=team=nlp", "--reason", "nightly").stdout
     assert [line.split()[:3] for line in done.splitlines()][:3] == [
         ["NAME", "CHANGE", "OUTCOME"],
         ["acme/cust-1:staging", "@1", "planned"],
         ["acme/cust-2:staging", "@1", "planned"],
     ]
     assert done.splitlines()[-1] == "2 moved, 0 unchanged, 0 refused"
-    report = fleet("promote", *group, "--json").json
+    report = acme_cli("promote", *group, "--json").json
     assert [item["state"] for item in report["items"]] == ["unchanged", "unchanged", "moved"]
-    assert fleet("history", "acme/cust-1:staging", "--json").json["moves"][0]["reason"] == "nightly"
+    assert acme_cli("history", "acme/cust-1:staging", "--json").json["moves"][0]["reason"] == "nightly"
 
 
-def test_one_refusal_gives_the_exit_code_and_atomic_moves_nothing(fleet: CommandRunner) -> None:
-    fleet("yank", "acme/cust-2@1", "--reason", "wrong")
+def test_one_refusal_gives_the_exit_code_and_atomic_moves_nothing(acme_cli: CommandRunner) -> None:
+    acme_cli("yank", "acme/cust-2@1", "--reason", "wrong")
     group = ("promote", "--namespace", "acme", "--from", "canary", "--to", "staging")
-    report = fleet(*group, "--atomic", "--json", expect=6).json
+    report = acme_cli(*group, "--atomic", "--json", expect=6).json
     assert [(item["state"], (item["error"] or {}).get("code")) for item in report["items"]] == [
         ("refused", "COMMIT_INCOMPLETE"), ("refused", "YANKED"), ("refused", "COMMIT_INCOMPLETE"),
     ]  # fmt: skip
     assert (report["changed"], report["refused"]) == (0, 3)
-    report = fleet(*group, "--json", expect=6).json
+    report = acme_cli(*group, "--json", expect=6).json
     assert (report["changed"], report["refused"]) == (2, 1)
 
 
-def test_approvals_rollbacks_and_tags_of_a_group(fleet: CommandRunner) -> None:
+def test_approvals_rollbacks_and_tags_of_a_group(acme_cli: CommandRunner) -> None:
     group = ("--namespace", "acme", "--select", "cust-*", "--json")
-    assert fleet("approve", "--from", "canary", "--to", "prod", *group).json["changed"] == 2
-    assert fleet("approve", "--from", "canary", "--to", "prod", *group).json["unchanged"] == 2
-    fleet("promote", "--from", "canary", "--to", "staging", *group)
-    assert fleet("rollback", "--alias", "staging", *group, expect=4).json["refused"] == 2, "they held nothing before"
-    assert fleet("tag", "add", *group, "wave=1").json["changed"] == 2
-    tagged = fleet("tag", "add", *group, "--alias", "staging", "reviewed").json
+    assert acme_cli("approve", "--from", "canary", "--to", "prod", *group).json["changed"] == 2
+    assert acme_cli("approve", "--from", "canary", "--to", "prod", *group).json["unchanged"] == 2
+    acme_cli("promote", "--from", "canary", "--to", "staging", *group)
+    assert acme_cli("rollback", "--alias", "staging", *group, expect=4).json["refused"] == 2, "they held nothing before"
+    assert acme_cli("tag", "add", *group, "wave=1").json["changed"] == 2
+    tagged = acme_cli("tag", "add", *group, "--alias", "staging", "reviewed").json
     assert [item["result"]["subject"] for item in tagged["items"]] == ["acme/cust-1@1", "acme/cust-2@1"]
-    assert fleet("list", "--tag", "wave=1", "--json").json["items"][0]["tags"] == {"wave": "1"}
-    assert fleet("tag", "remove", *group, "wave").json["changed"] == 2
+    assert acme_cli("list", "--tag", "wave=1", "--json").json["items"][0]["tags"] == {"wave": "1"}
+    assert acme_cli("tag", "remove", *group, "wave").json["changed"] == 2
     assert (
         "no adapter in 'acme' is selected"
-        in fleet("tag", "add", "--namespace", "acme", "--select", "x", "y", expect=4).stderr
+        in acme_cli("tag", "add", "--namespace", "acme", "--select", "x", "y", expect=4).stderr
     )
 
 
@@ -91,11 +91,11 @@ def test_half_of_both_forms_is_a_usage_error(cli: CommandRunner, words: tuple[st
     assert "Usage: " in cli(*words, expect=2).stderr
 
 
-def test_a_fleet_file_is_applied_once(cli: CommandRunner, tmp_path: Path) -> None:
+def test_a_adapters_file_is_applied_once(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     cli.make_adapter("support")
     cli.push("acme/billing")
-    file = tmp_path / "fleet.toml"
+    file = tmp_path / "adapters.toml"
     file.write_text(
         f"""
 namespace = "acme"
@@ -136,7 +136,7 @@ aliases = {{staging = 1}}
     assert cli("describe", "acme/billing", "--json").json["description"] == "Answers about bills"
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
-    assert "fleet.toml: adapters.billing.colour: is not a field here" in refused
+    assert "adapters.toml: adapters.billing.colour: is not a field here" in refused
 
 
 @pytest.mark.security
@@ -150,10 +150,10 @@ aliases = {{staging = 1}}
         (f"aliases = {{prod = {'9' * 5000}}}", "is not TOML"),
     ],
 )
-def test_a_fleet_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "fleet.toml"
+def test_a_adapters_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "adapters.toml"
     file.write_text(f'namespace = "acme"\n[adapters.a]\n{text}\n')
     with pytest.raises(Invalid, match=re.escape(message)):
-        read_fleet_file(file)
+        read_adapters_file(file)
     with pytest.raises(Invalid, match="over the limit of 1048576 bytes"):
-        read_fleet_file(Path("/dev/zero"))  # read no further than that
+        read_adapters_file(Path("/dev/zero"))  # read no further than that

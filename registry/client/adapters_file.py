@@ -1,4 +1,4 @@
-"""`FleetFile`: a TOML file that lists adapters with their folders, tags and aliases, for `adapter apply`.
+"""`AdaptersFile`: a TOML file that lists adapters with their folders, tags and aliases, for `adapter apply`.
 
     namespace = "acme"
     base = "smollm2"
@@ -31,7 +31,7 @@ FILE_LIMIT_BYTES = 2**20
 Shape = TypeVar("Shape", bound=FrozenStruct)
 
 
-class FleetEntry(MetadataChange, frozen=True, kw_only=True):
+class AdapterEntry(MetadataChange, frozen=True, kw_only=True):
     """One adapter. `description`, `tags` and `links` are of the adapter; what is absent stays as it is."""
 
     folder: str = ""
@@ -52,7 +52,7 @@ class FleetEntry(MetadataChange, frozen=True, kw_only=True):
         return {field: value for field in ("description", "tags", "links") if (value := getattr(self, field))}
 
 
-class FleetFile(FrozenStruct, frozen=True, kw_only=True):
+class AdaptersFile(FrozenStruct, frozen=True, kw_only=True):
     """The file. `namespace` and `base` are defaults."""
 
     namespace: str = ""
@@ -60,7 +60,7 @@ class FleetFile(FrozenStruct, frozen=True, kw_only=True):
     adapters: Annotated[dict[str, dict[str, Any]], Meta(min_length=1, max_length=GROUP_LIMIT)]
 
 
-def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
+def read_adapters_file(path: Path) -> dict[AdapterName, AdapterEntry]:
     """The adapters of a file by name, with absolute folders. `Invalid` (REQUEST_INVALID) names the field."""
     with path.open("rb") as opened:
         data = opened.read(FILE_LIMIT_BYTES + 1)
@@ -70,10 +70,10 @@ def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
         values = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as e:
         raise Invalid("REQUEST_INVALID", f"{path.name} is not TOML: {e}") from e
-    file = _read(FleetFile, values, path.name, "")
-    entries: dict[AdapterName, FleetEntry] = {}
+    file = _read(AdaptersFile, values, path.name, "")
+    entries: dict[AdapterName, AdapterEntry] = {}
     for key, stated in file.adapters.items():
-        entry = _read(FleetEntry, stated, path.name, f"adapters.{key}")
+        entry = _read(AdapterEntry, stated, path.name, f"adapters.{key}")
         name = AdapterName.parse(key if "/" in key else f"{file.namespace}/{key}")
         if name in entries:
             raise Invalid("REQUEST_INVALID", f"{path.name}: adapters: '{name}' is there twice")
