@@ -1,4 +1,4 @@
-"""`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
+"""`adapter serve` and `adapter migrate`.
 
 The first administrator's token is printed once, at the first start, unless a file or a hash sets it; only its hash is
 stored. SIGTERM and Ctrl-C let running requests end, then exit 0; SIGHUP reads the issuers
@@ -15,8 +15,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -25,7 +24,7 @@ from fastapi import FastAPI
 from registry import __version__
 from registry.errors import Invalid, Unavailable
 from registry.filesystem import replace_file
-from registry.server import actors, processes
+from registry.server import processes
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers
 from registry.server.app import create_app
@@ -222,19 +221,3 @@ def migrate(data: str | None, config: str | None) -> None:
     engine.dispose()
     message = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
     output.answer({"before": before, "after": after}, lambda: output.line(message))
-
-
-@contextmanager
-def embedded() -> Iterator[FastAPI]:
-    """The application on the user's data folder. Access to the folder is access to everything in it."""
-    settings = Settings.from_env()
-    engine = open_database(settings)
-    try:
-        with explain_failure(engine):
-            schema.prepare(engine)
-        app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
-        app.state.requests.writes_lines = False
-        yield app
-        app.state.audit_log.flush()
-    finally:
-        engine.dispose()  # the last connection that closes folds SQLite's WAL into the file

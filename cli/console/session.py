@@ -255,7 +255,7 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
     `Invalid` (SETTING_INVALID): the server is not installed.
     """
     try:
-        application = main.load(".serve", "embedded", "server", "the embedded registry")
+        application = main.load("registry.server.embedded", "open_embedded", "server", "the embedded registry")
     except main.MissingExtra as e:
         raise Invalid(
             "SETTING_INVALID",
@@ -263,5 +263,8 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or in a checkout, pip install '.[server]'",
         ) from e
     transport = main.load("registry.client.transport.in_process", "InProcess")
-    with application() as app, routes(EMBEDDED_URL, transport=transport(app, app.state.link_context.answer)) as opened:
+    with (
+        application(main.load) as app,
+        routes(EMBEDDED_URL, transport=transport(app, app.state.link_context.answer)) as opened,
+    ):
         yield opened

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import Match
 
+from cli import main
+from registry.server import app, embedded, pages
+from registry.server.routes import hub, maintenance
+from registry.server.routes.openapi import routes as openapi
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -104,3 +112,36 @@ def test_a_command_loads_only_the_modules_that_it_needs(adapters: Path, tmp_path
         assert len(own_modules) <= most_modules, sorted(own_modules)
         assert schemas <= most_schemas
     assert len(list((tmp_path / "served" / "fleet").iterdir())) == 2
+
+
+UNUSED_BY_EMBEDDED = (
+    *("alembic", "boto3", "httpx", "jinja2", "numpy", "uvicorn"),
+    *("registry.server.app", "registry.server.pages", "registry.server.push", "registry.server.maintenance"),
+    *(
+        "registry.server.hub",
+        "registry.server.webhooks",
+        "registry.server.storage.s3",
+        "registry.server.evaluation.norms",
+    ),
+    *(f"registry.server.routes.{name}" for name in ("hub", "transfer", "aliases", "jobs", "audit", "maintenance")),
+)
+
+
+def test_a_command_on_the_embedded_registry_imports_the_routes_that_it_calls(cli: CommandRunner) -> None:
+    assert cli("list", "--json").json["items"] == []  # creates the database, with Alembic
+    modules, _ = loaded("list", "--json")
+    assert "registry.server.routes.adapters" in modules
+    assert [name for name in UNUSED_BY_EMBEDDED if name in modules] == []
+    assert sum(name.startswith(("registry.", "cli.")) for name in modules) <= 200
+
+
+def test_the_embedded_registry_has_every_route_of_the_rest_api() -> None:
+    served_by_all = (*pages.ROUTERS, *hub.ROUTERS, openapi.router, maintenance.probe_router)
+    routers = [router for router in app.ROUTERS if router not in served_by_all]
+    on_demand = [embedded.RoutesOnDemand(main.load, *router, words) for router, words in embedded.ROUTERS.items()]
+    for route in (route for router in routers for route in router.routes if isinstance(route, APIRoute)):
+        path = re.sub(r"{\w+(:path)?}", "1", route.path)
+        for method in route.methods or ():
+            scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": []}
+            matched = [child for match, child in (routes.matches(scope) for routes in on_demand) if match is Match.FULL]
+            assert matched[0]["route"] is route, f"{method} {path}"

@@ -9,7 +9,6 @@
 
 import functools
 import threading
-from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
@@ -20,6 +19,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from registry.errors import Conflict
 from registry.server.database import db
 from registry.server.database.engine import SILENCE_SECONDS, require_limits
+from registry.server.database.revision import migrations_folder
 
 LOCK_MS = 2_000
 """How long a migration waits for a table. Everyone queues behind it meanwhile, so this is short."""
@@ -33,10 +33,8 @@ _ALEMBIC = threading.Lock()  # Alembic keeps the running migration in module glo
 
 def alembic_config(connection: Connection | None = None) -> Config:
     """Configure Alembic with the migrations of the installed package, or those of the checkout."""
-    server = Path(__file__).parent.parent
-    folder = next(f for f in (server / "migrations", server.parent.parent / "migrations") if (f / "env.py").is_file())
     config = Config()
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config

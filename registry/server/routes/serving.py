@@ -7,8 +7,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -28,51 +27,16 @@ from registry.server.http import routing
 from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.request_body import limit_body
 from registry.server.resolve_cache.freshness import ChangeCounter, Counts, Freshness
+from registry.server.resolve_cache.shared_reads import SharedReads
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
 
-Result = TypeVar("Result")
 router = routing.create_router("serving")
 
 WAIT_LIMIT_SECONDS = 60
 LOOK_SECONDS = 0.1
 LOOK_ANYWAY_SECONDS = 0.5
 """How often to look if it is unknown whether anything was committed (PostgreSQL without `Freshness.run`)."""
-
-
-COUNTS_SHARED = 4
-"""Readings of the change counter whose results are kept: while one changes, some requests still have the one before."""
-
-
-class SharedReads:
-    """Results of equal reads at one reading of the change counter, so that many who wait cost one read.
-
-    Used on the event loop only.
-    """
-
-    def __init__(self) -> None:
-        self._reads: dict[Counts, dict[object, asyncio.Future[Any]]] = {}
-
-    async def get(self, key: object, counts: Counts | None, read: Callable[[], Result]) -> Result:
-        """Return the result of `read`, which is called in a thread unless it was called for this key and counts."""
-        if counts is None:
-            return await run_in_threadpool(read)
-        reads = self._reads.setdefault(counts, {})
-        while len(self._reads) > COUNTS_SHARED:
-            del self._reads[next(iter(self._reads))]
-        if key not in reads:
-            reads[key] = asyncio.ensure_future(run_in_threadpool(read))
-        try:
-            result: Result = await asyncio.shield(reads[key])
-        except Exception:
-            reads.pop(key, None)
-            raise
-        return result
-
-    def forget(self, key: object) -> None:
-        """Drop a result that is too large to be kept."""
-        for reads in self._reads.values():
-            reads.pop(key, None)
 
 
 class _DesiredStateReader:
