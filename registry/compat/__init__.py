@@ -141,6 +141,12 @@ def _care(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
     if config.layer_replication:
         message = "layer_replication changes the number of layers of the base: serve it in its own process"
         findings.warning("compat.changes_depth", f"{CONFIG}: layer_replication", message)
+        last = max((end for first, end in config.layer_replication if first < end), default=0)
+        if base.layers and last > base.layers:
+            message = (
+                f"layer_replication takes layers up to {last - 1}; the layers of {base.name} are 0 to {base.layers - 1}"
+            )
+            findings.error("compat.module_unknown", f"{CONFIG}: layer_replication", message, base.layers, last)
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
         message = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
         findings.warning("compat.changes_base", f"{CONFIG}: bias", message)

@@ -158,6 +158,8 @@ def test_replicated_layers_are_checked_against_the_layers_they_copy() -> None:
     findings = judge(six, LLAMA)
     assert [f.code for f in findings] == ["compat.changes_depth"]
     assert add_up(judge(samples.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
+    beyond = judge(samples.lora(LLAMA, config={"layer_replication": [[0, 99]]}), LLAMA)
+    assert "compat.module_unknown" in codes(beyond, "error")
 
 
 def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:

@@ -84,6 +84,7 @@ def xlabs() -> dict[str, Tensor]:
 
 
 LOHA = {"hada_w1_a": (D, R), "hada_w1_b": (R, D), "hada_w2_a": (D, R), "hada_w2_b": (R, D)}
+GLORA = {"a1.weight": (D, R), "a2.weight": (R, D), "b1.weight": (D, R), "b2.weight": (R, D), "bm.weight": (R, R, 3, 3)}
 FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
     "diffusers": ("diffusers", "sd", "lora",
                   lambda: peft_pairs("unet.", ATTENTION) | peft_pairs("text_encoder.", TEXT)),
@@ -94,7 +95,10 @@ FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
     "LyCORIS LoKr": ("lycoris", "sd", "lokr", lambda: lycoris({"lokr_w1": (4, 4), "lokr_w2": (8, 8)})),
     "LyCORIS LoCon": ("lycoris", "sd", "locon",
                       lambda: kohya_pairs("lora_unet_", ATTENTION) | lycoris({"lora_mid.weight": (R, R, 3, 3)})),
-    "LyCORIS full": ("lycoris", "sd", "full", lambda: lycoris({"diff": (D, D)})),
+    "LyCORIS full": ("lycoris", "sd", "full", lambda: lycoris({"diff": (D, D), "diff_b": (D,)})),
+    "LyCORIS GLoRA": ("lycoris", "sd", "glora", lambda: lycoris(GLORA)),
+    "LyCORIS IA3": ("lycoris", "sd", "ia3", lambda: lycoris({"weight": (D,), "on_input": ()})),
+    "LyCORIS BOFT": ("lycoris", "sd", "oft", lambda: lycoris({"oft_blocks": (2, 4, 8, 8), "rescale": (D, 1)})),
     "Flux, diffusers": ("diffusers", "flux", "lora", lambda: peft_pairs("transformer.", FLUX)),
     "Flux, kohya": ("kohya", "flux", "lora", lambda: kohya_pairs("lora_unet_", ["double_blocks.0.img_attn.qkv"])),
     "Flux, Black Forest Labs": ("bfl", "flux", "lora", bfl),

@@ -5,12 +5,21 @@ A run that was stopped goes on where it stopped; after a change of the registry 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import registry
+
+JUDGING = (
+    "adapters", "bases", "compat", "engines", "evaluation", "strict", "versions", "worker",
+    "server/evaluation", "server/jobs", "server/push",
+)  # fmt: skip
+"""The folders whose code decides a verdict. What stores, sends and shows it is tested elsewhere."""
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Journal:
@@ -44,7 +53,23 @@ class Journal:
 
 
 def code_digest() -> str:
-    """Of the registry's code and tables."""
+    """Of the code that judges, without its comments and docstrings, and of its tables."""
     root = Path(registry.__file__).parent
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".toml"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    files = sorted(path for folder in JUDGING for path in (root / folder).rglob("*"))
+    contents = [_statements(path) for path in files if path.suffix == ".py"]
+    contents += [path.read_text() for path in files if path.suffix in (".toml", ".json")]
+    return hashlib.sha256("".join(contents).encode()).hexdigest()[:16]
+
+
+def _statements(path: Path) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
+def commit() -> str:
+    """The commit that is checked out; empty outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=8", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,9 +31,9 @@ import peft
 import torch
 import transformers
 
-from tests.truth import cases, oracle, product, table
+from tests.truth import cases, methods, oracle, product, table
 from tests.truth.cases import Case, Group, Plan
-from tests.truth.journal import Journal, code_digest
+from tests.truth.journal import Journal, code_digest, commit
 from tests.truth.product import Product, Said
 from tests.truth.table import Row, Unmade
 from tests.truth.warm import forked_programs
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("ids", nargs="*", help="beginnings or patterns of ids; default: every case")
     parser.add_argument("--journal", type=Path, default=Path(".cache/truth"))
     parser.add_argument("--only-check", action="store_true", help="ask the domain alone, without push and worker")
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="ask N cases of each group, honest ones first"
+    )
     parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
     parser.add_argument(
         "--page",
@@ -57,12 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    with forked_programs(), Run(options.journal, options.ids, only_check=options.only_check) as run:
+    choice = {"only_check": options.only_check, "sample": options.sample}
+    with forked_programs(), Run(options.journal, options.ids, **choice) as run:
         rows = list(run.rows(cases.plans()))
         print(table.text(rows, run.unmade, show=options.show))
         if options.page:
             unmade = run.every_unmade()
-            options.page.write_text(table.page(run.every_row(), unmade, VERSIONS, run.current))
+            options.page.write_text(table.page(run.every_row(), unmade, VERSIONS, run.answered()))
             options.page.with_name(f"{options.page.stem}-unbuilt.md").write_text(table.unbuilt_page(unmade))
     return int(any(row.disagrees for row in rows))
 
@@ -81,6 +86,7 @@ class Run:
         self._answers, self._checks = Journal(journal / "oracle.jsonl"), Journal(journal / "check.jsonl")
         self._stages, self._results = Journal(journal / "stages.jsonl"), Journal(journal / "results.jsonl")
         self._code, self._libraries = code_digest(), "".join(VERSIONS.values())
+        self._source = {"code": self._code, "commit": commit()}
         self._scratch = Path(tempfile.mkdtemp(prefix="truth-", dir=_memory()))
 
     def __enter__(self) -> Run:
@@ -112,15 +118,19 @@ class Run:
                             continue
                         self._made(name)
                         for row in self._group(group, registry, scratch / "cases"):
-                            self._results.put(row.id, {"code": self._code, **dataclasses.asdict(row)})
+                            self._results.put(row.id, {**self._source, **dataclasses.asdict(row)})
                             yield row
             except Exception as e:
                 self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))
 
-    @property
-    def current(self) -> int:
-        """How many cases of the journal were asked with this code; the others with code before it."""
-        return sum(value["code"] == self._code and "answer" in value for value in self._results.values())
+    def answered(self) -> dict[str, Counter[str]]:
+        """Methods and architectures → commit whose code gave the last result → how many cases of the journal."""
+        counts: dict[str, Counter[str]] = {"methods": Counter(), "architectures": Counter()}
+        for value in self._results.values():
+            if "answer" in value:
+                is_method = value["id"].split("/")[0].upper() in methods.VARIANTS
+                counts["methods" if is_method else "architectures"][value.get("commit", "")] += 1
+        return counts
 
     def every_row(self) -> list[Row]:
         """The last result of every case of the journal."""
@@ -136,11 +146,11 @@ class Run:
 
     def _made(self, name: str) -> None:
         if self._results.get(name) is not None:
-            self._results.put(name, {"code": self._code})
+            self._results.put(name, self._source)
 
     def _not_made(self, item: Unmade) -> None:
         self.unmade.append(item)
-        self._results.put(item.id, {"code": self._code, "unmade": list(item)})
+        self._results.put(item.id, {**self._source, "unmade": list(item)})
 
     def _group(self, group: Group, registry: _Registry, scratch: Path) -> Iterator[Row]:
         chosen = [case for case in group if self._is_chosen(case.id)]

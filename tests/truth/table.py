@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -180,9 +180,12 @@ PEFT says yes if its configuration class reads the configuration, its loader fin
 other, two loads answer alike, and the outputs are finite and differ from the bare base's. {unmade} models and adapters
 [could not be built](truth-unbuilt.md).
 
-`make test-truth` wrote this page. A whole run takes hours and continues where it stopped; after a change, the families
-that it touches are run again. {current} of the cases ran with the code of this page, the others with code before it.
-Reproduce one with `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`.
+`make test-truth` wrote this page. A whole run takes hours and continues where it stopped. Reproduce a case with
+`make test-truth CASES='loha/plain/drop-one:hada_w1_a'`. The code of these commits gave the answers of the registry:
+
+| cases | number | by commit |
+|---|---|---|
+{answered}
 """
 UNBUILT = """\
 # What the comparison with PEFT could not build
@@ -193,11 +196,13 @@ error. Some need inputs, sizes or packages that the comparison does not have. `m
 PAGE_WIDTH = 140
 
 
-def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str], current: int) -> str:
-    """The page docs/truth.md. `current`: how many rows are from this code."""
+def page(
+    rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str], answered: Mapping[str, Counter[str]]
+) -> str:
+    """The page docs/truth.md. `answered`: kind of cases → commit → number."""
     rows = sorted(rows, key=lambda row: row.id)
     head = HEAD.format(**versions, **figures(rows), kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
-    notes = NOTES.format(unmade=len(unmade), current=current)
+    notes = NOTES.format(unmade=len(unmade), answered="\n".join(_sources(answered)))
     lines = [head + "\n".join(f"| {' | '.join(row)} |" for row in _table(rows)), notes]
     for kind in ("false yes", "false no", "crash"):
         stages: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -213,6 +218,12 @@ def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, s
             lines += [f"## Open: {kind}", "", *_first(members), ""]
     lines += _unknown(rows)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _sources(answered: Mapping[str, Counter[str]]) -> Iterator[str]:
+    for kind, commits in answered.items():
+        shares = (f"{name or 'older code'}: {number}" for name, number in commits.most_common())
+        yield f"| {kind} | {commits.total()} | {', '.join(shares)} |"
 
 
 def unbuilt_page(unmade: Iterable[Unmade]) -> str:

@@ -58,7 +58,7 @@ _FLUX = r"(?:double_blocks|single_blocks)\.\d+\."
 
 _LYCORIS_TAIL = (
     r"(?:hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t[12]|lora_mid\.weight|diff|diff_b|oft_blocks|oft_diag"
-    r"|oft_R\.(?:weight|scaled_oft)|rescale|[ab][12]\.weight|b?m[12]\.weight|on_input|weight|w_norm|b_norm|bias_(?:indices|values|size))"
+    r"|oft_R\.(?:weight|scaled_oft)|rescale|[ab][12]\.weight|b?m[12]?\.weight|on_input|weight|w_norm|b_norm|bias_(?:indices|values|size))"
 )
 _KOHYA_TAIL = r"(?:lora_(?:down|up)\.weight|alpha|dora_scale|scale)"
 _COMFY_TAIL = (

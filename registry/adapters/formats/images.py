@@ -27,7 +27,7 @@ _HALVES = re.compile(
     r"(?P<path>.+?)[._](?P<half>lora_A(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora_B\.bias|lora_down\.weight"
     r"|lora_up\.weight|lora_mid\.weight|lora\.down\.weight|lora\.up\.weight|lora_linear_layer\.(?:down|up)\.weight"
     r"|lora[12]?\.(?:down|up)\.weight|down\.weight|up\.weight|alpha|dora_scale|lora_magnitude_vector(?:\.weight)?"
-    r"|hada_\w+|lokr_\w+|oft_R\.\w+|oft_\w+|diff(?:_b)?|on_input|[abm][12]\.weight|scale|weight|w_norm|b_norm|rescale)\Z"
+    r"|hada_\w+|lokr_\w+|oft_R\.\w+|oft_\w+|diff(?:_b)?|on_input|[ab][12]\.weight|b?m[12]?\.weight|scale|weight|w_norm|b_norm|rescale)\Z"
 )
 _INFIX = re.compile(r"\.lora_[AB]\.[^.]+\.weight\Z")
 _METHOD_MARKS: tuple[tuple[str, str], ...] = (
