@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -138,11 +139,27 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     cli("promote", "acme/support@2", "prod")
     ran += run_pages(cli, "checks", "find", "promotion", "operations", "deploy", "rest", replacements=replacements)
     ran += run_pages(cli, "push-and-pull", replacements=replacements)
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    ran += run_pages(cli, "auditors", replacements=replacements | {"2026-11-01": today, "2026-11-30": today})
     assert (cli.folder / "adapters-of-smollm2/acme/support/adapter_config.json").is_file()
-    assert len(ran) >= 59
+    assert len(ran) >= 79
 
 
-def test_the_commands_on_the_page_about_trainers_push_what_diffusers_and_kohya_write(cli: CommandRunner) -> None:
+def test_the_commands_on_the_page_about_other_registries_push_what_comes_from_there(
+    cli: CommandRunner, server: Server
+) -> None:
+    for seed, folder in enumerate(("adapters/support", "adapters/sales", "revision", "adapters/support-3"), 1):
+        samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
+    page = (ROOT / "docs/migrate.md").read_text()
+    (cli.folder / "adapters.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert len(run_pages(cli, "migrate", replacements={"https://registry.example.org": server.url})) == 14
+    repeated = cli("apply", "--file", "adapters.toml", "--json").json
+    assert {item["state"] for item in repeated["items"]} == {"unchanged"}
+
+
+def test_the_commands_on_the_pages_about_trainers_and_images_push_what_diffusers_and_kohya_write(
+    cli: CommandRunner,
+) -> None:
     cli("base", "add", "sd15", str(non_peft_files.pipeline(cli.folder / "models/sd15")))
     attention = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
     tensors = {
@@ -158,3 +175,9 @@ def test_the_commands_on_the_page_about_trainers_push_what_diffusers_and_kohya_w
         version = cli("show", name, "--json").json
         assert version["verdicts"][0]["outcome"] == "pass", version
         assert formats in str(version)
+    cli("push", "out/kohya", "art/style", "--base", "sd15")
+    cli("gate", "set", "art", "prod", "--require", "compat")
+    cli("promote", "art/style", "prod")
+    samples.write({"style.safetensors": non_peft_files.kohya(metadata={"ss_epoch": "2"})}, cli.folder / "out/kohya")
+    samples.write({"neon.safetensors": non_peft_files.kohya(metadata={"ss_epoch": "3"})}, cli.folder / "styles/neon")
+    assert len(run_pages(cli, "image-adapters", replacements={})) == 15
