@@ -53,8 +53,8 @@ STEPS: Table[groups.PlannedChange] = Table(
 def apply(path: Path, **options: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
-    A plan is shown first. One failure does not stop the others. With --atomic, no tag changes and no alias moves
-    unless every push succeeds and every alias can move.
+    A plan is shown first. One failure does not stop the others. With --atomic, tags and aliases change in one
+    transaction, all or none, once every push has succeeded. Pushed versions stay.
     """
     chosen = groups.Options(**options)
     entries = read_adapters_file(path)
@@ -160,24 +160,22 @@ def _carry_out(
     for step in moves:
         if not step.item.version:
             step.item = step.item.model_copy(update={"version": numbers.get(step.name, NEWEST)})
+    tags, moves = ([step for step in group if step.state == "planned"] for group in (tags, moves))
+    described, moved = [step.item for step in tags], [step.item for step in moves]
     client = Groups(registry)
-    changes = ((tags, client.change_metadata, "changed"), (moves, client.move_aliases, "moved"))
-    if atomic:  # a dry run of all first, so that no tag changes for an alias that cannot move
-        for group, send, _ in changes:
-            pending = [step for step in group if step.state == "planned"]
-            for step, outcome in zip(
-                pending, send([s.item for s in pending], dry_run=True) if pending else [], strict=True
-            ):
-                step.set_outcome(outcome, True, "planned")
-    for group, send, flag in changes:
-        pending = [step for step in group if step.state == "planned"]
-        if atomic and any(step.error for other in steps for step in other):
-            incomplete = Conflict("COMMIT_INCOMPLETE", "not changed, because another step has an error")
-            for step in pending:
-                step.set_outcome(incomplete, False, "")
-        elif pending:
-            for step, outcome in zip(pending, send([step.item for step in pending], atomic=atomic), strict=True):
-                step.set_outcome(outcome, getattr(outcome, flag, False), "done")
+    outcomes: tuple[Sequence[Any], Sequence[Any]]
+    if not atomic:
+        outcomes = (
+            client.change_metadata(described) if described else [], client.move_aliases(moved) if moved else []
+        )  # fmt: skip
+    elif any(step.error for group in steps for step in group):
+        incomplete = Conflict("COMMIT_INCOMPLETE", "not changed, because another step has an error")
+        outcomes = [incomplete] * len(tags), [incomplete] * len(moves)
+    else:
+        outcomes = client.change_together(moved, described)[::-1]
+    for group, results, flag in ((tags, outcomes[0], "changed"), (moves, outcomes[1], "moved")):
+        for step, outcome in zip(group, results, strict=True):
+            step.set_outcome(outcome, getattr(outcome, flag, False), "done")
 
 
 def _print_steps(steps: Sequence[_Step], **options: Any) -> None:

@@ -171,22 +171,10 @@ class MoveItem(PromoteRequest):
     generation: int | None = Field(default=None, ge=0)
 
 
-class MoveGroup(GroupRequest):
-    """Moves of aliases, each alias once."""
-
-    items: tuple[MoveItem, ...] = Field(min_length=1, max_length=GROUP_LIMIT)
-
-
 class MoveOutcome(GroupOutcome):
     """The outcome of one move."""
 
     result: MovedAlias | None = None
-
-
-class MoveResults(Answer):
-    """The moves, in the order of the request."""
-
-    items: list[MoveOutcome]
 
 
 class ApproveItem(ApproveRequest):
@@ -245,3 +233,18 @@ class DescribeResults(Answer):
     """The changes, in the order of the request."""
 
     items: list[DescribeOutcome]
+
+
+# ------------------------------------------------------------------ groups of moves
+class MoveGroup(GroupRequest):
+    """Moves of aliases, each alias once, and changes of metadata in the same transaction."""
+
+    items: tuple[MoveItem, ...] = Field(min_length=1, max_length=GROUP_LIMIT)
+    metadata: tuple[DescribeItem, ...] = Field(default=(), max_length=GROUP_LIMIT)
+
+
+class MoveResults(Answer):
+    """The moves and the changes of metadata, in the order of the request."""
+
+    items: list[MoveOutcome]
+    metadata: list[DescribeOutcome] = []

@@ -23,6 +23,21 @@ class Groups(Versions):
         schemas = (aliases.MoveGroup, aliases.MoveResults)
         return self._in_groups("/moves", *schemas, items, answers.moved, atomic=atomic, dry_run=dry_run)
 
+    def change_together(
+        self, moves: Sequence[aliases.MoveItem], metadata: Sequence[aliases.DescribeItem]
+    ) -> tuple[list[aliases.MovedAlias | RegistryError], list[aliases.DescribedSubject | RegistryError]]:
+        """Move aliases and change metadata, all or nothing in one transaction; return the outcomes of both."""
+        if not moves:
+            return [], self.change_metadata(metadata, atomic=True) if metadata else []
+        _require_group(moves)
+        _require_group(metadata)
+        request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
+        results = self._post("/moves", request, aliases.MoveResults)
+        return (
+            _check_outcomes(moves, results.items, answers.moved),
+            _check_outcomes(metadata, results.metadata, answers.described),
+        )
+
     def approve_versions(
         self, items: Sequence[aliases.ApproveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[ApprovalView | RegistryError]:
@@ -41,16 +56,26 @@ class Groups(Versions):
         self, path: str, request: Any, answer: Any, items: Sequence[Any], check: Callable[[Any, Any], None], *,
         atomic: bool, dry_run: bool,
     ) -> list[Any]:  # fmt: skip
-        if atomic and len(items) > GROUP_LIMIT:
-            message = f"{len(items)} items are over the limit of {GROUP_LIMIT} for all or nothing"
-            raise Invalid("REQUEST_INVALID", message, next_step="select fewer adapters")
+        if atomic:
+            _require_group(items)
         outcomes: list[Any] = []
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
             results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), answer)
-            received = answers.outcomes(results.items, len(group))
-            for item, outcome in zip(group, received, strict=True):
-                if not isinstance(outcome, RegistryError):
-                    check(item, outcome)
-            outcomes += received
+            outcomes += _check_outcomes(group, results.items, check)
         return outcomes
+
+
+def _require_group(items: Sequence[Any]) -> None:
+    if len(items) > GROUP_LIMIT:
+        message = f"{len(items)} items are over the limit of {GROUP_LIMIT} for all or nothing"
+        raise Invalid("REQUEST_INVALID", message, next_step="select fewer adapters")
+
+
+def _check_outcomes(items: Sequence[Any], received: Sequence[Any], check: Callable[[Any, Any], None]) -> list[Any]:
+    """The outcomes of a request, each compared with its item."""
+    outcomes = answers.outcomes(received, len(items))
+    for item, outcome in zip(items, outcomes, strict=True):
+        if not isinstance(outcome, RegistryError):
+            check(item, outcome)
+    return outcomes

@@ -74,5 +74,16 @@ def results_of(members: Sequence[Any], *, atomic: bool) -> list[Any]:
     return [member.result if member.error is None else member.error for member in members]
 
 
+def has_error(outcomes: Sequence[Any]) -> bool:
+    """Whether one of the outcomes is an error."""
+    return any(isinstance(outcome, RegistryError) for outcome in outcomes)
+
+
+def fail_all(outcomes: Sequence[Any], failed: str) -> list[RegistryError]:
+    """`Conflict` (COMMIT_INCOMPLETE) for each outcome that is no error, because those of `failed` have one."""
+    incomplete = Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because one of {failed} has an error")
+    return [outcome if isinstance(outcome, RegistryError) else incomplete for outcome in outcomes]
+
+
 def _incomplete(failed: int) -> Conflict:
     return Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because item {failed} has an error")

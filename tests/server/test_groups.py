@@ -143,9 +143,17 @@ def test_all_or_nothing_and_a_dry_run_change_nothing(fleet: Harness) -> None:
     (planned_tags, _) = groups.change_metadata(described, dry_run=True)
     assert not isinstance(planned_tags, RegistryError)
     assert (planned_tags.changed, planned_tags.tags) == (True, {"team": "nlp"})
+    tagged = [DescribeItem(subject=refs[0], tags={"team": "nlp"})]
+    moved, changed = groups.change_together(with_one_bad, tagged)
+    assert (codes(moved)[-2:], codes(changed)) == (["COMMIT_INCOMPLETE", "ADAPTER_UNKNOWN"], ["COMMIT_INCOMPLETE"])
+    moved, changed = groups.change_together(moves(), described)
+    assert codes(moved) == ["COMMIT_INCOMPLETE"] * len(NAMES)
+    assert codes(changed) == ["COMMIT_INCOMPLETE", "VERSION_UNKNOWN"]
     assert counted(fleet) == before
     assert admin.version(refs[0]).tags == {}
-    assert codes(groups.move_aliases(moves(), atomic=True)) == [""] * len(NAMES)
+    moved, changed = groups.change_together(moves(), tagged)
+    assert {*codes(moved), *codes(changed)} == {""}
+    assert admin.version(refs[0]).tags == {"team": "nlp"}
 
 
 @pytest.mark.security

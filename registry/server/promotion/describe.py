@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import bindparam, delete
 from sqlmodel import Session, col, select
 
-from registry.api.aliases import DescribedSubject
+from registry.api.aliases import DescribedSubject, DescribeItem
 from registry.api.catalog import TAGS_LIMIT, MetadataChange, VersionMetadataChange
 from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
@@ -65,6 +65,14 @@ class Description(Member):
     owner_id: int = field(default=0, init=False)
     version: VersionRow | None = field(default=None, init=False)
     result: DescribedSubject | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, item: DescribeItem) -> Self:
+        """The change that an item of a request asks for. `Invalid` for a subject that is no name or reference."""
+        if ":" not in item.subject and "@" not in item.subject:
+            return cls(AdapterName.parse(item.subject), None, item)
+        ref = Ref.parse(item.subject)
+        return cls(ref.name, ref.selector, item)
 
     @property
     def ref(self) -> Ref | None:

@@ -12,13 +12,12 @@ from typing import Annotated, Literal
 from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
-from registry.api.aliases import DescribeGroup, DescribeItem, DescribeOutcome, DescribeResults
+from registry.api.aliases import DescribeGroup, DescribeOutcome, DescribeResults
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.lineage.graph import Lineage
-from registry.names import AdapterName, Ref
 from registry.server.catalog import lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
@@ -171,16 +170,9 @@ def change_metadata(
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)
     run = partial(describe.describe, session, actor, atomic=request.atomic, dry_run=request.dry_run)
-    described = run_readable(request.items, _read_description, run, atomic=request.atomic)
+    described = run_readable(request.items, Description.of, run, atomic=request.atomic)
     items = outcomes_of(incoming, described, [item.subject for item in request.items])
     return DescribeResults(items=[DescribeOutcome(**item) for item in items])
-
-
-def _read_description(item: DescribeItem) -> Description:
-    if ":" not in item.subject and "@" not in item.subject:
-        return Description(AdapterName.parse(item.subject), None, item)
-    ref = Ref.parse(item.subject)
-    return Description(ref.name, ref.selector, item)
 
 
 @router.get(VERSION + "/lineage")

@@ -22,6 +22,7 @@ from registry.api.aliases import (
     ApprovalView,
     ApproveItem,
     ApproveRequest,
+    DescribeOutcome,
     GateCheck,
     GateList,
     GateSet,
@@ -44,13 +45,14 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.group import only, run_readable
+from registry.server.group import fail_all, has_error, only, run_readable
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import limit_body
-from registry.server.promotion import aliases, approvals, deletion, gates, moves, withdraw
+from registry.server.promotion import aliases, approvals, deletion, describe, gates, moves, withdraw
 from registry.server.promotion.approvals import NewApproval
+from registry.server.promotion.describe import Description
 from registry.server.promotion.moves import Move
 
 router = routing.create_router("adapters")
@@ -105,12 +107,24 @@ def rollback_alias(
 def move_aliases(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: MoveGroup
 ) -> MoveResults:
-    """Promote or roll back aliases of many adapters, each through its gate."""
+    """Promote or roll back aliases of many adapters, each through its gate, and change metadata with them."""
     db.begin_writing(session)
-    run = partial(moves.move_aliases, session, actor, atomic=request.atomic, dry_run=request.dry_run)
-    moved = run_readable(request.items, _read_move, run, atomic=request.atomic)
+    atomic, dry_run = request.atomic, request.dry_run
+    change = partial(describe.describe, session, actor, atomic=atomic, dry_run=dry_run)
+    described = run_readable(request.metadata, Description.of, change, atomic=atomic)
+    incomplete = atomic and has_error(described)
+    move = partial(moves.move_aliases, session, actor, atomic=atomic, dry_run=dry_run or incomplete)
+    moved = run_readable(request.items, _read_move, move, atomic=atomic)
+    if incomplete:
+        moved = fail_all(moved, "metadata")
+    elif atomic and has_error(moved):
+        session.rollback()
+        described = fail_all(described, "items")
     items = outcomes_of(incoming, moved, [f"{item.name}:{item.alias}" for item in request.items])
-    return MoveResults(items=[MoveOutcome(**item) for item in items])
+    changes = outcomes_of(incoming, described, [item.subject for item in request.metadata])
+    return MoveResults(
+        items=[MoveOutcome(**item) for item in items], metadata=[DescribeOutcome(**change) for change in changes]
+    )
 
 
 def _read_move(item: MoveItem) -> Move:
