@@ -4,6 +4,7 @@ This process does not import torch; each base lives in its own model process (re
 SIGTERM and Ctrl-C finish or return the running job and leave no process behind.
 """
 
+import contextlib
 import importlib.util
 import signal
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import Protocol
 import click
 
 from registry import names
+from registry.client.registry import Registry
+from registry.errors import RegistryError
+from registry.jobs import State
 from registry.worker.devices import select_device
 from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
@@ -22,6 +26,7 @@ from registry.worker.model_process.client import Pool, ProcessLimits
 
 from . import main
 from .console import logs, output, session
+from .console.progress import ProgressLine
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """Imports of a model process, checked before a job is claimed."""
@@ -62,17 +67,34 @@ def worker(
         summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
     else:
         pool = Pool(device=select_device(device))
-        with (
-            session.registry() as registry,
-            Worker(registry, Sources(folders), say=say, limits=limits, pool=pool) as worker,
-        ):
-            _stop_on_signals(worker)
-            if not once:
-                say("taking jobs; stop with Ctrl-C")
-            summary = worker.run(once=once)
+        with session.registry() as registry, ProgressLine("jobs") as line:
+            progress = _QueueProgress(registry, line, say)
+            with Worker(registry, Sources(folders), say=progress.report, limits=limits, pool=pool) as worker:
+                progress.summary = worker.summary
+                _stop_on_signals(worker)
+                if not once:
+                    say("taking jobs; stop with Ctrl-C")
+                summary = worker.run(once=once)
     output.answer(asdict(summary), lambda: output.line(_summary_line(summary)))
     if once and summary.unfinished:
         output.exit_with(output.TRY_LATER)
+
+
+class _QueueProgress:
+    """Reports events, and on a terminal how many jobs are done and queued, with one request for each event."""
+
+    def __init__(self, registry: Registry, line: ProgressLine, say: Callable[[str], None]) -> None:
+        self.summary = RunSummary()
+        self._registry, self._line, self._say = registry, line, say
+
+    def report(self, text: str) -> None:
+        """Print an event above the line, and draw the line again."""
+        self._line.above(lambda: self._say(text))
+        ended = self.summary.done + self.summary.failed
+        if self._line.is_watched and ended:
+            with contextlib.suppress(RegistryError):  # the worker itself says that the registry is away
+                queued = self._registry.jobs(state=State.QUEUED, limit=1, count=True).total or 0
+                self._line.count_items(ended, ended + queued)
 
 
 def _run_on_cluster(

@@ -37,7 +37,7 @@ class ProgressLine:
 
     def __init__(self, label: str, total_items: int = 0) -> None:
         self.total_bytes, self.total_items = 0, total_items
-        self._label, self._watched = label, on_terminal()
+        self._label, self.is_watched = label, on_terminal()
         self._moved_bytes, self._items, self._started_at, self._drawn_at = 0, 0, time.monotonic(), 0.0
         self._lock = threading.Lock()
 
@@ -57,16 +57,23 @@ class ProgressLine:
 
     def advance(self, count: int) -> None:
         """Count bytes that have moved, and draw the line if that is due."""
-        if self._watched:
+        if self.is_watched:
             with self._lock:
                 self._moved_bytes += count
                 self._draw()
 
     def finish_item(self) -> None:
         """Count an adapter that is done."""
-        if self._watched:
+        if self.is_watched:
             with self._lock:
                 self._items += 1
+                self._draw()
+
+    def count_items(self, done: int, total: int) -> None:
+        """Set how many of all are done, where the total is not known from the start."""
+        if self.is_watched:
+            with self._lock:
+                self._items, self.total_items = done, total
                 self._draw()
 
     def above(self, show: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The embedded registry: the REST API in the process of one command, for whoever can read its data folder.
+"""The embedded registry: the REST API in the process of one command, for everyone who can read its data folder.
 
 A command sends a few requests, so a resource's routes are imported with its first request, and S3 and Alembic only
 where they are needed: three quarters of what the whole server imports is not. Pages and the Hub API are left out.

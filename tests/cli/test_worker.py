@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cli.console.progress import ProgressLine
 from registry.worker.loop import RunSummary, Worker
 from tests.cli.runner import CommandRunner
 
@@ -20,3 +21,25 @@ def test_a_job_that_is_left_for_another_attempt_is_exit_75(
     result = cli("worker", "--once", expect=exit_code)
     assert ("2 failed jobs left for another attempt" in result.stdout) is bool(remaining)
     assert cli("worker", "--once", "--json", expect=exit_code).json["unfinished"] == remaining
+
+
+def test_a_watched_worker_counts_the_jobs_that_are_done_and_queued(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.add_base()
+    for name in ("acme/one", "acme/two", "acme/three"):
+        cli.push(name)
+    lines: list[tuple[int, int]] = []
+    monkeypatch.setattr("cli.console.progress.on_terminal", lambda: True)
+    monkeypatch.setattr(ProgressLine, "count_items", lambda _self, done, total: lines.append((done, total)))
+
+    def run(worker: Worker, **_options: bool) -> RunSummary:
+        worker._say("no base")
+        cli.finish_smoke_test("acme/one")
+        worker.summary.done = 1
+        worker._say("acme/one: passed")
+        return worker.summary
+
+    monkeypatch.setattr(Worker, "run", run)
+    assert "acme/one: passed" in cli("worker", "--once").stdout
+    assert lines == [(1, 3)]
