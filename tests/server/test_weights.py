@@ -295,6 +295,46 @@ def test_eight_bit_floats_have_the_values_that_torch_gives_them() -> None:
         assert (ours[finite] == codes[finite]).all()
 
 
+def test_sixteen_bit_floats_have_the_values_that_numpy_gives_them() -> None:
+    codes = np.arange(2**16, dtype="<u2")
+    finite = codes[codes & 0x7C00 != 0x7C00]
+    ours, theirs = norms._from_half(finite.view("<i2")), finite.view("<f2").astype("<f4")
+    assert (ours.view("<u4") == theirs.view("<u4")).all()  # -0.0 and subnormal numbers included
+
+
+@pytest.mark.parametrize("window_bytes", [100, 1500, 2**20])
+def test_pairs_of_one_layout_have_the_norms_that_each_has_alone(
+    window_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs at equal distances and at others, of several shapes and types, larger and smaller than a window."""
+    monkeypatch.setattr(norms, "WINDOW_BYTES", window_bytes)
+    source = np.random.default_rng(2)
+    kinds = {"F16": "<f2", "F32": "<f4"}
+    sides = [("q", "F16", 8), ("k", "F16", 4), ("q", "F16", 8), ("q", "F16", 8), ("k", "F16", 4), ("o", "F32", 8)] * 3
+    stored: dict[str, tuple[str, Any]] = {}
+    for number, (leaf, dtype, width) in enumerate(sides):
+        name = f"layers.{number}.{leaf}"
+        stored[f"{name}.b"] = dtype, source.normal(size=(width, 2)).astype(kinds[dtype])
+        stored[f"{name}.a"] = dtype, source.normal(size=(2, width)).astype(kinds[dtype])
+    body = samples.safetensors({name: (dtype, t.shape, t.tobytes()) for name, (dtype, t) in stored.items()})
+    header = safetensors.read_bytes(body, file=WEIGHTS)
+    fetched: list[int] = []
+
+    def fetch(start: int, count: int) -> bytes:
+        fetched.append(count)
+        return body[start : start + count]
+
+    pairs = [Pair(name[:-2], 2, 0.5, name, f"{name[:-2]}.b") for name in stored if name.endswith(".a")]
+    measured = norms.compute_norms(Window(fetch, len(body)).read, header, pairs)
+    assert measured.keys() == {pair.path for pair in pairs}
+    for pair in pairs:
+        update = stored[pair.b][1].astype("<f4") @ stored[pair.a][1].astype("<f4") / 2
+        assert measured[pair.path].update == pytest.approx(float(np.linalg.norm(update)), rel=1e-3)
+        assert measured[pair.path].rms == pytest.approx(float(np.sqrt((update**2).mean())), rel=1e-3)
+    if window_bytes > len(body):
+        assert len(fetched) == 1
+
+
 def test_a_file_is_fetched_in_large_pieces_and_never_beyond_its_end() -> None:
     data = bytes(range(256)) * 4096
     requests: list[tuple[int, int]] = []

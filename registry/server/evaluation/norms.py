@@ -5,9 +5,10 @@ never computed. Norms have four digits; a norm that 32-bit floats cannot hold is
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,13 @@ FINDINGS_LIMIT = 20
 _EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000),
               "F64": ("<u8", 0x7FF0000000000000), "F8_E5M2": ("u1", 0x7C)}  # fmt: skip
 """How an element is read as an integer, and the bits that are all set in NaN and the infinities (IEEE 754)."""
-_READABLE = frozenset({*_EXPONENTS, "F8_E4M3"})
+_WORDS = {"F16": np.dtype("<i2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
+          "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1")}  # fmt: skip
+"""How an element is read before it becomes a 32-bit float."""
+_READABLE = _WORDS.keys()
+_HALF_BITS = np.int32(-0x7000_2000)
+"""0x8FFFE000: the sign, and the exponent and mantissa of a 16-bit float, 13 bits up; not the copies of the sign."""
+_HALF_SCALE = np.float32(2.0**112)
 _E4M3_NAN = 0x7F
 """Without its sign: F8_E4M3 (the "fn" variant) has one NaN and no infinity."""
 
@@ -120,21 +127,24 @@ def _huge(norms: dict[str, FactorNorms]) -> list[Finding]:
 # ------------------------------------------------------------------ finite
 def find_not_finite(read: Read, header: Header) -> list[str]:
     """The names of tensors that hold NaN or an infinity, in the order of the file."""
-    names = []
-    for info in sorted(header, key=lambda info: info.start):
-        for start in range(info.start, info.end, WEIGHTS_CHUNK_BYTES):
-            data = read(header.data_start + start, min(WEIGHTS_CHUNK_BYTES, info.end - start))
-            if _has_special(data, info.dtype):
-                names.append(info.name)
-                break
+    names: list[str] = []
+    for dtype, same_type in groupby(sorted(header, key=lambda info: info.start), key=lambda info: info.dtype):
+        run = list(same_type)  # the bytes of tensors follow each other without holes
+        if dtype in _READABLE and _holds_special(read, header, run[0].start, run[-1].end, dtype):
+            names += [info.name for info in run if _holds_special(read, header, info.start, info.end, dtype)]
     return names
 
 
-def _has_special(data: bytes | memoryview, dtype: str) -> bool:
+def _holds_special(read: Read, header: Header, start: int, end: int, dtype: str) -> bool:
+    return any(
+        _is_special(read(header.data_start + at, min(WEIGHTS_CHUNK_BYTES, end - at)), dtype)
+        for at in range(start, end, WEIGHTS_CHUNK_BYTES)
+    )
+
+
+def _is_special(data: bytes | memoryview, dtype: str) -> bool:
     if dtype == "F8_E4M3":
         return bool(((np.frombuffer(data, "u1") & _E4M3_NAN) == _E4M3_NAN).any())
-    if dtype not in _EXPONENTS:
-        return False  # integers
     word, exponent = _EXPONENTS[dtype]
     bits = np.frombuffer(data, word)
     mask = bits.dtype.type(exponent)
@@ -142,20 +152,64 @@ def _has_special(data: bytes | memoryview, dtype: str) -> bool:
 
 
 # ------------------------------------------------------------------ norms
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """A pair, and the entries of its two tensors."""
+
+    pair: Pair
+    a: TensorInfo
+    b: TensorInfo
+
+    @property
+    def start(self) -> int:
+        return min(self.a.start, self.b.start)
+
+    @property
+    def end(self) -> int:
+        return max(self.a.end, self.b.end)
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What pairs have in common that are computed together: projections of equal name and equal shapes."""
+        pair, a, b = self.pair, self.a, self.b
+        sizes = (a.size_bytes, b.size_bytes, pair.rank, pair.experts, pair.is_turned)
+        return pair.path.rpartition(".")[2], a.dtype, b.dtype, *sizes
+
+
 def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, FactorNorms]:
     """Module → its norms, for pairs of factors. Values must be finite."""
     by_name = {info.name: info for info in header}
-    present = [pair for pair in pairs if pair.a in by_name and pair.b in by_name]
-    norms = {}
-    for pair in sorted(present, key=lambda pair: min(by_name[pair.a].start, by_name[pair.b].start)):
-        factors = (by_name[pair.a], by_name[pair.b])
-        if all(_is_readable(info, pair.rank * pair.experts) for info in factors):
-            a, b = (_floats(read, header, info) for info in factors)
-            if pair.is_turned:
-                a, b = a.reshape(-1, pair.rank).T, b.reshape(pair.rank, -1).T
-            a, b = a.reshape(pair.experts, pair.rank, -1), b.reshape(-1, pair.rank, pair.experts)
-            norms[pair.path] = _norms(a, b.transpose(2, 0, 1), pair.scale)
+    present = [_Factors(pair, by_name[pair.a], by_name[pair.b]) for pair in pairs if {pair.a, pair.b} <= by_name.keys()]
+    readable = [
+        each
+        for each in present
+        if all(_is_readable(info, each.pair.rank * each.pair.experts) for info in (each.a, each.b))
+    ]
+    norms: dict[str, FactorNorms] = {}
+    for end, window in _windows(sorted(readable, key=lambda each: each.start)):
+        start = window[0].start
+        if end - start <= WINDOW_BYTES:
+            read(header.data_start + start, end - start)  # the pieces below come from what this has read
+        layouts: dict[tuple[object, ...], list[_Factors]] = {}
+        for each in window:
+            layouts.setdefault(each.layout, []).append(each)
+        for alike in layouts.values():
+            norms |= _norms(read, header, alike)
     return norms
+
+
+def _windows(ordered: Iterable[_Factors]) -> Iterator[tuple[int, list[_Factors]]]:
+    """Pairs whose bytes lie in one window, and where they end; a larger pair is by itself."""
+    window: list[_Factors] = []
+    end = 0
+    for each in ordered:
+        if window and max(end, each.end) - window[0].start > WINDOW_BYTES:
+            yield end, window
+            window, end = [], 0
+        window.append(each)
+        end = max(end, each.end)
+    if window:
+        yield end, window
 
 
 def _is_readable(info: TensorInfo, rank: int) -> bool:
@@ -163,32 +217,72 @@ def _is_readable(info: TensorInfo, rank: int) -> bool:
     return bool(info.shape) and elements % rank == 0 and elements <= FACTOR_ELEMENTS_LIMIT and info.dtype in _READABLE
 
 
-def _norms(a: Any, b: Any, scale: float) -> FactorNorms:
-    """Of A [experts, rank, in] and B [experts, out, rank]."""
+def _norms(read: Read, header: Header, alike: list[_Factors]) -> dict[str, FactorNorms]:
+    """The norms of pairs of one layout: of A [pairs, experts, rank, in] and B [pairs, experts, out, rank]."""
+    count, pair = len(alike), alike[0].pair
+    a, b = _floats(read, header, [each.a for each in alike]), _floats(read, header, [each.b for each in alike])
+    if pair.is_turned:
+        a, b = a.reshape(count, -1, pair.rank).transpose(0, 2, 1), b.reshape(count, pair.rank, -1).transpose(0, 2, 1)
+    a = a.reshape(count, pair.experts, pair.rank, -1)
+    b = b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
     with np.errstate(over="ignore", invalid="ignore"):
-        aa, bb = a @ a.transpose(0, 2, 1), b.transpose(0, 2, 1) @ b
-        squared = float((bb * aa).sum())
-        update = abs(scale) * math.sqrt(max(squared, 0.0))
-        a_squared, b_squared = (float(np.trace(each, axis1=1, axis2=2).sum()) for each in (aa, bb))
-        sizes = (math.sqrt(a_squared), math.sqrt(b_squared), update)
-    elements = len(a) * a.shape[2] * b.shape[1]
+        aa, bb = a @ a.swapaxes(2, 3), b.swapaxes(2, 3) @ b
+        squares = zip(
+            *(np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb)),
+            (bb * aa).sum(axis=(1, 2, 3)).tolist(),
+            strict=True,
+        )
+    elements = pair.experts * a.shape[3] * b.shape[2]
+    return {
+        each.pair.path: _factor_norms(*sizes, each.pair.scale, elements)
+        for each, sizes in zip(alike, squares, strict=True)
+    }
+
+
+def _factor_norms(a_squared: float, b_squared: float, squared: float, scale: float, elements: int) -> FactorNorms:
+    update = abs(scale) * math.sqrt(max(squared, 0.0))
     rms = update / math.sqrt(elements) if elements else 0.0
-    return FactorNorms(a=_short(sizes[0]), b=_short(sizes[1]), update=_short(update), rms=_short(rms))
+    return FactorNorms(_short(math.sqrt(a_squared)), _short(math.sqrt(b_squared)), _short(update), _short(rms))
 
 
 def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _floats(read: Read, header: Header, info: TensorInfo) -> Any:
-    """A tensor's elements as 32-bit floats, flat."""
-    data = read(header.data_start + info.start, info.end - info.start)
-    if info.dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    if info.dtype in ("F8_E4M3", "F8_E5M2"):
-        return _eight_bits(info.dtype)[np.frombuffer(data, "u1")]
-    word = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[info.dtype]
-    return np.frombuffer(data, word).astype("<f4", copy=False)
+def _floats(read: Read, header: Header, infos: list[TensorInfo]) -> Any:
+    """The elements of tensors of one type and size as 32-bit floats, a row for each."""
+    dtype, size_bytes = infos[0].dtype, infos[0].size_bytes
+    first, last = min(info.start for info in infos), max(info.end for info in infos)
+    data = read(header.data_start + first, last - first)
+    word = _WORDS[dtype]
+    steps = {after.start - before.start for before, after in pairwise(infos)} or {size_bytes}
+    if len(steps) == 1:  # no copy: the rows are pieces of the file at equal distances
+        words = np.ndarray(
+            (len(infos), size_bytes // word.itemsize), word, data, infos[0].start - first, (*steps, word.itemsize)
+        )
+    else:
+        words = np.stack([np.frombuffer(data[info.start - first : info.end - first], word) for info in infos])
+    if dtype == "F16":
+        return _from_half(words)
+    if dtype == "BF16":
+        return (words.astype("<u4") << 16).view("<f4")
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        return _eight_bits(dtype)[words]
+    return words.astype("<f4", copy=False)
+
+
+def _from_half(words: Any) -> Any:
+    """Finite 16-bit floats, read as signed integers, as 32-bit floats; 8 to 30 times as quick as numpy's conversion.
+
+    Sign, exponent and mantissa move to their places (IEEE 754); 2^112 is the difference of the exponents' biases. The
+    product is exact, of subnormal numbers as well.
+    """
+    bits = words.astype("<i4")
+    bits <<= 13
+    bits &= _HALF_BITS
+    floats = bits.view("<f4")
+    floats *= _HALF_SCALE
+    return floats
 
 
 @cache
