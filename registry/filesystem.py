@@ -31,7 +31,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644, keep_existing: b
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path | str) -> None:
     """Force a folder's entries to disk: the names of files that were created, renamed or deleted in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -88,8 +88,8 @@ def test_a_commit_forces_each_folder_to_disk_once(
     folders: list[Path] = []
     fleet = [(samples.write(local.files(), tmp_path / f"a{number}"), f"acme/a{number}") for number in range(6)]
 
-    def note_folder(folder: Path) -> None:
-        folders.append(folder)
+    def note_folder(folder: str) -> None:
+        folders.append(Path(folder))
         sync_folder(folder)
 
     monkeypatch.setattr(local_store, "sync_folder", note_folder)

@@ -227,15 +227,12 @@ def _norms(read: Read, header: Header, alike: list[_Factors]) -> dict[str, Facto
     b = b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
     with np.errstate(over="ignore", invalid="ignore"):
         aa, bb = a @ a.swapaxes(2, 3), b.swapaxes(2, 3) @ b
-        squares = zip(
-            *(np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb)),
-            (bb * aa).sum(axis=(1, 2, 3)).tolist(),
-            strict=True,
-        )
+        a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
+        squares = (bb * aa).sum(axis=(1, 2, 3)).tolist()
     elements = pair.experts * a.shape[3] * b.shape[2]
     return {
-        each.pair.path: _factor_norms(*sizes, each.pair.scale, elements)
-        for each, sizes in zip(alike, squares, strict=True)
+        each.pair.path: _factor_norms(a_squared, b_squared, squared, each.pair.scale, elements)
+        for each, a_squared, b_squared, squared in zip(alike, a_squares, b_squares, squares, strict=True)
     }
 
 

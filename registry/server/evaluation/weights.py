@@ -132,6 +132,8 @@ def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) ->
 
 def compare_with_base(base: BaseNorms, norms: Mapping[str, FactorNorms]) -> tuple[Finding, ...]:
     """`weights.beyond_base` where an update is larger than the base's threshold allows."""
+    if not base.norms:
+        return ()
     limit = base.thresholds.update_share_warn
     shares = {path: base.share(path, size.update) for path, size in norms.items()}
     beyond = {path: share for path, share in shares.items() if share is not None and share > limit}

@@ -6,6 +6,7 @@
   event is durable, and the same event always makes the same bytes, so attesting may be repeated after a crash.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from registry.attestations import models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid, NotFound, RegistryError
 from registry.evaluation.verdicts import Outcome
 from registry.events import EventType, with_former_types
 from registry.names import AdapterName, Ref, Selector, is_alias
@@ -42,6 +43,7 @@ SHOWN_LIMIT = 200
 ATTESTED_ACTIONS = (EventType.VERSION_PUSH, EventType.VERDICT_ADD)
 PUSH_KIND, VERDICT_KIND = "push", "verdict"
 EVENTS_PER_BATCH = 32
+_AT_POSITIONS = select(AttestationRow).where(any_of(col(AttestationRow.position), parameter="positions"))
 _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
 
 
@@ -233,12 +235,15 @@ def attested_until(session: Session) -> int:
 def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Digest, bytes]:
     """The envelope of each event whose version still exists. Adds the attestation's row where there is none."""
     key = PrivateKey.of_seed(keys.signer.seed)
+    columns = {"made_by": keys.signer.name, "public_key": key.public.pem}
+    identity = key.public.identity
     positions = [event.position for event in events]
-    rows = session.exec(select(AttestationRow).where(col(AttestationRow.position).in_(positions)))
-    existing = {row.position: row.digest for row in rows}
+    existing = {row.position: row.digest for row in session.exec(_AT_POSITIONS, params={"positions": positions})}
+    versions_of = _versions_of(session, events)
     sealed: dict[Digest, bytes] = {}
+    added: list[AttestationRow] = []
     for event in events:
-        version = _version_of(session, event)
+        version = versions_of[event.position]
         if version is None or event.detail.get("by_owner"):  # its adapter was deleted, or not the registry's judgment
             continue
         kind, payload = _statement(keys.signer.name, event, version)
@@ -248,25 +253,35 @@ def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Dige
             continue
         sealed[digest] = data
         if event.position not in existing:
-            row = attestation_row(version, kind, key.public.identity, digest, len(data), made_by=keys.signer.name)
-            session.add(row.sqlmodel_update({"position": event.position, "public_key": key.public.pem}))
+            row = attestation_row(version, kind, identity, digest, len(data), position=event.position, **columns)
+            added.append(row)
+    db.bulk_insert(session, added)
     return sealed
 
 
-def _version_of(session: Session, event: EventRow) -> VersionRow | None:
-    """The version that an event is about, also after its adapter was renamed; None once its adapter was deleted.
+def _versions_of(session: Session, events: Sequence[EventRow]) -> dict[int | None, VersionRow | None]:
+    """Position → the version that an event is about, also after its adapter was renamed; None once it was deleted.
 
     A deleted version counts: the deletion may be undone, and no event is attested later than its time.
     """
-    ref = Ref.parse(event.object)
-    name: AdapterName | None = ref.name
+    refs = {event.position: Ref.parse(event.object) for event in events}
+    matches = versions.find_all(session, TRUSTED, refs.values())
+    versions_of: dict[int | None, VersionRow | None] = {}
+    for event in events:
+        match = matches[refs[event.position]]
+        version = _renamed(session, refs[event.position]) if isinstance(match, RegistryError) else match
+        is_same = version is not None and event.detail.get("digest") in (None, version.digest)
+        versions_of[event.position] = version if is_same else None
+    return versions_of
+
+
+def _renamed(session: Session, ref: Ref) -> VersionRow | None:
+    """The version under the names that its adapter got later."""
+    name = _next_name(session, ref.name)
     while name is not None:
-        try:
-            version = versions.find(session, TRUSTED, name, ref.selector, include_deleted=True)
-        except NotFound:
-            name = _next_name(session, name)
-        else:
-            return version if event.detail.get("digest") in (None, version.digest) else None
+        with contextlib.suppress(NotFound):
+            return versions.find(session, TRUSTED, name, ref.selector, include_deleted=True)
+        name = _next_name(session, name)
     return None
 
 

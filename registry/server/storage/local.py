@@ -46,6 +46,11 @@ class LocalBlobs(blobs.BlobStore):
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._folder = f"{root.absolute()}/"
+
+    def _path(self, key: str) -> str:
+        """The path of a key as text: a `Path` takes longer to make than its file to be looked up."""
+        return self._folder + key
 
     @classmethod
     def from_url(cls, url: str) -> LocalBlobs:
@@ -65,7 +70,7 @@ class LocalBlobs(blobs.BlobStore):
         """Look a file up. Its digest was verified before it got its name."""
         digest = blobs.digest_of(key)
         try:
-            status = os.stat(self.root / key)
+            status = os.stat(self._path(key))
         except OSError as e:
             if e.errno in _NO_FILE:
                 return None
@@ -78,7 +83,7 @@ class LocalBlobs(blobs.BlobStore):
         """Yield a range of the file in chunks. A reader keeps its bytes if the file is deleted meanwhile."""
         blobs.digest_of(key)
         try:
-            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
         except OSError as e:
             if e.errno in _NO_FILE:
                 blobs.raise_unknown(key)
@@ -90,18 +95,18 @@ class LocalBlobs(blobs.BlobStore):
 
     def open_writer(self, key: str, *, limit_bytes: int) -> blobs.BlobWriter:
         """Begin to write a file under `tmp/`."""
-        return FileWriter(self.root, key, limit_bytes)
+        return FileWriter(self._folder, key, limit_bytes)
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Link the staged file to its final key."""
         blobs.digest_of(staging_key)
-        staged, final = self.root / staging_key, self.root / blobs.key_of(digest)
+        staged, final = self._path(staging_key), self._path(blobs.key_of(digest))
         with _translate_errors():
-            _make_folder(final.parent)
+            _make_folder(os.path.dirname(final))
             try:
                 self._link_final(staged, final, replace=replace)
             except FileNotFoundError:
-                if not final.exists():
+                if not os.path.exists(final):
                     blobs.raise_unknown(staging_key)
             except OSError as e:
                 if e.errno not in _NO_LINKS:
@@ -110,20 +115,20 @@ class LocalBlobs(blobs.BlobStore):
 
     def sync(self, digests: Iterable[Digest]) -> None:
         """Force the folders of these blobs to disk, and that of the temporary names that led to them, each once."""
-        folders = {(self.root / blobs.key_of(digest)).parent for digest in digests}
+        folders = {os.path.dirname(self._path(blobs.key_of(digest))) for digest in digests}
         with _translate_errors():
-            for folder in (self.root / "tmp", *sorted(folders)) if folders else ():
+            for folder in (self._path("tmp"), *sorted(folders)) if folders else ():
                 _make_folder(folder)
                 sync_folder(folder)
 
-    def _link_final(self, staged: Path, final: Path, *, replace: bool) -> None:
+    def _link_final(self, staged: str, final: str, *, replace: bool) -> None:
         """Make the final key another name of the staged file, through a temporary name.
 
         Because of the temporary name a promotion takes as long if the key exists: a change is forced to disk either
         way. It is also what is renamed over damaged bytes, so that the key never disappears.
         """
-        temporary = self.root / "tmp" / f"{final.name[:12]}-{secrets.token_hex(8)}"
-        _make_folder(temporary.parent)
+        temporary = self._path(f"tmp/{os.path.basename(final)[:12]}-{secrets.token_hex(8)}")
+        _make_folder(os.path.dirname(temporary))
         _link(staged, temporary)
         self._move_aside(final)
         try:
@@ -134,16 +139,17 @@ class LocalBlobs(blobs.BlobStore):
         except FileExistsError:
             pass
         finally:
-            temporary.unlink(missing_ok=True)  # a rename does nothing if both are the same file already
+            with contextlib.suppress(FileNotFoundError):  # a rename does nothing if both are the same file already
+                os.unlink(temporary)
 
-    def _move_aside(self, path: Path) -> None:
+    def _move_aside(self, path: str) -> None:
         """Move what is neither a file nor a link to one out of the way."""
         with contextlib.suppress(FileNotFoundError):
             mode = os.lstat(path).st_mode
-            if modes.S_ISREG(mode) or (modes.S_ISLNK(mode) and path.is_file()):
+            if modes.S_ISREG(mode) or (modes.S_ISLNK(mode) and os.path.isfile(path)):
                 return
-            aside = self.root / "aside" / f"{path.name}-{secrets.token_hex(4)}"
-            _make_folder(aside.parent)
+            aside = self._path(f"aside/{os.path.basename(path)}-{secrets.token_hex(4)}")
+            _make_folder(os.path.dirname(aside))
             os.rename(path, aside)
 
     def presign_read(
@@ -156,13 +162,14 @@ class LocalBlobs(blobs.BlobStore):
     def delete(self, key: str) -> None:
         """Delete a file, and a staging folder that is empty then."""
         blobs.digest_of(key)
-        path = self.root / key
+        path = self._path(key)
         with _translate_errors():
             self._move_aside(path)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
             if key.startswith("staging/"):
                 with contextlib.suppress(OSError):  # not empty yet, or gone already
-                    path.parent.rmdir()
+                    os.rmdir(os.path.dirname(path))
 
     def list(self, prefix: str) -> Iterator[blobs.Stat]:
         """Yield every key under a prefix that ends in `/`, in the file system's order. Files may come and go."""
@@ -191,13 +198,13 @@ class LocalBlobs(blobs.BlobStore):
 class FileWriter:
     """Writes one file under `tmp/` and renames it to its key in `finish`."""
 
-    def __init__(self, root: Path, key: str, limit_bytes: int) -> None:
+    def __init__(self, root: str, key: str, limit_bytes: int) -> None:
         self._verifier = blobs.DigestVerifier(key, limit_bytes)
-        self._root, self._key = root, key
+        self._key, self._final = key, os.path.join(root, key)
         self._flushed_bytes = 0
-        self._temporary = root / "tmp" / f"{self._verifier.digest.short}-{secrets.token_hex(8)}"
+        self._temporary = os.path.join(root, "tmp", f"{self._verifier.digest.short}-{secrets.token_hex(8)}")
         with _translate_errors():
-            _make_folder(self._temporary.parent)
+            _make_folder(os.path.dirname(self._temporary))
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self._temporary, flags, 0o600)
 
@@ -220,26 +227,25 @@ class FileWriter:
     def finish(self) -> blobs.Stat:
         """Verify the digest and move the file to its key."""
         self._verifier.verify()
-        final = self._root / self._key
-        durable = not self._key.startswith("staging/")
+        folder, durable = os.path.dirname(self._final), not self._key.startswith("staging/")
         with _translate_errors():
             os.fsync(self._descriptor)
             self._close()
-            _make_folder(final.parent, durable=durable)
+            _make_folder(folder, durable=durable)
             try:
-                os.rename(self._temporary, final)
+                os.rename(self._temporary, self._final)
             except FileNotFoundError:  # a racing delete removed the empty staging folder
-                _make_folder(final.parent, durable=durable)
-                os.rename(self._temporary, final)
+                _make_folder(folder, durable=durable)
+                os.rename(self._temporary, self._final)
             if durable:
-                sync_folder(final.parent)
+                sync_folder(folder)
         return blobs.Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
 
     def abort(self) -> None:
         """Delete what was written."""
         self._close()
         with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
+            os.unlink(self._temporary)
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -261,26 +267,27 @@ def _read_chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: str, target: str) -> None:
     """Link a file. The kernel may miss a file that is being replaced at this moment, so try again while it exists."""
     for _ in range(LINK_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
             return os.link(source, target)
-        if not source.exists():
+        if not os.path.exists(source):
             break
-    raise FileNotFoundError(errno.ENOENT, "there is no file to link", str(source))
+    raise FileNotFoundError(errno.ENOENT, "there is no file to link", source)
 
 
-def _make_folder(folder: Path, *, durable: bool = True) -> None:
+def _make_folder(folder: str, *, durable: bool = True) -> None:
     """Make a folder and its missing parents. With `durable` each entry is forced to disk."""
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return
-    if folder.parent != folder:
-        _make_folder(folder.parent, durable=durable)
+    parent = os.path.dirname(folder)
+    if parent != folder:
+        _make_folder(parent, durable=durable)
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        os.mkdir(folder, mode=0o700)
         if durable:
-            sync_folder(folder.parent)
+            sync_folder(parent)
 
 
 @contextlib.contextmanager
