@@ -25,7 +25,7 @@ from registry.compat.paths import Paths
 from registry.digest import Digest
 from registry.server.database.models import VersionNormsRow, VersionRow
 from registry.server.evaluation import norms, weights
-from registry.server.evaluation.norms import Window
+from registry.server.evaluation.norms import MeasuringPlan, Window
 from registry.server.evaluation.weights import BaseNorms
 from registry.server.push import background
 from tests import non_peft_files, samples
@@ -175,7 +175,7 @@ def test_norms_of_transposed_factors(turned: bool) -> None:
     body = samples.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
     header = safetensors.read_bytes(body, file=WEIGHTS)
     pairs = [Pair("x", 2, 0.5, "x.a", "x.b", turned), Pair("y", 2, 1.0, "y.a", "y.b"), Pair("z", 2, 1.0, "z.a", "z.b")]
-    measured = norms.compute_norms(lambda start, n: body[start : start + n], header, pairs)
+    measured = MeasuringPlan.of(header, pairs).compute_norms(lambda start, n: body[start : start + n])
     assert list(measured) == ["x"]
     assert measured["x"].update == pytest.approx(0.5 * float(np.linalg.norm(b @ a)), rel=1e-3)
     assert measured["x"].a == pytest.approx(float(np.linalg.norm(a)), rel=1e-3)
@@ -325,7 +325,7 @@ def test_pairs_of_one_layout_have_the_norms_that_each_has_alone(
         return body[start : start + count]
 
     pairs = [Pair(name[:-2], 2, 0.5, name, f"{name[:-2]}.b") for name in stored if name.endswith(".a")]
-    measured = norms.compute_norms(Window(fetch, len(body)).read, header, pairs)
+    measured = MeasuringPlan.of(header, pairs).compute_norms(Window(fetch, len(body)).read)
     assert measured.keys() == {pair.path for pair in pairs}
     for pair in pairs:
         update = stored[pair.b][1].astype("<f4") @ stored[pair.a][1].astype("<f4") / 2

@@ -105,7 +105,8 @@ def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: P
 def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> None:
     folder = experts(tmp_path / "a", 1)
     contents, weights = read_adapter(folder).peft, (folder / samples.WEIGHTS).read_bytes()
-    measured = weight_norms.compute_norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
+    plan = weight_norms.MeasuringPlan.of(contents.header, contents.pairs)
+    measured = plan.compute_norms(lambda at, n: weights[at : at + n])
     assert measured.keys() == norms_of(folder).keys()
     for path, norms in norms_of(folder).items():
         assert measured[path].update == pytest.approx(norms.update, rel=1e-3)

@@ -4,8 +4,10 @@ The norm of an update is |scale · BA| (Frobenius), computed from |BA|² = sum((
 never computed. Norms have four digits; a norm that 32-bit floats cannot hold is None.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby, pairwise
@@ -80,16 +82,16 @@ class Window:
         return self.data[start - self.start : start - self.start + length]
 
 
-def measure(fetch: Read, size_bytes: int, header: Header, pairs: Iterable[Pair]) -> Measured:
+def measure(fetch: Read, size_bytes: int, plan: MeasuringPlan) -> Measured:
     """Search all numbers for NaN and infinities; if there are none, compute the norms of the pairs.
 
     `fetch` reads (offset, length) of the file with the weights, which has `size_bytes`.
     """
     read = Window(fetch, size_bytes).read
-    names = find_not_finite(read, header)
+    names = find_not_finite(read, plan.header)
     if names:
         return Measured(tuple(_not_finite(name, len(names)) for name in names[:FINDINGS_LIMIT]), {})
-    norms = compute_norms(read, header, pairs)
+    norms = plan.compute_norms(read)
     return Measured((*_zeros(norms), *_huge(norms)), norms)
 
 
@@ -153,87 +155,121 @@ def _is_special(data: bytes | memoryview, dtype: str) -> bool:
 
 # ------------------------------------------------------------------ norms
 @dataclass(frozen=True, slots=True)
-class _Factors:
-    """A pair, and the entries of its two tensors."""
+class _Rows:
+    """Tensors of one type and size, by where they begin in the file."""
 
-    pair: Pair
-    a: TensorInfo
-    b: TensorInfo
+    dtype: str
+    size_bytes: int
+    starts: tuple[int, ...]
 
-    @property
-    def start(self) -> int:
-        return min(self.a.start, self.b.start)
-
-    @property
-    def end(self) -> int:
-        return max(self.a.end, self.b.end)
-
-    @property
-    def layout(self) -> tuple[object, ...]:
-        """What pairs have in common that are computed together: projections of equal name and equal shapes."""
-        pair, a, b = self.pair, self.a, self.b
-        sizes = (a.size_bytes, b.size_bytes, pair.rank, pair.experts, pair.is_turned)
-        return pair.path.rpartition(".")[2], a.dtype, b.dtype, *sizes
+    def read(self, read: Read) -> Any:
+        """Their elements as 32-bit floats, a row for each."""
+        first, word = min(self.starts), _WORDS[self.dtype]
+        data = read(first, max(self.starts) + self.size_bytes - first)
+        steps = {after - before for before, after in pairwise(self.starts)} or {self.size_bytes}
+        if len(steps) == 1:  # no copy: the rows are pieces of the file at equal distances
+            shape = len(self.starts), self.size_bytes // word.itemsize
+            words = np.ndarray(shape, word, data, self.starts[0] - first, (*steps, word.itemsize))
+        else:
+            begins = [start - first for start in self.starts]
+            words = np.stack([np.frombuffer(data[begin : begin + self.size_bytes], word) for begin in begins])
+        return _to_floats(words, self.dtype)
 
 
-def compute_norms(read: Read, header: Header, pairs: Iterable[Pair]) -> dict[str, FactorNorms]:
-    """Module → its norms, for pairs of factors. Values must be finite."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Pairs that are computed together: those of equal shapes whose modules have equal last names."""
+
+    pairs: tuple[Pair, ...]
+    a: _Rows
+    b: _Rows
+
+    def compute_norms(self, read: Read) -> dict[str, FactorNorms]:
+        """Module → its norms, of A [pairs, experts, rank, in] and B [pairs, experts, out, rank]."""
+        count, pair = len(self.pairs), self.pairs[0]
+        a, b = self.a.read(read), self.b.read(read)
+        if pair.is_turned:
+            a = a.reshape(count, -1, pair.rank).transpose(0, 2, 1)
+            b = b.reshape(count, pair.rank, -1).transpose(0, 2, 1)
+        a = a.reshape(count, pair.experts, pair.rank, -1)
+        b = b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            aa, bb = a @ a.swapaxes(2, 3), b.swapaxes(2, 3) @ b
+            a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
+            squares = (bb * aa).sum(axis=(1, 2, 3)).tolist()
+        elements = pair.experts * a.shape[3] * b.shape[2]
+        return {
+            pair.path: _factor_norms(a_squared, b_squared, squared, pair.scale, elements)
+            for pair, a_squared, b_squared, squared in zip(self.pairs, a_squares, b_squares, squares, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuringPlan:
+    """What `measure` reads of a file with this header, and in which order. Equal for all adapters of one script."""
+
+    header: Header
+    pairs: tuple[Pair, ...]
+    windows: tuple[tuple[int, int, tuple[_Layout, ...]], ...]
+    """Pieces of the file, from and to, and the pairs in each. A pair larger than `WINDOW_BYTES` is by itself."""
+
+    @classmethod
+    def of(cls, header: Header, pairs: Iterable[Pair]) -> MeasuringPlan:
+        """Plan to measure the tensors of a header, and the pairs that it has both tensors of."""
+        all_pairs = tuple(pairs)
+        return cls(header, all_pairs, tuple(_plan_windows(header, all_pairs)))
+
+    def compute_norms(self, read: Read) -> dict[str, FactorNorms]:
+        """Module → its norms. Values must be finite."""
+        norms: dict[str, FactorNorms] = {}
+        for start, end, layouts in self.windows:
+            if end - start <= WINDOW_BYTES:
+                read(start, end - start)  # the pieces below come from what this has read
+            for layout in layouts:
+                norms |= layout.compute_norms(read)
+        return norms
+
+
+def _plan_windows(header: Header, pairs: Iterable[Pair]) -> Iterator[tuple[int, int, tuple[_Layout, ...]]]:
     by_name = {info.name: info for info in header}
-    present = [_Factors(pair, by_name[pair.a], by_name[pair.b]) for pair in pairs if {pair.a, pair.b} <= by_name.keys()]
+    factors = [(pair, by_name[pair.a], by_name[pair.b]) for pair in pairs if {pair.a, pair.b} <= by_name.keys()]
     readable = [
-        each
-        for each in present
-        if all(_is_readable(info, each.pair.rank * each.pair.experts) for info in (each.a, each.b))
+        (min(a.start, b.start), max(a.end, b.end), pair, a, b)
+        for pair, a, b in factors
+        if all(_is_readable(info, pair.rank * pair.experts) for info in (a, b))
     ]
-    norms: dict[str, FactorNorms] = {}
-    for end, window in _windows(sorted(readable, key=lambda each: each.start)):
-        start = window[0].start
-        if end - start <= WINDOW_BYTES:
-            read(header.data_start + start, end - start)  # the pieces below come from what this has read
-        layouts: dict[tuple[object, ...], list[_Factors]] = {}
-        for each in window:
-            layouts.setdefault(each.layout, []).append(each)
-        for alike in layouts.values():
-            norms |= _norms(read, header, alike)
-    return norms
+    begin = end = 0
+    layouts: dict[tuple[object, ...], list[tuple[Pair, TensorInfo, TensorInfo]]] = {}
+    for first, last, pair, a, b in sorted(readable, key=lambda item: item[0]):
+        if layouts and max(end, last) - begin > WINDOW_BYTES:
+            yield header.data_start + begin, header.data_start + end, _build_layouts(header, layouts)
+            layouts = {}
+        if not layouts:
+            begin, end = first, last
+        end = max(end, last)
+        sizes = a.size_bytes, b.size_bytes, pair.rank, pair.experts, pair.is_turned
+        key = (pair.path.rpartition(".")[2], a.dtype, b.dtype, *sizes)
+        layouts.setdefault(key, []).append((pair, a, b))
+    if layouts:
+        yield header.data_start + begin, header.data_start + end, _build_layouts(header, layouts)
 
 
-def _windows(ordered: Iterable[_Factors]) -> Iterator[tuple[int, list[_Factors]]]:
-    """Pairs whose bytes lie in one window, and where they end; a larger pair is by itself."""
-    window: list[_Factors] = []
-    end = 0
-    for each in ordered:
-        if window and max(end, each.end) - window[0].start > WINDOW_BYTES:
-            yield end, window
-            window, end = [], 0
-        window.append(each)
-        end = max(end, each.end)
-    if window:
-        yield end, window
+def _build_layouts(
+    header: Header, layouts: Mapping[tuple[object, ...], Sequence[tuple[Pair, TensorInfo, TensorInfo]]]
+) -> tuple[_Layout, ...]:
+    def rows(infos: Sequence[TensorInfo]) -> _Rows:
+        starts = tuple(header.data_start + info.start for info in infos)
+        return _Rows(infos[0].dtype, infos[0].size_bytes, starts)
+
+    return tuple(
+        _Layout(tuple(pair for pair, _, _ in alike), rows([a for _, a, _ in alike]), rows([b for _, _, b in alike]))
+        for alike in layouts.values()
+    )
 
 
 def _is_readable(info: TensorInfo, rank: int) -> bool:
     elements = math.prod(info.shape)
     return bool(info.shape) and elements % rank == 0 and elements <= FACTOR_ELEMENTS_LIMIT and info.dtype in _READABLE
-
-
-def _norms(read: Read, header: Header, alike: list[_Factors]) -> dict[str, FactorNorms]:
-    """The norms of pairs of one layout: of A [pairs, experts, rank, in] and B [pairs, experts, out, rank]."""
-    count, pair = len(alike), alike[0].pair
-    a, b = _floats(read, header, [each.a for each in alike]), _floats(read, header, [each.b for each in alike])
-    if pair.is_turned:
-        a, b = a.reshape(count, -1, pair.rank).transpose(0, 2, 1), b.reshape(count, pair.rank, -1).transpose(0, 2, 1)
-    a = a.reshape(count, pair.experts, pair.rank, -1)
-    b = b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
-    with np.errstate(over="ignore", invalid="ignore"):
-        aa, bb = a @ a.swapaxes(2, 3), b.swapaxes(2, 3) @ b
-        a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
-        squares = (bb * aa).sum(axis=(1, 2, 3)).tolist()
-    elements = pair.experts * a.shape[3] * b.shape[2]
-    return {
-        each.pair.path: _factor_norms(a_squared, b_squared, squared, each.pair.scale, elements)
-        for each, a_squared, b_squared, squared in zip(alike, a_squares, b_squares, squares, strict=True)
-    }
 
 
 def _factor_norms(a_squared: float, b_squared: float, squared: float, scale: float, elements: int) -> FactorNorms:
@@ -246,19 +282,7 @@ def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _floats(read: Read, header: Header, infos: list[TensorInfo]) -> Any:
-    """The elements of tensors of one type and size as 32-bit floats, a row for each."""
-    dtype, size_bytes = infos[0].dtype, infos[0].size_bytes
-    first, last = min(info.start for info in infos), max(info.end for info in infos)
-    data = read(header.data_start + first, last - first)
-    word = _WORDS[dtype]
-    steps = {after.start - before.start for before, after in pairwise(infos)} or {size_bytes}
-    if len(steps) == 1:  # no copy: the rows are pieces of the file at equal distances
-        words = np.ndarray(
-            (len(infos), size_bytes // word.itemsize), word, data, infos[0].start - first, (*steps, word.itemsize)
-        )
-    else:
-        words = np.stack([np.frombuffer(data[info.start - first : info.end - first], word) for info in infos])
+def _to_floats(words: Any, dtype: str) -> Any:
     if dtype == "F16":
         return _from_half(words)
     if dtype == "BF16":

@@ -39,7 +39,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.evaluation import engine_compat
-from registry.server.evaluation.norms import FactorNorms, Measured, measure
+from registry.server.evaluation.norms import FactorNorms, Measured, MeasuringPlan, measure
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.manifest import Manifest
 
@@ -206,7 +206,8 @@ def _measure(blobs: BlobStore, manifest: Manifest) -> Measured:
     try:
         contents = read.read_any(manifest.files, lambda path, start, n: blobs.read(keys[path], start, n))
         key = keys[weights.path]
-        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, contents.header, contents.pairs)
+        plan = MeasuringPlan.of(contents.header, contents.pairs)
+        return measure(lambda start, n: blobs.read(key, start, n), weights.size_bytes, plan)
     except (Invalid, TooLarge, NotFound) as e:
         message = f"the numbers of its weights could not be read: {e.detail}"
         return Measured((Finding.of("unknown", "weights.unreadable", weights.path, message),), {})

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from registry import compat
@@ -29,7 +30,7 @@ from registry.errors import Conflict, Invalid, Refused, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.server.database import db
-from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
+from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.storage.blobs import BlobStore, Stat
 from registry.versions.files import CONFIG, GOLDEN, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
@@ -167,7 +168,7 @@ def inspect_files(
     )
     measured = None
     if inline:
-        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
+        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, read_first.measuring)
     facts = {**facts, **version_facts.claims(manifest.files, read)}
     testable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
@@ -179,6 +180,11 @@ class Contents:
     def __init__(self, adapter: AdapterContents) -> None:
         self.adapter = adapter
         self._fits: list[tuple[BaseSpec, tuple[Similarity, ...], Fit]] = []
+
+    @cached_property
+    def measuring(self) -> MeasuringPlan:
+        """How its weights are measured."""
+        return MeasuringPlan.of(self.adapter.header, self.adapter.pairs)
 
     def evaluate(self, spec: BaseSpec, relatives: Sequence[Similarity]) -> Fit:
         """The findings about it on this base, and its facts."""
