@@ -296,7 +296,7 @@ def test_eight_bit_floats_have_the_values_that_torch_gives_them() -> None:
 
 
 def test_sixteen_bit_floats_have_the_values_that_numpy_gives_them() -> None:
-    codes = np.arange(2**16, dtype="<u2")
+    codes: Any = np.arange(2**16, dtype="<u2")
     finite = codes[codes & 0x7C00 != 0x7C00]
     ours, theirs = norms._from_half(finite.view("<i2")), finite.view("<f2").astype("<f4")
     assert (ours.view("<u4") == theirs.view("<u4")).all()  # -0.0 and subnormal numbers included
