@@ -13,8 +13,7 @@ from registry.bases import BaseMatch
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import versions
-from .console import arguments, output, session, tables
+from .console import arguments, output, session, tables, versions
 from .console.tables import Column, Table
 
 BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]

@@ -16,8 +16,7 @@ from registry.client.transfer import push
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.names import NEWEST, AdapterName
 
-from . import versions
-from .console import groups, output, session, tables
+from .console import groups, output, session, tables, versions
 from .console.progress import ProgressLine
 from .console.tables import Table
 
@@ -100,11 +99,7 @@ def _plan_pushes(
         folders = [(Path(e.folder), str(name)) for name, e in entries.items() if e.folder and e.base == base]
         read = push.read_manifests(registry, folders, base=base)
         subjects = [f"{r.name}@{r.answer.digest}" for r in read if r.answer is not None]
-        looks = (
-            Groups(registry).change_metadata([DescribeItem(subject=s) for s in subjects], dry_run=True)
-            if subjects
-            else []
-        )
+        looks = Groups(registry).change_metadata([DescribeItem(subject=s) for s in subjects], dry_run=True)
         outcomes = dict(zip(subjects, looks, strict=True))
         for result in read:
             step = _Step(AdapterName.parse(result.name), "push", str(result.folder), error=result.error)
@@ -126,17 +121,14 @@ def _plan_changes(
     new: Set[AdapterName],
 ) -> None:  # fmt: skip
     """Set what tags and aliases would become. What depends on a version that is still to be pushed stays planned."""
-    looks = Groups(registry).change_metadata([step.item for step in tags], dry_run=True) if tags else []
-    for step, look in zip(tags, looks, strict=True):
-        if not (isinstance(look, NotFound) and step.name in new):
-            step.set_outcome(look, getattr(look, "changed", False), "planned")
+    client = Groups(registry)
     ready = [step for step in moves if step.item.version or step.name not in new]
     for step in ready:
         step.item = step.item.model_copy(update={"version": step.item.version or numbers.get(step.name, NEWEST)})
-    planned = Groups(registry).move_aliases([step.item for step in ready], dry_run=True) if ready else []
-    for step, moved in zip(ready, planned, strict=True):
-        if not (isinstance(moved, NotFound) and step.name in new):
-            step.set_outcome(moved, getattr(moved, "moved", False), "planned")
+    for group, send, flag in ((tags, client.change_metadata, "changed"), (ready, client.move_aliases, "moved")):
+        for step, outcome in zip(group, send([step.item for step in group], dry_run=True), strict=True):
+            if not (isinstance(outcome, NotFound) and step.name in new):
+                step.set_outcome(outcome, getattr(outcome, flag, False), "planned")
 
 
 def _carry_out(
@@ -165,9 +157,7 @@ def _carry_out(
     client = Groups(registry)
     outcomes: tuple[Sequence[Any], Sequence[Any]]
     if not atomic:
-        outcomes = (
-            client.change_metadata(described) if described else [], client.move_aliases(moved) if moved else []
-        )  # fmt: skip
+        outcomes = client.change_metadata(described), client.move_aliases(moved)
     elif any(step.error for group in steps for step in group):
         incomplete = Conflict("COMMIT_INCOMPLETE", "not changed, because another step has an error")
         outcomes = [incomplete] * len(tags), [incomplete] * len(moves)

@@ -94,10 +94,9 @@ def _following(registry: Versions, after: int, search: dict[str, Any]) -> Iterat
 @contextmanager
 def _checked() -> Iterator[tuple[Versions, str]]:
     """The registry and its checkpoint's note, once its log is proved to extend the one seen before."""
-    embedded = session.target().embedded
     with session.versions() as registry:
         note = Audit(registry).checkpoint()
-        session.trusted_checkpoints().check(registry, note, by_origin=embedded)
+        session.trusted_checkpoints().check(registry, note)
         yield registry, note
 
 
@@ -121,8 +120,7 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
         trusted = bool(verifiers)
     else:
         with _checked() as (registry, note):
-            head = session.trusted_checkpoints().known(registry, note, by_origin=session.target().embedded)
-            remembered = head.verifiers if head is not None else ()
+            remembered = session.trusted_checkpoints().known(registry, note).verifiers
             replayed = replay(ServerLog(Audit(registry), note), *(verifiers or remembered))
             trusted = True
     document = {
@@ -153,13 +151,12 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 def prove(number: int) -> None:
     """Show an entry, and verify here that the log contains it."""
     with _checked() as (registry, note):
-        head = session.trusted_checkpoints().known(registry, note, by_origin=session.target().embedded)
-        shown = Audit(registry).proof(number)
-        verifiers = head.verifiers if head is not None else ()
-        covering = notes.verify_proof(shown.proof, shown.entry.encode(), *verifiers)
-        if covering is None or notes.proof_index(shown.proof) != number - 1:
+        verifiers = session.trusted_checkpoints().known(registry, note).verifiers
+        event = Audit(registry).proof(number)
+        covering = notes.verify_proof(event.proof, event.entry.encode(), *verifiers)
+        if covering is None or notes.proof_index(event.proof) != number - 1:
             raise Corrupt("LOG_INCONSISTENT", f"the proof does not show entry {number} in the log")
-    document = {"entry": json.loads(shown.entry), "size": covering.size, "origin": covering.origin}
+    document = {"entry": json.loads(event.entry), "size": covering.size, "origin": covering.origin}
 
     def text() -> None:
         for line in output.json_text(document["entry"]).splitlines():
@@ -186,11 +183,10 @@ def export(folder: Path) -> None:
 @click.option("--trust", is_flag=True, help="Trust these keys from now on instead of the remembered ones.")
 def key(trust: bool) -> None:
     """Show the keys that sign the log; --trust accepts new ones."""
-    embedded = session.target().embedded
     with session.versions() as registry:
         keys, note = Audit(registry).log_keys(), Audit(registry).checkpoint()
         if trust:
-            session.trusted_checkpoints().trust(registry, tuple(keys.keys), note, by_origin=embedded)
+            session.trusted_checkpoints().trust(registry, tuple(keys.keys), note)
 
     def text() -> None:
         for line in keys.keys:

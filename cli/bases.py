@@ -80,10 +80,8 @@ def identify_base(name: str, folder: str) -> None:
 
 def _identity(folder: str) -> Identity:
     if not weights_identity.is_possible():
-        raise main.MissingExtra(
-            "reading weights needs the extra 'worker' (torch is not installed): "
-            "in a checkout, pip install '.[worker]'; or leave it to a worker, which does it when it first uses the base"
-        )
+        otherwise = "; or leave it to a worker, which does it when it first uses the base"
+        raise main.MissingExtra("reading weights", "worker", "torch", otherwise)
     with ProgressLine(f"reading {folder}") as progress:
         progress.start(Weights.of(folder).size_bytes)
         return weights_identity.identify(folder, progress.advance)

@@ -1,18 +1,13 @@
-"""`adapter doctor`: diagnoses what is between you and the registry. `adapter config show`: settings and their sources.
-
-Neither changes anything.
+"""`adapter doctor`: diagnoses what is between you and the registry. It changes nothing.
 
 A failing check does not stop the next one. The exit code is that of the first check that failed.
 """
 
 import importlib.util
-import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
 import click
 
@@ -21,9 +16,7 @@ from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.filesystem import user_folder
 
-from . import main
-from .console import output, session, tables
-from .console.tables import Column, Table
+from .console import output, session
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}
 LOW_SPACE_BYTES = 2 * 10**9
@@ -37,54 +30,6 @@ class Diagnosis:
     state: str
     message: str
     exit_code: int = 0
-
-
-class Setting(NamedTuple):
-    """A setting as a server with this environment has it."""
-
-    name: str
-    value: str
-    source: str
-
-
-SETTINGS: Table[Setting] = Table((
-    Column("setting", lambda row: row.name, lambda row: output.strong(row.name)),
-    Column("value", lambda row: row.value),
-    Column("source", lambda row: row.source),
-))  # fmt: skip
-CONFIG_OPTION = click.option(
-    "--config", type=click.Path(dir_okay=False), help="TOML file of settings (REGISTRY_CONFIG)."
-)
-
-
-def environment(*, config: str | None, data: str | None = None) -> dict[str, str]:
-    """The environment with what options set of it."""
-    chosen = {"REGISTRY_CONFIG": config, "REGISTRY_DATA": data}
-    return {**os.environ, **{name: value for name, value in chosen.items() if value}}
-
-
-@click.group("config")
-def config_group() -> None:
-    """Settings of servers."""
-
-
-@config_group.command("show")
-@CONFIG_OPTION
-@tables.prints(SETTINGS)
-def show_config(config: str | None) -> None:
-    """Show each setting of a server, and where it comes from. Passwords are hidden."""
-    variables = environment(config=config)
-    sources = main.load("registry.server.settings", "read_sources")(variables)
-    settings = main.load("registry.server.settings", "Settings").from_env(variables)
-    secrets = main.load("registry.server.settings", "SECRETS")
-    rows = []
-    for field in fields(settings):
-        value = str(getattr(settings, field.name))
-        source = sources[field.name].origin if field.name in sources else "default"
-        if field.name in secrets:
-            value = re.sub(r"(://[^:/@]*:).*@", r"\1…@", re.sub(r"\?.*", "?…", value))
-        rows.append(Setting(field.name, value, source))
-    SETTINGS.print(rows, document={"items": [row._asdict() for row in rows]})
 
 
 @click.command()

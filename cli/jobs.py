@@ -19,8 +19,7 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State
 from registry.names import Ref
 
-from . import versions
-from .console import arguments, output, session, tables
+from .console import arguments, output, session, tables, versions
 from .console.progress import on_terminal
 from .console.tables import Column, Table
 

@@ -50,7 +50,7 @@ def _commands() -> dict[str, CommandSpec]:
     return {
         "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base."),
         "apply": spec(".apply", "apply", move, "Push, tag and promote what a file lists."),
-        "push-all": spec(".bulk", "push_all", move, "Push every adapter folder in a folder."),
+        "push-all": spec(".push", "push_all", move, "Push every adapter folder in a folder."),
         "pull": spec(".pull", "pull", move, "Download a version, every byte verified."),
         "cat": spec(".pull", "cat", move, "Print a file of a version, every byte verified."),
         "pull-all": spec(".pull", "pull_all", move, "Download every adapter of a base."),
@@ -72,7 +72,7 @@ def _commands() -> dict[str, CommandSpec]:
         "sign": spec(".verify", "sign", evaluate, "Sign a version, or attach a signature."),
         "verify": spec(".verify", "verify", evaluate, "Verify a version's bytes, signatures and log entry."),
         "merge": spec(".merge", "merge", make, "Combine adapters, resize one, or fuse one into its base."),
-        "convert": spec(".merge", "convert", make, "Convert a version to another format."),
+        "convert": spec(".convert", "convert", make, "Convert a version to another format."),
         "extract": spec(".merge", "extract", make, "Make an adapter from the difference of two models."),
         "promote": spec(".aliases", "promote", release, "Point an alias at a version, through its gate."),
         "rollback": spec(".aliases", "rollback", release, "Point an alias back at an earlier version."),
@@ -86,28 +86,28 @@ def _commands() -> dict[str, CommandSpec]:
 def _setup_commands() -> dict[str, CommandSpec]:
     spec, setup, run = CommandSpec, "Set up", "Run"
     return {
-        "retention": spec(".maintenance", "retention", setup, "Retention: which versions gc deletes by rule."),
+        "retention": spec(".retention", "retention", setup, "Retention: which versions gc deletes by rule."),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
-        "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
-        "logout": spec(".tokens", "logout", setup, "Forget the token of a registry on this machine."),
-        "context": spec(".tokens", "context", setup, "Registries by name: add, use, list, remove."),
-        "whoami": spec(".tokens", "whoami", setup, "Show the registry and your rights."),
+        "login": spec(".login", "login", setup, "Remember a registry and your token."),
+        "logout": spec(".login", "logout", setup, "Forget the token of a registry on this machine."),
+        "context": spec(".login", "context", setup, "Registries by name: add, use, list, remove."),
+        "whoami": spec(".login", "whoami", setup, "Show the registry and your rights."),
         "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
         "namespace": spec(".namespaces", "namespace", setup, "Namespaces: roles, visibility, limits."),
-        "publisher": spec(".namespaces", "publisher", setup, "Trusted publishers: CI jobs without stored secrets."),
+        "publisher": spec(".publishers", "publisher", setup, "Trusted publishers: CI jobs without stored secrets."),
         "tag": spec(".metadata", "tag", setup, "Tags of an adapter or version: add, remove, list."),
         "describe": spec(".metadata", "describe", setup, "Describe an adapter or version, and link to pages about it."),
         "rename": spec(".adapters", "rename", setup, "Rename an adapter or move it to another namespace."),
         "delete": spec(".adapters", "delete", setup, "Delete a version, or an adapter and all its versions."),
         "webhook": spec(".webhooks", "webhook", setup, "Webhooks: create, list, delete, deliveries."),
         "completion": spec(".console.completion", "completion", setup, "Completion for bash, zsh or fish."),
-        "config": spec(".doctor", "config_group", setup, "Settings of servers: show."),
+        "config": spec(".server.config", "config_group", setup, "Settings of servers: show."),
         "doctor": spec(".doctor", "doctor", setup, "Diagnose problems between you and the registry."),
-        "serve": spec(".serve", "serve", run, "Run the registry server.", extra="server"),
+        "serve": spec(".server.serve", "serve", run, "Run the registry server.", extra="server"),
         "worker": spec(".worker", "worker", run, "Run a worker that tests adapters on their base.", extra="worker"),
         "agent": spec(".agent", "agent", run, "Keep engines in sync with an alias."),
-        "migrate": spec(".serve", "migrate", run, "Upgrade the database schema.", extra="server"),
-        "audit-key": spec(".audit_key", "audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
+        "migrate": spec(".server.serve", "migrate", run, "Upgrade the database schema.", extra="server"),
+        "audit-key": spec(".server.keys", "audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
         "gc": spec(".maintenance", "gc", run, "Delete unreferenced data."),
         "fsck": spec(".maintenance", "fsck", run, "Check that rows, bytes and history agree."),
         "reindex": spec(".maintenance", "reindex", run, "Rebuild lost rows from the blob store."),
@@ -118,9 +118,13 @@ COMMANDS = _commands() | _setup_commands()
 
 
 class MissingExtra(click.ClickException):
-    """A command whose packages are not installed. Exit code 2."""
+    """A command whose packages are not installed. Exit code 2. `otherwise`: what else a person can do."""
 
     exit_code = 2
+
+    def __init__(self, user: str, extra: str, package: str, otherwise: str = "") -> None:
+        install = f"in a checkout, pip install '.[{extra}]'{otherwise}"
+        super().__init__(f"{user} needs the extra '{extra}' ({package} is not installed): {install}")
 
 
 @contextlib.contextmanager
@@ -150,9 +154,7 @@ def load(module: str, attribute: str, extra: str = "", user: str = "") -> Any:
         missing = (e.name or "").split(".")[0]
         if not extra or missing in OWN_PACKAGES:
             raise
-        raise MissingExtra(
-            f"{user} needs the extra '{extra}' ({missing} is not installed): in a checkout, pip install '.[{extra}]'"
-        ) from e
+        raise MissingExtra(user, extra, missing) from e
 
 
 class LazyGroup(click.Group):

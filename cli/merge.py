@@ -1,4 +1,4 @@
-"""`adapter merge` (combine, resize, fuse), `adapter extract` and `adapter convert`.
+"""`adapter merge` (combine, resize, fuse) and `adapter extract`.
 
 With `--into NAME` the registry checks the recipe and a worker runs it. With `--into DIR`, which begins with `.`, `/` or
 `~`, a subprocess on this machine runs it and nothing is pushed.
@@ -13,21 +13,18 @@ import click
 
 from registry.api.bases import BaseView
 from registry.api.jobs import JobSubmit
-from registry.client import convert as conversion
-from registry.client.convert import ConversionOutcome
 from registry.client.local.destination import Destination
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, State
-from registry.merging.conversions import Conversion, TargetFormat
 from registry.merging.recipes import MergeReport, Method, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
 
 from . import jobs, main
-from .console import arguments, output, session
+from .console import output, session
 
 WORST_SHOWN = 5
 
@@ -184,9 +181,7 @@ def _run(request: MergeRequest) -> MergeReport:
 
 def _require_worker() -> None:
     if not identify.is_possible():
-        raise main.MissingExtra(
-            "a local merge needs the extra 'worker' (torch is not installed): in a checkout, pip install '.[worker]'"
-        )
+        raise main.MissingExtra("a local merge", "worker", "torch")
 
 
 # ------------------------------------------------------------------ output
@@ -212,56 +207,3 @@ def print_report(title: str, report: MergeReport) -> None:
         worst = [module for module in report.modules[:WORST_SHOWN] if module.relative_error > 1e-6]
         facts.append(("worst", [f"{module.path}: {module.relative_error:.3g}" for module in worst]))
     output.facts([*facts, *(("note", note) for note in report.notes)])
-
-
-# ------------------------------------------------------------------ convert
-@click.command()
-@click.argument("ref", type=arguments.REF)
-@click.option("--to", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format.")
-@click.option("--into", default="", metavar="NAME", help="Adapter to create. Default: NAME-FORMAT.")
-@click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
-@click.option("--message", "-m", default="", help="Message of the new version.")
-@click.option("--wait", is_flag=True, help="Wait for the worker.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
-def convert(
-    ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool, timeout: float | None
-) -> None:  # fmt: skip
-    """Convert a version to another format, as a new version: canonical, plain, peft, diffusers or gguf.
-
-    If only names change, this machine converts; if values change, a worker does.
-    """
-    request = Conversion(to=TargetFormat(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
-    with session.registry() as registry:
-        outcome = conversion.convert(registry, ref, request)
-        job = outcome.job
-        if job is not None and (wait or timeout):
-            job = jobs.wait_for(registry, job.id, timeout)
-    if job is None:
-        output.answer(
-            {"version": outcome.pushed and outcome.pushed.version, "report": outcome.report},
-            lambda: _print_converted(outcome),
-        )
-        return
-    output.answer({"job": job}, lambda: _print_conversion(job))
-    if job.state in (State.FAILED, State.CANCELLED):
-        output.exit_with(output.TRY_LATER)
-
-
-def _print_converted(outcome: ConversionOutcome) -> None:
-    if outcome.pushed is None or outcome.report is None:
-        return
-    version = outcome.pushed.version
-    output.line(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
-    output.line(f"  {outcome.report.message}")
-
-
-def _print_conversion(job: Job) -> None:
-    if job.state is State.DONE:
-        report = job.result.get("report") or {}
-        output.line(f"{output.strong(str(job.result.get('version')))}  {output.faint(str(job.result.get('digest')))}")
-        for line in (report.get("message"), *(report.get("notes") or ())):
-            output.line(f"  {line}")
-    elif job.error:
-        output.line(f"{job.id} is {job.state}: {job.error}")
-    else:
-        output.line(f"{job.id} {job.state}: values change, so a worker does it (`adapter worker`); --wait waits for it")

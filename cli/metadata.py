@@ -15,8 +15,7 @@ from registry.client.core import Versions
 from registry.client.groups import Groups
 from registry.names import AdapterName, Ref
 
-from . import versions
-from .console import arguments, groups, output, session
+from .console import arguments, groups, output, session, versions
 
 Subject = AdapterName | Ref
 

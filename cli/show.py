@@ -18,8 +18,7 @@ from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
 from registry.versions.files import TRAINER_STATE
 
-from . import versions
-from .console import arguments, heatmap, output, session
+from .console import arguments, heatmap, output, session, versions
 from .console.heatmap import HeatMap
 
 

@@ -1,176 +1,23 @@
-"""`adapter login`, `logout`, `context …`, `whoami` and `token …`.
-
-A secret is never an argument, where other users of the machine could see it: it comes from a prompt, a pipe or the
-environment. A new secret is printed once.
-"""
+"""`adapter token …`: create, rotate, exchange, list, revoke, generate. A new secret is printed once."""
 
 import hashlib
-import os
-import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
 
-from registry import names
-from registry.api.access import TokenCreate, TokenCreated, TokenView, Whoami
-from registry.client.registry import Registry
-from registry.errors import Invalid, NotFound
+from registry.api.access import TokenCreate, TokenCreated, TokenView
+from registry.errors import Invalid
 from registry.roles import Scope
 
 from . import main
 from .console import output, session, tables
 from .console.tables import Column, Table
+from .login import read_secret, rights_of
 
 DAY_SECONDS = 86400
 SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
 
 
-@click.command()
-@click.argument("url")
-@click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
-def login(url: str, insecure: bool) -> None:
-    """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt.
-
-    To undo --insecure, log in again without it.
-    """
-    Registry(url).close()  # a wrong URL ends here, before the prompt
-    secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
-    if not secret:
-        raise Invalid("REQUEST_INVALID", "no token was given", next_step="set ADAPTER_TOKEN or pipe the token")
-    who, used_url = _sign_in(url, secret, insecure=insecure)
-    path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
-
-    def text() -> None:
-        output.line(f"You are {output.strong(who.actor)} at {used_url}.")
-        output.line(output.faint(f"  {_rights(who.scopes, who.namespaces, who.adapters)}; saved in {path}"))
-        if session.RegistryTarget(used_url, secret, "").unencrypted:
-            output.note(session.UNENCRYPTED)
-
-    output.answer(who, text)
-
-
-@click.command()
-@click.argument("url", default="")
-def logout(url: str) -> None:
-    """Forget the token of a registry on this machine. Without URL, of the registry of the last login.
-
-    The token stays valid until it is revoked. Contexts are removed with `adapter context remove`.
-    """
-    profile = session.read_profile()
-    url = url.rstrip("/") or profile.url
-    if url not in profile.tokens:
-        raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {session.profile_path()}")
-    path = session.write_profile(profile.without_token(url))
-    output.answer({"url": url}, lambda: output.line(f"The token of {url} is removed from {path}."))
-
-
-# ------------------------------------------------------------------ contexts
-@click.group()
-def context() -> None:
-    """Registries by name, each with its own token: add, use, list, remove.
-
-    ADAPTER_CONTEXT chooses one for a single command.
-    """
-
-
-@context.command("add")
-@click.argument("name")
-@click.argument("url")
-@click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
-def add_context(name: str, url: str, insecure: bool) -> None:
-    """Add or replace a context.
-
-    The token is read from ADAPTER_TOKEN, a pipe or a prompt.
-    """
-    secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
-    if not secret:
-        raise Invalid("REQUEST_INVALID", "no token was given", next_step="set ADAPTER_TOKEN or pipe the token")
-    who, used_url = _sign_in(url, secret, insecure=insecure)
-    profile = session.read_profile()
-    contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
-    path = session.write_profile(replace(profile, contexts=contexts))
-    document = {"name": name, "url": used_url, "actor": who.actor}
-    output.answer(document, lambda: output.line(f"{output.strong(name)}: {who.actor} at {used_url}, saved in {path}"))
-
-
-@context.command("use")
-@click.argument("name", default="")
-def use_context(name: str) -> None:
-    """Use a context from now on. Without NAME, use the registry of the last login."""
-    profile = session.read_profile()
-    url = session.find_context(profile, name).url if name else profile.url
-    session.write_profile(replace(profile, context=name))
-    output.answer(
-        {"name": name, "url": url}, lambda: output.line(f"Commands talk to {url or 'the embedded registry'}.")
-    )
-
-
-CONTEXTS: Table[dict[str, object]] = Table((
-    Column("name", lambda item: item["name"], lambda item: output.strong(str(item["name"]))),
-    Column("url", lambda item: item["url"]),
-    Column("used", lambda item: item["used"], lambda item: "used" if item["used"] else ""),
-), empty="No contexts. Add one: adapter context add NAME URL")  # fmt: skip
-
-
-@context.command("list")
-@tables.prints(CONTEXTS)
-def list_contexts() -> None:
-    """List the contexts, without their tokens."""
-    profile = session.read_profile()
-    used = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
-    CONTEXTS.print({"name": name, "url": c.url, "used": name == used} for name, c in sorted(profile.contexts.items()))
-
-
-@context.command("remove")
-@click.argument("name")
-def remove_context(name: str) -> None:
-    """Remove a context and its token from this machine. The token stays valid until it is revoked."""
-    profile = session.read_profile()
-    session.find_context(profile, name)
-    contexts = {other: values for other, values in profile.contexts.items() if other != name}
-    used = "" if profile.context == name else profile.context
-    session.write_profile(replace(profile, contexts=contexts, context=used))
-    output.answer({"name": name}, lambda: output.line(f"The context {name} is removed."))
-
-
-def _sign_in(url: str, secret: str, *, insecure: bool) -> tuple[Whoami, str]:
-    """Who the token belongs to, and the URL as it is saved."""
-    with Registry(url, secret, insecure=insecure) as registry:
-        session.configure(registry)
-        return registry.whoami(), registry.url
-
-
-def _read_secret(label: str = "Token") -> str:
-    if sys.stdin.isatty():
-        secret: str = click.prompt(label, hide_input=True)
-        return secret.strip()
-    return sys.stdin.readline().strip()
-
-
-@click.command()
-def whoami() -> None:
-    """Show the registry and your identity, scopes and namespaces."""
-    used = session.target()
-    session.answer(lambda registry: registry.whoami(), lambda who: _print_whoami(used, who))
-
-
-def _print_whoami(used: session.RegistryTarget, who: Whoami) -> None:
-    output.line(output.strong(who.actor) + ("" if used.embedded else f" at {used.url}"))
-    expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
-    rights = _rights(who.scopes, who.namespaces, who.adapters) + expires
-    roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
-    subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
-    token = [("token", who.token_id)] if who.token_id else []
-    output.facts([("rights", rights), *subject, *token, ("set by", used.source)])
-
-
-def _rights(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:
-    limits = ", ".join(adapters) or ("all namespaces" if "*" in namespaces else ", ".join(namespaces))
-    return f"{', '.join(scopes)} in {limits}"
-
-
-# ------------------------------------------------------------------ tokens
 @click.group()
 def token() -> None:
     """Tokens: create, rotate, exchange, list, revoke, generate."""
@@ -199,7 +46,7 @@ def create(
 
 def _print_secret(created: TokenCreated) -> None:
     output.line(created.secret)
-    rights = _rights(created.token.scopes, created.token.namespaces, created.token.adapters)
+    rights = rights_of(created.token.scopes, created.token.namespaces, created.token.adapters)
     until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
     output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")
     output.note("the secret is shown only now")
@@ -247,9 +94,7 @@ def exchange(adapter: str) -> None:
     A CI job or an identity provider issued the identity token; it is read from ADAPTER_IDENTITY_TOKEN or a pipe. The
     registry token expires within minutes. See `adapter publisher add`.
     """
-    assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _read_secret("Identity token")
-    if not assertion:
-        raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
+    assertion = read_secret("ADAPTER_IDENTITY_TOKEN", "identity token")
     session.answer(lambda registry: registry.exchange_token(assertion, adapter=adapter), _print_secret)
 
 

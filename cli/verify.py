@@ -110,11 +110,10 @@ class _Result:
 
 def _collect(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifier, ...]]:
     """The evidence that the registry has of a version, and the keys of its log that this machine remembers."""
-    embedded, audit = session.target().embedded, Audit(registry)
+    audit, trusted = Audit(registry), session.trusted_checkpoints()
     bundle, note = signing.collect(audit, resolved), audit.checkpoint()
-    session.trusted_checkpoints().check(registry, note, by_origin=embedded)
-    head = session.trusted_checkpoints().known(registry, note, by_origin=embedded)
-    return bundle, head.verifiers if head is not None else ()
+    trusted.check(registry, note)
+    return bundle, trusted.known(registry, note).verifiers
 
 
 def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:

@@ -129,10 +129,7 @@ def _base(text: str) -> tuple[str, Path | None]:
 def _require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise main.MissingExtra(
-            f"adapter worker needs the extra 'worker' ({missing[0]} is not installed): "
-            "in a checkout, pip install '.[worker]'"
-        )
+        raise main.MissingExtra("adapter worker", "worker", missing[0])
 
 
 class Stoppable(Protocol):

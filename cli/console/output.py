@@ -13,8 +13,6 @@ Example
     4
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -26,7 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -36,9 +34,6 @@ from registry.errors import RegistryError
 from registry.findings import Finding
 
 from .. import main
-
-if TYPE_CHECKING:
-    from registry.client.answers import Page
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,
@@ -281,18 +276,6 @@ def _invalid_request(error: Any) -> RegistryError | None:
     return errors.Invalid("REQUEST_INVALID", f"{location}: {message}" if location else message)
 
 
-# ------------------------------------------------------------------ pages
-def pages(fetch: Callable[[str], Page]) -> Iterator[Page]:
-    """Every page of a list or run: `fetch` takes a cursor, at first an empty one."""
-    cursor = ""
-    while True:
-        page = fetch(cursor)
-        yield page
-        cursor = page.next_cursor
-        if not cursor:
-            return
-
-
 # ------------------------------------------------------------------ text
 def styled(text: str, *styles: str) -> str:
     """`text` in colors or bold or dim, for `line`, `facts` and `table`."""
@@ -422,16 +405,10 @@ def relative(at: datetime | None, now: datetime | None = None) -> str:
     if at is None:
         return ""
     seconds = ((now or datetime.now(UTC)) - at).total_seconds()
-    distance = abs(seconds)
-    for limit, unit_seconds, unit in (
-        (60, 1, "s"),
-        (3600, 60, "min"),
-        (86_400, 3600, "h"),
-        (30 * 86_400, 86_400, "days"),
-    ):
-        if distance < limit:
-            count = int(distance / unit_seconds)
-            text = f"{count} {unit}" if unit != "days" or count != 1 else "1 day"
+    for limit, unit_seconds, unit in _UNITS:
+        if abs(seconds) < limit:
+            count = int(abs(seconds) / unit_seconds)
+            text = plural(count, unit) if unit == "day" else f"{count} {unit}"
             return f"{text} ago" if seconds >= 0 else f"in {text}"
     return to_utc(at).strftime("%Y-%m-%d")
 

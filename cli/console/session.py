@@ -64,13 +64,8 @@ class LoginProfile:
     def with_token(self, url: str, token: str, *, insecure: bool) -> LoginProfile:
         """The profile after a login at a URL, which becomes the registry in use."""
         others = tuple(other for other in self.insecure if other != url)
-        return replace(
-            self,
-            url=url,
-            tokens={**self.tokens, url: token},
-            insecure=(*others, url) if insecure else others,
-            context="",
-        )
+        insecure_urls = (*others, url) if insecure else others
+        return replace(self, url=url, tokens={**self.tokens, url: token}, insecure=insecure_urls, context="")
 
     def without_token(self, url: str) -> LoginProfile:
         """The profile after a logout from a URL, which is not in use any more."""
@@ -224,7 +219,7 @@ def _opened(routes: type[Routes]) -> Iterator[Routes]:
     used = target()
     with embedded(routes) if used.embedded else routes(used.url, used.token, insecure=used.insecure) as opened:
         configure(opened)
-        trusted_checkpoints().watch(opened, by_origin=used.embedded)
+        trusted_checkpoints().watch(opened)
         yield opened
 
 
@@ -245,7 +240,7 @@ def configure(client: Versions) -> None:
 
 def trusted_checkpoints() -> TrustedCheckpoints:
     """The checkpoints of audit logs that this machine trusts, beside the profile."""
-    return TrustedCheckpoints(profile_path().parent / "checkpoints")
+    return TrustedCheckpoints(profile_path().parent / "checkpoints", by_origin=target().embedded)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +40,19 @@ class TrustedCheckpoint:
 
 
 class TrustedCheckpoints:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    """`by_origin`: a file is named by the log's own origin, because the URL does not identify the registry."""
+
+    def __init__(self, folder: Path, *, by_origin: bool = False) -> None:
+        self._folder, self._by_origin = folder, by_origin
         self._lock = threading.Lock()
         self._seen: set[str] = set()
 
-    def watch(self, registry: Versions, *, by_origin: bool = False) -> None:
-        """Check every checkpoint that an answer of this registry carries.
-
-        `by_origin`: file it under the log's own origin, because the URL does not identify the registry.
-        """
+    def watch(self, registry: Versions) -> None:
+        """Check every checkpoint that an answer of this registry carries."""
 
         def look(encoded: str) -> None:
             if not encoded:
-                self._demand(registry, by_origin=by_origin)
+                self._demand(registry)
                 return
             try:
                 note = base64.b64decode(encoded, validate=True).decode()
@@ -62,18 +60,18 @@ class TrustedCheckpoints:
                 raise _wrong(registry.url, "it sends a checkpoint that cannot be read") from e
             with self._lock:
                 if note not in self._seen:
-                    self.check(registry, note, by_origin=by_origin)
+                    self.check(registry, note)
                     self._seen.add(note)
 
         registry.connection.on_checkpoint = look
 
-    def _demand(self, registry: Versions, *, by_origin: bool) -> None:
+    def _demand(self, registry: Versions) -> None:
         """Request the checkpoint that an answer should have carried and did not: the server may hide its log.
 
         Once per process, and only if something is remembered and nothing was seen yet.
         """
         with self._lock:
-            if by_origin or self._seen or _read(self._path(registry.url)) is None:
+            if self._by_origin or self._seen or _read(self._path(registry, "")) is None:
                 return
             try:
                 note = registry.checkpoint()
@@ -82,17 +80,16 @@ class TrustedCheckpoints:
             self.check(registry, note)
             self._seen.add(note)
 
-    def check(self, registry: Versions, note: str, *, by_origin: bool = False) -> Checkpoint:
+    def check(self, registry: Versions, note: str) -> Checkpoint:
         """The checkpoint of this note, if it is consistent with the remembered one. A longer one is remembered."""
-        path = self._path(note.partition("\n")[0] if by_origin else registry.url)
-        trusted = _read(path)
-        if trusted is None:
-            trusted = TrustedCheckpoint(tuple(registry.log_keys().keys), note)
+        path = self._path(registry, note)
+        trusted = _read(path) or TrustedCheckpoint(tuple(registry.log_keys().keys), note)
         checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
         before = Checkpoint.of_note(trusted.note, *trusted.verifiers)
         keys = registry.log_keys() if checkpoint is None and before is not None else None
         if keys is not None and before is not None:
-            trusted = TrustedCheckpoint(_follow(trusted.verifiers, keys.successions), trusted.note)
+            successors = notes.follow(trusted.verifiers, keys.successions)
+            trusted = TrustedCheckpoint(tuple(key.text for key in successors), trusted.note)
             checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
             if checkpoint is None:
                 raise self._explain_unknown_key(registry, note, before, keys)
@@ -131,24 +128,17 @@ class TrustedCheckpoints:
                 )
         return _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
 
-    def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> TrustedCheckpoint | None:
-        """The remembered checkpoint of this registry."""
-        return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
+    def known(self, registry: Versions, note: str) -> TrustedCheckpoint:
+        """The remembered checkpoint of this registry; one without keys if there is none."""
+        return _read(self._path(registry, note)) or TrustedCheckpoint((), "")
 
-    def trust(self, registry: Versions, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
+    def trust(self, registry: Versions, keys: tuple[str, ...], note: str) -> None:
         """Replace what is remembered by these keys and this checkpoint: a person's decision after a key change."""
-        _write(
-            self._path(note.partition("\n")[0] if by_origin else registry.url),
-            TrustedCheckpoint(keys, note),
-            shorter_too=True,
-        )
+        _write(self._path(registry, note), TrustedCheckpoint(keys, note), shorter_too=True)
 
-    def _path(self, name: str) -> Path:
+    def _path(self, registry: Versions, note: str) -> Path:
+        name = note.partition("\n")[0] if self._by_origin else registry.url
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
-
-
-def _follow(verifiers: Sequence[Verifier], successions: Sequence[str]) -> tuple[str, ...]:
-    return tuple(key.text for key in notes.follow(verifiers, successions))
 
 
 def _is_consistent(registry: Versions, old: Checkpoint, new: Checkpoint) -> bool:

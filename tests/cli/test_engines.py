@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import versions
-from cli.console import heatmap
+from cli.console import heatmap, versions
 from tests import fixtures
 from tests.cli.runner import CommandRunner
 

@@ -33,7 +33,7 @@ START_LIMIT_SECONDS = 120
 _PR_SET_PDEATHSIG = 1
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["tests.faults.servers", "tests.faults.races", "cli.serve", "boto3", "psycopg", "pytest", "pysqlite3.dbapi2"]
+    ["tests.faults.servers", "tests.faults.races", "cli.server.serve", "boto3", "psycopg", "pytest", "pysqlite3.dbapi2"]
 )
 """`races` is what the main module of `make soak` imports, and each process imports that module again."""
 

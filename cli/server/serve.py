@@ -41,8 +41,8 @@ from registry.server.storage.open import try_store
 from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
 
-from .console import logs, output
-from .doctor import CONFIG_OPTION, environment
+from ..console import logs, output
+from .config import CONFIG_OPTION, environment
 
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""

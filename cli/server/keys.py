@@ -12,8 +12,8 @@ from registry.server.database.engine import explain_failure, open_database
 from registry.server.settings import Settings
 from registry.tlog.notes import Signer
 
-from .console import output
-from .doctor import environment
+from ..console import output
+from .config import environment
 
 DATA_OPTION = click.option("--data", type=click.Path(file_okay=False), help="Data folder of the server.")
 

@@ -12,7 +12,7 @@ from registry.api.catalog import AdapterView, ServedOn, VersionView
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
 
-from .console import output
+from . import output
 
 FINDINGS_SHOWN = 5
 UPDATES_SHOWN = 12

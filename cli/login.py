@@ -1,0 +1,164 @@
+"""`adapter login`, `logout`, `context …` and `whoami`: the registries that this machine talks to, and as whom.
+
+A secret is never an argument, where other users of the machine could see it: it comes from a prompt, a pipe or the
+environment.
+"""
+
+import os
+import sys
+from dataclasses import replace
+
+import click
+
+from registry import names
+from registry.api.access import Whoami
+from registry.client.registry import Registry
+from registry.errors import Invalid, NotFound
+
+from .console import output, session, tables
+from .console.tables import Column, Table
+
+
+@click.command()
+@click.argument("url")
+@click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
+def login(url: str, insecure: bool) -> None:
+    """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt.
+
+    To undo --insecure, log in again without it.
+    """
+    Registry(url).close()  # a wrong URL ends here, before the prompt
+    secret = read_secret("ADAPTER_TOKEN", "token")
+    who, used_url = _sign_in(url, secret, insecure=insecure)
+    path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
+
+    def text() -> None:
+        output.line(f"You are {output.strong(who.actor)} at {used_url}.")
+        output.line(output.faint(f"  {rights_of(who.scopes, who.namespaces, who.adapters)}; saved in {path}"))
+        if session.RegistryTarget(used_url, secret, "").unencrypted:
+            output.note(session.UNENCRYPTED)
+
+    output.answer(who, text)
+
+
+@click.command()
+@click.argument("url", default="")
+def logout(url: str) -> None:
+    """Forget the token of a registry on this machine. Without URL, of the registry of the last login.
+
+    The token stays valid until it is revoked. Contexts are removed with `adapter context remove`.
+    """
+    profile = session.read_profile()
+    url = url.rstrip("/") or profile.url
+    if url not in profile.tokens:
+        raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {session.profile_path()}")
+    path = session.write_profile(profile.without_token(url))
+    output.answer({"url": url}, lambda: output.line(f"The token of {url} is removed from {path}."))
+
+
+# ------------------------------------------------------------------ contexts
+@click.group()
+def context() -> None:
+    """Registries by name, each with its own token: add, use, list, remove.
+
+    ADAPTER_CONTEXT chooses one for a single command.
+    """
+
+
+@context.command("add")
+@click.argument("name")
+@click.argument("url")
+@click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
+def add_context(name: str, url: str, insecure: bool) -> None:
+    """Add or replace a context.
+
+    The token is read from ADAPTER_TOKEN, a pipe or a prompt.
+    """
+    secret = read_secret("ADAPTER_TOKEN", "token")
+    who, used_url = _sign_in(url, secret, insecure=insecure)
+    profile = session.read_profile()
+    contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
+    path = session.write_profile(replace(profile, contexts=contexts))
+    document = {"name": name, "url": used_url, "actor": who.actor}
+    output.answer(document, lambda: output.line(f"{output.strong(name)}: {who.actor} at {used_url}, saved in {path}"))
+
+
+@context.command("use")
+@click.argument("name", default="")
+def use_context(name: str) -> None:
+    """Use a context from now on. Without NAME, use the registry of the last login."""
+    profile = session.read_profile()
+    url = session.find_context(profile, name).url if name else profile.url
+    session.write_profile(replace(profile, context=name))
+    output.answer(
+        {"name": name, "url": url}, lambda: output.line(f"Commands talk to {url or 'the embedded registry'}.")
+    )
+
+
+CONTEXTS: Table[dict[str, object]] = Table((
+    Column("name", lambda item: item["name"], lambda item: output.strong(str(item["name"]))),
+    Column("url", lambda item: item["url"]),
+    Column("used", lambda item: item["used"], lambda item: "used" if item["used"] else ""),
+), empty="No contexts. Add one: adapter context add NAME URL")  # fmt: skip
+
+
+@context.command("list")
+@tables.prints(CONTEXTS)
+def list_contexts() -> None:
+    """List the contexts, without their tokens."""
+    profile = session.read_profile()
+    used = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
+    CONTEXTS.print({"name": name, "url": c.url, "used": name == used} for name, c in sorted(profile.contexts.items()))
+
+
+@context.command("remove")
+@click.argument("name")
+def remove_context(name: str) -> None:
+    """Remove a context and its token from this machine. The token stays valid until it is revoked."""
+    profile = session.read_profile()
+    session.find_context(profile, name)
+    contexts = {other: values for other, values in profile.contexts.items() if other != name}
+    used = "" if profile.context == name else profile.context
+    session.write_profile(replace(profile, contexts=contexts, context=used))
+    output.answer({"name": name}, lambda: output.line(f"The context {name} is removed."))
+
+
+def _sign_in(url: str, secret: str, *, insecure: bool) -> tuple[Whoami, str]:
+    """Who the token belongs to, and the URL as it is saved."""
+    with Registry(url, secret, insecure=insecure) as registry:
+        session.configure(registry)
+        return registry.whoami(), registry.url
+
+
+def read_secret(variable: str, noun: str) -> str:
+    """A secret from this environment variable, a prompt or a pipe. `Invalid` (REQUEST_INVALID) without one."""
+    secret = os.environ.get(variable, "").strip()
+    if not secret:
+        is_person = sys.stdin.isatty()
+        secret = str(click.prompt(noun.capitalize(), hide_input=True) if is_person else sys.stdin.readline()).strip()
+    if not secret:
+        raise Invalid("REQUEST_INVALID", f"no {noun} was given", next_step=f"set {variable} or pipe the {noun}")
+    return secret
+
+
+@click.command()
+def whoami() -> None:
+    """Show the registry and your identity, scopes and namespaces."""
+    used = session.target()
+    session.answer(lambda registry: registry.whoami(), lambda who: _print_whoami(used, who))
+
+
+def _print_whoami(used: session.RegistryTarget, who: Whoami) -> None:
+    output.line(output.strong(who.actor) + ("" if used.embedded else f" at {used.url}"))
+    expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
+    rights = rights_of(who.scopes, who.namespaces, who.adapters) + expires
+    roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
+    subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
+    token = [("token", who.token_id)] if who.token_id else []
+    output.facts([("rights", rights), *subject, *token, ("set by", used.source)])
+
+
+def rights_of(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:
+    """What a token may do, and where."""
+    limits = ", ".join(adapters) or ("all namespaces" if "*" in namespaces else ", ".join(namespaces))
+    return f"{', '.join(scopes)} in {limits}"

@@ -1,0 +1,60 @@
+"""`adapter config show`: the settings of a server, and where each comes from."""
+
+import os
+import re
+from dataclasses import fields
+from typing import NamedTuple
+
+import click
+
+from .. import main
+from ..console import output, tables
+from ..console.tables import Column, Table
+
+
+class Setting(NamedTuple):
+    """A setting as a server with this environment has it."""
+
+    name: str
+    value: str
+    source: str
+
+
+SETTINGS: Table[Setting] = Table((
+    Column("setting", lambda row: row.name, lambda row: output.strong(row.name)),
+    Column("value", lambda row: row.value),
+    Column("source", lambda row: row.source),
+))  # fmt: skip
+CONFIG_OPTION = click.option(
+    "--config", type=click.Path(dir_okay=False), help="TOML file of settings (REGISTRY_CONFIG)."
+)
+
+
+def environment(*, config: str | None, data: str | None = None) -> dict[str, str]:
+    """The environment with what options set of it."""
+    chosen = {"REGISTRY_CONFIG": config, "REGISTRY_DATA": data}
+    return {**os.environ, **{name: value for name, value in chosen.items() if value}}
+
+
+@click.group("config")
+def config_group() -> None:
+    """Settings of servers."""
+
+
+@config_group.command("show")
+@CONFIG_OPTION
+@tables.prints(SETTINGS)
+def show_config(config: str | None) -> None:
+    """Show each setting of a server, and where it comes from. Passwords are hidden."""
+    variables = environment(config=config)
+    sources = main.load("registry.server.settings", "read_sources")(variables)
+    settings = main.load("registry.server.settings", "Settings").from_env(variables)
+    secrets = main.load("registry.server.settings", "SECRETS")
+    rows = []
+    for field in fields(settings):
+        value = str(getattr(settings, field.name))
+        source = sources[field.name].origin if field.name in sources else "default"
+        if field.name in secrets:
+            value = re.sub(r"(://[^:/@]*:).*@", r"\1…@", re.sub(r"\?.*", "?…", value))
+        rows.append(Setting(field.name, value, source))
+    SETTINGS.print(rows, document={"items": [row._asdict() for row in rows]})
