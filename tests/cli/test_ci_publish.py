@@ -287,7 +287,23 @@ def test_a_job_that_cannot_publish_is_told_why(
     capfd: pytest.CaptureFixture[str], environment: dict[str, str], changed: dict[str, str], message: str
 ) -> None:
     assert script.main(["out", NAME], environment | changed) == 2
-    assert message in capfd.readouterr().err
+    assert message in capfd.readouterr().out
+
+
+@pytest.mark.security
+def test_an_error_is_no_command_and_python_imports_nothing_of_the_checkout(
+    capfd: pytest.CaptureFixture[str], environment: dict[str, str]
+) -> None:
+    """A line with `##[…]` anywhere in it is a command, too; `python3 -m venv` would run the checkout's venv.py."""
+    hostile = "acme/x ##[add-mask]x"
+    assert script.main(["out", hostile], environment) == 2
+    begin, error, end = capfd.readouterr().out.splitlines()[-3:]
+    assert "##[add-mask]" in error
+    assert begin.removeprefix("::stop-commands::") == end.strip(":")
+    steps = yaml.safe_load(ACTION.read_text())["runs"]["steps"]
+    job = list(yaml.safe_load_all(TEMPLATE.read_text()))[1]["publish-adapter"]
+    lines = "\n".join([*(step["run"] for step in steps), *job["before_script"], *job["script"]])
+    assert lines.count("python3 ") == lines.count("python3 -I ") == 3
 
 
 def test_the_action_and_the_template_push_what_their_inputs_name(

@@ -343,10 +343,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("--report", default="", help="also write the table to this file")
     parser.add_argument("--no-comment", dest="comment", action="store_false", help="write no comment")
     options, push_options = parser.parse_known_args(arguments)
+    service = find_service(environment)
     try:
-        return publish(find_service(environment), options, push_options)
+        return publish(service, options, push_options)
     except (Failed, OSError, ValueError, KeyError) as e:
-        print(f"Error: {' '.join(str(e).split())}", file=sys.stderr)
+        with service.commands_stopped():  # on the same stream, which keeps the order
+            print(f"Error: {' '.join(str(e).split())}", flush=True)
         return 2
 
 
