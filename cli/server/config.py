@@ -1,7 +1,6 @@
 """`adapter config show`: the settings of a server, and where each comes from."""
 
 import os
-import re
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -49,12 +48,10 @@ def show_config(config: str | None) -> None:
     variables = environment(config=config)
     sources = main.load("registry.server.settings", "read_sources")(variables)
     settings = main.load("registry.server.settings", "Settings").from_env(variables)
-    secrets = main.load("registry.server.settings", "SECRETS")
+    hide_secrets = main.load("registry.server.settings", "hide_secrets")
     rows = []
     for field in fields(settings):
-        value = str(getattr(settings, field.name))
+        value = hide_secrets(str(getattr(settings, field.name)))
         source = sources[field.name].origin if field.name in sources else "default"
-        if field.name in secrets:
-            value = re.sub(r"(://[^:/@]*:).*@", r"\1…@", re.sub(r"\?.*", "?…", value))
         rows.append(Setting(field.name, value, source))
     SETTINGS.print(rows, document={"items": [row._asdict() for row in rows]})

@@ -123,6 +123,16 @@ SECRETS = ("database_url",)
 _FIELDS = tuple(field.name for field in fields(Settings))
 
 
+def hide_secrets(text: str) -> str:
+    """Return the text of a setting for people: without passwords and queries of URLs.
+
+    >>> hide_secrets("postgresql://app:a?b@db/registry?sslpassword=c")
+    'postgresql://app:…@db/registry?…'
+    """
+    without_password = re.sub(r"(://[^:/?#@\s]*):\S*@", r"\1:…@", text)
+    return re.sub(r"(://[^?\s]*)\?\S+", r"\1?…", without_password)
+
+
 @dataclass(frozen=True, slots=True)
 class SettingSource:
     """The text of a setting, and where it comes from: a variable, or a file and its key."""

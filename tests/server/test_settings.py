@@ -62,3 +62,23 @@ def test_config_show_hides_passwords_and_names_sources(tmp_path: Path, monkeypat
     sources = {row["name"]: (row["value"], row["source"]) for row in shown}
     assert sources["link_seconds"] == ("600", f"{tmp_path}/server.toml: link_seconds")
     assert (sources["log"], sources["pages"]) == (("json", "REGISTRY_LOG"), ("on", "default"))
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://app:s?cret@127.0.0.1:1/x", "postgresql+psycopg://app:…@127.0.0.1:1/x"),
+        ("postgresql+psycopg://127.0.0.1:1/x?user=app&password=s-cret", "postgresql+psycopg://127.0.0.1:1/x?…"),
+        ("postgresql+psycopg://app:s-cret@127.0.0.1:port/x", "REGISTRY_DATABASE_URL is not a URL of a database"),
+    ],
+)
+def test_a_start_that_fails_and_config_show_print_no_password(
+    url: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = command_runner(tmp_path, monkeypatch)
+    monkeypatch.setenv("REGISTRY_DATABASE_URL", url)
+    monkeypatch.setenv("REGISTRY_S3_ENDPOINT", "https://app:s-cret@store.example.org")
+    failed = cli("migrate", expect=2 if "not a URL" in shown else 75)
+    assert shown in failed.stderr
+    assert "cret" not in failed.stderr + cli("config", "show").stdout

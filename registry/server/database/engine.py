@@ -16,12 +16,13 @@ from typing import Any
 from sqlalchemy import Connection, ExceptionContext, create_engine, event, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from registry.errors import Invalid, Unavailable
 from registry.server.database import db
 from registry.server.database.db import BEGIN, READ_ONLY_SQLSTATE
 from registry.server.database.locks import SqliteWriteLock
-from registry.server.settings import Settings
+from registry.server.settings import Settings, hide_secrets
 
 try:
     import pysqlite3.dbapi2 as newer_sqlite
@@ -59,7 +60,10 @@ _LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_tim
 
 def open_database(settings: Settings) -> Engine:
     """Return the engine of `settings.database_url`. `Invalid` (SETTING_INVALID) for any other database."""
-    url = make_url(settings.database_url)
+    try:
+        url = make_url(settings.database_url)
+    except (ArgumentError, ValueError):  # their texts quote a part of it
+        raise Invalid("SETTING_INVALID", "REGISTRY_DATABASE_URL is not a URL of a database") from None
     if url.get_backend_name() == "sqlite":
         return _create_sqlite_engine(url)
     if url.get_backend_name() == "postgresql":
@@ -78,7 +82,7 @@ def explain_failure(engine: Engine) -> Iterator[None]:
         if e.code != "DATABASE_UNAVAILABLE" or e.__cause__ is None:
             raise
         reason = " ".join(str(getattr(e.__cause__, "orig", e.__cause__)).split())[:REASON_LIMIT]
-        url = engine.url.render_as_string(hide_password=True)
+        url = hide_secrets(engine.url.render_as_string(hide_password=False))
         raise Unavailable(e.code, f"{url}: {reason}", next_step="check REGISTRY_DATABASE_URL and the database") from e
 
 

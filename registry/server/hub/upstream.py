@@ -22,6 +22,7 @@ import httpx
 
 from registry import __version__
 from registry.errors import Invalid, Unavailable
+from registry.server.settings import hide_secrets
 
 HOPS_LIMIT = 3
 SECONDS = 10
@@ -76,7 +77,8 @@ class Upstream:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.username:
-            raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {url[:120]!r} is not the root of a host")
+            shown = hide_secrets(url)[:120]
+            raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {shown!r} is not the root of a host")
         self.url = f"{parts.scheme}://{parts.netloc}"
         # A transport and no client: it follows no redirect, keeps no cookie, reads no proxy and adds no header.
         self._transport = httpx.HTTPTransport(

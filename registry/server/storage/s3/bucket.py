@@ -251,6 +251,8 @@ def checksum_of(digest: Digest) -> str:
 
 
 def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, attempts: int = ATTEMPTS_LIMIT) -> Any:
+    if "@" in endpoint:  # clients would see it in links
+        raise Invalid("SETTING_INVALID", "REGISTRY_S3_ENDPOINT has a user; set the keys by AWS_… variables")
     config = Config(
         signature_version="s3v4",
         connect_timeout=CONNECT_SECONDS,
