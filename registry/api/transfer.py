@@ -33,6 +33,8 @@ EXCERPT_LIMIT_BYTES = 4 * 2**20
 """Of one file in a plan. Longer headers are read when the file has come."""
 
 Name = Annotated[str, Meta(max_length=REF_LIMIT)]
+ExcerptKey = tuple[str, int, int]
+"""Path and size of a file, and the position of its excerpt or -1."""
 BULK_COUNT = Meta(min_length=1, max_length=BULK_LIMIT)
 
 
@@ -59,6 +61,11 @@ class PushItem(PushRequest, frozen=True, kw_only=True):
     name: Name
     excerpts: Annotated[dict[str, int], Meta(max_length=FILES_LIMIT)] = {}
 
+    @property
+    def excerpt_keys(self) -> frozenset[ExcerptKey]:
+        """What the judgment of its excerpts depends on. Two items with equal keys are judged once."""
+        return frozenset((f.path, f.size_bytes, self.excerpts.get(f.path, -1)) for f in self.manifest.files)
+
 
 class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
     """Pushes to plan. Each has its own outcome.
@@ -77,8 +84,8 @@ class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
     def _check_excerpts(self) -> None:
         if any(not 0 <= position < len(self.excerpts) for item in self.items for position in item.excerpts.values()):
             raise ValueError("an item refers to one that is not there")
-        read = {frozenset(item.excerpts.values()) for item in self.items}
-        size_bytes = sum(len(self.excerpts[position]) for positions in read for position in positions)
+        read = {item.excerpt_keys for item in self.items}
+        size_bytes = sum(len(self.excerpts[position]) for keys in read for _, _, position in keys if position >= 0)
         if size_bytes > READ_LIMIT_BYTES:
             raise ValueError(f"items read {size_bytes} bytes, over the limit of {READ_LIMIT_BYTES}: plan fewer at once")
 

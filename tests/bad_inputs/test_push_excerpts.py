@@ -12,13 +12,14 @@ from registry.adapters import read as contents
 from registry.api import transfer
 from registry.api.access import NamespaceSet
 from registry.api.transfer import PushItem, PushPlan
-from registry.client.local.folder import Folder, read_folder
+from registry.client.local.folder import Folder, read_files, read_folder
 from registry.client.transfer import push
 from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
 from registry.names import AdapterName
 from registry.server.database.models import PushRow
 from registry.server.push import inspect
 from registry.server.push.inspect import Excerpts
+from registry.strict import json as strict_json
 from registry.versions.manifest import Manifest
 from tests import non_peft_files, samples
 from tests.bad_files import CONFIGS, WEIGHTS
@@ -140,6 +141,33 @@ def test_what_one_request_has_parsed_is_bounded(
     assert first.json()["items"][0]["result"]
     assert both.status_code == 400
     assert "plan fewer at once" in both.json()["detail"]
+
+
+@pytest.mark.parametrize("text", ['{"a": [1, 2, 3]}', '{"a": [1, 2, 3'])
+def test_an_excerpt_under_many_paths_and_names_is_parsed_once_or_counts_for_each(
+    based: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    parsed, path = list[bytes](), "{}/tokenizer_config.json"
+    parse = strict_json.parse_object
+
+    def parse_and_note(data: bytes, *args: Any, **how: Any) -> Any:
+        parsed.append(data)
+        return parse(data, *args, **how)
+
+    monkeypatch.setattr(strict_json, "parse_object", parse_and_note)
+    piece = tmp_path / "piece"
+    piece.write_text(text)
+    written(based, tmp_path)
+    sources = {entry.name: entry for entry in (tmp_path / "adapter").iterdir()}
+    folder = read_files(tmp_path, sources | {path.format(n): piece for n in range(3)})
+    manifest, excerpts = folder.draft().model_dump(), {path.format(n): 0 for n in range(3)}
+    items = [{"name": f"acme/a{n}", "manifest": manifest, "excerpts": excerpts} for n in range(20)]
+    body = {"items": items, "excerpts": [base64.b64encode(text.encode()).decode()]}
+    answers = RawClient(based).ask("POST", PUSHES, json=body).json()["items"]
+    assert len({answer["problem"]["detail"] for answer in answers}) == 1
+    assert 0 < parsed.count(text.encode()) <= 6, "once for companions and once for templates"
+    monkeypatch.setattr(transfer, "READ_LIMIT_BYTES", len(excerpts) * len(text) - 1)
+    assert "plan fewer at once" in RawClient(based).ask("POST", PUSHES, json=body).json()["detail"]
 
 
 def test_the_plan_chooses_the_base(based: Harness, tmp_path: Path) -> None:

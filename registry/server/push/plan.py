@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 from registry.adapters.companions import check_companions
 from registry.adapters.peft.config import BaseClaim
 from registry.adapters.templates import check_templates
-from registry.api.transfer import BulkPushRequest, PushItem, PushPlan, Upload, UploadPart
+from registry.api.transfer import BulkPushRequest, ExcerptKey, PushItem, PushPlan, Upload, UploadPart
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.errors import Invalid, Refused, RegistryError
@@ -71,7 +71,8 @@ def plan_pushes(
     Checks everything that can be checked without the bytes. An open push of the same token and manifest is resumed, so
     that nothing is sent twice. `session` must have begun by reading; it commits.
     """
-    outcomes = [_begin(actor, item, request.excerpts) for item in request.items]
+    judged: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None] = {}
+    outcomes = [_begin(actor, item, request.excerpts, judged) for item in request.items]
     begun = [entry for entry in outcomes if isinstance(entry, _Push)]
     _choose_bases(session, begun)
     _judge(session, without_error(begun))
@@ -95,19 +96,35 @@ def plan_pushes(
     return [_outcome(entry, unique) for entry in outcomes]
 
 
-def _begin(actor: Actor, item: PushItem, data: Sequence[bytes]) -> _Push | RegistryError:
-    """The push of this item, with what its excerpts say of themselves."""
+def _begin(
+    actor: Actor, item: PushItem, data: Sequence[bytes],
+    judged: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None],
+) -> _Push | RegistryError:  # fmt: skip
+    """The push of this item, with what its excerpts say of themselves. `judged`: of the items before."""
     try:
         name = AdapterName.parse(item.name)
         actor.require(Scope.PUSH, name)
-        excerpts = Excerpts.of(item, data)
-        push = _Push(name, item, excerpts)
-        check_companions(excerpts.whole, excerpts.read)
-        check_templates(excerpts.whole, excerpts.read)
-        push.contents = inspect.read_excerpts(item.manifest, excerpts)
+        push = _Push(name, item, Excerpts.of(item, data))
     except RegistryError as e:
         return e
+    key = item.excerpt_keys
+    if key not in judged:
+        judged[key] = _judge_alone(item, push.excerpts)
+    outcome = judged[key]
+    if isinstance(outcome, RegistryError):
+        return outcome
+    push.contents = outcome
     return push
+
+
+def _judge_alone(item: PushItem, excerpts: Excerpts) -> RegistryError | inspect.Contents | None:
+    """What the excerpts of an item say, whatever its base; the error if a file is malformed or unsafe."""
+    try:
+        check_companions(excerpts.whole, excerpts.read)
+        check_templates(excerpts.whole, excerpts.read)
+        return inspect.read_excerpts(item.manifest, excerpts)
+    except RegistryError as e:
+        return e
 
 
 def _outcome(entry: _Push | RegistryError, unique: Mapping[tuple[str, str], _Push]) -> PushPlan | RegistryError:
