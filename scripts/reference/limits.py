@@ -155,6 +155,7 @@ LIMITS = {
             "FILES_LIMIT": "files of a shard",
         },
         "registry.server.hub.xet.sessions": {"XORBS_LIMIT": "xorbs of one Xet upload"},
+        "registry.server.hub.xet.files": {"REPEATS_LIMIT": "bytes of a shard's files for each byte of their xorbs"},
         "registry.server.routes.hub.pushing": {"BATCH_LIMIT": "files of one preupload or Git LFS batch"},
     },
     "Bases and lineage": {

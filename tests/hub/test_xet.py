@@ -15,7 +15,7 @@ from sqlmodel import col, update
 from registry.api.access import NamespaceSet
 from registry.server.database import db
 from registry.server.database.models import PushRow, XorbRow
-from registry.server.hub.xet import access_tokens, sessions
+from registry.server.hub.xet import access_tokens, files, sessions
 from registry.server.storage.signed_links import LIMIT_SECONDS
 from tests import samples
 from tests.harness import Harness, rows
@@ -246,6 +246,20 @@ def test_a_session_has_a_limit_of_xorbs(pusher: Pusher, monkeypatch: pytest.Monk
     client = XetClient(pusher)
     answers = [client.send_xorb(xorb_of([bytes([number])])) for number in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 413]
+
+
+@pytest.mark.security
+def test_files_that_repeat_a_chunk_without_end_are_not_written(
+    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "XORB_LIMIT_BYTES", CHUNK)
+    client, xorb = XetClient(pusher), xorb_of([bytes(CHUNK)])
+    client.send_xorb(xorb)
+    many = [(oid(bytes([number])), [xorb.segment()] * 9) for number in range(2)]
+    refused(client.send_shard(shard_of(*many)), 413, "over the limit of 16 times")
+    assert staged(harness) == ["xet"]
+    repeated = bytes(16 * CHUNK)
+    assert client.send_shard(shard_of((oid(repeated), [xorb.segment()] * 16))).status_code == 200
 
 
 def test_what_a_client_has_left_behind_is_collected(harness: Harness, pusher: Pusher) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid
+from registry.errors import Conflict, Invalid, TooLarge
 from registry.findings import Finding
 from registry.hub.operations import Body
 from registry.hub.xet.shards import Segment, ShardFile, read_files
+from registry.hub.xet.xorbs import XORB_LIMIT_BYTES
 from registry.server import failpoints
 from registry.server.database import db
 from registry.server.database.models import XorbRow
@@ -22,7 +23,10 @@ from registry.server.hub import uploads, version_push
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession
 from registry.server.storage.blobs import staging_key_of
+from registry.versions.manifest import VERSION_LIMIT_BYTES
 
+REPEATS_LIMIT = 16
+"""How many times the bytes of its xorbs a shard may write. A chunk is sent once, however often files repeat it."""
 Span = tuple[str, int, int]
 """A key, and the range of its bytes: start and length."""
 
@@ -30,8 +34,9 @@ Span = tuple[str, int, int]
 def make(xet: XetSession, shard: Body) -> list[str]:
     """Make the files of a shard and end its session; return the staging keys that can be deleted.
 
-    `Conflict` (UPLOAD_INCOMPLETE) for a xorb that the session does not have, `Invalid` (BLOB_MISMATCH) for a segment
-    that is not in its xorb and for a file with another SHA-256, and the errors of a plan of a push.
+    `TooLarge` (SIZE_INVALID) for files that repeat much, `Conflict` (UPLOAD_INCOMPLETE) for a xorb that the session
+    does not have, `Invalid` (BLOB_MISMATCH) for a segment that is not in its xorb and for a file with another SHA-256,
+    and the errors of a plan of a push.
     """
     files = read_files(shard)
     if not files:
@@ -44,6 +49,7 @@ def make(xet: XetSession, shard: Body) -> list[str]:
     with db.session(xet.engine, write=False) as session:
         xorbs = sessions.find_xorbs(session, xet.prefix, {s.xorb for segments in needed.values() for s in segments})
         counted_bytes = sessions.count_staged_bytes(session, xet.prefix)
+    _check_repeats(sum(sizes[digest] for digest in needed), counted_bytes)
     counted_bytes += sum(staged[digest].size_bytes for digest in staged.keys() & needed.keys())
     spans = {file: [_locate(file, segment, xorbs) for segment in segments] for file, segments in needed.items()}
     _write(xet, spans, sizes, counted_bytes)
@@ -52,6 +58,16 @@ def make(xet: XetSession, shard: Body) -> list[str]:
         keys = sessions.end(session, xet.prefix)
         failpoints.reach("hub.shard.before_commit")
     return keys
+
+
+def _check_repeats(size_bytes: int, xorb_bytes: int) -> None:
+    if size_bytes > max(XORB_LIMIT_BYTES, min(REPEATS_LIMIT * xorb_bytes, VERSION_LIMIT_BYTES)):
+        raise TooLarge(
+            "SIZE_INVALID",
+            f"shard: its files have {size_bytes} bytes, over the limit of {REPEATS_LIMIT} times those of their xorbs, "
+            f"or of {VERSION_LIMIT_BYTES}",
+            next_step="send such files by Git LFS, with HF_HUB_DISABLE_XET=1",
+        )
 
 
 def _write(
