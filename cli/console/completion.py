@@ -5,6 +5,7 @@ it is away. The embedded registry is asked only if it is there.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from . import output, session
 
 CANDIDATES_LIMIT = 50
 SECONDS = 1.0
+_PLAIN = re.compile(r"[A-Za-z0-9._/:@-]*\Z")
+"""What names consist of. A shell could execute anything else that a registry answers."""
 _BASH = """\
 _adapter_completion() {
     local IFS=$'\\n' type value
@@ -113,7 +116,8 @@ def candidates(kind: str, incomplete: str) -> list[str]:
         opened = session.registry if kind == "base" else session.versions  # only bases need the larger client
         with opened() as registry:
             registry.connection.timeout_seconds = SECONDS
-            return [name for name in _CANDIDATES[kind](registry, incomplete) if name.startswith(incomplete)]
+            names = _CANDIDATES[kind](registry, incomplete)
+            return [name for name in names if name.startswith(incomplete) and _PLAIN.match(name)]
     except Exception:  # a completion has no place for an error
         return []
 

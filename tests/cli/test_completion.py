@@ -48,6 +48,16 @@ def test_a_registry_that_is_away_or_silent_completes_nothing_and_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.security
+@pytest.mark.usefixtures("cli")
+@pytest.mark.parametrize(
+    "name", ["acme/$(touch hacked)", "acme/x\nfile,/", "acme/x\x1b[2J", "acme/x;id", "acme/x y", "acme/`id`"]
+)
+def test_a_name_that_a_shell_could_execute_or_show_is_not_completed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(completion._CANDIDATES, "ref", lambda *_: [name, "acme/support"])
+    assert completion.candidates("ref", "acme/") == ["acme/support"]
+
+
 def test_the_embedded_registry_is_not_created_by_a_completion(cli: CommandRunner) -> None:
     (cli.folder / "data" / "registry.db").unlink()
     assert completion.candidates("base", "") == []
