@@ -97,7 +97,7 @@ def main() -> None:
                     ratio = numbers["page_1000_ms"] / numbers["page_1_ms"]
                     print(f"{kind:9} {name:7} page 1 {numbers['page_1_ms']:7.1f} ms, page 1,000 "
                           f"{numbers['page_1000_ms']:7.1f} ms, ratio {ratio:.2f}")  # fmt: skip
-                    figures |= {f"{kind}_{name}_{what}": round(value, 2) for what, value in numbers.items()}
+                    figures |= {f"{kind}_{name}_{figure}": round(value, 2) for figure, value in numbers.items()}
                     ratios[f"{kind}_{name}_page_1000_time_vs_page_1"] = round(ratio, 3)
     ratios["page_1000_time_vs_page_1"] = max(
         ratios["sqlite_all_page_1000_time_vs_page_1"], ratios["postgres_all_page_1000_time_vs_page_1"]

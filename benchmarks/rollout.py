@@ -180,16 +180,16 @@ def measure(filled: FilledRegistry, engine: VLLMServer, scratch: Path, agent: in
     }
     for number in range(2, ROUNDS + 2):
         before = _contenders.cpu_of([agent])
-        for what, act, final_number in (("promote", lambda n=number: filled.promote(n), number),
+        for label, act, final_number in (("promote", lambda n=number: filled.promote(n), number),
                                   ("rollback", filled.rollback, number - 1),
                                   ("", lambda n=number: filled.promote(n), number)):  # fmt: skip
             began = time.perf_counter()
             act()
             moved = time.perf_counter() - began
             filled.wait_until_converged(final_number)
-            if what:
-                timings[what].append(time.perf_counter() - began)
-                timings[f"{what}_moves"].append(moved)
+            if label:
+                timings[label].append(time.perf_counter() - began)
+                timings[f"{label}_moves"].append(moved)
             wait_until_drained(engine)
         timings["agent_cpu"].append(_contenders.cpu_of([agent]) - before)
         pull_and_load, load = floor(filled.registry, filled.versions[number - 1], scratch / f"floor-{number}")

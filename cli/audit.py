@@ -172,10 +172,10 @@ def prove(number: int) -> None:
 def export(folder: Path) -> None:
     """Write the whole log to DIR, to verify it offline."""
     with _checked() as (registry, _):
-        written: Checkpoint = export_log(Audit(registry), folder)
-    document = {"path": str(folder.absolute()), "origin": written.origin, "size": written.size}
+        checkpoint: Checkpoint = export_log(Audit(registry), folder)
+    document = {"path": str(folder.absolute()), "origin": checkpoint.origin, "size": checkpoint.size}
     output.answer(
-        document, lambda: output.line(f"{output.plural(written.size, 'event')} of {written.origin} in {folder}")
+        document, lambda: output.line(f"{output.plural(checkpoint.size, 'event')} of {checkpoint.origin} in {folder}")
     )
 
 

@@ -104,12 +104,12 @@ def _print_version(version: VersionView, adapter: AdapterView, aliases: list[Ali
     )
 
 
-def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:
+def _alias_lines(aliases: list[AliasView], number: int) -> list[str]:
     lines = []
     width = max((len(a.alias) for a in aliases), default=0)
     for alias in aliases:
         arrow = f"{alias.alias:<{width}} → @{alias.number}"
-        if alias.number == shown:
+        if alias.number == number:
             arrow = output.strong(arrow)
         since = output.faint(f"since {output.moment(alias.moved_at)} by {alias.moved_by}")
         lines.append(f"{arrow}  {since}  {alias.reason}".rstrip())

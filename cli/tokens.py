@@ -73,9 +73,9 @@ def rotate(token_id: str, keep_minutes: int) -> None:
     """
     _refuse_secret(token_id)
     with session.registry() as registry:
-        mine = registry.whoami().token_id
-        created = registry.rotate_token(token_id or mine, keep_seconds=keep_minutes * 60)
-    saved_in = session.replace_token(created.secret) if created.token.id == mine else ""
+        own_id = registry.whoami().token_id
+        created = registry.rotate_token(token_id or own_id, keep_seconds=keep_minutes * 60)
+    saved_in = session.replace_token(created.secret) if created.token.id == own_id else ""
 
     def text() -> None:
         if saved_in:

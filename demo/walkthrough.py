@@ -193,8 +193,8 @@ def _look_back(demo: Demonstration, moment: str) -> None:
     demo.adapter("history", f"{PIRATE}:prod")
     demo.print_text("  What served in the moment after the first promotion?\n")
     demo.adapter("history", f"{PIRATE}:prod", "--at", moment)
-    held = demo.ask("history", f"{PIRATE}:prod", "--at", moment)["moves"]
-    demo.expect([move["number"] for move in held] == [1], f"the history says that {held} held at {moment}")
+    past = demo.ask("history", f"{PIRATE}:prod", "--at", moment)["moves"]
+    demo.expect([move["number"] for move in past] == [1], f"the history says that {past} held at {moment}")
     lineage = demo.ask("lineage", f"{PIRATE}@2")
     demo.expect(any(edge["relation"] == "continued" for edge in lineage["edges"]), "the lineage lacks its parent")
     demo.print_result("the history tells what held at any moment, and the lineage leads back to the base")

@@ -61,15 +61,15 @@ RESERVED = frozenset(_SERVER_PATHS | _HUB_PATHS | _PLACEHOLDERS)
 """Words that mean something else where a namespace stands, in paths or in programs: no namespace may have them."""
 
 
-def _word(text: str, what: str, pattern: re.Pattern[str] = _WORD) -> str:
+def _word(text: str, noun: str, pattern: re.Pattern[str] = _WORD) -> str:
     problem = _problem_with_word(text, pattern)
     if problem:
         # Only the case is corrected: a name with other letters may be that of another object.
         is_upper_case = pattern is _WORD and text.isascii() and _WORD.match(text.lower())
         raise Invalid(
             "NAME_INVALID",
-            f"{what} {text[:80]!r} {problem}",
-            findings=[Finding("name.invalid", what, problem)],
+            f"{noun} {text[:80]!r} {problem}",
+            findings=[Finding("name.invalid", noun, problem)],
             next_step=f"use {text.lower()!r}" if is_upper_case else "",
         )
     return text

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_VAGUE = "told found asked known wanted given kept left place sentence one made said seen got taken"
+_VAGUE = "told found asked known wanted given kept left place sentence one made said seen got taken held mine what"
 VAGUE = frozenset(_VAGUE.split())
 """Names that do not say what a variable holds. Forms such as `told_before` are not counted."""
 

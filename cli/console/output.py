@@ -363,9 +363,9 @@ def cut(text: str, limit: int) -> str:
 
 def facts(rows: Iterable[tuple[str, str | Sequence[str]]], *, indent: str = "  ") -> None:
     """Label and value, one pair a line; empty values are left out. A sequence is a value of several lines."""
-    shown = [(label, [value] if isinstance(value, str) else value) for label, value in rows if value]
-    width = max((len(label) for label, _ in shown), default=0)
-    for label, (first, *rest) in shown:
+    filled = [(label, [value] if isinstance(value, str) else value) for label, value in rows if value]
+    width = max((len(label) for label, _ in filled), default=0)
+    for label, (first, *rest) in filled:
         line(indent + faint(label.ljust(width)) + "  " + first)
         for text in rest:
             line(indent + " " * (width + 2) + text)

@@ -42,9 +42,9 @@ class Card:
 def read(data: bytes) -> Card:
     """The claims of a README, of its first 64 KiB. Never raises."""
     text = data[:READ_LIMIT_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
-    written, _ = _front_matter(text)
+    matter, _ = _front_matter(text)
     return Card(
-        datasets=_names(written.get("datasets")), bases=_names(written.get("base_model")), tools=dict(_tools(text))
+        datasets=_names(matter.get("datasets")), bases=_names(matter.get("base_model")), tools=dict(_tools(text))
     )
 
 

@@ -271,7 +271,7 @@ _ROWS = (
     PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets="save_indices",
                needs_values="True",
                tensors=(_shared("unilora_theta_d", "theta_d_length"),
-                        *(_T(f"unilora_{what}_{half}", shape, "save_indices") for what in ("indices", "scales")
+                        *(_T(f"unilora_{part}_{half}", shape, "save_indices") for part in ("indices", "scales")
                           for half, shape in (("A", "r, inputs"), ("B", "outputs, r"))))),
     # vblora/model.py _remap_adapter_state_dict_for_load scatters these into logits of 32 bits
     PeftMethod("VBLORA", ("vblora_",), ("vblora_vector_bank",), kinds=_CONV1D, float32_only=("_topk_weights",),

@@ -89,14 +89,14 @@ def templates_in(path: str, name: str, data: bytes) -> Iterator[tuple[str, str]]
         except UnicodeDecodeError:
             _refuse("template.invalid", path, "is not UTF-8 text")
         return
-    written: Any = check_json(path, data).get("chat_template")
+    value: Any = check_json(path, data).get("chat_template")
     location = f"{path}: chat_template"
-    if isinstance(written, list):
-        if not all(isinstance(item, dict) and set(item) == {"name", "template"} for item in written):
+    if isinstance(value, list):
+        if not all(isinstance(item, dict) and set(item) == {"name", "template"} for item in value):
             _refuse("template.invalid", location, "must be text, or a list of objects of name and template")
-        texts = [item["template"] for item in written]
+        texts = [item["template"] for item in value]
     else:
-        texts = [] if written is None else list(written.values()) if isinstance(written, dict) else [written]
+        texts = [] if value is None else list(value.values()) if isinstance(value, dict) else [value]
     if len(texts) > TEMPLATES_LIMIT or not all(isinstance(text, str) for text in texts):
         _refuse("template.invalid", location, f"must be text, or at most {TEMPLATES_LIMIT} named texts")
     yield from ((location, text) for text in texts)

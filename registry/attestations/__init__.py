@@ -82,10 +82,10 @@ def _statement(payload: bytes) -> Statement:
     named: dict[str, str] = {}
     for item in subjects:
         digests = item.get("digest") if isinstance(item, dict) else None
-        held = digests.get("sha256") if isinstance(digests, dict) else None
-        if not isinstance(held, str):
+        hex_digest = digests.get("sha256") if isinstance(digests, dict) else None
+        if not isinstance(hex_digest, str):
             raise signature_error("subject: one has no sha256")
-        named[str(item.get("name", ""))] = held
+        named[str(item.get("name", ""))] = hex_digest
     return Statement(named, str(document.get("predicateType", "")), predicate)
 
 

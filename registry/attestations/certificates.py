@@ -71,8 +71,8 @@ def _logs(entries: Iterable[Any]) -> dict[str, PublicKey]:
     keys = {}
     for log in entries:
         try:
-            held = serialization.load_der_public_key(base64.b64decode(log["publicKey"]["rawBytes"]))
-            pem = held.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            key = serialization.load_der_public_key(base64.b64decode(log["publicKey"]["rawBytes"]))
+            pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
             keys[base64.b64decode(log["logId"]["keyId"]).hex()] = PublicKey.parse(pem)
         except Invalid:
             continue
@@ -134,12 +134,12 @@ def root_of(
 
     `code_only`: it must say itself that it is for signing code, as Sigstore's do.
     """
-    held, issuer = chain[0], None
-    _made_for_signing(held, code_only=code_only)
+    current, issuer = chain[0], None
+    _made_for_signing(current, code_only=code_only)
     for below in range(CHAIN_LIMIT):
-        _valid(held, at)
-        trusted = next((root for root in roots if _issued(held, root)), None)
-        above = trusted or next((other for other in chain[1:] if _issued(held, other)), None)
+        _valid(current, at)
+        trusted = next((root for root in roots if _issued(current, root)), None)
+        above = trusted or next((other for other in chain[1:] if _issued(current, other)), None)
         if above is None:
             break
         _authority(above, below)
@@ -147,7 +147,7 @@ def root_of(
         if trusted is not None:
             _valid(trusted, at)
             return trusted, issuer
-        held = above
+        current = above
     raise Untrusted(f"its certificate ({name_of(chain[0])}) does not lead to a root that is trusted here")
 
 

@@ -23,7 +23,7 @@ _Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    held: _Public
+    key: _Public
 
     @classmethod
     def parse(cls, data: bytes) -> PublicKey:
@@ -42,22 +42,22 @@ class PublicKey:
     @property
     def identity(self) -> str:
         """`key:` and the SHA-256 of the key in DER."""
-        der = self.held.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        der = self.key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         return f"key:{hashlib.sha256(der).hexdigest()}"
 
     @property
     def pem(self) -> str:
         """The key as PEM, SubjectPublicKeyInfo."""
         encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.held.public_bytes(encoding, form).decode()
+        return self.key.public_bytes(encoding, form).decode()
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Whether this key made the signature of the message."""
         try:
-            if isinstance(self.held, ed25519.Ed25519PublicKey):
-                self.held.verify(signature, message)
+            if isinstance(self.key, ed25519.Ed25519PublicKey):
+                self.key.verify(signature, message)
             else:
-                self.held.verify(signature, message, ec.ECDSA(_HASHES[self.held.curve.key_size]))
+                self.key.verify(signature, message, ec.ECDSA(_HASHES[self.key.curve.key_size]))
         except (InvalidSignature, ValueError):
             return False
         return True
@@ -65,7 +65,7 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class PrivateKey:
-    held: _Private = field(repr=False)
+    key: _Private = field(repr=False)
 
     @classmethod
     def parse(cls, data: bytes, password: bytes | None = None) -> PrivateKey:
@@ -91,13 +91,13 @@ class PrivateKey:
     @property
     def public(self) -> PublicKey:
         """The public half."""
-        return PublicKey(self.held.public_key())
+        return PublicKey(self.key.public_key())
 
     def sign(self, message: bytes) -> bytes:
         """The signature of a message."""
-        if isinstance(self.held, ed25519.Ed25519PrivateKey):
-            return self.held.sign(message)
-        return self.held.sign(message, ec.ECDSA(_HASHES[self.held.curve.key_size]))
+        if isinstance(self.key, ed25519.Ed25519PrivateKey):
+            return self.key.sign(message)
+        return self.key.sign(message, ec.ECDSA(_HASHES[self.key.curve.key_size]))
 
 
 def of_raw(public: bytes) -> PublicKey:

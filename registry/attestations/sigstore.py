@@ -130,12 +130,12 @@ def _logged(leaf: x509.Certificate, issuer: x509.Certificate, trust: Trust) -> N
         raise Untrusted("its certificate is in no certificate log") from None
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     by = hashlib.sha256(issuer.public_key().public_bytes(serialization.Encoding.DER, form)).digest()
-    held = leaf.tbs_precertificate_bytes
+    body = leaf.tbs_precertificate_bytes
     for stamp in stamps:
         key = trust.certificate_logs.get(stamp.log_id.hex())
         at = (stamp.timestamp.replace(tzinfo=UTC) - _EPOCH) // (datetime.resolution * 1000)
-        head = struct.pack(">BBQH", 0, 0, at, 1) + by + len(held).to_bytes(3, "big")
-        signed = head + held + len(stamp.extension_bytes).to_bytes(2, "big") + stamp.extension_bytes
+        head = struct.pack(">BBQH", 0, 0, at, 1) + by + len(body).to_bytes(3, "big")
+        signed = head + body + len(stamp.extension_bytes).to_bytes(2, "big") + stamp.extension_bytes
         if key is not None and key.verifies(signed, stamp.signature):
             return
     raise Untrusted("no certificate log that is trusted here has its certificate")

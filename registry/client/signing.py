@@ -251,18 +251,18 @@ def examine(
     return examined
 
 
-def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
+def included(proved: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
     """What is wrong with the proof of a push; empty if its entry is in the log and is about this version."""
-    if notes.verify_proof(shown.proof, shown.entry.encode(), *log_keys) is None:
-        return f"the log does not prove event {shown.seq} with a key that this machine remembers"
+    if notes.verify_proof(proved.proof, proved.entry.encode(), *log_keys) is None:
+        return f"the log does not prove event {proved.seq} with a key that this machine remembers"
     try:
-        event = json.loads(shown.entry)
+        event = json.loads(proved.entry)
         named = (event["seq"], event["action"], event["detail"].get("digest"))
         its_own = event["object"] in (names or names_of(version))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"event {shown.seq} of the log cannot be read"
-    if named != (shown.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
-        return f"event {shown.seq} of the log is about something else"
+        return f"event {proved.seq} of the log cannot be read"
+    if named != (proved.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
+        return f"event {proved.seq} of the log is about something else"
     return ""
 
 

@@ -169,8 +169,8 @@ def _write(path: Path, trusted: TrustedCheckpoint, *, shorter_too: bool = False)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = _read(path)
     if now is not None and now.keys == trusted.keys and not shorter_too:
-        held, new = (Checkpoint.of_note(c.note, *c.verifiers) for c in (now, trusted))
-        if held is not None and new is not None and held.size > new.size:
+        remembered, new = (Checkpoint.of_note(c.note, *c.verifiers) for c in (now, trusted))
+        if remembered is not None and new is not None and remembered.size > new.size:
             return
     text = json.dumps({"keys": list(trusted.keys), "note": trusted.note}, indent=2)
     replace_file(path, text.encode(), mode=0o600)

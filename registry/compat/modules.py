@@ -64,7 +64,7 @@ class ModuleLookup:
         """Whether the path is of a part that holds modules, such as a block or its attention."""
         return any(name.startswith(f"{path}.") for name in self.base.modules)
 
-    def missing(self, path: str, what: str) -> None:
+    def missing(self, path: str, noun: str) -> None:
         """Add the finding that the base has no module `path`, and why that may be."""
         leaf = path.rpartition(".")[2]
         layer = _LAYER.search(f"{path}.")
@@ -77,7 +77,7 @@ class ModuleLookup:
             why = f"that is a path of the model without its head (AutoModel), and this base is {self.base.architecture}"
         else:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
-        message = f"{what} {path} is not a module of {self.base.name}: {why}"
+        message = f"{noun} {path} is not a module of {self.base.name}: {why}"
         group = f"{leaf} {why}"
         self.findings.add(self.doubt, "compat.module_unknown", path, message, "a module of the base", path, group=group)
 
@@ -279,11 +279,11 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
     if not names:
         return
     ends = Endings(names)
-    held, expected_names = (
+    present_names, expected_names = (
         {name for start in set().union(*map(starts, paths)) for name in ends.of(start)}
         for paths in (saved, lookup.base.modules)
     )
-    absent = [name for name in names if name not in held]
+    absent = [name for name in names if name not in present_names]
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
     # A task's model has a head of its own, under a name that PEFT may not know: Splinter's is `splinter_qass`.
     has_own = lookup.base.architecture.endswith(_TASK_MODELS) or any(
@@ -308,10 +308,10 @@ def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
     for piece in lora.full:
         present.setdefault(piece.path, set()).add(piece.name)
     ends = Endings(lora.config.saved_modules)
-    held = {name for path in present for start in starts(path) for name in ends.of(start)}
-    for path, module in lookup.modules() if held else ():
+    present_names = {name for path in present for start in starts(path) for name in ends.of(start)}
+    for path, module in lookup.modules() if present_names else ():
         names = {name for start in starts(path) for name in ends.of(start)}
-        if names.isdisjoint(held) or module.kind in ("experts", "parameter", "other") or ".*." in path:
+        if names.isdisjoint(present_names) or module.kind in ("experts", "parameter", "other") or ".*." in path:
             continue
         for leaf in sorted({"weight", *(["bias"] if module.bias else [])} - present.get(path, set())):
             message = f"modules_to_save lists {path}, but the file lacks its {leaf}"

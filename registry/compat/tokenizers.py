@@ -24,10 +24,10 @@ def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> 
     if TOKENIZER in sizes and base.fingerprints.tokenizer is not None:
         _tokenizer(sizes[TOKENIZER], read, base.fingerprints.tokenizer, base.name, findings)
     texts = {path: read(path, 0, sizes[path]) for path in (CHAT_TEMPLATE, TOKENIZER_CONFIG) if path in sizes}
-    written = texts.get(CHAT_TEMPLATE, b"").decode("utf-8", "replace")
-    template = template_text(written or None, texts.get(TOKENIZER_CONFIG))
+    text = texts.get(CHAT_TEMPLATE, b"").decode("utf-8", "replace")
+    template = template_text(text or None, texts.get(TOKENIZER_CONFIG))
     if template:
-        _template(CHAT_TEMPLATE if written else TOKENIZER_CONFIG, template, base, findings)
+        _template(CHAT_TEMPLATE if text else TOKENIZER_CONFIG, template, base, findings)
     return findings.all()
 
 

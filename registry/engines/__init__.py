@@ -189,16 +189,16 @@ def _nearest_examined(rules: EngineRules, version: Version) -> str:
     return newest if version[:2] > version_of(newest)[:2] else ""
 
 
-def _finding(rules: EngineRules, what: str, severity: Any, message: str, expected: str = "") -> Finding:
-    code = f"engine.{re.sub(r'[^a-z0-9]+', '_', rules.name)}.{what}"
+def _finding(rules: EngineRules, topic: str, severity: Any, message: str, expected: str = "") -> Finding:
+    code = f"engine.{re.sub(r'[^a-z0-9]+', '_', rules.name)}.{topic}"
     return Finding.of(severity, code, rules.name, message, expected)
 
 
 def _finding_of_rule(rules: EngineRules, rule: Rule, values: Mapping[str, Any], profile: EngineProfile) -> Finding:
-    shown = {name: _shown(value) for name, value in {**values, **profile.settings}.items()}
-    message = rule.message.format_map(shown)
-    answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""
-    fix = f" {rule.fix.format_map(shown)}." if rule.fix else ""
+    texts = {name: _shown(value) for name, value in {**values, **profile.settings}.items()}
+    message = rule.message.format_map(texts)
+    answer = f' It answers: "{rule.answer.format_map(texts)}"' if rule.answer else ""
+    fix = f" {rule.fix.format_map(texts)}." if rule.fix else ""
     nearest = _nearest_examined(rules, version_of(profile.version))
     effect = f"{_EFFECT_WORDS_IF_UNEXAMINED[rule.effect]} by the rules of {nearest}" if nearest else ""
     message = (

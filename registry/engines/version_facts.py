@@ -45,28 +45,28 @@ def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
 
 
 def _of_peft(contents: PeftContents) -> dict[str, Any]:
-    spec, written = contents.lora, contents.config
+    spec, config = contents.lora, contents.config
     paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
     return {
         "format": "peft",
         "method": spec.method,
         "rank": spec.rank or None,
         "ranks": sorted({m.rank for m in spec.modules}),
-        "alpha": written.alpha,
+        "alpha": config.alpha,
         "scales": sorted({round(m.scale, 6) for m in spec.modules}),
         "targets": sorted({path.rsplit(".", 1)[-1] for path in paths if path}),
         "modules": len(spec.modules),
-        "saved_modules": list(written.saved_modules),
+        "saved_modules": list(config.saved_modules),
         "trained_tokens": sum(piece.shape[0] for piece in spec.tokens if piece.shape),
-        "use_dora": written.use_dora,
-        "use_rslora": written.use_rslora,
-        "bias": written.bias,
-        "task": written.task,
+        "use_dora": config.use_dora,
+        "use_rslora": config.use_rslora,
+        "bias": config.bias,
+        "task": config.task,
         "dtypes": list(spec.dtypes),
         "parameters": spec.parameters,
         "weights_bytes": spec.size_bytes,
         "base_claimed": spec.base_name,
-        "peft_version": written.peft_version,
+        "peft_version": config.peft_version,
         "updates": summarize_updates((m.key, m.rank, m.alpha, m.scale) for m in spec.modules),
         "engine": engine_facts.to_stored(engine_facts_of(contents)),
     }

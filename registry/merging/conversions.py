@@ -224,7 +224,7 @@ _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
 def _gguf(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     _demand_plain(spec, conversion.to)
-    extra = next((what for what, there in _BEYOND_PAIRS if there(spec)), "")
+    extra = next((noun for noun, there in _BEYOND_PAIRS if there(spec)), "")
     if extra:
         raise refused(f"a GGUF adapter holds pairs of linear modules only, and this one has {extra}")
     if base.model_type not in GGUF_ARCHITECTURES:

@@ -154,8 +154,8 @@ class Actor:
         """Where the actor holds this scope, for an error; it depends on the token alone, not on what exists."""
         reach = sorted(self.adapters or self.namespaces_with(scope) or ())
         more = f" and {len(reach) - REACH_SHOWN} more" if len(reach) > REACH_SHOWN else ""
-        what = "is an administrator" if scope is Scope.ADMIN else f"may {scope}"
-        return f"token {self.name!r} {what} only in: {', '.join(reach[:REACH_SHOWN])}{more}" if reach else ""
+        rights = "is an administrator" if scope is Scope.ADMIN else f"may {scope}"
+        return f"token {self.name!r} {rights} only in: {', '.join(reach[:REACH_SHOWN])}{more}" if reach else ""
 
     def _denied(self, scope: Scope, namespace: str) -> Denied:
         return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in namespace '{namespace}'")

@@ -187,8 +187,8 @@ def _refuse_unknown(name: str, origin: str) -> None:
     """`Invalid` (SETTING_INVALID) for a setting that does not exist: a mistyped one would be ignored in silence."""
     is_variable = origin.startswith(PREFIX)
     nearest = difflib.get_close_matches(name, _FIELDS, n=1)
-    written = f"{PREFIX}{nearest[0].upper()}" if nearest and is_variable else "".join(nearest)
-    step = f"the nearest setting is {written}" if nearest else "docs/reference/settings.md lists the settings"
+    suggestion = f"{PREFIX}{nearest[0].upper()}" if nearest and is_variable else "".join(nearest)
+    step = f"the nearest setting is {suggestion}" if nearest else "docs/reference/settings.md lists the settings"
     raise Invalid("SETTING_INVALID", f"{origin} is not a setting", next_step=f"remove or rename it: {step}")
 
 

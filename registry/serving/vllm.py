@@ -206,8 +206,8 @@ def profile(engine_version: str, arguments: Sequence[str]) -> str:
                 current[:] = [value] if equals else []
         elif current is not None:
             current.append(word)
-    written = [f"{name}={'+'.join(values)}" for name, values in sorted(settings.items()) if values]
-    return str(engines.profile(",".join([f"vllm=={engine_version}", *written])))
+    parts = [f"{name}={'+'.join(values)}" for name, values in sorted(settings.items()) if values]
+    return str(engines.profile(",".join([f"vllm=={engine_version}", *parts])))
 
 
 def _engine(settings: Mapping[str, str], arguments: Sequence[str]) -> str:

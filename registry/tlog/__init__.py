@@ -31,12 +31,12 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
     """The root over leaf hashes, in one pass and with memory for the right edge only."""
     edge: list[tuple[int, bytes]] = []
     for leaf in leaves:
-        level, held = 0, leaf
+        level, node = 0, leaf
         while edge and edge[-1][0] == level:
-            held = node_hash(edge.pop()[1], held)
+            node = node_hash(edge.pop()[1], node)
             level += 1
-        edge.append((level, held))
-    return _folded([held for _, held in edge])
+        edge.append((level, node))
+    return _folded([node for _, node in edge])
 
 
 # ------------------------------------------------------------------ proofs, made
@@ -82,18 +82,18 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     """Whether `proof` leads from this leaf hash at `index` to the root of `size` leaves (RFC 9162 §2.1.3.2)."""
     if not 0 <= index < size or not _sound([leaf, expected_root, *proof]):
         return False
-    at, last, held = index, size - 1, leaf
+    at, last, node = index, size - 1, leaf
     for sibling in proof:
         if last == 0:
             return False
         if at & 1 or at == last:
-            held = node_hash(sibling, held)
+            node = node_hash(sibling, node)
             while not at & 1 and at:
                 at, last = at >> 1, last >> 1
         else:
-            held = node_hash(held, sibling)
+            node = node_hash(node, sibling)
         at, last = at >> 1, last >> 1
-    return last == 0 and held == expected_root
+    return last == 0 and node == expected_root
 
 
 def verify_consistency(old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]) -> bool:
@@ -128,7 +128,7 @@ def verify_consistency(old: int, old_root: bytes, new: int, new_root: bytes, pro
 
 # ------------------------------------------------------------------ inside
 def _sound(hashes: Iterable[bytes]) -> bool:
-    return all(len(held) == HASH_BYTES for held in hashes)
+    return all(len(digest) == HASH_BYTES for digest in hashes)
 
 
 def _split(size: int) -> int:
@@ -154,10 +154,10 @@ def _range(low: int, high: int, nodes: Nodes) -> bytes:
 def _folded(hashes: list[bytes]) -> bytes:
     if not hashes:
         return EMPTY_ROOT
-    held = hashes[-1]
+    node = hashes[-1]
     for left_hash in reversed(hashes[:-1]):
-        held = node_hash(left_hash, held)
-    return held
+        node = node_hash(left_hash, node)
+    return node
 
 
 def _siblings(index: int, size: int) -> Iterator[tuple[int, int]]:

@@ -168,10 +168,10 @@ class Checkpoint:
         lines = text.split("\n")
         if len(lines) != 4 or not (lines[1].isascii() and lines[1].isdigit() and len(lines[1]) < 16):
             return None
-        held = _decoded(lines[2])
-        if held is None or len(held) != HASH_BYTES:
+        root = _decoded(lines[2])
+        if root is None or len(root) != HASH_BYTES:
             return None
-        checkpoint = cls(lines[0], int(lines[1]), held)
+        checkpoint = cls(lines[0], int(lines[1]), root)
         return checkpoint if checkpoint.text == text else None
 
     @classmethod
@@ -184,16 +184,16 @@ class Checkpoint:
 
 def _decoded(text: str) -> bytes | None:
     try:
-        held = base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return held if base64.b64encode(held).decode() == text else None
+    return data if base64.b64encode(data).decode() == text else None
 
 
 # ------------------------------------------------------------------ proofs
 def proof_text(index: int, hashes: Sequence[bytes], note: str) -> str:
     """The text of a proof: `index` counts from 0, `note` is the signed checkpoint."""
-    lines = [PROOF_HEADER, f"index {index}", *(base64.b64encode(held).decode() for held in hashes)]
+    lines = [PROOF_HEADER, f"index {index}", *(base64.b64encode(digest).decode() for digest in hashes)]
     return "\n".join(lines) + "\n\n" + note
 
 

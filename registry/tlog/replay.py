@@ -82,8 +82,8 @@ def _leaves(source: LogSource, result: Replay) -> Iterator[list[bytes]]:
             bundle = []
         if len(bundle) != width:
             result.add_problem(f"entries of tile {index}: {len(bundle)} of them, not {width}")
-        for at, (mine, theirs) in enumerate(zip(entries, bundle, strict=False)):
-            if mine != theirs:
+        for at, (own_entry, entry_of_bundle) in enumerate(zip(entries, bundle, strict=False)):
+            if own_entry != entry_of_bundle:
                 result.add_problem(f"event {index * TILE_WIDTH + at + 1}: its row differs from its entry")
         yield hashes
 

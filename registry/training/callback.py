@@ -69,8 +69,8 @@ class RegistryCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         with _logged("checkpoint %d was not queued", state.global_step):
-            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            folder = link_files(written, Path(args.output_dir) / STAGING / written.name)
+            saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = link_files(saved, Path(args.output_dir) / STAGING / saved.name)
             dataset = getattr(objects.get("train_dataloader"), "dataset", None)
             described = describe_training(args, state, dataset, self._code) | self._declared
             discard = partial(shutil.rmtree, folder, ignore_errors=True)

@@ -106,11 +106,11 @@ def at_rest(harness: Harness) -> str:
     """Every row of every table and every byte of the store."""
     with harness.session() as session:
         tables = SQLModel.metadata.sorted_tables
-        held = [
+        stored = [
             f"{table.name}: {tuple(row)}" for table in tables for row in session.connection().execute(table.select())
         ]
     blobs = [harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list("")]
-    return "\n".join([*held, *(data.decode(errors="replace") for data in blobs)])
+    return "\n".join([*stored, *(data.decode(errors="replace") for data in blobs)])
 
 
 def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(

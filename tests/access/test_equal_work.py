@@ -109,13 +109,13 @@ def one_push(harness: Harness, stored: Calls, who: Registry, files: samples.File
 
 def test_pushing_bytes_that_another_tenant_has_takes_the_same_calls(harness: Harness, stored: Calls) -> None:
     make_folders(harness.blobs)
-    mine = harness.client(harness.issue("push", "pull", namespaces=["globex"])[1])
+    tenant = harness.client(harness.issue("push", "pull", namespaces=["globex"])[1])
     same, other = harness.files(), harness.files()
     weights = Digest.of(same[samples.WEIGHTS])
-    harness.push("globex/own", by=mine)
+    harness.push("globex/own", by=tenant)
     harness.push("acme/support", same)
     assert harness.blobs.stat(key_of(weights)) is not None
-    existing, unknown = one_push(harness, stored, mine, same), one_push(harness, stored, mine, other)
+    existing, unknown = one_push(harness, stored, tenant, same), one_push(harness, stored, tenant, other)
     assert len(existing) == 4, "the plan, the weights, the card, the commit: the configuration is there already"
     assert existing == unknown
     assert existing[0][0], "a plan asks the database"
@@ -139,8 +139,8 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
     digest = harness.push("acme/support").version.digest
     harness.admin.promote("acme/support", "canary", "1", generation=0)
     harness.admin.create_namespace("globex", owner="bob")
-    mine = of_subject(harness, "bob", namespaces=["globex"])
-    send(harness, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
+    secret = of_subject(harness, "bob", namespaces=["globex"])
+    send(harness, "GET", "/api/v1/whoami", secret)  # a token's first use is noted
     for method, rest in (
         ("GET", "/resolve/{}/canary"),
         ("GET", f"/resolve/{{}}/{digest}"),
@@ -172,7 +172,7 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
             request = (method, "/api/v1" + rest.format(name))
 
             def ask(request: tuple[str, str] = request, body: dict[str, Any] = body) -> None:
-                assert send(harness, *request, mine, **body).status_code == 404, request
+                assert send(harness, *request, secret, **body).status_code == 404, request
 
             work += [work_of(harness, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
         assert work[:2] == work[2:], rest
@@ -238,14 +238,14 @@ def test_a_hub_client_is_refused_an_invisible_adapter_with_the_calls_of_an_absen
     harness = blobs_in_memory
     harness.push("acme/support")
     harness.admin.create_namespace("globex", owner="bob")
-    mine = of_subject(harness, "bob", namespaces=["globex"])
-    send(harness, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
+    secret = of_subject(harness, "bob", namespaces=["globex"])
+    send(harness, "GET", "/api/v1/whoami", secret)  # a token's first use is noted
     method, path = route.split()
     work, answers = [], []
     for name in ("acme/support", "acme/nothing"):
 
         def ask(url: str = path.format(name)) -> None:
-            answers.append(send(harness, method, url, mine, json=HUB_REQUESTS[route]))
+            answers.append(send(harness, method, url, secret, json=HUB_REQUESTS[route]))
 
         work += [work_of(harness, stored, ask) for _ in range(2)]
     assert work[:2] == work[2:]
@@ -268,11 +268,11 @@ def test_a_bulk_request_about_an_invisible_adapter_takes_the_calls_of_an_absent_
     harness = blobs_in_memory
     harness.push("acme/support")
     harness.admin.create_namespace("globex", owner="bob")
-    mine = of_subject(harness, "bob", namespaces=["globex"])
-    send(harness, "GET", "/api/v1/whoami", mine)
+    secret = of_subject(harness, "bob", namespaces=["globex"])
+    send(harness, "GET", "/api/v1/whoami", secret)
 
     def ask(name: str) -> None:
-        answer = send(harness, "POST", f"/api/v1/{route}", mine, json=BULK[route](name))
+        answer = send(harness, "POST", f"/api/v1/{route}", secret, json=BULK[route](name))
         assert answer.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
 
     invisible, absent = (work_of(harness, [], partial(ask, name)) for name in ("acme/support", "acme/nothing"))
@@ -281,16 +281,16 @@ def test_a_bulk_request_about_an_invisible_adapter_takes_the_calls_of_an_absent_
 
 def test_git_ids_take_the_same_calls_whatever_was_read_before(blobs_in_memory: Harness) -> None:
     harness = blobs_in_memory
-    mine = harness.issue("push", "pull", namespaces=["globex"])[1]
+    secret = harness.issue("push", "pull", namespaces=["globex"])[1]
     same, other = harness.files(), harness.files()
     for name, content in (("acme/support", same), ("globex/one", same), ("globex/two", other)):
         harness.push(name, content)
     answers = [send(harness, "HEAD", "/acme/support/resolve/main/README.md", harness.secret)]
-    send(harness, "GET", "/api/v1/whoami", mine)
+    send(harness, "GET", "/api/v1/whoami", secret)
     work = []
 
     def look(path: str) -> None:
-        answers.append(send(harness, "HEAD", path, mine))
+        answers.append(send(harness, "HEAD", path, secret))
 
     for name in ("one", "two"):
         path = f"/globex/{name}/resolve/main/README.md"

@@ -182,15 +182,15 @@ FORGED_PEOPLE: dict[str, dict[str, Any]] = {
 def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(
     harness: Harness, provider: Provider, people: Provider
 ) -> None:
-    forged = {what: make(provider) for what, make in FORGED.items()}
-    forged |= {what: people.sign(**claims) for what, claims in FORGED_PEOPLE.items()}
+    forged = {case: make(provider) for case, make in FORGED.items()}
+    forged |= {case: people.sign(**claims) for case, claims in FORGED_PEOPLE.items()}
     answers = {
-        what: send(harness, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"})
-        for what, assertion in forged.items()
+        case: send(harness, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"})
+        for case, assertion in forged.items()
     }
     nobodys = {"assertion": people.sign(email="a@example.org")}
     answers["a person who names no adapter"] = send(harness, "POST", "/api/v1/tokens/exchange", json=nobodys)
-    assert {what: a.status_code for what, a in answers.items() if a.status_code != 401} == {}
+    assert {case: a.status_code for case, a in answers.items() if a.status_code != 401} == {}
     assert len({a.json()["detail"] for a in answers.values()}) == 1
     with harness.session() as session:
         assert rows(session, UsedAssertionRow) == []

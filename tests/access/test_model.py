@@ -86,8 +86,8 @@ class Oracle:
         return role is not None and scope in SCOPES_OF_ROLE[Role(role)]
 
     def has(self, who: str, scope: str) -> bool:
-        mine = [role for (_, subject), role in self.roles.items() if subject == who]
-        return who == "admin" or scope == "pull" or any(scope in SCOPES_OF_ROLE[Role(role)] for role in mine)
+        own_roles = [role for (_, subject), role in self.roles.items() if subject == who]
+        return who == "admin" or scope == "pull" or any(scope in SCOPES_OF_ROLE[Role(role)] for role in own_roles)
 
     def barred(self, who: str, scope: str, space: str, absent: str = "ADAPTER_UNKNOWN") -> str:
         """Why `who` may not, or nothing: denied without the scope anywhere, unknown where it may not look."""

@@ -243,12 +243,12 @@ def test_uploads_in_progress_are_limited_for_a_token_and_for_a_blob(tenants: Ten
     plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
     target, data = plan.uploads[0], {Digest.of(data): data for data in files.values()}[plan.uploads[0].digest]
     token_id = harness.admin.whoami().token_id
-    with ExitStack() as held, harness.session() as session:
+    with ExitStack() as uploads, harness.session() as session:
         row = session.get_one(PushBlobRow, (plan.push_id, target.digest))
         key = token_id if limiter == "upload_limiter" else row.staging_key
         count = rate_limits.UPLOADS_PER_TOKEN if limiter == "upload_limiter" else rate_limits.UPLOADS_PER_BLOB
         for _ in range(count):
-            held.enter_context(getattr(harness.app.state, limiter).hold(key))
+            uploads.enter_context(getattr(harness.app.state, limiter).hold(key))
         assert send(harness, "PUT", target.url, harness.secret, content=data).status_code == 429
     assert send(harness, "PUT", target.url, harness.secret, content=data).status_code == 204
 

@@ -205,8 +205,8 @@ def test_a_token_without_a_subject_cannot_have_the_name_of_a_subject_with_a_role
     tenants.harness.admin.grant_role("*", "everywhere@corp", "promoter")
     with pytest.raises(Invalid):
         here.create_token(TokenCreate(name="everywhere@corp", scopes=["promote"], namespaces=["acme"]))
-    mine = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
-    assert tenants.harness.admin.create_token(mine).secret
+    request = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
+    assert tenants.harness.admin.create_token(request).secret
 
 
 def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -> None:

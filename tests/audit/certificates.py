@@ -123,8 +123,10 @@ class Sigstore:
         if not stamped:
             return plain
         by = hashlib.sha256(self.authority.key.public_key().public_bytes(DER, SPKI)).digest()
-        held, at = plain.tbs_certificate_bytes, int(NOW.timestamp() * 1000)
-        signed = b"\0\0" + at.to_bytes(8, "big") + b"\0\1" + by + len(held).to_bytes(3, "big") + held + b"\0\0"
+        certificate, at = plain.tbs_certificate_bytes, int(NOW.timestamp() * 1000)
+        signed = (
+            b"\0\0" + at.to_bytes(8, "big") + b"\0\1" + by + len(certificate).to_bytes(3, "big") + certificate + b"\0\0"
+        )
         signature = self.certificates.sign(signed)
         log_id = bytes.fromhex(self.certificates.public.identity[4:])
         stamp = (
@@ -176,7 +178,7 @@ class Sigstore:
 
 
 def log_of(public: PublicKey) -> dict[str, Any]:
-    raw = public.held.public_bytes(DER, SPKI)
-    held = {"rawBytes": b64(raw), "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": VALID_FOR}
+    raw = public.key.public_bytes(DER, SPKI)
+    key = {"rawBytes": b64(raw), "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": VALID_FOR}
     log_id = {"keyId": b64(hashlib.sha256(raw).digest())}
-    return {"baseUrl": "https://log.example.org", "hashAlgorithm": "SHA2_256", "publicKey": held, "logId": log_id}
+    return {"baseUrl": "https://log.example.org", "hashAlgorithm": "SHA2_256", "publicKey": key, "logId": log_id}

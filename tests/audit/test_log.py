@@ -113,10 +113,10 @@ def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found
         "UPDATE event SET position = 400 WHERE position = 25",
         "DELETE FROM event WHERE position = 300",
     ]
-    held = logs.LogCopy(harness)
+    copy = logs.LogCopy(harness)
     for change in changes:
         with pytest.raises(RuntimeError, match="back again"), harness.session(write=True) as session:
-            assert _after(harness, held, session, change), change
+            assert _after(harness, copy, session, change), change
             raise RuntimeError("back again")
     assert logs.replayed(harness).problems == []
     with harness.session(write=True) as session:
@@ -126,12 +126,12 @@ def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found
     assert "tile/0/000: differs from the rows, first at 1 (event 2)" in logs.replayed(harness).problems
 
 
-def _after(harness: Harness, held: logs.LogCopy, session: Session, change: str) -> list[str]:
+def _after(harness: Harness, copy: logs.LogCopy, session: Session, change: str) -> list[str]:
     """What a replay of the rows finds after this change."""
     session.connection().execute(text(change))
     views = [audit.to_view(row) for row in session.exec(select(EventRow).order_by(col(EventRow.position))).all()]
-    held.lines = [view.entry() for view in views]
-    return replay(held, *harness.app.state.audit_log.keys.verifiers).problems
+    copy.lines = [view.entry() for view in views]
+    return replay(copy, *harness.app.state.audit_log.keys.verifiers).problems
 
 
 def test_a_tile_that_was_changed_in_the_store_is_found(harness: Harness) -> None:

@@ -111,13 +111,13 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     call("POST /pushes/commit", lambda: harness.push("acme/support", files))
     call("POST /pushes/commit", lambda: harness.push("acme/support", files))
     call("POST /pushes/commit", lambda: harness.push("acme/support"))
-    held = _claimed(call)
-    token = held.lease.token
-    call("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
-    report = harness.report(held.job.subject_digest or Digest.of(b""), held.job.base)
+    claimed = _claimed(call)
+    token = claimed.lease.token
+    call("POST /jobs/{job_id}/renew", lambda: admin.renew(claimed.job.id, RenewRequest(lease_token=token)))
+    report = harness.report(claimed.job.subject_digest or Digest.of(b""), claimed.job.base)
     finish = FinishRequest(lease_token=token, report=report)
     for _ in range(2):
-        call("POST /jobs/{job_id}/finish", lambda: admin.finish(held.job.id, finish))
+        call("POST /jobs/{job_id}/finish", lambda: admin.finish(claimed.job.id, finish))
     other = _claimed(call)
     fail = FailRequest(lease_token=other.lease.token, error="no", final=True)
     call("POST /jobs/{job_id}/fail", lambda: admin.fail(other.job.id, fail))
@@ -292,7 +292,7 @@ def _nothing_is_left_out(call: EventRecorder) -> None:
     for route, lines in call.by_route.items():
         assert bool(lines) == (route not in NOT_CHANGES), (route, lines)
     pushed = call.by_route["POST /pushes/commit"]
-    versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
+    versions = {logged: count for logged, count in pushed.items() if logged.startswith("version.push")}
     assert versions == dict.fromkeys(
         [
             f"version.push {v}"
@@ -313,8 +313,8 @@ def _nothing_is_left_out(call: EventRecorder) -> None:
     for route, events in once.items():
         assert call.by_route[route] == dict.fromkeys(events, 1), route
     assert [line.split()[0] for line in call.by_route["POST /fsck"]] == ["blob.damage", "blob.repair"]
-    for route, what in twice.items():
-        assert [count for line, count in call.by_route[route].items() if line.startswith(what)] == [1], (
+    for route, logged in twice.items():
+        assert [count for line, count in call.by_route[route].items() if line.startswith(logged)] == [1], (
             "twice means once"
         )
     actions = {line.split()[0] for lines in call.by_route.values() for line in lines}

@@ -59,17 +59,17 @@ def request(harness: Harness, key: PrivateKey) -> SignRequest:
 def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: Harness) -> None:
     pushed.validate(f"{NAME}@1")
     key = PrivateKey.of_seed(pushed.app.state.audit_log.keys.signer.seed).public
-    held = Audit(pushed.admin).attestations(f"{NAME}@1").items
-    assert [item.kind for item in held] == ["push", "verdict"]
-    push, verdict = (attestations.verify_envelope(item.bundle.encode(), key) for item in held)
+    views = Audit(pushed.admin).attestations(f"{NAME}@1").items
+    assert [item.kind for item in views] == ["push", "verdict"]
+    push, verdict = (attestations.verify_envelope(item.bundle.encode(), key) for item in views)
     resolved = pushed.admin.resolve(NAME)
     assert push.subjects == {f.path: f.digest.hex for f in resolved.manifest.files} | {f"{NAME}@1": resolved.digest.hex}
     assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == ("ci", f"{NAME}@1", "pass")
-    assert push.predicate["log"]["seq"] == held[0].seq
+    assert push.predicate["log"]["seq"] == views[0].seq
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
     examined = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, log_keys(pushed))
     assert [(line.ok, line.who.partition(",")[0]) for line in examined] == [(True, "ci"), (True, "admin")]
-    seq = held[0].seq
+    seq = views[0].seq
     assert seq is not None
     assert signing.included(Audit(pushed.admin).proof(seq), resolved, log_keys(pushed)) == ""
     foreign = (Signer.make(pushed.app.state.audit_log.keys.signer.name).verifier,)

@@ -44,9 +44,9 @@ def theirs(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
 
 
 def agree(data: bytes) -> None:
-    mine = ours(data)
-    if mine is not None:
-        assert mine == theirs(data)
+    parsed = ours(data)
+    if parsed is not None:
+        assert parsed == theirs(data)
 
 
 def test_the_library_and_we_read_a_good_file_alike() -> None:

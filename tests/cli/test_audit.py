@@ -193,9 +193,9 @@ def test_a_bundle_is_verified_offline(cli: CommandRunner, tmp_path: Path) -> Non
     assert "no file was read" in cli("verify", "--offline", saved, "--key", key, ADAPTER_REGISTRY=away).stdout
     cli(*offline, "--key", key, "--signed-by", "key:another", expect=70, ADAPTER_REGISTRY=away)
     document = json.loads(saved.read_text())
-    held = PrivateKey.of_seed(b"\1" * 32).public.held
-    assert isinstance(held, Ed25519PublicKey)
-    other = held.public_bytes_raw()
+    public = PrivateKey.of_seed(b"\1" * 32).public.key
+    assert isinstance(public, Ed25519PublicKey)
+    other = public.public_bytes_raw()
     other_key = Verifier(key.partition("+")[0], other).text
     assert not cli(*offline, "--key", other_key, "--json", expect=70, ADAPTER_REGISTRY=away).json["ok"]
     changes: tuple[Callable[[dict[str, Any]], None], ...] = (

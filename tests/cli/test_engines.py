@@ -23,18 +23,18 @@ def cli(cli: CommandRunner) -> CommandRunner:
 
 def test_a_folder_and_a_version_are_checked_for_engines(cli: CommandRunner) -> None:
     folder = cli.make_adapter("wide", rank=64)
-    for what in (folder, "acme/wide"):
-        result = cli("check", what, "--engine", VLLM, "--engine", WIDE, expect=6)
+    for target in (folder, "acme/wide"):
+        result = cli("check", target, "--engine", VLLM, "--engine", WIDE, expect=6)
         assert f"in {VLLM}: fail" in result.stdout
         assert f"in {WIDE}: pass" in result.stdout
         assert "Raise --max-lora-rank" in result.stdout
-        items = cli("check", what, "--engine", WIDE, "--json").json["items"]
+        items = cli("check", target, "--engine", WIDE, "--json").json["items"]
         assert [(item["check"], item["outcome"]) for item in items] == [
             ("compat", "warn"),  # the rank is over the width of v_proj
             ("weights", "pass"),
             ("engine", "pass"),
         ]
-        if what is folder:
+        if target is folder:
             cli("push", folder, "acme/wide", "--base", "tiny-llama")
     assert cli("check", folder, "--engine", "vlm==1", "--json", expect=2).problem["code"] == "SETTING_INVALID"
 

@@ -26,14 +26,14 @@ def stream(url: str, token: str, last: int) -> Iterator[Iterator[dict[str, str]]
 
 
 def _messages(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    held: dict[str, str] = {}
+    message: dict[str, str] = {}
     for line in lines:
-        if not line and held:
-            yield held
-            held = {}
+        if not line and message:
+            yield message
+            message = {}
         elif line and not line.startswith(":"):
             name, _, value = line.partition(": ")
-            held[name] = value
+            message[name] = value
 
 
 def make(url: str, token: str, name: str) -> None:

@@ -107,9 +107,9 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
     counting_client: CountingClient, harness: Harness, tmp_path: Path, cache: Cache
 ) -> None:
     fleet = folders(harness, tmp_path, FLEET)
-    held = sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
+    size_bytes = sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
     assert all(r.answer and r.answer.created for r in push.push_all(counting_client.registry, fleet))
-    assert sum(counting_client.contents) >= held
+    assert sum(counting_client.contents) >= size_bytes
     counting_client.requests.clear()
     counting_client.contents.clear()
     assert [r.answer is not None and r.answer.created for r in push.push_all(counting_client.registry, fleet)] == [

@@ -211,11 +211,11 @@ def test_records_are_stored_beside_the_blobs(store: BlobStore) -> None:
 
 
 def test_deleting_unfinished_uploads_of_one_push_keeps_those_of_others(store: BlobStore) -> None:
-    mine = store.open_writer(STAGED, limit_bytes=2**27)
-    mine.write(DATA)
+    writer = store.open_writer(STAGED, limit_bytes=2**27)
+    writer.write(DATA)
     assert store.delete_unfinished(timedelta(0), "staging/another/") == 0
-    mine.write(b"")
-    assert mine.finish().size_bytes == len(DATA)
+    writer.write(b"")
+    assert writer.finish().size_bytes == len(DATA)
 
 
 def assert_no_litter(store: BlobStore) -> None:

@@ -174,9 +174,9 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
     assert [f.code for f in findings] == ["compat.embeddings_untied"]
 
 
-def saving(names: list[str], held: Mapping[str, samples.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
+def saving(names: list[str], shapes: Mapping[str, samples.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
     """Judge a LoRA that announces these saved modules and holds these whole tensors."""
-    whole = {f"base_model.model.{name}": ("F32", shape, None) for name, shape in held.items()}
+    whole = {f"base_model.model.{name}": ("F32", shape, None) for name, shape in shapes.items()}
     files = samples.lora(LLAMA, config={"modules_to_save": names, "task_type": task}, change=lambda t: {**t, **whole})
     return judge(files, LLAMA)
 

@@ -42,9 +42,9 @@ def test_a_digest_is_a_json_value_of_pydantic() -> None:
     class Holder(BaseModel):
         digest: Digest
 
-    held = Holder.model_validate_json(json.dumps({"digest": Digest.of(b"")}))
-    assert isinstance(held.digest, Digest)
-    assert json.loads(held.model_dump_json()) == {"digest": str(Digest.of(b""))}
+    holder = Holder.model_validate_json(json.dumps({"digest": Digest.of(b"")}))
+    assert isinstance(holder.digest, Digest)
+    assert json.loads(holder.model_dump_json()) == {"digest": str(Digest.of(b""))}
     with pytest.raises(ValidationError):
         Holder.model_validate({"digest": "sha256:x"})
 

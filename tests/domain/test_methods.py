@@ -99,10 +99,10 @@ def test_another_method_fails_when_a_side_is_off_by_one(
 def test_an_unchecked_method_is_unknown_and_admits_no_tensors_of_the_base(method: str, names: dict[str, str]) -> None:
     def judged(*more: str) -> list[Finding]:
         paths = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(4)]
-        held = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
-        held |= dict.fromkeys(more, ("F32", (8,), None))
+        tensors = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
+        tensors |= dict.fromkeys(more, ("F32", (8,), None))
         written = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "target_modules": ["q_proj"]}
-        header = safetensors.read_bytes(samples.safetensors(held), file=samples.WEIGHTS)
+        header = safetensors.read_bytes(samples.safetensors(tensors), file=samples.WEIGHTS)
         return compat.check_fit(
             peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
@@ -125,12 +125,12 @@ def test_a_lost_an_extra_and_a_deeper_tensor_of_a_method_fail(shapes: dict[str, 
 
 
 def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
-    held: dict[str, samples.Tensor] = {
+    tensors: dict[str, samples.Tensor] = {
         "prompt_embeddings": ("F32", (4, 64), None), "prefix_task_cols": ("F32", (1, 4, 1), None),
         "prefix_task_rows": ("F32", (1, 1, 64), None),
     }  # fmt: skip
     written = {"peft_type": "MULTITASK_PROMPT_TUNING", "base_model_name_or_path": "tiny-llama", "num_virtual_tokens": 4}
-    header = safetensors.read_bytes(samples.safetensors(held), file=samples.WEIGHTS)
+    header = safetensors.read_bytes(samples.safetensors(tensors), file=samples.WEIGHTS)
     spec = peft.describe(config.read_config(json.dumps(written).encode()), header)
     assert compat.check_fit(spec, base_spec(LLAMA)) == []
 

@@ -127,9 +127,9 @@ def test_what_peft_saves_fits_and_what_lost_or_grew_does_not(method: str, change
     if METHODS[method].shapes_known:
         open_sizes = "proportional_parameters" in changes or (method == "OSF" and "rank_pattern" in changes)
         assert add_up(findings) in ((Outcome.UNKNOWN,) if open_sizes else (Outcome.PASS, Outcome.WARN)), findings
-        wrong = [(what, add_up(check(written, changed, dtypes))) for what, changed in mutations(shapes)]
-        accepted = [what for what, outcome in wrong if outcome is not Outcome.FAIL]
-        assert [what for what in accepted if not (open_sizes and what.startswith("larger"))] == []
+        wrong = [(mutation, add_up(check(written, changed, dtypes))) for mutation, changed in mutations(shapes)]
+        accepted = [mutation for mutation, outcome in wrong if outcome is not Outcome.FAIL]
+        assert [mutation for mutation in accepted if not (open_sizes and mutation.startswith("larger"))] == []
 
 
 def test_every_method_and_every_field_of_peft_has_a_row() -> None:

@@ -250,8 +250,8 @@ class Deployment:
         with mock.patch.dict(os.environ, self.environment):  # the store's credentials
             staged = [stat.key for stat in open_store(self.settings).list("staging/")]
         dead = [f.location for f in self.findings(client) if f.code.startswith("blob.")]
-        held = self.invariants.held
-        return [*held("I7", [f"{it} is left" for it in dead]), *held("I8", [f"{key} is left" for key in staged])]
+        check = self.invariants.held
+        return [*check("I7", [f"{it} is left" for it in dead]), *check("I8", [f"{key} is left" for key in staged])]
 
     def findings(self, client: Registry) -> list[Finding]:
         pages = [client.fsck(FsckRequest(deep=True))]
@@ -262,8 +262,8 @@ class Deployment:
     def all_violations(self, client: Registry) -> list[str]:
         problems = self.violations(client, since=0)
         events = Counter(f"{event.action} {event.object}" for event in Audit(client).events())
-        twice = {what: count for what, count in events.items() if what.startswith("version.push") and count > 1}
-        problems += [f"event {what} {count} times" for what, count in twice.items()]
+        twice = {logged: count for logged, count in events.items() if logged.startswith("version.push") and count > 1}
+        problems += [f"event {logged} {count} times" for logged, count in twice.items()]
         names = {push.name for push in self.acknowledged}
         for name in names:
             promised = {push.digest for push in self.acknowledged if push.name == name}

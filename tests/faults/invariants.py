@@ -139,15 +139,15 @@ class Invariants:
         events = rows("SELECT position, action, object FROM event ORDER BY position")
         positions = [position for position, _, _ in events if position is not None]
         problems = [] if positions == list(range(1, len(positions) + 1)) else ["positions of events have a gap"]
-        pushed = Counter(what for _, action, what in events if action == "version.push")
+        pushed = Counter(subject for _, action, subject in events if action == "version.push")
         promised = {
             f"{namespace}/{name}@{number}"
             for namespace, name, number in rows(
                 "SELECT a.namespace, a.name, v.number FROM version v JOIN adapter a ON a.id = v.adapter_id"
             )
         }
-        problems += [f"{what} has {count} push events" for what, count in pushed.items() if count != 1]
-        problems += [f"{what} has no push event" for what in promised - set(pushed)]
+        problems += [f"{subject} has {count} push events" for subject, count in pushed.items() if count != 1]
+        problems += [f"{subject} has no push event" for subject in promised - set(pushed)]
         return self.held("I11", problems)
 
     # ------------------------------------------------------------ what others see

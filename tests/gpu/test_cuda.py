@@ -54,12 +54,12 @@ def test_memory_that_runs_out_fails_the_attempt_and_the_next_one_is_right(base_f
     good = models.adapter(base_folder, tmp_path / "good")
     source = BaseSource("tiny", base_folder, "", dtype="BF16")
     with Pool(device=CUDA) as pool:
-        held = torch.empty(max(0, free - 700 * 2**20), dtype=torch.uint8, device="cuda")
+        ballast = torch.empty(max(0, free - 700 * 2**20), dtype=torch.uint8, device="cuda")
         try:
             large = models.adapter(base_folder, tmp_path / "large", r=8192, target_modules="all-linear")
             answer = pool.try_adapter(source, large, LIMITS)
         finally:
-            del held
+            del ballast
             torch.cuda.empty_cache()
         assert "failed" in answer or answer["result"]["findings"] == []
         assert pool.try_adapter(source, good, LIMITS)["result"]["findings"] == []

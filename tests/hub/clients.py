@@ -77,7 +77,7 @@ def _check_words(live: LiveServer, words: dict[str, Any], weights: str) -> None:
 
 def _check_answers(answers: dict[str, Any]) -> None:
     assert (answers["exists"], answers["absent"]) == ([True] * 3, [False] * 3)
-    assert {answers[what][0] for what in ("no repository", "base model", "no token")} == {"RepositoryNotFoundError"}
+    assert {answers[case][0] for case in ("no repository", "base model", "no token")} == {"RepositoryNotFoundError"}
     assert "REGISTRY_HUB_UPSTREAM" in answers["base model"][1]
     assert answers["no revision"][0] == "RevisionNotFoundError"
     assert answers["no file"][0] in ("EntryNotFoundError", "RemoteEntryNotFoundError")

@@ -77,6 +77,6 @@ SENTENCES = {
 
 def _check_refusals(answers: dict[str, Any]) -> None:
     assert answers.keys() == SENTENCES.keys()
-    for what, (kind, message) in SENTENCES.items():
-        assert answers[what][0].removeprefix("Remote") == kind, answers[what]
-        assert message in answers[what][1], answers[what]
+    for case, (kind, message) in SENTENCES.items():
+        assert answers[case][0].removeprefix("Remote") == kind, answers[case]
+        assert message in answers[case][1], answers[case]

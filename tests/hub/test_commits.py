@@ -358,10 +358,10 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD_BODIES)
-def test_a_malformed_commit_says_where_it_is_wrong(pusher: Pusher, what: str) -> None:
+@pytest.mark.parametrize("case", BAD_BODIES)
+def test_a_malformed_commit_says_where_it_is_wrong(pusher: Pusher, case: str) -> None:
     pusher.create()
-    body, status, message = BAD_BODIES[what]
+    body, status, message = BAD_BODIES[case]
     answer = pusher.post(body)
     assert (answer.status_code, message in answer.headers["x-error-message"]) == (status, True), answer.text
     assert pusher.files() == []

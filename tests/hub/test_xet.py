@@ -202,9 +202,9 @@ def test_an_access_token_is_for_one_repository_and_a_short_time(
 @pytest.mark.security
 def test_a_revoked_token_ends_its_access_tokens(harness: Harness) -> None:
     token_id, secret = harness.issue("push", namespaces=["acme"])
-    mine = Pusher(harness, secret)
-    mine.create()
-    client, xorb = XetClient(mine), xorb_of([b"one"])
+    own_pusher = Pusher(harness, secret)
+    own_pusher.create()
+    client, xorb = XetClient(own_pusher), xorb_of([b"one"])
     assert client.send_xorb(xorb).status_code == 200
     harness.admin.revoke_token(token_id)
     refused(client.send_shard(shard_of((oid(b"one"), [xorb.segment()]))), 401, "Invalid credentials")

@@ -59,9 +59,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("adapter_registry-*.whl"))
 
 
-def install(python: Path, what: str | Path) -> None:
+def install(python: Path, package: str | Path) -> None:
     """By the pip of this environment: the bare one has none, which saves unpacking it."""
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", what]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", package]
     installed = _run(*pip, cwd=python.parent)
     assert installed.returncode == 0, installed.stderr
 

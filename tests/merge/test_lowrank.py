@@ -84,9 +84,9 @@ def test_pruning_and_electing_are_those_of_peft_where_weights_are_equal() -> Non
     for density in (0.2, 0.5, 1.0):
         for update in updates:
             assert torch.equal(largest(update, density), utils.prune(update, density, "magnitude"))
-        mine = elected([largest(update, density) for update in updates])
+        ours = elected([largest(update, density) for update in updates])
         theirs = utils.ties(updates, torch.ones(3), density)
-        assert torch.allclose(mine, theirs, atol=1e-6)
+        assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_dropping_is_seeded_by_place_and_keeps_the_expected_value() -> None:

@@ -196,10 +196,10 @@ def test_only_those_who_may_withdraw_or_approve_do_and_only_by_a_form_of_their_s
         promoter.sign_in(filled.issue("promote", namespaces=["acme"])[1])
         filled.push("acme/held")
         filled.admin.quarantine("acme/held@1", reason="r")
-        held = "/adapters/acme/held/versions/1"
-        assert "An owner of acme" in promoter.get(held).text
+        path = "/adapters/acme/held/versions/1"
+        assert "An owner of acme" in promoter.get(path).text
         token = promoter.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
         fields = {"reason": "r", "form_token": token}
-        answer = promoter.post(f"{held}/withdrawal/unquarantine", data=fields, headers={"Origin": URL})
+        answer = promoter.post(f"{path}/withdrawal/unquarantine", data=fields, headers={"Origin": URL})
         assert answer.status_code == 403, "only an owner ends a quarantine"
     assert filled.admin.version("acme/shop@1").yanked_at is None

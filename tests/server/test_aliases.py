@@ -221,8 +221,8 @@ def test_the_history_answers_where_aliases_pointed_at_a_time(filled_harness: Har
         (1, 1, None, "first"),
     ]
     for move in moves:
-        held = filled_harness.admin.history(NAME, alias="prod", at=move.at).moves
-        assert [h.generation for h in held] == [move.generation]
+        current = filled_harness.admin.history(NAME, alias="prod", at=move.at).moves
+        assert [h.generation for h in current] == [move.generation]
     earlier = moves[1].at - timedelta(microseconds=1)
     assert [h.generation for h in filled_harness.admin.history(NAME, alias="prod", at=earlier).moves] == [1]
     assert filled_harness.admin.history(NAME, alias="prod", at=before).moves == []

@@ -97,14 +97,14 @@ def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_
 ) -> None:
     filled_harness.push("other/four")
     filled_harness.validate("other/four@1")
-    mine = filled_harness.actor("push", "pull", namespaces=["other"], name="tenant")
-    view = mine.start_campaign(CampaignRequest(base="tiny-llama"))
+    creator = filled_harness.actor("push", "pull", namespaces=["other"], name="tenant")
+    view = creator.start_campaign(CampaignRequest(base="tiny-llama"))
     assert view.total == 1
     everything = begin(filled_harness)
     assert everything.total == 4
-    assert mine.campaign(everything.id).total == 1
+    assert creator.campaign(everything.id).total == 1
     with pytest.raises(NotFound, match="no campaign"):
-        mine.campaign("cam_unknown")
+        creator.campaign("cam_unknown")
     with pytest.raises(NotFound, match="no campaign"):
         filled_harness.actor("pull", "push", namespaces=["initech"]).campaign(everything.id)
     end(filled_harness)

@@ -158,15 +158,15 @@ def test_if_none_match_star_gives_304(harness: Harness) -> None:
 def test_a_slow_reader_needs_little_memory(tmp_path: Path) -> None:
     """There may be hundreds of slow readers."""
     (tmp_path / "file").write_bytes(bytes(3 * 2**20))
-    held: list[int] = []
+    sizes: list[int] = []
 
     async def send(message: Any) -> None:
-        held.append(len(message.get("body", b"")))
+        sizes.append(len(message.get("body", b"")))
 
     async def receive() -> Any:
         raise AssertionError("nothing is to be received")
 
     answer = transfer.FileRangeResponse(tmp_path / "file", 0, 3 * 2**20, 200, {})
     asyncio.run(answer({"type": "http", "method": "GET"}, receive, send))
-    assert sum(held) == 3 * 2**20
-    assert max(held) <= 2**18
+    assert sum(sizes) == 3 * 2**20
+    assert max(sizes) <= 2**18

@@ -78,8 +78,8 @@ def test_a_healthy_registry_has_no_findings(stored_harness: Harness) -> None:
     assert [f for page in pages for f in page.findings] == []
     counted: dict[str, int] = {}
     for page in pages:
-        for what, number in page.checked.items():
-            counted[what] = counted.get(what, 0) + number
+        for kind, number in page.checked.items():
+            counted[kind] = counted.get(kind, 0) + number
     assert (counted["adapters"], counted["versions"], counted["records"]) == (2, 3, 3)
     assert counted["hashed"] == counted["blobs"] == len(states(stored_harness))
     assert sorted(page.share for page in pages)[-1] == 1.0

@@ -230,8 +230,8 @@ def test_history_at_a_time_is_one_statement(filled_harness: Harness) -> None:
     filled_harness.admin.promote(NAME, "canary", "1", generation=0)
     moved = filled_harness.admin.promote(NAME, "canary", "2", generation=1)
     with filled_harness.statements() as sent:
-        held = filled_harness.admin.history(NAME, alias="canary", at=moved.moved_at - timedelta(microseconds=1)).moves
-    assert [move.number for move in held] == [1]
+        moves = filled_harness.admin.history(NAME, alias="canary", at=moved.moved_at - timedelta(microseconds=1)).moves
+    assert [move.number for move in moves] == [1]
     assert len([statement for statement in sent if "alias_move" in statement or "FROM adapter" in statement]) == 1
 
 

@@ -224,15 +224,15 @@ def test_a_folder_in_use_stays_readable_during_evictions(
 
     def reads(digest: Digest, at: int) -> None:
         while read_counts[at] < 30:
-            mine = LocalStore(store.root)
-            folder = mine.find(digest) or mine.fetch(registry, NAME, digest)
+            own_store = LocalStore(store.root)
+            folder = own_store.find(digest) or own_store.fetch(registry, NAME, digest)
             for _ in range(20):
                 try:
                     os.stat(folder / WEIGHTS)
                 except OSError as e:
                     wrong.append(str(e))
             read_counts[at] += 1
-            mine.in_use.close()
+            own_store.in_use.close()
 
     threads = [threading.Thread(target=reads, args=(digest, at)) for at, digest in enumerate(digests)]
     evictor = threading.Thread(target=evict_repeatedly)

@@ -97,10 +97,10 @@ def test_pruning_removes_what_is_off_the_desired_state_and_only_what_an_export_m
     filled_harness: Harness, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     run(filled_harness, location())
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / ".adapter.json").write_text('{"name": "somebody/else"}')
-    location().put("mine", mine, {})
+    own_folder = tmp_path / "mine"
+    own_folder.mkdir()
+    (own_folder / ".adapter.json").write_text('{"name": "somebody/else"}')
+    location().put("mine", own_folder, {})
     filled_harness.admin.yank("bolt/sales@1", "bad data")
     assert states(run(filled_harness, location())) == {"acme-support-v1": "unchanged"}
     assert "bolt-sales-v1" in location().names()

@@ -75,10 +75,10 @@ def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_con
             node.states()
         except RegistryError:
             continue
-        now, held = node.reconciler.aliases, node.engine.loaded
-        assert set(now.values()) <= set(held)
+        now, in_engine = node.reconciler.aliases, node.engine.loaded
+        assert set(now.values()) <= set(in_engine)
         desired = {entry.name for entry in node.agent._desired.adapters} if node.agent._desired else set()
-        assert all(name in now for name, served in answered.items() if name in desired and served in held)
+        assert all(name in now for name, served in answered.items() if name in desired and served in in_engine)
     events.heal()
     for _ in range(4):  # refusals are left alone for a while, and old versions drain
         node.clock.now += 61

@@ -113,13 +113,13 @@ def press_until_focused(page: Page, selector: str) -> None:
     _press(page, f"document.activeElement.matches({json.dumps(selector)})", selector)
 
 
-def _press(page: Page, condition: str, what: str) -> None:
+def _press(page: Page, condition: str, target: str) -> None:
     for _ in range(80):
         page.keyboard.press("Tab")
         if page.evaluate(condition):
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
             return
-    raise AssertionError(f"no Tab reaches {what}")
+    raise AssertionError(f"no Tab reaches {target}")
 
 
 def test_a_page_is_read_without_javascript_and_needs_two_requests_after_the_first_visit(site: Site) -> None:

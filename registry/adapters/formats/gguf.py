@@ -120,20 +120,20 @@ class _Reader:
         value: float = struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]
         return value
 
-    def _count(self, code: str, limit: int, what: str) -> int:
+    def _count(self, code: str, limit: int, noun: str) -> int:
         count = int(self._number(code))
         if count > limit:
-            self._too_large(f"{count} {what}", limit, what)
+            self._too_large(f"{count} {noun}", limit, noun)
         return count
 
-    def _text(self, limit: int, what: str) -> str:
+    def _text(self, limit: int, noun: str) -> str:
         length = int(self._number("Q"))
         if length > limit:
-            self._too_large(f"{what} of {length} bytes", limit, "bytes")
+            self._too_large(f"{noun} of {length} bytes", limit, "bytes")
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError:
-            self._refuse("gguf.text_invalid", f"has {what} that is not UTF-8, before byte {self._at}")
+            self._refuse("gguf.text_invalid", f"has {noun} that is not UTF-8, before byte {self._at}")
 
     def _value(self, kind: int, depth: int) -> Field:
         if kind == 8:

@@ -59,8 +59,8 @@ class ExpectedTensors:
     def __init__(self, config: AdapterConfig, sizes: BaseSizes, modules: tuple[TargetModule, ...] = ()) -> None:
         self._config, self._method, self._modules = config, find(config.method), modules
         rows = fields.table().get(config.method, {})
-        written = config.other | config.patterns
-        self._values = {name: written.get(name, row.get("default")) for name, row in rows.items() if "." not in name}
+        in_file = config.other | config.patterns
+        self._values = {name: in_file.get(name, row.get("default")) for name, row in rows.items() if "." not in name}
         self._values |= dict.fromkeys(config.nulls)
         for field, row in rows.items():
             holder, dot, inner = field.partition(".")
@@ -152,10 +152,10 @@ class ExpectedTensors:
         return names
 
     def _is_feedforward(self, path: str) -> bool:
-        written = self._values.get("feedforward_modules") or []
-        if isinstance(written, str):
-            return patterns.compiled(written).matches(path)
-        return any(path.endswith(name) for name in written)
+        feedforward = self._values.get("feedforward_modules") or []
+        if isinstance(feedforward, str):
+            return patterns.compiled(feedforward).matches(path)
+        return any(path.endswith(name) for name in feedforward)
 
     def _osf_size(self, module: _Inputs) -> int:
         """How many directions are trained: the smaller side without the frozen part, a number or a fraction."""

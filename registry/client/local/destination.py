@@ -76,10 +76,10 @@ class Destination:
         names = set(os.listdir(self.path))
         strange = sorted(name for name in names if name not in (NOTE, PARTIAL_NOTE) and kind_of(name) is None)
         if names and (names.isdisjoint((NOTE, PARTIAL_NOTE)) or strange):
-            what = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
+            problem = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
             raise Invalid(
                 "FOLDER_INVALID",
-                f"{str(self.path)!r} {what} was not created by a pull; it is left untouched",
+                f"{str(self.path)!r} {problem} was not created by a pull; it is left untouched",
                 next_step="name a folder that is empty or does not exist",
             )
 

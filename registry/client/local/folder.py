@@ -140,20 +140,20 @@ def select_files(path: Path) -> tuple[dict[str, tuple[Path, int]], list[Finding]
     refused: list[Finding] = []
     for entry in _entries(path):
         name = entry.name
-        shown = name.encode("utf-8", "backslashreplace").decode()
+        printable = name.encode("utf-8", "backslashreplace").decode()
         if entry.is_dir(follow_symlinks=False):
-            left_out.append(Finding("file.folder", shown, "is a folder; a version holds only files"))
+            left_out.append(Finding("file.folder", printable, "is a folder; a version holds only files"))
         elif name in _IGNORED or (name.startswith(".") and not entry.is_symlink()):
             left_out.append(
-                Finding("file.not_the_adapter", shown, "is a file of a trainer or a tool, not of the adapter")
+                Finding("file.not_the_adapter", printable, "is a file of a trainer or a tool, not of the adapter")
             )
         elif not entry.is_file(follow_symlinks=False):
-            refused.append(Finding("file.special_refused", shown, "is a link, pipe, socket or device, not a file"))
+            refused.append(Finding("file.special_refused", printable, "is a link, pipe, socket or device, not a file"))
         elif kind_of(name) is not None:
             names.file_path(name)
             selected[name] = (Path(entry.path), entry.stat(follow_symlinks=False).st_size)
         else:
-            reason = refusal_of(shown)
+            reason = refusal_of(printable)
             (refused if reason.code in _REFUSED_CODES else left_out).append(reason)
     if refused:
         first, more = refused[0], len(refused) - 1

@@ -20,7 +20,7 @@ class LoggedTransport:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
     ) -> Reply:
         """Send a request and report it once its answer begins, or fails to."""
-        started, shown = time.monotonic(), urlsplit(url)._replace(query="", fragment="").geturl()
+        started, location = time.monotonic(), urlsplit(url)._replace(query="", fragment="").geturl()
         result = "failed"
         try:
             reply = self._transport.open(method, url, headers, body, seconds=seconds)
@@ -29,7 +29,7 @@ class LoggedTransport:
             result = f"failed: {e}"
             raise
         finally:
-            self._say(f"{method} {shown} {result} {1000 * (time.monotonic() - started):.0f} ms")
+            self._say(f"{method} {location} {result} {1000 * (time.monotonic() - started):.0f} ms")
         return reply
 
     def close(self) -> None:

@@ -223,7 +223,7 @@ def _lock_usages(session: Session, limits: Mapping[str, NamespaceRow]) -> dict[s
 
 
 def _require_space(
-    session: Session, row: NamespaceRow, usage: _Usage, size_bytes: int, versions: int, what: str, *,
+    session: Session, row: NamespaceRow, usage: _Usage, size_bytes: int, versions: int, noun: str, *,
     unless_exists: tuple[AdapterName, Manifest] | None = None,
 ) -> None:  # fmt: skip
     """Raise `TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota with this much more.
@@ -233,9 +233,9 @@ def _require_space(
     used_bytes, used_versions, staged_bytes = usage.used_bytes, usage.used_versions, usage.staged_bytes
     if row.quota_bytes is not None and used_bytes + staged_bytes + size_bytes > row.quota_bytes:
         staged = f", open pushes hold {staged_bytes}" if staged_bytes else ""
-        excess = f"{used_bytes} of {row.quota_bytes} bytes are used{staged}, and this {what} has {size_bytes}"
+        excess = f"{used_bytes} of {row.quota_bytes} bytes are used{staged}, and this {noun} has {size_bytes}"
     elif row.quota_versions is not None and used_versions + versions > row.quota_versions:
-        excess = f"{used_versions} of {row.quota_versions} versions are used, and this {what} is {versions} more"
+        excess = f"{used_versions} of {row.quota_versions} versions are used, and this {noun} is {versions} more"
     else:
         return
     if unless_exists is not None and _version_exists(session, *unless_exists):

@@ -39,19 +39,19 @@ class FailureLimiter:
             counters.append(("wrong tokens that begin like this one", prefix_sha256))
         now = time.monotonic()
         with self._lock:
-            waits = [(what, self._count(what, value, now)) for what, value in counters]
-        for what, seconds in waits:
+            waits = [(subject, self._count(subject, value, now)) for subject, value in counters]
+        for subject, seconds in waits:
             if seconds > 0:
-                raise rate_limited(what, self._limit, seconds)
+                raise rate_limited(subject, self._limit, seconds)
 
-    def _count(self, what: str, value: str, now: float) -> float:
+    def _count(self, subject: str, value: str, now: float) -> float:
         """Add one failure and return the seconds that its sender must wait."""
-        times = self._failures.pop((what, value), None)
+        times = self._failures.pop((subject, value), None)
         if times is None:
             while len(self._failures) >= self.ENTRIES_LIMIT:  # drop the entry that was used least recently
                 del self._failures[next(iter(self._failures))]
             times = deque(maxlen=self._limit + 1)
-        self._failures[what, value] = times
+        self._failures[subject, value] = times
         while times and now - times[0] > MINUTE_SECONDS:
             times.popleft()
         times.append(now)
@@ -97,9 +97,9 @@ class RequestLimiter:
 class ConcurrencyLimiter:
     """Limits what is open at one time under one key, such as the event streams of a token; 0 is no limit."""
 
-    def __init__(self, limit: int, what: str) -> None:
+    def __init__(self, limit: int, subject: str) -> None:
         self._limit = limit
-        self._what = what
+        self._subject = subject
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -110,7 +110,7 @@ class ConcurrencyLimiter:
             if 0 < self._limit <= self._open[key]:
                 raise Unavailable(
                     "RATE_LIMITED",
-                    f"{self._limit} {self._what} are open, which is the limit",
+                    f"{self._limit} {self._subject} are open, which is the limit",
                     next_step="wait until one ends",
                     retry_after_seconds=RETRY_SECONDS,
                 )
@@ -124,12 +124,12 @@ class ConcurrencyLimiter:
                     del self._open[key]
 
 
-def rate_limited(what: str, limit: int, seconds: float, per: str = "minute") -> Unavailable:
+def rate_limited(subject: str, limit: int, seconds: float, per: str = "minute") -> Unavailable:
     """The error for a caller that must wait this many seconds."""
     wait = max(1, round(seconds + 0.5))
     return Unavailable(
         "RATE_LIMITED",
-        f"{what}: over the limit of {limit} in a {per}",
+        f"{subject}: over the limit of {limit} in a {per}",
         next_step=f"try again in {wait} seconds",
         retry_after_seconds=wait,
     )

@@ -143,9 +143,9 @@ def delete(session: Session, actor: Actor, name: str) -> str:
     session.refresh(base, with_for_update=True)
     waiting = select(JobRow.id).where(JobRow.base == name, col(JobRow.state).in_([State.QUEUED, State.RUNNING]))
     used = select(VersionRow.id).where(VersionRow.base_id == base.id)
-    for what, statement in (("versions", used), ("waiting jobs", waiting)):
+    for noun, statement in (("versions", used), ("waiting jobs", waiting)):
         if session.exec(statement.limit(1)).first() is not None:
-            message = f"base '{name}' has {what}"
+            message = f"base '{name}' has {noun}"
             raise Conflict("BASE_IN_USE", message, next_step="delete them first, or keep the base")
     for table in (BaseIdentityRow, BaseSimilarityRow, BaseEdgeRow, BaseThresholdsRow):
         session.connection().execute(delete_rows(table).filter_by(base_id=base.id))

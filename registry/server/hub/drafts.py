@@ -79,12 +79,12 @@ def list_drafts(session: Session, actor: Actor, name: AdapterName) -> list[Draft
 def _list(session: Session, actor: Actor, name: AdapterName, *conditions: ColumnElement[bool]) -> list[DraftRow]:
     if not actor.holds(Scope.PUSH, name.namespace, name.name):
         return []
-    mine = select(DraftRow).join(PushRow, col(PushRow.id) == col(DraftRow.push_id)).where(
+    drafts = select(DraftRow).join(PushRow, col(PushRow.id) == col(DraftRow.push_id)).where(
         col(DraftRow.namespace) == name.namespace, col(DraftRow.name) == name.name,
         col(DraftRow.owner) == owner_of(actor),
         col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) > db.now(),
     )  # fmt: skip
-    return list(session.exec(mine.where(*conditions).order_by(col(DraftRow.branch))).all())
+    return list(session.exec(drafts.where(*conditions).order_by(col(DraftRow.branch))).all())
 
 
 def read_files(session: Session, draft: DraftRow) -> dict[str, File]:
@@ -120,12 +120,12 @@ def key_of_blob(blob: PushBlobRow) -> str:
 def find_upload(session: Session, actor: Actor, name: AdapterName) -> PushRow | None:
     """The open upload of the actor for an adapter."""
     prefix = _upload_prefix(actor, name)
-    mine = select(PushRow).where(
+    uploads = select(PushRow).where(
         col(PushRow.id).between(prefix, prefix + "z"),
         col(PushRow.state) == PushState.OPEN,
         col(PushRow.expires_at) > db.now(),
     )
-    return session.exec(mine.order_by(col(PushRow.id)).limit(1)).first()
+    return session.exec(uploads.order_by(col(PushRow.id)).limit(1)).first()
 
 
 def open_upload(

@@ -117,19 +117,19 @@ def unknown_file(revision: Revision, path: str, kind: str = "file") -> NotFound:
 # ------------------------------------------------------------------ all of a repository
 def require_repository(session: Session, actor: Actor, name: AdapterName) -> list[DraftRow]:
     """Return the actor's drafts of a repository. `NotFound` if there is neither a draft nor an adapter."""
-    mine = drafts.list_drafts(session, actor, name)
-    if not mine:
+    own_drafts = drafts.list_drafts(session, actor, name)
+    if not own_drafts:
         versions.find_adapter(session, actor, name)
-    return mine
+    return own_drafts
 
 
 def list_references(session: Session, actor: Actor, name: AdapterName) -> tuple[dict[str, str], dict[int, str]]:
     """Return branch → digest or commit id, and number → digest."""
-    mine = require_repository(session, actor, name)
+    own_drafts = require_repository(session, actor, name)
     points_at = select(AliasRow.alias, VersionRow.digest).join(VersionRow, col(VersionRow.id) == AliasRow.version_id)
     points_at = points_at.join(AdapterRow, col(AdapterRow.id) == AliasRow.adapter_id).where(versions.named(name))
     aliases = dict(session.exec(points_at).all())
-    aliases |= {draft.branch: draft.revision for draft in mine if aliases.get(draft.branch, "") == draft.parent}
+    aliases |= {draft.branch: draft.revision for draft in own_drafts if aliases.get(draft.branch, "") == draft.parent}
     numbers = select(VersionRow.number, VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == VersionRow.adapter_id)
     numbers = numbers.where(versions.named(name), col(VersionRow.deleted_at).is_(None))
     return aliases, dict(session.exec(numbers).all())

@@ -79,16 +79,16 @@ def evaluate_again(
 ) -> RecheckEnginesPage:
     """Evaluate versions after `cursor`, for some seconds. `Unavailable` (TRY_LATER) while another process does."""
     after = parse_cursor(cursor, digits=18)
-    versions = headers = written = 0
+    versions = headers = renewed = 0
     deadline = time.monotonic() + seconds
     with locks.acquire(engine, LOCK) as lock:
         for page in _evaluate_batches(engine, blobs, actor, profiles, after, lock):
             lock.check()
             versions, headers = versions + page.versions, headers + page.headers
-            written, cursor = written + page.verdicts, page.next_cursor
+            renewed, cursor = renewed + page.verdicts, page.next_cursor
             if time.monotonic() >= deadline:
                 break
-    return RecheckEnginesPage(versions=versions, headers=headers, verdicts=written, next_cursor=cursor)
+    return RecheckEnginesPage(versions=versions, headers=headers, verdicts=renewed, next_cursor=cursor)
 
 
 def _evaluate_batches(

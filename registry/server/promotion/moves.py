@@ -274,10 +274,10 @@ def _choose_earlier(session: Session, rollbacks: Sequence[Move]) -> None:
         with move.collect_error():
             if move.to is None:
                 move.version = _find_previous(move, past, rows)
-            held = [row.generation for row in past if row.to_version_id == move.version.id]
-            move.is_rollback = bool(held)
-            if held:
-                move.evidence = [{"check": ROLLBACK, "generation": max(held)}]
+            generations = [row.generation for row in past if row.to_version_id == move.version.id]
+            move.is_rollback = bool(generations)
+            if generations:
+                move.evidence = [{"check": ROLLBACK, "generation": max(generations)}]
                 move.reason = move.reason or "rolled back"
 
 

@@ -262,7 +262,7 @@ def _run(work: Callable[[Commit], None], commits: Sequence[Commit], blobs: BlobS
 
 def _write_small(commit: Commit, blobs: BlobStore) -> dict[Digest, bytes]:
     """Write the bytes that the commit itself carries, under the rules of an upload; return them."""
-    written: dict[Digest, bytes] = {}
+    data_of: dict[Digest, bytes] = {}
     for item in commit.small:
         expected = _expected_blob(commit.push, item.digest, commit.requested.get(item.digest))
         try:
@@ -275,8 +275,8 @@ def _write_small(commit: Commit, blobs: BlobStore) -> dict[Digest, bytes]:
             raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", findings=findings)
         if expected.needed:
             blobs.put(blobs.upload_key_of(expected.key), [data], expect=item.digest, limit_bytes=len(data))
-            written[item.digest] = data
-    return written
+            data_of[item.digest] = data
+    return data_of
 
 
 def _inspect_and_promote(

@@ -76,10 +76,10 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
 
 def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
     """The live nodes that have this version, or any version of the adapter."""
-    mine = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
-    mine += [col(FleetSlotRow.digest) == digest] if digest else []
+    conditions = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
+    conditions += [col(FleetSlotRow.digest) == digest] if digest else []
     joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
-    statement = joined.where(*mine, lease_is_live(), col(FleetSlotRow.state).in_(STATES_WITH_BYTES))
+    statement = joined.where(*conditions, lease_is_live(), col(FleetSlotRow.state).in_(STATES_WITH_BYTES))
     records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(SERVED_ON_LIMIT))
     return [
         ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,
@@ -107,14 +107,14 @@ def delete_silent(session: Session) -> None:
 # ------------------------------------------------------------------ inside
 def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRow:
     reporter = actor.subject or actor.token_id or actor.name
-    mine = col(FleetNodeRow.reporter) == reporter
+    is_own = col(FleetNodeRow.reporter) == reporter
     statement = (
-        select(FleetNodeRow).where(mine, FleetNodeRow.node == node, FleetNodeRow.engine == engine).with_for_update()
+        select(FleetNodeRow).where(is_own, FleetNodeRow.node == node, FleetNodeRow.engine == engine).with_for_update()
     )
     row = session.exec(statement).first()
     if row is not None:
         return row
-    if session.exec(select(func.count()).select_from(FleetNodeRow).where(mine)).one() >= NODES_LIMIT:
+    if session.exec(select(func.count()).select_from(FleetNodeRow).where(is_own)).one() >= NODES_LIMIT:
         raise TooLarge(
             "QUOTA_EXCEEDED", f"{actor.identity!r} has {NODES_LIMIT} nodes already",
             next_step=f"use stable node names; a silent node is deleted after {KEEP_SILENT}",

@@ -54,14 +54,14 @@ def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: st
     conditions = _conditions(node_filter)
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > parse_cursor(cursor), *conditions)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
-    shown = rows[:limit]
-    expected = _desired_versions(session, actor, {(row.base, row.alias) for row in shown}, only)
-    slots = _slots(session, actor, shown, only)
-    views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in shown]
+    page = rows[:limit]
+    expected = _desired_versions(session, actor, {(row.base, row.alias) for row in page}, only)
+    slots = _slots(session, actor, page, only)
+    views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in page]
     return FleetNodes(
-        items=[view for view, row in zip(views, shown, strict=True) if view.slots or _is_of(actor, row)],
+        items=[view for view, row in zip(views, page, strict=True) if view.slots or _is_of(actor, row)],
         convergence=[] if cursor else _convergence(session, actor, conditions, only),
-        next_cursor=str(shown[-1].id) if len(rows) > limit else "",
+        next_cursor=str(page[-1].id) if len(rows) > limit else "",
     )
 
 
@@ -95,9 +95,9 @@ def _slots(
     session: Session, actor: Actor, rows: Sequence[FleetNodeRow], only: AdapterName | None
 ) -> dict[int, list[FleetSlotRow]]:
     by_node: dict[int, list[FleetSlotRow]] = defaultdict(list)
-    mine = [any_of(col(FleetSlotRow.node_id), [row.id for row in rows]), _visible(actor), *_of(only)]
+    conditions = [any_of(col(FleetSlotRow.node_id), [row.id for row in rows]), _visible(actor), *_of(only)]
     order = (col(FleetSlotRow.namespace), col(FleetSlotRow.name), col(FleetSlotRow.served_name))
-    for slot in session.exec(select(FleetSlotRow).where(*mine).order_by(*order)):
+    for slot in session.exec(select(FleetSlotRow).where(*conditions).order_by(*order)):
         by_node[slot.node_id].append(slot)
     return by_node
 

@@ -106,7 +106,7 @@ class InUse:
         return True
 
     def _unlock_byte(self, digest: Digest) -> None:
-        others = {held for held in self._held if _offset(held) == _offset(digest)} - {digest}
+        others = {other for other in self._held if _offset(other) == _offset(digest)} - {digest}
         if self._descriptor is not None and not others:
             fcntl(self._descriptor, F_OFD_SETLK, _flock(F_UNLCK, digest))
 
@@ -125,22 +125,22 @@ class InUse:
 
 
 @contextlib.contextmanager
-def follow(root: Path, name: str, what: str) -> Iterator[str]:
-    """Declare that `name` follows `what` while the block runs; yields what another process declares instead, or "".
+def follow(root: Path, name: str, purpose: str) -> Iterator[str]:
+    """Declare that `name` follows `purpose` while the block runs; yields what another process declares instead, or "".
 
     Two agents that follow different things with one engine would undo each other's work.
     """
-    with contextlib.ExitStack() as held:
-        yield _followed_by_others(held, root / "uses", name, what) if _LOCKS else ""
+    with contextlib.ExitStack() as resources:
+        yield _followed_by_others(resources, root / "uses", name, purpose) if _LOCKS else ""
 
 
-def _followed_by_others(held: contextlib.ExitStack, folder: Path, name: str, what: str) -> str:
-    mine = folder / f"{name}.{Digest.of(what.encode()).hex[:8]}.lock"
+def _followed_by_others(resources: contextlib.ExitStack, folder: Path, name: str, purpose: str) -> str:
+    own_file = folder / f"{name}.{Digest.of(purpose.encode()).hex[:8]}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        flock(held.enter_context(mine.open("a")), LOCK_SH)
-        mine.write_text(what)
-        for path in set(folder.glob(f"{name}.*.lock")) - {mine}:
+        flock(resources.enter_context(own_file.open("a")), LOCK_SH)
+        own_file.write_text(purpose)
+        for path in set(folder.glob(f"{name}.*.lock")) - {own_file}:
             with path.open("r+") as other:
                 try:
                     flock(other, LOCK_EX | LOCK_NB)

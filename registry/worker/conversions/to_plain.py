@@ -38,9 +38,9 @@ def convert(request: ConversionRequest) -> Converted:
         trained.peft_config["default"].init_lora_weights = initialization
         trained.save_pretrained(out, path_initial_model_for_weight_conversion=start)
     (out / CARD).unlink(missing_ok=True)  # PEFT writes an empty card
-    written = json.loads((out / CONFIG).read_bytes())
-    written["base_model_name_or_path"] = spec.base_name or request.base.name
-    (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+    config_document = json.loads((out / CONFIG).read_bytes())
+    config_document["base_model_name_or_path"] = spec.base_name or request.base.name
+    (out / CONFIG).write_text(json.dumps(config_document, indent=2, sort_keys=True) + "\n", "utf-8")
     to_canonical.copy_others(folder, out)
     result = read_adapter(out).peft.lora
     return Converted(

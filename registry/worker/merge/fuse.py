@@ -294,8 +294,8 @@ def _piece(layout: OutputLayout, weights: Weights, stored: Stored, name: str, de
     if values is None or len(shape) != 2:
         message = f"{stored.info.name}: weights packed by {weights.quantization} are not unpacked here"
         raise Invalid("RECIPE_INVALID", message, next_step="fuse into the original weights: --onto BASE")
-    written = str(layout.config.get("dtype") or layout.config.get("torch_dtype") or "bfloat16")
-    dtype = _UNPACKED.get(written.removeprefix("torch."), "BF16")
+    dtype_name = str(layout.config.get("dtype") or layout.config.get("torch_dtype") or "bfloat16")
+    dtype = _UNPACKED.get(dtype_name.removeprefix("torch."), "BF16")
     return OutputTensor(name, dtype, shape, stored.path, start, fill=_filler(stored, shape, values))
 
 

@@ -60,14 +60,14 @@ def _ingredient(source: Adapter) -> Ingredient:
 
 def _count_bytes(progress: Callable[[str], None]) -> Callable[[int], None]:
     """Report progress every `REPORT_EVERY_BYTES`."""
-    written = reported = 0
+    total_bytes = reported = 0
 
     def count(size: int) -> None:
-        nonlocal written, reported
-        written += size
-        if written - reported >= REPORT_EVERY_BYTES:
-            reported = written
-            progress(f"{written / 1e9:.1f} GB written")
+        nonlocal total_bytes, reported
+        total_bytes += size
+        if total_bytes - reported >= REPORT_EVERY_BYTES:
+            reported = total_bytes
+            progress(f"{total_bytes / 1e9:.1f} GB written")
 
     return count
 

@@ -129,8 +129,8 @@ class SharedRun(IsolatedRun):
 def failed(error: BaseException) -> Message:
     """The answer of an attempt that says nothing about the adapter."""
     memory = out_of_memory(error)
-    what = "out of memory" if memory else "the smoke test stopped"
-    return {"failed": f"{what}: {first_line(error)}", "memory": memory}
+    reason = "out of memory" if memory else "the smoke test stopped"
+    return {"failed": f"{reason}: {first_line(error)}", "memory": memory}
 
 
 def progress_to(send: Send) -> Callable[[str], None]:

@@ -224,9 +224,9 @@ class IsolatedTest(LanguageTest):
 
     def _note_change(self, changed: list[str]) -> None:
         location = changed[0] if changed else "logits"
-        what = f"{len(changed)} of the base's tensors" if changed else "the base's answers"
+        subject = f"{len(changed)} of the base's tensors" if changed else "the base's answers"
         announced = announces_change(self._config)
         reason = "as the configuration announces" if announced else "so other adapters would answer differently"
-        message = f"{what} stay changed after unloading, {reason}"
+        message = f"{subject} stay changed after unloading, {reason}"
         severity: Severity = "warning" if announced else "error"
         self.result.note(severity, "smoke.base_changed", location, message, "bit-equal", "changed")

@@ -238,9 +238,9 @@ class Resident:
         """Require that every tensor of the base has its original bits."""
         started = perf_counter()
         originals, bits = self.base.originals, self.reference.fingerprint
-        written = [name for name, tensor in originals.items() if not is_unwritten(tensor)]
-        changed = [name for name in written if language.bit_sum(originals[name]) != bits[name]]
-        result.measurements["base_tensors_read"] = len(written)
+        changed_memory = [name for name, tensor in originals.items() if not is_unwritten(tensor)]
+        changed = [name for name in changed_memory if language.bit_sum(originals[name]) != bits[name]]
+        result.measurements["base_tensors_read"] = len(changed_memory)
         result.measurements["base_tensors_changed"] = len(changed)
         result.measure("base_check_seconds", perf_counter() - started)
         if changed:

@@ -205,15 +205,15 @@ def _differences(required: Shapes, permitted: Shapes, shapes: Shapes) -> Iterato
     """`permitted` has what PEFT may store beside what it needs: the weights of a targeted embedding."""
     expectation = permitted | required
     differing = {name for name in expectation.keys() & shapes.keys() if expectation[name] != shapes[name]}
-    for code, names, what in (
+    for code, names, problem in (
         ("compat.tensor_missing", required.keys() - shapes.keys(), "expects tensors that the file does not hold"),
         ("lora.tensor_unknown", shapes.keys() - expectation.keys(), "expects none of these tensors of the file"),
         ("compat.shape", differing, "expects other shapes"),
     ):
         if names:
-            shown = sorted(names)[:SHOWN]
+            examples = sorted(names)[:SHOWN]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            message = f"{PEFT} {what}: {', '.join(shown)}{more}"
-            expects = ", ".join(str(list(expectation[n])) for n in shown if n in expectation) or "nothing"
-            holds = ", ".join(str(list(shapes[n])) for n in shown if n in shapes) or "nothing"
-            yield Finding.of("error", code, shown[0], message, expects, holds)
+            message = f"{PEFT} {problem}: {', '.join(examples)}{more}"
+            expects = ", ".join(str(list(expectation[n])) for n in examples if n in expectation) or "nothing"
+            holds = ", ".join(str(list(shapes[n])) for n in examples if n in shapes) or "nothing"
+            yield Finding.of("error", code, examples[0], message, expects, holds)

@@ -86,12 +86,12 @@ def open_push(session: Session, xet: XetSession, size_bytes: int) -> PushRow:
 
 def find_pushes(session: Session, prefix: str) -> list[PushRow]:
     """Return the open pushes of a session."""
-    mine = select(PushRow).where(
+    pushes = select(PushRow).where(
         col(PushRow.id).between(prefix, prefix + "z"),
         col(PushRow.state) == PushState.OPEN,
         col(PushRow.expires_at) > db.now(),
     )
-    return list(session.exec(mine.order_by(col(PushRow.id))).all())
+    return list(session.exec(pushes.order_by(col(PushRow.id))).all())
 
 
 def find_xorbs(session: Session, prefix: str, xorbs: Iterable[str]) -> dict[str, XorbRow]:

@@ -107,10 +107,10 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
     refusals.refuse_type(_text(fields, "type"))
     name = _find_name(_text(fields, "organization"), _text(fields, "name"))
     with db.session(engine) as session:
-        mine = revisions.require_repository(session, actor, name)
-        if mine and not repositories.has_adapter(session, name):
-            drafts.end(session, mine)
-            for push_id in {draft.push_id for draft in mine}:
+        own_drafts = revisions.require_repository(session, actor, name)
+        if own_drafts and not repositories.has_adapter(session, name):
+            drafts.end(session, own_drafts)
+            for push_id in {draft.push_id for draft in own_drafts}:
                 drafts.release(session, push_id, [])
             return JSONResponse({})
         removal.delete_adapter(session, actor, name)
@@ -167,9 +167,13 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
     start = _text(read_json(request), "startingPoint") or NEWEST
     alias = str(names.alias(branch.removeprefix("refs/heads/")))
     with db.session(engine) as session:
-        mine = revisions.require_repository(session, actor, adapter)
+        branches = revisions.require_repository(session, actor, adapter)
         at = revisions.find(session, actor, adapter, start)
-        if alias == NEWEST or revisions.find_parent(session, adapter, alias) or any(d.branch == alias for d in mine):
+        if (
+            alias == NEWEST
+            or revisions.find_parent(session, adapter, alias)
+            or any(d.branch == alias for d in branches)
+        ):
             raise Conflict("NAME_TAKEN", f"'{adapter}' has a branch '{alias}' already")
         if at.version is not None:
             move = moves.Move(adapter, alias, at.version, expected_generation=0, reason="created as a branch")
@@ -187,13 +191,13 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, branch: st
     adapter = protocol.adapter_of(request)
     alias = commits.parse_branch(adapter, branch)
     with db.session(engine) as session:
-        mine = [d for d in revisions.require_repository(session, actor, adapter) if d.branch == alias]
+        own_drafts = [d for d in revisions.require_repository(session, actor, adapter) if d.branch == alias]
         if revisions.find_parent(session, adapter, alias) or alias == NEWEST:
             refusals.refuse("an alias is never deleted: its history stays", "move it with `adapter promote`")
-        if not mine:
+        if not own_drafts:
             raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
-        drafts.end(session, mine)
-        for draft in mine:
+        drafts.end(session, own_drafts)
+        for draft in own_drafts:
             drafts.release(session, draft.push_id, [])
     return {}
 
