@@ -186,7 +186,8 @@ release-check: venv  ## check that registry.__version__, the version tags and CH
 	@$(PYTHON) -m scripts.release_check
 
 build: venv  ## build the wheel and the source distribution into dist/
-	@rm -rf dist
+	@rm -rf dist build/man
+	@$(PYTHON) -m scripts.man build/man
 	@$(PYTHON) -m build --no-isolation
 
 sbom: build  ## write dist/*.cdx.json, a CycloneDX bill of materials of the wheel with the locked server, and hashes
