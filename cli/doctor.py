@@ -14,7 +14,7 @@ import click
 from registry import __version__
 from registry.client.registry import Registry
 from registry.errors import RegistryError
-from registry.filesystem import user_folder
+from registry.filesystem import IS_POSIX, user_folder
 
 from .console import output, session
 
@@ -102,7 +102,7 @@ def _rights(registry: Registry, used: session.RegistryTarget) -> Iterator[Diagno
         return
     yield Diagnosis("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
     path = session.profile_path()
-    if not used.embedded and path.exists() and path.stat().st_mode & 0o077:
+    if IS_POSIX and not used.embedded and path.exists() and path.stat().st_mode & 0o077:
         yield Diagnosis("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
 
 

@@ -1,15 +1,15 @@
 """`Cache`: blobs that this machine pulled before, by digest. Any number of processes may share one.
 
 - A cached blob is hashed again at each use, so an edited file never becomes another adapter.
-- Large blobs are cloned (btrfs, XFS) or hard-linked read-only; small ones are copied, because people edit them.
-- Files appear whole under their digest. A process waits for a blob that another one fetches.
+- Large blobs are cloned (btrfs, XFS) or hard-linked read-only; small ones are copied, because people edit them. On
+  Windows, where a read-only file can be neither replaced nor deleted, all are copied.
+- Files appear whole under their digest. A process waits for a blob that another one fetches; on Windows both fetch it.
 - Above the limit the least recently used go, before them files that a killed process left half-written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
@@ -22,7 +22,14 @@ from pathlib import Path
 
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.filesystem import user_folder
+from registry.filesystem import IS_POSIX, lock, user_folder
+
+try:
+    from fcntl import ioctl
+except ImportError:  # Windows
+    CAN_CLONE = False
+else:
+    CAN_CLONE = sys.platform == "linux"
 
 LINK_FROM_BYTES = 2**20
 LIMIT_BYTES = 50 * 2**30
@@ -77,7 +84,7 @@ class Cache:
         new = cached.with_name(f".{digest.short}-{secrets.token_hex(6)}")
         try:
             cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            turn = os.open(cached.with_name(f".{digest.hex}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            turn = os.open(cached.with_name(f".{digest.hex}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             fetch(target)
             return True
@@ -87,7 +94,8 @@ class Cache:
                     return False
                 try:
                     fetch(new)
-                    os.chmod(new, 0o444)
+                    if IS_POSIX:
+                        os.chmod(new, 0o444)
                     os.replace(new, cached)
                 except OSError:  # full, as a rule
                     fetch(target)
@@ -153,7 +161,7 @@ def _locked(descriptor: int, path: Path) -> Iterator[None]:
     """Lock one blob, and remove the lock file at the end. A waiting process then has the removed file's lock and finds
     the blob; at worst two fetch it, and the later one replaces the same bytes."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -169,7 +177,7 @@ def _used(cached: Path) -> None:
 
 def hand_out(cached: Path, target: Path) -> None:
     """Clone or hard-link a large file if possible, else copy. A failed copy is removed."""
-    if cached.stat().st_size >= LINK_FROM_BYTES:
+    if cached.stat().st_size >= LINK_FROM_BYTES and IS_POSIX:
         if _clone(cached, target):
             return
         with contextlib.suppress(OSError):
@@ -189,11 +197,11 @@ def hand_out(cached: Path, target: Path) -> None:
 
 def _clone(cached: Path, target: Path) -> bool:
     """Copy on write (FICLONE). False if the file system has no such thing."""
-    if sys.platform != "linux":
+    if not CAN_CLONE:
         return False
     with contextlib.suppress(OSError), open(cached, "rb") as source, open(target, "xb") as file:
         try:
-            fcntl.ioctl(file.fileno(), _FICLONE, source.fileno())
+            ioctl(file.fileno(), _FICLONE, source.fileno())
             os.fsync(file.fileno())
             return True
         except OSError:

@@ -7,7 +7,6 @@ never costs a file. The next write of a folder removes what a killed process lef
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import Invalid
-from registry.filesystem import sync_folder
+from registry.filesystem import IS_POSIX, lock, sync_folder
 from registry.versions.files import NOTE, PARTIAL_NOTE, kind_of
 
 _AT_FDCWD = -100
@@ -100,28 +99,23 @@ class Destination:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[bool]:
     """Lock a folder while it is written. False if another process has it, or without locks."""
+    if not IS_POSIX:
+        yield False
+        return
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         yield False
         return
     try:
-        yield _locked(descriptor)
+        yield lock(descriptor, wait=False)
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step (Linux's renameat2); False if that is not supported."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # macOS has no such call, Windows no such library
         libc = ctypes.CDLL(None, use_errno=True)
         swapped: int = libc.renameat2(
             _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE)

@@ -21,9 +21,10 @@ from registry.client.core import Versions
 from registry.client.transport import Take
 from registry.digest import Hasher
 from registry.errors import Corrupt, Unavailable
+from registry.filesystem import NEW_FILE, write_at
 from registry.versions.files import CHUNK_BYTES
 
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+_NEW = os.O_RDWR | NEW_FILE
 ATTEMPTS_LIMIT = 4
 WRITE_BACK_BYTES = 4 * 2**20
 FILES_AT_ONCE = 4
@@ -90,7 +91,8 @@ def fetch(
     descriptor = os.open(target, _NEW, 0o644)
     try:
         fetcher = _Fetch(registry, link, direct, descriptor, progress)
-        fetcher.whole() if link.size_bytes < RANGES_FROM_BYTES else fetcher.in_ranges()
+        is_small = link.size_bytes < RANGES_FROM_BYTES or not hasattr(os, "preadv")
+        fetcher.whole() if is_small else fetcher.in_ranges()
         fetcher.check()
         if durable:
             os.fsync(descriptor)
@@ -161,7 +163,7 @@ class _Fetch:
             also(piece)
             while piece:
                 try:
-                    count = os.pwrite(self._descriptor, piece, start)
+                    count = write_at(self._descriptor, piece, start)
                 except OSError as e:
                     raise _Unwritable(e) from e
                 start, piece = start + count, piece[count:]

@@ -7,7 +7,6 @@
 import email.message
 import io
 import json
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from registry.errors import Corrupt, Invalid
+from registry.filesystem import read_at
 
 BUFFER_BYTES = 2**20
 READ_SECONDS = 60.0
@@ -112,7 +112,7 @@ class FileRange:
     def __iter__(self) -> Iterator[bytes]:
         start, end = self.start, self.start + self.length
         while start < end:
-            piece = os.pread(self.file.fileno(), min(BUFFER_BYTES, end - start), start)
+            piece = read_at(self.file.fileno(), min(BUFFER_BYTES, end - start), start)
             if not piece:
                 self.raise_truncated()
             yield piece

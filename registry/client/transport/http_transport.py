@@ -257,7 +257,7 @@ def _send(connection: http.client.HTTPConnection, body: Iterable[bytes]) -> bool
     """Send a body. False if the other side closed the connection meanwhile."""
     sock = connection.sock
     try:
-        if isinstance(body, FileRange) and not isinstance(sock, ssl.SSLSocket):
+        if isinstance(body, FileRange) and hasattr(os, "sendfile") and not isinstance(sock, ssl.SSLSocket):
             start, end = body.start, body.start + body.length
             while start < end:
                 sent = sock.sendfile(body.file, start, min(STEP_BYTES, end - start))
@@ -275,6 +275,8 @@ def _send(connection: http.client.HTTPConnection, body: Iterable[bytes]) -> bool
 
 def has_data(sock: socket.socket) -> bool:
     """Whether there is data to read. `select` supports no descriptor above 1,023, and engines have thousands."""
+    if not hasattr(select, "poll"):  # Windows, whose `select` has no such limit
+        return bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
