@@ -60,6 +60,7 @@ VERSIONS: Table[VersionView] = Table((
 
 
 @click.command("list")
+@click.argument("name", type=arguments.NAME, required=False)
 @click.option("--namespace", default="", help="Only adapters in this namespace.")
 @click.option("--base", default="", help="Only adapters of this base model.")
 @click.option("--base-match", type=click.Choice(BASE_MATCHES), help="With --base: also bases that match this closely.")
@@ -78,12 +79,19 @@ VERSIONS: Table[VersionView] = Table((
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
 @tables.prints(ADAPTERS)
-def list_adapters(limit: int | None, **query: Any) -> None:
-    """List adapters with their newest version.
+def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> None:
+    """List adapters with their newest version, or only the adapter NAME.
 
     --namespace, --alias, --owner and --text filter by the adapter, --tag by either, and all others by the newest
     version. `adapter versions NAME` lists the versions of one adapter.
     """
+    if name is not None:
+        if any(query.values()):
+            raise click.UsageError("filters do not go with NAME")
+        with session.versions() as registry:
+            ADAPTERS.print([registry.adapter(name)])
+        output.note(f"adapter versions {name} lists its versions")
+        return
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs --engine")
     if query["base_match"] and not query["base"]:

@@ -14,3 +14,6 @@ def test_list_has_one_line_for_each_adapter(released: CommandRunner) -> None:
     ]
     assert [item["name"] for item in released("list", "--namespace", "beta", "--json").json["items"]] == ["beta/other"]
     assert len(released("list", "--limit", 1, "--json").json["items"]) == 1
+    assert [item["name"] for item in released("list", "acme/support", "--json").json["items"]] == ["acme/support"]
+    assert released("list", "acme/support").stderr == "adapter versions acme/support lists its versions\n"
+    assert "filters do not go with NAME" in released("list", "acme/support", "--method", "lora", expect=2).stderr
