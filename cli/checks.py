@@ -71,6 +71,7 @@ def _check_weights(adapter: AdapterFolder, subject: Digest, view: BaseView) -> l
     """The verdict on the numbers of local weights, by the server's code; none without numpy."""
     try:
         measure = main.load("registry.server.evaluation.norms", "measure", "server", "reading the numbers of weights")
+        plan = main.load("registry.server.evaluation.norms", "MeasuringPlan", "server")
     except main.MissingExtra as e:
         output.note(f"{e.message}; without it, the push reads them")
         return []
@@ -81,7 +82,7 @@ def _check_weights(adapter: AdapterFolder, subject: Digest, view: BaseView) -> l
             file.seek(start)
             return file.read(length)
 
-        measured = measure(read_at, weights.size_bytes, adapter.contents.header, adapter.contents.pairs)
+        measured = measure(read_at, weights.size_bytes, plan.of(adapter.contents.header, adapter.contents.pairs))
     tools = {"registry": __version__}
     return [Verdict.of(Check.WEIGHTS, subject, view.name, view.fingerprint, measured.findings, made_by=tools)]
 
