@@ -25,6 +25,17 @@ def parse_duration(text: str) -> int:
     return seconds
 
 
+def format_duration(seconds: int) -> str:
+    """Return seconds as `parse_duration` reads them, in the largest unit that is exact.
+
+    Example
+        >>> format_duration(5400), format_duration(1_209_600)
+        ('90m', '2w')
+    """
+    unit, size = next((unit, size) for unit, size in reversed(_SECONDS.items()) if seconds % size == 0)
+    return f"{seconds // size}{unit}"
+
+
 def to_utc(at: datetime) -> datetime:
     """A moment of a registry's answer in UTC. `Corrupt` (ANSWER_INVALID) if its year there is not 1 to 9999."""
     try:

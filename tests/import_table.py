@@ -56,6 +56,7 @@ TABLE = [
     _row("registry.server", "domain server", "msgspec sqlmodel sqlalchemy"),
     _row("registry.server.audit.audit_log", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
+    _row("registry.server.access.oidc_client", "domain server", "authlib httpx"),
     _row("registry.server.catalog.metadata_backup", "domain server", "pydantic sqlalchemy sqlmodel"),
     _row("registry.server.resolve_cache", "domain server", "anyio sqlmodel sqlalchemy starlette"),
     _row("registry.server.storage.s3", "domain server", "boto3 botocore"),

@@ -141,7 +141,8 @@ INTERNAL_LIMITS = {
     ],
     "calls of other systems; their errors name the call": [
         "registry.server.storage.s3.bucket.ATTEMPTS_LIMIT", "registry.server.hub.upstream.HOPS_LIMIT",
-        "registry.server.webhooks.target.LOOKUPS_LIMIT", "registry.server.failpoints.WAIT_LIMIT_SECONDS",
+        "registry.server.access.oidc_client.REDEEM_LIMIT", "registry.server.webhooks.target.LOOKUPS_LIMIT",
+        "registry.server.failpoints.WAIT_LIMIT_SECONDS",
     ],
     "sessions of a database": [
         "registry.server.database.engine.IDLE_LIMIT_MS", "registry.server.database.engine.LOCK_LIMIT_MS",
@@ -168,7 +169,7 @@ INTERNAL_LIMITS = {
     ],
     "forms of the server's own pages, and links that it prints": [
         "registry.server.sessions.visitors.FIELDS_LIMIT", "registry.server.sessions.visitors.NEXT_LIMIT",
-        "registry.server.sessions.one_time_links.LINKS_LIMIT",
+        "registry.server.sessions.one_time_links.LINKS_LIMIT", "registry.server.sessions.visitors.COOKIE_LIMIT",
     ],
     "sizes of the table of files, which the page shows": [
         "registry.versions.files.CONFIG_LIMIT_BYTES", "registry.versions.files.FILE_LIMIT_BYTES",

@@ -239,6 +239,10 @@ LIMITS = {
             "PUSHES_OF_NAMESPACE_LIMIT": "open pushes of a namespace",
         },
         "registry.server.sessions.page_sessions": {"SESSION_SECONDS": "session of a browser"},
+        "registry.server.access.oidc_client": {
+            "DEFAULT_SESSION_SECONDS": "session of a browser from an identity provider",
+            "SESSION_LIMIT_SECONDS": "the same, at most",
+        },
         "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
         "registry.server.promotion.approvals": {"ALIASES_LIMIT": "aliases for which one identity approves a version"},
         "registry.server.promotion.moves": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},

@@ -20,6 +20,11 @@ STATEMENTS = {
     "/jobs": 5,
     "/audit": 5,
     "/audit/1": 9,
+    "/settings": 6,
+    "/settings/namespaces/acme": 12,
+    "/settings/adapters/acme/counted": 23,
+    "/settings/tokens": 4,
+    "/settings/webhooks": 4,
     "/status": 6,
 }
 """Path → how many statements it sends at most, two of them for the session."""

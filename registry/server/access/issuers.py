@@ -1,9 +1,11 @@
 """Issuers: whose identity tokens are accepted, by which keys they are verified, and what a verified one says.
 
 Issuers and their keys come from the operator's file (REGISTRY_ISSUERS, see docs/operations.md), never from a token.
-Only asymmetric algorithms are accepted. Issuer, audience, expiry, issue time and `jti` must be present and right.
+Only asymmetric algorithms are accepted. Issuer, audience, expiry and issue time must be present and right; so must the
+`jti` of a token that is exchanged, and the nonce of one that a browser's sign-in has brought.
 """
 
+import hmac
 import json
 import threading
 import time
@@ -18,19 +20,22 @@ from typing import Any, Self
 import jwt
 
 from registry.errors import Invalid, Unauthenticated, Unavailable
+from registry.server.access import oidc_client
+from registry.server.access.oidc_client import OidcClient
 from registry.server.actors import GROUP, is_subject
 from registry.server.database import db
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 LEEWAY_SECONDS = 30
 LIFETIME_LIMIT_SECONDS = 24 * 3600
-REQUIRED_CLAIMS = ("iss", "aud", "exp", "iat", "sub", "jti")
+REQUIRED_CLAIMS = ("iss", "aud", "exp", "iat", "sub")
 KEY_CACHE_SECONDS = 600
 FETCH_SECONDS = 10
 FETCH_WAIT_SECONDS = 0.5
 RETRY_FETCH_SECONDS = 10
 JTI_LIMIT = 300
 _FIELDS = {"issuer", "audience", "jwks_url", "jwks_file", "algorithms", "login_claim", "groups_claim"}
+_URL_SCHEMES = ("https://", "http://127.0.0.1:", "http://localhost:")
 GROUPS_LIMIT = 200
 
 
@@ -54,7 +59,7 @@ class Issuer:
     """One issuer and its keys, from a file or from the URL that the operator configured."""
 
     def __init__(self, config: Mapping[str, Any], folder: Path) -> None:
-        unknown = sorted(set(config) - _FIELDS)
+        unknown = sorted(set(config) - _FIELDS - oidc_client.FIELDS)
         if unknown:
             raise _setting_error(f"an issuer has no field {', '.join(unknown)}")
         if not all(isinstance(config.get(key), str) and config[key] for key in ("issuer", "audience")):
@@ -72,8 +77,13 @@ class Issuer:
         url = str(config.get("jwks_url", ""))
         if (self._file is None) == (not url):
             raise _setting_error(f"{self.name}: set exactly one of jwks_url and jwks_file")
-        if url and not url.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
-            raise _setting_error(f"{self.name}: jwks_url must begin with https://")
+        for key in ("jwks_url", "authorization_url", "token_url"):
+            if config.get(key) and not str(config[key]).startswith(_URL_SCHEMES):
+                raise _setting_error(f"{self.name}: {key} must begin with https://")
+        try:
+            self.client = OidcClient.parse(config, folder)
+        except Invalid as e:
+            raise _setting_error(f"{self.name}: {e.detail}") from e
         self._client = jwt.PyJWKClient(url, lifespan=KEY_CACHE_SECONDS, timeout=FETCH_SECONDS) if url else None
         self._fetching = threading.Lock()
         self._fetch_again_at = 0.0
@@ -144,8 +154,10 @@ class Issuers:
         configs = document.get("issuer", [])
         if set(document) - {"issuer"} or not isinstance(configs, list) or not all(isinstance(i, dict) for i in configs):
             raise _setting_error(f"{path} may only hold tables [[issuer]]")
-        issuers = [Issuer(config, Path(path).parent) for config in configs]
-        return cls({issuer.name: issuer for issuer in issuers})
+        issuers = cls({issuer.name: issuer for issuer in (Issuer(config, Path(path).parent) for config in configs)})
+        if len(issuers.clients) < sum(issuer.client is not None for issuer in issuers._issuers.values()):
+            raise _setting_error(f"{path} has a sign_in_name twice")
+        return issuers
 
     def __contains__(self, name: str) -> bool:
         return name in self._issuers
@@ -155,28 +167,60 @@ class Issuers:
         """The issuers by which people sign in."""
         return frozenset(name for name, issuer in self._issuers.items() if issuer.login_claim)
 
+    @property
+    def publishing(self) -> list[str]:
+        """The issuers whose identity tokens can be trusted to push."""
+        return sorted(self._issuers.keys() - self.login_issuers)
+
+    @property
+    def clients(self) -> dict[str, Issuer]:
+        """The issuers by which browsers sign in, by the name of their client."""
+        return {issuer.client.name: issuer for issuer in self._issuers.values() if issuer.client is not None}
+
     def verify(self, assertion: str) -> IdentityToken:
         """Verify an identity token. `Unauthenticated` with one text, whatever is wrong with it but too many groups."""
         try:
             unverified = jwt.decode(assertion, options={"verify_signature": False})
             issuer = self._issuers[unverified["iss"]]
-            claims = jwt.decode(
-                assertion,
-                issuer.key_of(assertion),
-                algorithms=issuer.algorithms,
-                audience=issuer.audience,
-                issuer=issuer.name,
-                leeway=LEEWAY_SECONDS,
-                options={"require": list(REQUIRED_CLAIMS)},
-            )
-            return _identity_token(issuer, claims)
+            identity = _verify(issuer, assertion, issuer.audience, ("jti",))
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as e:
             raise rejected() from e
+        if not 0 < len(identity.jti) <= JTI_LIMIT:
+            raise rejected()
+        return identity
+
+
+def verify_sign_in(issuer: Issuer, client: OidcClient, assertion: str, nonce: str) -> IdentityToken:
+    """Verify the identity token that a sign-in with this nonce has brought. `Unauthenticated`."""
+    try:
+        identity = _verify(issuer, assertion, client.client_id, ("nonce",))
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as e:
+        raise rejected() from e
+    audience, party = identity.claims["aud"], identity.claims.get("azp", client.client_id)
+    is_for_others = isinstance(audience, list) and len(audience) > 1 and "azp" not in identity.claims
+    if party != client.client_id or is_for_others:
+        raise rejected()
+    if not hmac.compare_digest(str(identity.claims["nonce"]).encode(), nonce.encode()):
+        raise rejected()
+    return identity
+
+
+def _verify(issuer: Issuer, assertion: str, audience: str, also_required: tuple[str, ...]) -> IdentityToken:
+    claims = jwt.decode(
+        assertion,
+        issuer.key_of(assertion),
+        algorithms=issuer.algorithms,
+        audience=audience,
+        issuer=issuer.name,
+        leeway=LEEWAY_SECONDS,
+        options={"require": [*REQUIRED_CLAIMS, *also_required]},
+    )
+    return _identity_token(issuer, claims)
 
 
 def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
-    jti, lifetime = claims["jti"], claims["exp"] - claims["iat"]
-    if not isinstance(jti, str) or not 0 < len(jti) <= JTI_LIMIT or not 0 < lifetime <= LIFETIME_LIMIT_SECONDS:
+    jti, lifetime = claims.get("jti", ""), claims["exp"] - claims["iat"]
+    if not isinstance(jti, str) or not 0 < lifetime <= LIFETIME_LIMIT_SECONDS:
         raise rejected()
     login = claims.get(issuer.login_claim, "") if issuer.login_claim else ""
     if issuer.login_claim == "email" and claims.get("email_verified") is not True:

@@ -153,27 +153,36 @@ def exchange_token(session: Session, issuers: Issuers, request: access.ExchangeR
     db.begin_writing(session)
     token_request = _token_request(session, identity, adapter)
     _store_jti(session, identity)
-    row, secret = tokens.build_row(token_request, _issuing_actor(identity), subject=token_request.subject)
+    return _issue(session, identity, token_request, _issuing_actor(identity))
+
+
+def issue_for_browser(session: Session, identity: IdentityToken, seconds: int) -> str:
+    """Create a person's token for one session of a browser and return its secret. `Unauthenticated`.
+
+    It may outlast the identity token, which says who signed in and not for how long.
+    """
+    request = _personal_request(identity, seconds)
+    return _issue(session, identity, request, Actor(EXCHANGE, "", TRUSTED.scopes, TRUSTED.namespaces))[1]
+
+
+def _issue(
+    session: Session, identity: IdentityToken, request: access.TokenCreate, by: Actor
+) -> tuple[access.TokenView, str]:
+    row, secret = tokens.build_row(request, by, subject=request.subject)
     row.groups = list(identity.groups)
     db.insert_new(session, TokenRow, row.model_dump())
-    by = Actor(token_request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
+    actor = Actor(request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
-    audit.append(session, by, EventType.TOKEN_EXCHANGE, row.id, detail)
+    audit.append(session, actor, EventType.TOKEN_EXCHANGE, row.id, detail)
     return tokens.to_view(row), secret
 
 
 def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> access.TokenCreate:
     """Return the token that these claims allow: a person's, or a trusted publisher's."""
     if identity.signs_in:
-        if adapter is not None or not is_subject(identity.login) or identity.login.startswith(GROUP):
+        if adapter is not None:
             raise rejected()
-        return access.TokenCreate(
-            name=identity.login[:100],
-            scopes=PERSONAL_SCOPES,
-            namespaces=[EVERY_NAMESPACE],
-            subject=identity.login,
-            expires_in_seconds=LIFETIME_SECONDS,
-        )
+        return _personal_request(identity, LIFETIME_SECONDS)
     if adapter is None:
         message = "adapter: an identity token of this issuer is exchanged for one adapter"
         raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
@@ -185,6 +194,18 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
         namespaces=[adapter.namespace],
         adapters=[str(adapter)],
         expires_in_seconds=LIFETIME_SECONDS,
+    )
+
+
+def _personal_request(identity: IdentityToken, seconds: int) -> access.TokenCreate:
+    if not is_subject(identity.login) or identity.login.startswith(GROUP):
+        raise rejected()
+    return access.TokenCreate(
+        name=identity.login[:100],
+        scopes=PERSONAL_SCOPES,
+        namespaces=[EVERY_NAMESPACE],
+        subject=identity.login,
+        expires_in_seconds=seconds,
     )
 
 

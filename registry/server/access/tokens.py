@@ -191,6 +191,13 @@ def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
     return to_view(row)
 
 
+def revoke_secret(session: Session, secret_sha256: str) -> None:
+    """End the token whose secret has this hash, as its holder does."""
+    row = session.exec(select(TokenRow).where(TokenRow.secret_sha256 == secret_sha256).with_for_update()).first()
+    if row is not None:
+        revoke(session, Actor(row.name, row.id, frozenset(), frozenset(), subject=row.subject), row.id)
+
+
 def _find(session: Session, actor: Actor, token_id: str) -> TokenRow:
     row = session.get(TokenRow, token_id[:80], with_for_update=True)
     if row is None or not _may_revoke(actor, row):  # the same error, so that it does not tell whether the token exists

@@ -5,6 +5,12 @@ Pages call the functions that REST routes call, with the rights of the visitor. 
 
 from registry.server.pages import adapters, aliases, bases, compare, lineage, rendering, search, sign_in, versions
 from registry.server.pages.operations import audit, fleet, jobs
+from registry.server.pages.settings import adapters as adapter_settings
+from registry.server.pages.settings import namespaces, tokens, webhooks
 
-PAGES = (search, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, audit, sign_in, rendering)
+SETTINGS_PAGES = (namespaces, adapter_settings, tokens, webhooks)
+PAGES = (
+    search, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, audit, *SETTINGS_PAGES, sign_in,
+    rendering,
+)  # fmt: skip
 ROUTERS = tuple(page.router for page in PAGES)

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from registry import __version__
 from registry.digest import Digest
+from registry.durations import format_duration
 from registry.errors import NotFound, RegistryError
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
@@ -34,7 +35,7 @@ PRIVATE = {"Cache-Control": "private, no-store", "Vary": "Cookie, Authorization"
 IMMUTABLE = "public, max-age=31536000, immutable"
 NAVIGATION = (
     ("/search", "Adapters"), ("/bases", "Bases"), ("/compare", "Compare"), ("/fleet", "Fleet"), ("/jobs", "Jobs"),
-    ("/audit", "Audit"), ("/status", "Status"),
+    ("/audit", "Audit"), ("/settings", "Settings"), ("/status", "Status"),
 )  # fmt: skip
 """The links at the top of every page. Before signing in there is only the first one."""
 _ASSET_TYPES = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
@@ -161,8 +162,8 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters |= {
-    "amount": format_amount, "base_path": base_path, "moment": format_time, "number": format_number,
-    "short_label": short_label, "size": format_size,
+    "amount": format_amount, "base_path": base_path, "duration": format_duration, "moment": format_time,
+    "number": format_number, "short_label": short_label, "size": format_size,
 }  # fmt: skip
 _ENVIRONMENT.globals |= {
     "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,

@@ -1,18 +1,24 @@
-"""Pages for signing in with a token, by the one-time link of `adapter serve`, and for signing out."""
+"""Pages for signing in at an identity provider, with a token, or by the link of `adapter serve`, and signing out."""
 
+import time
 from typing import Annotated
 
 from fastapi import Query, Request, Response
 
-from registry.errors import Unauthenticated
+from registry.errors import NotFound, Unauthenticated, Unavailable
+from registry.server.access import issuers
+from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuer
+from registry.server.access.oidc_client import OidcClient
 from registry.server.database import db
 from registry.server.http.dependencies import SessionDep
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import limit_body
+from registry.server.pages.adapters import registry_url
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.sessions import page_sessions, visitors
+from registry.server.sessions.attempts import SignInAttempt
 from registry.server.sessions.forms import FORM_BYTES
-from registry.server.sessions.visitors import FORM, SESSION, VisitorDep
+from registry.server.sessions.visitors import ATTEMPT, FORM, SESSION, VisitorDep
 
 router = create_router()
 INVALID_TOKEN = "This token is not valid."  # noqa: S105
@@ -55,6 +61,85 @@ def use_link(request: Request, code: str) -> Response:
     return _begin(request, session_id, "/")
 
 
+# ------------------------------------------------------------------ identity providers
+STALE_ATTEMPT = "This sign-in was not begun in this browser, or another one was begun after it. Begin again."
+Parameter = Annotated[str, Query(max_length=4000)]
+
+
+@router.get("/sign-in/with/{provider}")
+def leave_for_provider(
+    request: Request, _visitor: VisitorDep, provider: str, path: Next = "/", again: Parameter = ""
+) -> Response:
+    """Send the browser to an identity provider. `again`: it must ask for a password again."""
+    client = _find_client(request, provider)[1]
+    attempt = SignInAttempt.begin(client.name, path, confirms=bool(again))
+    response = redirect(
+        client.build_authorization_url(
+            _callback_url(request, client), state=attempt.state, nonce=attempt.nonce, verifier=attempt.verifier,
+            authenticate_again=attempt.confirms,
+        )
+    )  # fmt: skip
+    visitors.set_cookie(request, response, ATTEMPT, attempt.cookie)
+    return response
+
+
+@router.get("/sign-in/with/{provider}/callback")
+def return_from_provider(
+    request: Request, session: SessionDep, _visitor: VisitorDep, provider: str, code: Parameter = "",
+    state: Parameter = "", iss: Parameter = "", error: Parameter = "",
+) -> Response:  # fmt: skip
+    """Begin a session of the person whom the identity provider has named, in the browser that was sent there."""
+    issuer, client = _find_client(request, provider)
+    attempt = SignInAttempt.read(visitors.read_cookie(request, ATTEMPT))
+    if attempt is None or attempt.provider != client.name or not attempt.is_answered_by(state):
+        return _refuse(request, "/", 403, STALE_ATTEMPT)
+    if error or not code or iss not in ("", issuer.name):
+        return _refuse(request, attempt.path, 403, f"{client.name} did not sign you in.")
+    db.commit_early(session)  # no connection is held while the provider answers
+    try:
+        assertion = client.redeem(code, _callback_url(request, client), attempt.verifier)
+        identity = issuers.verify_sign_in(issuer, client, assertion, attempt.nonce)
+        if attempt.confirms and not _has_asked_again(identity):
+            raise issuers.rejected()
+        with db.session(request.app.state.engine) as writing:
+            writing.info["request_id"] = request.state.request_id
+            cache = request.app.state.actor_cache
+            session_id = page_sessions.start_for(writing, identity, client, cache, is_confirmed=attempt.confirms)
+            page_sessions.end(writing, visitors.read_cookie(request, SESSION))
+    except Unavailable as e:
+        return _refuse(request, attempt.path, 503, f"{e.detail}.")
+    except Unauthenticated:
+        record_failure(request)
+        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        return _refuse(request, attempt.path, 403, f"What {client.name} says about you is not accepted here.")
+    return _begin(request, session_id, attempt.path)
+
+
+def _refuse(request: Request, path: str, status: int, problem: str) -> Response:
+    """Show the form with a problem, and end the attempt: each one has one callback."""
+    response = _form(request, path, status, problem)
+    visitors.set_cookie(request, response, ATTEMPT, "")
+    return response
+
+
+def _find_client(request: Request, name: str) -> tuple[Issuer, OidcClient]:
+    issuer: Issuer | None = request.app.state.issuers.clients.get(name)
+    if issuer is None or issuer.client is None:
+        raise NotFound("ROUTE_UNKNOWN", f"there is no identity provider {name[:40]!r} for signing in")
+    return issuer, issuer.client
+
+
+def _callback_url(request: Request, client: OidcClient) -> str:
+    """The URL to register at the provider. Each client has its own, so that no provider can answer for another."""
+    return f"{registry_url(request)}/sign-in/with/{client.name}/callback"
+
+
+def _has_asked_again(identity: IdentityToken) -> bool:
+    authenticated_at = identity.claims.get("auth_time")
+    recently = time.time() - page_sessions.CONFIRMED_SECONDS - LEEWAY_SECONDS
+    return isinstance(authenticated_at, int) and authenticated_at >= recently
+
+
 @router.post("/sign-out")
 @limit_body(FORM_BYTES)
 def sign_out(request: Request, session: SessionDep) -> Response:
@@ -71,8 +156,9 @@ def _form(request: Request, path: str, status: int = 200, problem: str = "") -> 
     cookie = visitors.read_cookie(request, FORM) or visitors.new_form_cookie()
     token = visitors.form_token(cookie)
     response = render(
-        request, "sign_in.html", status, title="Sign in", next=visitors.local_path(path), token=token, problem=problem
-    )
+        request, "sign_in.html", status, title="Sign in", next=visitors.local_path(path), token=token, problem=problem,
+        providers=sorted(request.app.state.issuers.clients),
+    )  # fmt: skip
     visitors.set_cookie(request, response, FORM, cookie)
     return response
 
@@ -82,4 +168,5 @@ def _begin(request: Request, session_id: str, path: str) -> Response:
     response = redirect(visitors.local_path(path))
     visitors.set_cookie(request, response, SESSION, session_id)
     visitors.set_cookie(request, response, FORM, "")
+    visitors.set_cookie(request, response, ATTEMPT, "")
     return response

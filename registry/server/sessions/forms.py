@@ -33,7 +33,13 @@ def read_fields(request: Request, visitor: Visitor) -> dict[str, str]:
 
 
 def confirm_identity(request: Request, session: Session, visitor: Visitor, secret: str) -> None:
-    """Raise `Denied` unless the secret is of a token of the visitor that was not rotated. Wrong ones are limited."""
+    """Raise `Denied` unless the visitor has just proved again who they are.
+
+    They did if their identity provider has asked them again, or if the secret is of a token of theirs that was not
+    rotated. Wrong secrets are limited.
+    """
+    if visitor.is_confirmed:
+        return
     try:
         actor = sign_in.authenticate(session, secret.strip(), request.app.state.actor_cache)
     except Unauthenticated:

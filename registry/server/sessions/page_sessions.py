@@ -1,4 +1,4 @@
-"""Sessions of the web pages: a browser signs in once with a token, and has the rights that the token has.
+"""Sessions of the web pages: a browser signs in once, with a token or at an identity provider, and has its rights.
 
 - The browser holds a random id. The database holds its SHA-256 and that of the token's secret, and neither of the two.
 - The rights are read at each request, as for a request with the token itself.
@@ -7,14 +7,17 @@
 
 import secrets
 from datetime import timedelta
+from typing import NamedTuple
 
-from sqlalchemy import bindparam, delete
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.api.access import TokenCreate
 from registry.errors import Unauthenticated
 from registry.roles import Scope
-from registry.server.access import sign_in, tokens
+from registry.server.access import sign_in, token_exchange, tokens
+from registry.server.access.issuers import IdentityToken
+from registry.server.access.oidc_client import OidcClient
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor
 from registry.server.database import db
@@ -23,12 +26,22 @@ from registry.server.secret import sha256_of
 
 SESSION_SECONDS = 12 * 3600
 LINK_TOKEN = "browser of this machine"  # noqa: S105 - a name, not a secret
-_SELECT = select(PageSessionRow.secret_sha256).where(
+CONFIRMED_SECONDS = 300
+"""For how long the provider's second question counts."""
+_SELECT = select(PageSessionRow).where(
     col(PageSessionRow.id_sha256) == bindparam("id_sha256"), col(PageSessionRow.expires_at) > bindparam("now")
 )
 
 
-def start(session: Session, secret: str, cache: ActorCache) -> str:
+class BrowserSession(NamedTuple):
+    """Whose session it is. `provider`: by which they signed in, if by any. `is_confirmed`: it has just asked again."""
+
+    actor: Actor
+    provider: str = ""
+    is_confirmed: bool = False
+
+
+def start(session: Session, secret: str, cache: ActorCache, *, provider: str = "", is_confirmed: bool = False) -> str:
     """Begin a session with the rights of this secret and return its id. `Unauthenticated`."""
     actor = sign_in.authenticate(session, secret, cache)
     tokens.record_use(session, actor.token_id)
@@ -36,8 +49,9 @@ def start(session: Session, secret: str, cache: ActorCache) -> str:
     expires_at = now + timedelta(seconds=SESSION_SECONDS)
     if actor.expires_at is not None:
         expires_at = min(expires_at, actor.expires_at)
-    values = {"id_sha256": sha256_of(session_id), "secret_sha256": sha256_of(secret)}
-    db.insert_new(session, PageSessionRow, values | {"created_at": now, "expires_at": expires_at})
+    values = {"id_sha256": sha256_of(session_id), "secret_sha256": sha256_of(secret), "provider": provider}
+    times = {"created_at": now, "expires_at": expires_at, "confirmed_at": now if is_confirmed else None}
+    db.insert_new(session, PageSessionRow, values | times)
     return session_id
 
 
@@ -50,19 +64,32 @@ def start_as_owner(session: Session, cache: ActorCache) -> str:
     return start(session, secret, cache)
 
 
-def find_actor(session: Session, session_id: str, cache: ActorCache) -> Actor | None:
+def start_for(
+    session: Session, identity: IdentityToken, client: OidcClient, cache: ActorCache, *, is_confirmed: bool
+) -> str:
+    """Begin a session of a person whom an identity provider has named, with a token of its own. `Unauthenticated`."""
+    secret = token_exchange.issue_for_browser(session, identity, client.session_seconds)
+    return start(session, secret, cache, provider=client.name, is_confirmed=is_confirmed)
+
+
+def find(session: Session, session_id: str, cache: ActorCache) -> BrowserSession | None:
     """Return whose session this is, with the rights of now; None if it has ended, or its token has."""
-    parameters = {"id_sha256": sha256_of(session_id), "now": db.now()}
-    secret_sha256 = session.exec(_SELECT, params=parameters).first()
-    if secret_sha256 is None:
+    now = db.now()
+    row = session.exec(_SELECT, params={"id_sha256": sha256_of(session_id), "now": now}).first()
+    if row is None:
         return None
     try:
-        return sign_in.authenticate_hash(session, secret_sha256, cache)
+        actor = sign_in.authenticate_hash(session, row.secret_sha256, cache)
     except Unauthenticated:
         return None
+    is_confirmed = row.confirmed_at is not None and now - row.confirmed_at < timedelta(seconds=CONFIRMED_SECONDS)
+    return BrowserSession(actor, row.provider, is_confirmed)
 
 
 def end(session: Session, session_id: str) -> None:
-    """End a session. Ending it again changes nothing."""
-    statement = delete(PageSessionRow).where(col(PageSessionRow.id_sha256) == sha256_of(session_id))
-    session.connection().execute(statement)
+    """End a session, and the token that a sign-in at a provider has made for it. Ending it again changes nothing."""
+    row = session.get(PageSessionRow, sha256_of(session_id))
+    if row is not None:
+        if row.provider:
+            tokens.revoke_secret(session, row.secret_sha256)
+        session.delete(row)

@@ -30,6 +30,7 @@ from registry.server.sessions import page_sessions
 
 FIELDS_LIMIT = 20
 NEXT_LIMIT = 500
+COOKIE_LIMIT = 1000
 FORM_FIELD = "form_token"
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*\Z")
@@ -38,11 +39,16 @@ _LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """`form_token`: what forms of this visitor's pages must repeat; empty for those who have no session."""
+    """`form_token`: what forms of this visitor's pages must repeat; empty for those who have no session.
+
+    `provider`: the identity provider by which they signed in. `is_confirmed`: it has just asked them again.
+    """
 
     actor: Actor
     signed_in: bool
     form_token: str = ""
+    provider: str = ""
+    is_confirmed: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +69,7 @@ def _cookie_name(request: Request, name: str) -> str:
 
 def read_cookie(request: Request, name: str) -> str:
     """Return the value of a cookie; empty without one."""
-    return request.cookies.get(_cookie_name(request, name), "")[:200]
+    return request.cookies.get(_cookie_name(request, name), "")[:COOKIE_LIMIT]
 
 
 def set_cookie(request: Request, response: Response, name: str, value: str) -> None:
@@ -74,8 +80,8 @@ def set_cookie(request: Request, response: Response, name: str, value: str) -> N
     )  # fmt: skip
 
 
-SESSION, FORM = "adapter-session", "adapter-form"
-"""The cookies: of a session, and of the form for signing in."""
+SESSION, FORM, ATTEMPT = "adapter-session", "adapter-form", "adapter-attempt"
+"""The cookies: of a session, of the form for signing in, and of a sign-in at an identity provider."""
 
 
 # ------------------------------------------------------------------ visitors
@@ -92,11 +98,11 @@ def _find_visitor(request: Request, session: Session) -> Visitor:
         return Visitor(current_actor(request), signed_in=True)
     cache: ActorCache = state.actor_cache
     session_id = read_cookie(request, SESSION)
-    actor = page_sessions.find_actor(session, session_id, cache) if session_id else None
-    if actor is not None:
-        state.request_limiter.take(actor.token_id)
-        request.state.actor = actor  # the audit log names it if the request is denied
-        return Visitor(actor, signed_in=True, form_token=form_token(session_id))
+    browser = page_sessions.find(session, session_id, cache) if session_id else None
+    if browser is not None:
+        state.request_limiter.take(browser.actor.token_id)
+        request.state.actor = browser.actor  # the audit log names it if the request is denied
+        return Visitor(browser.actor, True, form_token(session_id), browser.provider, browser.is_confirmed)
     state.visit_limiter.take(network_of(request.client.host if request.client else ""))
     public = frozenset[str]()
     if state.settings.pages != "private":

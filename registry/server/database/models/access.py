@@ -106,12 +106,16 @@ class AccessStateRow(SQLModel, table=True):
 class PageSessionRow(SQLModel, table=True):
     """A browser that has signed in to the pages, by the SHA-256 of its random id.
 
-    It has the rights of the token with `secret_sha256`, for as long as that secret is valid.
+    It has the rights of the token with `secret_sha256`, for as long as that secret is valid. `provider`: the identity
+    provider by which the person signed in; empty for a pasted token. `confirmed_at`: when the provider has asked the
+    person again who they are.
     """
 
     __tablename__ = "page_session"
     id_sha256: str = Field(primary_key=True)
     secret_sha256: str
+    provider: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    confirmed_at: datetime | None = Field(default=None, sa_type=UtcTime)
     created_at: datetime = Field(sa_type=UtcTime)
     expires_at: datetime = Field(sa_type=UtcTime, index=True)
 

@@ -1,0 +1,172 @@
+"""The pages of settings: each form does what the REST route does, for those who may, and secrets are shown once."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from registry.client.audit import Audit
+from registry.server.access.issuers import Issuers
+from registry.versions.retention import RetentionRule
+from tests.access.identity import ISSUER, Provider
+from tests.harness import URL, Harness
+from tests.pages.conftest import Browser
+
+NAMESPACE = "/settings/namespaces/acme"
+ADAPTER = "/settings/adapters/acme/shop"
+
+
+@pytest.fixture(scope="module")
+def registry(registry: Harness, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    registry.app.state.issuers = Issuers.read(Provider(tmp_path_factory.mktemp("ci")).settings)
+    registry.push("acme/shop")
+    return registry
+
+
+@pytest.fixture
+def owner(registry: Harness) -> Iterator[Browser]:
+    """A browser with the rights of an owner of acme."""
+    with Browser(registry) as client:
+        client.sign_in(registry.issue("admin", namespaces=["acme"], name="owner-of-acme")[1])
+        yield client
+
+
+def secret_on(page: httpx.Response) -> str:
+    assert page.headers["cache-control"] == "private, no-store"
+    return html.unescape(re.findall(r'class="wrap secret">([^<]*)<', page.text)[0])
+
+
+def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, signed_in: Browser) -> None:
+    answer = signed_in.submit("/settings", "/settings/namespaces", name="globex", owner="bob@globex.example")
+    assert answer.headers["location"] == "/settings/namespaces/globex"
+    fields = {"quota_mib": "2", "quota_versions": "5", "pushes_per_hour": ""}
+    path = "/settings/namespaces/globex"
+    assert signed_in.submit(path, path, public="yes", strict="yes").status_code == 303
+    assert signed_in.submit(path, path, **fields).status_code == 303
+    view = registry.admin.namespace("globex")
+    assert (view.public, view.strict) == (True, True)
+    assert (view.quota_bytes, view.quota_versions, view.pushes_per_hour) == (2 * 2**20, 5, None)
+    assert "bob@globex.example" in signed_in.get(path).text
+    assert signed_in.submit(path, path, quota_mib="-1").status_code == 400
+    assert "globex" in signed_in.get("/settings").text
+
+
+def test_an_owner_gives_and_takes_roles(registry: Harness, owner: Browser) -> None:
+    members = f"{NAMESPACE}/members"
+    for role in ("promoter", "owner"):
+        page = owner.get(NAMESPACE).text
+        token = re.findall(r'name="form_token" value="([^"]*)"', page)[0]
+        data = {"form_token": token, "subject": "group:ml", "role": role}
+        assert owner.post(members, data=data, headers={"Origin": URL}).status_code == 303
+        assert (registry.admin.namespace("acme").roles or {})["group:ml"] == role
+    assert 'aria-label="Remove group:ml"' in owner.get(NAMESPACE).text
+    assert owner.post(members, data=data | {"role": "king"}, headers={"Origin": URL}).status_code == 400
+    assert owner.post(members, data=data | {"role": ""}, headers={"Origin": URL}).status_code == 303
+    assert "group:ml" not in (registry.admin.namespace("acme").roles or {})
+
+
+def test_an_owner_sets_retention_rules_and_sees_what_they_do(registry: Harness, owner: Browser) -> None:
+    assert owner.submit(NAMESPACE, f"{NAMESPACE}/retention", keep_newest="3", keep_age="").status_code == 303
+    assert "Keep the newest 3." in owner.get(NAMESPACE).text
+    assert "by the rule of acme" in owner.get(ADAPTER).text
+    assert owner.submit(ADAPTER, f"{ADAPTER}/retention", keep_newest="1", keep_age="2w").status_code == 303
+    assert registry.admin.retention("acme/shop").rule == RetentionRule(keep_newest=1, keep_seconds=1_209_600)
+    page = owner.get(ADAPTER).text
+    assert 'value="2w"' in page
+    assert ">stays<" in page
+    assert owner.submit(ADAPTER, f"{ADAPTER}/retention", keep_newest="1", keep_age="soon").status_code == 400
+    for path in (ADAPTER, NAMESPACE):
+        assert owner.submit(path, f"{path}/retention", keep_newest="", keep_age="").status_code == 303
+    assert "Everything is kept" in owner.get(ADAPTER).text
+
+
+def test_an_owner_trusts_ci_jobs_and_stops_trusting_them(registry: Harness, owner: Browser) -> None:
+    claims = "repository=acme/train\r\n\r\nref = refs/heads/*"
+    assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", issuer=ISSUER, claims=claims).status_code == 303
+    publisher = registry.admin.publishers("acme/shop").items[0]
+    assert publisher.claims == {"repository": "acme/train", "ref": "refs/heads/*"}
+    for wrong in ("repository", "a=b\na=c", ""):
+        assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", issuer=ISSUER, claims=wrong).status_code == 400
+    assert owner.submit(ADAPTER, f"{ADAPTER}/publishers/{publisher.id}/remove").status_code == 303
+    assert registry.admin.publishers("acme/shop").items == []
+
+
+@pytest.mark.security
+def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Browser) -> None:
+    fields = {"name": "<i>ci</i>", "scope_push": "yes", "namespaces": "acme", "lifetime": "1h"}
+    page = owner.submit("/settings/tokens", "/settings/tokens", **fields)
+    secret = secret_on(page)
+    assert page.status_code == 200
+    assert "<i>ci" not in page.text
+    assert secret not in owner.get("/settings/tokens").text
+    caller = registry.client(secret).whoami()
+    assert (caller.scopes, caller.namespaces) == (["push"], ["acme"])
+    rotated = owner.submit("/settings/tokens", f"/settings/tokens/{caller.token_id}/rotate")
+    assert registry.client(secret_on(rotated)).whoami().token_id == caller.token_id
+    assert owner.submit("/settings/tokens", f"/settings/tokens/{caller.token_id}/revoke").status_code == 303
+    assert f"/settings/tokens/{caller.token_id}/revoke" not in owner.get("/settings/tokens").text
+    assert secret not in "".join(str(event) for event in Audit(registry.admin).events())
+
+
+@pytest.mark.security
+def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser) -> None:
+    for fields, status in (
+        ({"namespaces": "library", "scope_pull": "yes"}, 403),
+        ({"namespaces": "*", "scope_admin": "yes"}, 403),
+        ({"namespaces": "acme"}, 400),
+        ({"namespaces": "acme", "scope_pull": "yes", "subject": "bob@globex.example"}, 403),
+        ({"namespaces": "acme", "scope_pull": "yes", "lifetime": "-1d"}, 400),
+    ):
+        assert owner.submit("/settings/tokens", "/settings/tokens", name="n", **fields).status_code == status, fields
+
+
+def test_an_owner_creates_a_webhook_and_sends_a_delivery_again(registry: Harness, owner: Browser) -> None:
+    url = "https://hooks.example.org/a?secret=1"
+    fields = {"url": url, "namespace": "acme", "actions": "version.push alias.move"}
+    page = owner.submit("/settings/webhooks", "/settings/webhooks", **fields)
+    assert secret_on(page).startswith("whsec_")
+    webhook = next(item for item in Audit(registry.admin).webhooks().items if item.url == url)
+    path = f"/settings/webhooks/{webhook.id}"
+    assert "None." in owner.get(f"{path}?state=dead").text
+    assert owner.get(f"{path}?state=other").status_code == 400
+    refused = owner.submit("/settings/webhooks", "/settings/webhooks", **fields | {"url": "http://127.0.0.1/"})
+    assert refused.status_code == 400
+    assert owner.submit("/settings/webhooks", "/settings/webhooks", **fields | {"namespace": "*"}).status_code == 403
+    assert owner.submit(path, f"{path}/delete").status_code == 303
+    assert owner.get(path).status_code == 404
+
+
+@pytest.mark.security
+def test_forms_of_settings_are_shown_to_and_accepted_from_those_who_may(registry: Harness, browser: Browser) -> None:
+    for path in ("/settings", NAMESPACE, ADAPTER, "/settings/tokens", "/settings/webhooks"):
+        assert browser.get(path).status_code == 401
+    browser.sign_in(registry.issue("push", namespaces=["acme"])[1])
+    assert 'action="/settings/namespaces' not in browser.get("/settings").text + browser.get(NAMESPACE).text
+    assert browser.get(ADAPTER).status_code == 403
+    assert browser.get("/settings/webhooks").status_code == 403
+    for path in ("/settings/namespaces/library", "/settings/adapters/library/x"):
+        private, absent = browser.get(path), browser.get(path.replace("library", "absent"))
+        assert private.status_code == absent.status_code == 404
+        assert private.text == absent.text.replace("absent", "library")
+    token = re.findall(r'name="form_token" value="([^"]*)"', browser.get("/settings").text)[0]
+    webhook = "/settings/webhooks/whk_0"
+    fields = {
+        "name": "n", "namespaces": "acme", "scope_pull": "yes", "subject": "s", "role": "owner", "public": "yes",
+        "namespace": "acme", "url": URL, "actions": "version.push", "claims": "a=b", "issuer": ISSUER,
+    }  # fmt: skip
+    for action, status in (
+        ("/settings/namespaces", 403), (NAMESPACE, 403), (f"{NAMESPACE}/members", 403),
+        (f"{NAMESPACE}/retention", 403),
+        (f"{ADAPTER}/publishers", 403), (f"{ADAPTER}/publishers/pub_0/remove", 403), (f"{ADAPTER}/retention", 403),
+        ("/settings/tokens", 403), ("/settings/tokens/first-admin/revoke", 404),
+        ("/settings/tokens/first-admin/rotate", 404), ("/settings/webhooks", 403), (f"{webhook}/delete", 404),
+        (f"{webhook}/deliveries/1/retry", 404),
+    ):  # fmt: skip
+        answer = browser.post(action, data=fields | {"form_token": token}, headers={"Origin": URL})
+        assert answer.status_code == status, (action, answer.text)
+        forged = browser.post(action, data=fields | {"form_token": token}, headers={"Origin": "https://evil.example"})
+        assert forged.status_code == 403, action
