@@ -134,7 +134,7 @@ def test_an_owner_creates_a_webhook_and_sends_a_delivery_again(registry: Harness
     assert "None." in owner.get(f"{path}?state=dead").text
     assert owner.get(f"{path}?state=other").status_code == 400
     refused = owner.submit("/settings/webhooks", "/settings/webhooks", **fields | {"url": "http://127.0.0.1/"})
-    assert refused.status_code == 400
+    assert refused.status_code == 422
     assert owner.submit("/settings/webhooks", "/settings/webhooks", **fields | {"namespace": "*"}).status_code == 403
     assert owner.submit(path, f"{path}/delete").status_code == 303
     assert owner.get(path).status_code == 404
