@@ -17,6 +17,7 @@ from registry.evaluation.gates import Gate
 from registry.server.access.issuers import Issuers
 from registry.server.database import db
 from registry.server.database.models import PageSessionRow, TokenRow
+from registry.server.sessions import authorization_code
 from registry.server.sessions.attempts import SignInAttempt
 from tests.access.identity import CLIENT, LoginServer, other_key
 from tests.harness import Harness, rows
@@ -260,5 +261,6 @@ def test_the_query_to_a_provider_keeps_its_own(tmp_path: Path, provider: LoginSe
     (tmp_path / "issuers.toml").write_text(text)
     client = Issuers.read(str(tmp_path / "issuers.toml")).clients["acme-login"].client
     assert client is not None
-    url = client.build_authorization_url("r", state="s", nonce="n", verifier="v" * 64, authenticate_again=False)
+    attempt = SignInAttempt.begin("acme-login", "/", confirms=False)
+    url = authorization_code.build_authorization_url(client, attempt, "r")
     assert dict(parse_qsl(urlsplit(url).query))["tenant"] == "a"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -43,7 +44,7 @@ def secret_on(page: httpx.Response) -> str:
 def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, signed_in: Browser) -> None:
     answer = signed_in.submit("/settings", "/settings/namespaces", name="globex", owner="bob@globex.example")
     assert answer.headers["location"] == "/settings/namespaces/globex"
-    fields = {"quota_mib": "2", "quota_versions": "5", "pushes_per_hour": ""}
+    fields: Any = {"quota_mib": "2", "quota_versions": "5", "pushes_per_hour": ""}
     path = "/settings/namespaces/globex"
     assert signed_in.submit(path, path, public="yes", strict="yes").status_code == 303
     assert signed_in.submit(path, path, **fields).status_code == 303
@@ -97,7 +98,7 @@ def test_an_owner_trusts_ci_jobs_and_stops_trusting_them(registry: Harness, owne
 
 @pytest.mark.security
 def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Browser) -> None:
-    fields = {"name": "<i>ci</i>", "scope_push": "yes", "namespaces": "acme", "lifetime": "1h"}
+    fields: Any = {"name": "<i>ci</i>", "scope_push": "yes", "namespaces": "acme", "lifetime": "1h"}
     page = owner.submit("/settings/tokens", "/settings/tokens", **fields)
     secret = secret_on(page)
     assert page.status_code == 200
@@ -114,19 +115,20 @@ def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Bro
 
 @pytest.mark.security
 def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser) -> None:
-    for fields, status in (
+    cases: Any = (
         ({"namespaces": "library", "scope_pull": "yes"}, 403),
         ({"namespaces": "*", "scope_admin": "yes"}, 403),
         ({"namespaces": "acme"}, 400),
         ({"namespaces": "acme", "scope_pull": "yes", "subject": "bob@globex.example"}, 403),
         ({"namespaces": "acme", "scope_pull": "yes", "lifetime": "-1d"}, 400),
-    ):
+    )
+    for fields, status in cases:
         assert owner.submit("/settings/tokens", "/settings/tokens", name="n", **fields).status_code == status, fields
 
 
 def test_an_owner_creates_a_webhook_and_sends_a_delivery_again(registry: Harness, owner: Browser) -> None:
     url = "https://hooks.example.org/a?secret=1"
-    fields = {"url": url, "namespace": "acme", "actions": "version.push alias.move"}
+    fields: Any = {"url": url, "namespace": "acme", "actions": "version.push alias.move"}
     page = owner.submit("/settings/webhooks", "/settings/webhooks", **fields)
     assert secret_on(page).startswith("whsec_")
     webhook = next(item for item in Audit(registry.admin).webhooks().items if item.url == url)

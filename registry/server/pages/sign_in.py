@@ -15,7 +15,7 @@ from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import registry_url
 from registry.server.pages.rendering import create_router, redirect, render
-from registry.server.sessions import page_sessions, visitors
+from registry.server.sessions import authorization_code, page_sessions, visitors
 from registry.server.sessions.attempts import SignInAttempt
 from registry.server.sessions.forms import FORM_BYTES
 from registry.server.sessions.visitors import ATTEMPT, FORM, SESSION, VisitorDep
@@ -73,12 +73,7 @@ def leave_for_provider(
     """Send the browser to an identity provider. `again`: it must ask for a password again."""
     client = _find_client(request, provider)[1]
     attempt = SignInAttempt.begin(client.name, path, confirms=bool(again))
-    response = redirect(
-        client.build_authorization_url(
-            _callback_url(request, client), state=attempt.state, nonce=attempt.nonce, verifier=attempt.verifier,
-            authenticate_again=attempt.confirms,
-        )
-    )  # fmt: skip
+    response = redirect(authorization_code.build_authorization_url(client, attempt, _callback_url(request, client)))
     visitors.set_cookie(request, response, ATTEMPT, attempt.cookie)
     return response
 
@@ -97,7 +92,7 @@ def return_from_provider(
         return _refuse(request, attempt.path, 403, f"{client.name} did not sign you in.")
     db.commit_early(session)  # no connection is held while the provider answers
     try:
-        assertion = client.redeem(code, _callback_url(request, client), attempt.verifier)
+        assertion = authorization_code.redeem_code(client, attempt, code, _callback_url(request, client))
         identity = issuers.verify_sign_in(issuer, client, assertion, attempt.nonce)
         if attempt.confirms and not _has_asked_again(identity):
             raise issuers.rejected()
