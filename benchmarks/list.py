@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import insert, text
 from sqlmodel import select
 
-from registry.server.database.models import AdapterRow, VersionRow, VersionTagRow
+from registry.server.database.models import AdapterRow, VersionAttributeRow, VersionRow
 from tests import services
 from tests.harness import Harness
 
@@ -48,7 +48,7 @@ def insert_rows(harness: Harness) -> None:
     with harness.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
-        carried = [tag.model_dump() for tag in session.exec(select(VersionTagRow)).all()]
+        carried = [tag.model_dump() for tag in session.exec(select(VersionAttributeRow)).all()]
         existing = len(session.exec(select(AdapterRow.id)).all())
         for start in range(0, ADAPTERS - existing, BATCH):
             numbers = range(start, min(start + BATCH, ADAPTERS - existing))
@@ -59,7 +59,7 @@ def insert_rows(harness: Harness) -> None:
             versions = [version | {"id": id, "adapter_id": id, "rank": (8, 16, 32, 64)[id % 4]} for id in ids]
             session.connection().execute(insert(VersionRow), versions)
             tags = [tag | {"version_id": id} for id in ids for tag in carried]
-            session.connection().execute(insert(VersionTagRow), tags)
+            session.connection().execute(insert(VersionAttributeRow), tags)
     with harness.engine.connect() as connection:
         connection.execute(text("ANALYZE"))
         connection.commit()

@@ -212,7 +212,7 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         assert session.get_one(models.VersionRow, 1).facts == {
             "format": "kohya", "problems": ["lora.rank_differs_from_config"]
         }  # fmt: skip
-        assert session.get_one(models.VersionTagRow, (1, "fact:format:kohya")).value == ""
+        assert session.get_one(models.VersionAttributeRow, (1, "fact:format:kohya")).value == ""
         assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)
         assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate
@@ -236,6 +236,18 @@ def test_a_superseded_job_is_cancelled_for_the_code_before_it(empty: Engine) -> 
         connection.execute(text("UPDATE job SET state = 'superseded'"))
         command.downgrade(schema.alembic_config(connection), "0027")
         assert set(connection.execute(text("SELECT state FROM job")).scalars()) == {"cancelled"}
+
+
+def test_a_server_of_the_step_before_0031_still_writes_attributes(empty: Engine) -> None:
+    schema.migrate(empty)
+    if empty.dialect.name == "sqlite":
+        return  # it serves one process
+    with empty.begin() as connection:
+        connection.execute(text("ALTER TABLE version_attribute DROP CONSTRAINT fk_version_attribute_version_id"))
+        connection.execute(text("INSERT INTO version_tag (version_id, key, value) VALUES (1, 'owner', 'ann')"))
+        assert connection.execute(text("SELECT key FROM version_attribute")).scalars().all() == ["owner"]
+        connection.execute(text("DELETE FROM version_tag WHERE version_id = 1"))
+        assert connection.execute(text("SELECT key FROM version_attribute")).scalars().all() == []
 
 
 def test_migrating_twice_changes_nothing(empty: Engine) -> None:

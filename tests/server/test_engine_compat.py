@@ -16,7 +16,7 @@ from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
 from registry.findings import Finding, Severity
-from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow
+from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionAttributeRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
 from tests import samples
@@ -265,9 +265,9 @@ def as_an_older_release_kept_it(harness: Harness) -> None:
         for verdict in session.exec(select(VerdictRow).where(VerdictRow.check == "engine")).all():
             verdict.made_by = {"rules": "sha256:old"}
             session.add(verdict)
-        for tag in session.exec(select(VersionTagRow)).all():
+        for tag in session.exec(select(VersionAttributeRow)).all():
             session.delete(tag)
-        session.add(VersionTagRow(version_id=row.id or 0, key=f"{FACT}format:unknown", value=""))
+        session.add(VersionAttributeRow(version_id=row.id or 0, key=f"{FACT}format:unknown", value=""))
 
 
 def test_facts_of_an_older_release_are_read_from_the_header_again_once(harness: Harness) -> None:

@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from registry.api.catalog import AdapterPage, MetadataChange
 from registry.errors import Invalid
-from registry.server.database.models import AdapterRow, AliasRow, VersionMetadataRow, VersionRow, VersionTagRow
+from registry.server.database.models import AdapterRow, AliasRow, VersionAttributeRow, VersionMetadataRow, VersionRow
 from tests import samples
 from tests.harness import Harness
 from tests.identities import make_identity, nudged, values
@@ -124,7 +124,7 @@ def insert_adapters(harness: Harness, count: int) -> None:
         main = session.exec(select(AliasRow)).one().model_dump()
         aliases = [main | {"adapter_id": row["adapter_id"], "version_id": row["id"]} for row in rows]
         session.connection().execute(insert(AliasRow), aliases)
-        for table in (VersionTagRow, VersionMetadataRow):
+        for table in (VersionAttributeRow, VersionMetadataRow):
             carried = [tag.model_dump() for tag in session.exec(select(table)).all()]
             tags = [tag | {"version_id": row["id"]} for row in rows for tag in carried]
             session.connection().execute(insert(table), tags)

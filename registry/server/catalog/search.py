@@ -23,7 +23,15 @@ from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
 from registry.server.database import db
-from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
+from registry.server.database.models import (
+    FACT,
+    AdapterRow,
+    AliasRow,
+    BaseRow,
+    VerdictRow,
+    VersionAttributeRow,
+    VersionRow,
+)
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
@@ -134,8 +142,8 @@ def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
 
 def _has_annotation(key: str, value: str | None = None) -> ColumnElement[bool]:
     """The condition that the version has this annotation or fact, which are indexed; JSON is not."""
-    conditions = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
-    return exists().where(*conditions, *([] if value is None else [col(VersionTagRow.value) == value]))
+    conditions = [col(VersionAttributeRow.version_id) == col(VersionRow.id), col(VersionAttributeRow.key) == key]
+    return exists().where(*conditions, *([] if value is None else [col(VersionAttributeRow.value) == value]))
 
 
 def _has_outcome(check: Check, profile: str, outcome: Outcome | None) -> ColumnElement[bool]:

@@ -210,7 +210,7 @@ def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSp
 def _store(
     session: Session, actor: Actor, readings: Mapping[int, _Reading], new_verdicts: Sequence[VerdictRow]
 ) -> None:
-    """Write facts, tags and verdicts of a batch together."""
+    """Write facts, attributes and verdicts of a batch together."""
     updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
     db.bulk_insert(session, new_verdicts)
     detail = {"verdicts": len(new_verdicts), "headers": updated}
@@ -224,6 +224,6 @@ def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool
         return False
     row.facts, row.method, row.rank = reading.facts, reading.inspection.method, reading.inspection.rank
     session.add(row)
-    rows.replace_tags(session, row, reading.manifest)
+    rows.replace_attributes(session, row, reading.manifest)
     rows.add_compat_verdict(session, row, session.get_one(BaseRow, row.base_id), reading.inspection)
     return True

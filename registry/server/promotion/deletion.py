@@ -36,11 +36,11 @@ from registry.server.database.models import (
     EdgeRow,
     JobRow,
     VerdictRow,
+    VersionAttributeRow,
     VersionFileRow,
     VersionMetadataRow,
     VersionNormsRow,
     VersionRow,
-    VersionTagRow,
 )
 from registry.server.jobs import queue
 from registry.server.promotion import describe, withdraw
@@ -53,7 +53,7 @@ BATCH = 100
 ALIAS_POINTS, ONLY_VERSION = "version.alias_points", "version.only_one"
 FINAL = frozenset({ALIAS_POINTS, ONLY_VERSION})
 """Codes that `force` does not pass over."""
-_CONTENTS = (VersionFileRow, VerdictRow, VersionNormsRow, VersionTagRow, VersionMetadataRow, ApprovalRow)
+_CONTENTS = (VersionFileRow, VerdictRow, VersionNormsRow, VersionAttributeRow, VersionMetadataRow, ApprovalRow)
 _COLUMNS = (
     "yanked_at", "yank_reason", "quarantine", "quarantined_at", "quarantine_reason", "deleted_at", "deleted_by",
     "delete_reason", "purged_at",

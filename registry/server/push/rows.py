@@ -44,10 +44,10 @@ from registry.server.database.models import (
     PushBlobRow,
     PushRow,
     VerdictRow,
+    VersionAttributeRow,
     VersionFileRow,
     VersionInputRow,
     VersionRow,
-    VersionTagRow,
 )
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
@@ -385,11 +385,11 @@ def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **column
 
 # ------------------------------------------------------------------ contents
 def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest]]) -> None:
-    """The rows of the files, parents, inputs and tags of versions, from their manifests and facts."""
+    """The rows of the files, parents, inputs and attributes of versions, from their manifests and facts."""
     files: list[SQLModel] = []
     edges: list[SQLModel] = []
     inputs: list[SQLModel] = []
-    tags: list[SQLModel] = []
+    attributes: list[SQLModel] = []
     for row, manifest in versions:
         version_id = row.id or 0
         files += [db.new_row(VersionFileRow, version_id=version_id, **structs.asdict(file)) for file in manifest.files]
@@ -404,29 +404,28 @@ def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest
             db.new_row(VersionInputRow, version_id=version_id, position=position, **entry._asdict())
             for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
         ]
-        tags += [
-            db.new_row(VersionTagRow, version_id=version_id, key=key, value=value)
-            for key, value in _tags(row, manifest)
-        ]
-    for rows in (files, edges, inputs, tags):
+        attributes += _attributes(row, manifest)
+    for rows in (files, edges, inputs, attributes):
         db.bulk_insert(session, rows)
 
 
-def replace_tags(session: Session, row: VersionRow, manifest: Manifest) -> None:
-    """Rewrite the tags of a version whose facts have changed."""
-    session.connection().execute(delete(VersionTagRow).where(col(VersionTagRow.version_id) == row.id))
-    session.add_all(VersionTagRow(version_id=row.id or 0, key=key, value=value) for key, value in _tags(row, manifest))
+def replace_attributes(session: Session, row: VersionRow, manifest: Manifest) -> None:
+    """Rewrite the attributes of a version whose facts have changed."""
+    session.connection().execute(delete(VersionAttributeRow).where(col(VersionAttributeRow.version_id) == row.id))
+    db.bulk_insert(session, _attributes(row, manifest))
 
 
-def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
+def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow]:
     """What can be searched: short annotations, and facts whose selectivity a planner could not estimate in JSON."""
-    for key, value in manifest.annotations.items():
-        if len(value) <= TAG_VALUE_LIMIT and not key.startswith(FACT):
-            yield key, value
-    for target in row.facts.get("targets") or ():
-        yield f"{FACT}target:{target}", ""
+    values = {
+        key: value
+        for key, value in manifest.annotations.items()
+        if len(value) <= TAG_VALUE_LIMIT and not key.startswith(FACT)
+    }
+    values |= {f"{FACT}target:{target}": "" for target in row.facts.get("targets") or ()}
     if format_name := row.facts.get("format"):
-        yield f"{FACT}format:{format_name}", ""
+        values[f"{FACT}format:{format_name}"] = ""
+    return [db.new_row(VersionAttributeRow, version_id=row.id or 0, key=k, value=value) for k, value in values.items()]
 
 
 # ------------------------------------------------------------------ verdicts and alias

@@ -54,12 +54,12 @@ from registry.server.database.models.content import (
     PushBlobRow,
     PushRow,
     VerdictRow,
+    VersionAttributeRow,
     VersionFileRow,
     VersionInputRow,
     VersionMetadataRow,
     VersionNormsRow,
     VersionRow,
-    VersionTagRow,
     XorbRow,
 )
 from registry.server.database.models.jobs import (

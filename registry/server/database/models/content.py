@@ -153,14 +153,14 @@ class VersionNormsRow(SQLModel, table=True):
 
 
 FACT = "fact:"
-"""Prefix of the tags that are facts of a version's content: `fact:target:q_proj`, `fact:format:peft`."""
+"""Prefix of the attributes that are facts of a version's content: `fact:target:q_proj`, `fact:format:peft`."""
 
 
-class VersionTagRow(SQLModel, table=True):
+class VersionAttributeRow(SQLModel, table=True):
     """A searchable annotation of a version's manifest, or one of its facts (`FACT`)."""
 
-    __tablename__ = "version_tag"
-    __table_args__ = (Index("ix_version_tag_key_value", "key", "value", "version_id"),)
+    __tablename__ = "version_attribute"
+    __table_args__ = (Index("ix_version_attribute_key_value", "key", "value", "version_id"),)
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     key: str = Field(primary_key=True)
     value: str
