@@ -186,6 +186,11 @@ def keyset_cursor(cursor: str = "") -> str:
     return cursor
 
 
+OWNERS: tuple[tuple[str, str, Any], ...] = (
+    ("namespace", NAMESPACE, Depends(as_coroutine(namespace_name))),
+    ("adapter", ADAPTER, Depends(as_coroutine(adapter_name))),
+)
+"""Kind, path and parameter of what has gates and retention rules of its own."""
 EngineDep = Annotated[Engine, app_state("engine")]
 BlobsDep = Annotated[BlobStore, app_state("blobs"), UsesStore]
 BlobsHandleDep = Annotated[BlobStore, app_state("blobs")]
@@ -266,3 +271,22 @@ VersionForPuller = Annotated[VersionTarget, _version_for(Scope.PULL)]
 VersionForPusher = Annotated[VersionTarget, _version_for(Scope.PUSH)]
 VersionForPromoter = Annotated[VersionTarget, _version_for(Scope.PROMOTE)]
 VersionForAdmin = Annotated[VersionTarget, _version_for(Scope.ADMIN)]
+
+
+class MaintenanceTarget(NamedTuple):
+    """The whole registry, for an administrator of all namespaces: what functions of maintenance take first."""
+
+    engine: Engine
+    blobs: BlobStore
+    settings: Settings
+    actor: Actor
+
+
+async def _maintenance_target(
+    actor: Admin, engine: EngineDep, blobs: BlobsHandleDep, settings: SettingsDep
+) -> MaintenanceTarget:
+    actor.require_everywhere(Scope.ADMIN)
+    return MaintenanceTarget(engine, blobs, settings, actor)
+
+
+MaintenanceDep = Annotated[MaintenanceTarget, Depends(_maintenance_target), UsesStore]

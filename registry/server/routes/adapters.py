@@ -24,29 +24,9 @@ from registry.server.catalog.search import Search
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.group import run_readable
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
-from registry.server.http.dependencies import (
-    ADAPTER,
-    PAGE,
-    VERSION,
-    AdapterForPuller,
-    AdapterForPusher,
-    CachedPuller,
-    CursorDep,
-    KeyedSessionDep,
-    LimitDep,
-    NameDep,
-    Puller,
-    Pusher,
-    SelectorDep,
-    SessionDep,
-    SettingsDep,
-    Text,
-    VersionForPuller,
-    VersionForPusher,
-    with_current_actor,
-)
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import describe
@@ -64,14 +44,14 @@ TARGETS_LIMIT = 32
 )
 def resolve_version(
     incoming: Request,
-    session: SessionDep,
-    actor: CachedPuller,
-    name: NameDep,
-    selector: SelectorDep,
+    session: deps.SessionDep,
+    actor: deps.CachedPuller,
+    name: deps.NameDep,
+    selector: deps.SelectorDep,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     """Resolve an alias, a number or a digest to a version, its manifest and its files."""
-    resolved, incoming.state.pointer = with_current_actor(
+    resolved, incoming.state.pointer = deps.with_current_actor(
         incoming, session, actor, lambda who: versions.resolve_with_pointer(session, who, name, selector)
     )
     body = resolved.to_json()
@@ -89,26 +69,26 @@ def resolve_version(
 
 @router.get("/adapters")
 def list_adapters(
-    session: SessionDep,
-    actor: Puller,
-    settings: SettingsDep,
-    cursor: CursorDep,
-    namespace: Text = "",
-    base: Text = "",
+    session: deps.SessionDep,
+    actor: deps.Puller,
+    settings: deps.SettingsDep,
+    cursor: deps.CursorDep,
+    namespace: deps.Text = "",
+    base: deps.Text = "",
     base_match: Literal["exact", "other-dtype", "quantized", "descendant"] | None = None,
-    method: Text = "",
-    text: Text = "",
-    alias: Text = "",
-    owner: Text = "",
-    format: Text = "",
-    target: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
-    tag: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
-    annotation: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
+    method: deps.Text = "",
+    text: deps.Text = "",
+    alias: deps.Text = "",
+    owner: deps.Text = "",
+    format: deps.Text = "",
+    target: Annotated[list[deps.Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
+    tag: Annotated[list[deps.Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
+    annotation: Annotated[list[deps.Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
     rank_min: Rank = None,
     rank_max: Rank = None,
     engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
     outcome: Outcome | None = None,
-    limit: LimitDep = PAGE,
+    limit: deps.LimitDep = deps.PAGE,
     count: bool = False,
 ) -> catalog.AdapterPage:
     """List and search adapters, each with its newest version."""
@@ -123,38 +103,42 @@ def list_adapters(
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 
 
-@router.get(ADAPTER)
-def show_adapter(target: AdapterForPuller) -> catalog.AdapterView:
+@router.get(deps.ADAPTER)
+def show_adapter(target: deps.AdapterForPuller) -> catalog.AdapterView:
     """Show one adapter with its newest version."""
     return adapters.show_adapter(*target)
 
 
-@router.get(ADAPTER + "/versions")
+@router.get(deps.ADAPTER + "/versions")
 def list_versions(
-    target: AdapterForPuller, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE, count: bool = False
+    target: deps.AdapterForPuller,
+    cursor: deps.CursorDep,
+    deleted: bool = False,
+    limit: deps.LimitDep = deps.PAGE,
+    count: bool = False,
 ) -> catalog.VersionPage:
     """List the versions of an adapter, newest first."""
     return versions.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit, count=count)
 
 
-@router.get(VERSION)
-def show_version(target: VersionForPuller) -> catalog.VersionView:
+@router.get(deps.VERSION)
+def show_version(target: deps.VersionForPuller) -> catalog.VersionView:
     """Show one version: files, facts, verdicts and provenance."""
     return versions.show(*target)
 
 
-@router.patch(ADAPTER + "/metadata")
+@router.patch(deps.ADAPTER + "/metadata")
 def change_adapter_metadata(
-    target: AdapterForPusher, request: Annotated[catalog.MetadataChange, Body()]
+    target: deps.AdapterForPusher, request: Annotated[catalog.MetadataChange, Body()]
 ) -> catalog.AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
     describe.describe_one(target.session, target.actor, Description(target.name, None, request))
     return adapters.show_adapter(*target)
 
 
-@router.patch(VERSION + "/metadata")
+@router.patch(deps.VERSION + "/metadata")
 def change_version_metadata(
-    target: VersionForPusher, request: Annotated[catalog.VersionMetadataChange, Body()]
+    target: deps.VersionForPusher, request: Annotated[catalog.VersionMetadataChange, Body()]
 ) -> catalog.VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     session, actor, name, selector = target
@@ -165,7 +149,7 @@ def change_version_metadata(
 @router.post("/metadata")
 @limit_body(GROUP_BODY_BYTES)
 def change_metadata(
-    incoming: Request, session: KeyedSessionDep, actor: Pusher, request: DescribeGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.Pusher, request: DescribeGroup
 ) -> DescribeResults:
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)
@@ -175,8 +159,8 @@ def change_metadata(
     return DescribeResults(items=[DescribeOutcome(**item) for item in items])
 
 
-@router.get(VERSION + "/lineage")
-def show_lineage(target: VersionForPuller, direction: Literal["up", "down"] = "up") -> Lineage:
+@router.get(deps.VERSION + "/lineage")
+def show_lineage(target: deps.VersionForPuller, direction: Literal["up", "down"] = "up") -> Lineage:
     """Show what a version was made from, or what was made from it."""
     walk = lineage.ancestors if direction == "up" else lineage.descendants
     return walk(*target)
@@ -184,10 +168,10 @@ def show_lineage(target: VersionForPuller, direction: Literal["up", "down"] = "u
 
 @router.get("/lineage")
 def find_lineage(
-    session: SessionDep,
-    actor: Puller,
+    session: deps.SessionDep,
+    actor: deps.Puller,
     dataset: Annotated[str, Query(max_length=URI_LIMIT)] = "",
-    base: Text = "",
+    base: deps.Text = "",
     direction: Literal["up", "down"] = "down",
 ) -> Lineage:
     """Show what was made from a data set or a base model."""

@@ -9,19 +9,8 @@ from registry.digest import Digest
 from registry.jobs import Job, Lease
 from registry.names import AdapterName
 from registry.server.catalog import bases, versions
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.dependencies import (
-    PAGE,
-    BlobsDep,
-    CursorDep,
-    KeyedSessionDep,
-    LimitDep,
-    Puller,
-    Pusher,
-    SessionDep,
-    Text,
-    Worker,
-)
 from registry.server.http.request_body import limit_body
 from registry.server.jobs import campaigns, queue, requests, results
 
@@ -29,20 +18,20 @@ router = routing.create_router("jobs")
 
 
 @router.post("/jobs", status_code=201)
-def submit_job(session: SessionDep, actor: Pusher, request: jobs.JobSubmit) -> Job:
+def submit_job(session: deps.SessionDep, actor: deps.Pusher, request: jobs.JobSubmit) -> Job:
     """Queue a job. An equal job that is queued or running is returned instead of a second one."""
     return requests.submit_job(session, actor, request)
 
 
 @router.get("/jobs")
 def list_jobs(
-    session: SessionDep,
-    actor: Puller,
-    cursor: CursorDep,
-    state: Text = "",
-    kind: Text = "",
-    ref: Text = "",
-    limit: LimitDep = PAGE,
+    session: deps.SessionDep,
+    actor: deps.Puller,
+    cursor: deps.CursorDep,
+    state: deps.Text = "",
+    kind: deps.Text = "",
+    ref: deps.Text = "",
+    limit: deps.LimitDep = deps.PAGE,
     count: bool = False,
 ) -> jobs.JobPage:
     """List jobs, newest first."""
@@ -50,7 +39,7 @@ def list_jobs(
 
 
 @router.post("/jobs/claim", response_model=jobs.Claimed, responses={204: {"description": "No job for this worker now"}})
-def claim_job(session: SessionDep, actor: Worker, request: jobs.ClaimRequest) -> jobs.Claimed | Response:
+def claim_job(session: deps.SessionDep, actor: deps.Worker, request: jobs.ClaimRequest) -> jobs.Claimed | Response:
     """Claim the next job that this worker can do. 204 if there is none."""
     claimed = queue.claim(session, actor, request)
     if claimed is None:
@@ -68,31 +57,31 @@ def claim_job(session: SessionDep, actor: Worker, request: jobs.ClaimRequest) ->
 
 
 @router.post("/campaigns", status_code=201)
-def start_campaign(session: SessionDep, actor: Pusher, request: jobs.CampaignRequest) -> jobs.CampaignView:
+def start_campaign(session: deps.SessionDep, actor: deps.Pusher, request: jobs.CampaignRequest) -> jobs.CampaignView:
     """Queue smoke tests of the versions of a base model."""
     return campaigns.start_campaign(session, actor, request)
 
 
 @router.get("/campaigns/{campaign_id}")
-def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> jobs.CampaignView:
+def show_campaign(session: deps.SessionDep, actor: deps.Puller, campaign_id: str) -> jobs.CampaignView:
     """Show how far a campaign is and which outcomes it changed."""
     return campaigns.show_campaign(session, actor, campaign_id)
 
 
 @router.get("/jobs/{job_id}")
-def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
+def show_job(session: deps.SessionDep, actor: deps.Puller, job_id: str) -> Job:
     """Show one job with its steps."""
     return requests.show_job(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(session: SessionDep, actor: Pusher, job_id: str) -> Job:
+def cancel_job(session: deps.SessionDep, actor: deps.Pusher, job_id: str) -> Job:
     """Cancel a job. A worker that runs it learns so when it renews its lease."""
     return requests.cancel_job(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/renew")
-def renew_job(session: SessionDep, actor: Worker, job_id: str, request: jobs.RenewRequest) -> Lease:
+def renew_job(session: deps.SessionDep, actor: deps.Worker, job_id: str, request: jobs.RenewRequest) -> Lease:
     """Renew the lease of a job and report progress."""
     return queue.renew(session, actor, job_id, request.lease_token, progress=request.progress)
 
@@ -100,13 +89,13 @@ def renew_job(session: SessionDep, actor: Worker, job_id: str, request: jobs.Ren
 @router.post("/jobs/{job_id}/finish")
 @limit_body(8 * 2**20)
 def finish_job(
-    session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: jobs.FinishRequest
+    session: deps.KeyedSessionDep, actor: deps.Worker, blobs: deps.BlobsDep, job_id: str, request: jobs.FinishRequest
 ) -> Job:
     """Finish a job with its report or result."""
     return results.finish_job(session, actor, job_id, request, store=blobs)
 
 
 @router.post("/jobs/{job_id}/fail")
-def fail_job(session: SessionDep, actor: Worker, job_id: str, request: jobs.FailRequest) -> Job:
+def fail_job(session: deps.SessionDep, actor: deps.Worker, job_id: str, request: jobs.FailRequest) -> Job:
     """Report that an attempt failed. The job is retried until its attempts are used up."""
     return queue.to_job(queue.fail(session, actor, job_id, request))

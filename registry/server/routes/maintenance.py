@@ -93,42 +93,27 @@ router = routing.create_router("maintenance")
 
 
 @router.post("/gc")
-def collect_garbage(
-    actor: deps.Admin, engine: deps.EngineDep, blobs: deps.BlobsDep, settings: deps.SettingsDep, request: GcRequest
-) -> GcReport:
+def collect_garbage(target: deps.MaintenanceDep, request: GcRequest) -> GcReport:
     """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere(Scope.ADMIN)
-    return gc.collect_garbage(engine, blobs, settings, actor, request)
+    return gc.collect_garbage(*target, request)
 
 
 @router.post("/fsck")
-def check_store(
-    actor: deps.Admin, engine: deps.EngineDep, blobs: deps.BlobsDep, settings: deps.SettingsDep, request: FsckRequest
-) -> FsckPage:
+def check_store(target: deps.MaintenanceDep, request: FsckRequest) -> FsckPage:
     """Check database and store against each other, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere(Scope.ADMIN)
-    return check_consistency(engine, blobs, settings, actor, request)
+    return check_consistency(*target, request)
 
 
 @router.post("/reindex")
-def rebuild_index(
-    actor: deps.Admin, engine: deps.EngineDep, blobs: deps.BlobsDep, request: ReindexRequest
-) -> ReindexPage:
+def rebuild_index(target: deps.MaintenanceDep, request: ReindexRequest) -> ReindexPage:
     """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere(Scope.ADMIN)
-    return reindex.rebuild_index(engine, blobs, actor, request)
+    return reindex.rebuild_index(target.engine, target.blobs, target.actor, request)
 
 
 @router.post("/verdicts/recheck-engines")
-def reevaluate_verdicts(
-    actor: deps.Admin,
-    engine: deps.EngineDep,
-    blobs: deps.BlobsDep,
-    settings: deps.SettingsDep,
-    request: RecheckEnginesRequest,
-) -> RecheckEnginesPage:
+def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequest) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere(Scope.ADMIN)
+    engine, blobs, settings, actor = target
     profiles, seconds = engine_compat.parse_setting(settings.engines), reevaluate.SECONDS
     return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Query
+from fastapi import Query
 
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.durations import SECONDS_LIMIT
@@ -16,10 +16,7 @@ router = routing.create_router("retention")
 RETENTION = "/retention"
 Owner = AdapterName | str
 
-for _kind, _path, _owner in (
-    ("namespace", deps.NAMESPACE, Depends(routing.as_coroutine(deps.namespace_name))),
-    ("adapter", deps.ADAPTER, Depends(routing.as_coroutine(deps.adapter_name))),
-):
+for _kind, _path, _owner in deps.OWNERS:
     # The owner is a default, because annotations cannot see the variables of this loop.
 
     @router.get(_path + RETENTION, operation_id=f"show_{_kind}_retention")

@@ -27,21 +27,9 @@ from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
+from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
-from registry.server.http.dependencies import (
-    NO_TOKEN,
-    VERSION,
-    BlobsDep,
-    EngineDep,
-    KeyedSessionDep,
-    Puller,
-    Pusher,
-    ReadSessionDep,
-    SettingsDep,
-    VersionForPuller,
-    VersionTarget,
-)
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
 from registry.server.http.request_body import limit_body
@@ -67,12 +55,12 @@ DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 @limit_body(transfer.BULK_BODY_BYTES)
 def plan_pushes(
     incoming: Request,
-    session: ReadSessionDep,
-    actor: Pusher,
+    session: deps.ReadSessionDep,
+    actor: deps.Pusher,
     request: Annotated[transfer.BulkPushRequest, documents.read_as(transfer.BulkPushRequest)],
-    blobs: BlobsDep,
-    settings: SettingsDep,
-    engine: EngineDep,
+    blobs: deps.BlobsDep,
+    settings: deps.SettingsDep,
+    engine: deps.EngineDep,
 ) -> Response:
     """Plan pushes: which blobs the registry lacks, and where to send each."""
     with background.push_in_progress(engine):
@@ -99,7 +87,7 @@ def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None
         yield commit.open_upload(state.engine, state.blobs, link.key, limit_bytes=link.size_bytes)
 
 
-async def _hold_commit_lock(request: Request, engine: EngineDep) -> None:
+async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
     """Declared before the session, so that the lock is held until the session has committed."""
     digest = Digest.of(request.state.body)
     request.state.exit_stack.enter_context(background.commit_lock(engine, digest))
@@ -114,13 +102,13 @@ async def _hold_commit_lock(request: Request, engine: EngineDep) -> None:
 @limit_body(transfer.BULK_BODY_BYTES)
 def commit_pushes(
     incoming: Request,
-    session: KeyedSessionDep,
-    actor: Pusher,
+    session: deps.KeyedSessionDep,
+    actor: deps.Pusher,
     request: Annotated[transfer.BulkCommitRequest, documents.read_as(transfer.BulkCommitRequest)],
-    blobs: BlobsDep,
+    blobs: deps.BlobsDep,
     after: BackgroundTasks,
-    engine: EngineDep,
-    settings: SettingsDep,
+    engine: deps.EngineDep,
+    settings: deps.SettingsDep,
 ) -> Response:
     """Create the versions of pushes. `created` is false for one that exists already."""
     engines = engine_compat.parse_setting(settings.engines)
@@ -143,11 +131,11 @@ def commit_pushes(
 @router.post("/pulls", response_model=transfer.BulkPullPlan, openapi_extra=documents.body_of(transfer.BulkPullRequest))
 def plan_pulls(
     incoming: Request,
-    session: ReadSessionDep,
-    actor: Puller,
+    session: deps.ReadSessionDep,
+    actor: deps.Puller,
     request: Annotated[transfer.BulkPullRequest, documents.read_as(transfer.BulkPullRequest)],
-    blobs: BlobsDep,
-    settings: SettingsDep,
+    blobs: deps.BlobsDep,
+    settings: deps.SettingsDep,
 ) -> Response:
     """Plan pulls: the manifests, the bytes of small files, and links to large ones."""
     outcomes, small = files.plan_downloads(session, actor, request.refs, blobs=blobs, settings=settings)
@@ -170,10 +158,10 @@ _FILE: dict[str, Any] = {
 }
 
 
-@router.head(VERSION + "/files/{path:path}", operation_id="head_file", **_FILE)
-@router.get(VERSION + "/files/{path:path}", **_FILE)
+@router.head(deps.VERSION + "/files/{path:path}", operation_id="head_file", **_FILE)
+@router.get(deps.VERSION + "/files/{path:path}", **_FILE)
 def read_file(
-    request: Request, target: VersionForPuller, path: str, blobs: BlobsDep, settings: SettingsDep
+    request: Request, target: deps.VersionForPuller, path: str, blobs: deps.BlobsDep, settings: deps.SettingsDep
 ) -> Response:
     """Read one file, from the registry or by a redirect (307) to its store."""
     file = files.find_file(*target, path)
@@ -181,9 +169,9 @@ def read_file(
     return _bytes_of(request, file, target, blobs, settings)
 
 
-@router.get(VERSION + "/reports/{digest}", **_FILE)
+@router.get(deps.VERSION + "/reports/{digest}", **_FILE)
 def read_report(
-    request: Request, target: VersionForPuller, digest: DigestDep, blobs: BlobsDep, settings: SettingsDep
+    request: Request, target: deps.VersionForPuller, digest: DigestDep, blobs: deps.BlobsDep, settings: deps.SettingsDep
 ) -> Response:
     """Read the report behind one verdict of this version."""
     file = files.find_report(*target, digest)
@@ -191,14 +179,14 @@ def read_report(
     return _bytes_of(request, file, target, blobs, settings)
 
 
-@router.get(VERSION + "/reference-logprobs")
-def read_reference_logprobs(target: VersionForPuller, blobs: BlobsDep) -> ReferenceLogprobsView:
+@router.get(deps.VERSION + "/reference-logprobs")
+def read_reference_logprobs(target: deps.VersionForPuller, blobs: deps.BlobsDep) -> ReferenceLogprobsView:
     """Read the log-probabilities of fixed prompts from the newest smoke test of this version."""
     return files.find_reference_logprobs(*target, blobs)
 
 
 def _bytes_of(
-    request: Request, file: Descriptor, target: VersionTarget, blobs: BlobStore, settings: Settings
+    request: Request, file: Descriptor, target: deps.VersionTarget, blobs: BlobStore, settings: Settings
 ) -> Response:
     headers = {
         "ETag": f'"{file.digest}"',
@@ -241,14 +229,14 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 
 # ------------------------------------------------------------------ signed links
 # Threads of `LinkListener` answer them. The application gets what none of them takes, and says why.
-@router.put("/links/{key:path}", status_code=204, dependencies=[NO_TOKEN], openapi_extra=declarations.RAW_BODY)
+@router.put("/links/{key:path}", status_code=204, dependencies=[deps.NO_TOKEN], openapi_extra=declarations.RAW_BODY)
 @limit_body(None)
 def upload_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Upload a blob by a signed link of a plan, which needs no token."""
     raise _refused_link(request)
 
 
-@router.get("/links/{key:path}", dependencies=[NO_TOKEN], **_FILE)
+@router.get("/links/{key:path}", dependencies=[deps.NO_TOKEN], **_FILE)
 def read_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Read a blob by a signed link of a plan, which needs no token."""
     raise _refused_link(request)
