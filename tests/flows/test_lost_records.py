@@ -107,9 +107,9 @@ def test_a_withdrawal_during_the_first_backup_is_recorded(harness: Harness) -> N
     set_recorded_at(None)
     name = AdapterName("acme", "support")
     with harness.session(write=True) as session:
-        version = catalog.find(session, TRUSTED, name, 1)
+        catalog.find(session, TRUSTED, name, 1)
         set_recorded_at(db.now())
-        withdraw.yank(session, TRUSTED, name, version, reason="diverged")
+        withdraw.change_state(session, TRUSTED, name, 1, "yank", "diverged")
     assert harness.admin.version("acme/support@1").yank_reason == "diverged"
     with harness.session() as session:
         assert [row.recorded_at for row in rows(session, VersionRow)] == [None]

@@ -71,13 +71,6 @@ def show_version(
 
 
 # ------------------------------------------------------------------ withdrawal
-CHANGES = {
-    "yank": (Scope.PROMOTE, withdraw.yank), "unyank": (Scope.PROMOTE, withdraw.unyank),
-    "quarantine": (Scope.PROMOTE, withdraw.quarantine), "unquarantine": (Scope.ADMIN, withdraw.unquarantine),
-}  # fmt: skip
-"""Name of a form → the scope that it needs, and what it does."""
-
-
 @router.post(deps.VERSION + "/withdrawal/{change}")
 @limit_body(FORM_BYTES)
 def change_version(
@@ -86,12 +79,9 @@ def change_version(
 ) -> Response:  # fmt: skip
     """Yank or quarantine a version, or undo that, with a reason."""
     reason = to_request(WithdrawRequest, reason=read_fields(request, visitor).get("reason", "")).reason
-    if change not in CHANGES:
-        raise Invalid("REQUEST_INVALID", f"withdrawal: {change[:40]!r} is not one of {', '.join(CHANGES)}")
-    scope, apply = CHANGES[change]
-    visitor.actor.require(scope, name)
-    version = versions.find(session, visitor.actor, name, selector)
-    apply(session, visitor.actor, name, version, reason=reason)
+    if change not in withdraw.CHANGES:
+        raise Invalid("REQUEST_INVALID", f"withdrawal: {change[:40]!r} is not one of {', '.join(withdraw.CHANGES)}")
+    version = withdraw.change_state(session, visitor.actor, name, selector, change, reason)
     return redirect(adapter_path(str(name), version.number))
 
 

@@ -2,8 +2,8 @@
 
 - A deletion withholds the version at once, as a quarantine does, so whatever respects a quarantine respects a deletion.
 - The row stays as a tombstone, with manifest, lineage and history: number and digest are never used again.
-- After the grace time garbage collection erases files, verdicts, approvals and tags, and cancels jobs that wait; blobs
-  that nothing references go.
+- After the grace time garbage collection erases files, verdicts, approvals and metadata, and cancels jobs that wait;
+  blobs that nothing references go.
 - Each step counts `quarantine` up, so the newest record beside the blobs can be told from older ones.
 """
 
@@ -19,7 +19,7 @@ from registry.errors import Conflict, NotFound
 from registry.events import EventType
 from registry.findings import Finding
 from registry.jobs import State
-from registry.names import AdapterName
+from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import availability, metadata_backup, versions
@@ -54,21 +54,19 @@ ALIAS_POINTS, ONLY_VERSION = "version.alias_points", "version.only_one"
 FINAL = frozenset({ALIAS_POINTS, ONLY_VERSION})
 """Codes that `force` does not pass over."""
 _CONTENTS = (VersionFileRow, VerdictRow, VersionNormsRow, VersionAttributeRow, VersionMetadataRow, ApprovalRow)
-_COLUMNS = (
-    "yanked_at", "yank_reason", "quarantine", "quarantined_at", "quarantine_reason", "deleted_at", "deleted_by",
-    "delete_reason", "purged_at",
-)  # fmt: skip
+_STATES = (withdraw.QUARANTINED, withdraw.YANKED, withdraw.DELETED, withdraw.PURGED)
+_COLUMNS = {"quarantine", "deleted_by", *(column for state in _STATES for column in (state.since, state.reason))}
 """The columns of a version that its record can know better than the database after a restore."""
 
 
 def delete_version(
-    session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str = "", force: bool = False
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, reason: str = "", force: bool = False
 ) -> VersionView:
     """Delete a version; a second time changes nothing. `Conflict` (VERSION_IN_USE) names what needs it.
 
     `force` passes over all but aliases that point at it, and over the last version of an adapter.
     """
-    withdraw.lock(session, actor, Scope.ADMIN, name, version, include_deleted=True)
+    version = withdraw.lock(session, actor, Scope.ADMIN, name, selector, include_deleted=True)
     if version.deleted_at is None:
         needs = [need for need in _find_needs(session, actor, name, version) if not force or need.code in FINAL]
         if needs:
@@ -92,17 +90,17 @@ def withhold(session: Session, actor: Actor, name: AdapterName, version: Version
     }  # fmt: skip
     if version.quarantined_at is None:
         values |= {"quarantined_at": now, "quarantine_reason": "deleted"}
-    withdraw.change(session, actor, name, version, EventType.VERSION_DELETE, reason, **values)
+    withdraw.write(session, actor, name, version, EventType.VERSION_DELETE, reason, **values)
 
 
 def undelete_version(
-    session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, reason: str
 ) -> VersionView:
     """Restore a deleted version as it was, exempt from retention.
 
     `NotFound` (VERSION_DELETED) once its files are erased.
     """
-    withdraw.lock(session, actor, Scope.ADMIN, name, version, include_deleted=True)
+    version = withdraw.lock(session, actor, Scope.ADMIN, name, selector, include_deleted=True)
     if version.purged_at is not None:
         detail = f"{availability.deletion_message(name, version)}, and its files were erased"
         raise NotFound("VERSION_DELETED", detail)
@@ -110,7 +108,7 @@ def undelete_version(
         values = {"deleted_at": None, "deleted_by": "", "delete_reason": "", "quarantine": version.quarantine + 1}
         if version.quarantined_at == version.deleted_at:
             values |= {"quarantined_at": None, "quarantine_reason": ""}
-        withdraw.change(session, actor, name, version, EventType.VERSION_UNDELETE, reason, **values)
+        withdraw.write(session, actor, name, version, EventType.VERSION_UNDELETE, reason, **values)
         describe.set_expiry(session, actor, version, NEVER)  # else the next garbage collection deletes it again
     return versions.build_view(session, name, version)
 
@@ -191,7 +189,7 @@ def purge_expired(engine: Engine, grace: timedelta) -> int:
                 continue
             name = AdapterName(adapter.namespace, adapter.name)
             values = {"purged_at": db.now(), "quarantine": version.quarantine + 1}
-            withdraw.change(session, SYSTEM, name, version, EventType.VERSION_PURGE, version.delete_reason, **values)
+            withdraw.write(session, SYSTEM, name, version, EventType.VERSION_PURGE, version.delete_reason, **values)
             erase_contents(session, version)
             queue.cancel_waiting(session, version)
             purged += 1
@@ -215,20 +213,11 @@ def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRe
     version = session.exec(same.with_for_update(of=VersionRow)).one_or_none()
     if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
         return
-    before = {column: getattr(version, column) is not None for column, *_ in _ENDS}
+    before = {state: getattr(version, state.since) is not None for state in _STATES}
     session.add(version.sqlmodel_update({column: getattr(record, column) for column in _COLUMNS}))
     if version.purged_at is not None:
         erase_contents(session, version)
-    for column, begins, ends, reason in _ENDS:
-        if before[column] != (getattr(record, column) is not None):
-            event_type = ends if before[column] else begins
-            withdraw.change(session, actor, name, version, event_type, str(getattr(record, reason)))
-
-
-_ENDS = (
-    ("quarantined_at", EventType.VERSION_QUARANTINE, EventType.VERSION_UNQUARANTINE, "quarantine_reason"),
-    ("yanked_at", EventType.VERSION_YANK, EventType.VERSION_UNYANK, "yank_reason"),
-    ("deleted_at", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE, "delete_reason"),
-    ("purged_at", EventType.VERSION_PURGE, EventType.VERSION_PURGE, "delete_reason"),
-)
-"""Column → the events of its beginning and its end, and the column with the reason."""
+    for state, was_set in before.items():
+        if was_set != (getattr(record, state.since) is not None):
+            event_type = state.ends if was_set else state.begins
+            withdraw.write(session, actor, name, version, event_type, str(getattr(record, state.reason)))

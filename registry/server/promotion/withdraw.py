@@ -3,17 +3,15 @@
 - A change locks the row. Row and event are one transaction; the metadata backup is written after it.
 - `quarantine` of a row grows with each quarantine, and when one or a yank ends, so the newest record differs from
   older ones, and a cached look-up sees that the version changed.
-- All who may promote may withdraw and undo a yank; only an owner ends a quarantine.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlmodel import Session, select
+from sqlmodel import Session
 
 from registry.api.catalog import VersionView
-from registry.errors import NotFound
 from registry.events import EventType
-from registry.names import AdapterName
+from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
@@ -24,42 +22,45 @@ from registry.server.promotion import moves
 from registry.server.serving import reports
 
 
-def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
-    """Withdraw a version: aliases that point at it answer YANKED until they move. A second yank changes nothing."""
-    lock(session, actor, Scope.PROMOTE, name, version)
-    _refuse_quarantined(name, version)
-    if version.yanked_at is None:
-        values = {"yanked_at": db.now(), "yank_reason": reason}
-        change(session, actor, name, version, EventType.VERSION_YANK, reason, **values)
-    return view_with_nodes(session, name, version)
+class State(NamedTuple):
+    """A state of a version: the column that says since when, the one that says why, and its two events."""
+
+    since: str
+    reason: str
+    begins: EventType
+    ends: EventType
 
 
-def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
-    """Undo a yank: the version is what it was before, aliases that still point at it included."""
-    lock(session, actor, Scope.PROMOTE, name, version)
-    _refuse_quarantined(name, version)
-    if version.yanked_at is not None:
-        values = {"yanked_at": None, "yank_reason": "", "quarantine": version.quarantine + 1}
-        change(session, actor, name, version, EventType.VERSION_UNYANK, reason, **values)
-    return versions.build_view(session, name, version)
+QUARANTINED = State("quarantined_at", "quarantine_reason", EventType.VERSION_QUARANTINE, EventType.VERSION_UNQUARANTINE)
+YANKED = State("yanked_at", "yank_reason", EventType.VERSION_YANK, EventType.VERSION_UNYANK)
+DELETED = State("deleted_at", "delete_reason", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE)
+PURGED = State("purged_at", "delete_reason", EventType.VERSION_PURGE, EventType.VERSION_PURGE)
+CHANGES = {
+    "yank": (YANKED, True, Scope.PROMOTE),
+    "unyank": (YANKED, False, Scope.PROMOTE),
+    "quarantine": (QUARANTINED, True, Scope.PROMOTE),
+    "unquarantine": (QUARANTINED, False, Scope.ADMIN),
+}
+"""Name of a change → the state, whether it begins, and the scope that the change needs."""
 
 
-def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
-    """Withhold a version's bytes from all who may not promote. A second quarantine changes nothing."""
-    lock(session, actor, Scope.PROMOTE, name, version)
-    if version.quarantined_at is None:
-        values = {"quarantined_at": db.now(), "quarantine_reason": reason, "quarantine": version.quarantine + 1}
-        change(session, actor, name, version, EventType.VERSION_QUARANTINE, reason, **values)
-    return view_with_nodes(session, name, version)
+def change_state(
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, change: str, reason: str
+) -> VersionView:
+    """Withdraw a version, or end that: then it is what it was before. A second time changes nothing.
 
-
-def unquarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
-    """End a quarantine: the version is what it was before, aliases that still point at it included."""
-    lock(session, actor, Scope.ADMIN, name, version)
-    if version.quarantined_at is not None:
-        values = {"quarantined_at": None, "quarantine_reason": "", "quarantine": version.quarantine + 1}
-        change(session, actor, name, version, EventType.VERSION_UNQUARANTINE, reason, **values)
-    return versions.build_view(session, name, version)
+    `NotFound`, `Denied`; `Refused` (QUARANTINED) for a yank, or the end of one, during a quarantine.
+    """
+    state, begins, scope = CHANGES[change]
+    version = lock(session, actor, scope, name, selector)
+    if state is YANKED and version.quarantined_at is not None:
+        raise availability.quarantined_error(name, version)
+    if (getattr(version, state.since) is None) == begins:
+        values: dict[str, Any] = {state.since: db.now() if begins else None, state.reason: reason if begins else ""}
+        if not (begins and state is YANKED):
+            values["quarantine"] = version.quarantine + 1
+        write(session, actor, name, version, state.begins if begins else state.ends, reason, **values)
+    return view_with_nodes(session, name, version) if begins else versions.build_view(session, name, version)
 
 
 def view_with_nodes(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
@@ -69,31 +70,22 @@ def view_with_nodes(session: Session, name: AdapterName, version: VersionRow) ->
 
 
 def lock(
-    session: Session, actor: Actor, scope: Scope, name: AdapterName, version: VersionRow, *,
+    session: Session, actor: Actor, scope: Scope, name: AdapterName, selector: Selector, *,
     include_deleted: bool = False,
-) -> None:  # fmt: skip
-    """Check the right and lock the adapter, whose `main` may move, and the row as it is now.
-
-    `NotFound` (VERSION_DELETED) if the version was deleted meanwhile, unless `include_deleted`.
+) -> VersionRow:  # fmt: skip
+    """Check the right, lock the adapter, whose `main` may move, and return the version, locked and as it is now.
 
     Without the lock a concurrent metadata backup could miss the change: setting an empty `recorded_at` to empty again
     writes nothing.
     """
     actor.require(scope, name)
     versions.find_adapter(session, actor, name, lock=True)
-    statement = select(VersionRow).where(VersionRow.id == version.id).with_for_update()
-    if session.exec(statement.execution_options(populate_existing=True)).first() is None:
-        raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' was deleted in the meantime")
-    if not include_deleted:
-        availability.require_not_deleted(name, version)
+    version = versions.find(session, actor, name, selector, include_deleted=include_deleted)
+    session.refresh(version, with_for_update=True)
+    return version
 
 
-def _refuse_quarantined(name: AdapterName, version: VersionRow) -> None:
-    if version.quarantined_at is not None:
-        raise availability.quarantined_error(name, version)
-
-
-def change(
+def write(
     session: Session, actor: Actor, name: AdapterName, version: VersionRow, event_type: EventType, reason: str,
     **values: Any,
 ) -> None:  # fmt: skip

@@ -7,8 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated
 
-from fastapi import Depends, Header, Query, Request, Response
-from sqlmodel import Session
+from fastapi import Header, Query, Request, Response
 
 from registry import names
 from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
@@ -41,10 +40,7 @@ from registry.api.models import PrintableText
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
-from registry.server.actors import Actor
-from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import VersionRow
 from registry.server.group import fail_all, has_error, only, run_readable
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
@@ -171,10 +167,7 @@ def parse_selector(text: str, name: AdapterName) -> Selector:
 
 
 # ------------------------------------------------------------------ of a namespace, and of an adapter
-for _kind, _path, _owner in (
-    ("namespace", deps.NAMESPACE, Depends(routing.as_coroutine(deps.namespace_name))),
-    ("adapter", deps.ADAPTER, Depends(routing.as_coroutine(deps.adapter_name))),
-):
+for _kind, _path, _owner in deps.OWNERS:
     # The owner is a default, because annotations cannot see the variables of this loop.
 
     @gate_router.get(_path + "/gates", operation_id=f"list_{_kind}_gates")
@@ -238,25 +231,16 @@ def _read_approval(item: ApproveItem) -> NewApproval:
 
 
 # ------------------------------------------------------------------ withdrawal
-def _find(
-    target: deps.VersionTarget, scope: Scope, *, include_deleted: bool = False
-) -> tuple[Session, Actor, AdapterName, VersionRow]:
-    """The version to withdraw, for an actor who may do that."""
-    session, actor, name, selector = target
-    actor.require(scope, name)
-    return session, actor, name, versions.find(session, actor, name, selector, include_deleted=include_deleted)
-
-
 @router.post(deps.VERSION + "/yank")
 def yank_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
-    return withdraw.yank(*_find(target, Scope.PROMOTE), reason=request.reason)
+    return withdraw.change_state(*target, "yank", request.reason)
 
 
 @router.post(deps.VERSION + "/unyank")
 def unyank_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Undo a yank: aliases resolve to the version again."""
-    return withdraw.unyank(*_find(target, Scope.PROMOTE), reason=request.reason)
+    return withdraw.change_state(*target, "unyank", request.reason)
 
 
 @router.delete(deps.VERSION)
@@ -266,22 +250,22 @@ def delete_version(
     force: bool = False,
 ) -> VersionView:
     """Delete a version. It can be restored within the grace time; its number is never used again."""
-    return deletion.delete_version(*_find(target, Scope.ADMIN, include_deleted=True), reason=reason, force=force)
+    return deletion.delete_version(*target, reason=reason, force=force)
 
 
 @router.post(deps.VERSION + "/undelete")
 def undelete_version(target: deps.VersionForAdmin, request: WithdrawRequest) -> VersionView:
     """Restore a deleted version, as long as its files are there."""
-    return deletion.undelete_version(*_find(target, Scope.ADMIN, include_deleted=True), reason=request.reason)
+    return deletion.undelete_version(*target, reason=request.reason)
 
 
 @gate_router.post(deps.VERSION + "/quarantine")
 def quarantine_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Quarantine a version: its bytes are withheld from everyone who may not promote."""
-    return withdraw.quarantine(*_find(target, Scope.PROMOTE), reason=request.reason)
+    return withdraw.change_state(*target, "quarantine", request.reason)
 
 
 @gate_router.post(deps.VERSION + "/unquarantine")
 def unquarantine_version(target: deps.VersionForAdmin, request: WithdrawRequest) -> VersionView:
     """End a quarantine: everyone who may read the version can pull it again. For owners."""
-    return withdraw.unquarantine(*_find(target, Scope.ADMIN), reason=request.reason)
+    return withdraw.change_state(*target, "unquarantine", request.reason)
