@@ -28,7 +28,6 @@ from registry.server.database.models import (
     AdapterRow,
     AliasRow,
     BaseRow,
-    VerdictRow,
     VersionAttributeRow,
     VersionRow,
 )
@@ -77,10 +76,6 @@ def search_adapters(
     statement = _newest().where(
         versions.visible(actor), *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
     )
-    if search.engine is not None:
-        statement = statement.where(_has_outcome(Check.ENGINE, str(search.engine), search.outcome))
-    if search.check is not None:
-        statement = statement.where(_has_outcome(search.check, "", search.outcome))
     total = db.count_rows(session, statement) if count else None
     if cursor:
         last = AdapterName.parse(cursor)
@@ -138,26 +133,17 @@ def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
         yield col(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
         yield col(VersionRow.rank) <= search.rank_max
+    outcomes = [search.outcome] if search.outcome else [Outcome.PASS, Outcome.WARN]
+    if search.engine is not None:
+        yield verdicts.has_outcome(Check.ENGINE, outcomes, str(search.engine))
+    if search.check is not None:
+        yield verdicts.has_outcome(search.check, outcomes)
 
 
 def _has_annotation(key: str, value: str | None = None) -> ColumnElement[bool]:
     """The condition that the version has this annotation or fact, which are indexed; JSON is not."""
     conditions = [col(VersionAttributeRow.version_id) == col(VersionRow.id), col(VersionAttributeRow.key) == key]
     return exists().where(*conditions, *([] if value is None else [col(VersionAttributeRow.value) == value]))
-
-
-def _has_outcome(check: Check, profile: str, outcome: Outcome | None) -> ColumnElement[bool]:
-    """The condition that the registry's newest verdict of this check has the outcome; without one, that it is a yes."""
-    other = VerdictRow.__table__.alias("other")  # type: ignore[attr-defined]
-    newest = (
-        select(func.max(other.c.id))
-        .where(other.c.version_id == col(VersionRow.id), other.c.check == check, other.c.profile == profile)
-        .where(other.c.by_owner.is_(False))
-        .correlate(VersionRow)
-        .scalar_subquery()
-    )
-    outcomes = [outcome] if outcome else [Outcome.PASS, Outcome.WARN]
-    return exists().where(col(VerdictRow.id) == newest, col(VerdictRow.outcome).in_(outcomes))
 
 
 def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterView:

@@ -6,10 +6,10 @@ The registry's own judgment and that of the version's namespace (`by_owner`) are
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, and_, exists, func
 from sqlmodel import Session, col, select
 
-from registry.evaluation.verdicts import Check, Verdict
+from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
@@ -41,6 +41,18 @@ def is_newest() -> ColumnElement[bool]:
         .correlate(VersionRow)
     )
     return col(VerdictRow.id).in_(newest)
+
+
+def is_current(check: Check, profile: str = "") -> ColumnElement[bool]:
+    """The condition on `verdict`, beside `version`, that it is the registry's own newest one of this check."""
+    same = (col(VerdictRow.version_id) == col(VersionRow.id), col(VerdictRow.check) == check)
+    return and_(*same, col(VerdictRow.profile) == profile, col(VerdictRow.by_owner).is_(False), is_newest())
+
+
+def has_outcome(check: Check, outcomes: Collection[Outcome], profile: str = "") -> ColumnElement[bool]:
+    """The condition on `version` that the registry's newest verdict of this check has one of these outcomes."""
+    current = exists().where(is_current(check, profile), col(VerdictRow.outcome).in_(outcomes))
+    return current.correlate(VersionRow)
 
 
 # Without checks that only a newer release knows: one may write verdicts beside this release during an upgrade.

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Subquery, and_, func
+from sqlalchemy import and_
 from sqlmodel import Session, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from registry import names
 from registry.adapters.formats import IMAGE_FORMATS
@@ -23,7 +22,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows
+from registry.server.catalog import base_rows, verdicts
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -41,6 +40,8 @@ NEWEST_LIMIT = 10
 ITEMS_LIMIT = 1000
 """Changed versions that one answer lists; `changed` counts all of them."""
 PEFT = "peft"
+MAY_BE_TESTED = frozenset(Outcome) - {Outcome.FAIL}
+"""Outcomes of `compat`: of a version that failed it, a worker could only report the same."""
 
 Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
 
@@ -74,16 +75,14 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:
     """The versions of the base that need a new verdict and that the actor may push, with their newest one."""
-    smoke, compat = _newest(base, Check.SMOKE), _newest(base, Check.COMPAT)
     pipeline = base_rows.load_spec(base).is_pipeline
     statement = (
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .outerjoin(smoke, col(VersionRow.id) == smoke.c.version_id)
-        .outerjoin(VerdictRow, col(VerdictRow.id) == smoke.c.newest)
+        .outerjoin(VerdictRow, verdicts.is_current(Check.SMOKE))
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None))
         .where(col(VersionRow.quarantined_at).is_(None))
-        .where(col(VersionRow.id).in_(_compatible(compat)))
+        .where(verdicts.has_outcome(Check.COMPAT, MAY_BE_TESTED))
         .order_by(col(VersionRow.id))
     )
     for version, namespace, adapter, verdict in session.exec(statement):
@@ -91,22 +90,6 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
         can_be_tested = format_name == PEFT or (pipeline and format_name in IMAGE_FORMATS)
         if can_be_tested and actor.may(Scope.PUSH, namespace, adapter) and _needs_verdict(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
-
-
-def _newest(base: BaseRow, check: Check) -> Subquery:
-    """Version → the registry's newest verdict of this check on this base."""
-    return (
-        select(VerdictRow.version_id, func.max(VerdictRow.id).label("newest"))
-        .where(col(VerdictRow.base_id) == base.id, col(VerdictRow.check) == check, col(VerdictRow.by_owner).is_(False))
-        .group_by(col(VerdictRow.version_id))
-        .subquery()
-    )
-
-
-def _compatible(newest: Subquery) -> SelectOfScalar[int]:
-    """Versions that did not fail the check `compat`: for the others a worker could only fail, too."""
-    joined = select(VerdictRow.version_id).join(newest, col(VerdictRow.id) == newest.c.newest)
-    return joined.where(col(VerdictRow.outcome) != Outcome.FAIL)
 
 
 def _needs_verdict(verdict: VerdictRow | None, base: BaseRow, request: CampaignRequest) -> bool:

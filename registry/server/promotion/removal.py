@@ -100,11 +100,8 @@ def _refuse_incompatible(session: Session, adapter_id: int | None, name: Adapter
         return
     failing = (
         select(VersionRow.number, VerdictRow.findings)
-        .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
-        .where(VersionRow.adapter_id == adapter_id, verdicts.is_newest())
-        .where(
-            VerdictRow.check == Check.COMPAT, VerdictRow.outcome == Outcome.FAIL, col(VerdictRow.by_owner).is_(False)
-        )
+        .join(VersionRow, verdicts.is_current(Check.COMPAT))
+        .where(VersionRow.adapter_id == adapter_id, VerdictRow.outcome == Outcome.FAIL)
     )
     for number, stored in session.exec(failing.order_by(col(VersionRow.number).desc()).limit(1)):
         findings = [finding for finding in map(Finding.from_dict, stored) if finding and finding.severity == "error"]
