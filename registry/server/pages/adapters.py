@@ -35,7 +35,8 @@ def show_adapter(
     adapter = adapters.show_adapter(session, actor, name)
     pointers = aliases.list_aliases(session, actor, name).items
     page = versions.list_versions(session, actor, name, cursor=cursor, limit=PAGE_VERSIONS)
-    effective = gates.gates_of_aliases(session, actor, name, [pointer.alias for pointer in pointers])
+    adapter_id = versions.find_adapter(session, actor, name).id
+    effective = gates.find_gates(session, [(name, adapter_id, pointer.alias) for pointer in pointers])
     newest = page.items[0] if page.items and not cursor else None
     has_readme = newest is not None and any(file.path == CARD for file in newest.files)
     readme = _read_readme(session, actor, name, adapter.newest, blobs) if has_readme else ""
@@ -44,7 +45,7 @@ def show_adapter(
     shown_alias = next((p.alias for p in pointers if p.alias in ("prod", "production")), NEWEST)
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
-        newest=newest, aliases=pointers, gates={alias: describe_gate(view.gate) for alias, view in effective.items()},
+        newest=newest, aliases=pointers, gates={view.alias: describe_gate(view.gate) for view in effective},
         readme=readme, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, adapter.base),
     )  # fmt: skip

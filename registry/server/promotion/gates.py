@@ -40,7 +40,8 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.evaluation import engine_compat
-from registry.server.promotion import attestations
+from registry.server.promotion import attestations, owner_rules
+from registry.server.promotion.owner_rules import Owner
 from registry.versions.manifest import Manifest
 
 _Row = AdapterGateRow | NamespaceGateRow
@@ -106,65 +107,43 @@ def find_gates(session: Session, aliases: Sequence[tuple[AdapterName, int | None
     return gates
 
 
-def list_gates(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
+def list_gates(session: Session, actor: Actor, owner: Owner) -> GateList:
     """The gates that were set for an adapter, or for a namespace, by alias."""
-    if isinstance(where, AdapterName):
-        adapter = versions.find_adapter(session, actor, where)
+    if isinstance(owner, AdapterName):
+        adapter = versions.find_adapter(session, actor, owner)
         own = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter.id)
         rows: list[_Row] = list(session.exec(own).all())
     else:
-        actor.require_in(Scope.PULL, where)
-        rows = list(session.exec(select(NamespaceGateRow).where(NamespaceGateRow.namespace == where)).all())
-    return GateList(items=[_view(row, str(where)) for row in sorted(rows, key=lambda row: row.alias)])
+        actor.require_in(Scope.PULL, owner)
+        rows = list(session.exec(select(NamespaceGateRow).where(NamespaceGateRow.namespace == owner)).all())
+    return GateList(items=[_view(row, str(owner)) for row in sorted(rows, key=lambda row: row.alias)])
 
 
-def show_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> GateView:
+def show_gate(session: Session, actor: Actor, owner: Owner, alias: str) -> GateView:
     """The gate that counts for an alias, no matter who has set it."""
     alias = names.alias(alias)
-    if isinstance(where, AdapterName):
-        return find_gates(session, [(where, versions.find_adapter(session, actor, where).id, alias)])[0]
-    actor.require_in(Scope.PULL, where)
-    return _find_namespace_gate(session, where, alias)
+    if isinstance(owner, AdapterName):
+        return find_gates(session, [(owner, versions.find_adapter(session, actor, owner).id, alias)])[0]
+    actor.require_in(Scope.PULL, owner)
+    return _find_namespace_gate(session, owner, alias)
 
 
-def gates_of_aliases(session: Session, actor: Actor, name: AdapterName, aliases: Iterable[str]) -> dict[str, GateView]:
-    """Alias → the gate that counts for it, of several aliases of one adapter."""
-    own = {gate.alias: gate for gate in list_gates(session, actor, name).items}
-    inherited = select(NamespaceGateRow).where(NamespaceGateRow.namespace == name.namespace)
-    of_namespace = {row.alias: _view(row, name.namespace) for row in session.exec(inherited)}
-    return {
-        alias: own.get(alias) or of_namespace.get(alias) or GateView(alias=alias, gate=domain.gate_of(alias))
-        for alias in aliases
-    }
-
-
-def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str, gate: Gate | None) -> GateView:
+def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gate | None) -> GateView:
     """Set the gate of an alias, or remove it (None); returns the gate that counts then. `Invalid`, `Denied`."""
     alias = names.alias(alias)
-    row, key = _lock_gate(session, actor, where, alias)
+    key = owner_rules.lock_owner(session, actor, owner) | {"alias": alias}
     if alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{alias}' has no gate: it follows the newest version")
-    before = row.gate if row is not None else None
     if gate is not None:
         _check_gate(gate, alias)
-        values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
-        row_type = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
-        while row is None and not db.insert_new(session, row_type, key | values):  # lost a race for a namespace's gate
-            row, _ = _lock_gate(session, actor, where, alias)
-            before = row.gate if row is not None else None
-        if row is not None:
-            session.add(row.sqlmodel_update(values))
-    elif row is not None:
-        session.delete(row)
-    else:  # nothing was set, so nothing changes
-        return show_gate(session, actor, where, alias)
-    session.flush()
-    detail = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
-    namespace = where.namespace if isinstance(where, AdapterName) else where
-    event_type = EventType.GATE_SET if gate else EventType.GATE_REMOVE
-    audit.append(session, actor, event_type, f"{where}:{alias}", detail, namespace=namespace)
-    session.flush()
-    return show_gate(session, actor, where, alias)
+    table = AdapterGateRow if isinstance(owner, AdapterName) else NamespaceGateRow
+    after = gate.model_dump(mode="json") if gate is not None else None
+    before = owner_rules.replace_rule(session, actor, table, key, ("gate", after))
+    if before != after:
+        detail, namespace = {"alias": alias, "before": before, "after": after}, owner_rules.namespace_of(owner)
+        event_type = EventType.GATE_SET if gate else EventType.GATE_REMOVE
+        audit.append(session, actor, event_type, f"{owner}:{alias}", detail, namespace=namespace)
+    return show_gate(session, actor, owner, alias)
 
 
 def remove_overridden(session: Session, actor: Actor, to: AdapterName, adapter_id: int | None) -> None:
@@ -175,19 +154,6 @@ def remove_overridden(session: Session, actor: Actor, to: AdapterName, adapter_i
         session.delete(row)
         detail = {"alias": row.alias, "before": row.gate, "after": None}
         audit.append(session, actor, EventType.GATE_REMOVE, f"{to}:{row.alias}", detail, namespace=to.namespace)
-
-
-def _lock_gate(
-    session: Session, actor: Actor, where: AdapterName | str, alias: str
-) -> tuple[_Row | None, dict[str, Any]]:
-    """The row that is there, and its key. Changes of the gates of one adapter or namespace wait for each other."""
-    if isinstance(where, AdapterName):
-        actor.require(Scope.ADMIN, where)
-        adapter = versions.find_adapter(session, actor, where, lock=True)
-        return session.get(AdapterGateRow, (adapter.id, alias)), {"adapter_id": adapter.id, "alias": alias}
-    actor.require_in(Scope.ADMIN, names.namespace(where))
-    row = session.get(NamespaceGateRow, (where, alias), with_for_update=True)
-    return row, {"namespace": where, "alias": alias}
 
 
 def _check_gate(gate: Gate, alias: str) -> None:

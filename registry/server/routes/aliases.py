@@ -50,13 +50,13 @@ from registry.server.promotion import aliases, approvals, deletion, describe, ga
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.describe import Description
 from registry.server.promotion.moves import Move
+from registry.server.promotion.owner_rules import Owner
 
 router = routing.create_router("adapters")
 gate_router = routing.create_router("gates")
 ALIAS = deps.ADAPTER + "/aliases/{alias}"
 GATE = "/gates/{alias}"
 IfMatch = Annotated[str | None, Header(max_length=100)]
-GateOwner = AdapterName | str
 
 
 @router.get(deps.ADAPTER + "/aliases")
@@ -171,24 +171,24 @@ for _kind, _path, _owner in deps.OWNERS:
     # The owner is a default, because annotations cannot see the variables of this loop.
 
     @gate_router.get(_path + "/gates", operation_id=f"list_{_kind}_gates")
-    def list_gates(session: deps.SessionDep, actor: deps.Puller, owner: GateOwner = _owner) -> GateList:
+    def list_gates(session: deps.SessionDep, actor: deps.Puller, owner: Owner = _owner) -> GateList:
         """List the gates set here."""
         return gates.list_gates(session, actor, owner)
 
     @gate_router.get(_path + GATE, operation_id=f"show_{_kind}_gate")
-    def show_gate(session: deps.SessionDep, actor: deps.Puller, alias: str, owner: GateOwner = _owner) -> GateView:
+    def show_gate(session: deps.SessionDep, actor: deps.Puller, alias: str, owner: Owner = _owner) -> GateView:
         """Show the gate in force for an alias."""
         return gates.show_gate(session, actor, owner, alias)
 
     @gate_router.put(_path + GATE, operation_id=f"set_{_kind}_gate")
     def set_gate(
-        session: deps.SessionDep, actor: deps.Admin, alias: str, request: GateSet, owner: GateOwner = _owner
+        session: deps.SessionDep, actor: deps.Admin, alias: str, request: GateSet, owner: Owner = _owner
     ) -> GateView:
         """Set what a version needs before an alias may point at it."""
         return gates.set_gate(session, actor, owner, alias, request.gate)
 
     @gate_router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
-    def remove_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: GateOwner = _owner) -> GateView:
+    def remove_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: Owner = _owner) -> GateView:
         """Remove the gate set here. The answer is the gate then in force."""
         return gates.set_gate(session, actor, owner, alias, None)
 

@@ -6,15 +6,14 @@ from fastapi import Query
 
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.durations import SECONDS_LIMIT
-from registry.names import AdapterName
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.promotion.owner_rules import Owner
 from registry.server.retention import plan, rules
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
 router = routing.create_router("retention")
 RETENTION = "/retention"
-Owner = AdapterName | str
 
 for _kind, _path, _owner in deps.OWNERS:
     # The owner is a default, because annotations cannot see the variables of this loop.
