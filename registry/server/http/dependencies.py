@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 from pydantic import AfterValidator
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -28,7 +28,8 @@ from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
-from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
+from registry.server.http import idempotency
+from registry.server.http.idempotency import SAFE_METHODS
 from registry.server.http.request_actor import authenticate, current_actor, read_secret
 from registry.server.http.routing import DeclaresScope, UsesStore, as_coroutine, enter_session, require_nothing
 from registry.server.settings import Settings
@@ -53,7 +54,7 @@ def app_state(name: str) -> Any:
 async def open_session(request: Request) -> Session:
     """One transaction for the request. It may write unless the request is a GET or HEAD."""
     write = request.method not in SAFE_METHODS
-    return enter_session(request, _session(request, write=write, on_key=claim_key))
+    return enter_session(request, _session(request, write=write, look_up=idempotency.claim))
 
 
 async def open_read_session(request: Request) -> Session:
@@ -66,7 +67,7 @@ async def open_read_session(request: Request) -> Session:
 
 async def open_keyed_session(request: Request) -> Session:
     """A read session whose route takes an Idempotency-Key."""
-    return enter_session(request, _session(request, write=False, on_key=look_up_key))
+    return enter_session(request, _session(request, write=False, look_up=idempotency.find))
 
 
 KEYED_SESSIONS = frozenset({open_session, open_keyed_session})
@@ -74,20 +75,16 @@ KEYED_SESSIONS = frozenset({open_session, open_keyed_session})
 
 
 @contextmanager
-def _session(
-    request: Request, *, write: bool, on_key: Callable[[Request, Session, Actor], None] | None = None
-) -> Iterator[Session]:
-    mutates = request.method not in SAFE_METHODS
-    has_key = on_key is not None and mutates and HEADER in request.headers
-    actor = current_actor(request) if has_key else None
+def _session(request: Request, *, write: bool, look_up: idempotency.Lookup | None = None) -> Iterator[Session]:
+    actor = current_actor(request) if look_up is not None and idempotency.has_key(request) else None
     with db.session(request.app.state.engine, write=write) as session:
         session.info["request_id"] = request.state.request_id
-        if on_key is not None and actor is not None:
-            on_key(request, session, actor)
+        if look_up is not None and actor is not None:
+            idempotency.look_up_key(request, session, actor, look_up)
         elif not write:
             request.state.read_session = session
         yield session
-    if on_key is not None and mutates:
+    if look_up is not None and request.method not in SAFE_METHODS:
         failpoints.reach("request.committed")
 
 
@@ -191,6 +188,13 @@ OWNERS: tuple[tuple[str, str, Any], ...] = (
     ("adapter", ADAPTER, Depends(as_coroutine(adapter_name))),
 )
 """Kind, path and parameter of what has gates and retention rules of its own."""
+
+
+async def forbid_storing(response: Response) -> None:
+    """Let no cache keep the answer, nor this server for a repeated request: it has a secret, which is shown once."""
+    response.headers["Cache-Control"] = "no-store"
+
+
 EngineDep = Annotated[Engine, app_state("engine")]
 BlobsDep = Annotated[BlobStore, app_state("blobs"), UsesStore]
 BlobsHandleDep = Annotated[BlobStore, app_state("blobs")]
@@ -211,6 +215,7 @@ Text = Annotated[str, Query(max_length=300)]
 """A filter of a list."""
 
 NO_TOKEN = Depends(require_nothing)
+NO_STORE = Depends(forbid_storing)
 AnyActor = Annotated[Actor, Depends(RequireScope())]
 Puller = Annotated[Actor, Depends(RequireScope(Scope.PULL))]
 AnyActorInThread = Annotated[Actor, Depends(RequireScopeInThread())]

@@ -122,21 +122,18 @@ class RepeatedRequest(Exception):
         self.status, self.etag, self.body = status, etag, body
 
 
-def claim_key(request: Request, session: Session, actor: Actor) -> None:
-    """Claim the key before anything else is written. Raises `RepeatedRequest`."""
-    _before_first_statement(request, session, actor, claim)
+def has_key(request: Request) -> bool:
+    """Whether the request is a mutation with a key."""
+    return request.method not in SAFE_METHODS and HEADER in request.headers
 
 
-def look_up_key(request: Request, session: Session, actor: Actor) -> None:
-    """Only look for an answer, in a route that reads for long before it writes: it claims the key with its answer."""
-    _before_first_statement(request, session, actor, find)
+def look_up_key(request: Request, session: Session, actor: Actor, look_up: Lookup) -> None:
+    """Look up the key when the route begins to work. Until then the request holds no connection.
 
-
-def _before_first_statement(request: Request, session: Session, actor: Actor, look_up: Lookup) -> None:
-    """Look up the key when the route begins to work. Until then the request holds no connection."""
-    key = request.headers.get(HEADER)
-    if key is None or request.method in SAFE_METHODS:
-        return
+    By `claim`, before anything is written, or by `find`, in a route that reads for long before it writes: it claims the
+    key with its answer. Raises `RepeatedRequest`.
+    """
+    key = request.headers[HEADER]
     parts = [request.method, request.url.path, request.url.query, request.headers.get("if-match", "-")]
     keyed = KeyedRequest.of(actor.token_id, key, [*(part.encode() for part in parts), request.state.body])
     request.state.keyed_request = (session, keyed, look_up is claim)

@@ -4,7 +4,7 @@ renaming and deleting adapters.
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
 
-from fastapi import BackgroundTasks, Request, Response
+from fastapi import BackgroundTasks, Request
 
 from registry.api import access
 from registry.api.catalog import AdapterView, DeleteResult
@@ -22,27 +22,22 @@ router = routing.create_router("access")
 namespace_router = routing.create_router("namespaces")
 
 
-@router.post("/tokens", status_code=201)
-def create_token(
-    session: deps.SessionDep, actor: deps.Admin, request: access.TokenCreate, response: Response
-) -> access.TokenCreated:
+@router.post("/tokens", status_code=201, dependencies=[deps.NO_STORE])
+def create_token(session: deps.SessionDep, actor: deps.Admin, request: access.TokenCreate) -> access.TokenCreated:
     """Create a token. Its secret is in this answer only."""
-    response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.issue(session, actor, request)
     return access.TokenCreated(token=view, secret=secret)
 
 
-@router.post("/tokens/exchange", status_code=201, dependencies=[deps.NO_TOKEN])
+@router.post("/tokens/exchange", status_code=201, dependencies=[deps.NO_TOKEN, deps.NO_STORE])
 @limit_body(UNTRUSTED_BYTES)
 def exchange_token(
     incoming: Request,
     session: deps.ReadSessionDep,
     issuers: deps.IssuersDep,
     request: access.ExchangeRequest,
-    response: Response,
 ) -> access.TokenCreated:
     """Exchange the identity token of a CI job for a short-lived token."""
-    response.headers["Cache-Control"] = "no-store"
     try:
         view, secret = token_exchange.exchange_token(session, issuers, request)
     except Unauthenticated:
@@ -59,12 +54,11 @@ def list_tokens(
     return tokens.list_tokens(session, actor, cursor=cursor, limit=limit)
 
 
-@router.post("/tokens/{token_id}/rotate")
+@router.post("/tokens/{token_id}/rotate", dependencies=[deps.NO_STORE])
 def rotate_token(
-    session: deps.SessionDep, actor: deps.AnyActor, token_id: str, request: access.TokenRotate, response: Response
+    session: deps.SessionDep, actor: deps.AnyActor, token_id: str, request: access.TokenRotate
 ) -> access.TokenCreated:
     """Replace the secret of a token. The old one works for `keep_seconds` more."""
-    response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.rotate(session, actor, token_id, keep_seconds=request.keep_seconds)
     return access.TokenCreated(token=view, secret=secret)
 

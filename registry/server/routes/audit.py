@@ -238,17 +238,15 @@ def _no_tile(path: str) -> NotFound:
 # ------------------------------------------------------------------ webhooks
 
 
-@webhook_router.post("/webhooks", status_code=201)
+@webhook_router.post("/webhooks", status_code=201, dependencies=[deps.NO_STORE])
 def create_webhook(
     session: deps.SessionDep,
     actor: deps.Admin,
     request: WebhookCreate,
     settings: deps.SettingsDep,
     log: deps.AuditLogDep,
-    response: Response,
 ) -> WebhookCreated:
     """Create a webhook. Its secret is in this answer only."""
-    response.headers["Cache-Control"] = "no-store"
     view, secret = webhooks.create(session, actor, request, settings, log.keys)
     return WebhookCreated(webhook=view, secret=secret)
 
