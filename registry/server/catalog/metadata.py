@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, literal_column, or_
-from sqlmodel import Session, col, select
+from sqlmodel import Session, SQLModel, col, select
 
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -25,25 +25,20 @@ from registry.server.database.models import (
 
 _IS_TAG: ColumnElement[str] = literal_column(f"'{TAG}'")
 """A literal, not a parameter: only so the planner takes the index of tags."""
-_OF_VERSIONS = select(
-    VersionMetadataRow.version_id, VersionMetadataRow.kind, VersionMetadataRow.key, VersionMetadataRow.value
-).where(any_of(col(VersionMetadataRow.version_id), parameter="ids"))
-_OF_ADAPTERS = select(
-    AdapterMetadataRow.adapter_id, AdapterMetadataRow.kind, AdapterMetadataRow.key, AdapterMetadataRow.value
-).where(any_of(col(AdapterMetadataRow.adapter_id), parameter="ids"))
+_OWNERS: dict[Any, tuple[Any, Any]] = {
+    AdapterMetadataRow: (col(AdapterMetadataRow.adapter_id), col(AdapterRow.id)),
+    VersionMetadataRow: (col(VersionMetadataRow.version_id), col(VersionRow.id)),
+}
+"""Table → its column with the owner's id, and the id in the owner's table."""
+_SELECTS = {
+    table: select(owner, table.kind, table.key, table.value).where(any_of(owner, parameter="ids"))
+    for table, (owner, _) in _OWNERS.items()
+}
 
 
-def of_versions(session: Session, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Version id → the fields `description`, `tags`, `links` and `expires_at` of a view."""
-    return _by_id(session, _OF_VERSIONS, ids)
-
-
-def of_adapters(session: Session, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Adapter id → the same fields."""
-    return _by_id(session, _OF_ADAPTERS, ids)
-
-
-def _by_id(session: Session, statement: Any, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+def read(session: Session, table: type[SQLModel], ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Id of an adapter or version → the fields `description`, `tags`, `links` and `expires_at` of its view."""
+    statement = _SELECTS[table]
     fields: dict[int, dict[str, Any]] = {row_id: {"description": "", "tags": {}, "links": {}} for row_id in ids}
     for row_id, kind, key, value in sorted(session.exec(statement, params={"ids": list(ids)})):
         if kind == DESCRIPTION:
@@ -63,12 +58,9 @@ def expiry_text(moment: datetime) -> str:
 def has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:
     """The condition on `adapter` and `version` that one of the two has this tag."""
     conditions = []
-    for row, owner in (
-        (AdapterMetadataRow, col(AdapterMetadataRow.adapter_id) == col(AdapterRow.id)),
-        (VersionMetadataRow, col(VersionMetadataRow.version_id) == col(VersionRow.id)),
-    ):
-        same = [owner, col(row.kind) == _IS_TAG, col(row.key) == key]
-        conditions.append(exists().where(*same, *([] if value is None else [col(row.value) == value])))
+    for table, (owner, owner_id) in _OWNERS.items():
+        same = [owner == owner_id, col(table.kind) == _IS_TAG, col(table.key) == key]
+        conditions.append(exists().where(*same, *([] if value is None else [col(table.value) == value])))
     return or_(*conditions)
 
 

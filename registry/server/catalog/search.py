@@ -25,6 +25,7 @@ from registry.server.catalog import base_rows, base_weights, metadata, verdicts,
 from registry.server.database import db
 from registry.server.database.models import (
     FACT,
+    AdapterMetadataRow,
     AdapterRow,
     AliasRow,
     BaseRow,
@@ -175,7 +176,7 @@ def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
     for adapter_id, alias, number in session.exec(pointers):
         aliases[adapter_id][alias] = number
     newest = verdicts.newest_by_version(session, [version for _, version, _ in rows])
-    described = metadata.of_adapters(session, [adapter.id or 0 for adapter, _, _ in rows])
+    described = metadata.read(session, AdapterMetadataRow, [adapter.id or 0 for adapter, _, _ in rows])
     return [
         db.to_answer(
             version,

@@ -35,6 +35,7 @@ from registry.server.database.models import (
     BlobRow,
     VerdictRow,
     VersionFileRow,
+    VersionMetadataRow,
     VersionRow,
 )
 from registry.server.storage.references import BlobState
@@ -179,11 +180,11 @@ def _resolved(
 
 _LIGHT = select(VersionRow).options(defer(cast(Any, VersionRow.facts)))
 """Without the facts, which are large."""
-_NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
+NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
     tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
 )
-_NAMED_ORDERED = _NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name))
-_NAMED_LOCKED = _NAMED_ORDERED.with_for_update()
+_NAMED_ORDERED = NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name))
+NAMED_LOCKED = _NAMED_ORDERED.with_for_update()
 _NAMED_SHARED = _NAMED_ORDERED.with_for_update(read=True, key_share=True)
 _BY_NUMBER = _LIGHT.where(
     tuple_(col(VersionRow.adapter_id), col(VersionRow.number)).in_(bindparam("keys", expanding=True))
@@ -249,8 +250,8 @@ def _match_all(
     outcomes: dict[Ref, tuple[VersionRow, int | None] | RegistryError] = {
         ref: unknown_adapter(ref.name) for ref in refs
     }
-    statement = _NAMED_SHARED if lock_names else _NAMED
-    adapters = _find_adapter_ids(session, actor, {ref.name for ref in refs}, statement)
+    statement = _NAMED_SHARED if lock_names else NAMED
+    adapters = find_adapter_ids(session, actor, {ref.name for ref in refs}, statement)
     keys = {ref: (adapters[ref.name], ref.selector) for ref in refs if ref.name in adapters}
     versions = _find_all(session, set(keys.values()))
     for ref, key in keys.items():
@@ -265,15 +266,9 @@ def _match_all(
 
 
 def find_adapter_ids(
-    session: Session, actor: Actor, names: Collection[AdapterName], *, lock: bool = False
+    session: Session, actor: Actor, names: Collection[AdapterName], statement: Any = NAMED
 ) -> dict[AdapterName, int]:
-    """Name → the id of its row, of those adapters that the actor may see. `lock` as in `find_adapter`."""
-    return _find_adapter_ids(session, actor, names, _NAMED_LOCKED if lock else _NAMED)
-
-
-def _find_adapter_ids(
-    session: Session, actor: Actor, names: Collection[AdapterName], statement: Any
-) -> dict[AdapterName, int]:
+    """Name → the id of its row, of those adapters that the actor may see. By `NAMED_LOCKED` as in `find_adapter`."""
     visible = sorted((name.namespace, name.name) for name in names if actor.sees(name))
     rows = session.exec(statement, params={"names": visible}).all() if visible else []
     return {AdapterName(namespace, name): adapter_id or 0 for adapter_id, namespace, name in rows}
@@ -419,7 +414,7 @@ def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, Versio
     newest = verdicts.newest_by_version(session, rows)
     damaged, aliases = _texts_by_version(session, _DAMAGED, ids), _texts_by_version(session, _ALIASES, ids)
     bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
-    described = metadata.of_versions(session, ids)
+    described = metadata.read(session, VersionMetadataRow, ids)
     manifests = [Manifest.model_validate_json(row.manifest) for row in rows]
     return [
         _view(

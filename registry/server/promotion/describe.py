@@ -131,7 +131,7 @@ def describe(
 
 def _find_subjects(session: Session, actor: Actor, descriptions: Sequence[Description]) -> None:
     """Lock the adapters, and find the versions."""
-    ids = versions.find_adapter_ids(session, actor, {d.name for d in descriptions}, lock=True)
+    ids = versions.find_adapter_ids(session, actor, {d.name for d in descriptions}, versions.NAMED_LOCKED)
     rows = versions.find_all(session, actor, [d.ref for d in descriptions if d.ref is not None])
     for description in descriptions:
         with description.collect_error():
