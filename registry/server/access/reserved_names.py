@@ -99,17 +99,12 @@ def reserve_namespace(session: Session, actor: Actor, namespace: str) -> bool:
     values = {"name": namespace, "created_at": db.now(), "created_by": actor.identity}
     if not db.insert_new(session, NamespaceRow, values):
         return False
-    _reserve(session, actor, NAMESPACES, namespace)
+    if not _insert(session, NAMESPACES, namespace):
+        row = session.get_one(TakenNameRow, (NAMESPACES, names.skeleton(namespace)), populate_existing=True)
+        if row.ended_at is not None or row.name != namespace:
+            raise _conflict(actor, row, namespace)
     audit.append(session, actor, EventType.NAMESPACE_CREATE, namespace)
     return True
-
-
-def _reserve(session: Session, actor: Actor, owner: str, name: str) -> None:
-    if _insert(session, owner, name):
-        return
-    row = session.get_one(TakenNameRow, (owner, names.skeleton(name)), populate_existing=True)
-    if row.ended_at is not None or row.name != name:
-        raise _conflict(actor, row, name)
 
 
 def _values(owner: str, name: str) -> dict[str, str]:

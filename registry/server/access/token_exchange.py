@@ -174,7 +174,7 @@ def _issue(
     actor = Actor(request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
     audit.append(session, actor, EventType.TOKEN_EXCHANGE, row.id, detail)
-    return tokens.to_view(row), secret
+    return db.to_answer(row, access.TokenView), secret
 
 
 def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> access.TokenCreate:

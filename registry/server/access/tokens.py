@@ -63,7 +63,7 @@ def issue(
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
     audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
-    return to_view(row), secret
+    return db.to_answer(row, TokenView), secret
 
 
 def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -> tuple[TokenRow, str]:
@@ -152,7 +152,7 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
     session.add(row)
     epoch.advance(session)
     audit.append(session, actor, EventType.TOKEN_ROTATE, row.id, {"name": row.name, "keep_seconds": keep_seconds})
-    return to_view(row), secret
+    return db.to_answer(row, TokenView), secret
 
 
 def _require_all_rights(actor: Actor, row: TokenRow) -> None:
@@ -188,7 +188,7 @@ def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
         session.add(row)
         epoch.advance(session)
         audit.append(session, actor, EventType.TOKEN_REVOKE, row.id, {"name": row.name})
-    return to_view(row)
+    return db.to_answer(row, TokenView)
 
 
 def revoke_secret(session: Session, secret_sha256: str) -> None:
@@ -223,7 +223,8 @@ def list_tokens(session: Session, actor: Actor, *, cursor: str = "", limit: int)
         statement = statement.where(or_(col(TokenRow.created_at) < last.created_at, same_moment))
     ordered = statement.order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))
     rows = session.exec(ordered.execution_options(yield_per=SCAN_ROWS))
-    items = [to_view(row) for row in itertools.islice((row for row in rows if _may_revoke(actor, row)), limit + 1)]
+    revocable = itertools.islice((row for row in rows if _may_revoke(actor, row)), limit + 1)
+    items = [db.to_answer(row, TokenView) for row in revocable]
     return TokenPage(items=items[:limit], next_cursor=items[limit - 1].id if len(items) > limit else "")
 
 
@@ -237,8 +238,3 @@ def _may_be_revocable(actor: Actor) -> ColumnElement[bool]:
     namespaces = cast(col(TokenRow.namespaces), String)
     administered = actor.namespaces_with(Scope.ADMIN) or ()
     return or_(*own, *(namespaces.contains(f'"{namespace}"', autoescape=True) for namespace in administered))
-
-
-def to_view(row: TokenRow) -> TokenView:
-    """Return what a row may show: everything but the hashes of its secrets."""
-    return db.to_answer(row, TokenView)

@@ -188,15 +188,14 @@ def count_rows(session: Session, statement: Any) -> int:
 
 
 # ------------------------------------------------------------------ statements (building takes longer than sending)
+_ONE = (literal(1),)
+
+
 def insert_new(target: Session | Connection, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key exists; return whether it is new. A race never breaks the transaction."""
     connection = target if isinstance(target, Connection) else target.connection()
-    return connection.execute(_build_insert_new(connection.dialect.name, table), dict(values)).first() is not None
-
-
-@functools.cache
-def _build_insert_new(dialect: str, table: type[SQLModel]) -> Any:
-    return _insert(dialect, table).on_conflict_do_nothing().returning(literal(1))
+    statement = _build_insert_new(connection.dialect.name, table, _ONE)
+    return connection.execute(statement, dict(values)).first() is not None
 
 
 def _insert(dialect: str, table: type[SQLModel]) -> Any:
@@ -212,12 +211,12 @@ def insert_new_rows(
 ) -> list[Any]:
     """Insert those rows whose keys do not exist, in the order given; return `returning` (constants) of the new ones."""
     connection = session.connection()
-    statement = _build_insert_new_rows(connection.dialect.name, table, returning)
+    statement = _build_insert_new(connection.dialect.name, table, returning)
     return list(connection.execute(statement, list(rows))) if rows else []
 
 
-@functools.lru_cache(maxsize=8)
-def _build_insert_new_rows(dialect: str, table: type[SQLModel], returning: tuple[Any, ...]) -> Any:
+@functools.cache
+def _build_insert_new(dialect: str, table: type[SQLModel], returning: tuple[Any, ...]) -> Any:
     return _insert(dialect, table).on_conflict_do_nothing().returning(*returning)
 
 

@@ -125,7 +125,8 @@ def show_gate(session: Session, actor: Actor, owner: Owner, alias: str) -> GateV
     if isinstance(owner, AdapterName):
         return find_gates(session, [(owner, versions.find_adapter(session, actor, owner).id, alias)])[0]
     actor.require_in(Scope.PULL, owner)
-    return _find_namespace_gate(session, owner, alias)
+    row = session.get(NamespaceGateRow, (owner, alias), populate_existing=True)
+    return _view(row, owner) if row is not None else GateView(alias=alias, gate=domain.gate_of(alias))
 
 
 def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gate | None) -> GateView:
@@ -168,11 +169,6 @@ def _check_gate(gate: Gate, alias: str) -> None:
     for identity in (*gate.approvers, *gate.signed_by):
         if not identity or len(identity) > 300:
             raise Invalid("REQUEST_INVALID", "gate: an identity has 1 to 300 characters")
-
-
-def _find_namespace_gate(session: Session, namespace: str, alias: str) -> GateView:
-    row = session.get(NamespaceGateRow, (namespace, alias), populate_existing=True)
-    return _view(row, namespace) if row is not None else GateView(alias=alias, gate=domain.gate_of(alias))
 
 
 def _view(row: _Row, where: str) -> GateView:

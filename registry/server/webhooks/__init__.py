@@ -55,19 +55,19 @@ def create(
     session.add(row)
     detail = {"to": origin_of(row.url), "actions": row.actions}
     audit.append(session, actor, EventType.WEBHOOK_CREATE, row.id, detail, namespace=_event_namespace(row))
-    return to_view(row), secret_of(row, keys)
+    return db.to_answer(row, WebhookView), secret_of(row, keys)
 
 
 def list_webhooks(session: Session, actor: Actor) -> list[WebhookView]:
     """Return the webhooks that the actor administers, oldest first."""
     rows = session.exec(select(WebhookRow).order_by(col(WebhookRow.created_at), col(WebhookRow.id))).all()
-    return [to_view(row) for row in rows if _administers(actor, row)]
+    return [db.to_answer(row, WebhookView) for row in rows if _administers(actor, row)]
 
 
 def delete_webhook(session: Session, actor: Actor, webhook_id: str) -> WebhookView:
     """Delete a webhook with its deliveries. `NotFound` (WEBHOOK_UNKNOWN)."""
     row = find_webhook(session, actor, webhook_id)
-    view = to_view(row)
+    view = db.to_answer(row, WebhookView)
     detail = {"to": origin_of(row.url)}
     audit.append(session, actor, EventType.WEBHOOK_DELETE, row.id, detail, namespace=_event_namespace(row))
     session.delete(row)
@@ -159,11 +159,6 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
-def to_view(row: WebhookRow) -> WebhookView:
-    """Return a webhook as the API shows it."""
-    return WebhookView.model_validate(row.model_dump(include=set(WebhookView.model_fields)))
-
-
 def _event_namespace(row: WebhookRow) -> str:
     return "" if row.namespace == EVERY_NAMESPACE else row.namespace
 
@@ -175,5 +170,4 @@ def _administers(actor: Actor, row: WebhookRow) -> bool:
 
 
 def _delivery_view(row: DeliveryRow) -> DeliveryView:
-    values = row.model_dump(include={"state", "attempt", "next_at", "status", "error", "created_at", "ended_at"})
-    return DeliveryView(id=row.id or 0, seq=row.position, **values)
+    return db.to_answer(row, DeliveryView, seq=row.position)
