@@ -69,47 +69,67 @@ class RequestMiddleware:
             await self.app(scope, guard, send_with_id)
 
 
-class SlowBodyGuard:
-    """An ASGI `receive` that raises `Unavailable` (BODY_STALLED) if the body arrives too slowly.
+class StallCounter:
+    """Tells when a body moves too slowly: below `BODY_BYTES_PER_SECOND` for `seconds` of waiting.
 
-    That is: below `BODY_BYTES_PER_SECOND` for `seconds` of waiting, so no body takes longer than its bytes at this rate
-    and `seconds` more: what arrived fast buys no time for the rest. Only time spent waiting for the sender counts. A
-    stalled request holds a connection until then, but no thread and no transaction.
+    So no body takes longer than its bytes at this rate and `seconds` more: what moved fast buys no time for the rest.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._waited_seconds, self._bytes = seconds, 0.0, 0
+
+    @property
+    def remaining_seconds(self) -> float:
+        """How long the peer may still keep us waiting."""
+        return self._seconds - self._waited_seconds
+
+    def is_stalled(self, waited_seconds: float, size_bytes: int) -> bool:
+        """Count what moved in this time; return whether that is too little."""
+        self._waited_seconds += waited_seconds
+        self._bytes += size_bytes
+        if self._bytes < BODY_BYTES_PER_SECOND * self._seconds:
+            return self._waited_seconds >= self._seconds
+        self._waited_seconds, self._bytes = 0.0, 0
+        return False
+
+    def error(self) -> Unavailable:
+        """The error for a body that stalled."""
+        return Unavailable(
+            "BODY_STALLED",
+            f"body: less than {BODY_BYTES_PER_SECOND} bytes a second moved for {self._seconds:g} seconds",
+            next_step="send the request again; blobs that were received are not requested again",
+        )
+
+
+class SlowBodyGuard:
+    """An ASGI `receive` that raises `Unavailable` (BODY_STALLED) if the body arrives too slowly (`StallCounter`).
+
+    Only time spent waiting for the sender counts. A stalled request holds a connection until then, but no thread and no
+    transaction.
     """
 
     def __init__(self, receive: Receive, seconds: float) -> None:
-        self._receive = receive
-        self._seconds = seconds
-        self._waited_seconds = 0.0
-        self._received_bytes = 0
-        self._complete = False
-        self.stalled = False
+        self._receive, self._counter = receive, StallCounter(seconds)
+        self._complete = self.stalled = False
 
     async def __call__(self) -> Message:
         if self._complete:
             return await self._receive()
         started_at = time.monotonic()
         try:
-            async with asyncio.timeout(self._seconds - self._waited_seconds):
+            async with asyncio.timeout(self._counter.remaining_seconds):
                 message = await self._receive()
         except TimeoutError as e:
             raise self._stall() from e
-        self._waited_seconds += time.monotonic() - started_at
-        self._received_bytes += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
-        if self._received_bytes >= BODY_BYTES_PER_SECOND * self._seconds:
-            self._waited_seconds, self._received_bytes = 0.0, 0
-        elif self._waited_seconds >= self._seconds and not self._complete:
+        is_stalled = self._counter.is_stalled(time.monotonic() - started_at, len(message.get("body", b"")))
+        if is_stalled and not self._complete:
             raise self._stall()
         return message
 
     def _stall(self) -> Unavailable:
         self.stalled = True
-        return Unavailable(
-            "BODY_STALLED",
-            f"body: received less than {BODY_BYTES_PER_SECOND} bytes a second for {self._seconds:g} seconds",
-            next_step="send the request again; blobs that were received are not requested again",
-        )
+        return self._counter.error()
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

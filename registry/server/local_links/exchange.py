@@ -2,8 +2,7 @@
 
 - A PUT is hashed and written while it arrives, and synced to disk before its answer. A GET goes from the page cache to
   the socket.
-- A body that moves too slowly ends the connection, by the rule of `SlowBodyGuard`: no transfer takes longer than its
-  bytes at `BODY_BYTES_PER_SECOND` and `stall_seconds` more.
+- A body that moves too slowly ends the connection, by the rule of `StallCounter`.
 """
 
 import contextlib
@@ -18,9 +17,9 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from registry.api import LINKS
-from registry.errors import RegistryError, Unavailable
+from registry.errors import RegistryError
 from registry.server.http.conditional import Part
-from registry.server.http.middleware import BODY_BYTES_PER_SECOND, choose_request_id
+from registry.server.http.middleware import StallCounter, choose_request_id
 from registry.server.http.request_log import AnsweredRequest
 from registry.server.local_links.answers import LinkBackend, problem_of
 from registry.server.local_links.request import LinkRequest
@@ -45,7 +44,7 @@ class Exchange:
 
     def __init__(self, sock: socket.socket, request: LinkRequest, context: LinkBackend, received: bytes) -> None:
         self._socket, self._request, self._context = sock, request, context
-        self._guard = StallGuard(context.stall_seconds)
+        self._counter = StallCounter(context.stall_seconds)
         self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode("latin-1")).decode()
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
         self.rest = received[request.head_bytes :]
@@ -79,6 +78,15 @@ class Exchange:
     def _keeps_alive(self) -> bool:
         return self._request.keeps_alive and not self._remaining and not self._context.is_stopping()
 
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[list[int]]:
+        """Time one call that moves bytes, whose count the block appends. `Unavailable` (BODY_STALLED)."""
+        counts: list[int] = []
+        started_at = time.monotonic()
+        yield counts
+        if self._counter.is_stalled(time.monotonic() - started_at, sum(counts)):
+            raise self._counter.error()
+
     # ---------------------------------------------------------------- PUT
     def _receive(self) -> None:
         self._context.receive(self._request.link, self._body())
@@ -99,7 +107,7 @@ class Exchange:
             yield buffer[:size]
 
     def _receive_into(self, buffer: memoryview) -> int:
-        with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
+        with self._moving() as moved, contextlib.suppress(BlockingIOError):
             count = self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
             if not count:
                 raise ConnectionError("the client disconnected before the end of the body")
@@ -125,7 +133,7 @@ class Exchange:
     def _send_part(self, descriptor: int, part: Part) -> None:
         start, end = part.start, part.start + part.length
         while start < end:
-            with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
+            with self._moving() as moved, contextlib.suppress(BlockingIOError):
                 count = os.sendfile(self._socket.fileno(), descriptor, start, min(STEP_BYTES, end - start))
                 if not count:
                     raise ConnectionError("the file became shorter while it was sent")
@@ -144,7 +152,7 @@ class Exchange:
     def _send(self, content: bytes, *, more: bool = False) -> None:
         data = memoryview(content)
         while data:
-            with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
+            with self._moving() as moved, contextlib.suppress(BlockingIOError):
                 moved.append(self._socket.send(data, _MORE if more else 0))
             data = data[sum(moved) :]
 
@@ -166,32 +174,6 @@ class Exchange:
         buffer = bytearray(BUFFER_BYTES)
         while self._socket.recv_into(buffer) and time.monotonic() < until:
             pass
-
-
-class StallGuard:
-    """Ends a transfer that moves too slowly."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waited_seconds = 0.0
-        self._bytes = 0
-
-    @contextlib.contextmanager
-    def moving(self) -> Iterator[list[int]]:
-        """Time one call that moves bytes, whose count the block appends. `Unavailable` (BODY_STALLED)."""
-        counts: list[int] = []
-        started_at = time.monotonic()
-        yield counts
-        self._waited_seconds += time.monotonic() - started_at
-        self._bytes += sum(counts)
-        if self._bytes >= BODY_BYTES_PER_SECOND * self._seconds:
-            self._waited_seconds, self._bytes = 0.0, 0
-        elif self._waited_seconds >= self._seconds:
-            raise Unavailable(
-                "BODY_STALLED",
-                f"body: less than {BODY_BYTES_PER_SECOND} bytes a second moved for {self._seconds:g} seconds",
-                next_step="send the request again; blobs that were received are not requested again",
-            )
 
 
 @contextlib.contextmanager

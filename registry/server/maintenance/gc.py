@@ -39,6 +39,7 @@ from registry.server import audit, failpoints
 from registry.server.access.token_exchange import EXCHANGE
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import metadata_backup
+from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import (
@@ -194,11 +195,8 @@ def _continue(run: GcRun, cursor: str) -> str:
 
 
 def _apply_retention(run: GcRun, after: str) -> int | None:
-    if after and not (after.isascii() and after.isdigit() and len(after) < 19):
-        raise invalid_cursor()
-    retired, adapter_id = retention.apply_rules(
-        run.engine, int(after or 0), is_over=lambda: run.is_over, dry_run=run.dry_run
-    )
+    position = parse_cursor(after, digits=18)
+    retired, adapter_id = retention.apply_rules(run.engine, position, is_over=lambda: run.is_over, dry_run=run.dry_run)
     run.count("versions_retired", retired)
     return adapter_id
 

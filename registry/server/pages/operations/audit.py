@@ -7,9 +7,9 @@ from fastapi import Query, Request, Response
 from registry import __version__
 from registry.api.audit import EventView
 from registry.api.maintenance import Health
-from registry.errors import invalid_cursor
 from registry.events import EventText, EventType, describe
 from registry.server import audit
+from registry.server.catalog import versions
 from registry.server.database import schema
 from registry.server.http.dependencies import AuditLogDep, BlobsHandleDep, CursorDep, EngineDep, SessionDep, Text
 from registry.server.pages.rendering import create_router, render
@@ -38,7 +38,7 @@ def show_events(
     newest = audit.newest_position(session)
     if any(filters.values()):
         page = audit.read_page(
-            session, visitor.actor, after=_position(cursor), limit=PAGE_EVENTS,
+            session, visitor.actor, after=versions.parse_cursor(cursor, digits=CURSOR_DIGITS), limit=PAGE_EVENTS,
             search=audit.EventSearch((action,) if action else (), filters["object"]),
         )  # fmt: skip
         items, following, earlier = page.items, page.next_cursor, 0
@@ -54,12 +54,6 @@ def show_events(
         request, "audit.html", title="Audit log", events=texts, filters=filters, actions=sorted(EventType),
         following=following, earlier=earlier, before=before, cursor=cursor, size=newest,
     )  # fmt: skip
-
-
-def _position(cursor: str) -> int:
-    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= CURSOR_DIGITS):
-        raise invalid_cursor()
-    return int(cursor or 0)
 
 
 @router.get("/audit/{seq}")
