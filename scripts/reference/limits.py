@@ -245,7 +245,7 @@ LIMITS = {
         },
         "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
         "registry.server.promotion.approvals": {"ALIASES_LIMIT": "aliases for which one identity approves a version"},
-        "registry.server.promotion.moves": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},
+        "registry.server.promotion.aliases": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},
     },
     "Jobs and nodes": {
         "registry.merging.recipes": {

@@ -18,7 +18,7 @@ from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, EventRow, VersionRow
-from registry.server.promotion import approvals, moves
+from registry.server.promotion import aliases, approvals
 from tests.harness import Harness, rows
 
 NAME = "acme/support"
@@ -118,7 +118,7 @@ def test_an_identity_approves_a_version_for_a_limited_number_of_aliases(
 @pytest.mark.security
 def test_a_rollback_and_a_soak_read_a_bounded_part_of_a_long_history(filled_harness: Harness) -> None:
     """Of evidence and reasons nothing. A version that the alias held longer ago needs evidence, as any other."""
-    admin, count = filled_harness.admin, moves.HISTORY_LIMIT + 2
+    admin, count = filled_harness.admin, aliases.HISTORY_LIMIT + 2
     admin.promote(NAME, "canary", "1", generation=0)
     filled_harness.push(NAME)
     with filled_harness.session(write=True) as session:

@@ -7,6 +7,9 @@
 Row, verdicts and history of a withdrawn version stay visible.
 """
 
+from sqlalchemy import or_
+from sqlmodel import col
+
 from registry.digest import Digest
 from registry.errors import NotFound, Refused
 from registry.names import AdapterName, Selector, is_alias
@@ -48,8 +51,12 @@ def deletion_message(name: AdapterName, version: VersionRow) -> str:
     return f"version {version.number} of '{name}' was deleted on {day} by {version.deleted_by}{reason}"
 
 
+WITHDRAWN = or_(col(VersionRow.yanked_at).is_not(None), col(VersionRow.quarantined_at).is_not(None))
+"""The condition on `version` that it is yanked, in quarantine or deleted."""
+
+
 def is_withdrawn(version: VersionRow) -> bool:
-    """Whether the version is yanked, in quarantine or deleted."""
+    """The same of a row."""
     return version.yanked_at is not None or version.quarantined_at is not None
 
 

@@ -22,7 +22,7 @@ from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, base_weights, verdicts, versions
+from registry.server.catalog import availability, base_rows, base_weights, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.versions.files import CONFIG
@@ -144,8 +144,7 @@ def settings_for_base(
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
         .select_from(AdapterRow)
         .join(VersionRow, versions.is_newest())
-        .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), versions.visible(actor))
-        .where(col(VersionRow.quarantined_at).is_(None))
+        .where(col(VersionRow.base_id) == base.id, ~availability.WITHDRAWN, versions.visible(actor))
     )
     spec = base_rows.load_spec(base)
     facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}

@@ -22,7 +22,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, verdicts
+from registry.server.catalog import availability, base_rows, verdicts
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -80,8 +80,7 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, verdicts.is_current(Check.SMOKE))
-        .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None))
-        .where(col(VersionRow.quarantined_at).is_(None))
+        .where(col(VersionRow.base_id) == base.id, ~availability.WITHDRAWN)
         .where(verdicts.has_outcome(Check.COMPAT, MAY_BE_TESTED))
         .order_by(col(VersionRow.id))
     )

@@ -1,18 +1,51 @@
-"""Aliases: list and show them, and their history. `moves` changes where they point."""
+"""Aliases: list and show them, their history, and where a rollback leads. `moves` changes where they point."""
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, and_, exists
+from sqlalchemy import ColumnElement, and_, exists, func
+from sqlalchemy import select as plain_select
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
+from registry import names
 from registry.api.aliases import AliasList, AliasMove, AliasView, History
 from registry.errors import Invalid, NotFound
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import versions
+from registry.server.catalog import availability, versions
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
+
+ROLLBACK = "rollback"
+"""Marks a rollback in a history row's evidence."""
+HISTORY_LIMIT = 1000
+"""How many moves of an alias a rollback looks back."""
+_NEWEST_MOVES = (
+    plain_select(
+        col(AliasMoveRow.adapter_id),
+        col(AliasMoveRow.alias),
+        col(AliasMoveRow.generation),
+        col(AliasMoveRow.from_version_id),
+        col(AliasMoveRow.to_version_id),
+        (cast(Any, AliasMoveRow.evidence)[(0, "check")].as_string() == ROLLBACK).label("is_rollback"),
+        func.row_number()
+        .over(
+            partition_by=(col(AliasMoveRow.adapter_id), col(AliasMoveRow.alias)),
+            order_by=col(AliasMoveRow.generation).desc(),
+        )
+        .label("position"),
+    )
+    .where(any_of(col(AliasMoveRow.adapter_id), parameter="ids"), any_of(col(AliasMoveRow.alias), parameter="aliases"))
+    .subquery()
+)
+_PAST = (
+    plain_select(*_NEWEST_MOVES.c[:-1])
+    .where(_NEWEST_MOVES.c.position <= HISTORY_LIMIT)
+    .order_by(_NEWEST_MOVES.c.generation)
+)
 
 
 def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList:
@@ -87,3 +120,47 @@ def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
         )
     )
     return (col(AliasMoveRow.at) <= at, ~superseded)
+
+
+# ------------------------------------------------------------------ where a rollback leads
+class PastMove(NamedTuple):
+    """A move, as far as rollbacks depend on it."""
+
+    adapter_id: int
+    alias: str
+    generation: int
+    from_version_id: int | None
+    to_version_id: int | None
+    is_rollback: bool | None
+
+
+def read_past(session: Session, params: dict[str, Any]) -> Iterator[PastMove]:
+    """The newest moves of these aliases, oldest first."""
+    return map(PastMove._make, session.connection().execute(_PAST, params))
+
+
+def earlier_ids(version_id: int | None, past: Iterable[PastMove]) -> Iterator[int]:
+    """The versions that an alias held before this one, newest first.
+
+    Two rollbacks go back two versions: a rollback does not count as the move that brought a version.
+    """
+    came_from = {row.to_version_id: row.from_version_id for row in past if not row.is_rollback}
+    visited = {version_id}
+    while (version_id := came_from.get(version_id)) is not None and version_id not in visited:
+        yield version_id
+        visited.add(version_id)
+
+
+def find_rollback_targets(session: Session, adapter_id: int | None) -> dict[str, int]:
+    """Alias → the version that a rollback returns to, of the aliases of an adapter but `main` that have one."""
+    current = select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter_id)
+    released = dict(session.exec(current.where(AliasRow.alias != names.NEWEST)).all())
+    params = {"ids": [adapter_id or 0], "aliases": sorted(released)}
+    history: dict[str, list[PastMove]] = {alias: [] for alias in released}
+    for row in read_past(session, params) if released else ():
+        history[row.alias].append(row)
+    earlier = {alias: [*earlier_ids(released[alias], past)] for alias, past in history.items()}
+    unavailable = select(VersionRow.id).where(VersionRow.adapter_id == adapter_id, availability.WITHDRAWN)
+    skipped = set(session.exec(unavailable)) if any(earlier.values()) else set()
+    available = {alias: [i for i in ids if i not in skipped] for alias, ids in earlier.items()}
+    return {alias: ids[0] for alias, ids in available.items() if ids}

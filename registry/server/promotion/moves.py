@@ -7,13 +7,12 @@
 - A generation is never used twice, history rows never change, and the times of an alias's moves strictly grow.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from sqlalchemy import SQLColumnExpression, func, literal_column, or_
-from sqlalchemy import select as plain_select
+from sqlalchemy import SQLColumnExpression, literal_column
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -33,10 +32,9 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VersionRow
 from registry.server.group import Member, only, results_of, without_error
-from registry.server.promotion import gates
+from registry.server.promotion import aliases, gates
+from registry.server.promotion.aliases import PastMove
 
-ROLLBACK = "rollback"
-"""Marks a rollback in a history row's evidence."""
 BREAK_GLASS = "break_glass"
 """Marks a move through a closed gate in the evidence, with what was missing."""
 PENDING_RETRY_SECONDS = 2
@@ -55,31 +53,6 @@ _POINTERS = (
     .where(any_of(col(AliasRow.adapter_id), parameter="ids"), any_of(col(AliasRow.alias), parameter="aliases"))
     .execution_options(populate_existing=True)
 )
-HISTORY_LIMIT = 1000
-"""How many moves of an alias a rollback looks back."""
-_NEWEST_MOVES = (
-    plain_select(
-        col(AliasMoveRow.adapter_id),
-        col(AliasMoveRow.alias),
-        col(AliasMoveRow.generation),
-        col(AliasMoveRow.from_version_id),
-        col(AliasMoveRow.to_version_id),
-        (cast(Any, AliasMoveRow.evidence)[(0, "check")].as_string() == ROLLBACK).label("is_rollback"),
-        func.row_number()
-        .over(
-            partition_by=(col(AliasMoveRow.adapter_id), col(AliasMoveRow.alias)),
-            order_by=col(AliasMoveRow.generation).desc(),
-        )
-        .label("position"),
-    )
-    .where(any_of(col(AliasMoveRow.adapter_id), parameter="ids"), any_of(col(AliasMoveRow.alias), parameter="aliases"))
-    .subquery()
-)
-_MOVES = (
-    plain_select(*_NEWEST_MOVES.c[:-1])
-    .where(_NEWEST_MOVES.c.position <= HISTORY_LIMIT)
-    .order_by(_NEWEST_MOVES.c.generation)
-)
 _BY_ID = (
     select(VersionRow).options(defer(cast(Any, VersionRow.facts))).where(any_of(col(VersionRow.id), parameter="ids"))
 )
@@ -96,17 +69,6 @@ _MOVED_COLUMNS: tuple[tuple[str, SQLColumnExpression[Any]], ...] = tuple(
 _IS_NEXT = col(AliasRow.generation) == literal_column("excluded.generation - 1")
 _KEY = (col(AliasRow.adapter_id), col(AliasRow.alias))
 Key = tuple[int, str]
-
-
-class _PastMove(NamedTuple):
-    """A move, as far as rollbacks depend on it."""
-
-    adapter_id: int
-    alias: str
-    generation: int
-    from_version_id: int | None
-    to_version_id: int | None
-    is_rollback: bool | None
 
 
 @dataclass
@@ -263,8 +225,8 @@ def _choose_earlier(session: Session, rollbacks: Sequence[Move]) -> None:
     rollbacks = without_error(rollbacks)
     if not rollbacks:
         return
-    history: dict[Key, list[_PastMove]] = {move.key: [] for move in rollbacks}
-    for row in _read_past(session, _of(rollbacks)):
+    history: dict[Key, list[PastMove]] = {move.key: [] for move in rollbacks}
+    for row in aliases.read_past(session, _of(rollbacks)):
         if (row.adapter_id, row.alias) in history:
             history[row.adapter_id, row.alias].append(row)
     earlier = {row.from_version_id for rows in history.values() for row in rows if row.from_version_id is not None}
@@ -277,13 +239,13 @@ def _choose_earlier(session: Session, rollbacks: Sequence[Move]) -> None:
             generations = [row.generation for row in past if row.to_version_id == move.version.id]
             move.is_rollback = bool(generations)
             if generations:
-                move.evidence = [{"check": ROLLBACK, "generation": max(generations)}]
+                move.evidence = [{"check": aliases.ROLLBACK, "generation": max(generations)}]
                 move.reason = move.reason or "rolled back"
 
 
-def _find_previous(move: Move, past: Sequence[_PastMove], rows: dict[int | None, VersionRow]) -> VersionRow:
+def _find_previous(move: Move, past: Sequence[PastMove], rows: dict[int | None, VersionRow]) -> VersionRow:
     """The version that this alias held before the current one, skipping withdrawn versions."""
-    for version_id in _earlier_ids(move.version.id, past):
+    for version_id in aliases.earlier_ids(move.version.id, past):
         if not availability.is_withdrawn(rows[version_id]):
             return rows[version_id]
     raise NotFound(
@@ -291,39 +253,6 @@ def _find_previous(move: Move, past: Sequence[_PastMove], rows: dict[int | None,
         f"alias '{move.alias}' of '{move.name}' has no earlier version that is still available",
         next_step="name one with --to",
     )
-
-
-def _earlier_ids(version_id: int | None, past: Iterable[_PastMove]) -> Iterator[int]:
-    """The versions that an alias held before this one, newest first.
-
-    Two rollbacks go back two versions: a rollback does not count as the move that brought a version.
-    """
-    came_from = {row.to_version_id: row.from_version_id for row in past if not row.is_rollback}
-    visited = {version_id}
-    while (version_id := came_from.get(version_id)) is not None and version_id not in visited:
-        yield version_id
-        visited.add(version_id)
-
-
-def find_rollback_targets(session: Session, adapter_id: int | None) -> dict[str, int]:
-    """Alias → the version that a rollback returns to, of the aliases of an adapter but `main` that have one."""
-    current = select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter_id)
-    released = dict(session.exec(current.where(AliasRow.alias != names.NEWEST)).all())
-    params = {"ids": [adapter_id or 0], "aliases": sorted(released)}
-    history: dict[str, list[_PastMove]] = {alias: [] for alias in released}
-    for row in _read_past(session, params) if released else ():
-        history[row.alias].append(row)
-    earlier = {alias: [*_earlier_ids(released[alias], past)] for alias, past in history.items()}
-    withdrawn = or_(col(VersionRow.yanked_at).is_not(None), col(VersionRow.quarantined_at).is_not(None))
-    unavailable = select(VersionRow.id).where(VersionRow.adapter_id == adapter_id, withdrawn)
-    skipped = set(session.exec(unavailable)) if any(earlier.values()) else set()
-    available = {alias: [i for i in ids if i not in skipped] for alias, ids in earlier.items()}
-    return {alias: ids[0] for alias, ids in available.items() if ids}
-
-
-def _read_past(session: Session, params: dict[str, Any]) -> Iterator[_PastMove]:
-    """The newest moves of these aliases, oldest first."""
-    return map(_PastMove._make, session.connection().execute(_MOVES, params))
 
 
 def _pass_gates(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
@@ -427,9 +356,8 @@ def follow_newest(session: Session, actor: Actor, name: AdapterName, adapter_id:
 
     Nothing happens if it is there. The caller holds the adapter's lock.
     """
-    withdrawn = or_(col(VersionRow.yanked_at).is_not(None), col(VersionRow.quarantined_at).is_not(None))
     candidates = select(VersionRow).where(VersionRow.adapter_id == adapter_id, col(VersionRow.deleted_at).is_(None))
-    best = session.exec(candidates.order_by(withdrawn, col(VersionRow.number).desc()).limit(1)).first()
+    best = session.exec(candidates.order_by(availability.WITHDRAWN, col(VersionRow.number).desc()).limit(1)).first()
     if best is None:
         return
     move = Move(name, names.NEWEST, best, reason=reason)

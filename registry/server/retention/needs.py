@@ -33,7 +33,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.jobs import queue
-from registry.server.promotion import moves
+from registry.server.promotion import aliases
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
 
@@ -52,7 +52,7 @@ def _needs(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
         select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter.id).order_by(AliasRow.alias)
     ):
         yield version_id, "is the newest version" if alias == names.NEWEST else f"is where alias '{alias}' points"
-    for alias, version_id in moves.find_rollback_targets(session, adapter.id).items():
+    for alias, version_id in aliases.find_rollback_targets(session, adapter.id).items():
         yield version_id, f"is where a rollback of alias '{alias}' returns"
     approved = select(ApprovalRow.version_id, ApprovalRow.alias).join(
         VersionRow, col(VersionRow.id) == col(ApprovalRow.version_id)

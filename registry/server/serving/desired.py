@@ -22,7 +22,7 @@ from registry.engines import settings as engine_settings
 from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, verdicts, versions
+from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -74,8 +74,7 @@ def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
         .where(
             col(VersionRow.base_id) == base.id,
             col(AliasRow.alias) == alias,
-            col(VersionRow.yanked_at).is_(None),
-            col(VersionRow.quarantined_at).is_(None),
+            ~availability.WITHDRAWN,
             versions.visible(actor),
         )
     )

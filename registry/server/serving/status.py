@@ -19,7 +19,7 @@ from registry.digest import Digest
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import versions
+from registry.server.catalog import availability, versions
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -119,8 +119,7 @@ def _desired_versions(
         .join(AdapterRow, col(AdapterRow.id) == col(AliasRow.adapter_id))
         .where(
             tuple_(col(BaseRow.name), col(AliasRow.alias)).in_(pairs),
-            col(VersionRow.yanked_at).is_(None),
-            col(VersionRow.quarantined_at).is_(None),
+            ~availability.WITHDRAWN,
             versions.visible(actor),
             versions.named(only) if only else true(),
         )
