@@ -37,15 +37,8 @@ def _check_moment(text: str) -> None:
         raise ValueError("this moment in UTC is not in the years 1 to 9999") from e
 
 
-MetadataKey = Annotated[
-    str,
-    Meta(
-        pattern=pattern(
-            r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$(?!\n)",
-            "a key has 1 to 63 letters, digits and . _ / -, and begins with a letter or digit",
-        )
-    ),
-]
+_KEY_RULE = "a key has 1 to 63 letters, digits and . _ / -, and begins with a letter or digit"
+MetadataKey = Annotated[str, Meta(pattern=pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$(?!\n)", _KEY_RULE))]
 """`$` alone matches before a last line break, too: msgspec uses Python's patterns."""
 LinkUrl = Annotated[str, Meta(max_length=URI_LIMIT)]
 

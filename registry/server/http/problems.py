@@ -77,8 +77,10 @@ def add_exception_handlers(app: FastAPI) -> None:
     """Answer every exception of a route with a problem document."""
     app.add_exception_handler(RegistryError, _handle_registry_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
-    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
-    app.add_exception_handler(400, _handle_unreadable_body)
+    unread = Unavailable("BODY_STALLED", "the client disconnected before the body was complete")
+    app.add_exception_handler(ClientDisconnect, lambda request, _: problem_response(request, unread))  # else a bug
+    unreadable = Invalid("REQUEST_INVALID", "the body is not readable JSON")
+    app.add_exception_handler(400, lambda request, _: problem_response(request, unreadable))
     app.add_exception_handler(404, _handle_unknown_route)
     app.add_exception_handler(405, _handle_unknown_method)
     app.add_exception_handler(Exception, _handle_bug)
@@ -163,17 +165,6 @@ def _handle_validation_error(request: Request, exception: Exception) -> Response
 def _finding(item: Any) -> Finding:
     location = ".".join(str(part) for part in item["loc"])[:300]
     return Finding(f"request.{item['type'].replace('-', '_')}", location, state_rule(str(item["msg"]))[:500])
-
-
-def _handle_disconnect(request: Request, _exception: Exception) -> Response:
-    """No one receives this response; without it a client that disconnects would look like a bug."""
-    return problem_response(
-        request, Unavailable("BODY_STALLED", "the client disconnected before the body was complete")
-    )
-
-
-def _handle_unreadable_body(request: Request, _exception: Exception) -> Response:
-    return problem_response(request, Invalid("REQUEST_INVALID", "the body is not readable JSON"))
 
 
 def _handle_unknown_route(request: Request, _exception: Exception) -> Response:

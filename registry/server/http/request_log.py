@@ -39,16 +39,14 @@ class AnsweredRequest:
     """What the error says, of a fault of the server or its parts."""
 
 
-def _histogram() -> Histogram:
-    return Histogram(*SECONDS, SECONDS_LABELS, registry=None, buckets=BUCKETS_SECONDS)
-
-
 @dataclass
 class RequestLog:
     """What this process has answered. `counts`: (method, status) → how many."""
 
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
-    seconds: Histogram = field(default_factory=_histogram)
+    seconds: Histogram = field(
+        default_factory=lambda: Histogram(*SECONDS, SECONDS_LABELS, registry=None, buckets=BUCKETS_SECONDS)
+    )
     failed_sign_ins: int = 0
     store_errors: int = 0
     writes_lines: bool = True

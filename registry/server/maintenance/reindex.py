@@ -246,7 +246,9 @@ def _restore_versions(run: _Run, name: AdapterName, missing: list[_MissingVersio
         with db.session(run.engine) as session:
             restored += _restore_version(run, session, name, record, inspection, present)
     with db.session(run.engine) as session:
-        _restore_main(session, run.actor, name)
+        adapter_id = session.exec(select(AdapterRow.id).where(versions.named(name))).first()
+        if adapter_id is not None:
+            moves.follow_newest(session, run.actor, name, adapter_id, "restored")
     return restored
 
 
@@ -348,10 +350,3 @@ def _restore_withdrawals(run: _Run) -> int:
                 with db.session(run.engine) as session:
                     deletion.restore(session, run.actor, name, record)
     return count
-
-
-def _restore_main(session: Session, actor: Actor, name: AdapterName) -> None:
-    """Point `main` at the newest version."""
-    adapter_id = session.exec(select(AdapterRow.id).where(versions.named(name))).first()
-    if adapter_id is not None:
-        moves.follow_newest(session, actor, name, adapter_id, "restored")

@@ -5,7 +5,6 @@ until its grace time is over, and is exempt from rules then.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +13,6 @@ from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
 from registry.api.maintenance import RetentionDecision, RetentionPlan
-from registry.digest import Digest
 from registry.durations import duration
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -43,13 +41,8 @@ ADAPTERS = 200
 """Adapters that one statement lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    version_id: int
-    number: int
-    digest: str
-    deletes: bool
-    reason: str
+_Decisions = list[tuple[int, RetentionDecision]]
+"""The id of each version, and what happens to it."""
 
 
 def list_decisions(
@@ -60,11 +53,8 @@ def list_decisions(
     adapter = versions.find_adapter(session, actor, name)
     before = versions.parse_cursor(cursor)
     in_force = rule or rules.find_rule(session, adapter).rule
-    decisions = [d for d in _decide(session, adapter, in_force) if not before or d.number < before]
-    items = [
-        RetentionDecision(number=d.number, digest=Digest(d.digest), deletes=d.deletes, reason=d.reason)
-        for d in decisions[:limit]
-    ]
+    decisions = [d for _, d in _decide(session, adapter, in_force) if not before or d.number < before]
+    items = decisions[:limit]
     next_cursor = str(items[-1].number) if len(decisions) > limit else ""
     return RetentionPlan(rule=in_force, items=items, next_cursor=next_cursor)
 
@@ -106,7 +96,7 @@ def _select_affected(after: int) -> Any:
 
 
 # ------------------------------------------------------------------ one adapter
-def _decide(session: Session, adapter: AdapterRow, rule: RetentionRule | None) -> list[_Decision]:
+def _decide(session: Session, adapter: AdapterRow, rule: RetentionRule | None) -> _Decisions:
     """The decision on each version that is not deleted, newest first."""
     expiry = and_(col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == EXPIRES)
     value = func.coalesce(VersionMetadataRow.value, "")
@@ -116,7 +106,7 @@ def _decide(session: Session, adapter: AdapterRow, rule: RetentionRule | None) -
         own.outerjoin(VersionMetadataRow, expiry).order_by(col(VersionRow.number).desc())
     )
     needed = needs.find_needs(session, adapter)
-    now, decisions = db.now(), []
+    now, decisions = db.now(), _Decisions()
     for position, (version_id, number, digest, created_at, expires) in enumerate(rows):
         if expires and expires != NEVER:
             deletes = expires <= expiry_text(now)
@@ -125,7 +115,8 @@ def _decide(session: Session, adapter: AdapterRow, rule: RetentionRule | None) -
             deletes, reason = _judge(rule, position, now - created_at)
         if deletes and version_id in needed:
             deletes, reason = False, needed[version_id]
-        decisions.append(_Decision(version_id, number, digest, deletes, reason))
+        decision = RetentionDecision(number=number, digest=digest, deletes=deletes, reason=reason)
+        decisions.append((version_id, decision))
     return decisions
 
 
@@ -140,15 +131,15 @@ def _judge(rule: RetentionRule | None, position: int, age: timedelta) -> tuple[b
     return True, f"retention rule: {rule.text}"
 
 
-def _find_due(session: Session, adapter_id: int | None, *, lock: bool) -> tuple[AdapterRow | None, list[_Decision]]:
+def _find_due(session: Session, adapter_id: int | None, *, lock: bool) -> tuple[AdapterRow | None, _Decisions]:
     statement = select(AdapterRow).where(AdapterRow.id == adapter_id)
     adapter = session.exec(statement.with_for_update() if lock else statement).first()  # first, as all others do
     return adapter, _decide_due(session, adapter) if adapter is not None else []
 
 
-def _decide_due(session: Session, adapter: AdapterRow) -> list[_Decision]:
+def _decide_due(session: Session, adapter: AdapterRow) -> _Decisions:
     decisions = _decide(session, adapter, rules.find_rule(session, adapter).rule)
-    return [decision for decision in decisions if decision.deletes]
+    return [(version_id, decision) for version_id, decision in decisions if decision.deletes]
 
 
 def _delete_due(engine: Engine, adapter_id: int | None) -> int:
@@ -160,11 +151,11 @@ def _delete_due(engine: Engine, adapter_id: int | None) -> int:
         adapter, due = _find_due(session, adapter_id, lock=True)
         if adapter is None or not due:
             return 0
-        rows = select(VersionRow).where(col(VersionRow.id).in_(d.version_id for d in due[:BATCH]))
+        rows = select(VersionRow).where(col(VersionRow.id).in_(version_id for version_id, _ in due[:BATCH]))
         rows = rows.where(col(VersionRow.deleted_at).is_(None)).order_by(col(VersionRow.id)).with_for_update()
         locked = session.exec(rows.execution_options(populate_existing=True)).all()
         name = AdapterName(adapter.namespace, adapter.name)
-        reasons = {decision.version_id: decision.reason for decision in _decide_due(session, adapter)}
+        reasons = {version_id: decision.reason for version_id, decision in _decide_due(session, adapter)}
         still_due = [version for version in locked if version.id in reasons]
         for version in still_due:
             deletion.withhold(session, SYSTEM, name, version, reasons[version.id or 0])

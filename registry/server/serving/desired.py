@@ -23,6 +23,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, verdicts, versions
+from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -114,15 +115,12 @@ def _entry(
         if profile
         else None
     )
-    return DesiredAdapter(
+    return db.to_answer(
+        version,
+        DesiredAdapter,
         name=name,
         served_name=served,
-        number=version.number,
-        digest=Digest(version.digest),
         generation=generation,
-        method=version.method,
-        rank=version.rank,
-        size_bytes=version.size_bytes,
         files=[
             FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files

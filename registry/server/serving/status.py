@@ -137,11 +137,8 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
     views = []
     for slot in slots:
         now = expected.get(AdapterName(slot.namespace, slot.name))
-        views.append(SlotView(
-            adapter=f"{slot.namespace}/{slot.name}", served_name=slot.served_name, number=slot.number,
-            digest=Digest(slot.digest), state=SlotState(slot.state), reason=slot.reason, verified=slot.verified,
-            since=slot.since, desired_number=now.number if now else None, desired_digest=now.digest if now else None,
-        ))  # fmt: skip
+        desired = {"desired_number": now.number, "desired_digest": now.digest} if now else {}
+        views.append(db.to_answer(slot, SlotView, adapter=f"{slot.namespace}/{slot.name}", **desired))
     is_live = row.expires_at > db.now()
     reported = {view.adapter for view in views}
     for name, now in sorted(expected.items()):
@@ -151,10 +148,7 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
                 state=SlotState.ABSENT, reason="the node has not reported it", verified=False, since=row.reported_at,
                 desired_number=now.number, desired_digest=now.digest,
             ))  # fmt: skip
-    return NodeView(
-        node=row.node, engine=row.engine, base=row.base, alias=row.alias, profile=row.profile, on_demand=row.on_demand,
-        reporter=row.reporter_name, live=is_live, reported_at=row.reported_at, expires_at=row.expires_at, slots=views,
-    )  # fmt: skip
+    return db.to_answer(row, NodeView, reporter=row.reporter_name, live=is_live, slots=views)
 
 
 def _convergence(

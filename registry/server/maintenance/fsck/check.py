@@ -43,8 +43,11 @@ def check_consistency(
         stage, _, position = cursor.partition(":")
         if stage not in _STAGES:
             raise invalid_cursor()
-        following = _STAGES[stage](run, position)
-        cursor = f"{stage}:{following}" if following else _next_stage(stage, deep=request.deep)
+        check, next_stage = _STAGES[stage]
+        following = check(run, position)
+        cursor = f"{stage}:{following}" if following else next_stage
+        if cursor == "deep:" and not request.deep:
+            cursor = ""
     return FsckPage(
         findings=run.findings,
         checked=run.checked,
@@ -74,18 +77,13 @@ def _check_audit_key(run: FsckRun) -> None:
         run.add("audit.key_unknown", "the audit log", f"{e.detail}: the log cannot grow")
 
 
-_STAGES: dict[str, Callable[[FsckRun, str], str]] = {
-    "adapters": adapters.check_adapters,
-    "blobs": blobs.check_shard,
-    "records": _check_records,
-    "deep": blobs.check_bytes,
+_STAGES: dict[str, tuple[Callable[[FsckRun, str], str], str]] = {
+    "adapters": (adapters.check_adapters, "blobs:00"),
+    "blobs": (blobs.check_shard, "records:"),
+    "records": (_check_records, "deep:"),
+    "deep": (blobs.check_bytes, ""),
 }
-"""Each checks from a position on and returns the next one, empty at its end."""
-
-
-def _next_stage(stage: str, *, deep: bool) -> str:
-    following = {"adapters": "blobs:00", "blobs": "records:", "records": "deep:" if deep else ""}
-    return following.get(stage, "")
+"""What checks from a position on and returns the next one, empty at its end; and the cursor after that."""
 
 
 def _share(cursor: str, *, deep: bool) -> float:
