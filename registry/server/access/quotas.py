@@ -135,7 +135,10 @@ class _State:
         """Raise `Unavailable` (RATE_LIMITED) if the namespace received too many, else count one more."""
         if namespace in self.recent:
             count, oldest = self.recent[namespace]
-            _check_push_rate(self.limits[namespace], count, oldest)
+            limit = self.limits[namespace].pushes_per_hour
+            if limit is not None and count >= limit:
+                wait = (oldest + HOUR - db.now()).total_seconds() if oldest else HOUR.total_seconds()
+                raise rate_limited(f"pushes into namespace '{namespace}'", limit, max(0.0, wait), "hour")
             self.recent[namespace] = (count + 1, oldest or db.now())
 
 
@@ -260,9 +263,3 @@ def _count_recent(session: Session, namespaces: Sequence[str]) -> dict[str, tupl
     params = {"names": sorted(namespaces), "since": db.now() - HOUR}
     recent = {namespace: (count, oldest) for namespace, count, oldest in session.exec(_RECENT, params=params)}
     return {namespace: recent.get(namespace, (0, None)) for namespace in namespaces}
-
-
-def _check_push_rate(row: NamespaceRow, count: int, oldest: datetime | None) -> None:
-    if row.pushes_per_hour is not None and count >= row.pushes_per_hour:
-        wait = (oldest + HOUR - db.now()).total_seconds() if oldest else HOUR.total_seconds()
-        raise rate_limited(f"pushes into namespace '{row.name}'", row.pushes_per_hour, max(0.0, wait), "hour")

@@ -87,12 +87,9 @@ def remove(
 
 
 def is_trusted(session: Session, issuer: str, claims: Mapping[str, Any], name: AdapterName) -> bool:
-    """Whether an identity token with these claims may push an adapter."""
-    return any(row.issuer == issuer and _matches(row.claims, claims) for row in _rows(session, name))
-
-
-def _matches(patterns: Mapping[str, str], claims: Mapping[str, Any]) -> bool:
-    return all(claim in claims and matches_pattern(pattern, claims[claim]) for claim, pattern in patterns.items())
+    """Whether an identity token with these claims may push an adapter: one rule of its issuer matches."""
+    rules = [row.claims.items() for row in _rows(session, name) if row.issuer == issuer]
+    return any(all(claim in claims and matches_pattern(p, claims[claim]) for claim, p in rule) for rule in rules)
 
 
 def matches_pattern(pattern: str, value: Any) -> bool:

@@ -78,19 +78,10 @@ def newest_outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
     return newest.get(Check.COMPAT, ""), newest.get(Check.WEIGHTS, "")
 
 
-def add_verdicts(
-    session: Session, version: VersionRow, base: BaseRow, outcomes: tuple[str, str], profiles: Iterable[EngineProfile]
-) -> list[VerdictRow]:
-    """Write the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
-    rows = build_verdicts(version, base, outcomes, profiles)
-    db.bulk_insert(session, rows)
-    return rows
-
-
 def build_verdicts(
     version: VersionRow, base: BaseRow, outcomes: tuple[str, str], profiles: Iterable[EngineProfile]
 ) -> list[VerdictRow]:
-    """The rows that `add_verdicts` writes."""
+    """The rows of the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
     spec = base_rows.load_spec(base)
     judged = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
     return [verdicts.to_row(verdict, version.id, version.base_id) for verdict in judged]
@@ -100,7 +91,7 @@ def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None
     """Write new verdicts for every stored profile, because another check of this version has changed."""
     stored = verdicts.newest_of(session, version)
     profiles = [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]
-    add_verdicts(session, version, base, newest_outcomes(stored), profiles)
+    db.bulk_insert(session, build_verdicts(version, base, newest_outcomes(stored), profiles))
 
 
 def evaluate_version(

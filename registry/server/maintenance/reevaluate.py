@@ -225,5 +225,6 @@ def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool
     row.facts, row.method, row.rank = reading.facts, reading.inspection.method, reading.inspection.rank
     session.add(row)
     rows.replace_attributes(session, row, reading.manifest)
-    rows.add_compat_verdict(session, row, session.get_one(BaseRow, row.base_id), reading.inspection)
+    base = session.get_one(BaseRow, row.base_id)
+    db.bulk_insert(session, [rows.build_compat_verdict(row, base, reading.inspection)])
     return True

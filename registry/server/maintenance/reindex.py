@@ -307,7 +307,7 @@ def _restore_version(
     else:
         deletion.erase_contents(session, row)
     if inspection is not None:
-        rows.add_compat_verdict(session, row, base, inspection)
+        db.bulk_insert(session, [rows.build_compat_verdict(row, base, inspection)])
         if inspection.weights is not None:
             row.measured_at = db.now()
             weights.add_verdict(session, row, base, inspection.weights)

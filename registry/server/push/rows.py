@@ -429,14 +429,8 @@ def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow
 
 
 # ------------------------------------------------------------------ verdicts and alias
-def add_compat_verdict(session: Session, row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
-    """Write the verdict `compat` that follows from the inspection."""
-    compat = _compat_verdict(row, base, inspection)
-    db.bulk_insert(session, [compat])
-    return compat
-
-
-def _compat_verdict(row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
+def build_compat_verdict(row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
+    """The row of the verdict `compat` that follows from the inspection."""
     tools = {"registry": __version__}
     subject = Digest(row.digest)
     verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
@@ -449,7 +443,7 @@ def _add_verdicts(session: Session, created: Sequence[_New], engines: Sequence[E
     norms_rows = []
     for version in created:
         row, base, measured = version.row, version.commit.base_row, version.inspection.weights
-        version.verdicts.append(_compat_verdict(row, base, version.inspection))
+        version.verdicts.append(build_compat_verdict(row, base, version.inspection))
         outcomes = (version.verdicts[0].outcome, Outcome.UNKNOWN)
         if measured is not None:
             key = (row.base_id, weights.format_of(row))

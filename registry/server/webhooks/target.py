@@ -144,15 +144,10 @@ def _networks(text: str) -> list[Network]:
 
 
 def _is_public(address: Address) -> bool:
-    return all(
-        part.is_global and not (part.is_multicast or part.is_reserved or part.is_unspecified or _is_site_local(part))
-        for part in _with_embedded(address)
-    )
-
-
-def _is_site_local(address: Address) -> bool:
-    """fec0::/10 is deprecated and still in use internally; Python calls it global."""
-    return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    """Python calls fec0::/10 global, which is deprecated and still in use internally."""
+    internal = ("is_multicast", "is_reserved", "is_unspecified", "is_site_local")
+    parts = _with_embedded(address)
+    return all(part.is_global and not any(getattr(part, kind, False) for kind in internal) for part in parts)
 
 
 def _with_embedded(address: Address) -> list[Address]:
