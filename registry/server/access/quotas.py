@@ -229,10 +229,7 @@ def _require_space(
     session: Session, row: NamespaceRow, usage: _Usage, size_bytes: int, versions: int, noun: str, *,
     unless_exists: tuple[AdapterName, Manifest] | None = None,
 ) -> None:  # fmt: skip
-    """Raise `TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota with this much more.
-
-    A version that exists already (`unless_exists`) needs no space.
-    """
+    """`TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota, unless the version exists already."""
     used_bytes, used_versions, staged_bytes = usage.used_bytes, usage.used_versions, usage.staged_bytes
     if row.quota_bytes is not None and used_bytes + staged_bytes + size_bytes > row.quota_bytes:
         staged = f", open pushes hold {staged_bytes}" if staged_bytes else ""

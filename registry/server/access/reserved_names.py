@@ -74,10 +74,7 @@ def reserve_adapter(session: Session, actor: Actor, name: AdapterName) -> None:
 
 
 def reserve_adapters(session: Session, actor: Actor, adapters: Sequence[AdapterName]) -> dict[AdapterName, Conflict]:
-    """Reserve the names of new adapters and of their new namespaces; return those that cannot be reserved.
-
-    After a conflict the caller has to roll back.
-    """
+    """Reserve the names of new adapters and namespaces; return those that cannot be: then the caller rolls back."""
     namespaces = [
         {"name": namespace, "created_at": db.now(), "created_by": actor.identity}
         for namespace in sorted({name.namespace for name in adapters})

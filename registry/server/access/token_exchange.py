@@ -141,10 +141,7 @@ PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.AUDIT, Scope.PROMOTE, Scope.PULL, S
 
 
 def exchange_token(session: Session, issuers: Issuers, request: access.ExchangeRequest) -> tuple[access.TokenView, str]:
-    """Return a new token and its secret. `Unauthenticated` for an identity token that is invalid or not trusted.
-
-    `session` must not have begun a transaction.
-    """
+    """Return a new token and its secret; `session` is unused so far. `Unauthenticated` if invalid or not trusted."""
     identity = issuers.verify(request.assertion)
     adapter = AdapterName.parse(request.adapter) if request.adapter else None
     db.begin_writing(session)

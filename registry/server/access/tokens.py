@@ -35,10 +35,7 @@ FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 def issue(
     session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "", secret_sha256: str = ""
 ) -> tuple[TokenView, str]:
-    """Create a token and return it with its secret, which is empty if its hash is given.
-
-    `Denied` for rights that the actor does not hold.
-    """
+    """Create a token; return it and its secret, empty if its hash is given. `Denied` for rights the actor lacks."""
     unknown = sorted(set(request.scopes) - set(Scope))
     if unknown or not request.scopes:
         raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(Scope)}")
@@ -113,10 +110,7 @@ def has_tokens(engine: Engine) -> bool:
 
 
 def create_first_token(engine: Engine, secret_sha256: str) -> bool:
-    """Create a token that may do everything, unless the registry has tokens. Returns whether it was created.
-
-    Its id is fixed, so two processes that start at the same time create one token.
-    """
+    """Create a token that may do everything, unless there are tokens. Its id is fixed, so two that start create one."""
     with db.session(engine) as session:
         if session.exec(select(TokenRow.id).limit(1)).first():
             return False

@@ -116,10 +116,7 @@ def read_stored_entries(blobs: BlobStore, index: int, width: int, *, expected: b
 
 
 def find_lost_copies(engine: Engine, blobs: BlobStore) -> dict[str, tuple[int, int]]:
-    """Return path → (level, index) of each tile that was stored and is missing.
-
-    Looks twice, because a tile may become full in between.
-    """
+    """Path → (level, index) of tiles that were stored and are missing, at two looks: one may become full in between."""
     missing = _find_missing(engine, blobs)
     return {path: tile for path, tile in _find_missing(engine, blobs).items() if path in missing} if missing else {}
 

@@ -131,10 +131,7 @@ def _is_trusted(actor: Actor) -> bool:
 
 
 def delete(session: Session, actor: Actor, name: str) -> str:
-    """Delete a base that no version and no job refers to; return its name.
-
-    `Conflict` (BASE_IN_USE), `Denied`, `NotFound`.
-    """
+    """Delete a base without versions and jobs; return its name. `Conflict` (BASE_IN_USE), `Denied`, `NotFound`."""
     lock_names(session)
     base = base_rows.find(session, names.base_name(name))
     name = base.name

@@ -156,10 +156,7 @@ def begin_writing(session: Session) -> None:
 
 
 def commit_early(session: Session) -> None:
-    """Commit what was written so far. The next statement begins another transaction.
-
-    For requests whose rows must be durable before they move bytes.
-    """
+    """Commit rows that must be durable before a request moves bytes. The next statement begins another transaction."""
     session.commit()
 
 

@@ -114,10 +114,7 @@ class GcRun:
         return time.monotonic() - self.started > SECONDS
 
     def delete_blobs(self, digests: Sequence[str]) -> list[str]:
-        """Delete the bytes, then the rows, of blobs in the state `deleting`; return their digests.
-
-        Repeated if the process dies in between.
-        """
+        """Delete bytes, then rows, of blobs in the state `deleting`; return their digests. A later run repeats it."""
         deleted: list[str] = []
         try:
             for digest in digests:

@@ -104,10 +104,7 @@ def is_needed(engine: Engine, blobs: BlobStore) -> bool:
 
 # ------------------------------------------------------------------ tombstones
 def _restore_tombstones(run: _Run) -> int:
-    """Restore missing tombstones; return how many there are (or would be). A name that is in use stays in use.
-
-    The key of a record has the name, so records of known names are not read.
-    """
+    """Restore missing tombstones, by the names in their keys; return how many. A name that is in use stays in use."""
     missing: set[str] = set()
     for stat in sorted(run.blobs.list(metadata_backup.TOMBSTONES), key=lambda stat: stat.key):
         location = "/".join(part for part in _name_in_key(stat) if part)

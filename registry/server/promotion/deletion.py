@@ -96,10 +96,7 @@ def withhold(session: Session, actor: Actor, name: AdapterName, version: Version
 def undelete_version(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, *, reason: str
 ) -> VersionView:
-    """Restore a deleted version as it was, exempt from retention.
-
-    `NotFound` (VERSION_DELETED) once its files are erased.
-    """
+    """Restore a deleted version as it was, exempt from retention. `NotFound` (VERSION_DELETED) once it is purged."""
     version = withdraw.lock(session, actor, Scope.ADMIN, name, selector, include_deleted=True)
     if version.purged_at is not None:
         detail = f"{availability.deletion_message(name, version)}, and its files were erased"

@@ -47,10 +47,7 @@ _KEY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What the store knows about a key.
-
-    `digest` is None if the store has not verified it: then take a `snapshot` and hash that.
-    """
+    """What the store knows about a key. `digest` is None if it has not verified it: then hash a `snapshot`."""
 
     key: str
     size_bytes: int

@@ -83,10 +83,7 @@ def run(
 def send_due(
     engine: Engine, settings: Settings, keys: Callable[[], Keys], closing: threading.Event | None = None
 ) -> int:
-    """Create deliveries for new events, send all that are due, and return how many were sent.
-
-    Returns 0 if another process is sending.
-    """
+    """Create and send the deliveries that are due; return how many were sent, 0 if another process is sending."""
     ids = _webhook_ids(engine)
     if not ids or not _has_work(engine):
         return 0

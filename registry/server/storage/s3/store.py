@@ -86,10 +86,7 @@ class StagingCache:
 
 
 def dummy_key_of(staging_key: str) -> str:
-    """Return the key of a copy that no one reads, under a push that does not exist.
-
-    It is deleted with the staging key; if the process dies before that, GC finds it.
-    """
+    """Return the key of a copy that no one reads, under no push. It is deleted with the staging key, or by GC."""
     folder, push_id, *_, name = staging_key.split("/")
     return f"{folder}/{push_id[:58]}-dummy/{name}"
 
