@@ -3,6 +3,7 @@
 A request without Authorization is refused, unless the application has a `trusted` actor (embedded registry).
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from fastapi import Request
@@ -42,36 +43,30 @@ def current_actor(request: Request) -> Actor:
     """Return the actor of a request. It is read from the database once per request."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is None:
-        actor = request.state.actor = _sign_in(request)
+        actor = request.state.actor = _sign_in(request, _read_actor)
     return actor
 
 
 def look_up_actor(request: Request) -> Actor:
     """Return the actor of a request, which is not signed in yet. `Unauthenticated` for an invalid token."""
-    secret = require_secret(request)
-    if secret is None:
-        trusted: Actor = request.app.state.trusted
-        return trusted
-    try:
+
+    def read(request: Request) -> Actor:
         with db.session(request.app.state.engine, write=False) as session:
             return authenticate(request, session)
-    except Unauthenticated:
-        record_failure(request, secret)
-        raise
+
+    return _sign_in(request, read)
 
 
-def _sign_in(request: Request) -> Actor:
+def _sign_in(request: Request, read: Callable[[Request], Actor]) -> Actor:
     secret = require_secret(request)
     if secret is None:
         trusted: Actor = request.app.state.trusted
         return trusted
     try:
-        actor = _read_actor(request)
+        return read(request)
     except Unauthenticated:
         record_failure(request, secret)
         raise
-    request.app.state.request_limiter.take(actor.token_id)
-    return actor
 
 
 def require_secret(request: Request) -> str | None:
@@ -85,7 +80,7 @@ def require_secret(request: Request) -> str | None:
 
 
 def _read_actor(request: Request) -> Actor:
-    """Read the actor in the request's read session, else in a session of its own, and record the token's use."""
+    """Read the actor in the request's read session, else in one of its own; record the token's use, and count it."""
     engine = request.app.state.engine
     read_session: Session | None = getattr(request.state, "read_session", None)
     with nullcontext(read_session) if read_session is not None else db.session(engine, write=False) as session:
@@ -96,6 +91,7 @@ def _read_actor(request: Request) -> Actor:
     if record_use:
         with db.session(engine) as writing:
             tokens.record_use(writing, actor.token_id)
+    request.app.state.request_limiter.take(actor.token_id)
     return actor
 
 
