@@ -4,14 +4,14 @@ An alias moves only from the generation that the client has seen.
 """
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic
 
 from msgspec import Meta
 from pydantic import Field
 
 from registry.api import GROUP_LIMIT, MESSAGE_LIMIT, REF_LIMIT, Problem
 from registry.api.catalog import MetadataChange
-from registry.api.models import Answer, ItemList, PrintableText, Request
+from registry.api.models import Answer, Item, ItemList, PrintableText, Request
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
@@ -147,10 +147,11 @@ class GroupRequest(Request):
     dry_run: bool = False
 
 
-class GroupOutcome(Answer):
-    """The outcome of one item: the result that a subclass adds, or the problem that it alone has."""
+class GroupOutcome(Answer, Generic[Item]):
+    """The outcome of one item: its result, or the problem that it alone has."""
 
     problem: Problem | None = None
+    result: Item | None = None
 
 
 class MovedAlias(AliasView):
@@ -171,10 +172,8 @@ class MoveItem(PromoteRequest):
     generation: int | None = Field(default=None, ge=0)
 
 
-class MoveOutcome(GroupOutcome):
+class MoveOutcome(GroupOutcome[MovedAlias]):
     """The outcome of one move."""
-
-    result: MovedAlias | None = None
 
 
 class ApproveItem(ApproveRequest):
@@ -189,16 +188,12 @@ class ApprovalGroup(GroupRequest):
     items: tuple[ApproveItem, ...] = Field(min_length=1, max_length=GROUP_LIMIT)
 
 
-class ApprovalOutcome(GroupOutcome):
+class ApprovalOutcome(GroupOutcome[ApprovalView]):
     """The outcome of one approval."""
 
-    result: ApprovalView | None = None
 
-
-class ApprovalResults(Answer):
+class ApprovalResults(ItemList[ApprovalOutcome]):
     """The approvals, in the order of the request."""
-
-    items: list[ApprovalOutcome]
 
 
 class DescribeItem(MetadataChange, frozen=True, kw_only=True):
@@ -223,16 +218,12 @@ class DescribedSubject(Answer):
     links: dict[str, str] = {}
 
 
-class DescribeOutcome(GroupOutcome):
+class DescribeOutcome(GroupOutcome[DescribedSubject]):
     """The outcome of one change."""
 
-    result: DescribedSubject | None = None
 
-
-class DescribeResults(Answer):
+class DescribeResults(ItemList[DescribeOutcome]):
     """The changes, in the order of the request."""
-
-    items: list[DescribeOutcome]
 
 
 # ------------------------------------------------------------------ groups of moves
@@ -243,8 +234,7 @@ class MoveGroup(GroupRequest):
     metadata: tuple[DescribeItem, ...] = Field(default=(), max_length=GROUP_LIMIT)
 
 
-class MoveResults(Answer):
+class MoveResults(ItemList[MoveOutcome]):
     """The moves and the changes of metadata, in the order of the request."""
 
-    items: list[MoveOutcome]
     metadata: list[DescribeOutcome] = []
