@@ -109,6 +109,13 @@ class Problem(AnswerStruct, frozen=True, kw_only=True):
     retry_after_seconds: int | None = None
 
 
+class ItemOutcome(AnswerStruct, Generic[Item], frozen=True, kw_only=True):
+    """The outcome of one item: its result, or the problem that it alone has."""
+
+    problem: Problem | None = None
+    result: Item | None = None
+
+
 # ------------------------------------------------------------------ following the audit log, in every push and pull
 CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On answers about a version: the latest checkpoint of the audit log, its note in base64."""

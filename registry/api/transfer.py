@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from registry.api import MESSAGE_LIMIT, REF_LIMIT, AnswerStruct, Problem, RequestStruct, check_field, check_message
+from registry.api import MESSAGE_LIMIT, REF_LIMIT, AnswerStruct, ItemOutcome, RequestStruct, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.structs import Moment
@@ -179,16 +179,8 @@ class PullPlan(AnswerStruct, frozen=True, kw_only=True):
 
 
 # ------------------------------------------------------------------ outcomes of bulk requests
-class ItemOutcome(AnswerStruct, frozen=True, kw_only=True):
-    """The outcome of one item: the result that a subclass adds, or the problem that it alone has."""
-
-    problem: Problem | None = None
-
-
-class PlannedPush(ItemOutcome, frozen=True, kw_only=True):
+class PlannedPush(ItemOutcome[PushPlan], frozen=True, kw_only=True):
     """The outcome of planning one push."""
-
-    result: PushPlan | None = None
 
 
 class BulkPushPlan(AnswerStruct, frozen=True, kw_only=True):
@@ -197,10 +189,8 @@ class BulkPushPlan(AnswerStruct, frozen=True, kw_only=True):
     items: list[PlannedPush]
 
 
-class CommittedPush(ItemOutcome, frozen=True, kw_only=True):
+class CommittedPush(ItemOutcome[PushResult], frozen=True, kw_only=True):
     """The outcome of committing one push."""
-
-    result: PushResult | None = None
 
 
 class BulkPushResult(AnswerStruct, frozen=True, kw_only=True):
@@ -209,10 +199,8 @@ class BulkPushResult(AnswerStruct, frozen=True, kw_only=True):
     items: list[CommittedPush]
 
 
-class PlannedPull(ItemOutcome, frozen=True, kw_only=True):
+class PlannedPull(ItemOutcome[PullPlan], frozen=True, kw_only=True):
     """The outcome of planning one pull."""
-
-    result: PullPlan | None = None
 
 
 class BulkPullPlan(AnswerStruct, frozen=True, kw_only=True):
