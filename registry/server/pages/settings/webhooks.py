@@ -49,7 +49,7 @@ def show_webhook(
     state: Annotated[Literal[""] | DeliveryState, Query()] = "",
 ) -> Response:  # fmt: skip
     """Show a webhook with its newest deliveries."""
-    webhook = webhooks.to_view(webhooks.find_webhook(session, visitor.actor, webhook_id))
+    webhook = webhooks.find_webhook(session, visitor.actor, webhook_id)
     deliveries = webhooks.list_deliveries(session, visitor.actor, webhook_id, state=state, limit=DELIVERIES_SHOWN)
     return render(
         request, "webhook.html", title=f"Webhook {webhook.id}", webhook=webhook, deliveries=deliveries, state=state,
