@@ -238,7 +238,7 @@ def test_a_superseded_job_is_cancelled_for_the_code_before_it(empty: Engine) -> 
         assert set(connection.execute(text("SELECT state FROM job")).scalars()) == {"cancelled"}
 
 
-def test_a_server_of_the_step_before_0031_still_writes_attributes(empty: Engine) -> None:
+def test_a_server_of_the_step_before_0032_still_writes_attributes(empty: Engine) -> None:
     schema.migrate(empty)
     if empty.dialect.name == "sqlite":
         return  # it serves one process

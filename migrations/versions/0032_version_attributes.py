@@ -4,8 +4,8 @@ Rule of this folder: see script.py.mako. On PostgreSQL the table is renamed, whi
 former name for servers of the step before this one: they read, insert and delete through it. A later step drops the
 view. SQLite serves one process, and cannot rename constraints, so the rows are copied there.
 
-Revision: 0031
-Follows: 0030
+Revision: 0032
+Follows: 0031
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0031"
-down_revision = "0030"
+revision = "0032"
+down_revision = "0031"
 branch_labels = None
 depends_on = None
 
