@@ -132,11 +132,11 @@ test-lowest: venv  ## run the fast tests on the lowest versions that pyproject.t
 test-web: venv  ## visit every page in Chromium: hostile content, keyboard use, axe-core (skipped without Chromium)
 	@WEB_TESTS=1 $(PYTEST) tests/web $(ARGS)
 
-test-hub: venv  ## run older Hub clients and the JavaScript client against a live server (downloads 160 MB once)
+test-hub: venv  ## run older Hub clients and the JavaScript client against a live server (downloads 430 MB once)
 	@$(PYTHON) -m tests.hub.venvs
 	@HUB_CLIENTS=1 $(PYTEST) tests/hub $(ARGS)
 
-test-hub-push: venv  ## push with older Hub clients, the JavaScript client, PEFT and the Trainer (downloads 160 MB once)
+test-hub-push: venv  ## push with older Hub clients, the JavaScript client, PEFT, the Trainer and TRL (downloads 430 MB once)
 	@$(PYTHON) -m tests.hub.venvs
 	@HUB_CLIENTS=1 $(PYTEST) tests/hub/test_pushing_clients.py $(ARGS)
 

@@ -1,12 +1,14 @@
-"""The answers for one tenant do not depend on another tenant's data: 300 requests are compared byte by byte.
+"""The answers for one tenant do not depend on another tenant's data: 400 requests are compared byte by byte.
 
 The other tenant has the same bytes, the same names, similar names and the same base.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from tests import conftest, samples
 from tests.access.tenants import send
 from tests.bulk import answer_about, commit_body, push_body
 from tests.harness import Harness
+from tests.hub.commits import add_large, header
+from tests.hub.xet import shard_of, split, xorb_of
 
 pytestmark = pytest.mark.security
 
-REQUESTS_MINIMUM = 300
+REQUESTS_MINIMUM = 400
 LISTS = ("/adapters", "/bases", "/bases/tiny-llama", "/jobs", "/namespaces", "/tokens", "/events", "/whoami")
 # The place of an event in the log of all is told on purpose, for its proof: it says how much happened, and not what.
 VARIES = (
@@ -32,7 +36,19 @@ VARIES = (
     (rb'"token":"[0-9a-f]{32}"', b'"token":"LEASE"'),
     (rb"lra_[0-9A-Za-z]{38}", b"SECRET"),
     (rb"until=\d+&owner=ID[^&]*&signature=[0-9a-f]{64}", b"SIGNED"),
+    (rb"xet_\d+_[0-9a-f]{64}_[0-9a-f]{64}", b"XET"),
+    (rb"/xet/[0-9a-f]{24}", b"/xet/WORD"),
+    (rb'"exp":\d+', b'"exp":0'),
+    (rb"/hub_[0-9a-f]{24}_[0-9a-f]{12}/", b"/HUB/"),
 )
+UNSTEADY_HEADERS = frozenset({"x-request-id", "etag", "content-length", "x-xet-token-expiration", "audit-checkpoint"})
+
+
+def steady(data: bytes) -> bytes:
+    """These bytes without what differs from run to run."""
+    for pattern, instead in VARIES:
+        data = re.sub(pattern, instead, data)
+    return data
 
 
 def files(seed: int) -> samples.Files:
@@ -47,15 +63,12 @@ class Tenant:
         self.secret = harness.issue("admin", namespaces=["globex"], name="tenant-b")[1]
         self.heard: list[tuple[str, int, tuple[tuple[str, str], ...], bytes]] = []
 
-    def ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
-        answer = send(self.harness, method, "/api/v1" + path, self.secret, **rest)
-        body = answer.content
-        for pattern, instead in VARIES:
-            body = re.sub(pattern, instead, body)
-        headers = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "etag", "content-length")}
-        shown = re.sub(r"(tok|psh|job|pub)_[0-9a-f]+", "ID", path.partition("&until=")[0])
+    def ask(self, method: str, path: str, *, prefix: str = "/api/v1", secret: str = "", **rest: Any) -> httpx.Response:
+        answer = send(self.harness, method, prefix + path, secret or self.secret, **rest)
+        headers = {k: steady(v.encode()).decode() for k, v in answer.headers.items() if k not in UNSTEADY_HEADERS}
+        shown = steady(path.partition("&until=")[0].encode()).decode()
         status = (answer_about(answer) if path.startswith("/pushes") and method == "POST" else answer).status_code
-        self.heard.append((f"{method} {shown}", status, tuple(sorted(headers.items())), body))
+        self.heard.append((f"{method} {shown}", status, tuple(sorted(headers.items())), steady(answer.content)))
         return answer
 
     def push(self, name: str, content: samples.Files) -> None:
@@ -93,6 +106,7 @@ class Tenant:
         self.ask("GET", "/lineage", params={"base": "tiny-llama"})
         self.ask("GET", "/lineage", params={"dataset": "s3://data/tickets"})
         self.ask("GET", "/engine-settings", params={"base": "tiny-llama", "engine": "vllm==0.33.0"})
+        self.use_hub_clients()
         self.decide()
         for name in ("acme", "globex", "acne", "nowhere"):
             self.ask("GET", f"/namespaces/{name}")
@@ -119,6 +133,40 @@ class Tenant:
                 self.ask("GET", f"{version}/files/{path}", headers={"Range": "bytes=0-9"})
         for part in ("", "/versions", "/aliases", "/history", "/publishers"):
             self.ask("GET", f"/adapters/{adapter}{part}")
+
+    def use_hub_clients(self) -> None:
+        """What Hub clients ask, and their pushes of bytes that the other tenant has: by Git LFS and by Xet."""
+        for name in ("globex/support", "acme/support", "acme/nothing"):
+            model = f"/api/models/{name}"
+            for path in ("", "/revision/v1", "/tree/main", "/refs", "/commits/main", "/auth-check/write"):
+                self.ask("GET", model + path, prefix="")
+            for path in ("adapter_config.json", "adapter_model.safetensors", "absent"):
+                self.ask("HEAD", f"/{name}/resolve/main/{path}", prefix="")
+            self.push_large(name, [files(0)[samples.WEIGHTS], files(20)[samples.WEIGHTS]])
+        self.ask("GET", "/api/models", prefix="", params={"filter": "base_model:adapter:tiny-llama"})
+        self.ask("GET", "/api/whoami-v2", prefix="")
+
+    def push_large(self, name: str, contents: list[bytes]) -> None:
+        """To a repository: files that were not sent, then xorbs of theirs, half a shard, and a commit."""
+        organization, word = name.split("/")
+        self.ask("POST", "/api/repos/create", prefix="", json={"organization": organization, "name": word})
+        objects = [{"oid": sha256(data).hexdigest(), "size": len(data)} for data in contents]
+        batch = {"operation": "upload", "objects": objects}
+        self.ask("POST", f"/{name}.git/info/lfs/objects/batch", prefix="", json=batch)
+        lines = [header(), *(add_large("adapter_model.safetensors", item["oid"], item["size"]) for item in objects)]
+        commit = "".join(json.dumps(line) + "\n" for line in lines)
+        self.ask("POST", f"/api/models/{name}/commit/main", prefix="", content=commit)
+        token = self.ask("GET", f"/api/models/{name}/xet-write-token/main", prefix="")
+        if token.status_code == 200:
+            url, secret = httpx.URL(token.json()["casUrl"]).path, token.json()["accessToken"]
+            xorbs = [xorb_of(split(data)) for data in contents]
+            shard = shard_of(*((item["oid"], [xorb.segment()]) for item, xorb in zip(objects, xorbs, strict=True)))
+            for xorb in xorbs:
+                self.ask("GET", f"{url}/v1/chunks/default/{xorb.hash}", prefix="", secret=secret)
+                self.ask("POST", f"{url}/v1/shards", prefix="", secret=secret, content=shard)
+                self.ask("POST", f"{url}/v1/xorbs/default/{xorb.hash}", prefix="", secret=secret, content=xorb.body)
+            self.ask("POST", f"{url}/v1/shards", prefix="", secret=secret, content=shard)
+        self.ask("POST", f"/api/models/{name}/commit/main", prefix="", content=commit)
 
     def decide(self) -> None:
         for adapter in ("globex/support", "acme/support"):

@@ -27,18 +27,6 @@ from tests.maintenance import collect
 CARD = "README.md"
 
 
-@pytest.fixture
-def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url) as harness:
-        harness.add_base()
-        yield harness
-
-
-@pytest.fixture
-def pusher(harness: Harness) -> Pusher:
-    return Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
-
-
 def drafts_of(harness: Harness) -> tuple[int, int]:
     with harness.session() as session:
         return len(rows(session, DraftRow)), len(rows(session, DraftFileRow))
@@ -129,6 +117,21 @@ def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, 
     assert (created.status_code, harness.admin.adapter("acme/support").aliases["next"]) == (200, 1)
     assert promoter.send("POST", "/api/models/acme/support/branch/next", json={}).status_code == 409
     assert pusher.send("POST", "/api/models/acme/support/branch/other", json={}).status_code == 403
+
+
+def test_a_name_without_a_namespace_is_in_the_only_one_that_the_token_may_push_to(harness: Harness) -> None:
+    """`model.push_to_hub("support")`, and a trainer that takes the name of its output folder."""
+    body = {"name": "support", "organization": None}
+    mine = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
+    assert mine.send("GET", "/api/whoami-v2").json()["name"] == "acme"
+    created = mine.send("POST", "/api/repos/create", json=body)
+    assert (created.status_code, created.json()["id"], mine.files()) == (200, "acme/support", [])
+    assert mine.send("DELETE", "/api/repos/delete", json=body).status_code == 200
+    for namespaces in (["acme", "globex"], ["*"]):
+        other = Pusher(harness, harness.issue("push", namespaces=namespaces, name="laptop")[1])
+        assert other.send("GET", "/api/whoami-v2").json()["name"] == "laptop"
+        refused = other.send("POST", "/api/repos/create", json=body)
+        assert (refused.status_code, "name the repository NAMESPACE/NAME" in refused.text) == (422, True)
 
 
 # ------------------------------------------------------------------ the base

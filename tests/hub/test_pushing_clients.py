@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
 from registry.hub import commit_id
@@ -85,7 +86,7 @@ def test_the_newest_sends_a_large_file_by_xet(store: LiveServer, tmp_path: Path)
     """No variable is set; before, 256 MiB were the limit of these clients."""
     before = store.xet_uploads()
     pushed, pulled = lives.last_line(
-        store.run([sys.executable, "-c", LARGE, json.dumps(["acme/large", 300 * 10**6])], tmp_path)
+        store.run([sys.executable, "-c", LARGE, json.dumps(["acme/large-xet", 300 * 10**6])], tmp_path)
     )
     assert pushed == pulled
     assert store.xet_uploads() > before
@@ -173,3 +174,47 @@ def test_peft_and_the_trainer_push_versions(live: LiveServer, tmp_path: Path) ->
     version = live.registry.version(Ref(AdapterName("acme", "trained-trainer"), newest))
     assert (version.base, version.parents[0].name) == (live.base.name, f"acme/trained-trainer@{newest - 1}")
     assert {file.path for file in version.files} >= {samples.CONFIG, samples.WEIGHTS, pushes.CARD}
+
+
+FINE_TUNE = """
+import json, sys
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+order = json.loads(sys.argv[1])
+base = AutoModelForCausalLM.from_pretrained(order["base"])
+base.name_or_path = base.config._name_or_path = "tiny-llama"
+trainer = SFTTrainer(
+    model=base, train_dataset=Dataset.from_dict({"text": ["a b c d"] * 4}),
+    args=SFTConfig(
+        "support-sft", push_to_hub=True, hub_strategy="every_save", save_steps=1, max_steps=2, use_cpu=True, bf16=False,
+        per_device_train_batch_size=1, report_to=[], hub_always_push=True, max_length=16, dataset_num_proc=None,
+    ),
+    processing_class=AutoTokenizer.from_pretrained(order["base"]),
+    peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+)
+trainer.train()
+trainer.push_to_hub(dataset_name="tickets")
+print(json.dumps("done"))
+"""
+
+
+def test_trl_pushes_versions_to_the_namespace_of_its_token(live: LiveServer, tmp_path: Path) -> None:
+    """It names no namespace: the repository is called like the folder of its output."""
+    python = venvs.python_of(f"trl-{venvs.TRL}")
+    if python is None:
+        pytest.skip("TRL is not installed")
+    samples.llama().write(tmp_path / "tiny-llama")
+    token = live.registry.create_token(TokenCreate(name="trainer", scopes=["push"], namespaces=["acme"]))
+    client_request = json.dumps({"base": str(tmp_path / "tiny-llama")})
+    done = live.run([python, "-c", FINE_TUNE, client_request], tmp_path, HF_TOKEN=token.secret)
+    assert lives.last_line(done) == "done"
+    name = AdapterName("acme", "support-sft")
+    newest = live.registry.adapter(name).newest
+    assert newest >= 2, done.stderr[-2000:]
+    version = live.registry.version(Ref(name, newest))
+    assert (version.base, version.parents[0].name) == (live.base.name, f"{name}@{newest - 1}")
+    assert {file.path for file in version.files} >= {samples.CONFIG, samples.WEIGHTS, pushes.CARD, "tokenizer.json"}
+    assert f"acme/support-sft@{newest} on {live.base.name}: compat " in done.stderr

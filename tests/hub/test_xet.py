@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from hashlib import sha256
 
@@ -26,18 +25,10 @@ from tests.maintenance import collect
 CHUNK = 1000
 
 
-@pytest.fixture
-def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url) as harness:
-        harness.add_base()
-        yield harness
-
-
-@pytest.fixture
-def pusher(harness: Harness) -> Pusher:
-    pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
+@pytest.fixture(autouse=True)
+def repository(pusher: Pusher) -> None:
+    """Each upload needs a repository; here it is empty."""
     pusher.create()
-    return pusher
 
 
 def oid(data: bytes) -> str:

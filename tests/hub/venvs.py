@@ -1,10 +1,11 @@
-"""Hub clients of other generations under `.cache/clients`, made once: about 40 MB each.
+"""Hub clients of other generations, and a trainer, under `.cache/clients`, made once: about 40 MB each.
 
     python -m tests.hub.venvs       all of them; the JavaScript client only where there is npm
 
 Invariants
 - An environment that is whole holds a file `.ready`; what is cut off is made again.
 - Each generation stands for a rule of redirects: see the table in docs/hub.md.
+- An environment beside that of these tests has its packages, too: torch, transformers and the newest client.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +25,9 @@ HUBS = ("0.34.4", "1.10.1", "1.33.0", "2.1.1")
 that follows a redirect at HEAD with its token when only the host name is the same. The newest is in .venv."""
 JAVASCRIPT = "2.17.5"
 """Of @huggingface/hub."""
+TRL = "1.16.0"
+SUITE = ("pytest-asyncio==1.5.0", "pytest-mock==3.17.0", "pytest-timeout==2.4.0", "jedi==0.20.1")
+"""What huggingface_hub's own tests import, beside what it needs itself."""
 
 
 def are_wanted() -> bool:
@@ -29,10 +35,15 @@ def are_wanted() -> bool:
     return bool(os.environ.get("HUB_CLIENTS"))
 
 
+def python_of(name: str) -> Path | None:
+    """The interpreter of this environment, if it is whole."""
+    folder = CLIENTS / name
+    return folder / "bin" / "python" if (folder / ".ready").exists() else None
+
+
 def hub_python(version: str) -> Path | None:
     """The interpreter with this huggingface_hub, if its environment is whole."""
-    folder = CLIENTS / f"hub-{version}"
-    return folder / "bin" / "python" if (folder / ".ready").exists() else None
+    return python_of(f"hub-{version}")
 
 
 def javascript() -> Path | None:
@@ -41,15 +52,17 @@ def javascript() -> Path | None:
     return folder if (folder / ".ready").exists() and shutil.which("node") else None
 
 
-def make_hub(version: str) -> None:
-    folder = CLIENTS / f"hub-{version}"
-    if hub_python(version) is not None:
+def make(name: str, requirements: Sequence[str], *, beside: bool = False) -> None:
+    """Make an environment with these packages; `beside`: it also has the packages of this one."""
+    folder = CLIENTS / name
+    if (folder / ".ready").exists():
         return
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    more = ["hf_transfer"] if version.startswith("0.") else ["click"]  # which today's typer brings along no more
-    requirements = [f"huggingface_hub=={version}", *more]
+    if beside:
+        [packages] = folder.glob("lib/python*/site-packages")
+        (packages / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
     subprocess.run([*pip, *requirements], check=True)
     (folder / ".ready").touch()
@@ -66,6 +79,9 @@ def make_javascript() -> None:
 
 
 if __name__ == "__main__":
-    for each in HUBS:
-        make_hub(each)
+    for version in HUBS:
+        more = "hf_transfer" if version.startswith("0.") else "click"  # which today's typer brings along no more
+        make(f"hub-{version}", [f"huggingface_hub=={version}", more])
+    make(f"trl-{TRL}", [f"trl=={TRL}"], beside=True)
+    make("suite", SUITE, beside=True)
     make_javascript()

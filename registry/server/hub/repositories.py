@@ -20,6 +20,7 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
 from registry.names import AdapterName, is_alias
+from registry.roles import Scope
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
@@ -45,6 +46,12 @@ def parse_name(namespace: str, name: str) -> AdapterName:
         return AdapterName(namespace.lower(), name.lower())
     except Invalid:
         raise unknown_repository(f"{namespace}/{name}") from None
+
+
+def default_namespace(actor: Actor) -> str:
+    """Return the namespace of repositories that are named without one: the only one to push to, else nothing."""
+    namespaces = actor.namespaces_with(Scope.PUSH) or frozenset()
+    return next(iter(namespaces)) if len(namespaces) == 1 else ""
 
 
 def unknown_repository(name: str) -> NotFound:
@@ -90,8 +97,11 @@ def unknown_file(name: AdapterName, row: VersionRow, path: str, kind: str = "fil
 
 def describe_repository(session: Session, name: AdapterName, row: VersionRow, actor: Actor) -> Repository:
     """Return a version as a repository. Its files have no git ids yet."""
-    of_version = (BaseRow.id == row.base_id, AdapterRow.id == row.adapter_id)
-    base, created_at = session.exec(select(BaseRow.name, AdapterRow.created_at).where(*of_version)).one()
+    of_version = select(BaseRow.name, AdapterRow.created_at).join(
+        VersionRow, col(VersionRow.base_id) == col(BaseRow.id)
+    )
+    of_version = of_version.join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    base, created_at = session.exec(of_version.where(VersionRow.id == row.id)).one()
     return _repository(name, row, actor, base, created_at)
 
 

@@ -33,12 +33,12 @@ Expand = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length
 
 @router.get("/api/whoami-v2")
 def whoami(actor: AnyActor) -> dict[str, Any]:
-    """The name and the namespaces of the token."""
+    """The namespaces of the token. `name` is the one of repositories that are named without: trainers put it there."""
     namespaces = actor.namespaces_with(Scope.PULL) or frozenset()
     role = "write" if actor.has_scope(Scope.PUSH) else "read"
     return {
         "type": "user",
-        "name": actor.name,
+        "name": repositories.default_namespace(actor) or actor.name,
         "fullname": actor.identity,
         "orgs": [{"type": "org", "name": namespace} for namespace in sorted(namespaces)],
         "auth": {"type": "access_token", "accessToken": {"displayName": actor.name, "role": role}},

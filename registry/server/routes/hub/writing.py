@@ -56,7 +56,7 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
     """Create an empty draft of a new adapter. 409 if there is one, or an adapter of this name."""
     fields = read_json(request)
     refusals.refuse_type(_text(fields, "type"))
-    name = _parse_name(_text(fields, "organization"), _text(fields, "name"))
+    name = _parse_name(actor, _text(fields, "organization"), _text(fields, "name"))
     _check_visibility(fields, actor, name)
     answer = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
     with db.session(engine, write=False) as session:
@@ -71,12 +71,21 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
     return JSONResponse(answer)
 
 
-def _parse_name(organization: str, name: str) -> AdapterName:
+def _parse_name(actor: Actor, organization: str, name: str) -> AdapterName:
     """Parse the name of a new repository. Unlike that of one to read, it must be valid."""
+    namespace, word = _split(actor, organization, name)
+    if not namespace:
+        raise Invalid(
+            "NAME_INVALID", f"{name[:80]!r} has no namespace, and this token may push to none or to several",
+            next_step="name the repository NAMESPACE/NAME",
+        )  # fmt: skip
+    return AdapterName(namespace.lower(), word.lower())
+
+
+def _split(actor: Actor, organization: str, name: str) -> tuple[str, str]:
+    """Return the namespace, by default the only one that the actor may push to, and the name of a repository."""
     namespace, _, word = name.rpartition("/")
-    if not (organization or namespace):
-        raise Invalid("NAME_INVALID", f"{name[:80]!r} has no namespace", next_step="name the repository NAMESPACE/NAME")
-    return AdapterName((organization or namespace).lower(), word.lower())
+    return organization or namespace or repositories.default_namespace(actor), word
 
 
 def _exists(session: Any, actor: Actor, name: AdapterName) -> bool:
@@ -105,7 +114,7 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
     """Delete the drafts of the caller, or the adapter if there are none."""
     fields = read_json(request)
     refusals.refuse_type(_text(fields, "type"))
-    name = _find_name(_text(fields, "organization"), _text(fields, "name"))
+    name = repositories.parse_name(*_split(actor, _text(fields, "organization"), _text(fields, "name")))
     with db.session(engine) as session:
         own_drafts = revisions.require_repository(session, actor, name)
         if own_drafts and not repositories.has_adapter(session, name):
@@ -118,18 +127,13 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
     return JSONResponse({}, background=after)
 
 
-def _find_name(organization: str, name: str) -> AdapterName:
-    namespace, _, word = name.rpartition("/")
-    return repositories.parse_name(organization or namespace, word)
-
-
 @router.post("/api/repos/move")
 def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
     """Rename an adapter. Its old name ends."""
     fields = read_json(request)
     refusals.refuse_type(_text(fields, "type"))
-    name = _find_name("", _text(fields, "fromRepo"))
-    to = _parse_name("", _text(fields, "toRepo"))
+    name = repositories.parse_name(*_split(actor, "", _text(fields, "fromRepo")))
+    to = _parse_name(actor, "", _text(fields, "toRepo"))
     with db.session(engine) as session:
         removal.rename(session, actor, name, to)
     after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
