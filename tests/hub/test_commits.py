@@ -397,6 +397,17 @@ def test_a_text_that_cannot_be_stored_is_refused(pusher: Pusher, text: str) -> N
     assert {answer.status_code for answer in answers} <= {400, 415, 422}
 
 
+@pytest.mark.parametrize("folder", ["checkpoint-500", "last-checkpoint", "unet/checkpoint-1"])
+def test_checkpoints_in_folders_are_left_out(pusher: Pusher, folder: str) -> None:
+    """Training scripts leave them beside the adapter, and push all."""
+    pusher.create()
+    paths = [samples.WEIGHTS, f"{folder}/{samples.WEIGHTS}"]
+    body = {"files": [{"path": path, "size": 1} for path in paths]}
+    answer = pusher.send("POST", "/api/models/acme/support/preupload/main", json=body)
+    assert [file["shouldIgnore"] for file in answer.json()["files"]] == [False, True]
+    assert "push that folder as its own adapter" in warning(answer)
+
+
 def test_bytes_that_never_arrived_are_named(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     files = harness.files()

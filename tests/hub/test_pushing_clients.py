@@ -11,10 +11,11 @@ import pytest
 
 from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
+from registry.client.local.base_folder import base_spec_from
 from registry.client.registry import Registry
 from registry.hub import commit_id
 from registry.names import AdapterName, Ref
-from tests import samples
+from tests import fixtures, samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.hub import live as lives
@@ -218,3 +219,52 @@ def test_trl_pushes_versions_to_the_namespace_of_its_token(live: LiveServer, tmp
     assert (version.base, version.parents[0].name) == (live.base.name, f"{name}@{newest - 1}")
     assert {file.path for file in version.files} >= {samples.CONFIG, samples.WEIGHTS, pushes.CARD, "tokenizer.json"}
     assert f"acme/support-sft@{newest} on {live.base.name}: compat " in done.stderr
+
+
+SAVE_IMAGES = """
+import json, pathlib, sys, torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from huggingface_hub import create_repo, upload_folder
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+order = json.loads(sys.argv[1])
+unet = UNet2DConditionModel.from_pretrained(order["base"], subfolder="unet")
+unet.add_adapter(LoraConfig(r=4, init_lora_weights="gaussian", target_modules=["to_q", "to_v"]))
+parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+config = unet.config
+noise = torch.randn(1, config.in_channels, config.sample_size, config.sample_size)
+for step in range(2):
+    hidden = torch.randn(1, 4, config.cross_attention_dim)
+    loss = (unet(noise, torch.tensor([step]), hidden).sample - noise).pow(2).mean()
+    loss.backward()
+    optimizer.step()
+    for folder in (f"out/checkpoint-{step}", "out"):
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+        torch.save(optimizer.state_dict(), folder + "/optimizer.bin")
+pathlib.Path("out/README.md").write_text("---\\nbase_model: sd-tiny\\n---\\n# Sketch")
+pathlib.Path("out/image_0.png").write_bytes(b"an image")
+name = create_repo("sketch", exist_ok=True).repo_id
+upload_folder(repo_id=name, folder_path="out", commit_message="End of training", ignore_patterns=["step_*", "epoch_*"])
+print(json.dumps(name))
+"""
+
+
+@pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="the libraries of image models are not installed")
+def test_what_diffusers_saves_is_pushed_without_its_checkpoints(live: LiveServer, tmp_path: Path) -> None:
+    """The steps that diffusers' training scripts end with."""
+    pipeline = fixtures.image_bases() / "sd-tiny"
+    live.registry.add_base(BaseAdd(spec=base_spec_from(pipeline, "sd-tiny")[0]))
+    token = live.registry.create_token(TokenCreate(name="images", scopes=["push"], namespaces=["acme"]))
+    done = live.run(
+        [sys.executable, "-c", SAVE_IMAGES, json.dumps({"base": str(pipeline)})], tmp_path, HF_TOKEN=token.secret
+    )
+    assert lives.last_line(done) == "acme/sketch"
+    version = live.registry.version(Ref(AdapterName("acme", "sketch"), 1))
+    assert (version.base, version.message) == ("sd-tiny", "End of training")
+    assert [file.path for file in version.files] == [pushes.CARD, "pytorch_lora_weights.safetensors"]
+    assert "acme/sketch@1 on sd-tiny: compat pass; weights pass" in done.stderr
+    assert "left out:" in done.stderr

@@ -30,6 +30,8 @@ from registry.versions.files import kind_of, refusal_of
 
 _UNSAFE = re.compile(r"(?:\A|/)(?:\.\.?)?(?:/|\Z)|[\\\0]")
 """What no honest client has in a path: a part that is empty, `.` or `..`, a backslash or NUL."""
+_CHECKPOINT = re.compile(r"(?:\A|/)(?:checkpoint-[0-9]+|last-checkpoint)/")
+"""Folders in which trainers keep checkpoints: each holds an adapter of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ def _choose_mode(path: str, size_bytes: int, current: File | None) -> FileMode:
         names.file_path(path)
     except Invalid as error:
         return FileMode(path, False, error.detail)
+    if _CHECKPOINT.search(path):
+        return FileMode(path, False, f"{path} is in the folder of a checkpoint; push that folder as its own adapter")
     if kind_of(path) is None:
         return FileMode(path, False, f"{path} {refusal_of(path).message}")
     is_large = hub.is_large(drafts.describe(path, Digest.of(b""), size_bytes))
