@@ -140,6 +140,10 @@ test-hub-push: venv  ## push with older Hub clients, the JavaScript client, PEFT
 	@$(PYTHON) -m tests.hub.venvs
 	@HUB_CLIENTS=1 $(PYTEST) tests/hub/test_pushing_clients.py $(ARGS)
 
+test-hub-suite: venv  ## run huggingface_hub's own tests of model repositories: HF_HUB_SOURCE=folder of its repository
+	@$(PYTHON) -m tests.hub.venvs
+	@HF_HUB_SOURCE=$(HF_HUB_SOURCE) $(PYTHON) -m tests.hub.suite $(ARGS)
+
 test-vllm: venv  ## compare our verdicts with a real vLLM (CPU); run a node with plugin and agent (downloads 3.3 GB once)
 	@$(PYTHON) -m tests.proof.venvs vllm
 	@$(PYTHON) -m tests.proof.venvs sglang

@@ -41,6 +41,11 @@ _FORKS.set_forkserver_preload(
 class Server:
     """One registry; `environment` says where its data are. `log`: the file for what its processes log."""
 
+    @staticmethod
+    def serve(port: int, environment: Mapping[str, str], log: Path | None, ready: Pipe) -> None:
+        """Run the server in the new process."""
+        serve(port, environment, log, ready)
+
     def __init__(self, environment: Mapping[str, str], log: Path | None = None) -> None:
         self.environment = dict(environment)
         self.log = log
@@ -57,7 +62,7 @@ class Server:
     def start(self, *, failpoints: str = "") -> None:
         ours, theirs = _FORKS.Pipe(duplex=False)
         environment = self.environment | {"REGISTRY_FAILPOINTS": failpoints}
-        self._process = _FORKS.Process(target=_serve, args=(self.port, environment, self.log, theirs), daemon=True)
+        self._process = _FORKS.Process(target=self.serve, args=(self.port, environment, self.log, theirs), daemon=True)
         self._process.start()
         theirs.close()
         if not ours.poll(START_LIMIT_SECONDS):
@@ -122,7 +127,7 @@ class Server:
             self.restart_seconds = max(self.restart_seconds, time.monotonic() - died_at)
 
 
-def _serve(port: int, environment: Mapping[str, str], log: Path | None, ready: Pipe) -> None:
+def serve(port: int, environment: Mapping[str, str], log: Path | None, ready: Pipe) -> None:
     """The command itself, in the new process; what it says when it is ready goes into the pipe."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(environment)

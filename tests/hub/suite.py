@@ -1,0 +1,146 @@
+"""Run huggingface_hub's own tests of model repositories against a live server: `make test-hub-suite HF_HUB_SOURCE=DIR`.
+
+    HF_HUB_SOURCE    a checkout of huggingface_hub; its client is the one that is tested
+
+Their repositories hold any file, so this server holds any file, too: as drafts. What they say of the protocol stays:
+operations of a commit, modes, Git LFS, Xet, identities, errors, downloads, caches. `EXCLUDED` says what does not apply.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from registry import hub
+from registry.api.access import TokenCreate
+from registry.client.registry import Registry
+from registry.versions import files
+from tests.faults import servers
+from tests.faults.servers import Server
+from tests.hub import venvs
+
+PLUGIN = Path(__file__).with_name("_suite_plugin.py")
+MORE_LARGE_ENDINGS = (".bin", ".png")
+"""Of files that the Hub keeps by Git LFS, and these tests send."""
+TEST_SECONDS = 60
+FILES = (
+    "commit_api", "commit_scheduler", "file_download", "hf_api", "hub_mixin", "lfs", "repocard", "snapshot_download",
+    "tree_cache", "upload_large_folder", "upload_pipeline", "utils_errors", "verification", "xet_upload", "xet_utils",
+)  # fmt: skip
+EXCLUDED: dict[str, tuple[str, ...]] = {
+    "about data sets, spaces and buckets, which are refused": (
+        "dataset",
+        "_space",
+        "DuplicateSpace",
+        "Bucket",
+        "bucket",
+        "test_auth_check_success",
+        "TestHfApiPrivate",
+        "test_create_repo_already_exists_but_no_write_permission",
+    ),
+    "about pull requests, which are refused": (
+        "Discussions",
+        "create_pr",
+        "_on_pr",
+        "TestListGitCommits",
+        "_as_pr",
+        "from_pr",
+        "test_push_and_create_pr",
+    ),
+    "about tags other than numbers of versions, and squashing, which are refused": (
+        "TagEndpoint",
+        "existing_tag",
+        "squash",
+        "TestSquashHistory",
+    ),
+    "about gated repositories and visibility, which a namespace has": ("gated", "repo_settings", "private"),
+    "about other services of the Hub": (
+        "TestWebhookApi",
+        "TestCollectionAPI",
+        "TestActivityApi",
+        "TestAccessRequestAPI",
+        "InferenceCatalog",
+        "TestListAndPermanentlyDeleteLFSFiles",
+        "test_whoami_with_passing_token",
+    ),
+    "about a first commit with .gitattributes, and .gitignore files": (
+        "TestHfApiDeleteFiles",
+        "test_upload_folder_git",
+        "TestHfApiListRepoTree",
+    ),
+    "about earlier commits, which a draft does not have": (
+        "test_continue_commit",
+        "TestCommitInBackground",
+        "test_create_branch_from_revision",
+        "test_sync_local_folder",
+    ),
+    "about moves of what is a draft": ("test_move_repo",),
+    "about file names that not every system can have": ("AwfulFilenames", "RelativePath", "relative_path"),
+    "of the words of an error, not its kind": (
+        "test_create_commit_conflict",
+        "existing_branch_fails",
+        "delete_branch_on_missing",
+        "repo_does_not_exist",
+    ),
+    "about downloads by Xet: files are downloaded whole": ("TestXetE2E", "test_xet_file_skips"),
+    "sent to huggingface.co itself": ("test_validate_repocard", "TestRepocardMetadataUpdate"),
+    "about front matter: a README never stops a push": ("test_commit_modelcard_invalid",),
+}
+"""Why tests do not apply → parts of their ids."""
+
+
+class AnyFileServer(Server):
+    """A server whose drafts hold files of any name."""
+
+    @staticmethod
+    def serve(*args: Any) -> None:
+        files.KINDS = (*files.KINDS, files.FileKind("*", "application/octet-stream", files.FILE_LIMIT_BYTES))
+        hub._LARGE_ENDINGS = (*hub._LARGE_ENDINGS, *MORE_LARGE_ENDINGS)
+        servers.serve(*args)
+
+
+def main(source: Path, arguments: list[str]) -> int:
+    """Run the tests; return the exit code of their pytest."""
+    python = venvs.python_of("suite")
+    if python is None:
+        sys.exit("run `python -m tests.hub.venvs` first")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(PLUGIN, folder / "suite_plugin.py")
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        server = AnyFileServer({"REGISTRY_DATA": str(folder / "data")}, folder / "server.log")
+        with server.running(), Registry(server.url, server.token) as registry:
+            environment = _environment(registry, server, source, folder)
+            command = [
+                python, "-m", "pytest", "-q", "-c", folder / "pytest.ini", "--rootdir", source, "-p", "suite_plugin",
+                "-p", "no:cacheprovider", "-p", "no:warnings", "--timeout", str(TEST_SECONDS), "--tb=short", "-rfE",
+                "-m", "not production and not inference", *(f"tests/test_{name}.py" for name in FILES), *arguments,
+            ]  # fmt: skip
+            return subprocess.run([str(word) for word in command], cwd=source, env=environment).returncode
+
+
+def _environment(registry: Registry, server: Server, source: Path, folder: Path) -> dict[str, str]:
+    secrets = {
+        user: registry.create_token(TokenCreate(name=user, scopes=["push", "promote"], namespaces=[user])).secret
+        for user in ("ci", "other")
+    }
+    constants = {
+        "USER": "ci", "TOKEN": secrets["ci"], "OTHER_USER": "other", "OTHER_TOKEN": secrets["other"],
+        "ENDPOINT_STAGING": server.url,
+    }  # fmt: skip
+    excluded = [part for parts in EXCLUDED.values() for part in parts]
+    return {
+        "PATH": os.environ["PATH"], "HOME": str(folder), "HF_ENDPOINT": server.url, "HF_TOKEN": secrets["ci"],
+        "PYTHONPATH": os.pathsep.join(map(str, (source / "src", source, folder))),
+        "SUITE_ORDER": json.dumps({"constants": constants, "excluded": excluded}),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(os.environ["HF_HUB_SOURCE"]).resolve(), sys.argv[1:]))
