@@ -25,7 +25,7 @@ from registry.versions.manifest import Descriptor
 COMMIT_DIGITS = 40
 SMALL_LIMIT_BYTES = 2**20
 """Larger files are large whatever they are called."""
-_LARGE_ENDINGS = (".safetensors", ".gguf", ".model")
+_LARGE_ENDINGS: tuple[str, ...] = (".safetensors", ".gguf", ".model")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 

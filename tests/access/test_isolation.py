@@ -150,7 +150,7 @@ class Tenant:
         """To a repository: files that were not sent, then xorbs of theirs, half a shard, and a commit."""
         organization, word = name.split("/")
         self.ask("POST", "/api/repos/create", prefix="", json={"organization": organization, "name": word})
-        objects = [{"oid": sha256(data).hexdigest(), "size": len(data)} for data in contents]
+        objects: list[dict[str, Any]] = [{"oid": sha256(data).hexdigest(), "size": len(data)} for data in contents]
         batch = {"operation": "upload", "objects": objects}
         self.ask("POST", f"/{name}.git/info/lfs/objects/batch", prefix="", json=batch)
         lines = [header(), *(add_large("adapter_model.safetensors", item["oid"], item["size"]) for item in objects)]
