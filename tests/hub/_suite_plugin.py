@@ -18,8 +18,8 @@ for name, value in ORDER["constants"].items():
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: "list[pytest.Item]") -> None:
     """Leave out the tests whose id has one of these parts."""
-    chosen = [item for item in items if not any(part in item.nodeid for part in ORDER["excluded"])]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    selected = [item for item in items if not any(part in item.nodeid for part in ORDER["excluded"])]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
     unused = [part for part in ORDER["excluded"] if not any(part in item.nodeid for item in items)]
     assert not unused, f"no test has these parts in its id: {unused}"
-    items[:] = chosen
+    items[:] = selected
