@@ -122,11 +122,11 @@ def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, 
 def test_a_name_without_a_namespace_is_in_the_only_one_that_the_token_may_push_to(harness: Harness) -> None:
     """`model.push_to_hub("support")`, and a trainer that takes the name of its output folder."""
     body = {"name": "support", "organization": None}
-    mine = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
-    assert mine.send("GET", "/api/whoami-v2").json()["name"] == "acme"
-    created = mine.send("POST", "/api/repos/create", json=body)
-    assert (created.status_code, created.json()["id"], mine.files()) == (200, "acme/support", [])
-    assert mine.send("DELETE", "/api/repos/delete", json=body).status_code == 200
+    bound = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
+    assert bound.send("GET", "/api/whoami-v2").json()["name"] == "acme"
+    created = bound.send("POST", "/api/repos/create", json=body)
+    assert (created.status_code, created.json()["id"], bound.files()) == (200, "acme/support", [])
+    assert bound.send("DELETE", "/api/repos/delete", json=body).status_code == 200
     for namespaces in (["acme", "globex"], ["*"]):
         other = Pusher(harness, harness.issue("push", namespaces=namespaces, name="laptop")[1])
         assert other.send("GET", "/api/whoami-v2").json()["name"] == "laptop"
