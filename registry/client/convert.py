@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters import read as contents
-from registry.adapters.peft.names import EMBEDDINGS
-from registry.adapters.peft.targets import Targets
+from registry.adapters.peft.targets import EMBEDDINGS, Targets
 from registry.adapters.read import AdapterContents, PeftContents
 from registry.api.bases import BaseView
 from registry.api.catalog import Resolved

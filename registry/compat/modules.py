@@ -49,6 +49,10 @@ class ModuleLookup:
                 return None
         return module
 
+    def covers(self, path: str) -> bool:
+        """Whether the configuration targets the module at this path, by itself or tied to one that it targets."""
+        return self.targets.covers(path) or (self.base.tied and self.targets.ties(path))
+
     def find_sized(self, path: str) -> ModuleShape | None:
         """The base's module that the adapter calls `path`; None, with a finding, if it or its sizes are not known."""
         module = self.find(path)
@@ -96,7 +100,7 @@ class ModuleLookup:
             if ".experts.*." in path:
                 each = range(module.count if single_experts else 0)
                 yield from filter(self.targets.covers, (path.replace(".*.", f".{number}.", 1) for number in each))
-            elif module.kind in (*_LINEAR, "embedding", "conv", "norm", "other") and self.targets.covers(path):
+            elif module.kind in (*_LINEAR, "embedding", "conv", "norm", "other") and self.covers(path):
                 if self.targets.all_linear and (module.kind not in _LINEAR or path.startswith(_HEADS)):
                     continue
                 yield path
@@ -233,7 +237,7 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
         group = path.rpartition(".")[2]
         lookup.findings.add(lookup.doubt, "compat.module_missing", path, message, path, "nothing", group=group)
     for path in sorted(present - expected):
-        if lookup.find(path) is not None and not lookup.targets.covers(path):
+        if lookup.find(path) is not None and not lookup.covers(path):
             message = f"the file has tensors for {path}, which the configuration does not target: PEFT drops them"
             group = path.rpartition(".")[2]
             lookup.findings.error("compat.module_not_targeted", path, message, "a target", path, group=group)

@@ -11,11 +11,9 @@ from enum import Enum
 
 from registry.adapters import methods
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.targets import Targets
+from registry.adapters.peft.targets import EMBEDDINGS, Targets
 
 PREFIX = "base_model.model."
-EMBEDDINGS = ("embed_tokens", "lm_head")
-"""Modules whose base weights PEFT stores beside the adapter when they are targets."""
 TOKEN_TABLES = ("wte", "word_embeddings", "embed_in", "shared")
 """What older architectures call `embed_tokens`, for which a bare list of `trainable_token_indices` stands."""
 EXAMPLES = 3
@@ -125,9 +123,9 @@ class Names:
         if leaf == "bias" and self._config.bias != "none" and (self._config.bias == "all" or inner != path):
             return TensorName(TensorRole.FULL, inner, leaf)
         table, wraps, part = f"{path}.".partition(".base_layer.")  # a part: the norm inside Inkling's embedding
-        targeted = wraps and table.rpartition(".")[2] in EMBEDDINGS and self._targets.covers(table)
+        targeted = table.rpartition(".")[2] in EMBEDDINGS and (self._targets.covers(table) or self._targets.ties(table))
         inner = f"{table}.{part}".removesuffix(".")
-        return TensorName(TensorRole.REPEAT, inner, leaf) if leaf == "weight" and targeted else None
+        return TensorName(TensorRole.REPEAT, inner, leaf) if leaf == "weight" and wraps and targeted else None
 
     def _ties(self, path: str) -> bool:
         """With `ensure_weight_tying`, saving one end of a tied pair saves the other as well."""

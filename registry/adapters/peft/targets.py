@@ -15,6 +15,8 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.strict import patterns
 
 ALL_LINEAR = "all-linear"
+EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Modules that may be tied, and whose base weights PEFT stores beside the adapter when they are targets."""
 
 T = TypeVar("T")
 _FIRST_NUMBER = re.compile(r"\.[^.]+\.(\d{1,9})\.")
@@ -62,6 +64,8 @@ class Targets:
                 self._parameters.setdefault(owner, set()).add(leaf)
         self.all_linear = isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR
         self.written = config.targets is not None
+        saved = {name.rpartition(".")[2] for name in config.saved_modules}
+        self._ties = config.ensure_weight_tying and saved.isdisjoint(EMBEDDINGS) and self._targets.names(EMBEDDINGS)
 
     def covers(self, path: str) -> bool:
         """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
@@ -74,6 +78,10 @@ class Targets:
         if self._targets.names_whole(path):  # PEFT asks for the layer only where a name is the end of a path
             return True
         return not self._layers or isinstance(self._config.targets, str) or self._layer(path) in self._layers
+
+    def ties(self, path: str) -> bool:
+        """Whether the module at this path is an embedding or head that gets a pair if the base ties the two."""
+        return self._ties and path.rpartition(".")[2] in EMBEDDINGS
 
     def means_weight(self, path: str) -> bool:
         """Whether `target_parameters` names the module's own matrix: `gate.weight`, a router of fused experts."""
@@ -145,6 +153,12 @@ class _Names:
 
     def names_whole(self, path: str) -> bool:
         return path in self._names
+
+    def names(self, leaves: Iterable[str]) -> bool:
+        """Whether one of these is the last part of a name, or matches the pattern by itself."""
+        if self._pattern is not None:
+            return any(map(self._pattern.matches, leaves))
+        return not {name.rpartition(".")[2] for name in self._names}.isdisjoint(leaves)
 
     def has(self, path: str) -> bool:
         if self._pattern is not None:
