@@ -28,8 +28,9 @@ ENGINES = ("peft==0.21.2", "vllm==0.28.0", "vllm==0.31.0", VLLM, "sglang==0.5.23
 SEEN_IN_VALUES_ONLY = {"nan", "inf-one-value"}
 SERVED_BY_VLLM = {
     "lora-r4", "lora-r8-all", "lora-r64", "lora-all-linear", "lora-regex", "lora-layers-to-transform",
-    "lora-rank-pattern", "lora-rslora", "lora-on-embedding", "lora-pissa-converted", "lora-olora-converted",
-    "lora-exclude", "lora-fused-qkv", "lora-moe-attn", "lora-bfloat16", "lora-float16", "lora-float8_e4m3fn",
+    "lora-rank-pattern", "lora-rslora", "lora-on-embedding", "lora-tied-embedding", "lora-pissa-converted",
+    "lora-olora-converted", "lora-exclude", "lora-fused-qkv", "lora-moe-attn", "lora-bfloat16", "lora-float16",
+    "lora-float8_e4m3fn",
 }  # fmt: skip
 """Good adapters: what 0.31.0 and 0.32.0 served as PEFT did when they were run, and what the code of 0.33.0 says."""
 

@@ -39,7 +39,7 @@ from tests.truth.cases import Base
 Said = dict[str, tuple[str, str]]
 """Stage → (word, message)."""
 YES, NO = frozenset({"pass", "warn"}), frozenset({"fail", "refused"})
-LIMITS = ProcessLimits(deadline_seconds=30, threads=1, memory_bytes=4 * 2**30)
+LIMITS = ProcessLimits(deadline_seconds=120, threads=1, memory_bytes=4 * 2**30)
 TEXT = 300
 
 
