@@ -68,6 +68,7 @@ PAGES = {
     ("GET", "/sign-in/{code}"): 403,
     ("GET", "/sign-in/with/{provider}"): 404,
     ("GET", "/sign-in/with/{provider}/callback"): 404,
+    ("GET", "/live"): 401,
     ("GET", "/settings"): 401,
     ("POST", "/settings/namespaces"): 401,
     ("GET", "/settings/namespaces/{namespace}"): 401,

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
-from registry.api.access import TokenCreate
+from registry.api.access import PublisherAdd, TokenCreate
+from registry.api.audit import WebhookCreate
 from registry.api.catalog import MetadataChange
 from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
@@ -66,9 +69,17 @@ PATHS = (
     f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
     "/fleet", f"/fleet?adapter={MARKUP[:40]}", "/jobs", f"/jobs?ref={MARKUP[:60]}", f"/jobs/{MARKUP[:40]}",
     "/audit", "/audit/9", "/audit/12",
-    f"/audit?object={MARKUP[:90]}", "/status", f"/adapters/{MARKUP[:40]}/x", f"/sign-in?next={MARKUP[:90]}",
+    f"/audit?object={MARKUP[:90]}", "/settings", "/settings/namespaces/evil", f"/settings/adapters/{REF}",
+    "/settings/tokens", "/settings/webhooks", "/settings/webhooks/WEBHOOK", f"/settings/tokens?cursor={MARKUP[:40]}",
+    f"/sign-in/with/{MARKUP[:40]}", f"/live?page={MARKUP[:60]}", "/status",
+    f"/adapters/{MARKUP[:40]}/x", f"/sign-in?next={MARKUP[:90]}",
     f"/sign-in/{MARKUP[:40]}",
 )  # fmt: skip
+
+
+def path_of(harness: Harness, path: str) -> str:
+    """The path with the id of the webhook, which `fill` has created."""
+    return path.replace("WEBHOOK", Audit(harness.admin).webhooks().items[0].id) if "WEBHOOK" in path else path
 
 
 def fill(harness: Harness) -> None:
@@ -101,6 +112,11 @@ def fill(harness: Harness) -> None:
     pusher.promote(REF, "prod", "1", generation=0, reason=MARKUP)
     pusher.yank(f"{REF}@2", reason=MARKUP)
     pusher.quarantine(f"{REF}@1", reason=MARKUP + LONG)
+    subject = re.sub(r"[^!-~]", "", MARKUP)[:190]
+    registry.grant_role("evil", subject, "owner")
+    registry.add_publisher(REF, PublisherAdd(issuer=MARKUP[:200], claims={MARKUP[:90]: MARKUP, LONG[:90]: LONG}))
+    url = f"https://evil.example/{subject}{LONG}"
+    Audit(registry).create_webhook(WebhookCreate(url=url, namespace="evil", actions=["version.push"]))
 
 
 def _finish_smoke_test(harness: Harness, ref: str) -> None:

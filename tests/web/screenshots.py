@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from registry.client.audit import Audit
 from tests.harness import Harness
 from tests.web.browser import Scheme, chromium
 from tests.web.site import ENGINES, LONG, Site, fill, serve
@@ -54,10 +55,23 @@ def take(site: Site, folder: Path, part: str) -> None:
         for scheme in get_args(Scheme):
             with chromium(width=width, scheme=scheme) as context:
                 page = context.new_page()
-                for name, path in {**ANONYMOUS, "": "", **PAGES}.items():
-                    page.goto(site.url + path if name else site.sign_in_link())
+                for name, url in addresses(site).items():
+                    page.goto(url)
                     if name and part in name:
                         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
+
+
+def addresses(site: Site) -> dict[str, str]:
+    """Name → URL of every page, in the order of the visit. The one without a name signs in as administrator."""
+    urls = {name: site.url + path for name, path in ANONYMOUS.items()}
+    urls[""] = site.sign_in_link()
+    urls |= {name: site.url + path for name, path in PAGES.items()}
+    registry = site.harness.admin
+    campaign = next(event.object for event in Audit(registry).events(action=["campaign.start"]))
+    urls["campaign"] = f"{site.url}/campaigns/{campaign}"
+    urls["job"] = f"{site.url}/jobs/{registry.jobs().items[0].id}"
+    urls["webhook"] = f"{site.url}/settings/webhooks/{Audit(registry).webhooks().items[0].id}"
+    return urls
 
 
 def main() -> None:

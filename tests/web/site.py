@@ -11,18 +11,25 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 
-from registry.api.access import NamespaceSet
+from registry.api.access import NamespaceSet, PublisherAdd
+from registry.api.audit import WebhookCreate
+from registry.api.jobs import CampaignRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
+from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
+from registry.server.access.issuers import Issuers
 from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Code, Dataset, Provenance, Run
+from registry.versions.retention import RetentionRule
 from tests import samples
+from tests.access.identity import ISSUER, LoginServer
 from tests.access.tenants import send
 from tests.harness import Harness
 from tests.processes import free_port
@@ -62,10 +69,11 @@ LONG = "a-very-long-adapter-name-that-somebody-generated-0123456789-tenant"
 
 @dataclass
 class Site:
-    """A running registry. `secret` is the administrator's token."""
+    """A running registry, and the identity provider by which Alice signs in. `secret` is the administrator's token."""
 
     url: str
     harness: Harness
+    provider: LoginServer
 
     @property
     def secret(self) -> str:
@@ -93,7 +101,9 @@ def serve(harness: Harness) -> Iterator[Site]:
     thread.start()
     started.wait(60)
     try:
-        yield Site(f"http://127.0.0.1:{port}", harness)
+        with tempfile.TemporaryDirectory() as folder, LoginServer(Path(folder)).running() as provider:
+            harness.app.state.issuers = Issuers.read(provider.settings)
+            yield Site(f"http://127.0.0.1:{port}", harness, provider)
     finally:
         server.should_exit = True
         thread.join(30)
@@ -140,6 +150,7 @@ def fill(harness: Harness) -> None:
     for number in range(24):
         harness.push(f"acme/merchant-{number:03}")
     _report_nodes(harness)
+    _fill_settings(harness)
     send(harness, "GET", "/api/v1/events", harness.secret)  # numbers and signs the events
 
 
@@ -155,6 +166,20 @@ def _report_nodes(harness: Harness) -> None:
         )  # fmt: skip
         report = NodeReport(base="tiny-llama", alias="canary", profile=f"vllm==0.33.0,node={number}", slots=[slot])
         harness.admin.report_node(f"gpu-{number}", "vllm", report)
+
+
+def _fill_settings(harness: Harness) -> None:
+    """Members, limits, a retention rule, a trusted publisher, a webhook, tokens, and a campaign."""
+    registry = harness.admin
+    registry.grant_role("acme", "group:ml-platform", "promoter")
+    registry.grant_role("acme", "carol@acme.example", "pusher")
+    registry.change_namespace("acme", NamespaceSet(quota_bytes=2**30, quota_versions=5000, pushes_per_hour=200))
+    registry.set_retention("acme/support", RetentionRule(keep_newest=3, keep_seconds=30 * 86400))
+    registry.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
+    Audit(registry).create_webhook(WebhookCreate(url="https://ci.example.org/hooks/adapters", namespace="acme"))
+    harness.issue("push", namespaces=["acme"], name="trainer of acme", seconds=90 * 86400)
+    harness.issue("pull", name="nodes")
+    registry.start_campaign(CampaignRequest(base="tiny-llama"))
 
 
 def _warning() -> Finding:

@@ -1,12 +1,12 @@
 """The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
 from registry import names
-from registry.api.aliases import AliasMove, ApproveRequest, PromoteRequest, RollbackRequest
+from registry.api.aliases import ApproveRequest, PromoteRequest, RollbackRequest
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
@@ -74,9 +74,7 @@ def show_alias(
     )  # fmt: skip
 
 
-def _in_effect(
-    session: SessionDep, actor: Actor, name: AdapterName, alias: str, at: str
-) -> dict[str, AliasMove | str | None]:
+def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str, at: str) -> dict[str, Any]:
     """The move that was in effect at a moment, which is UTC, or why the text is no moment."""
     if not at:
         return {"held": None, "at_problem": ""}

@@ -1,8 +1,9 @@
 """How pages are rendered: templates, response headers, errors as pages, and the files that pages link to.
 
 - Templates escape every text. A name that a template does not know is an error.
-- The content security policy allows this server's own style sheet and images, and nothing else: no script at all.
-- The style sheet and the icon have their digest in their names, so that browsers keep them.
+- The content security policy allows this server's own style sheet and images, and nothing else. Live pages also have
+  this server's one script; all others have none.
+- The style sheet, the script and the icon have their digest in their names, so that browsers keep them.
 """
 
 import datetime
@@ -23,9 +24,12 @@ from registry.server.http.dependencies import NO_TOKEN
 from registry.server.sessions.visitors import Visitor
 
 FOLDER = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+LIVE_POLICY = {"Content-Security-Policy": f"{POLICY}; script-src 'self'; connect-src 'self'"}
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": POLICY,
     "Referrer-Policy": "same-origin",  # with `no-referrer` browsers send forms without their origin
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -38,7 +42,9 @@ NAVIGATION = (
     ("/audit", "Audit"), ("/settings", "Settings"), ("/status", "Status"),
 )  # fmt: skip
 """The links at the top of every page. Before signing in there is only the first one."""
-_ASSET_TYPES = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
+_ASSET_TYPES = {
+    "style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml", "live.js": "text/javascript; charset=utf-8",
+}  # fmt: skip
 
 
 class PageRoute(routing.SingleThreadRoute):
@@ -81,7 +87,7 @@ def asset_path(name: str) -> str:
 
 @router.get("/assets/{file}")
 def read_asset(file: str) -> Response:
-    """Read the style sheet or the icon."""
+    """Read the style sheet, the script or the icon."""
     if file not in _ASSETS:
         raise NotFound("ROUTE_UNKNOWN", f"there is no file {file[:100]!r}")
     data, media_type = _ASSETS[file]
@@ -171,12 +177,13 @@ _ENVIRONMENT.globals |= {
 }  # fmt: skip
 
 
-def render(request: Request, template: str, status: int = 200, /, **values: Any) -> Response:
+def render(request: Request, template: str, status: int = 200, /, *, is_live: bool = False, **values: Any) -> Response:
     """Return a page. `title` is what its tab says. Nothing but the browser itself may keep it."""
     visitor: Visitor | None = getattr(request.state, "visitor", None)
     address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    html = _ENVIRONMENT.get_template(template).render(visitor=visitor, address=address, **values)
-    return Response(html, status, SECURITY_HEADERS | PRIVATE, media_type="text/html; charset=utf-8")
+    html = _ENVIRONMENT.get_template(template).render(visitor=visitor, address=address, is_live=is_live, **values)
+    headers = SECURITY_HEADERS | PRIVATE | (LIVE_POLICY if is_live else {})
+    return Response(html, status, headers, media_type="text/html; charset=utf-8")
 
 
 def redirect(path: str) -> Response:

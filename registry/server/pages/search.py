@@ -51,7 +51,7 @@ def show_search(
         "check": check, "outcome": outcome, "alias": alias, "owner": owner,
     }  # fmt: skip
     profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
-    choices = {
+    choices: dict[str, Any] = {
         "methods": sorted(METHODS), "formats": sorted(TEXT_FORMATS | IMAGE_FORMATS), "checks": [*CHECKS, *profiles],
         "outcomes": list(Outcome),
     }  # fmt: skip

@@ -87,12 +87,13 @@ SESSION, FORM, ATTEMPT = "adapter-session", "adapter-form", "adapter-attempt"
 # ------------------------------------------------------------------ visitors
 async def read_visitor(request: Request, session: SessionDep) -> Visitor:
     """The dependency that says who visits. It leaves the visitor in `request.state`."""
-    visitor: Visitor = _find_visitor(request, session)
+    visitor: Visitor = find_visitor(request, session)
     request.state.visitor = visitor
     return visitor
 
 
-def _find_visitor(request: Request, session: Session) -> Visitor:
+def find_visitor(request: Request, session: Session) -> Visitor:
+    """Return who visits, with the rights of now. `Unavailable` (RATE_LIMITED)."""
     state = request.app.state
     if "authorization" in request.headers or state.trusted is not None:
         return Visitor(current_actor(request), signed_in=True)
@@ -110,11 +111,16 @@ def _find_visitor(request: Request, session: Session) -> Visitor:
     return Visitor(Actor("anonymous", "", frozenset({Scope.PULL}), frozenset(), public=public), signed_in=False)
 
 
-async def require_visitor(visitor: Annotated[Visitor, Depends(read_visitor)]) -> Visitor:
-    """The dependency of pages that no one sees before signing in. `Unauthenticated`."""
+def require(visitor: Visitor) -> Visitor:
+    """Raise `Unauthenticated` for a visitor who has not signed in."""
     if not visitor.signed_in:
         raise Unauthenticated("UNAUTHORIZED", "sign in to see this page")
     return visitor
+
+
+async def require_visitor(visitor: Annotated[Visitor, Depends(read_visitor)]) -> Visitor:
+    """The dependency of pages that no one sees before signing in. `Unauthenticated`."""
+    return require(visitor)
 
 
 VisitorDep = Annotated[Visitor, Depends(read_visitor)]

@@ -19,4 +19,4 @@ def show_fleet(
     """Show the serving nodes as they reported last."""
     filters = {"base": base.strip(), "alias": alias.strip(), "adapter": adapter.strip()}
     page = status.nodes(session, visitor.actor, status.NodeFilter(**filters), cursor=cursor, limit=PAGE_NODES)
-    return render(request, "fleet.html", title="Fleet", page=page, filters=filters, cursor=cursor)
+    return render(request, "fleet.html", is_live=True, title="Fleet", page=page, filters=filters, cursor=cursor)

@@ -27,8 +27,8 @@ def show_jobs(
     )
     newest = [] if cursor or any(filters.values()) else campaigns.list_newest(session, visitor.actor)
     return render(
-        request, "jobs.html", title="Jobs", page=page, filters=filters, cursor=cursor, campaigns=newest, states=State,
-        kinds=Kind,
+        request, "jobs.html", is_live=True, title="Jobs", page=page, filters=filters, cursor=cursor,
+        campaigns=newest, states=State, kinds=Kind,
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def show_job(request: Request, session: SessionDep, visitor: SignedInDep, job_id
     adapter = job.subject.partition("@")[0].partition("/")[2]
     is_over, may_cancel = job.state in FINAL, visitor.actor.may(Scope.PUSH, job.namespace, adapter)
     return render(
-        request, "job.html", title=f"Job {job.id}", job=job,
+        request, "job.html", is_live=job.state not in FINAL, title=f"Job {job.id}", job=job,
         may_cancel=bool(visitor.form_token) and may_cancel and not is_over,
     )  # fmt: skip
 
@@ -57,4 +57,7 @@ def cancel_job(request: Request, session: SessionDep, visitor: SignedInDep, job_
 def show_campaign(request: Request, session: SessionDep, visitor: SignedInDep, campaign_id: str) -> Response:
     """Show how far a campaign is, and which outcomes it changed."""
     campaign = campaigns.show_campaign(session, visitor.actor, campaign_id)
-    return render(request, "campaign.html", title=f"Campaign on {campaign.base}", campaign=campaign, final=FINAL)
+    return render(
+        request, "campaign.html", is_live=not campaign.finished, title=f"Campaign on {campaign.base}",
+        campaign=campaign, final=FINAL,
+    )  # fmt: skip
