@@ -8,7 +8,7 @@ Invariant: a field is absent where the source does not decide it, and a conditio
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -48,13 +48,13 @@ FIELDS: Mapping[str, str] = {
 }
 
 
-@lru_cache(maxsize=8)
+@cache  # of as many engines as there are, so none is read again and again
 def _document(engine: str) -> Mapping[str, Any]:
     file = resources.files("registry.engines") / "generated" / f"{engine}.json"
     return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
 
-@lru_cache(maxsize=8)
+@cache
 def digest(engine: str) -> Digest:
     """Of the generated file; of nothing if the engine has none."""
     file = resources.files("registry.engines") / "generated" / f"{engine}.json"
@@ -76,7 +76,8 @@ def value(engine: str, name: str, version: Version) -> Any:
     return at(_document(engine).get(name, {}), version)
 
 
-def of(engine: str, version: Version, architecture: str, inner: str = "") -> dict[str, Any]:
+@lru_cache(maxsize=1024)
+def of(engine: str, version: Version, architecture: str, inner: str = "") -> Mapping[str, Any]:
     """The fields that rules read about a base's architecture; only `source_required` and an empty `source_listed`
     if the base has none.
 
