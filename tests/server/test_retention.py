@@ -108,8 +108,8 @@ def test_a_version_that_is_approved_while_retention_decides_stays(
     acme.admin.set_retention(NAME, KEEP_TWO)
     find_needs, calls = needs.find_needs, list[int]()
 
-    def approve_after_the_first(session: Session, adapter: AdapterRow) -> dict[int, str]:
-        needed = find_needs(session, adapter)
+    def approve_after_the_first(session: Session, adapter: AdapterRow, version_ids: Sequence[int]) -> dict[int, str]:
+        needed = find_needs(session, adapter, version_ids)
         calls.append(len(needed))
         if len(calls) == 1:
             acme.admin.approve(f"{NAME}@1", "prod")
@@ -295,16 +295,25 @@ def test_a_plan_is_read_page_by_page_and_collection_continues_where_it_stopped(
 ) -> None:
     push_chain(acme, 3)
     push_chain(acme, 3, "acme/other")
+    find_needs, counts = needs.find_needs, list[int]()
+
+    def find_and_count(session: Session, adapter: AdapterRow, version_ids: Sequence[int]) -> dict[int, str]:
+        counts.append(len(version_ids))
+        return find_needs(session, adapter, version_ids)
+
+    monkeypatch.setattr(needs, "find_needs", find_and_count)
     first = acme.admin.connection.send("GET", f"/adapters/{NAME}/retention/plan", query={"limit": 2}).json()
     assert ([item["number"] for item in first["items"]], first["next_cursor"]) == ([3, 2], "2")
     rest = acme.admin.retention_plan(NAME, cursor="2")
     assert ([item.number for item in rest.items], rest.next_cursor) == ([1], "")
+    assert counts == [2, 1], "a page reads its own versions"
     acme.admin.set_retention("acme", RetentionRule(keep_newest=1))
     monkeypatch.setattr("registry.server.retention.plan.ADAPTERS", 1)
     monkeypatch.setattr("registry.server.retention.plan.BATCH", 1)
-    times = iter([False, False, True])
+    times = iter([False, False, False, True])
     assert apply_rules(acme.engine, 0, is_over=lambda: next(times), dry_run=False) == (1, 0), "within an adapter, too"
     assert collect(acme).versions_retired == 3
+    assert set(counts[2:]) == {1}
 
 
 # ------------------------------------------------------------------ smoke tests of a burst

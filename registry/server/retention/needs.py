@@ -5,9 +5,9 @@ may read; one in the same adapter does not, else a chain of checkpoints would st
 version stays with its row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from sqlalchemy import and_, exists, func, or_
+from sqlalchemy import ColumnElement, and_, exists, func, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -15,6 +15,7 @@ from registry import names
 from registry.api.serving import STATES_WITH_BYTES
 from registry.jobs import State
 from registry.names import AdapterName
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     EXPIRES,
     NEVER,
@@ -38,16 +39,16 @@ from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
 
 
-def find_needs(session: Session, adapter: AdapterRow) -> dict[int, str]:
-    """Version id → why the version stays, of all versions of an adapter that something needs."""
+def find_needs(session: Session, adapter: AdapterRow, version_ids: Sequence[int]) -> dict[int, str]:
+    """Version id → why the version stays, of those of these versions of an adapter that something needs."""
+    own = and_(col(VersionRow.adapter_id) == adapter.id, any_of(col(VersionRow.id), version_ids))
     needs: dict[int, str] = {}
-    for version_id, reason in _needs(session, adapter):
+    for version_id, reason in _needs(session, adapter, own):
         needs.setdefault(version_id, reason)
     return needs
 
 
-def _needs(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
-    own = VersionRow.adapter_id == adapter.id
+def _needs(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> Iterator[tuple[int, str]]:
     for alias, version_id in session.exec(
         select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter.id).order_by(AliasRow.alias)
     ):
@@ -59,13 +60,12 @@ def _needs(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
     )
     for version_id, alias in session.exec(approved.where(own)):
         yield version_id, f"is approved for alias '{alias}'"
-    yield from _used(session, adapter)
-    yield from _of_people(session, adapter)
+    yield from _used(session, adapter, own)
+    yield from _of_people(session, own)
 
 
-def _used(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
+def _used(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> Iterator[tuple[int, str]]:
     """On nodes, by jobs, and by what was made from it."""
-    own = VersionRow.adapter_id == adapter.id
     loaded = exists().where(
         col(FleetSlotRow.digest) == col(VersionRow.digest), col(FleetSlotRow.namespace) == adapter.namespace,
         col(FleetSlotRow.name) == adapter.name, col(FleetSlotRow.node_id) == col(FleetNodeRow.id),
@@ -99,9 +99,8 @@ def _used(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
         yield version_id or 0, "is needed by a job"
 
 
-def _of_people(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
+def _of_people(session: Session, own: ColumnElement[bool]) -> Iterator[tuple[int, str]]:
     """Quarantined and restored versions, and tags and signatures of others than the pusher."""
-    own = VersionRow.adapter_id == adapter.id
     pusher = func.coalesce(VersionRow.pushed_by, VersionRow.created_by)
     tagged = exists().where(
         col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == TAG,

@@ -36,7 +36,7 @@ from registry.server.retention import needs, rules
 from registry.versions.retention import RetentionRule
 
 BATCH = 100
-"""Versions that one transaction deletes."""
+"""Versions of which one transaction decides, and deletes those that are due."""
 ADAPTERS = 200
 """Adapters that one statement lists."""
 
@@ -53,10 +53,8 @@ def list_decisions(
     adapter = versions.find_adapter(session, actor, name)
     before = versions.parse_cursor(cursor)
     in_force = rule or rules.find_rule(session, adapter).rule
-    decisions = [d for _, d in _decide(session, adapter, in_force) if not before or d.number < before]
-    items = decisions[:limit]
-    next_cursor = str(items[-1].number) if len(decisions) > limit else ""
-    return RetentionPlan(rule=in_force, items=items, next_cursor=next_cursor)
+    decisions, following = _decide(session, adapter, in_force, before=before, limit=limit)
+    return RetentionPlan(rule=in_force, items=[d for _, d in decisions], next_cursor=str(following or ""))
 
 
 def apply_rules(engine: Engine, after: int, *, is_over: Callable[[], bool], dry_run: bool) -> tuple[int, int | None]:
@@ -68,14 +66,12 @@ def apply_rules(engine: Engine, after: int, *, is_over: Callable[[], bool], dry_
         for adapter_id in ids:
             if is_over():
                 return count, after
-            if dry_run:
-                with db.session(engine, write=False) as session:
-                    count += len(_find_due(session, adapter_id, lock=False)[1])
-            else:
-                while deleted := _delete_due(engine, adapter_id):
-                    count += deleted
-                    if is_over():
-                        return count, after
+            before: int | None = None
+            while before != 0:
+                number, before = _delete_due(engine, adapter_id, before, dry_run=dry_run)
+                count += number
+                if before and is_over():
+                    return count, after
             after = adapter_id or 0
         if len(ids) < ADAPTERS:
             return count, None
@@ -96,18 +92,28 @@ def _select_affected(after: int) -> Any:
 
 
 # ------------------------------------------------------------------ one adapter
-def _decide(session: Session, adapter: AdapterRow, rule: RetentionRule | None) -> _Decisions:
-    """The decision on each version that is not deleted, newest first."""
+def _decide(
+    session: Session, adapter: AdapterRow, rule: RetentionRule | None, *, before: int | None, limit: int
+) -> tuple[_Decisions, int]:
+    """The decisions on versions before a number that are not deleted, newest first, and where the next ones begin.
+
+    That is the number of the last one, or 0. However many versions there are, `limit` of them are read.
+    """
     expiry = and_(col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == EXPIRES)
     value = func.coalesce(VersionMetadataRow.value, "")
     columns: Any = [VersionRow.id, VersionRow.number, VersionRow.digest, VersionRow.created_at, value]
-    own = plain_select(*columns).where(col(VersionRow.adapter_id) == adapter.id, col(VersionRow.deleted_at).is_(None))
-    rows = session.connection().execute(
-        own.outerjoin(VersionMetadataRow, expiry).order_by(col(VersionRow.number).desc())
-    )
-    needed = needs.find_needs(session, adapter)
+    live = (col(VersionRow.adapter_id) == adapter.id, col(VersionRow.deleted_at).is_(None))
+    own, newer = plain_select(*columns).where(*live), 0
+    if before:
+        own = own.where(col(VersionRow.number) < before)
+        is_newer = select(func.count(col(VersionRow.id))).where(*live, col(VersionRow.number) >= before)
+        newer = session.exec(is_newer).one()
+    own = own.outerjoin(VersionMetadataRow, expiry).order_by(col(VersionRow.number).desc()).limit(limit + 1)
+    rows = session.connection().execute(own).all()
+    following = rows[limit - 1].number if len(rows) > limit else 0
+    needed = needs.find_needs(session, adapter, [row.id for row in rows[:limit]])
     now, decisions = db.now(), _Decisions()
-    for position, (version_id, number, digest, created_at, expires) in enumerate(rows):
+    for position, (version_id, number, digest, created_at, expires) in enumerate(rows[:limit], newer):
         if expires and expires != NEVER:
             deletes = expires <= expiry_text(now)
             reason = f"expired at {expires}" if deletes else f"expires at {expires}"
@@ -117,7 +123,7 @@ def _decide(session: Session, adapter: AdapterRow, rule: RetentionRule | None) -
             deletes, reason = False, needed[version_id]
         decision = RetentionDecision(number=number, digest=digest, deletes=deletes, reason=reason)
         decisions.append((version_id, decision))
-    return decisions
+    return decisions, following
 
 
 def _judge(rule: RetentionRule | None, position: int, age: timedelta) -> tuple[bool, str]:
@@ -131,34 +137,33 @@ def _judge(rule: RetentionRule | None, position: int, age: timedelta) -> tuple[b
     return True, f"retention rule: {rule.text}"
 
 
-def _find_due(session: Session, adapter_id: int | None, *, lock: bool) -> tuple[AdapterRow | None, _Decisions]:
-    statement = select(AdapterRow).where(AdapterRow.id == adapter_id)
-    adapter = session.exec(statement.with_for_update() if lock else statement).first()  # first, as all others do
-    return adapter, _decide_due(session, adapter) if adapter is not None else []
+def _decide_due(session: Session, adapter: AdapterRow, before: int | None) -> tuple[_Decisions, int]:
+    rule = rules.find_rule(session, adapter).rule
+    decisions, following = _decide(session, adapter, rule, before=before, limit=BATCH)
+    return [(version_id, decision) for version_id, decision in decisions if decision.deletes], following
 
 
-def _decide_due(session: Session, adapter: AdapterRow) -> _Decisions:
-    decisions = _decide(session, adapter, rules.find_rule(session, adapter).rule)
-    return [(version_id, decision) for version_id, decision in decisions if decision.deletes]
-
-
-def _delete_due(engine: Engine, adapter_id: int | None) -> int:
-    """Delete up to `BATCH` versions of an adapter in one transaction; how many.
+def _delete_due(engine: Engine, adapter_id: int | None, before: int | None, *, dry_run: bool) -> tuple[int, int]:
+    """Delete what is due of the next `BATCH` versions in one transaction: how many, and where the next ones begin.
 
     What is due is decided again under the locks of the versions: approvals, signatures and jobs wait only for these.
     """
-    with db.session(engine) as session:
-        adapter, due = _find_due(session, adapter_id, lock=True)
-        if adapter is None or not due:
-            return 0
-        rows = select(VersionRow).where(col(VersionRow.id).in_(version_id for version_id, _ in due[:BATCH]))
+    with db.session(engine, write=not dry_run) as session:
+        statement = select(AdapterRow).where(AdapterRow.id == adapter_id)
+        adapter = session.exec(statement if dry_run else statement.with_for_update()).first()  # first, as all others do
+        if adapter is None:
+            return 0, 0
+        due, following = _decide_due(session, adapter, before)
+        if dry_run or not due:
+            return len(due), following
+        rows = select(VersionRow).where(col(VersionRow.id).in_(version_id for version_id, _ in due))
         rows = rows.where(col(VersionRow.deleted_at).is_(None)).order_by(col(VersionRow.id)).with_for_update()
         locked = session.exec(rows.execution_options(populate_existing=True)).all()
         name = AdapterName(adapter.namespace, adapter.name)
-        reasons = {version_id: decision.reason for version_id, decision in _decide_due(session, adapter)}
+        reasons = {version_id: decision.reason for version_id, decision in _decide_due(session, adapter, before)[0]}
         still_due = [version for version in locked if version.id in reasons]
         for version in still_due:
             deletion.withhold(session, SYSTEM, name, version, reasons[version.id or 0])
         queue.supersede(session, {v.id or 0: "the version was deleted by its retention" for v in still_due})
         failpoints.reach("retention.deleted")
-        return len(still_due)
+        return len(still_due), following
