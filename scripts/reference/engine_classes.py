@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from registry.engines import source_facts
 from registry.engines.source_facts import version_of
@@ -52,7 +52,7 @@ def _versions(have: list[str], examined: tuple[str, ...]) -> str:
     return ", ".join(have) or "none"
 
 
-def _names(row: dict[str, object]) -> str:
+def _names(row: Mapping[str, object]) -> str:
     names = row.get("source_embeddings")
     if not isinstance(names, tuple):
         return "–"
