@@ -42,6 +42,7 @@ class PeftMethod:
     `pair_marks`: of a method with factor pairs, every such name and its role: a `TensorRole` as text. The rank is
     in the field `rank_field` and the patterns, and alpha is `lora_alpha`.
     `tensors`: every tensor that is not half of a pair; empty: headers do not show what PEFT expects.
+    `derived`: names that these formulas use beside fields and sizes; each formula may use the names before it.
     `kinds`: the kinds of modules that PEFT wraps for it. `needs`: formulas that must hold for each module.
     `names_targets`: a formula over the configuration; where it holds, each target has tensors of its own.
     `needs_values`: a formula over the configuration; where it holds, PEFT cannot build all of it on the meta device.
@@ -59,6 +60,7 @@ class PeftMethod:
     pair_marks: Mapping[str, str] = field(default_factory=dict)
     rank_field: str = "r"
     tensors: tuple[TensorRule, ...] = ()
+    derived: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ("linear",)
     needs: tuple[str, ...] = ()
     is_prompt: bool = False
@@ -195,6 +197,7 @@ _ROWS = (
                tensors=tuple(_T(f"hada_{factor}_{half}", shape) for factor in ("w1", "w2")
                              for half, shape in (("a", "outputs, rank"), ("b", "rank, inputs")))),
     PeftMethod("LOKR", ("lokr_",), title="LoKr", fused_by="peft",
+               derived={f"split_{side}": f"factors({side}, decompose_factor)" for side in ("inputs", "outputs")},
                tensors=tuple(
                    rule for number, factor, split in (
                        (0, "lokr_w1", "decompose_both and rank < max(split_outputs[0], split_inputs[0]) / 2"),
@@ -212,10 +215,16 @@ _ROWS = (
             _T("prefix_task_cols", f"num_tasks, {_VIRTUAL_TOKENS}, num_ranks"),
             _T("prefix_task_rows", "num_tasks, num_ranks, hidden"), needs_values="False"),
     PeftMethod("OFT", ("oft_R.", "oft_embedding_R."), kinds=("linear", "embedding"), fused_by="peft",
+               derived={"width": "outputs if embedding else inputs",
+                        "oft_size": "nearest_divisor(width, oft_block_size) if oft_block_size else "
+                                    "width // nearest_divisor(width, r)",
+                        "oft_blocks": "width // oft_size"},
                tensors=tuple(_T(f"{name}.weight", "1 if block_share else oft_blocks, "
                                 "oft_size * (oft_size - 1) // 2", condition)
                              for name, condition in (("oft_R", "not embedding"), ("oft_embedding_R", "embedding")))),
+    # its rank_pattern is searched for anywhere in the path, and holds fractions too
     PeftMethod("OSF", ("osf_",),
+               derived={"osf_size": "any if rank_pattern else unfrozen(min(inputs, outputs), effective_rank)"},
                tensors=(_T("osf_svd_params.S_low", "osf_size"), _T("osf_svd_params.U_low", "outputs, osf_size"),
                         _T("osf_svd_params.V_low", "osf_size, inputs"))),
     PeftMethod("PEANUT", ("peanut_",),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
     from registry.api.serving import DesiredAdapter, DesiredState
     from registry.jobs import Job
 
+Item = TypeVar("Item")
 Result = TypeVar("Result", covariant=True)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias")
 PAGES_LIMIT = 10_000
@@ -156,27 +157,30 @@ def resolved(ref: Ref, answer: Resolved) -> Resolved:
     return answer
 
 
-def outcomes(items: Sequence[_Outcome[Result]], count: int) -> list[Result | RegistryError]:
-    """The results and errors of a bulk request of `count` items."""
-    _equal("the number of outcomes", len(items), count)
+def outcomes(
+    items: Sequence[Item], answer: Sequence[_Outcome[Result]], check: Callable[[Item, Result], object] | None = None
+) -> list[Result | RegistryError]:
+    """The results and errors of a bulk request of these items. `check` compares an item with its result."""
+    _equal("the number of outcomes", len(answer), len(items))
     results: list[Result | RegistryError] = []
-    for item in items:
-        if item.problem is not None:
-            results.append(error_of_problem(item.problem.model_dump()))
-        elif item.result is not None:
-            results.append(item.result)
+    for item, outcome in zip(items, answer, strict=True):
+        if outcome.problem is not None:
+            results.append(error_of_problem(outcome.problem.model_dump()))
+        elif outcome.result is not None:
+            if check is not None:
+                check(item, outcome.result)
+            results.append(outcome.result)
         else:
             raise wrong_answer("an outcome has neither a result nor a problem")
     return results
 
 
-def pull_plan(ref: Ref, answer: PullPlan) -> PullPlan:
+def pull_plan(ref: Ref, answer: PullPlan) -> None:
     """The plan of the version that `ref` names."""
     resolved(ref, answer.resolved)
-    return answer
 
 
-def push_plan(item: PushItem, answer: PushPlan) -> PushPlan:
+def push_plan(item: PushItem, answer: PushPlan) -> None:
     """A plan for this push, whose uploads are files of it, each once."""
     if item.manifest.base is not None:
         _equal("the base in the push plan", answer.base, item.manifest.base)
@@ -188,7 +192,6 @@ def push_plan(item: PushItem, answer: PushPlan) -> PushPlan:
     for upload in answer.uploads:
         _equal(f"the size of {upload.digest.short} in the push plan", upload.size_bytes, sizes.get(upload.digest))
         _check_upload(upload)
-    return answer
 
 
 def _check_upload(upload: Upload) -> None:

@@ -74,11 +74,7 @@ class Versions:
         def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:
             request = transfer.BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
             answer = self._post("/pushes", request, transfer.BulkPushPlan, patient=True)
-            plans = answers.outcomes(answer.items, len(pending))
-            return [
-                outcome if isinstance(outcome, RegistryError) else answers.push_plan(item, outcome)
-                for item, outcome in zip(pending, plans, strict=True)
-            ]
+            return answers.outcomes(pending, answer.items, answers.push_plan)
 
         return self._repeat_unavailable(plan, items)
 
@@ -94,7 +90,7 @@ class Versions:
         def commit(pending: Sequence[transfer.CommitItem]) -> list[transfer.PushResult | RegistryError]:
             request = transfer.BulkCommitRequest(items=tuple(pending), atomic=atomic)
             answer = self._post("/pushes/commit", request, transfer.BulkPushResult, seconds=seconds, patient=True)
-            return answers.outcomes(answer.items, len(pending))
+            return answers.outcomes(pending, answer.items)
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
 
@@ -106,11 +102,7 @@ class Versions:
             request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
             answer = self._post("/pulls", request, transfer.BulkPullPlan)
             small.update((item.digest, item.data) for item in answer.small)
-            plans = answers.outcomes(answer.items, len(pending))
-            return [
-                outcome if isinstance(outcome, RegistryError) else answers.pull_plan(ref, outcome)
-                for ref, outcome in zip(pending, plans, strict=True)
-            ]
+            return answers.outcomes(pending, answer.items, answers.pull_plan)
 
         return self._repeat_unavailable(plan, [parsed_ref(ref) for ref in refs]), small
 

@@ -34,8 +34,8 @@ class Groups(Versions):
         request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
         results = self._post("/moves", request, aliases.MoveResults)
         return (
-            _check_outcomes(moves, results.items, answers.moved),
-            _check_outcomes(metadata, results.metadata, answers.described),
+            answers.outcomes(moves, results.items, answers.moved),
+            answers.outcomes(metadata, results.metadata, answers.described),
         )
 
     def approve_versions(
@@ -62,7 +62,7 @@ class Groups(Versions):
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
             results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), answer)
-            outcomes += _check_outcomes(group, results.items, check)
+            outcomes += answers.outcomes(group, results.items, check)
         return outcomes
 
 
@@ -70,12 +70,3 @@ def _require_group(items: Sequence[Any]) -> None:
     if len(items) > GROUP_LIMIT:
         message = f"{len(items)} items are over the limit of {GROUP_LIMIT} for all or nothing"
         raise Invalid("REQUEST_INVALID", message, next_step="select fewer adapters")
-
-
-def _check_outcomes(items: Sequence[Any], received: Sequence[Any], check: Callable[[Any, Any], None]) -> list[Any]:
-    """The outcomes of a request, each compared with its item."""
-    outcomes = answers.outcomes(received, len(items))
-    for item, outcome in zip(items, outcomes, strict=True):
-        if not isinstance(outcome, RegistryError):
-            check(item, outcome)
-    return outcomes

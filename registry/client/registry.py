@@ -138,7 +138,7 @@ class Registry(Versions):
 
     def campaign(self, campaign_id: str) -> CampaignView:
         """The progress of a campaign, and what has changed so far."""
-        return self._get(f"/campaigns/{quote(campaign_id, safe='')}", CampaignView)
+        return self._get(_path("campaigns", campaign_id), CampaignView)
 
     # ------------------------------------------------------------ aliases and gates
     def aliases(self, name: Name) -> AliasList:
@@ -289,7 +289,7 @@ class Registry(Versions):
 
     def report_node(self, node: str, engine: str, report: serving.NodeReport) -> serving.ReportAccepted:
         """Report everything that this engine on this node holds and serves. Renews the lease."""
-        path = f"/fleet/nodes/{quote(names.node_name(node), safe='')}/{quote(names.node_name(engine), safe='')}"
+        path = _path("fleet", "nodes", names.node_name(node), names.node_name(engine))
         return self._send("PUT", path, serving.ReportAccepted, report)
 
     def nodes(
@@ -318,11 +318,11 @@ class Registry(Versions):
 
     def job(self, job_id: str) -> Job:
         """Return one job."""
-        return answers.job(job_id, self._get(_path_of_job(job_id), Job))
+        return answers.job(job_id, self._get(_path("jobs", job_id), Job))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
-        return answers.job(job_id, self._send("POST", _path_of_job(job_id) + "/cancel", Job))
+        return answers.job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None."""
@@ -333,15 +333,15 @@ class Registry(Versions):
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         """Renew the lease of a job."""
-        return self._post(_path_of_job(job_id) + "/renew", request, Lease)
+        return self._post(_path("jobs", job_id, "renew"), request, Lease)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
         """Finish a job with its result."""
-        return answers.job(job_id, self._post(_path_of_job(job_id) + "/finish", request, Job))
+        return answers.job(job_id, self._post(_path("jobs", job_id, "finish"), request, Job))
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
         """Report that a job failed."""
-        return answers.job(job_id, self._post(_path_of_job(job_id) + "/fail", request, Job))
+        return answers.job(job_id, self._post(_path("jobs", job_id, "fail"), request, Job))
 
     # ------------------------------------------------------------ namespaces and trusted publishers
     def namespaces(self, *, cursor: str = "", limit: int | None = None) -> access.NamespacePage:
@@ -350,7 +350,7 @@ class Registry(Versions):
 
     def namespace(self, name: str) -> access.NamespaceView:
         """Return one namespace."""
-        return self._get(_path_of_namespace(name), access.NamespaceView)
+        return self._get(_path("namespaces", name), access.NamespaceView)
 
     def create_namespace(self, name: str, *, owner: str = "") -> access.NamespaceView:
         """Create a namespace."""
@@ -358,19 +358,21 @@ class Registry(Versions):
 
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
         """Change a namespace."""
-        return self._send("PATCH", _path_of_namespace(name), access.NamespaceView, request)
+        return self._send("PATCH", _path("namespaces", name), access.NamespaceView, request)
 
     def delete_namespace(self, name: str) -> catalog.DeleteResult:
         """Delete an empty namespace."""
-        return self._send("DELETE", _path_of_namespace(name), catalog.DeleteResult)
+        return self._send("DELETE", _path("namespaces", name), catalog.DeleteResult)
 
     def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
         """Grant a role in a namespace."""
-        return self._send("PUT", _path_of_role(name, subject), access.NamespaceView, access.RoleGrant(role=role))
+        return self._send(
+            "PUT", _path("namespaces", name, "roles", subject), access.NamespaceView, access.RoleGrant(role=role)
+        )
 
     def revoke_role(self, name: str, subject: str) -> access.NamespaceView:
         """Revoke a role in a namespace."""
-        return self._send("DELETE", _path_of_role(name, subject), access.NamespaceView)
+        return self._send("DELETE", _path("namespaces", name, "roles", subject), access.NamespaceView)
 
     def publishers(self, name: Name) -> access.PublisherList:
         """Return the trusted publishers of an adapter."""
@@ -382,9 +384,7 @@ class Registry(Versions):
 
     def remove_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
         """Remove a trusted publisher."""
-        return self._send(
-            "DELETE", f"{path_of_adapter(name)}/publishers/{quote(publisher_id, safe='')}", access.PublisherView
-        )
+        return self._send("DELETE", path_of_adapter(name) + _path("publishers", publisher_id), access.PublisherView)
 
     # ------------------------------------------------------------ tokens
     def whoami(self) -> access.Whoami:
@@ -401,12 +401,12 @@ class Registry(Versions):
 
     def revoke_token(self, token_id: str) -> access.TokenView:
         """Revoke a token."""
-        return self._send("DELETE", _path_of_token(token_id), access.TokenView)
+        return self._send("DELETE", _path("tokens", token_id), access.TokenView)
 
     def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> access.TokenCreated:
         """Give a token a new secret."""
         return self._post(
-            f"{_path_of_token(token_id)}/rotate", access.TokenRotate(keep_seconds=keep_seconds), access.TokenCreated
+            _path("tokens", token_id, "rotate"), access.TokenRotate(keep_seconds=keep_seconds), access.TokenCreated
         )
 
     def exchange_token(self, assertion: str, *, adapter: str = "") -> access.TokenCreated:
@@ -447,24 +447,12 @@ def _path_of_gates(scope: str) -> str:
 def _path_of_scope(scope: str) -> str:
     if "/" in scope:
         return path_of_adapter(scope)
-    return f"/namespaces/{quote(names.namespace(scope), safe='')}"
+    return _path("namespaces", names.namespace(scope))
 
 
 def _path_of_base(name: str) -> str:
     return f"/bases/{names.base_name(name)}"
 
 
-def _path_of_job(job_id: str) -> str:
-    return f"/jobs/{quote(job_id, safe='')}"
-
-
-def _path_of_namespace(name: str) -> str:
-    return f"/namespaces/{quote(name, safe='*')}"
-
-
-def _path_of_role(name: str, subject: str) -> str:
-    return f"{_path_of_namespace(name)}/roles/{quote(subject, safe='')}"
-
-
-def _path_of_token(token_id: str) -> str:
-    return f"/tokens/{quote(token_id, safe='')}"
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='*')}" for part in parts)

@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from registry import engines
 from registry.api import PAGE_LIMIT
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
@@ -27,6 +26,7 @@ from registry.client.registry import Registry
 from registry.client.transfer import pull, push
 from registry.client.transfer.file_transfer import Progress
 from registry.durations import expiry
+from registry.engines import profile
 from registry.errors import Corrupt, Invalid, Unavailable
 from registry.evaluation.verdicts import Verdict
 from registry.jobs import Job, Kind, State
@@ -142,7 +142,7 @@ class AdapterRegistry:
 
         Nothing is pushed. Text with a leading `.`, `/` or `~`, or the path of something that exists, is a folder.
         """
-        profiles = _profiles(engines)
+        profiles = [profile(text) for text in engines]
         if isinstance(target, Path) or (isinstance(target, str) and folders.is_meant(target)):
             return checks.check_folder(self.client, read_adapter(Path(target)), base, profiles)
         return checks.check_version(self.client, parsed_ref(target), base, profiles)
@@ -212,10 +212,6 @@ class AdapterRegistry:
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """What a version was made from; with `down`, what was made from it."""
         return self.client.lineage(ref, down=down)
-
-
-def _profiles(texts: Sequence[str]) -> list[engines.EngineProfile]:
-    return [engines.profile(text) for text in texts]
 
 
 def _ref_of(version: VersionView) -> Ref:

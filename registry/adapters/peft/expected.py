@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from registry.adapters.methods import TensorRule, find
 from registry.adapters.peft import fields
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.formulas import ANY, evaluate, factors, nearest_divisor
+from registry.adapters.peft.formulas import ANY, evaluate
 from registry.adapters.peft.targets import Choice
 from registry.strict import patterns
 
@@ -57,7 +57,7 @@ class ExpectedTensors:
     """What PEFT expects of one configuration on its target modules. Formulas are computed once for equal inputs."""
 
     def __init__(self, config: AdapterConfig, sizes: BaseSizes, modules: tuple[TargetModule, ...] = ()) -> None:
-        self._config, self._method, self._modules = config, find(config.method), modules
+        self._method, self._modules = find(config.method), modules
         rows = fields.table().get(config.method, {})
         in_file = config.other | config.patterns
         self._values = {name: in_file.get(name, row.get("default")) for name, row in rows.items() if "." not in name}
@@ -136,19 +136,8 @@ class ExpectedTensors:
         )
         names["rank"] = module.rank or chosen.get("rank") or names.get("r")
         names |= {"category": module.category, "feedforward": module.is_feedforward}
-        match self._config.method:
-            case "LOKR":
-                factor = names["decompose_factor"]
-                names |= {
-                    "split_inputs": factors(module.inputs, factor),
-                    "split_outputs": factors(module.outputs, factor),
-                }
-            case "OFT":
-                width, size = module.outputs if kinds["embedding"] else module.inputs, names["oft_block_size"]
-                size = nearest_divisor(width, size) if size else width // nearest_divisor(width, names["r"])
-                names |= {"oft_size": size, "oft_blocks": width // size}
-            case "OSF":
-                names["osf_size"] = self._osf_size(module)
+        for name, formula in self._method.derived.items():
+            names[name] = evaluate(formula, names)
         return names
 
     def _is_feedforward(self, path: str) -> bool:
@@ -156,16 +145,6 @@ class ExpectedTensors:
         if isinstance(feedforward, str):
             return patterns.compiled(feedforward).matches(path)
         return any(path.endswith(name) for name in feedforward)
-
-    def _osf_size(self, module: _Inputs) -> int:
-        """How many directions are trained: the smaller side without the frozen part, a number or a fraction."""
-        smaller, frozen = min(module.inputs, module.outputs), self._values["effective_rank"]
-        if self._values.get("rank_pattern"):  # searched for anywhere in the path, and holds fractions too
-            return ANY
-        if frozen is None:
-            return smaller - smaller // 2
-        count = int(smaller * frozen) if isinstance(frozen, float) and frozen <= 1 else int(frozen)
-        return smaller - max(min(smaller, count), 0)
 
     def _shapes(self, names: Mapping[str, Any], *, is_shared: bool) -> Iterator[tuple[str, Shape]]:
         first: set[str] = set()

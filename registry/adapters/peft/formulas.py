@@ -48,6 +48,14 @@ def nearest_divisor(size: int, number: int) -> int:
     return lower if number - lower <= higher - number else higher
 
 
+def unfrozen(size: int, frozen: float | None) -> int:
+    """OSF's directions of a size without the frozen ones: a number or a fraction of them; a half for none given."""
+    if frozen is None:
+        return size - size // 2
+    count = int(size * frozen) if isinstance(frozen, float) and frozen <= 1 else int(frozen)
+    return size - max(min(size, count), 0)
+
+
 def sparse_entries(size: int, rate: float) -> int:
     """How many entries of a square matrix FRoD trains beside its diagonal."""
     off_diagonal = size * size - size
@@ -57,7 +65,8 @@ def sparse_entries(size: int, rate: float) -> int:
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "min": min, "max": max, "int": int, "round": round, "length": len,
-    "ceil": lambda size, part: -(-size // part), "sparse_entries": sparse_entries,
+    "ceil": lambda size, part: -(-size // part), "factors": factors, "nearest_divisor": nearest_divisor,
+    "sparse_entries": sparse_entries, "unfrozen": unfrozen,
 }  # fmt: skip
 
 

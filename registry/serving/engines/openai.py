@@ -50,6 +50,7 @@ class EngineDriver(Protocol):
 class HttpEngine:
     """An engine behind HTTP that lists its adapters in /v1/models. `key`: what it was started with as `--api-key`."""
 
+    prefix = ""
     has_logprobs = True
     is_quantized = False
 
@@ -69,6 +70,14 @@ class HttpEngine:
     def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
         """The folders of what is loaded."""
         return loaded.values()
+
+    def load(self, served: str, folder: Path) -> None:
+        """Load a folder under this name."""
+        self._ask("POST", f"{self.prefix}/load_lora_adapter", {"lora_name": served, "lora_path": str(folder)})
+
+    def unload(self, served: str) -> None:
+        """Unload a name."""
+        self._ask("POST", f"{self.prefix}/unload_lora_adapter", {"lora_name": served})
 
     def set_aliases(self, _aliases: Mapping[str, str], _adapters: int) -> None:
         """Do nothing: requests use the served name."""
@@ -116,13 +125,7 @@ class HttpEngine:
 class VLLM(HttpEngine):
     """vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (vllm/entrypoints/openai/models/serving.py)."""
 
-    def load(self, served: str, folder: Path) -> None:
-        """Load a folder under this name."""
-        self._ask("POST", "/v1/load_lora_adapter", {"lora_name": served, "lora_path": str(folder)})
-
-    def unload(self, served: str) -> None:
-        """Unload a name."""
-        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": served})
+    prefix = "/v1"
 
     def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """Some of the tokens, each as the only one allowed to follow the ones before it.
@@ -151,14 +154,6 @@ class VLLM(HttpEngine):
 
 class SGLang(HttpEngine):
     """SGLang with --enable-lora (python/sglang/srt/managers/io_struct.py); it lists adapters in /v1/models, too."""
-
-    def load(self, served: str, folder: Path) -> None:
-        """Load a folder under this name."""
-        self._ask("POST", "/load_lora_adapter", {"lora_name": served, "lora_path": str(folder)})
-
-    def unload(self, served: str) -> None:
-        """Unload a name."""
-        self._ask("POST", "/unload_lora_adapter", {"lora_name": served})
 
     def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """Log probabilities of these tokens, from the engine's own route."""
