@@ -97,12 +97,9 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
     if query["base_match"] and not query["base"]:
         raise click.UsageError("--base-match needs --base")
     with session.versions() as registry:
-        items, total = session.first_items(partial(registry.adapters, **_with_lists(query)), limit)
+        search: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in query.items()}
+        items, total = session.first_items(partial(registry.adapters, **search), limit)
     ADAPTERS.print(items, total=total, empty="No adapter matches." if any(query.values()) else EMPTY)
-
-
-def _with_lists(query: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in query.items()}
 
 
 # ------------------------------------------------------------------ versions

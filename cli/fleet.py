@@ -23,20 +23,12 @@ def _version(number: int | None, digest: Digest | None) -> str:
     return f"{f'@{number}' if number else 'gone'} {digest.hex[:8]}" if digest else ""
 
 
-def _desired(row: _Slot) -> str:
-    return _version(row[1].desired_number, row[1].desired_digest) if row[1] else ""
-
-
-def _loaded(row: _Slot) -> str:
-    return _version(row[1].number, row[1].digest) if row[1] else ""
-
-
 SLOTS: Table[_Slot] = Table((
     Column("node", lambda row: row[0].node),
     Column("engine", lambda row: row[0].engine),
     Column("adapter", lambda row: row[1].adapter if row[1] else ""),
-    Column("desired", _desired),
-    Column("version", _loaded),
+    Column("desired", lambda row: _version(row[1].desired_number, row[1].desired_digest) if row[1] else ""),
+    Column("version", lambda row: _version(row[1].number, row[1].digest) if row[1] else ""),
     Column("state", lambda row: _state(*row)),
     Column("since", lambda row: row[1].since if row[1] else None),
     Column("last report", lambda row: row[0].reported_at,

@@ -150,15 +150,12 @@ def _types(names: str) -> str:
     return " or ".join(_TYPES.get(name, name) for name in names.split(" | "))
 
 
-def _pattern_rule(quoted: str) -> str:
-    return _PATTERNS.get(quoted, f"must match the pattern {quoted}")
-
-
 _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(expression, re.DOTALL), rule)
     for expression, rule in (
         (r"Value error, (.*)", lambda m: state_rule(m[1])),
-        (r"(?:Expected `str` matching regex|String should match pattern) (.*)", lambda m: _pattern_rule(m[1])),
+        (r"(?:Expected `str` matching regex|String should match pattern) (.*)",
+         lambda m: _PATTERNS.get(m[1], f"must match the pattern {m[1]}")),
         (r"Expected `(\w+)` of length (<=|>=) (\d+)",
          lambda m: f"must have at {'most' if m[2] == '<=' else 'least'} {m[3]} {_UNITS.get(m[1], 'entries')}"),
         (r"Expected `(?:int|float)` (<=|>=) (.*)",

@@ -103,18 +103,12 @@ class Paths:
         return next((p for p in (f"{head}.text_model.{bare}", f"{head}.{bare}") if p in self._known), path)
 
     # -------------------------------------------------------------- rules
-    def _same(self, written: str) -> tuple[str, ...]:
-        return (written,)
-
     def _text(self, written: str) -> tuple[str, ...] | None:
         if written in _WHOLE:
             return (_WHOLE[written],)
         match = _LAYER.match(written)
         inner = (_TORCHTUNE if self._format == "torchtune" else _GGUF).get(match[2]) if match else None
         return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
-
-    def _bare(self, written: str) -> tuple[str, ...]:
-        return (f"transformer.{written}",)
 
     def _processors(self, written: str) -> tuple[str, ...]:
         match = _OLD.match(written)
@@ -204,7 +198,8 @@ def _flat(path: str) -> str:
 
 
 _RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
-    "mlx": Paths._same, "torchtune": Paths._text, "gguf": Paths._text, "diffusers": Paths._same,
+    **dict.fromkeys(("mlx", "diffusers"), lambda _paths, written: (written,)),
+    "bare": lambda _paths, written: (f"transformer.{written}",), "torchtune": Paths._text, "gguf": Paths._text,
     "diffusers-old": Paths._processors, "kohya": Paths._kohya, "lycoris": Paths._kohya, "bfl": Paths._flux,
-    "xlabs": Paths._flux, "comfy": Paths._comfy, "bare": Paths._bare,
+    "xlabs": Paths._flux, "comfy": Paths._comfy,
 }  # fmt: skip

@@ -10,10 +10,9 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from registry.adapters.peft import LoraSpec, ModuleUpdate
@@ -23,6 +22,7 @@ from registry.client.local.folder import Folder
 from registry.merging.conversions import Converted
 from registry.versions.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.worker.conversions.request import ConversionRequest, serve
+from registry.worker.merge.adapters import save_adapter
 
 Tensors = dict[str, Tensor]
 
@@ -98,13 +98,6 @@ def copy_others(folder: Folder, out: Path) -> None:
     for file in folder.files:
         if file.path != CONFIG and not file.path.endswith(WEIGHTS_ENDINGS):
             shutil.copyfile(folder.path / file.path, out / file.path)
-
-
-def save_adapter(out: Path, tensors: Tensors, config: dict[str, Any]) -> None:
-    """Write a PEFT adapter's folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, out / WEIGHTS, metadata={"format": "pt"})
-    (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

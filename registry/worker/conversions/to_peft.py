@@ -23,6 +23,7 @@ from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
+from registry.worker.merge import adapters
 
 
 def convert(request: ConversionRequest) -> Converted:
@@ -42,7 +43,7 @@ def convert(request: ConversionRequest) -> Converted:
     tensors: dict[str, Tensor] = {}
     for path, (a, b, _) in pairs.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
-    to_canonical.save_adapter(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
+    adapters.save_adapter(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
     to_canonical.copy_others(folder, Path(request.out))
     return Converted(
         message=f"{len(pairs)} modules of {file.format} named as PEFT names them, rank {file.max_rank}",
@@ -72,14 +73,12 @@ def _config(pairs: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec,
     ranks = {path: module.rank for path, (_, _, module) in pairs.items()}
     alphas = {path: (module.scale or 0.0) * module.rank for path, (_, _, module) in pairs.items()}
     rank, alpha = max(ranks.values()), max(alphas.values(), key=list(alphas.values()).count)
-    return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": claimed or base.name, "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+    return adapters.plain_config(claimed or base.name, "CAUSAL_LM") | {
+        "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "target_modules": renaming.targets_of(set(pairs), base),
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
-        "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-        "lora_dropout": 0.0, "modules_to_save": None, "use_dora": False, "use_rslora": False,
+        "use_dora": False, "use_rslora": False,
     }  # fmt: skip
 
 

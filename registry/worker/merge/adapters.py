@@ -147,15 +147,17 @@ def write_adapter(out: Path, updates: Sequence[NewUpdate], config: dict[str, Any
 
     `config` is its configuration, ranks aside.
     """
+    tensors = {name: tensor.to(dtype) for update in updates for name, tensor in _tensors(update)}
+    save_adapter(out, tensors, config | _ranks(updates))
+
+
+def save_adapter(out: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write a PEFT adapter's folder."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for update in updates:
-        tensors |= {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(update)}
     partial = out / f".{WEIGHTS}"
-    save_file(tensors, partial, metadata={"format": "pt"})
+    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata={"format": "pt"})
     os.replace(partial, out / WEIGHTS)
-    text = json.dumps(config | _ranks(updates), indent=2, sort_keys=True) + "\n"
-    (out / CONFIG).write_text(text, "utf-8")
+    (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def plain_config(base_name: str, task: str) -> dict[str, Any]:

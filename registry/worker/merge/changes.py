@@ -129,15 +129,15 @@ class Scaled(_ValuesChange):
 
 
 class Replaced:
-    """The whole tensor is replaced by the one that `read` returns."""
+    """The whole tensor is replaced by the one that `values_of` makes of its rows."""
 
-    def __init__(self, read: Callable[[], Tensor]) -> None:
-        self._read = read
+    def __init__(self, values_of: Callable[[Rows], Tensor]) -> None:
+        self._values_of = values_of
         self._values: Tensor | None = None
 
-    def begin(self, _dtype: torch.dtype, _rows: Rows) -> None:
-        """Read the new values."""
-        self._values = self._read()
+    def begin(self, _dtype: torch.dtype, rows: Rows) -> None:
+        """Make the new values."""
+        self._values = self._values_of(rows)
 
     def apply(self, block: Tensor, first: int) -> None:
         """Copy the new values of these rows."""

@@ -20,8 +20,8 @@ from registry.merging.recipes import MODULES_SAID, MergeReport, Method, ModuleLo
 from registry.worker.merge import adapters, lowrank
 from registry.worker.merge.adapters import Adapter, NewUpdate, UpdateTarget, widest
 from registry.worker.merge.lowrank import Factors, Loss
-from registry.worker.model.fingerprints import DTYPES, PLAIN_DTYPES
-from registry.worker.model.weights import Stored, Weights, chunks
+from registry.worker.model.fingerprints import PLAIN_DTYPES, read_whole
+from registry.worker.model.weights import Stored, Weights
 
 Part = tuple[float, Factors]
 """A source's weight, and its update of the module at hand."""
@@ -105,7 +105,8 @@ def _joined(
     """The update that the method makes, its loss against what the method wants, and against the exact sum."""
     exact = lowrank.weighted_sum(parts)
     if recipe.method in _AIMS:
-        aim = _AIMS[recipe.method](recipe, parts, location)
+        thinned, joined = _AIMS[recipe.method]
+        aim = joined(thinned(recipe, parts, location))
         result = _rounded(lowrank.of_dense(aim, rank), dtype)
         merged = result.dense
         return result, _dense_loss(merged, aim), _dense_loss(merged, exact.dense)
@@ -155,12 +156,8 @@ def elected(updates: Sequence[Tensor]) -> Tensor:
     return (stacked * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
-def _pruned_sum(recipe: Recipe, parts: Sequence[Part], _location: str) -> Tensor:
-    return torch.stack([weight * largest(update.dense, recipe.density) for weight, update in parts]).sum(0)
-
-
-def _ties(recipe: Recipe, parts: Sequence[Part], _location: str) -> Tensor:
-    return elected([weight * largest(update.dense, recipe.density) for weight, update in parts])
+def _pruned(recipe: Recipe, parts: Sequence[Part], _location: str) -> list[Tensor]:
+    return [weight * largest(update.dense, recipe.density) for weight, update in parts]
 
 
 def _dare(recipe: Recipe, parts: Sequence[Part], location: str) -> list[Tensor]:
@@ -170,12 +167,17 @@ def _dare(recipe: Recipe, parts: Sequence[Part], location: str) -> list[Tensor]:
     ]
 
 
-_AIMS: dict[Method, Callable[[Recipe, Sequence[Part], str], Tensor]] = {
-    Method.MAGNITUDE_PRUNE: _pruned_sum,
-    Method.TIES: _ties,
-    Method.DARE_LINEAR: lambda recipe, parts, location: torch.stack(_dare(recipe, parts, location)).sum(0),
-    Method.DARE_TIES: lambda recipe, parts, location: elected(_dare(recipe, parts, location)),
+def _sum(updates: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(updates)).sum(0)
+
+
+_AIMS: dict[Method, tuple[Callable[..., list[Tensor]], Callable[[Sequence[Tensor]], Tensor]]] = {
+    Method.MAGNITUDE_PRUNE: (_pruned, _sum),
+    Method.TIES: (_pruned, elected),
+    Method.DARE_LINEAR: (_dare, _sum),
+    Method.DARE_TIES: (_dare, elected),
 }
+"""How each update is thinned out, and how they are joined then."""
 
 
 # ------------------------------------------------------------------ extract an adapter from two bases
@@ -195,7 +197,7 @@ def extract(
     for at, (name, old) in enumerate(sorted(olds.items())):
         if at % 32 == 0:
             progress(f"{at} of {len(olds)} tensors")
-        delta = _values(news[name]) - _values(old)
+        delta = read_whole(news[name]).float() - read_whole(old).float()
         if not bool(delta.any()):
             continue
         path, _, leaf = name.rpartition(".")
@@ -231,8 +233,3 @@ def _demand_alike(olds: dict[str, Stored], news: dict[str, Stored], spec: BaseSp
                 "is missing" if new is None else f"has shape {list(new.info.shape)}, not {list(old.info.shape)}"
             )
             raise Invalid("RECIPE_INVALID", f"these are different architectures: {name} {difference}")
-
-
-def _values(stored: Stored) -> Tensor:
-    data = bytearray().join(chunks(stored, max(1, stored.info.size_bytes)))
-    return torch.frombuffer(data, dtype=DTYPES[stored.info.dtype]).view(stored.info.shape).float()

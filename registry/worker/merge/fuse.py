@@ -20,7 +20,6 @@ from torch import Tensor
 
 from registry import compat
 from registry.adapters import methods
-from registry.adapters.safetensors import Header
 from registry.adapters.templates import check_templates
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from, weights_of
@@ -67,9 +66,10 @@ def fuse(
     summary = WriteSummary()
     with Destination(out) as folder:
         for name, pieces in layout.files.items():
-            source = _only_source(pieces, headers)
+            sources = {piece.source for piece in pieces}
+            same = headers.get(sources.pop()) if len(sources) == 1 else None
             metadata = next(iter(headers.values())).metadata
-            shards.write(folder / name, pieces, metadata, summary, same=source, progress=progress)
+            shards.write(folder / name, pieces, metadata, summary, same=same, progress=progress)
         _write_config(folder, base, layout)
         _copy_texts(texts, base, folder, layout.notes)
     return MergeReport(
@@ -96,11 +96,6 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantize: bool, with_p
     findings = [*lora.findings, *compat.check_fit(lora, spec)]
     if add_up(findings) is Outcome.FAIL:
         raise Invalid("RECIPE_INVALID", f"{name} does not fit the base: {summarize(findings)}")
-
-
-def _only_source(pieces: list[OutputTensor], headers: dict[Path, Header]) -> Header | None:
-    sources = {piece.source for piece in pieces}
-    return headers.get(sources.pop()) if len(sources) == 1 else None
 
 
 def _demand_space(out: Path, layout: OutputLayout) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from registry.worker.merge import process
-from registry.worker.merge.changes import Rows
+from registry.worker.merge.changes import Replaced
 
 
 class PeftMerger:
@@ -48,27 +48,9 @@ class PeftMerger:
         base.weight.data = torch.empty(0, dtype=weight.dtype)
         return merged_weight
 
-    def __call__(self, path: str) -> PeftChange:
-        """The change of one target's weight."""
-        return PeftChange(self, path)
-
-
-class PeftChange:
-    """A change that reads the whole matrix in a first pass, has PEFT merge it, and returns it by rows."""
-
-    def __init__(self, merger: PeftMerger, path: str) -> None:
-        self._merger, self._path = merger, path
-        self._values: Tensor | None = None
-
-    def begin(self, _dtype: torch.dtype, rows: Rows) -> None:
-        """Have PEFT merge the whole weight."""
-        weight = torch.cat([block.clone() for _, block in rows()])
-        self._values = self._merger.merged(self._path, weight)
-
-    def apply(self, block: Tensor, first: int) -> None:
-        """Copy the merged values of these rows."""
-        if self._values is not None:
-            block.copy_(self._values[first : first + len(block)])
+    def __call__(self, path: str) -> Replaced:
+        """The change of one target's weight: a first pass reads the whole matrix, and PEFT merges it."""
+        return Replaced(lambda rows: self.merged(path, torch.cat([block.clone() for _, block in rows()])))
 
 
 def _widen(wrapped: Any, dtype: torch.dtype) -> None:

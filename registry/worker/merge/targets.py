@@ -190,13 +190,13 @@ class _ChangeFinder:
     def _other(self, name: TensorName, stored: str) -> None:
         effect, read = find(self._adapter.lora.method).effect, self._adapter.raw
         if name.role is TensorRole.FULL:
-            self._add(self._name(name.path, name.leaf), lambda: Replaced(lambda: read(stored)))
+            self._add(self._name(name.path, name.leaf), lambda: Replaced(lambda _rows: read(stored)))
         elif name.leaf.endswith("trainable_tokens_delta"):
             rows = _trained_rows(self._adapter, name.path)
             self._add(self._name(name.path, "weight"), lambda: NewRows(rows, read(stored)))
         elif effect == "replaces":
             target = self._name(name.path, name.leaf.rpartition(".")[2])
-            self._add(target, lambda: Replaced(lambda: read(stored)))
+            self._add(target, lambda: Replaced(lambda _rows: read(stored)))
         elif effect == "scales":
             base_module = self._spec.modules.get(name.path)
             transposed = base_module is not None and base_module.kind == "conv1d"

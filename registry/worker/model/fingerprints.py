@@ -127,7 +127,7 @@ def unpacking(files: Weights, stored: Stored) -> tuple[tuple[int, ...], Values |
 
     def side(ending: str) -> Tensor | None:
         tensor = files.by_file_name.get(f"{stored.info.name}.{ending}")
-        return _whole(tensor) if tensor is not None else None
+        return read_whole(tensor) if tensor is not None else None
 
     if stored.info.dtype == "U8":
         state, fp4_state = (side(f"quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4"))
@@ -173,11 +173,11 @@ def _scale(files: Weights, stored: Stored) -> Tensor | None:
     path = stored.info.name.removesuffix(".weight")
     row_limits = files.by_file_name.get(f"{path}.SCB") or files.by_file_name.get(f"{stored.info.name}.SCB")
     if row_limits is not None:
-        return _whole(row_limits).float().view(-1, 1) / 127
+        return read_whole(row_limits).float().view(-1, 1) / 127
     scales = _sibling(files, stored, "_scale") or _sibling(files, stored, "_scale_inv")
     if scales is None or len(scales.info.shape) > 2 or scales.info.dtype not in DTYPES:
         return None
-    scale = _whole(scales).float()
+    scale = read_whole(scales).float()
     return scale.view(-1, 1) if scale.dim() < 2 else scale
 
 
@@ -197,17 +197,15 @@ def _scaled(scale: Tensor, shape: tuple[int, ...], *, by_blocks: bool) -> Values
     return values
 
 
-def _whole(stored: Stored) -> Tensor:
-    """Read a whole side tensor: at most an eighth of the tensor that it belongs to."""
+def read_whole(stored: Stored) -> Tensor:
+    """Read a whole tensor."""
     data = bytearray().join(weights.chunks(stored, max(1, stored.info.size_bytes)))
     dtype = DTYPES.get(stored.info.dtype, torch.uint8)
     return torch.frombuffer(data, dtype=dtype).reshape(stored.info.shape if stored.info.shape else (1,))
 
 
-# ------------------------------------------------------------------ the program
-def _identify_folder(request: IdentifyRequest, progress: program.Progress) -> Identity:
-    return identify(Weights.of(request.folder), lambda count: progress(str(count)))
-
-
 if __name__ == "__main__":
-    sys.exit(program.serve(IdentifyRequest, _identify_folder))
+    sys.exit(program.serve(
+        IdentifyRequest,
+        lambda request, progress: identify(Weights.of(request.folder), lambda count: progress(str(count))),
+    ))  # fmt: skip

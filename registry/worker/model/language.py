@@ -56,7 +56,8 @@ class LoadedBase:
         model.requires_grad_(False)
         _demand_whole(model)
         _keep_layout(model)
-        vocabulary = _vocabulary_of(model)
+        table = tasks.embedding_of(model)
+        vocabulary = len(table) if table is not None else int(getattr(config, "vocab_size", None) or 0)
         tokenizer = _tokenizer_of(folder)
         prompts, kind = _probes_of(tokenizer, vocabulary, tasks.special_tokens(config))
         return cls(
@@ -110,14 +111,6 @@ def _keep_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def _vocabulary_of(model: Any) -> int:
-    """Rows of the token embedding; 0 for a model that takes no tokens."""
-    try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError):
-        return int(getattr(model.config, "vocab_size", None) or 0)
 
 
 def _tokenizer_of(folder: Path) -> Any:

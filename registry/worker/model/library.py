@@ -39,7 +39,7 @@ def modules_of(folder: Path) -> LibraryModules:
     except Exception as e:
         line = (str(e).strip().splitlines() or ["no reason given"])[0]
         return LibraryModules(library=LIBRARY, problem=f"{type(e).__name__}: {line}"[:1000])
-    table = _embedding_of(model)
+    table = tasks.embedding_of(model)
     return LibraryModules(
         library=LIBRARY, modules=dict(_shapes(model, _not_linear(model, task))), vocab=len(table) if table is not None
         else 0, tied=table is not None and table is getattr(model.get_output_embeddings(), "weight", None),
@@ -55,14 +55,6 @@ def build(folder: Path) -> tuple[Any, tasks.ModelTask]:
     with torch.device("meta"):
         model = maker._from_config(config) if hasattr(maker, "_from_config") else maker.from_config(config)
     return model, task
-
-
-def _embedding_of(model: Any) -> torch.Tensor | None:
-    try:
-        weight: torch.Tensor = model.get_input_embeddings().weight
-    except (AttributeError, NotImplementedError):
-        return None
-    return weight
 
 
 def _not_linear(model: Any, task: tasks.ModelTask) -> list[Any]:

@@ -128,6 +128,15 @@ def class_of(config: Any) -> tuple[Any, ModelTask]:
     return transformers.AutoModel, ENCODER
 
 
+def embedding_of(model: Any) -> torch.Tensor | None:
+    """The table of its token embedding; None for a model that takes no tokens."""
+    try:
+        weight: torch.Tensor = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return weight
+
+
 def task_of(name: str, *, is_encoder_decoder: bool) -> ModelTask:
     """The task of the class with this name."""
     for task in TASKS:

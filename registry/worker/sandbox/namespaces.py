@@ -75,11 +75,7 @@ def select_places(hidden: Iterable[str], shown: Iterable[str]) -> tuple[list[str
     """The places to hide, but for those that are shown folders themselves; and the shown folders that lie in them."""
     folders = {os.path.realpath(folder) for folder in shown if os.path.isdir(folder)}
     places = sorted({path for path in hidden if os.path.exists(path)} - folders)
-    return places, sorted(folder for folder in folders if any(_is_within(folder, path) for path in places))
-
-
-def _is_within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+    return places, sorted(folder for folder in folders if any(Path(folder).is_relative_to(path) for path in places))
 
 
 def _hide(libc: ctypes.CDLL, places: list[str], shown: list[str]) -> bool:
