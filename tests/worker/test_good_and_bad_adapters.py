@@ -12,6 +12,7 @@ from registry.errors import RegistryError
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.smoke import structure
+from registry.worker.smoke.result import LibraryFailed
 from tests import fixtures
 from tests.worker import models
 
@@ -93,7 +94,7 @@ def _severities(base: Path, folder: Path) -> set[str]:
         return {finding.severity for finding in models.compare_with_peft(base, folder)}
     except structure.NeedsValues:
         return {"unknown"}
-    except structure.ConfigRefused as e:
+    except LibraryFailed as e:
         return {e.finding.severity}
 
 

@@ -19,7 +19,7 @@ from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome
 from registry.findings import Finding
 from registry.versions.files import CONFIG
-from registry.worker.smoke import structure
+from registry.worker.smoke.result import LibraryFailed
 from registry.worker.smoke.structure import NeedsValues, Structures
 from tests import fixtures
 from tests.worker import models
@@ -58,7 +58,7 @@ def variants() -> list[tuple[str, str]]:
 def compare(structures: Structures, folder: Path) -> list[Finding]:
     try:
         return structures.compare(folder)
-    except structure.ConfigRefused as e:
+    except LibraryFailed as e:
         return [e.finding]
 
 

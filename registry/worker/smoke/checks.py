@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from registry.worker.smoke.result import SmokeResult, library_message, machine_fault
+from registry.worker.smoke.result import LibraryFailed, SmokeResult, library_message, machine_fault
 
 
 class SmokeCheck(NamedTuple):
@@ -52,6 +52,9 @@ class SmokeTest:
     def _holds(self, check: SmokeCheck, method: Callable[[], bool]) -> bool:
         try:
             return method()
+        except LibraryFailed as e:
+            self.result.findings.append(e.finding)
+            return False
         except Exception as e:
             if not self.notes_exceptions or machine_fault(e) or isinstance(e, OSError):
                 raise

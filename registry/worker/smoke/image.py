@@ -18,7 +18,7 @@ from registry.evaluation.thresholds import Thresholds
 from registry.worker.model.image import Pipeline
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke.checks import SmokeTest
-from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
+from registry.worker.smoke.result import SmokeResult, exceptions_as
 from registry.worker.smoke.tensors import check_finite, tensors_of
 
 STEPS = 3
@@ -66,28 +66,17 @@ class ImageTest(SmokeTest):
     def check_load(self) -> bool:
         """Load the adapter."""
         started = perf_counter()
-        try:
+        message = f"diffusers {diffusers.__version__} does not take this format"  # other programs may know it
+        with exceptions_as("unknown", "smoke.task_unsupported", self._files[0].name, message):
             _load(self._base, self._files[0])
-        except Exception as e:  # other programs may know this format
-            if machine_fault(e):
-                raise
-            message = f"diffusers {diffusers.__version__} does not take this format: {first_line(e)}"
-            self.result.note("unknown", "smoke.task_unsupported", self._files[0].name, message)
-            return False
         self.result.measure("load_seconds", perf_counter() - started)
         return True
 
     def check_forward(self) -> bool:
         """Render with the adapter and compare."""
         self.result.say("rendering with the adapter")
-        try:
+        with exceptions_as("error", "smoke.forward_failed", "pipeline", "rendering with the adapter fails"):
             after = _render(self._base)
-        except Exception as e:
-            if machine_fault(e):
-                raise
-            message = f"rendering with the adapter fails: {first_line(e)}"
-            self.result.note("error", "smoke.forward_failed", "pipeline", message)
-            return False
         _compare(self._before, after, self.result)
         return True
 

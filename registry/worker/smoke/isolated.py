@@ -26,7 +26,7 @@ from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import acting, dialogue, samples, structure
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.checks import SmokeTest
-from registry.worker.smoke.result import SmokeResult, library_message, machine_fault
+from registry.worker.smoke.result import LibraryFailed, SmokeResult, exceptions_as, library_message, machine_fault
 from registry.worker.smoke.structure import Structures
 from registry.worker.smoke.tensors import check_finite, measure_norms, tensors_of, weight_norm
 
@@ -68,7 +68,7 @@ class LanguageTest(SmokeTest):
         builds = self.structures.builds
         try:
             findings = self.structures.compare(self.folder)
-        except structure.ConfigRefused as e:
+        except LibraryFailed as e:
             findings = [e.finding]
         finally:
             self.result.measurements["structure_builds"] = self.structures.builds - builds
@@ -146,15 +146,9 @@ class IsolatedTest(LanguageTest):
         self.result.say("running the probes on the bare base")
         if self._reference is None or self._reference.baseline.prompts != prompts:
             started = perf_counter()
-            try:
+            message = f"transformers {transformers.__version__} does not run {base.name}, a {base.task.label}, on "
+            with exceptions_as("unknown", "smoke.task_unsupported", "base", message + "text, noise or an image"):
                 before = base.logits(prompts)
-            except Exception as e:
-                if machine_fault(e):
-                    raise
-                message = f"transformers {transformers.__version__} does not run {base.name}, a {base.task.label}, on "
-                message += f"text, noise or an image: {library_message(e)}"
-                self.result.note("unknown", "smoke.task_unsupported", "base", message)
-                return False
             self.result.measure("base_forward_seconds", perf_counter() - started)
             baseline = Baseline.of(prompts, before, base.dtype)
             self._reference = Reference(baseline, base.fingerprint(), shared=self._reference is not None)
@@ -183,14 +177,8 @@ class IsolatedTest(LanguageTest):
 
     def check_forward(self) -> bool:
         """Run the prompts with the adapter and compare."""
-        try:
+        with exceptions_as("error", "smoke.forward_failed", "forward", "the model with the adapter fails"):
             return self.compare() is not None
-        except Exception as e:
-            if machine_fault(e):
-                raise
-            message = f"the model with the adapter fails: {library_message(e)}"
-            self.result.note("error", "smoke.forward_failed", "forward", message)
-            return False
 
     def check_base(self) -> bool:
         """Without the adapter the base must be unchanged: every parameter and the logits, bit by bit."""

@@ -5,6 +5,8 @@ raised, and the attempt fails.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,3 +90,22 @@ def out_of_memory(error: BaseException) -> bool:
 def machine_fault(error: BaseException) -> bool:
     """Whether memory ran out or a device failed: the attempt fails, and so does the process."""
     return out_of_memory(error) or "cuda error" in str(error).lower() or type(error).__name__ == "AcceleratorError"
+
+
+class LibraryFailed(Exception):
+    """A library fails on this adapter: the check ends, and `finding` says how."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+@contextmanager
+def exceptions_as(severity: Severity, code: str, location: str, problem: str) -> Iterator[None]:
+    """Raise a library's exception as `LibraryFailed` with this finding, but a fault of the machine as it is."""
+    try:
+        yield
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        raise LibraryFailed(Finding.of(severity, code, location, f"{problem}: {library_message(e)}")) from e

@@ -25,7 +25,7 @@ from registry.adapters.peft.formulas import evaluate
 from registry.digest import Digest
 from registry.findings import Finding
 from registry.versions.files import CONFIG, WEIGHTS
-from registry.worker.smoke.result import library_message, machine_fault
+from registry.worker.smoke.result import exceptions_as, library_message, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 5
@@ -44,14 +44,6 @@ NO_SHAPE: FreeFields = {
 """What changes neither names nor shapes of tensors."""
 
 
-class ConfigRefused(Exception):
-    """PEFT refuses the configuration. `finding` says why."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
-
-
 class NeedsValues(Exception):
     """PEFT cannot build this adapter on the meta device."""
 
@@ -67,7 +59,8 @@ class Structures:
     def compare(self, folder: Path) -> list[Finding]:
         """The differences, or one finding that says that there are none.
 
-        Raises `ConfigRefused`, and `NeedsValues` if only the loaded adapter can be compared (`compare_loaded`).
+        Raises `LibraryFailed` for a configuration that PEFT refuses, and `NeedsValues` if only the loaded adapter can
+        be compared (`compare_loaded`).
         """
         config, shapes = read_config(folder), shapes_in_file(folder / WEIGHTS)
         key = _key(config, shapes)
@@ -87,15 +80,10 @@ class Structures:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration as PEFT's class for its method reads it. Raises `ConfigRefused`."""
-    try:
+    """The configuration as PEFT's class for its method reads it. Raises `LibraryFailed`."""
+    with exceptions_as("error", "config.not_loadable", CONFIG, f"{PEFT} refuses the configuration"):
         config = peft.PeftConfig.from_pretrained(str(folder))
         config = PEFT_TYPE_TO_CONFIG_MAPPING[config.peft_type].from_pretrained(str(folder))
-    except Exception as e:
-        if machine_fault(e):
-            raise
-        message = f"{PEFT} refuses the configuration: {library_message(e)}"
-        raise ConfigRefused(Finding.of("error", "config.not_loadable", CONFIG, message)) from e
     config.inference_mode = True
     return config
 
