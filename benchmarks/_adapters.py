@@ -1,4 +1,4 @@
-"""Adapters of a chosen size for benchmarks: real headers and configurations, random weights, a base that they fit.
+"""Adapters of a chosen size for benchmarks: real headers and configurations, random finite weights, a fitting base.
 
 Example
     >>> make(Path("a0"), 30 * 10**6, seed=1)      # a folder with adapter_model.safetensors of about 30 MB
@@ -20,6 +20,8 @@ LAYERS = 16
 BASE = "bench-llama"
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _CHUNK_BYTES = 2**20
+_FINITE = int.from_bytes(b"\xff\xa7" * (_CHUNK_BYTES // 2), "little")
+"""Keeps sign, mantissa and two bits of the exponent of 16-bit floats: numbers of at most 0.03, as trained ones are."""
 
 
 def write_base(folder: Path) -> Path:
@@ -80,11 +82,16 @@ def make(folder: Path, size_bytes: int, seed: int, revision: str = "") -> None:
     with open(folder / samples.WEIGHTS, "wb") as file:
         file.write(_head(header))
         while start > 0:
-            start -= file.write(source.randbytes(min(_CHUNK_BYTES, start)))
+            start -= file.write(_finite(source.randbytes(min(_CHUNK_BYTES, start))))
+
+
+def _finite(data: bytes) -> bytes:
+    """These bytes as 16-bit floats that are small numbers."""
+    return (int.from_bytes(data, "little") & _FINITE).to_bytes(len(data), "little")
 
 
 def stamp(folder: Path) -> None:
     """Make it another adapter, of the same size: its last bytes change, and so does its digest."""
     with open(folder / samples.WEIGHTS, "r+b") as file:
         file.seek(-16, os.SEEK_END)
-        file.write(os.urandom(16))
+        file.write(_finite(os.urandom(16)))

@@ -1,11 +1,15 @@
 """The plain S3 clients that benchmarks/transfer.py compares with: files to a bucket and back, nothing checked.
 
-python -m benchmarks._plain obstore|boto3|boto3-tuned ENDPOINT BUCKET put FOLDER…
-python -m benchmarks._plain obstore|boto3|boto3-tuned ENDPOINT BUCKET get DEST NAME…
+python -m benchmarks._plain obstore|obstore-hashing|boto3|boto3-tuned ENDPOINT BUCKET put FOLDER…
+python -m benchmarks._plain obstore|obstore-hashing|boto3|boto3-tuned ENDPOINT BUCKET get DEST NAME…
+
+`obstore-hashing` does what a registry must do besides: it sends the SHA-256 of what it puts, which the store checks,
+and what it gets is hashed as it arrives and forced to disk.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -18,10 +22,11 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 Copy = Callable[[Path, str], object]
 
 
-def obstore_client(endpoint: str, bucket: str) -> tuple[Copy, Copy]:
+def obstore_client(endpoint: str, bucket: str, *, hashing: bool) -> tuple[Copy, Copy]:
     import obstore
     from obstore.store import S3Store
 
+    checksum: Any = {"checksum_algorithm": "SHA256"} if hashing else {}
     store: Any = S3Store(
         bucket,
         endpoint=endpoint,
@@ -30,6 +35,7 @@ def obstore_client(endpoint: str, bucket: str) -> tuple[Copy, Copy]:
         region=os.environ["AWS_REGION"],
         client_options={"allow_http": True},
         virtual_hosted_style_request=False,
+        **checksum,
     )
 
     def put(path: Path, key: str) -> None:
@@ -37,9 +43,15 @@ def obstore_client(endpoint: str, bucket: str) -> tuple[Copy, Copy]:
             obstore.put(store, key, file)
 
     def get(path: Path, key: str) -> None:
+        hasher = hashlib.sha256()
         with open(path, "wb") as file:
             for chunk in obstore.get(store, key).stream(min_chunk_size=2**20):
+                if hashing:
+                    hasher.update(chunk)
                 file.write(chunk)
+            if hashing:
+                file.flush()
+                os.fsync(file.fileno())
 
     return put, get
 
@@ -66,8 +78,8 @@ def boto3_client(endpoint: str, bucket: str, *, tuned: bool) -> tuple[Copy, Copy
 
 
 def main(kind: str, endpoint: str, bucket: str, verb: str, *arguments: str) -> None:
-    if kind == "obstore":
-        put, get = obstore_client(endpoint, bucket)
+    if kind.startswith("obstore"):
+        put, get = obstore_client(endpoint, bucket, hashing=kind == "obstore-hashing")
     else:
         put, get = boto3_client(endpoint, bucket, tuned=kind == "boto3-tuned")
     with ThreadPoolExecutor(AT_ONCE) as pool:

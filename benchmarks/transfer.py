@@ -2,12 +2,13 @@
 
     make bench-transfer            everything that is installed (oras and docker-registry are Debian packages)
     ROUNDS=1 make bench-transfer   quicker and noisier
+    PARTS=local make bench-transfer   only a part of memory, local and s3; the ratios of the others are null
 
 - Local store: push-all and pull-all of 10 × 30 MB and of 200 × 1 MB (adapters of one training script, with one
   configuration), push and pull of 1 × 1 GB, against oras with docker-registry. oras
   has no command for many adapters: it runs once for each (ratios `…_vs_oras`), and four at once (`…_vs_oras_at_once`).
-- S3 (SeaweedFS): the same, against the fastest of obstore, boto3 and boto3 tuned. Those check nothing and promote
-  nothing; ours hashes everything on both sides and copies what is staged to its final key.
+- S3 (SeaweedFS): the same, against the fastest of obstore, boto3 and boto3 tuned, which check nothing, and against
+  obstore with a checksum that the store checks, and with hashing and sync on the way back (`…_vs_obstore_hashing…`).
 - Memory: the largest resident size of client and server for 1 GB over that for 100 MB.
 - Every contender is a process from start to end, on the same files, which change before every round. Contenders take
   turns at each step; before it files are written back, and as much is passed through the page cache as the step moves.
@@ -47,6 +48,7 @@ from benchmarks import _adapters, _contenders
 from tests import services
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+PARTS = os.environ.get("PARTS", "memory,local,s3").split(",")
 FLEET = 10
 FLEET_BYTES = 30 * 10**6
 ONE_BYTES = 10**9
@@ -54,6 +56,7 @@ SMALL_BYTES = 10**8
 MERCHANTS = 200
 MERCHANT_BYTES = 1_070_000
 PLAIN = ("obstore", "boto3", "boto3-tuned")
+HASHING = "obstore-hashing"
 STEPS = ("push", "pull", "push_many", "pull_many", "push_one", "pull_one")
 FLEETS = {"": "10x30mb", "_many": "200x1mb"}
 """End of a step → the name of its fleet in `push_fleet_…` and `pull_fleet_…`."""
@@ -197,7 +200,7 @@ def on_s3(scratch: Path, files: Files, times: Times) -> list[str]:
     with object_store() as (store, bucket, env):
         serving = tuple(processes("weed") - running)
         with _contenders.ours(scratch, env, serving) as ours:
-            plain = [kind for kind in PLAIN if importlib.util.find_spec(kind.partition("-")[0])]
+            plain = [kind for kind in (*PLAIN, HASHING) if importlib.util.find_spec(kind.partition("-")[0])]
             contenders: list[tuple[str, Any]] = [("s3", ours)]
             contenders += [(kind, _contenders.Plain(kind, store.endpoint, bucket, scratch, serving)) for kind in plain]
             for n in range(ROUNDS):
@@ -248,9 +251,9 @@ def main() -> None:
         root = Path(folder)
         say("making the adapters")
         files = Files(root)
-        peaks = memory(root, files)
-        oras = local(root, files, times)
-        plain = on_s3(root, files, times)
+        peaks = memory(root, files) if "memory" in PARTS else {}
+        oras = local(root, files, times) if "local" in PARTS else False
+        plain = on_s3(root, files, times) if "s3" in PARTS else []
         sizes = files.sizes()
     print(json.dumps(result(times, peaks, oras, plain, sizes)))
 
@@ -263,8 +266,8 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
     }
 
     def against(ours: str, others: list[str], step: str, of: dict[str, float] = median) -> float | None:
-        theirs = [of[f"{other}.{step}"] for other in others]
-        return round(min(theirs) / of[f"{ours}.{step}"], 3) if theirs else None
+        theirs = [of[f"{other}.{step}"] for other in others if f"{other}.{step}" in of]
+        return round(min(theirs) / of[f"{ours}.{step}"], 3) if theirs and f"{ours}.{step}" in of else None
 
     ratios: dict[str, float | None] = {}
     for end, fleet in FLEETS.items():
@@ -274,6 +277,8 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
             ratios[f"{verb}_fleet_speed_vs_floor_{fleet}_local"] = against("local", ["floor"], step)
             ratios[f"{verb}_fleet_cpu_vs_oras_parallel_{fleet}_local"] = against("local", parallel, step, spent)
             ratios[f"{verb}_fleet_speed_vs_oras_parallel_{fleet}_local"] = against("local", parallel, step)
+            ratios[f"{verb}_fleet_cpu_vs_obstore_hashing_{fleet}_s3"] = against("s3", [HASHING], step, spent)
+            ratios[f"{verb}_fleet_speed_vs_obstore_hashing_{fleet}_s3"] = against("s3", [HASHING], step)
             ratios[f"{verb}_fleet_cpu_vs_least_{fleet}_s3"] = against("s3", plain, step, spent)
     for step in ("push", "pull", "push_one", "pull_one"):
         where, suffix = step.partition("_")[0], "_one" if step.endswith("one") else ""
@@ -291,7 +296,8 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
     ratios["push_local_speed_vs_cp"] = against("local", ["cp"], "push")
     ratios["push_local_speed_vs_sha256"] = against("local", ["sha256"], "push")
     for side in ("server", "client"):
-        ratios[f"{side}_peak_memory_1gb_vs_100mb"] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3)
+        key = f"{side}_peak_memory_1gb_vs_100mb"
+        ratios[key] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3) if peaks else None
     later = {name: seconds for name, seconds in median.items() if name.endswith(AFTERWARDS) and spent[name] >= 0.05}
     moved = {name: seconds for name, seconds in median.items() if not name.endswith(AFTERWARDS)}
     rates = {f"{n}_mb_per_s": round(sizes.get(n.partition(".")[2], sizes["push"]) / s / 1e6) for n, s in moved.items()}
@@ -301,9 +307,12 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
     for name in moved:
         took = [run.seconds for run in times[name]]
         figures[f"{name}_spread"] = round(max(took) / min(took), 2)
-    absent = [] if oras else ["oras or docker-registry is not installed: its ratios are null"]
-    absent += [f"{kind} is not installed" for kind in PLAIN if kind not in plain]
-    machine = {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}
+    absent = [] if oras or "local" not in PARTS else ["oras or docker-registry is not installed: its ratios are null"]
+    absent += [f"{kind} is not installed" for kind in PLAIN if kind not in plain and "s3" in PARTS]
+    machine = {
+        "cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS,
+        "load": os.getloadavg()[0],
+    }  # fmt: skip
     return {"bench": "transfer", "ratios": ratios, "figures": figures, "machine": machine, "notes": absent}
 
 

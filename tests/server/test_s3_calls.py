@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from registry.api.maintenance import GcRequest
 from registry.api.transfer import SMALL_BLOB_BYTES, PushRequest
 from registry.client.registry import Registry
 from registry.client.transfer import push
@@ -24,12 +23,13 @@ from registry.names import AdapterName
 from registry.server.app import create_app
 from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow
+from registry.server.push import received
 from registry.server.storage.blobs import digest_of, key_of, staging_key_of
 from registry.server.storage.references import BlobState
 from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
-from tests import samples
+from tests import maintenance, samples
 from tests.harness import URL, Harness, rows, send_blob, upload
 from tests.httpx_transports import HttpxInProcess
 
@@ -90,9 +90,13 @@ def test_a_push_makes_few_calls_besides_those_that_move_bytes(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("limit_bytes", "reads"), [(received.LIMIT_BYTES, {}), (0, {"GetObject": 1})])
 def test_a_push_of_a_small_adapter_writes_each_blob_once(
-    harness: Harness, blobs: S3Blobs, calls: list[str], tmp_path: Path
-) -> None:
+    harness: Harness, blobs: S3Blobs, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    limit_bytes: int, reads: dict[str, int],
+) -> None:  # fmt: skip
+    """Weights are inspected as they arrived. They are read if they had to make room, or another process commits."""
+    monkeypatch.setattr(received, "LIMIT_BYTES", limit_bytes)
     blobs._direct_from_bytes = direct_upload.FROM_BYTES
     push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))
     harness.transport.settle()
@@ -101,8 +105,8 @@ def test_a_push_of_a_small_adapter_writes_each_blob_once(
     assert len(files[samples.WEIGHTS]) > SMALL_BLOB_BYTES
     push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
     harness.transport.settle()
-    # Weights, configuration and record are put; the inspection reads the weights; the staged keys are listed.
-    assert Counter(calls) == Counter(PutObject=3, GetObject=1, ListObjectsV2=1)
+    # Weights, configuration and record are put; the staged keys are listed.
+    assert Counter(calls) == Counter(PutObject=3, ListObjectsV2=1, **reads)
     assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in files.values())
     assert list(blobs.list("staging/")) == []
 
@@ -236,13 +240,11 @@ def test_stored_bytes_of_a_push_that_was_never_committed_are_collected(
     plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
     upload(harness.admin, plan, small)
     assert {stat.key for stat in blobs.list("blobs/")} == {key_of(item.digest) for item in plan.uploads}
-    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
-        pass
+    maintenance.collect(harness)
     assert len(list(blobs.list("blobs/"))) == len(plan.uploads)
     with harness.session(write=True) as session:
         session.connection().execute(update(PushRow).values(expires_at=db.now()))
-    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
-        pass
+    maintenance.collect(harness)
     assert list(blobs.list("blobs/")) == []
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api.maintenance import GcRequest
 from registry.api.transfer import PushPlan, PushRequest, Upload
 from registry.client.transfer import pull, push
 from registry.digest import Digest
@@ -21,7 +20,7 @@ from registry.server.database.models import PushRow
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
-from tests import samples
+from tests import maintenance, samples
 from tests.harness import Harness, rows, send_blob
 
 NAME = AdapterName("acme", "support")
@@ -184,8 +183,7 @@ def test_gc_aborts_an_abandoned_direct_upload(harness: Harness, blobs: S3Blobs) 
             row.expires_at -= timedelta(days=30)
             session.add(row)
         session.commit()
-    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
-        pass
+    maintenance.collect(harness)
     assert (list(blobs.list("staging/")), open_uploads(blobs)) == ([], [])
     assert put(upload, files[samples.WEIGHTS]) == 404
 
@@ -211,6 +209,5 @@ def test_a_malformed_adapter_sent_by_direct_upload_is_rejected_and_collected(har
             row.expires_at -= timedelta(days=30)
             session.add(row)
         session.commit()
-    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
-        pass
+    maintenance.collect(harness)
     assert blobs.stat(key_of(upload.digest)) is None

@@ -39,6 +39,7 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import BlobRow, PushBlobRow, PushRow
 from registry.server.group import without_error
 from registry.server.push import background, inspect, plan, rows
+from registry.server.push.received import RECEIVED
 from registry.server.push.rows import Commit
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, BlobWriter, Stat, digest_of, key_of
@@ -71,7 +72,9 @@ def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int)
     """Begin to write a blob that a push sends through this server. `key` is its staging key."""
     upload_key = blobs.upload_key_of(key)
     writer = blobs.open_writer(upload_key, limit_bytes=limit_bytes)
-    return writer if upload_key == key else _StoredBlobWriter(engine, writer, key)
+    if upload_key == key:  # a file of this machine: reading it again costs less than keeping its bytes
+        return writer
+    return RECEIVED.keeping(key, limit_bytes, _StoredBlobWriter(engine, writer, key))
 
 
 class _StoredBlobWriter:
@@ -294,7 +297,8 @@ def _inspect_and_promote(
         with inspect.verified_blobs(blobs, keys, stored, commit.manifest, damaged & set(staged)) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
-            inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=small)
+            data_of = {**_take_received(commit), **small}
+            inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=data_of)
             failpoints.reach("push.before_promote")
             for digest in staged:
                 blobs.promote(keys[digest], digest, replace=digest in damaged)
@@ -310,6 +314,12 @@ def _inspect_and_promote(
     else:
         commit.inspection, commit.promoted = inspection, staged
         commit.repaired = damaged & set(staged)
+
+
+def _take_received(commit: Commit) -> dict[Digest, bytes]:
+    """The bytes that this push has sent to this process, as far as they are kept."""
+    blobs = {digest: RECEIVED.take(blob.staging_key) for digest, blob in commit.requested.items() if blob.staging_key}
+    return {digest: data for digest, data in blobs.items() if data is not None}
 
 
 def _key_of(blob: PushBlobRow, small: Mapping[Digest, bytes], blobs: BlobStore) -> str:

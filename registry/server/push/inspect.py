@@ -201,9 +201,14 @@ FITS_LIMIT = 4
 _CONTENTS: ReadCache[Contents] = ReadCache(limit=32)
 
 
+def says_what_it_is(path: str) -> bool:
+    """Whether a file says what kind of adapter it is part of: others do not count, such as a model card."""
+    return path in (CONFIG, GOLDEN) or path.endswith(WEIGHTS_ENDINGS)
+
+
 def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     """What configuration and header say. Remembered by their bytes: a script's adapters have equal ones."""
-    read_files = [file for file in files if file.path not in version_facts.CLAIM_FILES]
+    read_files = [file for file in files if says_what_it_is(file.path)]
     sizes = tuple((file.path, file.size_bytes) for file in read_files)
     return _CONTENTS.compute(sizes, read, lambda read: Contents(read_any(read_files, read)))
 
@@ -242,10 +247,10 @@ class Excerpts:
 
     def select_readable(self, draft: ManifestDraft) -> list[Descriptor] | None:
         """The files that say what the adapter is; None if the plan has no excerpt of one of them."""
-        read = [f for f in draft.files if f.path == CONFIG or f.path.endswith(WEIGHTS_ENDINGS)]
-        if any(file.path not in self.data_of for file in read):
+        read = [file for file in draft.files if says_what_it_is(file.path)]
+        if any(file.path not in self.data_of for file in read if file.path != GOLDEN):
             return None
-        return [*read, *(f for f in draft.files if f.path == GOLDEN and GOLDEN in self.whole)]
+        return [file for file in read if file.path != GOLDEN or GOLDEN in self.whole]
 
 
 def read_excerpts(draft: ManifestDraft, excerpts: Excerpts) -> Contents | None:

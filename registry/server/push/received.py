@@ -1,0 +1,66 @@
+"""Keeps the bytes of small blobs from their arrival to the commit of their push, which then need not read them again.
+
+Nothing depends on this. Another process may commit, or these bytes had to make room: then the commit reads the store.
+"""
+
+import threading
+from collections import OrderedDict
+
+from registry.server.storage.blobs import BlobWriter, Bytes, Stat
+
+BLOB_LIMIT_BYTES = 8 * 2**20
+"""Larger blobs are not kept."""
+LIMIT_BYTES = 64 * 2**20
+"""All bytes that are kept by a process."""
+
+
+class ReceivedBlobs:
+    """The blobs that arrived last, by their staging keys. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blobs: OrderedDict[str, bytearray] = OrderedDict()
+        self._size_bytes = 0
+
+    def keeping(self, staging_key: str, size_bytes: int, writer: BlobWriter) -> BlobWriter:
+        """A writer whose bytes are kept once `writer` has verified and stored them, if they are few; else `writer`."""
+        return _KeepingWriter(self, staging_key, writer) if size_bytes <= BLOB_LIMIT_BYTES else writer
+
+    def add(self, staging_key: str, data: bytearray) -> None:
+        """Keep the bytes of a blob. The oldest ones make room."""
+        with self._lock:
+            self._size_bytes += len(data) - len(self._blobs.pop(staging_key, b""))
+            self._blobs[staging_key] = data
+            while self._size_bytes > LIMIT_BYTES:
+                self._size_bytes -= len(self._blobs.popitem(last=False)[1])
+
+    def take(self, staging_key: str) -> bytes | None:
+        """The bytes of a blob, once; None if they are not kept."""
+        with self._lock:
+            data = self._blobs.pop(staging_key, None)
+            self._size_bytes -= len(data or b"")
+        return None if data is None else bytes(data)
+
+
+class _KeepingWriter:
+    """Writes a blob and keeps its bytes."""
+
+    def __init__(self, received: ReceivedBlobs, staging_key: str, writer: BlobWriter) -> None:
+        self._received, self._staging_key, self._writer = received, staging_key, writer
+        self._data = bytearray()
+        self.abort = writer.abort
+
+    def write(self, chunk: Bytes) -> None:
+        """Write a chunk."""
+        self._writer.write(chunk)
+        self._data += chunk
+
+    def finish(self) -> Stat:
+        """Write the blob under its key."""
+        stat = self._writer.finish()
+        self._received.add(self._staging_key, self._data)
+        return stat
+
+
+RECEIVED = ReceivedBlobs()
+"""Those of this process. A staging key is random, so databases need not be told apart."""
