@@ -3,6 +3,7 @@
     make bench-transfer            everything that is installed (oras and docker-registry are Debian packages)
     ROUNDS=1 make bench-transfer   quicker and noisier
     PARTS=local make bench-transfer   only a part of memory, local and s3; the ratios of the others are null
+    CONTENDERS=local,floor STEPS=push make bench-transfer   only these contenders and steps
 
 - Local store: push-all and pull-all of 10 × 30 MB and of 200 × 1 MB (adapters of one training script, with one
   configuration), push and pull of 1 × 1 GB, against oras with docker-registry. oras
@@ -55,9 +56,10 @@ ONE_BYTES = 10**9
 SMALL_BYTES = 10**8
 MERCHANTS = 200
 MERCHANT_BYTES = 1_070_000
+CONTENDERS = os.environ.get("CONTENDERS", "").split(",")
 PLAIN = ("obstore", "boto3", "boto3-tuned")
 HASHING = "obstore-hashing"
-STEPS = ("push", "pull", "push_many", "pull_many", "push_one", "pull_one")
+STEPS = tuple(os.environ.get("STEPS", "push,pull,push_many,pull_many,push_one,pull_one").split(","))
 FLEETS = {"": "10x30mb", "_many": "200x1mb"}
 """End of a step → the name of its fleet in `push_fleet_…` and `pull_fleet_…`."""
 AFTERWARDS = "_afterwards"
@@ -142,6 +144,8 @@ def measure(times: Times, contenders: list[tuple[str, Any]], files: Files, scrat
     for step in STEPS:
         folders = files.of(step)
         for name, contender in contenders:
+            if CONTENDERS != [""] and name not in CONTENDERS:
+                continue
             _contenders.settle(scratch, 2 * sum(p.stat().st_size for folder in folders for p in folder.iterdir()))
             verb = step.partition("_")[0]
             is_one = step.endswith("one")
@@ -300,7 +304,11 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
         ratios[key] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3) if peaks else None
     later = {name: seconds for name, seconds in median.items() if name.endswith(AFTERWARDS) and spent[name] >= 0.05}
     moved = {name: seconds for name, seconds in median.items() if not name.endswith(AFTERWARDS)}
-    rates = {f"{n}_mb_per_s": round(sizes.get(n.partition(".")[2], sizes["push"]) / s / 1e6) for n, s in moved.items()}
+    rates = {
+        f"{n}_mb_per_s": round(sizes[n.partition(".")[2]] / s / 1e6)
+        for n, s in moved.items()
+        if n.partition(".")[2] in sizes
+    }
     figures: dict[str, float] = {**rates, **{f"{name}_peak_mb": round(size / 1e6) for name, size in peaks.items()}}
     figures |= {f"{name}_s": round(seconds, 2) for name, seconds in later.items()}
     figures |= {f"{name}_cpu_s": round(s, 2) for name, s in spent.items() if s and (name in moved or name in later)}

@@ -38,7 +38,7 @@ def test_wrong_bytes_are_not_kept() -> None:
     assert blobs.take(staging_key_of("psh_one", Digest.of(DATA))) is None
 
 
-def test_the_oldest_make_room_and_large_ones_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_are_forgotten_and_large_ones_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(received, "LIMIT_BYTES", 2 * len(DATA))
     monkeypatch.setattr(received, "BLOB_LIMIT_BYTES", len(DATA))
     blobs = ReceivedBlobs()

@@ -95,7 +95,7 @@ def test_a_push_of_a_small_adapter_writes_each_blob_once(
     harness: Harness, blobs: S3Blobs, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     limit_bytes: int, reads: dict[str, int],
 ) -> None:  # fmt: skip
-    """Weights are inspected as they arrived. They are read if they had to make room, or another process commits."""
+    """Weights are inspected as they arrived. They are read if they were displaced, or another process commits."""
     monkeypatch.setattr(received, "LIMIT_BYTES", limit_bytes)
     blobs._direct_from_bytes = direct_upload.FROM_BYTES
     push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))

@@ -1,6 +1,6 @@
 """Keeps the bytes of small blobs from their arrival to the commit of their push, which then need not read them again.
 
-Nothing depends on this. Another process may commit, or these bytes had to make room: then the commit reads the store.
+Nothing depends on this. Another process may commit, or newer bytes displaced these: then the commit reads the store.
 """
 
 import threading
@@ -27,7 +27,7 @@ class ReceivedBlobs:
         return _KeepingWriter(self, staging_key, writer) if size_bytes <= BLOB_LIMIT_BYTES else writer
 
     def add(self, staging_key: str, data: bytearray) -> None:
-        """Keep the bytes of a blob. The oldest ones make room."""
+        """Keep the bytes of a blob, and forget the oldest beyond the limit."""
         with self._lock:
             self._size_bytes += len(data) - len(self._blobs.pop(staging_key, b""))
             self._blobs[staging_key] = data
