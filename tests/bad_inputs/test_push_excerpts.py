@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from registry.adapters import read as contents
+from registry.adapters.companions import check_companions
 from registry.api import transfer
 from registry.api.access import NamespaceSet
 from registry.api.transfer import PushItem, PushPlan
@@ -213,6 +214,22 @@ def test_equal_configurations_and_headers_are_parsed_once_for_plan_and_commit(
     results = push.push_all(based.admin, fleet)
     assert all(result.answer and result.answer.created for result in results)
     assert len(read) == 1
+
+
+def test_equal_files_beside_the_weights_are_checked_once_for_plan_and_commit(
+    based: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+
+    def check_and_count(*args: Any) -> None:
+        checked.append(1)
+        check_companions(*args)
+
+    monkeypatch.setattr(inspect, "check_companions", check_and_count)
+    files = based.files() | {"tokenizer_config.json": b'{"model_max_length": 77}'}
+    fleet = [(samples.write(files, tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
+    assert all(result.answer and result.answer.created for result in push.push_all(based.admin, fleet))
+    assert len(checked) == 2, "the plan has the README among its files"
 
 
 def test_adapters_of_other_tools_are_judged_by_their_headers(based: Harness, tmp_path: Path) -> None:

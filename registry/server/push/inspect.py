@@ -32,7 +32,7 @@ from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.storage.blobs import BlobStore, Stat
-from registry.versions.files import CONFIG, GOLDEN, WEIGHTS_ENDINGS, Read
+from registry.versions.files import CARD, CONFIG, GOLDEN, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 
@@ -156,8 +156,7 @@ def inspect_files(
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
     read = _reader(blobs, keys, manifest, small, keep=weights.path if inline else "")
     sizes = {file.path: file.size_bytes for file in manifest.files}
-    check_companions(sizes, read)
-    check_templates(sizes, read)
+    check_beside({path: size for path, size in sizes.items() if path not in (weights.path, CONFIG, CARD)}, read)
     read_first = read_contents(manifest.files, read)
     contents = read_first.adapter
     fit, facts = read_first.evaluate(spec, relatives)
@@ -172,6 +171,20 @@ def inspect_files(
     facts = {**facts, **version_facts.claims(manifest.files, read)}
     testable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
+
+
+_BESIDE: ReadCache[bool] = ReadCache(limit=32)
+
+
+def check_beside(sizes: Mapping[str, int], read: Read) -> None:
+    """Refuse unsafe files beside weights and configuration. Safe ones are remembered by their bytes."""
+
+    def check(read: Read) -> bool:
+        check_companions(sizes, read)
+        check_templates(sizes, read)
+        return True
+
+    _BESIDE.compute(tuple(sorted(sizes.items())), read, check)
 
 
 class Contents:

@@ -17,9 +17,7 @@ from datetime import timedelta
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from registry.adapters.companions import check_companions
 from registry.adapters.peft.config import BaseClaim
-from registry.adapters.templates import check_templates
 from registry.api.transfer import BulkPushRequest, ExcerptKey, PushItem, PushPlan, Upload, UploadPart
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
@@ -120,8 +118,7 @@ def _begin(
 def _judge_alone(item: PushItem, excerpts: Excerpts) -> RegistryError | inspect.Contents | None:
     """What the excerpts of an item say, whatever its base; the error if a file is malformed or unsafe."""
     try:
-        check_companions(excerpts.whole, excerpts.read)
-        check_templates(excerpts.whole, excerpts.read)
+        inspect.check_beside(excerpts.whole, excerpts.read)
         return inspect.read_excerpts(item.manifest, excerpts)
     except RegistryError as e:
         return e
