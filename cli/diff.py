@@ -94,7 +94,7 @@ def _side(registry: Versions, text: str) -> Side:
     path = Path(text)
     if folders.is_meant(text):
         adapter = read_adapter(path)
-        config = _json_object((path / CONFIG).read_bytes()) if CONFIG in adapter.sources else {}
+        config = json.loads((path / CONFIG).read_bytes()) if CONFIG in adapter.sources else {}
         claims = version_facts.claims(
             adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]
         )
@@ -107,7 +107,7 @@ def _side(registry: Versions, text: str) -> Side:
     for link in registry.resolve(f"{version.name}@{version.digest}").files:
         if link.path == CONFIG:
             with registry.read(link) as chunks:
-                config = _json_object(b"".join(chunks))
+                config = json.loads(b"".join(chunks))
     files = {f.path: str(f.digest) for f in version.files}
     fields = {"base": {"base": version.base}, "config": config, "facts": _shown(version.facts), **_declared(version)}
     return Side(f"{version.name}@{version.number}", version.facts, fields, files)
@@ -126,12 +126,6 @@ def _declared(version: VersionView) -> dict[str, dict[str, Any]]:
         "tags": version.tags,
         "verdicts": {label: verdict.outcome for label, verdict in verdicts.items()},
     }
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    """The fields of a configuration that was parsed and checked before."""
-    fields: dict[str, Any] = json.loads(data)
-    return fields
 
 
 def _compare_updates(registry: Versions, a: str, b: str, compare: Callable[[Path, Path], Changes]) -> Changes:

@@ -20,7 +20,6 @@ from registry.client.transfer import push as pushing
 from registry.client.transfer.bulk import Result
 from registry.durations import expiry
 from registry.errors import Invalid, Refused, RegistryError, Unavailable
-from registry.findings import Finding
 from registry.names import AdapterName, Ref
 from registry.versions.files import CONFIG, WEIGHTS_ENDINGS
 from registry.versions.provenance import Provenance, parse_provenance_file, provenance_from_options
@@ -87,8 +86,8 @@ def push(
         with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
                 registry, folder, name, base=base, alias=alias, parents=parents, annotations=sealed,
-                provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
-                signature=signature,
+                provenance=declared, message=message, golden=golden, progress=progress, signature=signature,
+                left_out=lambda reason: output.note(f"left out: {reason.location} {reason.message}"),
             )  # fmt: skip
         if tags or expires:
             pushed = _describe(registry, pushed, VersionMetadataChange(tags=new_tags, expires_at=expiry(expires)))
@@ -122,17 +121,12 @@ def _promote(version: VersionView, alias: str, message: str) -> tuple[VersionVie
     """Move the alias now that the weights are read. Returns the version then, and why the alias did not move."""
     refusal = ""
     with session.registry() as registry:
-        generations = {view.alias: view.generation for view in registry.aliases(version.name).items}
-        generation = generations.get(alias, 0)
+        generation = registry.generation(version.name, alias)
         try:
             registry.promote(version.name, alias, str(version.number), generation=generation, reason=message)
         except Refused as e:
             refusal = e.detail
         return registry.version(f"{version.name}@{version.digest}"), refusal
-
-
-def _print_left_out(reason: Finding) -> None:
-    output.note(f"left out: {reason.location} {reason.message}")
 
 
 def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
