@@ -6,6 +6,9 @@ from typing import Any
 
 import httpx
 
+from registry.api import transfer
+from registry.client.core import AnyRef, Name, Versions, only, parsed_name
+
 PUSHES = "/api/v1/pushes"
 COMMITS = "/api/v1/pushes/commit"
 PULLS = "/api/v1/pulls"
@@ -36,3 +39,18 @@ def answer_about(answer: httpx.Response, position: int = 0) -> httpx.Response:
 
 def request_id(answer: httpx.Response) -> str:
     return answer.headers["x-request-id"]
+
+
+def plan_push(registry: Versions, name: Name, request: transfer.PushRequest) -> transfer.PushPlan:
+    item = transfer.PushItem(
+        name=str(parsed_name(name)), manifest=request.manifest, base=request.base, message=request.message
+    )
+    return only(registry.plan_pushes([item]))
+
+
+def commit_push(registry: Versions, push_id: str, **options: Any) -> transfer.PushResult:
+    return only(registry.commit_pushes([transfer.CommitItem(push_id=push_id, **options)]))
+
+
+def plan_pull(registry: Versions, ref: AnyRef) -> transfer.PullPlan:
+    return only(registry.plan_pulls([ref])[0])

@@ -54,6 +54,7 @@ from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import commit_push, plan_push
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
@@ -152,9 +153,9 @@ class Harness:
         files = self.files() if files is None else files
         more = {"annotations": annotations or {}, "declared": provenance or UNSET}
         manifest = self.manifest(files, base, parents).model_copy(update=more)
-        plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
+        plan = plan_push(registry, name, PushRequest(manifest=manifest, message=message))
         upload(registry, plan, files)
-        return registry.commit_push(plan.push_id, alias=alias)
+        return commit_push(registry, plan.push_id, alias=alias)
 
     def manifest(self, files: Mapping[str, bytes], base: str = "tiny-llama", parents: Sequence[Edge] = ()) -> Manifest:
         described = [

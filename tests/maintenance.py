@@ -11,6 +11,7 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow
 from registry.server.storage.blobs import key_of
 from tests import samples
+from tests.bulk import plan_push
 from tests.harness import Harness, rows, upload
 
 
@@ -39,7 +40,7 @@ def findings(harness: Harness, *, deep: bool = True) -> list[str]:
 
 
 def plan(harness: Harness, files: samples.Files, name: str = "acme/support") -> PushPlan:
-    return harness.admin.plan_push(name, PushRequest(manifest=harness.manifest(files)))
+    return plan_push(harness.admin, name, PushRequest(manifest=harness.manifest(files)))
 
 
 def send(harness: Harness, planned: PushPlan, files: samples.Files) -> None:

@@ -106,24 +106,6 @@ class Versions:
 
         return self._repeat_unavailable(plan, [parsed_ref(ref) for ref in refs]), small
 
-    def plan_push(self, name: Name, request: transfer.PushRequest) -> transfer.PushPlan:
-        """`plan_pushes` of one."""
-        item = transfer.PushItem(
-            name=str(parsed_name(name)), manifest=request.manifest, base=request.base, message=request.message
-        )
-        return only(self.plan_pushes([item]))
-
-    def commit_push(
-        self, push_id: str, *, alias: str = "", small: Sequence[transfer.SmallBlob] = (), size_bytes: int = 0
-    ) -> transfer.PushResult:
-        """`commit_pushes` of one."""
-        item = transfer.CommitItem(push_id=push_id, alias=alias, small=tuple(small))
-        return only(self.commit_pushes([item], size_bytes=size_bytes))
-
-    def plan_pull(self, ref: AnyRef) -> transfer.PullPlan:
-        """`plan_pulls` of one, without the bytes of small files."""
-        return only(self.plan_pulls([ref])[0])
-
     def _repeat_unavailable(
         self, send: Callable[[Sequence[Sent]], list[Received | RegistryError]], items: Sequence[Sent], *,
         all_or_none: bool = False,

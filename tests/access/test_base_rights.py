@@ -22,6 +22,7 @@ from registry.server.catalog import base_rows, bases, metadata_backup
 from registry.server.database.models import BaseRow, TakenNameRow
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import plan_push
 from tests.harness import Harness
 
 pytestmark = pytest.mark.security
@@ -147,7 +148,7 @@ def test_a_manifest_names_its_base_by_its_own_name(harness: Harness) -> None:
     harness.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
     manifest = harness.manifest(harness.files(), "hub/tiny")
     with pytest.raises(Invalid, match="is an alias of the base 'tiny-llama'") as refused:
-        harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+        plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
     assert (refused.value.code, refused.value.findings[0].code) == ("BASE_INVALID", "base.is_alias")
 
 

@@ -25,6 +25,7 @@ from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import samples
 from tests.access.tenants import of_subject, send
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, send_blob
 from tests.hub.commits import Pusher, add
 from tests.hub.xet import XetClient
@@ -98,12 +99,12 @@ def one_push(harness: Harness, stored: Calls, who: Registry, files: samples.File
     plans: list[Any] = []
 
     def plan() -> None:
-        plans.append(who.plan_push("globex/own", PushRequest(manifest=harness.manifest(files))))
+        plans.append(plan_push(who, "globex/own", PushRequest(manifest=harness.manifest(files))))
 
     done = [work_of(harness, stored, plan)]
     for upload in plans[0].uploads:
         done.append(work_of(harness, stored, partial(send_blob, who, upload, by_digest[upload.digest])))
-    done.append(work_of(harness, stored, lambda: who.commit_push(plans[0].push_id)))
+    done.append(work_of(harness, stored, lambda: commit_push(who, plans[0].push_id)))
     return done
 
 

@@ -30,7 +30,7 @@ from registry.server.database.models import (
 )
 from tests import samples
 from tests.access.tenants import Tenants, send
-from tests.bulk import PUSHES, answer_about, push_body
+from tests.bulk import PUSHES, answer_about, commit_push, plan_push, push_body
 from tests.harness import Harness, rows, upload
 
 
@@ -123,10 +123,10 @@ def test_a_push_whose_adapter_is_deleted_before_the_commit_stores_nothing(tenant
     harness = tenants.harness
     files = harness.files()
     client: Registry = tenants.client("pusher")
-    plan = client.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(client, "acme/support", PushRequest(manifest=harness.manifest(files)))
     tenants.harness.admin.delete_adapter("acme/support")
     with pytest.raises(NotFound):
-        client.commit_push(plan.push_id)
+        commit_push(client, plan.push_id)
     with harness.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
 
@@ -171,18 +171,18 @@ def test_a_quota_of_versions_is_checked_at_the_plan_and_again_at_the_commit(tena
     harness = tenants.harness
     tenants.harness.admin.change_namespace("acme", NamespaceSet(quota_versions=2))
     files = harness.files()
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     harness.push("acme/support")
     with pytest.raises(TooLarge) as caught:
         harness.push("acme/support")
     assert caught.value.code == "QUOTA_EXCEEDED"
     upload(harness.admin, plan, files)
     with pytest.raises(TooLarge):
-        harness.admin.commit_push(plan.push_id)
+        commit_push(harness.admin, plan.push_id)
     assert tenants.harness.admin.namespace("acme").used_versions == 2
     harness.push("acme/support", tenants.files)  # what is there already is no new version
     tenants.harness.admin.change_namespace("acme", NamespaceSet(quota_versions=0))
-    harness.admin.commit_push(plan.push_id)
+    commit_push(harness.admin, plan.push_id)
     assert tenants.harness.admin.namespace("acme").used_versions == 3
 
 
@@ -204,20 +204,20 @@ def test_a_quota_of_bytes_counts_shared_bytes_in_full(tenants: Tenants) -> None:
 def test_bytes_that_open_pushes_stage_count_against_the_quota(tenants: Tenants) -> None:
     harness, admin = tenants.harness, tenants.harness.admin
     plans = [PushRequest(manifest=harness.manifest(harness.files(seed=seed))) for seed in (11, 12, 13)]
-    first = admin.plan_push("acme/one", plans[0])
-    second = admin.plan_push("acme/two", plans[1])
+    first = plan_push(admin, "acme/one", plans[0])
+    second = plan_push(admin, "acme/two", plans[1])
     staged = sum(upload.size_bytes for upload in (*first.uploads, *second.uploads))
     used = admin.namespace("acme").used_bytes
     admin.change_namespace("acme", NamespaceSet(quota_bytes=used + staged + plans[2].manifest.size_bytes - 1))
     with pytest.raises(TooLarge, match="open pushes hold") as caught:
-        admin.plan_push("acme/three", plans[2])
+        plan_push(admin, "acme/three", plans[2])
     assert caught.value.code == "QUOTA_EXCEEDED"
-    assert admin.plan_push("acme/one", plans[0]).push_id == first.push_id, "the same push again is resumed"
+    assert plan_push(admin, "acme/one", plans[0]).push_id == first.push_id, "the same push again is resumed"
     with harness.session(write=True) as session:
         row = session.get_one(PushRow, first.push_id)
         row.expires_at = db.now()
         session.add(row)
-    assert admin.plan_push("acme/three", plans[2]).uploads
+    assert plan_push(admin, "acme/three", plans[2]).uploads
 
 
 @pytest.mark.security
@@ -227,12 +227,12 @@ def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPat
     harness, admin = tenants.harness, tenants.harness.admin
     requests = [PushRequest(manifest=harness.manifest(harness.files(seed=seed))) for seed in (11, 12, 13)]
     for request in requests[:2]:
-        admin.plan_push("acme/support", request)
+        plan_push(admin, "acme/support", request)
     body = push_body("acme/support", requests[2].manifest.model_dump(mode="json"))
     answer = answer_about(send(harness, "POST", PUSHES, harness.secret, json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert "open pushes" in answer.json()["detail"]
-    assert admin.plan_push("acme/support", requests[0]).uploads
+    assert plan_push(admin, "acme/support", requests[0]).uploads
 
 
 @pytest.mark.security
@@ -240,7 +240,7 @@ def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPat
 def test_uploads_in_progress_are_limited_for_a_token_and_for_a_blob(tenants: Tenants, limiter: str) -> None:
     harness = tenants.harness
     files = harness.files(seed=11)
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     target, data = plan.uploads[0], {Digest.of(data): data for data in files.values()}[plan.uploads[0].digest]
     token_id = harness.admin.whoami().token_id
     with ExitStack() as uploads, harness.session() as session:

@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
 from tests.audit import logs
+from tests.bulk import plan_pull
 from tests.cli.runner import CommandRunner
 from tests.harness import Harness, rows
 from tests.memory_blobs import MemoryBlobs
@@ -210,7 +212,7 @@ def test_an_answer_with_a_wrong_checkpoint_is_rejected(harness: Harness, tmp_pat
     log.latest = LatestCheckpoint(
         3, notes.sign_note(Checkpoint(log.keys.signer.name, 3, b"\7" * 32).text, log.keys.signer)
     )
-    for ask in (reader.resolve, reader.plan_pull):
+    for ask in (reader.resolve, partial(plan_pull, reader)):
         with pytest.raises(Corrupt) as caught:
             ask("acme/support")
         assert caught.value.code == "LOG_INCONSISTENT"
@@ -236,7 +238,7 @@ def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
     logs.append(harness, 2)
     for heads in (TrustedCheckpoints(tmp_path), TrustedCheckpoints(tmp_path)):
         heads.watch(reader)
-        for ask in (reader.resolve, reader.plan_pull):
+        for ask in (reader.resolve, partial(plan_pull, reader)):
             with pytest.raises(Corrupt) as caught:
                 ask("acme/support")
             assert caught.value.code == "LOG_INCONSISTENT"

@@ -46,6 +46,7 @@ from registry.server.storage.blobs import key_of
 from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.access.identity import ISSUER, Provider
+from tests.bulk import plan_push
 from tests.harness import Harness
 from tests.identities import make_identity, values
 from tests.maintenance import collect, findings
@@ -152,7 +153,7 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     call("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
     _about_tokens_and_webhooks(call, audit)
     call("POST /check", lambda: None)
-    call("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=harness.manifest(files))))
+    call("POST /pushes", lambda: plan_push(admin, "fresh/one", PushRequest(manifest=harness.manifest(files))))
     _maintain(call)
     _nothing_is_left_out(call)
 

@@ -25,7 +25,7 @@ from registry.versions.manifest import Manifest
 from tests import non_peft_files, samples
 from tests.bad_files import CONFIGS, WEIGHTS
 from tests.bad_inputs.raw_push import RawClient
-from tests.bulk import PUSHES
+from tests.bulk import PUSHES, commit_push
 from tests.harness import Harness, rows, upload
 
 pytestmark = pytest.mark.security
@@ -108,7 +108,7 @@ def test_excerpts_of_other_bytes_change_nothing(based: Harness, tmp_path: Path) 
     assert isinstance(plan, PushPlan), plan
     upload(based.admin, plan, strange)
     with pytest.raises(Refused, match="does not fit its base"):
-        based.admin.commit_push(plan.push_id)
+        commit_push(based.admin, plan.push_id)
 
 
 @pytest.mark.parametrize("position", [7, -1])

@@ -16,6 +16,7 @@ from registry.client.registry import Registry
 from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from tests.bulk import commit_push
 from tests.harness import send_blob
 from tests.httpx_transports import MockTransport
 
@@ -148,10 +149,10 @@ def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -
     registry = wire.registry()
     registry.whoami()
     with pytest.raises(NotFound):
-        registry.commit_push("psh_one")
+        commit_push(registry, "psh_one")
     fresh = ScriptedServer(script(*away))
     with pytest.raises(Unavailable):
-        fresh.registry().commit_push("psh_one")
+        commit_push(fresh.registry(), "psh_one")
     assert (len(wire.requests), len(fresh.requests)) == (len(away) + 2, ATTEMPTS_LIMIT)
 
 

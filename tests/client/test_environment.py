@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from registry.api.transfer import CommitItem
 from registry.client.core import Versions
 from registry.client.local.destination import Destination
 from registry.client.transport import http_transport
@@ -171,5 +172,5 @@ def test_the_commit_of_many_bytes_may_take_as_long_as_reading_and_copying_them()
     with Versions("http://registry.test", transport=MockTransport(answer)) as registry:
         for size_bytes in (0, 20 * 2**30):
             with pytest.raises(NotFound):
-                registry.commit_push("psh_one", size_bytes=size_bytes)
+                registry.commit_pushes([CommitItem(push_id="psh_one")], size_bytes=size_bytes)
     assert waited == [60, 60 + 2048]

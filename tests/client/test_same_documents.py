@@ -19,6 +19,7 @@ from registry.api.transfer import (
 )
 from registry.structs import FrozenStruct, first_problem
 from tests.access.tenants import send
+from tests.bulk import plan_push
 from tests.harness import Harness
 
 ROUTES: dict[str, tuple[type[RequestStruct], type[FrozenStruct]]] = {
@@ -76,7 +77,7 @@ def test_both_sides_read_the_same_documents_alike(harness: Harness) -> None:
     planned = send(harness, "POST", f"{PREFIX}/pushes", harness.secret, json={"items": [push_item(harness)]})
     harness.push("acme/support")
     pulled = send(harness, "POST", f"{PREFIX}/pulls", harness.secret, json={"refs": ["acme/support", "acme/none"]})
-    repeated = harness.admin.plan_push("acme/support", BulkPushRequest.model_validate(
+    repeated = plan_push(harness.admin, "acme/support", BulkPushRequest.model_validate(
         {"items": [push_item(harness)]}
     ).items[0])  # fmt: skip
     commit = {"items": [{"push_id": repeated.push_id}]}

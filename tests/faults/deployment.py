@@ -46,6 +46,7 @@ from registry.versions.manifest import BaseRef
 from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import plan_push
 from tests.faults import hub_pushes
 from tests.faults.invariants import Invariants
 from tests.faults.servers import Server
@@ -215,7 +216,7 @@ class Deployment:
         contents = read_folder(folder)
         manifest = contents.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
         sources = {file.digest: contents.sources[file.path] for file in contents.files}
-        for upload in client.plan_push(name, PushRequest(manifest=manifest)).uploads:
+        for upload in plan_push(client, name, PushRequest(manifest=manifest)).uploads:
             with contextlib.suppress(NotFound):  # collected meanwhile: its time was up
                 file_transfer.send(client, upload, sources[upload.digest], file_transfer.Silent())
 

@@ -26,6 +26,7 @@ from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.versions.manifest import BaseRef
+from tests.bulk import plan_push
 from tests.faults.deployment import BASE, QUIET, Deployment
 from tests.faults.environments import Environments
 
@@ -200,7 +201,7 @@ def test_an_upload_that_stalls_ends_with_408_and_leaves_nothing(short_deadlines:
         folder = short_deadlines.adapter("acme/slow", 1)
         base = client.base(BASE.name)
         manifest = read_folder(folder).manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
-        plan = client.plan_push("acme/slow", PushRequest(manifest=manifest))
+        plan = plan_push(client, "acme/slow", PushRequest(manifest=manifest))
         largest = max(plan.uploads, key=lambda upload: upload.size_bytes)
         answer = send_slowly(short_deadlines, "PUT", largest.url, largest.size_bytes, b"x" * first)
         assert answer.startswith(b"HTTP/1.1 408 ")

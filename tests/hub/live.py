@@ -37,6 +37,7 @@ from registry.names import AdapterName
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import commit_push, plan_push
 from tests.faults.servers import Server
 from tests.harness import media_type, upload
 from tests.recording_proxy import RecordingProxy
@@ -72,9 +73,9 @@ class LiveServer:
         ]
         spec = base or self.base
         manifest = Manifest.build(BaseRef(name=spec.name, fingerprint=spec.fingerprint), described)
-        plan = self.registry.plan_push(AdapterName.parse(name), PushRequest(manifest=manifest))
+        plan = plan_push(self.registry, AdapterName.parse(name), PushRequest(manifest=manifest))
         upload(self.registry, plan, files)
-        return self.registry.commit_push(plan.push_id).version.digest
+        return commit_push(self.registry, plan.push_id).version.digest
 
     def push_support(self) -> None:
         """One more version of `NAME`, with a file in a folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from registry.server.database.models import VerdictRow, VersionRow
 from registry.versions.manifest import Edge, Relation
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import plan_pull
 from tests.harness import URL, Harness
 
 NAME = "acme/support"
@@ -185,16 +187,16 @@ def test_a_short_digest_names_the_one_version_that_begins_with_it(harness: Harne
     first, other = harness.push(NAME).version, harness.push("acme/other").version
     short = f"{NAME}@{first.digest[:15]}"
     assert harness.admin.resolve(short).number == harness.admin.version(short).number == 1
-    assert harness.admin.plan_pull(short).resolved.digest == first.digest
+    assert plan_pull(harness.admin, short).resolved.digest == first.digest
     assert [job.subject for job in harness.admin.jobs(ref=short).items] == [f"{NAME}@1"]
     for ref in (f"{NAME}@{other.digest[:15]}", f"{NAME}@sha256:{'0' * 8}"):
-        for ask in (harness.admin.resolve, harness.admin.version, harness.admin.plan_pull):
+        for ask in (harness.admin.resolve, harness.admin.version, partial(plan_pull, harness.admin)):
             with pytest.raises(NotFound, match="has no version"):
                 ask(ref)
 
     harness.push(NAME)
     set_digest(harness, first.digest[:15] + "0" * 56, f"{NAME}@2")
-    for ask in (harness.admin.resolve, harness.admin.version, harness.admin.plan_pull):
+    for ask in (harness.admin.resolve, harness.admin.version, partial(plan_pull, harness.admin)):
         with pytest.raises(NotFound, match=f"has 2 versions whose digest begins with {first.digest[:15]}") as caught:
             ask(short)
         assert caught.value.code == "VERSION_UNKNOWN"
@@ -204,7 +206,7 @@ def test_a_short_digest_names_the_one_version_that_begins_with_it(harness: Harne
 def test_only_pulls_of_short_digests_cost_a_statement_more(harness: Harness) -> None:
     harness.add_base()
     digest = harness.push(NAME).version.digest
-    harness.admin.plan_pull(NAME)  # a token's first use is recorded
+    plan_pull(harness.admin, NAME)  # a token's first use is recorded
 
     def count(*refs: str) -> int:
         with harness.statements() as sent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from sqlmodel import col, select
@@ -21,6 +22,7 @@ from registry.server.database.models import AdapterRow, VersionFileRow, VersionR
 from registry.server.promotion import removal
 from registry.server.storage.blobs import key_of
 from registry.versions.manifest import Edge, Relation
+from tests.bulk import plan_pull
 from tests.harness import Harness
 from tests.maintenance import collect, findings
 
@@ -44,7 +46,12 @@ def test_a_deleted_version_answers_a_sentence_and_keeps_its_number(harness: Harn
     assert (deleted.delete_reason, deleted.deleted_by) == ("private data", harness.admin.whoami().actor)
     assert harness.admin.delete_version("acme/support@1").deleted_at == deleted.deleted_at
     for ref in ("acme/support@1", f"acme/support@{digest}"):
-        for read in (harness.admin.version, harness.admin.resolve, harness.admin.plan_pull, harness.admin.lineage):
+        for read in (
+            harness.admin.version,
+            harness.admin.resolve,
+            partial(plan_pull, harness.admin),
+            harness.admin.lineage,
+        ):
             with pytest.raises(
                 NotFound, match=r"version 1 of 'acme/support' was deleted on .*: private data"
             ) as caught:

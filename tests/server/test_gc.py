@@ -30,6 +30,7 @@ from registry.server.maintenance import gc
 from registry.server.maintenance.gc import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from tests import samples
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows
 from tests.maintenance import collect, expire, findings, orphan, plan, send, states
 
@@ -53,7 +54,7 @@ def test_blobs_of_an_open_push_stay_and_the_push_succeeds(stored_harness: Harnes
     report = collect(stored_harness)
     assert (report.blobs_deleted, report.staged_deleted) == (0, 0)
     assert set(states(stored_harness).values()) == {"pending"}
-    assert stored_harness.admin.commit_push(planned.push_id).created
+    assert commit_push(stored_harness.admin, planned.push_id).created
     collect(stored_harness)
     assert findings(stored_harness) == []
 
@@ -68,7 +69,7 @@ def test_an_expired_push_references_nothing_and_leaves_nothing(stored_harness: H
     assert states(stored_harness) == {}
     assert list(stored_harness.blobs.list("staging/")) == []
     with pytest.raises(NotFound, match="no open push"):
-        stored_harness.admin.commit_push(planned.push_id)
+        commit_push(stored_harness.admin, planned.push_id)
     assert stored_harness.push("acme/support", files).created
     assert findings(stored_harness) == []
 
@@ -95,7 +96,7 @@ def test_a_new_push_revives_a_dead_blob(stored_harness: Harness) -> None:
     assert states(stored_harness)[weights] == "pending"
     collect(stored_harness)
     send(stored_harness, planned, files)
-    stored_harness.admin.commit_push(planned.push_id)
+    commit_push(stored_harness.admin, planned.push_id)
     assert states(stored_harness)[weights] == "live"
 
 
@@ -109,7 +110,7 @@ def test_a_push_of_a_blob_that_is_being_deleted_must_retry(stored_harness: Harne
     client = stored_harness.client(stored_harness.secret)
     client.connection._wait = lambda _seconds: None
     with pytest.raises(Unavailable) as refusal:
-        client.plan_push("acme/support", PushRequest(manifest=stored_harness.manifest(files)))
+        plan_push(client, "acme/support", PushRequest(manifest=stored_harness.manifest(files)))
     assert (refusal.value.code, refusal.value.retry_after_seconds) == ("TRY_LATER", 1)
     collect(stored_harness)
     assert stored_harness.push("acme/support", files).created
@@ -268,7 +269,7 @@ def test_a_commit_after_gc_ended_its_push_creates_no_version(
 
     monkeypatch.setattr(type(stored_harness.blobs), "promote", slow)
     with pytest.raises(RegistryError) as refusal:
-        stored_harness.admin.commit_push(planned.push_id)
+        commit_push(stored_harness.admin, planned.push_id)
     assert refusal.value.code == "PUSH_UNKNOWN"
     monkeypatch.undo()
     with stored_harness.session() as session:
@@ -301,7 +302,7 @@ def test_a_push_between_mark_and_claim_keeps_its_blobs(
         monkeypatch.undo()
         assert planned
         send(stored_harness, planned[0], files)
-        assert stored_harness.admin.commit_push(planned[0].push_id).created
+        assert commit_push(stored_harness.admin, planned[0].push_id).created
         assert findings(stored_harness) == []
 
 

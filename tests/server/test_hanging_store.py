@@ -16,6 +16,7 @@ from registry.server.http.routing import STORE_THREADS, STORE_THREADS_PER_GROUP,
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.access.tenants import send
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, send_blob, upload
 from tests.memory_blobs import MemoryBlobs
 
@@ -81,11 +82,11 @@ def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(
     harness: Harness, blobs: HangingBlobs
 ) -> None:
     manifests = [harness.manifest(harness.files()) for _ in range(STORE_THREADS_PER_PERSON + 20)]
-    pushes = [harness.admin.plan_push(f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
+    pushes = [plan_push(harness.admin, f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
     blobs.hangs.set()
     with ThreadPoolExecutor(len(pushes) + 1) as pool:
         again = [
-            pool.submit(harness.admin.plan_push, f"acme/a{i}", PushRequest(manifest=manifest))
+            pool.submit(plan_push, harness.admin, f"acme/a{i}", PushRequest(manifest=manifest))
             for i, manifest in enumerate(manifests)
         ]
         for _ in range(STORE_THREADS_PER_PERSON):
@@ -108,8 +109,8 @@ def test_one_pusher_does_not_get_all_threads_of_the_store(harness: Harness, blob
     for number, pusher in enumerate(pushers):
         name = f"{'b' if number == 2 else 'acme'}/a{number}"
         request = PushRequest(manifest=harness.manifest(harness.files()))
-        pusher.plan_push(name, request)
-        plans[pusher] = partial(pusher.plan_push, name, request)
+        plan_push(pusher, name, request)
+        plans[pusher] = partial(plan_push, pusher, name, request)
     blobs.hangs.set()
     with ThreadPoolExecutor(3 * STORE_THREADS) as pool:
         for pusher, share in shares:
@@ -122,7 +123,7 @@ def test_one_pusher_does_not_get_all_threads_of_the_store(harness: Harness, blob
 
 def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(harness: Harness, blobs: HangingBlobs) -> None:
     files = harness.files()
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     upload = max(plan.uploads, key=lambda upload: upload.size_bytes)
     data = next(data for data in files.values() if Digest.of(data) == upload.digest)
     blobs.hangs.set()
@@ -142,8 +143,8 @@ def test_a_plan_holds_no_database_connection_while_it_waits_for_the_store(
     connections: list[int] = []
     blobs.on_presign = lambda: connections.append(harness.engine.pool.checkedout())  # type: ignore[attr-defined]
     manifest = harness.manifest(harness.files())
-    first = harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
-    assert harness.admin.plan_push("acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
+    first = plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
+    assert plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
     assert connections == [0] * 2 * len(first.uploads)
 
 
@@ -152,7 +153,7 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(
 ) -> None:
     """A commit takes long if the store is slow; reading everything twice at once would make it slower."""
     files = harness.files()
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     upload(harness.admin, plan, files)
     arrived = threading.Semaphore(0)
     reads: list[Any] = []
@@ -171,7 +172,7 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(
     monkeypatch.setattr(background, "commit_lock", announce)
     monkeypatch.setattr(inspect, "verified_blobs", wait_for_both)
     with ThreadPoolExecutor(2) as pool:
-        pushed = [pool.submit(harness.admin.commit_push, plan.push_id) for _ in range(2)]
+        pushed = [pool.submit(commit_push, harness.admin, plan.push_id) for _ in range(2)]
         assert sorted(future.result().created for future in pushed) == [False, True]
     assert reads == [1]
 
@@ -179,10 +180,10 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(
 def test_a_resumed_plan_looks_up_its_blobs_at_a_time(harness: Harness, blobs: HangingBlobs) -> None:
     files = harness.files()
     request = PushRequest(manifest=harness.manifest(files))
-    harness.admin.plan_push("acme/support", request)
+    plan_push(harness.admin, "acme/support", request)
     blobs.hangs.set()
     with ThreadPoolExecutor(1) as pool:
-        planned = pool.submit(harness.admin.plan_push, "acme/support", request)
+        planned = pool.submit(plan_push, harness.admin, "acme/support", request)
         for _ in files:
             assert blobs.waiting.acquire(timeout=WAIT_SECONDS), "one look-up waits for another"
         blobs.resumes.set()

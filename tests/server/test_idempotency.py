@@ -25,6 +25,7 @@ from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyR
 from registry.server.http import dependencies
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import commit_push, plan_push
 from tests.harness import URL, Harness, rows, upload
 from tests.httpx_transports import HttpxTransport
 
@@ -118,9 +119,9 @@ def revoke(harness: Harness, client: Registry) -> Any:
 
 def commit(harness: Harness, client: Registry) -> Any:
     files = harness.files()
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     upload(harness.admin, plan, files)
-    return lambda: client.commit_push(plan.push_id)
+    return lambda: commit_push(client, plan.push_id)
 
 
 MUTATIONS = [promote, roll_back, yank, claim, fail, submit, cancel, add_base, revoke, commit]

@@ -26,6 +26,7 @@ from registry.server.storage.references import PushState
 from registry.server.storage.signed_links import LinkSigner
 from tests import samples
 from tests.base_specs import spec_of
+from tests.bulk import commit_push, plan_pull, plan_push
 from tests.faults.servers import Server
 from tests.harness import URL, Harness, upload
 from tests.raw_asgi import call
@@ -50,12 +51,12 @@ def ask(harness: Harness, method: str, link: str, body: bytes | Iterator[bytes] 
 def test_a_push_and_a_pull_go_by_links_without_a_token(harness: Harness) -> None:
     files = harness.files()
     manifest = harness.manifest(files)
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
     by_digest = {Digest.of(data): data for data in files.values()}
     for item in plan.uploads:
         assert item.url.startswith("/api/v1/links/staging/" + plan.push_id)
         assert ask(harness, "PUT", item.url, by_digest[item.digest]).status_code == 204
-    harness.admin.commit_push(plan.push_id)
+    commit_push(harness.admin, plan.push_id)
     (pulled,), small = harness.admin.plan_pulls(["acme/support@1"])
     assert isinstance(pulled, PullPlan)
     inlined = set(small)
@@ -68,15 +69,15 @@ def test_a_push_and_a_pull_go_by_links_without_a_token(harness: Harness) -> None
 
 def test_our_client_uses_the_links_of_the_plan(harness: Harness) -> None:
     files = harness.files()
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     upload(harness.admin, plan, files)
-    assert harness.admin.commit_push(plan.push_id).created
+    assert commit_push(harness.admin, plan.push_id).created
 
 
 def planned_link(harness: Harness, data: bytes) -> str:
     """The link of a plan for a file with these bytes."""
     manifest = harness.manifest({**harness.files(), "README.md": data})
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
     return next(item.url for item in plan.uploads if item.digest == Digest.of(data))
 
 
@@ -109,9 +110,9 @@ def test_what_a_link_does_not_allow_is_refused(harness: Harness) -> None:
 @pytest.mark.security
 def test_a_link_of_an_ended_push_writes_nothing(harness: Harness) -> None:
     files = harness.files()
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     upload(harness.admin, plan, files)
-    harness.admin.commit_push(plan.push_id)
+    commit_push(harness.admin, plan.push_id)
     by_digest = {Digest.of(data): data for data in files.values()}
     context = harness.app.state.link_context
     for item in plan.uploads:
@@ -136,9 +137,9 @@ def test_a_link_of_an_expired_push_writes_nothing(harness: Harness) -> None:
 def test_only_who_may_read_gets_links(harness: Harness) -> None:
     harness.push("acme/support")
     with pytest.raises(NotFound):
-        harness.actor("pull", namespaces=["other"]).plan_pull("acme/support@1")
+        plan_pull(harness.actor("pull", namespaces=["other"]), "acme/support@1")
     reader = harness.actor("pull", namespaces=["acme"])
-    links = reader.plan_pull("acme/support@1").direct.values()
+    links = plan_pull(reader, "acme/support@1").direct.values()
     assert links
     assert all("owner=tok_" in link for link in links)
 
@@ -166,10 +167,10 @@ def test_a_store_without_links_of_its_own_is_reached_by_those_of_the_server(data
     with Harness(database_url) as harness:
         harness.add_base()
         files = harness.files()
-        plan = harness.admin.plan_push("acme/x", PushRequest(manifest=harness.manifest(files)))
+        plan = plan_push(harness.admin, "acme/x", PushRequest(manifest=harness.manifest(files)))
         assert all(item.url.startswith(f"/api/v1/links/staging/{plan.push_id}/") for item in plan.uploads)
         upload(harness.admin, plan, files)
-        assert harness.admin.commit_push(plan.push_id).created
+        assert commit_push(harness.admin, plan.push_id).created
 
 
 # ------------------------------------------------------------------ a real server
@@ -183,7 +184,7 @@ def test_servers_of_one_registry_agree_on_links_and_restarts_keep_them(tmp_path:
             registry.add_base(BaseAdd(spec=spec_of(base)))
             push_folder(registry, folder, AdapterName.parse("acme/support"), base="smollm2")
             pull(registry, "acme/support@1", tmp_path / "pulled", cache=None)
-            links = registry.plan_pull("acme/support@1").direct
+            links = plan_pull(registry, "acme/support@1").direct
             headers = {"Authorization": f"Bearer {server.token}"}
             metrics = httpx.get(f"{server.url}/api/v1/metrics", headers=headers).text
             registry.create_token(TokenCreate(name="other", scopes=["pull"]))

@@ -20,7 +20,7 @@ from registry.server.push import commit
 from registry.versions.manifest import BaseRef, Edge, Relation
 from tests import samples
 from tests.access.tenants import of_subject
-from tests.bulk import COMMITS, commit_body
+from tests.bulk import COMMITS, commit_body, commit_push, plan_push
 from tests.harness import Harness, rows, send_blob, upload
 
 STATEMENTS_LIMIT = 52
@@ -34,7 +34,7 @@ def filled_harness(harness: Harness) -> Harness:
 
 
 def plan(harness: Harness, files: samples.Files, name: str = "acme/support", by: Registry | None = None) -> PushPlan:
-    return (by or harness.admin).plan_push(name, PushRequest(manifest=harness.manifest(files)))
+    return plan_push(by or harness.admin, name, PushRequest(manifest=harness.manifest(files)))
 
 
 def send(harness: Harness, plan: PushPlan, files: samples.Files) -> None:
@@ -61,7 +61,7 @@ def test_the_same_bytes_again_are_the_same_version_and_send_nothing(filled_harne
     first = filled_harness.push("acme/support", files)
     again = plan(filled_harness, files)
     assert again.uploads == []
-    second = filled_harness.admin.commit_push(again.push_id)
+    second = commit_push(filled_harness.admin, again.push_id)
     assert (second.created, second.version.number, second.version.digest) == (False, 1, first.version.digest)
     with filled_harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
@@ -72,8 +72,8 @@ def test_committing_twice_is_committing_once(filled_harness: Harness) -> None:
     files = filled_harness.files()
     planned = plan(filled_harness, files)
     send(filled_harness, planned, files)
-    assert filled_harness.admin.commit_push(planned.push_id).created is True
-    assert filled_harness.admin.commit_push(planned.push_id).created is False
+    assert commit_push(filled_harness.admin, planned.push_id).created is True
+    assert commit_push(filled_harness.admin, planned.push_id).created is False
 
 
 def test_a_file_of_a_visible_version_is_not_requested_again(filled_harness: Harness) -> None:
@@ -107,7 +107,7 @@ def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(fill
     files = filled_harness.files()
     planned = plan(filled_harness, files)
     with pytest.raises(Conflict) as refusal:
-        filled_harness.admin.commit_push(planned.push_id)
+        commit_push(filled_harness.admin, planned.push_id)
     assert refusal.value.code == "UPLOAD_INCOMPLETE"
     assert {r.location for r in refusal.value.findings} == set(files)
     with filled_harness.session() as session:
@@ -121,11 +121,11 @@ def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(filled_ha
     other = filled_harness.actor("push", namespaces=["initech"], name="other")
     planned = plan(filled_harness, files, "initech/copy", other)
     with pytest.raises(Conflict) as theirs:
-        other.commit_push(planned.push_id)
+        commit_push(other, planned.push_id)
     nobodys = filled_harness.files()
     unknown = plan(filled_harness, nobodys, "initech/new", other)
     with pytest.raises(Conflict) as absent:
-        other.commit_push(unknown.push_id)
+        commit_push(other, unknown.push_id)
     assert theirs.value.code == absent.value.code == "UPLOAD_INCOMPLETE"
 
 
@@ -135,7 +135,7 @@ def test_the_push_of_another_token_does_not_exist(filled_harness: Harness) -> No
     other = filled_harness.actor("push", name="other")
     for push_id in (planned.push_id, "psh_000000000000000000000000"):
         with pytest.raises(RegistryError) as refusal:
-            other.commit_push(push_id)
+            commit_push(other, push_id)
         assert refusal.value.code == "PUSH_UNKNOWN"
 
 
@@ -146,7 +146,7 @@ def test_an_expired_push_is_gone(filled_harness: Harness) -> None:
         row.expires_at = db.now() - timedelta(seconds=1)
         session.add(row)
     with pytest.raises(NotFound, match="no open push"):
-        filled_harness.admin.commit_push(planned.push_id)
+        commit_push(filled_harness.admin, planned.push_id)
 
 
 def test_a_push_near_its_end_is_kept_open_while_it_is_committed(filled_harness: Harness) -> None:
@@ -157,7 +157,7 @@ def test_a_push_near_its_end_is_kept_open_while_it_is_committed(filled_harness: 
         row = session.get_one(PushRow, planned.push_id)
         row.expires_at = db.now() + timedelta(minutes=1)
         session.add(row)
-    filled_harness.admin.commit_push(planned.push_id)
+    commit_push(filled_harness.admin, planned.push_id)
     with filled_harness.session() as session:
         row = session.get_one(PushRow, planned.push_id)
     assert row.expires_at > db.now() + timedelta(seconds=commit.COMMIT_SECONDS / 2)
@@ -201,7 +201,7 @@ def test_an_unknown_base_is_refused_before_any_byte(filled_harness: Harness) -> 
     manifest = filled_harness.manifest(filled_harness.files())
     strange = manifest.model_copy(update={"base": BaseRef(name="nobody/knows", fingerprint=manifest.base.fingerprint)})
     with pytest.raises(NotFound) as refusal:
-        filled_harness.admin.plan_push("acme/support", PushRequest(manifest=strange))
+        plan_push(filled_harness.admin, "acme/support", PushRequest(manifest=strange))
     assert refusal.value.code == "BASE_UNKNOWN"
 
 
@@ -209,8 +209,8 @@ def test_another_fingerprint_of_the_base_is_refused(filled_harness: Harness) -> 
     manifest = filled_harness.manifest(filled_harness.files())
     other = BaseRef(name=manifest.base.name, fingerprint=Digest.of(b"other"))
     with pytest.raises(Invalid) as refusal:
-        filled_harness.admin.plan_push(
-            "acme/support", PushRequest(manifest=manifest.model_copy(update={"base": other}))
+        plan_push(
+            filled_harness.admin, "acme/support", PushRequest(manifest=manifest.model_copy(update={"base": other}))
         )
     assert (refusal.value.code, refusal.value.findings[0].code) == ("BASE_INVALID", "base.fingerprint_differs")
 
@@ -229,7 +229,7 @@ def test_one_digest_with_two_sizes_is_refused(filled_harness: Harness) -> None:
     same = manifest["files"][0] | {"path": "LICENSE", "media_type": "text/plain", "size_bytes": 3}
     manifest["files"] = sorted([*manifest["files"], same], key=lambda f: f["path"])
     with pytest.raises(Invalid) as refusal:
-        filled_harness.admin.plan_push("acme/support", PushRequest.model_validate({"manifest": manifest}))
+        plan_push(filled_harness.admin, "acme/support", PushRequest.model_validate({"manifest": manifest}))
     assert refusal.value.findings[0].code == "manifest.sizes_differ"
 
 
@@ -313,7 +313,7 @@ def test_a_push_takes_over_no_bytes_that_its_pusher_may_not_read_any_more(filled
     assert planned.uploads == []
     filled_harness.admin.revoke_role("globex", "ann")
     with pytest.raises(Conflict) as refusal:
-        pusher.commit_push(planned.push_id)
+        commit_push(pusher, planned.push_id)
     assert refusal.value.code == "UPLOAD_INCOMPLETE"
     assert {finding.location for finding in refusal.value.findings} == set(files)
     again = plan(filled_harness, files, "acme/copy", pusher)

@@ -13,7 +13,7 @@ from registry.errors import Invalid, RegistryError
 from registry.server.database.models import BlobRow, VersionRow
 from registry.server.storage import references
 from tests import samples
-from tests.bulk import commit_body
+from tests.bulk import commit_body, commit_push, plan_push
 from tests.harness import Harness, rows, upload
 
 
@@ -24,7 +24,7 @@ def filled_harness(harness: Harness) -> Harness:
 
 
 def plan(harness: Harness, files: samples.Files) -> PushPlan:
-    return harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    return plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
 
 
 def send(harness: Harness, plan: PushPlan, files: samples.Files) -> None:
@@ -48,8 +48,8 @@ def test_a_commit_may_carry_small_blobs(filled_harness: Harness) -> None:
     sent = {item.digest for item in small}
     big = planned.model_copy(update={"uploads": [u for u in planned.uploads if u.digest not in sent]})
     send(filled_harness, big, files)
-    assert filled_harness.admin.commit_push(planned.push_id, small=small).created
-    assert not filled_harness.admin.commit_push(planned.push_id, small=small).created
+    assert commit_push(filled_harness.admin, planned.push_id, small=small).created
+    assert not commit_push(filled_harness.admin, planned.push_id, small=small).created
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_small_blobs_follow_the_rules_of_uploads(filled_harness: Harness, change
     planned = plan(filled_harness, files)
     first, *others = small_of(planned, files)
     with pytest.raises(RegistryError) as refusal:
-        filled_harness.admin.commit_push(planned.push_id, small=[first.model_copy(update=change(first)), *others])
+        commit_push(filled_harness.admin, planned.push_id, small=[first.model_copy(update=change(first)), *others])
     assert refusal.value.code == code
     with filled_harness.session() as session:
         assert rows(session, VersionRow) == []

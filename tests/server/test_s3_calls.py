@@ -30,6 +30,7 @@ from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import maintenance, samples
+from tests.bulk import commit_push, plan_push
 from tests.harness import URL, Harness, rows, send_blob, upload
 from tests.httpx_transports import HttpxInProcess
 
@@ -195,12 +196,12 @@ def small(harness: Harness, blobs: S3Blobs) -> samples.Files:
 def test_another_server_commits_what_this_one_has_received(
     harness: Harness, blobs: S3Blobs, small: samples.Files
 ) -> None:
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     upload(harness.admin, plan, small)
-    assert harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small))).uploads == []
+    assert plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small))).uploads == []
     other = HttpxInProcess(create_app(harness.settings, engine=harness.engine, blobs=S3Blobs(blobs.bucket)))
     with contextlib.closing(other), Registry(URL, harness.secret, other) as registry:
-        assert registry.commit_push(plan.push_id).created
+        assert commit_push(registry, plan.push_id).created
         other.settle()
 
 
@@ -211,22 +212,22 @@ def test_stored_bytes_count_only_for_the_push_that_sent_them(
     """Neither before nor after the commit of the other: the plan requests them all the same."""
     request = PushRequest(manifest=harness.manifest(small))
     owner, thief = (harness.actor("push", "pull", namespaces=[name], name=name) for name in ("acme", "evil"))
-    plan, stolen = owner.plan_push("acme/support", request), thief.plan_push("evil/copy", request)
+    plan, stolen = plan_push(owner, "acme/support", request), plan_push(thief, "evil/copy", request)
     upload(owner, plan, small)
     for _ in range(2):
         with pytest.raises(Conflict) as refusal:
-            thief.commit_push(stolen.push_id)
+            commit_push(thief, stolen.push_id)
         assert refusal.value.code == "UPLOAD_INCOMPLETE"
-        assert len(thief.plan_push("evil/copy", request).uploads) == len(stolen.uploads) == len(small)
+        assert len(plan_push(thief, "evil/copy", request).uploads) == len(stolen.uploads) == len(small)
         with pytest.raises(NotFound):
             thief.version("evil/copy")
-        owner.commit_push(plan.push_id)
+        commit_push(owner, plan.push_id)
     assert all(blobs.stat(key_of(item.digest)) is not None for item in plan.uploads)
 
 
 @pytest.mark.security
 def test_wrong_bytes_never_reach_the_final_key(harness: Harness, blobs: S3Blobs, small: samples.Files) -> None:
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     for item in plan.uploads:
         for wrong in (b"x" * item.size_bytes, b"x" * (item.size_bytes - 1)):
             with pytest.raises(Invalid):
@@ -237,7 +238,7 @@ def test_wrong_bytes_never_reach_the_final_key(harness: Harness, blobs: S3Blobs,
 def test_stored_bytes_of_a_push_that_was_never_committed_are_collected(
     harness: Harness, blobs: S3Blobs, small: samples.Files
 ) -> None:
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     upload(harness.admin, plan, small)
     assert {stat.key for stat in blobs.list("blobs/")} == {key_of(item.digest) for item in plan.uploads}
     maintenance.collect(harness)
@@ -258,15 +259,15 @@ def test_a_push_replaces_damaged_bytes_and_notices_when_they_are_lost_again(
         session.connection().execute(
             update(BlobRow).where(col(BlobRow.digest) == digest_of(weights)).values(state=BlobState.CORRUPT)
         )
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     upload(harness.admin, plan, small)
     assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]
     blobs.delete(weights)
-    assert not harness.admin.commit_push(plan.push_id).created
-    again = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    assert not commit_push(harness.admin, plan.push_id).created
+    again = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     assert [item.digest for item in again.uploads] == [digest_of(weights)]
     upload(harness.admin, again, small)
-    assert not harness.admin.commit_push(again.push_id).created
+    assert not commit_push(harness.admin, again.push_id).created
     with harness.session() as session:
         assert {row.state for row in rows(session, BlobRow)} == {"live"}
     assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]
@@ -282,11 +283,11 @@ def test_bytes_that_rot_again_before_the_commit_are_not_taken_for_repaired(
         session.connection().execute(
             update(BlobRow).where(col(BlobRow.digest) == digest_of(weights)).values(state=BlobState.CORRUPT)
         )
-    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     upload(harness.admin, plan, small)
     blobs.bucket.put(weights, bytes(len(small[samples.WEIGHTS])))
     with pytest.raises(Invalid) as mismatch:
-        harness.admin.commit_push(plan.push_id)
+        commit_push(harness.admin, plan.push_id)
     assert mismatch.value.code == "BLOB_MISMATCH"
     with harness.session() as session:
         assert [row.digest for row in rows(session, BlobRow) if row.state == "corrupt"] == [digest_of(weights)]

@@ -21,6 +21,7 @@ from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import maintenance, samples
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows, send_blob
 
 NAME = AdapterName("acme", "support")
@@ -71,7 +72,7 @@ def put(upload: Any, body: bytes) -> int:
 
 def plan(harness: Harness, files: samples.Files, name: AdapterName = NAME) -> tuple[PushPlan, Upload]:
     """Return the plan and its upload of the weights."""
-    push_plan = harness.admin.plan_push(name, PushRequest(manifest=harness.manifest(files)))
+    push_plan = plan_push(harness.admin, name, PushRequest(manifest=harness.manifest(files)))
     return push_plan, next(u for u in push_plan.uploads if u.digest == Digest.of(files[samples.WEIGHTS]))
 
 
@@ -103,7 +104,7 @@ def test_a_direct_upload_takes_only_its_bytes_and_is_invisible_before_the_commit
     assert put(upload, right[:-1] + b"?") in (400, 403)
     assert httpx.put(upload.url, content=right).status_code == 403
     with pytest.raises(Conflict) as incomplete:
-        harness.admin.commit_push(push_plan.push_id)
+        commit_push(harness.admin, push_plan.push_id)
     assert incomplete.value.code == "UPLOAD_INCOMPLETE"
     assert put(upload, right) == 200
     assert blobs.stat(key_of(upload.digest)) is None
@@ -170,7 +171,7 @@ def test_planning_again_continues_the_same_upload_and_asks_only_for_missing_byte
         httpx.URL(upload.url).params["uploadId"],
     )
     assert put(same, files[samples.WEIGHTS]) == 200
-    third = harness.admin.plan_push(NAME, PushRequest(manifest=harness.manifest(files)))
+    third = plan_push(harness.admin, NAME, PushRequest(manifest=harness.manifest(files)))
     assert upload.digest not in [u.digest for u in third.uploads]
 
 
@@ -203,7 +204,7 @@ def test_a_malformed_adapter_sent_by_direct_upload_is_rejected_and_collected(har
         body = next(data for data in files.values() if Digest.of(data) == each.digest)
         send_blob(harness.admin, each, body)
     with pytest.raises(Invalid):
-        harness.admin.commit_push(push_plan.push_id)
+        commit_push(harness.admin, push_plan.push_id)
     with harness.session(write=True) as session:
         for row in rows(session, PushRow):
             row.expires_at -= timedelta(days=30)

@@ -27,6 +27,7 @@ from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import MultipartUpload
 from registry.versions.manifest import Manifest
 from tests import samples
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, send_blob
 from tests.stub_bucket import StoredObject, StubBucket
 
@@ -86,7 +87,7 @@ def forge_markers(
     harness.push("acme/support", files := harness.files())
     store._capabilities = capabilities
     thief = harness.actor("push", "pull", namespaces=["evil"])
-    plan = thief.plan_push("evil/copy", PushRequest(manifest=harness.manifest(files)))
+    plan = plan_push(thief, "evil/copy", PushRequest(manifest=harness.manifest(files)))
     assert len(plan.uploads) == len(files)
     for upload in plan.uploads:
         if not upload.url.startswith("http"):
@@ -95,7 +96,7 @@ def forge_markers(
         forged = {f"x-amz-meta-{name}": value for name, value in note.items()}
         put(upload.url, bytes(upload.size_bytes), {**upload.headers, **forged})
     with pytest.raises(RegistryError) as refusal:
-        thief.commit_push(plan.push_id)
+        commit_push(thief, plan.push_id)
     assert refusal.value.code in ("BLOB_MISMATCH", "UPLOAD_INCOMPLETE")
     with pytest.raises(RegistryError):
         thief.version("evil/copy")
@@ -165,7 +166,7 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
     files = samples.lora(base, rank=6 * MIB // (rank_2_bytes - rank_1_bytes), seed=7)
     weights = files[samples.WEIGHTS]
     by_digest = {Digest.of(data): data for data in files.values()}
-    plan = real_harness.admin.plan_push("acme/support", PushRequest(manifest=real_harness.manifest(files)))
+    plan = plan_push(real_harness.admin, "acme/support", PushRequest(manifest=real_harness.manifest(files)))
     for upload in plan.uploads:
         data = by_digest[upload.digest]
         for part in upload.parts:
@@ -182,7 +183,7 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
 
     with monkeypatch.context() as patch:
         patch.setattr(inspect, "inspect_files", replace_first)
-        assert real_harness.admin.commit_push(plan.push_id).created
+        assert commit_push(real_harness.admin, plan.push_id).created
     assert b"".join(real.open(key_of(Digest.of(weights)))) == weights
     real_harness.transport.settle()
     assert {stat.size_bytes for stat in real.list("staging/")} <= {0}, "what keeps links from writing again"
@@ -198,7 +199,7 @@ def test_bytes_with_the_same_etag_do_not_take_the_place_of_the_hashed_ones(
     bucket: Any = stub.bucket
     files = stub_harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    plan = stub_harness.admin.plan_push("acme/support", PushRequest(manifest=stub_harness.manifest(files)))
+    plan = plan_push(stub_harness.admin, "acme/support", PushRequest(manifest=stub_harness.manifest(files)))
     for upload in plan.uploads:
         assert bucket.send(upload.url, by_digest[upload.digest], upload.headers) == 200
     staged = staging_key_of(plan.push_id, Digest.of(files[samples.WEIGHTS]))
@@ -209,11 +210,11 @@ def test_bytes_with_the_same_etag_do_not_take_the_place_of_the_hashed_ones(
 
     bucket.on_call = replace_staged
     if operation == "get_object":
-        assert stub_harness.admin.commit_push(plan.push_id).created
+        assert commit_push(stub_harness.admin, plan.push_id).created
         assert b"".join(stub.open(key_of(Digest.of(files[samples.WEIGHTS])))) == files[samples.WEIGHTS]
     else:
         with pytest.raises(Invalid) as refusal:
-            stub_harness.admin.commit_push(plan.push_id)
+            commit_push(stub_harness.admin, plan.push_id)
         assert refusal.value.code == "BLOB_MISMATCH"
         assert stub.stat(key_of(Digest.of(files[samples.WEIGHTS]))) is None
     assert [stat.key for stat in stub.list("staging/") if stat.key.count("/") > 2] == []
@@ -244,11 +245,11 @@ def check_that_links_end_with_their_push(
     by_digest = {Digest.of(data): data for data in files.values()}
     request = PushRequest(manifest=harness.manifest(files))
     other = harness.actor("push", "pull", name="other")
-    plan, unused = harness.admin.plan_push("acme/support", request), other.plan_push("acme/support", request)
+    plan, unused = plan_push(harness.admin, "acme/support", request), plan_push(other, "acme/support", request)
     for upload in plan.uploads:
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
-    version = harness.admin.commit_push(plan.push_id).version
-    assert other.commit_push(unused.push_id).version.digest == version.digest
+    version = commit_push(harness.admin, plan.push_id).version
+    assert commit_push(other, unused.push_id).version.digest == version.digest
     harness.transport.settle()
     for _ in range(2):
         links = (*plan.uploads, *unused.uploads)
@@ -256,7 +257,7 @@ def check_that_links_end_with_their_push(
         assert {put(u.url, bytes(u.size_bytes), u.headers) for u in links} <= {412, 400}
         assert {stat.size_bytes for stat in store.list("staging/")} == {0}
         assert harness.admin.collect(GcRequest()).staged_deleted == 0
-    assert harness.admin.commit_push(plan.push_id).version.digest == version.digest
+    assert commit_push(harness.admin, plan.push_id).version.digest == version.digest
     harness.transport.settle()
     with harness.session(write=True) as session:
         session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
@@ -290,18 +291,18 @@ def test_nothing_is_read_from_the_staging_keys_of_an_ended_push(stub_harness: Ha
     stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
     bucket: Any = stub.bucket
     files = stub_harness.files()
-    plan = stub_harness.admin.plan_push("acme/support", PushRequest(manifest=stub_harness.manifest(files)))
+    plan = plan_push(stub_harness.admin, "acme/support", PushRequest(manifest=stub_harness.manifest(files)))
     by_digest = {Digest.of(data): data for data in files.values()}
     for upload in plan.uploads:
         assert bucket.send(upload.url, by_digest[upload.digest], upload.headers) == 200
-    stub_harness.admin.commit_push(plan.push_id)
+    commit_push(stub_harness.admin, plan.push_id)
     stub_harness.transport.settle()
     with stub_harness.session(write=True) as session:
         session.connection().execute(update(BlobRow).values(state=BlobState.CORRUPT))
     reads: list[str] = []
     bucket.on_call = lambda operation, key: reads.append(key) if operation in ("head_object", "get_object") else None
-    assert not stub_harness.admin.commit_push(plan.push_id).created
+    assert not commit_push(stub_harness.admin, plan.push_id).created
     stub_harness.admin.delete_adapter("acme/support")
     with pytest.raises(NotFound):
-        stub_harness.admin.commit_push(plan.push_id)
+        commit_push(stub_harness.admin, plan.push_id)
     assert [key for key in reads if key.startswith("staging/")] == []

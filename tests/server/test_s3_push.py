@@ -20,6 +20,7 @@ from registry.server.database.models import PushRow, VersionRow
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3.store import S3Blobs
 from tests import samples
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows
 from tests.recording_proxy import RecordingProxy
 
@@ -60,7 +61,7 @@ def set_capabilities(blobs: S3Blobs, **capabilities: bool) -> None:
 
 
 def plan(harness: Harness, files: samples.Files) -> PushPlan:
-    return harness.admin.plan_push(NAME, PushRequest(manifest=harness.manifest(files)))
+    return plan_push(harness.admin, NAME, PushRequest(manifest=harness.manifest(files)))
 
 
 def put(url: str, body: bytes, headers: dict[str, str]) -> int:
@@ -126,11 +127,11 @@ def test_without_checksums_a_link_writes_once_and_the_server_hashes(harness: Har
     # Each commit finds one wrong file and deletes it, so that the right one can be sent.
     for _ in first.uploads:
         with pytest.raises(Invalid) as refusal:
-            harness.admin.commit_push(first.push_id)
+            commit_push(harness.admin, first.push_id)
         assert refusal.value.code == "BLOB_MISMATCH"
         (upload,) = plan(harness, files).uploads
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
-    assert harness.admin.commit_push(first.push_id).created
+    assert commit_push(harness.admin, first.push_id).created
     with harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
 
@@ -206,13 +207,13 @@ def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: Harnes
         for part in upload.parts[1:]:
             put(part.url, b"x" * part.size_bytes, {})
     with pytest.raises(Exception, match="was not uploaded"):
-        in_parts.admin.commit_push(first.push_id)
+        commit_push(in_parts.admin, first.push_id)
     (last,) = plan(in_parts, files).uploads
     (part,) = last.parts
     assert put(part.url, b"x" * part.size_bytes, {}) == 200
     assert plan(in_parts, files).uploads == []
     with pytest.raises(Invalid) as refusal:
-        in_parts.admin.commit_push(first.push_id)
+        commit_push(in_parts.admin, first.push_id)
     assert refusal.value.code == "BLOB_MISMATCH"
     assert [u.size_bytes for u in plan(in_parts, files).uploads] == [last.size_bytes]
     assert put(part.url, b"late" * (part.size_bytes // 4), {}) >= 400

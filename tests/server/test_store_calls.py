@@ -21,6 +21,7 @@ from registry.errors import NotFound
 from registry.server.storage.blobs import BlobStore
 from tests.access.matrix import Matrix
 from tests.access.tenants import send
+from tests.bulk import plan_pull
 from tests.harness import Harness
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
@@ -111,7 +112,7 @@ def test_reads_of_bytes_call_the_store_after_their_transaction(database_url: str
         ):  # fmt: skip
             status = send(harness, "GET", path, harness.secret).status_code
             assert status == 200 or (status == 500 and "tile" in path), path  # a partial tile is not in the store yet
-        harness.admin.plan_pull("acme/support@1")
+        plan_pull(harness.admin, "acme/support@1")
         with suppress(NotFound):
             harness.admin.reference_logprobs("acme/support")
         assert Audit(harness.admin).checkpoint()
