@@ -9,10 +9,8 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, update
@@ -24,10 +22,10 @@ from registry.hub.shapes import File
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
-from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow
+from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import key_of
@@ -119,13 +117,7 @@ def key_of_blob(blob: PushBlobRow) -> str:
 # ------------------------------------------------------------------ uploads
 def find_upload(session: Session, actor: Actor, name: AdapterName) -> PushRow | None:
     """The open upload of the actor for an adapter."""
-    prefix = _upload_prefix(actor, name)
-    uploads = select(PushRow).where(
-        col(PushRow.id).between(prefix, prefix + "z"),
-        col(PushRow.state) == PushState.OPEN,
-        col(PushRow.expires_at) > db.now(),
-    )
-    return session.exec(uploads.order_by(col(PushRow.id)).limit(1)).first()
+    return next(iter(staging.find_pushes(session, _upload_prefix(actor, name))), None)
 
 
 def open_upload(
@@ -143,20 +135,9 @@ def open_upload(
     It stays open for as long as a push, or for `seconds`. The transaction must write. Errors as of a plan of a push.
     `counted_bytes` of the space count in quotas already.
     """
-    actor.require(Scope.PUSH, name)
-    row, now = find_upload(session, actor, name), db.now()
-    until = now + timedelta(seconds=max(seconds, settings.push_hold_seconds))
     size_bytes = max(0, sum(sizes.values()) - counted_bytes)
-    quotas.check_before_staging(session, actor, name, size_bytes, is_new=row is None)
-    if row is not None and references.extend_pushes(session, [row.id], until=until).get(row.id) is PushState.OPEN:
-        return row
-    row = PushRow(
-        id=_upload_prefix(actor, name) + secrets.token_hex(6), namespace=name.namespace, name=name.name, manifest="",
-        manifest_digest="", state=PushState.OPEN, created_at=now, created_by=actor.identity, token_id=actor.token_id,
-        expires_at=until,
-    )  # fmt: skip
-    db.bulk_insert(session, [row])
-    return row
+    seconds = max(seconds, settings.push_hold_seconds)
+    return staging.open_push(session, actor, name, _upload_prefix(actor, name), size_bytes, seconds=seconds)
 
 
 def hold_blobs(session: Session, push: PushRow, keys: Mapping[Digest, str], sizes: Mapping[Digest, int]) -> None:

@@ -16,7 +16,6 @@ import secrets
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 
 from sqlalchemy import Engine, delete, func
@@ -25,16 +24,13 @@ from sqlmodel import Session, col, select
 from registry.digest import Digest
 from registry.errors import TooLarge, Unavailable
 from registry.names import AdapterName
-from registry.roles import Scope
-from registry.server.access import quotas
 from registry.server.actors import Actor
-from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import PushBlobRow, PushRow, XorbRow
+from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, staging_key_of
-from registry.server.storage.references import PushState
 
 XORBS_LIMIT = 1024
 """Xorbs of one session: 64 GiB of full ones."""
@@ -65,52 +61,32 @@ def new_word() -> str:
 
 def open_push(session: Session, xet: XetSession, size_bytes: int) -> PushRow:
     """Return the open push of a session, or a new one, with space for a xorb. Errors as of a plan of a push."""
-    actor, name, prefix = xet.actor, xet.name, xet.prefix
-    actor.require(Scope.PUSH, name)
-    row = next(iter(find_pushes(session, prefix)), None)
-    quotas.check_before_staging(session, actor, name, size_bytes, is_new=row is None)
+    prefix = xet.prefix
+    seconds = xet.settings.push_hold_seconds
+    row = staging.open_push(session, xet.actor, xet.name, prefix, size_bytes, seconds=seconds)
     number = select(func.count()).select_from(XorbRow).where(col(XorbRow.push_id).between(prefix, prefix + "z"))
     if session.exec(number).one() >= XORBS_LIMIT:
         raise TooLarge("SIZE_INVALID", f"this upload has {XORBS_LIMIT} xorbs, which is the limit")
-    now = db.now()
-    until = now + timedelta(seconds=xet.settings.push_hold_seconds)
-    if row is not None and references.extend_pushes(session, [row.id], until=until).get(row.id) is PushState.OPEN:
-        return row
-    row = PushRow(
-        id=prefix + secrets.token_hex(6), namespace=name.namespace, name=name.name, manifest="", manifest_digest="",
-        state=PushState.OPEN, created_at=now, created_by=actor.identity, token_id=actor.token_id, expires_at=until,
-    )  # fmt: skip
-    db.bulk_insert(session, [row])
     return row
-
-
-def find_pushes(session: Session, prefix: str) -> list[PushRow]:
-    """Return the open pushes of a session."""
-    pushes = select(PushRow).where(
-        col(PushRow.id).between(prefix, prefix + "z"),
-        col(PushRow.state) == PushState.OPEN,
-        col(PushRow.expires_at) > db.now(),
-    )
-    return list(session.exec(pushes.order_by(col(PushRow.id))).all())
 
 
 def find_xorbs(session: Session, prefix: str, xorbs: Iterable[str]) -> dict[str, XorbRow]:
     """Return those of these xorbs that the session has, by their hash."""
-    ids = [row.id for row in find_pushes(session, prefix)]
+    ids = [row.id for row in staging.find_pushes(session, prefix)]
     rows = select(XorbRow).where(any_of(col(XorbRow.push_id), ids), any_of(col(XorbRow.hash), sorted(set(xorbs))))
     return {row.hash: row for row in session.exec(rows)} if ids else {}
 
 
 def count_staged_bytes(session: Session, prefix: str) -> int:
     """Return the bytes that the session's xorbs count for in quotas."""
-    ids = [row.id for row in find_pushes(session, prefix)]
+    ids = [row.id for row in staging.find_pushes(session, prefix)]
     total = select(func.coalesce(func.sum(PushBlobRow.size_bytes), 0)).where(any_of(col(PushBlobRow.push_id), ids))
     return int(session.exec(total).one()) if ids else 0
 
 
 def end(session: Session, prefix: str) -> list[str]:
     """End a session; return the staging keys of its xorbs."""
-    ids = [row.id for row in find_pushes(session, prefix)]
+    ids = [row.id for row in staging.find_pushes(session, prefix)]
     keys = session.exec(select(PushBlobRow.staging_key).where(any_of(col(PushBlobRow.push_id), ids))).all()
     session.connection().execute(delete(XorbRow).where(any_of(col(XorbRow.push_id), ids)))
     references.end_pushes(session, ids)
