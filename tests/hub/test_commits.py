@@ -397,6 +397,14 @@ def test_a_text_that_cannot_be_stored_is_refused(pusher: Pusher, text: str) -> N
     assert {answer.status_code for answer in answers} <= {400, 415, 422}
 
 
+def test_a_readme_that_names_no_base_gets_a_warning_and_no_error(pusher: Pusher) -> None:
+    cards = {"# Mine": "has no front matter", "---\nbase_model: x\n---\n# Mine": "", "---\n": "without an end"}
+    for content, message in cards.items():
+        answer = pusher.send("POST", "/api/validate-yaml", json={"content": content, "repoType": "model"}).json()
+        assert (answer["errors"], len(answer["warnings"])) == ([], 1 if message else 0)
+        assert message in str(answer["warnings"])
+
+
 @pytest.mark.parametrize("folder", ["checkpoint-500", "last-checkpoint", "unet/checkpoint-1"])
 def test_checkpoints_in_folders_are_left_out(pusher: Pusher, folder: str) -> None:
     """Training scripts leave them beside the adapter, and push all."""

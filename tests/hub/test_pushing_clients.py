@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.faults.servers import Server
 from tests.hub import live as lives
 from tests.hub import pushes, venvs
 from tests.hub.live import LiveServer
+from tests.import_table import ROOT
 from tests.recording_proxy import RecordingProxy
 
 pytestmark = [
@@ -91,6 +93,33 @@ def test_the_newest_sends_a_large_file_by_xet(store: LiveServer, tmp_path: Path)
     )
     assert pushed == pulled
     assert store.xet_uploads() > before
+
+
+KILLED = """
+import json, os, pathlib, signal, sys
+from huggingface_hub import CommitOperationAdd, HfApi
+order, api = json.loads(sys.argv[1]), HfApi()
+api.create_repo(order["name"], exist_ok=True)
+weights = "adapter_model.safetensors"
+addition = CommitOperationAdd(weights, pathlib.Path(order["folder"], weights))
+api.preupload_lfs_files(order["name"], [addition])
+assert not order["dies"] or os.kill(os.getpid(), signal.SIGKILL)
+print(json.dumps(api.upload_folder(repo_id=order["name"], folder_path=order["folder"]).oid))
+"""
+
+
+@pytest.mark.parametrize("version", ["0.34.4", "1.10.1", ""])
+def test_a_client_killed_between_upload_and_commit_pushes_again(live: LiveServer, tmp_path: Path, version: str) -> None:
+    """By Git LFS the bytes that have arrived are not sent again. By Xet they are: a session ends with its client."""
+    name = f"acme/killed-{version or 'newest'}"
+    python = _python(version) if version else Path(sys.executable)
+    request = {"name": name, "folder": str(pushes.adapter_folder(tmp_path)), "dies": True}
+    died = live.run([python, "-c", KILLED, json.dumps(request)], tmp_path)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    links, shards = len(live.proxy.targets("PUT")), live.xet_uploads()
+    commit = lives.last_line(live.run([python, "-c", KILLED, json.dumps(request | {"dies": False})], tmp_path))
+    assert (len(live.proxy.targets("PUT")) - links, live.xet_uploads() > shards) == (0, not version)
+    assert commit == commit_id(live.registry.version(Ref(AdapterName.parse(name), 1)).digest)
 
 
 MANY = """
@@ -184,6 +213,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from registry.training import RegistryCallback
+
 order = json.loads(sys.argv[1])
 base = AutoModelForCausalLM.from_pretrained(order["base"])
 base.name_or_path = base.config._name_or_path = "tiny-llama"
@@ -195,6 +226,7 @@ trainer = SFTTrainer(
     ),
     processing_class=AutoTokenizer.from_pretrained(order["base"]),
     peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    callbacks=[RegistryCallback("acme/callback-sft")],
 )
 trainer.train()
 trainer.push_to_hub(dataset_name="tickets")
@@ -203,14 +235,16 @@ print(json.dumps("done"))
 
 
 def test_trl_pushes_versions_to_the_namespace_of_its_token(live: LiveServer, tmp_path: Path) -> None:
-    """It names no namespace: the repository is called like the folder of its output."""
+    """Its Hub push names no namespace: the repository is called like the folder of its output. And by the callback."""
     python = venvs.python_of(f"trl-{venvs.TRL}")
     if python is None:
         pytest.skip("TRL is not installed")
     samples.llama().write(tmp_path / "tiny-llama")
     token = live.registry.create_token(TokenCreate(name="trainer", scopes=["push"], namespaces=["acme"]))
     client_request = json.dumps({"base": str(tmp_path / "tiny-llama")})
-    done = live.run([python, "-c", FINE_TUNE, client_request], tmp_path, HF_TOKEN=token.secret)
+    tokens = {"HF_TOKEN": token.secret, "ADAPTER_TOKEN": token.secret, "ADAPTER_REGISTRY": live.server.url}
+    tokens |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = live.run([python, "-c", FINE_TUNE, client_request], tmp_path, **tokens)
     assert lives.last_line(done) == "done"
     name = AdapterName("acme", "support-sft")
     newest = live.registry.adapter(name).newest
@@ -219,6 +253,10 @@ def test_trl_pushes_versions_to_the_namespace_of_its_token(live: LiveServer, tmp
     assert (version.base, version.parents[0].name) == (live.base.name, f"{name}@{newest - 1}")
     assert {file.path for file in version.files} >= {samples.CONFIG, samples.WEIGHTS, pushes.CARD, "tokenizer.json"}
     assert f"acme/support-sft@{newest} on {live.base.name}: compat " in done.stderr
+    checkpoint = live.registry.version(Ref(AdapterName("acme", "callback-sft"), 2))
+    assert (checkpoint.message, checkpoint.parents[0].name) == ("checkpoint 2", "acme/callback-sft@1")
+    assert checkpoint.provenance is not None
+    assert checkpoint.provenance.datasets[0].uri.startswith("hf-datasets:")
 
 
 SAVE_IMAGES = """

@@ -19,6 +19,7 @@ from registry.server.storage.signed_links import LIMIT_SECONDS
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import Pusher
+from tests.hub.hostile_xet import HOSTILE_SHARDS, HOSTILE_XORBS
 from tests.hub.xet import XetClient, Xorb, commit, pack, shard_of, split, xorb_of
 from tests.maintenance import collect
 
@@ -164,6 +165,20 @@ def test_chunks_are_unknown_whether_or_not_they_are_stored(pusher: Pusher) -> No
     for path in ("/v2/shards", f"/v1/xorb-grants/default/{xorb.hash}"):
         assert client.send("POST", path, content=b"x").status_code == 404, "clients try these first"
     refused(pusher.send("GET", "/api/models/acme/support/xet-read-token/main"), 501, "sends whole files")
+
+
+@pytest.mark.security
+def test_hostile_bodies_get_errors_of_the_hub_and_nothing_is_stored(harness: Harness, pusher: Pusher) -> None:
+    """Lengths that lie, bombs, a million segments and others: what each is, `test_xet_codec.py` says."""
+    client = XetClient(pusher)
+    xorbs = {name: (client.send_xorb(Xorb("0" * 64, body, ())), text) for name, (body, text) in HOSTILE_XORBS.items()}
+    shards = {name: (client.send_shard(body), text) for name, (body, text) in HOSTILE_SHARDS.items()}
+    for answer, _ in [xorbs.pop("empty"), shards.pop("empty")]:
+        refused(answer, 400, "the body is empty")
+    for answer, message in [*xorbs.values(), *shards.values()]:
+        assert answer.status_code in (400, 413)
+        refused(answer, answer.status_code, message)
+    assert (staged(harness), xorbs_of(harness), pusher.files()) == ([], 0, [])
 
 
 # ------------------------------------------------------------------ tokens

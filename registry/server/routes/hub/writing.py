@@ -159,7 +159,10 @@ def change_settings(request: Request, actor: Pusher, engine: EngineDep, namespac
 @router.post("/api/validate-yaml")
 def validate_card(request: Request, _actor: Pusher) -> Json:
     """Say what is wrong with the front matter of a README. It never stops a push."""
-    problem = card.describe_problem(_text(read_json(request), "content").encode("utf-8", "replace"))
+    content = _text(read_json(request), "content")
+    problem = card.describe_problem(content.encode("utf-8", "replace"))
+    if not problem and not content.startswith("---"):
+        problem = "has no front matter, in which `base_model` names the base"
     return {"errors": [], "warnings": [{"message": f"README.md {problem}"}] if problem else []}
 
 
