@@ -6,6 +6,7 @@ pay. They have the methods of pydantic's models that the code uses, and may be f
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Protocol, Self
@@ -47,6 +48,9 @@ def _write_text(value: Any) -> str:
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_write_text)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
+_BUILDING = threading.Lock()
+"""msgspec shows other threads the description of a struct while it still builds it, and a second one that reads by it
+ends the process. So one thread at a time builds, and the others read by a decoder only once it is there."""
 
 
 class Document(Protocol):
@@ -71,16 +75,22 @@ class FrozenStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """From plain values. `ValueError` names the field (`first_problem`)."""
         if isinstance(value, cls):
             return value
+        cls._decoder()  # describes the struct
         return msgspec.convert(value, cls, dec_hook=_read_text)
 
     @classmethod
     def model_validate_json(cls, data: bytes | str) -> Self:
         """From JSON. `ValueError` names the field (`first_problem`)."""
+        read: Self = cls._decoder().decode(data)
+        return read
+
+    @classmethod
+    def _decoder(cls) -> msgspec.json.Decoder[Any]:
         decoder = _DECODERS.get(cls)
         if decoder is None:
-            decoder = _DECODERS[cls] = msgspec.json.Decoder(cls, dec_hook=_read_text)
-        read: Self = decoder.decode(data)
-        return read
+            with _BUILDING:
+                decoder = _DECODERS.setdefault(cls, msgspec.json.Decoder(cls, dec_hook=_read_text))
+        return decoder
 
     def model_dump(self, *, mode: str = "json") -> dict[str, Any]:  # noqa: ARG002 - as pydantic's
         """As plain values of JSON."""
