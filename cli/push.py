@@ -252,7 +252,10 @@ def _with_changes(
     """The results after one bulk request about those versions that have no error: with new fields, or its error."""
     pushed = {n: result.answer for n, result in enumerate(results) if result.answer is not None and not result.error}
     changed = [*results]
-    outcomes = send([answer.version for answer in pushed.values()])
+    try:
+        outcomes = send([answer.version for answer in pushed.values()])
+    except RegistryError as e:  # such as a missing right: the pushes stay, and the report says so
+        outcomes = [e] * len(pushed)
     for (position, answer), outcome in zip(pushed.items(), outcomes, strict=True):
         if isinstance(outcome, RegistryError):
             changed[position] = replace(results[position], error=outcome)

@@ -1,6 +1,7 @@
 """`adapter token …`: create, rotate, exchange, list, revoke, generate. A new secret is printed once."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
@@ -133,14 +134,25 @@ def _has_ended(item: TokenView) -> bool:
 
 
 @token.command()
-@click.argument("token_id", metavar="ID")
+@click.argument("token_id", metavar="ID|NAME")
 def revoke(token_id: str) -> None:
-    """Revoke a token at once."""
+    """Revoke a token at once, by its ID, or by its NAME if only one has it."""
     _refuse_secret(token_id)
     session.answer(
-        lambda registry: registry.revoke_token(token_id),
+        lambda registry: registry.revoke_token(_id_of(token_id, registry.tokens().items)),
         lambda revoked: output.line(f"{revoked.id} ({revoked.name}) is revoked."),
     )
+
+
+def _id_of(token_id: str, tokens: Sequence[TokenView]) -> str:
+    """The id of the token with this id, or with this name. `Invalid` if several that are valid have the name."""
+    ids = [item.id for item in tokens if item.name == token_id and not _has_ended(item)]
+    if not ids or any(item.id == token_id for item in tokens):
+        return token_id
+    if len(ids) > 1:
+        message = f"{len(ids)} tokens are named {token_id[:80]!r}"
+        raise Invalid("REQUEST_INVALID", message, next_step=f"pass one of their ids: {', '.join(ids)}")
+    return ids[0]
 
 
 def _refuse_secret(token_id: str) -> None:

@@ -74,6 +74,11 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
     assert [item["id"] for item in cli("token", "list", "--ended", "--json").json["items"]] == [created["token"]["id"]]
     for command in ("revoke", "rotate"):
         assert "token's secret, not its id" in cli("token", command, created["secret"], expect=2).stderr
+    cli("token", "create", "alice-2", "--scope", "pull")
+    assert "(alice-2) is revoked" in cli("token", "revoke", "alice-2").stdout
+    for _ in range(2):
+        cli("token", "create", "shared", "--scope", "pull")
+    assert "2 tokens are named 'shared'" in cli("token", "revoke", "shared", expect=2).stderr
 
 
 @pytest.mark.parametrize(

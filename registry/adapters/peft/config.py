@@ -80,10 +80,13 @@ class BaseClaim(FrozenModel):
         matching = self.matching(bases)
         if len(matching) != 1:
             which = f"{len(matching)} registered bases match" if matching else "no registered base matches"
+            similar = min((name for name in bases if self.names(name)), default="")
             raise NotFound(
                 "BASE_UNKNOWN",
                 f"the configuration names the base {self.name[:200]!r}, and {which}",
-                next_step="pass --base NAME, or register it first: `adapter base add NAME DIR`",
+                next_step=f"if it was trained on that one, pass --base {similar}"
+                if similar
+                else "pass --base NAME, or register it first: `adapter base add NAME DIR`",
             )
         return matching[0]
 

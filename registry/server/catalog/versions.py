@@ -346,9 +346,9 @@ def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFou
 
 
 def _unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
-    if is_alias(selector):
-        return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{selector}'")
-    return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")
+    code, noun = ("ALIAS_UNKNOWN", "alias") if is_alias(selector) else ("VERSION_UNKNOWN", "version")
+    next_step = f"`adapter versions {name}` lists its versions and aliases; {name} alone is the newest"
+    return NotFound(code, f"adapter '{name}' has no {noun} '{selector}'", next_step=next_step)
 
 
 def find_adapter(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
