@@ -3,8 +3,6 @@
 Caches, limits of requests and connections, and metrics of requests are those of one process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import logging

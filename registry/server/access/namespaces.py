@@ -4,8 +4,6 @@ A namespace is private until its owner makes it public, which gives everyone the
 all namespaces create namespaces and set limits; owners give roles. Each change advances the access epoch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete

@@ -1,7 +1,5 @@
 """Finds the rows of bases by name or alias, and reads their specs, of which a process keeps some."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast

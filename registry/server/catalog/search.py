@@ -4,8 +4,6 @@ A page shows what the actor may see and costs four statements, two more to searc
 the index where the last one ended (`next_cursor` is the last name).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

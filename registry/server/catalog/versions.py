@@ -4,8 +4,6 @@ What the actor may not see raises the same NotFound as what does not exist. `res
 absence are distinguished only after it found nothing. A page starts after the key of the last one (`next_cursor`).
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, cast

@@ -5,8 +5,6 @@
 - A database that is away or busy raises `Unavailable` (DATABASE_UNAVAILABLE), whatever the driver calls it.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,8 +6,6 @@
   see which ones. It refers to versions by number, so an alias that moves meanwhile changes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

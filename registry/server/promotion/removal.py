@@ -8,8 +8,6 @@
 - The tombstone is recorded beside the blobs after the commit. `reindex` skips versions whose name has ended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ The ETag of `resolve` covers the whole answer. By number or digest the answer ma
 and yanks are seen by alias.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Routes of jobs: submit, show and cancel for people; claim, renew, finish and fail for workers."""
 
-from __future__ import annotations
-
 from fastapi import Response
 
 from registry.api import jobs

@@ -4,8 +4,6 @@
 - Files are attachments with nosniff: a browser must not run what someone pushed.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -8,8 +8,6 @@
 - All servers of a registry agree on the secret, which is derived from the audit key and never leaves the server.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

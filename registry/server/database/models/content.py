@@ -1,7 +1,5 @@
 """Tables of the content: bases; adapters, versions, lineage, verdicts; aliases, gates, approvals; blobs and pushes."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 
