@@ -6,7 +6,7 @@ The registry's own judgment and that of the version's namespace (`by_owner`) are
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func
+from sqlalchemy import ColumnElement, exists, func
 from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -45,8 +45,10 @@ def is_newest() -> ColumnElement[bool]:
 
 def is_current(check: Check, profile: str = "") -> ColumnElement[bool]:
     """The condition on `verdict`, beside `version`, that it is the registry's own newest one of this check."""
-    same = (col(VerdictRow.version_id) == col(VersionRow.id), col(VerdictRow.check) == check)
-    return and_(*same, col(VerdictRow.profile) == profile, col(VerdictRow.by_owner).is_(False), is_newest())
+    other = VerdictRow.__table__.alias("newest")  # type: ignore[attr-defined]
+    same = (other.c.version_id == col(VersionRow.id), other.c.check == check, other.c.profile == profile)
+    newest = select(func.max(other.c.id)).where(*same, other.c.by_owner.is_(False)).correlate(VersionRow)
+    return col(VerdictRow.id) == newest.scalar_subquery()
 
 
 def has_outcome(check: Check, outcomes: Collection[Outcome], profile: str = "") -> ColumnElement[bool]:
