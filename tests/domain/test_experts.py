@@ -126,6 +126,14 @@ def test_experts_named_one_by_one_fit_and_one_that_is_lost_is_missed() -> None:
     assert [f.code for f in errors(adapter(each, **targets))] == ["compat.module_missing"]
 
 
+def test_experts_that_are_stacked_are_refused_with_the_tool_that_unstacks_them() -> None:
+    at = "base_model.model.model.layers.0.mlp.experts.w1"  # https://github.com/thinking-machines-lab/tinker-cookbook
+    stacked = header({f"{at}.lora_A.weight": (1, 4, HIDDEN), f"{at}.lora_B.weight": (COUNT, INNER, 4)})
+    written = {"peft_type": "LORA", "r": 4, "lora_alpha": 32, "target_modules": "all-linear"}
+    spec = peft.describe(config.read_config(json.dumps(written).encode()), stacked)
+    assert any("build_lora_adapter" in finding.message for finding in errors(spec))
+
+
 def test_mixtrals_router_has_the_name_of_transformers_4_too() -> None:
     router = {"block_sparse_moe.gate": (4, HIDDEN, COUNT)}
     assert errors(adapter(Q | router, target_modules=["q_proj", "gate"]), base(model_type="mixtral")) == []

@@ -189,6 +189,9 @@ class _Reader:
             return None
         if len(a.shape) != len(b.shape) or len(a.shape) not in (2, 4, 5):
             message = f"module {path}: A and B must both be matrices (or both convolutions)"
+            if len(a.shape) == len(b.shape) == 3 and ".experts." in path:
+                message += "; these hold all experts, as Tinker trains them: export the adapter with "
+                message += "tinker_cookbook.weights.build_lora_adapter"
             self._note("lora.shape_invalid", path, message, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
             return None
         if self._is_masked(path) and a.elements == b.elements == 0:
