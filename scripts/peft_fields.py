@@ -84,6 +84,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4},
     "ROAD": {"group_size": 4},
+    "SHADOW": {"target_modules": None},
     "TRAINABLE_TOKENS": {"token_indices": [1, 2], "target_modules": ["embed_tokens"]},
     "UNILORA": {"theta_d_length": 50},
     "VBLORA": {"vector_length": 4, "num_vectors": 8},
@@ -217,6 +218,8 @@ def defaults(config: type) -> Iterator[tuple[str, Any, Any]]:
 
 def rows_of(method: str) -> dict[str, Any]:
     """Field → what PEFT does with it; `kasa_config.beta` is a field inside a field of LoRA."""
+    if method not in NOT_BUILT and (error := error_of(valid_config(method))):
+        raise ValueError(f"VALID does not build {method}, so PEFT would seem to refuse every value: {error}")
     fields = sorted(defaults(PEFT_TYPE_TO_CONFIG_MAPPING[method]), key=itemgetter(0))
     rows = {name: entry(method, name, value, annotation) for name, value, annotation in fields}
     for name in rows.keys() & LAYER_FIELDS.keys():

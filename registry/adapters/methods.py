@@ -257,7 +257,7 @@ _ROWS = (
                tensors=tuple(_T(name, "outputs * {'road_1': 1, 'road_2': 2, 'road_4': 4}[variant] // 2")
                              for name in ("road_theta", "road_alpha")),
                needs=("outputs % group_size == 0",)),
-    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",), mergeable=False),
+    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.", "shadow_head.", "shadow_projection."), mergeable=False),
     PeftMethod("SHIRA", ("shira_weight", "shira_indices"), fused_by="peft", needs_values="True",
                tensors=(_T("shira_weight", "r * (inputs + outputs)"), _T("shira_indices", "2, r * (inputs + outputs)")),
                needs=("r * (inputs + outputs) <= inputs * outputs",)),

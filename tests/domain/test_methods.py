@@ -92,7 +92,14 @@ def test_another_method_fails_when_a_side_is_off_by_one(
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        ("SHADOW", {"base_model.shadow_backbone.default.norm.weight": "F32", "{q}.shadow_up.default.weight": "F32"}),
+        (
+            "SHADOW",
+            {
+                "base_model.shadow_backbone.default.norm.weight": "F32",
+                "{q}.shadow_up.default.weight": "F32",
+                "base_model.shadow_projection.default.weight": "F32",
+            },
+        ),
         ("ADAMSS", {"{q}.adamss_A.0": "F32", "{q}.adamss_B.0": "F32"}),
     ],
 )
@@ -133,6 +140,17 @@ def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
     header = safetensors.read_bytes(samples.safetensors(tensors), file=samples.WEIGHTS)
     spec = peft.describe(config.read_config(json.dumps(written).encode()), header)
     assert compat.check_fit(spec, base_spec(LLAMA)) == []
+
+
+def test_a_shadow_model_has_the_sizes_that_its_configuration_writes() -> None:
+    written = {
+        "peft_type": "SHADOW",
+        "shadow_hidden_size": 32,
+        "shadow_num_hidden_layers": 2,
+        "share_embeddings": False,
+    }
+    codes = {finding.code for finding in config.read_config(json.dumps(written).encode()).findings}
+    assert codes == {"config.base_model_absent"}
 
 
 def test_a_method_without_rules_is_unknown_and_an_unexpected_tensor_in_it_still_fails() -> None:
