@@ -91,7 +91,17 @@ def test_streams_are_limited_and_only_of_live_pages(
 ) -> None:
     assert browser is signed_in
     headers = [("Cookie", cookies_of(signed_in))]
-    for page in ("/", "/search", "/jobsx", "https://evil.example/jobs", "//evil.example/jobs", "/sign-in/x", ""):
+    for page in (
+        "//[x",
+        "http://[",
+        "/",
+        "/search",
+        "/jobsx",
+        "https://evil.example/jobs",
+        "//evil.example/jobs",
+        "/sign-in/x",
+        "",
+    ):
         assert signed_in.get("/live", params={"page": page}).status_code == 400
     with Browser(registry) as anonymous:
         assert anonymous.get("/live?page=/jobs").status_code == 401

@@ -87,7 +87,11 @@ def test_only_those_who_may_promote_move_an_alias_and_only_by_a_form_of_their_se
             assert nobody.post(f"{PAGE}/{action}", data=fields, headers=bearer).status_code == 403
         with Browser(filled) as admin:
             admin.sign_in(filled.secret)
-            for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            for headers in (
+                {"Origin": "https://evil.example"},
+                {"Origin": "http://["},
+                {"Sec-Fetch-Site": "cross-site"},
+            ):
                 answer = admin.submit(f"{PAGE}?version=2", f"{PAGE}/{action}", headers=headers)
                 assert answer.status_code == 403
     assert generation(filled) == before

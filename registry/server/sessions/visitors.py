@@ -170,7 +170,15 @@ def _comes_from_us(request: Request) -> bool:
     """Whether the headers with which a browser says where a form comes from, if any, name this server."""
     site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin")
     hosts = {request.headers.get("host", ""), urlsplit(request.app.state.settings.public_url).netloc}
-    return site == "same-origin" and (origin is None or urlsplit(origin).netloc in hosts - {""})
+    return site == "same-origin" and (origin is None or _host_of(origin) in hosts - {""})
+
+
+def _host_of(origin: str) -> str:
+    """Return the host and port of an origin; empty for a text that is none, such as `http://[`."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def local_path(path: str) -> str:

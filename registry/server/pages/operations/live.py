@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Query, Request
 from fastapi.responses import StreamingResponse
@@ -49,11 +48,11 @@ async def stream_page(
     request: Request, _slot: Annotated[None, Depends(hold_stream)], page: Annotated[str, Query(max_length=PATH_LIMIT)]
 ) -> StreamingResponse:
     """Stream a page as server-sent events: `page` with its `main` element, and `end` when it cannot be shown."""
-    parts = urlsplit(page)
-    if parts.scheme or parts.netloc or not _is_live(parts.path):
+    path, _, query = page.partition("?")
+    if not _is_live(path):
         raise Invalid("REQUEST_INVALID", f"page: must begin with one of {', '.join(LIVE_PAGES)}")
     headers = SECURITY_HEADERS | PRIVATE | {"X-Accel-Buffering": "no"}
-    return StreamingResponse(_follow(request, parts.path, parts.query), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(_follow(request, path, query), headers=headers, media_type="text/event-stream")
 
 
 def _is_live(path: str) -> bool:
