@@ -72,6 +72,7 @@ def push(
     --strict makes that exit 6. If the gate of --alias is closed, the version is stored and the alias does not move.
     With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes too long.
     """
+    _refuse_folder_of_adapters(folder, name)
     sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)
     new_tags: dict[str, str | None] = {**arguments.tags(tags)}
     signature = None
@@ -297,6 +298,17 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
 
 
 # ------------------------------------------------------------------ results
+def _refuse_folder_of_adapters(folder: Path, name: AdapterName) -> None:
+    """`Invalid` (FOLDER_INVALID) if the folder is no adapter, and folders in it are."""
+    if _is_adapter(folder):
+        return
+    count = sum(path.is_dir() and _is_adapter(path) for path in folder.iterdir())
+    if count:
+        message = f"{folder} is no adapter; {output.plural(count, 'folder')} in it may be"
+        next_step = f"push one of them, or all: `adapter push-all {folder} {name.namespace}`"
+        raise Invalid("FOLDER_INVALID", message, next_step=next_step)
+
+
 def _is_adapter(folder: Path) -> bool:
     """Whether a folder has a configuration or a file that may hold weights.
 

@@ -274,6 +274,11 @@ def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
     items = cli("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", "--json", expect=2).json["items"]
     assert [bool(item["pushed"]) for item in items] == [False, True, True]
     assert items[0]["error"]["code"] == "TENSORS_INVALID"
+    refused = cli("push", tmp_path / "adapters", "fleet/all", expect=2).stderr
+    assert (
+        f"3 folders in it may be\nNext: push one of them, or all: `adapter push-all {tmp_path}/adapters fleet`"
+        in refused
+    )
 
 
 def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
