@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.client.local import cache as cache_module
 from registry.client.local.cache import LEFT_SECONDS, LIMIT_SETTING, LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -192,3 +193,21 @@ def test_a_copy_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "copyfile", half)
     assert not cache.take(digest, SIZE, target)
     assert not target.exists()
+
+
+def test_a_file_system_that_cannot_clone_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[int] = []
+
+    def refuse(*_arguments: object) -> None:
+        refused.append(1)
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(cache_module, "ioctl", refuse, raising=False)
+    monkeypatch.setattr(cache_module, "CAN_CLONE", True)
+    monkeypatch.setattr(cache_module, "_WITHOUT_CLONES", set())
+    cached = tmp_path / "cached"
+    cached.write_bytes(bytes(LINK_FROM_BYTES))
+    for number in range(3):
+        cache_module.hand_out(cached, tmp_path / f"target-{number}")
+    assert len(refused) == 1
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {LINK_FROM_BYTES}

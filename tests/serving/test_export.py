@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome
+from registry.names import Ref
 from registry.serving.export import export
 from registry.serving.export.export import Exported, ExportTarget
 from registry.serving.export.folder import FolderTarget
@@ -46,6 +48,20 @@ def filled_harness(harness: Harness) -> Harness:
 def run(harness: Harness, location: ExportTarget, **how: object) -> Exported:
     desired = harness.admin.desired_state(BASE, "canary", engine=str(how.pop("engine", "")))
     return export.run(harness.admin, desired, location, cache=None, **how)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def planned(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many versions each request for download plans was about."""
+    counts: list[int] = []
+    plan_pulls = filled_harness.admin.plan_pulls
+
+    def count(refs: Sequence[Ref | str]) -> Any:
+        counts.append(len(refs))
+        return plan_pulls(refs)
+
+    monkeypatch.setattr(filled_harness.admin, "plan_pulls", count)
+    return counts
 
 
 def states(done: Exported) -> dict[str, str]:
@@ -200,3 +216,14 @@ def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
     assert export.write_lorax_lookups(folder, run(filled_harness, location(), prune=True)) == 1
     assert not (folder / "v2/repos/acme-support/version/1").exists()
     assert (folder / "v2/repos/bolt-sales/version/1").exists()
+
+
+def test_new_adapters_are_planned_with_one_request(
+    filled_harness: Harness, location: Callable[[], ExportTarget], planned: list[int]
+) -> None:
+    run(filled_harness, location())
+    assert planned == [2]
+    filled_harness.push("acme/third")
+    filled_harness.admin.promote("acme/third", "canary", "1", generation=0)
+    assert sorted(states(run(filled_harness, location())).values()) == ["new", "unchanged", "unchanged"]
+    assert planned == [2, 1]

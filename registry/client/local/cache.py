@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import secrets
@@ -36,6 +37,8 @@ LIMIT_BYTES = 50 * 2**30
 LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
 _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share the blocks of another."""
+_WITHOUT_CLONES: set[int] = set()
+"""Devices whose file system cannot clone. A vain attempt costs a new file each time."""
 LEFT_SECONDS = 24 * 3600
 """A half-written file of this age was abandoned."""
 LOOK_SHARE = 50
@@ -196,14 +199,17 @@ def hand_out(cached: Path, target: Path) -> None:
 
 
 def _clone(cached: Path, target: Path) -> bool:
-    """Copy on write (FICLONE). False if the file system has no such thing."""
-    if not CAN_CLONE:
+    """Copy on write (FICLONE). False if the file system has no such thing, which is remembered."""
+    device = os.stat(target.parent).st_dev
+    if not CAN_CLONE or device in _WITHOUT_CLONES:
         return False
     with contextlib.suppress(OSError), open(cached, "rb") as source, open(target, "xb") as file:
         try:
             ioctl(file.fileno(), _FICLONE, source.fileno())
             os.fsync(file.fileno())
             return True
-        except OSError:
+        except OSError as e:
             target.unlink()
+            if e.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
+                _WITHOUT_CLONES.add(device)
     return False

@@ -8,15 +8,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import fnmatch
+import itertools
 import json
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
-from registry.api.transfer import PullPlan
+from registry.api.transfer import BULK_LIMIT, PullPlan
 from registry.client import answers
 from registry.client.core import Versions, only
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
@@ -32,6 +34,9 @@ from registry.versions.files import NOTE, PARTIAL_NOTE
 
 LINK_LIMIT_SECONDS = 24 * 3600
 """A direct link is used no longer, whatever the registry says."""
+
+PLAN_SECONDS = 300
+"""A plan is used no longer: its links end."""
 
 USER_CACHE = Cache.of_user
 """The default of `pull`: the cache of this user."""
@@ -79,6 +84,42 @@ def pull_all(
         return result_of(str(ref), folder, work)
 
     return in_batches(plan, lambda planned: run_each(pull_one, planned, on_result), refs)
+
+
+class PlannedPulls:
+    """Pulls of versions that are known beforehand, planned with one request for many. Thread-safe.
+
+    A plan is requested when the first of its versions is pulled, and again for one that is pulled much later.
+    """
+
+    def __init__(self, registry: Versions, refs: Iterable[Ref]) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._unplanned = dict.fromkeys(refs)
+        self._planned: dict[Ref, tuple[_Source | RegistryError, float]] = {}
+
+    def pull(
+        self, ref: Ref, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+        progress: Progress | None = None,
+    ) -> Resolved:  # fmt: skip
+        """As the function `pull`."""
+        source = only([self._source(ref)])
+        _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
+        return source.resolved
+
+    def _source(self, ref: Ref) -> _Source | RegistryError:
+        with self._lock:
+            if ref in self._unplanned:
+                others = (other for other in self._unplanned if other != ref)
+                batch = [ref, *itertools.islice(others, BULK_LIMIT - 1)]
+                sources, now = _plan(self._registry, batch), time.monotonic()
+                self._planned |= {each: (source, now) for each, source in zip(batch, sources, strict=True)}
+                for each in batch:
+                    del self._unplanned[each]
+            source, planned_at = self._planned.pop(ref, (None, 0.0))
+        if isinstance(source, _Source) and time.monotonic() - planned_at < PLAN_SECONDS:
+            return source
+        return _plan(self._registry, [ref])[0]  # an error may concern the others of its request
 
 
 def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:

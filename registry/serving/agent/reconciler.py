@@ -18,6 +18,7 @@ from typing import Literal
 from registry.api.serving import DesiredAdapter, DesiredState, SlotState
 from registry.client import answers
 from registry.client.registry import Registry
+from registry.client.transfer.pull import PlannedPulls
 from registry.digest import Digest
 from registry.errors import NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
@@ -89,8 +90,9 @@ class Reconciler:
             loaded = self._loaded(desired)
             self._verified = {name: verified for name, verified in self._verified.items() if name in loaded}
             self._adapters.update({entry.served_name: entry.name for entry in desired.adapters})
+            pulls = PlannedPulls(self._registry, self._missing(desired))
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="reconciler") as pool:
-                slots = list(pool.map(lambda entry: self._slot(entry, loaded), desired.adapters))
+                slots = list(pool.map(lambda entry: self._slot(entry, loaded, pulls), desired.adapters))
             loaded = self._loaded(desired)
             self._switch(slots, loaded)
             self._clear(desired, loaded)
@@ -99,13 +101,21 @@ class Reconciler:
             self._store.keep_only({entry.digest for entry in desired.adapters}.union(d for d in read if d is not None))
         return slots
 
+    def _missing(self, desired: DesiredState) -> list[Ref]:
+        """The versions that are probably not in the store. Those that turn out to be damaged are pulled as well."""
+        return [
+            Ref(AdapterName.parse(entry.name), entry.digest)
+            for entry in desired.adapters
+            if not _refusal(entry) and not self._store.manifest_path(entry.digest).exists()
+        ]
+
     def due_seconds(self) -> float | None:
         """Seconds until the next old version may be unloaded; None if none drains."""
         now = self._clock()
         return max(0.0, min(self._draining.values()) - now) if self._draining else None
 
     # ---------------------------------------------------------------- one adapter
-    def _slot(self, entry: DesiredAdapter, loaded: Mapping[str, str]) -> AdapterStatus:
+    def _slot(self, entry: DesiredAdapter, loaded: Mapping[str, str], pulls: PlannedPulls) -> AdapterStatus:
         def status(state: State, reason: str = "", verified: bool = False) -> AdapterStatus:
             return AdapterStatus(entry.name, entry.served_name, entry.digest, state, reason, verified)
 
@@ -116,7 +126,7 @@ class Reconciler:
         if digest == entry.digest and self._clock() < until:
             return status("failed", reason)
         try:
-            compared = self._make_ready(entry, loaded)
+            compared = self._make_ready(entry, loaded, pulls)
         except (Refused, NotFound) as e:
             self._failed[entry.served_name] = (entry.digest, self._clock() + RETRY_SECONDS, e.detail)
             return status("failed", e.detail)
@@ -125,13 +135,13 @@ class Reconciler:
         self._failed.pop(entry.served_name, None)
         return status("ready", verified=compared)
 
-    def _make_ready(self, entry: DesiredAdapter, loaded: Mapping[str, str]) -> bool:
+    def _make_ready(self, entry: DesiredAdapter, loaded: Mapping[str, str], pulls: PlannedPulls) -> bool:
         """Fetch, load and compare; whether there was a reference to compare with."""
         served, name = entry.served_name, AdapterName.parse(entry.name)
         root = loaded.get(served)
         if root is None or self._store.digest_at(root) != entry.digest:
             self.slots.set(served, entry.name, entry.digest, SlotState.LOADING)
-            folder = self._fetch(name, entry)
+            folder = self._fetch(name, entry, pulls)
             if root is not None:  # another version has our name: it stays until ours is here
                 self._unload(served)
                 self._verified.pop(served, None)
@@ -144,12 +154,12 @@ class Reconciler:
             self._verified[served] = last
         return last.compared
 
-    def _fetch(self, name: AdapterName, entry: DesiredAdapter) -> Path:
+    def _fetch(self, name: AdapterName, entry: DesiredAdapter, pulls: PlannedPulls) -> Path:
         folder = self._store.find(entry.digest)
         if folder is not None:
             return folder
         try:
-            folder = self._store.fetch(self._registry, name, entry.digest)
+            folder = self._store.fetch(self._registry, name, entry.digest, pulls)
         except RegistryError:
             self._metrics.add("pulls_failed")
             raise

@@ -10,6 +10,7 @@
 - Only folders with our note are ever removed, and none while an adapter of the desired state is missing.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -121,18 +122,25 @@ def run(
     notes: dict[str, Document] = {}
     telling = threading.Lock()
 
+    def look_up(entry: DesiredAdapter) -> Document | None:
+        with contextlib.suppress(RegistryError, OSError):  # it is reported by the export of this adapter
+            return _existing_note(location, entry, model)
+        return {}
+
     def export_one(entry: DesiredAdapter) -> Item:
         reason = "" if answers.problem_of(entry) else reasons.get(entry.served_name, "")
         item = (
             _item(entry, "left out", reason)
             if reason
-            else _exported(registry, desired, entry, location, model, cache, notes)
+            else _exported(pulls, desired, entry, location, model, cache, notes)
         )
         with telling:
             on_item(item)
         return item
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="export") as pool:
+        new = [entry for entry, note in zip(serve, pool.map(look_up, serve), strict=True) if note is None]
+        pulls = pull.PlannedPulls(registry, (_ref_of(entry) for entry in new))
         items = list(pool.map(export_one, desired.adapters))
     _write_index(location, desired, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
     if prune and not any(item.state == "failed" for item in items):
@@ -142,8 +150,12 @@ def run(
     return Exported(location=location.title, base=desired.base, alias=desired.alias, cursor=desired.cursor, items=items)
 
 
+def _ref_of(entry: DesiredAdapter) -> Ref:
+    return Ref(AdapterName.parse(entry.name), entry.digest)
+
+
 def _exported(
-    registry: Registry, desired: DesiredState, entry: DesiredAdapter, location: ExportTarget, model: str,
+    pulls: pull.PlannedPulls, desired: DesiredState, entry: DesiredAdapter, location: ExportTarget, model: str,
     cache: Cache | Callable[[], Cache] | None, notes: dict[str, Document],
 ) -> Item:  # fmt: skip
     try:
@@ -154,7 +166,7 @@ def _exported(
         if note is None:
             with location.scratch() as folder:
                 staged = folder / entry.served_name
-                version = pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
+                version = pulls.pull(_ref_of(entry), staged, cache=cache)
                 note = _write_note(staged, desired, entry, model, version.manifest)
                 location.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note

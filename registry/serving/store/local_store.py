@@ -64,8 +64,10 @@ class LocalStore:
                 return folder
         return None
 
-    def fetch(self, registry: Registry, name: AdapterName, digest: Digest) -> Path:
-        """The folder of this version, pulled if it is not here. Errors as of `pull.pull`.
+    def fetch(
+        self, registry: Registry, name: AdapterName, digest: Digest, pulls: pull.PlannedPulls | None = None
+    ) -> Path:
+        """The folder of this version, pulled if it is not here, with `pulls` if given. Errors as of `pull.pull`.
 
         `Unavailable` (STORE_UNAVAILABLE) when this machine cannot store it, such as a full disk.
         """
@@ -77,7 +79,8 @@ class LocalStore:
         try:
             for folder in (self.versions, self.manifests, self.incoming):
                 folder.mkdir(parents=True, exist_ok=True)
-            resolved = pull.pull(registry, Ref(name, digest), scratch, cache=None)
+            pulls = pulls or pull.PlannedPulls(registry, ())
+            resolved = pulls.pull(Ref(name, digest), scratch, cache=None)
             return self._put(scratch, resolved.manifest)
         except OSError as e:
             raise Unavailable(
