@@ -152,6 +152,30 @@ def test_large_folders_and_scheduled_commits(live: LiveServer, tmp_path: Path, v
     assert live.registry.version(Ref(AdapterName.parse(name), adapter.newest)).parents[0].name == f"{name}@1"
 
 
+COMMANDS = {
+    "hf repos create acme/commands --private --exist-ok": 0,
+    "hf upload acme/commands adapter": 0,
+    "hf repos branch create acme/commands canary --revision v1": 0,
+    "hf repos settings acme/commands --private": 0,
+    "hf repos delete-files acme/commands README.md": 0,
+    "hf repos move acme/commands acme/commands-moved": 0,
+    "hf download acme/commands-moved --revision canary": 0,
+    "hf repos tag create acme/commands-moved best": 1,
+    "hf repos branch delete acme/commands-moved canary": 1,
+    "hf repos delete acme/commands-moved --yes": 0,
+    "hf models info acme/commands-moved": 1,
+}
+"""The words of each command, and how it ends."""
+
+
+def test_the_command_hf_manages_a_repository(live: LiveServer, tmp_path: Path) -> None:
+    pushes.adapter_folder(tmp_path)
+    for command, status in COMMANDS.items():
+        program, *words = command.split()
+        done = live.run([Path(sys.executable).with_name(program), *words], tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stdout + done.stderr
+
+
 def test_the_javascript_client_pushes(store: LiveServer, tmp_path: Path) -> None:
     folder = venvs.javascript()
     if folder is None:
