@@ -3,7 +3,7 @@
 Requests go through the application in this process, on SQLite, in turns; medians. Ratio: time of the page over time of
 its REST counterparts together (less is better; the goal is at most 3), and bytes of a page over 150,000.
 
-    ADAPTER_BENCH_ADAPTERS=100000      how many adapters the search page is asked over, besides 1,000
+    ADAPTER_BENCH_ADAPTERS=100000      over how many adapters the pages of `GROWING` are asked, besides 1,000
 """
 
 from __future__ import annotations
@@ -55,8 +55,23 @@ COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "jobs": ("/jobs", (f"{API}/jobs?limit=50",)),
     "proof": ("/audit/7", (f"{API}/audit/events/7/proof", f"{API}/audit/keys")),
     "audit": ("/audit", (f"{API}/events?limit=100",)),
+    "namespace": ("/namespaces/acme", (f"{API}/adapters?namespace=acme&limit=50",)),
+    "settings": ("/settings", (f"{API}/namespaces?limit=50",)),
+    "members": (
+        "/settings/namespaces/acme",
+        (f"{API}/namespaces/acme", f"{API}/adapters?namespace=acme&limit=50", f"{API}/namespaces/acme/retention"),
+    ),
+    "tokens": ("/settings/tokens", (f"{API}/tokens?limit=50",)),
+    "webhooks": ("/settings/webhooks", (f"{API}/webhooks",)),
 }  # fmt: skip
 """Page → its path, and the requests that a program would send for the same."""
+
+
+GROWING = {
+    "search": "/search", "adapter": "/adapters/acme/shop-000500", "version": "/adapters/acme/shop-000500/versions/1",
+    "namespace": "/namespaces/acme", "base": "/bases/tiny-llama", "members": "/settings/namespaces/acme",
+}  # fmt: skip
+"""Page → its path in a registry with many adapters of one namespace and base."""
 
 
 def seconds_of(call: Callable[[], httpx.Response]) -> float:
@@ -78,13 +93,16 @@ def compare(client: httpx.Client, path: str, counterparts: tuple[str, ...]) -> t
     return statistics.median(pages), statistics.median(requests), len(client.get(path).content)
 
 
-def search_seconds(adapters: int) -> float:
-    """The median time of the search page over so many adapters."""
+def seconds_over(adapters: int) -> dict[str, float]:
+    """The median time of each page of `GROWING` over so many adapters."""
     list_bench.ADAPTERS = adapters
     with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{Path(folder)}/registry.db") as harness:
         list_bench.insert_rows(harness)
         with client_of(harness) as client:
-            return statistics.median(seconds_of(lambda: client.get("/search")) for _ in range(ROUNDS))
+            return {
+                name: statistics.median(seconds_of(lambda path=path: client.get(path)) for _ in range(ROUNDS))  # type: ignore[misc]
+                for name, path in GROWING.items()
+            }
 
 
 def client_of(harness: Harness) -> httpx.Client:
@@ -108,9 +126,14 @@ def main() -> None:
                 print(f"{name:8} page {1000 * page:6.1f} ms, REST {1000 * rest:6.1f} ms, ratio {page / rest:.2f}, "
                       f"{size_bytes / 1000:.0f} kB")  # fmt: skip
     many = int(os.environ.get("ADAPTER_BENCH_ADAPTERS") or 100_000)
-    few_seconds, many_seconds = search_seconds(1000), search_seconds(many)
-    ratios[f"search_page_time_{many}_vs_1000_adapters"] = round(many_seconds / few_seconds, 3)
-    figures |= {"search_1000_ms": round(1000 * few_seconds, 2), f"search_{many}_ms": round(1000 * many_seconds, 2)}
+    few_seconds, many_seconds = seconds_over(1000), seconds_over(many)
+    for name in GROWING:
+        ratio = many_seconds[name] / few_seconds[name]
+        ratios[f"{name}_page_time_{many}_vs_1000_adapters"] = round(ratio, 3)
+        figures |= {f"{name}_1000_ms": round(1000 * few_seconds[name], 2)}
+        figures |= {f"{name}_{many}_ms": round(1000 * many_seconds[name], 2)}
+        print(f"{name:9} over 1,000 adapters {1000 * few_seconds[name]:6.1f} ms, over {many:,} "
+              f"{1000 * many_seconds[name]:6.1f} ms, ratio {ratio:.2f}")  # fmt: skip
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
     print(json.dumps({"bench": "pages", "ratios": ratios, "figures": figures, "machine": machine}))
 

@@ -64,6 +64,7 @@ PATHS = (
     "/", "/search?text=evil", f"/search?text={MARKUP[:90]}", f"/search?base={MARKUP[:60]}&owner={MARKUP[:90]}",
     f"/adapters/{REF}",
     f"/adapters/{REF}/versions/1", f"/adapters/{REF}/versions/2", f"/adapters/{REF}/versions/1/lineage",
+    f"/adapters/{REF}/versions/1/lineage.html",
     f"/compare?first={REF}@1&second={REF}@2", f"/compare?first={MARKUP[:60]}&second=%00",
     f"/adapters/{REF}/aliases/prod",
     f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
@@ -98,7 +99,9 @@ def fill(harness: Harness) -> None:
     )
     golden = json.dumps({"prompt": MARKUP, "expected": f"</td></table>{MARKUP}"}).encode() + b"\n"
     for number in (1, 2):
-        files = dict(harness.files(base)) | {"README.md": README, "golden.jsonl": golden}
+        log = [{"step": step, "loss": 2.0 - step / 10} for step in range(4)]
+        state = json.dumps({"global_step": 3, "log_history": log, "best_model_checkpoint": MARKUP}).encode()
+        files = dict(harness.files(base)) | {"README.md": README, "golden.jsonl": golden, "trainer_state.json": state}
         annotations = {"note": MARKUP[:200]}
         harness.push(REF, files, by=pusher, message=f"{MARKUP}\n{LONG}", provenance=provenance, annotations=annotations)
         _finish_smoke_test(harness, f"{REF}@{number}")

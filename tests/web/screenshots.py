@@ -13,7 +13,7 @@ from typing import get_args
 from registry.client.audit import Audit
 from tests.harness import Harness
 from tests.web.browser import Scheme, chromium
-from tests.web.site import ENGINES, LONG, Site, fill, serve
+from tests.web.site import ENGINES, LONG, Site, fill, report_nodes, serve
 
 WIDTHS = (390, 1280, 1920)
 PAGES = {
@@ -53,6 +53,7 @@ def take(site: Site, folder: Path, part: str) -> None:
     """Write the images of all pages whose name holds `part`."""
     for width in WIDTHS:
         for scheme in get_args(Scheme):
+            report_nodes(site.harness)  # which are silent after a while
             with chromium(width=width, scheme=scheme) as context:
                 page = context.new_page()
                 for name, url in addresses(site).items():

@@ -29,7 +29,7 @@ from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Code, Dataset, Provenance, Run
 from registry.versions.retention import RetentionRule
 from tests import samples
-from tests.access.identity import ISSUER, LoginServer
+from tests.access.identity import ISSUER, LoginServer, Provider
 from tests.access.tenants import send
 from tests.harness import Harness
 from tests.processes import free_port
@@ -102,6 +102,8 @@ def serve(harness: Harness) -> Iterator[Site]:
     started.wait(60)
     try:
         with tempfile.TemporaryDirectory() as folder, LoginServer(Path(folder)).running() as provider:
+            Path(folder, "ci").mkdir()
+            provider.also_trust(Provider(Path(folder, "ci")))
             harness.app.state.issuers = Issuers.read(provider.settings)
             yield Site(f"http://127.0.0.1:{port}", harness, provider)
     finally:
@@ -125,7 +127,10 @@ def fill(harness: Harness) -> None:
     )
     messages = ("first try", "more German conversations", "shorter answers", "retrained on data of October")
     for message, rank in zip(messages, (8, 8, 16, 8), strict=True):
-        files = dict(harness.files(base, rank=rank)) | {"README.md": README.encode()}
+        files = dict(harness.files(base, rank=rank)) | {
+            "README.md": README.encode(),
+            "trainer_state.json": _trainer_state(rank),
+        }
         harness.push("acme/support", files, message=message, provenance=provenance)
     harness.validate("acme/support@1")
     harness.validate("acme/support@2", [_warning()])
@@ -149,12 +154,18 @@ def fill(harness: Harness) -> None:
     harness.push(f"globex/{LONG[:64]}")
     for number in range(24):
         harness.push(f"acme/merchant-{number:03}")
-    _report_nodes(harness)
+    report_nodes(harness)
     _fill_settings(harness)
     send(harness, "GET", "/api/v1/events", harness.secret)  # numbers and signs the events
 
 
-def _report_nodes(harness: Harness) -> None:
+def _trainer_state(rank: int) -> bytes:
+    losses = (2.4 / (1 + step / 9) + 0.12 * ((step * 7) % 5) / (1 + step / 4) + 1 / rank for step in range(24))
+    log = [{"step": 20 * step, "loss": round(loss, 4)} for step, loss in enumerate(losses)]
+    return json.dumps({"global_step": 460, "epoch": 3.0, "log_history": log}).encode()
+
+
+def report_nodes(harness: Harness) -> None:
     """Three nodes follow `canary` of acme/support: one serves it, one still loads it, one refuses it."""
     version = harness.admin.version("acme/support:canary")
     for number, (state, reason) in enumerate(

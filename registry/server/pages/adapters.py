@@ -1,18 +1,23 @@
 """The page of an adapter: its README, versions, aliases with their gates, and how to use it."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request, Response
 from markupsafe import Markup
 from sqlmodel import Session
 
+from registry.adapters.formats import IMAGE_FORMATS
 from registry.api import PREFIX
+from registry.api.catalog import VersionView
 from registry.errors import RegistryError
 from registry.evaluation.gates import Gate
 from registry.names import NEWEST, AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog import search as adapters
+from registry.server.catalog.verdicts import label
 from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, BlobsDep, CursorDep, NameDep, SessionDep
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
@@ -47,7 +52,8 @@ def show_adapter(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
         newest=newest, aliases=pointers, gates={view.alias: describe_gate(view.gate) for view in effective},
         readme=readme, alias=shown_alias,
-        examples=usage_examples(request, name, shown_alias, adapter.base),
+        examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
+        trend=verdict_trend(page.items),
     )  # fmt: skip
 
 
@@ -82,6 +88,16 @@ def _describe_approvals(gate: Gate) -> str:
     )
 
 
+def verdict_trend(page: Sequence[VersionView]) -> dict[str, list[tuple[int, str]]]:
+    """Label of a check → number and outcome of each version of a page, oldest first; empty where there is none."""
+    outcomes = [
+        (version.number, {label(v.check, v.profile, v.by_owner): str(v.outcome) for v in version.verdicts})
+        for version in reversed(page)
+    ]
+    labels = dict.fromkeys(name for _, of_version in reversed(outcomes) for name in of_version)
+    return {name: [(number, of_version.get(name, "")) for number, of_version in outcomes] for name in labels}
+
+
 # ------------------------------------------------------------------ usage
 @dataclass(frozen=True, slots=True)
 class UsageExample:
@@ -96,20 +112,42 @@ def registry_url(request: Request) -> str:
     return str(request.app.state.settings.public_url or request.base_url).rstrip("/")
 
 
-def usage_examples(request: Request, name: AdapterName, selector: str, base: str) -> list[UsageExample]:
-    """Return the lines for an alias (`prod`), a number (`3`) or a digest."""
+def usage_examples(request: Request, name: AdapterName, selector: str, version: VersionView) -> list[UsageExample]:
+    """Return the lines for an alias (`prod`), a number (`3`) or a digest. `version` says what is in its folder."""
     url = registry_url(request)
     ref = f"{name}@{selector}" if selector.isdigit() or selector.startswith("sha256:") else f"{name}:{selector}"
     revision = f"v{selector}" if selector.isdigit() else selector
     environment = f"export ADAPTER_REGISTRY={url}\nexport ADAPTER_TOKEN=…"
     hub = f"export HF_ENDPOINT={url}\nexport HF_TOKEN=…"
+    is_image = version.facts.get("format") in IMAGE_FORMATS
+    engines = (
+        _image_examples(name, ref, environment, version)
+        if is_image
+        else _text_examples(name, ref, revision, environment, hub, version)
+    )
     return [
         UsageExample("adapter", f"{environment}\nadapter pull {ref} ./{name.name}"),
+        *engines,
+        UsageExample("hf", f"{hub}\nhf download {name} --revision {revision}"),
+        UsageExample("curl", f'curl -H "Authorization: Bearer $ADAPTER_TOKEN" {url}{PREFIX}/resolve/{name}/{selector}'),
+    ]
+
+
+def _text_examples(
+    name: AdapterName, ref: str, revision: str, environment: str, hub: str, version: VersionView
+) -> list[UsageExample]:
+    return [
         UsageExample(
             "vLLM",
-            f"{environment}\nexport ADAPTER_PLUGIN_BASE={base}\n"
+            f"{environment}\nexport ADAPTER_PLUGIN_BASE={version.base}\n"
             f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE_FOLDER --enable-lora\n"
             f'# request "model": "{ref}"',
+        ),
+        UsageExample(
+            "SGLang",
+            f"{environment}\nadapter pull {ref} ./{name.name}\n"
+            f"python -m sglang.launch_server --model-path BASE_FOLDER --enable-lora \\\n"
+            f"  --lora-paths {name.namespace}-{name.name}=./{name.name}",
         ),
         UsageExample(
             "PEFT",
@@ -117,6 +155,17 @@ def usage_examples(request: Request, name: AdapterName, selector: str, base: str
             f'base = AutoModelForCausalLM.from_pretrained("BASE_FOLDER")\n'
             f'model = PeftModel.from_pretrained(base, "{name}", revision="{revision}")\nEND',
         ),
-        UsageExample("hf", f"{hub}\nhf download {name} --revision {revision}"),
-        UsageExample("curl", f'curl -H "Authorization: Bearer $ADAPTER_TOKEN" {url}{PREFIX}/resolve/{name}/{selector}'),
+    ]
+
+
+def _image_examples(name: AdapterName, ref: str, environment: str, version: VersionView) -> list[UsageExample]:
+    weights = next((file.path for file in version.files if file.path.endswith(".safetensors")), "FILE.safetensors")
+    return [
+        UsageExample(
+            "diffusers",
+            f"{environment}\nadapter pull {ref} ./{name.name}\npython - <<'END'\n"
+            f'from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained("BASE_FOLDER")\n'
+            f"pipe.load_lora_weights({json.dumps(name.name)}, weight_name={json.dumps(weights)})\nEND",
+        ),
+        UsageExample("ComfyUI", f"{environment}\nadapter pull {ref} ComfyUI/models/loras/{name.namespace}-{name.name}"),
     ]

@@ -15,10 +15,12 @@ from registry.names import NAME_LIMIT, Ref
 from registry.server.catalog import versions
 from registry.server.catalog.verdicts import label
 from registry.server.evaluation import weights
-from registry.server.http.dependencies import SessionDep, SettingsDep
+from registry.server.http.dependencies import BlobsDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
-from registry.server.pages.versions import judge_engines
-from registry.server.sessions.visitors import Visitor, VisitorDep
+from registry.server.pages.versions import judge_engines, read_smoke_test
+from registry.server.sessions.visitors import Visitor, VisitorDep, record_page_read
+from registry.server.settings import Settings
+from registry.server.storage.blobs import BlobStore
 
 router = create_router()
 ROWS_SHOWN = 200
@@ -53,6 +55,7 @@ class VersionComparison:
     verdicts: list[Difference]
     engines: list[Difference]
     norms: list[Difference]
+    answers: list[Difference]
 
 
 @router.get("/compare")
@@ -61,6 +64,7 @@ def compare_versions(
     session: SessionDep,
     visitor: VisitorDep,
     settings: SettingsDep,
+    blobs: BlobsDep,
     first: Reference = "",
     second: Reference = "",
 ) -> Response:
@@ -68,7 +72,7 @@ def compare_versions(
     status, problem, comparison = 200, "", None
     if first and second:
         try:
-            comparison = _compare(session, visitor, first, second, settings)
+            comparison = _compare(request, session, visitor, (first, second), settings, blobs)
         except (Invalid, NotFound) as e:
             status, problem = (404 if isinstance(e, NotFound) else 422), e.detail
     return render(
@@ -77,14 +81,20 @@ def compare_versions(
     )  # fmt: skip
 
 
-def _compare(session: Session, visitor: Visitor, first: str, second: str, settings: Any) -> VersionComparison:
-    sides = []
-    for text in (first, second):
+def _compare(
+    request: Request, session: Session, visitor: Visitor, texts: tuple[str, str], settings: Settings, blobs: BlobStore
+) -> VersionComparison:  # fmt: skip
+    sides, answers = [], []
+    for text in texts:
         ref = Ref.parse(text.strip())
         view = versions.show(session, visitor.actor, ref.name, ref.selector)
         engines = judge_engines(session, visitor.actor, ref.name, view, settings)
         norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
         updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
+        report, samples = read_smoke_test(session, visitor.actor, ref.name, view, blobs)
+        if report is not None:
+            record_page_read(request, visitor, ref.name, view.number)
+        answers.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
         sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
     (first_view, first_engines, first_norms), (second_view, second_engines, second_norms) = sides
     targets = [set(view.facts.get("targets") or ()) for view in (first_view, second_view)]
@@ -104,6 +114,7 @@ def _compare(session: Session, visitor: Visitor, first: str, second: str, settin
         )),
         engines=_differences(*({v.profile: v.outcome for v in engines} for engines in (first_engines, second_engines))),
         norms=_differences(first_norms, second_norms),
+        answers=_differences(*answers),
     )  # fmt: skip
 
 

@@ -5,11 +5,19 @@ from collections import defaultdict
 from fastapi import Request, Response
 from markupsafe import Markup
 
+from registry.errors import NotFound
 from registry.lineage import diagrams
 from registry.lineage.graph import Lineage, LineageNode
 from registry.server.catalog import lineage, versions
 from registry.server.http.dependencies import VERSION, NameDep, SelectorDep, SessionDep
-from registry.server.pages.rendering import adapter_path, base_path, create_router, render
+from registry.server.pages.rendering import (
+    PRIVATE,
+    SECURITY_HEADERS,
+    adapter_path,
+    base_path,
+    create_router,
+    render,
+)
 from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
@@ -37,6 +45,35 @@ def show_lineage(
             ("Made into", [edge for edge in downwards.edges if edge.child != graph.root][:NODES_SHOWN]),
         ),
     )  # fmt: skip
+
+
+EXPORTS = {
+    "svg": ("image/svg+xml", diagrams.svg), "mermaid": ("text/plain", diagrams.mermaid),
+    "dot": ("text/plain", diagrams.dot),
+}  # fmt: skip
+"""Ending of the file → its media type, and what writes it."""
+
+
+@router.get(VERSION + "/lineage.{ending}")
+def export_lineage(
+    session: SessionDep, visitor: VisitorDep, name: NameDep, selector: SelectorDep, ending: str
+) -> Response:
+    """Download the graph of a version's lineage as a file."""
+    if ending != "json" and ending not in EXPORTS:
+        raise NotFound("ROUTE_UNKNOWN", f"lineage is exported as json, {', '.join(EXPORTS)}")
+    version = versions.find(session, visitor.actor, name, selector)
+    graph = _join(
+        lineage.ancestors(session, visitor.actor, name, version.number),
+        lineage.descendants(session, visitor.actor, name, version.number),
+    )
+    if ending == "json":
+        media_type, text = "application/json", graph.model_dump_json(indent=2)
+    else:
+        media_type, write = EXPORTS[ending]
+        text = "\n".join(write(graph)) + "\n"
+    file = f"{name.namespace}-{name.name}-{version.number}.{ending}"
+    headers = SECURITY_HEADERS | PRIVATE | {"Content-Disposition": f'attachment; filename="{file}"'}
+    return Response(text, headers=headers, media_type=media_type)
 
 
 def _join(upwards: Lineage, downwards: Lineage) -> Lineage:

@@ -2,8 +2,9 @@
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastapi import Request, Response
 from sqlmodel import Session
@@ -58,14 +59,15 @@ def show_version(
     norms = weights.show_norms(session, actor, name, version.number)
     signatures = attestations.list_attestations(session, actor, name, version.number, None).items
     engines = judge_engines(session, actor, name, version, settings)
-    report, samples = _read_smoke_test(session, actor, name, version, blobs)
+    report, samples = read_smoke_test(session, actor, name, version, blobs)
     if report is not None:
         record_page_read(request, visitor, name, version.number)
     return render(
         request, "version.html", title=f"{name}@{version.number}", version=version, name=name,
         checks=[verdict for verdict in version.verdicts if verdict.check is not Check.ENGINE], engines=engines,
-        heat=heat_map(norms), norms=norms, signatures=signatures, report=report, samples=samples,
-        examples=usage_examples(request, name, str(version.number), version.base),
+        heat=heat_map(norms), curve=loss_curve(version.facts), norms=norms, signatures=signatures, report=report,
+        samples=samples,
+        examples=usage_examples(request, name, str(version.number), version),
         may_promote=may_change(visitor, Scope.PROMOTE, name), may_release=may_change(visitor, Scope.ADMIN, name),
     )  # fmt: skip
 
@@ -99,6 +101,34 @@ def judge_engines(
         if rules.name not in stored and rules.kind == kind
     ]
     return engine_compat.evaluate_version(session, actor, name, version.number, profiles).items
+
+
+# ------------------------------------------------------------------ loss
+SPARK_WIDTH, SPARK_HEIGHT = 240, 48
+
+
+class LossCurve(NamedTuple):
+    """The losses that the trainer's log claims: points of a drawing, the first and last value, and the last step."""
+
+    points: str
+    first: float
+    last: float
+    step: int
+
+
+def loss_curve(facts: Mapping[str, Any]) -> LossCurve | None:
+    """Return the curve of a version's facts; None with fewer than two points."""
+    trainer = facts.get("trainer")
+    losses = trainer.get("losses") if isinstance(trainer, dict) else None
+    if not losses or len(losses) < 2:
+        return None
+    steps, values = [float(step) for step, _ in losses], [float(value) for _, value in losses]
+    width, height = max(steps) - min(steps) or 1.0, max(values) - min(values) or 1.0
+    points = (
+        f"{(step - min(steps)) / width * SPARK_WIDTH:.1f},{(max(values) - value) / height * SPARK_HEIGHT:.1f}"
+        for step, value in zip(steps, values, strict=True)
+    )
+    return LossCurve(" ".join(points), values[0], values[-1], int(steps[-1]))
 
 
 # ------------------------------------------------------------------ norms
@@ -152,7 +182,7 @@ class Sample(NamedTuple):
     margin_nats: float | None
 
 
-def _read_smoke_test(
+def read_smoke_test(
     session: Session, actor: Actor, name: AdapterName, version: VersionView, blobs: BlobStore
 ) -> tuple[Report | None, list[Sample]]:
     """The newest report of the smoke test, and its samples; nothing if it cannot be read: the page stays useful."""
