@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ def test_the_loss_of_the_trainers_log_is_drawn_in_its_frame() -> None:
     flat = loss_curve({"trainer": {"losses": [[5, 1.0], [5, 1.0]]}})
     assert flat is not None
     assert flat.points == "0.0,0.0 0.0,0.0"
-    for facts in ({}, {"trainer": {}}, {"trainer": {"losses": [[0, 1.0]]}}):
-        assert loss_curve(facts) is None
+    without: list[dict[str, Any]] = [{}, {"trainer": {}}, {"trainer": {"losses": [[0, 1.0]]}}]
+    assert [loss_curve(facts) for facts in without] == [None] * 3
 
 
 def test_an_adapter_shows_its_trend_and_a_version_its_loss(registry: Harness, signed_in: Browser) -> None:
