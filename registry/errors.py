@@ -134,17 +134,7 @@ class Corrupt(RegistryError):
     CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT LOG_KEY_REPLACED ANSWER_INVALID")
 
 
-CLASSES: tuple[type[RegistryError], ...] = (
-    NotFound,
-    Invalid,
-    TooLarge,
-    Conflict,
-    Refused,
-    Unauthenticated,
-    Denied,
-    Unavailable,
-    Corrupt,
-)
+CLASSES: tuple[type[RegistryError], ...] = tuple(RegistryError.__subclasses__())
 
 
 def printable(text: str, limit: int) -> str:

@@ -60,16 +60,13 @@ FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.SUPERSEDED})
 _TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.SUPERSEDED}),
     State.RUNNING: frozenset({State.DONE, State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.DONE: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-    State.SUPERSEDED: frozenset(),
 }
+"""State → those that may follow. A state that is missing here is final."""
 
 
 def allowed(before: State, after: State) -> bool:
     """Whether a job may go from one state to the other."""
-    return after in _TRANSITIONS[before]
+    return after in _TRANSITIONS.get(before, ())
 
 
 def backoff_seconds(attempt: int) -> int:

@@ -81,7 +81,6 @@ class HttpEngine:
 
     def set_aliases(self, _aliases: Mapping[str, str], _adapters: int) -> None:
         """Do nothing: requests use the served name."""
-        return  # requests use the served name
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         data, ends = bytearray(), time.monotonic() + 2 * ANSWER_SECONDS
