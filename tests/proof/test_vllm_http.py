@@ -1,4 +1,4 @@
-"""Every case is asked of a real vLLM again; its answers must be those that are recorded. `make test-vllm`."""
+"""Every case is asked of real vLLM servers again; their answers must be those that are recorded. `make test-vllm`."""
 
 from __future__ import annotations
 
@@ -27,3 +27,19 @@ def test_vllm_answers_as_recorded_and_matches_peft(tmp_path: Path) -> None:
     assert {name: (row["answer"], row["acts"]) for name, row in rows.items()} == {
         name: (row["answer"], row["acts"]) for name, row in recorded.items()
     }
+
+
+def test_vllm_answers_on_tiny_models_as_recorded_and_as_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.proof import engine_classes, vllm_http_models  # import torch
+
+    recorded = json.loads(engine_classes.RECORDED.read_text())[vllm_http_models.NAME]
+    rows = vllm_http_models.ask(vllm_http_models.ARCHITECTURES, tmp_path)
+    for name, row in recorded.items():
+        answers = {case: answer == "ok" for case, answer in rows[name]["answers"].items()}
+        assert answers == {case: answer == "ok" for case, answer in row["answers"].items()}, name
+    kinds = vllm_http_models.compare(rows, engine_classes.facts(rows, tmp_path / "facts"))
+    with capsys.disabled():
+        print(f"\n{len(rows)} architectures, {', '.join(f'{len(names)} {kind}' for kind, names in kinds.items())}")
+    assert kinds["false yes"] + kinds["false no"] + kinds["unknown"] == []
