@@ -121,6 +121,7 @@ def test_a_link_of_an_ended_push_writes_nothing(harness: Harness) -> None:
         link = harness.blobs.links.check("PUT", item.url)
         with context.open_upload(link) as writer:
             assert writer is None
+    harness.transport.settle()  # the background work of the commit
     assert list(harness.blobs.list("staging/")) == []
 
 
