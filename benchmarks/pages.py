@@ -68,7 +68,7 @@ COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 GROWING = {
-    "search": "/search", "adapter": "/adapters/acme/shop-000500", "version": "/adapters/acme/shop-000500/versions/1",
+    "search": "/search", "adapter": "/adapters/acme/a-pushed-one", "version": "/adapters/acme/a-pushed-one/versions/1",
     "namespace": "/namespaces/acme", "base": "/bases/tiny-llama", "members": "/settings/namespaces/acme",
 }  # fmt: skip
 """Page → its path in a registry with many adapters of one namespace and base."""
