@@ -22,8 +22,8 @@ from registry.server.promotion import moves
 from registry.server.serving import reports
 
 
-class State(NamedTuple):
-    """A state of a version: the column that says since when, the one that says why, and its two events."""
+class Withdrawal(NamedTuple):
+    """How a version is withdrawn: the column that says since when, the one that says why, and its two events."""
 
     since: str
     reason: str
@@ -31,17 +31,19 @@ class State(NamedTuple):
     ends: EventType
 
 
-QUARANTINED = State("quarantined_at", "quarantine_reason", EventType.VERSION_QUARANTINE, EventType.VERSION_UNQUARANTINE)
-YANKED = State("yanked_at", "yank_reason", EventType.VERSION_YANK, EventType.VERSION_UNYANK)
-DELETED = State("deleted_at", "delete_reason", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE)
-PURGED = State("purged_at", "delete_reason", EventType.VERSION_PURGE, EventType.VERSION_PURGE)
+QUARANTINED = Withdrawal(
+    "quarantined_at", "quarantine_reason", EventType.VERSION_QUARANTINE, EventType.VERSION_UNQUARANTINE
+)
+YANKED = Withdrawal("yanked_at", "yank_reason", EventType.VERSION_YANK, EventType.VERSION_UNYANK)
+DELETED = Withdrawal("deleted_at", "delete_reason", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE)
+PURGED = Withdrawal("purged_at", "delete_reason", EventType.VERSION_PURGE, EventType.VERSION_PURGE)
 CHANGES = {
     "yank": (YANKED, True, Scope.PROMOTE),
     "unyank": (YANKED, False, Scope.PROMOTE),
     "quarantine": (QUARANTINED, True, Scope.PROMOTE),
     "unquarantine": (QUARANTINED, False, Scope.ADMIN),
 }
-"""Name of a change → the state, whether it begins, and the scope that the change needs."""
+"""Name of a change → the withdrawal, whether it begins, and the scope that the change needs."""
 
 
 def change_state(
@@ -51,15 +53,18 @@ def change_state(
 
     `NotFound`, `Denied`; `Refused` (QUARANTINED) for a yank, or the end of one, during a quarantine.
     """
-    state, begins, scope = CHANGES[change]
+    withdrawal, begins, scope = CHANGES[change]
     version = lock(session, actor, scope, name, selector)
-    if state is YANKED and version.quarantined_at is not None:
+    if withdrawal is YANKED and version.quarantined_at is not None:
         raise availability.quarantined_error(name, version)
-    if (getattr(version, state.since) is None) == begins:
-        values: dict[str, Any] = {state.since: db.now() if begins else None, state.reason: reason if begins else ""}
-        if not (begins and state is YANKED):
+    if (getattr(version, withdrawal.since) is None) == begins:
+        values: dict[str, Any] = {
+            withdrawal.since: db.now() if begins else None,
+            withdrawal.reason: reason if begins else "",
+        }
+        if not (begins and withdrawal is YANKED):
             values["quarantine"] = version.quarantine + 1
-        write(session, actor, name, version, state.begins if begins else state.ends, reason, **values)
+        write(session, actor, name, version, withdrawal.begins if begins else withdrawal.ends, reason, **values)
     return view_with_nodes(session, name, version) if begins else versions.build_view(session, name, version)
 
 
