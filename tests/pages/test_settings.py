@@ -29,10 +29,16 @@ def registry(registry: Harness, tmp_path_factory: pytest.TempPathFactory) -> Har
 
 
 @pytest.fixture
-def owner(registry: Harness) -> Iterator[Browser]:
+def own(registry: Harness) -> str:
+    """The secret of an owner of acme."""
+    return registry.issue("admin", namespaces=["acme"], name="owner-of-acme")[1]
+
+
+@pytest.fixture
+def owner(registry: Harness, own: str) -> Iterator[Browser]:
     """A browser with the rights of an owner of acme."""
     with Browser(registry) as client:
-        client.sign_in(registry.issue("admin", namespaces=["acme"], name="owner-of-acme")[1])
+        client.sign_in(own)
         yield client
 
 
@@ -97,16 +103,16 @@ def test_an_owner_trusts_ci_jobs_and_stops_trusting_them(registry: Harness, owne
 
 
 @pytest.mark.security
-def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Browser) -> None:
+def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Browser, own: str) -> None:
     fields: Any = {"name": "<i>ci</i>", "scope_push": "yes", "namespaces": "acme", "lifetime": "1h"}
-    page = owner.submit("/settings/tokens", "/settings/tokens", **fields)
+    page = owner.submit("/settings/tokens", "/settings/tokens", token=own, **fields)
     secret = secret_on(page)
     assert page.status_code == 200
     assert "<i>ci" not in page.text
     assert secret not in owner.get("/settings/tokens").text
     caller = registry.client(secret).whoami()
     assert (caller.scopes, caller.namespaces) == (["push"], ["acme"])
-    rotated = owner.submit("/settings/tokens", f"/settings/tokens/{caller.token_id}/rotate")
+    rotated = owner.submit("/settings/tokens", f"/settings/tokens/{caller.token_id}/rotate", token=own)
     assert registry.client(secret_on(rotated)).whoami().token_id == caller.token_id
     assert owner.submit("/settings/tokens", f"/settings/tokens/{caller.token_id}/revoke").status_code == 303
     assert f"/settings/tokens/{caller.token_id}/revoke" not in owner.get("/settings/tokens").text
@@ -114,7 +120,7 @@ def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Bro
 
 
 @pytest.mark.security
-def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser) -> None:
+def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser, own: str) -> None:
     cases: Any = (
         ({"namespaces": "library", "scope_pull": "yes"}, 403),
         ({"namespaces": "*", "scope_admin": "yes"}, 403),
@@ -123,7 +129,21 @@ def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser) -> None:
         ({"namespaces": "acme", "scope_pull": "yes", "lifetime": "-1d"}, 400),
     )
     for fields, status in cases:
-        assert owner.submit("/settings/tokens", "/settings/tokens", name="n", **fields).status_code == status, fields
+        answer = owner.submit("/settings/tokens", "/settings/tokens", name="n", token=own, **fields)
+        assert answer.status_code == status, fields
+
+
+@pytest.mark.security
+def test_a_session_alone_gets_no_secret(registry: Harness, owner: Browser, own: str) -> None:
+    """It would outlast the session, and confirm who someone is where a page asks again."""
+    token_id = registry.client(own).whoami().token_id
+    before = len(registry.admin.tokens().items)
+    for token in ("", "lra_wrong", registry.secret):
+        fields: Any = {"name": "n", "namespaces": "acme", "scope_pull": "yes", "token": token}
+        assert owner.submit("/settings/tokens", "/settings/tokens", **fields).status_code == 403
+        assert owner.submit("/settings/tokens", f"/settings/tokens/{token_id}/rotate", token=token).status_code == 403
+    assert len(registry.admin.tokens().items) == before
+    assert registry.client(own).whoami().token_id == token_id
 
 
 def test_an_owner_creates_a_webhook_and_sends_a_delivery_again(registry: Harness, owner: Browser) -> None:
@@ -165,7 +185,7 @@ def test_forms_of_settings_are_shown_to_and_accepted_from_those_who_may(registry
         (f"{NAMESPACE}/retention", 403),
         (f"{ADAPTER}/publishers", 403), (f"{ADAPTER}/publishers/pub_0/remove", 403), (f"{ADAPTER}/retention", 403),
         ("/settings/tokens", 403), ("/settings/tokens/first-admin/revoke", 404),
-        ("/settings/tokens/first-admin/rotate", 404), ("/settings/webhooks", 403), (f"{webhook}/delete", 404),
+        ("/settings/tokens/first-admin/rotate", 403), ("/settings/webhooks", 403), (f"{webhook}/delete", 404),
         (f"{webhook}/deliveries/1/retry", 404),
     ):  # fmt: skip
         answer = browser.post(action, data=fields | {"form_token": token}, headers={"Origin": URL})

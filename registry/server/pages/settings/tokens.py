@@ -1,4 +1,7 @@
-"""The page of tokens: those that the visitor may revoke. A new secret is on one page only, the answer to the form."""
+"""The page of tokens: those that the visitor may revoke. A new secret is on one page only, the answer to the form.
+
+A session alone gives no secret: it would outlast the session, and break glass.
+"""
 
 from fastapi import Request, Response
 from sqlmodel import Session
@@ -13,7 +16,7 @@ from registry.server.http.dependencies import CursorDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.settings.namespaces import SETTINGS
-from registry.server.sessions.forms import FORM_BYTES, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep, Visitor
 
 router = create_router()
@@ -34,6 +37,7 @@ def create_token(request: Request, session: SessionDep, visitor: SignedInDep) ->
     fields = read_fields(request, visitor)
     if not visitor.actor.has_scope(Scope.ADMIN):
         raise Denied("DENIED", f"token {visitor.actor.name!r} lacks the scope 'admin'")
+    confirm_identity(request, session, visitor, fields.get("token", ""))
     lifetime = fields.get("lifetime", "").strip()
     creation = to_request(
         TokenCreate, name=fields.get("name", ""), scopes=[scope for scope in Scope if f"scope_{scope}" in fields],
@@ -57,7 +61,7 @@ def revoke_token(request: Request, session: SessionDep, visitor: SignedInDep, to
 @limit_body(FORM_BYTES)
 def rotate_token(request: Request, session: SessionDep, visitor: SignedInDep, token_id: str) -> Response:
     """Give a token a new secret and show it. The old one ends at once."""
-    read_fields(request, visitor)
+    confirm_identity(request, session, visitor, read_fields(request, visitor).get("token", ""))
     view, secret = tokens.rotate(session, visitor.actor, token_id)
     return _render(request, session, visitor, "", created=view.name, secret=secret)
 
