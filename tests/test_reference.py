@@ -138,6 +138,7 @@ INTERNAL_LIMITS = {
         "registry.server.resolve_cache.middleware.ENTRIES_LIMIT",
         "registry.server.resolve_cache.middleware.BYTES_LIMIT",
         "registry.server.resolve_cache.middleware.STALE_LIMIT_SECONDS", "registry.server.storage.s3.store.CACHE_LIMIT",
+        "registry.server.push.received.BLOB_LIMIT_BYTES", "registry.server.push.received.LIMIT_BYTES",
     ],
     "calls of other systems; their errors name the call": [
         "registry.server.storage.s3.bucket.ATTEMPTS_LIMIT", "registry.server.hub.upstream.HOPS_LIMIT",
@@ -170,6 +171,7 @@ INTERNAL_LIMITS = {
     "forms of the server's own pages, and links that it prints": [
         "registry.server.sessions.visitors.FIELDS_LIMIT", "registry.server.sessions.visitors.NEXT_LIMIT",
         "registry.server.sessions.one_time_links.LINKS_LIMIT", "registry.server.sessions.visitors.COOKIE_LIMIT",
+        "registry.server.pages.operations.live.PATH_LIMIT",
     ],
     "sizes of the table of files, which the page shows": [
         "registry.versions.files.CONFIG_LIMIT_BYTES", "registry.versions.files.FILE_LIMIT_BYTES",
