@@ -136,7 +136,7 @@ def _has_ended(item: TokenView) -> bool:
 @token.command()
 @click.argument("token_id", metavar="ID|NAME")
 def revoke(token_id: str) -> None:
-    """Revoke a token at once, by its ID, or by its NAME if only one has it."""
+    """Revoke a token at once by its ID or its unique NAME."""
     _refuse_secret(token_id)
     session.answer(
         lambda registry: registry.revoke_token(_id_of(token_id, registry.tokens().items)),
