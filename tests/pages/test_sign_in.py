@@ -12,10 +12,11 @@ import pytest
 from registry.api.maintenance import GcRequest
 from registry.server.access.rate_limits import RequestLimiter
 from registry.server.database import db
-from registry.server.database.models import PageSessionRow
+from registry.server.database.models import PageSessionRow, TokenRow
 from registry.server.pages.sign_in import INVALID_TOKEN
 from registry.server.secret import new_secret
 from registry.server.sessions import one_time_links, page_sessions, visitors
+from registry.server.sessions.page_sessions import LINK_TOKEN
 from tests import raw_asgi
 from tests.harness import URL, Harness, rows
 from tests.pages.conftest import Browser
@@ -189,10 +190,33 @@ def test_the_link_of_serve_signs_in_once(registry: Harness, browser: Browser) ->
     path = f"/sign-in/{links.create()}"
     assert browser.head(path).status_code == 405, "a look at the link does not use it up"
     assert browser.get(path).status_code == 303
-    assert "browser of this machine" in browser.get("/").text
+    assert LINK_TOKEN in browser.get("/").text
     with Browser(registry) as second:
         assert second.get(path).status_code == 403
         assert "adapter-session" not in second.cookies
+
+
+@pytest.mark.security
+def test_the_token_of_the_link_ends_with_its_session(registry: Harness, browser: Browser) -> None:
+    def still_valid() -> set[str]:
+        with registry.session() as session:
+            return {row.id for row in rows(session, TokenRow) if row.name == LINK_TOKEN and row.revoked_at is None}
+
+    def follow_link() -> set[str]:
+        before = still_valid()
+        assert browser.get(f"/sign-in/{registry.app.state.sign_in_links.create()}").status_code == 303
+        return still_valid() - before
+
+    first = follow_link()
+    second = follow_link()
+    assert (len(first), len(second)) == (1, 1)
+    assert not first & still_valid(), "the browser's next session replaces it"
+    assert browser.submit("/", "/sign-out").status_code == 303
+    assert not second & still_valid()
+    token_id, secret = registry.issue("pull", name=LINK_TOKEN)
+    browser.sign_in(secret)
+    assert browser.submit("/", "/sign-out").status_code == 303
+    assert token_id in still_valid(), "a pasted token outlasts the session, whatever its name is"
 
 
 def test_the_link_of_serve_ends_soon(registry: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ def use_link(request: Request, code: str) -> Response:
     with db.session(request.app.state.engine) as session:
         session.info["request_id"] = request.state.request_id
         session_id = page_sessions.start_as_owner(session, request.app.state.actor_cache)
+        page_sessions.end(session, visitors.read_cookie(request, SESSION))
     return _begin(request, session_id, "/")
 
 

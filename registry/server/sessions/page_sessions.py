@@ -41,17 +41,26 @@ class BrowserSession(NamedTuple):
     is_confirmed: bool = False
 
 
-def start(session: Session, secret: str, cache: ActorCache, *, provider: str = "", is_confirmed: bool = False) -> str:
-    """Begin a session with the rights of this secret and return its id. `Unauthenticated`."""
+def start(
+    session: Session, secret: str, cache: ActorCache, *, provider: str = "", owns_token: bool = False,
+    is_confirmed: bool = False,
+) -> str:  # fmt: skip
+    """Begin a session with the rights of this secret and return its id. `Unauthenticated`.
+
+    `owns_token`: the token was made for the session and is revoked with it.
+    """
     actor = sign_in.authenticate(session, secret, cache)
     tokens.record_use(session, actor.token_id)
     session_id, now = secrets.token_urlsafe(32), db.now()
     expires_at = now + timedelta(seconds=SESSION_SECONDS)
     if actor.expires_at is not None:
         expires_at = min(expires_at, actor.expires_at)
-    values = {"id_sha256": sha256_of(session_id), "secret_sha256": sha256_of(secret), "provider": provider}
-    times = {"created_at": now, "expires_at": expires_at, "confirmed_at": now if is_confirmed else None}
-    db.insert_new(session, PageSessionRow, values | times)
+    values = {
+        "id_sha256": sha256_of(session_id), "secret_sha256": sha256_of(secret), "provider": provider,
+        "owns_token": owns_token, "created_at": now, "expires_at": expires_at,
+        "confirmed_at": now if is_confirmed else None,
+    }  # fmt: skip
+    db.insert_new(session, PageSessionRow, values)
     return session_id
 
 
@@ -61,7 +70,7 @@ def start_as_owner(session: Session, cache: ActorCache) -> str:
         name=LINK_TOKEN, scopes=[Scope.ADMIN], namespaces=[EVERY_NAMESPACE], expires_in_seconds=SESSION_SECONDS
     )
     _, secret = tokens.issue(session, TRUSTED, request)
-    return start(session, secret, cache)
+    return start(session, secret, cache, owns_token=True)
 
 
 def start_for(
@@ -69,7 +78,7 @@ def start_for(
 ) -> str:
     """Begin a session of a person whom an identity provider has named, with a token of its own. `Unauthenticated`."""
     secret = token_exchange.issue_for_browser(session, identity, client.session_seconds)
-    return start(session, secret, cache, provider=client.name, is_confirmed=is_confirmed)
+    return start(session, secret, cache, provider=client.name, owns_token=True, is_confirmed=is_confirmed)
 
 
 def find(session: Session, session_id: str, cache: ActorCache) -> BrowserSession | None:
@@ -87,9 +96,9 @@ def find(session: Session, session_id: str, cache: ActorCache) -> BrowserSession
 
 
 def end(session: Session, session_id: str) -> None:
-    """End a session, and the token that a sign-in at a provider has made for it. Ending it again changes nothing."""
+    """End a session, and the token that was made for it. Ending it again changes nothing."""
     row = session.get(PageSessionRow, sha256_of(session_id))
     if row is not None:
-        if row.provider:
+        if row.owns_token:
             tokens.revoke_secret(session, row.secret_sha256)
         session.delete(row)
