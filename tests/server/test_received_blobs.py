@@ -39,10 +39,20 @@ def test_wrong_bytes_are_not_kept() -> None:
 
 
 def test_the_oldest_are_forgotten_and_large_ones_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(received, "LIMIT_BYTES", 2 * len(DATA))
+    monkeypatch.setattr(received, "LIMIT_BYTES", 2 * (received.ENTRY_BYTES + len(DATA)))
     monkeypatch.setattr(received, "BLOB_LIMIT_BYTES", len(DATA))
     blobs = ReceivedBlobs()
     keys = [send(blobs, f"psh_{number}", DATA) for number in (1, 2, 2, 3)]
     large = send(blobs, "psh_4", DATA + b"!")
     assert [blobs.take(key) is not None for key in (keys[0], keys[1], keys[3], large)] == [False, True, True, False]
+    assert blobs._size_bytes == 0
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("data", [b"", b"x"])
+def test_tiny_blobs_without_a_commit_are_forgotten_too(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(received, "LIMIT_BYTES", 8 * (received.ENTRY_BYTES + len(data)))
+    blobs = ReceivedBlobs()
+    keys = [send(blobs, f"psh_{number}", data) for number in range(20)]
+    assert [blobs.take(key) for key in keys] == [None] * 12 + [data] * 8
     assert blobs._size_bytes == 0

@@ -12,6 +12,8 @@ BLOB_LIMIT_BYTES = 8 * 2**20
 """Larger blobs are not kept."""
 LIMIT_BYTES = 64 * 2**20
 """All bytes that are kept by a process."""
+ENTRY_BYTES = 1024
+"""What a blob counts beyond its bytes: a client may send any number of tiny ones, and never commit."""
 
 
 class ReceivedBlobs:
@@ -29,17 +31,23 @@ class ReceivedBlobs:
     def add(self, staging_key: str, data: bytearray) -> None:
         """Keep the bytes of a blob, and forget the oldest beyond the limit."""
         with self._lock:
-            self._size_bytes += len(data) - len(self._blobs.pop(staging_key, b""))
+            self._forget(staging_key)
+            self._size_bytes += ENTRY_BYTES + len(data)
             self._blobs[staging_key] = data
             while self._size_bytes > LIMIT_BYTES:
-                self._size_bytes -= len(self._blobs.popitem(last=False)[1])
+                self._forget(next(iter(self._blobs)))
 
     def take(self, staging_key: str) -> bytes | None:
         """The bytes of a blob, once; None if they are not kept."""
         with self._lock:
-            data = self._blobs.pop(staging_key, None)
-            self._size_bytes -= len(data or b"")
+            data = self._forget(staging_key)
         return None if data is None else bytes(data)
+
+    def _forget(self, staging_key: str) -> bytearray | None:
+        data = self._blobs.pop(staging_key, None)
+        if data is not None:
+            self._size_bytes -= ENTRY_BYTES + len(data)
+        return data
 
 
 class _KeepingWriter:
