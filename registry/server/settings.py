@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from registry.errors import Invalid
 from registry.filesystem import user_folder
@@ -102,6 +103,8 @@ class Settings:
             if (source := sources.get(field.name)) is not None:
                 is_number = isinstance(field.default, int)
                 values[field.name] = _whole_number(source.origin, source.text) if is_number else source.text
+                if field.name in URLS:
+                    _check_url(source)
         return cls(**values).filled()  # type: ignore[arg-type]
 
     def filled(self) -> Settings:
@@ -116,6 +119,7 @@ class Settings:
 
 
 FILE_ENDING = "_file"
+URLS = ("blobs", "hub_upstream", "public_url", "s3_endpoint", "s3_public_endpoint", "second_copy")
 SECRETS = ("database_url",)
 """Settings that may hold a password. Each can be in a file of its own, which `REGISTRY_…_FILE` or `…_file` names."""
 
@@ -190,6 +194,14 @@ def _refuse_unknown(name: str, origin: str) -> None:
     suggestion = f"{PREFIX}{nearest[0].upper()}" if nearest and is_variable else "".join(nearest)
     step = f"the nearest setting is {suggestion}" if nearest else "docs/reference/settings.md lists the settings"
     raise Invalid("SETTING_INVALID", f"{origin} is not a setting", next_step=f"remove or rename it: {step}")
+
+
+def _check_url(source: SettingSource) -> None:
+    try:
+        _ = urlsplit(source.text).port
+    except ValueError as e:
+        shown = hide_secrets(source.text)[:120]
+        raise Invalid("SETTING_INVALID", f"{source.origin}: {shown!r} is not a URL: {e}") from e
 
 
 def _whole_number(variable: str, text: str) -> int:

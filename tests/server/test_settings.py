@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,15 @@ def test_a_start_that_fails_and_config_show_print_no_password(
     failed = cli("migrate", expect=2 if "not a URL" in shown else 75)
     assert shown in failed.stderr
     assert "cret" not in failed.stderr + cli("config", "show").stdout
+
+
+@pytest.mark.parametrize("setting", ["blobs", "hub_upstream", "public_url", "s3_endpoint", "second_copy"])
+@pytest.mark.parametrize("url", ["http://[", "s3://[x", "http://app:s-cret@host:99999"])
+def test_a_broken_url_stops_the_start_with_its_setting(
+    setting: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = command_runner(tmp_path, monkeypatch)
+    monkeypatch.setenv(f"REGISTRY_{setting.upper()}", url)
+    failed = cli("serve", "--port", 0, expect=2).stderr
+    assert re.search(f"REGISTRY_{setting.upper()}: '.*' is not a URL", failed)
+    assert "s-cret" not in failed
