@@ -194,6 +194,20 @@ def test_a_closed_gate_needs_a_new_password_at_the_provider(
         assert 'name="token"' in browser.get(page.replace("gated", "private")).text, "it counts for minutes"
 
 
+def test_to_give_a_role_a_person_signs_in_at_the_provider_again(registry: Harness, browser: Browser) -> None:
+    page = "/settings/namespaces/acme"
+    return_to(browser, leave(browser))
+
+    def give() -> httpx.Response:
+        return browser.submit(page, f"{page}/members", subject="carol@acme.example", role="reader")
+
+    assert give().status_code == 403, "a session alone is not enough"
+    assert f'href="{WITH}?next={page.replace("/", "%2F")}&amp;again=yes"' in browser.get(page).text
+    return_to(browser, leave(browser, again="yes", next=page))
+    assert give().status_code == 303
+    assert (registry.admin.namespace("acme").roles or {})["carol@acme.example"] == "reader"
+
+
 def test_a_provider_that_does_not_answer_is_said_to_be_unavailable(
     browser: Browser, provider: LoginServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,16 +62,17 @@ def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, s
     assert "globex" in signed_in.get("/settings").text
 
 
-def test_an_owner_gives_and_takes_roles(registry: Harness, owner: Browser) -> None:
+def test_an_owner_gives_and_takes_roles(registry: Harness, owner: Browser, own: str) -> None:
     members = f"{NAMESPACE}/members"
     for role in ("promoter", "owner"):
         page = owner.get(NAMESPACE).text
         token = re.findall(r'name="form_token" value="([^"]*)"', page)[0]
-        data = {"form_token": token, "subject": "group:ml", "role": role}
+        data = {"form_token": token, "subject": "group:ml", "role": role, "token": own}
         assert owner.post(members, data=data, headers={"Origin": URL}).status_code == 303
         assert (registry.admin.namespace("acme").roles or {})["group:ml"] == role
     assert 'aria-label="Remove group:ml"' in owner.get(NAMESPACE).text
     assert owner.post(members, data=data | {"role": "king"}, headers={"Origin": URL}).status_code == 400
+    del data["token"]
     assert owner.post(members, data=data | {"role": ""}, headers={"Origin": URL}).status_code == 303
     assert "group:ml" not in (registry.admin.namespace("acme").roles or {})
 
@@ -91,13 +92,14 @@ def test_an_owner_sets_retention_rules_and_sees_what_they_do(registry: Harness, 
     assert "Everything is kept" in owner.get(ADAPTER).text
 
 
-def test_an_owner_trusts_ci_jobs_and_stops_trusting_them(registry: Harness, owner: Browser) -> None:
+def test_an_owner_trusts_ci_jobs_and_stops_trusting_them(registry: Harness, owner: Browser, own: str) -> None:
+    fields: Any = {"issuer": ISSUER, "token": own}
     claims = "repository=acme/train\r\n\r\nref = refs/heads/*"
-    assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", issuer=ISSUER, claims=claims).status_code == 303
+    assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", claims=claims, **fields).status_code == 303
     publisher = registry.admin.publishers("acme/shop").items[0]
     assert publisher.claims == {"repository": "acme/train", "ref": "refs/heads/*"}
     for wrong in ("repository", "a=b\na=c", ""):
-        assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", issuer=ISSUER, claims=wrong).status_code == 400
+        assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", claims=wrong, **fields).status_code == 400
     assert owner.submit(ADAPTER, f"{ADAPTER}/publishers/{publisher.id}/remove").status_code == 303
     assert registry.admin.publishers("acme/shop").items == []
 
@@ -146,9 +148,24 @@ def test_a_session_alone_gets_no_secret(registry: Harness, owner: Browser, own: 
     assert registry.client(own).whoami().token_id == token_id
 
 
-def test_an_owner_creates_a_webhook_and_sends_a_delivery_again(registry: Harness, owner: Browser) -> None:
+@pytest.mark.security
+def test_a_session_alone_lets_no_one_in(registry: Harness, owner: Browser) -> None:
+    """What it grants would outlast it: a role, a trusted publisher, and a webhook that hears of everything."""
+    webhook: Any = {"url": "https://hooks.example.org/", "namespace": "acme", "actions": "version.push"}
+    for page, action, token, fields in (
+        (NAMESPACE, f"{NAMESPACE}/members", registry.secret, {"subject": "eve@globex.example", "role": "owner"}),
+        (ADAPTER, f"{ADAPTER}/publishers", "lra_wrong", {"issuer": ISSUER, "claims": "repository=eve/train"}),
+        ("/settings/webhooks", "/settings/webhooks", "", webhook),
+    ):
+        assert owner.submit(page, action, **fields, token=token).status_code == 403, action
+    assert "eve@globex.example" not in (registry.admin.namespace("acme").roles or {})
+    assert registry.admin.publishers("acme/shop").items == []
+    assert webhook["url"] not in [item.url for item in Audit(registry.admin).webhooks().items]
+
+
+def test_an_owner_creates_a_webhook_and_sends_a_delivery_again(registry: Harness, owner: Browser, own: str) -> None:
     url = "https://hooks.example.org/a?secret=1"
-    fields: Any = {"url": url, "namespace": "acme", "actions": "version.push alias.move"}
+    fields: Any = {"url": url, "namespace": "acme", "actions": "version.push alias.move", "token": own}
     page = owner.submit("/settings/webhooks", "/settings/webhooks", **fields)
     assert secret_on(page).startswith("whsec_")
     webhook = next(item for item in Audit(registry.admin).webhooks().items if item.url == url)

@@ -11,7 +11,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.settings.namespaces import SETTINGS, may_administer, read_rule
 from registry.server.retention import plan, rules
-from registry.server.sessions.forms import FORM_BYTES, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()
@@ -47,6 +47,8 @@ def add_publisher(
         if not equals or claim.strip() in claims:
             raise Invalid("REQUEST_INVALID", f"claims: {line[:80]!r} is not a new claim, '=' and a pattern")
         claims[claim.strip()] = pattern.strip()
+    visitor.actor.require(Scope.ADMIN, name)
+    confirm_identity(request, session, visitor, fields.get("token", ""))
     publisher = to_request(PublisherAdd, issuer=fields.get("issuer", "").strip(), claims=claims)
     token_exchange.add(session, visitor.actor, name, publisher, issuers)
     return redirect(f"{SETTINGS}/adapters/{name}")

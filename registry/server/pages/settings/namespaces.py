@@ -18,7 +18,7 @@ from registry.server.http.dependencies import NAMESPACE, CursorDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.retention import rules
-from registry.server.sessions.forms import FORM_BYTES, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep, Visitor
 from registry.versions.retention import RetentionRule
 
@@ -83,10 +83,12 @@ def change_namespace(request: Request, session: SessionDep, visitor: SignedInDep
 @router.post(SETTINGS + NAMESPACE + "/members")
 @limit_body(FORM_BYTES)
 def change_member(request: Request, session: SessionDep, visitor: SignedInDep, namespace: str) -> Response:
-    """Give a subject a role, or none."""
+    """Give a subject a role, which needs more than a session, or none."""
     fields = read_fields(request, visitor)
     subject, role = fields.get("subject", "").strip(), fields.get("role", "")
     if role:
+        visitor.actor.require_in(Scope.ADMIN, namespace)
+        confirm_identity(request, session, visitor, fields.get("token", ""))
         namespaces.grant_role(session, visitor.actor, namespace, subject, role)
     else:
         namespaces.revoke_role(session, visitor.actor, namespace, subject)

@@ -14,7 +14,7 @@ from registry.server.http.dependencies import AuditLogDep, SessionDep, SettingsD
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.settings.namespaces import SETTINGS
-from registry.server.sessions.forms import FORM_BYTES, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep, Visitor
 
 router = create_router()
@@ -39,6 +39,8 @@ def create_webhook(
         WebhookCreate, url=fields.get("url", "").strip(), namespace=fields.get("namespace", "").strip(),
         actions=fields.get("actions", "").split(),
     )  # fmt: skip
+    _require_owner(visitor)
+    confirm_identity(request, session, visitor, fields.get("token", ""))
     view, secret = webhooks.create(session, visitor.actor, creation, settings, log.keys)
     return _render(request, session, visitor, created=view.url, secret=secret)
 
@@ -78,10 +80,14 @@ def retry_delivery(
 
 
 def _render(request: Request, session: Session, visitor: Visitor, *, created: str = "", secret: str = "") -> Response:
-    if not visitor.actor.has_scope(Scope.ADMIN):
-        raise Denied("DENIED", "webhooks are shown to the owners of namespaces")
+    _require_owner(visitor)
     return render(
         request, "webhooks.html", title="Webhooks", webhooks=webhooks.list_webhooks(session, visitor.actor),
         created=created, secret=secret, events=sorted(EventType), default=" ".join(WEBHOOK_DEFAULT),
         may_create=bool(visitor.form_token), may_create_for_all=visitor.actor.may_everywhere(Scope.ADMIN),
     )  # fmt: skip
+
+
+def _require_owner(visitor: Visitor) -> None:
+    if not visitor.actor.has_scope(Scope.ADMIN):
+        raise Denied("DENIED", "webhooks are shown to the owners of namespaces")
