@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
 import pytest
 
 from registry.api.jobs import CampaignRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
+from registry.server.pages.operations import audit
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
 from tests.access.tenants import send
@@ -85,6 +87,24 @@ def test_operators_see_their_own_namespace_only_and_cancel_nothing_of_others(fil
         evil = {"Origin": "https://evil.example"}
         form = admin.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
         assert admin.post(f"/jobs/{job.id}/cancel", data={"form_token": form}, headers=evil).status_code == 403
+
+
+@pytest.mark.security
+def test_the_export_has_the_events_of_the_rest_api_and_none_of_others(
+    filled: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert browser.get("/audit/export").status_code == 401
+    _, secret = filled.issue("pull", namespaces=["library"])
+    browser.sign_in(secret)
+    monkeypatch.setattr(audit, "EXPORT_PAGE_EVENTS", 2)
+    for filters in ({}, {"object": "library/other"}, {"action": "alias.move"}, {"object": "acme/fleet"}):
+        items = send(filled, "GET", "/api/v1/events", secret, params=filters | {"limit": "1000"}).json()["items"]
+        page = browser.get("/audit", params=filters).text
+        link = html.unescape(re.findall(r'href="(/audit/export[^"]*)"', page)[0])
+        answer = browser.get(link)
+        assert answer.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
+        assert [json.loads(line) for line in answer.text.splitlines()] == items
+        assert bool(items) == ("acme/fleet" not in filters.values())
 
 
 def test_the_proof_of_an_entry_verifies_and_names_the_command(filled: Harness, signed_in: Browser) -> None:

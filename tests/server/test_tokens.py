@@ -62,6 +62,7 @@ PAGES = {
     ("POST", "/jobs/{job_id}/cancel"): 401,
     ("GET", "/campaigns/{campaign_id}"): 401,
     ("GET", "/audit"): 401,
+    ("GET", "/audit/export"): 401,
     ("GET", "/audit/{seq}"): 401,
     ("GET", "/status"): 401,
     ("GET", "/compare"): 200,

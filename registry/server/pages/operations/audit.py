@@ -1,8 +1,10 @@
-"""The pages for operators: the events of the audit log with filters, and the state of the server."""
+"""The pages for operators: the events of the audit log with filters and as a file, and the state of the server."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Query, Request, Response
+from fastapi import Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from registry import __version__
 from registry.api.audit import EventView
@@ -10,15 +12,18 @@ from registry.api.maintenance import Health
 from registry.events import EventText, EventType, describe
 from registry.server import audit
 from registry.server.catalog import versions
-from registry.server.database import schema
+from registry.server.database import db, schema
 from registry.server.http.dependencies import AuditLogDep, BlobsHandleDep, CursorDep, EngineDep, SessionDep, Text
-from registry.server.pages.rendering import create_router, render
+from registry.server.pages.operations.live import hold_stream
+from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
 from registry.server.promotion import attestations
+from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SignedInDep
 from registry.structs import pattern
 
 router = create_router()
 PAGE_EVENTS = 100
+EXPORT_PAGE_EVENTS = 1000
 CURSOR_DIGITS = 15
 Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern=pattern("^[0-9]*$", "must be digits only"))]
 
@@ -54,6 +59,33 @@ def show_events(
         request, "audit.html", title="Audit log", events=texts, filters=filters, actions=sorted(EventType),
         following=following, earlier=earlier, before=before, cursor=cursor, size=newest,
     )  # fmt: skip
+
+
+@router.get("/audit/export")
+async def export_events(
+    request: Request, _slot: Annotated[None, Depends(hold_stream)], action: Text = "", object: Text = ""
+) -> StreamingResponse:
+    """Stream the events of a filter, oldest first: one a line, each as `GET /api/v1/events` shows it."""
+    search = audit.EventSearch((action,) if action else (), object.strip())
+    headers = SECURITY_HEADERS | PRIVATE | {"Content-Disposition": 'attachment; filename="events.jsonl"'}
+    return StreamingResponse(_read_lines(request, search), headers=headers, media_type="application/jsonl")
+
+
+def _read_lines(request: Request, search: audit.EventSearch) -> Iterator[str]:
+    """Yield the events that there are now, with the visitor's rights of each moment.
+
+    A download whose session ends on the way breaks off, so that no one takes a part for the whole.
+    """
+    after, end, more = 0, None, True
+    while more:
+        with db.session(request.app.state.engine, write=False) as session:
+            visitor = visitors.require(visitors.find_visitor(request, session))
+            end = audit.newest_position(session) if end is None else end
+            page = audit.read_page(
+                session, visitor.actor, after=after, limit=EXPORT_PAGE_EVENTS, search=search, until=end
+            )
+        yield "".join(f"{event.model_dump_json()}\n" for event in page.items)
+        after, more = page.last, bool(page.next_cursor)
 
 
 @router.get("/audit/{seq}")
