@@ -35,6 +35,8 @@ TEXTS = (*PAGES, "Makefile", "pyproject.toml", ".ci/run", "registry/**/*.html", 
 EXEMPT = ("tests/vocabulary.py", "tests/test_measures.py")
 SOURCES = tuple(f"{top}/**/*.py" for top in ("registry", "cli", "migrations", "tests", "benchmarks", "demo", "scripts"))
 
+_SVG_ATTRIBUTE = re.compile(r'\bviewBox="')
+"""The attribute by which a drawing scales: SVG has no other word for it."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -73,7 +75,8 @@ def _is_looped(node: ast.AST, field: str, looped: bool) -> bool:
 
 def metaphors(text: str) -> list[tuple[int, str]]:
     """(line, word) of each word in `METAPHORS`: in code, strings, comments and prose; identifiers are split."""
-    words = ((number, word.lower()) for number, line in enumerate(text.splitlines(), 1) for word in _WORD.findall(line))
+    lines = enumerate(_SVG_ATTRIBUTE.sub("", text).splitlines(), 1)
+    words = ((number, word.lower()) for number, line in lines for word in _WORD.findall(line))
     return [(number, word) for number, word in words if word in METAPHORS]
 
 
