@@ -69,7 +69,7 @@ def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "registry.client.transfer.pull.pull" if where == "copy" else f"{local_store.__name__}.replace_file",
+            "registry.client.transfer.pull._put" if where == "copy" else f"{local_store.__name__}.replace_file",
             full_disk,
         )
         assert node.states() == {"acme-support-v2": "failed"}
