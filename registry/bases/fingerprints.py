@@ -1,15 +1,17 @@
 """The fingerprints of a base: digests that stay equal when only names, shards or packing differ.
 
 `architecture` covers the sorted (tensor name, logical shape) and the configuration fields that change the mathematics,
-not values, files or dtype. `tokenizer` leaves out `padding` and `truncation`, which using it changes. `exact`, a Merkle
-root over the weights' bytes, is None until a worker has read them.
+not values, files or dtype. `tokenizer` covers what decides about tokens, not how a version of its library writes it.
+`exact`, a Merkle root over the weights' bytes, is None until a worker has read them.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from registry.bases.modules import Logical
+from registry.bases.tokenizers import normal_form
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.findings import Finding
@@ -51,14 +53,12 @@ def architecture_fingerprint(
 
 
 def tokenizer_fingerprint(tokenizer: bytes) -> Digest:
-    """`Invalid` (BASE_INVALID) if the bytes are not a JSON object."""
-    try:
+    """`Invalid` (BASE_INVALID) if the bytes are not a JSON object, or one of too many levels."""
+    with contextlib.suppress(ValueError, RecursionError):
         parsed = json.loads(tokenizer)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise Invalid.from_finding("BASE_INVALID", Finding("base.tokenizer_invalid", TOKENIZER, "is not a JSON object"))
-    return _digest({k: v for k, v in parsed.items() if k not in ("padding", "truncation")})
+        if isinstance(parsed, dict):
+            return _digest(normal_form(parsed))
+    raise Invalid.from_finding("BASE_INVALID", Finding("base.tokenizer_invalid", TOKENIZER, "is not a JSON object"))
 
 
 def template_text(chat_template: str | None, tokenizer_config: bytes | None) -> str:

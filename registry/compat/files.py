@@ -9,7 +9,7 @@ from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.paths import Paths
-from registry.findings import Finding, FindingCollector
+from registry.findings import Finding, FindingCollector, Severity
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
 """Areas of square kernels: what a convolution's channels are multiplied by where a format stores them flat."""
@@ -37,10 +37,13 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
         findings.error(
             "lora.rank_differs_from_config", facts.file, message, "the rank of the configuration", facts.max_rank
         )
+    acts = facts.has_dora or any(module.scale != 0 for module in facts.modules)
+    severity: Severity = "warning" if acts else "error"  # a negative one subtracts, 0 leaves out a module
     for module in facts.modules:
         if module.scale is not None and module.scale <= 0:
             message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
-            findings.error("lora.alpha_not_positive", module.path, message, "> 0", f"{module.scale:g}", group="scale")
+            values = ("> 0", f"{module.scale:g}")
+            findings.add(severity, "lora.alpha_not_positive", module.path, message, *values, group="scale")
     paths = Paths(facts.format, base.modules)
     for module in facts.modules:
         _check(module, paths, facts, base, findings)

@@ -72,7 +72,8 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
     "no-prefix": (_renaming("base_model.model.", ""), {}, "lora.prefix_invalid"),
     "zero3": (_reshaping(f"{AT}.lora_A.weight", (0,)), {}, "lora.tensor_empty"),
     "alpha-zero": (lambda t: t, {"lora_alpha": 0}, "lora.alpha_not_positive"),
-    "alpha-negative": (lambda t: t, {"lora_alpha": -16}, "lora.alpha_not_positive"),
+    "alpha-zero-by-pattern": (
+        lambda t: t, {"alpha_pattern": {"q_proj": 0, "v_proj": 0}}, "lora.alpha_not_positive"),
     "dora-without-magnitudes": (lambda t: t, {"use_dora": True}, "lora.magnitude_absent"),
     "magnitudes-without-dora": (_adding(f"{AT}.lora_magnitude_vector", (64,)), {}, "lora.magnitude_without_dora"),
     "magnitude-size": (
@@ -112,6 +113,18 @@ def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
     finding = next(f for f in findings if f.code == code)
     assert finding.location
     assert finding.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"lora_alpha": -16}, {"alpha_pattern": {"q_proj": 0}}, {"alpha_pattern": {"v_proj": -1}},
+     {"lora_alpha": 0, "alpha_pattern": {"q_proj": 8}}],
+)  # fmt: skip
+def test_an_alpha_that_is_not_positive_is_a_warning_where_the_adapter_acts(fields: dict[str, Any]) -> None:
+    """PEFT and vLLM load it and multiply by it."""
+    findings = judge(samples.lora(BASE, config=fields), BASE)
+    assert {(f.severity, f.code) for f in findings} == {("warning", "lora.alpha_not_positive")}
+    assert add_up(findings) is Outcome.WARN
 
 
 def test_ten_thousand_unexpected_tensors_are_a_few_findings() -> None:

@@ -12,6 +12,7 @@ from registry import bases
 from registry.adapters import safetensors
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
+from registry.digest import Digest
 from registry.errors import Invalid
 from tests import samples
 from tests.domain.specs import base_spec
@@ -158,12 +159,71 @@ def test_mathematics_changes_the_architecture_and_housekeeping_does_not(
     assert (changed.fingerprint == base_spec(LLAMA).fingerprint) is same
 
 
-def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:
-    tokenizer = samples.tokenizer()
-    used = {**tokenizer, "padding": {"strategy": "BatchLongest"}, "truncation": {"max_length": 8}}
-    fingerprint = tokenizer_fingerprint(json.dumps(tokenizer).encode())
-    assert fingerprint == tokenizer_fingerprint(json.dumps(used, indent=2).encode())
-    assert fingerprint != tokenizer_fingerprint(json.dumps(samples.tokenizer(600)).encode())
+def _word_pieces(pre: dict[str, Any], post: dict[str, Any] | None, **model: Any) -> dict[str, Any]:
+    """A tokenizer.json of byte pairs as libraries of 2023 wrote it."""
+    vocabulary = {word: number for number, word in enumerate(("a", "b", "ab", "split"))}
+    pairs = {"type": "BPE", "dropout": None, "unk_token": None, "vocab": vocabulary, "merges": ["a b"], **model}
+    return {"version": "1.0", "added_tokens": [], "pre_tokenizer": pre, "post_processor": post, "decoder": pre,
+            "model": pairs}  # fmt: skip
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+ALONE = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {}}
+START = {**ALONE, "single": [{"SpecialToken": {"id": "a", "type_id": 0}}, *ALONE["single"]],
+         "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}}}  # fmt: skip
+WORDS = {"type": "Metaspace", "replacement": "_", "add_prefix_space": True}
+REWRITTEN = {
+    "used": ({"padding": {"strategy": "BatchLongest"}, "truncation": {"max_length": 8}}, {}),
+    "defaults": ({"pre_tokenizer": {**BYTES, "use_regex": True}, "normalizer": None},
+                 {"byte_fallback": False, "ignore_merges": False, "fuse_unk": False, "end_of_word_suffix": ""}),
+    "pairs": ({}, {"merges": [["a", "b"]]}),
+    "decoder": ({"decoder": {**BYTES, "add_prefix_space": True}}, {}),
+    "template": ({"post_processor": ALONE}, {}),
+    "offsets": ({"post_processor": BYTES}, {}),
+    "both": ({"post_processor": {"type": "Sequence", "processors": [BYTES, ALONE]}}, {}),
+}  # fmt: skip
+"""What loading and saving with transformers 5 and tokenizers 0.23 does to a file: fields of the file, of its model."""
+OTHER_TOKENS = {
+    "start": ({"post_processor": START}, {}),
+    "twice": ({"post_processor": {**ALONE, "single": ALONE["single"] * 2}}, {}),
+    "spaces": ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, {}),
+    "no regex": ({"pre_tokenizer": {**BYTES, "use_regex": False}}, {}),
+    "normalizer": ({"normalizer": {"type": "Lowercase"}}, {}),
+    "added": ({"added_tokens": [{"id": 4, "content": "c"}]}, {}),
+    "merges": ({}, {"merges": []}),
+    "vocabulary": ({}, {"vocab": {"a": 0, "b": 1, "ab": 2}}),
+    "fallback": ({}, {"byte_fallback": True}),
+}
+
+
+def _fingerprint(tokenizer: dict[str, Any]) -> Digest:
+    return tokenizer_fingerprint(json.dumps(tokenizer, indent=2).encode())
+
+
+@pytest.mark.parametrize(("fields", "model"), REWRITTEN.values(), ids=REWRITTEN)
+def test_a_tokenizer_saved_again_has_the_same_fingerprint(fields: dict[str, Any], model: dict[str, Any]) -> None:
+    assert _fingerprint(_word_pieces(BYTES, None, **model) | fields) == _fingerprint(_word_pieces(BYTES, None))
+
+
+@pytest.mark.parametrize(("fields", "model"), OTHER_TOKENS.values(), ids=OTHER_TOKENS)
+def test_a_tokenizer_of_other_tokens_has_another_fingerprint(fields: dict[str, Any], model: dict[str, Any]) -> None:
+    assert _fingerprint(_word_pieces(BYTES, None, **model) | fields) != _fingerprint(_word_pieces(BYTES, None))
+
+
+def test_both_ways_to_write_the_spaces_of_metaspace_have_one_fingerprint() -> None:
+    newer = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True}
+    assert _fingerprint(_word_pieces(WORDS, None)) == _fingerprint(_word_pieces(newer, None))
+    never = WORDS | {"add_prefix_space": False}
+    assert _fingerprint(_word_pieces(never, None)) == _fingerprint(
+        _word_pieces(newer | {"prepend_scheme": "never"}, None)
+    )
+    assert _fingerprint(_word_pieces(never, None)) != _fingerprint(_word_pieces(WORDS, None))
+
+
+@pytest.mark.security
+def test_a_tokenizer_of_many_levels_is_invalid() -> None:
+    with pytest.raises(Invalid, match=r"tokenizer\.json"):
+        tokenizer_fingerprint(b'{"normalizer":' + b"[" * 900 + b"]" * 900 + b"}")
 
 
 def test_a_template_is_the_same_wherever_it_is_stored() -> None:

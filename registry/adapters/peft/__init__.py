@@ -7,7 +7,7 @@ rewrite the base that all adapters share. A wrong adapter is described by findin
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from registry.adapters.methods import find
@@ -15,7 +15,7 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
-from registry.findings import Finding, FindingCollector
+from registry.findings import Finding, FindingCollector, Severity
 from registry.model import FrozenModel
 from registry.versions.files import CONFIG, WEIGHTS
 
@@ -152,10 +152,13 @@ class _Reader:
             findings=(*self._config.findings, *self._findings.all()),
         )
 
-    def _note(self, code: str, location: str, message: str, expected: object = "", actual: object = "") -> None:
-        """An error; that of other layers, where nothing else differs, is the same one."""
+    def _note(
+        self, code: str, location: str, message: str, expected: object = "", actual: object = "",
+        severity: Severity = "error",
+    ) -> None:  # fmt: skip
+        """A finding; that of other layers, where nothing else differs, is the same one."""
         group = f"{_NUMBER.sub('*', location)} {expected} {actual if location not in str(actual) else ''}"
-        self._findings.error(code, location, message, expected, actual, group=group)
+        self._findings.add(severity, code, location, message, expected, actual, group=group)
 
     def _sort(self, info: TensorInfo) -> None:
         name = self._names.read(info.name)
@@ -263,7 +266,21 @@ class _Reader:
             message = f"module {path} has a lora_magnitude_vector, but the configuration does not set use_dora"
             self._note("lora.magnitude_without_dora", path, message, "use_dora: true", "use_dora: false")
 
-    def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
+    def _alphas_above_zero(self, modules: Sequence[ModuleUpdate]) -> None:
+        """An alpha that is not positive: a warning, and an error where nothing acts.
+
+        PEFT multiplies by alpha whatever it is, and so do vLLM and SGLang: a negative alpha subtracts the update, 0
+        leaves out a module. With alpha 0 everywhere and no other tensors, the outputs are those of the base. AdaLoRA
+        replaces an alpha that is not positive by the rank.
+        """
+        acts = any(module.alpha or module.magnitude_shape for module in modules) or any(self._others.values())
+        severity = "warning" if acts or self._config.method == "ADALORA" else "error"
+        for module in modules:
+            if module.alpha <= 0:
+                message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
+                self._note("lora.alpha_not_positive", module.path, message, "alpha > 0", f"{module.alpha:g}", severity)
+
+    def _configuration(self, modules: Sequence[ModuleUpdate], header: Header) -> None:
         config = self._config
         if self._method.has_pairs:
             if not self._pairs:
@@ -276,10 +293,7 @@ class _Reader:
             if config.alpha is None:
                 message = f"lora_alpha is missing; PEFT uses {DEFAULT_ALPHA:g}, other runtimes may not"
                 self._findings.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)
-            for module in modules:
-                if module.alpha <= 0:
-                    message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
-                    self._note("lora.alpha_not_positive", module.path, message, "alpha > 0", f"{module.alpha:g}")
+            self._alphas_above_zero(modules)
         elif self._method.is_prompt and "prompt_embeddings" not in {p.name for p in self._others[TensorRole.PIECE]}:
             message = f"{config.method} is a tensor called prompt_embeddings"
             self._note("lora.prompt_absent", WEIGHTS, message, "prompt_embeddings", len(header))
