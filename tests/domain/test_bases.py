@@ -168,7 +168,11 @@ def _word_pieces(pre: dict[str, Any], post: dict[str, Any] | None, **model: Any)
 
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-ALONE = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {}}
+ALONE: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {},
+}
 START = {**ALONE, "single": [{"SpecialToken": {"id": "a", "type_id": 0}}, *ALONE["single"]],
          "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}}}  # fmt: skip
 WORDS = {"type": "Metaspace", "replacement": "_", "add_prefix_space": True}

@@ -134,6 +134,20 @@ def test_where_names_are_only_assumed_a_file_of_another_tool_is_unknown_too(path
 
 
 @pytest.mark.parametrize(
+    ("alphas", "outcome"), [((8, -8), Outcome.WARN), ((8, 0), Outcome.WARN), ((0, 0), Outcome.FAIL)]
+)
+def test_a_file_of_another_tool_fails_by_its_alphas_only_where_nothing_acts(
+    alphas: tuple[int, int], outcome: Outcome
+) -> None:
+    modules = tuple(
+        FileModule(path=f"{LAYER}.{name}_proj", rank=8, alpha=alpha, in_features=64, out_features=64)
+        for name, alpha in zip("qo", alphas, strict=True)
+    )
+    findings = check_file(FileFacts(format="mlx", method="lora", modules=modules), LLAMA_SPEC)
+    assert (add_up(findings), {f.code for f in findings}) == (outcome, {"lora.alpha_not_positive"})
+
+
+@pytest.mark.parametrize(
     ("fields", "code"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "compat.base_was_changed"),

@@ -274,7 +274,7 @@ class _Reader:
         replaces an alpha that is not positive by the rank.
         """
         acts = any(module.alpha or module.magnitude_shape for module in modules) or any(self._others.values())
-        severity = "warning" if acts or self._config.method == "ADALORA" else "error"
+        severity: Severity = "warning" if acts or self._config.method == "ADALORA" else "error"
         for module in modules:
             if module.alpha <= 0:
                 message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
