@@ -25,7 +25,7 @@ from sqlmodel import select
 
 from registry.engines import facts as engine_facts
 from registry.server.database.models import AdapterRow, VerdictRow, VersionRow
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.maintenance import reevaluate
 from tests import services
 from tests.engines.cases import CASES, facts_of
@@ -62,7 +62,7 @@ def insert_rows(harness: Harness) -> None:
         compat = session.exec(select(VerdictRow).where(VerdictRow.check == "compat")).one().model_dump(exclude={"id"})
         old = [
             compat | {"check": "engine", "profile": str(profile), "made_by": {"rules": "sha256:old"}}
-            for profile in engine_compat.parse_setting(ENGINES)
+            for profile in engine_profiles.parse_setting(ENGINES)
         ]
         for start in range(0, VERSIONS - 1, BATCH):
             numbers = range(start, min(start + BATCH, VERSIONS - 1))
@@ -79,7 +79,7 @@ def measured(kind: str, harness: Harness, blobs: CountingBlobs) -> dict[str, Any
     insert_rows(harness)
     blobs.shut = True
     started, worked = time.perf_counter(), time.process_time()
-    done = reevaluate.evaluate_again(harness.engine, blobs, engine_compat.parse_setting(ENGINES))
+    done = reevaluate.evaluate_again(harness.engine, blobs, engine_profiles.parse_setting(ENGINES))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     if done.versions != VERSIONS:
         raise RuntimeError(f"{done.versions} of {VERSIONS} versions were checked")

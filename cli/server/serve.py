@@ -30,7 +30,7 @@ from registry.server.access.issuers import Issuers
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.server import LinkServer
 from registry.server.maintenance import reevaluate
@@ -174,7 +174,7 @@ def _reload(app: FastAPI, settings: Settings) -> None:
 def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
     """Re-evaluate versions if the engine rules have changed, unless another server does."""
     with contextlib.suppress(Unavailable):
-        reevaluate.evaluate_again(engine, blobs, engine_compat.parse_setting(settings.engines))
+        reevaluate.evaluate_again(engine, blobs, engine_profiles.parse_setting(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,10 +11,13 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
 from registry.errors import Invalid
+from registry.server.access.issuers import Issuers
 from registry.server.application import build_app
 from registry.server.database.engine import open_database
+from registry.server.evaluation import engine_profiles
 from registry.server.hub.upstream import Upstream
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
+from registry.server.promotion.attestations import Attester
 from registry.server.routes import (
     access,
     adapters,
@@ -69,10 +72,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     routes = [route for router in _routers(settings) for route in router.routes]
     _require_declared_scopes()
     open_second_copy(settings)
+    engine_profiles.parse_setting(settings.engines)
     app = build_app(
         settings, routes, transfer.receive_upload, engine=engine or open_database(settings),
         blobs=blobs or open_store(settings),
     )  # fmt: skip
+    app.state.issuers = Issuers.read(settings.issuers)
+    log = app.state.audit_log
+    log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
     app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     app.state.api_document = openapi.ApiDocument(app.routes)
     return app

@@ -13,7 +13,6 @@ from starlette.routing import BaseRoute
 
 from registry import __version__
 from registry.server import failpoints
-from registry.server.access.issuers import Issuers
 from registry.server.access.rate_limits import (
     UPLOADS_PER_BLOB,
     UPLOADS_PER_TOKEN,
@@ -24,7 +23,6 @@ from registry.server.access.rate_limits import (
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
-from registry.server.evaluation import engine_compat
 from registry.server.http.idempotency import RepeatedRequest, replay_answer
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
@@ -38,7 +36,6 @@ from registry.server.http.request_body import (
 )
 from registry.server.http.request_log import LogMiddleware, RequestLog
 from registry.server.local_links.answers import LinkBackend
-from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
 from registry.server.resolve_cache.pointers import Pointers
@@ -61,9 +58,7 @@ def build_app(
         redirect_slashes=False,  # a redirect would contain the Host header, which a client controls
         routes=list(routes),
     )  # fmt: skip
-    # Invalid settings are reported here and not when they are first used.
     failpoints.arm(settings.failpoints)
-    engine_compat.parse_setting(settings.engines)
     state = app.state
     state.settings = settings
     state.engine = engine
@@ -72,8 +67,6 @@ def build_app(
         state.blobs.links = LinkSigner(partial(str, secrets.token_hex(32)))
     state.trusted = trusted
     log = state.audit_log = AuditLog(settings, state.engine, state.blobs)
-    log.after_step.append(Attester(state.engine, state.blobs, lambda: log.keys).attest_until)
-    state.issuers = Issuers.read(settings.issuers)
     state.actor_cache = ActorCache()
     state.request_limiter = RequestLimiter(settings.requests_per_minute)
     state.visit_limiter = RequestLimiter(settings.requests_per_minute)  # apart: anyone can have many addresses

@@ -1,7 +1,7 @@
 """The embedded registry: the REST API in the process of one command, for everyone who can read its data folder.
 
-A command sends a few requests, so a resource's routes are imported with its first request, and S3 and Alembic only
-where they are needed: three quarters of what the whole server imports is not. Pages and the Hub API are left out.
+A command sends a few requests, so a resource's routes are imported with its first request, and S3, Alembic and what
+signs attestations only where they are needed: three quarters of what the whole server imports is not. Pages and the Hub API are left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -90,6 +90,12 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
         app = build_app(
             settings, routes, receive_upload, engine=engine, blobs=_open_store(settings, load), trusted=actors.TRUSTED
         )
+
+        def attest_until(position: int) -> None:
+            attester = load("registry.server.promotion.attestations", "Attester")
+            attester(engine, app.state.blobs, lambda: app.state.audit_log.keys).attest_until(position)
+
+        app.state.audit_log.after_step.append(attest_until)
         app.state.requests.writes_lines = False
         yield app
         app.state.audit_log.flush()

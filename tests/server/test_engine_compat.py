@@ -17,7 +17,7 @@ from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
 from registry.findings import Finding, Severity
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionAttributeRow, VersionRow
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.maintenance import reevaluate
 from tests import samples
 from tests.base_specs import spec_of
@@ -191,7 +191,7 @@ def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(harness
 
 # ------------------------------------------------------------------ renewal
 def renewed(harness: Harness, setting: str) -> tuple[int, int]:
-    done = reevaluate.evaluate_again(harness.engine, harness.blobs, engine_compat.parse_setting(setting))
+    done = reevaluate.evaluate_again(harness.engine, harness.blobs, engine_profiles.parse_setting(setting))
     return done.versions, done.verdicts
 
 
@@ -275,7 +275,7 @@ def test_facts_of_an_older_release_are_read_from_the_header_again_once(harness: 
     as_an_older_release_kept_it(harness)
     assert harness.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
     done = reevaluate.evaluate_again(
-        harness.engine, harness.blobs, engine_compat.parse_setting(harness.settings.engines)
+        harness.engine, harness.blobs, engine_profiles.parse_setting(harness.settings.engines)
     )
     assert (done.versions, done.headers, done.verdicts) == (1, 1, 2)
     after = harness.admin.version("acme/support")
@@ -309,7 +309,7 @@ def test_many_old_headers_are_read_some_at_a_time(harness: Harness, monkeypatch:
     page = harness.admin.recheck_engines(RecheckEnginesRequest())
     assert (page.versions, page.headers, bool(page.next_cursor)) == (2, 2, True)
     done = reevaluate.evaluate_again(
-        harness.engine, harness.blobs, engine_compat.parse_setting(harness.settings.engines)
+        harness.engine, harness.blobs, engine_profiles.parse_setting(harness.settings.engines)
     )
     assert (done.versions, done.headers) == (7, 5)
 
@@ -319,7 +319,7 @@ def test_an_unreadable_header_stays_unknown_and_stops_nothing(harness: Harness) 
     as_an_older_release_kept_it(harness)
     before = harness.admin.version("acme/support").facts
     done = reevaluate.evaluate_again(
-        harness.engine, MemoryBlobs(), engine_compat.parse_setting(harness.settings.engines)
+        harness.engine, MemoryBlobs(), engine_profiles.parse_setting(harness.settings.engines)
     )
     assert (done.versions, done.headers, done.verdicts) == (1, 0, 2)
     assert harness.admin.version("acme/support").facts == before

@@ -5,7 +5,6 @@ of another release of this registry give the outcome `unknown`, never a guess.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -18,49 +17,17 @@ from registry.compat import evaluate
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.engines import settings as engine_settings
-from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, base_weights, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
+from registry.server.evaluation import engine_profiles
 from registry.versions.files import CONFIG
 from registry.versions.manifest import Descriptor
 
-VARIABLE = "REGISTRY_ENGINES"
 OPAQUE = "application/octet-stream"
-
-
-@lru_cache(maxsize=8)
-def parse_setting(text: str) -> tuple[EngineProfile, ...]:
-    """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
-    try:
-        by_text = {str(profile): profile for profile in map(engines.profile, text.split())}
-    except Invalid as e:
-        raise Invalid(e.code, f"{VARIABLE}: {e.detail}", findings=e.findings, next_step=e.next_step) from e
-    return tuple(by_text.values())
-
-
-def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
-    """The profiles of a request. `Invalid` (REQUEST_INVALID) for a text that is no profile."""
-    try:
-        return [engines.profile(text) for text in texts]
-    except Invalid as e:
-        raise Invalid("REQUEST_INVALID", e.detail, findings=e.findings, next_step=e.next_step) from e
-
-
-def find_stored_profile(setting: str, text: str) -> EngineProfile:
-    """The profile `text`. `Invalid` (REQUEST_INVALID) if this server does not store its verdicts."""
-    profile = parse_profiles([text])[0]
-    stored = parse_setting(setting)
-    if profile not in stored:
-        raise Invalid(
-            "REQUEST_INVALID",
-            f"engine: this server stores no verdicts of '{profile}', only of: {', '.join(map(str, stored)) or 'none'}",
-            next_step=f"add it to {VARIABLE} of the server and run `adapter recheck-engines`",
-        )
-    return profile
 
 
 def evaluate_profile(
@@ -104,13 +71,13 @@ def evaluate_version(
         return VerdictList(items=stored)
     outcomes = newest_outcomes(stored)
     spec = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
-    profiles = parse_profiles(texts)
+    profiles = engine_profiles.parse_profiles(texts)
     return VerdictList(items=[evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles])
 
 
 def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
     """Verdicts about a configuration and a header that are not stored; their subject is the header's digest."""
-    profiles = parse_profiles(request.engines)
+    profiles = engine_profiles.parse_profiles(request.engines)
     base = base_rows.find(session, names.base_name(request.base))
     relatives = base_weights.find_relatives(session, base)
     text = request.header.encode()
@@ -139,5 +106,7 @@ def settings_for_base(
     )
     spec = base_rows.load_spec(base)
     facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
-    items = [engine_settings.settings_for(str(p), facts_of, spec, slots=slots) for p in parse_profiles(texts)]
+    items = [
+        engine_settings.settings_for(str(p), facts_of, spec, slots=slots) for p in engine_profiles.parse_profiles(texts)
+    ]
     return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items)

@@ -23,7 +23,6 @@ from registry.errors import Denied, RegistryError, invalid_cursor
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import failpoints
-from registry.server.access.issuers import Issuers
 from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.catalog.versions import Pointer
@@ -199,7 +198,6 @@ EngineDep = Annotated[Engine, app_state("engine")]
 BlobsDep = Annotated[BlobStore, app_state("blobs"), UsesStore]
 BlobsHandleDep = Annotated[BlobStore, app_state("blobs")]
 """The store, for a route that does not call it, or only if it is requested."""
-IssuersDep = Annotated[Issuers, app_state("issuers")]
 SettingsDep = Annotated[Settings, app_state("settings")]
 AuditLogDep = Annotated[AuditLog, app_state("audit_log")]
 SessionDep = Annotated[Session, Depends(open_session)]

@@ -32,7 +32,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, DraftRow, PushBlobRow, VersionRow
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
 from registry.server.hub.drafts import DraftCommit
 from registry.server.hub.version_push import VersionPush, choose_base
@@ -273,7 +273,7 @@ class Committer:
         card = tree.get(CARD)
         text = self._read(tree, staged, CARD, 0, card.descriptor.size_bytes) if card is not None else b""
         alias = "" if self.branch == NEWEST else self.branch
-        engines = engine_compat.parse_setting(self.settings.engines)
+        engines = engine_profiles.parse_setting(self.settings.engines)
         with db.session(self.engine, write=False) as session:
             base = choose_base(session, claim, text, head.version)
             files = [file.descriptor for file in tree.values()]

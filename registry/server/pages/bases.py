@@ -5,7 +5,7 @@ from fastapi import Request, Response
 from registry.server.catalog import bases
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
 from registry.server.sessions.visitors import SignedInDep
@@ -30,7 +30,7 @@ def show_base(
     """Show one base model."""
     view = bases.show(session, visitor.actor, base)
     page = adapters.search_adapters(session, visitor.actor, Search(base=view.name), limit=ADAPTERS_SHOWN)
-    profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
+    profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, None) if profiles else None
     return render(
         request, "base.html", title=view.name, base=view, adapters=page, engines=engines,

@@ -13,7 +13,7 @@ from registry.errors import RegistryError
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
 from registry.server.pages.rendering import create_router, render
 from registry.server.sessions.visitors import VisitorDep
@@ -50,7 +50,7 @@ def show_search(
         "text": text, "base": base, "method": method, "format": format, "rank_min": rank_min, "rank_max": rank_max,
         "check": check, "outcome": outcome, "alias": alias, "owner": owner,
     }  # fmt: skip
-    profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
+    profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     choices: dict[str, Any] = {
         "methods": sorted(METHODS), "formats": sorted(TEXT_FORMATS | IMAGE_FORMATS), "checks": [*CHECKS, *profiles],
         "outcomes": list(Outcome),
@@ -80,7 +80,7 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
     return Search(
         text=filters["text"].strip(), base=filters["base"].strip(), method=filters["method"], format=filters["format"],
         alias=filters["alias"].strip(), owner=filters["owner"].strip(),
-        engine=engine_compat.parse_profiles([check])[0] if check in profiles else None,
+        engine=engine_profiles.parse_profiles([check])[0] if check in profiles else None,
         check=Check(check) if check in CHECKS else None,
         outcome=Outcome(outcome) if outcome in set(Outcome) else None,
         **numbers,

@@ -26,7 +26,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.database import db
-from registry.server.evaluation import engine_compat, weights
+from registry.server.evaluation import engine_compat, engine_profiles, weights
 from registry.server.http import dependencies as deps
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import usage_examples
@@ -92,7 +92,7 @@ def judge_engines(
     session: Session, actor: Actor, name: AdapterName, version: VersionView, settings: Settings
 ) -> list[Verdict]:
     """The verdicts of the engines in the setting, and of the newest version of every other engine of this kind, now."""
-    profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
+    profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     stored = {profile.partition("==")[0] for profile in profiles}
     kind = "image" if version.facts.get("format") in IMAGE_FORMATS else "text"
     profiles += [

@@ -39,7 +39,7 @@ from registry.server.database.models import (
     UtcTime,
     VersionRow,
 )
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.promotion import attestations, owner_rules
 from registry.server.promotion.owner_rules import Owner
 from registry.versions.manifest import Manifest
@@ -158,7 +158,7 @@ def remove_overridden(session: Session, actor: Actor, to: AdapterName, adapter_i
 
 
 def _check_gate(gate: Gate, alias: str) -> None:
-    engine_compat.parse_profiles(gate.engines)
+    engine_profiles.parse_profiles(gate.engines)
     if gate.soak_in == alias:
         raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
     if gate.approvers and not gate.approvals:
@@ -284,7 +284,7 @@ class _EngineEvaluation:
         outcomes = engine_compat.newest_outcomes(newest)
         key = (version.base_id, outcomes, gate.engines, canonical_json(version.facts.get("engine")))
         if key not in self._verdicts:
-            base, profiles = self._specs[version.base_id], engine_compat.parse_profiles(gate.engines)
+            base, profiles = self._specs[version.base_id], engine_profiles.parse_profiles(gate.engines)
             self._verdicts[key] = [
                 engine_compat.evaluate_profile(version.facts, profile, version.digest, base, *outcomes)
                 for profile in profiles

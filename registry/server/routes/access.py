@@ -17,6 +17,7 @@ from registry.server.http import routing
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
+from registry.server.sessions.issuers import IssuersDep
 
 router = routing.create_router("access")
 namespace_router = routing.create_router("namespaces")
@@ -34,7 +35,7 @@ def create_token(session: deps.SessionDep, actor: deps.Admin, request: access.To
 def exchange_token(
     incoming: Request,
     session: deps.ReadSessionDep,
-    issuers: deps.IssuersDep,
+    issuers: IssuersDep,
     request: access.ExchangeRequest,
 ) -> access.TokenCreated:
     """Exchange the identity token of a CI job for a short-lived token."""
@@ -175,20 +176,20 @@ def rename_adapter(
 
 # ------------------------------------------------------------------ trusted publishers
 @namespace_router.get(deps.ADAPTER + "/publishers")
-def list_publishers(target: deps.AdapterForAdmin, issuers: deps.IssuersDep) -> access.PublisherList:
+def list_publishers(target: deps.AdapterForAdmin, issuers: IssuersDep) -> access.PublisherList:
     """List who may push to an adapter with an identity token: issuers and claims."""
     return token_exchange.list_publishers(*target, issuers)
 
 
 @namespace_router.post(deps.ADAPTER + "/publishers", status_code=201)
 def add_publisher(
-    target: deps.AdapterForAdmin, request: access.PublisherAdd, issuers: deps.IssuersDep
+    target: deps.AdapterForAdmin, request: access.PublisherAdd, issuers: IssuersDep
 ) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
     return token_exchange.add(*target, request, issuers)
 
 
 @namespace_router.delete(deps.ADAPTER + "/publishers/{publisher_id}")
-def remove_publisher(target: deps.AdapterForAdmin, publisher_id: str, issuers: deps.IssuersDep) -> access.PublisherView:
+def remove_publisher(target: deps.AdapterForAdmin, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
     """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
     return token_exchange.remove(*target, publisher_id, issuers)

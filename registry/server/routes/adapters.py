@@ -20,7 +20,7 @@ from registry.server.catalog import lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.database import db
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.group import run_readable
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
@@ -96,7 +96,7 @@ def list_adapters(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
         method=method, text=text, alias=alias, owner=owner, format=format,
         targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
-        engine=engine_compat.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
+        engine=engine_profiles.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 

@@ -15,7 +15,7 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.roles import Scope
 from registry.server.database import schema
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import metrics, routing
 from registry.server.maintenance import gc, reevaluate, reindex
@@ -114,7 +114,7 @@ def rebuild_index(target: deps.MaintenanceDep, request: ReindexRequest) -> Reind
 def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequest) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     engine, blobs, settings, actor = target
-    profiles, seconds = engine_compat.parse_setting(settings.engines), reevaluate.SECONDS
+    profiles, seconds = engine_profiles.parse_setting(settings.engines), reevaluate.SECONDS
     return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)
 
 

@@ -21,7 +21,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import REVALIDATE, etag_matches
@@ -102,7 +102,7 @@ async def show_desired_state(
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> DesiredState | Response:
     """Show what nodes of this base model should serve. With `since` and `wait`, answers when it changes."""
-    profiles = engine_compat.parse_profiles([profile] if profile else [])
+    profiles = engine_profiles.parse_profiles([profile] if profile else [])
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
     counts = None
     if since and wait:

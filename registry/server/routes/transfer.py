@@ -24,7 +24,7 @@ from registry.errors import Unavailable
 from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
@@ -109,7 +109,7 @@ def commit_pushes(
     settings: deps.SettingsDep,
 ) -> Response:
     """Create the versions of pushes. `created` is false for one that exists already."""
-    engines = engine_compat.parse_setting(settings.engines)
+    engines = engine_profiles.parse_setting(settings.engines)
     push_ids = [item.push_id for item in request.items]
     with background.push_in_progress(engine, push_ids):
         outcomes = commit.commit_pushes(
