@@ -2,9 +2,9 @@
 
     $ make bench-cli
 
-Runs each command several times on a server with one adapter, and on the embedded registry. Bytecode is
-cached, as in an installed package, also where the environment forbids it. The last line is one JSON
-object of CPU seconds (user and system) of the command's own process, the least of its runs.
+Runs each command several times on a server with one adapter, and on the embedded registry. Bytecode is cached, as
+in an installed package, also where the environment forbids it. The last line is one JSON object of CPU seconds (user
+and system) of the command's own process, the least of its runs.
 """
 
 from __future__ import annotations

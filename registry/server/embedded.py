@@ -1,7 +1,8 @@
 """The embedded registry: the REST API in the process of one command, for everyone who can read its data folder.
 
 A command sends a few requests, so a resource's routes are imported with its first request, and S3, Alembic and what
-signs attestations only where they are needed: three quarters of what the whole server imports is not. Pages and the Hub API are left out.
+signs attestations only where they are needed: three quarters of what the whole server imports is not. Pages and the
+Hub API are left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
