@@ -47,6 +47,7 @@ EXIT_CODES: dict[type[RegistryError], int] = {
     errors.Corrupt: 70,
     errors.Unavailable: 75,
 }
+NOT_FOUND = EXIT_CODES[errors.NotFound]
 REFUSED = EXIT_CODES[errors.Refused]
 CORRUPT = EXIT_CODES[errors.Corrupt]
 TRY_LATER = EXIT_CODES[errors.Unavailable]

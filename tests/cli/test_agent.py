@@ -92,7 +92,7 @@ def test_an_engine_in_use_for_one_alias_is_not_emptied_for_another(cli: CommandR
     for file in ("aliases.json", "aliases-dir-served.json"):
         with in_use.follow(store, file, "the alias 'prod' of 'tiny-llama'"):
             assert "for the alias 'prod' of 'tiny-llama'" in cli(*words, "--alias", "canary", expect=2).stderr
-            slip = cli(*words, "--alias", "prod").stdout
+            slip = cli(*words, "--alias", "prod", expect=4).stdout
     assert "no adapter of 'tiny-llama' that this token may see has the alias 'prod'" in slip
     assert (served / "acme-support-v1").is_symlink()
     assert (served / "current" / "acme--support").is_symlink()

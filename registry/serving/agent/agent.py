@@ -66,7 +66,7 @@ class Agent:
         """Run one pass and log what changed. Does nothing without a desired state."""
         if self._desired is None:
             return []
-        if not self._desired.adapters and not self._had_adapters:
+        if self.has_no_adapters():
             self._say_once(
                 "empty", f"no adapter of {self._base!r} that this token may see has the alias {self._alias!r}: "
                 "nothing is loaded, and what the engine has stays",
@@ -79,6 +79,10 @@ class Agent:
                 self._say(f"{slot.name}  {slot.served_name}  {slot.state}  {slot.reason}".rstrip())
         self._said_statuses = {slot.name: slot for slot in slots}
         return slots
+
+    def has_no_adapters(self) -> bool:
+        """Whether no adapter of the base has the alias or ever had it here: one of both may be a typo."""
+        return self._desired is not None and not self._desired.adapters and not self._had_adapters
 
     def send_heartbeat(self) -> None:
         """Report to the registry what this node has now. An error is logged and not raised."""
