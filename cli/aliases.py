@@ -184,7 +184,7 @@ def evidence_lines(move: AliasMove) -> list[str]:
     evidence = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
     evidence += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
     evidence += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
-    evidence += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
+    evidence += [f"the evidence of generation {e['generation']}" for e in move.evidence if e.get("generation")]
     lines = [f"“{move.reason}”"] if move.reason else []
     if any(e.get("check") == "break_glass" for e in move.evidence):
         lines.append(output.styled("through a closed gate (break-glass)", "red"))

@@ -135,9 +135,9 @@ def run(work: Work[Item], items: Sequence[Item], chosen: Options) -> None:
             pending[position] = pinned
     refused = sum(isinstance(outcome, RegistryError) for outcome in outcomes)
     if not chosen.dry_run:
-        if output.is_text():
-            _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
         if pending and not (chosen.atomic and refused):
+            if output.is_text():
+                _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
             if sys.stdin.isatty() and output.is_text():
                 output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", chosen.yes)
             sent = work.send(list(pending.values()), atomic=chosen.atomic)

@@ -51,7 +51,7 @@ def test_history_shows_who_moved_what_why_and_on_which_evidence(released: Comman
         "TIME                     ALIAS  VERSION  BY     GENERATION",
         "TIME  prod   @2 → @1  owner           3",
         "      “night shift”",
-        "      on as in generation 1",
+        "      on the evidence of generation 1",
         "TIME  prod   @1 → @2  owner           2",
         "      “ticket 812”",
         "      on compat pass, smoke pass",
