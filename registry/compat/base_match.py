@@ -35,6 +35,8 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
         findings.warning("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
     elif not claim.names(base.name):
         message = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
+        if not claim.is_local:
+            message += f" (if both are one model: adapter base alias {base.name} {claim.name})"
         findings.warning("compat.base_named_differently", LOCATION, message)
 
 
