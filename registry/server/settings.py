@@ -75,7 +75,7 @@ class Settings:
     prints a token with its hash. Default: `adapter serve` creates a token and prints it."""
     audit_key: str = ""
     """File with the keys that sign the audit log and attestations; the same for all servers of a registry.
-    Default: `audit.key` in the data folder, created when first needed."""
+    It must exist. Default: `audit.key` in the data folder, created when first needed."""
     trusted_roots: str = ""
     """Trusted roots of signers' certificates: a PEM file, Sigstore's `trusted_root.json`, or a folder of them."""
     webhook_private: str = ""

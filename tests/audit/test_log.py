@@ -317,6 +317,12 @@ def test_a_server_with_a_wrong_or_missing_key_does_not_start(tmp_path: Path, key
     assert "REGISTRY_AUDIT_KEY" in done.stderr
 
 
+def test_the_first_server_of_a_registry_says_where_its_key_comes_from(tmp_path: Path) -> None:
+    environment = {"REGISTRY_DATA": str(tmp_path), "REGISTRY_AUDIT_KEY": str(tmp_path / "absent")}
+    done = CommandRunner(tmp_path)("serve", "--port", "0", expect=2, **environment)
+    assert "without REGISTRY_AUDIT_KEY: it creates audit.key in its data folder" in done.stderr
+
+
 def test_fsck_reports_a_key_of_another_log(harness: Harness, tmp_path: Path) -> None:
     def found(settings: Settings) -> list[str]:
         page = check_consistency(harness.engine, harness.blobs, settings, TRUSTED, FsckRequest(cursor="records:"))

@@ -26,6 +26,10 @@ NEXT_STEP = (
     "give every server of this registry the key file that it was started with; "
     "if that is lost, run `adapter audit-key replace`"
 )
+NEXT_STEP_OF_NEW = (
+    "start the first server of a new registry without REGISTRY_AUDIT_KEY: it creates audit.key in its data folder. "
+    "Then set REGISTRY_AUDIT_KEY to that file or a copy"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,10 @@ def key_path(settings: Settings) -> Path:
 
 
 def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
-    """Read the key file, or create the default one. `Invalid` (SETTING_INVALID) if it is absent or malformed."""
+    """Read the key file, or create the default one. `Invalid` (SETTING_INVALID) if it is absent or malformed.
+
+    `may_create`: nothing is signed yet, so there is no key that could be lost.
+    """
     path = key_path(settings)
     if may_create and not settings.audit_key and not path.exists():
         _write(path, (Signer.make(_new_origin(settings)),), keep_existing=True)
@@ -84,7 +91,8 @@ def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
         with path.open() as file:
             text = file.read(LIMIT_BYTES)
     except (OSError, UnicodeDecodeError) as e:
-        raise Invalid("SETTING_INVALID", f"REGISTRY_AUDIT_KEY: {path} cannot be read", next_step=NEXT_STEP) from e
+        next_step = NEXT_STEP_OF_NEW if may_create else NEXT_STEP
+        raise Invalid("SETTING_INVALID", f"REGISTRY_AUDIT_KEY: {path} cannot be read", next_step=next_step) from e
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise Invalid("SETTING_INVALID", f"REGISTRY_AUDIT_KEY: {path} holds no key")
