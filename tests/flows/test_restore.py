@@ -22,6 +22,7 @@ from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import Harness
+from tests.identities import make_identity, values
 from tests.maintenance import collect, findings, states
 from tests.snapshot import snapshot
 
@@ -105,6 +106,26 @@ def test_after_a_reindex_only_aliases_and_other_verdicts_are_missing(stored_harn
     stored_harness.admin.promote("acme/support", "canary", "4", generation=0)
     collect(stored_harness)
     assert findings(stored_harness) == []
+
+
+def test_a_reindex_compares_a_version_with_the_other_bases_as_its_push_did(harness: Harness) -> None:
+    for name, numbers in (("tiny-llama", values()), ("org/other", values(1))):
+        spec = spec_of(samples.llama(name))
+        harness.bases[name] = spec
+        harness.admin.add_base(BaseAdd(spec=spec, identity=make_identity(numbers)))
+    harness.admin.set_base_aliases("tiny-llama", ["hub/Llama-Tiny"])
+    for adapter, claim in (("acme/of-alias", "hub/Llama-Tiny"), ("acme/of-other", "org/other")):
+        harness.push(adapter, harness.files(config={"base_model_name_or_path": claim}), base="tiny-llama")
+
+    def outcomes() -> list[str]:
+        versions = [harness.admin.version(adapter) for adapter in ("acme/of-alias", "acme/of-other")]
+        return [verdict.outcome for version in versions for verdict in version.verdicts if verdict.check == "compat"]
+
+    assert outcomes() == ["pass", "fail"]
+    collect(harness)
+    lose_the_database(harness)
+    assert reindex(harness).versions == 2
+    assert outcomes() == ["pass", "fail"]
 
 
 def test_versions_newer_than_the_backup_are_findings_and_are_restored(

@@ -267,8 +267,9 @@ def _inspect(run: _Run, manifest: Manifest) -> Inspection | None:
     keys = {file.digest: key_of(file.digest) for file in manifest.files}
     try:
         with db.session(run.engine, write=False) as session:
-            spec = base_rows.load_spec(base_rows.find(session, manifest.base.name))
-        return inspect.inspect_files(run.blobs, keys, manifest, spec)
+            base = base_rows.find(session, manifest.base.name)
+            spec, relatives = base_rows.load_spec(base), base_weights.find_relatives(session, base)
+        return inspect.inspect_files(run.blobs, keys, manifest, spec, relatives)
     except RegistryError:
         return None
 
