@@ -227,13 +227,14 @@ class AuditLog:
             self.batch.flush(self._engine)
 
     def run(self, stamp: Callable[[], object | None] = lambda: None) -> None:
-        """Call `step` every second until `closing` is set. Failures are logged.
+        """Call `step` every second until `closing` is set. Failures are logged, repeated ones once.
 
         `stamp` returns equal values while nothing is committed, or None if that is unknown (`Freshness.stamp`). While
         it stays equal and the batch is empty, steps are rare, because each one takes milliseconds from requests.
         """
         self.is_running = True
         last_stamp, stepped_at = None, float("-inf")
+        failure = ""
         while not self.closing.wait(STEP_SECONDS):
             try:
                 new_stamp = stamp()
@@ -242,9 +243,11 @@ class AuditLog:
                     continue
                 last_stamp, stepped_at = None, time.monotonic()
                 self.step()
-                last_stamp = new_stamp
+                last_stamp, failure = new_stamp, ""
             except Exception as e:  # the thread must not end: the log would stop without notice
-                _LOG.error("the audit log does not advance: %s", e)
+                if str(e) != failure:
+                    _LOG.error("the audit log does not advance: %s", e)
+                failure = str(e)
         self.flush()
 
     def read_latest(self) -> LatestCheckpoint:

@@ -63,12 +63,13 @@ def run(
     closing: threading.Event,
     stamp: Callable[[], object | None] = lambda: None,
 ) -> None:
-    """Send due deliveries every second until `closing` is set. Failures are logged.
+    """Send due deliveries every second until `closing` is set. Failures are logged, repeated ones once.
 
     `stamp` returns equal values while nothing is committed, or None if that is unknown (`Freshness.stamp`). While there
     are no webhooks and it stays equal, the database is not queried.
     """
     stamp_without_webhooks = None
+    failure = ""
     while not closing.wait(STEP_SECONDS):
         try:
             new_stamp = stamp()
@@ -76,8 +77,11 @@ def run(
                 continue
             stamp_without_webhooks = None if _webhook_ids(engine) else new_stamp
             send_due(engine, settings, keys, closing)
+            failure = ""
         except Exception as e:  # the thread must not end: all webhooks would stop without notice
-            _LOG.error("webhooks are not sent: %s", e)
+            if str(e) != failure:
+                _LOG.error("webhooks are not sent: %s", e)
+            failure = str(e)
 
 
 def send_due(
