@@ -204,5 +204,6 @@ def test_an_answer_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryE
 def test_a_conflict_of_the_registry_is_no_answer_of_a_proxy() -> None:
     document: dict[str, Any] = {"reason": "the database is away"}
     scripted = ScriptedRegistry(*[httpx.Response(503, json=document)] * 100)
-    with pytest.raises(Unavailable, match="answered 503: the database is away"):
+    with pytest.raises(Unavailable, match="answered 503: the database is away") as caught:
         scripted.registry.health()
+    assert "proxy" not in caught.value.next_step

@@ -73,9 +73,10 @@ def _error_of_proxy(answer: HttpAnswer, url: str, problem: Any) -> RegistryError
         reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # of /health
         text = answer.headers.get("retry-after", "")
         who = url if reason else f"a proxy before {url}"
+        of_proxy = "is the registry behind the proxy running, and are the proxy's timeouts at least a minute?"
         return Unavailable(
             "SERVER_UNREACHABLE", f"{who} answered {status}: {reason or _PROXY[status]}",
-            next_step="is the registry behind the proxy running, and are the proxy's timeouts at least a minute?",
+            next_step="try again later, or read the log of the server" if reason else of_proxy,
             retry_after_seconds=int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None,
         )  # fmt: skip
     if status in (401, 403) and urlsplit(answer.url).hostname == urlsplit(url).hostname:
