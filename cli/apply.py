@@ -77,9 +77,9 @@ def apply(path: Path, **options: Any) -> None:
             _end_steps(steps, "planned")
             return
         pending = sum(step.state == "planned" for step in steps)
-        if output.is_text():
+        if pending and output.is_text():
             _print_steps(steps)
-            if pending and sys.stdin.isatty():
+            if sys.stdin.isatty():
                 output.confirm(f"Make {output.plural(pending, 'change')}?", chosen.yes)
         _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=chosen.atomic)
     _end_steps(steps, "done")

@@ -121,6 +121,7 @@ aliases = {{staging = 1}}
     ]
     assert cli("versions", "acme/support", expect=4).stderr, "nothing was pushed"
     assert cli("apply", "-f", file, "--atomic").stdout.splitlines()[-1] == "5 done, 0 unchanged, 0 refused"
+    assert cli("apply", "-f", file).stdout.count("OUTCOME") == 1, "nothing is planned"
     again = cli("apply", "-f", file, "--json").json
     assert (again["done"], again["unchanged"]) == (0, 5)
     assert cli("show", "acme/support:canary", "--json").json["number"] == 1
