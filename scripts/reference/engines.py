@@ -36,7 +36,9 @@ What depends on the base's model class is read from each release's source: [mode
 Recorded answers hold the rules in every test run. `make test-vllm` asks a real vLLM over HTTP about each case of
 `tests/engines/cases.py` and compares log probabilities with PEFT's to 2e-2. `make test-engines` runs the deciding
 code of every examined release of vLLM and SGLang, vLLM's configuration class, llama.cpp's server with converted GGUF
-adapters, and diffusers with image files.
+adapters, and diffusers with image files. With up to 28 adapters each, a vLLM 0.32.0 server answered over HTTP on tiny
+models of nine architectures (`python -m tests.proof.vllm_http_models`). Where the rules pass an adapter that PEFT
+loads, its log probabilities were PEFT's to 1e-3.
 """
 _WORDS = {"refuses": "refuses", "ignores_silently": "ignores", "wrong_output": "wrong", "needs_setting": "setting"}
 

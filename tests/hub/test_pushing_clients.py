@@ -276,7 +276,7 @@ def test_trl_pushes_versions_to_the_namespace_of_its_token(live: LiveServer, tmp
     version = live.registry.version(Ref(name, newest))
     assert (version.base, version.parents[0].name) == (live.base.name, f"{name}@{newest - 1}")
     assert {file.path for file in version.files} >= {samples.CONFIG, samples.WEIGHTS, pushes.CARD, "tokenizer.json"}
-    assert f"acme/support-sft@{newest} on {live.base.name}: compat " in done.stderr
+    assert f"acme/support-sft@{newest} on {live.base.name}: compat pass" in done.stderr
     checkpoint = live.registry.version(Ref(AdapterName("acme", "callback-sft"), 2))
     assert (checkpoint.message, checkpoint.parents[0].name) == ("checkpoint 2", "acme/callback-sft@1")
     assert checkpoint.provenance is not None
