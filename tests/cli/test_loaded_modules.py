@@ -96,7 +96,7 @@ def test_a_command_loads_only_the_modules_that_it_needs(adapters: Path, tmp_path
         (UNUSED + UNUSED_BY_PULL + ("pydantic", "registry.bases"), 54, 0),
         (UNUSED, 80, 64),
     )
-    look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 48, 56), (UNUSED_BY_ALL + UNUSED_BY_READS, 66, 155)
+    look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 49, 56), (UNUSED_BY_ALL + UNUSED_BY_READS, 66, 155)
     for words, (unused, most_modules, most_schemas) in (
         (("push-all", str(adapters), "fleet", "--base", "tiny-llama", "--json"), bulk),
         (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "fleet", "--json"), pull),
@@ -133,7 +133,7 @@ def test_a_command_on_the_embedded_registry_imports_the_routes_that_it_calls(cli
     modules, _ = loaded("list", "--json")
     assert "registry.server.routes.adapters" in modules
     assert [name for name in UNUSED_BY_EMBEDDED if name in modules] == []
-    assert sum(name.startswith(("registry.", "cli.")) for name in modules) <= 150
+    assert sum(name.startswith(("registry.", "cli.")) for name in modules) <= 151
 
 
 def test_the_embedded_registry_has_every_route_of_the_rest_api() -> None:
