@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import pairwise
 
+from registry.errors import TooLarge
 from registry.lineage.graph import Lineage, LineageEdge, LineageNode
 
 SHORT_DIGEST = slice(7, 19)
 LABEL_LIMIT = 60
+PIECES_LIMIT = 300_000
+"""Pieces of arrows in an SVG, one for each column that an arrow crosses. 120 nodes never have more."""
 _DOT_FORMS = {"base": "component", "dataset": "cylinder", "run": "ellipse", "code": "note"}
 _MERMAID_FORMS = {"base": ('[["', '"]]'), "dataset": ('[("', '")]'), "run": ('(["', '"])'), "code": ('>"', '"]')}
 _PLAIN = re.compile(r"[^\w ./:@+=()-]")
@@ -108,9 +111,11 @@ def svg(lineage: Lineage, paths: Mapping[str, str] | None = None) -> Iterator[st
 
     An arrow across several columns keeps to a track of its parent between the nodes, so that none runs behind a node.
     `paths`: for a page, which styles it and has links: node → where it leads.
+    `TooLarge` for a graph with very long arrows.
     """
     nodes = {node.id: node for node in lineage.nodes}
     column = _column_of(lineage)
+    _check_drawable(lineage, column)
     slots = _slots(lineage, column)
     widths = [
         max([LETTER * len(_longest(nodes[n])) + 20 for n, c in each if column[n] == c], default=0) for each in slots
@@ -162,6 +167,16 @@ def _column_of(lineage: Lineage) -> dict[str, int]:
         if not above and children[node]:
             column[node] = min(column[child] for child in children[node]) - 1
     return column
+
+
+def _check_drawable(lineage: Lineage, column: Mapping[str, int]) -> None:
+    """Refuse a graph whose drawing would be far larger than itself: long chains on one base, or with one input."""
+    pieces = sum(column[edge.child] - column[edge.parent] for edge in lineage.edges)
+    if pieces > PIECES_LIMIT:
+        raise TooLarge(
+            "SIZE_INVALID", f"the arrows of this graph cross {pieces} columns, and at most {PIECES_LIMIT} are drawn",
+            next_step="export it as JSON, DOT or Mermaid",
+        )  # fmt: skip
 
 
 def _slots(lineage: Lineage, column: dict[str, int]) -> list[list[_Slot]]:

@@ -12,6 +12,7 @@ import pytest
 
 from registry.api.catalog import VersionView
 from registry.digest import Digest, canonical_json
+from registry.errors import TooLarge
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.diagrams import svg
 from registry.lineage.graph import Lineage, LineageEdge, LineageNode
@@ -109,6 +110,16 @@ def test_no_rectangle_covers_another(graph: Lineage) -> None:
     for n, (x_min, top, right, bottom) in enumerate(places):
         for other in places[n + 1 :]:
             assert right <= other[0] or other[2] <= x_min or bottom <= other[1] or other[3] <= top
+
+
+@pytest.mark.security
+def test_a_long_chain_is_not_drawn() -> None:
+    """Of 2,500 versions on one base the drawing would have 156 MB and take a minute."""
+    with pytest.raises(TooLarge, match="at most 300000 are drawn") as caught:
+        list(svg(chain(800)))
+    assert "JSON, DOT or Mermaid" in caught.value.next_step
+    assert len(list(diagrams.dot(chain(800)))) > 1600
+    assert len(list(svg(chain(300)))) > 300
 
 
 def test_hostile_text_is_quoted_by_the_rules_of_each_format() -> None:

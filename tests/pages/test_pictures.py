@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from registry.lineage import diagrams
 from registry.server.pages.adapters import verdict_trend
 from registry.server.pages.versions import loss_curve
 from tests.harness import Harness
@@ -39,7 +40,7 @@ def test_an_adapter_shows_its_trend_and_a_version_its_loss(registry: Harness, si
 
 @pytest.mark.security
 def test_lineage_is_a_file_to_download_for_those_who_see_the_version(
-    registry: Harness, browser: Browser, signed_in: Browser
+    registry: Harness, browser: Browser, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert browser is signed_in
     registry.push("acme/exported")
@@ -52,3 +53,6 @@ def test_lineage_is_a_file_to_download_for_those_who_see_the_version(
     assert signed_in.get(f"{path}.html").status_code == 404
     with Browser(registry) as anonymous:
         assert anonymous.get(f"{path}.svg").status_code == 404
+    monkeypatch.setattr(diagrams, "PIECES_LIMIT", 0)
+    assert signed_in.get(f"{path}.svg").status_code == 413
+    assert signed_in.get(f"{path}.dot").status_code == 200
