@@ -168,6 +168,7 @@ LIMITS = {
             "SIZE_LIMIT": "size (hidden, vocabulary, heads …) in a base's configuration",
         },
         "registry.server.catalog.lineage": {"EDGES_LIMIT": "edges in a lineage"},
+        "registry.lineage.diagrams": {"PIECES_LIMIT": "columns that all arrows of an SVG of a lineage cross together"},
     },
     "Requests": {
         "registry.server.http.request_body": {
