@@ -59,6 +59,7 @@ def _print_namespace(view: NamespaceView) -> None:
     rows += [("versions", f"{view.used_versions}{versions_limit}")]
     rows += [("pushes", f"{view.pushes_per_hour} an hour")] if view.pushes_per_hour else []
     rows += [("strict", "refuses adapters that do not fit their base")] if view.strict else []
+    rows += [("bases", "stores adapters of bases that are not registered")] if view.unregistered_bases else []
     rows += [(role, subject) for subject, role in sorted((view.roles or {}).items())]
     output.facts(rows)
 
@@ -67,17 +68,22 @@ def _print_namespace(view: NamespaceView) -> None:
 @click.argument("name")
 @click.option("--public/--private", default=None, help="Allow every token to pull, or only roles.")
 @click.option("--strict/--no-strict", default=None, help="Refuse adapters that do not fit their base, or store them.")
+@click.option(
+    "--unregistered-bases/--no-unregistered-bases",
+    default=None,
+    help="Store adapters whose base is not registered, or refuse them.",
+)
 @click.option("--quota-bytes", type=click.IntRange(0), help="Maximum total bytes of its versions; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
 def change(
-    name: str, public: bool | None, strict: bool | None, quota_bytes: int | None, quota_versions: int | None,
-    pushes_per_hour: int | None,
+    name: str, public: bool | None, strict: bool | None, unregistered_bases: bool | None, quota_bytes: int | None,
+    quota_versions: int | None, pushes_per_hour: int | None,
 ) -> None:  # fmt: skip
-    """Make a namespace public, private or strict, or set its limits."""
+    """Make a namespace public or private, or set its rules and limits."""
     request = NamespaceSet(
-        public=public, strict=strict, quota_bytes=quota_bytes, quota_versions=quota_versions,
-        pushes_per_hour=pushes_per_hour,
+        public=public, strict=strict, unregistered_bases=unregistered_bases, quota_bytes=quota_bytes,
+        quota_versions=quota_versions, pushes_per_hour=pushes_per_hour,
     )  # fmt: skip
     session.answer(lambda registry: registry.change_namespace(name, request), _print_namespace)
 

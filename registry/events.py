@@ -85,6 +85,10 @@ class EventType(StrEnum):
         "namespace.strict", ObjectKind.NAMESPACE,
         "set whether the namespace {object} refuses incompatible adapters: {strict}",
     )  # fmt: skip
+    NAMESPACE_BASES = (
+        "namespace.bases", ObjectKind.NAMESPACE,
+        "set whether the namespace {object} stores adapters of bases that are not registered: {unregistered_bases}",
+    )  # fmt: skip
     NAMESPACE_GRANT = "namespace.grant", ObjectKind.NAMESPACE, "granted {subject} the role {role} in {object}"
     NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
     NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"

@@ -6,7 +6,6 @@ and the audit key again.
 """
 
 import asyncio
-import contextlib
 import gc
 import ipaddress
 import json
@@ -22,7 +21,7 @@ import click
 from fastapi import FastAPI
 
 from registry import __version__
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid
 from registry.filesystem import replace_file
 from registry.server import processes
 from registry.server.access import tokens
@@ -30,13 +29,11 @@ from registry.server.access.issuers import Issuers
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
-from registry.server.evaluation import engine_profiles
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.server import LinkServer
 from registry.server.maintenance import reevaluate
 from registry.server.secret import is_well_formed, new_secret, sha256_of
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import try_store
 from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
@@ -123,7 +120,7 @@ def _serve(
         threading.Thread(target=dispatch.run, args=dispatcher, name="webhooks", daemon=True).start()
         threading.Thread(target=freshness.run, args=(log.closing,), name="freshness", daemon=True).start()
         reevaluation = (engine, app.state.blobs, settings)
-        threading.Thread(target=_reevaluate, args=reevaluation, name="reevaluation", daemon=True).start()
+        threading.Thread(target=reevaluate.evaluate_after, args=reevaluation, name="reevaluation", daemon=True).start()
 
     server = LinkServer(
         app, listener, app.state.blobs.links, app.state.link_context, on_start=ready, on_stop=log.closing.set,
@@ -169,12 +166,6 @@ def _reload(app: FastAPI, settings: Settings) -> None:
         output.line(f"SIGHUP: the former settings stay: {e.detail}", err=True)
     else:
         output.line("SIGHUP: read the issuers and the audit key again", err=True)
-
-
-def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
-    """Re-evaluate versions if the engine rules have changed, unless another server does."""
-    with contextlib.suppress(Unavailable):
-        reevaluate.evaluate_again(engine, blobs, engine_profiles.parse_setting(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

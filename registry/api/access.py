@@ -96,6 +96,7 @@ class NamespaceSet(Request):
     quota_versions: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
     pushes_per_hour: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
     strict: bool | None = None
+    unregistered_bases: bool | None = None
 
 
 class NamespaceView(Answer):
@@ -109,6 +110,7 @@ class NamespaceView(Answer):
     quota_versions: int | None = None
     pushes_per_hour: int | None = None
     strict: bool = False
+    unregistered_bases: bool = False
     used_bytes: int = 0
     used_versions: int = 0
     roles: dict[str, str] | None = None

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -27,6 +27,9 @@ from registry.versions.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDE
 CONFIG_LIMIT_BYTES = 2**20
 SIZE_LIMIT = 2**31
 """The largest size (hidden, vocabulary, heads …) that a configuration may state."""
+
+UNREGISTERED = Digest.of(b"a base of which only the name is known")
+"""The fingerprint of every base that is not registered: in manifests, and in rows that only have a name."""
 
 _DIALECT = strict_json.Dialect("BASE_INVALID", "base", depth=32, not_finite=True)
 
@@ -113,6 +116,16 @@ class BaseSpec(FrozenModel):
     modules: dict[str, ModuleShape]
     template: str = Field(default="", max_length=2**16)
     fingerprints: Fingerprints
+
+    @classmethod
+    def unregistered(cls, name: str) -> Self:
+        """The spec of a base of which only the name is known."""
+        return cls(name=name, modules={}, fingerprints=Fingerprints(architecture=UNREGISTERED))
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether more than the name is known."""
+        return self.fingerprint != UNREGISTERED
 
     @property
     def is_pipeline(self) -> bool:

@@ -60,6 +60,9 @@ def evaluate(
 
 def check(contents: AdapterContents, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
     """All findings of the check `compat`, whichever tool wrote the adapter."""
+    if not base.is_registered:
+        message = f"the base is not registered, so nothing was compared: run `adapter base add {base.name} DIR`"
+        return (*contents.findings, Finding("compat.base_unregistered", base.name, message, "unknown"))
     if isinstance(contents, PeftContents):
         return (*contents.findings, *check_fit(contents.lora, base, relatives))
     if contents.findings:  # names of no known format: there is nothing to compare

@@ -19,6 +19,8 @@ TOKENIZER_LIMIT_BYTES = 16 * 2**20
 
 def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> list[Finding]:
     """Warnings where the version's own tokenizer or template is not the base's. A base without one is not compared."""
+    if not base.is_registered:
+        return []
     findings = FindingCollector()
     sizes = {file.path: file.size_bytes for file in files}
     if TOKENIZER in sizes and base.fingerprints.tokenizer is not None:

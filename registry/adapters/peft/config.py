@@ -72,6 +72,10 @@ class BaseClaim(FrozenModel):
         exact = [name for name, aliases in bases.items() if self.name == name or self.name in aliases]
         return exact or [name for name in bases if self.name and self.selects(name)]
 
+    def names_unregistered(self, bases: Mapping[str, Sequence[str]]) -> bool:
+        """Whether the claim is the name of a base and matches none of these, not even one among several."""
+        return bool(self.name and not self.is_local and _HUB_NAME.match(self.name) and not self.matching(bases))
+
     def choose(self, bases: Mapping[str, Sequence[str]]) -> str:
         """The only matching base. `Invalid` (BASE_INVALID) if none is claimed, `NotFound` (BASE_UNKNOWN)."""
         if not self.name:

@@ -22,6 +22,10 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import NamespaceRow, RoleRow
 
 _STRICT = select(NamespaceRow.name).where(any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.strict))
+_STORING = select(NamespaceRow.name).where(
+    any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.unregistered_bases)
+)
+RULES = {"strict": EventType.NAMESPACE_STRICT, "unregistered_bases": EventType.NAMESPACE_BASES}
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 
@@ -57,7 +61,7 @@ def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: 
 
 
 def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> NamespaceView:
-    """Make a namespace public, private or strict, or set its limits; 0 removes a limit."""
+    """Make a namespace public or private, or set its rules and limits; 0 removes a limit."""
     actor.require_in(Scope.ADMIN, name)
     values = request.model_dump(exclude_none=True)
     limits = {key: values[key] or None for key in LIMITS if key in values}
@@ -66,9 +70,10 @@ def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
     row = _find(session, actor, name)
     for key, value in limits.items():
         setattr(row, key, value)
-    if request.strict not in (None, row.strict):
-        row.strict = not row.strict
-        audit.append(session, actor, EventType.NAMESPACE_STRICT, name, {"strict": row.strict})
+    for rule, event in RULES.items():
+        if values.get(rule) not in (None, getattr(row, rule)):
+            setattr(row, rule, values[rule])
+            audit.append(session, actor, event, name, {rule: values[rule]})
     session.add(row)
     if request.public:
         _set_role(session, actor, name, EVERY_SUBJECT, Role.READER)
@@ -83,6 +88,11 @@ def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
 def find_strict(session: Session, names: Iterable[str]) -> set[str]:
     """Those of these namespaces that refuse incompatible adapters."""
     return set(session.exec(_STRICT, params={"names": sorted(names)}))
+
+
+def find_storing_unregistered(session: Session, names: Iterable[str]) -> set[str]:
+    """Those of these namespaces that store adapters whose base is not registered."""
+    return set(session.exec(_STORING, params={"names": sorted(names)}))
 
 
 def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> NamespaceView:

@@ -1,23 +1,37 @@
-"""Finds the rows of bases by name or alias, and reads their specs, of which a process keeps some."""
+"""Finds the rows of bases by name or alias, and reads their specs, of which a process keeps some.
 
-from collections.abc import Iterable, Sequence
+A base that is not registered has a row that is only a name, from the first version that needs it. Versions refer to
+that row, and nothing else finds it, so no tenant learns which names others have used.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
+from sqlalchemy import delete, exists, text, update
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from registry.bases import BaseSpec
+from registry.bases import UNREGISTERED, BaseSpec
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
-from registry.errors import NotFound
+from registry.errors import NotFound, TooLarge
+from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import BaseRow
+from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.versions.manifest import BaseRef
 
 CACHED_SPECS = 64
 _SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
-_LIGHT = select(BaseRow).options(*(defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)))
+UNREGISTERED_LIMIT = 100
+"""Bases that are not registered, of the versions of one namespace."""
+NAMES_LOCK = 0x61646170_62617365  # "adapbase"
+REGISTERED = col(BaseRow.fingerprint) != UNREGISTERED
+_LIGHT = (
+    select(BaseRow)
+    .options(*(defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)))
+    .where(REGISTERED)
+)
 _NAMED = _LIGHT.where(any_of(col(BaseRow.name), parameter="names"))
 """Built once: every push executes it. The spec may be large and is loaded only if it is not cached (`load_spec`)."""
 
@@ -56,7 +70,7 @@ def find_all(session: Session, names: Iterable[str]) -> dict[str, BaseRow]:
 
 def read_aliases(session: Session) -> dict[str, Sequence[str]]:
     """Name → aliases of every base, in the order of names."""
-    rows = session.exec(select(BaseRow.name, BaseRow.aliases).order_by(col(BaseRow.name)))
+    rows = session.exec(select(BaseRow.name, BaseRow.aliases).where(REGISTERED).order_by(col(BaseRow.name)))
     return {name: aliases or [] for name, aliases in rows}
 
 
@@ -67,6 +81,8 @@ def reference(base: BaseRow) -> BaseRef:
 
 def load_spec(base: BaseRow) -> BaseSpec:
     """The spec of a base, with its modules as a library builds them. A process reads it once for each library."""
+    if base.fingerprint == UNREGISTERED:
+        return BaseSpec.unregistered(base.name)
     key = (base.name, base.fingerprint, base.created_at, base.library or "")
     spec = _SPECS.get(key)
     if spec is None:
@@ -82,3 +98,60 @@ def load_spec(base: BaseRow) -> BaseSpec:
 def with_exact_fingerprint(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
     """Return the spec with another fingerprint of its weights."""
     return spec.model_copy(update={"fingerprints": spec.fingerprints.model_copy(update={"exact": exact})})
+
+
+# ------------------------------------------------------------------ bases that are not registered
+def lock_names(session: Session) -> None:
+    """Wait until this transaction is the only one that adds, deletes or renames bases; read their names afterwards.
+
+    No index makes names and aliases unique together, and limits and rights depend on which bases exist.
+    """
+    if not db.is_sqlite(session):  # it has one writer at a time
+        session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": NAMES_LOCK})
+
+
+def build_unregistered(name: str) -> BaseRow:
+    """The row of a base of which only the name is known; it is not in the database."""
+    values = {"spec": BaseSpec.unregistered(name).model_dump(mode="json"), "created_at": db.now(), "created_by": ""}
+    return db.new_row(BaseRow, name=name, fingerprint=UNREGISTERED, **values)
+
+
+def store_unregistered(session: Session, namespace: str, name: str) -> BaseRow:
+    """The stored row of such a base. `TooLarge` (SIZE_INVALID) for too many in a namespace; locked by `lock_names`."""
+    in_use = set(
+        session.exec(
+            select(BaseRow.name)
+            .join(VersionRow, col(VersionRow.base_id) == col(BaseRow.id))
+            .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+            .where(~REGISTERED, AdapterRow.namespace == namespace)
+            .distinct()
+        )
+    )
+    if name not in in_use and len(in_use) >= UNREGISTERED_LIMIT:
+        message = (
+            f"'{namespace}' has {UNREGISTERED_LIMIT} bases that are not registered, which is the limit"
+        )
+        raise TooLarge("SIZE_INVALID", message, next_step=f"register one: `adapter base add {name} DIR`")
+    db.insert_new(session, BaseRow, build_unregistered(name).model_dump(exclude={"id"}))
+    return session.exec(select(BaseRow).where(BaseRow.name == name)).one()
+
+
+def complete(session: Session, values: Mapping[str, Any]) -> bool:
+    """Register a base of which only the name is stored; its versions keep their row. False if there is none."""
+    statement = update(BaseRow).where(col(BaseRow.name) == values["name"], ~REGISTERED).values(**values)
+    return session.connection().execute(statement).rowcount > 0
+
+
+def adopt(session: Session, base: BaseRow, aliases: Iterable[str]) -> None:
+    """Give a base the versions on bases that are not registered and have one of its aliases as their name."""
+    named = select(BaseRow.id).where(col(BaseRow.name).in_(list(aliases)), ~REGISTERED)
+    for table in (VersionRow, VerdictRow):
+        statement = update(table).where(col(table.base_id).in_(named)).values(base_id=base.id)
+        session.connection().execute(statement)
+    delete_unused(session)
+
+
+def delete_unused(session: Session) -> None:
+    """Delete the rows of bases that are not registered and have no version any more; locked by `lock_names`."""
+    used = [exists().where(col(table.base_id) == col(BaseRow.id)) for table in (VersionRow, VerdictRow)]
+    session.connection().execute(delete(BaseRow).where(~REGISTERED, *(~condition for condition in used)))

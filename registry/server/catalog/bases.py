@@ -9,15 +9,15 @@
 from collections.abc import Iterable, Sequence, Set
 
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import func, text
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.bases import BaseAdd, BasePage, BaseView
-from registry.bases import BaseSpec
+from registry.bases import UNREGISTERED, BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
-from registry.errors import Conflict, Denied, NotFound, TooLarge
+from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
 from registry.evaluation.thresholds import Thresholds
 from registry.events import EventType
 from registry.jobs import State
@@ -43,7 +43,6 @@ from registry.versions.manifest import Edge
 BASES_LIMIT = 10_000
 BASES_PER_ORG_LIMIT = 100
 """Bases of one organization, for those who add them by a right in its namespace."""
-NAMES_LOCK = 0x61646170_62617365  # "adapbase"
 
 
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
@@ -52,13 +51,15 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     A source is stored for administrators and workers of all namespaces only: workers open it.
     """
     name = names.base_name(request.spec.name)
-    lock_names(session)
+    base_rows.lock_names(session)
     existing = base_rows.find_named(session, name)
     if existing is None:
         require_may_add(session, actor, name)
     elif existing.name != name:
         next_step = f"use '{existing.name}', or remove the alias first"
         raise Conflict("BASE_EXISTS", f"'{name}' is an alias of the base '{existing.name}'", next_step=next_step)
+    if request.spec.fingerprint == UNREGISTERED:
+        raise Invalid("BASE_INVALID", f"spec: the fingerprint {UNREGISTERED} means that a base is not registered")
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
     spec = base_rows.with_exact_fingerprint(request.spec, None).model_copy(
         update={"library": "", "library_problem": ""}
@@ -70,7 +71,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         "created_at": db.now(), "created_by": actor.identity,
     }  # fmt: skip
     require_visible(session, actor, {edge.digest for edge in request.parents})
-    created = db.insert_new(session, BaseRow, values)
+    created = db.insert_new(session, BaseRow, values) or base_rows.complete(session, values)
     base = base_rows.find(session, name)
     if created:
         add_parents(session, base, request.parents)
@@ -92,19 +93,10 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     return view(session, actor, base), created
 
 
-def lock_names(session: Session) -> None:
-    """Wait until this transaction is the only one that adds, deletes or renames bases; read their names afterwards.
-
-    No index makes names and aliases unique together, and limits and rights depend on which bases exist.
-    """
-    if not db.is_sqlite(session):  # it has one writer at a time
-        session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": NAMES_LOCK})
-
-
 def require_may_add(session: Session, actor: Actor, name: str) -> None:
     """`Denied` unless the actor may add a base of this name; `TooLarge` (SIZE_INVALID) over a limit."""
     org = _org_of(name)
-    count = select(func.count(col(BaseRow.id)))
+    count = select(func.count(col(BaseRow.id))).where(base_rows.REGISTERED)
     if not _is_trusted(actor):
         if not org or not actor.holds(Scope.PUSH, org):
             raise Denied(
@@ -132,7 +124,7 @@ def _is_trusted(actor: Actor) -> bool:
 
 def delete(session: Session, actor: Actor, name: str) -> str:
     """Delete a base without versions and jobs; return its name. `Conflict` (BASE_IN_USE), `Denied`, `NotFound`."""
-    lock_names(session)
+    base_rows.lock_names(session)
     base = base_rows.find(session, names.base_name(name))
     name = base.name
     if not _org_of(name) or not actor.holds(Scope.ADMIN, _org_of(name)):
@@ -161,7 +153,7 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
     A name that is left out ends: pushers of its organization cannot give it to another base.
     """
     actor.require_everywhere(Scope.ADMIN)
-    lock_names(session)
+    base_rows.lock_names(session)
     base = base_rows.find(session, names.base_name(name))
     session.refresh(base, with_for_update=True)
     others = sorted({str(names.base_name(alias)) for alias in aliases} - {base.name})
@@ -173,6 +165,7 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
         reserved_names.add_base_tombstone(session, freed)
     base.aliases, base.recorded_at = others or None, None  # its record is written again
     session.add(base)
+    base_rows.adopt(session, base, others)
     audit.append(session, actor, EventType.BASE_ALIASES, base.name, {"aliases": others})
     session.flush()
     return view(session, actor, base)
@@ -225,7 +218,7 @@ def show(session: Session, actor: Actor, name: str) -> BaseView:
 
 def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> BasePage:
     """Bases by name, from the one that follows `cursor`."""
-    statement = select(BaseRow).where(col(BaseRow.name) > cursor).order_by(col(BaseRow.name))
+    statement = select(BaseRow).where(col(BaseRow.name) > cursor, base_rows.REGISTERED).order_by(col(BaseRow.name))
     rows = session.exec(statement.limit(limit + 1)).all()
     items = _views(session, actor, rows[:limit])
     return BasePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")

@@ -29,6 +29,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding, convert_old_code
 from registry.names import AdapterName
+from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore
@@ -226,7 +227,7 @@ _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _BASES = (
     select(BaseRow, BaseIdentityRow.identity)
     .outerjoin(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
-    .where(col(BaseRow.recorded_at).is_(None))
+    .where(col(BaseRow.recorded_at).is_(None), base_rows.REGISTERED)
     .limit(_LIMIT)
 )
 _VERSIONS = (

@@ -275,7 +275,7 @@ class Committer:
         alias = "" if self.branch == NEWEST else self.branch
         engines = engine_profiles.parse_setting(self.settings.engines)
         with db.session(self.engine, write=False) as session:
-            base = choose_base(session, claim, text, head.version)
+            base = choose_base(session, self.name.namespace, claim, text, head.version)
             files = [file.descriptor for file in tree.values()]
             manifest = Manifest.build(base, files, self._parents(head))
             push = VersionPush(manifest, staged, self.request.message, alias)

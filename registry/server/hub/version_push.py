@@ -11,12 +11,14 @@ from sqlmodel import Session
 from registry.adapters.card import read as read_card
 from registry.adapters.peft.config import BaseClaim
 from registry.api.transfer import CommitItem, PushResult
+from registry.bases import UNREGISTERED
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.server import failpoints
+from registry.server.access import namespaces
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
@@ -102,10 +104,10 @@ def not_uploaded(files: Sequence[Descriptor]) -> Conflict:
 
 
 # ------------------------------------------------------------------ base
-def choose_base(session: Session, claim: BaseClaim, card: bytes, parent: VersionRow | None) -> BaseRef:
+def choose_base(session: Session, namespace: str, claim: BaseClaim, card: bytes, parent: VersionRow | None) -> BaseRef:
     """The base that the files name: the configuration, else the README, else that of the parent version.
 
-    `NotFound` (BASE_UNKNOWN) if what they name is not registered.
+    `NotFound` (BASE_UNKNOWN) if what they name is not registered, unless the namespace stores such adapters.
     """
     claims = [claim, *(BaseClaim(name=name) for name in read_card(card).bases)]
     named = [each for each in claims if each.name]
@@ -120,6 +122,9 @@ def choose_base(session: Session, claim: BaseClaim, card: bytes, parent: Version
             "BASE_UNKNOWN", "neither the configuration nor README.md names the base of this adapter",
             next_step="set `base_model` in README.md to the name of a registered base",
         )  # fmt: skip
+    unregistered = next((each.name for each in named if each.names_unregistered(bases)), "")
+    if unregistered and namespaces.find_storing_unregistered(session, [namespace]):
+        return BaseRef(name=unregistered, fingerprint=UNREGISTERED)
     raise NotFound(
         "BASE_UNKNOWN",
         f"the base {named[0].name[:200]!r} is not registered here",

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 
 from registry import jobs, names
 from registry.api.jobs import JobPage, JobSubmit
+from registry.bases import UNREGISTERED
 from registry.digest import Digest, DigestPrefix
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
@@ -103,7 +104,10 @@ def _enqueue(
     **options: Any,
 ) -> JobRow:  # fmt: skip
     """Queue a job on the version's base, or on another one."""
-    base = base or session.get_one(BaseRow, version.base_id).name
+    row = session.get_one(BaseRow, version.base_id)
+    if row.fingerprint == UNREGISTERED:
+        raise base_rows.unknown_base(row.name)
+    base = base or row.name
     return queue.enqueue(session, actor, request.kind, version, name=name, base=base, **options)
 
 
@@ -142,7 +146,7 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
         actor.require(Scope.PUSH, AdapterName.parse(recipe.into))
         return
     name = names.base_name(recipe.into)
-    if session.exec(select(BaseRow.id).where(BaseRow.name == name)).first() is not None:
+    if base_rows.find_named(session, name) is not None:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
     bases.require_may_add(session, actor, name)
     spec = base_rows.load_spec(base)

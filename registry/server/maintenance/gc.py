@@ -38,7 +38,7 @@ from registry.events import DeliveryState, EventType
 from registry.server import audit, failpoints
 from registry.server.access.token_exchange import EXCHANGE
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import metadata_backup
+from registry.server.catalog import base_rows, metadata_backup
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
@@ -335,6 +335,8 @@ def _delete_claimed(run: GcRun) -> None:
 def _delete_ended_rows(run: GcRun) -> None:
     with db.session(run.engine) as session:
         reports.delete_silent(session)
+        base_rows.lock_names(session)
+        base_rows.delete_unused(session)
     more = True
     while more and not run.is_over:
         counts = delete_batch(run.engine)

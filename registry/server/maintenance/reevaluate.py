@@ -7,6 +7,7 @@
 - Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,10 @@ from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
 from registry.api.evaluation import RecheckEnginesPage
-from registry.bases import BaseSpec, Similarity
+from registry.bases import UNREGISTERED, BaseSpec, Similarity
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
-from registry.errors import RegistryError
+from registry.errors import RegistryError, Unavailable
 from registry.evaluation.verdicts import Check, add_up
 from registry.events import EventType
 from registry.server import audit
@@ -33,6 +34,7 @@ from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Inspection
+from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.manifest import Manifest
 
@@ -57,6 +59,8 @@ class _Version:
     compat: str
     weights: str
     rules: dict[str, str]
+    was_unregistered: bool
+    """Whether its `compat` was evaluated while its base was not registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,17 @@ def evaluate_again(
     actor: Actor = SYSTEM,
     cursor: str = "",
     seconds: float = math.inf,
+    base: str = "",
 ) -> RecheckEnginesPage:
-    """Evaluate versions after `cursor`, for some seconds. `Unavailable` (TRY_LATER) while another process does."""
+    """Evaluate versions after `cursor`, for some seconds. `Unavailable` (TRY_LATER) while another process does.
+
+    `base`: only those on this base.
+    """
     after = parse_cursor(cursor, digits=18)
     versions = headers = renewed = 0
     deadline = time.monotonic() + seconds
-    with locks.acquire(engine, LOCK) as lock:
-        for page in _evaluate_batches(engine, blobs, actor, profiles, after, lock):
+    with locks.acquire(engine, f"{LOCK} {base}" if base else LOCK) as lock:
+        for page in _evaluate_batches(engine, blobs, actor, profiles, after, lock, base):
             lock.check()
             versions, headers = versions + page.versions, headers + page.headers
             renewed, cursor = renewed + page.verdicts, page.next_cursor
@@ -91,19 +99,26 @@ def evaluate_again(
     return RecheckEnginesPage(versions=versions, headers=headers, verdicts=renewed, next_cursor=cursor)
 
 
+def evaluate_after(engine: Engine, blobs: BlobStore, settings: Settings, *, base: str = "") -> None:
+    """Evaluate what a new release of the rules or a new base has made outdated, unless another process does."""
+    with contextlib.suppress(Unavailable):
+        evaluate_again(engine, blobs, engine_compat.parse_setting(settings.engines), base=base)
+
+
 def _evaluate_batches(
-    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], after: int, lock: ProcessLock
-) -> Iterator[RecheckEnginesPage]:
+    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], after: int, lock: ProcessLock,
+    base: str,
+) -> Iterator[RecheckEnginesPage]:  # fmt: skip
     specs: dict[int, BaseSpec] = {}
     while True:
         with db.session(engine, write=False) as session:
-            batch = _select_batch(session, after)
+            batch = _select_batch(session, after, base)
             is_last = len(batch) < BATCH
             missing = {version.base_id for version in batch} - set(specs)
             if missing:
                 rows = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
                 specs.update((row.id or 0, base_rows.load_spec(row)) for row in rows)
-        outdated = [version.id for version in batch if not engine_facts.are_current(version.facts.get("engine") or {})]
+        outdated = [version.id for version in batch if _is_outdated(version, specs[version.base_id])]
         if len(outdated) > HEADERS:
             batch, is_last = [version for version in batch if version.id <= outdated[HEADERS - 1]], False
         readings = _read_headers(engine, blobs, outdated[:HEADERS])
@@ -124,7 +139,14 @@ def _evaluate_batches(
             return
 
 
-def _select_batch(session: Session, after: int) -> list[_Version]:
+def _is_outdated(version: _Version, base: BaseSpec) -> bool:
+    """Whether its headers must be read again."""
+    return (version.was_unregistered and base.is_registered) or not engine_facts.are_current(
+        version.facts.get("engine") or {}
+    )
+
+
+def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
     """Select the next versions by id, in two statements."""
     statement = select(VersionRow.id, VersionRow.digest, VersionRow.base_id, VersionRow.facts)
     statement = (
@@ -132,6 +154,8 @@ def _select_batch(session: Session, after: int) -> list[_Version]:
         .order_by(col(VersionRow.id))
         .limit(BATCH)
     )
+    if base:
+        statement = statement.where(col(VersionRow.base_id).in_(select(BaseRow.id).where(BaseRow.name == base)))
     versions = session.exec(statement).all()
     if not versions:
         return []
@@ -142,12 +166,20 @@ def _select_batch(session: Session, after: int) -> list[_Version]:
         .where(col(VerdictRow.by_owner).is_(False))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
-    outcome_rows = select(  # type: ignore[call-overload]  # five columns: SQLModel has overloads for four
-        VerdictRow.version_id, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, VerdictRow.made_by
+    outcome_rows = select(  # type: ignore[call-overload]  # six columns: SQLModel has overloads for four
+        VerdictRow.version_id,
+        VerdictRow.check,
+        VerdictRow.profile,
+        VerdictRow.outcome,
+        VerdictRow.made_by,
+        VerdictRow.base_fingerprint,
     ).where(col(VerdictRow.id).in_(newest))
     outcomes: dict[tuple[int, str], str] = {}
     rules: dict[int, dict[str, str]] = {}
-    for version_id, check, profile, outcome, made_by in session.exec(outcome_rows):
+    unregistered = set()
+    for version_id, check, profile, outcome, made_by, fingerprint in session.exec(outcome_rows):
+        if check == Check.COMPAT and fingerprint == UNREGISTERED:
+            unregistered.add(version_id)
         if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
         else:
@@ -161,6 +193,7 @@ def _select_batch(session: Session, after: int) -> list[_Version]:
             compat=outcomes.get((version_id or 0, Check.COMPAT), ""),
             weights=outcomes.get((version_id or 0, Check.WEIGHTS), ""),
             rules=rules.get(version_id or 0, {}),
+            was_unregistered=version_id in unregistered,
         )
         for version_id, digest, base_id, facts in versions
     ]

@@ -19,6 +19,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.maintenance import ReindexPage, ReindexRequest
+from registry.bases import UNREGISTERED
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Conflict, RegistryError
@@ -36,7 +37,7 @@ from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenN
 from registry.server.evaluation import weights
 from registry.server.maintenance import record_check
 from registry.server.promotion import deletion, moves
-from registry.server.push import inspect, rows
+from registry.server.push import inspect, plan, rows
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of
@@ -171,7 +172,7 @@ def _restore_bases(run: _Run) -> int:
 
 def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     spec = record.spec
-    bases.lock_names(session)
+    base_rows.lock_names(session)
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {
         "aliases": list(record.aliases) or None,
@@ -179,7 +180,8 @@ def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
         "created_at": record.created_at,
         "created_by": record.created_by,
     }
-    if added := db.insert_new(session, BaseRow, {**values, "parents": record.edges, "recorded_at": db.now()}):
+    values |= {"parents": record.edges, "recorded_at": db.now()}
+    if added := db.insert_new(session, BaseRow, values) or base_rows.complete(session, values):
         audit.append(session, actor, EventType.BASE_REINDEX, spec.name, {"fingerprint": spec.fingerprint})
     return added
 
@@ -267,7 +269,8 @@ def _inspect(run: _Run, manifest: Manifest) -> Inspection | None:
     keys = {file.digest: key_of(file.digest) for file in manifest.files}
     try:
         with db.session(run.engine, write=False) as session:
-            base = base_rows.find(session, manifest.base.name)
+            bases_by_name, name = base_rows.find_all(session, [manifest.base.name]), manifest.base.name
+            base = plan.find_base(bases_by_name, name, manifest.base, unregistered=True)
             spec, relatives = base_rows.load_spec(base), base_weights.find_relatives(session, base)
         return inspect.inspect_files(run.blobs, keys, manifest, spec, relatives)
     except RegistryError:
@@ -284,8 +287,11 @@ def _restore_version(
 ) -> bool:
     """Add the rows of a version; False, with a finding, if they contradict what is there."""
     manifest, location = record.manifest, f"{name}@{record.number}"
-    base = session.exec(select(BaseRow).where(col(BaseRow.name) == manifest.base.name)).first()
-    if base is None or base.fingerprint != manifest.base.fingerprint:
+    base = base_rows.find_named(session, manifest.base.name)
+    if manifest.base.fingerprint == UNREGISTERED and base is None:
+        base_rows.lock_names(session)
+        base = base_rows.store_unregistered(session, name.namespace, manifest.base.name)
+    if base is None or manifest.base.fingerprint not in (base.fingerprint, UNREGISTERED):
         run.add("record.base_unknown", location, f"its base '{manifest.base.name}' is not registered here")
         return False
     adapter = _restore_adapter(session, name, record)

@@ -28,11 +28,12 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import metadata_backup, verdicts, versions
+from registry.server.catalog import base_rows, metadata_backup, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
     ApprovalRow,
+    BaseRow,
     JobRow,
     PublisherRow,
     PushRow,
@@ -93,7 +94,18 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
 
 
 def _refuse_incompatible(session: Session, adapter_id: int | None, name: AdapterName, to: AdapterName) -> None:
-    """`Refused` (INCOMPATIBLE) if the new namespace is strict, and a version does not fit its base."""
+    """`Refused` (INCOMPATIBLE) if the new namespace does not store a version: its base, or that it does not fit it."""
+    if not namespaces.find_storing_unregistered(session, [to.namespace]):
+        unregistered = (
+            select(VersionRow.number, BaseRow.name)
+            .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
+            .where(VersionRow.adapter_id == adapter_id, ~base_rows.REGISTERED)
+        )
+        for number, base in session.exec(unregistered.order_by(col(VersionRow.number).desc()).limit(1)):
+            raise Refused(
+                "INCOMPATIBLE", f"the base '{base}' of '{name}@{number}' is not registered",
+                next_step=f"register it (`adapter base add {base} DIR`), or let an owner of '{to.namespace}' allow it",
+            )  # fmt: skip
     if not namespaces.find_strict(session, [to.namespace]):
         return
     failing = (

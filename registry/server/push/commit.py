@@ -32,6 +32,7 @@ from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
+from registry.server.access import namespaces
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
@@ -217,13 +218,18 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
         return
     by_push = plan.find_push_blobs(session, [commit.push.id for commit in commits])
     bases = base_rows.find_all(session, {commit.manifest.base.name for commit in commits})
-    subjects: dict[int | None, tuple[BaseSpec, list[Similarity]]] = {}
+    unmatched = {commit.name.namespace for commit in commits if commit.manifest.base.name not in bases}
+    storing = namespaces.find_storing_unregistered(session, unmatched) if unmatched else set()
+    subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
     for commit in commits:
         with commit.collect_error():
             commit.requested = {Digest(blob.digest): blob for blob in by_push[commit.push.id]}
-            commit.base = base = plan.find_base(bases, commit.manifest.base.name, commit.manifest.base)
-            if base.id not in subjects:
-                subjects[base.id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
+            reference = commit.manifest.base
+            commit.base = base = plan.find_base(
+                bases, reference.name, reference, unregistered=commit.name.namespace in storing
+            )
+            if base.name not in subjects:
+                subjects[base.name] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
     _check_taken_over(session, actor, without_error(commits))
     commits = without_error(commits)
     damaged = _secure_blobs(session, commits)
@@ -232,7 +238,7 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
     def inspect_one(commit: Commit) -> None:
         with commit.collect_error():
             small = _write_small(commit, blobs)
-            _inspect_and_promote(commit, small, *subjects[commit.base_row.id], damaged, blobs)
+            _inspect_and_promote(commit, small, *subjects[commit.base_row.name], damaged, blobs)
 
     _run(inspect_one, commits, blobs)
     blobs.sync({digest for commit in without_error(commits) for digest in commit.promoted})

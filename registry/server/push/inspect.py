@@ -169,7 +169,8 @@ def inspect_files(
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, read_first.measuring)
     facts = {**facts, **version_facts.claims(manifest.files, read)}
-    testable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
+    is_loadable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
+    testable = spec.is_registered and is_loadable
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 

@@ -19,7 +19,7 @@ from sqlmodel import Session, col, select
 
 from registry.adapters.peft.config import BaseClaim
 from registry.api.transfer import BulkPushRequest, ExcerptKey, PushItem, PushPlan, Upload, UploadPart
-from registry.bases import BaseSpec, Similarity
+from registry.bases import UNREGISTERED, BaseSpec, Similarity
 from registry.digest import Digest
 from registry.errors import Invalid, Refused, RegistryError
 from registry.findings import Finding
@@ -139,29 +139,38 @@ def _choose_bases(session: Session, pushes: Sequence[_Push]) -> None:
     """Set the base of each push: the one of its manifest, else the named one, else the configured one."""
     unnamed = [push for push in pushes if not push.base_name]
     aliases = base_rows.read_aliases(session) if unnamed else {}
-    for push in unnamed:
+    claims = {push: push.contents.adapter.claim if push.contents is not None else BaseClaim() for push in unnamed}
+    unmatched = [push for push, claim in claims.items() if claim.names_unregistered(aliases)]
+    storing = _find_storing(session, unmatched)
+    for push, claim in claims.items():
         with push.collect_error():
-            claim = push.contents.adapter.claim if push.contents is not None else BaseClaim()
-            push.base_name = claim.choose(aliases)
+            is_stored = push in unmatched and push.name.namespace in storing
+            push.base_name = claim.name if is_stored else claim.choose(aliases)
     bases = base_rows.find_all(session, {push.base_name for push in without_error(pushes)})
+    storing |= _find_storing(session, [push for push in without_error(pushes) if push.base_name not in bases])
     for push in without_error(pushes):
         with push.collect_error():
-            push.base = find_base(bases, push.base_name, push.draft.base)
+            push.base = find_base(bases, push.base_name, push.draft.base, unregistered=push.name.namespace in storing)
             push.manifest = push.draft.with_base(base_rows.reference(push.base))
             check_size(push.manifest)  # a group may have more bytes than one manifest
+
+
+def _find_storing(session: Session, pushes: Sequence[_Push]) -> set[str]:
+    """The namespaces of these pushes that store adapters whose base is not registered."""
+    return namespaces.find_storing_unregistered(session, {push.name.namespace for push in pushes}) if pushes else set()
 
 
 def _judge(session: Session, pushes: Sequence[_Push]) -> None:
     """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
     strict = namespaces.find_strict(session, {push.name.namespace for push in pushes})
-    subjects: dict[int | None, tuple[BaseSpec, list[Similarity]]] = {}
+    subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
     incompatible: list[tuple[_Push, Refused]] = []
     for push in pushes:
         if push.contents is None or push.name.namespace not in strict:
             continue
-        if push.base.id not in subjects:
-            subjects[push.base.id] = base_rows.load_spec(push.base), base_weights.find_relatives(session, push.base)
-        findings = inspect.judge_excerpts(push.manifest, push.contents, push.excerpts, *subjects[push.base.id])
+        if push.base.name not in subjects:
+            subjects[push.base.name] = base_rows.load_spec(push.base), base_weights.find_relatives(session, push.base)
+        findings = inspect.judge_excerpts(push.manifest, push.contents, push.excerpts, *subjects[push.base.name])
         refusal = inspect.refusal_of(push.name, push.base.name, findings)
         if refusal is not None:
             incompatible.append((push, refusal))
@@ -171,14 +180,22 @@ def _judge(session: Session, pushes: Sequence[_Push]) -> None:
             push.error = refusal
 
 
-def find_base(bases: Mapping[str, models.BaseRow], name: str, reference: BaseRef | None) -> models.BaseRow:
+def find_base(
+    bases: Mapping[str, models.BaseRow], name: str, reference: BaseRef | None, *, unregistered: bool
+) -> models.BaseRow:
     """The base of this name. `NotFound` (BASE_UNKNOWN), `Invalid` if a manifest has an alias or another fingerprint.
 
-    A version keeps its manifest, and an alias may end: so a manifest names a base by its own name.
+    A version keeps its manifest, and an alias may end: so a manifest names a base by its own name. `unregistered`: a
+    base that does not exist is a row which is not stored. A manifest with only its name fits the base once it exists.
     """
     base = bases.get(name)
+    is_only_name = reference is not None and reference.fingerprint == UNREGISTERED
+    if base is None and unregistered and (reference is None or is_only_name):
+        return base_rows.build_unregistered(name)
     if base is None:
         raise base_rows.unknown_base(name)
+    if is_only_name:
+        return base
     if reference is not None and base.name != name:
         message = f"is an alias of the base '{base.name}'"
         raise Invalid(

@@ -20,6 +20,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from registry import __version__, lineage, names
 from registry.api.transfer import CommitItem, PushResult
+from registry.bases import UNREGISTERED
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unavailable
@@ -31,7 +32,7 @@ from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, verdicts, versions
+from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -168,6 +169,7 @@ def write(
     for position, error in quotas.check_before_commit(session, [(c.name, c.manifest) for c in new.values()]).items():
         [*new.values()][position].error = error
     _refuse_incompatible(session, new.values())
+    _store_bases(session, new.values())
     _end_pushes(session, new.values(), repeated)
     failpoints.reach("push.before_rows")
     _mark_live(session, new.values(), repeated)
@@ -204,6 +206,21 @@ def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
         refusal = inspect.refusal_of(commit.name, commit.base_row.name, findings)
         if refusal is not None and namespaces.find_strict(session, [commit.name.namespace]):
             commit.error = refusal
+
+
+def _store_bases(session: Session, commits: Iterable[Commit]) -> None:
+    """Store the rows of bases that are not registered. An error where one was registered since the inspection."""
+    unregistered = [c for c in commits if c.base_row.fingerprint == UNREGISTERED and c.error is None]
+    if not unregistered:
+        return
+    base_rows.lock_names(session)
+    registered = base_rows.find_all(session, {commit.base_row.name for commit in unregistered})
+    for commit in unregistered:
+        with commit.collect_error():
+            name = commit.base_row.name
+            if name in registered:
+                raise Unavailable("TRY_LATER", f"the base '{name}' was registered in the meantime: commit again")
+            commit.base = base_rows.store_unregistered(session, commit.name.namespace, name)
 
 
 def _deletion_error(commit: Commit, version: VersionRow | None) -> Conflict | None:

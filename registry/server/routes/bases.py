@@ -18,6 +18,7 @@ from registry.server.catalog import base_weights, bases, metadata_backup
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.request_body import limit_body
+from registry.server.maintenance import reevaluate
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("bases")
@@ -25,9 +26,14 @@ router = routing.create_router("bases")
 
 @router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
 @limit_body(8 * 2**20)
-def add_base(session: deps.SessionDep, actor: deps.Pusher, request: BaseAdd, response: Response) -> BaseView:
+def add_base(
+    session: deps.SessionDep, actor: deps.Pusher, request: BaseAdd, response: Response, after: BackgroundTasks,
+    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep,
+) -> BaseView:  # fmt: skip
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
     view, created = bases.add(session, actor, request)
+    if created:
+        after.add_task(routing.run_in_store_thread, reevaluate.evaluate_after, engine, blobs, settings, base=view.name)
     response.status_code = 201 if created else 200
     return view
 
@@ -57,9 +63,14 @@ def delete_base(
 
 
 @router.put("/bases/{base:path}/aliases")
-def set_base_aliases(session: deps.SessionDep, actor: deps.Admin, base: str, request: BaseAliases) -> BaseView:
+def set_base_aliases(
+    session: deps.SessionDep, actor: deps.Admin, base: str, request: BaseAliases, after: BackgroundTasks,
+    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep,
+) -> BaseView:  # fmt: skip
     """Replace the other names of a base model. For administrators of all namespaces."""
-    return bases.set_aliases(session, actor, base, request.aliases)
+    view = bases.set_aliases(session, actor, base, request.aliases)
+    after.add_task(routing.run_in_store_thread, reevaluate.evaluate_after, engine, blobs, settings, base=view.name)
+    return view
 
 
 @router.put("/bases/{base:path}/identity")

@@ -35,7 +35,8 @@ class TokenRow(CreatedColumns, table=True):
 class NamespaceRow(CreatedColumns, table=True):
     """A namespace and its limits; None means no limit. A namespace without a row is private and has no limits.
 
-    `strict`: pushes whose check `compat` fails are refused.
+    `strict`: pushes whose check `compat` fails are refused. `unregistered_bases`: pushes whose base is not registered
+    are stored.
     """
 
     __tablename__ = "namespace"
@@ -44,6 +45,7 @@ class NamespaceRow(CreatedColumns, table=True):
     quota_versions: int | None = None
     pushes_per_hour: int | None = None
     strict: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    unregistered_bases: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
 class RoleRow(SQLModel, table=True):

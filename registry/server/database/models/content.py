@@ -13,7 +13,8 @@ class BaseRow(CreatedColumns, table=True):
     """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written.
 
     `aliases`: other names of the same model, such as its name on the Hugging Face Hub. `library_modules`: what
-    `library`, with its version, builds of it on a worker; the metadata backup leaves them out.
+    `library`, with its version, builds of it on a worker; the metadata backup leaves them out. A base that is not
+    registered is a row with the fingerprint `registry.bases.UNREGISTERED`: only its name counts.
     """
 
     __tablename__ = "base"

@@ -12,6 +12,7 @@ from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
 from registry import lineage, names
+from registry.bases import UNREGISTERED
 from registry.errors import RegistryError, invalid_cursor
 from registry.events import EventType
 from registry.names import AdapterName
@@ -106,7 +107,8 @@ def _check_contents(
     if manifest.size_bytes != version.size_bytes:
         run.add("version.size_differs", location, f"counts {version.size_bytes} bytes, not {manifest.size_bytes}")
     base = session.get(BaseRow, version.base_id)
-    if base is None or (base.name, base.fingerprint) != (manifest.base.name, manifest.base.fingerprint):
+    is_same = base is not None and (base.name, base.fingerprint) == (manifest.base.name, manifest.base.fingerprint)
+    if not is_same and manifest.base.fingerprint != UNREGISTERED:
         run.add("version.base_differs", location, "its base differs from its manifest")
 
 

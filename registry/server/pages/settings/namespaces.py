@@ -70,9 +70,10 @@ def show_namespace_settings(
 @router.post(SETTINGS + NAMESPACE)
 @limit_body(FORM_BYTES)
 def change_namespace(request: Request, session: SessionDep, visitor: SignedInDep, namespace: str) -> Response:
-    """Change who may read a namespace, whether it is strict, and its limits."""
+    """Change who may read a namespace, its rules, and its limits."""
     fields = read_fields(request, visitor)
-    values: dict[str, Any] = {key: fields[key] == "yes" for key in ("public", "strict") if key in fields}
+    choices = ("public", *namespaces.RULES)
+    values: dict[str, Any] = {key: fields[key] == "yes" for key in choices if key in fields}
     limits = {"quota_mib": ("quota_bytes", MIB), "quota_versions": ("quota_versions", 1),
               "pushes_per_hour": ("pushes_per_hour", 1)}  # fmt: skip
     values |= {key: read_number(fields, name) * size for name, (key, size) in limits.items() if name in fields}
