@@ -202,6 +202,10 @@ def _describe(call: EventRecorder) -> None:
     admin, change = call.harness.admin, MetadataChange(description="answers", tags={"team": "nlp"})
     for _ in range(2):
         call("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
+        call(
+            "PATCH /namespaces/{namespace}",
+            lambda: admin.change_namespace("acme", NamespaceSet(unregistered_bases=True)),
+        )
         call(f"PATCH {A}/metadata", lambda: admin.describe_adapter("acme/support", change))
         call(f"PATCH {A}/versions/{{selector}}/metadata", lambda: admin.describe("acme/support@1", change))
 

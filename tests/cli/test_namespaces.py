@@ -18,6 +18,7 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     shown = cli("namespace", "set", "acme", "--public", "--quota-versions", 5, "--json").json
     assert (shown["public"], shown["quota_versions"]) == (True, 5)
     assert shown["roles"] == {"alice@example.org": "owner", "bob@example.org": "pusher"}
+    assert "not registered" in cli("namespace", "set", "acme", "--unregistered-bases").stdout
     cli("namespace", "revoke", "acme", "bob@example.org")
     assert [item["name"] for item in cli("namespace", "list", "--json").json["items"]] == ["acme"]
     cli("namespace", "delete", "acme", "--yes")

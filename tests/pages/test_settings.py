@@ -52,10 +52,10 @@ def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, s
     assert answer.headers["location"] == "/settings/namespaces/globex"
     fields: Any = {"quota_mib": "2", "quota_versions": "5", "pushes_per_hour": ""}
     path = "/settings/namespaces/globex"
-    assert signed_in.submit(path, path, public="yes", strict="yes").status_code == 303
+    assert signed_in.submit(path, path, public="yes", strict="yes", unregistered_bases="yes").status_code == 303
     assert signed_in.submit(path, path, **fields).status_code == 303
     view = registry.admin.namespace("globex")
-    assert (view.public, view.strict) == (True, True)
+    assert (view.public, view.strict, view.unregistered_bases) == (True, True, True)
     assert (view.quota_bytes, view.quota_versions, view.pushes_per_hour) == (2 * 2**20, 5, None)
     assert "bob@globex.example" in signed_in.get(path).text
     assert signed_in.submit(path, path, quota_mib="-1").status_code == 400

@@ -128,9 +128,7 @@ def store_unregistered(session: Session, namespace: str, name: str) -> BaseRow:
         )
     )
     if name not in in_use and len(in_use) >= UNREGISTERED_LIMIT:
-        message = (
-            f"'{namespace}' has {UNREGISTERED_LIMIT} bases that are not registered, which is the limit"
-        )
+        message = f"'{namespace}' has {UNREGISTERED_LIMIT} bases that are not registered, which is the limit"
         raise TooLarge("SIZE_INVALID", message, next_step=f"register one: `adapter base add {name} DIR`")
     db.insert_new(session, BaseRow, build_unregistered(name).model_dump(exclude={"id"}))
     return session.exec(select(BaseRow).where(BaseRow.name == name)).one()

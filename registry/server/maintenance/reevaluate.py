@@ -39,6 +39,8 @@ from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.manifest import Manifest
 
 LOCK = "recheck-engines"
+LOCK_OF_BASE = "recheck-base"
+"""A new base need not wait for a run over all versions; what it misses is evaluated by the next of those."""
 BATCH = 500
 HEADERS = 50
 """Versions whose headers one batch reads again at most: each takes some requests to the store."""
@@ -89,7 +91,7 @@ def evaluate_again(
     after = parse_cursor(cursor, digits=18)
     versions = headers = renewed = 0
     deadline = time.monotonic() + seconds
-    with locks.acquire(engine, f"{LOCK} {base}" if base else LOCK) as lock:
+    with locks.acquire(engine, LOCK_OF_BASE if base else LOCK) as lock:
         for page in _evaluate_batches(engine, blobs, actor, profiles, after, lock, base):
             lock.check()
             versions, headers = versions + page.versions, headers + page.headers

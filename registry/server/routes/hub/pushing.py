@@ -18,7 +18,7 @@ from starlette.background import BackgroundTask
 from registry.api import PREFIX
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge, printable
-from registry.evaluation.verdicts import Verdict
+from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.hub.operations import BODY_LIMIT_BYTES, Body, read_commit
 from registry.hub.shapes import Json
 from registry.names import AdapterName
@@ -224,7 +224,8 @@ def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     check = f"{verdict.check} {verdict.profile}".strip()
-    worst = next((finding for finding in verdict.findings if finding.severity == "error"), None)
+    severity = "unknown" if verdict.check is Check.COMPAT and verdict.outcome is Outcome.UNKNOWN else "error"
+    worst = next((finding for finding in verdict.findings if finding.severity == severity), None)
     return f"{check} {verdict.outcome}" + (f" ({worst.to_text()})" if worst is not None else "")
 
 
