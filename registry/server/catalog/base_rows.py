@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from registry.bases import UNREGISTERED, BaseSpec
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
-from registry.errors import NotFound, TooLarge
+from registry.errors import NotFound, TooLarge, Unavailable
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
@@ -117,7 +117,13 @@ def build_unregistered(name: str) -> BaseRow:
 
 
 def store_unregistered(session: Session, namespace: str, name: str) -> BaseRow:
-    """The stored row of such a base. `TooLarge` (SIZE_INVALID) for too many in a namespace; locked by `lock_names`."""
+    """The stored row of such a base. `TooLarge` (SIZE_INVALID) for too many in a namespace.
+
+    `Unavailable` (TRY_LATER) if it is registered by now: whatever was evaluated without it is outdated.
+    """
+    lock_names(session)
+    if find_named(session, name) is not None:
+        raise Unavailable("TRY_LATER", f"the base '{name}' was registered in the meantime: commit again")
     in_use = set(
         session.exec(
             select(BaseRow.name)

@@ -289,7 +289,6 @@ def _restore_version(
     manifest, location = record.manifest, f"{name}@{record.number}"
     base = base_rows.find_named(session, manifest.base.name)
     if manifest.base.fingerprint == UNREGISTERED and base is None:
-        base_rows.lock_names(session)
         base = base_rows.store_unregistered(session, name.namespace, manifest.base.name)
     if base is None or manifest.base.fingerprint not in (base.fingerprint, UNREGISTERED):
         run.add("record.base_unknown", location, f"its base '{manifest.base.name}' is not registered here")

@@ -209,18 +209,11 @@ def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
 
 
 def _store_bases(session: Session, commits: Iterable[Commit]) -> None:
-    """Store the rows of bases that are not registered. An error where one was registered since the inspection."""
-    unregistered = [c for c in commits if c.base_row.fingerprint == UNREGISTERED and c.error is None]
-    if not unregistered:
-        return
-    base_rows.lock_names(session)
-    registered = base_rows.find_all(session, {commit.base_row.name for commit in unregistered})
-    for commit in unregistered:
-        with commit.collect_error():
-            name = commit.base_row.name
-            if name in registered:
-                raise Unavailable("TRY_LATER", f"the base '{name}' was registered in the meantime: commit again")
-            commit.base = base_rows.store_unregistered(session, commit.name.namespace, name)
+    """Store the rows of bases that are not registered."""
+    for commit in commits:
+        if commit.error is None and commit.base_row.fingerprint == UNREGISTERED:
+            with commit.collect_error():
+                commit.base = base_rows.store_unregistered(session, commit.name.namespace, commit.base_row.name)
 
 
 def _deletion_error(commit: Commit, version: VersionRow | None) -> Conflict | None:
