@@ -31,7 +31,7 @@ from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
-from registry.server.evaluation import engine_compat
+from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Inspection
 from registry.server.settings import Settings
@@ -104,7 +104,7 @@ def evaluate_again(
 def evaluate_after(engine: Engine, blobs: BlobStore, settings: Settings, *, base: str = "") -> None:
     """Evaluate what a new release of the rules or a new base has made outdated, unless another process does."""
     with contextlib.suppress(Unavailable):
-        evaluate_again(engine, blobs, engine_compat.parse_setting(settings.engines), base=base)
+        evaluate_again(engine, blobs, engine_profiles.parse_setting(settings.engines), base=base)
 
 
 def _evaluate_batches(
