@@ -163,6 +163,9 @@ LIMITS = {
             "BASES_LIMIT": "bases",
             "BASES_PER_ORG_LIMIT": "bases of an organization, added by a right in its namespace",
         },
+        "registry.server.catalog.base_rows": {
+            "UNREGISTERED_LIMIT": "bases that are not registered, of the versions of one namespace"
+        },
         "registry.bases": {
             "CONFIG_LIMIT_BYTES": "configuration of a base",
             "SIZE_LIMIT": "size (hidden, vocabulary, heads …) in a base's configuration",
