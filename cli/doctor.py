@@ -71,6 +71,7 @@ def _registry() -> Iterator[Diagnosis]:
         yield Diagnosis("network", "note", session.UNENCRYPTED)
     try:
         with session.registry() as registry:
+            registry.connection.repeats = False  # an outage is a result, not something to wait for
             yield from _server(registry)
             yield from _rights(registry, used)
     except (RegistryError, OSError) as e:

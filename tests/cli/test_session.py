@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
+import threading
 from email.message import Message
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,43 @@ def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
     result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert "is unreachable" in json.dumps(result.json)
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    """A registry whose database is away. Keeps the paths that were requested."""
+
+    paths: list[str]
+
+    def do_GET(self) -> None:
+        self.paths.append(self.path.partition("?")[0])
+        body = json.dumps({"title": "t", "code": "DATABASE_UNAVAILABLE", "detail": "the database does not respond"})
+        self.send_response(503)
+        self.send_header("Content-Type", "application/problem+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_doctor_reports_an_outage_and_does_not_wait_for_its_end(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
+    paths: list[str] = []
+    monkeypatch.setattr(_Unavailable, "paths", paths, raising=False)
+    away = HTTPServer(("127.0.0.1", 0), _Unavailable)
+    threading.Thread(target=away.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{away.server_port}"
+    result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY=url, ADAPTER_TOKEN="t")
+    away.shutdown()
+    away.server_close()
+    assert paths == ["/api/v1/health", "/api/v1/whoami"]
+    checks = {check["about"]: check for check in result.json["checks"]}
+    for about in ("server", "token"):
+        assert checks[about]["state"] == "wrong"
+        assert "the database does not respond" in checks[about]["message"]
 
 
 @pytest.mark.security

@@ -87,6 +87,8 @@ class Connection:
         """Called with the checkpoint of an answer before the answer is returned; with "" if it lacks a due one."""
         self.on_wait: Callable[[str], None] | None = None
         """Called with a line for people while an answer takes long, or is requested again."""
+        self.repeats = True
+        """Whether a request that fails is sent again."""
         self.timeout_seconds = _timeout()
         """How long an answer may take, and how long a request is repeated while the registry is unavailable."""
         self._said_at = -math.inf
@@ -327,7 +329,7 @@ class Retries:
         self._attempt, self._began, self._paused = 0, time.monotonic(), 0.0
 
     def wait(self, error: Unavailable, limit: int = PATIENT_ATTEMPTS_LIMIT) -> bool:
-        """Wait before another attempt. False if there were `limit` attempts, or time is up."""
+        """Wait before another attempt. False if there were `limit` attempts, time is up, or nothing is repeated."""
         self._attempt += 1
         pause = _pause(self._attempt, error.retry_after_seconds)
         if self._moves_files and self._attempt == 1:
@@ -335,7 +337,7 @@ class Retries:
         timeout = self._connection.timeout_seconds
         remaining = timeout - max(time.monotonic() - self._began, self._paused)
         is_few = self._moves_files and self._attempt < ATTEMPTS_LIMIT and pause <= timeout
-        if self._attempt >= limit or (pause > remaining and not is_few):
+        if not self._connection.repeats or self._attempt >= limit or (pause > remaining and not is_few):
             return False
         line = f"{error.detail}; trying again for {max(remaining, pause):.0f} seconds"
         self._connection.wait(pause, line if self._attempt > 2 else "")
