@@ -1,6 +1,7 @@
 """`StubBucket`: an S3 bucket in a dictionary, in a store that ignores what it does not verify.
 
-Like Ceph's gateway it checks signed headers only, and keeps `x-amz-meta-` headers that nobody signed.
+Like Ceph's gateway it checks signed headers only, and keeps `x-amz-meta-` headers that nobody signed. It also keeps a
+SHA-256 that nobody signed, if it is that of the bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from registry.server.storage.s3.bucket import Bucket, CircuitBreaker, ConditionFailed, ObjectMissing
+from registry.digest import Digest
+from registry.server.storage.s3.bucket import (
+    CHECKSUM_HEADER,
+    Bucket,
+    CircuitBreaker,
+    ConditionFailed,
+    ObjectMissing,
+    checksum_of,
+)
 
 META = "x-amz-meta-"
 
@@ -23,6 +32,7 @@ class StoredObject:
     data: bytes
     metadata: dict[str, str] = field(default_factory=dict)
     modified_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    checksum: str = ""
 
     @property
     def etag(self) -> str:
@@ -46,8 +56,11 @@ class StubBucket(Bucket):
         key, once = urlsplit(url).path[1:], parse_qs(urlsplit(url).query)["once"] == ["1"]
         if once and key in self.objects:
             return 412
+        checksum = headers.get(CHECKSUM_HEADER, "")
+        if checksum not in ("", checksum_of(Digest.of(data))):
+            return 400
         metadata = {name[len(META) :]: value for name, value in headers.items() if name.startswith(META)}
-        self.objects[key] = StoredObject(data, metadata)
+        self.objects[key] = StoredObject(data, metadata, checksum=checksum)
         return 200
 
     def age(self, by: timedelta) -> None:
@@ -82,6 +95,7 @@ class StubBucket(Bucket):
             "ETag": stored.etag,
             "LastModified": stored.modified_at,
             "Metadata": stored.metadata,
+            **({"ChecksumSHA256": stored.checksum} if stored.checksum else {}),
         }
 
     def _get_object(self, Key: str, Range: str, **_: Any) -> dict[str, Any]:

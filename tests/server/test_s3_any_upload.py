@@ -42,7 +42,7 @@ def test_parts_without_headers_become_one_blob(blobs: S3Blobs) -> None:
 
 
 @pytest.mark.security
-def test_a_checksum_that_a_client_sends_by_such_a_link_proves_nothing(blobs: S3Blobs) -> None:
+def test_bytes_that_come_again_by_such_a_link_do_not_change_the_copy(blobs: S3Blobs) -> None:
     data = b"small"
     upload = blobs.presign_any(PUSH, Digest.of(data), len(data), seconds=60, owner="")
     assert upload is not None

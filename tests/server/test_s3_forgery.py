@@ -21,6 +21,7 @@ from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.references import BlobState, PushState
 from registry.server.storage.s3 import store as s3_store
 from registry.server.storage.s3 import uploads
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, checksum_of
 from registry.server.storage.s3.capabilities import Capabilities
 from registry.server.storage.s3.direct_upload import marker_key_of
 from registry.server.storage.s3.store import S3Blobs
@@ -218,6 +219,25 @@ def test_bytes_with_the_same_etag_do_not_take_the_place_of_the_hashed_ones(
         assert refusal.value.code == "BLOB_MISMATCH"
         assert stub.stat(key_of(Digest.of(files[samples.WEIGHTS]))) is None
     assert [stat.key for stat in stub.list("staging/") if stat.key.count("/") > 2] == []
+
+
+def test_a_checksum_that_comes_by_a_link_to_any_bytes_proves_nothing(stub_harness: Harness, stub: S3Blobs) -> None:
+    """It is right when the commit looks, and the link then replaces the bytes: only a copy that was hashed counts."""
+    stub._capabilities = dataclasses.replace(CEPH, signed_headers=True, checksums=True)
+    bucket: Any = stub.bucket
+    files = stub_harness.files()
+    links: dict[Digest, str] = {}
+    keys: dict[Digest, str] = {}
+    for data in files.values():
+        digest = Digest.of(data)
+        upload = stub.presign_any("hub_0123456789abcdef", digest, len(data), seconds=60, owner="")
+        assert bucket.send(upload.urls[0], data, {CHECKSUM_HEADER: checksum_of(digest)}) == 200
+        assert bucket.head(upload.key)["ChecksumSHA256"] == checksum_of(digest), "the store has kept it"
+        links[digest], keys[digest] = upload.urls[0], upload.key
+    with inspect.verified_blobs(stub, keys, frozenset(), stub_harness.manifest(files)) as verified:
+        for digest, stat in verified.items():
+            assert bucket.send(links[digest], bytes(stat.size_bytes), {}) == 200
+            assert Digest.of(b"".join(stub.open(stat.key))) == digest, "what is promoted"
 
 
 def test_what_a_commit_hashes_has_no_links(real: S3Blobs) -> None:
