@@ -173,6 +173,7 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
         "/livez",
         "/readyz",
         "/live",
+        "/audit/export",
         *(f"{model}/{path}" for path in hub),
         *(f"{PREFIX}/{path}" for path in paths),
     }
