@@ -12,6 +12,13 @@ from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.findings import FindingCollector
 from registry.versions.files import CONFIG
 
+OF_OTHER_NAME = frozenset(
+    f"compat.{code}"
+    for code in (
+        "base_descendant", "base_named_differently", "base_quantized_variant", "base_unrelated", "trained_on_packed",
+    )
+)  # fmt: skip
+"""Findings that a base does not cause any more once the claimed name is one of its aliases."""
 LOCATION = f"{CONFIG}: base_model_name_or_path"
 PACKED_NAME = re.compile(
     r"(?i)(?:^|[-_./])(?:bnb|[48]-?bits?|nf4|fp4|int[48]|gptq|awq|hqq|aqlm|eetq|mxfp4|nvfp4|w[48]a(?:8|16)|fp8)(?:$|[-_./])"

@@ -14,7 +14,9 @@ from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.engines import rulebook
-from registry.errors import Denied, Invalid, NotFound
+from registry.errors import Denied, Invalid, NotFound, Refused
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Check
 from registry.findings import Finding, Severity
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionAttributeRow, VersionRow
 from registry.server.evaluation import engine_profiles
@@ -312,6 +314,30 @@ def test_many_old_headers_are_read_some_at_a_time(harness: Harness, monkeypatch:
         harness.engine, harness.blobs, engine_profiles.parse_setting(harness.settings.engines)
     )
     assert (done.versions, done.headers) == (7, 5)
+
+
+def test_an_alias_evaluates_the_versions_that_name_it_again_and_opens_their_gate(harness: Harness) -> None:
+    for name, claim in (("acme/hub", "hub/Tiny"), ("acme/other", "hub/Other"), ("acme/same", "tiny-llama")):
+        harness.push(name, harness.files(config={"base_model_name_or_path": claim}))
+        harness.admin.set_gate(name, "prod", Gate(passes=(Check.COMPAT,)))
+    before = harness.admin.version("acme/hub")
+    with pytest.raises(Refused) as closed:
+        harness.admin.promote("acme/hub", "prod", "1", generation=0)
+    assert [finding.code for finding in closed.value.findings] == ["gate.compat_warn"]
+    harness.admin.set_base_aliases("tiny-llama", ["hub/Tiny"])
+    harness.transport.settle()
+    after = harness.admin.version("acme/hub")
+    [compat] = [verdict for verdict in after.verdicts if verdict.check is Check.COMPAT]
+    assert (compat.outcome, [finding.code for finding in compat.findings]) == ("pass", ["compat.base_same_weights"])
+    assert (after.digest, after.facts) == (before.digest, before.facts)
+    harness.admin.promote("acme/hub", "prod", "1", generation=0)
+    with pytest.raises(Refused):
+        harness.admin.promote("acme/other", "prod", "1", generation=0)
+    with harness.session() as session:
+        compat_rows = session.exec(select(VerdictRow.version_id).where(VerdictRow.check == "compat")).all()
+    assert len(compat_rows) == 4
+    close(harness)
+    assert renewed(harness, harness.settings.engines) == (3, 0)
 
 
 def test_an_unreadable_header_stays_unknown_and_stops_nothing(harness: Harness) -> None:

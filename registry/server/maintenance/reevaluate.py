@@ -2,6 +2,8 @@
 
 - A verdict `engine` is outdated if its `made_by` names other rules than the installed ones, or if there is none. Only
   outdated ones are evaluated, so a second run writes nothing.
+- A verdict `compat` is outdated if its base was not registered then, or has got the name as an alias by now that the
+  adapter's configuration claims.
 - Facts of another release are read from the version's configuration and headers again, without tensors. What the README
   claims stays. Versions whose bytes cannot be read are skipped.
 - Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
@@ -19,10 +21,11 @@ from sqlmodel import Session, col, select
 
 from registry.api.evaluation import RecheckEnginesPage
 from registry.bases import UNREGISTERED, BaseSpec, Similarity
+from registry.compat import base_match
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, Unavailable
-from registry.evaluation.verdicts import Check, add_up
+from registry.evaluation.verdicts import Check, Outcome, add_up
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
@@ -112,15 +115,17 @@ def _evaluate_batches(
     base: str,
 ) -> Iterator[RecheckEnginesPage]:  # fmt: skip
     specs: dict[int, BaseSpec] = {}
+    aliases: dict[int, Sequence[str]] = {}
     while True:
         with db.session(engine, write=False) as session:
             batch = _select_batch(session, after, base)
             is_last = len(batch) < BATCH
             missing = {version.base_id for version in batch} - set(specs)
             if missing:
-                rows = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
-                specs.update((row.id or 0, base_rows.load_spec(row)) for row in rows)
-        outdated = [version.id for version in batch if _is_outdated(version, specs[version.base_id])]
+                for row in session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing))):
+                    specs[row.id or 0], aliases[row.id or 0] = base_rows.load_spec(row), row.aliases or ()
+            aliased = _find_aliased_since(session, batch, aliases)
+        outdated = [v.id for v in batch if v.id in aliased or _is_outdated(v, specs[v.base_id])]
         if len(outdated) > HEADERS:
             batch, is_last = [version for version in batch if version.id <= outdated[HEADERS - 1]], False
         readings = _read_headers(engine, blobs, outdated[:HEADERS])
@@ -199,6 +204,24 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
         )
         for version_id, digest, base_id, facts in versions
     ]
+
+
+def _find_aliased_since(session: Session, batch: Iterable[_Version], aliases: Mapping[int, Sequence[str]]) -> set[int]:
+    """The versions whose `compat` is about another name of their base, which is an alias of it by now."""
+    ids = [
+        version.id for version in batch
+        if version.facts.get("base_claimed") in aliases[version.base_id] and version.compat != Outcome.PASS
+    ]  # fmt: skip
+    if not ids:
+        return set()
+    statement = select(VerdictRow.version_id, VerdictRow.findings).join(
+        VersionRow, col(VersionRow.id) == col(VerdictRow.version_id)
+    )
+    rows = session.exec(statement.where(col(VersionRow.id).in_(ids), verdicts.is_current(Check.COMPAT)))
+    return {
+        version_id for version_id, findings in rows
+        if any(finding["code"] in base_match.OF_OTHER_NAME for finding in findings)
+    }  # fmt: skip
 
 
 def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[int, _Reading]:
