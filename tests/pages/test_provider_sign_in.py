@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import pytest
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.server.access.issuers import Issuers
+from registry.server.access.oidc_client import REDEEMS_PER_NETWORK
 from registry.server.database import db
 from registry.server.database.models import PageSessionRow, TokenRow
 from registry.server.sessions import authorization_code
 from registry.server.sessions.attempts import SignInAttempt
+from tests import raw_asgi
 from tests.access.identity import CLIENT, LoginServer, other_key
 from tests.harness import Harness, rows
 from tests.pages.conftest import Browser
@@ -221,6 +225,39 @@ def test_a_provider_that_does_not_answer_is_said_to_be_unavailable(
     answer_of_page = return_to(browser, callback)
     assert answer_of_page.status_code == 503
     assert "acme-login cannot be reached now" in answer_of_page.text
+
+
+def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
+    registry: Harness, browser: Browser, provider: LoginServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anyone can begin an attempt. A code over the share of its network is refused before the provider is asked."""
+    waiting, answered, redeem = threading.Semaphore(0), threading.Event(), provider.redeem
+
+    def wait_and_redeem(fields: dict[str, str], authorization: str) -> dict[str, Any]:
+        if fields["code"] == "wrong":
+            waiting.release()
+            answered.wait(10)
+        return redeem(fields, authorization)
+
+    monkeypatch.setattr(provider, "redeem", wait_and_redeem)
+    attempt = SignInAttempt.begin("acme-login", "/", confirms=False)
+    path, cookie = f"{WITH}/callback?code=wrong&state={attempt.state}", f"adapter-attempt={attempt.cookie}"
+
+    def send_code(host: int) -> raw_asgi.RawAnswer:
+        return raw_asgi.call(registry.app, "GET", path, [("Cookie", cookie)], address=f"2001:db8::{host}")
+
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(send_code, host) for host in range(REDEEMS_PER_NETWORK)]
+        try:
+            assert all(waiting.acquire(timeout=10) for _ in futures)
+            refused = send_code(REDEEMS_PER_NETWORK)
+            assert (refused.status, "set-cookie" in refused.headers) == (429, False), "the attempt goes on"
+            assert return_to(browser, leave(browser)).status_code == 303
+        finally:
+            answered.set()
+    assert {future.result().status for future in futures} == {403}
+    assert not waiting.acquire(blocking=False), "the provider was not asked"
+    assert send_code(REDEEMS_PER_NETWORK).status == 403, "and the network has its share again"
 
 
 def _refuse_connection(*_: Any, **__: Any) -> httpx.Response:

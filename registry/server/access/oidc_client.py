@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import Invalid
+from registry.server.access.rate_limits import ConcurrencyLimiter
 
 FIELDS = frozenset(
     {
@@ -19,6 +20,8 @@ SESSION_LIMIT_SECONDS = 12 * 3600
 DEFAULT_SESSION_SECONDS = 3600
 REDEEM_LIMIT = 8
 """How many codes are exchanged at once. Anyone can come back with a code, and each takes a thread."""
+REDEEMS_PER_NETWORK = REDEEM_LIMIT // 4
+"""Few enough that those who have an IPv4 and an IPv6 address leave half to others."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
 _AUTH_METHODS = ("client_secret_basic", "client_secret_post", "none")
 
@@ -36,6 +39,7 @@ class OidcClient:
     scopes: str
     session_seconds: int
     free: threading.BoundedSemaphore
+    limiter: ConcurrencyLimiter
 
     @classmethod
     def parse(cls, config: Mapping[str, Any], folder: Path) -> "OidcClient | None":
@@ -66,4 +70,5 @@ class OidcClient:
         return cls(
             name, str(config["client_id"]), secret, method, str(config["authorization_url"]), str(config["token_url"]),
             str(config.get("scopes", "openid email profile")), seconds, threading.BoundedSemaphore(REDEEM_LIMIT),
+            ConcurrencyLimiter(REDEEMS_PER_NETWORK, f"sign-ins with {name} from your network"),
         )  # fmt: skip

@@ -84,7 +84,10 @@ def return_from_provider(
     request: Request, session: SessionDep, _visitor: VisitorDep, provider: str, code: Parameter = "",
     state: Parameter = "", iss: Parameter = "", error: Parameter = "",
 ) -> Response:  # fmt: skip
-    """Begin a session of the person whom the identity provider has named, in the browser that was sent there."""
+    """Begin a session of the person whom the identity provider has named, in the browser that was sent there.
+
+    Anyone can send codes, so few of a network wait for the provider at once. One too many may come again.
+    """
     issuer, client = _find_client(request, provider)
     attempt = SignInAttempt.read(visitors.read_cookie(request, ATTEMPT))
     if attempt is None or attempt.provider != client.name or not attempt.is_answered_by(state):
@@ -92,6 +95,12 @@ def return_from_provider(
     if error or not code or iss not in ("", issuer.name):
         return _refuse(request, attempt.path, 403, f"{client.name} did not sign you in.")
     db.commit_early(session)  # no connection is held while the provider answers
+    with client.limiter.hold(visitors.read_network(request)):
+        return _finish(request, issuer, client, attempt, code)
+
+
+def _finish(request: Request, issuer: Issuer, client: OidcClient, attempt: SignInAttempt, code: str) -> Response:
+    """Exchange the code, and begin a session if the identity token is right."""
     try:
         assertion = authorization_code.redeem_code(client, attempt, code, _callback_url(request, client))
         identity = issuers.verify_sign_in(issuer, client, assertion, attempt.nonce)

@@ -104,11 +104,16 @@ def find_visitor(request: Request, session: Session) -> Visitor:
         state.request_limiter.take(browser.actor.token_id)
         request.state.actor = browser.actor  # the audit log names it if the request is denied
         return Visitor(browser.actor, True, form_token(session_id), browser.provider, browser.is_confirmed)
-    state.visit_limiter.take(network_of(request.client.host if request.client else ""))
+    state.visit_limiter.take(read_network(request))
     public = frozenset[str]()
     if state.settings.pages != "private":
         public = cache.public_namespaces(session, session.exec(select(epoch.current())).one())
     return Visitor(Actor("anonymous", "", frozenset({Scope.PULL}), frozenset(), public=public), signed_in=False)
+
+
+def read_network(request: Request) -> str:
+    """Return the network that a request comes from, for limits of those who have not signed in."""
+    return network_of(request.client.host if request.client else "")
 
 
 def require(visitor: Visitor) -> Visitor:
