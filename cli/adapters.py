@@ -34,6 +34,7 @@ ADAPTERS: Table[AdapterView] = Table((
     Column("newest", lambda item: item.newest, lambda item: f"@{item.newest}"),
     Column("base", lambda item: item.base),
     Column("compat", lambda item: item.verdicts.get("compat"), lambda item: versions.outcome_of(item, "compat")),
+    Column("weights", lambda item: item.verdicts.get("weights"), lambda item: versions.outcome_of(item, "weights")),
     Column("smoke", lambda item: item.verdicts.get("smoke"), lambda item: versions.outcome_of(item, "smoke")),
     Column("aliases", _other_aliases),
     Column("updated", lambda item: item.updated_at),

@@ -8,9 +8,9 @@ from tests.cli.runner import CommandRunner, lines
 def test_list_has_one_line_for_each_adapter(released: CommandRunner) -> None:
     released.push("beta/other")
     assert lines(released("list").stdout) == [
-        "NAME          NEWEST  BASE        COMPAT  SMOKE  ALIASES  UPDATED  METHOD  RANK     SIZE",
-        "acme/support  @2      tiny-llama  pass    pass   prod@1   TIME  LoRA       8  31.2 kB",
-        "beta/other    @1      tiny-llama  pass    -      -        TIME  LoRA       8  31.2 kB",
+        "NAME          NEWEST  BASE        COMPAT  WEIGHTS  SMOKE  ALIASES  UPDATED  METHOD  RANK     SIZE",
+        "acme/support  @2      tiny-llama  pass    pass     pass   prod@1   TIME  LoRA       8  31.2 kB",
+        "beta/other    @1      tiny-llama  pass    pass     -      -        TIME  LoRA       8  31.2 kB",
     ]
     assert [item["name"] for item in released("list", "--namespace", "beta", "--json").json["items"]] == ["beta/other"]
     assert len(released("list", "--limit", 1, "--json").json["items"]) == 1
