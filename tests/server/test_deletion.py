@@ -20,6 +20,7 @@ from registry.jobs import Kind, State
 from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionFileRow, VersionRow
 from registry.server.promotion import removal
+from registry.server.push import background
 from registry.server.storage.blobs import key_of
 from registry.versions.manifest import Edge, Relation
 from tests.bulk import plan_pull
@@ -226,11 +227,14 @@ def test_deletions_survive_the_loss_of_the_database(harness: Harness) -> None:
     harness.admin.delete_version("acme/support@1", "private data")
     collect(harness)
     harness.admin.delete_version("acme/support@3", "later")
-    metadata_backup.write_missing(harness.engine, harness.blobs, limit=100)
-    with harness.session(write=True) as session:
-        table = AdapterRow.__table__  # type: ignore[attr-defined]
-        for statement in removal._delete_with_references(table, table.c.id > 0):
-            session.connection().execute(statement)
+    with background._scheduler(
+        harness.engine
+    ).running:  # no other writer of records, which would remove those of deleted rows
+        metadata_backup.write_missing(harness.engine, harness.blobs, limit=100)
+        with harness.session(write=True) as session:
+            table = AdapterRow.__table__  # type: ignore[attr-defined]
+            for statement in removal._delete_with_references(table, table.c.id > 0):
+                session.connection().execute(statement)
     assert harness.admin.reindex(ReindexRequest()).versions == 3
     restored = harness.admin.versions("acme/support", include_deleted=True).items
     assert [(v.number, v.delete_reason, v.purged_at is not None) for v in restored] == [

@@ -109,6 +109,32 @@ def test_honest_adapters_pass_on_this_kind_and_wrong_ones_never(
         }
 
 
+def test_a_prompt_beside_a_saved_head_passes_and_a_lost_bias_of_the_head_fails(
+    setup: WorkerSetup, worker: Make, tmp_path: Path
+) -> None:
+    model = architectures.build("bert", "BertForSequenceClassification", tmp_path / "base")
+    config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, base_model_name_or_path="kind")
+    wrapped = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    wrapped.peft_config["default"].base_model_name_or_path = "kind"
+    wrapped.save_pretrained(tmp_path / "honest")
+    lost = "base_model.classifier.bias"
+    bad = change(tmp_path / "honest", tmp_path / "lost", lambda all_: {n: t for n, t in all_.items() if n != lost})
+    setup.add_base("kind", tmp_path / "base")
+    setup.push(tmp_path / "honest", "acme/honest", base="kind")
+    setup.push(bad, "acme/lost", base="kind")
+    assert worker().run(once=True).failed == 0
+    outcomes = {
+        name: {v.check: v.outcome for v in setup.harness.admin.version(f"acme/{name}").verdicts}
+        for name in ("honest", "lost")
+    }
+    assert {outcomes["honest"][check] for check in (Check.COMPAT, Check.SMOKE)} == {Outcome.PASS}
+    assert outcomes["lost"][Check.COMPAT] is Outcome.FAIL
+
+
 @pytest.mark.parametrize(
     ("name", "task", "is_its_own"),
     [("Qwen2AudioForConditionalGeneration", "SEQ_2_SEQ_LM", True), ("LlamaForCausalLM", "SEQ_2_SEQ_LM", False),

@@ -72,9 +72,9 @@ class Names:
 
     def read(self, name: str) -> TensorName:
         """The role, module and leaf of one tensor's name."""
-        marks, shared = self._method.marks, self._method.shared_marks
+        shared = self._method.shared_marks
         if self._method.is_prompt:
-            return TensorName(TensorRole.PIECE, "", name) if name in marks else self._unexpected("unknown", name)
+            return self._of_prompt(name) or self._unexpected("unknown", name)
         if name.startswith("base_model.") and name[11:].startswith(shared) and shared:
             return TensorName(TensorRole.PIECE, "", name[11:])
         if not name.startswith(PREFIX):
@@ -83,6 +83,14 @@ class Names:
         if "_orig_mod." in rest:
             return self._unexpected("compiled", name)
         return self._method_tensor(rest) or self._announced(rest) or self._explained(rest, name)
+
+    def _of_prompt(self, name: str) -> TensorName | None:
+        """PEFT wraps no module for a prompt: a saved one, such as a classifier, lies directly under `base_model.`."""
+        if name in self._method.marks:
+            return TensorName(TensorRole.PIECE, "", name)
+        path, _, leaf = name.removeprefix("base_model.").rpartition(".")
+        saved = name.startswith("base_model.") and path and self._targets.saves(path)
+        return TensorName(TensorRole.FULL, path, leaf) if saved else None
 
     def _method_tensor(self, rest: str) -> TensorName | None:
         if self._method.has_pairs:
