@@ -171,8 +171,8 @@ NOTES = """
 
 The cases are
 
-- every PEFT method that can be made, with every tensor lost, added, resized, transposed, zeroed or made NaN, and every
-  field of its configuration null, missing, of another type or out of range;
+- every PEFT method that can be made, on one tiny Llama, with every tensor lost, added, resized, transposed, zeroed or
+  made NaN, and every field of its configuration null, missing, of another type or out of range;
 - LoRA on a tiny random model of every text architecture that transformers can build: all linear modules, the defaults,
   DoRA, rsLoRA, biases, a saved head, embeddings, trained tokens; honest and wrong in seven ways.
 
