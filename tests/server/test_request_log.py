@@ -96,7 +96,8 @@ def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
     caplog.clear()
     answer = send(harness, "GET", "/api/v1/adapters/acme/support/versions/1/files/adapter_config.json", harness.secret)
     assert answer.status_code == 503
-    lines = [record for record in caplog.records if record.name == "registry.server.requests"]  # not of the sequencer
+    harness.transport.settle()  # the line follows the answer
+    lines = [record for record in caplog.records if record.name == REQUESTS]  # background threads read the store, too
     [record] = [record for record in lines if record.levelno >= logging.WARNING]
     fields = record.fields  # type: ignore[attr-defined]
     assert (record.levelname, fields["problem"]) == ("ERROR", "STORE_UNAVAILABLE")
