@@ -73,42 +73,26 @@ def test_a_day_of_a_merchant_by_keyboard_alone(site: Site) -> None:
         watched = watch(context, site.url)
         page = watched.page
         page.goto(f"{site.url}/adapters/acme/support/aliases/canary")
-        press_until(page, "Sign in")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/sign-in**")
-        press_until(page, "Sign in with acme-login")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/aliases/canary")
+        follow(page, "Sign in", "**/sign-in**")
+        follow(page, "Sign in with acme-login", "**/aliases/canary")
         assert page.locator(".account span").inner_text() == "alice@acme.example"
         press_until_focused(page, "header input")
         page.keyboard.type("support")
         page.keyboard.press("Enter")
         page.wait_for_url("**/search?text=support")
-        press_until(page, "acme/support")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/adapters/acme/support")
-        press_until(page, "canary")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/aliases/canary")
+        follow(page, "acme/support", "**/adapters/acme/support")
+        follow(page, "canary", "**/aliases/canary")
         promote_and_roll_back(page)
-        press_until(page, "Settings")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/settings")
-        press_until(page, "acme")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/namespaces/acme")
+        follow(page, "Settings", "**/settings")
+        follow(page, "acme", "**/namespaces/acme")
         sign_in_again(page)
         press_until_focused(page, "#subject")
         page.keyboard.type("dave@acme.example")
         with page.expect_navigation():
             page.keyboard.press("Enter")
         assert "dave@acme.example" in page.locator("main").inner_text()
-        press_until(page, "Settings")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/settings")
-        press_until(page, "Tokens")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/tokens")
+        follow(page, "Settings", "**/settings")
+        follow(page, "Tokens", "**/tokens")
         press_until_focused(page, "#name")
         page.keyboard.type("notebook")
         press_until_focused(page, "[name=scope_pull]")
@@ -134,9 +118,7 @@ def promote_and_roll_back(page: Page) -> None:
     press_until_focused(page, "#version")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
-    press_until(page, "Check")
-    page.keyboard.press("Enter")
-    page.wait_for_url("**version=2")
+    follow(page, "Check", "**version=2")
     press_until_focused(page, "#reason")
     page.keyboard.type("back to the old answers")
     page.keyboard.press("Enter")
@@ -176,6 +158,13 @@ def sign_in_again(page: Page) -> None:
 def press_until(page: Page, text: str) -> None:
     """Press Tab until the element with this text has the focus, which can be seen."""
     _press(page, f"document.activeElement.innerText === {json.dumps(text)}", text)
+
+
+def follow(page: Page, text: str, url: str) -> None:
+    """Follow the link or button with this text by the keyboard, to a page whose URL matches this pattern."""
+    press_until(page, text)
+    page.keyboard.press("Enter")
+    page.wait_for_url(url)
 
 
 def press_until_focused(page: Page, selector: str) -> None:
