@@ -54,8 +54,8 @@ ALIAS_POINTS, ONLY_VERSION = "version.alias_points", "version.only_one"
 FINAL = frozenset({ALIAS_POINTS, ONLY_VERSION})
 """Codes that `force` does not pass over."""
 _CONTENTS = (VersionFileRow, VerdictRow, VersionNormsRow, VersionAttributeRow, VersionMetadataRow, ApprovalRow)
-_STATES = (withdraw.QUARANTINED, withdraw.YANKED, withdraw.DELETED, withdraw.PURGED)
-_COLUMNS = {"quarantine", "deleted_by", *(column for state in _STATES for column in (state.since, state.reason))}
+_WITHDRAWALS = (withdraw.QUARANTINED, withdraw.YANKED, withdraw.DELETED, withdraw.PURGED)
+_COLUMNS = {"quarantine", "deleted_by", *(column for each in _WITHDRAWALS for column in (each.since, each.reason))}
 """The columns of a version that its record can know better than the database after a restore."""
 
 
@@ -210,11 +210,11 @@ def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRe
     version = session.exec(same.with_for_update(of=VersionRow)).one_or_none()
     if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
         return
-    before = {state: getattr(version, state.since) is not None for state in _STATES}
+    before = {each: getattr(version, each.since) is not None for each in _WITHDRAWALS}
     session.add(version.sqlmodel_update({column: getattr(record, column) for column in _COLUMNS}))
     if version.purged_at is not None:
         erase_contents(session, version)
-    for state, was_set in before.items():
-        if was_set != (getattr(record, state.since) is not None):
-            event_type = state.ends if was_set else state.begins
-            withdraw.write(session, actor, name, version, event_type, str(getattr(record, state.reason)))
+    for withdrawal, was_set in before.items():
+        if was_set != (getattr(record, withdrawal.since) is not None):
+            event_type = withdrawal.ends if was_set else withdrawal.begins
+            withdraw.write(session, actor, name, version, event_type, str(getattr(record, withdrawal.reason)))
