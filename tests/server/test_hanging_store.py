@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from registry.api.transfer import PushRequest
 from registry.digest import Digest
@@ -140,8 +141,12 @@ def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(harness: Har
 def test_a_plan_holds_no_database_connection_while_it_waits_for_the_store(
     harness: Harness, blobs: HangingBlobs
 ) -> None:
+    holders: dict[Any, int] = {}
+    """Each connection that is checked out now, and the thread that did it. A request runs in one thread."""
+    event.listen(harness.engine, "checkout", lambda _, record, _proxy: holders.update({record: threading.get_ident()}))
+    event.listen(harness.engine, "checkin", lambda _, record: holders.pop(record, None))
     connections: list[int] = []
-    blobs.on_presign = lambda: connections.append(harness.engine.pool.checkedout())  # type: ignore[attr-defined]
+    blobs.on_presign = lambda: connections.append(list(holders.values()).count(threading.get_ident()))
     manifest = harness.manifest(harness.files())
     first = plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
     assert plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
