@@ -43,6 +43,7 @@ from registry.findings import Finding
 from registry.server import app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
+from registry.server.audit import audit_log
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import BlobRow, JobRow
@@ -58,6 +59,8 @@ from tests.bulk import commit_push, plan_push
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
+audit_log.CATCH_UP_SECONDS = 120.0
+"""Readers of events wait a second for the newest; on a busy machine a test would not get them."""
 URL = "http://registry.test"
 WEIGHTS_TYPE = "application/octet-stream"
 

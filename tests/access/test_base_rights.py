@@ -211,7 +211,7 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
         return "done"
 
     def take_second() -> str:
-        has_read.wait(10.0)
+        assert has_read.wait(60)
         try:
             return answer(requests["alias" if first == "add" else "add"])
         finally:
@@ -220,7 +220,7 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
     monkeypatch.setattr(base_rows, "find_named", pause_once)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(answer, requests[first]), pool.submit(take_second)]
-        outcomes = [each.result(30.0) for each in answers]
+        outcomes = [each.result(60) for each in answers]
     monkeypatch.undo()
     assert outcomes == ["done", "NAME_TOMBSTONED" if first == "delete" else "BASE_EXISTS"]
     if first == "delete":

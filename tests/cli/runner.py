@@ -29,9 +29,12 @@ from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
+from registry.server.audit import audit_log
 from tests import samples
 from tests.import_table import ROOT
 
+audit_log.CATCH_UP_SECONDS = 120.0
+"""Readers of events wait a second for the newest; on a busy machine a test would not get them."""
 COMMAND = [sys.executable, "-m", "cli.main"]
 
 

@@ -28,7 +28,7 @@ from tests.hub.upstreams import Answer, Upstream
 
 THREADS = 60
 """More than requests have, besides those that wait for a store or for the upstream."""
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 RUST = "unknown/None; hf-hub/0.4.3; rust/unknown"
 
 

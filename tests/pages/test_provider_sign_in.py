@@ -236,10 +236,11 @@ def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
     def wait_and_redeem(fields: dict[str, str], authorization: str) -> dict[str, Any]:
         if fields["code"] == "wrong":
             waiting.release()
-            answered.wait(10)
+            answered.wait(60)
         return redeem(fields, authorization)
 
     monkeypatch.setattr(provider, "redeem", wait_and_redeem)
+    monkeypatch.setattr(authorization_code, "REDEEM_SECONDS", 120)
     attempt = SignInAttempt.begin("acme-login", "/", confirms=False)
     path, cookie = f"{WITH}/callback?code=wrong&state={attempt.state}", f"adapter-attempt={attempt.cookie}"
 
@@ -249,7 +250,7 @@ def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(send_code, host) for host in range(REDEEMS_PER_NETWORK)]
         try:
-            assert all(waiting.acquire(timeout=10) for _ in futures)
+            assert all(waiting.acquire(timeout=60) for _ in futures)
             refused = send_code(REDEEMS_PER_NETWORK)
             assert (refused.status, "set-cookie" in refused.headers) == (429, False), "the attempt goes on"
             assert return_to(browser, leave(browser)).status_code == 303

@@ -281,7 +281,7 @@ def test_a_drip_ends_the_transfer(tmp_path: Path, method: str) -> None:
         if method == "PUT":
             sock.sendall(head_of("PUT", server.write_link(DATA), len(DATA)))
             with contextlib.suppress(ConnectionError):
-                for _ in range(1000):
+                for _ in range(10_000):
                     sock.sendall(b"x")
                     sock.settimeout(0.01)
                     with contextlib.suppress(TimeoutError):
@@ -482,7 +482,7 @@ backend registry
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="needs haproxy")

@@ -52,12 +52,12 @@ def test_a_process_that_dies_is_started_again_and_signals_reach_all() -> None:
         process.send_signal(signal.SIGHUP)
         assert [line(process), line(process)] == [["hup"], ["hup"]]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_a_process_that_never_was_ready_ends_all_with_its_exit_code() -> None:
     with supervised("broken") as process:
-        assert process.wait(timeout=30) == 5
+        assert process.wait(timeout=120) == 5
 
 
 def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_server: str) -> None:
@@ -68,7 +68,7 @@ def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_
         answer = httpx.get(f"{printed['url']}/api/v1/whoami", headers={"Authorization": f"Bearer {printed['token']}"})
         assert answer.json()["actor"] == "admin"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_sqlite_serves_one_process(tmp_path: Path) -> None:

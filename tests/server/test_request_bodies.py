@@ -235,7 +235,7 @@ def test_few_large_bodies_are_parsed_at_once(harness: Harness, monkeypatch: pyte
         with lock:
             running[0] += 1
             most.append(running[0])
-        turn.wait(30)
+        turn.wait(120)
         with lock:
             running[0] -= 1
 

@@ -201,7 +201,7 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         command = [sys.executable, "-c", script, str(server.getsockname()[1]), str(tmp_path / "written")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     report = json.loads(done.stdout)
     assert "limits" in report["layers"]
     assert report["descriptor"] is False
@@ -253,7 +253,7 @@ def test_a_child_sees_no_home_folder_and_cannot_uncover_it(tmp_path: Path) -> No
     assert {str(home.resolve()), str(netrc.resolve())} <= set(hidden)
     environment = os.environ | variables | {confine.HIDDEN_PLACES: os.pathsep.join(hidden)}
     command = [sys.executable, "-c", ESCAPES, str(home), str(netrc), str(base)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=home, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=home, env=environment)
     smoke_test = json.loads(done.stdout)
     if "no home folder" not in smoke_test["layers"]:
         pytest.skip("this machine allows no user namespaces")
@@ -310,7 +310,7 @@ def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         words = [str(server.getsockname()[1]), str(tmp_path / "written")]
-        subprocess.run([sys.executable, "-c", script, *words], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", script, *words], check=True, timeout=300)
     assert (tmp_path / "written").read_text() == "written"
 
 
@@ -355,7 +355,7 @@ def test_in_bubblewrap_there_is_no_network_no_device_and_one_small_folder_to_wri
     with socket.create_server(("127.0.0.1", 0)) as server:
         places = [str(server.getsockname()[1]), str(tmp_path / "written"), str(good / "adapter_config.json")]
         command = [*namespaces.bubblewrap_command(namespaces.bubblewrap()), sys.executable, "-c", script, *places]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(done.stdout) == {
         "file": False, "read": True, "network": False, "scratch": True, "disks": False
     }  # fmt: skip

@@ -35,7 +35,7 @@ with os.fdopen(inward) as pipe:
 
 @pytest.mark.skipif(not resident.MAP.exists(), reason="this system has no page map")
 def test_tensors_written_since_the_fork_differ_from_those_only_read() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=300)
     before, at_first, after_reading, after_writing = json.loads(done.stdout)
     assert before is False, "no other process maps it"
     assert at_first == after_reading == [True, True, True]
