@@ -22,7 +22,7 @@ from registry.errors import Invalid
 from registry.evaluation import golden
 from registry.findings import Finding
 from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS, Read
-from registry.versions.manifest import Descriptor
+from registry.versions.manifest import FILES_LIMIT, Descriptor
 
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
@@ -211,7 +211,7 @@ def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:
 
 # ------------------------------------------------------------------ remembering
 Value = TypeVar("Value")
-PIECES_LIMIT = 64
+PIECES_LIMIT = FILES_LIMIT
 """What reads more pieces is not remembered."""
 BYTES_LIMIT = 4 * 2**20
 """How many bytes were read for all that is remembered. Parsed, a header takes many times its bytes."""
@@ -220,21 +220,22 @@ Piece = tuple[str, int, int]
 
 
 class ReadCache(Generic[Value]):
-    """The last `limit` results, of `BYTES_LIMIT` bytes that were read. Thread-safe.
+    """The last `limit` results, of `limit_bytes` that were read; none for results of a few bytes. Thread-safe.
 
     Adapters that one script trained have the same configuration and header, byte for byte.
 
     A computation must depend on its key and on what it reads, and on nothing else. Then it reads the same pieces again
-    as long as these have the same bytes, and has the same result.
+    as long as these have the same bytes, and has the same result. A result counts for exactly the pieces that it was
+    computed from: the same bytes at other positions are other content.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, limit_bytes: float = BYTES_LIMIT) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
         self._lock = threading.Lock()
         self._pieces: OrderedDict[Hashable, list[Piece]] = OrderedDict()
         """Key → what the last computation with this key has read."""
         self._values: OrderedDict[tuple[Hashable, Digest], tuple[Value, int]] = OrderedDict()
-        """Key and digest of what was read → the result, and how many bytes were read."""
+        """Key and digest of what was read where → the result, and how many bytes were read."""
 
     def compute(self, key: Hashable, read: Read, function: Callable[[Read], Value]) -> Value:
         """The result of `function` for these files, computed or remembered. Errors are not remembered."""
@@ -255,11 +256,11 @@ class ReadCache(Generic[Value]):
 
         value = function(read_and_note)
         size_bytes = sum(map(len, used.values()))
-        if len(used) <= PIECES_LIMIT and size_bytes <= BYTES_LIMIT:
+        if len(used) <= PIECES_LIMIT and size_bytes <= self._limit_bytes:
             with self._lock:
                 _remember(self._pieces, key, list(used), self._limit)
                 _remember(self._values, (key, _digest(used)), (value, size_bytes), self._limit)
-                while sum(size for _, size in self._values.values()) > BYTES_LIMIT:
+                while sum(size for _, size in self._values.values()) > self._limit_bytes:
                     self._values.popitem(last=False)
         return value
 
@@ -277,7 +278,7 @@ def _remember(entries: OrderedDict[Name, Entry], name: Name, entry: Entry, limit
 
 def _digest(data_of: dict[Piece, bytes]) -> Digest:
     hasher = Hasher()
-    for data in data_of.values():
-        hasher.update(len(data).to_bytes(8, "big"))
+    for piece, data in data_of.items():
+        hasher.update(f"{piece!r} {len(data)} ".encode())
         hasher.update(data)
     return hasher.digest()

@@ -3,60 +3,94 @@
 Never an error: an adapter with a tokenizer of its own fits, and answers badly if it is served with the base's.
 """
 
-from collections.abc import Iterable
+import math
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 
+from registry.adapters.read import ReadCache
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.findings import Finding, FindingCollector
+from registry.findings import Finding
+from registry.strict import json as strict_json
 from registry.versions.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Read
 from registry.versions.manifest import Descriptor
 
 TOKENIZER_LIMIT_BYTES = 16 * 2**20
 """Llama 3's tokenizer has 9 MB. Larger ones (Gemma: 33 MB) are not compared."""
+TOKENIZER_VALUES_LIMIT = 1_500_000
+"""Llama 3's tokenizer has a million values. 16 MiB of brackets take 1.4 GB of memory."""
+_FINGERPRINTS: ReadCache[Digest | Finding] = ReadCache(limit=256, limit_bytes=math.inf)
+"""The fingerprint of a tokenizer, or why it has none. Most versions of an adapter have the same one."""
+_TEMPLATES: ReadCache[Digest | None] = ReadCache(limit=256, limit_bytes=math.inf)
+_PARSING = threading.Lock()
+"""One tokenizer at a time: parsing one takes up to 500 MB."""
 
 
 def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> list[Finding]:
     """Warnings where the version's own tokenizer or template is not the base's. A base without one is not compared."""
     if not base.is_registered:
         return []
-    findings = FindingCollector()
     sizes = {file.path: file.size_bytes for file in files}
-    if TOKENIZER in sizes and base.fingerprints.tokenizer is not None:
-        _tokenizer(sizes[TOKENIZER], read, base.fingerprints.tokenizer, base.name, findings)
-    texts = {path: read(path, 0, sizes[path]) for path in (CHAT_TEMPLATE, TOKENIZER_CONFIG) if path in sizes}
-    text = texts.get(CHAT_TEMPLATE, b"").decode("utf-8", "replace")
-    template = template_text(text or None, texts.get(TOKENIZER_CONFIG))
-    if template:
-        _template(CHAT_TEMPLATE if text else TOKENIZER_CONFIG, template, base, findings)
-    return findings.all()
+    return [*_compare_tokenizer(sizes, read, base), *_compare_template(sizes, read, base)]
 
 
-def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, findings: FindingCollector) -> None:
+def _compare_tokenizer(sizes: Mapping[str, int], read: Read, base: BaseSpec) -> Iterator[Finding]:
+    size_bytes, expected = sizes.get(TOKENIZER), base.fingerprints.tokenizer
+    if size_bytes is None or expected is None:
+        return
     if size_bytes > TOKENIZER_LIMIT_BYTES:
-        message = f"{TOKENIZER} has {size_bytes} bytes and is not compared with the base's; the limit is "
-        findings.info("compat.tokenizer_not_compared", TOKENIZER, message + str(TOKENIZER_LIMIT_BYTES))
+        yield _not_compared(f"{size_bytes} bytes", TOKENIZER_LIMIT_BYTES)
         return
-    try:
-        fingerprint = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
-    except Invalid as e:
-        findings.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
-        return
-    if fingerprint != expected:
-        message = f"{TOKENIZER} is not that of {base}: with the tokenizer of the base, the adapter gets other tokens"
-        findings.warning("compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
+    fingerprint = _FINGERPRINTS.compute(size_bytes, read, lambda read: _fingerprint(read(TOKENIZER, 0, size_bytes)))
+    if isinstance(fingerprint, Finding):
+        yield fingerprint
+    elif fingerprint != expected:
+        message = (
+            f"{TOKENIZER} is not that of {base.name}: with the tokenizer of the base, the adapter gets other tokens"
+        )
+        yield Finding.of("warning", "compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
 
 
-def _template(path: str, template: str, base: BaseSpec, findings: FindingCollector) -> None:
-    fingerprint = Digest.of(template.encode("utf-8", "surrogatepass"))
-    expected = base.fingerprints.template
+def _fingerprint(tokenizer: bytes) -> Digest | Finding:
+    """The fingerprint, or the finding that says why there is none."""
+    with _PARSING:
+        if strict_json.has_more_values(tokenizer, TOKENIZER_VALUES_LIMIT):
+            return _not_compared(f"over {TOKENIZER_VALUES_LIMIT} values", TOKENIZER_VALUES_LIMIT)
+        try:
+            return tokenizer_fingerprint(tokenizer)
+        except Invalid as e:
+            message = f"{e.detail}, so nothing can load it"
+            return Finding.of("warning", "compat.tokenizer_unreadable", TOKENIZER, message)
+
+
+def _not_compared(size: str, limit: int) -> Finding:
+    message = f"{TOKENIZER} has {size} and is not compared with the base's; the limit is {limit}"
+    return Finding.of("info", "compat.tokenizer_not_compared", TOKENIZER, message)
+
+
+def _compare_template(sizes: Mapping[str, int], read: Read, base: BaseSpec) -> Iterator[Finding]:
+    files = tuple((path, sizes[path]) for path in (CHAT_TEMPLATE, TOKENIZER_CONFIG) if sizes.get(path))
+    if not files:
+        return
+    fingerprint = _TEMPLATES.compute(files, read, lambda read: _template_fingerprint(dict(files), read))
+    if fingerprint is None:
+        return
+    path, expected = files[0][0], base.fingerprints.template
     if expected is None:
         message = f"the version has a chat template, and {base.name} has none: serve the adapter with it"
-        findings.info("compat.template_added", path, message)
+        yield Finding.of("info", "compat.template_added", path, message)
     elif fingerprint != expected:
         message = (
             f"the chat template in {path} is not that of {base.name}: "
             "served with the base's template, the adapter fits and answers badly"
         )
-        findings.warning("compat.template_differs", path, message, expected, fingerprint)
+        yield Finding.of("warning", "compat.template_differs", path, message, expected, fingerprint)
+
+
+def _template_fingerprint(sizes: Mapping[str, int], read: Read) -> Digest | None:
+    """The fingerprint of the chat template in these files; None without one."""
+    data = {path: read(path, 0, size_bytes) for path, size_bytes in sizes.items()}
+    text = template_text(data.get(CHAT_TEMPLATE, b"").decode("utf-8", "replace"), data.get(TOKENIZER_CONFIG))
+    return Digest.of(text.encode("utf-8", "surrogatepass")) if text else None

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry.adapters import companions, trainer
 from registry.adapters import read as contents
 from registry.adapters.companions import check_companions
 from registry.api import transfer
 from registry.api.access import NamespaceSet
+from registry.api.bases import BaseAdd
 from registry.api.transfer import PushItem, PushPlan
 from registry.client.local.folder import Folder, read_files, read_folder
 from registry.client.transfer import push
+from registry.compat import tokenizers
+from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
 from registry.names import AdapterName
 from registry.server.database.models import PushRow
@@ -25,6 +31,7 @@ from registry.versions.manifest import Manifest
 from tests import non_peft_files, samples
 from tests.bad_files import CONFIGS, WEIGHTS
 from tests.bad_inputs.raw_push import RawClient
+from tests.base_specs import spec_of
 from tests.bulk import PUSHES, commit_push
 from tests.harness import Harness, rows, upload
 
@@ -230,6 +237,68 @@ def test_equal_files_beside_the_weights_are_checked_once_for_plan_and_commit(
     fleet = [(samples.write(files, tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
     assert all(result.answer and result.answer.created for result in push.push_all(based.admin, fleet))
     assert len(checked) == 2, "the plan has the README among its files"
+
+
+def test_large_equal_files_are_parsed_once_for_many_versions(based: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are sent once, and the versions that have them cost nothing to push."""
+    parsed: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def parse(*args: Any) -> Any:
+            parsed.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(module, name, parse)
+
+    spec = spec_of(samples.llama())
+    prints = spec.fingerprints.model_copy(update={"tokenizer": Digest.of(b"its tokenizer")})
+    based.bases["own"] = spec.model_copy(update={"name": "own", "fingerprints": prints})
+    based.admin.add_base(BaseAdd(spec=based.bases["own"]))
+    for module, name in (
+        (companions, "check_json"), (tokenizers, "tokenizer_fingerprint"), (tokenizers, "template_text"),
+        (trainer, "read"),
+    ):  # fmt: skip
+        count(module, name)
+    beside = {
+        "tokenizer.json": b'{"model": {"vocab": {"%s": 0}}}' % (b"a" * 5 * 2**20),
+        "tokenizer_config.json": b'{"bos_token": "%s"}' % (b"b" * 10**6),
+        "trainer_state.json": b'{"best_model_checkpoint": "%s"}' % (b"c" * 5 * 2**20),
+    }
+    for number in range(3):
+        based.push(f"acme/a{number}", based.files() | beside, base="own")
+    assert sorted(parsed) == ["check_json", "check_json", "read", "template_text", "tokenizer_fingerprint"]
+
+
+def test_equal_bytes_at_other_positions_are_other_content(based: Harness) -> None:
+    """A file that has the bytes of an alpha where another file of its size has its alpha is read by itself."""
+    tensors = samples.tensors_of(non_peft_files.kohya())
+    names = sorted(tensors)
+    first, first_starts = written_in_order(tensors, names)
+    second, second_starts = written_in_order(tensors, names[::-1])
+    false = bytearray(first)
+    for name in names:
+        if name.endswith(".alpha"):
+            false[first_starts[name] : first_starts[name] + 4] = struct.pack("<f", 1000.0)
+            false[second_starts[name] : second_starts[name] + 4] = struct.pack("<f", 2.0)
+    alphas = []
+    for number, data in enumerate((first, second, bytes(false))):
+        based.push(f"acme/a{number}", {"style.safetensors": data})
+        alphas.append(based.admin.version(f"acme/a{number}@1").facts["alpha"])
+    assert alphas == [2.0, 2.0, 1000.0]
+
+
+def written_in_order(tensors: dict[str, samples.Tensor], names: list[str]) -> tuple[bytes, dict[str, int]]:
+    """A weights file with its tensors in this order and a header of 2 KiB, and where each tensor begins in it."""
+    header: dict[str, Any] = {}
+    data = b""
+    for name in names:
+        dtype, shape, body = tensors[name]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(body or b"")]}
+        data += body or b""
+    starts = {name: 8 + 2048 + fields["data_offsets"][0] for name, fields in header.items()}
+    return samples.raw_safetensors(json.dumps(header).ljust(2048), data), starts
 
 
 def test_adapters_of_other_tools_are_judged_by_their_headers(based: Harness, tmp_path: Path) -> None:

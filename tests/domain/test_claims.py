@@ -138,6 +138,14 @@ def test_a_tokenizer_over_the_limit_is_not_read() -> None:
     assert [(f.severity, f.code) for f in reported] == [("info", "compat.tokenizer_not_compared")]
 
 
+@pytest.mark.security
+def test_a_tokenizer_of_too_many_values_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "tokenizer_fingerprint", lambda _: pytest.fail("it was parsed"))
+    data = b'{"a": [' + b"[]," * tokenizers.TOKENIZER_VALUES_LIMIT + b"1]}"
+    (reported,) = companion_findings(with_prints(), tokenizer=data)
+    assert (reported.severity, reported.code) == ("info", "compat.tokenizer_not_compared")
+
+
 @pytest.mark.parametrize("config", [b"", b"[]", b"nonsense", b'{"chat_template": 7}', b'{"chat_template": "\\ud800"}'])
 def test_an_odd_tokenizer_configuration_breaks_nothing(config: bytes) -> None:
     assert all(finding.severity != "error" for finding in companion_findings(with_prints(), config=config))

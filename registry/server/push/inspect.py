@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from registry import compat
@@ -32,7 +33,7 @@ from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.storage.blobs import BlobStore, Stat
-from registry.versions.files import CARD, CONFIG, GOLDEN, WEIGHTS_ENDINGS, Read
+from registry.versions.files import CARD, CONFIG, GOLDEN, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 
@@ -160,21 +161,22 @@ def inspect_files(
     read_first = read_contents(manifest.files, read)
     contents = read_first.adapter
     fit, facts = read_first.evaluate(spec, relatives)
+    of_card, claims = _read_claims(manifest.files, read)
     findings = (
         *fit,
         *tokenizers.check_tokenizer(manifest.files, read, spec),
-        *check_card(sizes, read),
+        *of_card,
     )
     measured = None
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, read_first.measuring)
-    facts = {**facts, **version_facts.claims(manifest.files, read)}
+    facts = {**facts, **claims}
     is_loadable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     testable = spec.is_registered and is_loadable
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 
-_BESIDE: ReadCache[bool] = ReadCache(limit=32)
+_BESIDE: ReadCache[bool] = ReadCache(limit=32, limit_bytes=math.inf)
 
 
 def check_beside(sizes: Mapping[str, int], read: Read) -> None:
@@ -186,6 +188,26 @@ def check_beside(sizes: Mapping[str, int], read: Read) -> None:
         return True
 
     _BESIDE.compute(tuple(sorted(sizes.items())), read, check)
+
+
+Claims = tuple[list[Finding], dict[str, Any]]
+_CLAIMS: ReadCache[Claims] = ReadCache(limit=32, limit_bytes=math.inf)
+
+
+def _read_claims(files: Iterable[Descriptor], read: Read) -> Claims:
+    """What README and trainer's log claim, and what is wrong with the README. Each is remembered by its bytes."""
+    findings: list[Finding] = []
+    facts: dict[str, Any] = {}
+    for file in files:
+        if file.path in (CARD, TRAINER_STATE):
+            of_file = _CLAIMS.compute((file.path, file.size_bytes), read, partial(_claims_of, file))
+            findings += of_file[0]
+            facts |= of_file[1]
+    return findings, facts
+
+
+def _claims_of(file: Descriptor, read: Read) -> Claims:
+    return check_card({file.path: file.size_bytes}, read), version_facts.claims([file], read)
 
 
 class Contents:
