@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 
 import pytest
+from fastapi.testclient import TestClient
 
 from registry import names
 from registry.api.access import NamespaceSet, TokenCreate
@@ -321,6 +323,25 @@ def test_wrong_tokens_from_one_address_are_rate_limited_and_a_valid_one_never(ha
     harness.app.state.audit_log.step()
     denied = [event for event in Audit(harness.admin).events() if event.action == "access.unknown"]
     assert sum(event.detail["count"] for event in denied) == 12, "rate-limited sign-ins are counted as refused"
+
+
+@pytest.mark.security
+def test_wrong_tokens_count_by_the_network_that_a_host_has(harness: Harness) -> None:
+    """A host with IPv6 has 2^64 addresses. A socket that takes both shows IPv4 as addresses of one network."""
+    numbers = itertools.count()
+
+    def statuses(*addresses: str) -> list[int]:
+        answers = []
+        for address in addresses:
+            headers = {"Authorization": f"Bearer lra_{next(numbers):08}{0:030}"}
+            client = TestClient(harness.app, client=(address, 50_000))
+            answers.append(client.get("/api/v1/whoami", headers=headers).status_code)
+        return answers
+
+    assert statuses(*(f"2001:db8:0:7::{n:x}" for n in range(12))) == [401] * 10 + [429] * 2
+    assert statuses("2001:db8:0:8::1", *(f"::ffff:192.0.2.{n}" for n in range(12))) == [401] * 13
+    assert statuses(*["::ffff:192.0.2.77"] * 6, *["192.0.2.77"] * 6) == [401] * 10 + [429] * 2
+    assert statuses("not:an:address", "") == [401] * 2, "what a proxy forwards may be any text"
 
 
 def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(harness: Harness) -> None:

@@ -1,4 +1,4 @@
-"""Rate limits of one process: requests and streams per token, failed sign-ins per address and per token prefix."""
+"""Rate limits of one process: requests and streams per token, failed sign-ins per network and per token prefix."""
 
 import ipaddress
 import threading
@@ -18,7 +18,7 @@ UPLOADS_PER_BLOB = 4
 
 
 class FailureLimiter:
-    """Counts the failed sign-ins of the last minute, by source address and by the first letters of the secret.
+    """Counts the failed sign-ins of the last minute, by source network and by the first letters of the secret.
 
     It stops floods, and guesses by someone who knows the beginning of a secret. A valid token is never limited by it.
     """
@@ -33,7 +33,7 @@ class FailureLimiter:
 
     def record_failure(self, source: str, secret: str = "") -> None:
         """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there were too many in the last minute."""
-        counters = [("wrong tokens from your address", source)]
+        counters = [("wrong tokens from your network", source)]
         if secret.startswith(PREFIX) and len(secret) >= self.PREFIX_LETTERS:
             prefix_sha256 = sha256_of(secret[: self.PREFIX_LETTERS])
             counters.append(("wrong tokens that begin like this one", prefix_sha256))
@@ -61,11 +61,13 @@ class FailureLimiter:
 def network_of(address: str) -> str:
     """Return the address for limits: one host has all of an IPv6 network of 64 bits.
 
-    A socket for IPv6 that takes IPv4, too, gives those clients as `::ffff:192.0.2.1`, all of one network.
+    A socket for IPv6 that takes IPv4, too, gives those clients as `::ffff:192.0.2.1`, all of one network. What a proxy
+    forwards may be any text: what is no address of IPv6 counts as it is.
     """
-    if ":" not in address:
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
         return address
-    parsed = ipaddress.IPv6Address(address.partition("%")[0])
     return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
 
 

@@ -13,6 +13,7 @@ from registry.errors import Unauthenticated, Unavailable
 from registry.events import EventType
 from registry.names import AdapterName, Selector, is_alias
 from registry.server.access import sign_in, tokens
+from registry.server.access.rate_limits import network_of
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import EventBatch
 from registry.server.database import db
@@ -32,6 +33,11 @@ def read_secret(request: Request) -> str | None:
     if scheme.lower() != "bearer":
         raise Unauthenticated("UNAUTHORIZED", "the Authorization header must be 'Bearer' and a token")
     return secret.strip().removeprefix(HUB_TOKEN_PREFIX)
+
+
+def read_network(request: Request) -> str:
+    """Return the network that a request comes from, for limits of those who have not signed in."""
+    return network_of(request.client.host if request.client else "")
 
 
 def authenticate(request: Request, session: Session) -> Actor:
@@ -105,7 +111,7 @@ def record_read(request: Request, name: AdapterName, selector: Selector) -> None
 def record_failure(request: Request, secret: str = "") -> None:
     """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there are too many; those are in the audit log, too."""
     try:
-        request.app.state.failure_limiter.record_failure(request.client.host if request.client else "", secret)
+        request.app.state.failure_limiter.record_failure(read_network(request), secret)
     except Unavailable:
         request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         raise

@@ -26,7 +26,7 @@ from registry.errors import RegistryError
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http import idempotency
-from registry.server.http.request_actor import look_up_actor, require_secret
+from registry.server.http.request_actor import look_up_actor, read_network, require_secret
 from registry.server.http.request_body import BODY_LIMIT_BYTES, Owner, check_values, read_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -96,10 +96,10 @@ class SingleThreadRoute(APIRoute):
             return await run(_run_request, handle, request)
 
     async def _shares_of(self, request: Request) -> Owner:
-        """Whom the thread of a request counts for: its actor, or its address where no token is needed."""
+        """Whom the thread of a request counts for: its actor, or its network where no token is needed."""
         secret = None if self.needs_no_token else require_secret(request)
         if secret is None:
-            return f"address {request.client.host if request.client else ''}", ""
+            return f"network {read_network(request)}", ""
         actor = request.app.state.actor_cache.get(secret) or await run_in_threadpool(look_up_actor, request)
         shares: Owner = actor.shares
         return shares

@@ -11,7 +11,7 @@ from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuer
 from registry.server.access.oidc_client import OidcClient
 from registry.server.database import db
 from registry.server.http.dependencies import SessionDep
-from registry.server.http.request_actor import record_failure
+from registry.server.http.request_actor import read_network, record_failure
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import registry_url
 from registry.server.pages.rendering import create_router, redirect, render
@@ -95,7 +95,7 @@ def return_from_provider(
     if error or not code or iss not in ("", issuer.name):
         return _refuse(request, attempt.path, 403, f"{client.name} did not sign you in.")
     db.commit_early(session)  # no connection is held while the provider answers
-    with client.limiter.hold(visitors.read_network(request)):
+    with client.limiter.hold(read_network(request)):
         return _finish(request, issuer, client, attempt, code)
 
 

@@ -21,11 +21,10 @@ from registry.errors import Denied, Invalid, Unauthenticated
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server.access import epoch
-from registry.server.access.rate_limits import network_of
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
-from registry.server.http.request_actor import current_actor, record_read
+from registry.server.http.request_actor import current_actor, read_network, record_read
 from registry.server.sessions import page_sessions
 
 FIELDS_LIMIT = 20
@@ -109,11 +108,6 @@ def find_visitor(request: Request, session: Session) -> Visitor:
     if state.settings.pages != "private":
         public = cache.public_namespaces(session, session.exec(select(epoch.current())).one())
     return Visitor(Actor("anonymous", "", frozenset({Scope.PULL}), frozenset(), public=public), signed_in=False)
-
-
-def read_network(request: Request) -> str:
-    """Return the network that a request comes from, for limits of those who have not signed in."""
-    return network_of(request.client.host if request.client else "")
 
 
 def require(visitor: Visitor) -> Visitor:
