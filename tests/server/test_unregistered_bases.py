@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import col, select
@@ -16,15 +19,18 @@ from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
 from registry.client.registry import Registry
 from registry.client.transfer import push
-from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
+from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server.catalog import base_rows, metadata_backup
-from registry.server.database.models import BaseRow, VersionRow
+from registry.server.database import locks
+from registry.server.database.models import BaseRow, EventRow, VerdictRow, VersionRow
+from registry.server.maintenance import reevaluate
 from registry.server.promotion import removal
 from registry.server.push import background
+from registry.server.routes import bases
 from tests import maintenance, samples
 from tests.base_specs import spec_of
 from tests.harness import Harness, rows
@@ -189,6 +195,61 @@ def test_a_commit_during_which_the_base_is_registered_is_repeated(
     pushed = push.push_folder(harness.admin, folder, AdapterName.parse(NAME), base=HUB_NAME)
     assert (len(calls) > 3, pushed.version.number, verdicts(harness)["compat"]) == (True, 1, "pass")
     assert (base_rows_of(harness), maintenance.findings(harness)) == ([], [])
+
+
+def test_bases_that_are_added_at_once_are_each_evaluated(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another server evaluates the versions of one base, those of the next base wait for their turn."""
+    other = samples.llama("org/other")
+    push_folder(harness, tmp_path / "first")
+    push_folder(harness, tmp_path / "second", "acme/second", base=other)
+    evaluate, refused = reevaluate.evaluate_again, threading.Semaphore(0)
+
+    def evaluate_and_count(*args: Any, **options: Any) -> object:
+        try:
+            return evaluate(*args, **options)
+        except Unavailable:
+            refused.release()
+            raise
+
+    monkeypatch.setattr(reevaluate, "evaluate_again", evaluate_and_count)
+    monkeypatch.setattr(bases, "PAUSE_SECONDS", 0.01)
+    with locks.acquire(harness.engine, reevaluate.LOCK_OF_BASE):
+        for base in (BASE, other):
+            harness.add_base(base)
+            assert refused.acquire(timeout=30)
+    harness.transport.settle()
+    assert [verdicts(harness, f"{name}@1")["compat"] for name in (NAME, "acme/second")] == ["pass", "pass"]
+
+
+def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_path: Path) -> None:
+    """Each gets the base, or is told that another one has its name; versions that wait are evaluated once."""
+    push_folder(harness, tmp_path)
+    same, wider = BaseAdd(spec=spec_of(BASE)), BaseAdd(spec=spec_of(samples.llama(HUB_NAME, hidden=128)))
+    start = threading.Barrier(4)
+
+    def add(request: BaseAdd) -> str:
+        start.wait(30)
+        try:
+            return harness.admin.add_base(request).fingerprint
+        except RegistryError as error:
+            return error.code
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(add, [same, same, wider, wider]))
+    harness.transport.settle()
+    added = harness.admin.base(HUB_NAME).fingerprint
+    assert sorted(set(answers)) == sorted(["BASE_EXISTS", added])
+    assert sorted(map(answers.count, set(answers))) == [2, 2]
+    is_same = added == same.spec.fingerprint
+    assert verdicts(harness)["compat"] == ("pass" if is_same else "fail")
+    with harness.session() as session:
+        assert [row.name for row in rows(session, BaseRow)] == [HUB_NAME]
+        events = [row for row in rows(session, EventRow) if row.action == "base.add"]
+        assert len(events) == 1
+        evaluated = [row for row in rows(session, VerdictRow) if row.check == "compat"]
+        assert len(evaluated) == 2, "without the base, and once with it"
 
 
 def test_reindex_restores_versions_whose_base_is_not_registered(harness: Harness, tmp_path: Path) -> None:

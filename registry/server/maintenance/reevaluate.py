@@ -43,7 +43,7 @@ from registry.versions.manifest import Manifest
 
 LOCK = "recheck-engines"
 LOCK_OF_BASE = "recheck-base"
-"""A new base need not wait for a run over all versions; what it misses is evaluated by the next of those."""
+"""A new base need not wait for a run over all versions."""
 BATCH = 500
 HEADERS = 50
 """Versions whose headers one batch reads again at most: each takes some requests to the store."""
@@ -104,10 +104,10 @@ def evaluate_again(
     return RecheckEnginesPage(versions=versions, headers=headers, verdicts=renewed, next_cursor=cursor)
 
 
-def evaluate_after(engine: Engine, blobs: BlobStore, settings: Settings, *, base: str = "") -> None:
-    """Evaluate what a new release of the rules or a new base has made outdated, unless another process does."""
+def evaluate_after(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
+    """Evaluate what a new release of the rules has made outdated, unless another process does."""
     with contextlib.suppress(Unavailable):
-        evaluate_again(engine, blobs, engine_profiles.parse_setting(settings.engines), base=base)
+        evaluate_again(engine, blobs, engine_profiles.parse_setting(settings.engines))
 
 
 def _evaluate_batches(

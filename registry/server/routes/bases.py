@@ -1,6 +1,11 @@
 """Routes of base models: add, list, show; their weights, and how they are related."""
 
+import threading
+import time
+
+import anyio
 from fastapi import BackgroundTasks, Response
+from sqlalchemy import Engine
 
 from registry.api.bases import (
     BaseAdd,
@@ -13,27 +18,35 @@ from registry.api.bases import (
 )
 from registry.api.catalog import DeleteResult
 from registry.bases import Similarity
+from registry.errors import Unavailable
 from registry.roles import Scope
 from registry.server.catalog import base_weights, bases, metadata_backup
+from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.request_body import limit_body
 from registry.server.maintenance import reevaluate
 from registry.server.routes.openapi import declarations
+from registry.server.settings import Settings
+from registry.server.storage.blobs import BlobStore
 
 router = routing.create_router("bases")
+TURN_SECONDS = 5.0
+PAUSE_SECONDS = 1.0
+PATIENCE_SECONDS = 600.0
+"""How long a base waits for its turn. What is missed then is evaluated at the next start of a server."""
 
 
 @router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
 @limit_body(8 * 2**20)
 def add_base(
     session: deps.SessionDep, actor: deps.Pusher, request: BaseAdd, response: Response, after: BackgroundTasks,
-    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep,
+    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
     view, created = bases.add(session, actor, request)
     if created:
-        after.add_task(routing.run_in_store_thread, reevaluate.evaluate_after, engine, blobs, settings, base=view.name)
+        after.add_task(_evaluate_waiting, engine, blobs, settings, view.name, log.closing)
     response.status_code = 201 if created else 200
     return view
 
@@ -65,12 +78,32 @@ def delete_base(
 @router.put("/bases/{base:path}/aliases")
 def set_base_aliases(
     session: deps.SessionDep, actor: deps.Admin, base: str, request: BaseAliases, after: BackgroundTasks,
-    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep,
+    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Replace the other names of a base model. For administrators of all namespaces."""
     view = bases.set_aliases(session, actor, base, request.aliases)
-    after.add_task(routing.run_in_store_thread, reevaluate.evaluate_after, engine, blobs, settings, base=view.name)
+    after.add_task(_evaluate_waiting, engine, blobs, settings, view.name, log.closing)
     return view
+
+
+async def _evaluate_waiting(
+    engine: Engine, blobs: BlobStore, settings: Settings, base: str, closing: threading.Event
+) -> None:
+    """Evaluate the versions that waited for this base. Bases that are added at the same time take turns."""
+    profiles = engine_profiles.parse_setting(settings.engines)
+    cursor, until = "", time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until and not closing.is_set():
+        try:
+            page = await routing.run_in_store_thread(
+                reevaluate.evaluate_again, engine, blobs, profiles, cursor=cursor, seconds=TURN_SECONDS, base=base
+            )
+        except Unavailable:  # it is another base's turn
+            pass
+        else:
+            if not page.next_cursor:
+                return
+            cursor, until = page.next_cursor, time.monotonic() + PATIENCE_SECONDS
+        await anyio.sleep(PAUSE_SECONDS)
 
 
 @router.put("/bases/{base:path}/identity")
