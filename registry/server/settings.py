@@ -59,7 +59,7 @@ class Settings:
     requests_per_minute: int = 0
     """Requests per minute and token, for each server process. 0: unlimited."""
     failures_per_minute: int = 10
-    """Invalid secrets per minute, for each server process, after which an address, or a series of secrets with the
+    """Invalid secrets per minute, for each server process, after which a network, or a series of secrets with the
     same first letters, is rate-limited. Valid tokens are never affected. 0: never."""
     connections_per_address: int = 0
     """Connections that one address may have open, for each server process. Clients of a proxy share its address.
