@@ -135,7 +135,10 @@ LIMITS = {
             "NAMES_LIMIT": "bases and data sets read from a README",
             "TOOLS_LIMIT": "lines of tool versions read from a README",
         },
-        "registry.compat.tokenizers": {"TOKENIZER_LIMIT_BYTES": "tokenizer that is compared with the base's"},
+        "registry.compat.tokenizers": {
+            "TOKENIZER_LIMIT_BYTES": "tokenizer that is compared with the base's",
+            "TOKENIZER_VALUES_LIMIT": "values of such a tokenizer",
+        },
         "registry.hub": {"SMALL_LIMIT_BYTES": "file that the Hub API shows as a small one"},
         "registry.hub.operations": {
             "OPERATIONS_LIMIT": "operations of a commit of a Hub client",
