@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,17 +67,18 @@ def test_the_newest_pushes_to_a_folder(local: LiveServer, tmp_path: Path) -> Non
 
 
 LARGE = """
-import hashlib, json, os, pathlib, sys
+import hashlib, json, pathlib, random, sys
 from huggingface_hub import HfApi, hf_hub_download
+random.seed(7)
 name, size = json.loads(sys.argv[1])
-folder = pathlib.Path("large"); folder.mkdir()
+folder = pathlib.Path("large"); folder.mkdir(exist_ok=True)
 with open(folder / "adapter_model.safetensors", "wb") as file:
     header = json.dumps({"x": {"data_offsets": [0, size], "dtype": "U8", "shape": [size]}}).encode()
     file.write(len(header).to_bytes(8, "little") + header)
     for _ in range(size // 10**6):
-        file.write(os.urandom(10**6))
+        file.write(random.randbytes(10**6))
 api = HfApi()
-api.create_repo(name)
+api.create_repo(name, exist_ok=True)
 api.upload_folder(repo_id=name, folder_path=folder)
 def sum_of(path):
     return hashlib.file_digest(open(path, "rb"), "sha256").hexdigest()
@@ -110,16 +112,35 @@ print(json.dumps(api.upload_folder(repo_id=order["name"], folder_path=order["fol
 
 @pytest.mark.parametrize("version", ["0.34.4", "1.10.1", ""])
 def test_a_client_killed_between_upload_and_commit_pushes_again(live: LiveServer, tmp_path: Path, version: str) -> None:
-    """By Git LFS the bytes that have arrived are not sent again. By Xet they are: a session ends with its client."""
+    """The bytes that have arrived are not sent again, by Git LFS and by Xet."""
     name = f"acme/killed-{version or 'newest'}"
     python = _python(version) if version else Path(sys.executable)
-    request = {"name": name, "folder": str(pushes.adapter_folder(tmp_path)), "dies": True}
+    folder = pushes.adapter_folder(tmp_path, seed=930 + len(version))  # bytes that no version has
+    request = {"name": name, "folder": str(folder), "dies": True}
     died = live.run([python, "-c", KILLED, json.dumps(request)], tmp_path)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    links, shards = len(live.proxy.targets("PUT")), live.xet_uploads()
+    links, shards, xorbs = len(live.proxy.targets("PUT")), live.xet_uploads(), live.xorb_bytes()
     commit = lives.last_line(live.run([python, "-c", KILLED, json.dumps(request | {"dies": False})], tmp_path))
-    assert (len(live.proxy.targets("PUT")) - links, live.xet_uploads() > shards) == (0, not version)
+    assert (len(live.proxy.targets("PUT")) - links, live.xorb_bytes() - xorbs) == (0, 0)
+    assert (live.xet_uploads() > shards) == (not version)
     assert commit == commit_id(live.registry.version(Ref(AdapterName.parse(name), 1)).digest)
+
+
+def test_a_client_killed_while_it_sends_by_xet_sends_the_rest(live: LiveServer, tmp_path: Path) -> None:
+    """hf-xet keeps a list of the xorbs that it has sent, by default every 20 seconds."""
+    size, before = 400 * 10**6, live.xorb_bytes()
+    command = [sys.executable, "-c", LARGE, json.dumps(["acme/cut-off", size])]
+    variables = {"HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT": "1"}
+    with subprocess.Popen(command, env=live.environment(tmp_path) | variables, cwd=tmp_path) as client:
+        while not list(tmp_path.glob("home/xet/*/staging/shard-session/xorb_metadata/*")):
+            assert client.poll() is None, "it has not ended yet"
+            live.server.pause(0.01)
+        client.kill()
+    cut_off = live.xorb_bytes()
+    assert 0 < cut_off - before < size
+    pushed, pulled = lives.last_line(live.run(command, tmp_path, **variables))
+    assert pushed == pulled
+    assert live.xorb_bytes() - cut_off < size - 50 * 10**6
 
 
 MANY = """

@@ -60,13 +60,13 @@ def test_a_file_sent_by_xet_becomes_that_of_a_version(harness: Harness, pusher: 
     weights = files.pop(samples.WEIGHTS)
     client = XetClient(pusher)
     client.upload(weights, scheme)
-    assert (staged(harness), xorbs_of(harness)) == (["hub"], 0), "of the session nothing is left"
+    assert (staged(harness), xorbs_of(harness)) == (["hub", "xet"], 1), "a client that is killed now continues"
     answer = commit(pusher, {samples.WEIGHTS: weights}, **files)
     assert answer.status_code == 200, answer.text
     version = harness.admin.version("acme/support@1")
     assert {file.path: file.digest.hex for file in version.files}[samples.WEIGHTS] == oid(weights)
     assert pusher.send("GET", f"/acme/support/resolve/main/{samples.WEIGHTS}").content == weights
-    assert staged(harness) == []
+    assert (staged(harness), xorbs_of(harness)) == ([], 0)
 
 
 def test_files_share_chunks_and_span_xorbs(pusher: Pusher) -> None:
@@ -96,17 +96,65 @@ def test_a_repeated_shard_succeeds_after_its_session_has_ended(harness: Harness,
     assert commit(pusher, {samples.WEIGHTS: weights}, **files).status_code == 200
     assert client.send_shard(shard).status_code == 200
     assert client.send_shard(shard_of()).json() == {"result": 1}, "a shard without files"
+    unchanged = XetClient(pusher)
+    unchanged.send_xorb(xorb)
+    assert unchanged.send_shard(shard).status_code == 200
+    assert (staged(harness), xorbs_of(harness)) == ([], 0), "of files that a version has, no commit may follow"
 
 
-def test_a_new_session_has_nothing_of_an_ended_one(pusher: Pusher) -> None:
-    """Clients remember which xorbs a URL has."""
-    first, second = XetClient(pusher), XetClient(pusher)
-    assert first.url != second.url
-    xorb = xorb_of([b"one"])
+# ------------------------------------------------------------------ clients that were killed
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_a_client_that_was_killed_continues_its_session(harness: Harness, pusher: Pusher) -> None:
+    """The next process gets the same URL, for which its client remembers what it has sent."""
+    files = harness.files()
+    weights = files.pop(samples.WEIGHTS)
+    chunks = split(weights, CHUNK)
+    xorbs = [xorb_of(chunks[:1]), xorb_of(chunks[1:])]
+    killed = XetClient(pusher)
+    killed.send_xorb(xorbs[0])
+    client = XetClient(pusher)
+    assert client.url == killed.url
+    client.send_xorb(xorbs[1])
+    shard = shard_of((oid(weights), [xorb.segment() for xorb in xorbs]))
+    assert client.send_shard(shard).status_code == 200
+    again = XetClient(pusher)
+    assert again.url == killed.url, "it was killed before the commit"
+    assert again.send_shard(shard).status_code == 200
+    assert commit(pusher, {samples.WEIGHTS: weights}, **files).status_code == 200
+    assert XetClient(pusher).url != killed.url, "clients remember xorbs that are not there any more"
+
+
+def test_a_session_that_one_client_uses_ends_with_the_commit(harness: Harness, pusher: Pusher) -> None:
+    first, xorb = XetClient(pusher), xorb_of([b"one"])
     first.send_xorb(xorb)
-    refused(second.send_shard(shard_of((oid(b"one"), [xorb.segment()]))), 422, "which this session does not have")
     assert first.send_shard(shard_of((oid(b"one"), [xorb.segment()]))).status_code == 200
+    assert commit(pusher, {"LICENSE": b"one"}).status_code == 200
+    assert (staged(harness), xorbs_of(harness)) == (["hub"], 0), "the draft has the file"
+    second = XetClient(pusher)
+    assert second.url != first.url
+    refused(
+        second.send_shard(shard_of((oid(b"oneone"), [xorb.segment()] * 2))), 422, "which this session does not have"
+    )
     refused(first.send_shard(shard_of((oid(b"oneone"), [xorb.segment()] * 2))), 422, "does not have")
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_two_clients_with_one_url_do_not_end_the_session_of_each_other(harness: Harness, pusher: Pusher) -> None:
+    first, xorbs = XetClient(pusher), [xorb_of([b"one"]), xorb_of([b"two"])]
+    first.send_xorb(xorbs[0])
+    second = XetClient(pusher)
+    second.send_xorb(xorbs[1])
+    assert first.send_shard(shard_of((oid(b"one"), [xorbs[0].segment()]))).status_code == 200
+    assert commit(pusher, {"LICENSE": b"one"}).status_code == 200
+    third = XetClient(pusher)
+    assert (second.url == first.url, third.url == first.url) == (True, False)
+    segments = [xorb.segment() for xorb in reversed(xorbs)]
+    assert second.send_shard(shard_of((oid(b"twoone"), segments))).status_code == 200
+    assert commit(pusher, {"README.md": b"twoone"}).status_code == 200
+    assert (staged(harness), xorbs_of(harness)) == (["hub", "hub", "xet", "xet"], 2)
+    with harness.session() as session:
+        [push] = [row for row in rows(session, PushRow) if row.id.startswith("xet_")]
+    assert push.expires_at <= db.now() + timedelta(seconds=sessions.CLOSED_SECONDS)
 
 
 # ------------------------------------------------------------------ hostile requests
@@ -245,6 +293,8 @@ def test_a_quota_counts_a_file_once_while_its_xorbs_are_staged(harness: Harness,
     refused(client.send_shard(shard_of((oid(large * 2), [xorb.segment()] * 2))), 413, "the quota")
     assert client.send_shard(shard_of((oid(large), [xorb.segment()]))).status_code == 200
     refused(XetClient(pusher).send_xorb(xorb_of([bytes(5 * CHUNK)])), 413, "the quota")
+    another = shard_of((oid(large[CHUNK:]), [xorb.segment(1)]))
+    refused(client.send_shard(another), 413, "the quota")  # its xorbs make up for the files of one shard
 
 
 def test_a_session_has_a_limit_of_xorbs(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:

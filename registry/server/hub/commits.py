@@ -36,6 +36,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
 from registry.server.hub.drafts import DraftCommit
 from registry.server.hub.version_push import VersionPush, choose_base
+from registry.server.hub.xet import sessions
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, Stat, key_of, staging_key_of
 from registry.versions.files import CARD, WEIGHTS_ENDINGS
@@ -66,13 +67,15 @@ class Head:
 class CommitOutcome:
     """What a commit has made. `pushed` is None for a draft, and for a commit that changed nothing.
 
-    `push_id` and `released` are what is cleaned up after the answer: a push, and staging keys.
+    `push_id`, `released` and `xorbs` are what is cleaned up after the answer: a push, and staging keys of files and of
+    xorbs.
     """
 
     commit: str
     pushed: PushResult | None = None
     push_id: str = ""
     released: Sequence[str] = ()
+    xorbs: Sequence[str] = ()
     is_draft: bool = False
 
 
@@ -105,7 +108,7 @@ class Committer:
         staged = self._complete(tree)
         contents = self._read_adapter(tree, staged)
         if contents is None:
-            return CommitOutcome(self._write_draft(head, tree, staged), is_draft=True)
+            return self._write_draft(head, tree, staged)
         return self._push(head, tree, staged, contents)
 
     # ---------------------------------------------------------------- files
@@ -220,8 +223,8 @@ class Committer:
             raise
 
     # ---------------------------------------------------------------- draft
-    def _write_draft(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> str:
-        """Keep the files as the draft of the branch; return its commit id."""
+    def _write_draft(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> CommitOutcome:
+        """Keep the files as the draft of the branch."""
         verified = {f.descriptor.digest for f in head.files.values()}
         new = {f.descriptor.digest: f.descriptor for f in tree.values() if f.descriptor.digest not in verified}
         for digest in new.keys() & staged.keys():
@@ -235,7 +238,8 @@ class Committer:
             upload = drafts.open_upload(session, self.actor, self.name, {}, self.settings, seconds=seconds)
             drafts.hold_blobs(session, upload, {digest: "" for digest in sizes if digest not in staged}, sizes)
             row = drafts.write(session, self.actor, self.name, upload, draft, head.draft.revision if head.draft else "")
-        return row.revision
+            xorbs = sessions.end_used(session, self.actor, self.name)
+        return CommitOutcome(row.revision, xorbs=xorbs, is_draft=True)
 
     def _verify(self, file: Descriptor, blob: PushBlobRow) -> None:
         """Check the bytes of a draft's file. A version's are checked again when it is pushed."""
@@ -286,8 +290,9 @@ class Committer:
             if result.created and not result.alias_refused and moved != 1:  # its files are not those read at the start
                 raise drafts.moved(self.name, self.branch)
             released = self._end_draft(session, head, manifest)
+            xorbs = sessions.end_used(session, self.actor, self.name)
             failpoints.reach("hub.version.before_commit")
-        return CommitOutcome(hub.commit_id(manifest.digest), result, push_id, released)
+        return CommitOutcome(hub.commit_id(manifest.digest), result, push_id, released, xorbs)
 
     def _parents(self, head: Head) -> list[Edge]:
         if head.version is None:

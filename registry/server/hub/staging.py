@@ -33,17 +33,19 @@ def find_pushes(session: Session, prefix: str) -> list[PushRow]:
 def open_push(
     session: Session, actor: Actor, name: AdapterName, prefix: str, size_bytes: int, *, seconds: int
 ) -> PushRow:
-    """Return the open push with this prefix, for `seconds` from now, or a new one, with space for more bytes.
+    """Return an open push with this prefix, or a new one, with space for more bytes; all stay open for `seconds`.
 
     The transaction must write. Errors as of a plan of a push.
     """
     actor.require(Scope.PUSH, name)
-    row = next(iter(find_pushes(session, prefix)), None)
-    quotas.check_before_staging(session, actor, name, size_bytes, is_new=row is None)
+    rows = find_pushes(session, prefix)
+    quotas.check_before_staging(session, actor, name, size_bytes, is_new=not rows)
     now = db.now()
     until = now + timedelta(seconds=seconds)
-    if row is not None and references.extend_pushes(session, [row.id], until=until).get(row.id) is PushState.OPEN:
-        return row
+    states = references.extend_pushes(session, [row.id for row in rows], until=until) if rows else {}
+    for row in rows:
+        if states.get(row.id) is PushState.OPEN:
+            return row
     row = PushRow(
         id=prefix + secrets.token_hex(6), namespace=name.namespace, name=name.name, manifest="", manifest_digest="",
         state=PushState.OPEN, created_at=now, created_by=actor.identity, token_id=actor.token_id, expires_at=until,

@@ -389,6 +389,21 @@ class XorbRow(SQLModel, table=True):
     chunk_ends: bytes = Field(sa_type=LargeBinary)
 
 
+class XetSessionRow(SQLModel, table=True):
+    """A push of a Xet session, and the word in the session's URL. It goes with the push.
+
+    `has_shard`: a shard has made files of it. `is_shared`: its URL was given out again. `is_closed`: it is given out no
+    more.
+    """
+
+    __tablename__ = "xet_session"
+    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
+    word: str
+    has_shard: bool = False
+    is_shared: bool = False
+    is_closed: bool = False
+
+
 class DraftFileRow(SQLModel, table=True):
     """A file of a draft. `git_sha1`: the id of its git blob if it is small, else empty."""
 

@@ -2,7 +2,8 @@
 
 - A file that has arrived, or that a version visible to the actor has, needs no xorb: so a repeated shard succeeds.
 - All segments are checked before anything is written. Then each file is written and hashed piece by piece.
-- Quotas count a xorb until its session ends, so the files count only for what they have beyond the xorbs.
+- Quotas count a xorb until its session ends. So the files of the first shard count only for what they have beyond the
+  xorbs: otherwise an upload needed twice its size until the commit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Span = tuple[str, int, int]
 
 
 def make(xet: XetSession, shard: Body) -> list[str]:
-    """Make the files of a shard and end its session; return the staging keys that can be deleted.
+    """Make the files of a shard; return the staging keys that can be deleted, if no commit will follow.
 
     `TooLarge` (SIZE_INVALID) for files that repeat much, `Conflict` (UPLOAD_INCOMPLETE) for a xorb that the session
     does not have, `Invalid` (BLOB_MISMATCH) for a segment that is not in its xorb and for a file with another SHA-256,
@@ -48,14 +49,16 @@ def make(xet: XetSession, shard: Body) -> list[str]:
     needed = {file.digest: file.segments for file in files if file.digest in absent}
     with db.session(xet.engine, write=False) as session:
         xorbs = sessions.find_xorbs(session, xet.prefix, {s.xorb for segments in needed.values() for s in segments})
-        counted_bytes = sessions.count_staged_bytes(session, xet.prefix)
-    _check_repeats(sum(sizes[digest] for digest in needed), counted_bytes)
+        xorb_bytes, has_shard = sessions.count_bytes(session, xet.prefix)
+    _check_repeats(sum(sizes[digest] for digest in needed), xorb_bytes)
+    counted_bytes = 0 if has_shard else xorb_bytes
     counted_bytes += sum(staged[digest].size_bytes for digest in staged.keys() & needed.keys())
     spans = {file: [_locate(file, segment, xorbs) for segment in segments] for file, segments in needed.items()}
     _write(xet, spans, sizes, counted_bytes)
     failpoints.reach("hub.shard.written")
     with db.session(xet.engine) as session:
-        keys = sessions.end(session, xet.prefix)
+        sessions.record_shard(session, xet.prefix)
+        keys = [] if missing else sessions.end_used(session, xet.actor, xet.name)
         failpoints.reach("hub.shard.before_commit")
     return keys
 
@@ -99,7 +102,7 @@ def _locate(file: Digest, segment: Segment, xorbs: Mapping[str, XorbRow]) -> Spa
         message = f"is made of xorb {segment.xorb}, which this session does not have"
         raise Conflict(
             "UPLOAD_INCOMPLETE", f"{file} {message}", findings=[Finding("blob.unknown", file, message)],
-            next_step="upload again: a session ends with its first shard, or when its xorbs expire",
+            next_step="upload again: a session ends with the commit of its files, or when its xorbs expire",
         )  # fmt: skip
     start, end = sessions.locate(xorb, segment.first, segment.end)
     if end - start != segment.size_bytes:

@@ -40,6 +40,7 @@ from registry.server.http.routing import run_for
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
+from registry.server.hub.xet import sessions
 from registry.server.push import commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.bodies import with_body
@@ -197,7 +198,8 @@ def _answer(request: Request, actor: Actor, name: AdapterName, outcome: CommitOu
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
     answer = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
     clean_up = partial(_clean_up, request, outcome)
-    response = JSONResponse(answer, background=BackgroundTask(run_for, actor, clean_up) if outcome.push_id else None)
+    is_clean = not (outcome.push_id or outcome.xorbs)
+    response = JSONResponse(answer, background=None if is_clean else BackgroundTask(run_for, actor, clean_up))
     response.headers.update(state.audit_log.checkpoint_header)
     _warn(response, outcome.commit, text)
     return response
@@ -205,8 +207,10 @@ def _answer(request: Request, actor: Actor, name: AdapterName, outcome: CommitOu
 
 def _clean_up(request: Request, outcome: CommitOutcome) -> None:
     state = request.app.state
-    commits.delete_staged(state.blobs, outcome.released)
-    commit.clean_up(state.engine, [outcome.push_id], blobs=state.blobs)
+    sessions.delete_xorbs(state.blobs, outcome.xorbs)
+    if outcome.push_id:
+        commits.delete_staged(state.blobs, outcome.released)
+        commit.clean_up(state.engine, [outcome.push_id], blobs=state.blobs)
 
 
 def _describe(name: AdapterName, outcome: CommitOutcome) -> str:

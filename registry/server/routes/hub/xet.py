@@ -1,6 +1,6 @@
 """Xet: access tokens, and the part of its storage API that uploads need, below a URL of its own for each token.
 
-    GET  …/xet-write-token/{revision}        an access token, with the URL of a new session
+    GET  …/xet-write-token/{revision}        an access token, with the URL of a session
     GET  …/v1/chunks/default/{hash}          404: no question about chunks is answered, so no one learns who has them
     POST …/v1/xorbs/default/{hash}           stage a xorb
     POST …/v1/shards                         make files of the xorbs
@@ -27,7 +27,7 @@ from registry.roles import Scope
 from registry.server.access import sign_in
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread
+from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread, SettingsDep
 from registry.server.http.request_actor import current_actor, read_secret, record_failure
 from registry.server.http.routing import run_for
 from registry.server.hub import commits, refusals
@@ -73,14 +73,15 @@ XetPusher = Annotated[Actor, Depends(RequireXetToken(Scope.PUSH))]
 
 
 @router.get(MODEL + "/xet-write-token/{revision:path}")
-def create_write_token(request: Request, actor: Pusher, engine: EngineDep) -> Response:
-    """An access token for uploads to this repository, and the URL of a session."""
+def create_write_token(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep) -> Response:
+    """An access token for uploads to this repository, and the URL of a session: one that was cut off, or a new one."""
     name = protocol.adapter_of(request)
     commits.require_target(engine, actor, name)
     secret = read_secret(request)
     signer = request.app.state.blobs.links
     token, until = access_tokens.issue(signer, name, sha256_of(secret) if secret else "", actor.expires_at)
-    url = f"{protocol.base_url(request)}/api/models/{name}/xet/{sessions.new_word()}"
+    word = sessions.choose_word(engine, actor, name, settings)
+    url = f"{protocol.base_url(request)}/api/models/{name}/xet/{word}"
     headers = {
         "X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(until),
         "Cache-Control": "no-store",
