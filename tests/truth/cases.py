@@ -100,9 +100,11 @@ class Plan:
 
 
 def plans() -> Iterator[Plan]:
-    """The methods of PEFT on one base, then LoRA on every architecture."""
-    yield Plan("methods", tuple(f"{method.lower()}/{name}" for method, name in methods.variants()), methods_base,
-               of_method)  # fmt: skip
+    """The methods of PEFT on bases of three kinds, then LoRA on every architecture."""
+    for kind in methods.BASES:
+        groups = (f"{method.lower()}{kind and f'@{kind}'}/{name}" for method, name in methods.variants(kind))
+        plan = f"methods@{kind}" if kind else "methods"
+        yield Plan(plan, tuple(groups), functools.partial(methods_base, kind), of_method)
     for name, model_type, maker in architectures.names():
         yield Plan(
             name, tuple(f"{name}/{variant}" for variant in architectures.VARIANTS),
@@ -110,27 +112,31 @@ def plans() -> Iterator[Plan]:
         )  # fmt: skip
 
 
-def methods_base(folder: Path) -> Base:
-    """The base of the groups of methods."""
-    methods.make_base(folder)
-    model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+def methods_base(kind: str, folder: Path) -> Base:
+    """A base of the groups of methods."""
+    methods.make_base(folder, kind)
+    model = getattr(transformers, methods.BASES[kind].maker).from_pretrained(folder).eval()
     ids = torch.tensor([[1, 3, 5, 7, 8, 11, 60, 23, 42, 90, 2, 33], [1, 44, 7, 8, 3, 5, 19, 71, 6, 17, 29, 80]])
-    return Base(folder, oracle.subject_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :4]
+    return Base(folder, oracle.subject_of(model, inputs))
 
 
 def of_method(base: Base, name: str, folder: Path) -> Group:
     """The group of one variant of a method."""
-    method, variant = name.upper().partition("/")[0], name.partition("/")[2]
+    method, variant, kind = methods.method_of(name), name.partition("/")[2], methods.BASES[methods.base_kind_of(name)]
     if method == "XLORA":  # PEFT takes it on a model without a cache only
         model = copy.deepcopy(base.subject.model)
         model.config.use_cache = False
         base = Base(base.folder, dataclasses.replace(base.subject, model=model))
-    methods.make(copy.deepcopy(base.subject.model), method, variant, folder)
+    methods.make(copy.deepcopy(base.subject.model), name, folder)
     tolerated = oracle.tolerance(base.subject, folder)
     inner = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
     tensors, written = _read(folder)
-    changes = list(mutations.of_tensors(tensors, written))
-    changes += mutations.of_configuration(tensors, written, _fields(method, variant, written))
+    changes = [*mutations.of_tensors(tensors, written, kind.names)]
+    fields = _fields(method, variant, written)
+    changes += mutations.of_configuration(tensors, written, fields, names=kind.names, other_task=kind.other_task)
     return Group(name, base, tensors, written, changes, tolerated, inner)
 
 

@@ -1,9 +1,16 @@
-"""Honest adapters of every PEFT method: one or more configurations each, on a tiny Llama, saved by PEFT itself."""
+"""Honest adapters of every PEFT method: one or more configurations each, saved by PEFT itself.
+
+They are made on a tiny Llama, a classifier and an encoder-decoder. Names of modules here are Llama's; `BASES` has the
+others'.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -109,34 +116,106 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 """Method → name of a variant → fields of its configuration class. A test holds that every method of PEFT is here."""
 
 
-def make_base(folder: Path) -> Path:
-    """A Llama with two layers and grouped attention: no two of its matrix sizes are equal by chance."""
+@dataclass(frozen=True, slots=True)
+class BaseKind:
+    """A base of the methods.
+
+    `task`: PEFT's; `names`: Llama's name of a module, or a part of it, → the name here; `fields`: what a method needs
+    here beside `VARIANTS`; `methods`: all if empty.
+    """
+
+    maker: str
+    task: str
+    other_task: str
+    config: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    methods: frozenset[str] = frozenset()
+
+
+_TOKENS = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_LLAMA = {**_TOKENS, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+BASES: dict[str, BaseKind] = {
+    "": BaseKind("LlamaForCausalLM", "CAUSAL_LM", "SEQ_CLS", _LLAMA),
+    "classifier": BaseKind("BertForSequenceClassification", "SEQ_CLS", "CAUSAL_LM", {
+        **_TOKENS, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 128, "num_labels": 3}, {
+        "model.layers.0.self_attn": "bert.encoder.layer.0.attention.self", "mlp.up_proj": "intermediate.dense",
+        "model.layers.0.mlp.gate_proj": "bert.encoder.layer.0.intermediate.dense",
+        "q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "attention.output.dense",
+        "gate_proj": "intermediate.dense", "down_proj": "intermediate.dense", "embed_tokens": "word_embeddings",
+        "lm_head": "classifier", "norm": "LayerNorm", "layers": "layer"},
+        {"LN_TUNING": {"target_modules": ["LayerNorm"]}, "SHADOW": {"target_modules": r".*\.layer\.\d+"}}),
+    "decoder-classifier": BaseKind(
+        "LlamaForSequenceClassification", "SEQ_CLS", "CAUSAL_LM", _LLAMA | {"num_labels": 3}, {"lm_head": "score"},
+        methods=frozenset({"ADAPTION_PROMPT", "LN_TUNING", "PREFIX_TUNING", "SHADOW"})),
+    "encoder-decoder": BaseKind("T5ForConditionalGeneration", "SEQ_2_SEQ_LM", "SEQ_CLS", {
+        **_TOKENS, "d_model": 64, "d_kv": 16, "d_ff": 80, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
+        "tie_word_embeddings": False}, {
+        "model.layers.0.self_attn": "encoder.block.0.layer.0.SelfAttention", "mlp.up_proj": "DenseReluDense.wi",
+        "model.layers.0.mlp.gate_proj": "encoder.block.0.layer.1.DenseReluDense.wi",
+        "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "wi", "down_proj": "wo",
+        "embed_tokens": "shared", "norm": "final_layer_norm", "layers": "block"},
+        {"SHADOW": {"target_modules": r".*\.block\.\d+"}}),
+}  # fmt: skip
+"""Name → base; the Llama has no name. No two of its matrix sizes are equal by chance."""
+
+
+def base_kind_of(group: str) -> str:
+    """The name of the base of a group such as `lora@classifier/plain`."""
+    return group.partition("/")[0].partition("@")[2]
+
+
+def method_of(group: str) -> str:
+    """The method of a group, as PEFT calls it."""
+    return group.partition("/")[0].partition("@")[0].upper()
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The value with the names of another base's modules, in texts, lists, keys and PEFT's own configurations."""
+    if not names:
+        return value
+    if isinstance(value, str):
+        words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.sub(rf"(?<![A-Za-z_])({words})(?![A-Za-z_])", lambda match: names[match.group()], value)
+    if isinstance(value, list):
+        return [renamed(item, names) for item in value]
+    if isinstance(value, dict):
+        return {renamed(key, names): renamed(item, names) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: renamed(getattr(value, field.name), names) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def make_base(folder: Path, name: str = "") -> Path:
+    """Save a base with random weights: a Llama with two layers and grouped attention, if no other is named."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    maker = getattr(transformers, BASES[name].maker)
+    maker(maker.config_class(**BASES[name].config)).save_pretrained(folder)
     return folder
 
 
-def variants() -> Iterator[tuple[str, str]]:
-    """(method, variant) of everything in `VARIANTS` that the installed PEFT has."""
-    peft_types = {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+def variants(base: str = "") -> Iterator[tuple[str, str]]:
+    """(method, variant) of everything in `VARIANTS` that the installed PEFT has and this base is for."""
+    peft_types = {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING} & (BASES[base].methods or VARIANTS.keys())
     return ((method, name) for method in sorted(VARIANTS.keys() & peft_types) for name in VARIANTS[method])
 
 
-def make(model: Any, method: str, variant: str, folder: Path) -> None:
+def make(model: Any, group: str, folder: Path) -> None:
     """Save an honest adapter. Errors are PEFT's own: this method cannot be made on this base."""
+    method, base, variant = method_of(group), BASES[base_kind_of(group)], group.partition("/")[2]
     kind = next(kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value == method)
-    fields = VARIANTS[method][variant]
+    fields = renamed(VARIANTS[method][variant], base.names) | base.fields.get(method, {})
     if method == "XLORA":
         experts = {str(number): folder.parent / f"{folder.name}-expert-{number}" for number in range(2)}
         for targets, expert in zip((QV, QO), experts.values(), strict=True):
-            make_from(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"), expert)
+            config = peft.LoraConfig(r=4, target_modules=renamed(targets, base.names), task_type=base.task)
+            make_from(copy.deepcopy(model), config, expert)
         paths = {number: str(path) for number, path in experts.items()}
         fields = {"hidden_size": model.config.hidden_size, "xlora_size": 16, "adapters": paths}
-    make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **fields), folder)
+    make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type=base.task, **fields), folder)
 
 
 def make_from(model: Any, config: Any, folder: Path, *, scale: float = 0.05) -> None:

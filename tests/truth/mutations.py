@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tests.truth.methods import renamed
+
 Tensors = dict[str, torch.Tensor]
 Written = dict[str, Any]
 Mutated = tuple[str, Tensors, Written]
@@ -27,15 +29,18 @@ def kind_of(name: str) -> str:
     return ".".join(parts[-2:] if parts[-1] in ("weight", "bias", "N") else parts[-1:])
 
 
-def of_tensors(tensors: Tensors, written: Written) -> Iterator[Mutated]:
-    """Mutations of each kind of tensor, of the first tensor of its kind, and of the file as a whole."""
+def of_tensors(tensors: Tensors, written: Written, names_here: Mapping[str, str]) -> Iterator[Mutated]:
+    """Mutations of each kind of tensor, of the first tensor of its kind, and of the file as a whole.
+
+    `names_here`: see `methods.BaseKind`.
+    """
     kinds: dict[str, list[str]] = {}
     for name in tensors:
         kinds.setdefault(kind_of(name), []).append(name)
     for kind, names in kinds.items():
         for change, changed in _of_kind(tensors, names):
             yield f"{change}:{kind}", changed, written
-    for change, changed in _of_file(tensors):
+    for change, changed in _of_file(tensors, names_here):
         yield change, changed, written
 
 
@@ -70,23 +75,25 @@ def _of_kind(tensors: Tensors, names: list[str]) -> Iterator[tuple[str, Tensors]
         yield "integers-one", tensors | {first: first_tensor.to(torch.int32)}
 
 
-def _of_file(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
+def _of_file(tensors: Tensors, names_here: Mapping[str, str]) -> Iterator[tuple[str, Tensors]]:
     if not tensors:
         return
     first = next(iter(tensors))
-    last_layer = max((name for name in tensors if ".layers." in name), default="")
+    query, key, base_weight = (renamed(name, names_here) for name in (
+        "q_proj", "k_proj", "base_model.model.model.layers.0.mlp.gate_proj.weight"))  # fmt: skip
+    layer = re.compile(rf"\.{renamed('layers', names_here)}\.\d+\.")
+    last_layer = max((name for name in tensors if layer.search(name)), default="")
     yield "extra:unknown", tensors | {f"{first.rpartition('.')[0]}.unknown_part": torch.ones(4)}
-    yield "extra:base-weight", tensors | {"base_model.model.model.layers.0.mlp.gate_proj.weight": torch.ones(80, 64)}
+    yield "extra:base-weight", tensors | {base_weight: torch.ones(80, 64)}
     yield "extra:prompt", tensors | {"prompt_embeddings": torch.ones(4, 64)}
-    copies = {name.replace("q_proj", "k_proj"): t for name, t in tensors.items() if "q_proj" in name}
+    copies = {name.replace(f".{query}.", f".{key}."): t for name, t in tensors.items() if f".{query}." in name}
     if copies:
         yield "extra:module", tensors | copies
-        yield "renamed:module", {name.replace("q_proj", "k_proj"): t for name, t in tensors.items()}
+        yield "renamed:module", {name.replace(f".{query}.", f".{key}."): t for name, t in tensors.items()}
     if last_layer:
-        layer = re.search(r"\.layers\.\d+\.", last_layer)
-        lost = layer.group() if layer else ""
+        lost = next(iter(layer.findall(last_layer)), "")
         yield "drop:layer", {name: t for name, t in tensors.items() if lost not in name}
-        deeper = {name.replace(lost, ".layers.7."): t for name, t in tensors.items() if lost in name}
+        deeper = {name.replace(lost, re.sub(r"\d+", "7", lost)): t for name, t in tensors.items() if lost in name}
         yield "extra:layer", tensors | deeper
     yield "renamed:prefix", {name.removeprefix("base_model.model."): t for name, t in tensors.items()}
     yield "renamed:adapter", {re.sub(r"\.(weight|bias)$", r".default.\1", name): t for name, t in tensors.items()}
@@ -120,16 +127,21 @@ def _without(tensors: Tensors, names: list[str]) -> Tensors:
 
 
 # ------------------------------------------------------------------ configuration
-def of_configuration(tensors: Tensors, written: Written, fields: Mapping[str, Any]) -> Iterator[Mutated]:
-    """Mutations of each of these fields (name → its default), then combinations that contradict each other."""
+def of_configuration(
+    tensors: Tensors, written: Written, fields: Mapping[str, Any], *, names: Mapping[str, str], other_task: str
+) -> Iterator[Mutated]:
+    """Mutations of each of these fields (name → its default), then combinations that contradict each other.
+
+    `names`: see `methods.BaseKind`. `other_task`: one that the base is not for.
+    """
     for field in sorted(fields):
         value = written.get(field, fields[field])
         if field in written:
             yield f"{field}:missing", tensors, {k: v for k, v in written.items() if k != field}
         for change, changed in _values(field, value):
             yield f"{field}:{change}", tensors, written | {field: changed}
-    for change, more in _contradictions(written):
-        yield f"config:{change}", tensors, written | more
+    for change, more in _contradictions(written, renamed("layers", names), other_task):
+        yield f"config:{change}", tensors, written | renamed(more, names)
 
 
 def _values(field: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -160,13 +172,13 @@ def _values(field: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from {"number": 1, "zero": 0, "list": ["nothing_here"], "empty": []}.items()
 
 
-def _contradictions(written: Written) -> Iterator[tuple[str, Written]]:
+def _contradictions(written: Written, layers: str, other_task: str) -> Iterator[tuple[str, Written]]:
     yield "unknown-field", {"no_such_field": 1}
     yield "another-method", {"peft_type": "LORA" if written.get("peft_type") != "LORA" else "LOHA"}
-    yield "another-task", {"task_type": "SEQ_CLS"}
+    yield "another-task", {"task_type": other_task}
     yield "no-task", {"task_type": None}
     if "layers_pattern" in written:
-        yield "layers-pattern-alone", {"layers_pattern": ["layers"], "layers_to_transform": None}
+        yield "layers-pattern-alone", {"layers_pattern": [layers], "layers_to_transform": None}
         yield "layers-beside-pattern", {"target_modules": r".*q_proj", "layers_to_transform": [0]}
         yield "layer-beyond", {"layers_to_transform": [0, 9]}
     if "target_modules" in written:

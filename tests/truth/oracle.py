@@ -98,7 +98,7 @@ def _ask(subject: Subject, folder: Path, tolerated: frozenset[str]) -> Answer:
         if absent - tolerated:
             return Answer("missing", f"keeps initial numbers: {', '.join(sorted(absent - tolerated)[:3])}")
         try:
-            answers.append(outputs(wrapped, inputs | extra_inputs(config, inputs)))
+            answers.append(outputs(wrapped, extra_inputs(config, wrapped, inputs)))
         except Exception as e:
             return Answer("forward", one_line(e))
     if not all(bool(torch.isfinite(values).all()) for values in answers):
@@ -185,11 +185,16 @@ def invoking(config: Any, subject: Subject) -> dict[str, Any]:
     return subject.inputs | {"input_ids": ids}
 
 
-def extra_inputs(config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the forward pass of some methods needs beside the base's inputs."""
-    rows = next(iter(inputs.values())).shape[0]
+def extra_inputs(config: Any, wrapped: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with what the forward pass of some methods needs, or takes in another form."""
     kind = getattr(config.peft_type, "value", config.peft_type)
-    return {"task_ids": torch.zeros(rows, dtype=torch.long)} if kind in ("POLY", "MULTITASK_PROMPT_TUNING") else {}
+    if kind not in ("POLY", "MULTITASK_PROMPT_TUNING"):
+        return inputs
+    more = {"task_ids": torch.zeros(next(iter(inputs.values())).shape[0], dtype=torch.long)}
+    if kind == "MULTITASK_PROMPT_TUNING" and "decoder_input_ids" in inputs:  # its prompt precedes their embeddings
+        ids = inputs["decoder_input_ids"]
+        more |= {"decoder_input_ids": None, "decoder_inputs_embeds": wrapped.word_embeddings(ids)}
+    return inputs | more
 
 
 def moved(a: torch.Tensor, b: torch.Tensor) -> bool:

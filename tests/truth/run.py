@@ -128,7 +128,7 @@ class Run:
         counts: dict[str, Counter[str]] = {"methods": Counter(), "architectures": Counter()}
         for value in self._results.values():
             if "answer" in value:
-                is_method = value["id"].split("/")[0].upper() in methods.VARIANTS
+                is_method = methods.method_of(value["id"]) in methods.VARIANTS
                 counts["methods" if is_method else "architectures"][value.get("commit", "")] += 1
         return counts
 

@@ -11,7 +11,7 @@ from operator import attrgetter
 from textwrap import wrap
 from typing import NamedTuple
 
-from tests.truth.methods import VARIANTS
+from tests.truth.methods import VARIANTS, method_of
 from tests.truth.oracle import FILE_NOT_FINITE, STRUCTURE, Answer
 from tests.truth.product import NO, YES, Said
 
@@ -108,9 +108,9 @@ def figures(rows: Sequence[Row]) -> dict[str, object]:
     """The counts as one object."""
     honest = [row for row in rows if row.honest and row.answer.is_yes]
     subjects = {row.id.split("/")[0] for row in rows}
-    tried = {method.lower() for method in VARIANTS} & subjects
+    tried = {subject for subject in subjects if method_of(subject) in VARIANTS}
     return {
-        "methods": len(tried), "architectures": len(subjects - tried),
+        "methods": len({method_of(subject) for subject in tried}), "architectures": len(subjects - tried),
         "cases": len(rows), "peft_yes": sum(row.answer.is_yes for row in rows), "honest": len(honest),
         "honest_unknown": sum(Fault("all", "unknown") in row.faults for row in honest),
         **{f"{stage}_{kind}".replace(" ", "_"): n for (stage, kind), n in sorted(count(rows).items())},
@@ -171,8 +171,9 @@ NOTES = """
 
 The cases are
 
-- every PEFT method that can be made, on one tiny Llama, with every tensor lost, added, resized, transposed, zeroed or
-  made NaN, and every field of its configuration null, missing, of another type or out of range;
+- every PEFT method that can be made on a tiny Llama, on classifiers (BERT; Llama for methods of decoders) and on T5,
+  with every tensor lost, added, resized, transposed, zeroed or made NaN, and every field of its configuration null,
+  missing, of another type or out of range;
 - LoRA on a tiny random model of every text architecture that transformers can build: all linear modules, the defaults,
   DoRA, rsLoRA, biases, a saved head, embeddings, trained tokens; honest and wrong in seven ways.
 

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 SEED = os.environ.get("TRUTH_SEED", "1")
-GROUPS, CASES, ARCHITECTURES = 10, 3, ("gpt2", "t5", "BertForSequenceClassification")
+GROUPS, OTHER_GROUPS, CASES, ARCHITECTURES = 10, 2, 3, ("gpt2", "t5", "BertForSequenceClassification")
 HELD = ("weights", "smoke", "all")
 """Stages that must agree. Those from headers alone may pass what only the worker can see."""
 WRONG = ("false yes", "false no", "crash")
@@ -51,6 +51,18 @@ def test_a_sample_of_methods_and_mutations_gets_the_verdict_of_peft(tmp_path: Pa
 
     plan = next(cases.plans())
     assert_agreement(tmp_path, [f"{group}/*" for group in sample(plan.groups, GROUPS)])
+
+
+@pytest.mark.parametrize("base", ["classifier", "encoder-decoder"])
+def test_a_sample_of_methods_on_other_bases_gets_the_verdict_of_peft(base: str, tmp_path: Path) -> None:
+    from tests.truth import cases
+
+    plan = next(plan for plan in cases.plans() if plan.id == f"methods@{base}")
+    assert_agreement(tmp_path, [f"{group}/*" for group in sample(plan.groups, OTHER_GROUPS)])
+
+
+def test_multitask_prompts_answer_on_an_encoder_decoder(tmp_path: Path) -> None:
+    assert_agreement(tmp_path, ["multitask_prompt_tuning@encoder-decoder/plain/honest"])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

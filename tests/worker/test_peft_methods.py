@@ -65,7 +65,7 @@ def compare(structures: Structures, folder: Path) -> list[Finding]:
 def check_variant(structures: Structures, base: Path, folder: Path, method: str, variant: str) -> Iterator[str]:
     """Yield what is wrong: an honest adapter that is refused, or a mutated one that is not."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    methods.make(model, method, variant, folder)
+    methods.make(model, f"{method}/{variant}", folder)
     try:
         findings = compare(structures, folder)
     except NeedsValues:
@@ -76,7 +76,7 @@ def check_variant(structures: Structures, base: Path, folder: Path, method: str,
     if [finding.code for finding in findings] != ["compat.peft_expects"]:
         yield f"{method} {variant} honest: {findings}"
     weights = folder / models.WEIGHTS
-    for name, tensors, _ in mutations.of_tensors(load_file(weights), {}):
+    for name, tensors, _ in mutations.of_tensors(load_file(weights), {}, {}):
         if name.startswith(STRUCTURAL) and not name.endswith(OPTIONAL) and tensors:
             save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, weights)
             if not any(finding.severity == "error" for finding in compare(structures, folder)):
@@ -112,7 +112,7 @@ def test_an_adapter_that_lost_tensors_gets_no_yes_from_push_and_worker(
 ) -> None:
     method, variant, part = LOST[lost]
     setup.add_base("base", base)
-    methods.make(transformers.AutoModelForCausalLM.from_pretrained(base), method, variant, tmp_path / "adapter")
+    methods.make(transformers.AutoModelForCausalLM.from_pretrained(base), f"{method}/{variant}", tmp_path / "adapter")
     weights = tmp_path / "adapter" / models.WEIGHTS
     tensors = load_file(weights)
     name = next(name for name in sorted(tensors) if part in name)
@@ -135,7 +135,7 @@ def test_honest_adapters_of_methods_that_need_values_or_tasks_pass(
     setup: WorkerSetup, worker: Make, base: Path, tmp_path: Path, method: str, variant: str
 ) -> None:
     setup.add_base("base", base)
-    methods.make(transformers.AutoModelForCausalLM.from_pretrained(base), method, variant, tmp_path / "adapter")
+    methods.make(transformers.AutoModelForCausalLM.from_pretrained(base), f"{method}/{variant}", tmp_path / "adapter")
     setup.push(tmp_path / "adapter", base="base")
     assert worker().run(once=True).done == 1
     verdicts: dict[Any, Any] = {v.check: v for v in setup.harness.admin.version("acme/support").verdicts}

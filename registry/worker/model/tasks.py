@@ -175,7 +175,7 @@ class Forward:
         if self.task.alone and len(batch) > 1:  # a classifier without a padding token refuses more than one text
             return [self.rows(model, [probe], **kwargs)[0] for probe in batch]
         ids = torch.tensor(batch, dtype=torch.long, device=next(model.parameters()).device)
-        output = self._run(model, ids, kwargs | _task_numbers(model, ids))
+        output = self._run(model, ids, kwargs)
         cuts = bool(self._text or self._decoder)
         return [_matrix(row, len(batch[0]) if cuts else 0) for row in self._compared(output)[: len(batch)]]
 
@@ -187,7 +187,7 @@ class Forward:
         start = getattr(self._config, "decoder_start_token_id", None) or 0
         inputs = self._inputs(ids, self._attempts[0]) | {"decoder_input_ids": ids.new_tensor([[start, *answer]])}
         with torch.inference_mode():
-            return _matrix(self._compared(model(**inputs, **_task_numbers(model, ids)))[0], len(answer) + 1)
+            return _matrix(self._compared(model(**_of_method(model, inputs)))[0], len(answer) + 1)
 
     def _run(self, model: Any, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> Any:
         """The model's output. While it has not run yet, inputs are added until it does; then they stay the same."""
@@ -195,7 +195,7 @@ class Forward:
         for extra in self._attempts:
             torch.manual_seed(0)  # some models hash or sample
             try:
-                output = model(**self._inputs(ids, extra), **kwargs)
+                output = model(**_of_method(model, self._inputs(ids, extra)), **kwargs)
             except Exception as e:
                 error = error or e
             else:
@@ -227,11 +227,21 @@ def _matrix(row: torch.Tensor, tokens: int) -> torch.Tensor:
     return matrix[-tokens:] if tokens else matrix
 
 
-def _task_numbers(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """PEFT's methods for several tasks need each row's task: the first."""
+def _of_method(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs as PEFT's methods for several tasks take them: with each row's task, the first.
+
+    Multitask prompts precede the embeddings of a decoder's tokens, so the decoder takes these.
+    """
     config = getattr(model, "active_peft_config", None)
-    tasks = getattr(config, "num_tasks", None) or getattr(config, "n_tasks", None)
-    return {"task_ids": ids.new_zeros(len(ids))} if tasks else {}
+    tasks = getattr(config, "num_tasks", None)
+    if not tasks and not getattr(config, "n_tasks", None):
+        return inputs
+    ids = next(iter(inputs.values()))
+    more: dict[str, Any] = {"task_ids": ids.new_zeros(len(ids), dtype=torch.long)}
+    if tasks and "decoder_input_ids" in inputs:
+        embeddings = model.word_embeddings(inputs["decoder_input_ids"])
+        more |= {"decoder_input_ids": None, "decoder_inputs_embeds": embeddings}
+    return inputs | more
 
 
 # ------------------------------------------------------------------ inputs that are not tokens
