@@ -47,13 +47,13 @@ STEPS: Table[groups.PlannedChange] = Table(
 
 @click.command()
 @click.option("--file", "-f", "path", required=True, type=click.Path(path_type=Path), help="The file, in TOML.")
-@groups.proceed_options
+@groups.proceed_options(atomic="After the pushes, change all tags and aliases or none.")
 @tables.prints(STEPS)
 def apply(path: Path, **options: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
-    A plan is shown first. One failure does not stop the others. With --atomic, tags and aliases change in one
-    transaction, all or none, once every push has succeeded. Pushed versions stay.
+    A plan is shown first. One failure does not stop the others. With --atomic, versions are pushed first and stay, with
+    main pointing at them; then all tags and aliases change in one transaction, or none if anything failed.
     """
     chosen = groups.Options(**options)
     entries = read_adapters_file(path)
@@ -79,10 +79,13 @@ def apply(path: Path, **options: Any) -> None:
         pending = sum(step.state == "planned" for step in steps)
         if pending and output.is_text():
             _print_steps(steps)
+            if chosen.atomic and new:
+                pushed = output.plural(len(new), "version")
+                output.line(f"--atomic: keeps the {pushed} to push; tags and aliases change together or not")
             if sys.stdin.isatty():
                 output.confirm(f"Make {output.plural(pending, 'change')}?", chosen.yes)
         _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=chosen.atomic)
-    _end_steps(steps, "done")
+    _end_steps(steps, "done", atomic=chosen.atomic)
 
 
 def _words(entry: AdapterEntry) -> list[str]:
@@ -173,7 +176,7 @@ def _print_steps(steps: Sequence[_Step], **options: Any) -> None:
     STEPS.print(rows, **options)
 
 
-def _end_steps(steps: Sequence[_Step], done: str) -> None:
+def _end_steps(steps: Sequence[_Step], done: str, *, atomic: bool = False) -> None:
     counts = {state: sum(step.state == state for step in steps) for state in (done, "unchanged", "refused")}
     items = [
         {"name": str(step.name), "step": step.action, "change": step.change, "state": step.state,
@@ -181,5 +184,8 @@ def _end_steps(steps: Sequence[_Step], done: str) -> None:
         for step in steps
     ]  # fmt: skip
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    if atomic and counts["refused"]:
+        pushed = sum(step.action == "push" and step.state == done for step in steps)
+        summary += f"; kept {output.plural(pushed, 'pushed version')}, changed no tag or alias"
     _print_steps(steps, document={"items": items, **counts}, below=lambda: output.line(summary))
     groups.exit_by([step.error for step in steps if step.error is not None])

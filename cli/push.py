@@ -81,6 +81,7 @@ def push(
     options = parse_provenance_file(inputs_file.read_bytes(), file=inputs_file.name) if inputs_file else None
     declared = provenance_from_options(options, **inputs)
     job: Any = None
+    unfinished: Unavailable | None = None
     started = time.monotonic()
     waits = wait or timeout is not None
     with session.registry() if waits else session.versions() as registry:
@@ -98,13 +99,18 @@ def push(
             version = waiting.wait_for_weights(registry, version, until)
         if waits and pushed.job_id and not waiting.has_failed(version.verdicts):
             seconds_left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
-            job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left)
-            version = registry.version(Ref(name, version.digest))
+            try:
+                job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left)
+                version = registry.version(Ref(name, version.digest))
+            except Unavailable as e:  # the version is pushed: show it first
+                unfinished = e
     if pushed.alias_refused and waiting.is_pending(pushed.version.verdicts) != waiting.is_pending(version.verdicts):
         version, refusal = _promote(version, alias, message)
         pushed = pushed.model_copy(update={"alias_refused": refusal})
     pushed = pushed.model_copy(update={"version": version})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
+    if unfinished is not None:
+        raise unfinished
     if job is not None:
         main.load(".jobs", "exit_by")(job, None)
     if needs_weights and waiting.is_pending(version.verdicts):

@@ -204,6 +204,9 @@ _EMPTY: tuple[Any, ...] = ("", None, [], {})
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict):  # tags or a gate: what is set, without what is off
+        fields = {key: _short(item) for key, item in value.items() if item == "" or item not in (*_EMPTY, False)}
+        return " ".join(f"{key}={text}" if text else key for key, text in fields.items())
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text[:19] if text.startswith("sha256:") else text
 

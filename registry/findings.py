@@ -6,7 +6,7 @@ A dataclass: every command needs errors, and so findings, and few of them need p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partialmethod
 from typing import Any, ClassVar, Literal, get_args
@@ -48,6 +48,16 @@ class Finding:
     ) -> Finding:
         """A finding with any values as text."""
         return cls(code, location, message, severity, str(expected), str(actual))
+
+    @classmethod
+    def of_not_finite(cls, code: str, tensors: Sequence[str], cause: str = "") -> Finding:
+        """One finding for all tensors of a file that hold NaN or infinities. Its location is the first of them."""
+        subject = f"{tensors[0][:400]} holds"
+        if len(tensors) > 1:
+            others = "another tensor" if len(tensors) == 2 else f"{len(tensors) - 1} other tensors"
+            subject = f"{tensors[0][:400]} and {others} hold"
+        message = f"{subject} NaN or infinite values{cause}"
+        return cls(code, tensors[0], message, "error", "finite numbers", "NaN or infinity")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Finding | None:

@@ -67,11 +67,7 @@ class Options:
         tables.refuse_row_options("--namespace")
 
 
-_PROCEED = (
-    click.option("--yes", is_flag=True, help="Do not ask after the plan."),
-    click.option("--atomic", is_flag=True, help="All or nothing, in one transaction."),
-    click.option("--dry-run", is_flag=True, help="Show the plan and change nothing."),
-)
+_ATOMIC = "All or nothing, in one transaction."
 _SELECT = (
     click.option("--select", multiple=True, metavar="tag=KEY[=VALUE]|PATTERN",
                  help="With --namespace: only these adapters, by tag or by a pattern of the name (repeatable)."),
@@ -81,16 +77,28 @@ _SELECT = (
 
 def options(command: Command) -> Command:
     """Add the options of `Options` to a command."""
-    for option in (*_PROCEED, *_SELECT):
+    for option in (*_proceed(_ATOMIC), *_SELECT):
         command = option(command)
     return tables.prints(CHANGES)(command)
 
 
-def proceed_options(command: Command) -> Command:
-    """Add those options that do not select adapters."""
-    for option in _PROCEED:
-        command = option(command)
-    return tables.prints(CHANGES)(command)
+def proceed_options(*, atomic: str = _ATOMIC) -> Callable[[Command], Command]:
+    """Add those options that do not select adapters. `atomic`: the help text of --atomic."""
+
+    def decorate(command: Command) -> Command:
+        for option in _proceed(atomic):
+            command = option(command)
+        return tables.prints(CHANGES)(command)
+
+    return decorate
+
+
+def _proceed(atomic: str) -> tuple[Callable[[Any], Any], ...]:
+    return (
+        click.option("--yes", is_flag=True, help="Do not ask after the plan."),
+        click.option("--atomic", is_flag=True, help=atomic),
+        click.option("--dry-run", is_flag=True, help="Show the plan and change nothing."),
+    )
 
 
 def select(registry: Versions, chosen: Options, alias: str = "") -> list[AdapterView]:

@@ -98,10 +98,12 @@ class TrustedCheckpoints:
         if checkpoint.origin != before.origin:
             raise _wrong(registry.url, f"it is the log {checkpoint.origin!r}, and was {before.origin!r}")
         if not _is_consistent(registry, before, checkpoint):
-            raise _wrong(
-                registry.url,
-                f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
+            message = (
+                f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before"
             )
+            if checkpoint.size < before.size:
+                message += "; it lost entries if the registry was restored from an older backup"
+            raise _wrong(registry.url, message)
         if checkpoint.size > before.size and trusted.newest_signer(note) > trusted.newest_signer(trusted.note):
             raise _wrong(registry.url, f"entries after {before.size} are signed by a key that was rotated before")
         if checkpoint.size >= before.size:
@@ -180,5 +182,6 @@ def _wrong(url: str, message: str) -> Corrupt:
     return Corrupt(
         "LOG_INCONSISTENT",
         f"the audit log of {url} is not the one that this machine remembers: {message}",
-        next_step="history was rewritten, truncated or forked: do not trust it until its operator explains it",
+        next_step="history was rewritten, truncated or forked: do not trust it until its operator explains it, "
+        "then run `adapter audit key --trust`",
     )

@@ -58,7 +58,7 @@ def wait_for_job(
         if timeout is not None and waited >= timeout:
             raise Unavailable(
                 "TRY_LATER",
-                f"job {job.id} is still {job.state} after {timeout:g} seconds",
+                f"job {job.id} is still {job.state} after {timeout:.0f} seconds",
                 next_step=f"it continues: `adapter job show {job.id}`",
             )
         time.sleep(POLL_SECONDS)

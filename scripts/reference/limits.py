@@ -53,7 +53,6 @@ LIMITS = {
         },
         "registry.server.evaluation.norms": {
             "FACTOR_ELEMENTS_LIMIT": "elements of a factor whose norm is measured",
-            "FINDINGS_LIMIT": "findings about the numbers of one version",
         },
     },
     "Tensors": {

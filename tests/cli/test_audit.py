@@ -133,6 +133,30 @@ def test_every_command_refuses_a_rewritten_log(cli: CommandRunner) -> None:
     cli("audit", "log")
 
 
+def test_a_log_that_lost_its_end_is_refused_until_a_person_accepts_it(cli: CommandRunner) -> None:
+    live = cli.folder / "data" / "registry.db"
+    with sqlite3.connect(live) as source, sqlite3.connect(cli.folder / "backup.db") as backup:
+        source.backup(backup)
+    cli.push("acme/sales")
+    cli("audit", "log")
+    for path in live.parent.glob("registry.db*"):
+        path.unlink()
+    (cli.folder / "backup.db").rename(live)
+    problem = cli("audit", "log", "--json", expect=70).problem
+    assert "if the registry was restored from an older backup" in problem["detail"]
+    assert "audit key --trust" in problem["next_step"]
+    cli("audit", "key", "--trust")
+    assert "acme/sales" not in cli("audit", "log").stdout
+
+
+def test_the_log_shows_tags_and_gates_as_words(cli: CommandRunner) -> None:
+    cli("tag", "add", "acme/support@1", "team=nlp", "reviewed")
+    cli("gate", "set", "acme", "prod", "--require", "compat", "--approvals", "2")
+    printed = cli("audit", "log", "--columns", "event").stdout
+    assert "(tags reviewed team=nlp)" in printed
+    assert "after requires=compat approvals=2" in printed
+
+
 def test_a_rotated_key_is_followed_by_every_command(cli: CommandRunner) -> None:
     new = cli("audit-key", "rotate", "--json").json["key"]
     cli("promote", "acme/support@1", "beta")

@@ -137,6 +137,11 @@ aliases = {{staging = 1}}
         ("push", "done"), ("describe", "refused"), ("alias", "refused")
     ]  # fmt: skip
     assert cli("describe", "acme/billing", "--json").json["description"] == "Answers about bills"
+    closed.write_text(closed.read_text().replace("fresh", "fresher"))
+    cli.make_adapter("fresher")
+    shown = cli("apply", "-f", closed, "--atomic", expect=6).stdout
+    assert "--atomic: keeps the 1 version to push; " in shown
+    assert shown.splitlines()[-1] == "1 done, 0 unchanged, 2 refused; kept 1 pushed version, changed no tag or alias"
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
     assert "adapters.toml: adapters.billing.colour: is not a field here" in refused

@@ -68,7 +68,8 @@ def test_texts_of_a_worker_do_not_steer_the_terminal(cli: CommandRunner) -> None
 
 def test_a_job_is_submitted_shown_and_cancelled(cli: CommandRunner) -> None:
     cli.add_base()
-    cli.push("acme/support")
+    pushed = cli("push", cli.make_adapter("a"), "acme/support", "--timeout", "0.01", "--json", expect=75)
+    assert (pushed.json["version"]["number"], pushed.problem["code"]) == (1, "TRY_LATER"), "the version is shown"
     job = cli("smoke-test", "acme/support", "--json").json
     assert (job["state"], job["kind"], job["subject"]) == ("queued", "smoke-test", "acme/support@1")
     assert cli("smoke-test", "acme/support", "--timeout", "0.01", "--json", expect=75).problem["code"] == "TRY_LATER"

@@ -30,7 +30,6 @@ FACTOR_ELEMENTS_LIMIT = 2**24
 """Of A or of B: 64 MiB as 32-bit floats. Rank 512 on a width of 28,672 has 14.7 million."""
 HUGE_RMS = 0.5
 """Root mean square of an update's elements. Weights of language models have 0.01 to 0.1, trained updates far less."""
-FINDINGS_LIMIT = 20
 
 _EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000),
               "F64": ("<u8", 0x7FF0000000000000), "F8_E5M2": ("u1", 0x7C)}  # fmt: skip
@@ -90,15 +89,9 @@ def measure(fetch: Read, size_bytes: int, plan: MeasuringPlan) -> Measured:
     read = Window(fetch, size_bytes).read
     names = find_not_finite(read, plan.header)
     if names:
-        return Measured(tuple(_not_finite(name, len(names)) for name in names[:FINDINGS_LIMIT]), {})
+        return Measured((Finding.of_not_finite("weights.not_finite", names, ": the training diverged"),), {})
     norms = plan.compute_norms(read)
     return Measured((*_zeros(norms), *_huge(norms)), norms)
-
-
-def _not_finite(name: str, count: int) -> Finding:
-    others = f", and so do {count - 1} more" if count > 1 else ""
-    message = f"{name[:400]} holds NaN or infinite values{others}: the training diverged"
-    return Finding.of("error", "weights.not_finite", name, message, "finite numbers", "NaN or infinity")
 
 
 def _zeros(norms: dict[str, FactorNorms]) -> list[Finding]:

@@ -96,6 +96,7 @@ def write(
 ) -> None:  # fmt: skip
     """Change the row and write the event. `main` moves to the newest version that is available then."""
     session.add(version.sqlmodel_update(values | {"recorded_at": None}))
-    audit.append(session, actor, event_type, f"{name}@{version.number}", {"digest": version.digest, "reason": reason})
+    subject = f"{name}@{version.number}"
+    audit.append(session, actor, event_type, subject, {"digest": version.digest, "reason": reason})
     session.flush()
-    moves.follow_newest(session, actor, name, version.adapter_id, f"{version.number}: {event_type}")
+    moves.follow_newest(session, actor, name, version.adapter_id, event_type.message.format(object=subject))

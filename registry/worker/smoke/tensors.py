@@ -9,10 +9,9 @@ import torch
 from safetensors import safe_open
 
 from registry.evaluation.reports import MODULES_LIMIT
+from registry.findings import Finding
 from registry.worker.model import updates
 from registry.worker.smoke.result import SmokeResult
-
-TENSORS_NAMED_LIMIT = 20
 
 
 def tensors_of(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -37,10 +36,8 @@ def check_finite(tensors: Iterator[tuple[str, torch.Tensor]], result: SmokeResul
     result.measure("values_seconds", perf_counter() - started)
     result.measurements["lora_b_tensors"] = b
     result.measurements["lora_b_zero_tensors"] = zero_b
-    for name in broken[:TENSORS_NAMED_LIMIT]:
-        others = f", and so do {len(broken) - 1} more" if len(broken) > 1 else ""
-        message = f"{name} holds NaN or infinite values{others}"
-        result.note("error", "smoke.not_finite", name, message, "finite numbers", "NaN or infinity")
+    if broken:
+        result.findings.append(Finding.of_not_finite("smoke.not_finite", broken))
     return not broken
 
 
