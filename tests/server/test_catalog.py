@@ -290,6 +290,8 @@ def test_a_base_is_added_once_and_never_changed(harness: Harness) -> None:
     with pytest.raises(Conflict) as caught:
         harness.admin.add_base(BaseAdd(spec=other))
     assert caught.value.code == "BASE_EXISTS"
+    assert "they differ in hidden," in str(caught.value)
+    assert "fingerprints.architecture" in str(caught.value)
     assert harness.admin.base(spec.name).spec == spec
     assert [b.name for b in harness.admin.bases().items] == [spec.name]
 

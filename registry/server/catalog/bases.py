@@ -76,11 +76,10 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     if created:
         add_parents(session, base, request.parents)
         audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": base.fingerprint})
-    elif BaseSpec.model_validate(base.spec) != spec:
+    elif differing := _differing_fields(BaseSpec.model_validate(base.spec), spec):
         raise Conflict(
             "BASE_EXISTS",
-            f"base '{name}' exists with fingerprint {base.fingerprint} and another spec than this one "
-            f"(fingerprint {spec.fingerprint})",
+            f"base '{name}' exists and is not this one: they differ in {', '.join(differing)}",
             next_step="add it under another name: a base never changes under its adapters",
         )
     elif source and not base.source:
@@ -91,6 +90,15 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     elif claimed is not None:
         base_weights.require_same_weights(session, base, claimed)
     return view(session, actor, base), created
+
+
+def _differing_fields(stored: BaseSpec, new: BaseSpec) -> list[str]:
+    pairs = [(field, getattr(stored, field), getattr(new, field)) for field in BaseSpec.model_fields]
+    before, after = stored.fingerprints, new.fingerprints
+    pairs += [
+        (f"fingerprints.{kind}", getattr(before, kind), getattr(after, kind)) for kind in type(before).model_fields
+    ]
+    return [field for field, old, now in pairs if old != now and field != "fingerprints"]
 
 
 def require_may_add(session: Session, actor: Actor, name: str) -> None:
