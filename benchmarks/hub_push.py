@@ -27,7 +27,8 @@ from benchmarks import _adapters
 from registry.api.bases import BaseAdd
 from registry.client.local.base_folder import base_spec_from
 from registry.client.registry import Registry
-from tests.faults.servers import Server, _free_port
+from tests.faults.servers import Server
+from tests.processes import free_port
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 ADAPTERS = 10
@@ -91,7 +92,7 @@ def registry(scratch: Path) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def stand_in(scratch: Path) -> Iterator[Target]:
-    port, folder = _free_port(), scratch / "stored"
+    port, folder = free_port(), scratch / "stored"
     folder.mkdir()
     command = [sys.executable, "-m", "benchmarks._hub_stand_in", str(port), str(folder)]
     with subprocess.Popen(command) as process:

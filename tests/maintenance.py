@@ -27,7 +27,8 @@ def collect(harness: Harness, *, grace: int | None = 0, dry_run: bool = False) -
 
 
 def check(harness: Harness, *, deep: bool = True) -> list[FsckPage]:
-    """Run a check to its end."""
+    """Run a check to its end, once what follows earlier answers has ended."""
+    harness.transport.settle()
     pages = [harness.admin.fsck(FsckRequest(deep=deep))]
     while pages[-1].next_cursor:
         pages.append(harness.admin.fsck(FsckRequest(deep=deep, cursor=pages[-1].next_cursor)))

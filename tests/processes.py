@@ -72,19 +72,22 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], fold
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port below the range of outgoing connections: none takes it while its server starts, or starts again."""
+    return _find_ports(1, offsets=[0])[0]
 
 
 def free_port_pairs(count: int) -> list[int]:
-    """Ports n with n + 10000 free too (SeaweedFS' rule for its gRPC ports), below the range of outgoing connections."""
+    """As `free_port`, with port + 10000 free too: SeaweedFS' rule for its gRPC ports."""
+    return _find_ports(count, offsets=[0, 10_000])
+
+
+def _find_ports(count: int, offsets: list[int]) -> list[int]:
     ports: list[int] = []
     for port in random.SystemRandom().sample(range(12_000, 22_000), 1_000):
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10_000)):
-                ports.append(port)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError), contextlib.ExitStack() as listeners:
+            for offset in offsets:
+                listeners.enter_context(socket.create_server(("127.0.0.1", port + offset)))
+            ports.append(port)
         if len(ports) == count:
             return ports
     raise CannotStart("no free ports below 32000")

@@ -33,8 +33,7 @@ from registry.server.audit import audit_log
 from tests import samples
 from tests.import_table import ROOT
 
-audit_log.CATCH_UP_SECONDS = 120.0
-"""Readers of events wait a second for the newest; on a busy machine a test would not get them."""
+audit_log.CATCH_UP_SECONDS = 120.0  # readers of events wait a second for the newest: too short on a busy machine
 COMMAND = [sys.executable, "-m", "cli.main"]
 
 

@@ -58,8 +58,11 @@ def test_a_lost_token_of_the_administrator_is_replaced_beside_the_running_server
         lost = cli("token", "list", "--json", ADAPTER_TOKEN=secret).json["items"][-1]["id"]
         cli("token", "revoke", lost, ADAPTER_TOKEN=secret)
         assert cli("whoami", "--json", expect=3).problem["code"] == "UNAUTHORIZED"
-        events = cli("audit", "log", "--json", ADAPTER_TOKEN=secret).json["items"]
-        assert {("token.issue", "owner"), ("token.revoke", "admin-2")} <= {(e["action"], e["actor"]) for e in events}
+        events: set[tuple[str, str]] = set()
+        while ("token.revoke", "admin-2") not in events:  # a busy server numbers it later
+            items = cli("audit", "log", "--json", ADAPTER_TOKEN=secret).json["items"]
+            events = {(event["action"], event["actor"]) for event in items}
+        assert ("token.issue", "owner") in events
 
 
 def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, server: dict[str, str]) -> None:
@@ -208,7 +211,7 @@ def test_sighup_reads_the_issuers_again(cli: CommandRunner, tmp_path: Path) -> N
                 issuers.write_text(content)
                 process.send_signal(signal.SIGHUP)
                 assert process.stderr is not None
-                assert message in process.stderr.readline()
+                assert any(message in line for line in iter(process.stderr.readline, ""))
                 exchange()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

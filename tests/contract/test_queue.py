@@ -140,7 +140,10 @@ def test_a_job_whose_workers_all_vanish_fails_with_a_reason(filled_harness: Harn
     assert "did not renew its lease in attempt 3" in failed.error
 
 
-def test_a_failed_attempt_is_retried_until_the_job_fails(filled_harness: Harness) -> None:
+def test_a_failed_attempt_is_retried_until_the_job_fails(
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "BACKOFF_SECONDS", (3600,))
     for attempt in range(1, jobs.ATTEMPTS_LIMIT + 1):
         claimed = claim(filled_harness.admin)
         assert claimed.job.attempt == attempt

@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from cli.main import main
+from tests.processes import free_port
 
 START_LIMIT_SECONDS = 120
 _PR_SET_PDEATHSIG = 1
@@ -49,7 +49,7 @@ class Server:
     def __init__(self, environment: Mapping[str, str], log: Path | None = None) -> None:
         self.environment = dict(environment)
         self.log = log
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.token = ""
         self.deaths = 0
@@ -136,8 +136,3 @@ def serve(port: int, environment: Mapping[str, str], log: Path | None, ready: Pi
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), 2)
     ready.close()
     main(["serve", "--port", str(port), "--json"], standalone_mode=False)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -36,6 +36,7 @@ WITH_NORMS = WITHOUT_NORMS.model_copy(
 
 
 def records(harness: Harness) -> dict[str, bytes]:
+    harness.transport.settle()
     return {stat.key: harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list("records/")}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.import_table import ROOT
+from tests.processes import free_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="needs nginx")
@@ -56,8 +56,7 @@ def proxy(server: Server, tmp_path: Path) -> Iterator[str]:
     """The URL of nginx with the blocks `location` of the page: one at the root, one below a path."""
     blocks = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
     locations = "\n".join(blocks).replace("http://127.0.0.1:8080", server.url)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     folder = tmp_path / "nginx"
     folder.mkdir()
     (folder / "nginx.conf").write_text(CONFIGURATION.format(port=port, locations=locations))

@@ -37,6 +37,7 @@ def reindex(harness: Harness, *, dry_run: bool = False) -> ReindexPage:
 
 
 def lose_the_database(harness: Harness) -> None:
+    harness.transport.settle()
     with harness.session(write=True) as session:
         for table in reversed(SQLModel.metadata.sorted_tables):
             if table.name not in KEPT:

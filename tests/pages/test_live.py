@@ -42,7 +42,7 @@ async def stream(harness: Harness, cookies: str, query: str) -> AsyncIterator[Ca
             if text.startswith((":", "retry")) and "\n\n" in text:
                 text = text.partition("\n\n")[2]
                 continue
-            text += (await asyncio.wait_for(messages.get(), 30)).get("body", b"").decode()
+            text += (await asyncio.wait_for(messages.get(), 120)).get("body", b"").decode()
         event, _, text = text.partition("\n\n")
         name, _, data = event.partition("\n")
         return name.removeprefix("event: "), data

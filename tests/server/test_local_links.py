@@ -25,6 +25,7 @@ from registry.server.local_links.connections import ConnectionLimits
 from registry.server.storage import signed_links
 from registry.server.storage.blobs import staging_key_of
 from tests.link_server import PLAIN, RunningServer, head_of
+from tests.processes import free_port
 
 DATA = random.Random(3).randbytes(5 * 2**20 + 321)
 HALF = len(DATA) // 2
@@ -457,8 +458,7 @@ def test_a_stop_ends_a_transfer_that_takes_too_long(server: RunningServer, monke
 @pytest.fixture
 def proxy(server: RunningServer, tmp_path: Path) -> Iterator[int]:
     """The port of haproxy, which uses one connection to the server again for requests of all its clients."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = free_port()
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text(f"""
 defaults

@@ -12,6 +12,7 @@ from tests.harness import URL, Harness
 
 def scrape(harness: Harness, secret: str = "") -> httpx.Response:
     headers = {"Authorization": f"Bearer {secret or harness.secret}"}
+    harness.transport.settle()  # a request is counted once what follows its answer has ended
     return httpx.Client(transport=harness.transport, base_url=URL, headers=headers).get("/api/v1/metrics")
 
 
@@ -29,7 +30,6 @@ def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> No
     harness.push("acme/support")
     slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
     harness.admin.report_node("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
-    harness.transport.settle()  # a request is counted once what follows its answer has ended
     answer = scrape(harness)
     after = values(answer)
     states = ("jobs", "queued", 2), ("fleet_nodes", "live", 1), ("fleet_slots", "serving", 1)

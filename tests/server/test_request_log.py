@@ -77,6 +77,7 @@ def test_a_bug_of_the_server_is_counted_and_has_a_warning(harness: Harness, capl
     finally:
         event.remove(Session, "before_commit", broken)
     assert answer.status_code == 500
+    harness.transport.settle()  # the line follows the answer
     (line,) = fields_of(caplog)
     assert (line["status"], line["problem"], line["id"]) == (500, "INTERNAL", answer.headers["x-request-id"])
     assert line["route"] == "/api/v1/tokens"
@@ -115,6 +116,7 @@ def test_no_line_holds_a_secret_a_name_or_a_control_character(
     for path in (f"/api/v1/adapters/acme/{'%0d%0a'}evil%1b", "/api/v1/whoami?token=hidden"):
         client.get(path, headers={"Authorization": "Bearer " + harness.secret, "X-Request-Id": "a b"})
     client.get("/api/v1/whoami", headers={"Authorization": "Bearer reg_guessed"})
+    harness.transport.settle()  # a line follows its answer
     logging.getLogger("registry.server").error("failed: %s", forged)
     for as_json in (False, True):
         lines = [logs.LineFormatter(as_json=as_json).format(record) for record in caplog.records]

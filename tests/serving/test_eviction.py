@@ -223,7 +223,7 @@ def test_a_folder_in_use_stays_readable_during_evictions(
             removed.extend(evicted(store, EvictionLimits(keep_days=0), later=0).removed)
 
     def reads(digest: Digest, at: int) -> None:
-        while read_counts[at] < 30:
+        while (read_counts[at] < 30 or not removed) and not stop.is_set():
             own_store = LocalStore(store.root)
             folder = own_store.find(digest) or own_store.fetch(registry, NAME, digest)
             for _ in range(20):
@@ -242,4 +242,4 @@ def test_a_folder_in_use_stays_readable_during_evictions(
         thread.join(120)
     stop.set()
     evictor.join(120)
-    assert (wrong, read_counts, bool(removed)) == ([], [30, 30], True)
+    assert (wrong, min(read_counts) >= 30, bool(removed)) == ([], True, True)

@@ -38,7 +38,7 @@ def chromium(*, width: int = 1280, scheme: Scheme = "light", scripts: bool = Tru
             profile, executable_path=CHROMIUM, headless=True, args=FLAGS, env=environment, color_scheme=scheme,
             viewport={"width": width, "height": 900}, java_script_enabled=scripts, bypass_csp=False,
         )  # fmt: skip
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         try:
             yield context
         finally:
