@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -110,7 +111,10 @@ class Harness:
         return {str(digest_of(stat.key)) for stat in self.blobs.list("blobs/")}
 
     def session(self, *, write: bool = False) -> Any:
-        """A transaction of the test's own, to look at rows."""
+        """A transaction of the test's own, to look at rows. One that writes changes none under work that follows an
+        answer; a thread of a test may be such work."""
+        if write and threading.current_thread() is threading.main_thread():
+            self.transport.settle_answered()
         return db.session(self.engine, write=write)
 
     # ------------------------------------------------------------ who

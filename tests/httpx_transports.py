@@ -7,6 +7,7 @@ HttpxInProcess     `InProcess`, also for `httpx.Client`
 
 from __future__ import annotations
 
+import concurrent.futures
 import email.message
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import httpx
 
 from registry.client.transport import Reply, TransportError
-from registry.client.transport.in_process import InProcess
+from registry.client.transport.in_process import STOP_SECONDS, InProcess
 
 
 class HttpxTransport(httpx.BaseTransport):
@@ -69,6 +70,12 @@ class HttpxInProcess(InProcess, httpx.BaseTransport):
     def __init__(self, app: Any, context: Any = None) -> None:
         context = context or getattr(getattr(app, "state", None), "link_context", None)
         super().__init__(app, context.answer if context is not None else None)
+
+    def settle_answered(self) -> None:
+        """As `settle`, for requests that are answered: the others may wait for what the caller does next."""
+        if self._running is not None:
+            exchanges = list(self._running._exchanges.items())
+            concurrent.futures.wait([done for exchange, done in exchanges if exchange._ended], STOP_SECONDS)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {}).get("read") or 600
