@@ -55,7 +55,7 @@ def ours(scratch: Path, database: str, adapters: int) -> Iterator[Target]:
         url = f"sqlite:///{folder}/registry.db"
         if database == "postgres":
             url = stack.enter_context(services.fresh_database(stack.enter_context(services.postgres_url())))
-        settings = Settings(database_url=url, data=str(folder)).filled()
+        settings = Settings(database_url=url, data=str(folder)).with_defaults()
         folder.mkdir(parents=True)
         secret = _fill(url, adapters)
         environment = os.environ | {"REGISTRY_DATA": str(folder), "REGISTRY_DATABASE_URL": settings.database_url}

@@ -82,7 +82,7 @@ def agent(
             for title, engine in titles.items()
         }
         if port:
-            say(f"metrics: {resources.enter_context(metrics.served(metrics_of, port))}")
+            say(f"metrics: {resources.enter_context(metrics.serve(metrics_of, port))}")
         limits = eviction.EvictionLimits(keep_days, math.inf if keep_bytes is None else keep_bytes)
         evictor = eviction.Evictor(LocalStore(folder), limits, eviction.leases_of(registry, task.node), say)
         if once:

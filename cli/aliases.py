@@ -39,16 +39,16 @@ def promote(
     A closed gate lists what is missing and exits 6. Without --generation the alias is read first and moves only if no
     one else moved it since. With --namespace, do the same for many adapters; a plan is shown first.
     """
-    chosen = groups.Options(**group)
-    if chosen.namespace:
+    options = groups.Options(**group)
+    if options.namespace:
         if ref or alias or generation is not None or not (source and target):
             raise click.UsageError("--namespace needs --from and --to, and takes no REF, ALIAS or --generation")
         how = {"alias": target, "version": source, "reason": reason, "break_glass": break_glass}
-        _move_group(chosen, source, how)
+        _move_group(options, source, how)
         return
     if ref is None or not alias or source or target:
         raise click.UsageError("give REF ALIAS, or --namespace with --from and --to")
-    chosen.require_none()
+    options.require_none()
     with session.registry() as registry:
         number = registry.version(ref).number
         generation_read = registry.generation(ref.name, alias) if generation is None else generation
@@ -59,11 +59,12 @@ def promote(
     output.answer(moved, lambda: _print_moved(ref.name, moved, " already" if was_there else ""))
 
 
-def _move_group(chosen: groups.Options, having: str, how: dict[str, Any]) -> None:
+def _move_group(options: groups.Options, having: str, how: dict[str, Any]) -> None:
     """Move an alias of each selected adapter that has the alias `having`."""
     with session.registry() as registry:
-        items = [MoveItem(name=view.name, **how) for view in groups.select(registry, chosen, having)]
-        groups.run(groups.Work("alias", "moved", Groups(registry).move_aliases, pin_move, describe_move), items, chosen)
+        items = [MoveItem(name=view.name, **how) for view in groups.select(registry, options, having)]
+        work = groups.Work("alias", "moved", Groups(registry).move_aliases, pin_move, describe_move)
+        groups.run(work, items, options)
 
 
 def pin_move(item: MoveItem, planned: MovedAlias) -> MoveItem | None:
@@ -98,13 +99,13 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
 
     With --namespace, do the same for many adapters; a plan is shown first.
     """
-    chosen = groups.Options(**group)
-    if chosen.namespace:
+    options = groups.Options(**group)
+    if options.namespace:
         if name or to or not group_alias:
             raise click.UsageError("--namespace needs --alias, and takes no NAME, ALIAS or --to")
-        _move_group(chosen, group_alias, {"alias": group_alias, "rollback": True, "reason": reason})
+        _move_group(options, group_alias, {"alias": group_alias, "rollback": True, "reason": reason})
         return
-    chosen.require_none()
+    options.require_none()
     name, alias = arguments.split_alias(name, alias or group_alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")

@@ -49,13 +49,13 @@ STEPS: Table[groups.PlannedChange] = Table(
 @click.option("--file", "-f", "path", required=True, type=click.Path(path_type=Path), help="The file, in TOML.")
 @groups.proceed_options(atomic="After the pushes, change all tags and aliases or none.")
 @tables.prints(STEPS)
-def apply(path: Path, **options: Any) -> None:
+def apply(path: Path, **flags: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
     A plan is shown first. One failure does not stop the others. With --atomic, versions are pushed first and stay, with
     main pointing at them; then all tags and aliases change in one transaction, or none if anything failed.
     """
-    chosen = groups.Options(**options)
+    options = groups.Options(**flags)
     entries = read_adapters_file(path)
     with session.registry() as registry:
         pushes, numbers = _plan_pushes(registry, entries)
@@ -73,19 +73,19 @@ def apply(path: Path, **options: Any) -> None:
         steps = [*pushes, *tags, *moves]
         new = {step.name for step in pushes if step.state == "planned"}
         _plan_changes(registry, tags, moves, numbers, new)
-        if chosen.dry_run:
+        if options.dry_run:
             _end_steps(steps, "planned")
             return
         pending = sum(step.state == "planned" for step in steps)
         if pending and output.is_text():
             _print_steps(steps)
-            if chosen.atomic and new:
+            if options.atomic and new:
                 pushed = output.plural(len(new), "version")
                 output.line(f"--atomic: keeps the {pushed} to push; tags and aliases change together or not")
             if sys.stdin.isatty():
-                output.confirm(f"Make {output.plural(pending, 'change')}?", chosen.yes)
-        _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=chosen.atomic)
-    _end_steps(steps, "done", atomic=chosen.atomic)
+                output.confirm(f"Make {output.plural(pending, 'change')}?", options.yes)
+        _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=options.atomic)
+    _end_steps(steps, "done", atomic=options.atomic)
 
 
 def _words(entry: AdapterEntry) -> list[str]:
@@ -176,8 +176,8 @@ def _print_steps(steps: Sequence[_Step], **options: Any) -> None:
     STEPS.print(rows, **options)
 
 
-def _end_steps(steps: Sequence[_Step], done: str, *, atomic: bool = False) -> None:
-    counts = {state: sum(step.state == state for step in steps) for state in (done, "unchanged", "refused")}
+def _end_steps(steps: Sequence[_Step], past_verb: str, *, atomic: bool = False) -> None:
+    counts = {state: sum(step.state == state for step in steps) for state in (past_verb, "unchanged", "refused")}
     items = [
         {"name": str(step.name), "step": step.action, "change": step.change, "state": step.state,
          "error": step.error.to_problem() if step.error else None}
@@ -185,7 +185,7 @@ def _end_steps(steps: Sequence[_Step], done: str, *, atomic: bool = False) -> No
     ]  # fmt: skip
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     if atomic and counts["refused"]:
-        pushed = sum(step.action == "push" and step.state == done for step in steps)
+        pushed = sum(step.action == "push" and step.state == past_verb for step in steps)
         summary += f"; kept {output.plural(pushed, 'pushed version')}, changed no tag or alias"
     _print_steps(steps, document={"items": items, **counts}, below=lambda: output.line(summary))
     groups.exit_by([step.error for step in steps if step.error is not None])

@@ -120,7 +120,7 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
         trusted = bool(verifiers)
     else:
         with _checked() as (registry, note):
-            remembered = session.trusted_checkpoints().known(registry, note).verifiers
+            remembered = session.trusted_checkpoints().find(registry, note).verifiers
             replayed = replay(ServerLog(Audit(registry), note), *(verifiers or remembered))
             trusted = True
     document = {
@@ -151,7 +151,7 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 def prove(number: int) -> None:
     """Show an entry, and verify here that the log contains it."""
     with _checked() as (registry, note):
-        verifiers = session.trusted_checkpoints().known(registry, note).verifiers
+        verifiers = session.trusted_checkpoints().find(registry, note).verifiers
         event = Audit(registry).proof(number)
         covering = notes.verify_proof(event.proof, event.entry.encode(), *verifiers)
         if covering is None or notes.proof_index(event.proof) != number - 1:

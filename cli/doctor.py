@@ -60,20 +60,20 @@ def _installation() -> Iterator[Diagnosis]:
 
 def _registry() -> Iterator[Diagnosis]:
     try:
-        used = session.target()
+        target = session.target()
     except RegistryError as e:
         yield _failed("registry", e)
         return
     yield Diagnosis(
-        "registry", "ok", f"embedded: {used.source}" if used.embedded else f"{used.url}, set by {used.source}"
+        "registry", "ok", f"embedded: {target.source}" if target.embedded else f"{target.url}, set by {target.source}"
     )
-    if used.unencrypted:
+    if target.unencrypted:
         yield Diagnosis("network", "note", session.UNENCRYPTED)
     try:
         with session.registry() as registry:
             registry.connection.repeats = False  # an outage is a result, not something to wait for
             yield from _server(registry)
-            yield from _rights(registry, used)
+            yield from _rights(registry, target)
     except (RegistryError, OSError) as e:
         yield _failed("registry", e)
 
@@ -95,7 +95,7 @@ def _server(registry: Registry) -> Iterator[Diagnosis]:
         yield Diagnosis("store", "ok", f"{name}: {supported}")
 
 
-def _rights(registry: Registry, used: session.RegistryTarget) -> Iterator[Diagnosis]:
+def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diagnosis]:
     try:
         who = registry.whoami()
     except (RegistryError, OSError) as e:
@@ -103,7 +103,7 @@ def _rights(registry: Registry, used: session.RegistryTarget) -> Iterator[Diagno
         return
     yield Diagnosis("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
     path = session.profile_path()
-    if IS_POSIX and not used.embedded and path.exists() and path.stat().st_mode & 0o077:
+    if IS_POSIX and not target.embedded and path.exists() and path.stat().st_mode & 0o077:
         yield Diagnosis("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
 
 

@@ -68,11 +68,11 @@ def export(
         location = _bucket(dest) if to_bucket else FolderTarget(Path(dest))
         is_text = output.is_text()  # other threads have no click context
         on_item: Callable[[Item], None] = _print_item if is_text else (lambda _item: None)
-        done = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
+        exported = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
-        exports.write_lorax_lookups(Path(pbase), done)
-    output.answer(done, lambda: _print_summary(done))
-    _exit(done, strict)
+        exports.write_lorax_lookups(Path(pbase), exported)
+    output.answer(exported, lambda: _print_summary(exported))
+    _exit(exported, strict)
 
 
 def _bucket(dest: str) -> ExportTarget:
@@ -84,7 +84,7 @@ def _bucket(dest: str) -> ExportTarget:
 def _print_objects(
     desired: DesiredState, make: Callable[[Sequence[DesiredAdapter]], kubernetes_objects.Object], strict: bool
 ) -> None:
-    entries, left_out = exports.chosen(desired)
+    entries, left_out = exports.select_entries(desired)
     click.echo(output.json_text(make(entries)))
     if not desired.adapters:
         output.note(_no_adapters(desired.base, desired.alias))
@@ -103,21 +103,21 @@ def _no_adapters(base: str, alias: str) -> str:
     return f"no adapter of {base!r} that you can see has the alias {alias!r}"
 
 
-def _print_summary(done: Exported) -> None:
-    if not done.items:
-        output.line(_no_adapters(done.base, done.alias))
-    states = [item.state for item in done.items]
-    exported = states.count("new") + states.count("unchanged")
+def _print_summary(exported: Exported) -> None:
+    if not exported.items:
+        output.line(_no_adapters(exported.base, exported.alias))
+    states = [item.state for item in exported.items]
+    count = states.count("new") + states.count("unchanged")
     counts = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
-    summary = f"{output.plural(exported, 'adapter')} in {done.location}"
+    summary = f"{output.plural(count, 'adapter')} in {exported.location}"
     output.line(f"{summary} ({', '.join(counts)})" if counts else f"{summary}, nothing new")
-    next_step = next((item.error.get("next_step") for item in done.items if item.error), None)
+    next_step = next((item.error.get("next_step") for item in exported.items if item.error), None)
     if next_step:
         output.line(f"Next: {next_step}", err=True)
 
 
-def _exit(done: Exported, strict: bool) -> None:
-    failed = next((item.error for item in done.items if item.error), None)
-    left_out = any(item.state == "left out" for item in done.items)
+def _exit(exported: Exported, strict: bool) -> None:
+    failed = next((item.error for item in exported.items if item.error), None)
+    left_out = any(item.state == "left out" for item in exported.items)
     code = output.exit_code_of(errors.from_problem(failed)) if failed else output.REFUSED if strict and left_out else 0
     output.exit_with(code)

@@ -133,15 +133,15 @@ def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str,
 
     With --namespace, do the same for many adapters; a plan is shown first.
     """
-    chosen = groups.Options(**group)
-    if chosen.namespace:
+    options = groups.Options(**group)
+    if options.namespace:
         if ref or alias or not (source and target):
             raise click.UsageError("--namespace needs --from and --to, and takes no REF and ALIAS")
-        _approve_group(chosen, source, target, comment)
+        _approve_group(options, source, target, comment)
         return
     if ref is None or not alias or source or target:
         raise click.UsageError("give REF ALIAS, or --namespace with --from and --to")
-    chosen.require_none()
+    options.require_none()
     with session.registry() as registry:
         approval = registry.approve(ref, alias, comment)
     note = "" if approval.counts else " The gate does not count this approval: it does not accept you as an approver."
@@ -153,7 +153,7 @@ def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str,
     )
 
 
-def _approve_group(chosen: groups.Options, source: str, target: str, comment: str) -> None:
+def _approve_group(options: groups.Options, source: str, target: str, comment: str) -> None:
     def pin(item: ApproveItem, planned: ApprovalView) -> ApproveItem | None:
         return item.model_copy(update={"ref": f"{_name(item)}@{planned.number}"}) if planned.created else None
 
@@ -161,9 +161,9 @@ def _approve_group(chosen: groups.Options, source: str, target: str, comment: st
         return _name(item), f"@{approval.number} for {target}" if approval is not None else f"for {target}"
 
     with session.registry() as registry:
-        views = groups.select(registry, chosen, source)
+        views = groups.select(registry, options, source)
         items = [ApproveItem(ref=f"{view.name}:{source}", alias=target, comment=comment) for view in views]
-        groups.run(groups.Work("version", "approved", Groups(registry).approve_versions, pin, describe), items, chosen)
+        groups.run(groups.Work("version", "approved", Groups(registry).approve_versions, pin, describe), items, options)
 
 
 def _name(item: ApproveItem) -> str:

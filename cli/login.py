@@ -107,8 +107,8 @@ CONTEXTS: Table[dict[str, object]] = Table((
 def list_contexts() -> None:
     """List the contexts, without their tokens."""
     profile = session.read_profile()
-    used = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
-    CONTEXTS.print({"name": name, "url": c.url, "used": name == used} for name, c in sorted(profile.contexts.items()))
+    in_use = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
+    CONTEXTS.print({"name": name, "url": c.url, "used": name == in_use} for name, c in sorted(profile.contexts.items()))
 
 
 @context.command("remove")
@@ -118,8 +118,8 @@ def remove_context(name: str) -> None:
     profile = session.read_profile()
     session.find_context(profile, name)
     contexts = {other: values for other, values in profile.contexts.items() if other != name}
-    used = "" if profile.context == name else profile.context
-    session.write_profile(replace(profile, contexts=contexts, context=used))
+    context = "" if profile.context == name else profile.context
+    session.write_profile(replace(profile, contexts=contexts, context=context))
     output.answer({"name": name}, lambda: output.line(f"The context {name} is removed."))
 
 
@@ -144,18 +144,18 @@ def read_secret(variable: str, noun: str) -> str:
 @click.command()
 def whoami() -> None:
     """Show the registry and your identity, scopes and namespaces."""
-    used = session.target()
-    session.answer(lambda registry: registry.whoami(), lambda who: _print_whoami(used, who))
+    target = session.target()
+    session.answer(lambda registry: registry.whoami(), lambda who: _print_whoami(target, who))
 
 
-def _print_whoami(used: session.RegistryTarget, who: Whoami) -> None:
-    output.line(output.strong(who.actor) + ("" if used.embedded else f" at {used.url}"))
+def _print_whoami(target: session.RegistryTarget, who: Whoami) -> None:
+    output.line(output.strong(who.actor) + ("" if target.embedded else f" at {target.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
     rights = rights_of(who.scopes, who.namespaces, who.adapters) + expires
     roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
     token = [("token", who.token_id)] if who.token_id else []
-    output.facts([("rights", rights), *subject, *token, ("set by", used.source)])
+    output.facts([("rights", rights), *subject, *token, ("set by", target.source)])
 
 
 def rights_of(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:

@@ -145,10 +145,10 @@ def reindex(dry_run: bool) -> None:
         for page in answers.all_pages(lambda cursor: registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))):
             totals.update(page.model_dump(include=set(totals)))
             findings |= {(finding.code, finding.location): finding for finding in page.findings}
-    listed = list(findings.values())
-    document = {"dry_run": dry_run, **totals, "findings": listed}
-    output.answer(document, lambda: _print_reindexed(totals, listed, dry_run=dry_run))
-    _exit_by(listed)
+    all_findings = list(findings.values())
+    document = {"dry_run": dry_run, **totals, "findings": all_findings}
+    output.answer(document, lambda: _print_reindexed(totals, all_findings, dry_run=dry_run))
+    _exit_by(all_findings)
 
 
 def _print_reindexed(totals: Counter[str], findings: list[Finding], *, dry_run: bool) -> None:

@@ -56,21 +56,21 @@ def remove(words: tuple[str, ...], alias: str, **group: Any) -> None:
 
 
 def _tag(
-    words: tuple[str, ...], alias: str, chosen: groups.Options,
+    words: tuple[str, ...], alias: str, options: groups.Options,
     parse: Callable[[tuple[str, ...]], dict[str, str | None]],
 ) -> None:  # fmt: skip
-    if not chosen.namespace:
-        chosen.require_none()
+    if not options.namespace:
+        options.require_none()
         if alias or len(words) < 2:
             raise click.UsageError("give NAME or REF and a tag, or --namespace")
         _change(arguments.parse_subject(words[0]), MetadataChange(tags=parse(words[1:])))
         return
     mark = f":{alias}" if alias else ""
     with session.registry() as registry:
-        views = groups.select(registry, chosen, alias)
+        views = groups.select(registry, options, alias)
         items = [DescribeItem(subject=f"{view.name}{mark}", tags=parse(words)) for view in views]
         work = groups.Work("subject", "changed", Groups(registry).change_metadata, pin_metadata, describe_metadata)
-        groups.run(work, items, chosen)
+        groups.run(work, items, options)
 
 
 def pin_metadata(item: DescribeItem, planned: DescribedSubject) -> DescribeItem | None:

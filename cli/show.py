@@ -52,11 +52,11 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
 @click.option("--print", "prints_only", is_flag=True, help="Print the URL and open nothing.")
 def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:
     """Open the page of an adapter (NAME) or a version (REF) in a browser."""
-    used = session.target()
-    if used.embedded:
+    target = session.target()
+    if target.embedded:
         raise Invalid("REQUEST_INVALID", "the embedded registry has no pages", next_step="run `adapter serve`")
     name = subject.name if isinstance(subject, Ref) else subject
-    url = f"{used.url}/adapters/{name}"
+    url = f"{target.url}/adapters/{name}"
     if isinstance(subject, Ref):
         with session.versions() as registry:
             url += f"/versions/{registry.version(subject).number}"

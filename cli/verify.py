@@ -60,7 +60,7 @@ def verify(
             resolved = registry.resolve(ref or "")
             files = [_reread(registry, resolved, file) for file in resolved.files]
             bundle, verifiers = _collect(registry, resolved)
-    examined = signing.examined(bundle, verifiers, trust)
+    examined = signing.examine_bundle(bundle, verifiers, trust)
     if save is not None:
         save.write_bytes(bundle.to_bytes())
     manifest = Reread("the manifest", bundle.digest, bundle.manifest.digest, len(bundle.manifest.to_bytes()))
@@ -113,7 +113,7 @@ def _collect(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Veri
     audit, trusted = Audit(registry), session.trusted_checkpoints()
     bundle, note = signing.collect(audit, resolved), audit.checkpoint()
     trusted.check(registry, note)
-    return bundle, trusted.known(registry, note).verifiers
+    return bundle, trusted.find(registry, note).verifiers
 
 
 def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:

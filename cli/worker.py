@@ -103,15 +103,15 @@ def _run_on_cluster(
 ) -> RunSummary:  # fmt: skip
     cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", user="adapter worker --ray")
     plan = main.load("registry.worker.cluster", "ClusterPlan", extra="cluster", user="adapter worker --ray")
-    used = session.target()
-    if used.embedded:
+    target = session.target()
+    if target.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
     if not folders:
         raise click.UsageError("--ray needs --base NAME[=DIR]")
     device = "cpu" if device == "auto" and not gpus else "cuda" if device == "auto" else device
     gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
     workers = plan(
-        used.url, used.token, folders, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
+        target.url, target.token, folders, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
     )
     with cluster(address, workers, say=say) as running:
         _stop_on_signals(running)

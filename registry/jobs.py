@@ -64,7 +64,7 @@ _TRANSITIONS: dict[State, frozenset[State]] = {
 """State → those that may follow. A state that is missing here is final."""
 
 
-def allowed(before: State, after: State) -> bool:
+def is_transition(before: State, after: State) -> bool:
     """Whether a job may go from one state to the other."""
     return after in _TRANSITIONS.get(before, ())
 

@@ -71,7 +71,7 @@ WEIGHTS_TYPE = "application/octet-stream"
 class Harness:
     def __init__(self, database_url: str, *, blobs: BlobStore | None = None, **settings: Any) -> None:
         self._data = tempfile.TemporaryDirectory(prefix="harness-")
-        self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).filled()
+        self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).with_defaults()
         self.engine = open_database(self.settings)
         self.blobs = blobs if blobs is not None else MemoryBlobs()
         schema.prepare(self.engine)

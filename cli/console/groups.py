@@ -101,20 +101,20 @@ def _proceed(atomic: str) -> tuple[Callable[[Any], Any], ...]:
     )
 
 
-def select(registry: Versions, chosen: Options, alias: str = "") -> list[AdapterView]:
+def select(registry: Versions, options: Options, alias: str = "") -> list[AdapterView]:
     """The adapters that the options select, of those with this alias, by name. `NotFound` for none."""
-    tags = [text.removeprefix("tag=") for text in chosen.select if text.startswith("tag=")]
-    patterns = [text for text in chosen.select if not text.startswith("tag=")]
+    tags = [text.removeprefix("tag=") for text in options.select if text.startswith("tag=")]
+    patterns = [text for text in options.select if not text.startswith("tag=")]
     pages = answers.all_pages(
         lambda cursor: registry.adapters(
-            namespace=chosen.namespace, alias=alias, tag=tags, cursor=cursor, limit=PAGE_LIMIT
+            namespace=options.namespace, alias=alias, tag=tags, cursor=cursor, limit=PAGE_LIMIT
         )
     )
     views = [view for page in pages for view in page.items]
     views = [view for view in views if all(fnmatchcase(view.name.partition("/")[2], text) for text in patterns)]
     if not views:
         having = f" with the alias '{alias}'" if alias else ""
-        raise NotFound("ADAPTER_UNKNOWN", f"no adapter in '{chosen.namespace}'{having} is selected")
+        raise NotFound("ADAPTER_UNKNOWN", f"no adapter in '{options.namespace}'{having} is selected")
     return sorted(views, key=lambda view: view.name)
 
 
@@ -127,13 +127,13 @@ class Work(Generic[Item]):
     """
 
     noun: str
-    done: str
+    past_verb: str
     send: Send
     pin: Callable[[Item, Any], Item | None]
     describe: Callable[[Item, Any], tuple[str, str]]
 
 
-def run(work: Work[Item], items: Sequence[Item], chosen: Options) -> None:
+def run(work: Work[Item], items: Sequence[Item], options: Options) -> None:
     """Plan, ask, send, report. The exit code is that of the first error."""
     outcomes = list(work.send(items, dry_run=True))
     pending: dict[int, Item] = {}
@@ -142,20 +142,20 @@ def run(work: Work[Item], items: Sequence[Item], chosen: Options) -> None:
         if pinned is not None:
             pending[position] = pinned
     refused = sum(isinstance(outcome, RegistryError) for outcome in outcomes)
-    if not chosen.dry_run:
-        if pending and not (chosen.atomic and refused):
+    if not options.dry_run:
+        if pending and not (options.atomic and refused):
             if output.is_text():
                 _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
             if sys.stdin.isatty() and output.is_text():
-                output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", chosen.yes)
-            sent = work.send(list(pending.values()), atomic=chosen.atomic)
+                output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", options.yes)
+            sent = work.send(list(pending.values()), atomic=options.atomic)
             for position, outcome in zip(pending, sent, strict=True):
                 outcomes[position] = outcome
         elif pending:
             incomplete = Conflict("COMMIT_INCOMPLETE", "nothing was changed, because another item has an error")
             for position in pending:
                 outcomes[position] = incomplete
-    _report(work, items, outcomes, dict.fromkeys(pending, "planned" if chosen.dry_run else work.done))
+    _report(work, items, outcomes, dict.fromkeys(pending, "planned" if options.dry_run else work.past_verb))
 
 
 def _report(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str]) -> None:
@@ -171,7 +171,7 @@ def _report(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], st
         }
         for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
     ]
-    words = {"changed": next(iter(states.values()), work.done)}
+    words = {"changed": next(iter(states.values()), work.past_verb)}
     summary = ", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items())
     _print(work, items, outcomes, states, document={"items": rows, **counts}, below=lambda: output.line(summary))
     exit_by(errors)

@@ -179,7 +179,7 @@ def answer(value: Any, text: Callable[[], None]) -> None:
     if is_document():
         print_document(value)
     else:
-        with paged():
+        with page_output():
             text()
 
 
@@ -310,7 +310,7 @@ def one_line(text: str) -> str:
 
 
 _page: ContextVar[list[tuple[str, bool]] | None] = ContextVar("page", default=None)
-"""Lines that `paged` collects, and whether each is for standard error."""
+"""Lines that `page_output` collects, and whether each is for standard error."""
 
 
 def line(text: str = "", *, err: bool = False) -> None:
@@ -325,7 +325,7 @@ def line(text: str = "", *, err: bool = False) -> None:
 
 
 @contextmanager
-def paged() -> Iterator[None]:
+def page_output() -> Iterator[None]:
     """Show the lines that are printed meanwhile in the user's pager if the terminal has fewer."""
     if not sys.stdout.isatty() or _page.get() is not None:
         yield

@@ -69,11 +69,11 @@ class ProgressLine:
                 self._items += 1
                 self._draw()
 
-    def count_items(self, done: int, total: int) -> None:
+    def count_items(self, count: int, total: int) -> None:
         """Set how many of all are done, where the total is not known from the start."""
         if self.is_watched:
             with self._lock:
-                self._items, self.total_items = done, total
+                self._items, self.total_items = count, total
                 self._draw()
 
     def above(self, show: Callable[[], None]) -> None:

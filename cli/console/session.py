@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -144,14 +145,14 @@ def find_context(profile: LoginProfile, name: str) -> Context:
 
 def replace_token(secret: str) -> str:
     """Save a new secret for the registry in use. Returns the profile's path; empty if the token is not from there."""
-    used = target()
-    if used.embedded or os.environ.get("ADAPTER_TOKEN"):
+    location = target()
+    if location.embedded or os.environ.get("ADAPTER_TOKEN"):
         return ""
     profile = read_profile()
-    if used.context:
-        context = replace(profile.contexts[used.context], token=secret)
-        return str(write_profile(replace(profile, contexts={**profile.contexts, used.context: context})))
-    return str(write_profile(replace(profile, tokens={**profile.tokens, used.url: secret})))
+    if location.context:
+        context = replace(profile.contexts[location.context], token=secret)
+        return str(write_profile(replace(profile, contexts={**profile.contexts, location.context: context})))
+    return str(write_profile(replace(profile, tokens={**profile.tokens, location.url: secret})))
 
 
 def target() -> RegistryTarget:
@@ -216,8 +217,9 @@ def first_items(fetch: Callable[..., Any], limit: int | None) -> tuple[list[Any]
 
 @contextmanager
 def _opened(routes: type[Routes]) -> Iterator[Routes]:
-    used = target()
-    with embedded(routes) if used.embedded else routes(used.url, used.token, insecure=used.insecure) as opened:
+    location = target()
+    remote = partial(routes, location.url, location.token, insecure=location.insecure)
+    with embedded(routes) if location.embedded else remote() as opened:
         configure(opened)
         trusted_checkpoints().watch(opened)
         yield opened

@@ -102,18 +102,18 @@ class Table(Generic[Row]):
         `document`: the JSON, or the fields beside `key`, which holds the rows. `total`: how many rows match.
         `details`: lines under a row; `above` and `below` print more, both for people only.
         """
-        items = self._sorted(list(rows))
+        items = self._sort_rows(list(rows))
         if output.is_document():
             has_rows = document is None or isinstance(document, dict)
             count = {} if total is None else {"total": total}
             output.print_document({key: items, **count, **(document or {})} if has_rows else document)
-        elif (chosen := output.output_format()) == "csv":
+        elif (output_format := output.output_format()) == "csv":
             self._print_csv(items, header=True)
-        elif chosen == "name":
+        elif output_format == "name":
             for row in items:
                 output.line(self.name(row) if self.name is not None else self.columns[0].exact(row))
         else:
-            with output.paged():
+            with output.page_output():
                 if above is not None:
                     above()
                 self._print_text(items, empty or self.empty, details)
@@ -131,13 +131,13 @@ class Table(Generic[Row]):
         elif output.output_format() == "name":
             output.line(self.name(row) if self.name is not None else self.columns[0].exact(row))
         else:
-            output.line(_GAP.join(column.cell(row, exact=_is_wide()) for column in self._chosen()))
+            output.line(_GAP.join(column.cell(row, exact=_is_wide()) for column in self._choose_columns()))
 
     def lines(
         self, rows: Sequence[Row], *, width: int | None, details: Callable[[Row], Sequence[str]] | None = None
     ) -> list[str]:
         """Heading and rows in aligned columns of at most `width` characters together."""
-        columns = self._chosen()
+        columns = self._choose_columns()
         cells = [[column.cell(row, exact=_is_wide()) for column in columns] for row in rows]
         widths = [
             max(len(column.name), *(output.width(line[n]) for line in cells), 0) for n, column in enumerate(columns)
@@ -145,13 +145,13 @@ class Table(Generic[Row]):
         fitting = widths if width is None else _fit(widths, width, flows=columns[-1].flows)
         numbers = [all(column.is_number(row) for row in rows) for column in columns]
 
-        def aligned(texts: Sequence[str]) -> str:
-            padded = [_aligned(*parts) for parts in zip(texts, fitting, numbers, strict=False)]
+        def align(texts: Sequence[str]) -> str:
+            padded = [_align(*parts) for parts in zip(texts, fitting, numbers, strict=False)]
             return _GAP.join(padded).rstrip()
 
-        printed = [output.faint(aligned([column.name.upper() for column in columns]))]
+        printed = [output.faint(align([column.name.upper() for column in columns]))]
         for row, texts in zip(rows, cells, strict=True):
-            printed.append(aligned(texts))
+            printed.append(align(texts))
             printed += details(row) if details is not None else ()
         if len(fitting) < len(columns):
             hidden = ", ".join(column.name for column in columns[len(fitting) :])
@@ -169,21 +169,21 @@ class Table(Generic[Row]):
             output.line(line)
 
     def _print_csv(self, rows: Sequence[Row], *, header: bool) -> None:
-        columns = self._chosen()
+        columns = self._choose_columns()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([[column.name for column in columns]] if header else [])
         writer.writerows([column.exact(row) for column in columns] for row in rows)
         click.echo(text.getvalue(), nl=False)
 
-    def _chosen(self) -> tuple[Column[Row], ...]:
+    def _choose_columns(self) -> tuple[Column[Row], ...]:
         names = output.setting("columns")
         if names:
             return tuple(self.column(name.strip()) for name in names.split(","))
         every = output.output_format() in ("wide", "csv")
         return tuple(column for column in self.columns if every or not column.wide)
 
-    def _sorted(self, rows: list[Row]) -> list[Row]:
+    def _sort_rows(self, rows: list[Row]) -> list[Row]:
         name = output.setting("sort")
         if not name:
             return rows
@@ -212,8 +212,8 @@ def prints(table: Table[Any]) -> Callable[[Function], Function]:
 
 def refuse_row_options(option: str) -> None:
     """A usage error for a format of rows, if the command prints rows only with this option."""
-    chosen = output.output_format()
-    if chosen in ("wide", "csv", "name") or output.setting("columns") or output.setting("sort"):
+    output_format = output.output_format()
+    if output_format in ("wide", "csv", "name") or output.setting("columns") or output.setting("sort"):
         raise click.UsageError(f"-o wide, csv and name, --columns and --sort need {option}")
 
 
@@ -221,7 +221,7 @@ def _is_wide() -> bool:
     return output.output_format() == "wide"
 
 
-def _aligned(text: str, width: int, is_number: bool) -> str:
+def _align(text: str, width: int, is_number: bool) -> str:
     gap = width - output.width(text)
     if gap < 0:
         return output.cut(text, width)

@@ -31,8 +31,8 @@ CONFIG_OPTION = click.option(
 
 def environment(*, config: str | None, data: str | None = None) -> dict[str, str]:
     """The environment with what options set of it."""
-    chosen = {"REGISTRY_CONFIG": config, "REGISTRY_DATA": data}
-    return {**os.environ, **{name: value for name, value in chosen.items() if value}}
+    variables = {"REGISTRY_CONFIG": config, "REGISTRY_DATA": data}
+    return {**os.environ, **{name: value for name, value in variables.items() if value}}
 
 
 @click.group("config")

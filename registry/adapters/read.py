@@ -121,8 +121,8 @@ def read_any(files: Iterable[Descriptor], read: Read, *, with_values: bool = Tru
 
 def weights_of(files: Iterable[Descriptor]) -> Descriptor:
     """The file that holds the weights: PEFT's by its name, else the first one that may. The manifest has one."""
-    named = [f for f in files if f.path.endswith(WEIGHTS_ENDINGS)]
-    return next((f for f in named if f.path == WEIGHTS), named[0])
+    candidates = [f for f in files if f.path.endswith(WEIGHTS_ENDINGS)]
+    return next((f for f in candidates if f.path == WEIGHTS), candidates[0])
 
 
 def read_contents(files: Iterable[Descriptor], read: Read) -> PeftContents:
@@ -247,19 +247,19 @@ class ReadCache(Generic[Value]):
                 remembered = self._values.get((key, _digest(data_of)))
             if remembered is not None:
                 return remembered[0]
-        used: dict[Piece, bytes] = {}
+        data_by_piece: dict[Piece, bytes] = {}
 
         def read_and_note(path: str, start: int, length: int) -> bytes:
             piece = (path, start, length)
-            used[piece] = data = data_of[piece] if piece in data_of else read(path, start, length)
+            data_by_piece[piece] = data = data_of[piece] if piece in data_of else read(path, start, length)
             return data
 
         value = function(read_and_note)
-        size_bytes = sum(map(len, used.values()))
-        if len(used) <= PIECES_LIMIT and size_bytes <= self._limit_bytes:
+        size_bytes = sum(map(len, data_by_piece.values()))
+        if len(data_by_piece) <= PIECES_LIMIT and size_bytes <= self._limit_bytes:
             with self._lock:
-                _remember(self._pieces, key, list(used), self._limit)
-                _remember(self._values, (key, _digest(used)), (value, size_bytes), self._limit)
+                _remember(self._pieces, key, list(data_by_piece), self._limit)
+                _remember(self._values, (key, _digest(data_by_piece)), (value, size_bytes), self._limit)
                 while sum(size for _, size in self._values.values()) > self._limit_bytes:
                     self._values.popitem(last=False)
         return value

@@ -128,8 +128,8 @@ def _attributes_of(node: nodes.Filter) -> list[nodes.Expr]:
     if position is None:
         return []
     spread = [argument for argument in (node.dyn_args, node.dyn_kwargs) if argument is not None]
-    named = [pair.value for pair in node.kwargs if pair.key in ("attribute", "filter")]
-    return [*node.args[position : position + 1], *named, *spread]
+    keyword_arguments = [pair.value for pair in node.kwargs if pair.key in ("attribute", "filter")]
+    return [*node.args[position : position + 1], *keyword_arguments, *spread]
 
 
 def _problem_with_name(name: object) -> str:

@@ -79,14 +79,14 @@ def _statement(payload: bytes) -> Statement:
     subjects, predicate = document.get("subject"), document.get("predicate")
     if document.get("_type") != STATEMENT or not isinstance(subjects, list) or not isinstance(predicate, dict):
         raise signature_error(f"the payload is not a {STATEMENT}")
-    named: dict[str, str] = {}
+    hex_digests: dict[str, str] = {}
     for item in subjects:
         digests = item.get("digest") if isinstance(item, dict) else None
         hex_digest = digests.get("sha256") if isinstance(digests, dict) else None
         if not isinstance(hex_digest, str):
             raise signature_error("subject: one has no sha256")
-        named[str(item.get("name", ""))] = hex_digest
-    return Statement(named, str(document.get("predicateType", "")), predicate)
+        hex_digests[str(item.get("name", ""))] = hex_digest
+    return Statement(hex_digests, str(document.get("predicateType", "")), predicate)
 
 
 def decode_base64(text: object, field: str) -> bytes:

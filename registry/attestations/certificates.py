@@ -87,12 +87,12 @@ def _certificate(text: str) -> x509.Certificate:
 def of_material(material: Mapping[str, Any]) -> tuple[x509.Certificate, ...]:
     """The certificates of a bundle's verification material, the one that signed first; none where it has a key."""
     chain = material.get("x509CertificateChain")
-    listed = chain.get("certificates") if isinstance(chain, dict) else [material.get("certificate")]
-    if not isinstance(listed, list) or listed == [None]:
+    certificates = chain.get("certificates") if isinstance(chain, dict) else [material.get("certificate")]
+    if not isinstance(certificates, list) or certificates == [None]:
         return ()
-    if not 0 < len(listed) <= CHAIN_LIMIT or not all(isinstance(item, dict) for item in listed):
+    if not 0 < len(certificates) <= CHAIN_LIMIT or not all(isinstance(item, dict) for item in certificates):
         raise signature_error(f"verificationMaterial: a chain has 1 to {CHAIN_LIMIT} certificates")
-    return tuple(_read(decode_base64(item.get("rawBytes"), "rawBytes")) for item in listed)
+    return tuple(_read(decode_base64(item.get("rawBytes"), "rawBytes")) for item in certificates)
 
 
 def _read(raw: bytes) -> x509.Certificate:
@@ -138,8 +138,8 @@ def root_of(
     _made_for_signing(current, code_only=code_only)
     for below in range(CHAIN_LIMIT):
         _valid(current, at)
-        trusted = next((root for root in roots if _issued(current, root)), None)
-        above = trusted or next((other for other in chain[1:] if _issued(current, other)), None)
+        trusted = next((root for root in roots if _has_issued(current, root)), None)
+        above = trusted or next((other for other in chain[1:] if _has_issued(current, other)), None)
         if above is None:
             break
         _authority(above, below)
@@ -151,7 +151,7 @@ def root_of(
     raise Untrusted(f"its certificate ({name_of(chain[0])}) does not lead to a root that is trusted here")
 
 
-def _issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
+def _has_issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(by)
     except Exception:  # the library raises many kinds for keys and signatures that do not go together
@@ -161,8 +161,8 @@ def _issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
 
 def _valid(certificate: x509.Certificate, at: datetime) -> None:
     if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
-        spoken = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
-        raise Untrusted(f"the certificate of {name_of(certificate)} was not valid at {spoken} UTC")
+        time_text = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+        raise Untrusted(f"the certificate of {name_of(certificate)} was not valid at {time_text} UTC")
     for extension in certificate.extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD:
             raise Untrusted(f"the certificate of {name_of(certificate)} has a critical extension that is unknown here")

@@ -35,7 +35,7 @@ class PublicKey:
             key = (serialization.load_ssh_public_key if ssh else serialization.load_pem_public_key)(data)
         except (ValueError, UnsupportedAlgorithm) as e:
             raise Invalid("SIGNATURE_INVALID", "the public key is neither PEM nor an OpenSSH line") from e
-        if not _known(key):
+        if not _is_known(key):
             raise _unknown()
         return cls(key)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ class PrivateKey:
                 "the private key cannot be read: not PEM or OpenSSH, or it needs a password",
                 next_step="set ADAPTER_SIGN_PASSWORD if it has one",
             ) from None
-        if not _known(key):
+        if not _is_known(key):
             raise _unknown()
         return cls(key)  # type: ignore[arg-type]
 
@@ -105,7 +105,7 @@ def of_raw(public: bytes) -> PublicKey:
     return PublicKey(ed25519.Ed25519PublicKey.from_public_bytes(public))
 
 
-def _known(key: object) -> bool:
+def _is_known(key: object) -> bool:
     if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
         return True
     return isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) and key.curve.key_size in _HASHES

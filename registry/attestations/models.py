@@ -95,19 +95,19 @@ def files_of(statement: Statement) -> dict[str, str]:
     resources, how = statement.predicate.get("resources"), statement.predicate.get("serialization")
     if not isinstance(resources, list) or not isinstance(how, Mapping) or how.get("method") != "files":
         raise signature_error("the statement does not list whole files (serialization method 'files')")
-    named: dict[str, str] = {}
+    digest_by_name: dict[str, str] = {}
     digests = []
     for item in resources:
         name, digest = (item.get("name"), item.get("digest")) if isinstance(item, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(digest, str) or item.get("algorithm") != "sha256":
             raise signature_error("resources: each needs a name, the algorithm sha256 and a digest")
-        if name in named:
+        if name in digest_by_name:
             raise signature_error(f"resources: {name[:200]!r} is named twice")
-        named[name] = digest
+        digest_by_name[name] = digest
         digests.append(digest)
     if list(statement.subjects.values()) != [_root(digests)]:
         raise signature_error("the subject is not the digest over the resources")
-    return named
+    return digest_by_name
 
 
 def _root(digests: Any) -> str:

@@ -80,12 +80,12 @@ def _about(body: bytes, envelope: Mapping[str, Any], leaf: x509.Certificate) -> 
         kind, spec = f"{entry['kind']} {entry['apiVersion']}", entry["spec"]
         if kind != "dsse 0.0.1":
             raise Untrusted(f"its log entry is of the kind '{kind[:40]}', which is not read here")
-        payload, named = spec["payloadHash"], spec["signatures"]
+        payload, signatures = spec["payloadHash"], spec["signatures"]
         pem = base64.b64encode(leaf.public_bytes(serialization.Encoding.PEM)).decode()
         expected = (str(envelope["signatures"][0]["sig"]), pem)
         digest = hashlib.sha256(decode_base64(envelope.get("payload"), "payload")).hexdigest()
         same = (payload["algorithm"], payload["value"]) == ("sha256", digest)
-        same = same and expected in [(item["signature"], item["verifier"]) for item in named]
+        same = same and expected in [(item["signature"], item["verifier"]) for item in signatures]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
         raise signature_error("the entry of the transparency log cannot be read") from e
     if not same:

@@ -71,8 +71,8 @@ def template_text(chat_template: str | None, tokenizer_config: bytes | None) -> 
         return ""
     template = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(template, list):
-        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        templates = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
+        template = templates.get("default")
     return _normal(template) if isinstance(template, str) else ""
 
 

@@ -108,7 +108,7 @@ def root(leaves: Iterable[Leaf]) -> Digest:
     return Digest("sha256:" + (level[0] if level else hashlib.sha256().digest()).hex())
 
 
-def marked(names: Iterable[str]) -> frozenset[str]:
+def select_marked(names: Iterable[str]) -> frozenset[str]:
     """Which of these tensors keep a mark."""
     return frozenset(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:MARKS_LIMIT])
 

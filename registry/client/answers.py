@@ -62,15 +62,15 @@ class _Page(Protocol):
 Page = TypeVar("Page", bound=_Page)
 
 
-def of_version(ref: Ref, answer: Version) -> Version:
+def check_version(ref: Ref, answer: Version) -> Version:
     """The version that `ref` names: the same name, and the number or the digest that was requested."""
     _equal(f"the name of {ref}", answer.name, str(ref.name))
     if isinstance(ref.selector, int):
         _equal(f"the number of {ref}", answer.number, ref.selector)
-    return of_digests(ref, [answer.digest], answer)
+    return check_digests(ref, [answer.digest], answer)
 
 
-def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
+def check_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
     """An answer about these digests, each of which must be the one that `ref` names, if it names one."""
     if isinstance(ref.selector, Digest | DigestPrefix):
         for digest in digests:
@@ -78,26 +78,26 @@ def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
     return answer
 
 
-def adapter(name: AdapterName, answer: AdapterView) -> AdapterView:
+def check_adapter(name: AdapterName, answer: AdapterView) -> AdapterView:
     """The adapter of this name."""
     _equal(f"the name of {name}", answer.name, str(name))
     return answer
 
 
-def alias(name: str, answer: AliasView) -> AliasView:
+def check_alias(name: str, answer: AliasView) -> AliasView:
     """The alias of this name."""
     _equal("the name of the alias", answer.alias, name)
     return answer
 
 
-def moved(item: MoveItem, answer: MovedAlias) -> None:
+def check_move(item: MoveItem, answer: MovedAlias) -> None:
     """The requested alias, at the requested number or digest."""
     selector = Ref.parse(item.version).selector if "/" in item.version else names.selector(item.version or names.NEWEST)
-    of_version(Ref(AdapterName.parse(item.name), selector), answer)
-    alias(item.alias, answer)
+    check_version(Ref(AdapterName.parse(item.name), selector), answer)
+    check_alias(item.alias, answer)
 
 
-def approval(item: ApproveItem, answer: ApprovalView) -> None:
+def check_approval(item: ApproveItem, answer: ApprovalView) -> None:
     """The approval for the requested alias, of the requested number."""
     ref = Ref.parse(item.ref)
     _equal(f"the alias of the approval of {ref}", answer.alias, item.alias)
@@ -105,7 +105,7 @@ def approval(item: ApproveItem, answer: ApprovalView) -> None:
         _equal(f"the number of {ref}", answer.number, ref.selector)
 
 
-def described(item: DescribeItem, answer: DescribedSubject) -> None:
+def check_description(item: DescribeItem, answer: DescribedSubject) -> None:
     """The requested adapter, or a version of it by its number. Callers name it in their next request."""
     ref = Ref.parse(item.subject)
     is_version = ":" in item.subject or "@" in item.subject
@@ -117,14 +117,14 @@ def described(item: DescribeItem, answer: DescribedSubject) -> None:
         _equal(f"the number of {ref}", number, str(ref.selector))
 
 
-def base(name: str, answer: BaseView) -> BaseView:
+def check_base(name: str, answer: BaseView) -> BaseView:
     """The base that has this name or this alias."""
     if name not in answer.aliases:
         _equal("the name of the base", answer.name, name)
-    return described_base(answer)
+    return check_spec(answer)
 
 
-def described_base(answer: BaseView) -> BaseView:
+def check_spec(answer: BaseView) -> BaseView:
     """A base whose name and fingerprint are those of its spec."""
     _equal(f"the name in the spec of the base {answer.name[:80]!r}", answer.spec.name, answer.name)
     _equal(f"the fingerprint of the base {answer.name[:80]!r}", answer.fingerprint, answer.spec.fingerprint)
@@ -145,19 +145,19 @@ def all_pages(fetch: Callable[[str], Page]) -> Iterator[Page]:
     raise wrong_answer(f"a list has over {PAGES_LIMIT} pages")
 
 
-def resolved(ref: Ref, answer: Resolved) -> Resolved:
-    """`of_version`, and its manifest hashes to its digest and lists exactly the files that have links."""
-    of_version(ref, answer)
+def check_resolved(ref: Ref, answer: Resolved) -> Resolved:
+    """`check_version`, and its manifest hashes to its digest and lists exactly the files that have links."""
+    check_version(ref, answer)
     _equal(f"what the manifest of {ref} hashes to", _digest_of(answer.manifest, ref), answer.digest, "DIGEST_MISMATCH")
-    listed = sorted((file.path, file.media_type, file.digest, file.size_bytes) for file in answer.manifest.files)
+    promised = sorted((file.path, file.media_type, file.digest, file.size_bytes) for file in answer.manifest.files)
     linked = sorted((file.path, file.media_type, file.digest, file.size_bytes) for file in answer.files)
-    if listed != linked:
-        path = next((file[0] for file in (*listed, *linked) if file not in linked or file not in listed), "a file")
+    if promised != linked:
+        path = next((file[0] for file in (*promised, *linked) if file not in linked or file not in promised), "a file")
         raise wrong_answer(f"the files of {ref} are not those of its manifest: {path}", "DIGEST_MISMATCH")
     return answer
 
 
-def outcomes(
+def check_outcomes(
     items: Sequence[Item], answer: Sequence[_Outcome[Result]], check: Callable[[Item, Result], object] | None = None
 ) -> list[Result | RegistryError]:
     """The results and errors of a bulk request of these items. `check` compares an item with its result."""
@@ -175,12 +175,12 @@ def outcomes(
     return results
 
 
-def pull_plan(ref: Ref, answer: PullPlan) -> None:
+def check_pull_plan(ref: Ref, answer: PullPlan) -> None:
     """The plan of the version that `ref` names."""
-    resolved(ref, answer.resolved)
+    check_resolved(ref, answer.resolved)
 
 
-def push_plan(item: PushItem, answer: PushPlan) -> None:
+def check_push_plan(item: PushItem, answer: PushPlan) -> None:
     """A plan for this push, whose uploads are files of it, each once."""
     if item.manifest.base is not None:
         _equal("the base in the push plan", answer.base, item.manifest.base)
@@ -206,13 +206,13 @@ def _check_upload(upload: Upload) -> None:
             raise wrong_answer(f"the header {name[:64]!r} of an upload is not allowed")
 
 
-def push_result(name: AdapterName, digest: Digest, answer: PushResult) -> PushResult:
+def check_push_result(name: AdapterName, digest: Digest, answer: PushResult) -> PushResult:
     """The pushed version."""
-    of_version(Ref(name, digest), answer.version)
+    check_version(Ref(name, digest), answer.version)
     return answer
 
 
-def desired_state(base: str, alias: str, answer: DesiredState) -> DesiredState:
+def check_desired_state(base: str, alias: str, answer: DesiredState) -> DesiredState:
     """The desired state of this base and alias. Its entries are checked one by one (`problem_of`)."""
     _equal("the base of the desired state", answer.base, base)
     _equal("the alias of the desired state", answer.alias, alias)
@@ -233,13 +233,13 @@ def problem_of(entry: DesiredAdapter) -> str:
     return ""
 
 
-def job(job_id: str, answer: Job) -> Job:
+def check_job(job_id: str, answer: Job) -> Job:
     """The job with this id."""
     _equal("the id of the job", answer.id, job_id)
     return answer
 
 
-def claimed(kinds: Collection[str], bases: Collection[str], answer: Claimed) -> Claimed:
+def check_claim(kinds: Collection[str], bases: Collection[str], answer: Claimed) -> Claimed:
     """A job of a requested kind and base, with the version that it is about."""
     if kinds and answer.job.kind not in set(kinds):
         raise wrong_answer(f"job {answer.job.id} is of the kind {str(answer.job.kind)!r}, which was not requested")
@@ -247,14 +247,14 @@ def claimed(kinds: Collection[str], bases: Collection[str], answer: Claimed) -> 
         raise wrong_answer(f"job {answer.job.id} is for the base {answer.job.base[:80]!r}, which was not requested")
     if answer.base is not None:
         _equal(f"the base of job {answer.job.id}", answer.base.name, answer.job.base)
-        described_base(answer.base)
+        check_spec(answer.base)
     if answer.subject is not None:
         try:
             name = Ref.parse(answer.job.subject).name
         except RegistryError as e:
             raise wrong_answer(f"job {answer.job.id} is about an invalid name: {e.detail}") from e
         digest = answer.job.subject_digest or answer.subject.digest
-        resolved(Ref(name, digest), answer.subject)
+        check_resolved(Ref(name, digest), answer.subject)
     return answer
 
 

@@ -105,7 +105,7 @@ def _write_targets(file: Path, contents: PeftContents, names: Mapping[str, str],
     paths = {path for info in contents.header if (path := renaming.path_of(names.get(info.name, info.name)))}
     targets = Targets(contents.config)
     without_head = targets.all_linear and not paths.isdisjoint(EMBEDDINGS)
-    if paths and (not targets.written or without_head or not all(map(targets.covers, paths))):
+    if paths and (not targets.has_targets or without_head or not all(map(targets.covers, paths))):
         config = json.loads(file.read_bytes()) | {"target_modules": renaming.targets_of(paths, base)}
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 

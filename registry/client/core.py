@@ -18,7 +18,7 @@ from registry.client.transport import (
     wrong_answer,
 )
 from registry.client.transport.connection import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Connection, Retries
-from registry.client.transport.responses import Shape, parsed
+from registry.client.transport.responses import Shape, parse_answer
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref
@@ -74,7 +74,7 @@ class Versions:
         def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:
             request = transfer.BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
             answer = self._post("/pushes", request, transfer.BulkPushPlan, patient=True)
-            return answers.outcomes(pending, answer.items, answers.push_plan)
+            return answers.check_outcomes(pending, answer.items, answers.check_push_plan)
 
         return self._repeat_unavailable(plan, items)
 
@@ -90,7 +90,7 @@ class Versions:
         def commit(pending: Sequence[transfer.CommitItem]) -> list[transfer.PushResult | RegistryError]:
             request = transfer.BulkCommitRequest(items=tuple(pending), atomic=atomic)
             answer = self._post("/pushes/commit", request, transfer.BulkPushResult, seconds=seconds, patient=True)
-            return answers.outcomes(pending, answer.items)
+            return answers.check_outcomes(pending, answer.items)
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
 
@@ -102,7 +102,7 @@ class Versions:
             request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
             answer = self._post("/pulls", request, transfer.BulkPullPlan)
             small.update((item.digest, item.data) for item in answer.small)
-            return answers.outcomes(pending, answer.items, answers.pull_plan)
+            return answers.check_outcomes(pending, answer.items, answers.check_pull_plan)
 
         return self._repeat_unavailable(plan, [parsed_ref(ref) for ref in refs]), small
 
@@ -138,7 +138,7 @@ class Versions:
 
     def adapter(self, name: Name) -> catalog.AdapterView:
         """Return one adapter."""
-        return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
+        return answers.check_adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
 
     def versions(
         self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None,
@@ -150,7 +150,7 @@ class Versions:
 
     def version(self, ref: AnyRef) -> catalog.VersionView:
         """Return one version with its verdicts."""
-        return answers.of_version(parsed_ref(ref), self._get(path_of(ref), catalog.VersionView))
+        return answers.check_version(parsed_ref(ref), self._get(path_of(ref), catalog.VersionView))
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version."""
@@ -163,7 +163,7 @@ class Versions:
     def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
-        return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved))
+        return answers.check_resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
@@ -187,18 +187,18 @@ class Versions:
             nonlocal remaining_bytes
             answer = self.connection.send("GET", path, query={**query, "cursor": cursor}, limit_bytes=remaining_bytes)
             remaining_bytes -= len(answer.content)
-            return parsed(answer, shape)
+            return parse_answer(answer, shape)
 
         first, *others = answers.all_pages(fetch)
         items = [*first.items, *(item for page in others for item in page.items)]
         return first.model_copy(update={"items": items, "next_cursor": ""})
 
     def _get(self, path: str, shape: type[Shape], *, limit_bytes: int = ANSWER_LIMIT_BYTES, **query: Any) -> Shape:
-        return parsed(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
+        return parse_answer(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Document | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None
-        return parsed(self.connection.send(method, path, json=body, **how), shape)
+        return parse_answer(self.connection.send(method, path, json=body, **how), shape)
 
     def _post(self, path: str, request: Document, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)

@@ -21,7 +21,7 @@ class Groups(Versions):
     ) -> list[aliases.MovedAlias | RegistryError]:
         """Move aliases of many adapters; return where each points then, or its error, in the same order."""
         schemas = (aliases.MoveGroup, aliases.MoveResults)
-        return self._in_groups("/moves", *schemas, items, answers.moved, atomic=atomic, dry_run=dry_run)
+        return self._in_groups("/moves", *schemas, items, answers.check_move, atomic=atomic, dry_run=dry_run)
 
     def change_together(
         self, moves: Sequence[aliases.MoveItem], metadata: Sequence[aliases.DescribeItem]
@@ -34,8 +34,8 @@ class Groups(Versions):
         request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
         results = self._post("/moves", request, aliases.MoveResults)
         return (
-            answers.outcomes(moves, results.items, answers.moved),
-            answers.outcomes(metadata, results.metadata, answers.described),
+            answers.check_outcomes(moves, results.items, answers.check_move),
+            answers.check_outcomes(metadata, results.metadata, answers.check_description),
         )
 
     def approve_versions(
@@ -43,14 +43,14 @@ class Groups(Versions):
     ) -> list[ApprovalView | RegistryError]:
         """Approve many versions; return the approvals or errors, in the same order."""
         schemas = (aliases.ApprovalGroup, aliases.ApprovalResults)
-        return self._in_groups("/approvals", *schemas, items, answers.approval, atomic=atomic, dry_run=dry_run)
+        return self._in_groups("/approvals", *schemas, items, answers.check_approval, atomic=atomic, dry_run=dry_run)
 
     def change_metadata(
         self, items: Sequence[aliases.DescribeItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[aliases.DescribedSubject | RegistryError]:
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
         schemas = (aliases.DescribeGroup, aliases.DescribeResults)
-        return self._in_groups("/metadata", *schemas, items, answers.described, atomic=atomic, dry_run=dry_run)
+        return self._in_groups("/metadata", *schemas, items, answers.check_description, atomic=atomic, dry_run=dry_run)
 
     def _in_groups(
         self, path: str, request: Any, answer: Any, items: Sequence[Any], check: Callable[[Any, Any], None], *,
@@ -62,7 +62,7 @@ class Groups(Versions):
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
             results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), answer)
-            outcomes += answers.outcomes(group, results.items, check)
+            outcomes += answers.check_outcomes(group, results.items, check)
         return outcomes
 
 

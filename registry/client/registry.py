@@ -49,7 +49,7 @@ from registry.bases.library import LibraryModules
 from registry.client import answers
 from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
 from registry.client.transport import LIST_LIMIT_BYTES
-from registry.client.transport.responses import Shape, parsed
+from registry.client.transport.responses import Shape, parse_answer
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.evaluation.gates import Gate
@@ -113,7 +113,7 @@ class Registry(Versions):
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> evaluation.VerdictList:
         """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
         answer = self._get(f"{path_of(ref)}/verdicts", evaluation.VerdictList, engine=list(engines))
-        return answers.of_digests(parsed_ref(ref), [verdict.subject for verdict in answer.items], answer)
+        return answers.check_digests(parsed_ref(ref), [verdict.subject for verdict in answer.items], answer)
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
         """The report of one of this version's verdicts."""
@@ -121,12 +121,12 @@ class Registry(Versions):
 
     def norms(self, ref: AnyRef) -> evaluation.NormsView:
         """The size of the update of each module of this version."""
-        return answers.of_version(parsed_ref(ref), self._get(f"{path_of(ref)}/norms", evaluation.NormsView))
+        return answers.check_version(parsed_ref(ref), self._get(f"{path_of(ref)}/norms", evaluation.NormsView))
 
     def reference_logprobs(self, ref: AnyRef) -> evaluation.ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
         answer = self._get(f"{path_of(ref)}/reference-logprobs", evaluation.ReferenceLogprobsView)
-        return answers.of_digests(parsed_ref(ref), [answer.digest], answer)
+        return answers.check_digests(parsed_ref(ref), [answer.digest], answer)
 
     def recheck_engines(self, request: evaluation.RecheckEnginesRequest) -> evaluation.RecheckEnginesPage:
         """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
@@ -147,7 +147,7 @@ class Registry(Versions):
 
     def alias(self, name: Name, alias: str) -> AliasView:
         """Return one alias."""
-        return answers.alias(alias, self._get(_path_of_alias(name, alias), AliasView))
+        return answers.check_alias(alias, self._get(_path_of_alias(name, alias), AliasView))
 
     def generation(self, name: Name, alias: str) -> int:
         """The generation of an alias; 0 for one that does not exist."""
@@ -164,12 +164,13 @@ class Registry(Versions):
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
         request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
         headers = {"If-Match": f'"{generation}"'}
-        return answers.alias(alias, self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers))
+        answer = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
+        return answers.check_alias(alias, answer)
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""
         request = RollbackRequest(to=to, reason=reason)
-        return answers.alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
+        return answers.check_alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""
@@ -226,12 +227,12 @@ class Registry(Versions):
         """All bases by name, of as many pages as there are."""
         page = self._get_all("/bases", BasePage)
         for view in page.items:
-            answers.described_base(view)
+            answers.check_spec(view)
         return page
 
     def base(self, name: str) -> BaseView:
         """Return one base by its name or alias."""
-        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
+        return answers.check_base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
 
     def add_base(self, request: BaseAdd) -> BaseView:
         """Register a base model."""
@@ -273,7 +274,7 @@ class Registry(Versions):
             wait=wait or "",
         )  # fmt: skip
         name = base if answer.base == base else self.base(base).name  # it was requested by an alias
-        return answers.desired_state(name, alias, answer)
+        return answers.check_desired_state(name, alias, answer)
 
     def engine_settings(
         self, base: str, engines: Sequence[str], *, slots: int | None = None
@@ -318,18 +319,18 @@ class Registry(Versions):
 
     def job(self, job_id: str) -> Job:
         """Return one job."""
-        return answers.job(job_id, self._get(_path("jobs", job_id), Job))
+        return answers.check_job(job_id, self._get(_path("jobs", job_id), Job))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
-        return answers.job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
+        return answers.check_job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None."""
         answer = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
         if answer.status == 204:
             return None
-        return answers.claimed(request.kinds, request.bases, parsed(answer, Claimed))
+        return answers.check_claim(request.kinds, request.bases, parse_answer(answer, Claimed))
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         """Renew the lease of a job."""
@@ -337,11 +338,11 @@ class Registry(Versions):
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
         """Finish a job with its result."""
-        return answers.job(job_id, self._post(_path("jobs", job_id, "finish"), request, Job))
+        return answers.check_job(job_id, self._post(_path("jobs", job_id, "finish"), request, Job))
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
         """Report that a job failed."""
-        return answers.job(job_id, self._post(_path("jobs", job_id, "fail"), request, Job))
+        return answers.check_job(job_id, self._post(_path("jobs", job_id, "fail"), request, Job))
 
     # ------------------------------------------------------------ namespaces and trusted publishers
     def namespaces(self, *, cursor: str = "", limit: int | None = None) -> access.NamespacePage:

@@ -113,7 +113,7 @@ def _proof(audit: Audit, seq: int | None) -> EventProof | None:
         return None
 
 
-def examined(bundle: Bundle, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
+def examine_bundle(bundle: Bundle, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
     """Verify every attestation and the proof of the push with these log keys."""
     names = names_of(bundle, bundle.arrival, keys)
     signed = examine(bundle.attestations, bundle, keys, trust, names=names)
@@ -122,7 +122,7 @@ def examined(bundle: Bundle, keys: Sequence[Verifier], trust: Trust | None = Non
         return Examined(signed)
     if bundle.proof is None or bundle.proof.seq != pushes[0]:
         return Examined(signed, pushes[0], f"there is no proof that event {pushes[0]} is in the log")
-    return Examined(signed, pushes[0], included(bundle.proof, bundle, keys, names=names))
+    return Examined(signed, pushes[0], problem_of_proof(bundle.proof, bundle, keys, names=names))
 
 
 def reread(folder: Path, manifest: Manifest) -> list[Reread]:
@@ -251,17 +251,19 @@ def examine(
     return examined
 
 
-def included(proved: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
+def problem_of_proof(
+    proved: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()
+) -> str:
     """What is wrong with the proof of a push; empty if its entry is in the log and is about this version."""
     if notes.verify_proof(proved.proof, proved.entry.encode(), *log_keys) is None:
         return f"the log does not prove event {proved.seq} with a key that this machine remembers"
     try:
         event = json.loads(proved.entry)
-        named = (event["seq"], event["action"], event["detail"].get("digest"))
+        event_key = (event["seq"], event["action"], event["detail"].get("digest"))
         its_own = event["object"] in (names or names_of(version))
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"event {proved.seq} of the log cannot be read"
-    if named != (proved.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
+    if event_key != (proved.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
         return f"event {proved.seq} of the log is about something else"
     return ""
 

@@ -130,7 +130,7 @@ class TrustedCheckpoints:
                 )
         return _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
 
-    def known(self, registry: Versions, note: str) -> TrustedCheckpoint:
+    def find(self, registry: Versions, note: str) -> TrustedCheckpoint:
         """The remembered checkpoint of this registry; one without keys if there is none."""
         return _read(self._path(registry, note)) or TrustedCheckpoint((), "")
 

@@ -65,14 +65,14 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, f
         message = f"module {module.path}: {module.fault}"
         findings.error("lora.shape_invalid", module.path, message, "equal ranks", module.fault, group=module.fault)
         return
-    meant = paths.of(module.path)
+    paths_of_base = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]
-    if meant is None:
+    if paths_of_base is None:
         message = f"{module.path} matches no {facts.format} name of a module of {base.name}"
         findings.unknown("format.names_unmapped", module.path, message, group=leaf)
         return
-    modules = [base.modules.get(path) for path in meant]
-    absent = [path for path, there in zip(meant, modules, strict=True) if there is None]
+    modules = [base.modules.get(path) for path in paths_of_base]
+    absent = [path for path, there in zip(paths_of_base, modules, strict=True) if there is None]
     if absent:
         message = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
         findings.add("error" if base.names_known else "unknown", "compat.module_unknown", module.path, message,

@@ -224,7 +224,7 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
     present |= {p.path for p in lora.pieces if p.path}
     if lora.config.target_parameters:
         _check_parameters_complete(lora, lookup)
-    if not lookup.targets.written:
+    if not lookup.targets.has_targets:
         message = "target_modules is missing, so PEFT chooses by architecture: completeness is not checked"
         lookup.findings.unknown("compat.targets_absent", f"{CONFIG}: target_modules", message)
         return
@@ -253,9 +253,9 @@ def _check_parameters_complete(lora: LoraSpec, lookup: ModuleLookup) -> None:
     for update in lora.modules:
         if update.kind == "parameter":
             counts[update.path] = counts.get(update.path, 0) + 1
-    named = set(lora.config.target_parameters)
+    parameter_names = set(lora.config.target_parameters)
     for path, parameters in lookup.blocks():
-        targeted = sum(not named.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
+        targeted = sum(not parameter_names.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
         present = counts.get(path, 0)
         if present < targeted:
             message = f"the configuration targets {targeted} parameters of {path}, the file holds {present}"

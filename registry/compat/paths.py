@@ -88,10 +88,10 @@ class Paths:
                 self._flat.setdefault(_flat(path), path)
         self._resnets = layers_per_block(self._known)
 
-    def of(self, written: str) -> tuple[str, ...] | None:
-        """The base's paths that `written` means, as the base spells them; None if no rule of the format names it."""
+    def of(self, name: str) -> tuple[str, ...] | None:
+        """The paths that a name in the file means, as the base spells them; None if the format has no rule for it."""
         rule = _RULES.get(self._format)
-        resolved = rule(self, written) if rule else None
+        resolved = rule(self, name) if rule else None
         return tuple(self._spelled(path) for path in resolved) if resolved else None
 
     def _spelled(self, path: str) -> str:
@@ -103,35 +103,35 @@ class Paths:
         return next((p for p in (f"{head}.text_model.{bare}", f"{head}.{bare}") if p in self._known), path)
 
     # -------------------------------------------------------------- rules
-    def _text(self, written: str) -> tuple[str, ...] | None:
-        if written in _WHOLE:
-            return (_WHOLE[written],)
-        match = _LAYER.match(written)
+    def _text(self, name: str) -> tuple[str, ...] | None:
+        if name in _WHOLE:
+            return (_WHOLE[name],)
+        match = _LAYER.match(name)
         inner = (_TORCHTUNE if self._format == "torchtune" else _GGUF).get(match[2]) if match else None
         return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
 
-    def _processors(self, written: str) -> tuple[str, ...]:
-        match = _OLD.match(written)
+    def _processors(self, name: str) -> tuple[str, ...]:
+        match = _OLD.match(name)
         if match:
             at = match["at"] if match["at"].startswith(IMAGE_COMPONENTS) else f"unet.{match['at']}"
             if at.startswith("text_encoder"):
                 return (f"{at}.{match['leaf']}_proj",)
             return (f"{at}.to_out.0" if match["leaf"] == "out" else f"{at}.to_{match['leaf']}",)
-        text = _OLD_TEXT.match(written)
-        return (text["at"] if text else written,)
+        text = _OLD_TEXT.match(name)
+        return (text["at"] if text else name,)
 
-    def _kohya(self, written: str) -> tuple[str, ...] | None:
+    def _kohya(self, name: str) -> tuple[str, ...] | None:
         for prefix, component in _KOHYA_COMPONENTS:
-            if written.startswith(prefix):
-                rest = written.removeprefix(prefix)
+            if name.startswith(prefix):
+                rest = name.removeprefix(prefix)
                 for tail in (rest, f"text_model_{rest}", rest.removeprefix("text_model_")):
                     path = self._flat.get(f"{component}_{tail}")
                     if path:
                         return (path,)
-        return self._flux_flat(written) or self._sgm(written)
+        return self._flux_flat(name) or self._sgm(name)
 
-    def _flux(self, written: str) -> tuple[str, ...] | None:
-        path = written.removeprefix("diffusion_model.")
+    def _flux(self, name: str) -> tuple[str, ...] | None:
+        path = name.removeprefix("diffusion_model.")
         match = re.match(r"(double|single)_blocks\.(\d{1,4})\.(.+)\Z", path)
         if not match:
             resolved = FLUX_WHOLE.get(path)
@@ -141,29 +141,29 @@ class Paths:
         inner = (FLUX_DOUBLE if is_double else FLUX_SINGLE).get(match[3])
         return tuple(f"transformer.{block}.{match[2]}.{p}" for p in inner) if inner else None
 
-    def _comfy(self, written: str) -> tuple[str, ...] | None:
-        encoder, _, inner = written.removeprefix("text_encoders.").partition(".transformer.")
+    def _comfy(self, name: str) -> tuple[str, ...] | None:
+        encoder, _, inner = name.removeprefix("text_encoders.").partition(".transformer.")
         for component in _COMFY_ENCODERS.get(encoder, ()):
             if (path := self._spelled(f"{component}.{inner}")) in self._known:
                 return (path,)
-        path = written.removeprefix("diffusion_model.")
+        path = name.removeprefix("diffusion_model.")
         for component in ("transformer", "unet"):
             if f"{component}.{path}" in self._known:
                 return (f"{component}.{path}",)
-        return self._flux(written) or self._sgm(written)
+        return self._flux(name) or self._sgm(name)
 
-    def _flux_flat(self, written: str) -> tuple[str, ...] | None:
-        match = re.match(r"lora_unet_(double|single)_blocks_(\d{1,4})_(.+)\Z", written)
+    def _flux_flat(self, name: str) -> tuple[str, ...] | None:
+        match = re.match(r"lora_unet_(double|single)_blocks_(\d{1,4})_(.+)\Z", name)
         if not match:
-            rest = written.removeprefix("lora_unet_")
+            rest = name.removeprefix("lora_unet_")
             return next((self._flux(p) for p in FLUX_WHOLE if p.replace(".", "_") == rest), None)
         table = FLUX_DOUBLE if match[1] == "double" else FLUX_SINGLE
         inner = next((p for p in table if p.replace(".", "_") == match[3]), "")
         return self._flux(f"{match[1]}_blocks.{match[2]}.{inner}") if inner else None
 
-    def _sgm(self, written: str) -> tuple[str, ...] | None:
+    def _sgm(self, name: str) -> tuple[str, ...] | None:
         """Names of the original UNet (Stability's code): blocks are counted through, each with its sampler."""
-        match = _SGM.match(written)
+        match = _SGM.match(name)
         if not match or not self._resnets:
             return None
         side, number, inner, rest = match[1], int(match[2]), match[3], match[4].replace(".", "_")
@@ -198,8 +198,8 @@ def _flat(path: str) -> str:
 
 
 _RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
-    **dict.fromkeys(("mlx", "diffusers"), lambda _paths, written: (written,)),
-    "bare": lambda _paths, written: (f"transformer.{written}",), "torchtune": Paths._text, "gguf": Paths._text,
+    **dict.fromkeys(("mlx", "diffusers"), lambda _paths, name: (name,)),
+    "bare": lambda _paths, name: (f"transformer.{name}",), "torchtune": Paths._text, "gguf": Paths._text,
     "diffusers-old": Paths._processors, "kohya": Paths._kohya, "lycoris": Paths._kohya, "bfl": Paths._flux,
     "xlabs": Paths._flux, "comfy": Paths._comfy,
 }  # fmt: skip

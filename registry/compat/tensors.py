@@ -63,8 +63,8 @@ class _TensorCheck:
 
     def _target_modules(self) -> tuple[TargetModule, ...]:
         """The modules of known sizes that the configuration targets; those in the file where it does not say."""
-        written = self._lookup.targets.written
-        paths: Iterable[str] = self._lookup.expected(single_experts=False) if written else self._by_path
+        has_targets = self._lookup.targets.has_targets
+        paths: Iterable[str] = self._lookup.expected(single_experts=False) if has_targets else self._by_path
         modules = ((path, self._lookup.find(path)) for path in paths)
         return tuple(_target(path, module) for path, module in modules if module is not None and module.is_known)
 

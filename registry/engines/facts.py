@@ -183,10 +183,10 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
 
     And `other_family`: whether an image adapter's family, or every component that it names, is none of the base's.
     """
-    named = set(components)
+    component_set = set(components)
     return {
         "other_family": base.is_pipeline
-        and (not base.is_of(family) or (bool(named) and not named & set(base.components))),
+        and (not base.is_of(family) or (bool(component_set) and not component_set & set(base.components))),
         "base_family": (base.model_type or family) if base.is_pipeline else "",
         "base_architecture": base.architecture,
         "base_text_architecture": base.text_architecture,

@@ -155,8 +155,8 @@ class EngineRules(FrozenModel):
         for rule in self.rules:
             for condition in rule.when:
                 operand = condition.operand
-                used = [t[1:] for t in (condition.field, operand) if isinstance(t, str) and t.startswith("$")]
-                for name in used:
+                setting_names = [t[1:] for t in (condition.field, operand) if isinstance(t, str) and t.startswith("$")]
+                for name in setting_names:
                     if name not in self.settings:
                         raise ValueError(f"{self.name}: rule {rule.property!r} uses the unknown setting {name!r}")
         return self

@@ -61,7 +61,7 @@ def digest(engine: str) -> Digest:
     return Digest.of(file.read_bytes() if file.is_file() else b"")
 
 
-def examined(engine: str) -> tuple[str, ...]:
+def examined_versions(engine: str) -> tuple[str, ...]:
     """The versions whose source was read, oldest first."""
     return tuple(_document(engine).get("versions", ()))
 
@@ -98,8 +98,8 @@ def of(engine: str, version: Version, architecture: str, inner: str = "") -> Map
     fields |= {"source_class": name, "source_lora": row["lora"], "source_listed": tuple(row.get("listed", ()))}
     if row["lora"]:
         if row.get("inner"):
-            chosen = at(document["classes"].get(_class_name(document, version, inner), {}), version)
-            row = _with_inner(row, chosen or {})
+            inner_row = at(document["classes"].get(_class_name(document, version, inner), {}), version)
+            row = _with_inner(row, inner_row or {})
         fields["source_open"] = bool(row.get("inner"))
         embeddings, modules = _accepted(row)
         if embeddings is not None:
@@ -124,17 +124,17 @@ def _class_name(document: Mapping[str, Any], version: Version, architecture: str
     return next((name for candidate in candidates if (name := registered(candidate))), None)
 
 
-def _with_inner(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_inner(row: Mapping[str, Any], inner_row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The wrapper's row with the names of the model that it is given; as it is, where those names are not known."""
-    if chosen.get("embedding") is None or chosen.get("inner") or row.get("embedding") is None:
+    if inner_row.get("embedding") is None or inner_row.get("inner") or row.get("embedding") is None:
         return row
-    is_listed = row["linear"] is not None and chosen["linear"] is not None
+    is_listed = row["linear"] is not None and inner_row["linear"] is not None
     return {
         **row,
         "inner": False,
-        "embedding": [*row["embedding"], *chosen["embedding"]],
-        "linear": [*row["linear"], *chosen["linear"]] if is_listed else None,
-        "packed": {**chosen["packed"], **row["packed"]},
+        "embedding": [*row["embedding"], *inner_row["embedding"]],
+        "linear": [*row["linear"], *inner_row["linear"]] if is_listed else None,
+        "packed": {**inner_row["packed"], **row["packed"]},
     }
 
 

@@ -90,7 +90,7 @@ class Gate(FrozenModel):
         """What still stands between this evidence and the alias; empty means open."""
         return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
 
-    def approved(self, evidence: Evidence) -> list[Approval]:
+    def valid_approvals(self, evidence: Evidence) -> list[Approval]:
         """The approvals that count: one for each identity, of those who may approve, none of the pusher."""
         excluded = evidence.pushed_by | ({evidence.promoted_by} if self.two_person else frozenset())
         counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in excluded}
@@ -134,7 +134,7 @@ class Gate(FrozenModel):
             )
 
     def _people(self, evidence: Evidence) -> Iterator[Finding]:
-        count = len(self.approved(evidence))
+        count = len(self.valid_approvals(evidence))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
             excluded = "neither the pusher nor the promoter counts" if self.two_person else "the pusher does not count"

@@ -35,12 +35,12 @@ def kind_of(node: str) -> str:
 
 def inputs(provenance: Provenance | None, facts: Mapping[str, Any]) -> Iterator[Input]:
     """What a version declares, then what its README claims beyond that."""
-    listed = set()
+    declared_uris = set()
     for dataset in provenance.datasets if provenance else ():
-        listed.add(dataset.uri)
+        declared_uris.add(dataset.uri)
         yield Input("dataset", DATASET + dataset.key, dataset.name or dataset.uri, dataset.uri, dataset.digest)
     for name in (facts.get("card") or {}).get("datasets", []):
-        if (uri := card.HUB_DATASETS + name) not in listed:
+        if (uri := card.HUB_DATASETS + name) not in declared_uris:
             yield Input(CLAIMED, DATASET + uri, name, uri)
     if provenance and (run := provenance.run):
         yield Input("run", f"{RUN}{run.tool}:{run.id}", f"{run.tool} {run.id}", run.url)

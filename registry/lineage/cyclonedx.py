@@ -21,11 +21,11 @@ def bom(version: VersionView, lineage: Lineage) -> dict[str, Any]:
     """The bill of materials of one version; `lineage` holds its ancestors."""
     data = {node.id: node for node in lineage.nodes if node.kind == "dataset"}
     models = [node for node in lineage.nodes if node.kind in ("version", "base") and node.id != lineage.root]
-    listed = {lineage.root, *data, *(node.id for node in models)}
+    node_ids = {lineage.root, *data, *(node.id for node in models)}
     claimed = {edge.parent for edge in lineage.edges if edge.relation == "claimed"}
-    depends: dict[str, list[str]] = {node: [] for node in sorted(listed)}
+    depends: dict[str, list[str]] = {node: [] for node in sorted(node_ids)}
     for edge in lineage.edges:
-        if edge.child in listed and edge.parent in listed:
+        if edge.child in node_ids and edge.parent in node_ids:
             depends[edge.child].append(edge.parent)
     return {
         "$schema": f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json",

@@ -107,47 +107,47 @@ def runs_on(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -
         TargetFormat.DIFFUSERS: _diffusers, TargetFormat.GGUF: _gguf,
     }[conversion.to]  # fmt: skip
     if conversion.repair and conversion.to not in (TargetFormat.PEFT, TargetFormat.DIFFUSERS):
-        raise refused(f"--repair mends names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
+        raise refusal(f"--repair mends names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
     return rule(contents, conversion, base)
 
 
-def refused(message: str, next_step: str = "") -> Invalid:
+def refusal(message: str, next_step: str = "") -> Invalid:
     """The error for a conversion that cannot be done."""
     return Invalid("CONVERSION_INVALID", message, next_step=next_step)
 
 
 def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
     if not isinstance(contents, PeftContents):
-        raise refused(f"this file is in {contents.file.format!r} format, and {to} is made from PEFT adapters",
+        raise refusal(f"this file is in {contents.file.format!r} format, and {to} is made from PEFT adapters",
                       f"convert it to {TargetFormat.PEFT} first")  # fmt: skip
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
         mends = {f.code for f in errors} <= MENDED
         step = "convert it with --to peft --repair first" if mends else "repair it first, or push it again"
-        raise refused(f"the adapter is faulty: {errors[0].message}", step)
+        raise refusal(f"the adapter is faulty: {errors[0].message}", step)
     if contents.lora.method != "LORA":
-        raise refused(f"the method is {contents.lora.method}; only LoRA has the form {to}")
+        raise refusal(f"the method is {contents.lora.method}; only LoRA has the form {to}")
     return contents.lora
 
 
 def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
     config = spec.config
     if config.use_dora or any(m.magnitude_shape for m in spec.modules):
-        raise refused(f"DoRA rescales the rows of the base's weights; no {to} LoRA does", "merge it instead")
+        raise refusal(f"DoRA rescales the rows of the base's weights; no {to} LoRA does", "merge it instead")
     if initializations.changes_base(config.initialization):
         reversible = initializations.is_reversible(config.initialization)
         step = f"convert it to {TargetFormat.PLAIN} first" if reversible else "convert it with PEFT after training"
-        raise refused(f"{config.initialization} changed the base before training", step)
+        raise refusal(f"{config.initialization} changed the base before training", step)
     odd = [field for field in methods.LORA_VARIANTS if config.other.get(field)]
     if odd:
-        raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
+        raise refusal(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
 
 
 def _canonical(contents: AdapterContents, conversion: Conversion, _base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     _demand_plain(spec, conversion.to)
     if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
-        raise refused("it is canonical already: every module has alpha = rank, and all have one rank")
+        raise refusal("it is canonical already: every module has alpha = rank, and all have one rank")
     return RunsOn.WORKER
 
 
@@ -155,56 +155,56 @@ def _plain(contents: AdapterContents, conversion: Conversion, base: BaseSpec) ->
     spec = _lora_of(contents, conversion.to)
     if not initializations.is_reversible(spec.config.initialization):
         initialization = spec.config.initialization or "an ordinary initialization"
-        raise refused(f"only PiSSA and OLoRA can be undone; this one has {initialization}")
+        raise refusal(f"only PiSSA and OLoRA can be undone; this one has {initialization}")
     if "niter" in spec.config.initialization:
-        raise refused("a randomized SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
+        raise refusal("a randomized SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
     if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
-        raise refused("with DoRA, rsLoRA or patterns PEFT does not convert it")
+        raise refusal("with DoRA, rsLoRA or patterns PEFT does not convert it")
     if base.quantization:
-        raise refused(f"the base is packed ({base.quantization}): its first factors cannot be computed again")
+        raise refusal(f"the base is packed ({base.quantization}): its first factors cannot be computed again")
     return RunsOn.BASE
 
 
 def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     if isinstance(contents, PeftContents):
         if not conversion.repair:
-            raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
+            raise refusal("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
         renaming.repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
-        raise refused("--repair mends names that are nearly PEFT's; these are of another tool")
+        raise refusal("--repair mends names that are nearly PEFT's; these are of another tool")
     return _foreign_text(contents, base)
 
 
 def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     file = contents.file
     if file.format not in ("torchtune", "mlx"):
-        raise refused(f"there is no way from {file.format!r} to PEFT here; torchtune and mlx can be converted")
+        raise refusal(f"there is no way from {file.format!r} to PEFT here; torchtune and mlx can be converted")
     if file.method != "lora" or file.has_dora:
-        raise refused(f"only plain LoRA is converted, and this is {'DoRA' if file.has_dora else file.method}")
+        raise refusal(f"only plain LoRA is converted, and this is {'DoRA' if file.has_dora else file.method}")
     if any(m.scale is None or not m.rank for m in file.modules):
-        raise refused(f"{CONFIG} does not say the scale, and a guess would change the outputs")
+        raise refusal(f"{CONFIG} does not say the scale, and a guess would change the outputs")
     if file.format == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
         layouts = " and ".join(sorted(PERMUTED))
-        raise refused(f"torchtune's row order of q and k is not known for {base.model_type!r}, only for {layouts}")
+        raise refusal(f"torchtune's row order of q and k is not known for {base.model_type!r}, only for {layouts}")
     return RunsOn.WORKER
 
 
 def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     if isinstance(contents, PeftContents) or contents.file.format in formats.TEXT_FORMATS:
-        raise refused("diffusers' names are for adapters of image models, and this is a language model's")
+        raise refusal("diffusers' names are for adapters of image models, and this is a language model's")
     file = contents.file
     if conversion.repair and file.format in ("diffusers", "bare", formats.UNKNOWN):
         renaming.image_repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
-        raise refused(f"--repair mends names that are nearly diffusers'; these are of {file.format}")
+        raise refusal(f"--repair mends names that are nearly diffusers'; these are of {file.format}")
     if file.format == "diffusers":
-        raise refused("it has diffusers' names already", "--repair mends names with `.default` in them")
+        raise refusal("it has diffusers' names already", "--repair mends names with `.default` in them")
     if file.format not in _DIFFUSERS or file.method != "lora":
-        raise refused(f"diffusers has no converter for {file.format} with {file.method}; ComfyUI loads it as it is")
+        raise refusal(f"diffusers has no converter for {file.format} with {file.method}; ComfyUI loads it as it is")
     if file.has_dora:
-        raise refused("diffusers' converters drop `dora_scale`, which would change the images")
+        raise refusal("diffusers' converters drop `dora_scale`, which would change the images")
     return RunsOn.HERE if renaming.can_rename(contents.header) else RunsOn.WORKER
 
 
@@ -226,8 +226,8 @@ def _gguf(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> 
     _demand_plain(spec, conversion.to)
     extra = next((noun for noun, there in _BEYOND_PAIRS if there(spec)), "")
     if extra:
-        raise refused(f"a GGUF adapter holds pairs of linear modules only, and this one has {extra}")
+        raise refusal(f"a GGUF adapter holds pairs of linear modules only, and this one has {extra}")
     if base.model_type not in GGUF_ARCHITECTURES:
         architectures = ", ".join(sorted(GGUF_ARCHITECTURES))
-        raise refused(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {architectures}")
+        raise refusal(f"the rules of llama.cpp for {base.model_type!r} are not here; known are {architectures}")
     return RunsOn.WORKER

@@ -36,7 +36,7 @@ _BARE = re.compile(
 _HALVES = {"down": "lora_A.weight", "up": "lora_B.weight", "A": "lora_A.weight", "B": "lora_B.weight"}
 
 
-def unnamed(name: str) -> str:
+def without_adapter_name(name: str) -> str:
     """A tensor's name without the adapter's own name in it."""
     return _ADAPTER_NAME.sub(r".\1", name)
 
@@ -68,7 +68,7 @@ def _changes(renamed: dict[str, str]) -> dict[str, str]:
 
 
 def _mended(name: str, base: BaseSpec) -> str:
-    mended = unnamed(_WRAPPERS.sub("", name))
+    mended = without_adapter_name(_WRAPPERS.sub("", name))
     tail = _TAIL.search(mended)
     if tail is None:
         return mended
@@ -89,7 +89,7 @@ def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
 
 
 def _mended_image(name: str, base: BaseSpec) -> str:
-    mended = unnamed(name)
+    mended = without_adapter_name(name)
     tail = _TAIL.search(mended)
     path = mended[: tail.start()] if tail else ""
     if not path or path in base.modules:

@@ -105,9 +105,9 @@ class Settings:
                 values[field.name] = _whole_number(source.origin, source.text) if is_number else source.text
                 if field.name in URLS:
                     _check_url(source)
-        return cls(**values).filled()  # type: ignore[arg-type]
+        return cls(**values).with_defaults()  # type: ignore[arg-type]
 
-    def filled(self) -> Settings:
+    def with_defaults(self) -> Settings:
         """The same with `data`, `database_url`, `blobs` and `s3_public_endpoint` derived where they are empty."""
         data = Path(self.data).expanduser().absolute() if self.data else user_folder("data")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -157,8 +157,8 @@ def read_sources(env: Mapping[str, str] | None = None) -> dict[str, SettingSourc
     }
     path = variables["config"].text if "config" in variables else ""
     sources: dict[str, SettingSource] = {}
-    for named in (_read_file(Path(path)) if path else {}, variables):
-        for name, source in named.items():
+    for source_by_name in (_read_file(Path(path)) if path else {}, variables):
+        for name, source in source_by_name.items():
             field = name.removesuffix(FILE_ENDING)
             if name in _FIELDS:
                 sources |= {name: source} if source.text else {}
@@ -200,8 +200,8 @@ def _check_url(source: SettingSource) -> None:
     try:
         _ = urlsplit(source.text).port
     except ValueError as e:
-        shown = hide_secrets(source.text)[:120]
-        raise Invalid("SETTING_INVALID", f"{source.origin}: {shown!r} is not a URL: {e}") from e
+        masked_text = hide_secrets(source.text)[:120]
+        raise Invalid("SETTING_INVALID", f"{source.origin}: {masked_text!r} is not a URL: {e}") from e
 
 
 def _whole_number(variable: str, text: str) -> int:

@@ -140,8 +140,10 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
         return self._connect(settings["ADAPTER_REGISTRY"], settings.get("ADAPTER_TOKEN", ""))
 
     def _store(self, settings: Mapping[str, str]) -> LocalStore:
-        named = settings.get("ADAPTER_PLUGIN_DIR")
-        return LocalStore(Path(named).expanduser() if named else user_folder("cache", self._environment) / "served")
+        folder_setting = settings.get("ADAPTER_PLUGIN_DIR")
+        return LocalStore(
+            Path(folder_setting).expanduser() if folder_setting else user_folder("cache", self._environment) / "served"
+        )
 
     def _settings(self) -> dict[str, str]:
         return {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}

@@ -36,7 +36,7 @@ class Fields:
         self.findings: list[Finding] = []
         self.pattern_steps = 0
 
-    def broken(self, rule: str, field: str, message: str) -> None:
+    def reject(self, rule: str, field: str, message: str) -> None:
         """Keep a broken rule."""
         if len(self.findings) < FINDINGS_LIMIT:
             self.findings.append(Finding(f"config.{rule}", field[:120], message))
@@ -45,7 +45,7 @@ class Fields:
         """True or false; null and absent are false."""
         value = self.values.get(field)
         if value is not None and not isinstance(value, bool):
-            self.broken("value_invalid", field, f"must be true or false, not {_shown(value)}")
+            self.reject("value_invalid", field, f"must be true or false, not {_shown(value)}")
             return False
         return bool(value)
 
@@ -67,7 +67,7 @@ class Fields:
         if value is None:
             return ""
         if not isinstance(value, str) or len(value) > TEXT_LIMIT or any(ord(c) < 32 or ord(c) == 127 for c in value):
-            self.broken("value_invalid", field, f"must be one line of text of at most {TEXT_LIMIT} characters")
+            self.reject("value_invalid", field, f"must be one line of text of at most {TEXT_LIMIT} characters")
             return ""
         return value
 
@@ -82,7 +82,7 @@ class Fields:
         """The keys of an object, which are names of modules; null and absent are empty."""
         value = self.values.get(field)
         if value is not None and not isinstance(value, dict):
-            self.broken("value_invalid", field, "must be an object whose keys are names of modules")
+            self.reject("value_invalid", field, "must be an object whose keys are names of modules")
             return ()
         return self._names(field, list(value or ()))
 
@@ -107,10 +107,10 @@ class Fields:
         value = self.values.get(field)
         if not isinstance(value, dict) or len(value) > NAMES_LIMIT:
             if value is not None:
-                self.broken("value_invalid", field, f"must be an object of at most {NAMES_LIMIT} patterns")
+                self.reject("value_invalid", field, f"must be an object of at most {NAMES_LIMIT} patterns")
             return {}
         if sum(not patterns.is_plain(key) for key in value) > PATTERNS_LIMIT:
-            self.broken("value_invalid", field, f"must hold at most {PATTERNS_LIMIT} patterns beyond plain names")
+            self.reject("value_invalid", field, f"must hold at most {PATTERNS_LIMIT} patterns beyond plain names")
             return {}
         values: dict[str, Any] = {}
         for key, number in value.items():
@@ -129,51 +129,51 @@ class Fields:
             value = {"embed_tokens": value}
         if not isinstance(value, dict):
             if value is not None:
-                self.broken("value_invalid", field, "must be an object of lists of token numbers")
+                self.reject("value_invalid", field, "must be an object of lists of token numbers")
             return {}
         names = self._names(field, list(value))
         lists = {name: value[name] for name in names if isinstance(value[name], list)}
         if len(lists) != len(value):
-            self.broken("value_invalid", field, "must be an object of lists of token numbers")
+            self.reject("value_invalid", field, "must be an object of lists of token numbers")
         return {name: self._whole_numbers(field, numbers, WHOLE_NUMBER_LIMIT) for name, numbers in lists.items()}
 
     def _whole_numbers(self, field: str, value: list[Any], limit: int) -> tuple[int, ...]:
         if len(value) > 2**17 or not all(type(n) is int and 0 <= n <= limit for n in value):
-            self.broken("value_invalid", field, f"must be a list of whole numbers from 0 to {limit}")
+            self.reject("value_invalid", field, f"must be a list of whole numbers from 0 to {limit}")
             return ()
         return tuple(value)
 
     def _whole(self, field: str, value: Any, least: int, most: int) -> bool:
         if type(value) is int and least <= value <= most:
             return True
-        self.broken("value_invalid", field, f"must be a whole number from {least} to {most}, not {_shown(value)}")
+        self.reject("value_invalid", field, f"must be a whole number from {least} to {most}, not {_shown(value)}")
         return False
 
     def _real(self, field: str, value: Any, limit: float) -> float | None:
         if type(value) in (int, float) and math.isfinite(value) and abs(value) <= limit:
             return float(value)
-        self.broken("value_invalid", field, f"must be a number between -{limit:g} and {limit:g}, not {_shown(value)}")
+        self.reject("value_invalid", field, f"must be a number between -{limit:g} and {limit:g}, not {_shown(value)}")
         return None
 
     def _names(self, field: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or len(value) > NAMES_LIMIT:
-            self.broken("value_invalid", field, f"must be a list of at most {NAMES_LIMIT} names of modules")
+            self.reject("value_invalid", field, f"must be a list of at most {NAMES_LIMIT} names of modules")
             return ()
         for name in value:
             if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT or not set(name) <= _NAME_CHARACTERS:
                 rule = f"{_shown(name)} is not a module's name: letters, digits, '.', '_' and '-', at most {NAME_LIMIT}"
-                self.broken("pattern_refused", field, rule)
+                self.reject("pattern_refused", field, rule)
                 return ()
         return tuple(value)
 
     def _pattern(self, field: str, text: str, *, plain: bool = False) -> bool:
         try:
-            steps = 1 if plain else patterns.compiled(text).steps
+            steps = 1 if plain else patterns.compile_pattern(text).steps
         except patterns.PatternRefused as e:
-            self.broken("pattern_refused", field, f"the pattern {text[:120]!r} {e}")
+            self.reject("pattern_refused", field, f"the pattern {text[:120]!r} {e}")
             return False
         if self.pattern_steps <= PATTERN_STEPS_LIMIT < self.pattern_steps + steps:
-            self.broken("pattern_refused", field, "has patterns that take a matcher too long: use fewer '*' and '+'")
+            self.reject("pattern_refused", field, "has patterns that take a matcher too long: use fewer '*' and '+'")
         self.pattern_steps += steps
         return True
 

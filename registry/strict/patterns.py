@@ -159,7 +159,7 @@ class Pattern:
 
 
 @lru_cache(maxsize=512)
-def compiled(text: str) -> Pattern:
+def compile_pattern(text: str) -> Pattern:
     """The compiled pattern. `PatternRefused` says which rule of the grammar the text breaks."""
     return Pattern(text)
 

@@ -264,8 +264,8 @@ def follow(trusted: Sequence[Verifier], notes: Iterable[str]) -> tuple[Verifier,
     remaining = list(notes)[:NOTES_LIMIT]
     keys = list(trusted)
     while keys:
-        named = {key for note in remaining if (key := successor(note, keys[0])) is not None} - set(keys)
-        if len(named) != 1:
+        next_keys = {key for note in remaining if (key := successor(note, keys[0])) is not None} - set(keys)
+        if len(next_keys) != 1:
             break
-        keys.insert(0, named.pop())
+        keys.insert(0, next_keys.pop())
     return tuple(keys)

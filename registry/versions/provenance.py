@@ -188,8 +188,8 @@ def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()
         yield Finding("provenance.uri_invalid", location, f"is no URI that can be read: {text[:80]!r}")
         return
     user = parts.netloc.rpartition("@")[0]
-    named = [name.lower() for query in (parts.query, parts.fragment) for name, _ in parse_qsl(query)]
-    signed = any(_SIGNED.match(name) for name in named) or _SECRET.search(text)
+    parameter_names = [name.lower() for query in (parts.query, parts.fragment) for name, _ in parse_qsl(query)]
+    signed = any(_SIGNED.match(name) for name in parameter_names) or _SECRET.search(text)
     if ":" in user or (user and scheme not in ("ssh", "git+ssh", "sftp")) or signed:
         message = "holds a user, a password or a signature: everyone who may pull can read it, permanently"
         yield Finding("provenance.secret", location, message)
@@ -216,19 +216,19 @@ def provenance_from_options(
     """What options declare on top of the values of a file; None for nothing."""
     values = options or {}
     if datasets:
-        written = values.get("datasets") or []
-        if not isinstance(written, list):
+        values_of_file = values.get("datasets") or []
+        if not isinstance(values_of_file, list):
             raise wrong(f"{FIELD}.datasets", "must be a list")
-        values["datasets"] = [*written, *(parse_dataset(text) for text in datasets)]
+        values["datasets"] = [*values_of_file, *(parse_dataset(text) for text in datasets)]
     if run:
         values["run"] = parse_run(run)
     if commit:
         values["code"] = parse_code(commit)
     if parameters:
-        written = values.get("parameters") or {}
-        if not isinstance(written, dict):
+        values_of_file = values.get("parameters") or {}
+        if not isinstance(values_of_file, dict):
             raise wrong(f"{FIELD}.parameters", "must map names to values")
-        values["parameters"] = {**written, **dict(parse_parameter(text) for text in parameters)}
+        values["parameters"] = {**values_of_file, **dict(parse_parameter(text) for text in parameters)}
     return Provenance.read(values)
 
 

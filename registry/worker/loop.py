@@ -159,9 +159,9 @@ class Worker:
         self._retries.pop(job.id, None)
         try:
             with HeldLease(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
-                done = RUNNERS[job.kind](Task(self._registry, claimed, lease, self._pool, self._limits, source))
-                result = done.result | {"message": printable(done.message, MESSAGE_LIMIT)}
-                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=result))
+                run = RUNNERS[job.kind](Task(self._registry, claimed, lease, self._pool, self._limits, source))
+                result = run.result | {"message": printable(run.message, MESSAGE_LIMIT)}
+                self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=run.report, result=result))
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
             if isinstance(e, Lost) or getattr(e, "code", "") in LOST_CODES:
                 self._say(f"{label}: the lease is lost ({e}); the job is dropped")
@@ -169,7 +169,7 @@ class Worker:
                 self._fail(claimed, label, e)
             return
         self.summary.done += 1
-        self._say(f"{label}: {done.message}")
+        self._say(f"{label}: {run.message}")
 
     def _fail(self, claimed: Claimed, label: str, error: Exception) -> None:
         self.summary.failed += 1

@@ -24,7 +24,7 @@ def markdown() -> str:
 
 
 def _section(engine: str) -> Iterator[str]:
-    examined = source_facts.examined(engine)
+    examined = source_facts.examined_versions(engine)
     newest = version_of(examined[-1])
     yield f"## {_TITLES[engine]}\n"
     yield f"Source read: {', '.join(examined)}.\n"

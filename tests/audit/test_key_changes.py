@@ -61,7 +61,7 @@ def test_clients_follow_two_rotations_that_they_have_missed(harness: Harness, tr
     newest = rotate(harness)
     note = current_note(harness)
     trusted.check(harness.admin, note)
-    remembered = trusted.known(harness.admin, note)
+    remembered = trusted.find(harness.admin, note)
     assert remembered is not None
     assert remembered.keys[0] == newest.verifier.text
     rotated = Audit(harness.admin).events(action=[EventType.AUDIT_KEY_ROTATE])
@@ -156,7 +156,7 @@ def test_a_replacement_hides_no_rewritten_history(harness: Harness, trusted: Tru
     trusted.check(harness.admin, note)
     replace(harness)
     forked = Signer.make(note.partition("\n")[0])
-    remembered = trusted.known(harness.admin, note)
+    remembered = trusted.find(harness.admin, note)
     assert remembered is not None
     other = notes.Checkpoint(forked.name, 500, b"x" * 32)
     trusted.trust(harness.admin, remembered.keys, notes.sign_note(other.text, *harness_signers(harness)))

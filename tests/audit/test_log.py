@@ -182,7 +182,7 @@ def test_a_client_follows_a_log_that_grows_and_accepts_an_older_checkpoint_of_it
         checkpoints.append(Audit(harness.admin).checkpoint())
         assert heads.check(harness.admin, checkpoints[-1]).size == sum((1, 5, 250, 300)[: len(checkpoints)]) + 1
     assert heads.check(harness.admin, checkpoints[0]).size == 2, "another server of the registry may be behind"
-    trusted = heads.known(harness.admin, "")
+    trusted = heads.find(harness.admin, "")
     newest = Checkpoint.of_text(trusted.note.partition("\n\n")[0] + "\n")
     assert newest is not None
     assert newest.size == 557

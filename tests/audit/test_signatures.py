@@ -71,10 +71,10 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert [(line.ok, line.who.partition(",")[0]) for line in examined] == [(True, "ci"), (True, "admin")]
     seq = views[0].seq
     assert seq is not None
-    assert signing.included(Audit(pushed.admin).proof(seq), resolved, log_keys(pushed)) == ""
+    assert signing.problem_of_proof(Audit(pushed.admin).proof(seq), resolved, log_keys(pushed)) == ""
     foreign = (Signer.make(pushed.app.state.audit_log.keys.signer.name).verifier,)
     assert not any(line.ok for line in signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, foreign))
-    assert signing.included(Audit(pushed.admin).proof(seq), resolved, foreign) != ""
+    assert signing.problem_of_proof(Audit(pushed.admin).proof(seq), resolved, foreign) != ""
 
 
 def test_attesting_again_gives_the_same_bytes(pushed: Harness) -> None:

@@ -32,7 +32,7 @@ def collected(harness: Harness, name: str) -> tuple[signing.Bundle, tuple[Verifi
 
 def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: Harness) -> None:
     collected_bundle, keys = collected(moved, "globex/helper@1")
-    examined = signing.examined(signing.Bundle.parse(collected_bundle.to_bytes()), keys)
+    examined = signing.examine_bundle(signing.Bundle.parse(collected_bundle.to_bytes()), keys)
     assert [line.kind for line in examined.signed] == ["push"]
     assert examined.signed[0].ok, examined.signed[0].problem
     assert examined.signed[0].statement.endswith("as acme/support@1")
@@ -42,7 +42,7 @@ def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: Ha
 def test_verdicts_under_the_new_name_are_attested(moved: Harness) -> None:
     moved.validate("globex/helper@1")
     collected_bundle, keys = collected(moved, "globex/helper@1")
-    examined = signing.examined(collected_bundle, keys)
+    examined = signing.examine_bundle(collected_bundle, keys)
     assert [(line.kind, line.ok) for line in examined.signed] == [("push", True), ("verdict", True)]
 
 
@@ -51,14 +51,14 @@ def test_a_bundle_proves_only_names_that_the_log_has(moved: Harness) -> None:
     moved.push("globex/evil", by=moved.actor("push", name="mallory"))
     evil, keys = collected(moved, "globex/evil@1")
     good, _ = collected(moved, "globex/helper@1")
-    assert signing.examined(evil, keys).signed[0].ok
+    assert signing.examine_bundle(evil, keys).signed[0].ok
     for claim in ({"name": "globex/helper"}, {"name": "globex/helper", "arrival": good.arrival}):
-        examined = signing.examined(evil.model_copy(update=claim), keys)
+        examined = signing.examine_bundle(evil.model_copy(update=claim), keys)
         assert not examined.signed[0].ok
         assert examined.problem
     assert good.arrival is not None
     forged = good.arrival.model_copy(update={"entry": good.arrival.entry.replace("acme/support", "globex/evil")})
-    examined = signing.examined(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
+    examined = signing.examine_bundle(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
     assert not examined.signed[0].ok
 
 

@@ -45,7 +45,7 @@ def resolve_to(address: str) -> Callable[..., list[object]]:
 )
 def test_a_dangerous_link_is_refused_at_once(registry: str, link: str) -> None:
     with pytest.raises(Corrupt) as caught:
-        urls.followed(registry + "/", link + PRESIGNED, registry, in_process=False)
+        urls.resolve_link(registry + "/", link + PRESIGNED, registry, in_process=False)
     assert caught.value.code == "ANSWER_INVALID"
     assert "secret" not in caught.value.detail
 
@@ -54,7 +54,9 @@ def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
     monkeypatch.setattr(urls, "is_local", lambda host, real=urls.is_local: host != "registry.test" and real(host))
     with pytest.raises(Corrupt, match="this machine"):
-        urls.followed("http://registry.test/", "http://innocent.test/blob", "http://registry.test", in_process=False)
+        urls.resolve_link(
+            "http://registry.test/", "http://innocent.test/blob", "http://registry.test", in_process=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.Mon
     ],
 )
 def test_a_link_to_a_store_beside_the_registry_is_followed(registry: str, link: str) -> None:
-    assert urls.followed(registry + "/", link, registry, in_process=False)
+    assert urls.resolve_link(registry + "/", link, registry, in_process=False)
 
 
 def test_no_byte_is_sent_to_a_dangerous_link_or_redirect(tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ def test_thresholds_can_be_set() -> None:
 
 def test_large_bases_keep_the_marks_of_the_same_tensors() -> None:
     names = [f"model.layers.{i}.weight" for i in range(10_000)]
-    marked = identity.marked(names)
+    marked = identity.select_marked(names)
     assert len(marked) == identity.MARKS_LIMIT
-    assert identity.marked([*names, "one.more"]) - {"one.more"} <= marked
+    assert identity.select_marked([*names, "one.more"]) - {"one.more"} <= marked
 
 
 def test_the_sketch_of_nothing_is_empty_and_the_length_does_not_count() -> None:

@@ -252,12 +252,12 @@ def test_a_module_that_adalora_masked_to_rank_0_is_left_to_peft() -> None:
 ])  # fmt: skip
 def test_fields_that_peft_refuses_by_their_meaning(method: str, changes: dict[str, Any], field: str) -> None:
     written = {"peft_type": method, "task_type": "CAUSAL_LM", **changes}
-    assert field in {name for name, _ in combinations.refused(method, written)}
+    assert field in {name for name, _ in combinations.refusals(method, written)}
     honest = {"adapter_layers": 2, "num_frozen_tokens": 1, "num_layers": 2, "num_transformer_submodules": 1,
               "task_type": "CAUSAL_LM", "cpt_mask": [1, 1], "delora_lambda": 15, "projection_prng_key": 0,
               "stride_A": 2, "token_dim": 64, "lora_dropout": 0.1, "tokenizer_kwargs": None,
               "proj_seed": 1}  # fmt: skip
-    assert list(combinations.refused(method, written | {field: honest[field]})) == []
+    assert list(combinations.refusals(method, written | {field: honest[field]})) == []
 
 
 @pytest.mark.parametrize(("method", "width", "field", "honest", "wrong"), [

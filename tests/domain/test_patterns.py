@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from registry.strict import patterns
-from registry.strict.patterns import PatternRefused, compiled
+from registry.strict.patterns import PatternRefused, compile_pattern
 from tests import effort
 
 UNSLOTH = (
@@ -48,7 +48,7 @@ FACTORY = r"^(?!.*visual).*(?:q_proj|k_proj|o_proj).*"
     ],
 )
 def test_patterns_of_real_configurations_are_matched(pattern: str, path: str, answer: bool) -> None:
-    assert compiled(pattern).matches(path) is answer
+    assert compile_pattern(pattern).matches(path) is answer
     assert bool(re.fullmatch(pattern, path)) is answer
 
 
@@ -62,7 +62,7 @@ def test_patterns_of_real_configurations_are_matched(pattern: str, path: str, an
 )  # fmt: skip
 def test_a_pattern_that_could_hang_a_matcher_is_refused(pattern: str) -> None:
     with pytest.raises(PatternRefused):
-        compiled(pattern)
+        compile_pattern(pattern)
 
 
 def test_accepted_patterns_mean_what_re_means() -> None:
@@ -84,7 +84,7 @@ def test_accepted_patterns_mean_what_re_means() -> None:
 
 
 def test_matching_takes_time_linear_in_the_path() -> None:
-    pattern = compiled(".*a.*b.*c.*d.*e.*f")
+    pattern = compile_pattern(".*a.*b.*c.*d.*e.*f")
     short, long = (effort.lines(partial(pattern.matches, "abcde" * n)) for n in (200, 400))
     assert long < 2.2 * short
     assert not pattern.matches("abcde" * 4000)
@@ -95,4 +95,4 @@ def test_matching_takes_time_linear_in_the_path() -> None:
     ("text", "repeats"), [("q_proj", (0,)), (".*q", (1,)), ("(.*a|.*b.*c)d", (1, 2)), (UNSLOTH, (4, 1))]
 )
 def test_steps_grow_with_the_repeats_that_follow_each_other(text: str, repeats: tuple[int, ...]) -> None:
-    assert patterns.compiled(text).steps == sum(patterns.REPEAT_STEPS**count for count in repeats)
+    assert patterns.compile_pattern(text).steps == sum(patterns.REPEAT_STEPS**count for count in repeats)

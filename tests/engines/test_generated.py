@@ -38,7 +38,7 @@ def outcome(facts: EngineFacts, profile: str, architecture: str, inner: str = ""
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_source_of_every_examined_version_was_read_and_nothing_in_it_stayed_open(engine: str) -> None:
-    assert source_facts.examined(engine) == rulebook.engine(engine).examined
+    assert source_facts.examined_versions(engine) == rulebook.engine(engine).examined
     for version, facts in generated(engine).items():
         rows = facts["classes"].values()
         assert len(facts["architectures"]) > 250, version

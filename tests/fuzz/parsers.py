@@ -131,7 +131,7 @@ def _signature(data: bytes) -> None:
 
 def _attestations(data: bytes) -> None:
     parsed = signing.Bundle.parse(data)
-    signing.examined(parsed, [notes.Verifier.parse(VERIFIER)])
+    signing.examine_bundle(parsed, [notes.Verifier.parse(VERIFIER)])
 
 
 PARSERS: dict[str, Callable[[bytes], None]] = {

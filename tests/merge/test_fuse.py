@@ -221,8 +221,8 @@ def test_a_merge_sees_its_folders_in_a_home_folder_and_nothing_else_there(
         "import os, sys\n"
         "from pathlib import Path\n"
         "from registry.worker.sandbox import confine, namespaces\n"
-        "shown = namespaces.shown_folders(Path(sys.argv[1]))\n"
-        "layers = namespaces.isolate(confine.secret_places(os.environ), shown, read_only=False)\n"
+        "visible = namespaces.visible_folders(Path(sys.argv[1]))\n"
+        "layers = namespaces.isolate(confine.secret_places(os.environ), visible, read_only=False)\n"
         "print('no home folder' in layers, os.path.exists(sys.argv[1]), os.path.exists(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", script, str(home / "adapter"), str(home / "secret")]

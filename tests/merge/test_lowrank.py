@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.worker.merge import lowrank
-from registry.worker.merge.combine import dropped, elected, largest
+from registry.worker.merge.combine import drop_values, elect_signs, largest
 from registry.worker.merge.lowrank import Factors
 
 sizes = st.integers(1, 24)
@@ -41,7 +41,7 @@ def test_the_sum_is_exact_whatever_the_ranks(case: tuple[Factors, Tensor]) -> No
     total, dense = case
     scale = max(1.0, float(dense.norm()))
     assert float((total.dense - dense).norm()) <= 1e-4 * scale
-    shorter = lowrank.truncated(total, None)
+    shorter = lowrank.truncate(total, None)
     assert float((shorter.dense - dense).norm()) <= 1e-4 * scale
     assert shorter.rank <= max(1, min(total.rank, *dense.shape))
     assert lowrank.difference(shorter, total).relative_error <= 1e-4
@@ -54,7 +54,7 @@ def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, Tensor], r
     values = torch.linalg.svdvals(dense)
     best = float(values[rank:].norm())
     scale = max(1.0, float(values.norm()))
-    shorter = lowrank.truncated(total, rank)
+    shorter = lowrank.truncate(total, rank)
     loss = lowrank.difference(shorter, total)
     error = float((shorter.dense - dense).norm())
     assert shorter.rank <= rank
@@ -70,7 +70,7 @@ def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, Tensor], r
 @given(sums())
 def test_a_difference_is_measured_on_the_factors(case: tuple[Factors, Tensor]) -> None:
     total, dense = case
-    shorter = lowrank.truncated(total, 1)
+    shorter = lowrank.truncate(total, 1)
     loss = lowrank.difference(shorter, total)
     norm = float(dense.norm())
     assert abs(loss.target**0.5 - norm) <= 1e-4 * max(1.0, norm)
@@ -84,24 +84,24 @@ def test_pruning_and_electing_are_those_of_peft_where_weights_are_equal() -> Non
     for density in (0.2, 0.5, 1.0):
         for update in updates:
             assert torch.equal(largest(update, density), utils.prune(update, density, "magnitude"))
-        ours = elected([largest(update, density) for update in updates])
+        ours = elect_signs([largest(update, density) for update in updates])
         theirs = utils.ties(updates, torch.ones(3), density)
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_dropping_is_seeded_by_place_and_keeps_the_expected_value() -> None:
     update = torch.ones(400, 400)
-    once = dropped(update, 0.25, 7, "layer.0")
-    assert torch.equal(once, dropped(update, 0.25, 7, "layer.0"))
-    assert not torch.equal(once, dropped(update, 0.25, 7, "layer.1"))
-    assert not torch.equal(once, dropped(update, 0.25, 8, "layer.0"))
+    once = drop_values(update, 0.25, 7, "layer.0")
+    assert torch.equal(once, drop_values(update, 0.25, 7, "layer.0"))
+    assert not torch.equal(once, drop_values(update, 0.25, 7, "layer.1"))
+    assert not torch.equal(once, drop_values(update, 0.25, 8, "layer.0"))
     assert set(once.unique().tolist()) == {0.0, 4.0}
     assert abs(float(once.mean()) - 1) < 0.02
 
 
 def test_nothing_summed_is_nothing() -> None:
     zero = Factors(torch.zeros(5, 2), torch.randn(2, 6))
-    shorter = lowrank.truncated(zero, 1)
+    shorter = lowrank.truncate(zero, 1)
     loss = lowrank.difference(shorter, zero)
     assert (shorter.rank, loss.relative_error, loss.energy_kept) == (1, 0.0, 1.0)
     assert float(shorter.dense.abs().max()) == 0.0

@@ -19,7 +19,9 @@ THREADS, WRITES = 8, 20
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    engine = open_database(Settings(database_url=f"sqlite:///{tmp_path}/registry.db", data=str(tmp_path)).filled())
+    engine = open_database(
+        Settings(database_url=f"sqlite:///{tmp_path}/registry.db", data=str(tmp_path)).with_defaults()
+    )
     with db.session(engine) as session:
         session.connection().execute(text("CREATE TABLE counter (n INTEGER)"))
         session.connection().execute(text("INSERT INTO counter VALUES (0)"))
@@ -70,7 +72,9 @@ def test_a_failed_transaction_releases_the_lock(engine: Engine) -> None:
 
 
 def test_sqlite_waits_for_the_lock_of_another_process(engine: Engine, tmp_path: Path) -> None:
-    other = open_database(Settings(database_url=f"sqlite:///{tmp_path}/registry.db", data=str(tmp_path)).filled())
+    other = open_database(
+        Settings(database_url=f"sqlite:///{tmp_path}/registry.db", data=str(tmp_path)).with_defaults()
+    )
     with db.session(other) as session, ThreadPoolExecutor(1) as pool:
         session.connection().execute(text("UPDATE counter SET n = 5"))
         adding = pool.submit(add, engine)

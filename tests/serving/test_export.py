@@ -184,13 +184,13 @@ def test_an_upload_that_was_cut_short_is_completed(
 
 def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(filled_harness: Harness, tmp_path: Path) -> None:
     desired = filled_harness.admin.desired_state(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
-    serve, reasons = export.chosen(desired)
+    serve, reasons = export.select_entries(desired)
     assert (serve, sorted(reasons)) == ([], ["acme-support-v1", "bolt-sales-v1"])
     assert all("would not serve it as trained" in reason for reason in reasons.values())
     good = filled_harness.admin.desired_state(BASE, "canary")
     bad = good.adapters[0].model_copy(update={"verdicts": {"smoke": Outcome.FAIL}, "engine_outcome": None})
     other = good.adapters[1].model_copy(update={"verdicts": {"engine sglang==0.5.23": Outcome.FAIL}})
-    serve, reasons = export.chosen(good.model_copy(update={"adapters": [bad, other]}))
+    serve, reasons = export.select_entries(good.model_copy(update={"adapters": [bad, other]}))
     assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'smoke' says fail"})
     done = run(filled_harness, FolderTarget(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
     assert set(states(done).values()) == {"left out"}

@@ -97,12 +97,12 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
     node.push("acme/support")
     node.push("acme/large", node.harness.files(rank=32))
     node.states()
-    with metrics.served({"vllm-8000": node.metrics}, "0") as address:
+    with metrics.serve({"vllm-8000": node.metrics}, "0") as address:
         text = urllib.request.urlopen(address, timeout=60).read().decode()
         with pytest.raises(urllib.error.HTTPError, match="405"):
             urllib.request.urlopen(address, data=b"", timeout=60)
         port = address.split(":")[2].partition("/")[0]
-        with pytest.raises(Unavailable, match="cannot be served"), metrics.served({}, port):
+        with pytest.raises(Unavailable, match="cannot be served"), metrics.serve({}, port):
             pass
     series = re.findall(rf'^{PREFIX}(\w+){{engine="vllm-8000"}} (\S+)$', text, re.MULTILINE)
     values_by_name = {name: float(value) for name, value in series}
@@ -121,7 +121,7 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
     assert int(values_by_name["pulled_bytes_total"]) == node.harness.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
     for wrong in ("", "x", "70000", "localhost"):
-        with pytest.raises(Invalid, match="HOST"), metrics.served({}, wrong):
+        with pytest.raises(Invalid, match="HOST"), metrics.serve({}, wrong):
             pass
 
 

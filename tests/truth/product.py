@@ -55,7 +55,7 @@ def check_alone(folder: Path, base: Base) -> Said:
 
 
 def _migrate(path: Path) -> None:
-    engine = open_database(Settings(database_url=f"sqlite:///{path}").filled())
+    engine = open_database(Settings(database_url=f"sqlite:///{path}").with_defaults())
     schema.prepare(engine)
     engine.dispose()
 

@@ -213,7 +213,7 @@ ESCAPES = """
 import ctypes, json, os, sys
 from registry.worker.sandbox import confine, namespaces
 home, netrc, base = sys.argv[1:]
-layers = confine.confine(keep=(0, 1, 2), shown=namespaces.shown_folders(namespaces.Path(base)))
+layers = confine.confine(keep=(0, 1, 2), visible=namespaces.visible_folders(namespaces.Path(base)))
 libc = ctypes.CDLL(None, use_errno=True)
 
 def read(path):

@@ -15,7 +15,7 @@ from registry.adapters.peft import fields, initializations
 Values = Mapping[str, Any]
 
 
-def refused(method: str, values: Values) -> Iterator[tuple[str, str]]:
+def refusals(method: str, values: Values) -> Iterator[tuple[str, str]]:
     """Yield each field that PEFT refuses beside the others, and the reason."""
     rows = fields.table().get(method, {})
 

@@ -182,7 +182,7 @@ class _Reader:
         self._more_patterns(method)
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
-            fields.broken("base_model_invalid", "base_model_name_or_path", problem)
+            fields.reject("base_model_invalid", "base_model_name_or_path", problem)
         return AdapterConfig(
             method=method,
             task=task,
@@ -261,7 +261,7 @@ class _Reader:
             message = "is missing: this is an MLX adapter, which must be converted to PEFT first"
         else:
             message = "is missing"
-        self.fields.broken("method_unknown", "peft_type", message)
+        self.fields.reject("method_unknown", "peft_type", message)
         return ""
 
     def _task(self) -> str:
@@ -269,31 +269,31 @@ class _Reader:
         if task is None or (isinstance(task, str) and task in methods.TASKS):
             return task or ""
         tasks = ", ".join(sorted(methods.TASKS))
-        self.fields.broken("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {tasks}")
+        self.fields.reject("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {tasks}")
         return ""
 
     def _code_and_paths(self) -> None:
         """Refuse, at any depth, what makes some loader import code or open a file."""
         for location, key, item in self._nested:
             if key in methods.CODE_FIELDS:
-                self.fields.broken("code_reference", location, "makes a loader import code; an adapter must not")
+                self.fields.reject("code_reference", location, "makes a loader import code; an adapter must not")
             elif key == "auto_mapping" and item is not None:
                 self._auto_mapping(item)
             elif key == "megatron_core" and item not in (None, "megatron.core"):
-                self.fields.broken("code_reference", location, "names a module to import that is not megatron.core")
+                self.fields.reject("code_reference", location, "names a module to import that is not megatron.core")
             elif key.endswith(methods.PATH_ENDINGS) and key not in methods.NOT_PATHS and item not in (None, ""):
-                self.fields.broken("path_refused", location, "makes a loader open a file; an adapter must not")
+                self.fields.reject("path_refused", location, "makes a loader open a file; an adapter must not")
 
     def _auto_mapping(self, value: Any) -> None:
         library = value.get("parent_library") if isinstance(value, dict) else None
         name = value.get("base_model_class") if isinstance(value, dict) else None
         words = [*str(library).split("."), *([] if name is None else [str(name)])]
         if not isinstance(library, str) or not all(word.isidentifier() and word[0] != "_" for word in words):
-            self.fields.broken("code_reference", "auto_mapping", "must name a class and a library, as dotted words")
+            self.fields.reject("code_reference", "auto_mapping", "must name a class and a library, as dotted words")
         elif library.split(".")[0] not in methods.CODE_LIBRARIES:
             libraries = ", ".join(sorted(methods.CODE_LIBRARIES))
             message = f"imports {library[:60]!r}, which is not part of {libraries}"
-            self.fields.broken("code_reference", "auto_mapping", message)
+            self.fields.reject("code_reference", "auto_mapping", message)
 
     def _texts(self) -> None:
         """Refuse texts that loaders, pages and shells read: names of models, revisions and versions."""
@@ -301,17 +301,17 @@ class _Reader:
         names = [(f"adapters.{key}", value) for key, value in adapters.items()] if isinstance(adapters, dict) else []
         for field, value in (*names, *((field, self._values.get(field)) for field in _MODEL_NAMES)):
             for problem in read_claim(value)[1]:
-                self.fields.broken("path_refused", field, problem)
+                self.fields.reject("path_refused", field, problem)
         revision = self.fields.text("revision")
         if revision and (".." in revision or not _REVISION.match(revision)):
-            self.fields.broken("value_invalid", "revision", "must be the name of a branch, a tag or a commit")
+            self.fields.reject("value_invalid", "revision", "must be the name of a branch, a tag or a commit")
         if not _VERSION.match(self.fields.text("peft_version")):
-            self.fields.broken("value_invalid", "peft_version", "must be a version number")
+            self.fields.reject("value_invalid", "peft_version", "must be a version number")
 
     def _bias(self) -> str:
         bias = self._values.get("bias") or "none"
         if bias not in ("none", "all") and not (isinstance(bias, str) and bias.endswith("_only") and len(bias) < 24):
-            self.fields.broken("value_invalid", "bias", "must be 'none', 'all' or '<method>_only'")
+            self.fields.reject("value_invalid", "bias", "must be 'none', 'all' or '<method>_only'")
             return "none"
         return str(bias)
 
@@ -322,10 +322,10 @@ class _Reader:
             for pair in value
         ):
             rule = f"must be a list of [first, end) pairs of layers, each from 0 to {LAYERS_LIMIT}"
-            self.fields.broken("value_invalid", "layer_replication", rule)
+            self.fields.reject("value_invalid", "layer_replication", rule)
             return ()
         if len(value) > LAYERS_LIMIT or sum(max(0, end - first) for first, end in value) > LAYERS_LIMIT:
-            self.fields.broken("value_invalid", "layer_replication", f"makes over {LAYERS_LIMIT} layers")
+            self.fields.reject("value_invalid", "layer_replication", f"makes over {LAYERS_LIMIT} layers")
             return ()
         return tuple((first, end) for first, end in value)
 
@@ -343,7 +343,7 @@ class _Reader:
 
     def _unloadable(self, method: str) -> Iterator[Finding]:
         """What PEFT raises an exception for when it loads the configuration: a failing finding each."""
-        problems = dict(peft_fields.refused(method, self._values)) | dict(combinations.refused(method, self._values))
+        problems = dict(peft_fields.refusals(method, self._values)) | dict(combinations.refusals(method, self._values))
         for field, problem in problems.items():
             message = f"{field} {problem}: PEFT cannot load the adapter"
             yield Finding.of("error", "config.not_loadable", f"{CONFIG}: {field}", message)

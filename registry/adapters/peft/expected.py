@@ -130,11 +130,11 @@ class ExpectedTensors:
         kinds = {kind: module.kind == kind for kind in ("embedding", "norm", "conv1d")}
         sizes = {"inputs": module.inputs, "outputs": module.outputs, "bias": module.has_bias}
         picked = zip(self._by_pattern, module.by_pattern, strict=True)
-        chosen = {name: value for name, value in picked if value}
+        numbers = {name: value for name, value in picked if value}
         names: dict[str, Any] = (
-            self._values | kinds | sizes | chosen | {"stored_by_inputs": kinds["conv1d"] or kinds["embedding"]}
+            self._values | kinds | sizes | numbers | {"stored_by_inputs": kinds["conv1d"] or kinds["embedding"]}
         )
-        names["rank"] = module.rank or chosen.get("rank") or names.get("r")
+        names["rank"] = module.rank or numbers.get("rank") or names.get("r")
         names |= {"category": module.category, "feedforward": module.is_feedforward}
         for name, formula in self._method.derived.items():
             names[name] = evaluate(formula, names)
@@ -143,7 +143,7 @@ class ExpectedTensors:
     def _is_feedforward(self, path: str) -> bool:
         feedforward = self._values.get("feedforward_modules") or []
         if isinstance(feedforward, str):
-            return patterns.compiled(feedforward).matches(path)
+            return patterns.compile_pattern(feedforward).matches(path)
         return any(path.endswith(name) for name in feedforward)
 
     def _shapes(self, names: Mapping[str, Any], *, is_shared: bool) -> Iterator[tuple[str, Shape]]:

@@ -61,7 +61,7 @@ def _refusing(method: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
     return tuple((field, start, name, row) for field, start, name, row in parts)
 
 
-def refused(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def refusals(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each field whose value PEFT refuses when it loads the adapter, and the reason."""
     for field, start, name, row in _refusing(method):
         holder = values.get(start) if start else values

@@ -117,10 +117,10 @@ class Names:
         if dot and leaf == "trainable_tokens_delta":
             last = path.rpartition(".")[2]
             tied = self._config.ensure_weight_tying or last in EMBEDDINGS or last in TOKEN_TABLES
-            named = path.endswith(
+            is_named = path.endswith(
                 tuple(filter(None, self._config.token_indices))
             )  # PEFT: by letters, not by whole names
-            if self._config.token_indices and (named or tied):
+            if self._config.token_indices and (is_named or tied):
                 return TensorName(TensorRole.TOKENS, path, leaf)
         path, _, leaf = rest.rpartition(".")
         if path and (self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path))):

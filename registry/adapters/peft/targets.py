@@ -33,7 +33,7 @@ class Choice(Generic[T]):
             if patterns.is_plain(key):
                 self._plain.setdefault(key, index)
             else:
-                self._matching.append((index, patterns.compiled(patterns.ending_in(key))))
+                self._matching.append((index, patterns.compile_pattern(patterns.ending_in(key))))
 
     def pick(self, path: str) -> T | None:
         """The value for this path; None where no key matches."""
@@ -63,7 +63,7 @@ class Targets:
             if leaf != "weight":
                 self._parameters.setdefault(owner, set()).add(leaf)
         self.all_linear = isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR
-        self.written = config.targets is not None
+        self.has_targets = config.targets is not None
         saved = {name.rpartition(".")[2] for name in config.saved_modules}
         self._ties = config.ensure_weight_tying and saved.isdisjoint(EMBEDDINGS) and self._targets.names(EMBEDDINGS)
 
@@ -147,7 +147,7 @@ class _Names:
 
     def __init__(self, value: str | tuple[str, ...] | None) -> None:
         is_pattern = isinstance(value, str) and value.lower() != ALL_LINEAR
-        self._pattern = patterns.compiled(value) if is_pattern and isinstance(value, str) else None
+        self._pattern = patterns.compile_pattern(value) if is_pattern and isinstance(value, str) else None
         self._names = frozenset(value) if isinstance(value, tuple) else frozenset()
         self._dotted = any("." in name for name in self._names)
 

@@ -311,16 +311,16 @@ def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False)
 
 def _choose_small(pushes: Sequence[_Push]) -> set[_Blob]:
     """Pushes and blobs that the commit carries, within the limit of its body."""
-    chosen: set[_Blob] = set()
+    inline: set[_Blob] = set()
     size_bytes = 0
     for push in pushes:
         for upload in push.uploads:
             size_bytes += upload.size_bytes
             if upload.size_bytes <= transfer.SMALL_BLOB_BYTES and size_bytes <= transfer.BULK_BODY_BYTES // 2:
-                chosen.add((push.name, upload.digest))
+                inline.add((push.name, upload.digest))
             else:
                 size_bytes -= upload.size_bytes
-    return chosen
+    return inline
 
 
 def _send(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
@@ -371,7 +371,7 @@ def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], coun
         if isinstance(outcome, RegistryError):
             push.error = outcome
         else:
-            push.result = answers.push_result(push.name, push.manifest.digest, outcome)
+            push.result = answers.check_push_result(push.name, push.manifest.digest, outcome)
             counter.advance(sum(push.sizes[blob.digest] for blob in item.small))
 
 

@@ -254,7 +254,7 @@ class Connection:
             raise wrong_answer(f"the registry links to {_shown(url)}, which is {address} now")
 
     def _followed(self, base: str, link: str) -> str:
-        return followed(base, link, self.url, in_process=self._in_process)
+        return resolve_link(base, link, self.url, in_process=self._in_process)
 
     def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -397,7 +397,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.hostname or "", parts.port or default
 
 
-def followed(base: str, link: str, registry_url: str, *, in_process: bool) -> str:
+def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -> str:
     """Return the absolute URL of a link or redirect. `Corrupt` (ANSWER_INVALID) for one that must not be followed.
 
     `in_process`: the registry is in this process, so local addresses are its own.

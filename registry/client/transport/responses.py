@@ -104,7 +104,7 @@ def store_error_of(answer: HttpAnswer) -> RegistryError:
     return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: try again to get new ones")
 
 
-def parsed(answer: HttpAnswer, shape: type[Shape]) -> Shape:
+def parse_answer(answer: HttpAnswer, shape: type[Shape]) -> Shape:
     """The body of an answer as this schema. `Corrupt` for another one: another program, a newer server."""
     path = urlsplit(answer.url).path
     try:

@@ -97,14 +97,14 @@ class Issuer:
             if self._client is not None:
                 key = self._find_cached_key(self._client, kid) or self._fetch_key(self._client, kid)
                 if key is None:
-                    raise rejected()
+                    raise rejection()
                 return key
             keys = jwt.PyJWKSet.from_dict(json.loads((self._file or Path()).read_bytes())).keys
             return next(key.key for key in keys if key.key_id == kid)
         except OSError as e:
             raise self._unavailable() from e
         except (jwt.PyJWTError, ValueError, StopIteration) as e:
-            raise rejected() from e
+            raise rejection() from e
 
     def _find_cached_key(self, client: jwt.PyJWKClient, kid: Any) -> Any:
         cached = client.jwk_set_cache.get() if client.jwk_set_cache is not None else None
@@ -184,9 +184,9 @@ class Issuers:
             issuer = self._issuers[unverified["iss"]]
             identity = _verify(issuer, assertion, issuer.audience, ("jti",))
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as e:
-            raise rejected() from e
+            raise rejection() from e
         if not 0 < len(identity.jti) <= JTI_LIMIT:
-            raise rejected()
+            raise rejection()
         return identity
 
 
@@ -195,13 +195,13 @@ def verify_sign_in(issuer: Issuer, client: OidcClient, assertion: str, nonce: st
     try:
         identity = _verify(issuer, assertion, client.client_id, ("nonce",))
     except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as e:
-        raise rejected() from e
+        raise rejection() from e
     audience, party = identity.claims["aud"], identity.claims.get("azp", client.client_id)
     is_for_others = isinstance(audience, list) and len(audience) > 1 and "azp" not in identity.claims
     if party != client.client_id or is_for_others:
-        raise rejected()
+        raise rejection()
     if not hmac.compare_digest(str(identity.claims["nonce"]).encode(), nonce.encode()):
-        raise rejected()
+        raise rejection()
     return identity
 
 
@@ -221,13 +221,13 @@ def _verify(issuer: Issuer, assertion: str, audience: str, also_required: tuple[
 def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     jti, lifetime = claims.get("jti", ""), claims["exp"] - claims["iat"]
     if not isinstance(jti, str) or not 0 < lifetime <= LIFETIME_LIMIT_SECONDS:
-        raise rejected()
+        raise rejection()
     login = claims.get(issuer.login_claim, "") if issuer.login_claim else ""
     if issuer.login_claim == "email" and claims.get("email_verified") is not True:
         login = ""
     expires_at = datetime.fromtimestamp(claims["exp"], UTC)
     if expires_at + timedelta(seconds=LEEWAY_SECONDS) <= db.now():  # by the clock that also forgets its `jti`
-        raise rejected()
+        raise rejection()
     subject = login if isinstance(login, str) else ""
     groups = claims.get(issuer.groups_claim) if issuer.groups_claim else None
     names = {f"{GROUP}{name}" for name in groups if isinstance(name, str)} if isinstance(groups, list) else set()
@@ -241,7 +241,7 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim), subjects)
 
 
-def rejected() -> Unauthenticated:
+def rejection() -> Unauthenticated:
     """The one error for an identity token that is not accepted, whatever is wrong with it."""
     return Unauthenticated(
         "UNAUTHORIZED",

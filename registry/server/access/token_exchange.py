@@ -24,7 +24,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names, tokens
-from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejected
+from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejection
 from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.database import db
 from registry.server.database.models import PublisherRow, TokenRow, UsedAssertionRow
@@ -175,13 +175,13 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
     """Return the token that these claims allow: a person's, or a trusted publisher's."""
     if identity.signs_in:
         if adapter is not None:
-            raise rejected()
+            raise rejection()
         return _personal_request(identity, LIFETIME_SECONDS)
     if adapter is None:
         message = "adapter: an identity token of this issuer is exchanged for one adapter"
         raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
     if not is_trusted(session, identity.issuer, identity.claims, adapter):
-        raise rejected()
+        raise rejection()
     return access.TokenCreate(
         name="".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100],
         scopes=[Scope.PUSH],
@@ -193,7 +193,7 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
 
 def _personal_request(identity: IdentityToken, seconds: int) -> access.TokenCreate:
     if not is_subject(identity.login) or identity.login.startswith(GROUP):
-        raise rejected()
+        raise rejection()
     return access.TokenCreate(
         name=identity.login[:100],
         scopes=PERSONAL_SCOPES,
@@ -207,7 +207,7 @@ def _store_jti(session: Session, identity: IdentityToken) -> None:
     session.connection().execute(delete(UsedAssertionRow).where(col(UsedAssertionRow.expires_at) < db.now()))
     values = {"issuer": identity.issuer, "jti": identity.jti, "expires_at": identity.expires_at + MARGIN}
     if not db.insert_new(session, UsedAssertionRow, values):
-        raise rejected()
+        raise rejection()
 
 
 def _issuing_actor(identity: IdentityToken) -> Actor:

@@ -36,22 +36,22 @@ def append_leaves(session: Session, start: int, leaves: Iterable[bytes]) -> None
     level, index = 0, start
     while hashes := list(leaves):
         parents: list[bytes] = []
-        done = 0
-        while done < len(hashes):
-            tile, used = divmod(index, TILE_WIDTH)
-            row = session.get(AuditTileRow, (level, tile)) if used else None
+        appended = 0
+        while appended < len(hashes):
+            tile, width = divmod(index, TILE_WIDTH)
+            row = session.get(AuditTileRow, (level, tile)) if width else None
             if row is None:
                 row = AuditTileRow(level=level, index=tile, width=0, hashes=b"")
-            if row.width != used:
+            if row.width != width:
                 raise Corrupt(
-                    "DIGEST_MISMATCH", f"tile {level}/{tile} of the audit log has {row.width} hashes, not {used}"
+                    "DIGEST_MISMATCH", f"tile {level}/{tile} of the audit log has {row.width} hashes, not {width}"
                 )
-            added = hashes[done : done + TILE_WIDTH - used]
-            row.hashes, row.width = row.hashes + b"".join(added), used + len(added)
+            added = hashes[appended : appended + TILE_WIDTH - width]
+            row.hashes, row.width = row.hashes + b"".join(added), width + len(added)
             session.add(row)
             if row.width == TILE_WIDTH:
                 parents.append(tiles.hash_in(row.hashes, TILE_HEIGHT, 0))
-            done, index = done + len(added), index + len(added)
+            appended, index = appended + len(added), index + len(added)
         leaves, level, index = parents, level + 1, (index - len(hashes)) // TILE_WIDTH
     session.flush()
 

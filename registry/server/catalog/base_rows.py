@@ -148,14 +148,14 @@ def complete(session: Session, values: Mapping[str, Any]) -> bool:
 
 def adopt(session: Session, base: BaseRow, aliases: Iterable[str]) -> None:
     """Give a base the versions on bases that are not registered and have one of its aliases as their name."""
-    named = select(BaseRow.id).where(col(BaseRow.name).in_(list(aliases)), ~REGISTERED)
+    base_ids = select(BaseRow.id).where(col(BaseRow.name).in_(list(aliases)), ~REGISTERED)
     for table in (VersionRow, VerdictRow):
-        statement = update(table).where(col(table.base_id).in_(named)).values(base_id=base.id)
+        statement = update(table).where(col(table.base_id).in_(base_ids)).values(base_id=base.id)
         session.connection().execute(statement)
     delete_unused(session)
 
 
 def delete_unused(session: Session) -> None:
     """Delete the rows of bases that are not registered and have no version any more; locked by `lock_names`."""
-    used = [exists().where(col(table.base_id) == col(BaseRow.id)) for table in (VersionRow, VerdictRow)]
-    session.connection().execute(delete(BaseRow).where(~REGISTERED, *(~condition for condition in used)))
+    references = [exists().where(col(table.base_id) == col(BaseRow.id)) for table in (VersionRow, VerdictRow)]
+    session.connection().execute(delete(BaseRow).where(~REGISTERED, *(~condition for condition in references)))

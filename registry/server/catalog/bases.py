@@ -138,9 +138,9 @@ def delete(session: Session, actor: Actor, name: str) -> str:
     if not _org_of(name) or not actor.holds(Scope.ADMIN, _org_of(name)):
         actor.require_everywhere(Scope.ADMIN)
     session.refresh(base, with_for_update=True)
-    waiting = select(JobRow.id).where(JobRow.base == name, col(JobRow.state).in_([State.QUEUED, State.RUNNING]))
-    used = select(VersionRow.id).where(VersionRow.base_id == base.id)
-    for noun, statement in (("versions", used), ("waiting jobs", waiting)):
+    job_ids = select(JobRow.id).where(JobRow.base == name, col(JobRow.state).in_([State.QUEUED, State.RUNNING]))
+    version_ids = select(VersionRow.id).where(VersionRow.base_id == base.id)
+    for noun, statement in (("versions", version_ids), ("waiting jobs", job_ids)):
         if session.exec(statement.limit(1)).first() is not None:
             message = f"base '{name}' has {noun}"
             raise Conflict("BASE_IN_USE", message, next_step="delete them first, or keep the base")
@@ -169,8 +169,8 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
         other = base_rows.find_named(session, alias)
         if other is not None and other.id != base.id:
             raise Conflict("BASE_EXISTS", f"aliases: '{alias}' names the base '{other.name}' already")
-    for freed in sorted(set(base.aliases or ()) - set(others)):
-        reserved_names.add_base_tombstone(session, freed)
+    for ended_alias in sorted(set(base.aliases or ()) - set(others)):
+        reserved_names.add_base_tombstone(session, ended_alias)
     base.aliases, base.recorded_at = others or None, None  # its record is written again
     session.add(base)
     base_rows.adopt(session, base, others)

@@ -171,16 +171,16 @@ def _plan(version: Resolved, left_out: set[Digest], actor: Actor, blobs: BlobSto
 
 def _read_small(plans: Iterable[Resolved], damaged: set[Digest], blobs: BlobStore) -> list[SmallBlob]:
     """The bytes of the small files, each digest once, within the limits; wrong bytes are left out."""
-    chosen: dict[Digest, int] = {}
+    sizes: dict[Digest, int] = {}
     for version in plans:
         budget = SMALL_FILES_BYTES
-        for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in version.files} - set(chosen.items())):
+        for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in version.files} - set(sizes.items())):
             if size_bytes > SMALL_BLOB_BYTES or digest in damaged:
                 continue
             budget -= size_bytes
-            if budget < 0 or sum(chosen.values()) + size_bytes > BULK_SMALL_BYTES:
+            if budget < 0 or sum(sizes.values()) + size_bytes > BULK_SMALL_BYTES:
                 break
-            chosen[digest] = size_bytes
+            sizes[digest] = size_bytes
 
     def read(blob: tuple[Digest, int]) -> SmallBlob | None:
         digest, size_bytes = blob
@@ -191,7 +191,7 @@ def _read_small(plans: Iterable[Resolved], damaged: set[Digest], blobs: BlobStor
         encoded = base64.b64encode(data).decode()
         return SmallBlob(digest=digest, data=encoded) if Digest.of(data) == digest else None
 
-    if len(chosen) < 2 or blobs.local_path(key_of(next(iter(chosen)))) is not None:
-        return [item for item in map(read, chosen.items()) if item is not None]
+    if len(sizes) < 2 or blobs.local_path(key_of(next(iter(sizes)))) is not None:
+        return [item for item in map(read, sizes.items()) if item is not None]
     with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="small") as pool:
-        return [item for item in pool.map(read, chosen.items()) if item is not None]
+        return [item for item in pool.map(read, sizes.items()) if item is not None]

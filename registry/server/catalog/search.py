@@ -147,7 +147,7 @@ def _has_annotation(key: str, value: str | None = None) -> ColumnElement[bool]:
 
 def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterView:
     """One adapter with a summary of its newest version."""
-    rows = session.exec(_newest().where(versions.named(name), versions.visible(actor))).all()
+    rows = session.exec(_newest().where(versions.has_name(name), versions.visible(actor))).all()
     if not rows:
         raise unknown_adapter(name)
     return _views(session, rows)[0]

@@ -59,21 +59,21 @@ class Pointer(NamedTuple):
 # ------------------------------------------------------------------ conditions
 def visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `adapter` that the actor may see it."""
-    return permitted(actor, Scope.PULL, col(AdapterRow.namespace), named)
+    return permitted(actor, Scope.PULL, col(AdapterRow.namespace), has_name)
 
 
 def permitted(
-    actor: Actor, scope: Scope, namespace: Any, named: Callable[[AdapterName], ColumnElement[bool]]
+    actor: Actor, scope: Scope, namespace: Any, is_about: Callable[[AdapterName], ColumnElement[bool]]
 ) -> ColumnElement[bool]:
     """The condition on any table that the actor has this scope for the adapter of a row.
 
-    `namespace` is the column with the adapter's namespace; `named` is the condition that a row is about an adapter.
+    `namespace` is the column with the adapter's namespace; `is_about` is the condition that a row is about an adapter.
     """
     own: list[ColumnElement[bool]] = []
     namespaces: frozenset[str] | None = frozenset()
     if actor.adapters:
         adapters = map(AdapterName.parse, sorted(actor.adapters))
-        own = [named(name) for name in adapters if actor.holds(scope, name.namespace, name.name)]
+        own = [is_about(name) for name in adapters if actor.holds(scope, name.namespace, name.name)]
     else:
         namespaces = actor.namespaces_with(scope)
     if namespaces is None:
@@ -83,7 +83,7 @@ def permitted(
     return or_(namespace.in_(sorted(namespaces)), *own)
 
 
-def named(name: AdapterName) -> ColumnElement[bool]:
+def has_name(name: AdapterName) -> ColumnElement[bool]:
     """The condition on `adapter` that it has this name."""
     return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
 
@@ -139,7 +139,7 @@ def resolve_with_pointer(
         )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, and_(col(VerdictRow.version_id) == col(VersionRow.id), verdicts.is_newest()))
-        .where(named(name), _selected(selector))
+        .where(has_name(name), _selected(selector))
         .order_by(col(VerdictRow.id))
     )
     if is_alias(selector):
@@ -325,7 +325,7 @@ def find(
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     if is_alias(selector):
         statement = statement.join(AliasRow, alias_points_at_version())
-    rows = session.exec(statement.where(named(name), _selected(selector))).all()
+    rows = session.exec(statement.where(has_name(name), _selected(selector))).all()
     if not rows:
         raise not_found(session, name, selector)
     row = _only(name, selector, rows)
@@ -338,7 +338,7 @@ def find(
 
 def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFound:
     """The error that says which part of a reference is missing, for an actor who may see the adapter."""
-    if session.exec(select(AdapterRow.id).where(named(name))).first() is None:
+    if session.exec(select(AdapterRow.id).where(has_name(name))).first() is None:
         return unknown_adapter(name)
     return _unknown_selector(name, selector)
 
@@ -351,7 +351,7 @@ def _unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
 
 def find_adapter(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
     """The row of an adapter. With `lock`, changes of the same adapter wait for this transaction (PostgreSQL)."""
-    statement = select(AdapterRow).where(named(name))
+    statement = select(AdapterRow).where(has_name(name))
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.sees(name):
         raise unknown_adapter(name)

@@ -78,9 +78,9 @@ class ProcessLock:
         detail = f"this process was away for too long, and another {self._key['name']} took over"
         return Unavailable("TRY_LATER", detail, next_step="try again in a moment", retry_after_seconds=5)
 
-    def keep(self, done: threading.Event) -> None:
-        """Renew the lock until `done` is set. A frozen process does not, which is the point."""
-        while not done.wait(RENEW_SECONDS):
+    def keep(self, ended: threading.Event) -> None:
+        """Renew the lock until `ended` is set. A frozen process does not, which is the point."""
+        while not ended.wait(RENEW_SECONDS):
             with contextlib.suppress(Unavailable):  # `check` and `guard` will notice
                 self._renew()
 
@@ -122,13 +122,13 @@ def _lock_row(engine: Engine, name: str) -> Iterator[ProcessLock]:
         number = connection.execute(_ACQUIRE, values).scalar()
         if number is None:  # another process was faster
             raise _held(name)
-    lock, done = ProcessLock(engine, name, number), threading.Event()
-    renewal = threading.Thread(target=lock.keep, args=(done,), name=f"lock {name}", daemon=True)
+    lock, ended = ProcessLock(engine, name, number), threading.Event()
+    renewal = threading.Thread(target=lock.keep, args=(ended,), name=f"lock {name}", daemon=True)
     renewal.start()
     try:
         yield lock
     finally:
-        done.set()
+        ended.set()
         renewal.join()  # a renewal after the release would lock out everyone
         with contextlib.suppress(Unavailable), db.translate_errors(), engine.begin() as connection:  # or it expires
             connection.execute(_RENEW, {"name": name, "number": number, "seconds": 0})

@@ -387,4 +387,4 @@ def _files_of(version: VersionRow | None) -> dict[str, File]:
 def find_generation(session: Session, name: AdapterName, alias: str) -> int:
     """How often an alias has moved; 0 if there is none."""
     statement = select(AliasRow.generation).join(AdapterRow, col(AdapterRow.id) == col(AliasRow.adapter_id))
-    return session.exec(statement.where(versions.named(name), AliasRow.alias == alias)).first() or 0
+    return session.exec(statement.where(versions.has_name(name), AliasRow.alias == alias)).first() or 0

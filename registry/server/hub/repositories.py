@@ -78,7 +78,7 @@ def find_file(session: Session, actor: Actor, name: AdapterName, row: VersionRow
 
 def has_adapter(session: Session, name: AdapterName) -> bool:
     """Whether there is an adapter of this name."""
-    return session.exec(select(AdapterRow.id).where(versions.named(name))).first() is not None
+    return session.exec(select(AdapterRow.id).where(versions.has_name(name))).first() is not None
 
 
 def find_sizes(session: Session, actor: Actor, name: AdapterName, digest: Digest) -> list[int]:
@@ -87,7 +87,7 @@ def find_sizes(session: Session, actor: Actor, name: AdapterName, digest: Digest
         return []
     sizes = select(VersionFileRow.size_bytes).join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
     sizes = sizes.join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    return list(session.exec(sizes.where(versions.named(name), VersionFileRow.digest == digest).limit(1)).all())
+    return list(session.exec(sizes.where(versions.has_name(name), VersionFileRow.digest == digest).limit(1)).all())
 
 
 def unknown_file(name: AdapterName, row: VersionRow, path: str, kind: str = "file") -> NotFound:

@@ -75,7 +75,7 @@ def find_parent(session: Session, name: AdapterName, branch: str) -> str:
         .join(AliasRow, col(AliasRow.version_id) == col(VersionRow.id))
         .join(AdapterRow, col(AdapterRow.id) == col(AliasRow.adapter_id))
     )
-    return session.exec(statement.where(versions.named(name), AliasRow.alias == branch)).first() or ""
+    return session.exec(statement.where(versions.has_name(name), AliasRow.alias == branch)).first() or ""
 
 
 def describe(session: Session, actor: Actor, revision: Revision) -> Repository:
@@ -127,11 +127,11 @@ def list_references(session: Session, actor: Actor, name: AdapterName) -> tuple[
     """Return branch → digest or commit id, and number → digest."""
     own_drafts = require_repository(session, actor, name)
     points_at = select(AliasRow.alias, VersionRow.digest).join(VersionRow, col(VersionRow.id) == AliasRow.version_id)
-    points_at = points_at.join(AdapterRow, col(AdapterRow.id) == AliasRow.adapter_id).where(versions.named(name))
+    points_at = points_at.join(AdapterRow, col(AdapterRow.id) == AliasRow.adapter_id).where(versions.has_name(name))
     aliases = dict(session.exec(points_at).all())
     aliases |= {draft.branch: draft.revision for draft in own_drafts if aliases.get(draft.branch, "") == draft.parent}
     numbers = select(VersionRow.number, VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == VersionRow.adapter_id)
-    numbers = numbers.where(versions.named(name), col(VersionRow.deleted_at).is_(None))
+    numbers = numbers.where(versions.has_name(name), col(VersionRow.deleted_at).is_(None))
     return aliases, dict(session.exec(numbers).all())
 
 

@@ -77,8 +77,8 @@ class Upstream:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.username:
-            shown = hide_secrets(url)[:120]
-            raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {shown!r} is not the root of a host")
+            masked_url = hide_secrets(url)[:120]
+            raise Invalid("SETTING_INVALID", f"REGISTRY_HUB_UPSTREAM: {masked_url!r} is not the root of a host")
         self.url = f"{parts.scheme}://{parts.netloc}"
         # A transport and no client: it follows no redirect, keeps no cookie, reads no proxy and adds no header.
         self._transport = httpx.HTTPTransport(

@@ -109,24 +109,23 @@ def choose_base(session: Session, namespace: str, claim: BaseClaim, card: bytes,
 
     `NotFound` (BASE_UNKNOWN) if what they name is not registered, unless the namespace stores such adapters.
     """
-    claims = [claim, *(BaseClaim(name=name) for name in read_card(card).bases)]
-    named = [each for each in claims if each.name]
+    claims = [each for each in (claim, *(BaseClaim(name=name) for name in read_card(card).bases)) if each.name]
     bases = base_rows.read_aliases(session)
-    for matching in (each.matching(bases) for each in named):
+    for matching in (each.matching(bases) for each in claims):
         if len(matching) == 1:
             return base_rows.reference(base_rows.find(session, matching[0]))
-    if parent is not None and (not named or claim.is_local):
+    if parent is not None and (not claims or claim.is_local):
         return Manifest.model_validate_json(parent.manifest).base
-    if not named:
+    if not claims:
         raise NotFound(
             "BASE_UNKNOWN", "neither the configuration nor README.md names the base of this adapter",
             next_step="set `base_model` in README.md to the name of a registered base",
         )  # fmt: skip
-    unregistered = next((each.name for each in named if each.names_unregistered(bases)), "")
+    unregistered = next((each.name for each in claims if each.names_unregistered(bases)), "")
     if unregistered and namespaces.find_storing_unregistered(session, [namespace]):
         return BaseRef(name=unregistered, fingerprint=UNREGISTERED)
     raise NotFound(
         "BASE_UNKNOWN",
-        f"the base {named[0].name[:200]!r} is not registered here",
-        next_step=f"an administrator registers it with `adapter base add {named[0].name[:200]} DIR`; then push again",
+        f"the base {claims[0].name[:200]!r} is not registered here",
+        next_step=f"an administrator registers it with `adapter base add {claims[0].name[:200]} DIR`; then push again",
     )

@@ -201,7 +201,7 @@ def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
     row = queue.find_job(session, actor, Scope.PUSH, job_id, lock=True)
     if row.state == State.CANCELLED:
         return _redact(actor, row)
-    if not jobs.allowed(State(row.state), State.CANCELLED):
+    if not jobs.is_transition(State(row.state), State.CANCELLED):
         raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
     queue.cancel(session, actor, row)
     return _redact(actor, row)

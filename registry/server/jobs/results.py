@@ -94,7 +94,7 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
     db.commit_early(session)
     store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
     db.begin_writing(session)
-    references.mark_live(session, {digest: len(data)}, written={digest})
+    references.mark_live(session, {digest: len(data)}, written_now={digest})
     return digest
 
 

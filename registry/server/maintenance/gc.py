@@ -205,13 +205,13 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
     No request scans again what an earlier one has scanned, so a run ends however many blobs are referenced.
     """
     _end_pushes(run)
-    while not run.is_over and (purged := deletion.purge_expired(run.engine, run.delete_grace)):
-        run.count("versions_purged", purged)
+    while not run.is_over and (count := deletion.purge_expired(run.engine, run.delete_grace)):
+        run.count("versions_purged", count)
     _delete_dead(run)
     position = _mark_dead(run, after)
     _delete_dead(run)
-    while not run.is_over and (written := metadata_backup.write_missing(run.engine, run.blobs, limit=BATCH)):
-        run.count("records_written", written)
+    while not run.is_over and (count := metadata_backup.write_missing(run.engine, run.blobs, limit=BATCH)):
+        run.count("records_written", count)
     while not run.is_over and weights.measure_newest(run.engine, run.blobs):
         run.count("versions_measured", 1)
     _delete_ended_rows(run)
@@ -277,8 +277,8 @@ def _mark_dead(run: GcRun, after: str) -> str:
             digests = session.exec(window.limit(WINDOW)).all()
             if not digests:
                 return END
-            between = col(BlobRow.digest).between(digests[0], digests[-1])
-            unneeded = select(BlobRow.digest).where(between, _is_markable(), references.is_unneeded())
+            in_window = col(BlobRow.digest).between(digests[0], digests[-1])
+            unneeded = select(BlobRow.digest).where(in_window, _is_markable(), references.is_unneeded())
             markable = session.exec(unneeded).all()
         after = digests[-1] if len(digests) == WINDOW else END
         for start in range(0, len(markable), BATCH):

@@ -28,15 +28,15 @@ _SELECT_VERSIONS = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRo
 
 def select_recorded(session: Session, name: AdapterName) -> Sequence[Recorded]:
     """Select the versions of an adapter that should have a record. Call this before listing the store."""
-    recorded = _SELECT_VERSIONS.where(versions.named(name), col(VersionRow.recorded_at).is_not(None))
+    recorded = _SELECT_VERSIONS.where(versions.has_name(name), col(VersionRow.recorded_at).is_not(None))
     return session.exec(recorded.order_by(col(VersionRow.number))).all()
 
 
 def find_versions(
-    engine: Engine, blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], listed: Iterable[Stat]
+    engine: Engine, blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], stats: Iterable[Stat]
 ) -> list[int]:
     """Return the numbers of those versions whose record is not in the listing, after a second look."""
-    missing = list(_find_versions(blobs, name, rows, listed))
+    missing = list(_find_versions(blobs, name, rows, stats))
     if not missing:
         return []
     with db.session(engine, write=False) as session:  # an adapter that was renamed meanwhile has none under this name
@@ -46,9 +46,9 @@ def find_versions(
 
 
 def _find_versions(
-    blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], listed: Iterable[Stat]
+    blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], stats: Iterable[Stat]
 ) -> Iterator[int]:
-    for version, is_listed, others in _match(rows, listed):
+    for version, is_listed, others in _match(rows, stats):
         if not is_listed:
             record = metadata_backup.newest_record(blobs, others, name, version.number, [])
             if not _is_of(record, version) or revision(record) < revision(version):
@@ -56,21 +56,21 @@ def _find_versions(
 
 
 def find_unknown_withdrawals(
-    engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterable[Stat]
+    engine: Engine, blobs: BlobStore, name: AdapterName, stats: Iterable[Stat]
 ) -> Iterator[VersionRecord]:
     """Yield the records, listed before, of withdrawals or their ends that the rows of this adapter do not know."""
     with db.session(engine, write=False) as session:
-        rows = session.exec(_SELECT_VERSIONS.where(versions.named(name))).all()
-    for version, _, others in _match(rows, listed):
+        rows = session.exec(_SELECT_VERSIONS.where(versions.has_name(name))).all()
+    for version, _, others in _match(rows, stats):
         record = metadata_backup.newest_record(blobs, others, name, version.number, [])
         if _is_of(record, version) and revision(record) > revision(version):
             yield record
 
 
-def _match(rows: Iterable[Recorded], listed: Iterable[Stat]) -> Iterator[tuple[VersionRow, bool, list[Key]]]:
+def _match(rows: Iterable[Recorded], stats: Iterable[Stat]) -> Iterator[tuple[VersionRow, bool, list[Key]]]:
     """Yield each version, whether its own record is listed, and the keys and sizes of its other records."""
     by_number: dict[int, list[Key]] = defaultdict(list)
-    for stat in listed:
+    for stat in stats:
         by_number[int(stat.key.split("/")[4])].append((stat.key, stat.size_bytes))
     for adapter, version in rows:
         try:
@@ -100,16 +100,16 @@ def find_other_rows(engine: Engine, blobs: BlobStore) -> list[tuple[str, SQLMode
     for row in tombstones:
         if row.ended_at is not None and metadata_backup.tombstone_prefix(row) not in folders:
             missing.append((metadata_backup.tombstone_prefix(row), row))
-    listed = list(blobs.list(metadata_backup.BASES))
+    stats = list(blobs.list(metadata_backup.BASES))
     for base, identity in bases:
         digest = metadata_backup.base_record(base, identity).digest.hex
-        if not any(stat.key.endswith(digest) for stat in listed) and not _has_record(blobs, listed, base, identity):
+        if not any(stat.key.endswith(digest) for stat in stats) and not _has_record(blobs, stats, base, identity):
             missing.append((f"base {base.name}", base))
     return missing
 
 
-def _has_record(blobs: BlobStore, listed: Iterable[Stat], base: BaseRow, identity: str | None) -> bool:
-    records = (metadata_backup.parse_record(blobs, stat.key, stat.size_bytes, BaseRecord, []) for stat in listed)
+def _has_record(blobs: BlobStore, stats: Iterable[Stat], base: BaseRow, identity: str | None) -> bool:
+    records = (metadata_backup.parse_record(blobs, stat.key, stat.size_bytes, BaseRecord, []) for stat in stats)
     return any(
         record.spec.name == base.name
         and record.spec.fingerprint == base.fingerprint
@@ -127,13 +127,13 @@ def rewrite_missing(engine: Engine, blobs: BlobStore, *, dry_run: bool) -> int:
         if not dry_run:
             with db.session(engine) as session:
                 session.add(row.sqlmodel_update({"recorded_at": None}))
-    listed: dict[tuple[str, str], list[Stat]] = defaultdict(list)
+    stats: dict[tuple[str, str], list[Stat]] = defaultdict(list)
     for name, rows in _select_adapters(engine):
-        if not listed:
+        if not stats:
             for stat in blobs.list(metadata_backup.VERSIONS):
                 namespace, adapter = stat.key.split("/")[2:4]
-                listed[(namespace, adapter)].append(stat)
-        numbers = find_versions(engine, blobs, name, rows, listed[(name.namespace, name.name)])
+                stats[(namespace, adapter)].append(stat)
+        numbers = find_versions(engine, blobs, name, rows, stats[(name.namespace, name.name)])
         count += len(numbers)
         ids = [version.id for _, version in rows if version.number in numbers]
         if ids and not dry_run:

@@ -226,7 +226,7 @@ def _recorded_version(folder: str, stats: Iterable[Stat]) -> _MissingVersion:
 def _has_row(session: Session, version: _MissingVersion) -> bool:
     """Whether the version, or a tombstone of its adapter, is in the database."""
     statement = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    statement = statement.where(versions.named(version.name), col(VersionRow.number) == version.number)
+    statement = statement.where(versions.has_name(version.name), col(VersionRow.number) == version.number)
     return session.exec(statement).first() is not None or reserved_names.has_tombstone(session, version.name)
 
 
@@ -245,7 +245,7 @@ def _restore_versions(run: _Run, name: AdapterName, missing: list[_MissingVersio
         with db.session(run.engine) as session:
             restored += _restore_version(run, session, name, record, inspection, present)
     with db.session(run.engine) as session:
-        adapter_id = session.exec(select(AdapterRow.id).where(versions.named(name))).first()
+        adapter_id = session.exec(select(AdapterRow.id).where(versions.has_name(name))).first()
         if adapter_id is not None:
             moves.follow_newest(session, run.actor, name, adapter_id, "restored")
     return restored
@@ -324,7 +324,7 @@ def _restore_adapter(session: Session, name: AdapterName, record: VersionRecord)
     values |= {"created_at": record.created_at, "created_by": record.created_by, "updated_at": record.created_at}
     if db.insert_new(session, AdapterRow, values):
         reserved_names.restore_adapter(session, name)
-    statement = select(AdapterRow).where(versions.named(name)).with_for_update()
+    statement = select(AdapterRow).where(versions.has_name(name)).with_for_update()
     return session.exec(statement.execution_options(populate_existing=True)).one()
 
 
@@ -332,7 +332,7 @@ def _restore_blobs(session: Session, manifest: Manifest, present: set[Digest]) -
     """Mark the blobs of a version `live`, or `corrupt` if their bytes are missing."""
     sizes = {file.digest: file.size_bytes for file in manifest.files}
     references.reserve(session, sizes)
-    references.mark_live(session, {digest: sizes[digest] for digest in present}, written=present)
+    references.mark_live(session, {digest: sizes[digest] for digest in present}, written_now=present)
     for digest in sorted(sizes.keys() - present):
         row = session.get_one(BlobRow, digest, populate_existing=True)
         if row.state == BlobState.PENDING:
@@ -344,8 +344,8 @@ def _restore_blobs(session: Session, manifest: Manifest, present: set[Digest]) -
 def _restore_withdrawals(run: _Run) -> int:
     """Repeat the withdrawals, and ends of some, that happened after the database's backup; return how many."""
     count = 0
-    listed = sorted(run.blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
-    for location, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
+    stats_of_records = sorted(run.blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
+    for location, stats in groupby(stats_of_records, key=lambda stat: stat.key.split("/")[2:4]):
         name = AdapterName(*location)
         for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, stats):
             count += 1

@@ -102,11 +102,11 @@ def _nearest(graph: Lineage, limit: int) -> Lineage:
     for edge in graph.edges:
         adjacent[edge.child].append(edge.parent)
         adjacent[edge.parent].append(edge.child)
-    chosen, border = {graph.root}, [graph.root]
-    while border and len(chosen) < limit:
-        border = [node for near in border for node in adjacent[near] if node not in chosen]
-        border = list(dict.fromkeys(border))[: limit - len(chosen)]
-        chosen.update(border)
-    nodes = [node for node in graph.nodes if node.id in chosen]
-    edges = [edge for edge in graph.edges if edge.child in chosen and edge.parent in chosen]
+    selected, border = {graph.root}, [graph.root]
+    while border and len(selected) < limit:
+        border = [node for near in border for node in adjacent[near] if node not in selected]
+        border = list(dict.fromkeys(border))[: limit - len(selected)]
+        selected.update(border)
+    nodes = [node for node in graph.nodes if node.id in selected]
+    edges = [edge for edge in graph.edges if edge.child in selected and edge.parent in selected]
     return Lineage(root=graph.root, nodes=nodes, edges=edges)

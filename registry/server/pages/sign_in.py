@@ -105,7 +105,7 @@ def _finish(request: Request, issuer: Issuer, client: OidcClient, attempt: SignI
         assertion = authorization_code.redeem_code(client, attempt, code, _callback_url(request, client))
         identity = issuers.verify_sign_in(issuer, client, assertion, attempt.nonce)
         if attempt.confirms and not _has_asked_again(identity):
-            raise issuers.rejected()
+            raise issuers.rejection()
         with db.session(request.app.state.engine) as writing:
             writing.info["request_id"] = request.state.request_id
             cache = request.app.state.actor_cache

@@ -85,7 +85,7 @@ def list_history(
         .outerjoin(before, col(before.id) == col(AliasMoveRow.from_version_id))
         .outerjoin(after, col(after.id) == col(AliasMoveRow.to_version_id))
         .join(AdapterRow, col(AdapterRow.id) == col(AliasMoveRow.adapter_id))
-        .where(versions.named(name))
+        .where(versions.has_name(name))
     )
     if alias:
         statement = statement.where(col(AliasMoveRow.alias) == alias)

@@ -135,7 +135,7 @@ def add_signature(
     failpoints.reach("attestation.held")
     store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
     db.begin_writing(session)
-    references.mark_live(session, {digest: len(data)}, written={digest})
+    references.mark_live(session, {digest: len(data)}, written_now={digest})
     detail = {"identity": identity, "kind": kind, "signature": digest, "digest": version.digest}
     audit.append(session, actor, EventType.VERSION_SIGN, f"{name}@{version.number}", detail)
     session.flush()
@@ -218,7 +218,7 @@ class Attester:
             self._store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
         with db.session(self._engine) as session:
             lock.guard(session)
-            references.mark_live(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
+            references.mark_live(session, {digest: sizes[digest] for digest in missing}, written_now=set(missing))
 
 
 def attested_until(session: Session) -> int:

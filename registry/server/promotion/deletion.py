@@ -206,7 +206,7 @@ def erase_contents(session: Session, version: VersionRow) -> None:
 def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
     """Withdraw or delete a version, or end that, as its record says, unless the row knows of something newer."""
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    same = statement.where(versions.named(name), col(VersionRow.number) == record.number)
+    same = statement.where(versions.has_name(name), col(VersionRow.number) == record.number)
     version = session.exec(same.with_for_update(of=VersionRow)).one_or_none()
     if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
         return

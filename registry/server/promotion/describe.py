@@ -102,7 +102,7 @@ def describe(
         with description.collect_error():
             actor.require(Scope.PUSH, description.name)
     _find_subjects(session, actor, without_error(descriptions))
-    written: list[Description] = []
+    changed: list[Description] = []
     events: list[EventRow] = []
     changes: dict[Any, list[tuple[int, _Values, _Values]]] = defaultdict(list)
     for table, owner, read, _ in _TABLES:
@@ -119,10 +119,10 @@ def describe(
                     actor.require(Scope.ADMIN, member.name)  # an owner restored it
                 detail = _change(member, after)
                 if detail:
-                    written.append(member)
+                    changed.append(member)
                     events.append(_build_event(session, actor, member, detail))
         changes[table] = [(owner_id, before[owner_id], after[owner_id]) for owner_id in sorted(before)]
-    if written and not dry_run and not (atomic and len(without_error(descriptions)) < len(descriptions)):
+    if changed and not dry_run and not (atomic and len(without_error(descriptions)) < len(descriptions)):
         for table, owner, _, remove in _TABLES:
             _write(session, actor, table, owner, remove, changes[table])
         db.bulk_insert(session, events)
@@ -174,12 +174,12 @@ def _change(description: Description, current: dict[int, _Values]) -> dict[str, 
         if count > TAGS_LIMIT:
             raise TooLarge("SIZE_INVALID", f"{noun}: {count} are over the limit of {TAGS_LIMIT}")
     current[description.owner_id] = after
-    written = {key: value for key, value in after.items() if before.get(key) != value}
+    changed_values = {key: value for key, value in after.items() if before.get(key) != value}
     detail: dict[str, Any] = {
-        f"{kind}s": {key: value for (k, key), value in written.items() if k == kind} for kind in (TAG, LINK)
+        f"{kind}s": {key: value for (k, key), value in changed_values.items() if k == kind} for kind in (TAG, LINK)
     }
-    detail["description"] = written.get((DESCRIPTION, ""), "")
-    detail["expires_at"] = written.get((EXPIRES, ""), "")
+    detail["description"] = changed_values.get((DESCRIPTION, ""), "")
+    detail["expires_at"] = changed_values.get((EXPIRES, ""), "")
     detail["removed"] = [f"{kind} {key}".strip() for kind, key in sorted(before.keys() - after.keys())]
     detail = {field: value for field, value in detail.items() if value}
     description.result = DescribedSubject(

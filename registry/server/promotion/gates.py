@@ -247,7 +247,8 @@ def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
     summary: list[dict[str, Any]] = [_summarize(v) for v in (*counted, *evidence.engines)]
     summary += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(evidence) else []
     if gate.approvals:
-        summary += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(evidence)]
+        approvals = gate.valid_approvals(evidence)
+        summary += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in approvals]
     if gate.soak_in:
         summary.append({"check": "soak", "alias": gate.soak_in, "seconds": evidence.soak_seconds.get(gate.soak_in, 0)})
     summary += [{"check": "signature", "by": identity} for identity in sorted(evidence.signed_by & set(gate.signed_by))]
@@ -322,4 +323,4 @@ def find_approvals(session: Session, version_ids: Iterable[int]) -> list[Approva
 def approval_counts(row: ApprovalRow, version: VersionRow, gate: Gate) -> bool:
     """Whether a gate accepts this approval of a version, as far as this approval alone decides."""
     evidence = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
-    return bool(gate.approved(evidence))
+    return bool(gate.valid_approvals(evidence))

@@ -72,7 +72,7 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
         raise Conflict("NAME_TAKEN", f"'{name}' has this name already")
     actor.require_in(Scope.ADMIN, to.namespace)
     _end_name(session, name)
-    if session.exec(select(AdapterRow.id).where(versions.named(to))).first() is not None:
+    if session.exec(select(AdapterRow.id).where(versions.has_name(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
     reserved_names.reserve_adapter(session, actor, to)
     if to.namespace != name.namespace:

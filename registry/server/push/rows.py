@@ -281,7 +281,7 @@ def _mark_live(session: Session, new: Iterable[Commit], repeated: Iterable[Commi
     commits = {commit.push.id: commit for commit in (*new, *repeated) if commit.push.id in needed}
     sizes = {digest: size for blobs in needed.values() for digest, size in blobs.items()}
     repaired = {digest for commit in commits.values() for digest in commit.repaired}
-    lost = references.mark_group_live(session, sizes, written=repaired)
+    lost = references.mark_group_live(session, sizes, written_now=repaired)
     for push_id, commit in commits.items():
         with commit.collect_error():
             references.check_not_lost(lost, needed[push_id])

@@ -121,7 +121,7 @@ def _desired_versions(
             tuple_(col(BaseRow.name), col(AliasRow.alias)).in_(pairs),
             ~availability.WITHDRAWN,
             versions.visible(actor),
-            versions.named(only) if only else true(),
+            versions.has_name(only) if only else true(),
         )
     )
     for base, alias, namespace, name, number, digest in session.exec(statement):

@@ -136,7 +136,7 @@ def find_damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
     return {Digest(digest) for digest in session.exec(_SELECT_CORRUPT, params={"digests": list(digests)})}
 
 
-_WRITTEN = any_of(col(BlobRow.digest), parameter="written")
+_WRITTEN = any_of(col(BlobRow.digest), parameter="written_now")
 _BECOMES_LIVE = or_(
     col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]), and_(col(BlobRow.state) == BlobState.CORRUPT, _WRITTEN)
 )
@@ -159,19 +159,19 @@ _SET_LIVE = (
 """Built once, because every push executes it."""
 
 
-def mark_live(session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()) -> None:
-    """Mark blobs `live`: their bytes are stored and verified. `written` are those that were written just now.
+def mark_live(session: Session, sizes: Mapping[Digest, int], *, written_now: Set[Digest] = frozenset()) -> None:
+    """Mark blobs `live`: their bytes are stored and verified. `written_now` are those that were written just now.
 
     `Unavailable` (TRY_LATER) if one was found corrupt or deleted meanwhile: pushing again writes it again.
     """
-    check_not_lost(mark_group_live(session, sizes, written=written), sizes)
+    check_not_lost(mark_group_live(session, sizes, written_now=written_now), sizes)
 
 
 def mark_group_live(
-    session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()
+    session: Session, sizes: Mapping[Digest, int], *, written_now: Set[Digest] = frozenset()
 ) -> Set[Digest]:
     """As `mark_live`, for blobs of several owners. Returns the lost ones, for `check_not_lost`."""
-    params = {"digests": sorted(sizes), "written": sorted(written), "now": db.now()}
+    params = {"digests": sorted(sizes), "written_now": sorted(written_now), "now": db.now()}
     rows = session.connection().execute(_SET_LIVE, params).all() if sizes else []
     stored_sizes = {Digest(digest): size for digest, size in rows}
     for digest, size in stored_sizes.items():

@@ -47,10 +47,10 @@ class SlotTable:
     def keep_only(self, served: Iterable[str]) -> None:
         """Remove all served names but these."""
         with self._lock:
-            gone = self._rows.keys() - set(served)
-            for name in gone:
+            unloaded = self._rows.keys() - set(served)
+            for name in unloaded:
                 del self._rows[name]
-        if gone:
+        if unloaded:
             self.changed.set()
 
     def reports(self) -> list[SlotReport]:

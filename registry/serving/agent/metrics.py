@@ -99,7 +99,7 @@ class _Handler(WSGIRequestHandler):
 
 
 @contextmanager
-def served(engines: Mapping[str, Metrics], location: str) -> Iterator[str]:
+def serve(engines: Mapping[str, Metrics], location: str) -> Iterator[str]:
     """Serve the metrics on `[HOST:]PORT` while the block runs; yields the URL. Without a host: this machine only."""
     host, _, port = location.rpartition(":")
     if not port.isdigit() or int(port) > 65535:

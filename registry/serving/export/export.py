@@ -91,7 +91,7 @@ class Exported(Answer):
     items: list[Item]
 
 
-def chosen(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[str, str]]:
+def select_entries(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[str, str]]:
     """The adapters to export, and served name → reason for the others: a check or the engine fails."""
     reasons = {entry.served_name: reason for entry in desired.adapters if (reason := _refusal(entry))}
     return [entry for entry in desired.adapters if entry.served_name not in reasons], reasons
@@ -118,7 +118,7 @@ def run(
     `model` replaces the base that configurations name. `on_item` is called with each item.
     """
     _check_index(location, desired)
-    serve, reasons = chosen(desired)
+    serve, reasons = select_entries(desired)
     notes: dict[str, Document] = {}
     telling = threading.Lock()
 

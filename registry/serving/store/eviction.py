@@ -85,11 +85,11 @@ def evict(
 def leases_of(registry: Registry, node: str) -> Callable[[], set[Digest]]:
     """The versions that engines of this node have reported, with leases that have not expired."""
 
-    def named() -> set[Digest]:
+    def read_named() -> set[Digest]:
         views = [view for view in registry.all_nodes(node=node).items if view.live]
         return {slot.digest for view in views for slot in view.slots if slot.state in STATES_WITH_BYTES and slot.digest}
 
-    return named
+    return read_named
 
 
 class Evictor:
@@ -179,11 +179,11 @@ def _entries(folder: Path) -> list[Path]:
 
 def _forget(store: LocalStore, digests: Iterable[Digest]) -> None:
     """Delete reference log-probabilities of these versions, and the plugin's stored answers that name them."""
-    gone = set(digests)
-    for digest in gone:
+    deleted = set(digests)
+    for digest in deleted:
         with contextlib.suppress(OSError):
             (store.reference_logprobs / f"{digest.hex}.json").unlink()
-    for answer in _entries(store.answers) if gone else []:
+    for answer in _entries(store.answers) if deleted else []:
         with contextlib.suppress(OSError):
-            if any(digest in answer.read_text() for digest in gone):
+            if any(digest in answer.read_text() for digest in deleted):
                 answer.unlink()

@@ -61,7 +61,7 @@ class InUse:
             self._held &= current
             return before - current
 
-    def recorded(self) -> set[Digest] | None:
+    def read_recorded(self) -> set[Digest] | None:
         """What the engines of all agents have; None if a record cannot be read."""
         in_use = set[Digest]()
         try:
@@ -80,7 +80,7 @@ class InUse:
             if not alone._lock_byte(digest, shared=False):
                 yield False
                 return
-            recorded = self.recorded()
+            recorded = self.read_recorded()
             yield recorded is not None and digest not in recorded
 
     def close(self) -> None:

@@ -129,8 +129,8 @@ class Resolver:
         failed = [check for check in failed if not check.startswith("engine ")]  # about other engines
         if failed:
             return f"its check {failed[0]!r} says fail"
-        done = {check for check, outcome in resolved.verdicts.items() if outcome in (Outcome.PASS, Outcome.WARN)}
-        return next((f"its check '{check}' has not run yet" for check in sorted(self._checks - done)), "")
+        passed = {check for check, outcome in resolved.verdicts.items() if outcome in (Outcome.PASS, Outcome.WARN)}
+        return next((f"its check '{check}' has not run yet" for check in sorted(self._checks - passed)), "")
 
     def _remembered(self, text: str) -> Resolution | None:
         with self._lock:

@@ -22,7 +22,7 @@ from registry.bases import BaseSpec
 from registry.client.local.adapter_folder import read_adapter
 from registry.compat.paths import IMAGE_COMPONENTS, Paths, layers_per_block
 from registry.merging import renaming
-from registry.merging.conversions import Converted, refused
+from registry.merging.conversions import Converted, refusal
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 
@@ -43,12 +43,12 @@ def convert(request: ConversionRequest) -> Converted:
     """Write the image adapter under the names of diffusers."""
     folder, out = read_adapter(Path(request.source)), Path(request.out)
     if not isinstance(folder.contents, NonPeftContents):
-        raise refused("this adapter is for a language model")
+        raise refusal("this adapter is for a language model")
     file = folder.contents.file
     weights = read.weights_of(folder.files).path
     family = request.base.model_type or file.family
     if family not in PIPELINES:
-        raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
+        raise refusal(f"diffusers' converter for {family or 'an unknown family'} is not known here")
     tensors_in = load_file(folder.path / weights)
     tensors = _flat_names(tensors_in, file, request.base)
     converter = "their paths" if tensors else f"diffusers {diffusers.__version__}"
@@ -78,7 +78,7 @@ def _flat_names(tensors: dict[str, Tensor], file: FileFacts, base: BaseSpec) -> 
     for module in file.modules:
         matches = paths.of(module.path)
         if matches is None or len(matches) != 1 or not module.a or module.scale is None:
-            raise refused(f"{module.path} names no module of {base.name}, or is no pair with a scale")
+            raise refusal(f"{module.path} names no module of {base.name}, or is no pair with a scale")
         result[f"{matches[0]}.lora_A.weight"] = tensors[module.a]
         result[f"{matches[0]}.lora_B.weight"] = to_canonical.scale_tensor(tensors[module.b], module.scale)
     return result
@@ -109,7 +109,7 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor], base: BaseSpec) -> dic
     except TypeError:
         answer = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError) as e:
-        raise refused(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
+        raise refusal(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
     converted, alphas = answer if isinstance(answer, tuple) else (answer, {})
     by_path = {_without_half(name.removesuffix(".alpha")): float(alpha) for name, alpha in (alphas or {}).items()}
     result: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor], base: BaseSpec) -> dic
             tensor = to_canonical.scale_tensor(tensor, alpha / tensor.shape[1])
         result[renaming.modern(name)] = tensor
     if by_path:
-        raise refused(f"diffusers gives {len(by_path)} alphas without a pair, such as that of {min(by_path)}")
+        raise refusal(f"diffusers gives {len(by_path)} alphas without a pair, such as that of {min(by_path)}")
     return result
 
 
@@ -137,10 +137,10 @@ def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileF
     stray = [name for name in after if not _is_loaded(name, base)]
     if stray or not after:
         example = stray[0] if stray else "all"
-        raise refused(f"diffusers cannot load {len(stray)} of {len(after)} tensors by their names, such as {example}")
+        raise refusal(f"diffusers cannot load {len(stray)} of {len(after)} tensors by their names, such as {example}")
     difference = _difference(before, after, file)
     if difference > TOLERANCE:
-        raise refused(f"diffusers' converter lost part of the adapter: its size changed by {difference:.3g}")
+        raise refusal(f"diffusers' converter lost part of the adapter: its size changed by {difference:.3g}")
 
 
 def _is_loaded(name: str, base: BaseSpec) -> bool:
@@ -167,7 +167,7 @@ def _scale_of(path: str, scales: dict[str, float | None]) -> float:
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:
     """Path → |B·A|², from the small products: tr((A·Aᵀ)(Bᵀ·B)). Convolutions count with their kernels."""
     sizes: dict[str, float] = {}
-    tensors = {renaming.unnamed(name): tensor for name, tensor in tensors.items()}
+    tensors = {renaming.without_adapter_name(name): tensor for name, tensor in tensors.items()}
     for name, a in tensors.items():
         end = next((end for end in _DOWN if name.endswith(end)), "")
         b = tensors.get(name.removesuffix(end) + _UP[_DOWN.index(end)]) if end else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from registry.client.local.adapter_folder import read_adapter
 from registry.merging import conversions
-from registry.merging.conversions import Converted, refused
+from registry.merging.conversions import Converted, refusal
 from registry.versions.files import WEIGHTS
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
@@ -41,7 +41,7 @@ def convert(request: ConversionRequest) -> Converted:
     for module in spec.modules:
         name = table.get_name(module.path)
         if name is None:
-            raise refused(f"llama.cpp has no name for {module.path} in the architecture {architecture}")
+            raise refusal(f"llama.cpp has no name for {module.path} in the architecture {architecture}")
         a, b = (tensors[half] for half in to_canonical.names_of(module, tensors)[:2])
         heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(module.path.rpartition(".")[2])
         if architecture == "llama" and heads:

@@ -20,7 +20,7 @@ from registry.bases import BaseSpec
 from registry.client.local.adapter_folder import read_adapter
 from registry.compat.paths import Paths
 from registry.merging import renaming
-from registry.merging.conversions import Converted, refused
+from registry.merging.conversions import Converted, refusal
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 from registry.worker.merge import adapters
@@ -30,14 +30,14 @@ def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as PEFT's."""
     folder = read_adapter(Path(request.source))
     if not isinstance(folder.contents, NonPeftContents):
-        raise refused("this is already PEFT's format")
+        raise refusal("this is already PEFT's format")
     file = folder.contents.file
     stored = load_file(folder.path / read.weights_of(folder.files).path)
     paths, pairs = Paths(file.format, request.base.modules), {}
     for module in file.modules:
         matches = paths.of(module.path)
         if matches is None or len(matches) != 1 or matches[0] not in request.base.modules:
-            raise refused(f"{module.path} names no module of {request.base.name}")
+            raise refusal(f"{module.path} names no module of {request.base.name}")
         a, b = _pair(stored, module, file.format, matches[0], request.base)
         pairs[matches[0]] = (a, b, module)
     tensors: dict[str, Tensor] = {}

@@ -114,7 +114,7 @@ def _joined(
         result = exact
     else:
         keeps_rank = recipe.method is Method.LINEAR and not recipe.rank
-        result = lowrank.truncated(exact, None if keeps_rank else rank)
+        result = lowrank.truncate(exact, None if keeps_rank else rank)
     result = _rounded(result, dtype)
     loss = lowrank.difference(result, exact)
     return result, loss, loss
@@ -140,7 +140,7 @@ def largest(update: Tensor, density: float) -> Tensor:
     return update * mask.view_as(update)
 
 
-def dropped(update: Tensor, density: float, seed: int, location: str) -> Tensor:
+def drop_values(update: Tensor, density: float, seed: int, location: str) -> Tensor:
     """Each value stays with probability `density` and is divided by it, so that the expected update is the same."""
     digest = hashlib.sha256(f"{seed}|{location}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -148,7 +148,7 @@ def dropped(update: Tensor, density: float, seed: int, location: str) -> Tensor:
     return update * mask / density
 
 
-def elected(updates: Sequence[Tensor]) -> Tensor:
+def elect_signs(updates: Sequence[Tensor]) -> Tensor:
     """For each value the sign with more weight in all; the mean of the values that have it."""
     stacked = torch.stack(list(updates))
     sign = torch.where(stacked.sum(0) >= 0, 1.0, -1.0)
@@ -162,7 +162,7 @@ def _pruned(recipe: Recipe, parts: Sequence[Part], _location: str) -> list[Tenso
 
 def _dare(recipe: Recipe, parts: Sequence[Part], location: str) -> list[Tensor]:
     return [
-        weight * dropped(update.dense, recipe.density, recipe.seed, f"{location}|{at}")
+        weight * drop_values(update.dense, recipe.density, recipe.seed, f"{location}|{at}")
         for at, (weight, update) in enumerate(parts)
     ]
 
@@ -173,9 +173,9 @@ def _sum(updates: Sequence[Tensor]) -> Tensor:
 
 _AIMS: dict[Method, tuple[Callable[..., list[Tensor]], Callable[[Sequence[Tensor]], Tensor]]] = {
     Method.MAGNITUDE_PRUNE: (_pruned, _sum),
-    Method.TIES: (_pruned, elected),
+    Method.TIES: (_pruned, elect_signs),
     Method.DARE_LINEAR: (_dare, _sum),
-    Method.DARE_TIES: (_dare, elected),
+    Method.DARE_TIES: (_dare, elect_signs),
 }
 """How each update is thinned out, and how they are joined then."""
 

@@ -67,7 +67,7 @@ def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
     return Factors(joined, torch.cat([update.right_factor for _, update in parts], dim=0))
 
 
-def truncated(update: Factors, rank: int | None) -> Factors:
+def truncate(update: Factors, rank: int | None) -> Factors:
     """Return the best update of at most `rank` in the Frobenius norm (Eckart and Young 1936).
 
     Both factors share the scale evenly. None keeps every singular value that is not noise. QR of each factor leaves a

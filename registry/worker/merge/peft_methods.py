@@ -37,7 +37,7 @@ class PeftMerger:
             config.layers_to_transform = None
         self._wrapped: Any = peft.PeftModel.from_pretrained(shell, str(folder), config=config)
 
-    def merged(self, path: str, weight: Tensor) -> Tensor:
+    def merge(self, path: str, weight: Tensor) -> Tensor:
         """Merge the adapter into the weight [out, in], in the weight's type."""
         layer = self._wrapped.base_model.model.get_submodule(path)
         _widen(self._wrapped, weight.dtype)
@@ -50,7 +50,7 @@ class PeftMerger:
 
     def __call__(self, path: str) -> Replaced:
         """The change of one target's weight: a first pass reads the whole matrix, and PEFT merges it."""
-        return Replaced(lambda rows: self.merged(path, torch.cat([block.clone() for _, block in rows()])))
+        return Replaced(lambda rows: self.merge(path, torch.cat([block.clone() for _, block in rows()])))
 
 
 def _widen(wrapped: Any, dtype: torch.dtype) -> None:

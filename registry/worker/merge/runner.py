@@ -30,8 +30,8 @@ MERGE_FACTOR, SLOW_BYTES_A_SECOND = 10, 10e6
 
 def bases_folder() -> Path:
     """The folder of fused bases: $ADAPTER_BASES, else `adapter-registry/bases` in the user's data folder."""
-    named = os.environ.get("ADAPTER_BASES")
-    return Path(named).expanduser() if named else user_folder("data") / "bases"
+    folder_setting = os.environ.get("ADAPTER_BASES")
+    return Path(folder_setting).expanduser() if folder_setting else user_folder("data") / "bases"
 
 
 def merge(task: Task) -> Done:

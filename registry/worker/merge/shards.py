@@ -121,23 +121,23 @@ def _runs(pieces: Sequence[OutputTensor]) -> Iterator[list[OutputTensor]]:
 
 def _copy(source: Path, start: int, out: int, at: int, size: int, progress: Callable[[int], None]) -> None:
     with open(source, "rb", buffering=0) as file:
-        done, kernel = 0, True
-        while done < size:
-            chunk_bytes = min(COPY_BYTES, size - done)
+        copied, kernel = 0, True
+        while copied < size:
+            chunk_bytes = min(COPY_BYTES, size - copied)
             count = 0
             if kernel:
                 try:
-                    count = os.copy_file_range(file.fileno(), out, chunk_bytes, start + done, at + done)
+                    count = os.copy_file_range(file.fileno(), out, chunk_bytes, start + copied, at + copied)
                 except OSError as e:
                     if e.errno not in _NO_KERNEL_COPY:
                         raise
                 kernel = count > 0
             if not kernel:
-                data = os.pread(file.fileno(), min(chunk_bytes, 4 * 2**20), start + done)
+                data = os.pread(file.fileno(), min(chunk_bytes, 4 * 2**20), start + copied)
                 if not data:
                     raise _short(source)
-                count = os.pwrite(out, data, at + done)
-            done += count
+                count = os.pwrite(out, data, at + copied)
+            copied += count
             progress(count)
 
 

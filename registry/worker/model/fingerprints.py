@@ -40,7 +40,7 @@ Values = Callable[[Tensor, int], Tensor]
 
 def identify(files: Weights, progress: Progress = program.ignore_progress) -> Identity:
     """Compute the identity of these weights. `Invalid` (BASE_INVALID) if a file ends too early."""
-    marked = identity.marked(stored.name for stored in files.by_file_name.values() if not stored.is_side)
+    marked = identity.select_marked(stored.name for stored in files.by_file_name.values() if not stored.is_side)
     leaves, marks = [], {}
     for stored in files.in_order():
         mark = _mark(files, stored, progress, sketched=stored.name in marked and not stored.is_side)

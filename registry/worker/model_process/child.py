@@ -58,9 +58,9 @@ class IsolatedRun:
         self._loader = loader
 
     @property
-    def shown_folders(self) -> list[str]:
+    def visible_folders(self) -> list[str]:
         """What stays visible to the process that tests adapters."""
-        return namespaces.shown_folders(self._loader.folder)
+        return namespaces.visible_folders(self._loader.folder)
 
     def answer(self, request: Message, send: Send) -> Message:
         """Answer one request; never raises."""

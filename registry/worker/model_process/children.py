@@ -220,7 +220,7 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
         if os.getppid() != parent:
             os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        layers = confine.confine(keep=(0, 1, 2, inward, outward), shown=work.shown_folders)
+        layers = confine.confine(keep=(0, 1, 2, inward, outward), visible=work.visible_folders)
         torch.set_num_threads(threads)
         with os.fdopen(inward, "rb") as requests:
             for line in requests:

@@ -55,8 +55,8 @@ class ModelProcess:
         program_path = namespaces.bubblewrap()
         self._wrapper: tuple[str, ...] = ()
         if program_path:
-            shown = namespaces.shown_folders(source.folder)
-            self._wrapper = namespaces.bubblewrap_command(program_path, confine.secret_places(variables), shown)
+            visible = namespaces.visible_folders(source.folder)
+            self._wrapper = namespaces.bubblewrap_command(program_path, confine.secret_places(variables), visible)
             process_environment[confine.HIDDEN_PLACES] = ""  # bubblewrap hides them from the children, too
         # A pipeline of several models has no config.json at its top level.
         host = "host" if (source.folder / BASE_CONFIG).is_file() else "image_host"

@@ -33,21 +33,21 @@ _SECRET_VARIABLES = (
 """Variables that name a folder or a file with secrets."""
 
 
-def confine(*, keep: Collection[int], shown: Iterable[str] = ()) -> list[Layer]:
+def confine(*, keep: Collection[int], visible: Iterable[str] = ()) -> list[Layer]:
     """Confine this process permanently and close all other descriptors. Returns the layers that hold.
 
-    `shown`: folders that stay visible where the folders around them are hidden (`namespaces.secret_places`).
+    `visible`: folders that stay so where the folders around them are hidden (`namespaces.secret_places`).
     """
     close_descriptors(keep)
     _set_limit(resource.RLIMIT_CORE, 0, permanent=True)
     _set_limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES, permanent=True)
-    return [Layer.LIMITS, *namespaces.isolate(os.environ.get(HIDDEN_PLACES, "").split(os.pathsep), shown)]
+    return [Layer.LIMITS, *namespaces.isolate(os.environ.get(HIDDEN_PLACES, "").split(os.pathsep), visible)]
 
 
 def grant(*, seconds: float, memory_bytes: int) -> None:
     """Limit CPU time from now on (then SIGXCPU), and memory on top of what is mapped (0: no limit)."""
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    _set_limit(resource.RLIMIT_CPU, int(used + seconds) + 1)
+    used_seconds = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    _set_limit(resource.RLIMIT_CPU, int(used_seconds + seconds) + 1)
     _set_limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
 
 

@@ -36,7 +36,7 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def isolate(hidden: Collection[str], shown: Iterable[str], *, read_only: bool = True) -> list[Layer]:
+def isolate(hidden: Collection[str], visible: Iterable[str], *, read_only: bool = True) -> list[Layer]:
     """Cut this process off from network, hidden places and writing; the layers that hold. Needs a single thread."""
     if not _is_possible():
         return []
@@ -45,7 +45,7 @@ def isolate(hidden: Collection[str], shown: Iterable[str], *, read_only: bool = 
         return []
     layers = [Layer.NO_NETWORK]
     if libc.mount(b"none", b"/", None, _MS_PRIVATE_RECURSIVE, None) == 0:
-        places, folders = select_places(hidden, shown)
+        places, folders = select_places(hidden, visible)
         if _hide(libc, places, folders) and len(places) == len(list(filter(os.path.exists, hidden))):
             layers.append(Layer.NO_HOME)
         if read_only and _forbid_writing(libc):
@@ -71,16 +71,16 @@ def _unshare(libc: ctypes.CDLL, spaces: int) -> bool:
     return True
 
 
-def select_places(hidden: Iterable[str], shown: Iterable[str]) -> tuple[list[str], list[str]]:
+def select_places(hidden: Iterable[str], visible: Iterable[str]) -> tuple[list[str], list[str]]:
     """The places to hide, but for those that are shown folders themselves; and the shown folders that lie in them."""
-    folders = {os.path.realpath(folder) for folder in shown if os.path.isdir(folder)}
+    folders = {os.path.realpath(folder) for folder in visible if os.path.isdir(folder)}
     places = sorted({path for path in hidden if os.path.exists(path)} - folders)
     return places, sorted(folder for folder in folders if any(Path(folder).is_relative_to(path) for path in places))
 
 
-def _hide(libc: ctypes.CDLL, places: list[str], shown: list[str]) -> bool:
+def _hide(libc: ctypes.CDLL, places: list[str], visible: list[str]) -> bool:
     """Mount something empty over each path, and the shown folders in it again; False, and nothing done, on failure."""
-    descriptors = {folder: os.open(folder, os.O_PATH) for folder in shown}
+    descriptors = {folder: os.open(folder, os.O_PATH) for folder in visible}
     mounted: list[str] = []
 
     def mount(source: str, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
@@ -121,7 +121,7 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "the capabilities cannot be dropped")
 
 
-def shown_folders(*folders: Path) -> list[str]:
+def visible_folders(*folders: Path) -> list[str]:
     """What a process reads: Python and its packages, temporary folders, and these folders with their links' targets."""
     python = (path for path in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path) if os.path.isabs(path))
     targets: set[str] = set()
@@ -144,12 +144,12 @@ def bubblewrap() -> str:
     return ""
 
 
-def bubblewrap_command(program: str, hidden: Iterable[str] = (), shown: Iterable[str] = ()) -> tuple[str, ...]:
+def bubblewrap_command(program: str, hidden: Iterable[str] = (), visible: Iterable[str] = ()) -> tuple[str, ...]:
     """The prefix of a command: all files read-only, hidden places empty, a small scratch folder in memory for imports,
     no network, no device but GPUs, process numbers of its own.
     """
     gpus = [str(path) for pattern in GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
-    places, folders = select_places(hidden, shown)
+    places, folders = select_places(hidden, visible)
     mounts = {path: ("--tmpfs", path) if os.path.isdir(path) else ("--ro-bind", os.devnull, path) for path in places}
     mounts |= {folder: ("--ro-bind", folder, folder) for folder in folders}
     return (

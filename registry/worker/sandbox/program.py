@@ -183,8 +183,8 @@ def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]
     confine.die_with_parent(signal.SIGTERM)  # a partial result may be as large as the base, so it is cleaned up
     try:
         request = model.model_validate_json(sys.stdin.buffer.read())
-        shown = namespaces.shown_folders(*request.existing_folders)
-        namespaces.isolate(os.environ.get(confine.HIDDEN_PLACES, "").split(os.pathsep), shown, read_only=False)
+        visible = namespaces.visible_folders(*request.existing_folders)
+        namespaces.isolate(os.environ.get(confine.HIDDEN_PLACES, "").split(os.pathsep), visible, read_only=False)
         report = work(request, lambda text: _send({"progress": text}))
     except RegistryError as e:
         _send({"problem": e.to_problem()})

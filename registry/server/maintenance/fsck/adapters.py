@@ -217,11 +217,11 @@ def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
     name = AdapterName(adapter.namespace, adapter.name)
     with run.snapshot() as session:
         recorded = record_check.select_recorded(session, name)
-    listed = list(run.blobs.list(metadata_backup.adapter_prefix(adapter.namespace, adapter.name)))
-    for number in record_check.find_versions(run.engine, run.blobs, name, recorded, listed):
+    stats = list(run.blobs.list(metadata_backup.adapter_prefix(adapter.namespace, adapter.name)))
+    for number in record_check.find_versions(run.engine, run.blobs, name, recorded, stats):
         message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
         run.add("record.missing", f"{name}@{number}", message)
-    for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, listed):
+    for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, stats):
         message = "was yanked, quarantined or unquarantined after this database's backup"
         run.add("record.withdrawal_unknown", f"{name}@{record.number}", message)
-    run.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))
+    run.count("records", len({stat.key.rpartition("/")[0] for stat in stats}))

@@ -177,8 +177,8 @@ class _Probe:
         open_uploads = self._bucket.call("list_multipart_uploads", Prefix=key).get("Uploads", [])
         parts = self._complete(key, upload)
         late = _send("PUT", link, b"late")
-        listed = [u["UploadId"] for u in open_uploads] == [upload] and [p["Size"] for p in parts] == [4]
-        return sent == 200 and listed and _is_rejected(late) and self._read(key) == b"part"
+        lists_right = [u["UploadId"] for u in open_uploads] == [upload] and [p["Size"] for p in parts] == [4]
+        return sent == 200 and lists_right and _is_rejected(late) and self._read(key) == b"part"
 
     def checksum_parts(self) -> bool:
         key, headers = self._new_key(), {CHECKSUM_HEADER: RIGHT}
@@ -191,8 +191,8 @@ class _Probe:
         invisible = self._read(key) == b"older"
         parts = self._complete(key, upload, ChecksumSHA256=RIGHT)
         late = _is_rejected(_send("PUT", link, b"right", headers))
-        listed = none_listed and [p["Size"] for p in parts] == [5]
-        return rejected and sent == 200 and invisible and listed and late and self._read(key) == b"right"
+        lists_right = none_listed and [p["Size"] for p in parts] == [5]
+        return rejected and sent == 200 and invisible and lists_right and late and self._read(key) == b"right"
 
     def _complete(self, key: str, upload: str, **checksum: str) -> list[dict[str, Any]]:
         """Complete an upload with the parts that the store lists; return those."""
