@@ -18,6 +18,8 @@ from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.versions.files import TOKENIZER
 
+DEPTH_LIMIT = 64
+"""Levels of objects and lists in a tokenizer.json."""
 SAME_MEANING: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"), "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head", "num_heads"),
@@ -53,12 +55,21 @@ def architecture_fingerprint(
 
 
 def tokenizer_fingerprint(tokenizer: bytes) -> Digest:
-    """`Invalid` (BASE_INVALID) if the bytes are not a JSON object, or one of too many levels."""
+    """`Invalid` (BASE_INVALID) if the bytes are not a JSON object, or one of over `DEPTH_LIMIT` levels."""
     with contextlib.suppress(ValueError, RecursionError):
         parsed = json.loads(tokenizer)
-        if isinstance(parsed, dict):
+        if isinstance(parsed, dict) and _is_flat(parsed):
             return _digest(normal_form(parsed))
     raise Invalid.from_finding("BASE_INVALID", Finding("base.tokenizer_invalid", TOKENIZER, "is not a JSON object"))
+
+
+def _is_flat(parsed: Mapping[str, Any]) -> bool:
+    """Whether a document has few levels. Python refuses deep ones as well, but each version at another depth."""
+    level: list[Any] = [parsed]
+    for _ in range(DEPTH_LIMIT):
+        items = (item for value in level for item in (value.values() if isinstance(value, dict) else value))
+        level = [item for item in items if isinstance(item, dict | list)]
+    return not level
 
 
 def template_text(chat_template: str | None, tokenizer_config: bytes | None) -> str:

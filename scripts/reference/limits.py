@@ -134,6 +134,7 @@ LIMITS = {
             "NAMES_LIMIT": "bases and data sets read from a README",
             "TOOLS_LIMIT": "lines of tool versions read from a README",
         },
+        "registry.bases.fingerprints": {"DEPTH_LIMIT": "nesting of a tokenizer.json"},
         "registry.compat.tokenizers": {
             "TOKENIZER_LIMIT_BYTES": "tokenizer that is compared with the base's",
             "TOKENIZER_VALUES_LIMIT": "values of such a tokenizer",

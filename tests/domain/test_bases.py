@@ -11,7 +11,7 @@ import pytest
 from registry import bases
 from registry.adapters import safetensors
 from registry.bases import BaseSpec
-from registry.bases.fingerprints import template_text, tokenizer_fingerprint
+from registry.bases.fingerprints import DEPTH_LIMIT, template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
 from tests import samples
@@ -225,9 +225,15 @@ def test_both_ways_to_write_the_spaces_of_metaspace_have_one_fingerprint() -> No
 
 
 @pytest.mark.security
-def test_a_tokenizer_of_many_levels_is_invalid() -> None:
+@pytest.mark.parametrize("levels", [DEPTH_LIMIT + 1, 900, 100_000])
+def test_a_tokenizer_of_many_levels_is_invalid(levels: int) -> None:
+    tokenizer_fingerprint(nested(DEPTH_LIMIT))
     with pytest.raises(Invalid, match=r"tokenizer\.json"):
-        tokenizer_fingerprint(b'{"normalizer":' + b"[" * 900 + b"]" * 900 + b"}")
+        tokenizer_fingerprint(nested(levels))
+
+
+def nested(levels: int) -> bytes:
+    return b'{"normalizer":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
 
 
 def test_a_template_is_the_same_wherever_it_is_stored() -> None:
