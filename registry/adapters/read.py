@@ -4,6 +4,7 @@ At most the configuration (256 KiB), the headers (16 MiB each) and the alphas of
 `Invalid` or `TooLarge`; what is odd or does not add up is a finding, and so are tensor names of no known format.
 """
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS,
 from registry.versions.manifest import FILES_LIMIT, Descriptor
 
 _PREFIX = "base_model.model."
+_PIECE = re.compile(r"adapter_model-\d+-of-\d+\.safetensors")
+"""transformers writes such files where the weights are over `max_shard_size`."""
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING_HALVES = (".lora_embedding_A", ".lora_embedding_B")
 
@@ -198,14 +201,17 @@ def _header(file: Descriptor, read: Read) -> Header:
 
 def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:
     needed = ((WEIGHTS, "adapter.weights_missing"), (CONFIG, "adapter.config_missing"))
-    message = "is missing, and an adapter needs it"
+    message, next_step = "is missing, and an adapter needs it", "push the folder that save_pretrained() wrote"
+    if pieces := sum(bool(_PIECE.fullmatch(path)) for path in by_path):
+        message = f"is missing: the weights are in {pieces} pieces, and PEFT and vLLM read one file of that name"
+        next_step = "save the adapter in one file, with a larger `max_shard_size`"
     findings = [Finding(code, path, message) for path, code in needed if path not in by_path]
     if findings:
         raise Invalid(
             "MANIFEST_INVALID",
             f"{findings[0].location} {message}",
             findings=findings,
-            next_step="push the folder that save_pretrained() wrote",
+            next_step=next_step,
         )
 
 

@@ -22,7 +22,7 @@ from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
 from registry.findings import Finding
 from registry.versions.files import BASE_CONFIG, WEIGHTS
-from registry.worker.model_process.client import Gone
+from registry.worker.model_process.client import Gone, NotLoaded
 from registry.worker.task import Done, Failed, Task
 
 TEXT_LIMIT = 2000
@@ -40,8 +40,7 @@ def validate(task: Task) -> Done:
     base, lease = task.base, task.lease
     source = replace(task.ready_source(), thresholds=base.thresholds)
     if base.spec.library_problem:
-        message = f"{base.spec.library} cannot build {base.name}: {base.spec.library_problem}"
-        return _done(_report(task, [Finding.of("unknown", "smoke.base_unsupported", BASE_CONFIG, message)], {}, {}))
+        return _unsupported(task, f"{base.spec.library} cannot build {base.name}: {base.spec.library_problem}")
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         lease.say("pulling the adapter")
         folder = task.pull(Path(scratch) / "adapter")
@@ -52,6 +51,10 @@ def validate(task: Task) -> Done:
         lease.say(f"testing the adapter on {base.name}")
         try:
             answer = task.pool.try_adapter(source, folder, task.limits, progress=lease.set_progress)
+        except NotLoaded as e:
+            if not base.spec.quantization:
+                raise Failed(str(e)) from e
+            return _unsupported(task, f"{base.name} is quantized ({base.spec.quantization}), and this worker {e}")
         except Gone as e:
             raise Failed(str(e)) from e
     lease.check()
@@ -67,6 +70,12 @@ def validate(task: Task) -> Done:
     if structure:  # PEFT decides what headers could not; the registry keeps what it was sure of itself
         report = report.model_copy(update={"compat": (*certain, *structure)})
     return _done(report)
+
+
+def _unsupported(task: Task, message: str) -> Done:
+    """A base that the library of this worker cannot build or load gives no verdict, however often it is tried."""
+    finding = Finding.of("unknown", "smoke.base_unsupported", BASE_CONFIG, printable(message, TEXT_LIMIT))
+    return _done(_report(task, [finding], {}, {}))
 
 
 _FINDING = TypeAdapter(Finding)

@@ -35,6 +35,15 @@ def test_malformed_configurations_are_refused(refusing: RawClient, name: str) ->
     assert samples.CONFIG in answer.json()["detail"]
 
 
+def test_weights_in_pieces_are_refused_by_the_rule_of_loaders(refusing: RawClient) -> None:
+    files = refusing.harness.files()
+    weights = files.pop(samples.WEIGHTS)
+    pieces = {f"adapter_model-0000{n}-of-00002.safetensors": weights for n in (1, 2)}
+    answer = refusing.push(files | pieces)
+    assert_refused(refusing.harness, answer, 422, ["MANIFEST_INVALID"], "adapter.weights_missing")
+    assert "the weights are in 2 pieces" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("gone", "reason"), [(samples.WEIGHTS, "adapter.weights_missing"), (samples.CONFIG, "adapter.config_missing")]
 )

@@ -80,6 +80,25 @@ def test_a_base_that_the_library_cannot_build_gives_an_unknown_verdict_with_its_
     assert "cannot build" in verdict.findings[0].message
 
 
+def test_a_quantized_base_whose_package_is_not_installed_gives_an_unknown_verdict_with_the_error(
+    setup: WorkerSetup, base_folder: Path, good: Path, worker: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    for file in base_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "aqlm"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    add_without_library(setup, "packed", folder)
+    setup.push(good, base="packed")
+    assert worker().run(once=True).done == 1
+    verdict = setup.smoke()
+    assert verdict is not None
+    assert [(f.severity, f.code) for f in verdict.findings] == [("unknown", "smoke.base_unsupported")]
+    assert "packed is quantized (aqlm)" in verdict.findings[0].message
+    assert "pip install aqlm" in verdict.findings[0].message  # transformers' own words
+
+
 # ------------------------------------------------------------------ hostile configurations
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,

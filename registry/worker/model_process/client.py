@@ -40,6 +40,10 @@ class Gone(Exception):
     """The model process died or broke the protocol: the attempt failed, the base must be loaded again."""
 
 
+class NotLoaded(Gone):
+    """transformers does not load the base, and not because memory ran out or a device failed."""
+
+
 class ModelProcess:
     """One model process. `ready`: what it loaded and the versions of its libraries."""
 
@@ -74,7 +78,8 @@ class ModelProcess:
         try:
             first = self._read(time.monotonic() + LOAD_SECONDS_LIMIT)
             if "ready" not in first:
-                raise Gone(str(first.get("error") or "the model process sent an unknown message"))
+                error = str(first.get("error") or "the model process sent an unknown message")
+                raise NotLoaded(error) if first.get("refused") else Gone(error)
         except Gone:
             self.kill()
             raise

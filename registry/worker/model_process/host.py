@@ -24,7 +24,7 @@ from registry import __version__
 from registry.worker.model_process.child import IsolatedRun, Loader, Message, SharedRun
 from registry.worker.model_process.children import SHARED, Children, run_child
 from registry.worker.sandbox import confine, program
-from registry.worker.smoke.result import first_line
+from registry.worker.smoke.result import first_line, machine_fault
 
 
 def main(
@@ -54,7 +54,8 @@ def main(
         try:
             base = loader.load()
         except Exception as e:
-            _send(out, {"error": f"cannot load the base {name} from {folder}: {first_line(e)}"})
+            error = f"cannot load the base {name} from {folder}: {first_line(e)}"
+            _send(out, {"error": error, "refused": not machine_fault(e)})
             return 1
     _send(out, {"ready": _ready(base, versions or {})})
     inbox = Inbox()
