@@ -40,7 +40,7 @@ def export(
     base: str, dest: str, alias: str, engine: str, model: str, prune: bool, pbase: str, strict: bool,
     kubernetes: str | None, source: str, namespace: str, selectors: tuple[str, ...], secret: str,
 ) -> None:  # fmt: skip
-    """Export the version at an alias of every adapter of BASE to DEST, a folder or s3://BUCKET/PREFIX.
+    """Export every adapter of BASE, as the version at --alias, to DEST: a folder or s3://BUCKET/PREFIX.
 
     For engines that do not know the registry: one folder per version (acme-support-v3), never rewritten, and an
     index. Adapters with a failing check are left out and listed. A bucket needs the extra 'server' and boto3's

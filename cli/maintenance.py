@@ -45,9 +45,9 @@ _LABELS = (
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
 @click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long to keep unreferenced blobs.")
 def gc(dry_run: bool, grace: int | None) -> None:
-    """Delete versions by their retention, then unreferenced blobs, staged bytes and uploads.
+    """Delete versions by their retention rules, then unreferenced blobs, staged bytes and uploads.
 
-    Safe beside pushes and pulls; run it daily.
+    Safe to run during pushes and pulls; run it daily.
     """
     with session.registry() as registry:
         pages = answers.all_pages(

@@ -171,7 +171,7 @@ NOTES = {
 def completion(shell: str, install: bool) -> None:
     """Print or install the completion of commands, options, refs, bases and aliases.
 
-    A completion asks the registry for a second at most, and completes no names while it is away.
+    Completion waits at most a second for the registry, and completes no names while it is unreachable.
     """
     register()
     script = (get_completion_class(shell) or BashComplete)(main.main, {}, "adapter", main.COMPLETION).source()

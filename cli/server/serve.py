@@ -53,7 +53,7 @@ _LOG = logging.getLogger("registry.server")
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
 @CONFIG_OPTION
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True,
-              help="Server processes that share the port. More than one need PostgreSQL.")  # fmt: skip
+              help="Server processes that share the port. More than one requires PostgreSQL.")  # fmt: skip
 @click.option("--admin-token-file", "token_file", type=click.Path(dir_okay=False, path_type=Path),
               help="File of the first administrator's token, written at the first start if absent.")  # fmt: skip
 def serve(
