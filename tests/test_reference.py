@@ -130,7 +130,7 @@ INTERNAL_LIMITS = {
         "registry.server.maintenance.fsck.check.FINDINGS_LIMIT", "registry.server.maintenance.reindex.FINDINGS_LIMIT",
         "registry.server.audit.SCAN_LIMIT", "registry.server.audit.OBJECT_SCAN_LIMIT",
         "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.audit_log.ENTRIES_LIMIT",
-        "registry.server.audit.audit_log.PATHS_LIMIT",
+        "registry.server.audit.audit_log.PATHS_LIMIT", "registry.server.audit.audit_log.READS_LIMIT",
     ],
     "a cache forgets and reads again": [
         "registry.adapters.read.PIECES_LIMIT", "registry.adapters.read.BYTES_LIMIT",

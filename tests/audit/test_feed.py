@@ -20,6 +20,7 @@ from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log, sequencer
 from registry.server.audit.audit_log import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
 from registry.server.database.models import EventRow
+from tests.access.tenants import send
 from tests.audit import logs
 from tests.harness import URL, Harness, rows
 
@@ -166,7 +167,7 @@ def test_a_token_that_guesses_does_not_fill_the_log(harness: Harness) -> None:
 def test_a_batch_is_bounded_and_survives_an_unavailable_database(harness: Harness) -> None:
     batch = EventBatch()
     for number in range(ENTRIES_LIMIT + 5):
-        batch.add(TRUSTED, EventType.BYTES_READ, f"acme/a{number}@1")
+        batch.add(TRUSTED, EventType.ACCESS_DENIED, f"GET /{number}")
     absent: Any = None
     with pytest.raises(AttributeError):
         batch.flush(absent)
@@ -174,6 +175,36 @@ def test_a_batch_is_bounded_and_survives_an_unavailable_database(harness: Harnes
     assert batch.flush(harness.engine) == 0
     over = next(event for event in Audit(harness.admin).events(action=["audit.overflow"]))
     assert over.detail == {"count": 5}
+
+
+@pytest.mark.security
+def test_a_flood_hides_no_read(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Denied requests take no room from reads, and what cannot be recorded is not read."""
+    monkeypatch.setattr(audit_log, "ENTRIES_LIMIT", 3)
+    monkeypatch.setattr(audit_log, "READS_LIMIT", 2)
+    harness.add_base()
+    for number in range(3):
+        harness.push(f"acme/a{number}")
+    (_, secret), guesser = harness.issue("pull", name="reader"), harness.actor("pull", name="guesser")
+    log = harness.app.state.audit_log
+    log.step()
+    monkeypatch.setattr(log, "is_running", True)
+    for number in range(5):
+        with pytest.raises(NotFound):
+            guesser.version(f"globex/guess{number}@1")
+
+    def read(number: int) -> int:
+        path = f"/api/v1/adapters/acme/a{number}/versions/1/files/adapter_config.json"
+        return send(harness, "GET", path, secret).status_code
+
+    assert [read(number) for number in (0, 1, 2, 1)] == [200, 200, 503, 200]
+    log.step()
+    assert read(2) == 200
+    log.step()
+    events = list(Audit(harness.admin).events(action=["bytes.read"]))
+    assert [(event.object, event.detail["count"]) for event in events] == [
+        ("acme/a0@1", 1), ("acme/a1@1", 2), ("acme/a2@1", 1),
+    ]  # fmt: skip
 
 
 def test_no_secret_is_in_events_tiles_errors_answers_or_logs(

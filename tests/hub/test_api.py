@@ -7,6 +7,8 @@ from datetime import datetime
 import httpx
 import pytest
 
+from registry.api.access import TokenCreate
+from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.names import AdapterName, Ref
 from tests import samples
@@ -38,6 +40,17 @@ def test_a_client_is_redirected_only_if_it_drops_its_token(live: LiveServer, age
         assert response.content == data
     if head.status_code == 200:
         assert (head.headers["etag"], head.headers["content-length"]) == (f'"{Digest.of(data).hex}"', str(len(data)))
+
+
+@pytest.mark.security
+def test_a_link_in_the_answer_to_head_is_recorded_as_a_read(live: LiveServer) -> None:
+    """Old clients ask with HEAD, and read by the link that they get."""
+    token = live.registry.create_token(TokenCreate(name="reads by HEAD", scopes=["pull"])).secret
+    with live.http(OLD, Authorization=f"Bearer {token}") as client:
+        head = client.head(f"/{NAME}/resolve/{live.commits[0]}/{samples.WEIGHTS}")
+    assert httpx.get(head.headers["location"]).content == live.files[0][samples.WEIGHTS]
+    reads = [e for e in Audit(live.registry).events(action=["bytes.read"]) if e.actor == "reads by HEAD"]
+    assert [(event.object, event.detail["count"]) for event in reads] == [(f"{NAME}@1", 1)]
 
 
 def test_ranges_are_answered_here_and_at_the_store(live: LiveServer) -> None:

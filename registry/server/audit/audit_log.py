@@ -36,6 +36,8 @@ from registry.tlog import notes
 
 # ------------------------------------------------------------------ batches
 ENTRIES_LIMIT = 1000
+READS_LIMIT = 10_000
+"""Entries of a batch: about denied requests, and about reads of bytes, which have room of their own."""
 PATHS_LIMIT = 50
 """How many paths of denied requests a batch records per token. Beyond that it records their routes."""
 DENIAL_ACTIONS = {
@@ -60,13 +62,13 @@ class EventBatch:
     """Denials and reads of private bytes, which become events outside the request's transaction. Thread-safe.
 
     Equal ones become one event with a count, and a batch has a bounded size, so that a flood of requests becomes few
-    rows. A batch that cannot be written is kept.
+    rows. Denials beyond it are only counted; a read beyond it is refused. A batch that cannot be written is kept.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, str, EventType, str], _Entry] = {}
-        self._overflow = 0
+        self._reads = self._overflow = 0
         self._paths: dict[str, set[str]] = {}
         """Token id → the paths that were recorded for it."""
 
@@ -75,14 +77,19 @@ class EventBatch:
         """Whether anything was added that is not written yet."""
         return bool(self._entries or self._overflow)
 
-    def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "") -> None:
-        """Count an event."""
+    def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "") -> bool:
+        """Count an event. False if the batch has no room for it: then only its number is recorded."""
         key = (actor.token_id, actor.identity, event_type, object[:300])
+        is_read = event_type == EventType.BYTES_READ
         with self._lock:
-            if key not in self._entries and len(self._entries) >= ENTRIES_LIMIT:
-                self._overflow += 1
-                return
+            if key not in self._entries:
+                number = self._reads if is_read else len(self._entries) - self._reads
+                if number >= (READS_LIMIT if is_read else ENTRIES_LIMIT):
+                    self._overflow += 1
+                    return False
+                self._reads += is_read
             self._entries.setdefault(key, _Entry(actor, request_id)).count += 1
+            return True
 
     def add_denial(self, scope: Mapping[str, Any], error_class: str, about: str = "") -> None:
         """Count a denied request, given its ASGI scope, the class of the error, and which of its items was denied.
@@ -108,7 +115,7 @@ class EventBatch:
         """Write the batch and return the number of events."""
         with self._lock:
             entries, overflow = self._entries, self._overflow
-            self._entries, self._overflow, self._paths = {}, 0, {}
+            self._entries, self._reads, self._overflow, self._paths = {}, 0, 0, {}
         if not entries and not overflow:
             return 0
         try:
@@ -122,6 +129,7 @@ class EventBatch:
             with self._lock:
                 for key, entry in entries.items():
                     self._entries.setdefault(key, _Entry(entry.actor, entry.request_id)).count += entry.count
+                self._reads = sum(event_type == EventType.BYTES_READ for _, _, event_type, _ in self._entries)
                 self._overflow += overflow
             raise
         return len(entries) + bool(overflow)

@@ -15,7 +15,7 @@ from registry.names import AdapterName, Selector, is_alias
 from registry.server.access import sign_in, tokens
 from registry.server.access.rate_limits import network_of
 from registry.server.actors import Actor
-from registry.server.audit.audit_log import EventBatch
+from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
@@ -102,10 +102,15 @@ def _read_actor(request: Request) -> Actor:
 
 
 def record_read(request: Request, name: AdapterName, selector: Selector) -> None:
-    """Record in the audit log that the actor of a request reads bytes of this version."""
-    batch: EventBatch = request.app.state.audit_log.batch
+    """Record in the audit log that the actor of a request reads bytes of this version.
+
+    `Unavailable` (TRY_LATER) while the log has no room for it, if a thread writes it: no one reads unrecorded.
+    """
+    log: AuditLog = request.app.state.audit_log
     version = f"{name}{':' if is_alias(selector) else '@'}{selector}"
-    batch.add(request.state.actor, EventType.BYTES_READ, version, request_id=request.state.request_id)
+    recorded = log.batch.add(request.state.actor, EventType.BYTES_READ, version, request_id=request.state.request_id)
+    if not recorded and log.is_running:
+        raise Unavailable("TRY_LATER", "too many different versions are read at once", retry_after_seconds=1)
 
 
 def record_failure(request: Request, secret: str = "") -> None:
