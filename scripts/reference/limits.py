@@ -155,6 +155,7 @@ LIMITS = {
         "registry.hub.xet.shards": {
             "SHARD_LIMIT_BYTES": "shard of a Xet upload",
             "SEGMENTS_LIMIT": "segments of all files of a shard",
+            "SMALL_SEGMENTS_LIMIT": "segments of a shard, beyond one for each file and each 8 KiB",
             "FILES_LIMIT": "files of a shard",
         },
         "registry.server.hub.xet.sessions": {"XORBS_LIMIT": "xorbs of one Xet upload"},

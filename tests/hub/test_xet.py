@@ -318,6 +318,21 @@ def test_files_that_repeat_a_chunk_without_end_are_not_written(
     assert client.send_shard(shard_of((oid(repeated), [xorb.segment()] * 16))).status_code == 200
 
 
+@pytest.mark.security
+def test_a_shard_reads_the_store_in_proportion_to_its_bytes(
+    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each segment is a read of the store, and a shard of 3 MB describes 65,536 segments of one byte."""
+    client, xorb = XetClient(pusher), xorb_of([b"a", b"b"])
+    client.send_xorb(xorb)
+    opened: list[str] = []
+    read = harness.blobs.open
+    monkeypatch.setattr(harness.blobs, "open", lambda key, *span: [opened.append(key), read(key, *span)][1])
+    segments = [xorb.segment(number % 2, number % 2 + 1) for number in range(1000)]
+    refused(client.send_shard(shard_of((oid(b"ab" * 500), segments))), 400, "more segments than")
+    assert (opened, staged(harness)) == ([], ["xet"])
+
+
 def test_what_a_client_has_left_behind_is_collected(harness: Harness, pusher: Pusher) -> None:
     client = XetClient(pusher)
     client.send_xorb(xorb_of([b"one"]))

@@ -12,7 +12,7 @@ The file hash is not checked, because the SHA-256 is: that is what a version ref
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from registry.digest import Digest
@@ -25,6 +25,10 @@ from registry.versions.files import FILE_LIMIT_BYTES
 SHARD_LIMIT_BYTES = 64 * 2**20
 SEGMENTS_LIMIT = 2**16
 """Segments of all files of a shard."""
+SEGMENT_BYTES = 8 * 2**10
+"""Segments are this large on average, apart from one a file and some more: the Xet protocol has no smaller chunks but
+the last of a file. Each segment is a read of the store."""
+SMALL_SEGMENTS_LIMIT = 64
 FILES_LIMIT = OPERATIONS_LIMIT
 _TAG = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9")
 _VERSION = 2
@@ -67,6 +71,7 @@ def read_files(body: Body) -> list[ShardFile]:
     count = 0
     for digest, flags, number, _, _ in records:
         if digest == _END:
+            _check_segments(files, count)
             return files
         count += number
         if len(files) >= FILES_LIMIT or count > SEGMENTS_LIMIT:
@@ -75,6 +80,15 @@ def read_files(body: Body) -> list[ShardFile]:
             raise Invalid("REQUEST_INVALID", f"shard: file {len(files)} has no segment, no SHA-256, or unknown flags")
         files.append(_read_file(records, number, bool(flags & _WITH_PROOFS), len(files)))
     raise _cut()
+
+
+def _check_segments(files: Sequence[ShardFile], count: int) -> None:
+    size_bytes = sum(file.size_bytes for file in files)
+    if count > SMALL_SEGMENTS_LIMIT + len(files) + size_bytes // SEGMENT_BYTES:
+        message = (
+            f"shard: has {count} segments for {size_bytes} bytes, more segments than one for {SEGMENT_BYTES} bytes"
+        )
+        raise Invalid("REQUEST_INVALID", message)
 
 
 Record = tuple[bytes, int, int, int, int]
