@@ -55,11 +55,19 @@ class Actor:
         return self.subject or self.name
 
     @property
+    def owner(self) -> str:
+        """Who has this actor's drafts, nodes and limits: its subject, or its token.
+
+        A subject may have the id of a token as its name, so the kind is part of it.
+        """
+        return f"subject {self.subject}" if self.subject else f"token {self.token_id}"
+
+    @property
     def shares(self) -> tuple[str, str]:
         """Whom limits of a process count this actor's work for: its subject or token, and its namespace, if not all."""
         namespace = min(self.namespaces, default=EVERY_NAMESPACE)
         group = "" if EVERY_NAMESPACE in self.namespaces else f"namespace {namespace}"
-        return (self.subject or self.token_id, group)
+        return (self.owner, group)
 
     def link_owner(self, token_id: str = "") -> str:
         """The token of a plan (this one if not given) and, hashed, the shares, as a signed link names them."""

@@ -179,7 +179,7 @@ def test_a_batch_is_bounded_and_survives_an_unavailable_database(harness: Harnes
 
 @pytest.mark.security
 def test_a_flood_hides_no_read(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Denied requests take no room from reads, and what cannot be recorded is not read."""
+    """Denied requests take no space from reads, and what cannot be recorded is not read."""
     monkeypatch.setattr(audit_log, "ENTRIES_LIMIT", 3)
     monkeypatch.setattr(audit_log, "READS_LIMIT", 2)
     harness.add_base()

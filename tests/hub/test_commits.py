@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlmodel import col, update
 
-from registry.api.access import NamespaceSet
+from registry.api.access import NamespaceSet, TokenCreate
 from registry.client.audit import Audit
 from registry.hub import commit_id
 from registry.server.database import db
@@ -208,9 +208,13 @@ def test_a_draft_does_not_give_the_bytes_of_a_version_that_was_withdrawn(harness
 def test_only_its_pusher_sees_a_draft(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     commit = pusher.commit(add(CARD, b"# Secret\n")).json()["commitOid"]
+    token_id = harness.client(pusher.secret).whoami().token_id
+    harness.admin.create_namespace("acme", owner=token_id)
+    request = TokenCreate(name="a person", scopes=["push"], namespaces=["acme"], subject=token_id)
+    named_as_its_token = harness.admin.create_token(request).secret
     others = [
         Pusher(harness, harness.issue("push", namespaces=["acme"])[1]), Pusher(harness, harness.secret),
-        Pusher(harness, harness.issue("pull", namespaces=["acme"])[1]),
+        Pusher(harness, harness.issue("pull", namespaces=["acme"])[1]), Pusher(harness, named_as_its_token),
     ]  # fmt: skip
     for other in others:
         for revision in ("main", commit):

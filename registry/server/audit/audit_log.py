@@ -37,7 +37,7 @@ from registry.tlog import notes
 # ------------------------------------------------------------------ batches
 ENTRIES_LIMIT = 1000
 READS_LIMIT = 10_000
-"""Entries of a batch: about denied requests, and about reads of bytes, which have room of their own."""
+"""Entries of a batch: about denied requests, and about reads of bytes, which have space of their own."""
 PATHS_LIMIT = 50
 """How many paths of denied requests a batch records per token. Beyond that it records their routes."""
 DENIAL_ACTIONS = {
@@ -78,7 +78,7 @@ class EventBatch:
         return bool(self._entries or self._overflow)
 
     def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "") -> bool:
-        """Count an event. False if the batch has no room for it: then only its number is recorded."""
+        """Count an event. False if the batch has no space for it: then only its number is recorded."""
         key = (actor.token_id, actor.identity, event_type, object[:300])
         is_read = event_type == EventType.BYTES_READ
         with self._lock:

@@ -104,7 +104,7 @@ def _read_actor(request: Request) -> Actor:
 def record_read(request: Request, name: AdapterName, selector: Selector) -> None:
     """Record in the audit log that the actor of a request reads bytes of this version.
 
-    `Unavailable` (TRY_LATER) while the log has no room for it, if a thread writes it: no one reads unrecorded.
+    `Unavailable` (TRY_LATER) while the log has no space for it, if a thread writes it: no one reads unrecorded.
     """
     log: AuditLog = request.app.state.audit_log
     version = f"{name}{':' if is_alias(selector) else '@'}{selector}"

@@ -52,13 +52,8 @@ class DraftCommit:
         return hashlib.sha256(canonical_json([self.branch, revision, self.parent, files])).hexdigest()[:40]
 
 
-def owner_of(actor: Actor) -> str:
-    """Who a draft belongs to: the subject of the actor's token, else the token."""
-    return actor.subject or actor.token_id
-
-
 def _upload_prefix(actor: Actor, name: AdapterName) -> str:
-    return "hub_" + hashlib.sha256(f"{name}\n{owner_of(actor)}".encode()).hexdigest()[:24] + "_"
+    return "hub_" + hashlib.sha256(f"{name}\n{actor.owner}".encode()).hexdigest()[:24] + "_"
 
 
 # ------------------------------------------------------------------ find
@@ -79,7 +74,7 @@ def _list(session: Session, actor: Actor, name: AdapterName, *conditions: Column
         return []
     drafts = select(DraftRow).join(PushRow, col(PushRow.id) == col(DraftRow.push_id)).where(
         col(DraftRow.namespace) == name.namespace, col(DraftRow.name) == name.name,
-        col(DraftRow.owner) == owner_of(actor),
+        col(DraftRow.owner) == actor.owner,
         col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) > db.now(),
     )  # fmt: skip
     return list(session.exec(drafts.where(*conditions).order_by(col(DraftRow.branch))).all())
@@ -160,9 +155,9 @@ def write(
 ) -> DraftRow:
     """Replace the draft of a branch. `Conflict` (PARENT_MOVED) unless it is at the revision `expected` (empty: new)."""
     now = db.now()
-    key = hashlib.sha256(f"{name}\n{owner_of(actor)}\n{commit.branch}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{name}\n{actor.owner}\n{commit.branch}".encode()).hexdigest()[:32]
     values: dict[str, Any] = {
-        "id": key, "namespace": name.namespace, "name": name.name, "owner": owner_of(actor), "branch": commit.branch,
+        "id": key, "namespace": name.namespace, "name": name.name, "owner": actor.owner, "branch": commit.branch,
         "push_id": push.id, "parent": commit.parent, "revision": commit.revision_after(expected),
         "message": commit.message, "created_at": now, "created_by": actor.identity, "updated_at": now,
     }  # fmt: skip

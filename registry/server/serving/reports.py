@@ -106,8 +106,7 @@ def delete_silent(session: Session) -> None:
 
 # ------------------------------------------------------------------ inside
 def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRow:
-    reporter = actor.subject or actor.token_id or actor.name
-    is_own = col(FleetNodeRow.reporter) == reporter
+    is_own = col(FleetNodeRow.reporter) == actor.owner
     statement = (
         select(FleetNodeRow).where(is_own, FleetNodeRow.node == node, FleetNodeRow.engine == engine).with_for_update()
     )
@@ -121,8 +120,8 @@ def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRo
         )  # fmt: skip
     moment = db.now()
     values = {
-        "reporter": reporter, "reporter_name": actor.identity, "node": node, "engine": engine, "base": "", "alias": "",
-        "profile": "", "on_demand": False, "report_digest": "", "reported_at": moment, "expires_at": moment,
+        "reporter": actor.owner, "reporter_name": actor.identity, "node": node, "engine": engine, "base": "",
+        "alias": "", "profile": "", "on_demand": False, "report_digest": "", "reported_at": moment, "expires_at": moment,
     }  # fmt: skip
     db.insert_new(session, FleetNodeRow, values)
     return session.exec(statement).one()

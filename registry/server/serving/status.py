@@ -75,7 +75,7 @@ def _conditions(node_filter: NodeFilter) -> list[ColumnElement[bool]]:
 
 
 def _is_of(actor: Actor, row: FleetNodeRow) -> bool:
-    return row.reporter == (actor.subject or actor.token_id or actor.name) or actor.may_everywhere(Scope.ADMIN)
+    return row.reporter == actor.owner or actor.may_everywhere(Scope.ADMIN)
 
 
 def _visible(actor: Actor) -> ColumnElement[bool]:

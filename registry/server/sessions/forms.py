@@ -45,8 +45,7 @@ def confirm_identity(request: Request, session: Session, visitor: Visitor, secre
     except Unauthenticated:
         record_failure(request, secret)
         actor = None
-    own = visitor.actor
-    if actor is None or actor.superseded or (actor.subject or actor.token_id) != (own.subject or own.token_id):
+    if actor is None or actor.superseded or actor.owner != visitor.actor.owner:
         raise Denied("DENIED", "the token is not one of yours", next_step="paste the token again")
 
 
