@@ -121,7 +121,8 @@ def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRo
     moment = db.now()
     values = {
         "reporter": actor.owner, "reporter_name": actor.identity, "node": node, "engine": engine, "base": "",
-        "alias": "", "profile": "", "on_demand": False, "report_digest": "", "reported_at": moment, "expires_at": moment,
+        "alias": "", "profile": "", "on_demand": False, "report_digest": "", "reported_at": moment,
+        "expires_at": moment,
     }  # fmt: skip
     db.insert_new(session, FleetNodeRow, values)
     return session.exec(statement).one()
