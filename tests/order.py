@@ -49,7 +49,8 @@ DEEP = (
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
     "tests/worker/test_campaign.py", "tests/worker/test_library.py", "tests/openapi/test_generated_client.py",
     "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py", "tests/truth/",
-    "tests/training/test_callback.py", "tests/cli/test_ci_publish.py::test_the_action",
+    "tests/training/test_callback.py", "tests/test_page_commands.py::test_a_reader_of_the_team_page",
+    "tests/cli/test_ci_publish.py::test_the_action",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 

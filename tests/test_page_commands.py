@@ -21,6 +21,7 @@ from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from tests import non_peft_files, samples
+from tests.access.identity import LOGIN_ISSUER, Provider
 from tests.cli.runner import CommandRunner
 from tests.faults.servers import Server
 from tests.import_table import ROOT
@@ -35,14 +36,33 @@ LEFT_OUT = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Server({"REGISTRY_DATA": str(tmp_path / "data"), "REGISTRY_ENGINES": "vllm==0.33.0"}).running() as running:
-        yield running
+class PagesServer(Server):
+    """`providers`: an issuer of jobs, and one of people with groups."""
+
+    providers: tuple[Provider, Provider]
 
 
 @pytest.fixture
-def cli(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
+def server(tmp_path: Path) -> Iterator[PagesServer]:
+    folders = [tmp_path / name for name in ("jobs", "people")]
+    for folder in folders:
+        folder.mkdir()
+    jobs = Provider(folders[0])
+    people = Provider(folders[1], LOGIN_ISSUER, login_claim="email", groups_claim="groups")
+    jobs.also_trust(people)
+    environment = {"REGISTRY_ENGINES": "vllm==0.33.0", "REGISTRY_ISSUERS": jobs.settings}
+    server = PagesServer({"REGISTRY_DATA": str(tmp_path / "data"), **environment})
+    server.providers = jobs, people
+    with server.running():
+        yield server
+
+
+def page(name: str) -> str:
+    return (ROOT / f"docs/{name}.md").read_text()
+
+
+@pytest.fixture
+def cli(server: PagesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
     """A machine on which the files that the pages name lie, logged in as administrator."""
     for name in os.environ:
         if name.startswith(("ADAPTER_", "REGISTRY_")):
@@ -68,7 +88,7 @@ def private_key(folder: Path) -> keys.PrivateKey:
     return keys.PrivateKey.parse(data)
 
 
-def pass_smoke_test(server: Server, name: str = "acme/support") -> None:
+def pass_smoke_test(server: PagesServer, name: str = "acme/support") -> None:
     """File a passing verdict for the waiting smoke test, as a worker would."""
     with Registry(server.url, server.token) as registry:
         claimed = registry.claim(ClaimRequest(worker="test"))
@@ -87,7 +107,7 @@ def pass_smoke_test(server: Server, name: str = "acme/support") -> None:
 
 def run_pages(cli: CommandRunner, *pages: str, replacements: dict[str, str]) -> list[str]:
     """Run every command of the pages that is not left out; return what ran."""
-    lines = [line for page in pages for line in typed_lines((ROOT / f"docs/{page}.md").read_text())]
+    lines = [line for name in pages for line in typed_lines(page(name))]
     lines = [line for line in lines if not line.startswith(LEFT_OUT)]
     for line in lines:
         for shown, actual in replacements.items():
@@ -96,10 +116,43 @@ def run_pages(cli: CommandRunner, *pages: str, replacements: dict[str, str]) -> 
     return lines
 
 
-def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: CommandRunner, server: Server) -> None:
+def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: CommandRunner, server: PagesServer) -> None:
+    """Then a job pushes with its identity token, and a member of a group promotes, as the page says."""
     samples.write(samples.lora(samples.llama("smollm2")), cli.folder / "out")
     places = dict.fromkeys(("https://registry.example.org", "https://staging.example.org"), server.url)
     assert len(run_pages(cli, "access", replacements=places)) >= 9
+    jobs, people = server.providers
+    publisher = next(line for line in typed_lines(page("access")) if line.startswith("adapter publisher add"))
+    cli(*shlex.split(publisher.replace("https://token.actions.githubusercontent.com", jobs.issuer))[1:])
+    job = cli("token", "exchange", "--adapter", "acme/support", stdin=jobs.sign(), ADAPTER_TOKEN="").stdout.strip()
+    cli("push", "out", "acme/support", "--base", "smollm2", ADAPTER_TOKEN=job)
+    member = people.sign(email="carol@example.org", email_verified=True, groups=["ml-platform", "others"])
+    carol = cli("token", "exchange", stdin=member, ADAPTER_TOKEN="").stdout.strip()
+    assert "carol@example.org" in cli("whoami", ADAPTER_TOKEN=carol).stdout
+    cli("push", "out", "acme/other", "--base", "smollm2", ADAPTER_TOKEN=carol, expect=3)
+    cli("promote", "acme/support@1", "canary", ADAPTER_TOKEN=carol)
+    stranger = people.sign(email="mallory@example.org", email_verified=True, groups=["others"])
+    mallory = cli("token", "exchange", stdin=stranger, ADAPTER_TOKEN="").stdout.strip()
+    cli("show", "acme/support", ADAPTER_TOKEN=mallory, expect=4)
+
+
+def test_a_reader_of_the_team_page_opens_a_gate_with_a_real_worker(cli: CommandRunner, server: PagesServer) -> None:
+    """In containers tests/deploy follows the same page."""
+    config = {"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    samples.write(samples.lora(samples.llama("smollm2"), config=config), cli.folder / "out/checkpoint-200")
+    base = samples.llama("smollm2").write(cli.folder / "models/SmolLM2-135M-Instruct")
+    lines = [line.replace("https://registry.example.org", server.url) for line in typed_lines(page("team-server"))]
+    printed = ""
+    for line in lines:
+        if line.startswith("adapter smoke-test"):
+            cli("promote", "acme/support", "prod", expect=6)
+            gpu = next(word for word in printed.split() if word.startswith("lra_"))
+            done = cli("worker", "--once", "--base", f"HuggingFaceTB/SmolLM2-135M-Instruct={base}", ADAPTER_TOKEN=gpu)
+            assert "acme/support@1: smoke: pass" in done.stdout
+        else:
+            printed = cli(*shlex.split(line)[1:]).stdout
+    assert lines[-1] == "adapter history acme/support:prod"
+    assert "on compat pass, smoke pass" in printed
 
 
 def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_another(
@@ -124,7 +177,7 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
         samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
         cli("push", folder, "acme/billing", "--base", "smollm2")
         pass_smoke_test(server, "acme/billing")
-    adapters = (ROOT / "docs/promotion.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    adapters = page("promotion").partition("```toml\n")[2].partition("```")[0]
     (cli.folder / "adapters.toml").write_text(adapters)
     (cli.folder / "provenance.toml").write_text('[run]\ntool = "mlflow"\nid = "4f1c0e9a"\n')
     log_key = cli("audit", "key", "--json").json["keys"][0]
@@ -150,8 +203,7 @@ def test_the_commands_on_the_page_about_other_registries_push_what_comes_from_th
 ) -> None:
     for seed, folder in enumerate(("adapters/support", "adapters/sales", "revision", "adapters/support-3"), 1):
         samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
-    page = (ROOT / "docs/migrate.md").read_text()
-    (cli.folder / "adapters.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    (cli.folder / "adapters.toml").write_text(page("migrate").partition("```toml\n")[2].partition("```")[0])
     assert len(run_pages(cli, "migrate", replacements={"https://registry.example.org": server.url})) == 14
     repeated = cli("apply", "--file", "adapters.toml", "--json").json
     assert {item["state"] for item in repeated["items"]} == {"unchanged"}
