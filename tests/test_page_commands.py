@@ -156,7 +156,7 @@ def test_a_reader_of_the_team_page_opens_a_gate_with_a_real_worker(cli: CommandR
 
 
 def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_another(
-    cli: CommandRunner, server: Server
+    cli: CommandRunner, server: PagesServer
 ) -> None:
     for seed in (1, 2, 3):
         samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / "out")
@@ -199,7 +199,7 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
 
 
 def test_the_commands_on_the_page_about_other_registries_push_what_comes_from_there(
-    cli: CommandRunner, server: Server
+    cli: CommandRunner, server: PagesServer
 ) -> None:
     for seed, folder in enumerate(("adapters/support", "adapters/sales", "revision", "adapters/support-3"), 1):
         samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
