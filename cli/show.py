@@ -203,7 +203,10 @@ def _input_rows(version: VersionView) -> list[tuple[str, list[str]]]:
             parameters[PARAMETERS_SHOWN:] = [f"and {more} more (--json has all)"] if more > 0 else []
         run, code = declared.run, declared.code
         rows += [
-            ("run", [f"{run.tool} {run.id}  {output.faint(run.url)}"] if run else []),
+            (
+                "run",
+                [f"{run.tool} {run.id}  {output.faint(run.url)}" if run.url else f"{run.tool} {run.id}"] if run else [],
+            ),
             ("code", [f"{code.repository}  {output.faint(code.commit)}"] if code else []),
             ("parameters", parameters),
         ]

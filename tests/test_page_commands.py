@@ -131,8 +131,8 @@ def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: Comma
     assert "carol@example.org" in cli("whoami", ADAPTER_TOKEN=carol).stdout
     cli("push", "out", "acme/other", "--base", "smollm2", ADAPTER_TOKEN=carol, expect=3)
     cli("promote", "acme/support@1", "canary", ADAPTER_TOKEN=carol)
-    stranger = people.sign(email="mallory@example.org", email_verified=True, groups=["others"])
-    mallory = cli("token", "exchange", stdin=stranger, ADAPTER_TOKEN="").stdout.strip()
+    outsider = people.sign(email="mallory@example.org", email_verified=True, groups=["others"])
+    mallory = cli("token", "exchange", stdin=outsider, ADAPTER_TOKEN="").stdout.strip()
     cli("show", "acme/support", ADAPTER_TOKEN=mallory, expect=4)
 
 

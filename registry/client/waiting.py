@@ -58,8 +58,8 @@ def wait_for_job(
         if timeout is not None and waited >= timeout:
             raise Unavailable(
                 "TRY_LATER",
-                f"job {job.id} is still {job.state} after {timeout:.0f} seconds",
-                next_step=f"it continues: `adapter job show {job.id}`",
+                f"job {job.id} is still {job.state}, and the time to wait has passed",
+                next_step=f"it continues, once a worker runs (`adapter worker`): `adapter job show {job.id}`",
             )
         time.sleep(POLL_SECONDS)
 
