@@ -5,6 +5,7 @@ of a fault of the server says more. The actor is the token's subject or name.
 """
 
 import logging
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class AnsweredRequest:
 
 @dataclass
 class RequestLog:
-    """What this process has answered. `counts`: (method, status) → how many."""
+    """What this process has answered. `counts`: (method, status) → how many. Threads of links record theirs."""
 
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
     seconds: Histogram = field(
@@ -51,12 +52,14 @@ class RequestLog:
     store_errors: int = 0
     writes_lines: bool = True
     """False in the embedded registry, whose command reports its errors."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def record(self, request: AnsweredRequest) -> None:
         """Count a request and write its line: an error for a fault of the server or its parts, with what it says."""
         method = request.method if request.method in METHODS else "other"
-        self.counts[method, request.status] += 1
-        self.failed_sign_ins += request.status == 401
+        with self._lock:
+            self.counts[method, request.status] += 1
+            self.failed_sign_ins += request.status == 401
         self.seconds.labels(method, request.route).observe(request.seconds)
         level = logging.ERROR if request.status >= 500 and request.problem != "TRY_LATER" else logging.INFO
         if self.writes_lines and _LOG.isEnabledFor(level):

@@ -1,11 +1,12 @@
 """`LinkListener`: accepts the connections of a server and decides who answers each request.
 
-- A request with a valid signed link is answered by a thread, and its connection comes back here for its next request.
-  With any other the connection goes to the application, together with the bytes that were read, and comes back when a
-  request with a link begins on it. So a proxy may use one connection for both.
+- A request with a valid signed link is answered by a thread, which also answers the next ones of the same owner if they
+  follow at once. Then the connection comes back here. With any other request it goes to the application, together with
+  the bytes that were read, and comes back when a request with a link begins on it. So a proxy may use one for both.
 - Threads are `SLOTS`. If none is free the application answers 503, so no one waits in a queue. A person may have as
   many as are still free, up to a limit, and the tokens of one namespace have a limit together: slow transfers of some
-  leave threads to the rest. A connection that waits for a request, or for the rest of its head, holds no thread.
+  leave threads to the rest. A connection that waits longer than `NEXT_SECONDS` for a request, or for the rest of its
+  head, holds no thread; nor does one that waits at all while many threads are busy.
 - `stop` accepts nothing new and lets transfers end.
 """
 
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from registry.server.http.request_log import AnsweredRequest, RequestLog
+from registry.server.http.request_log import RequestLog
 from registry.server.local_links import connections
 from registry.server.local_links.answers import LinkBackend
 from registry.server.local_links.connections import ConnectionLimits
@@ -31,6 +32,8 @@ SLOTS = 64
 SLOTS_PER_PERSON = 16
 SLOTS_PER_GROUP = 48
 """For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
+NEXT_SECONDS = 0.05
+"""How long a thread waits for the next request of its connection. To be woken by the event loop costs a thread 1 ms."""
 ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN_SECONDS = 1.0
 COUNT_AGAIN_SECONDS = 0.05
@@ -214,20 +217,37 @@ class LinkListener:
 
     # ---------------------------------------------------------------- threads
     def _exchange(self, connection: _Connection, request: LinkRequest) -> None:
-        """Answer one request, in a thread."""
-        exchange = Exchange(connection.socket, request, self._context, connection.received)
-        is_reusable = exchange.run()
-        connection.received = exchange.rest
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._end_exchange, connection, request, exchange.describe(), is_reusable)
+        """Answer one request, and those that follow at once, in a thread."""
+        shares = _shares_of(request.link)
+        following: LinkRequest | None = request
+        is_reusable = False
+        try:
+            while following is not None:
+                exchange = Exchange(connection.socket, following, self._context, connection.received)
+                is_reusable = exchange.run()
+                connection.received = exchange.rest
+                if exchange.status:
+                    self._requests.record(exchange.describe())
+                following = self._read_next(connection, shares) if is_reusable else None
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._end_exchange, connection, shares, is_reusable)
 
-    def _end_exchange(
-        self, connection: _Connection, request: LinkRequest, answered: AnsweredRequest, is_reusable: bool
-    ) -> None:
+    def _read_next(self, connection: _Connection, shares: tuple[str, str]) -> LinkRequest | None:
+        """Read the next request if it follows at once and counts for the same owner. None leaves it to the loop."""
+        is_busy = len(self._in_threads) * 4 > SLOTS
+        with contextlib.suppress(OSError):  # nothing came; a closed connection is noticed by the loop
+            connection.socket.settimeout(0 if is_busy else NEXT_SECONDS)
+            try:
+                connection.received = connection.received or connection.socket.recv(LINK_HEAD_LIMIT_BYTES)
+            finally:
+                connection.socket.setblocking(False)
+        request = read_request(connection.received, self._signer)
+        return request if request is not None and _shares_of(request.link) == shares else None
+
+    def _end_exchange(self, connection: _Connection, shares: tuple[str, str], is_reusable: bool) -> None:
         self._in_threads.remove(connection)
-        self._slots -= Counter(_shares_of(request.link))
-        if answered.status:
-            self._requests.record(answered)
+        self._slots -= Counter(shares)
         if is_reusable:
             self._wait_or_close(connection)
         else:

@@ -70,6 +70,10 @@ class _Scheduler:
         with self._changed:
             self._planned.update(dict.fromkeys(push_ids, time.monotonic()))
 
+    def expects_commit(self, push_id: str) -> bool:
+        with self._changed:
+            return time.monotonic() - self._planned.get(push_id, -MEASURE_DELAY_SECONDS) < MEASURE_DELAY_SECONDS
+
     @property
     def requested(self) -> bool:
         """Whether a push has finished since `run` last started."""
@@ -129,6 +133,11 @@ def commit_lock(engine: Engine, request_digest: str) -> AbstractContextManager[o
 def expect_commits(engine: Engine, push_ids: Iterable[str]) -> None:
     """Note that these pushes were planned and that their bytes and their commits will follow."""
     _scheduler(engine).expect_commits(push_ids)
+
+
+def expects_commit(engine: Engine, push_id: str) -> bool:
+    """Whether this process has planned the push a moment ago, and has not committed it."""
+    return _scheduler(engine).expects_commit(push_id)
 
 
 def run_pending(engine: Engine, blobs: BlobStore) -> None:

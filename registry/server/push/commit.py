@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Engine, bindparam, update
 from sqlalchemy.orm import defer
@@ -43,13 +43,15 @@ from registry.server.push import background, inspect, plan, rows
 from registry.server.push.received import RECEIVED
 from registry.server.push.rows import Commit
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, BlobWriter, Stat, digest_of, key_of
+from registry.server.storage.blobs import BlobStore, BlobWriter, DigestVerifier, Stat, digest_of, key_of
 from registry.server.storage.references import BlobState, PushState
 from registry.versions.manifest import Manifest
 
 COMMIT_SECONDS = 3600
 """How long a push stays open, at least, once its commit has begun."""
 INSPECTED_AT_ONCE = 4
+_ANY_KEY = key_of(Digest.of(b""))
+Item = TypeVar("Item")
 
 
 # ------------------------------------------------------------------ receive
@@ -237,10 +239,11 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
 
     def inspect_one(commit: Commit) -> None:
         with commit.collect_error():
-            small = _write_small(commit, blobs)
+            small = _decode_small(commit)
             _inspect_and_promote(commit, small, *subjects[commit.base_row.name], damaged, blobs)
 
     _run(inspect_one, commits, blobs)
+    _store_small(without_error(commits), damaged, blobs)
     blobs.sync({digest for commit in without_error(commits) for digest in commit.promoted})
 
 
@@ -257,20 +260,19 @@ def _check_taken_over(session: Session, actor: Actor, commits: Sequence[Commit])
             inspect.check_none_missing(commit.manifest, taken_over[commit.push.id] - readable)
 
 
-def _run(work: Callable[[Commit], None], commits: Sequence[Commit], blobs: BlobStore) -> None:
+def _run(work: Callable[[Item], None], items: Sequence[Item], blobs: BlobStore) -> None:
     """Some at a time if each waits for another machine; bytes of this machine only use the processor."""
-    is_remote = bool(commits) and blobs.local_path(key_of(commits[0].manifest.digest)) is None
-    if not is_remote or len(commits) == 1:
-        for commit in commits:
-            work(commit)
+    if len(items) < 2 or blobs.local_path(_ANY_KEY) is not None:
+        for item in items:
+            work(item)
         return
     with ThreadPoolExecutor(INSPECTED_AT_ONCE, thread_name_prefix="inspect") as pool:
-        for _ in pool.map(work, commits):
+        for _ in pool.map(work, items):
             pass
 
 
-def _write_small(commit: Commit, blobs: BlobStore) -> dict[Digest, bytes]:
-    """Write the bytes that the commit itself carries, under the rules of an upload; return them."""
+def _decode_small(commit: Commit) -> dict[Digest, bytes]:
+    """The bytes that the commit itself carries, verified under the rules of an upload."""
     data_of: dict[Digest, bytes] = {}
     for item in commit.small:
         expected = _expected_blob(commit.push, item.digest, commit.requested.get(item.digest))
@@ -282,10 +284,32 @@ def _write_small(commit: Commit, blobs: BlobStore) -> dict[Digest, bytes]:
             message = f"has {len(data)} bytes in the commit, and the plan requested {expected.size_bytes}"
             findings = [Finding("blob.size_mismatch", item.digest, message)]
             raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", findings=findings)
+        verifier = DigestVerifier(expected.key, len(data))
+        verifier.update(data)
+        verifier.verify()
         if expected.needed:
-            blobs.put(blobs.upload_key_of(expected.key), [data], expect=item.digest, limit_bytes=len(data))
             data_of[item.digest] = data
     return data_of
+
+
+def _store_small(commits: Sequence[Commit], damaged: Set[Digest], blobs: BlobStore) -> None:
+    """Write what these commits carry, each blob once: adapters of one training script have the same configuration."""
+    carriers: dict[Digest, list[Commit]] = {}
+    for commit in commits:
+        for digest in commit.carried:
+            carriers.setdefault(digest, []).append(commit)
+
+    def store(digest: Digest) -> None:
+        first, *others = carriers[digest]
+        with first.collect_error():
+            key = blobs.upload_key_of(first.requested[digest].staging_key)
+            blobs.put(key, [first.carried[digest]], expect=digest, limit_bytes=len(first.carried[digest]))
+            blobs.promote(key, digest, replace=digest in damaged)
+            failpoints.reach("push.after_promote")
+        for other in others:
+            other.error = other.error or first.error
+
+    _run(store, [*carriers], blobs)
 
 
 def _inspect_and_promote(
@@ -297,8 +321,8 @@ def _inspect_and_promote(
     If the bytes are gone, a racing commit of the same push may have finished: then its version counts, if there is one.
     """
     staged = [digest for digest, blob in commit.requested.items() if blob.staging_key]
-    keys = {digest: _key_of(blob, small, blobs) for digest, blob in commit.requested.items()}
-    stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged
+    keys = {digest: plan.key_of_sent(blob) or key_of(digest) for digest, blob in commit.requested.items()}
+    stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged | small.keys()
     try:
         with inspect.verified_blobs(blobs, keys, stored, commit.manifest, damaged & set(staged)) as verified:
             failpoints.reach("push.hashed")
@@ -307,8 +331,9 @@ def _inspect_and_promote(
             inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=data_of)
             failpoints.reach("push.before_promote")
             for digest in staged:
-                blobs.promote(keys[digest], digest, replace=digest in damaged)
-                failpoints.reach("push.after_promote")
+                if digest not in small:
+                    blobs.promote(keys[digest], digest, replace=digest in damaged)
+                    failpoints.reach("push.after_promote")
     except inspect.BlobMismatch as error:
         if error.key.startswith("staging/"):
             blobs.delete(error.key)  # otherwise nothing else could ever be uploaded there
@@ -318,7 +343,7 @@ def _inspect_and_promote(
             raise
         commit.error_without_version = error
     else:
-        commit.inspection, commit.promoted = inspection, staged
+        commit.inspection, commit.promoted, commit.carried = inspection, staged, small
         commit.repaired = damaged & set(staged)
 
 
@@ -326,14 +351,6 @@ def _take_received(commit: Commit) -> dict[Digest, bytes]:
     """The bytes that this push has sent to this process, as far as they are kept."""
     blobs = {digest: RECEIVED.take(blob.staging_key) for digest, blob in commit.requested.items() if blob.staging_key}
     return {digest: data for digest, data in blobs.items() if data is not None}
-
-
-def _key_of(blob: PushBlobRow, small: Mapping[Digest, bytes], blobs: BlobStore) -> str:
-    """Where the bytes of a push's blob are: staged ones never under the final key, which may be another tenant's."""
-    digest = Digest(blob.digest)
-    if blob.staging_key and digest in small:
-        return blobs.upload_key_of(blob.staging_key)
-    return plan.key_of_sent(blob) or key_of(digest)
 
 
 def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:

@@ -81,6 +81,8 @@ class Commit(Member):
         self.inspection: Inspection | None = None
         self.promoted: Sequence[Digest] = ()
         """Blobs that are under their final keys now."""
+        self.carried: Mapping[Digest, bytes] = {}
+        """Verified bytes that came with the commit itself."""
         self.repaired: Set[Digest] = frozenset()
         """Damaged blobs whose bytes this push has replaced."""
         self.error_without_version: RegistryError | None = None

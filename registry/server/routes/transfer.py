@@ -72,14 +72,16 @@ def plan_pushes(
 def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None]:
     """Receive a blob of a push in this context, where background work waits; None once its version exists.
 
-    A link may live longer than its push: `NotFound` if that has expired. `Unavailable` (RATE_LIMITED) for too many
-    uploads of one token or of one blob.
+    A link may live longer than its push: `NotFound` if that has expired. One that was planned a moment ago is open, and
+    its signature says the rest. `Unavailable` (RATE_LIMITED) for too many uploads of one token or of one blob.
     """
-    with db.session(state.engine, write=False) as session:
-        expected = commit.find_upload(session, link.owner, link.key.split("/")[1], digest_of(link.key))
-    if not expected.needed:
-        yield None
-        return
+    push_id = link.key.split("/")[1]
+    if not background.expects_commit(state.engine, push_id):
+        with db.session(state.engine, write=False) as session:
+            expected = commit.find_upload(session, link.owner, push_id, digest_of(link.key))
+        if not expected.needed:
+            yield None
+            return
     in_progress = background.push_in_progress(state.engine)
     with state.upload_limiter.hold(link.owner), state.blob_limiter.hold(link.key), in_progress:
         yield commit.open_upload(state.engine, state.blobs, link.key, limit_bytes=link.size_bytes)
