@@ -11,7 +11,7 @@ from registry.api.bases import BaseView
 from registry.api.catalog import Resolved
 from registry.api.jobs import Claimed, RenewRequest
 from registry.client.registry import Registry
-from registry.client.transfer import pull as pulling
+from registry.client.transfer.pull import PlannedPulls
 from registry.errors import Conflict, Corrupt, NotFound, RegistryError, printable
 from registry.evaluation.reports import Report
 from registry.jobs import Job
@@ -144,11 +144,11 @@ class Task:
             raise Failed(f"the base {self.base.name} was registered again since this worker read it")
         return self.source
 
-    def pull(self, folder: Path, subject: Resolved | None = None) -> Path:
-        """Pull the version into `folder`, each byte verified against its manifest."""
-        subject = subject or self.subject
+    def pull(self, folder: Path, ref: Ref | None = None, pulls: PlannedPulls | None = None) -> Path:
+        """Pull the version of the job, or `ref` as `pulls` planned it, into `folder`, each byte verified."""
+        ref = ref or Ref(AdapterName.parse(self.subject.name), self.subject.digest)
         try:
-            pulling.pull(self.registry, Ref(AdapterName.parse(subject.name), subject.digest), folder, cache=None)
+            (pulls or PlannedPulls(self.registry, [ref])).pull(ref, folder, cache=None)
         except Corrupt as e:
             raise Failed(e.detail) from e
         return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file
 
 from registry.api.jobs import Claimed, ClaimRequest, JobSubmit
+from registry.client.core import Versions
 from registry.client.transfer import pull
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
@@ -58,12 +59,22 @@ def setup(harness: Harness, base_folder: Path, adapters: dict[str, Path]) -> Ite
         harness.admin.cancel(job.id)
 
 
-def test_a_merge_is_a_version_whose_parents_are_its_sources(setup: WorkerSetup, pool: Pool, tmp_path: Path) -> None:
+def test_a_merge_is_a_version_whose_parents_are_its_sources(
+    setup: WorkerSetup, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     admin = setup.harness.admin
     job = _submit(setup, weights=(0.7, 0.3), rank=6)
     assert (job.state, job.kind, job.payload["sources"]) == (State.QUEUED, Kind.MERGE, ["acme/one@1", "acme/other@1"])
+    planned: list[int] = []
+    plan_pulls = Versions.plan_pulls
 
+    def count(registry: Versions, refs: Sequence[Any]) -> Any:
+        planned.append(len(refs))
+        return plan_pulls(registry, refs)
+
+    monkeypatch.setattr(Versions, "plan_pulls", count)
     _work(setup, pool)
+    assert planned == [2], "one request for all sources"
 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, SmallBlob
+from registry.client.transfer.push import push_all
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.server.database.models import BlobRow, VersionRow
 from registry.server.storage import references
+from registry.server.storage.blobs import BlobWriter, digest_of
 from tests import samples
 from tests.bulk import commit_body, commit_push, plan_push
 from tests.harness import Harness, rows, upload
@@ -90,3 +93,31 @@ def test_the_size_of_a_blob_is_what_its_commit_measured(filled_harness: Harness)
     with filled_harness.session() as session:
         stored_sizes = {row.digest: row.size_bytes for row in rows(session, BlobRow)}
     assert sizes.items() <= stored_sizes.items()
+
+
+def test_equal_small_blobs_of_a_group_are_written_once(
+    filled_harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters of one training script have the same configuration."""
+    files = [filled_harness.files(rank=16) for _ in range(3)]
+    written: list[str] = []
+    open_writer = filled_harness.blobs.open_writer
+
+    def note(key: str, *, limit_bytes: int) -> BlobWriter:
+        written.append(str(digest_of(key)))
+        return open_writer(key, limit_bytes=limit_bytes)
+
+    monkeypatch.setattr(filled_harness.blobs, "open_writer", note)
+    folders = [
+        (samples.write({**each, "README.md": f"# {number}".encode()}, tmp_path / f"a{number}"), f"acme/a{number}")
+        for number, each in enumerate(files)
+    ]
+    results = push_all(filled_harness.admin, folders)
+    filled_harness.transport.settle()
+    versions = [result.answer.version for result in results if result.answer is not None]
+    assert len(versions) == 3
+    configs = {file.digest for version in versions for file in version.files if file.path == samples.CONFIG}
+    cards = {file.digest for version in versions for file in version.files if file.path == "README.md"}
+    assert (len(configs), len(cards)) == (1, 3)
+    assert [written.count(digest) for digest in (*configs, *cards)] == [1, 1, 1, 1]
+    assert {*configs, *cards} <= {digest_of(stat.key) for stat in filled_harness.blobs.list("blobs/")}

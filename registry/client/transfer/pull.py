@@ -107,7 +107,12 @@ class PlannedPulls:
         _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
         return source.resolved
 
-    def _source(self, ref: Ref) -> _Source | RegistryError:
+    def resolve(self, ref: Ref) -> Resolved:
+        """What a pull of `ref` puts into a folder, by the same plan."""
+        return only([self._source(ref, keep=True)]).resolved
+
+    def _source(self, ref: Ref, *, keep: bool = False) -> _Source | RegistryError:
+        """The source by a plan that is used once, unless `keep`."""
         with self._lock:
             if ref in self._unplanned:
                 others = (other for other in self._unplanned if other != ref)
@@ -116,7 +121,9 @@ class PlannedPulls:
                 self._planned |= {each: (source, now) for each, source in zip(batch, sources, strict=True)}
                 for each in batch:
                     del self._unplanned[each]
-            source, planned_at = self._planned.pop(ref, (None, 0.0))
+            source, planned_at = self._planned.get(ref, (None, 0.0))
+            if not keep:
+                self._planned.pop(ref, None)
         if isinstance(source, _Source) and time.monotonic() - planned_at < PLAN_SECONDS:
             return source
         return _plan(self._registry, [ref])[0]  # an error may concern the others of its request

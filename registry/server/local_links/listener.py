@@ -34,6 +34,8 @@ SLOTS_PER_GROUP = 48
 """For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
 NEXT_SECONDS = 0.05
 """How long a thread waits for the next request of its connection. To be woken by the event loop costs a thread 1 ms."""
+KEPT_SLOTS = SLOTS // 8
+"""If more threads are busy, none waits: others need its slot."""
 ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN_SECONDS = 1.0
 COUNT_AGAIN_SECONDS = 0.05
@@ -235,9 +237,10 @@ class LinkListener:
 
     def _read_next(self, connection: _Connection, shares: tuple[str, str]) -> LinkRequest | None:
         """Read the next request if it follows at once and counts for the same owner. None leaves it to the loop."""
-        is_busy = len(self._in_threads) * 4 > SLOTS
+        if len(self._in_threads) > KEPT_SLOTS:
+            return None
         with contextlib.suppress(OSError):  # nothing came; a closed connection is noticed by the loop
-            connection.socket.settimeout(0 if is_busy else NEXT_SECONDS)
+            connection.socket.settimeout(NEXT_SECONDS)
             try:
                 connection.received = connection.received or connection.socket.recv(LINK_HEAD_LIMIT_BYTES)
             finally:

@@ -16,6 +16,7 @@ from registry.api.bases import BaseAdd
 from registry.api.catalog import Resolved
 from registry.client.local.base_folder import base_spec_from
 from registry.client.transfer import push
+from registry.client.transfer.pull import PlannedPulls
 from registry.errors import Invalid, NotFound
 from registry.filesystem import user_folder
 from registry.jobs import JOB_ID_PATTERN
@@ -38,12 +39,14 @@ def merge(task: Task) -> Done:
     """Merge adapters into one, or resize one; the result is the newest version of the recipe's target."""
     recipe = Recipe.model_validate(task.job.payload)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
-        sources = [_source(task, Ref.parse(source)) for source in recipe.sources]
+        refs = [Ref.parse(source) for source in recipe.sources]
+        pulls = PlannedPulls(task.registry, refs)
+        sources = [_source(pulls, ref) for ref in refs]
         folders = []
-        for index, source in enumerate(sources):
+        for index, (ref, source) in enumerate(zip(refs, sources, strict=True)):
             label = f"{source.name}@{source.number}"
             task.lease.say(f"pulling {label}")
-            folders.append(str(task.pull(Path(scratch) / str(index) / label, source)))
+            folders.append(str(task.pull(Path(scratch) / str(index) / label, ref, pulls)))
         out = Path(scratch) / "result"
         report = _run(task, MergeRequest(recipe=recipe, sources=tuple(folders), out=str(out)))
         task.lease.say(f"pushing {recipe.into}")
@@ -94,9 +97,9 @@ def _result_folder(name: BaseName, job_id: str) -> Path:
     return folder
 
 
-def _source(task: Task, ref: Ref) -> Resolved:
+def _source(pulls: PlannedPulls, ref: Ref) -> Resolved:
     try:
-        return task.registry.resolve(ref)
+        return pulls.resolve(ref)
     except NotFound as e:  # deleted since the job was submitted, for good
         raise Failed(e.detail, final=True) from e
 
