@@ -65,16 +65,17 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(
     admin = setup.harness.admin
     job = _submit(setup, weights=(0.7, 0.3), rank=6)
     assert (job.state, job.kind, job.payload["sources"]) == (State.QUEUED, Kind.MERGE, ["acme/one@1", "acme/other@1"])
-    planned: list[int] = []
+    planned: list[list[str]] = []
     plan_pulls = Versions.plan_pulls
 
     def count(registry: Versions, refs: Sequence[Any]) -> Any:
-        planned.append(len(refs))
+        planned.append([str(ref) for ref in refs])
         return plan_pulls(registry, refs)
 
     monkeypatch.setattr(Versions, "plan_pulls", count)
     _work(setup, pool)
-    assert planned == [2], "one request for all sources"
+    assert planned[0] == ["acme/one@1", "acme/other@1"], "one request for all sources"
+    assert all(refs[0].startswith("acme/both@") for refs in planned[1:]), planned
 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error
