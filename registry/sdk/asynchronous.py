@@ -66,7 +66,9 @@ class AsyncAdapterRegistry:
 
     close = _in_thread(AdapterRegistry.close)
     push = _in_thread(AdapterRegistry.push)
+    push_all = _in_thread(AdapterRegistry.push_all)
     pull = _in_thread(AdapterRegistry.pull)
+    pull_all = _in_thread(AdapterRegistry.pull_all)
     load = _in_thread(AdapterRegistry.load)
     check = _in_thread(AdapterRegistry.check)
     smoke_test = _in_thread(AdapterRegistry.smoke_test)

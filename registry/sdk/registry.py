@@ -24,6 +24,7 @@ from registry.client.local.adapter_folder import read_adapter, read_contents
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
+from registry.client.transfer.bulk import Result
 from registry.client.transfer.file_transfer import Progress
 from registry.durations import expiry
 from registry.engines import profile
@@ -104,6 +105,13 @@ class AdapterRegistry:
             pushed = pushed.model_copy(update={"version": version})
         return self._wait(pushed, started, timeout) if wait else pushed
 
+    def push_all(
+        self, folders: Mapping[str, str | Path], *, base: str = "", message: str = "", progress: Progress | None = None
+    ) -> list[Result[PushResult]]:
+        """Push each name's folder as its newest version, up to 100 with one request. One error stops no other."""
+        items = [(Path(folder), name) for name, folder in folders.items()]
+        return push.push_all(self.client, items, base=base, message=message, progress=progress)
+
     def _wait(self, pushed: PushResult, started: float, timeout: float | None) -> PushResult:
         until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
         version = waiting.wait_for_weights(self.client, pushed.version, until)
@@ -119,6 +127,13 @@ class AdapterRegistry:
     ) -> Resolved:
         """Put a version into `folder`, every byte verified, as a whole or not at all. `include`: patterns of paths."""
         return pull.pull(self.client, ref, Path(folder), include=include, progress=progress)
+
+    def pull_all(
+        self, folders: Mapping[AnyRef, str | Path], *, progress: Progress | None = None
+    ) -> list[Result[Resolved]]:
+        """Put each version into its folder, up to 100 with one request. One error stops no other."""
+        items = [(parsed_ref(ref), Path(folder)) for ref, folder in folders.items()]
+        return pull.pull_all(self.client, items, progress=progress)
 
     def load(self, ref: AnyRef, model: Any, *, adapter: str = DEFAULT_ADAPTER, progress: Progress | None = None) -> Any:
         """Load a version onto a PeftModel, a PyTorch model or a diffusers pipeline, and activate it as `adapter`.

@@ -123,23 +123,28 @@ def fill_only(cache: Cache, target: Path) -> Digest:
     return digest
 
 
-def test_a_fetch_in_progress_makes_others_wait_instead_of_fetching(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("locked_from", "outcome"), [(SIZE, (True, False, 1)), (SIZE + 1, (True, True, 2))])
+def test_others_wait_for_a_large_blob_that_is_being_fetched_and_fetch_a_small_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked_from: int, outcome: tuple[bool, bool, int]
+) -> None:
+    monkeypatch.setattr(cache_module, "LOCKED_FROM_BYTES", locked_from)
     cache = Cache(tmp_path / "cache")
     digest, data = blob(1)
-    begun, go_on, fetched = threading.Event(), threading.Event(), []
+    begun, go_on, fetched = threading.Semaphore(0), threading.Event(), []
 
     def slowly(path: Path) -> None:
-        begun.set()
+        begun.release()
         assert go_on.wait(60)
         fetched.append(path)
         path.write_bytes(data)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.fill, digest, SIZE, tmp_path / "one", slowly)
-        assert begun.wait(60)
+        assert begun.acquire(timeout=60)
         second = pool.submit(Cache(cache.root).fill, digest, SIZE, tmp_path / "two", slowly)
+        assert locked_from == SIZE or begun.acquire(timeout=60)
         go_on.set()
-        assert (first.result(60), second.result(60), len(fetched)) == (True, False, 1)
+        assert (first.result(60), second.result(60), len(fetched)) == outcome
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == data
     assert [path.name for path in cache.root.rglob("*") if path.is_file()] == [digest.hex]
 
@@ -157,8 +162,9 @@ print(Cache(root).fill(digest, size, target, lambda path: sys.exit("it fetched")
 
 def test_another_process_waits_too(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    digest, data = blob(1)
-    command: list[str | Path] = [sys.executable, "-c", FETCH, cache.root, tmp_path / "other", digest, str(SIZE)]
+    size_bytes = cache_module.LOCKED_FROM_BYTES
+    digest, data = blob(1, size_bytes)
+    command: list[str | Path] = [sys.executable, "-c", FETCH, cache.root, tmp_path / "other", digest, str(size_bytes)]
     started: list[subprocess.Popen[str]] = []
 
     def fetch(path: Path) -> None:
@@ -167,7 +173,7 @@ def test_another_process_waits_too(tmp_path: Path) -> None:
         assert started[0].stdout.readline() == "begun\n"
         path.write_bytes(data)
 
-    assert cache.fill(digest, SIZE, tmp_path / "mine", fetch)
+    assert cache.fill(digest, size_bytes, tmp_path / "mine", fetch)
     assert started[0].communicate(timeout=120)[0] == "False\n"
     assert (tmp_path / "other").read_bytes() == data
 

@@ -76,6 +76,29 @@ def test_a_folder_is_pushed_with_parents_tags_and_provenance(
     assert len(registry.lineage("acme/support@2").nodes) >= 2
 
 
+def test_many_adapters_move_with_one_request_for_all(
+    registry: AdapterRegistry, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    post = harness.admin._post
+
+    def note(path: str, *arguments: Any, **more: Any) -> Any:
+        sent.append(path)
+        return post(path, *arguments, **more)
+
+    monkeypatch.setattr(harness.admin, "_post", note)
+    folders = {f"acme/m{n}": samples.write(harness.files(), tmp_path / f"m{n}") for n in range(3)}
+    (tmp_path / "empty").mkdir()
+    pushed = registry.push_all({**folders, "acme/none": tmp_path / "empty"})
+    assert [result.answer.version.number if result.answer else 0 for result in pushed] == [1, 1, 1, 0]
+    pulled = registry.pull_all({name: tmp_path / "served" / name for name in (*folders, "acme/none")})
+    assert [(result.name, type(result.error)) for result in pulled] == [
+        *((f"acme/m{n}", type(None)) for n in range(3)), ("acme/none", NotFound)
+    ]  # fmt: skip
+    assert (tmp_path / "served" / "acme" / "m2" / CONFIG).read_bytes() == (folders["acme/m2"] / CONFIG).read_bytes()
+    assert sent == ["/pushes", "/pushes/commit", "/pulls"]
+
+
 def test_a_version_is_found_resolved_pulled_and_checked(
     registry: AdapterRegistry, folder: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 - A cached blob is hashed again at each use, so an edited file never becomes another adapter.
 - Large blobs are cloned (btrfs, XFS) or hard-linked read-only; small ones are copied, because people edit them. On
   Windows, where a read-only file can be neither replaced nor deleted, all are copied.
-- Files appear whole under their digest. A process waits for a blob that another one fetches; on Windows both fetch it.
+- Files appear whole under their digest. A process waits for a large blob that another one fetches; on Windows, and of a
+  small one, both fetch it.
 - Above the limit the least recently used go, before them files that a killed process left half-written.
 """
 
@@ -33,6 +34,8 @@ else:
     CAN_CLONE = sys.platform == "linux"
 
 LINK_FROM_BYTES = 2**20
+LOCKED_FROM_BYTES = 8 * 2**20
+"""A smaller blob is fetched twice rather than locked: a lock is a file that is created and removed."""
 LIMIT_BYTES = 50 * 2**30
 LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
 _FICLONE = 0x40049409
@@ -85,14 +88,15 @@ class Cache:
         """
         cached = self.path_of(digest)
         new = cached.with_name(f".{digest.short}-{secrets.token_hex(6)}")
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            turn = os.open(cached.with_name(f".{digest.hex}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            fetch(target)
-            return True
-        try:
-            with _locked(turn, cached.with_name(f".{digest.hex}.lock")):
+        with contextlib.ExitStack() as held:
+            try:
+                cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if size_bytes >= LOCKED_FROM_BYTES:
+                    held.enter_context(_locked(cached.with_name(f".{digest.hex}.lock")))
+            except OSError:
+                fetch(target)
+                return True
+            try:
                 if cached.exists() and self.take(digest, size_bytes, target):
                     return False
                 try:
@@ -104,9 +108,9 @@ class Cache:
                     fetch(target)
                     return True
                 hand_out(cached, target)
-        finally:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
+            finally:
+                with contextlib.suppress(OSError):
+                    new.unlink(missing_ok=True)
         self._trim_if_due(size_bytes)
         return True
 
@@ -160,9 +164,10 @@ def _shared(root: Path, limit_bytes: int) -> Cache:
 
 
 @contextlib.contextmanager
-def _locked(descriptor: int, path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Lock one blob, and remove the lock file at the end. A waiting process then has the removed file's lock and finds
     the blob; at worst two fetch it, and the later one replaces the same bytes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         lock(descriptor, wait=True)
         yield
