@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
@@ -23,7 +22,6 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.local_links import connections, listener
 from registry.server.local_links.connections import ConnectionLimits
-from registry.server.local_links.request import LinkRequest
 from registry.server.storage import signed_links
 from registry.server.storage.blobs import staging_key_of
 from tests.link_server import PLAIN, RunningServer, head_of
@@ -76,29 +74,6 @@ def test_bytes_go_both_ways_over_one_connection(server: RunningServer, client: h
         assert client.sock is sock
     assert server.uploads == [("tok_1", staging_key_of(f"psh_{n}", Digest.of(DATA))) for n in range(3)]
     assert server.counts == {("PUT", 204): 3, ("GET", 200): 3, ("GET", 206): 3}
-
-
-@pytest.mark.parametrize(("kept_slots", "threads"), [(1, 1), (0, 3)])
-def test_a_thread_answers_what_follows_at_once_unless_others_need_it(
-    server: RunningServer, client: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch, kept_slots: int,
-    threads: int,
-) -> None:  # fmt: skip
-    begun: list[LinkRequest] = []
-    exchange = listener.LinkListener._exchange
-
-    def note(self: listener.LinkListener, connection: Any, request: LinkRequest) -> None:
-        begun.append(request)
-        exchange(self, connection, request)
-
-    monkeypatch.setattr(listener.LinkListener, "_exchange", note)
-    monkeypatch.setattr(listener, "KEPT_SLOTS", kept_slots)
-    monkeypatch.setattr(listener, "NEXT_SECONDS", 60.0)
-    for n in range(2):
-        assert ask(client, "PUT", server.write_link(DATA, f"psh_{n}"), DATA) == (204, b"")
-    assert ask(client, "GET", server.read_link(DATA, owner="tok_1")) == (200, DATA)
-    assert len(begun) == threads
-    assert ask(client, "GET", server.read_link(DATA, owner="tok_2")) == (200, DATA), "counts for another person"
-    assert [request.link.owner for request in begun] == ["tok_1"] * threads + ["tok_2"]
 
 
 def test_an_empty_blob_is_written_and_read(server: RunningServer, client: http.client.HTTPConnection) -> None:

@@ -69,7 +69,7 @@ class Commit(Member):
     """A push that is being committed.
 
     `inspection` is None if its bytes were not inspected: then only an existing version can be its result, and
-    `error_without_version` is the error if there is none.
+    `error_without_version` is the error if there is none. `carried`: verified bytes that came with the commit itself.
     """
 
     def __init__(self, item: CommitItem, push: PushRow, name: AdapterName, alias: str, manifest: Manifest) -> None:
@@ -82,7 +82,6 @@ class Commit(Member):
         self.promoted: Sequence[Digest] = ()
         """Blobs that are under their final keys now."""
         self.carried: Mapping[Digest, bytes] = {}
-        """Verified bytes that came with the commit itself."""
         self.repaired: Set[Digest] = frozenset()
         """Damaged blobs whose bytes this push has replaced."""
         self.error_without_version: RegistryError | None = None
