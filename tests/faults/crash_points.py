@@ -17,7 +17,7 @@ PUSH = {
     "upload.written": 1,
     "push.hashed": 2,
     "push.before_promote": 2,
-    "push.after_promote": 4,
+    "push.after_promote": 3,  # two weights, and the configuration that both have
     "push.before_rows": 1,
     "push.before_commit": 1,
     "request.committed": 2,

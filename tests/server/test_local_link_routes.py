@@ -126,8 +126,9 @@ def test_a_link_of_an_ended_push_writes_nothing(harness: Harness) -> None:
 
 
 @pytest.mark.security
-def test_a_link_of_an_expired_push_writes_nothing(harness: Harness) -> None:
+def test_a_link_of_an_expired_push_writes_nothing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     link = planned_link(harness, b"data")
+    monkeypatch.setattr("registry.server.push.background.MEASURE_DELAY_SECONDS", 0.0)  # it was planned long ago
     with db.session(harness.app.state.engine) as session:
         session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
     assert ask(harness, "PUT", link, b"data").json()["code"] == "PUSH_UNKNOWN"

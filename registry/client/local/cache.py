@@ -88,11 +88,11 @@ class Cache:
         """
         cached = self.path_of(digest)
         new = cached.with_name(f".{digest.short}-{secrets.token_hex(6)}")
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             try:
                 cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if size_bytes >= LOCKED_FROM_BYTES:
-                    held.enter_context(_locked(cached.with_name(f".{digest.hex}.lock")))
+                    stack.enter_context(_locked(cached.with_name(f".{digest.hex}.lock")))
             except OSError:
                 fetch(target)
                 return True

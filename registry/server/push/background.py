@@ -70,9 +70,10 @@ class _Scheduler:
         with self._changed:
             self._planned.update(dict.fromkeys(push_ids, time.monotonic()))
 
-    def expects_commit(self, push_id: str) -> bool:
+    def was_planned(self, push_id: str, within_seconds: float) -> bool:
         with self._changed:
-            return time.monotonic() - self._planned.get(push_id, -MEASURE_DELAY_SECONDS) < MEASURE_DELAY_SECONDS
+            planned_at = self._planned.get(push_id)
+        return planned_at is not None and time.monotonic() - planned_at < within_seconds
 
     @property
     def requested(self) -> bool:
@@ -135,9 +136,12 @@ def expect_commits(engine: Engine, push_ids: Iterable[str]) -> None:
     _scheduler(engine).expect_commits(push_ids)
 
 
-def expects_commit(engine: Engine, push_id: str) -> bool:
-    """Whether this process has planned the push a moment ago, and has not committed it."""
-    return _scheduler(engine).expects_commit(push_id)
+def was_planned(engine: Engine, push_id: str, *, hold_seconds: float) -> bool:
+    """Whether this process planned the push a moment ago, and has not committed it: then it is open.
+
+    At least half of `hold_seconds`, the time that a push stays open, was left when it was planned.
+    """
+    return _scheduler(engine).was_planned(push_id, min(MEASURE_DELAY_SECONDS, hold_seconds / 2))
 
 
 def run_pending(engine: Engine, blobs: BlobStore) -> None:

@@ -76,7 +76,7 @@ def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None
     its signature says the rest. `Unavailable` (RATE_LIMITED) for too many uploads of one token or of one blob.
     """
     push_id = link.key.split("/")[1]
-    if not background.expects_commit(state.engine, push_id):
+    if not background.was_planned(state.engine, push_id, hold_seconds=state.settings.push_hold_seconds):
         with db.session(state.engine, write=False) as session:
             expected = commit.find_upload(session, link.owner, push_id, digest_of(link.key))
         if not expected.needed:
