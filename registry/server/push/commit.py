@@ -294,13 +294,13 @@ def _decode_small(commit: Commit) -> dict[Digest, bytes]:
 
 def _store_small(commits: Sequence[Commit], damaged: Set[Digest], blobs: BlobStore) -> None:
     """Write what these commits carry, each blob once: adapters of one training script have the same configuration."""
-    carriers: dict[Digest, list[Commit]] = {}
+    commits_of: dict[Digest, list[Commit]] = {}
     for commit in commits:
         for digest in commit.carried:
-            carriers.setdefault(digest, []).append(commit)
+            commits_of.setdefault(digest, []).append(commit)
 
     def store(digest: Digest) -> None:
-        first, *others = carriers[digest]
+        first, *others = commits_of[digest]
         with first.collect_error():
             key = blobs.upload_key_of(first.requested[digest].staging_key)
             blobs.put(key, [first.carried[digest]], expect=digest, limit_bytes=len(first.carried[digest]))
@@ -309,7 +309,7 @@ def _store_small(commits: Sequence[Commit], damaged: Set[Digest], blobs: BlobSto
         for other in others:
             other.error = other.error or first.error
 
-    _run(store, [*carriers], blobs)
+    _run(store, [*commits_of], blobs)
 
 
 def _inspect_and_promote(
