@@ -46,7 +46,7 @@ def read_file(
     if hub.is_large(file) and redirects and can_redirect and not protocol.sends_token_on_redirect(request):
         url = blobs.presign_read(key, file.size_bytes, seconds=settings.link_seconds, file_name=file.path)
         if url is not None:
-            if request.method != "GET":  # whoever has the link can read
+            if request.method != "GET":  # everyone with the link can read
                 repository_file.record_read(request)
             headers = {**repository_file.headers, "Location": url, "Cache-Control": "no-store"}
             return Response(status_code=302, headers=headers)
