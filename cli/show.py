@@ -11,13 +11,13 @@ from registry.adapters import module_grid
 from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
-from registry.client import convert
 from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
 from registry.versions.files import TRAINER_STATE
 
+from . import main
 from .console import arguments, heatmap, output, session, versions
 from .console.heatmap import HeatMap
 
@@ -67,7 +67,8 @@ def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:
 def _show_metadata(ref: Ref) -> None:
     """Metadata is read from the file itself: the registry keeps no copy of private texts."""
     with session.registry() as registry:
-        texts = dict(sorted(convert.read(registry, registry.resolve(ref)).header.metadata.items()))
+        read = main.load("registry.client.convert", "read")
+        texts = dict(sorted(read(registry, registry.resolve(ref)).header.metadata.items()))
 
     def text() -> None:
         if not texts:

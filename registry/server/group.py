@@ -81,7 +81,7 @@ def has_error(outcomes: Sequence[Any]) -> bool:
 
 def fail_all(outcomes: Sequence[Any], failed: str) -> list[RegistryError]:
     """`Conflict` (COMMIT_INCOMPLETE) for each outcome that is no error, because those of `failed` have one."""
-    incomplete = Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because one of {failed} has an error")
+    incomplete = Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because one of the {failed} has an error")
     return [outcome if isinstance(outcome, RegistryError) else incomplete for outcome in outcomes]
 
 
