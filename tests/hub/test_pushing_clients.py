@@ -126,21 +126,21 @@ def test_a_client_killed_between_upload_and_commit_pushes_again(live: LiveServer
     assert commit == commit_id(live.registry.version(Ref(AdapterName.parse(name), 1)).digest)
 
 
-def test_a_client_killed_while_it_sends_by_xet_sends_the_rest(live: LiveServer, tmp_path: Path) -> None:
+def test_a_client_killed_while_it_sends_by_xet_sends_the_rest(local: LiveServer, tmp_path: Path) -> None:
     """hf-xet keeps a list of the xorbs that it has sent, by default every 20 seconds."""
-    size, before = 400 * 10**6, live.xorb_bytes()
+    size, before = 200 * 10**6, local.xorb_bytes()
     command = [sys.executable, "-c", LARGE, json.dumps(["acme/cut-off", size])]
     variables = {"HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT": "1"}
-    with subprocess.Popen(command, env=live.environment(tmp_path) | variables, cwd=tmp_path) as client:
+    with subprocess.Popen(command, env=local.environment(tmp_path) | variables, cwd=tmp_path) as client:
         while not list(tmp_path.glob("home/xet/*/staging/shard-session/xorb_metadata/*")):
             assert client.poll() is None, "it has not ended yet"
-            live.server.pause(0.01)
+            local.server.pause(0.01)
         client.kill()
-    cut_off = live.xorb_bytes()
+    cut_off = local.xorb_bytes()
     assert 0 < cut_off - before < size
-    pushed, pulled = lives.last_line(live.run(command, tmp_path, **variables))
+    pushed, pulled = lives.last_line(local.run(command, tmp_path, **variables))
     assert pushed == pulled
-    assert live.xorb_bytes() - cut_off < size - 50 * 10**6
+    assert local.xorb_bytes() - cut_off < size - 50 * 10**6
 
 
 MANY = """

@@ -22,6 +22,7 @@ from registry.hub.shapes import File
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
+from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow
@@ -52,8 +53,12 @@ class DraftCommit:
         return hashlib.sha256(canonical_json([self.branch, revision, self.parent, files])).hexdigest()[:40]
 
 
-def _upload_prefix(actor: Actor, name: AdapterName) -> str:
-    return "hub_" + hashlib.sha256(f"{name}\n{actor.owner}".encode()).hexdigest()[:24] + "_"
+def _upload_prefix(actor: Actor) -> str:
+    return "hub_" + hashlib.sha256(actor.owner.encode()).hexdigest()[:24] + "_"
+
+
+def _id_of(name: AdapterName, owner: str, branch: str) -> str:
+    return hashlib.sha256(f"{name}\n{owner}\n{branch}".encode()).hexdigest()[:32]
 
 
 # ------------------------------------------------------------------ find
@@ -112,7 +117,7 @@ def key_of_blob(blob: PushBlobRow) -> str:
 # ------------------------------------------------------------------ uploads
 def find_upload(session: Session, actor: Actor, name: AdapterName) -> PushRow | None:
     """The open upload of the actor for an adapter."""
-    return next(iter(staging.find_pushes(session, _upload_prefix(actor, name))), None)
+    return next(iter(staging.find_pushes(session, _upload_prefix(actor), name)), None)
 
 
 def open_upload(
@@ -132,7 +137,7 @@ def open_upload(
     """
     size_bytes = max(0, sum(sizes.values()) - counted_bytes)
     seconds = max(seconds, settings.push_hold_seconds)
-    return staging.open_push(session, actor, name, _upload_prefix(actor, name), size_bytes, seconds=seconds)
+    return staging.open_push(session, actor, name, _upload_prefix(actor), size_bytes, seconds=seconds)
 
 
 def hold_blobs(session: Session, push: PushRow, keys: Mapping[Digest, str], sizes: Mapping[Digest, int]) -> None:
@@ -155,7 +160,7 @@ def write(
 ) -> DraftRow:
     """Replace the draft of a branch. `Conflict` (PARENT_MOVED) unless it is at the revision `expected` (empty: new)."""
     now = db.now()
-    key = hashlib.sha256(f"{name}\n{actor.owner}\n{commit.branch}".encode()).hexdigest()[:32]
+    key = _id_of(name, actor.owner, commit.branch)
     values: dict[str, Any] = {
         "id": key, "namespace": name.namespace, "name": name.name, "owner": actor.owner, "branch": commit.branch,
         "push_id": push.id, "parent": commit.parent, "revision": commit.revision_after(expected),
@@ -181,6 +186,31 @@ def write(
     db.bulk_insert(session, files)
     failpoints.reach("hub.draft.before_commit")
     return DraftRow(**values)
+
+
+def move(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
+    """Give the actor's drafts, and what they have uploaded, another name. Their commit ids stay.
+
+    `Conflict` (NAME_TAKEN) if the actor has drafts or an upload of that name; errors as of a plan of a push.
+    """
+    if list_drafts(session, actor, to) or find_upload(session, actor, to) is not None:
+        raise Conflict("NAME_TAKEN", f"you have a draft '{to}' already, or have uploaded files for it")
+    actor.require(Scope.PUSH, to)
+    uploads = staging.find_pushes(session, _upload_prefix(actor), name)
+    ids = [upload.id for upload in uploads]
+    staged = select(func.coalesce(func.sum(PushBlobRow.size_bytes), 0)).where(
+        col(PushBlobRow.push_id).in_(ids), col(PushBlobRow.staging_key) != ""
+    )
+    size_bytes = int(session.exec(staged).one()) if to.namespace != name.namespace else 0
+    quotas.check_before_staging(session, actor, to, size_bytes, is_new=True)
+    renamed = {"namespace": to.namespace, "name": to.name}
+    session.connection().execute(update(PushRow).where(col(PushRow.id).in_(ids)).values(**renamed))
+    for draft in list_drafts(session, actor, name):
+        key = _id_of(to, draft.owner, draft.branch)
+        db.bulk_insert(session, [DraftRow(**draft.model_dump() | renamed | {"id": key})])
+        files = update(DraftFileRow).where(col(DraftFileRow.draft_id) == draft.id)
+        session.connection().execute(files.values(draft_id=key))
+        end(session, [draft])
 
 
 def _check_number(session: Session, name: AdapterName, owner: str) -> None:

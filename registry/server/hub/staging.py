@@ -20,10 +20,12 @@ from registry.server.storage import references
 from registry.server.storage.references import PushState
 
 
-def find_pushes(session: Session, prefix: str) -> list[PushRow]:
-    """Return the open pushes whose ids begin with `prefix`."""
+def find_pushes(session: Session, prefix: str, name: AdapterName) -> list[PushRow]:
+    """Return the open pushes for an adapter whose ids begin with `prefix`."""
     open_pushes = select(PushRow).where(
         col(PushRow.id).between(prefix, prefix + "z"),
+        col(PushRow.namespace) == name.namespace,
+        col(PushRow.name) == name.name,
         col(PushRow.state) == PushState.OPEN,
         col(PushRow.expires_at) > db.now(),
     )
@@ -38,7 +40,7 @@ def open_push(
     The transaction must write. Errors as of a plan of a push.
     """
     actor.require(Scope.PUSH, name)
-    rows = find_pushes(session, prefix)
+    rows = find_pushes(session, prefix, name)
     quotas.check_before_staging(session, actor, name, size_bytes, is_new=not rows)
     now = db.now()
     until = now + timedelta(seconds=seconds)

@@ -48,8 +48,8 @@ def make(xet: XetSession, shard: Body) -> list[str]:
     absent = missing.keys() - uploads.find_arrived(xet.blobs, staged)
     needed = {file.digest: file.segments for file in files if file.digest in absent}
     with db.session(xet.engine, write=False) as session:
-        xorbs = sessions.find_xorbs(session, xet.prefix, {s.xorb for segments in needed.values() for s in segments})
-        xorb_bytes, has_shard = sessions.count_bytes(session, xet.prefix)
+        xorbs = sessions.find_xorbs(session, xet, {s.xorb for segments in needed.values() for s in segments})
+        xorb_bytes, has_shard = sessions.count_bytes(session, xet)
     _check_repeats(sum(sizes[digest] for digest in needed), xorb_bytes)
     counted_bytes = 0 if has_shard else xorb_bytes
     counted_bytes += sum(staged[digest].size_bytes for digest in staged.keys() & needed.keys())
@@ -57,7 +57,7 @@ def make(xet: XetSession, shard: Body) -> list[str]:
     _write(xet, spans, sizes, counted_bytes)
     failpoints.reach("hub.shard.written")
     with db.session(xet.engine) as session:
-        sessions.record_shard(session, xet.prefix)
+        sessions.record_shard(session, xet)
         keys = [] if missing else sessions.end_used(session, xet.actor, xet.name)
         failpoints.reach("hub.shard.before_commit")
     return keys

@@ -93,16 +93,16 @@ def open_push(session: Session, xet: XetSession, size_bytes: int) -> PushRow:
     return row
 
 
-def find_xorbs(session: Session, prefix: str, xorbs: Iterable[str]) -> dict[str, XorbRow]:
+def find_xorbs(session: Session, xet: XetSession, xorbs: Iterable[str]) -> dict[str, XorbRow]:
     """Return those of these xorbs that the session has, by their hash."""
-    ids = [row.id for row in staging.find_pushes(session, prefix)]
+    ids = [row.id for row in staging.find_pushes(session, xet.prefix, xet.name)]
     rows = select(XorbRow).where(any_of(col(XorbRow.push_id), ids), any_of(col(XorbRow.hash), sorted(set(xorbs))))
     return {row.hash: row for row in session.exec(rows)} if ids else {}
 
 
-def count_bytes(session: Session, prefix: str) -> tuple[int, bool]:
+def count_bytes(session: Session, xet: XetSession) -> tuple[int, bool]:
     """Return the bytes that the session's xorbs count for in quotas, and whether a shard has made files of them."""
-    ids = [row.id for row in staging.find_pushes(session, prefix)]
+    ids = [row.id for row in staging.find_pushes(session, xet.prefix, xet.name)]
     if not ids:
         return 0, False
     total = select(func.coalesce(func.sum(PushBlobRow.size_bytes), 0)).where(any_of(col(PushBlobRow.push_id), ids))
@@ -110,9 +110,9 @@ def count_bytes(session: Session, prefix: str) -> tuple[int, bool]:
     return int(session.exec(total).one()), session.exec(used.limit(1)).first() is not None
 
 
-def record_shard(session: Session, prefix: str) -> None:
+def record_shard(session: Session, xet: XetSession) -> None:
     """Record that a shard has made files of a session's xorbs."""
-    ids = [row.id for row in staging.find_pushes(session, prefix)]
+    ids = [row.id for row in staging.find_pushes(session, xet.prefix, xet.name)]
     used = update(XetSessionRow).where(any_of(col(XetSessionRow.push_id), ids))
     session.connection().execute(used.values(has_shard=True))
 

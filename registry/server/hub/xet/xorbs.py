@@ -34,7 +34,7 @@ class _Contents:
 def store(xet: XetSession, xorb: str, body: Body) -> bool:
     """Stage a xorb; return False if the session has it. `Invalid` (BLOB_MISMATCH), `TooLarge`, errors as of a plan."""
     with db.session(xet.engine, write=False) as session:
-        if sessions.find_xorbs(session, xet.prefix, [xorb]):
+        if sessions.find_xorbs(session, xet, [xorb]):
             return False
     contents = _check(xorb, body)
     with db.session(xet.engine) as session:

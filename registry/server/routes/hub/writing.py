@@ -129,12 +129,20 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
 
 @router.post("/api/repos/move")
 def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
-    """Rename an adapter. Its old name ends."""
+    """Rename an adapter, whose old name ends, and the drafts of the caller. 409 if there is one of the new name."""
     fields = read_json(request)
     refusals.refuse_type(_text(fields, "type"))
     name = repositories.parse_name(*_split(actor, "", _text(fields, "fromRepo")))
     to = _parse_name(actor, "", _text(fields, "toRepo"))
     with db.session(engine) as session:
+        own_drafts = drafts.list_drafts(session, actor, name)
+        is_draft = bool(own_drafts) and not repositories.has_adapter(session, name)
+        if is_draft and _exists(session, actor, to):
+            raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
+        if own_drafts:
+            drafts.move(session, actor, name, to)
+        if is_draft:
+            return JSONResponse({})
         removal.rename(session, actor, name, to)
     after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
     return JSONResponse({}, background=after)

@@ -1,0 +1,55 @@
+"""`move_repo`: of a repository that is only a draft, and of an adapter with drafts."""
+
+from __future__ import annotations
+
+import httpx
+
+from registry.hub import commit_id
+from registry.server.database.models import DraftRow
+from tests import samples
+from tests.harness import Harness, rows
+from tests.hub.commits import Pusher, add, delete
+
+CARD = "README.md"
+
+
+def move(pusher: Pusher, to: str) -> httpx.Response:
+    return pusher.send("POST", "/api/repos/move", json={"fromRepo": pusher.name, "toRepo": to, "type": "model"})
+
+
+def test_a_draft_is_moved_with_its_files(harness: Harness) -> None:
+    """Its pusher goes on under the new name, also in another namespace, and sends nothing again."""
+    pusher = Pusher(harness, harness.issue("push")[1])
+    files = harness.files()
+    weights = files.pop(samples.WEIGHTS)
+    pusher.create()
+    draft = pusher.commit(add(samples.WEIGHTS, weights)).json()["commitOid"]
+    moved = Pusher(harness, pusher.secret, "globex/moved")
+    assert move(pusher, moved.name).status_code == 200
+    assert (pusher.info().status_code, moved.info(draft).json()["sha"]) == (404, draft)
+    answer = moved.push(files)
+    assert (answer.status_code, harness.admin.version("globex/moved@1").base) == (200, "tiny-llama")
+    harness.transport.settle()
+    with harness.session() as session:
+        assert rows(session, DraftRow) == []
+    assert list(harness.blobs.list("staging/")) == []
+
+
+def test_a_draft_is_not_moved_to_a_name_that_is_taken(harness: Harness, pusher: Pusher) -> None:
+    harness.push("acme/taken")
+    for name in ("acme/support", "acme/draft"):
+        Pusher(harness, pusher.secret, name).create()
+    assert pusher.commit(add(CARD)).status_code == 200
+    for name, status in {"acme/taken": 409, "acme/draft": 409, "globex/other": 404, "acme/a b": 422}.items():
+        assert move(pusher, name).status_code == status, name
+    assert pusher.files() == [CARD]
+
+
+def test_the_drafts_of_a_renamed_adapter_go_along(harness: Harness) -> None:
+    pusher = Pusher(harness, harness.issue("push", "admin", namespaces=["acme"])[1])
+    version = harness.push("acme/support").version
+    assert pusher.commit(delete(samples.WEIGHTS)).status_code == 200
+    assert move(pusher, "acme/renamed").status_code == 200
+    renamed = Pusher(harness, pusher.secret, "acme/renamed")
+    assert samples.WEIGHTS not in renamed.files()
+    assert renamed.info("v1").json()["sha"] == commit_id(version.digest)
