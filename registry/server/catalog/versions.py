@@ -88,15 +88,22 @@ def has_name(name: AdapterName) -> ColumnElement[bool]:
     return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
 
 
+# Built once, because every list and search uses it.
+_MAIN = aliased(AliasRow)
+_POINTER = (
+    select(_MAIN.version_id)
+    .where(col(_MAIN.adapter_id) == col(AdapterRow.id), col(_MAIN.alias) == NEWEST)
+    .correlate(AdapterRow)
+    .scalar_subquery()
+)
+
+
 def is_newest() -> ColumnElement[bool]:
     """The condition that joins to `adapter` the version that `main` points at: the newest that is available.
 
     A subquery and not a join, so that no database begins with the aliases.
     """
-    main = aliased(AliasRow)
-    pointer = select(main.version_id).where(col(main.adapter_id) == col(AdapterRow.id), col(main.alias) == NEWEST)
-    own = col(VersionRow.adapter_id) == col(AdapterRow.id)
-    return and_(own, col(VersionRow.id) == pointer.correlate(AdapterRow).scalar_subquery())
+    return and_(col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.id) == _POINTER)
 
 
 def alias_points_at_version() -> ColumnElement[bool]:
