@@ -124,12 +124,14 @@ class Run:
                 self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))
 
     def answered(self) -> dict[str, Counter[str]]:
-        """Methods and architectures → commit whose code gave the last result → how many cases of the journal."""
+        """Methods by base, and architectures → commit whose code gave the last result → number of cases."""
         counts: dict[str, Counter[str]] = {"methods": Counter(), "architectures": Counter()}
         for value in self._results.values():
             if "answer" in value:
-                is_method = methods.method_of(value["id"]) in methods.VARIANTS
-                counts["methods" if is_method else "architectures"][value.get("commit", "")] += 1
+                kind = methods.base_kind_of(value["id"])
+                of_method = f"methods on a {kind}" if kind else "methods"
+                subject = of_method if methods.method_of(value["id"]) in methods.VARIANTS else "architectures"
+                counts.setdefault(subject, Counter())[value.get("commit", "")] += 1
         return counts
 
     def every_row(self) -> list[Row]:

@@ -173,7 +173,7 @@ The cases are
 
 - every PEFT method that can be made on a tiny Llama, on classifiers (BERT; Llama for methods of decoders) and on T5,
   with every tensor lost, added, resized, transposed, zeroed or made NaN, and every field of its configuration null,
-  missing, of another type or out of range;
+  missing, of another type or out of range; the last table says how many of them were asked on each;
 - LoRA on a tiny random model of every text architecture that transformers can build: all linear modules, the defaults,
   DoRA, rsLoRA, biases, a saved head, embeddings, trained tokens; honest and wrong in seven ways.
 
