@@ -138,7 +138,7 @@ test-hub: venv  ## run older Hub clients and the JavaScript client against a liv
 
 test-hub-push: venv  ## push with older Hub clients, the JavaScript client, PEFT, the Trainer and TRL (downloads 430 MB once)
 	@$(PYTHON) -m tests.hub.venvs
-	@HUB_CLIENTS=1 $(PYTEST) tests/hub/test_pushing_clients.py $(ARGS)
+	@HUB_CLIENTS=1 $(PYTEST) -o faulthandler_timeout=0 tests/hub/test_pushing_clients.py tests/training/test_real_trainings.py $(ARGS)
 
 test-hub-suite: venv  ## run huggingface_hub's own tests of model repositories: HF_HUB_SOURCE=folder of its repository
 	@$(PYTHON) -m tests.hub.venvs
