@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import insert, text
 from sqlmodel import select
 
-from registry.server.database.models import AdapterRow, VersionAttributeRow, VersionRow
+from registry.server.database.models import AdapterRow, AdapterTextRow, AliasRow, VersionAttributeRow, VersionRow
 from tests import services
 from tests.harness import Harness
 
@@ -37,6 +37,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "target": {"target": ["q_proj"]},
     "owner": {"owner": "admin"},
     "text": {"text": "shop"},
+    "words": {"text": "acme shop"},
     "tag": {"tag": ["tier=gold"]},
 }
 
@@ -48,6 +49,8 @@ def insert_rows(harness: Harness) -> None:
     with harness.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
+        alias = session.exec(select(AliasRow)).one().model_dump()
+        words = session.exec(select(AdapterTextRow)).one().model_dump()
         carried = [tag.model_dump() for tag in session.exec(select(VersionAttributeRow)).all()]
         existing = len(session.exec(select(AdapterRow.id)).all())
         for start in range(0, ADAPTERS - existing, BATCH):
@@ -58,6 +61,11 @@ def insert_rows(harness: Harness) -> None:
             session.connection().execute(insert(AdapterRow), rows)
             versions = [version | {"id": id, "adapter_id": id, "rank": (8, 16, 32, 64)[id % 4]} for id in ids]
             session.connection().execute(insert(VersionRow), versions)
+            aliases = [alias | {"adapter_id": id, "version_id": id} for id in ids]
+            session.connection().execute(insert(AliasRow), aliases)
+            texts = [words | {"adapter_id": id, "version_id": id, "name_words": f" acme shop {id} card{id % 1000}"}
+                     for id in ids]  # fmt: skip
+            session.connection().execute(insert(AdapterTextRow), texts)
             tags = [tag | {"version_id": id} for id in ids for tag in carried]
             session.connection().execute(insert(VersionAttributeRow), tags)
     with harness.engine.connect() as connection:

@@ -66,7 +66,7 @@ VERSIONS: Table[VersionView] = Table((
 @click.option("--base", default="", help="Only adapters of this base model.")
 @click.option("--base-match", type=click.Choice(BASE_MATCHES), help="With --base: also bases that match this closely.")
 @click.option("--method", default="", help="Only this PEFT method, such as LORA.")
-@click.option("--text", default="", help="Only names or descriptions that contain this text.")
+@click.option("--text", default="", help="Only adapters with these words in name, description, tags or card.")
 @click.option("--alias", default="", help="Only adapters with this alias.")
 @click.option("--owner", default="", help="Only adapters first pushed by this subject (or token without one).")
 @click.option("--format", default="", help="Only this file format, such as peft.")
@@ -83,8 +83,9 @@ VERSIONS: Table[VersionView] = Table((
 def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> None:
     """List adapters with their newest version, or only the adapter NAME.
 
-    --namespace, --alias, --owner and --text filter by the adapter, --tag by either, and all others by the newest
-    version. `adapter versions NAME` lists the versions of one adapter.
+    --namespace, --alias and --owner filter by the adapter, --tag and --text by either, and all others by the newest
+    version. A word of --text matches words that begin with it. `adapter versions NAME` lists the versions of one
+    adapter.
     """
     if name is not None:
         if any(query.values()):

@@ -8,6 +8,7 @@ from tests.pages.conftest import Browser
 
 STATEMENTS = {
     "/search": 6,
+    "/search?text=counted": 7,
     "/adapters/acme/counted": 21,
     "/adapters/acme/counted/versions/1": 22,
     "/adapters/acme/counted/versions/1/lineage": 8,

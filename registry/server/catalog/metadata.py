@@ -1,4 +1,4 @@
-"""Reads descriptions, tags, links and expiries of adapters and versions, and searches for them.
+"""Reads descriptions, tags, links and expiries of adapters and versions, and searches for tags.
 
 They can change, and no digest covers them. What a push sealed is in the manifest: annotations and provenance.
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, literal_column, or_
+from sqlalchemy import ColumnElement, exists, literal_column, or_
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.server.database.expressions import any_of
@@ -62,10 +62,3 @@ def has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:
         same = [owner == owner_id, col(table.kind) == _IS_TAG, col(table.key) == key]
         conditions.append(exists().where(*same, *([] if value is None else [col(table.value) == value])))
     return or_(*conditions)
-
-
-def described_as(text: str) -> ColumnElement[bool]:
-    """The condition on `adapter` that its description contains this text, in any case."""
-    own = (col(AdapterMetadataRow.adapter_id) == col(AdapterRow.id), col(AdapterMetadataRow.kind) == DESCRIPTION)
-    contains = func.lower(AdapterMetadataRow.value).contains(text.lower(), autoescape=True)
-    return exists().where(*own, contains)

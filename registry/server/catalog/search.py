@@ -1,7 +1,7 @@
 """Search and list adapters by name, each with a summary of its newest version.
 
-A page shows what the actor may see and costs four statements, two more to search for relatives of a base. It starts in
-the index where the last one ended (`next_cursor` is the last name).
+A page shows what the actor may see and costs four statements, one more to search for words and two more for relatives
+of a base. It starts in the index where the last one ended (`next_cursor` is the last name).
 """
 
 from collections import defaultdict
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, tuple_
+from sqlalchemy import ColumnElement, and_, exists, func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -19,7 +19,7 @@ from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
+from registry.server.catalog import base_rows, base_weights, metadata, text_index, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     FACT,
@@ -40,7 +40,8 @@ class Search:
 
     `base`: one base; with `base_match` also bases whose weights are at least that closely related to it.
     `tags`: `key` or `key=value` of tags of the adapter or that version; all must be present. `annotations`: the same,
-    of the version's manifest. `text`: any part of `namespace/name` or of the adapter's description.
+    of the version's manifest. `text`: words; each must begin a word of the adapter's name,
+    description or tags, or of that version's description, tags, annotations, trigger words or card.
     `targets`: modules that it must all change, by the last part of their path (`q_proj`).
     `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names. `owner`: who
     pushed the adapter first. `engine`: a profile whose verdicts are stored. `check`: any other check. Both
@@ -72,10 +73,14 @@ def search_adapters(
     session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int, count: bool = False
 ) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`. With `count` also how many match."""
+    visible = versions.visible(actor)
     statement = _newest().where(
-        versions.visible(actor), *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
+        visible, *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
     )
-    total = db.count_rows(session, statement) if count else None
+    match = text_index.match_text(session, search.text, visible) if search.text.strip() else None
+    counted = statement if match is None else statement.where(match.to_count)
+    total = db.count_rows(session, counted) if count else None
+    statement = statement if match is None else statement.where(match.to_list)
     if cursor:
         last = AdapterName.parse(cursor)
         keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
@@ -104,9 +109,6 @@ def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnEl
         yield col(AdapterRow.namespace) == names.namespace(search.namespace)
     if base_names:
         yield col(BaseRow.name).in_(base_names)
-    if search.text:
-        full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
-        yield or_(full_name.contains(search.text.lower(), autoescape=True), metadata.described_as(search.text))
     if search.alias:
         pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
         yield exists().where(pointing)

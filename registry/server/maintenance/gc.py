@@ -38,7 +38,7 @@ from registry.events import DeliveryState, EventType
 from registry.server import audit, failpoints
 from registry.server.access.token_exchange import EXCHANGE
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import base_rows, metadata_backup
+from registry.server.catalog import base_rows, metadata_backup, text_index
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
@@ -214,6 +214,9 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
         run.count("records_written", count)
     while not run.is_over and weights.measure_newest(run.engine, run.blobs):
         run.count("versions_measured", 1)
+    text_index.mark_outdated(run.engine)
+    while not run.is_over and text_index.index_newest(run.engine, run.blobs):
+        pass
     _delete_ended_rows(run)
     return position
 

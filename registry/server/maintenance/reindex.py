@@ -30,7 +30,7 @@ from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import tree
-from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, versions
+from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, text_index, versions
 from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenNameRow, VersionRow
@@ -84,6 +84,10 @@ def rebuild_index(engine: Engine, blobs: BlobStore, actor: Actor, request: Reind
         withdrawals = _restore_withdrawals(run)
         records = record_check.rewrite_missing(engine, blobs, dry_run=run.dry_run)
         records += tree.rewrite_lost_copies(engine, blobs, dry_run=run.dry_run)
+        if not run.dry_run:
+            text_index.mark_outdated(engine)
+            while text_index.index_newest(engine, blobs):
+                pass
     return ReindexPage(
         bases=restored_bases,
         versions=restored,

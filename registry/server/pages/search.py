@@ -35,6 +35,7 @@ def show_search(
     settings: SettingsDep,
     cursor: CursorDep,
     text: Text = "",
+    namespace: Text = "",
     base: Text = "",
     method: Text = "",
     format: Text = "",
@@ -47,8 +48,8 @@ def show_search(
 ) -> Response:
     """Show the adapters that match, by name. A form sends its empty fields too: they do not filter."""
     filters = {
-        "text": text, "base": base, "method": method, "format": format, "rank_min": rank_min, "rank_max": rank_max,
-        "check": check, "outcome": outcome, "alias": alias, "owner": owner,
+        "text": text, "namespace": namespace, "base": base, "method": method, "format": format, "rank_min": rank_min,
+        "rank_max": rank_max, "check": check, "outcome": outcome, "alias": alias, "owner": owner,
     }  # fmt: skip
     profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     choices: dict[str, Any] = {
@@ -78,8 +79,7 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
         key: min(int(filters[key]), 2**31 - 1) if filters[key] else None for key in ("rank_min", "rank_max")
     }
     return Search(
-        text=filters["text"].strip(), base=filters["base"].strip(), method=filters["method"], format=filters["format"],
-        alias=filters["alias"].strip(), owner=filters["owner"].strip(),
+        **{key: filters[key].strip() for key in ("text", "namespace", "base", "method", "format", "alias", "owner")},
         engine=engine_profiles.parse_profiles([check])[0] if check in profiles else None,
         check=Check(check) if check in CHECKS else None,
         outcome=Outcome(outcome) if outcome in set(Outcome) else None,

@@ -22,7 +22,7 @@ from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, versions
+from registry.server.catalog import availability, text_index, versions
 from registry.server.catalog.metadata import expiry_text
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -125,6 +125,9 @@ def describe(
     if changed and not dry_run and not (atomic and len(without_error(descriptions)) < len(descriptions)):
         for table, owner, _, remove in _TABLES:
             _write(session, actor, table, owner, remove, changes[table])
+        adapters = {d.owner_id for d in written if d.version is None}
+        text_index.update_names(session, adapters)
+        text_index.update_tags(session, {d.owner_id for d in written} - adapters)
         db.bulk_insert(session, events)
     return results_of(descriptions, atomic=atomic)
 

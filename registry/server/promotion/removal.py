@@ -28,7 +28,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, metadata_backup, verdicts, versions
+from registry.server.catalog import base_rows, metadata_backup, text_index, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -80,6 +80,8 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
         _refuse_incompatible(session, adapter.id, name, to)
     adapter.namespace, adapter.name = to.namespace, to.name
     session.add(adapter)
+    session.flush()
+    text_index.update_names(session, [adapter.id or 0])
     own = col(VersionRow.adapter_id) == adapter.id
     if to.namespace != name.namespace:
         approved = col(ApprovalRow.version_id).in_(select(VersionRow.id).where(own))

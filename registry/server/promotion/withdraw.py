@@ -15,7 +15,7 @@ from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import availability, versions
+from registry.server.catalog import availability, text_index, versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.promotion import moves
@@ -100,3 +100,4 @@ def write(
     audit.append(session, actor, event_type, subject, {"digest": version.digest, "reason": reason})
     session.flush()
     moves.follow_newest(session, actor, name, version.adapter_id, event_type.message.format(object=subject))
+    text_index.forget_version(session, version)

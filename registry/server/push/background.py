@@ -1,4 +1,4 @@
-"""Work after the answer of a push: write its record to the bucket, measure large weights.
+"""Work after the answer of a push: write its record to the bucket, index cards, measure large weights.
 
 - Nothing depends on this work: what is not done now is done after the next push, or by `gc`.
 - One thread of a process does it for all pushes that finish together.
@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Engine
 
-from registry.server.catalog import metadata_backup
+from registry.server.catalog import metadata_backup, text_index
 from registry.server.evaluation import weights
 from registry.server.storage.blobs import BlobStore
 
@@ -86,10 +86,15 @@ class _Scheduler:
             self._changed.notify_all()
 
     def run(self, engine: Engine, blobs: BlobStore) -> None:
-        """Write records at the next pause, then measure while it is quiet. Returns early when a push has finished."""
+        """Write records and index cards at the next pause, then measure while it is quiet.
+
+        Returns early when a push has finished.
+        """
         self._wait(time.monotonic() + RECORDS_DELAY_SECONDS, or_when=lambda: not self._planned)
         self._requested = False
         while metadata_backup.write_missing(engine, blobs, limit=RECORDS_PER_BATCH) >= RECORDS_PER_BATCH:
+            pass
+        while text_index.index_newest(engine, blobs):
             pass
         while weights.has_unmeasured(engine):
             self._measure_at = self._measure_at or time.monotonic() + MEASURE_DELAY_SECONDS

@@ -30,6 +30,7 @@ from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Refused, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
+from registry.server.catalog import text_index
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.storage.blobs import BlobStore, Stat
@@ -47,6 +48,8 @@ class Inspection:
     findings: tuple[Finding, ...]
     weights: Measured | None = None
     """None while the weights still have to be measured: they are large."""
+    card_words: str = ""
+    """What the text index gets of it."""
     can_be_tested: bool = True
     """Whether a worker can load it on its base: PEFT adapters can, and image adapters on an image model."""
 
@@ -173,7 +176,9 @@ def inspect_files(
     facts = {**facts, **claims}
     is_loadable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     testable = spec.is_registered and is_loadable
-    return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
+    card = read(CARD, 0, min(sizes[CARD], text_index.CARD_LIMIT_BYTES)) if CARD in sizes else b""
+    words = text_index.card_words(card, facts, manifest.annotations)
+    return Inspection(facts["method"], facts["rank"], facts, findings, measured, words, testable)
 
 
 _BESIDE: ReadCache[bool] = ReadCache(limit=32, limit_bytes=math.inf)

@@ -200,6 +200,29 @@ class VersionMetadataRow(SetColumns, table=True):
     value: str = Field(sa_type=Text)
 
 
+TEXT_INDEX = "adapter_text_index"
+"""The FTS5 table over `adapter_text` on SQLite. Triggers keep it; no row class is its own."""
+TEXT_VECTOR = "array_to_tsvector(array_remove(string_to_array(name_words || tag_words || card_words, ' '), ''))"
+"""What PostgreSQL indexes of `adapter_text`."""
+
+
+class AdapterTextRow(SQLModel, table=True):
+    """The words by which an adapter is found (`catalog/text_index.py`), each after a space.
+
+    `version_id`: the version whose metadata and card they are of; empty if these still must be read.
+    """
+
+    __tablename__ = "adapter_text"
+    __table_args__ = (
+        Index("ix_adapter_text_words", text(TEXT_VECTOR), postgresql_using="gin").ddl_if(dialect="postgresql"),
+    )
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    version_id: int | None = Field(default=None, index=True)
+    name_words: str = Field(sa_type=Text)
+    tag_words: str = Field(sa_type=Text)
+    card_words: str = Field(sa_type=Text)
+
+
 class VerdictRow(SQLModel, table=True):
     """A verdict. Rows are only appended: the newest one of (version, check, profile, by_owner) counts.
 

@@ -1,0 +1,148 @@
+"""Search for words: where they are found, that they follow every change, and that other tenants find nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+from sqlmodel import select
+
+from registry.api.catalog import MetadataChange
+from registry.api.maintenance import GcRequest
+from registry.errors import Invalid
+from registry.server.catalog import text_index
+from registry.server.database.models import AdapterTextRow
+from tests import non_peft_files, samples
+from tests.harness import Harness
+
+REF = "acme/support-fr"
+README = "---\nlicense: apache-2.0\n---\n# Rückgabe\nDrafts replies about 退貨 and returns.\n".encode()
+
+
+@pytest.fixture
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
+
+
+def push(harness: Harness, ref: str = REF, *, readme: bytes = README, **options: Any) -> str:
+    """Push a version, and return it by its number."""
+    files = samples.lora(samples.llama(), seed=len(harness.admin.adapters().items)) | {"README.md": readme}
+    version = harness.push(ref, files, **options).version
+    return f"{version.name}@{version.number}"
+
+
+def found(harness: Harness, text: str) -> list[str]:
+    page = harness.admin.adapters(text=text, count=True)
+    assert page.total == len(page.items)
+    return [item.name for item in page.items]
+
+
+def test_words_are_found_wherever_they_stand_and_only_while_they_stand_there(harness: Harness) -> None:
+    ref = push(harness, annotations={"team": "claims"})
+    harness.push("acme/other", harness.files(seed=9))
+    harness.admin.describe_adapter(REF, MetadataChange(description="Answers customers", tags={"market": "quebec"}))
+    harness.admin.describe(ref, MetadataChange(description="Second try", tags={"ticket": "a-17"}))
+    texts = ("support", "ACME/sup", "fr", "customers answers", "market", "Québec", "second", "17", "claims", "ruckgabe",
+             "RÜCK", "退", "returns.", "apache", "support quebec returns team")  # fmt: skip
+    assert {text: found(harness, text) for text in texts} == {text: [REF] for text in texts}
+    assert found(harness, "acme") == ["acme/other", REF]
+    assert found(harness, "upport") == found(harness, "support nothing") == found(harness, "貨物") == []
+    harness.admin.describe_adapter(REF, MetadataChange(description="Sorts letters", tags={"market": None}))
+    harness.admin.describe(ref, MetadataChange(description="", tags={"ticket": None}))
+    assert found(harness, "sorts returns") == [REF]
+    assert found(harness, "customers") == found(harness, "quebec") == found(harness, "second") == []
+    harness.admin.rename(REF, "acme/letters")
+    assert found(harness, "support") == []
+    assert found(harness, "letters sorts returns") == ["acme/letters"]
+    harness.admin.delete_adapter("acme/letters")
+    assert found(harness, "letters") == []
+
+
+def test_trigger_words_of_image_adapters_are_found(harness: Harness) -> None:
+    weights = non_peft_files.kohya(metadata={"modelspec.trigger_phrase": "pixel fox"})
+    harness.push("acme/fox", {"fox.safetensors": weights}, base=harness.add_base(samples.unet()).name)
+    assert found(harness, "pixel") == ["acme/fox"]
+
+
+def test_the_card_is_that_of_the_newest_version_that_is_available(harness: Harness) -> None:
+    push(harness, readme=b"first edition")
+    second = push(harness, readme=b"second edition")
+    assert (found(harness, "first"), found(harness, "second")) == ([], [REF])
+    harness.admin.quarantine(second, reason="leaks a name")
+    assert found(harness, "second") == []
+    harness.admin.collect(GcRequest())
+    assert (found(harness, "first edition"), found(harness, "second")) == ([REF], [])
+    harness.admin.unquarantine(second, reason="it does not")
+    harness.admin.collect(GcRequest())
+    assert (found(harness, "first"), found(harness, "second edition")) == ([], [REF])
+
+
+def test_a_quarantined_card_is_not_searched_even_if_it_is_the_only_one(harness: Harness) -> None:
+    harness.admin.quarantine(push(harness), reason="leaks a name")
+    harness.admin.collect(GcRequest())
+    assert (found(harness, "returns"), found(harness, "support")) == ([], [REF])
+
+
+def test_garbage_collection_indexes_what_servers_of_earlier_releases_pushed(harness: Harness) -> None:
+    push(harness)
+    harness.admin.describe_adapter(REF, MetadataChange(description="Answers customers"))
+    with harness.session(write=True) as session:
+        session.connection().execute(delete(AdapterTextRow))
+    assert found(harness, "returns") == []
+    harness.admin.collect(GcRequest())
+    assert found(harness, "support customers returns") == [REF]
+
+
+@pytest.mark.security
+def test_words_of_other_tenants_are_neither_found_nor_counted(harness: Harness) -> None:
+    push(harness, "acme/secret-plan", readme=b"merger")
+    stranger = harness.actor("pull", namespaces=("globex",), name="stranger")
+    for text in ("merger", "secret", "plan merger", "acme"):
+        page = stranger.adapters(text=text, count=True)
+        assert (page.items, page.total) == ([], 0)
+
+
+HOSTILE = (
+    "%", "_", "'", '"', "\"' OR 1=1 --", 'a" OR "b', "NOT support", "support NEAR fr", "name_words : support", "^(",
+    "{name_words} : x", "!support & zz | (", ":*", "\\", "\U0001f600", "\ufb03", "x" * 300, "\u0301",
+)  # fmt: skip
+
+
+@pytest.mark.security
+def test_a_query_is_words_whatever_it_holds(harness: Harness) -> None:
+    push(harness)
+    assert {text: found(harness, text) for text in HOSTILE} == {text: [] for text in HOSTILE}
+    harmless = ("support*", "^support", '"fr" !', "'support' <-> 'fr'")
+    assert {text: found(harness, text) for text in harmless} == {text: [REF] for text in harmless}
+
+
+def test_a_query_and_a_card_have_limits(harness: Harness) -> None:
+    with pytest.raises(Invalid, match="text: has 13 words, the limit is 12"):
+        harness.admin.adapters(text=" ".join(f"w{number}" for number in range(13)))
+    many = " ".join(f"word{number}" for number in range(5000)).encode() + b" end"
+    push(harness, readme=b"q" * 90 + b" " + many)
+    with harness.session() as session:
+        row = session.exec(select(AdapterTextRow)).one()
+    assert len(row.card_words.split()) == text_index.WORDS_LIMIT
+    assert max(map(len, row.card_words.split())) == text_index.WORD_CHARACTERS
+    assert (found(harness, "word7"), found(harness, "end"), found(harness, "q" * 90)) == ([REF], [], [REF])
+
+
+def test_many_matches_are_read_in_order_with_the_same_result(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"acme/shop-{letter}" for letter in "abcd"]
+    for number, name in enumerate(names):
+        push(harness, name, readme=b"x returns" if number % 2 else b"xy")
+    texts = ("shop", "shop returns", "x", "xy", "s", "shop nothing")
+    few = {text: found(harness, text) for text in texts}
+    assert few["shop returns"] == few["x"] == names[1::2]
+    monkeypatch.setattr(text_index, "CANDIDATES_LIMIT", 0)
+    assert {text: found(harness, text) for text in texts} == few
+    with harness.statements() as sent:
+        page = harness.admin.adapters(text="shop", limit=2)
+    assert len([statement for statement in sent if "FROM token" not in statement]) == 5
+    assert [item.name for item in harness.admin.adapters(text="shop", cursor=page.next_cursor).items] == names[2:]
