@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import delete
 from sqlmodel import select
 
+from registry.api.bases import BaseAdd
 from registry.api.catalog import MetadataChange
 from registry.api.maintenance import GcRequest
+from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.server.catalog import text_index
 from registry.server.database.models import AdapterTextRow
@@ -63,9 +65,12 @@ def test_words_are_found_wherever_they_stand_and_only_while_they_stand_there(har
     assert found(harness, "letters") == []
 
 
-def test_trigger_words_of_image_adapters_are_found(harness: Harness) -> None:
+def test_trigger_words_of_image_adapters_are_found(harness: Harness, tmp_path: Path) -> None:
+    spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
+    harness.bases["sd-tiny"] = spec
+    harness.admin.add_base(BaseAdd(spec=spec))
     weights = non_peft_files.kohya(metadata={"modelspec.trigger_phrase": "pixel fox"})
-    harness.push("acme/fox", {"fox.safetensors": weights}, base=harness.add_base(samples.unet()).name)
+    harness.push("acme/fox", {"fox.safetensors": weights}, base="sd-tiny")
     assert found(harness, "pixel") == ["acme/fox"]
 
 
