@@ -157,7 +157,7 @@ def match_text(session: Session, text: str, visible: ColumnElement[bool]) -> Tex
     )
 
 
-def _look_up(words: Sequence[str], *, is_sqlite: bool) -> tuple[ColumnElement[int], ColumnElement[bool]]:
+def _look_up(words: Sequence[str], *, is_sqlite: bool) -> tuple[Any, ColumnElement[bool]]:
     """The column of ids in the index, and the condition that a row has all words. No word holds a quotation mark."""
     if is_sqlite:
         query = " ".join(f'"{word}"{"*" if _is_prefix(word) else ""}' for word in words)

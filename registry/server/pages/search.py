@@ -79,7 +79,9 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
         key: min(int(filters[key]), 2**31 - 1) if filters[key] else None for key in ("rank_min", "rank_max")
     }
     return Search(
-        **{key: filters[key].strip() for key in ("text", "namespace", "base", "method", "format", "alias", "owner")},
+        text=filters["text"].strip(), namespace=filters["namespace"].strip(), base=filters["base"].strip(),
+        method=filters["method"], format=filters["format"], alias=filters["alias"].strip(),
+        owner=filters["owner"].strip(),
         engine=engine_profiles.parse_profiles([check])[0] if check in profiles else None,
         check=Check(check) if check in CHECKS else None,
         outcome=Outcome(outcome) if outcome in set(Outcome) else None,
