@@ -33,7 +33,7 @@ from sqlmodel import Session, col, select
 
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
-from registry.names import NEWEST
+from registry.names import NEWEST, AdapterName
 from registry.server.catalog import metadata
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -73,15 +73,6 @@ _NEWEST_VERSION = (
     .correlate(AdapterTextRow)
     .scalar_subquery()
 )
-
-
-class VersionWords(NamedTuple):
-    """The words of a version that was just pushed."""
-
-    adapter_id: int
-    adapter: str
-    version_id: int
-    card_words: str
 
 
 # ------------------------------------------------------------------ words
@@ -177,15 +168,16 @@ _NAMED: Any = (("name_words", literal_column("excluded.name_words")),)
 _KEY = (col(AdapterTextRow.adapter_id),)
 
 
-def add_versions(session: Session, pushed: Sequence[VersionWords]) -> None:
-    """Write the words of versions that were just pushed; of several of one adapter the last one counts."""
-    newest = {version.adapter_id: version for version in pushed}
-    rows = [
-        {"adapter_id": adapter_id, "name_words": join_words([version.adapter]), "tag_words": "",
-         "version_id": version.version_id, "card_words": version.card_words}
-        for adapter_id, version in sorted(newest.items())
-    ]  # fmt: skip
-    db.upsert(session, AdapterTextRow, rows, on_conflict=_PUSHED, returning=_KEY)
+def add_versions(session: Session, pushed: Sequence[tuple[VersionRow, AdapterName, str]]) -> None:
+    """Write the `card_words` of versions that were just pushed; of several of one adapter the last one counts."""
+    rows = {
+        version.adapter_id: {
+            "adapter_id": version.adapter_id, "name_words": join_words([str(name)]), "tag_words": "",
+            "version_id": version.id, "card_words": words,
+        }
+        for version, name, words in pushed
+    }  # fmt: skip
+    db.upsert(session, AdapterTextRow, [rows[key] for key in sorted(rows)], on_conflict=_PUSHED, returning=_KEY)
 
 
 def update_names(session: Session, adapter_ids: Collection[int]) -> None:

@@ -33,7 +33,6 @@ from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, base_rows, text_index, verdicts, versions
-from registry.server.catalog.text_index import VersionWords
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -309,7 +308,7 @@ def _create_versions(
     )  # fmt: skip
     db.bulk_insert_with_ids(session, [version.row for version in created], ("adapter_id", "number"))
     add_contents(session, [(version.row, version.commit.manifest) for version in created])
-    text_index.add_versions(session, [_words_of(version) for version in created])
+    text_index.add_versions(session, [(v.row, v.commit.name, v.inspection.card_words) for v in created])
     _add_verdicts(session, created, engines)
     move_events = moves.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
     pushed = [_push_event(session, actor, version) for version in created]
@@ -331,11 +330,6 @@ def _new_version(actor: Actor, adapter: AdapterRow, commit: Commit) -> _New:
         measured_at=now if inspection.weights is not None else None,
     )  # fmt: skip
     return _New(commit, inspection, row, [])
-
-
-def _words_of(version: _New) -> VersionWords:
-    row = version.row
-    return VersionWords(row.adapter_id, str(version.commit.name), row.id or 0, version.inspection.card_words)
 
 
 def _push_event(session: Session, actor: Actor, version: _New) -> EventRow:
