@@ -3,8 +3,8 @@
 Rule of this folder: see script.py.mako. New tables only: servers of the step before this one do not write them, and
 garbage collection adds what they leave out. Until it runs, adapters of before are found by their names.
 
-Revision: 0035
-Follows: 0034
+Revision: 0036
+Follows: 0035
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0035"
-down_revision = "0034"
+revision = "0036"
+down_revision = "0035"
 branch_labels = None
 depends_on = None
 
