@@ -38,7 +38,7 @@ def push(harness: Harness, ref: str = REF, *, readme: bytes = README, **options:
     return f"{version.name}@{version.number}"
 
 
-def found(harness: Harness, text: str) -> list[str]:
+def names_with(harness: Harness, text: str) -> list[str]:
     page = harness.admin.adapters(text=text, count=True)
     assert page.total == len(page.items)
     return [item.name for item in page.items]
@@ -51,18 +51,18 @@ def test_words_are_found_wherever_they_stand_and_only_while_they_stand_there(har
     harness.admin.describe(ref, MetadataChange(description="Second try", tags={"ticket": "a-17"}))
     texts = ("support", "ACME/sup", "fr", "customers answers", "market", "Québec", "second", "17", "claims", "ruckgabe",
              "RÜCK", "退", "returns.", "apache", "support quebec returns team")  # fmt: skip
-    assert {text: found(harness, text) for text in texts} == {text: [REF] for text in texts}
-    assert found(harness, "acme") == ["acme/other", REF]
-    assert found(harness, "upport") == found(harness, "support nothing") == found(harness, "貨物") == []
+    assert {text: names_with(harness, text) for text in texts} == {text: [REF] for text in texts}
+    assert names_with(harness, "acme") == ["acme/other", REF]
+    assert names_with(harness, "upport") == names_with(harness, "support nothing") == names_with(harness, "貨物") == []
     harness.admin.describe_adapter(REF, MetadataChange(description="Sorts letters", tags={"market": None}))
     harness.admin.describe(ref, MetadataChange(description="", tags={"ticket": None}))
-    assert found(harness, "sorts returns") == [REF]
-    assert found(harness, "customers") == found(harness, "quebec") == found(harness, "second") == []
+    assert names_with(harness, "sorts returns") == [REF]
+    assert names_with(harness, "customers") == names_with(harness, "quebec") == names_with(harness, "second") == []
     harness.admin.rename(REF, "acme/letters")
-    assert found(harness, "support") == []
-    assert found(harness, "letters sorts returns") == ["acme/letters"]
+    assert names_with(harness, "support") == []
+    assert names_with(harness, "letters sorts returns") == ["acme/letters"]
     harness.admin.delete_adapter("acme/letters")
-    assert found(harness, "letters") == []
+    assert names_with(harness, "letters") == []
 
 
 def test_trigger_words_of_image_adapters_are_found(harness: Harness, tmp_path: Path) -> None:
@@ -71,26 +71,26 @@ def test_trigger_words_of_image_adapters_are_found(harness: Harness, tmp_path: P
     harness.admin.add_base(BaseAdd(spec=spec))
     weights = non_peft_files.kohya(metadata={"modelspec.trigger_phrase": "pixel fox"})
     harness.push("acme/fox", {"fox.safetensors": weights}, base="sd-tiny")
-    assert found(harness, "pixel") == ["acme/fox"]
+    assert names_with(harness, "pixel") == ["acme/fox"]
 
 
 def test_the_card_is_that_of_the_newest_version_that_is_available(harness: Harness) -> None:
     push(harness, readme=b"first edition")
     second = push(harness, readme=b"second edition")
-    assert (found(harness, "first"), found(harness, "second")) == ([], [REF])
+    assert (names_with(harness, "first"), names_with(harness, "second")) == ([], [REF])
     harness.admin.quarantine(second, reason="leaks a name")
-    assert found(harness, "second") == []
+    assert names_with(harness, "second") == []
     harness.admin.collect(GcRequest())
-    assert (found(harness, "first edition"), found(harness, "second")) == ([REF], [])
+    assert (names_with(harness, "first edition"), names_with(harness, "second")) == ([REF], [])
     harness.admin.unquarantine(second, reason="it does not")
     harness.admin.collect(GcRequest())
-    assert (found(harness, "first"), found(harness, "second edition")) == ([], [REF])
+    assert (names_with(harness, "first"), names_with(harness, "second edition")) == ([], [REF])
 
 
 def test_a_quarantined_card_is_not_searched_even_if_it_is_the_only_one(harness: Harness) -> None:
     harness.admin.quarantine(push(harness), reason="leaks a name")
     harness.admin.collect(GcRequest())
-    assert (found(harness, "returns"), found(harness, "support")) == ([], [REF])
+    assert (names_with(harness, "returns"), names_with(harness, "support")) == ([], [REF])
 
 
 def test_garbage_collection_indexes_what_servers_of_earlier_releases_pushed(harness: Harness) -> None:
@@ -98,9 +98,9 @@ def test_garbage_collection_indexes_what_servers_of_earlier_releases_pushed(harn
     harness.admin.describe_adapter(REF, MetadataChange(description="Answers customers"))
     with harness.session(write=True) as session:
         session.connection().execute(delete(AdapterTextRow))
-    assert found(harness, "returns") == []
+    assert names_with(harness, "returns") == []
     harness.admin.collect(GcRequest())
-    assert found(harness, "support customers returns") == [REF]
+    assert names_with(harness, "support customers returns") == [REF]
 
 
 @pytest.mark.security
@@ -121,9 +121,9 @@ HOSTILE = (
 @pytest.mark.security
 def test_a_query_is_words_whatever_it_holds(harness: Harness) -> None:
     push(harness)
-    assert {text: found(harness, text) for text in HOSTILE} == {text: [] for text in HOSTILE}
+    assert {text: names_with(harness, text) for text in HOSTILE} == {text: [] for text in HOSTILE}
     harmless = ("support*", "^support", '"fr" !', "'support' <-> 'fr'")
-    assert {text: found(harness, text) for text in harmless} == {text: [REF] for text in harmless}
+    assert {text: names_with(harness, text) for text in harmless} == {text: [REF] for text in harmless}
 
 
 def test_a_query_and_a_card_have_limits(harness: Harness) -> None:
@@ -135,7 +135,11 @@ def test_a_query_and_a_card_have_limits(harness: Harness) -> None:
         row = session.exec(select(AdapterTextRow)).one()
     assert len(row.card_words.split()) == text_index.WORDS_LIMIT
     assert max(map(len, row.card_words.split())) == text_index.WORD_CHARACTERS
-    assert (found(harness, "word7"), found(harness, "end"), found(harness, "q" * 90)) == ([REF], [], [REF])
+    assert (names_with(harness, "word7"), names_with(harness, "end"), names_with(harness, "q" * 90)) == (
+        [REF],
+        [],
+        [REF],
+    )
 
 
 def test_many_matches_are_read_in_order_with_the_same_result(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +147,10 @@ def test_many_matches_are_read_in_order_with_the_same_result(harness: Harness, m
     for number, name in enumerate(names):
         push(harness, name, readme=b"x returns" if number % 2 else b"xy")
     texts = ("shop", "shop returns", "x", "xy", "s", "shop nothing")
-    few = {text: found(harness, text) for text in texts}
+    few = {text: names_with(harness, text) for text in texts}
     assert few["shop returns"] == few["x"] == names[1::2]
     monkeypatch.setattr(text_index, "CANDIDATES_LIMIT", 0)
-    assert {text: found(harness, text) for text in texts} == few
+    assert {text: names_with(harness, text) for text in texts} == few
     with harness.statements() as sent:
         page = harness.admin.adapters(text="shop", limit=2)
     assert len([statement for statement in sent if "FROM token" not in statement]) == 5

@@ -135,8 +135,8 @@ def match_text(session: Session, text: str, visible: ColumnElement[bool]) -> Tex
         nothing = literal(False)
         return TextMatch(nothing, nothing)
     adapter_id, matches = _look_up(words, is_sqlite=db.is_sqlite(session))
-    seen = select(col(AdapterRow.id)).where(adapter_id == col(AdapterRow.id), matches, visible)
-    candidates = session.exec(seen.limit(CANDIDATES_LIMIT + 1)).all()
+    permitted = select(col(AdapterRow.id)).where(adapter_id == col(AdapterRow.id), matches, visible)
+    candidates = session.exec(permitted.limit(CANDIDATES_LIMIT + 1)).all()
     if len(candidates) <= CANDIDATES_LIMIT:
         condition = any_of(col(AdapterRow.id), candidates)
         return TextMatch(condition, condition)

@@ -203,7 +203,7 @@ class VersionMetadataRow(SetColumns, table=True):
 TEXT_INDEX = "adapter_text_index"
 """The FTS5 table over `adapter_text` on SQLite. Triggers keep it; no row class is its own."""
 TEXT_VECTOR = "array_to_tsvector(array_remove(string_to_array(name_words || tag_words || card_words, ' '), ''))"
-"""What PostgreSQL indexes of `adapter_text`."""
+"""What PostgreSQL indexes of `adapter_text`; the migration has the index, as Alembic cannot compare expressions."""
 
 
 class AdapterTextRow(SQLModel, table=True):
@@ -213,9 +213,6 @@ class AdapterTextRow(SQLModel, table=True):
     """
 
     __tablename__ = "adapter_text"
-    __table_args__ = (
-        Index("ix_adapter_text_words", text(TEXT_VECTOR), postgresql_using="gin").ddl_if(dialect="postgresql"),
-    )
     adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
     version_id: int | None = Field(default=None, index=True)
     name_words: str = Field(sa_type=Text)
