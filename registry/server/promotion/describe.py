@@ -125,9 +125,9 @@ def describe(
     if changed and not dry_run and not (atomic and len(without_error(descriptions)) < len(descriptions)):
         for table, owner, _, remove in _TABLES:
             _write(session, actor, table, owner, remove, changes[table])
-        adapters = {d.owner_id for d in written if d.version is None}
+        adapters = {d.owner_id for d in changed if d.version is None}
         text_index.update_names(session, adapters)
-        text_index.update_tags(session, {d.owner_id for d in written} - adapters)
+        text_index.update_tags(session, {d.owner_id for d in changed} - adapters)
         db.bulk_insert(session, events)
     return results_of(descriptions, atomic=atomic)
 
