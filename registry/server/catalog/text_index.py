@@ -193,11 +193,11 @@ def update_names(session: Session, adapter_ids: Collection[int]) -> None:
 
 def _read_name_words(session: Session, adapter_ids: Collection[int]) -> dict[int, str]:
     ids = sorted(adapter_ids)
-    named = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(any_of(col(AdapterRow.id), ids))
+    adapters = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(any_of(col(AdapterRow.id), ids))
     described = metadata.read(session, AdapterMetadataRow, ids)
     return {
         adapter_id or 0: join_words([namespace, name, *_metadata_texts(described[adapter_id or 0])])
-        for adapter_id, namespace, name in session.exec(named)
+        for adapter_id, namespace, name in session.exec(adapters)
     }
 
 
