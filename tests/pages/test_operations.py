@@ -8,8 +8,9 @@ import re
 
 import pytest
 
-from registry.api.jobs import CampaignRequest
+from registry.api.jobs import CampaignRequest, ClaimRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
+from registry.errors import Unavailable
 from registry.server.pages.operations import audit
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
@@ -55,6 +56,7 @@ def test_a_job_and_a_campaign_show_their_progress_and_a_job_can_be_cancelled(
     assert "acme/fleet@1" in page
     shown = text_of(signed_in.get(f"/campaigns/{campaign.id}").text)
     assert f"0 of {campaign.total} jobs have ended" in shown
+    assert f'href="/campaigns/{campaign.id}"' in signed_in.get("/bases/tiny-llama").text
     job = re.findall(r"/jobs/(job_\w+)", signed_in.get("/jobs?ref=acme/fleet@1&state=queued").text)[0]
     assert signed_in.submit(f"/jobs/{job}", f"/jobs/{job}/cancel").status_code == 303
     page = signed_in.get(f"/jobs/{job}").text
@@ -105,6 +107,38 @@ def test_the_export_has_the_events_of_the_rest_api_and_none_of_others(
         assert answer.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
         assert [json.loads(line) for line in answer.text.splitlines()] == items
         assert bool(items) == ("acme/fleet" not in filters.values())
+
+
+def test_the_status_shows_workers_the_queue_and_whether_the_store_answers(
+    filled: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = filled.admin.claim(ClaimRequest(worker="gpu-<7>"))
+    assert claimed is not None
+    page = signed_in.get("/status").text
+    assert "gpu-&lt;7&gt;" in page
+    assert f'href="/jobs/{claimed.job.id}"' in page
+    assert re.search(r"[0-9]+ jobs wait, [1-9][0-9]* run", page)
+    assert "does not answer" not in page
+
+    def fail(_key: str) -> None:
+        raise Unavailable("STORE_UNAVAILABLE", "the bucket is away")
+
+    monkeypatch.setattr(filled.app.state.blobs, "stat", fail)
+    page = signed_in.get("/status")
+    assert (page.status_code, "the bucket is away" in page.text) == (200, True)
+    monkeypatch.undo()
+    filled.give_back([claimed.job.id])
+
+
+@pytest.mark.security
+def test_the_status_shows_no_work_of_others(filled: Harness, browser: Browser) -> None:
+    claimed = filled.admin.claim(ClaimRequest(worker="their-worker"))
+    assert claimed is not None
+    browser.sign_in(filled.issue("pull", namespaces=["nothing"])[1])
+    page = browser.get("/status").text
+    assert "their-worker" not in page
+    assert "0 jobs wait, 0 run" in page
+    filled.give_back([claimed.job.id])
 
 
 def test_the_proof_of_an_entry_verifies_and_names_the_command(filled: Harness, signed_in: Browser) -> None:

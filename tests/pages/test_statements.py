@@ -16,7 +16,7 @@ STATEMENTS = {
     "/compare?first=acme/counted@1&second=acme/counted@1": 30,
     "/namespaces/acme": 6,
     "/bases": 8,
-    "/bases/tiny-llama": 14,
+    "/bases/tiny-llama": 15,
     "/fleet": 9,
     "/jobs": 5,
     "/audit": 5,
@@ -26,7 +26,7 @@ STATEMENTS = {
     "/settings/adapters/acme/counted": 23,
     "/settings/tokens": 4,
     "/settings/webhooks": 4,
-    "/status": 6,
+    "/status": 9,
 }
 """Path → how many statements it sends at most, two of them for the session."""
 

@@ -125,7 +125,7 @@ def fill(harness: Harness) -> None:
 def _finish_smoke_test(harness: Harness, ref: str) -> None:
     """A report by a worker whose child process was taken over: it writes what it likes into every text."""
     version = harness.admin.version(ref)
-    claimed = harness.admin.claim(ClaimRequest(worker="test"))
+    claimed = harness.admin.claim(ClaimRequest(worker=MARKUP[:200]))
     assert claimed is not None
     findings = (Finding.of("warning", "smoke.drift", MARKUP, MARKUP), Finding.of("warning", "smoke.drift", LONG, LONG))
     image = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()

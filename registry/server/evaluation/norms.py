@@ -177,15 +177,20 @@ class _Layout:
     a: _Rows
     b: _Rows
 
-    def compute_norms(self, read: Read) -> dict[str, FactorNorms]:
-        """Module → its norms, of A [pairs, experts, rank, in] and B [pairs, experts, out, rank]."""
+    def read_factors(self, read: Read) -> tuple[Any, Any]:
+        """A [pairs, experts, rank, in] and B [pairs, experts, out, rank]."""
         count, pair = len(self.pairs), self.pairs[0]
         a, b = self.a.read(read), self.b.read(read)
         if pair.is_turned:
             a = a.reshape(count, -1, pair.rank).transpose(0, 2, 1)
             b = b.reshape(count, pair.rank, -1).transpose(0, 2, 1)
         a = a.reshape(count, pair.experts, pair.rank, -1)
-        b = b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
+        return a, b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
+
+    def compute_norms(self, read: Read) -> dict[str, FactorNorms]:
+        """Module → its norms."""
+        pair = self.pairs[0]
+        a, b = self.read_factors(read)
         with np.errstate(over="ignore", invalid="ignore"):
             aa, bb = a @ a.swapaxes(2, 3), b.swapaxes(2, 3) @ b
             a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
@@ -221,6 +226,43 @@ class MeasuringPlan:
             for layout in layouts:
                 norms |= layout.compute_norms(read)
         return norms
+
+
+# ------------------------------------------------------------------ two versions
+Factors = dict[str, tuple[Any, Any, float]]
+
+
+def read_updates(fetch: Read, size_bytes: int, plan: MeasuringPlan) -> Factors:
+    """Module → A [experts, rank, in], B [experts, out, rank] and the scale, of a file that fits into memory."""
+    read = Window(fetch, size_bytes).read
+    factors: Factors = {}
+    for _, _, layouts in plan.windows:
+        for layout in layouts:
+            a, b = layout.read_factors(read)
+            factors |= {pair.path: (a[at], b[at], pair.scale) for at, pair in enumerate(layout.pairs)}
+    return factors
+
+
+def compute_cosines(first: Factors, second: Factors) -> dict[str, float]:
+    """Module → the cosine of its two updates, in four digits, of modules of equal shape with an update on both sides.
+
+    <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
+    """
+    cosines: dict[str, float] = {}
+    for path in (path for path in first if path in second):
+        (a, b, scale), (other_a, other_b, other_scale) = first[path], second[path]
+        if (a.shape[0], a.shape[2], b.shape[1]) != (other_a.shape[0], other_a.shape[2], other_b.shape[1]):
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            inner = _inner(a, b, other_a, other_b) * math.copysign(1, scale) * math.copysign(1, other_scale)
+            size = math.sqrt(max(_inner(a, b, a, b) * _inner(other_a, other_b, other_a, other_b), 0.0))
+        if size > 0 and math.isfinite(size) and math.isfinite(inner):
+            cosines[path] = float(f"{max(-1.0, min(1.0, inner / size)):.4g}")
+    return cosines
+
+
+def _inner(a: Any, b: Any, other_a: Any, other_b: Any) -> float:
+    return float(((b.swapaxes(1, 2) @ other_b) * (a @ other_a.swapaxes(1, 2))).sum(dtype="f8"))
 
 
 def _plan_windows(header: Header, pairs: Iterable[Pair]) -> Iterator[tuple[int, int, tuple[_Layout, ...]]]:

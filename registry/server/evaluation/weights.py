@@ -8,6 +8,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, verdicts, versions
+from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     BaseIdentityRow,
@@ -39,7 +40,16 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.evaluation import engine_compat
-from registry.server.evaluation.norms import FactorNorms, Measured, MeasuringPlan, measure
+from registry.server.evaluation.norms import (
+    INLINE_BYTES,
+    FactorNorms,
+    Factors,
+    Measured,
+    MeasuringPlan,
+    compute_cosines,
+    measure,
+    read_updates,
+)
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.manifest import Manifest
 
@@ -228,6 +238,44 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
             for path, norms in modules.items()
         },
     )  # fmt: skip
+
+
+COMPARED_PAIRS = 256
+_COSINES: dict[tuple[str, str], dict[str, float]] = {}
+_COMPARING = threading.Lock()
+"""One comparison at a time: each holds the numbers of two versions, as 32-bit floats."""
+
+
+def compare_updates(
+    session: Session, actor: Actor, blobs: BlobStore, first: tuple[AdapterName, int], second: tuple[AdapterName, int]
+) -> dict[str, float]:
+    """Module → the cosine of the updates of two versions, of modules that both change. Results are remembered.
+
+    `TooLarge` (SIZE_INVALID) for weights over `INLINE_BYTES`, `Invalid` for those that cannot be read, `NotFound`,
+    `Refused` (QUARANTINED).
+    """
+    rows = [versions.find(session, actor, *side) for side in (first, second)]
+    for (name, number), row in zip((first, second), rows, strict=True):
+        availability.require_readable(actor, name, row, number)
+    key = (rows[0].digest, rows[1].digest)
+    with _COMPARING:
+        if key not in _COSINES:
+            sides = [_read_updates(blobs, Manifest.model_validate_json(row.manifest)) for row in rows]
+            if len(_COSINES) >= COMPARED_PAIRS:
+                _COSINES.clear()
+            _COSINES[key] = compute_cosines(*sides)
+        return _COSINES[key]
+
+
+def _read_updates(blobs: BlobStore, manifest: Manifest) -> Factors:
+    keys = {file.path: key_of(file.digest) for file in manifest.files}
+    weights = read.weights_of(manifest.files)
+    if weights.size_bytes > INLINE_BYTES:
+        detail = f"{weights.path} has {weights.size_bytes} bytes, the limit of a comparison is {INLINE_BYTES}"
+        raise TooLarge("SIZE_INVALID", detail)
+    contents = read.read_any(manifest.files, lambda path, start, n: blobs.read(keys[path], start, n))
+    plan = MeasuringPlan.of(contents.header, contents.pairs)
+    return read_updates(lambda start, n: blobs.read(keys[weights.path], start, n), weights.size_bytes, plan)
 
 
 def format_of(version: VersionRow) -> str:

@@ -136,9 +136,9 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
     )
 
 
-def list_newest(session: Session, actor: Actor) -> Sequence[CampaignRow]:
-    """The newest campaigns that the actor started, or of all for those who may see all."""
-    statement = select(CampaignRow)
+def list_newest(session: Session, actor: Actor, base: str = "") -> Sequence[CampaignRow]:
+    """The newest campaigns, of one base or of all, that the actor started; of all for those who may see all."""
+    statement = select(CampaignRow).where(*([col(CampaignRow.base) == base] if base else []))
     if not actor.may_everywhere(Scope.PULL):
         statement = statement.where(col(CampaignRow.created_by) == actor.identity)
     return session.exec(statement.order_by(col(CampaignRow.created_at).desc()).limit(NEWEST_LIMIT)).all()

@@ -7,6 +7,8 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_
@@ -35,6 +37,8 @@ SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 
 
 WAITING_LIMIT = 100
+WORKER_JOBS = 200
+OPEN_LIMIT = 1000
 """Merges, fuses and conversions that wait or run, for one namespace that their results go to."""
 
 
@@ -188,6 +192,38 @@ def list_jobs(
     rows = session.exec(ordered.limit(limit + 1)).all()
     items = [_redact(actor, row) for row in rows[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "", total=total)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerActivity:
+    """What a worker did last: `seen_at` is when it began or ended a job, `job` what it runs now."""
+
+    name: str
+    seen_at: datetime
+    job: Job | None
+
+
+def list_workers(session: Session, actor: Actor) -> list[WorkerActivity]:
+    """The workers of the newest `WORKER_JOBS` jobs that the actor may see, the one that was active last first."""
+    began = select(JobRow).where(queue.visible(actor), col(JobRow.worker) != "")
+    workers: dict[str, WorkerActivity] = {}
+    for row in session.exec(began.order_by(col(JobRow.created_at).desc()).limit(WORKER_JOBS)):
+        before = workers.get(row.worker)
+        running = before.job if before else None
+        if row.state == State.RUNNING:
+            running = _redact(actor, row)
+        seen_at = max(row.finished_at or row.started_at or row.created_at, before.seen_at if before else row.created_at)
+        workers[row.worker] = WorkerActivity(row.worker, seen_at, running)
+    return sorted(workers.values(), key=lambda worker: worker.seen_at, reverse=True)
+
+
+def count_open(session: Session, actor: Actor) -> dict[State, int]:
+    """How many of the actor's jobs wait and run: `OPEN_LIMIT` of each at most."""
+    counts = {}
+    for state in (State.QUEUED, State.RUNNING):
+        open_jobs = select(JobRow.id).where(queue.visible(actor), col(JobRow.state) == state).limit(OPEN_LIMIT)
+        counts[state] = db.count_rows(session, open_jobs)
+    return counts
 
 
 def show_job(session: Session, actor: Actor, job_id: str) -> Job:

@@ -7,6 +7,7 @@ from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep
+from registry.server.jobs import campaigns
 from registry.server.pages.rendering import create_router, render
 from registry.server.sessions.visitors import SignedInDep
 
@@ -14,6 +15,7 @@ router = create_router()
 PAGE_BASES = 50
 ADAPTERS_SHOWN = 20
 MODULES_SHOWN = 200
+SETTINGS_LIMIT = 2000
 
 
 @router.get("/bases")
@@ -31,8 +33,12 @@ def show_base(
     view = bases.show(session, visitor.actor, base)
     page = adapters.search_adapters(session, visitor.actor, Search(base=view.name), limit=ADAPTERS_SHOWN)
     profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
-    engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, None) if profiles else None
+    is_small = view.adapters <= SETTINGS_LIMIT  # settings read the facts of every adapter
+    engines = None
+    if profiles and is_small:
+        engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, None)
     return render(
-        request, "base.html", title=view.name, base=view, adapters=page, engines=engines,
+        request, "base.html", title=view.name, base=view, adapters=page, engines=engines, is_small=is_small,
+        campaigns=campaigns.list_newest(session, visitor.actor, view.name),
         modules=list(view.spec.modules.items())[:MODULES_SHOWN],
     )  # fmt: skip

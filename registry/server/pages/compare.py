@@ -9,15 +9,15 @@ from sqlmodel import Session
 
 from registry.adapters import module_grid
 from registry.api.catalog import VersionView
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid, NotFound, RegistryError
 from registry.evaluation.verdicts import Check
-from registry.names import NAME_LIMIT, Ref
+from registry.names import NAME_LIMIT, AdapterName, Ref
 from registry.server.catalog import versions
 from registry.server.catalog.verdicts import label
 from registry.server.evaluation import weights
 from registry.server.http.dependencies import BlobsDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
-from registry.server.pages.versions import judge_engines, read_smoke_test
+from registry.server.pages.versions import HeatTable, heat_table, judge_engines, read_smoke_test
 from registry.server.sessions.visitors import Visitor, VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -55,6 +55,8 @@ class VersionComparison:
     verdicts: list[Difference]
     engines: list[Difference]
     norms: list[Difference]
+    cosines: HeatTable | None
+    no_cosines: str
     answers: list[Difference]
 
 
@@ -97,6 +99,7 @@ def _compare(
         answers.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
         sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
     (first_view, first_engines, first_norms), (second_view, second_engines, second_norms) = sides
+    cosines, no_cosines = _compare_updates(session, visitor, blobs, first_view, second_view)
     targets = [set(view.facts.get("targets") or ()) for view in (first_view, second_view)]
     return VersionComparison(
         first=first_view, second=second_view,
@@ -113,9 +116,22 @@ def _compare(
             for view in (first_view, second_view)
         )),
         engines=_differences(*({v.profile: v.outcome for v in engines} for engines in (first_engines, second_engines))),
-        norms=_differences(first_norms, second_norms),
+        norms=_differences(first_norms, second_norms), cosines=cosines, no_cosines=no_cosines,
         answers=_differences(*answers),
     )  # fmt: skip
+
+
+def _compare_updates(
+    session: Session, visitor: Visitor, blobs: BlobStore, first: VersionView, second: VersionView
+) -> tuple[HeatTable | None, str]:
+    """The cosines of the updates by layer and module, or why there are none."""
+    sides = [(AdapterName.parse(view.name), view.number) for view in (first, second)]
+    try:
+        cosines = weights.compare_updates(session, visitor.actor, blobs, *sides)
+    except RegistryError as e:
+        return None, e.detail
+    table = heat_table(cosines, module_grid.mean, high=1.0)
+    return table, "" if table else "no module has an update of equal shape in both"
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:

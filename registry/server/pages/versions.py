@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from registry.adapters import module_grid
 from registry.adapters.formats import IMAGE_FORMATS
-from registry.adapters.module_grid import Grid
+from registry.adapters.module_grid import Grid, Join
 from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import VersionView
 from registry.api.evaluation import NormsView
@@ -153,23 +153,29 @@ def heat_map(norms: NormsView) -> HeatTable | None:
     """The norms of a version as a table; shares of the base's weights where those are known. None without norms."""
     shares = {path: module.share for path, module in norms.modules.items() if module.share is not None}
     if shares:
-        grid = module_grid.grid(shares, module_grid.mean)
-    else:
-        grid = module_grid.grid({path: module.update for path, module in norms.modules.items()})
+        return heat_table(shares, module_grid.mean, is_share=True)
+    return heat_table({path: module.update for path, module in norms.modules.items()}, module_grid.joint_norm)
+
+
+def heat_table(
+    values: Mapping[str, float | None], join: Join, *, high: float | None = None, is_share: bool = False
+) -> HeatTable | None:
+    """Numbers by module as a table; the darkest cell is `high`, or the highest one. None without numbers."""
+    grid = module_grid.grid(values, join)
     if not grid.cells:
         return None
     if len(grid.rows) * len(grid.columns) > CELLS_LIMIT:
-        join = module_grid.mean if shares else module_grid.joint_norm
         totals = module_grid.totals(grid, by="row", join=join)[:CELLS_LIMIT]
         grid = Grid(tuple(row for row, _ in totals), ("all modules",), {(row, "all modules"): v for row, v in totals})
-    high = max(grid.cells.values())
+    high = max(grid.cells.values()) if high is None else high
     rows = tuple((row, tuple(_cell(grid, row, column, high) for column in grid.columns)) for row in grid.rows)
-    return HeatTable(grid.columns, rows, bool(shares), high)
+    return HeatTable(grid.columns, rows, is_share, high)
 
 
 def _cell(grid: Grid, row: str, column: str, high: float) -> HeatCell:
     value = grid.cells.get((row, column))
-    return HeatCell(value, min(HEAT_LEVELS - 1, int(HEAT_LEVELS * value / high)) if value and high else 0)
+    level = int(HEAT_LEVELS * value / high) if value and high else 0
+    return HeatCell(value, max(0, min(HEAT_LEVELS - 1, level)))
 
 
 # ------------------------------------------------------------------ smoke test

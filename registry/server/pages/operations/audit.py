@@ -1,5 +1,6 @@
 """The pages for operators: the events of the audit log with filters and as a file, and the state of the server."""
 
+import time
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -9,16 +10,20 @@ from fastapi.responses import StreamingResponse
 from registry import __version__
 from registry.api.audit import EventView
 from registry.api.maintenance import Health
+from registry.digest import Digest
+from registry.errors import RegistryError
 from registry.events import EventText, EventType, describe
 from registry.server import audit
 from registry.server.catalog import versions
 from registry.server.database import db, schema
-from registry.server.http.dependencies import AuditLogDep, BlobsHandleDep, CursorDep, EngineDep, SessionDep, Text
+from registry.server.http.dependencies import AuditLogDep, BlobsDep, CursorDep, EngineDep, SessionDep, Text
+from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
 from registry.server.promotion import attestations
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SignedInDep
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.structs import pattern
 
 router = create_router()
@@ -100,13 +105,25 @@ def show_proof(request: Request, session: SessionDep, visitor: SignedInDep, log:
 # ------------------------------------------------------------------ status
 @router.get("/status")
 def show_status(
-    request: Request, _visitor: SignedInDep, engine: EngineDep, blobs: BlobsHandleDep, log: AuditLogDep
+    request: Request, session: SessionDep, visitor: SignedInDep, engine: EngineDep, blobs: BlobsDep, log: AuditLogDep
 ) -> Response:
-    """Show what `/api/v1/health` describes, and how far the audit log is signed."""
+    """Show what `/api/v1/health` describes, the workers, and how far the audit log is signed."""
     health = Health(
         status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
         schema_revision=schema.revision_of(engine), capabilities=blobs.describe(),
     )  # fmt: skip
     return render(
-        request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys()
-    )
+        request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
+        probe=_probe(blobs), workers=requests.list_workers(session, visitor.actor),
+        jobs=requests.count_open(session, visitor.actor),
+    )  # fmt: skip
+
+
+def _probe(blobs: BlobStore) -> tuple[str, float]:
+    """Ask the store for one blob: why it does not answer, or nothing, and how many milliseconds it took."""
+    started, problem = time.perf_counter(), ""
+    try:
+        blobs.stat(key_of(Digest.of(b"")))
+    except RegistryError as e:
+        problem = e.detail
+    return problem, 1000 * (time.perf_counter() - started)
