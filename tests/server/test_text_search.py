@@ -106,7 +106,7 @@ def test_garbage_collection_indexes_what_servers_of_earlier_releases_pushed(harn
 @pytest.mark.security
 def test_words_of_other_tenants_are_neither_found_nor_counted(harness: Harness) -> None:
     push(harness, "acme/secret-plan", readme=b"merger")
-    other_tenant = harness.actor("pull", namespaces=("globex",), name="stranger")
+    other_tenant = harness.actor("pull", namespaces=("globex",), name="outsider_token")
     for text in ("merger", "secret", "plan merger", "acme"):
         page = other_tenant.adapters(text=text, count=True)
         assert (page.items, page.total) == ([], 0)
