@@ -124,8 +124,8 @@ def test_the_status_shows_workers_the_queue_and_whether_the_store_answers(
         raise Unavailable("STORE_UNAVAILABLE", "the bucket is away")
 
     monkeypatch.setattr(filled.app.state.blobs, "stat", fail)
-    page = signed_in.get("/status")
-    assert (page.status_code, "the bucket is away" in page.text) == (200, True)
+    answer = signed_in.get("/status")
+    assert (answer.status_code, "the bucket is away" in answer.text) == (200, True)
     monkeypatch.undo()
     filled.give_back([claimed.job.id])
 
