@@ -440,7 +440,6 @@ def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow
     return [db.new_row(VersionAttributeRow, version_id=row.id or 0, key=k, value=value) for k, value in values.items()]
 
 
-# ------------------------------------------------------------------ verdicts and alias
 def build_compat_verdict(row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
     """The row of the verdict `compat` that follows from the inspection."""
     tools = {"registry": __version__}
