@@ -15,7 +15,7 @@ from registry.api.catalog import MetadataChange
 from registry.api.maintenance import GcRequest
 from registry.client.local import base_folder
 from registry.errors import Invalid
-from registry.server.catalog import text_index
+from registry.server import text_index
 from registry.server.database.models import AdapterTextRow
 from tests import non_peft_files, samples
 from tests.harness import Harness

@@ -18,8 +18,9 @@ from registry.bases import BaseMatch
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
+from registry.server import text_index
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import base_rows, base_weights, metadata, text_index, verdicts, versions
+from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     FACT,

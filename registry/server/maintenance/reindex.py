@@ -26,11 +26,11 @@ from registry.errors import Conflict, RegistryError
 from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName
-from registry.server import audit
+from registry.server import audit, text_index
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import tree
-from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, text_index, versions
+from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenNameRow, VersionRow

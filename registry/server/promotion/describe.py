@@ -20,9 +20,9 @@ from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
-from registry.server import audit
+from registry.server import audit, text_index
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, text_index, versions
+from registry.server.catalog import availability, versions
 from registry.server.catalog.metadata import expiry_text
 from registry.server.database import db
 from registry.server.database.expressions import any_of

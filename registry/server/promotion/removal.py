@@ -25,10 +25,10 @@ from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
-from registry.server import audit
+from registry.server import audit, text_index
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, metadata_backup, text_index, verdicts, versions
+from registry.server.catalog import base_rows, metadata_backup, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,

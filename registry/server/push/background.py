@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Engine
 
-from registry.server.catalog import metadata_backup, text_index
+from registry.server import text_index
+from registry.server.catalog import metadata_backup
 from registry.server.evaluation import weights
 from registry.server.storage.blobs import BlobStore
 

@@ -29,10 +29,10 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
 from registry.names import AdapterName
-from registry.server import audit, failpoints
+from registry.server import audit, failpoints, text_index
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, base_rows, text_index, verdicts, versions
+from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (

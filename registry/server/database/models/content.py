@@ -207,7 +207,7 @@ TEXT_VECTOR = "array_to_tsvector(array_remove(string_to_array(name_words || tag_
 
 
 class AdapterTextRow(SQLModel, table=True):
-    """The words by which an adapter is found (`catalog/text_index.py`), each after a space.
+    """The words by which an adapter is found (`text_index.py`), each after a space.
 
     `version_id`: the version whose metadata and card they are of; empty if these still must be read.
     """
