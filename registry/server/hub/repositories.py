@@ -24,10 +24,10 @@ from registry.roles import Scope
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
-from registry.server.catalog import search as catalog_search
-from registry.server.catalog.search import Search
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VersionFileRow, VersionRow
+from registry.server.search import adapters as catalog_search
+from registry.server.search.adapters import Search
 from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import Descriptor, Manifest
 

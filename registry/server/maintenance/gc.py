@@ -35,7 +35,7 @@ from registry.api.maintenance import GcReport, GcRequest
 from registry.digest import Digest
 from registry.errors import Unavailable, invalid_cursor
 from registry.events import DeliveryState, EventType
-from registry.server import audit, failpoints, text_index
+from registry.server import audit, failpoints
 from registry.server.access.token_exchange import EXCHANGE
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import base_rows, metadata_backup
@@ -56,6 +56,7 @@ from registry.server.evaluation import weights
 from registry.server.maintenance import reindex
 from registry.server.promotion import deletion
 from registry.server.retention import plan as retention
+from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.settings import Settings
 from registry.server.storage import references

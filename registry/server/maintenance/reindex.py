@@ -26,7 +26,7 @@ from registry.errors import Conflict, RegistryError
 from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName
-from registry.server import audit, text_index
+from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import tree
@@ -39,6 +39,7 @@ from registry.server.maintenance import record_check
 from registry.server.promotion import deletion, moves
 from registry.server.push import inspect, plan, rows
 from registry.server.push.inspect import Inspection
+from registry.server.search import text_index
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of
 from registry.server.storage.references import BlobState

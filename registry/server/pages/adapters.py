@@ -16,13 +16,13 @@ from registry.evaluation.gates import Gate
 from registry.names import NEWEST, AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
-from registry.server.catalog import search as adapters
 from registry.server.catalog.verdicts import label
 from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, BlobsDep, CursorDep, NameDep, SessionDep
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render
 from registry.server.promotion import aliases, gates
+from registry.server.search import adapters
 from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD

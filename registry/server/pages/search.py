@@ -11,11 +11,11 @@ from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS
 from registry.adapters.methods import METHODS
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
-from registry.server.catalog import search as adapters
-from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
 from registry.server.pages.rendering import create_router, render
+from registry.server.search import adapters
+from registry.server.search.adapters import Search
 from registry.server.sessions.visitors import VisitorDep
 from registry.structs import pattern
 

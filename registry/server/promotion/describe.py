@@ -20,7 +20,7 @@ from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
-from registry.server import audit, text_index
+from registry.server import audit
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
 from registry.server.catalog.metadata import expiry_text
@@ -38,6 +38,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.group import Member, only, results_of, without_error
+from registry.server.search import text_index
 
 _Key = tuple[str, str]
 _Values = dict[_Key, str]

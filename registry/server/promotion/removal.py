@@ -25,7 +25,7 @@ from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
-from registry.server import audit, text_index
+from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, metadata_backup, verdicts, versions
@@ -41,6 +41,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.promotion import gates
+from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 

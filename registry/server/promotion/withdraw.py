@@ -13,12 +13,13 @@ from registry.api.catalog import VersionView
 from registry.events import EventType
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
-from registry.server import audit, text_index
+from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.promotion import moves
+from registry.server.search import text_index
 from registry.server.serving import reports
 
 

@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Engine
 
-from registry.server import text_index
 from registry.server.catalog import metadata_backup
 from registry.server.evaluation import weights
+from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore
 
 QUIET_SECONDS = 0.3

@@ -30,9 +30,9 @@ from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Refused, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
-from registry.server import text_index
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
+from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore, Stat
 from registry.versions.files import CARD, CONFIG, GOLDEN, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft

@@ -29,7 +29,7 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
 from registry.names import AdapterName
-from registry.server import audit, failpoints, text_index
+from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, base_rows, verdicts, versions
@@ -58,6 +58,7 @@ from registry.server.promotion import moves
 from registry.server.promotion.moves import Move
 from registry.server.push import inspect
 from registry.server.push.inspect import Inspection
+from registry.server.search import text_index
 from registry.server.storage import references
 from registry.versions.manifest import TAG_VALUE_LIMIT, Manifest, Relation
 
@@ -289,7 +290,6 @@ def _mark_live(session: Session, new: Iterable[Commit], repeated: Iterable[Commi
     _raise_if_failed(commits.values())
 
 
-# ------------------------------------------------------------------ new versions
 def _create_versions(
     session: Session, actor: Actor, adapters: Mapping[str, AdapterRow], commits: Sequence[Commit],
     engines: Sequence[EngineProfile],

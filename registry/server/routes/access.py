@@ -11,12 +11,12 @@ from registry.api.catalog import AdapterView, DeleteResult
 from registry.errors import Unauthenticated
 from registry.names import AdapterName
 from registry.server.access import namespaces, token_exchange, tokens
-from registry.server.catalog import search
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
+from registry.server.search import adapters
 from registry.server.sessions.issuers import IssuersDep
 
 router = routing.create_router("access")
@@ -171,7 +171,7 @@ def rename_adapter(
     to = AdapterName.parse(request.to)
     removal.rename(*target, to)
     after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
-    return search.show_adapter(target.session, target.actor, to)
+    return adapters.show_adapter(target.session, target.actor, to)
 
 
 # ------------------------------------------------------------------ trusted publishers

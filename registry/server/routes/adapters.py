@@ -17,8 +17,6 @@ from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage, versions
-from registry.server.catalog import search as adapters
-from registry.server.catalog.search import Search
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.group import run_readable
@@ -30,6 +28,8 @@ from registry.server.http.request_body import limit_body
 from registry.server.promotion import describe
 from registry.server.promotion.describe import Description
 from registry.server.routes.openapi import declarations
+from registry.server.search import adapters
+from registry.server.search.adapters import Search
 from registry.versions.provenance import URI_LIMIT
 
 router = routing.create_router("adapters")

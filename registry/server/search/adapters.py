@@ -18,7 +18,6 @@ from registry.bases import BaseMatch
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
-from registry.server import text_index
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
 from registry.server.database import db
@@ -31,6 +30,7 @@ from registry.server.database.models import (
     VersionAttributeRow,
     VersionRow,
 )
+from registry.server.search import text_index
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 

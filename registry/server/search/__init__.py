@@ -1,0 +1,1 @@
+"""Searching: filters of adapters, and the index of their words."""
