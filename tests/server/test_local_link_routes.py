@@ -74,10 +74,10 @@ def test_our_client_uses_the_links_of_the_plan(harness: Harness) -> None:
     assert commit_push(harness.admin, plan.push_id).created
 
 
-def planned_link(harness: Harness, data: bytes) -> str:
+def planned_link(harness: Harness, data: bytes, name: str = "acme/support") -> str:
     """The link of a plan for a file with these bytes."""
     manifest = harness.manifest({**harness.files(), "README.md": data})
-    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
+    plan = plan_push(harness.admin, name, PushRequest(manifest=manifest))
     return next(item.url for item in plan.uploads if item.digest == Digest.of(data))
 
 
@@ -132,6 +132,25 @@ def test_a_link_of_an_expired_push_writes_nothing(harness: Harness, monkeypatch:
     with db.session(harness.app.state.engine) as session:
         session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
     assert ask(harness, "PUT", link, b"data").json()["code"] == "PUSH_UNKNOWN"
+    assert list(harness.blobs.list("staging/")) == []
+
+
+@pytest.mark.security
+def test_a_link_for_an_adapter_that_was_just_deleted_or_renamed_writes_nothing(harness: Harness) -> None:
+    signed_in = {"Authorization": f"Bearer {harness.secret}"}
+    endings = {
+        "acme/one": ("DELETE", "/api/v1/adapters/acme/one", None),
+        "acme/two": ("POST", "/api/v1/adapters/acme/two/rename", {"to": "acme/second"}),
+        "acme/three": ("DELETE", "/api/repos/delete", {"name": "acme/three"}),
+        "acme/four": ("POST", "/api/repos/move", {"fromRepo": "acme/four", "toRepo": "acme/fourth"}),
+    }
+    with httpx.Client(transport=harness.transport, base_url=URL, headers=signed_in) as client:
+        for name, (method, path, body) in endings.items():
+            harness.push(name)
+            link = planned_link(harness, b"data", name)
+            assert client.request(method, path, json=body).status_code == 200, name
+            assert ask(harness, "PUT", link, b"data").json()["code"] == "PUSH_UNKNOWN", name
+    harness.transport.settle()
     assert list(harness.blobs.list("staging/")) == []
 
 

@@ -57,6 +57,11 @@ class _Scheduler:
             for push_id in push_ids:
                 self._planned.pop(push_id, None)
 
+    def forget_plans(self) -> None:
+        with self._changed:
+            self._planned = {}
+            self._changed.notify_all()
+
     def commit_lock(self, request_digest: str) -> threading.Lock:
         with self._changed:
             return self._commit_locks.setdefault(request_digest, threading.Lock())
@@ -142,10 +147,16 @@ def expect_commits(engine: Engine, push_ids: Iterable[str]) -> None:
     _scheduler(engine).expect_commits(push_ids)
 
 
+def forget_plans(engine: Engine) -> None:
+    """Note that pushes have ended before their time, with the name of their adapter: from now on each is looked up."""
+    _scheduler(engine).forget_plans()
+
+
 def was_planned(engine: Engine, push_id: str, *, hold_seconds: float) -> bool:
     """Whether this process planned the push a moment ago, and has not committed it: then it is open.
 
-    At least half of `hold_seconds`, the time that a push stays open, was left when it was planned.
+    At least half of `hold_seconds`, the time that a push stays open, was left when it was planned. If another server
+    has ended the push since, bytes may still be staged: no commit takes them, and `gc` deletes them.
     """
     return _scheduler(engine).was_planned(push_id, min(MEASURE_DELAY_SECONDS, hold_seconds / 2))
 

@@ -16,6 +16,7 @@ from registry.server.http import routing
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
+from registry.server.push import background
 from registry.server.search import adapters
 from registry.server.sessions.issuers import IssuersDep
 
@@ -155,6 +156,7 @@ def delete_adapter(
 ) -> DeleteResult:
     """Delete an adapter with all its versions. Its name stays reserved."""
     removed = removal.delete_adapter(*target)
+    background.forget_plans(engine)
     after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
     return removed
 
@@ -170,6 +172,7 @@ def rename_adapter(
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
     removal.rename(*target, to)
+    background.forget_plans(engine)
     after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
     return adapters.show_adapter(target.session, target.actor, to)
 

@@ -27,6 +27,7 @@ from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
 from registry.server.hub.drafts import DraftCommit
 from registry.server.promotion import moves, removal
+from registry.server.push import background
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import PushRoute
 from registry.strict import json as strict_json
@@ -123,6 +124,7 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
                 drafts.release(session, push_id, [])
             return JSONResponse({})
         removal.delete_adapter(session, actor, name)
+    background.forget_plans(engine)
     after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
     return JSONResponse({}, background=after)
 
@@ -144,6 +146,7 @@ def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: B
         if is_draft:
             return JSONResponse({})
         removal.rename(session, actor, name, to)
+    background.forget_plans(engine)
     after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
     return JSONResponse({}, background=after)
 
