@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import anyio
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 Headers = Sequence[tuple[str, str]]
 ADDRESS = "192.0.2.1"
@@ -28,14 +28,14 @@ class RawAnswer:
 
 
 def call(
-    app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
+    app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
 ) -> RawAnswer:
     """Send a request whose headers may repeat, in chunks."""
     return anyio.run(call_in_loop, app, method, path, headers, chunks, address)
 
 
 async def call_in_loop(
-    app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
+    app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
 ) -> RawAnswer:
     """Send such a request in the event loop that runs."""
     answer = RawAnswer(0, {}, b"", 0)

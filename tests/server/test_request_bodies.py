@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from registry.api.access import TokenCreate
 from registry.errors import Unavailable
@@ -90,6 +91,24 @@ def test_unreadable_requests_of_a_valid_token_are_no_failed_sign_ins(closed: Har
 def test_few_unknown_fields_are_named(harness: Harness) -> None:
     answer = post(harness, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=harness.issue("admin")[1])
     assert [finding["location"] for finding in answer.json()["findings"]] == ["body.a", "body.b"]
+
+
+def test_a_body_is_not_held_while_its_answer_is_sent_and_work_follows(harness: Harness) -> None:
+    sizes: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def observe(message: Message) -> None:
+            sizes.append(len(scope["state"]["body"]))
+            await send(message)
+
+        await harness.app(scope, receive, observe)
+        sizes.append(len(scope["state"]["body"]))
+
+    headers = [("content-type", "application/json"), ("authorization", f"Bearer {harness.secret}")]
+    for path, status in (("/api/v1/tokens", 201), ("/api/v1/bases", 400)):
+        body = json.dumps({"name": "ci", "scopes": ["pull"], "namespaces": ["acme"]}).encode()
+        assert call(app, "POST", path, headers, [body]).status == status
+    assert sizes == [0] * 6
 
 
 def test_a_subject_and_the_process_have_a_budget_that_is_given_back() -> None:

@@ -153,6 +153,7 @@ async def read_body(
         yield Request(request.scope, _replay(request.state.body, request.receive))
     finally:
         reservation.release()
+        request.state.body = b""  # the request lives on while its answer is sent and work follows
 
 
 async def spool_body(request: Request, actor: Actor, file: IO[bytes], budget: BodyBudget, limit_bytes: int) -> int:
