@@ -207,6 +207,34 @@ def test_a_flood_hides_no_read(harness: Harness, monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
 
 
+@pytest.mark.security
+def test_one_who_reads_much_leaves_space_for_the_reads_of_others(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version has many names, by prefixes of its digest: each is an entry of its own."""
+    monkeypatch.setattr(audit_log, "READS_PER_OWNER", 2)
+    monkeypatch.setattr(audit_log, "READS_PER_GROUP", 3)
+    harness.add_base()
+    digest = harness.push("acme/a").version.digest
+    log = harness.app.state.audit_log
+    log.step()
+    monkeypatch.setattr(log, "is_running", True)
+
+    def read(secret: str, digits: int) -> int:
+        path = f"/api/v1/adapters/acme/a/versions/{digest[: len('sha256:') + digits]}/files/adapter_config.json"
+        return send(harness, "GET", path, secret).status_code
+
+    flood, same_namespace, other = (
+        harness.issue("pull", namespaces=namespaces, name=name)[1]
+        for name, namespaces in (("flood", ["acme"]), ("same", ["acme"]), ("other", ["*"]))
+    )
+    assert [read(flood, digits) for digits in (20, 21, 22, 20)] == [200, 200, 503, 200]
+    assert [read(same_namespace, digits) for digits in (20, 21)] == [200, 503]
+    assert [read(other, digits) for digits in (20, 21, 22)] == [200, 200, 503]
+    log.step()
+    assert read(flood, 22) == 200
+
+
 def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:

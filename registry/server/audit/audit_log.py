@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,7 +38,10 @@ from registry.tlog import notes
 # ------------------------------------------------------------------ batches
 ENTRIES_LIMIT = 1000
 READS_LIMIT = 10_000
-"""Entries of a batch: about denied requests, and about reads of bytes, which have space of their own."""
+READS_PER_OWNER = 2_500
+READS_PER_GROUP = 5_000
+"""Entries of a batch: about denied requests, and about reads of bytes, which have space of their own: all together,
+those of one subject or token, and those of the tokens of one namespace."""
 PATHS_LIMIT = 50
 """How many paths of denied requests a batch records per token. Beyond that it records their routes."""
 DENIAL_ACTIONS = {
@@ -62,13 +66,16 @@ class EventBatch:
     """Denials and reads of private bytes, which become events outside the request's transaction. Thread-safe.
 
     Equal ones become one event with a count, and a batch has a bounded size, so that a flood of requests becomes few
-    rows. Denials beyond it are only counted; a read beyond it is refused. A batch that cannot be written is kept.
+    rows. Denials beyond it are only counted; a read beyond it is refused. One who reads much leaves space to others.
+    A batch that cannot be written is kept.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, str, EventType, str], _Entry] = {}
-        self._reads = self._overflow = 0
+        self._overflow = 0
+        self._numbers: Counter[str] = Counter()
+        """How many entries count for each part of a limit."""
         self._paths: dict[str, set[str]] = {}
         """Token id → the paths that were recorded for it."""
 
@@ -80,14 +87,13 @@ class EventBatch:
     def add(self, actor: Actor, event_type: EventType, object: str, *, request_id: str = "") -> bool:
         """Count an event. False if the batch has no space for it: then only its number is recorded."""
         key = (actor.token_id, actor.identity, event_type, object[:300])
-        is_read = event_type == EventType.BYTES_READ
+        limits = _limits_of(actor, event_type)
         with self._lock:
             if key not in self._entries:
-                number = self._reads if is_read else len(self._entries) - self._reads
-                if number >= (READS_LIMIT if is_read else ENTRIES_LIMIT):
+                if any(self._numbers[part] >= limit for part, limit in limits.items()):
                     self._overflow += 1
                     return False
-                self._reads += is_read
+                self._numbers.update(limits.keys())
             self._entries.setdefault(key, _Entry(actor, request_id)).count += 1
             return True
 
@@ -115,7 +121,7 @@ class EventBatch:
         """Write the batch and return the number of events."""
         with self._lock:
             entries, overflow = self._entries, self._overflow
-            self._entries, self._reads, self._overflow, self._paths = {}, 0, 0, {}
+            self._entries, self._numbers, self._overflow, self._paths = {}, Counter(), 0, {}
         if not entries and not overflow:
             return 0
         try:
@@ -129,10 +135,21 @@ class EventBatch:
             with self._lock:
                 for key, entry in entries.items():
                     self._entries.setdefault(key, _Entry(entry.actor, entry.request_id)).count += entry.count
-                self._reads = sum(event_type == EventType.BYTES_READ for _, _, event_type, _ in self._entries)
+                self._numbers = Counter(
+                    part for key, entry in self._entries.items() for part in _limits_of(entry.actor, key[2])
+                )
                 self._overflow += overflow
             raise
         return len(entries) + bool(overflow)
+
+
+def _limits_of(actor: Actor, event_type: EventType) -> dict[str, int]:
+    """What a new entry counts for → how many entries that may have in a batch."""
+    if event_type != EventType.BYTES_READ:
+        return {"denials": ENTRIES_LIMIT}
+    owner, group = actor.shares
+    of_group = {group: READS_PER_GROUP} if group else {}
+    return {"reads": READS_LIMIT, owner: READS_PER_OWNER, **of_group}
 
 
 STEP_SECONDS = 1.0
