@@ -46,8 +46,8 @@ class MemoryBlobs(BlobStore):
         data = self.read(key, start, WHOLE_BYTES if length is None else length)
         return (data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES))
 
-    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
-        return _MemoryWriter(self, key, limit_bytes)
+    def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> BlobWriter:
+        return _MemoryWriter(self, key, DigestVerifier(key, limit_bytes, is_hashed=is_hashed))
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         with self._lock:
@@ -78,9 +78,8 @@ class MemoryBlobs(BlobStore):
 
 
 class _MemoryWriter:
-    def __init__(self, store: MemoryBlobs, key: str, limit_bytes: int) -> None:
-        self._store, self._key = store, key
-        self._verifier = DigestVerifier(key, limit_bytes)
+    def __init__(self, store: MemoryBlobs, key: str, verifier: DigestVerifier) -> None:
+        self._store, self._key, self._verifier = store, key, verifier
         self._chunks: list[bytes] = []
 
     def write(self, chunk: Bytes) -> None:

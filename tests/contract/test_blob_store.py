@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.digest import Digest
+from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
@@ -64,6 +64,19 @@ def test_wrong_bytes_are_rejected_and_leave_nothing(store: BlobStore) -> None:
 def test_expecting_another_digest_than_the_keys_is_rejected(store: BlobStore) -> None:
     with pytest.raises(Invalid):
         store.put(STAGED, [DATA], expect=Digest.of(b"other"), limit_bytes=len(DATA))
+
+
+def test_bytes_that_the_caller_has_hashed_are_only_counted(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hasher, "update", None)
+    with pytest.raises(Invalid) as refusal:
+        store.put(STAGED, [DATA[:-1]], limit_bytes=len(DATA), is_hashed=True)
+    assert (refusal.value.code, refusal.value.findings[0].code) == ("BLOB_MISMATCH", "blob.size_mismatch")
+    with pytest.raises(TooLarge):
+        store.put(STAGED, [DATA, b"x"], limit_bytes=len(DATA), is_hashed=True)
+    assert store.stat(STAGED) is None
+    assert_no_litter(store)
+    assert store.put(STAGED, pieces(DATA), limit_bytes=len(DATA), is_hashed=True).digest == DIGEST
+    assert b"".join(store.open(STAGED)) == DATA
 
 
 def test_too_many_bytes_are_rejected_before_the_stream_ends(store: BlobStore) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sqlmodel import col, update
 
 from registry.api.access import NamespaceSet
+from registry.digest import Hasher
 from registry.server.database import db
 from registry.server.database.models import PushRow, XorbRow
 from registry.server.hub.xet import access_tokens, files, sessions
@@ -67,6 +68,23 @@ def test_a_file_sent_by_xet_becomes_that_of_a_version(harness: Harness, pusher: 
     assert {file.path: file.digest.hex for file in version.files}[samples.WEIGHTS] == oid(weights)
     assert pusher.send("GET", f"/acme/support/resolve/main/{samples.WEIGHTS}").content == weights
     assert (staged(harness), xorbs_of(harness)) == ([], 0)
+
+
+def test_a_xorb_and_a_file_are_hashed_once_by_sha256(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    update = Hasher.update
+
+    def count(hasher: Hasher, chunk: bytes) -> None:
+        hashed.append(len(chunk))
+        update(hasher, chunk)
+
+    data, client = random.Random(4).randbytes(6 * CHUNK), XetClient(pusher)
+    xorb = xorb_of(split(data, CHUNK))
+    monkeypatch.setattr(Hasher, "update", count)
+    client.send_xorb(xorb)
+    assert sum(hashed) == len(data)
+    client.send_shard(shard_of((oid(data), [xorb.segment()])))
+    assert sum(hashed) == 2 * len(data)
 
 
 def test_files_share_chunks_and_span_xorbs(pusher: Pusher) -> None:

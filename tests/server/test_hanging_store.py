@@ -48,8 +48,8 @@ class HangingBlobs(MemoryBlobs):
             self.wait()
             yield chunk
 
-    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
-        sink = super().open_writer(key, limit_bytes=limit_bytes)
+    def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> BlobWriter:
+        sink = super().open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed)
         write = sink.write
 
         def writing(chunk: Any) -> None:

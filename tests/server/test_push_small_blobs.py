@@ -103,9 +103,9 @@ def test_equal_small_blobs_of_a_group_are_written_once(
     written: list[str] = []
     open_writer = filled_harness.blobs.open_writer
 
-    def note(key: str, *, limit_bytes: int) -> BlobWriter:
+    def note(key: str, *, limit_bytes: int, is_hashed: bool = False) -> BlobWriter:
         written.append(str(digest_of(key)))
-        return open_writer(key, limit_bytes=limit_bytes)
+        return open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed)
 
     monkeypatch.setattr(filled_harness.blobs, "open_writer", note)
     folders = [

@@ -120,8 +120,8 @@ class BlobStore(ABC):
         return b"".join(self.open(key, start, length))
 
     @abstractmethod
-    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
-        """Begin to write a blob that has at most `limit_bytes`."""
+    def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> BlobWriter:
+        """Begin to write a blob that has at most `limit_bytes`; `is_hashed` as of `put`."""
 
     def upload_key_of(self, staging_key: str) -> str:
         """Return the key under which this server writes what a client sends through it for this staging key.
@@ -131,11 +131,17 @@ class BlobStore(ABC):
         """
         return staging_key
 
-    def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
-        """Write a blob. `Invalid` (BLOB_MISMATCH) if its bytes, or `expect`, differ from the digest in the key."""
+    def put(
+        self, key: str, chunks: Iterable[bytes], *,
+        expect: Digest | None = None, limit_bytes: int, is_hashed: bool = False,
+    ) -> Stat:  # fmt: skip
+        """Write a blob. `Invalid` (BLOB_MISMATCH) if its bytes, or `expect`, differ from the digest in the key.
+
+        `is_hashed`: the caller has hashed the same `limit_bytes` bytes to the digest in the key. They are only counted.
+        """
         if expect is not None and expect != digest_of(key):
             raise Invalid("BLOB_MISMATCH", f"blob {expect} cannot be stored under the key of {digest_of(key)}")
-        writer = self.open_writer(key, limit_bytes=limit_bytes)
+        writer = self.open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed)
         try:
             for chunk in chunks:
                 writer.write(chunk)
@@ -274,21 +280,22 @@ def raise_unknown(key: str) -> NoReturn:
 
 
 class DigestVerifier:
-    """Counts and hashes the bytes of a blob on their way in, and rejects too many or wrong ones."""
+    """Counts and hashes the bytes of a blob on their way in, and rejects too many or wrong ones.
 
-    def __init__(self, key: str, limit_bytes: int) -> None:
+    Bytes that the caller has hashed (`is_hashed`) are only counted: there have to be `limit_bytes` of them.
+    """
+
+    def __init__(self, key: str, limit_bytes: int, *, is_hashed: bool = False) -> None:
         self.digest = digest_of(key)
+        self.size_bytes = 0
         self._limit_bytes = limit_bytes
-        self._hasher = Hasher()
-
-    @property
-    def size_bytes(self) -> int:
-        """The number of bytes so far."""
-        return self._hasher.size_bytes
+        self._hasher = None if is_hashed else Hasher()
 
     def update(self, chunk: Bytes) -> None:
-        """Hash a chunk. `TooLarge` (SIZE_INVALID) beyond the limit."""
-        self._hasher.update(chunk)
+        """Count and hash a chunk. `TooLarge` (SIZE_INVALID) beyond the limit."""
+        if self._hasher is not None:
+            self._hasher.update(chunk)
+        self.size_bytes += len(chunk)
         if self.size_bytes > self._limit_bytes:
             message = f"has more than the allowed {self._limit_bytes} bytes"
             findings = [Finding("blob.too_large", self.digest, message)]
@@ -296,8 +303,13 @@ class DigestVerifier:
 
     def verify(self) -> None:
         """Check the digest of all bytes. `Invalid` (BLOB_MISMATCH) if it is another one than the key's."""
-        digest = self._hasher.digest()
-        if digest != self.digest:
-            message = f"the {self.size_bytes} bytes sent hash to {digest}"
-            findings = [Finding("blob.digest_mismatch", self.digest, message)]
-            raise Invalid("BLOB_MISMATCH", f"blob {self.digest}: {message}", findings=findings)
+        if self._hasher is not None:
+            digest = self._hasher.digest()
+            if digest != self.digest:
+                self._reject("blob.digest_mismatch", f"the {self.size_bytes} bytes sent hash to {digest}")
+        elif self.size_bytes != self._limit_bytes:
+            self._reject("blob.size_mismatch", f"{self.size_bytes} bytes were sent, not {self._limit_bytes}")
+
+    def _reject(self, rule: str, message: str) -> NoReturn:
+        findings = [Finding(rule, self.digest, message)]
+        raise Invalid("BLOB_MISMATCH", f"blob {self.digest}: {message}", findings=findings)

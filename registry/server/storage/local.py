@@ -93,9 +93,9 @@ class LocalBlobs(blobs.BlobStore):
             blobs.raise_unknown(key)
         return _read_chunks(descriptor, start, blobs.WHOLE_BYTES if length is None else length)
 
-    def open_writer(self, key: str, *, limit_bytes: int) -> blobs.BlobWriter:
+    def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> blobs.BlobWriter:
         """Begin to write a file under `tmp/`."""
-        return FileWriter(self._folder, key, limit_bytes)
+        return FileWriter(self._folder, key, blobs.DigestVerifier(key, limit_bytes, is_hashed=is_hashed))
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Link the staged file to its final key."""
@@ -198,8 +198,8 @@ class LocalBlobs(blobs.BlobStore):
 class FileWriter:
     """Writes one file under `tmp/` and renames it to its key in `finish`."""
 
-    def __init__(self, root: str, key: str, limit_bytes: int) -> None:
-        self._verifier = blobs.DigestVerifier(key, limit_bytes)
+    def __init__(self, root: str, key: str, verifier: blobs.DigestVerifier) -> None:
+        self._verifier = verifier
         self._key, self._final = key, os.path.join(root, key)
         self._flushed_bytes = 0
         self._temporary = os.path.join(root, "tmp", f"{self._verifier.digest.short}-{secrets.token_hex(8)}")

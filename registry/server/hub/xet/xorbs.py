@@ -42,7 +42,7 @@ def store(xet: XetSession, xorb: str, body: Body) -> bool:
         key = staging_key_of(push.id, contents.digest)
         drafts.hold_blobs(session, push, {contents.digest: key}, {contents.digest: contents.size_bytes})
     failpoints.reach("hub.xorb.after_rows")
-    xet.blobs.put(key, read_chunks(body), limit_bytes=contents.size_bytes)
+    xet.blobs.put(key, read_chunks(body), limit_bytes=contents.size_bytes, is_hashed=True)
     failpoints.reach("hub.xorb.stored")
     values = {"push_id": push.id, "hash": xorb, "digest": contents.digest}
     with db.session(xet.engine) as session:

@@ -210,9 +210,10 @@ class S3Blobs(blobs.BlobStore):
                 yield blobs.Stat(key, int(item["Size"]), verified, item["LastModified"].astimezone(UTC))
 
     # ---------------------------------------------------------------- write
-    def open_writer(self, key: str, *, limit_bytes: int) -> blobs.BlobWriter:
+    def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> blobs.BlobWriter:
         """Begin to write an object that passes through this server."""
-        return uploads.ObjectWriter(self.bucket, key, checksums=self.capabilities.checksums, limit_bytes=limit_bytes)
+        verifier = blobs.DigestVerifier(key, limit_bytes, is_hashed=is_hashed)
+        return uploads.ObjectWriter(self.bucket, key, verifier, checksums=self.capabilities.checksums)
 
     def upload_key_of(self, staging_key: str) -> str:
         """Return the final key: a copy costs more than the bytes. Writing replaces equal or damaged bytes."""

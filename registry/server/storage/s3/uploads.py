@@ -168,11 +168,11 @@ class ObjectWriter:
     It has one part in memory, whatever the size. A wrong or interrupted blob leaves nothing under the key.
     """
 
-    def __init__(self, bucket: Bucket, key: str, *, checksums: bool, limit_bytes: int) -> None:
+    def __init__(self, bucket: Bucket, key: str, verifier: DigestVerifier, *, checksums: bool) -> None:
         self._bucket = bucket
         self._checksums = checksums
         self._key = key
-        self._verifier = DigestVerifier(key, limit_bytes)
+        self._verifier = verifier
         self._buffer = bytearray()
         self._upload: MultipartUpload | None = None
 
