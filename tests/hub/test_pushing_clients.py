@@ -127,20 +127,21 @@ def test_a_client_killed_between_upload_and_commit_pushes_again(live: LiveServer
 
 
 def test_a_client_killed_while_it_sends_by_xet_sends_the_rest(local: LiveServer, tmp_path: Path) -> None:
-    """hf-xet keeps a list of the xorbs that it has sent, by default every 20 seconds."""
+    """hf-xet keeps a list of the xorbs that it has sent, by default every 20 seconds.
+
+    It is killed when the list has two of three; the third may be on its way and count twice.
+    """
     size, before = 200 * 10**6, local.xorb_bytes()
     command = [sys.executable, "-c", LARGE, json.dumps(["acme/cut-off", size])]
     variables = {"HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT": "1"}
     with subprocess.Popen(command, env=local.environment(tmp_path) | variables, cwd=tmp_path) as client:
-        while not list(tmp_path.glob("home/xet/*/staging/shard-session/xorb_metadata/*")):
+        while len(list(tmp_path.glob("home/xet/*/staging/shard-session/xorb_metadata/*.mdb"))) < 2:
             assert client.poll() is None, "it has not ended yet"
             local.server.pause(0.01)
         client.kill()
-    cut_off = local.xorb_bytes()
-    assert 0 < cut_off - before < size
     pushed, pulled = lives.last_line(local.run(command, tmp_path, **variables))
     assert pushed == pulled
-    assert local.xorb_bytes() - cut_off < size - 50 * 10**6
+    assert size <= local.xorb_bytes() - before < size + 100 * 10**6
 
 
 MANY = """
