@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ import pytest
 from sqlmodel import col, select
 
 from registry.api.access import NamespaceSet
-from registry.api.bases import BaseAdd
+from registry.api.bases import BaseAdd, BaseView
 from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
 from registry.client.registry import Registry
 from registry.client.transfer import push
-from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
+from registry.hub import commit_id
 from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server.catalog import base_rows, metadata_backup
@@ -250,6 +251,47 @@ def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_
         assert len(events) == 1
         evaluated = [row for row in rows(session, VerdictRow) if row.check == "compat"]
         assert len(evaluated) == 2, "without the base, and once with it"
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_bases_and_an_alias_that_are_added_at_once_judge_hub_pushes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One commit waits for a name that a new base and an alias both claim, and one of them gets it."""
+    monkeypatch.setattr(bases, "PAUSE_SECONDS", 0.01)
+    secret, other = harness.issue("push", namespaces=["acme"])[1], samples.llama("org/other")
+    for name, base in ((NAME, BASE), ("acme/second", other)):
+        pusher = Pusher(harness, secret, name)
+        pusher.create()
+        answer = pusher.push(harness.files(base))
+        assert (answer.status_code, "compat unknown" in warning(answer)) == (200, True), answer.text
+    harness.add_base(samples.llama("llama-8b"))
+    start = threading.Barrier(3)
+
+    def run(request: Callable[[], BaseView]) -> str:
+        start.wait(30)
+        try:
+            return request().name
+        except Conflict as error:
+            return error.code
+
+    requests = [
+        lambda: harness.add_base(BASE),
+        lambda: harness.admin.set_base_aliases("llama-8b", [HUB_NAME]),
+        lambda: harness.add_base(other),
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(run, requests))
+    harness.transport.settle()
+    assert answers in ([HUB_NAME, "BASE_EXISTS", other.name], ["BASE_EXISTS", "llama-8b", other.name])
+    for name, base_name in ((NAME, min(answers[:2], key="BASE_EXISTS".__eq__)), ("acme/second", other.name)):
+        version = harness.admin.version(f"{name}@1")
+        assert (version.base, verdicts(harness, version.name)["compat"]) == (base_name, "pass")
+        assert Pusher(harness, secret, name).info().json()["sha"] == commit_id(version.digest)
+    assert (base_rows_of(harness), maintenance.findings(harness)) == ([], [])
+    with harness.session() as session:
+        evaluated = [row for row in rows(session, VerdictRow) if row.check == "compat"]
+    assert len(evaluated) == 4, "for each version once without its base, and once with it"
 
 
 def test_reindex_restores_versions_whose_base_is_not_registered(harness: Harness, tmp_path: Path) -> None:
