@@ -93,6 +93,24 @@ def test_a_quarantined_card_is_not_searched_even_if_it_is_the_only_one(harness: 
     assert (names_with(harness, "returns"), names_with(harness, "support")) == ([], [REF])
 
 
+@pytest.mark.security
+def test_a_card_is_not_searched_if_it_is_quarantined_while_it_is_indexed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = push(harness)
+    with harness.session(write=True) as session:
+        session.connection().execute(delete(AdapterTextRow))
+    read_card = text_index._read_card
+
+    def quarantine_and_read(blobs: Any, digest: str) -> bytes:
+        harness.admin.quarantine(ref, reason="leaks a name")
+        return read_card(blobs, digest)
+
+    monkeypatch.setattr(text_index, "_read_card", quarantine_and_read)
+    harness.admin.collect(GcRequest())
+    assert (names_with(harness, "returns"), names_with(harness, "support")) == ([], [REF])
+
+
 def test_garbage_collection_indexes_what_servers_of_earlier_releases_pushed(harness: Harness) -> None:
     push(harness)
     harness.admin.describe_adapter(REF, MetadataChange(description="Answers customers"))

@@ -273,14 +273,18 @@ def _read_card(blobs: BlobStore, digest: str) -> bytes:
 
 
 def _index_version(session: Session, adapter_id: int, version: VersionRow, card: bytes) -> None:
-    """Write the words of an adapter and its version, unless the version is not the newest any more."""
+    """Write the words of an adapter and its version, unless the version is not the newest any more.
+
+    The version is locked: it may have been withdrawn while its card was read, or is withdrawn now and waits.
+    """
     version_id = version.id or 0
+    of_version = select(VersionRow.quarantined_at).where(col(VersionRow.id) == version_id).with_for_update()
+    is_withheld = any(quarantined_at is not None for quarantined_at in session.exec(of_version))
     names = _read_name_words(session, [adapter_id])
     tags = _metadata_texts(metadata.read(session, VersionMetadataRow, [version_id])[version_id])
     attributes = select(VersionAttributeRow.key, VersionAttributeRow.value).where(
         VersionAttributeRow.version_id == version_id, ~col(VersionAttributeRow.key).startswith(FACT, autoescape=True)
     )
-    is_withheld = version.quarantined_at is not None
     words = "" if is_withheld else card_words(card, version.facts, dict(session.exec(attributes).all()))
     own = (col(AdapterTextRow.adapter_id) == adapter_id, col(AdapterTextRow.version_id).is_(None),
            literal(version_id) == _NEWEST_VERSION)  # fmt: skip
