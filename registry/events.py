@@ -187,7 +187,7 @@ class EventText(NamedTuple):
 
 def describe(event_type: str, object: str, detail: Mapping[str, Any]) -> EventText:
     """An event in words, from its stored type, its object and its detail."""
-    fields = {FORMER_DETAILS.get(key, key): _short(value) for key, value in detail.items() if value not in _EMPTY}
+    fields = {FORMER_DETAILS.get(key, key): _short(value, key) for key, value in detail.items() if value not in _EMPTY}
     template = message_template(event_type)
     try:
         message = template.format(object=object, **fields)
@@ -201,12 +201,13 @@ def describe(event_type: str, object: str, detail: Mapping[str, Any]) -> EventTe
 
 
 _EMPTY: tuple[Any, ...] = ("", None, [], {})
+_OFF = (*_EMPTY, False)
 
 
-def _short(value: object) -> str:
-    if isinstance(value, dict):  # tags or a gate: what is set, without what is off
-        fields = {key: _short(item) for key, item in value.items() if item == "" or item not in (*_EMPTY, False)}
-        return " ".join(f"{key}={text}" if text else key for key, text in fields.items())
+def _short(value: object, key: str = "") -> str:
+    if isinstance(value, dict):  # a gate: what is set, without what is off; a tag may be a name without a value
+        fields = {name: _short(item) for name, item in sorted(value.items()) if key == "tags" or item not in _OFF}
+        return " ".join(f"{name}={text}" if text else name for name, text in fields.items())
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text[:19] if text.startswith("sha256:") else text
 

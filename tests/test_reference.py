@@ -131,6 +131,7 @@ INTERNAL_LIMITS = {
         "registry.server.audit.SCAN_LIMIT", "registry.server.audit.OBJECT_SCAN_LIMIT",
         "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.audit_log.ENTRIES_LIMIT",
         "registry.server.audit.audit_log.PATHS_LIMIT", "registry.server.audit.audit_log.READS_LIMIT",
+        "registry.server.search.text_index.CANDIDATES_LIMIT",
     ],
     "a cache forgets and reads again": [
         "registry.adapters.read.PIECES_LIMIT", "registry.adapters.read.BYTES_LIMIT",
@@ -162,7 +163,8 @@ INTERNAL_LIMITS = {
         "registry.findings.TEXT_LIMIT", "registry.findings.MESSAGE_LIMIT", "registry.lineage.diagrams.LABEL_LIMIT",
         "registry.server.database.engine.REASON_LIMIT", "registry.server.http.problems.FINDINGS_LIMIT",
         "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
-        "registry.bases.identity.MARKS_LIMIT",
+        "registry.bases.identity.MARKS_LIMIT", "registry.server.jobs.requests.OPEN_LIMIT",
+        "registry.server.pages.bases.SETTINGS_LIMIT",
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
         "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.readme.CELLS_LIMIT",
         "registry.server.pages.versions.CELLS_LIMIT",

@@ -87,7 +87,7 @@ def _refs(registry: Versions, text: str) -> Iterable[str]:
 
 
 def _names(registry: Versions, text: str) -> Iterable[str]:
-    return [view.name for view in registry.adapters(text=text, limit=CANDIDATES_LIMIT).items]
+    return [view.name for view in registry.adapters(prefix=text, limit=CANDIDATES_LIMIT).items]
 
 
 def _bases(registry: Any, _text: str) -> Iterable[str]:

@@ -212,14 +212,14 @@ class AdapterRegistry:
         self, text: str = "", *, namespace: str = "", base: str = "", base_match: str = "", method: str = "",
         alias: str = "", owner: str = "", format: str = "", targets: Sequence[str] = (), tags: Sequence[str] = (),
         annotations: Sequence[str] = (), rank_min: int | None = None, rank_max: int | None = None, engine: str = "",
-        outcome: str = "",
+        outcome: str = "", prefix: str = "",
     ) -> Iterator[AdapterView]:  # fmt: skip
         """The adapters that match every argument, each with its newest version. They mean what `adapter list` says."""
         query: dict[str, Any] = {
             "text": text, "namespace": namespace, "base": base, "base_match": base_match, "method": method,
             "alias": alias, "owner": owner, "format": format, "target": list(targets), "tag": list(tags),
             "annotation": list(annotations), "rank_min": rank_min, "rank_max": rank_max, "engine": engine,
-            "outcome": outcome,
+            "outcome": outcome, "prefix": prefix,
         }  # fmt: skip
         for page in answers.all_pages(lambda cursor: self.client.adapters(**query, cursor=cursor, limit=PAGE_LIMIT)):
             yield from page.items

@@ -203,6 +203,11 @@ LIMITS = {
         },
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},
+        "registry.server.search.text_index": {
+            "QUERY_WORDS_LIMIT": "words of a search",
+            "WORDS_LIMIT": "different words of names and tags that a search finds, and as many of the card",
+            "CARD_LIMIT_BYTES": "beginning of a README that a search finds words in",
+        },
         "registry.server.routes.hub.repositories": {
             "PATHS_LIMIT": "paths of a Hub API request",
             "FILTERS_LIMIT": "filters of a Hub API search",

@@ -153,8 +153,8 @@ def test_the_log_shows_tags_and_gates_as_words(cli: CommandRunner) -> None:
     cli("tag", "add", "acme/support@1", "team=nlp", "reviewed")
     cli("gate", "set", "acme", "prod", "--require", "compat", "--approvals", "2")
     printed = cli("audit", "log", "--columns", "event").stdout
-    assert "(tags reviewed team=nlp)" in printed
-    assert "after requires=compat approvals=2" in printed
+    assert ", tags reviewed team=nlp)" in printed
+    assert "after approvals=2 requires=compat)" in printed
 
 
 def test_a_rotated_key_is_followed_by_every_command(cli: CommandRunner) -> None:

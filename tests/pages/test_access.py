@@ -34,9 +34,7 @@ def test_an_anonymous_client_sees_public_namespaces_only(browser: Browser) -> No
     page = browser.get("/")
     assert page.status_code == 200
     assert "hello" in page.text
-    assert "support" not in page.text.replace("acme/support", "", 1), (
-        "the placeholder of the search field is an example"
-    )
+    assert "support" not in page.text
     assert browser.get("/adapters/library/hello").status_code == 200
     assert browser.get("/adapters/acme/support").status_code == 404
 

@@ -198,7 +198,7 @@ def test_main_falls_back_to_the_newest_version_that_is_available(harness: Harnes
     assert main() == 1
     harness.admin.yank("acme/support@4", "no", undo=True)
     assert main() == 4
-    assert harness.admin.history("acme/support", alias="main").moves[0].reason == "4: version.unyank"
+    assert harness.admin.history("acme/support", alias="main").moves[0].reason == "unyanked acme/support@4"
     assert findings(harness) == []
     harness.admin.unquarantine("acme/support@3", "a false alarm")
     assert main() == 4

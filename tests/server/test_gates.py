@@ -305,8 +305,9 @@ def test_the_newest_record_of_a_quarantine_is_in_the_bucket(filled_harness: Harn
     records = [stat.key for stat in filled_harness.blobs.list(f"records/version/{NAME}/1/")]
     assert len(records) == (3 if released else 2)
     with filled_harness.session(write=True) as session:
-        for table in ("approval", "alias_move", "alias", "job", "verdict", "version_norms", "version_attribute", "edge",
-                      "version_file", "attestation", "version", "adapter", "taken_name"):  # fmt: skip
+        for table in ("adapter_text", "approval", "alias_move", "alias", "job", "verdict", "version_norms",
+                      "version_attribute", "edge", "version_file", "attestation", "version", "adapter",
+                      "taken_name"):  # fmt: skip
             session.connection().execute(text(f"DELETE FROM {table}"))
     filled_harness.admin.reindex(ReindexRequest())
     view = filled_harness.admin.version(f"{NAME}@1")

@@ -322,7 +322,7 @@ def test_a_run_of_many_short_requests_ends(harness: Harness, monkeypatch: pytest
 
     def is_over(run: GcRun) -> bool:
         calls[id(run)] += 1
-        return calls[id(run)] > 8
+        return calls[id(run)] > 10
 
     monkeypatch.setattr(gc, "WINDOW", 1)
     monkeypatch.setattr(GcRun, "is_over", property(is_over))

@@ -63,8 +63,8 @@ def test_search_finds_tags_of_adapters_and_newest_versions_and_words_of_descript
     assert names(harness, tag=["team=vision"]) == ["acme/b"]
     assert names(harness, tag=["team=sealed"]) == []
     assert names(harness, annotation=["team=sealed"], tag=["team=nlp"]) == ["acme/a"]
-    assert names(harness, text="returns_") == ["acme/a"]
-    assert names(harness, text="returns-") == []
+    assert names(harness, text="returns_") == names(harness, text="RETURN 100") == ["acme/a"]
+    assert names(harness, text="eturns") == []
     harness.push("acme/b")
     assert names(harness, tag=["team=vision"]) == []
 

@@ -38,6 +38,9 @@ def test_each_filter_finds_what_it_names_and_nothing_else(harness: Harness) -> N
     harness.push("lab/conv1d", fused, base="tiny-gpt2", by=harness.actor("push", name="lea"))
     assert found(harness, base="tiny-gpt2") == ["lab/conv1d"]
     assert found(harness, owner="lea") == ["lab/conv1d"]
+    assert found(harness, prefix="a") == found(harness, prefix="acme/") == ["acme/attention", "acme/everything"]
+    assert found(harness, prefix="Acme/e") == ["acme/everything"]
+    assert found(harness, prefix="cme/e") == found(harness, prefix="acme/_") == found(harness, prefix="%") == []
     assert found(harness, namespace="acme", method="lora") == ["acme/attention", "acme/everything"]
     assert found(harness, rank_min=8, namespace="acme") == ["acme/everything"]
     assert found(harness, rank_max=4, namespace="acme") == ["acme/attention"]

@@ -76,6 +76,7 @@ def list_adapters(
     base_match: Literal["exact", "other-dtype", "quantized", "descendant"] | None = None,
     method: deps.Text = "",
     text: deps.Text = "",
+    prefix: deps.Text = "",
     alias: deps.Text = "",
     owner: deps.Text = "",
     format: deps.Text = "",
@@ -94,7 +95,7 @@ def list_adapters(
         raise Invalid("REQUEST_INVALID", "base_match: needs `base`")
     search = Search(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
-        method=method, text=text, alias=alias, owner=owner, format=format,
+        method=method, text=text, prefix=prefix, alias=alias, owner=owner, format=format,
         targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
         engine=engine_profiles.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip

@@ -37,16 +37,17 @@ CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, Ba
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The filters of a list; empty fields do not filter. All but `alias` and `owner` are about the newest version.
+    """The filters of a list; empty fields do not filter. Most are about the newest version.
 
+    About the adapter are `alias`, `prefix` (what `namespace/name` begins with) and `owner` (who pushed it first).
     `base`: one base; with `base_match` also bases whose weights are at least that closely related to it.
     `tags`: `key` or `key=value` of tags of the adapter or that version; all must be present. `annotations`: the same,
-    of the version's manifest. `text`: words; each must begin a word of the adapter's name,
-    description or tags, or of that version's description, tags, annotations, trigger words or card.
+    of the version's manifest. `text`: words; each must begin a word of the adapter's name, description or tags, or of
+    that version's description, tags, annotations, trigger words or card.
     `targets`: modules that it must all change, by the last part of their path (`q_proj`).
-    `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names. `owner`: who
-    pushed the adapter first. `engine`: a profile whose verdicts are stored. `check`: any other check. Both
-    match a yes (`pass` or `warn`) or, with `outcome`, that outcome.
+    `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names.
+    `engine`: a profile whose verdicts are stored. `check`: any other check. Both match a yes (`pass` or `warn`) or,
+    with `outcome`, that outcome.
     """
 
     namespace: str = ""
@@ -56,6 +57,7 @@ class Search:
     text: str = ""
     alias: str = ""
     owner: str = ""
+    prefix: str = ""
     format: str = ""
     targets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -115,6 +117,13 @@ def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnEl
         yield exists().where(pointing)
     if search.owner:
         yield col(AdapterRow.created_by) == search.owner
+    if search.prefix:
+        namespace, slash, name = search.prefix.lower().partition("/")
+        yield (
+            and_(col(AdapterRow.namespace) == namespace, col(AdapterRow.name).startswith(name, autoescape=True))
+            if slash
+            else col(AdapterRow.namespace).startswith(namespace, autoescape=True)
+        )
 
 
 def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:

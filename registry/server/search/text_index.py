@@ -181,7 +181,7 @@ def add_versions(session: Session, pushed: Sequence[tuple[VersionRow, AdapterNam
 
 
 def update_names(session: Session, adapter_ids: Collection[int]) -> None:
-    """Write the words of these adapters' names and metadata anew, after a change."""
+    """Replace the words of these adapters' names and metadata, after a change."""
     if not adapter_ids:
         return
     rows = [
@@ -202,7 +202,7 @@ def _read_name_words(session: Session, adapter_ids: Collection[int]) -> dict[int
 
 
 def update_tags(session: Session, version_ids: Collection[int]) -> None:
-    """Write the words of the metadata of those versions that are in the index anew."""
+    """Replace the words of the metadata of those versions that are in the index."""
     if not version_ids:
         return
     described = metadata.read(session, VersionMetadataRow, sorted(version_ids))

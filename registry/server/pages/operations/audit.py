@@ -112,10 +112,11 @@ def show_status(
         status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
         schema_revision=schema.revision_of(engine), capabilities=blobs.describe(),
     )  # fmt: skip
+    workers, jobs = requests.list_workers(session, visitor.actor), requests.count_open(session, visitor.actor)
+    db.commit_early(session)  # no connection is held while the store answers
     return render(
         request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
-        probe=_probe(blobs), workers=requests.list_workers(session, visitor.actor),
-        jobs=requests.count_open(session, visitor.actor),
+        probe=_probe(blobs), workers=workers, jobs=jobs,
     )  # fmt: skip
 
 
