@@ -37,6 +37,16 @@ MATCHER_CACHE = 512
 """How many patterns Python's `re` keeps (`re._MAXCACHE`). PEFT has it compile any more again for each module."""
 COMPILATIONS_LIMIT = 2**20
 """How many patterns PEFT may have compiled on all modules of a base: about a minute."""
+_GENERATING_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+_WITHOUT_GENERATION = (
+    "ForMaskedLM", "ForMultipleChoice", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification",
+    "Model",
+)  # fmt: skip
+"""Ends of the names of transformers' classes that do not generate text, except these:"""
+_WITH_GENERATION = (
+    "LMHeadModel", "DoubleHeadsModel", "EncoderDecoderModel", "MTModel", "BarkModel", "BarkCausalModel",
+    "BarkCoarseModel", "BarkSemanticModel", "BlipForQuestionAnswering", "SeamlessM4TModel", "SeamlessM4Tv2Model",
+)  # fmt: skip
 
 
 def evaluate(
@@ -90,6 +100,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
         check_completeness(lora, lookup)
     check_full(lora, lookup)
     _tokens(lora, lookup)
+    _check_task(lora.config.task, lookup)
     _care(lora, base, findings)
     return [*lora.findings, *_doubted(findings.all(), base)]
 
@@ -105,6 +116,20 @@ def _doubted(findings: list[Finding], base: BaseSpec) -> list[Finding]:
         replace(finding, severity="unknown") if finding.severity == "error" and finding.code in OF_MODULES else finding
         for finding in findings
     ]
+
+
+def _check_task(task: str, lookup: ModuleLookup) -> None:
+    """PEFT loads an adapter that generates text only on a class that does.
+
+    Source: peft/peft_model.py PeftModelForCausalLM and PeftModelForSeq2SeqLM read the model's
+    `prepare_inputs_for_generation`.
+    """
+    name = lookup.base.architecture
+    generates = not name.endswith(_WITHOUT_GENERATION) or name.endswith(_WITH_GENERATION) or lookup.base.needs_code
+    if task in _GENERATING_TASKS and not generates:
+        message = f"the adapter is for the task {task}, and {name} does not generate text: PEFT cannot load it"
+        location = f"{CONFIG}: task_type"
+        lookup.findings.add(lookup.doubt, "compat.other_task", location, message, "a task of the base", task)
 
 
 def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:

@@ -38,6 +38,7 @@ class ModuleLookup:
         self.base, self.config, self.findings = base, config, findings
         self.targets = Targets(config)
         self._replicated = [n for first, end in config.layer_replication for n in range(first, end)]
+        self._expected: dict[bool, tuple[str, ...]] = {}
 
     def find(self, path: str) -> ModuleShape | None:
         """The base's module that the adapter calls `path`."""
@@ -90,12 +91,17 @@ class ModuleLookup:
         """How bad it is that a module is not found: unknown where the base's names were only assumed."""
         return "error" if self.base.names_known else "unknown"
 
-    def expected(self, *, single_experts: bool) -> Iterator[str]:
+    def expected(self, *, single_experts: bool) -> tuple[str, ...]:
         """The paths that the configuration targets on this base.
 
         `single_experts`: the adapter names experts one by one, as transformers 4 did. Version 5 has them fused, and
         there they are no modules that a name could target.
         """
+        if single_experts not in self._expected:
+            self._expected[single_experts] = tuple(self._targeted(single_experts=single_experts))
+        return self._expected[single_experts]
+
+    def _targeted(self, *, single_experts: bool) -> Iterator[str]:
         for path, module in self.modules():
             if ".experts.*." in path:
                 each = range(module.count if single_experts else 0)

@@ -208,6 +208,21 @@ def test_a_task_model_whose_head_peft_does_not_know_saves_none() -> None:
         assert ("compat.saved_module_absent" in codes(compat.check_fit(adapter, base))) is is_missing
 
 
+@pytest.mark.parametrize(("architecture", "task", "is_refused"), [
+    ("BertForSequenceClassification", "CAUSAL_LM", True), ("LlamaForTokenClassification", "SEQ_2_SEQ_LM", True),
+    ("BertForMaskedLM", "CAUSAL_LM", True), ("MistralModel", "CAUSAL_LM", True),
+    ("BertForSequenceClassification", "SEQ_CLS", False), ("MistralModel", "FEATURE_EXTRACTION", False),
+    ("GPT2LMHeadModel", "CAUSAL_LM", False), ("EncoderDecoderModel", "SEQ_2_SEQ_LM", False),
+    ("BlipForQuestionAnswering", "CAUSAL_LM", False), ("", "CAUSAL_LM", False),
+])  # fmt: skip
+def test_an_adapter_that_generates_text_needs_a_base_that_does(architecture: str, task: str, is_refused: bool) -> None:
+    adapter = lora_spec(samples.lora(LLAMA, config={"task_type": task}))
+    base = base_spec(LLAMA).model_copy(update={"architecture": architecture})
+    assert codes(compat.check_fit(adapter, base)) == ({"compat.other_task"} if is_refused else set())
+    assumed = compat.check_fit(adapter, base.model_copy(update={"names_known": False}))
+    assert codes(assumed, "unknown") == ({"compat.other_task"} if is_refused else set())
+
+
 def test_a_saved_name_means_every_module_that_ends_in_it() -> None:
     norms = {f"model.layers.{n}.{name}.weight": (64,) for n in range(4)
              for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip

@@ -272,6 +272,15 @@ def test_sizes_that_a_prompt_writes_count_instead_of_the_bases(
     assert codes(other(method, prompt, num_virtual_tokens=8, **{field: wrong})) == {"compat.shape"}
 
 
+@pytest.mark.parametrize("method", ["PREFIX_TUNING", "CARTRIDGE"])
+@pytest.mark.parametrize(("written", "outcome"), [
+    (None, Outcome.PASS), (32, Outcome.PASS), (33, Outcome.UNKNOWN), ("32", Outcome.UNKNOWN), (32.0, Outcome.UNKNOWN),
+])  # fmt: skip
+def test_a_prefix_of_another_width_than_the_bases_is_left_to_peft(method: str, written: Any, outcome: Outcome) -> None:
+    findings = other(method, {"prompt_embeddings": (8, 256)}, num_virtual_tokens=8, token_dim=written)
+    assert add_up(findings) is outcome
+
+
 SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_honest_adapters_pass_on_this_kind_and_wrong_ones_never(
         }
 
 
-def test_a_prompt_beside_a_saved_head_passes_and_a_lost_bias_of_the_head_fails(
+def test_a_prompt_beside_a_saved_head_passes_and_a_lost_bias_of_the_head_or_another_task_fails(
     setup: WorkerSetup, worker: Make, tmp_path: Path
 ) -> None:
     model = architectures.build("bert", "BertForSequenceClassification", tmp_path / "base")
@@ -126,13 +127,17 @@ def test_a_prompt_beside_a_saved_head_passes_and_a_lost_bias_of_the_head_fails(
     setup.add_base("kind", tmp_path / "base")
     setup.push(tmp_path / "honest", "acme/honest", base="kind")
     setup.push(bad, "acme/lost", base="kind")
+    other = change(tmp_path / "honest", tmp_path / "other", lambda all_: all_)
+    written = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(written | {"task_type": "CAUSAL_LM"}))
+    setup.push(other, "acme/other-task", base="kind")
     assert worker().run(once=True).failed == 0
     outcomes = {
         name: {v.check: v.outcome for v in setup.harness.admin.version(f"acme/{name}").verdicts}
-        for name in ("honest", "lost")
+        for name in ("honest", "lost", "other-task")
     }
     assert {outcomes["honest"][check] for check in (Check.COMPAT, Check.SMOKE)} == {Outcome.PASS}
-    assert outcomes["lost"][Check.COMPAT] is Outcome.FAIL
+    assert outcomes["lost"][Check.COMPAT] is outcomes["other-task"][Check.COMPAT] is Outcome.FAIL
 
 
 @pytest.mark.parametrize(

@@ -225,13 +225,12 @@ class _Reader:
     def _patterns(self, method: str) -> dict[str, dict[str, Any]]:
         """The values by pattern. After training AdaLoRA's `rank_pattern` holds masks; OSF's may hold fractions."""
         limits = {"rank_pattern": RANK_LIMIT, "alpha_pattern": ALPHA_LIMIT}
-        names = [name for name in peft_fields.table().get(method, {}) if name.endswith("_pattern")]
         return {
             name: self.fields.by_pattern(
                 name, limits.get(name, PATTERN_VALUE_LIMIT), whole=name in WHOLE_BY_PATTERN and method != "OSF"
             )
-            for name in names
-            if name != "layers_pattern" and not (name == "rank_pattern" and method == "ADALORA")
+            for name in peft_fields.pattern_fields(method)
+            if not (name == "rank_pattern" and method == "ADALORA")
         }
 
     def _ranks(self, method: str, by_pattern: dict[str, dict[str, Any]]) -> dict[str, int]:

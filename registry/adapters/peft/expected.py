@@ -82,7 +82,7 @@ class ExpectedTensors:
             "max_inputs": max((module.inputs for module in modules), default=0),
             "max_outputs": max((module.outputs for module in modules), default=0),
             "hidden": (config.method != "CPT" and self._size("token_dim")) or sizes.hidden or ANY,
-            "prefix_width": (self._size("num_layers") or sizes.layers) * sizes.layer_width or ANY,
+            "prefix_width": (self._size("num_layers") or sizes.layers) * self._layer_width(sizes) or ANY,
             "token_indices": config.token_indices.get("", ()),
             "submodules": self._values.get("num_transformer_submodules") or 1 + (config.task == "SEQ_2_SEQ_LM"),
         }  # fmt: skip
@@ -91,6 +91,16 @@ class ExpectedTensors:
         """A size that the configuration writes, which then counts instead of the base's; 0 if it does not."""
         value = self._values.get(field)
         return value if isinstance(value, int) else 0
+
+    def _layer_width(self, sizes: BaseSizes) -> int:
+        """The width of a prefix in one layer; 0 where a written `token_dim` is not the base's.
+
+        PEFT then takes the written one if the base's configuration has no `num_key_value_heads`, which is not known
+        here (peft/utils/other.py _prepare_prompt_learning_config).
+        """
+        width = self._values.get("token_dim")
+        is_of_base = width is None or (type(width) is int and 2 * width == sizes.layer_width)
+        return sizes.layer_width if is_of_base else 0
 
     def of_module(self, module: TargetModule, rank: int | None = None) -> Shapes:
         """The tensors of one module. One of `FAULTS` where the fields make no sense."""

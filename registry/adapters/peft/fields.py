@@ -48,6 +48,12 @@ def names() -> frozenset[str]:
     return OTHERS.union(*table().values())
 
 
+@cache
+def pattern_fields(method: str) -> tuple[str, ...]:
+    """The fields of a method that give values by pattern."""
+    return tuple(name for name in table().get(method, {}) if name.endswith("_pattern") and name != "layers_pattern")
+
+
 def default(method: str, field: str) -> Any:
     """What PEFT takes for a field that is not written; None also for a field that the method does not have."""
     return table().get(method, {}).get(field, {}).get("default")

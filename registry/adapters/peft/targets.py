@@ -69,10 +69,13 @@ class Targets:
 
     def covers(self, path: str) -> bool:
         """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
-        if self._excluded.has(path) or (self._saved and not self._saved.isdisjoint(_runs(path))):
+        is_target = self.all_linear or self.means_weight(path) or self._names_target(path)
+        if not is_target or self._excluded.has(path):
             return False
-        if self.all_linear or self.means_weight(path):
-            return True
+        return not self._saved or self._saved.isdisjoint(_runs(path))
+
+    def _names_target(self, path: str) -> bool:
+        """Whether a name or the pattern in `target_modules` means the module, in a layer that is meant."""
         if not self._targets.has(path):
             return False
         if self._targets.names_whole(path):  # PEFT asks for the layer only where a name is the end of a path
