@@ -144,8 +144,9 @@ MOVES: Table[AliasMove] = Table((
 @click.option("--actor", default="", help="Only moves by this person or token.")
 @click.option("--since", default="", metavar="TIME", help="Only moves from this time on.")
 @click.option("--until", default="", metavar="TIME", help="Only moves until this time.")
+@click.option("--limit", type=click.IntRange(1), help="Only the newest moves, this many.")
 @tables.prints(MOVES)
-def history(name: str, at: str, actor: str, since: str, until: str) -> None:
+def history(name: str, at: str, actor: str, since: str, until: str, limit: int | None) -> None:
     """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first.
 
     Times without an offset are UTC. A date stands for the whole day: --since for its start, --at and --until for its
@@ -166,7 +167,7 @@ def history(name: str, at: str, actor: str, since: str, until: str) -> None:
         move
         for move in moves
         if actor in ("", move.actor) and (first is None or move.at >= first) and (last is None or move.at <= last)
-    ]
+    ][:limit]
     _print_history(ref, moves, moment, total)
 
 

@@ -53,7 +53,9 @@ def logout(url: str) -> None:
     if url not in profile.tokens:
         raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {session.profile_path()}")
     path = session.write_profile(profile.without_token(url))
-    output.answer({"url": url}, lambda: output.line(f"The token of {url} is removed from {path}."))
+    text = f"The token of {url} is removed from {path}."
+    text += f" The context {profile.context} is still used, with its own token." if profile.context else ""
+    output.answer({"url": url}, lambda: output.line(text))
 
 
 # ------------------------------------------------------------------ contexts

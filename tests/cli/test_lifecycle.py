@@ -69,6 +69,11 @@ def test_history_shows_who_moved_what_why_and_on_which_evidence(released: Comman
     assert len(released(*of_today).json["moves"]) == len(released("history", "acme/support", "--json").json["moves"])
     assert released(*of_today, "--actor", "somebody").json["moves"] == []
     assert "0 of " in released("history", "acme/support", "--until", "2020-01-01").stderr
+    newest = released("history", "acme/support:prod", "--limit", 2)
+    assert [line.split()[4:7] for line in newest.stdout.splitlines() if " UTC " in line] == [
+        ["@2", "→", "@1"], ["@1", "→", "@2"],
+    ]  # fmt: skip
+    assert "2 of 3" in newest.stderr
 
 
 def test_lineage_is_a_tree_up_and_down(released: CommandRunner) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import stat
@@ -185,6 +186,23 @@ def test_a_bucket_that_does_not_exist_stops_the_start(
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert "s3://absent/x does not respond, and is tried again: " in errors
+
+
+def test_missing_credentials_of_the_store_stop_the_start_and_are_named(
+    cli: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    settings = {"REGISTRY_BLOBS": "s3://adapters/x", "REGISTRY_S3_ENDPOINT": "http://127.0.0.1:9"}
+    serve = ("serve", "--port", 0, "--data", tmp_path / "data")
+    for environment in ({}, {"AWS_ACCESS_KEY_ID": "key"}, {"AWS_PROFILE": "absent"}):
+        error = cli(*serve, expect=2, **settings, **environment).stderr
+        assert "REGISTRY_BLOBS: " in error
+        assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in error
+        assert "REGISTRY_S3_ENDPOINT" not in error
 
 
 def test_sighup_reads_the_issuers_again(cli: CommandRunner, tmp_path: Path) -> None:

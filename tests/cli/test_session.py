@@ -91,10 +91,12 @@ def test_contexts_are_listed_used_and_removed_and_a_logout_forgets_a_token(cli: 
     assert "there are: ci, prod" in cli("context", "use", "nowhere", expect=4).stderr
     cli("context", "remove", "prod")
     assert session.read_profile().context == ""
-    assert cli("logout", "--json").json == {"url": "https://b.test"}
+    cli("context", "use", "ci")
+    assert "The context ci is still used, with its own token." in cli("logout").stdout
     profile = session.read_profile()
     assert (profile.url, profile.tokens, list(profile.contexts)) == ("", {}, ["ci"])
-    cli("logout", expect=4)
+    assert cli("logout", expect=4).stdout == ""
+    cli("context", "use")
     assert session.target().embedded
 
 
@@ -117,6 +119,14 @@ def test_an_unreachable_registry_exits_75(cli: CommandRunner, monkeypatch: pytes
 
 def test_an_invalid_url_is_bad_input(cli: CommandRunner) -> None:
     assert "registry URL" in cli("list", expect=2, ADAPTER_REGISTRY="localhost", ADAPTER_TOKEN="t").stderr
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("token", ["lra_one\nlra_two", "lra_one lra_two", "lra_\u00e9"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_printed(cli: CommandRunner, token: str) -> None:
+    stderr = cli("list", expect=2, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN=token).stderr
+    assert "set ADAPTER_TOKEN to the one line that" in stderr
+    assert "lra_" not in stderr
 
 
 def test_a_login_without_a_token_says_where_it_is_read(cli: CommandRunner) -> None:

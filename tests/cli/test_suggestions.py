@@ -27,3 +27,9 @@ def test_what_cannot_be_undone_is_not_suggested(cli: CommandRunner, words: list[
     stderr = cli(*words, expect=2).stderr
     assert "No such" in stderr
     assert "mean" not in stderr
+
+
+def test_help_is_a_word_too(cli: CommandRunner) -> None:
+    assert cli("help").stdout == cli("--help").stdout
+    assert cli("help", "token", "create").stdout == cli("token", "create", "--help").stdout
+    assert "Did you mean 'pull'?" in cli("help", "pul", expect=2).stderr

@@ -62,6 +62,7 @@ _HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/commit\Z|pulls\Z)")
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 """Cloud metadata services that are at no link-local address."""
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class Connection:
@@ -78,6 +79,7 @@ class Connection:
     ) -> None:  # fmt: skip
         self.url = _parsed_url(url)
         self._in_process = transport is not None
+        token = _parsed_token(token)
         if token and not self._in_process and not insecure and os.environ.get("ADAPTER_INSECURE", "") in ("", "0"):
             check_token_target(self.url)
         self._token = token
@@ -387,6 +389,18 @@ def _parsed_url(url: str) -> str:
     if parts.username is not None:
         raise Invalid("SETTING_INVALID", "registry URL holds a password; put the token into ADAPTER_TOKEN")
     return url.rstrip("/")
+
+
+def _parsed_token(token: str) -> str:
+    """A token without the space around it. `Invalid` (SETTING_INVALID), without the token, if no header can hold it."""
+    token = token.strip()
+    if token and not _TOKEN.fullmatch(token):
+        raise Invalid(
+            "SETTING_INVALID",
+            "the token holds a space, a line break or a character outside ASCII",
+            next_step="set ADAPTER_TOKEN to the one line of `adapter token create`, or run `adapter login URL`",
+        )
+    return token
 
 
 # ------------------------------------------------------------------ which addresses are used

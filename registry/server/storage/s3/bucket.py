@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+)
 from botocore.parsers import ResponseParserError
 
 from registry.digest import Digest
@@ -43,6 +51,8 @@ PAUSE_SECONDS = 5.0
 """How long calls are rejected after one that timed out."""
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
 _TIMEOUTS = (ReadTimeoutError, ConnectTimeoutError)
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound)
+"""botocore looks for credentials once for each client: another try cannot find what is missing."""
 _DENIED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
 
 
@@ -76,7 +86,7 @@ class Bucket:
             raise invalid_store(url)
         self.name = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-        self._session = session = boto3.session.Session()
+        self._session = session = _open_session()
         self._internal = _create_client(session, endpoint)
         self._patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
         same = public_endpoint in ("", endpoint)
@@ -188,7 +198,9 @@ class Bucket:
     def credentials(self) -> tuple[Any, str]:
         """Return the credentials that sign now, and their region."""
         with self.translate_errors("find credentials"):
-            return self._session.get_credentials().get_frozen_credentials(), self._internal.meta.region_name
+            if (credentials := self._session.get_credentials()) is None:
+                raise NoCredentialsError
+            return credentials.get_frozen_credentials(), self._internal.meta.region_name
 
     def _check_breaker(self, operation: str) -> None:
         if self._breaker.rejects_call():
@@ -206,6 +218,8 @@ class Bucket:
             status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = _ERRORS.get(code) or (RequestRejected if 400 <= status < 500 else Unavailable)
             raise kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
+        except _NO_CREDENTIALS as e:
+            raise _missing_credentials(e) from e
         except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: the response makes no sense
             if isinstance(e, _TIMEOUTS):
                 self._breaker.record(responded=False)
@@ -250,6 +264,13 @@ def checksum_of(digest: Digest) -> str:
     return base64.b64encode(bytes.fromhex(digest.hex)).decode()
 
 
+def _open_session() -> Any:
+    try:
+        return boto3.session.Session()
+    except ProfileNotFound as e:
+        raise _missing_credentials(e) from e
+
+
 def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, attempts: int = ATTEMPTS_LIMIT) -> Any:
     if "@" in endpoint:  # clients would see it in links
         raise Invalid("SETTING_INVALID", "REGISTRY_S3_ENDPOINT has a user; set the keys by AWS_… variables")
@@ -266,5 +287,13 @@ def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, atte
     try:
         region = session.region_name or "us-east-1"
         return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
+    except _NO_CREDENTIALS as e:
+        raise _missing_credentials(e) from e
     except (BotoCoreError, ValueError) as e:
         raise Invalid("SETTING_INVALID", f"REGISTRY_S3_ENDPOINT: {endpoint[:120]!r} cannot be used: {e}") from e
+
+
+def _missing_credentials(error: BotoCoreError) -> Invalid:
+    """The error for a process without the credentials that an S3 store needs."""
+    settings = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    return Invalid("SETTING_INVALID", f"REGISTRY_BLOBS: {error}: {settings}")
