@@ -166,7 +166,7 @@ CHANGES: Table[CampaignItem] = Table((
 @click.option("--wait", is_flag=True, help="Wait for the verdicts.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT),
-              help="Higher runs first; over 0 for administrators. Default: 0, with --all -10.")  # fmt: skip
+              help="Higher runs first; above 0 only for administrators. Default: 0, with --all -10.")  # fmt: skip
 def smoke_test(
     ref: Ref | None, all_versions: bool, base: str, outdated: bool, made_by: tuple[str, ...], campaign_id: str,
     wait: bool, timeout: float | None, priority: int | None,

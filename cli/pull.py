@@ -27,7 +27,7 @@ from .console.progress import ProgressLine, end_with_results, result_reporter
 @click.argument("ref", type=arguments.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Only files that match it (repeatable).")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Only files that match PATTERN (repeatable).")
 def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) -> None:
     """Download the version REF into DEST, verified, all or nothing.
 

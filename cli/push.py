@@ -48,7 +48,7 @@ from .console.progress import ProgressLine, end_with_results, result_reporter
 @click.option("--provenance", "inputs_file", type=click.Path(path_type=Path),
               help="File with all declared inputs, JSON or TOML.")  # fmt: skip
 @click.option(
-    "--expires", type=arguments.DURATION, metavar="TIME", help="Delete it after 12h, 7d …, unless needed then."
+    "--expires", type=arguments.DURATION, metavar="TIME", help="Delete it after 12h, 7d … unless it is needed then."
 )
 @click.option("--message", "-m", default="", help="What is new in this version.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
@@ -69,8 +69,9 @@ def push(
 
     Pushing the same files again yields the same version. Files that do not belong to an adapter are skipped and
     listed. An adapter that does not fit its base is stored with a failing verdict, and its gates stay closed;
-    --strict makes that exit 6. If the gate of --alias is closed, the version is stored and the alias does not move.
-    With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes too long.
+    with --strict the command then exits 6. If the gate of --alias is closed, the version is stored and the alias does
+    not move. With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes
+    too long.
     """
     _refuse_folder_of_adapters(folder, name)
     sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)

@@ -13,6 +13,7 @@ import pytest
 
 from cli import main
 from registry.merging.recipes import Method
+from registry.roles import Role, Scope
 from registry.server.settings import Settings
 from scripts.reference import cli as cli_page
 from scripts.reference import limits
@@ -92,6 +93,12 @@ def test_every_word_of_the_glossary_has_a_row_and_every_row_is_a_word_of_the_cod
     assert {word.strip() for word in WORDS.split(",")} - words == set()
     code = "\n".join(import_table.sources().values()).lower()
     assert {word for word in words if word.lower().replace(" ", "_") not in code and word.lower() not in code} == set()
+
+
+def test_the_glossary_names_every_scope_and_every_role() -> None:
+    rows = {row.split(" | ")[0]: set(re.findall(r"`(\w+)`", row)) for row in page("docs/glossary.md").splitlines()}
+    assert rows["| **Token**, **Scope**"] == set(Scope)
+    assert rows["| **Subject**, **Role**"] == set(Role)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

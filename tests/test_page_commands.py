@@ -185,7 +185,6 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
         "https://registry.example.org": server.url,
         "key:5f0c…": private_key(cli.folder / "home").public.identity,
         "@sha256:…": f"@sha256:{'0' * 64}",
-        "registry.example.org/3f9c+…": log_key,
         "registry.example.org/3f9c61d2+1a2b3c4d+AQ…": log_key,
     }
     ran = run_pages(cli, "bases", "signing", replacements=replacements)

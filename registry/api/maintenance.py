@@ -1,6 +1,6 @@
 """REST schemas of operation: health, and for administrators garbage collection, retention, consistency check, re-index.
 
-A long run is many short requests: each works for some seconds and returns `next_cursor`, which is empty at the end.
+A long run is many short requests: each works for a few seconds and returns `next_cursor`, which is empty at the end.
 """
 
 from __future__ import annotations

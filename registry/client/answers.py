@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result", covariant=True)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias")
 PAGES_LIMIT = 10_000
-"""Pages of one list (of tokens or adapters, millions of items), or of one run, each of some seconds."""
+"""Pages of one list (of tokens or adapters, millions of items), or of one run, each of a few seconds."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
 

@@ -129,7 +129,7 @@ class Registry(Versions):
         return answers.check_digests(parsed_ref(ref), [answer.digest], answer)
 
     def recheck_engines(self, request: evaluation.RecheckEnginesRequest) -> evaluation.RecheckEnginesPage:
-        """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
+        """Renew engine verdicts for a few seconds. Continue with `next_cursor`."""
         return self._maintain("/verdicts/recheck-engines", request, evaluation.RecheckEnginesPage)
 
     def start_campaign(self, request: CampaignRequest) -> CampaignView:

@@ -338,7 +338,11 @@ def attempts() -> int:
 
 def markdown() -> str:
     """The whole page."""
-    parts = [INTRODUCTION, "## Files\n", "Files of other kinds are refused.\n"]
+    parts = [
+        INTRODUCTION,
+        "## Files\n",
+        "Files of other kinds are refused. The table is `registry.versions.files.KINDS`.\n",
+    ]
     kinds = ((f"`{kind.pattern}`", _size(kind.limit_bytes), f"`{kind.media_type}`") for kind in KINDS)
     parts.append(table(["file", "at most", "media type"], kinds))
     for title, modules in LIMITS.items():

@@ -178,7 +178,7 @@ class Exchange:
 
 @contextlib.contextmanager
 def _blocking(sock: socket.socket, seconds: float) -> Iterator[None]:
-    """Let each call wait in the kernel for some seconds. The event loop needs a socket that never waits."""
+    """Let each call wait in the kernel for a few seconds. The event loop needs a socket that never waits."""
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, limit)

@@ -84,7 +84,7 @@ class LinkListener:
         self._loop.add_reader(self._listener, self._accept)
 
     async def stop(self, seconds: float) -> None:
-        """Close the listener and idle connections, and let transfers end for some seconds; then end them."""
+        """Close the listener and idle connections, and let transfers end for a few seconds; then end them."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
         for connection in list(self._waiting):

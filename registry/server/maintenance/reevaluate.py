@@ -87,7 +87,7 @@ def evaluate_again(
     seconds: float = math.inf,
     base: str = "",
 ) -> RecheckEnginesPage:
-    """Evaluate versions after `cursor`, for some seconds. `Unavailable` (TRY_LATER) while another process does.
+    """Evaluate versions after `cursor`, for a few seconds. `Unavailable` (TRY_LATER) while another process does.
 
     `base`: only those on this base.
     """

@@ -1,6 +1,6 @@
 """Routes of operators: health; garbage collection, consistency check, re-index, new engine verdicts, metrics.
 
-For administrators of all namespaces. Long runs are many requests: each works for some seconds and returns a cursor.
+For administrators of all namespaces. Long runs are many requests: each works for a few seconds and returns a cursor.
 """
 
 import time
@@ -94,25 +94,25 @@ router = routing.create_router("maintenance")
 
 @router.post("/gc")
 def collect_garbage(target: deps.MaintenanceDep, request: GcRequest) -> GcReport:
-    """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
+    """Delete blobs that nothing refers to, for a few seconds. Continue with `next_cursor`."""
     return gc.collect_garbage(*target, request)
 
 
 @router.post("/fsck")
 def check_store(target: deps.MaintenanceDep, request: FsckRequest) -> FsckPage:
-    """Check database and store against each other, for some seconds. Continue with `next_cursor`."""
+    """Check database and store against each other, for a few seconds. Continue with `next_cursor`."""
     return check_consistency(*target, request)
 
 
 @router.post("/reindex")
 def rebuild_index(target: deps.MaintenanceDep, request: ReindexRequest) -> ReindexPage:
-    """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
+    """Rebuild the database from the store, for a few seconds. Continue with `next_cursor`."""
     return reindex.rebuild_index(target.engine, target.blobs, target.actor, request)
 
 
 @router.post("/verdicts/recheck-engines")
 def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequest) -> RecheckEnginesPage:
-    """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
+    """Evaluate versions again for the configured engines, for a few seconds. Continue with `next_cursor`."""
     engine, blobs, settings, actor = target
     profiles, seconds = engine_profiles.parse_setting(settings.engines), reevaluate.SECONDS
     return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)

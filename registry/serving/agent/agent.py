@@ -90,7 +90,7 @@ class Agent:
             self._heartbeat.send()
 
     def run(self, stop: threading.Event) -> None:
-        """Run until `stop` is set. The threads for the desired state and the heartbeat may end some seconds later."""
+        """Run until `stop` is set. The threads for the desired state and the heartbeat may end a few seconds later."""
         threading.Thread(target=self._watch, args=(stop,), name="desired state", daemon=True).start()
         if self._heartbeat is not None:
             threading.Thread(target=self._heartbeat.run, args=(stop,), name="heartbeat", daemon=True).start()

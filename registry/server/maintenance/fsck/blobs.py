@@ -163,7 +163,7 @@ def _count_staged(run: FsckRun) -> None:
 
 # ------------------------------------------------------------------ bytes
 def check_bytes(run: FsckRun, after: str) -> str:
-    """Check the next blobs after this digest, for some seconds; return the last digest, empty at the end."""
+    """Check the next blobs after this digest, for a few seconds; return the last digest, empty at the end."""
     started = time.monotonic()
     with run.snapshot() as session:
         statement = select(BlobRow).where(col(BlobRow.digest) > after, col(BlobRow.state).in_(READABLE))
