@@ -2,7 +2,7 @@
 
     rights of an actor = scopes of its token ∩ namespaces of its token ∩ roles of its subject ∩ adapters of its token
 
-- `admin` includes every scope; every scope includes `pull`. The namespace `*` stands for all namespaces.
+- `admin` includes every scope; every scope but `metrics` includes `pull`. The namespace `*` stands for all namespaces.
 - A token of a subject never gives more than the subject's current role; a token without a subject stands for itself.
 - No role in a namespace gives `work`: verdicts of workers count beyond the namespace. An owner of `*` has it.
 - Every token may pull from public namespaces.

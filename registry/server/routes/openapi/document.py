@@ -64,7 +64,8 @@ The API for Hugging Face clients is not part of this document: it follows their 
 BEARER = """A secret that begins with `lra_`, from `POST /tokens`, or from `POST /tokens/exchange`
 for an identity token.
 
-Each operation names the scope that the token needs; `admin` includes every scope, and every scope includes `pull`."""
+Each operation names the scope that the token needs; `admin` includes every scope, and every scope but `metrics`
+includes `pull`."""
 _FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""
 
