@@ -195,6 +195,7 @@ Models that transformers, and adapters that PEFT did not build for [the comparis
 error. Some need inputs, sizes or packages that the comparison does not have. `make test-truth` wrote this page.
 """
 PAGE_WIDTH = 140
+MESSAGE_LENGTH = 160
 
 
 def page(
@@ -233,7 +234,7 @@ def unbuilt_page(unmade: Iterable[Unmade]) -> str:
     for library, items in groupby(sorted(unmade, key=lambda item: (item.by, item)), key=attrgetter("by")):
         ids_of: dict[str, list[str]] = defaultdict(list)
         for item in items:
-            ids_of[_plain(item.message)].append(item.id)
+            ids_of[_code(item.message)].append(item.id)
         lines += [f"## {library}", ""]
         for message, ids in sorted(ids_of.items()):
             text = f"- {message}: `{'`, `'.join(ids)}`"
@@ -249,7 +250,7 @@ def _unknown(rows: Sequence[Row]) -> list[str]:
         return []
     lines, changes = ["## Open: unknown", ""], Counter(row.id.rpartition("/")[2] for row in unknown if not row.honest)
     honest = [row for row in unknown if row.honest]
-    lines += [f"- `{row.id}`: {_plain(row.said.get('smoke', ('', ''))[1])}" for row in honest]
+    lines += [f"- `{row.id}`: {_code(row.said.get('smoke', ('', ''))[1])}" for row in honest]
     return [*lines, *(f"- `{change}`: {number} cases" for change, number in sorted(changes.items())), ""]
 
 
@@ -258,6 +259,7 @@ def _first(items: list[str]) -> list[str]:
     return items if len(items) <= SHOWN else [*items[:SHOWN], f"- and {len(items) - SHOWN} more"]
 
 
-def _plain(message: str) -> str:
-    """A library's message without what Markdown would read."""
-    return "".join(c if c.isalnum() or c in " .,:;()'=-/" else " " for c in message)[:160].strip()
+def _code(message: str) -> str:
+    """The beginning of a library's message as code, which Markdown leaves as it is."""
+    text = " ".join(message.replace("`", "'").split())
+    return f"`{text}`" if len(text) <= MESSAGE_LENGTH else f"`{text[:MESSAGE_LENGTH].rstrip()}…`"
