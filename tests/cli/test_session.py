@@ -125,7 +125,7 @@ def test_an_invalid_url_is_bad_input(cli: CommandRunner) -> None:
 @pytest.mark.parametrize("token", ["lra_one\nlra_two", "lra_one lra_two", "lra_\u00e9"])
 def test_a_token_that_no_header_can_hold_is_refused_and_not_printed(cli: CommandRunner, token: str) -> None:
     stderr = cli("list", expect=2, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN=token).stderr
-    assert "set ADAPTER_TOKEN to the one line that" in stderr
+    assert "set ADAPTER_TOKEN to the one line of" in stderr
     assert "lra_" not in stderr
 
 
