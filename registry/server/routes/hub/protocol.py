@@ -145,10 +145,10 @@ def normalize_path(scope: Scope) -> str:
 def relay(request: Request, upstream: Upstream) -> Response | None:
     """Return the upstream's answer, or None for a request that is not relayed."""
     params = request.path_params
-    is_post = request.method == "POST"
+    body: bytes | None = getattr(request.state, "relayed_body", None)
     if VIA in request.headers.get("via", "") or "name" not in params:
         return None
-    if is_post and "paths-info" not in request.url.path:
+    if request.method == "POST" and body is None:
         return None
     path = normalize_path(request.scope)
     if not _DOTS.isdisjoint(re.split(r"[/\\]", unquote(path))):
@@ -161,7 +161,7 @@ def relay(request: Request, upstream: Upstream) -> Response | None:
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E for letter in target):
         raise Invalid("REQUEST_INVALID", "the query holds a space or a character outside ASCII")
     with upstream.turn():
-        reply = upstream.ask(request.method, target, headers, request.state.body if is_post else None)
+        reply = upstream.ask(request.method, target, headers, body)
         reply.status = _status(reply)
         if _FILE.match(request.url.path):
             return _file_response(request, reply)
