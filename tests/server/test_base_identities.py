@@ -67,7 +67,8 @@ def test_similarities_are_read_and_not_computed_again(family: Harness, monkeypat
     monkeypatch.setattr("registry.bases.identity.compare", lambda *_: pytest.fail("it was compared again"))
     with family.statements() as statements:
         assert len(family.admin.base("tiny-llama").relatives) == 4
-    assert len(statements) <= 8
+    reads = [statement for statement in statements if statement.startswith("SELECT")]
+    assert len(reads) <= 8, "a slow test writes the use of its token once more"
 
 
 def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: Harness) -> None:
