@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.harness import Harness
 from tests.import_table import ROOT
@@ -137,7 +137,8 @@ def test_a_live_page_shows_new_jobs_and_keeps_what_has_the_focus(site: Site) -> 
         page = watched.page
         page.goto(site.sign_in_link())
         page.goto(f"{site.url}/jobs?ref=acme/live")
-        page.wait_for_function("document.getElementById('live-state').textContent === 'live'")
+        # Not wait_for_function: from its second try on, the content security policy refuses what it evaluates.
+        expect(page.locator("#live-state")).to_have_text("live", timeout=30_000)
         page.focus("#ref")
         site.harness.push("acme/live")
         page.wait_for_selector("text=acme/live@1")
