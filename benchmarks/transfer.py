@@ -153,8 +153,11 @@ def measure(times: Times, contenders: list[tuple[str, Any]], files: Files, scrat
             times[f"{name}.{step}"].append(took)
             later = _contenders.wait_until_idle(contender.servers)
             times[f"{name}.{step}{AFTERWARDS}"].append(later)
-            cpu, after = took.cpu_seconds + took.server_cpu_seconds, later.server_cpu_seconds
-            say(f"    {name:16} {step:9} {took.seconds:7.2f} s  {cpu:7.2f} CPU-s, afterwards {after:.2f}")
+            client, server, after = took.cpu_seconds, took.server_cpu_seconds, later.server_cpu_seconds
+            say(
+                f"    {name:16} {step:9} {took.seconds:7.2f} s  CPU {client:6.2f} + {server:6.2f} s, "
+                f"afterwards {after:.2f}, load {os.getloadavg()[0]:.1f}"
+            )
 
 
 def local(scratch: Path, files: Files, times: Times) -> bool:
