@@ -143,6 +143,16 @@ def counted(harness: Harness, cursor: str) -> tuple[AdapterPage, int]:
     return page, min(counts)
 
 
+def test_a_summary_reads_no_column_that_it_does_not_show(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.transport.settle()  # what follows the push reads more
+    with harness.statements() as sent:
+        assert harness.admin.adapters().items[0].verdicts == harness.admin.adapter("acme/support").verdicts
+    read = " ".join(sent)
+    assert [column for column in ("findings", "facts", "manifest") if f".{column}" in read] == [], sent
+
+
 def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -> None:
     insert_adapters(harness, 300)
     first, sent = counted(harness, "")

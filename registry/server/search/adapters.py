@@ -15,12 +15,14 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.catalog import AdapterPage, AdapterView
 from registry.bases import BaseMatch
+from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     FACT,
     AdapterMetadataRow,
@@ -67,9 +69,6 @@ class Search:
     engine: EngineProfile | None = None
     check: Check | None = None
     outcome: Outcome | None = None
-
-
-_Row = tuple[AdapterRow, VersionRow, str]
 
 
 def search_adapters(
@@ -166,39 +165,48 @@ def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterVi
 
 
 def _newest() -> Any:
-    """Select adapters with their newest version and its base."""
+    """Select what a summary shows of adapters, their newest version and its base: columns, since rows cost more."""
     return (
-        select(AdapterRow, VersionRow, BaseRow.name)
+        select(  # type: ignore[call-overload]  # SQLModel has names for four columns
+            col(AdapterRow.id).label("adapter_id"), AdapterRow.namespace, AdapterRow.name, AdapterRow.newest_number,
+            AdapterRow.updated_at, col(VersionRow.id).label("version_id"), VersionRow.number, VersionRow.digest,
+            VersionRow.method, VersionRow.rank, VersionRow.size_bytes, col(BaseRow.name).label("base"),
+        )
         .select_from(AdapterRow)
         .join(VersionRow, versions.is_newest())
         .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
-    )
+    )  # fmt: skip
 
 
-def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
+_ALIASES = (
+    select(AliasRow.adapter_id, AliasRow.alias, VersionRow.number)
+    .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
+    .where(any_of(col(AliasRow.adapter_id), parameter="ids"))
+    .order_by(col(AliasRow.alias))
+)
+
+
+def _views(session: Session, rows: Sequence[Any]) -> list[AdapterView]:
+    adapter_ids = [row.adapter_id for row in rows]
     aliases: dict[int, dict[str, int]] = defaultdict(dict)
-    pointers = (
-        select(AliasRow.adapter_id, AliasRow.alias, VersionRow.number)
-        .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
-        .where(col(AliasRow.adapter_id).in_([adapter.id for adapter, _, _ in rows]))
-        .order_by(col(AliasRow.alias))
-    )
-    for adapter_id, alias, number in session.exec(pointers):
+    for adapter_id, alias, number in session.exec(_ALIASES, params={"ids": adapter_ids}):
         aliases[adapter_id][alias] = number
-    newest = verdicts.newest_by_version(session, [version for _, version, _ in rows])
-    described = metadata.read(session, AdapterMetadataRow, [adapter.id or 0 for adapter, _, _ in rows])
+    outcomes = verdicts.newest_outcomes(session, [row.version_id for row in rows])
+    described = metadata.read(session, AdapterMetadataRow, adapter_ids)
     return [
-        db.to_answer(
-            version,
-            AdapterView,
-            name=f"{adapter.namespace}/{adapter.name}",
-            versions=adapter.newest_number,
-            newest=version.number,
-            base=base,
-            aliases=aliases[adapter.id or 0],
-            verdicts={verdicts.label(v.check, v.profile, v.by_owner): v.outcome for v in newest[version.id or 0]},
-            updated_at=adapter.updated_at,
-            **described[adapter.id or 0],
+        AdapterView(
+            name=f"{row.namespace}/{row.name}",
+            versions=row.newest_number,
+            newest=row.number,
+            digest=Digest(row.digest),
+            base=row.base,
+            method=row.method,
+            rank=row.rank,
+            size_bytes=row.size_bytes,
+            aliases=aliases[row.adapter_id],
+            verdicts=outcomes[row.version_id],
+            updated_at=row.updated_at,
+            **described[row.adapter_id],
         )
-        for adapter, version, base in rows
+        for row in rows
     ]
