@@ -14,7 +14,7 @@ from registry import names
 from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView, JobSubmit
 from registry.client import waiting
 from registry.client.registry import Registry
-from registry.errors import Conflict, Unavailable
+from registry.errors import Conflict, RegistryError, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State
 from registry.names import Ref
@@ -35,8 +35,10 @@ def print_submitted(job: Job) -> None:
         output.line(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker` runs it"))
 
 
-def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
-    """Poll until the job is final, and print its steps. `Unavailable` (TRY_LATER): `timeout` seconds passed before."""
+def wait_for(
+    registry: Registry, job_id: str, timeout: float | None = None, *, queued_timeout: float | None = None
+) -> Job:
+    """Poll until the job is final, and print its steps. Limits and errors are those of `waiting.wait_for_job`."""
     noted, steps_shown = False, 0
 
     def show(job: Job, waited: float) -> None:
@@ -48,24 +50,31 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
             output.note(NO_WORKER_NOTE)
             noted = True
 
-    return waiting.wait_for_job(registry, job_id, timeout, on_poll=show)
+    return waiting.wait_for_job(registry, job_id, timeout, queued_timeout=queued_timeout, on_poll=show)
 
 
 def exit_by(job: Job, verdict: Verdict | None) -> None:
     """End with the exit code of a job that was waited for."""
+    if error := error_of(job):
+        raise error
+    if verdict is not None and verdict.outcome is Outcome.FAIL:
+        output.exit_with(output.REFUSED)
+
+
+def error_of(job: Job) -> RegistryError | None:
+    """Why a job that was waited for brought no result; None if it is done."""
     if job.state is State.CANCELLED:
-        raise Conflict("JOB_STATE", f"job {job.id} was cancelled")
+        return Conflict("JOB_STATE", f"job {job.id} was cancelled")
     if job.state is State.SUPERSEDED:
         next_step = f"a newer version is tested instead; to test this one, too: adapter smoke-test {job.subject}"
-        raise Conflict("JOB_STATE", f"job {job.id} was {job.error}", next_step=next_step)
+        return Conflict("JOB_STATE", f"job {job.id} was {job.error}", next_step=next_step)
     if job.state is State.FAILED:
-        raise Unavailable(
+        return Unavailable(
             "TRY_LATER",
             f"job {job.id} failed: {job.error or 'no reason was given'}",
             next_step="check the reason and the worker, then request it again",
         )
-    if verdict is not None and verdict.outcome is Outcome.FAIL:
-        output.exit_with(output.REFUSED)
+    return None
 
 
 # ------------------------------------------------------------------ adapter job

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import click
 
+from registry import names
 from registry.api.catalog import VersionMetadataChange, VersionView
 from registry.api.transfer import PushResult
 from registry.client import waiting
@@ -56,7 +58,7 @@ from .console.progress import ProgressLine, end_with_results, result_reporter
 @click.option("--bundle", type=click.Path(path_type=Path), help="Existing signature: OpenSSF model signing bundle.")
 @click.option("--public-key", type=click.Path(path_type=Path),
               help="With --bundle: public key, unless the bundle has a certificate.")  # fmt: skip
-@click.option("--wait", is_flag=True, help="Wait for the smoke test, or for the first verdict that is fail.")
+@click.option("--wait", is_flag=True, help="Wait for the smoke test's verdict; then move the alias.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push(
@@ -72,51 +74,46 @@ def push(
     with --strict the command then exits 6. If the gate of --alias is closed, the version is stored and the alias does
     not move. With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes
     too long.
+
+    --wait ends with the version's smoke verdict, and requests the test if none is under way. A version that failed
+    `compat` or `weights` is not tested. The alias then moves unless one of these checks says fail. A worker must run:
+    without one, --timeout ends the command with exit 75, and the same command continues later.
     """
     _refuse_folder_of_adapters(folder, name)
     sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)
     new_tags: dict[str, str | None] = {**arguments.tags(tags)}
+    alias = names.alias(alias) if alias else ""
     signature = None
     if key or bundle or public_key:
         signature = main.load(".verify", "signature_options")(key, bundle, public_key)
     options = parse_provenance_file(inputs_file.read_bytes(), file=inputs_file.name) if inputs_file else None
     declared = provenance_from_options(options, **inputs)
-    job: Any = None
-    unfinished: Unavailable | None = None
+    late: RegistryError | None = None
     started = time.monotonic()
     waits = wait or timeout is not None
     with session.registry() if waits else session.versions() as registry:
         with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
-                registry, folder, name, base=base, alias=alias, parents=parents, annotations=sealed,
+                registry, folder, name, base=base, alias="" if waits else alias, parents=parents, annotations=sealed,
                 provenance=declared, message=message, golden=golden, progress=progress, signature=signature,
                 left_out=lambda reason: output.note(f"left out: {reason.location} {reason.message}"),
             )  # fmt: skip
         if tags or expires:
             pushed = _describe(registry, pushed, VersionMetadataChange(tags=new_tags, expires_at=expiry(expires)))
-        version, needs_weights = pushed.version, bool(waits or strict or pushed.alias_refused)
-        if needs_weights:
+        was_pending = waiting.is_pending(pushed.version.verdicts)
+        if waits or strict or pushed.alias_refused:
             until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
-            version = waiting.wait_for_weights(registry, version, until)
-        if waits and pushed.job_id and not waiting.has_failed(version.verdicts):
-            seconds_left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
-            try:
-                job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left)
-                version = registry.version(Ref(name, version.digest))
-            except Unavailable as e:  # the version is pushed: show it first
-                unfinished = e
-    if pushed.alias_refused and waiting.is_pending(pushed.version.verdicts) != waiting.is_pending(version.verdicts):
-        version, refusal = _promote(version, alias, message)
-        pushed = pushed.model_copy(update={"alias_refused": refusal})
-    pushed = pushed.model_copy(update={"version": version})
+            pushed, late = _with_weights(registry, pushed, until)
+        if waits and late is None:
+            pushed, late = _with_job(registry, pushed)
+        if waits and late is None:
+            pushed, late = _with_test(registry, pushed, None if timeout is None else started + timeout)
+    if alias and (waits or (pushed.alias_refused and was_pending)):
+        pushed, late = _with_alias(pushed, late, alias, message)
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
-    if unfinished is not None:
-        raise unfinished
-    if job is not None:
-        main.load(".jobs", "exit_by")(job, None)
-    if needs_weights and waiting.is_pending(version.verdicts):
-        raise waiting.pending_error(version)
-    if pushed.alias_refused or (strict and waiting.has_failed(version.verdicts)):
+    if late is not None:  # the version is pushed: it is shown first
+        raise late
+    if pushed.alias_refused or (strict and waiting.has_failed(pushed.version.verdicts)):
         output.exit_with(output.REFUSED)
 
 
@@ -125,16 +122,47 @@ def _describe(registry: Versions, pushed: PushResult, change: VersionMetadataCha
     return pushed.model_copy(update={"version": version})
 
 
-def _promote(version: VersionView, alias: str, message: str) -> tuple[VersionView, str]:
-    """Move the alias now that the weights are read. Returns the version then, and why the alias did not move."""
-    refusal = ""
-    with session.registry() as registry:
-        generation = registry.generation(version.name, alias)
-        try:
-            registry.promote(version.name, alias, str(version.number), generation=generation, reason=message)
-        except Refused as e:
-            refusal = e.detail
-        return registry.version(f"{version.name}@{version.digest}"), refusal
+Outcome = tuple[PushResult, RegistryError | None]
+"""A push as it is now, and why a verdict is not there."""
+
+
+def _with_weights(registry: Versions, pushed: PushResult, until: float) -> Outcome:
+    """The push with the verdict on the weights."""
+    version = waiting.wait_for_weights(registry, pushed.version, until)
+    late = waiting.pending_error(version) if waiting.is_pending(version.verdicts) else None
+    return pushed.model_copy(update={"version": version}), late
+
+
+def _with_job(registry: Any, pushed: PushResult) -> Outcome:
+    """The push with the job that tests it."""
+    try:
+        return waiting.request_smoke_test(registry, pushed, output.note), None
+    except RegistryError as e:
+        return pushed, e
+
+
+def _with_test(registry: Any, pushed: PushResult, until: float | None, **limits: float) -> Outcome:
+    """The push with the verdict of its job."""
+    if not pushed.job_id or waiting.has_decided(pushed.version.verdicts):
+        return pushed, None
+    seconds_left = None if until is None else max(0.0, until - time.monotonic())
+    try:
+        job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left, **limits)
+        version = registry.version(waiting.ref_of(pushed.version))
+    except RegistryError as e:
+        return pushed, e
+    return pushed.model_copy(update={"version": version}), main.load(".jobs", "error_of")(job)
+
+
+def _with_alias(pushed: PushResult, late: RegistryError | None, alias: str, message: str) -> Outcome:
+    """The push with its alias moved, if no verdict is late, or with the reason why not."""
+    try:
+        if late is None:
+            with session.registry() as registry:
+                return waiting.move_alias(registry, pushed, alias, message), None
+    except RegistryError as e:
+        late = e
+    return pushed.model_copy(update={"alias_refused": late.detail}), late
 
 
 def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
@@ -172,7 +200,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyperparameter (repeatable).")
 @click.option("--message", "-m", default="", help="What is new in these versions.")
 @click.option("--provenance", "file", default="", help="Name of the provenance file in each folder.")
-@click.option("--wait", is_flag=True, help="Wait for the smoke tests, before the alias moves.")
+@click.option("--wait", is_flag=True, help="Wait for the smoke tests' verdicts; then move the alias.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push_all(
@@ -182,7 +210,8 @@ def push_all(
     """Push each adapter folder in DIR as NAMESPACE/FOLDER.
 
     One failure does not stop the others; the report lists every folder. --strict, --alias and --wait wait until large
-    weights are read.
+    weights are read. --wait is that of `adapter push`; without --timeout it ends with exit 75 once no worker has taken
+    a test for two minutes.
     """
     adapter_folders = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not adapter_folders:
@@ -199,13 +228,17 @@ def push_all(
             registry, folders, base=base, message=message, progress=progress,
             on_result=result_reporter(progress, _print_result), declared=declared,
         )  # fmt: skip
-        if strict or alias or waits:
-            until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
-            results = [_with_verdicts(registry, result, until, tests=waits) for result in results]
         if tags:
             results = _with_tags(registry, results, {**arguments.tags(tags)})
+        if strict or alias or waits:
+            until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
+            results = [_with_outcome(result, partial(_with_weights, registry, until=until)) for result in results]
+        if waits:
+            results = _with_tests(registry, results, None if timeout is None else until)
+        if alias and waits:
+            results = [_with_outcome(result, _without_failure) for result in results]
         if alias:
-            results = _with_alias(registry, results, alias, message)
+            results = _with_aliases(registry, results, alias, message)
     _end_pushes(results, strict=strict)
 
 
@@ -219,18 +252,45 @@ def _declaration(file: str, parameters: tuple[str, ...]) -> Callable[[Path], Pro
     return declared
 
 
-def _with_verdicts(registry: Any, result: Result[PushResult], until: float, *, tests: bool) -> Result[PushResult]:
-    """The result with the verdict on the weights, and with `tests` after the smoke test; its error if that is late."""
-    if result.answer is None:
+def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Outcome]) -> Result[PushResult]:
+    """The result after a wait; its error if the verdict is late."""
+    if result.answer is None or result.error is not None:
         return result
-    version = waiting.wait_for_weights(registry, result.answer.version, until)
-    if tests and result.answer.job_id and not waiting.has_failed(version.verdicts):
-        try:
-            main.load(".jobs", "wait_for")(registry, result.answer.job_id, max(0.0, until - time.monotonic()))
-        except Unavailable as e:
-            return replace(result, error=e)
-        version = registry.version(Ref(AdapterName.parse(version.name), version.digest))
-    return replace(result, answer=result.answer.model_copy(update={"version": version}))
+    answer, late = change(result.answer)
+    return replace(result, answer=answer, error=late)
+
+
+def _with_tests(registry: Any, results: list[Result[PushResult]], until: float | None) -> list[Result[PushResult]]:
+    """The results after the smoke tests, which are all requested first.
+
+    Without a limit, waiting ends once no worker has taken a test for `PENDING_SECONDS`.
+    """
+    queued_timeout = waiting.PENDING_SECONDS
+    tested = []
+    for result in [_with_outcome(result, partial(_with_job, registry)) for result in results]:
+        wait = partial(_with_test, registry, until=until, queued_timeout=queued_timeout)
+        tested.append(_with_outcome(result, wait))
+        if until is None and result.error is None and _is_queued(registry, tested[-1]):
+            queued_timeout = 0.0
+    return tested
+
+
+def _is_queued(registry: Any, result: Result[PushResult]) -> bool:
+    """Whether waiting ended because no worker took the test."""
+    if result.answer is None or not isinstance(result.error, Unavailable):
+        return False
+    with suppress(RegistryError):
+        return bool(registry.job(result.answer.job_id).state == "queued")
+    return True
+
+
+def _without_failure(pushed: PushResult) -> Outcome:
+    """The push, and an error if it failed a check: its alias does not move."""
+    try:
+        waiting.check_verdicts(pushed.version)
+    except Refused as e:
+        return pushed, e
+    return pushed, None
 
 
 def _with_tags(
@@ -244,7 +304,9 @@ def _with_tags(
     )
 
 
-def _with_alias(registry: Any, results: list[Result[PushResult]], alias: str, message: str) -> list[Result[PushResult]]:
+def _with_aliases(
+    registry: Any, results: list[Result[PushResult]], alias: str, message: str
+) -> list[Result[PushResult]]:
     item = partial(main.load("registry.api.aliases", "MoveItem"), alias=alias, reason=message)
     return _with_changes(
         results,

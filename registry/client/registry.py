@@ -54,7 +54,7 @@ from registry.digest import Digest
 from registry.errors import NotFound
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
-from registry.jobs import Job, Lease
+from registry.jobs import Job, Kind, Lease
 from registry.lineage.graph import Lineage
 from registry.versions.retention import RetentionRule
 
@@ -309,6 +309,10 @@ class Registry(Versions):
     def submit(self, request: JobSubmit) -> Job:
         """Submit a job."""
         return self._post("/jobs", request, Job)
+
+    def submit_smoke_test(self, ref: AnyRef) -> Job:
+        """Have a worker test a version. An equal job that is queued or running is returned instead of a second one."""
+        return self.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(parsed_ref(ref))))
 
     def jobs(
         self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int | None = None,

@@ -1,4 +1,7 @@
-"""Waits for what the registry does after a push: the verdict on large weights, and jobs. Waiting only polls."""
+"""Waits for what the registry does after a push: the verdict on large weights, and jobs. Waiting only polls.
+
+An alias that was asked for together with a wait moves after the verdicts, and not to a version that failed one.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,19 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from registry.api.catalog import VersionView
+from registry.api.transfer import PushResult
 from registry.client.core import Versions
-from registry.errors import Unavailable
+from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.names import AdapterName, Ref
+from registry.names import NEWEST, AdapterName, Ref
 
 if TYPE_CHECKING:  # a push does not load these schemas
     from registry.client.registry import Registry
     from registry.jobs import Job
 
 POLL_SECONDS = 0.5
+NO_TEST_CODES = ("TEST_UNSUPPORTED", "BASE_UNKNOWN")
+"""Errors of a smoke test that cannot be requested for a version: no worker loads it, or its base is not registered."""
 PENDING_SECONDS = 120.0
 """How long a caller without a limit of its own waits for the verdict on large weights."""
 
@@ -28,25 +34,87 @@ def is_pending(verdicts: Iterable[Verdict]) -> bool:
 
 def has_failed(verdicts: Iterable[Verdict]) -> bool:
     """Whether the newest verdict of a check is fail."""
-    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict.outcome for verdict in verdicts}
-    return Outcome.FAIL in newest.values()
+    return bool(_failures(verdicts))
+
+
+def has_decided(verdicts: Iterable[Verdict]) -> bool:
+    """Whether there is a verdict on the smoke test, or one that makes it needless: fail of `compat` or `weights`."""
+    verdicts = tuple(verdicts)
+    return _failure(verdicts) is not None or any(verdict.check is Check.SMOKE for verdict in verdicts)
+
+
+def _failures(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict for verdict in verdicts}
+    return [verdict for verdict in newest.values() if verdict.outcome is Outcome.FAIL]
+
+
+def _failure(verdicts: Iterable[Verdict]) -> Verdict | None:
+    """What the adapter failed on its base. Engines do not count: only a gate knows which of them matter."""
+    return next((verdict for verdict in _failures(verdicts) if verdict.check is not Check.ENGINE), None)
+
+
+def check_verdicts(version: VersionView) -> None:
+    """`Refused` (VERDICT_FAILED) for a version that failed a check: no alias moves to it after a wait."""
+    if failure := _failure(version.verdicts):
+        raise Refused("VERDICT_FAILED", f"the check '{failure.check}' says fail: {failure.summary}")
 
 
 def wait_for_weights(registry: Versions, version: VersionView, until: float) -> VersionView:
     """Poll until the version has the verdict `weights`, or until this monotonic time."""
     while is_pending(version.verdicts) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
-        version = registry.version(Ref(AdapterName.parse(version.name), version.digest))
+        version = registry.version(ref_of(version))
     return version
 
 
+def request_smoke_test(
+    registry: Registry, pushed: PushResult, on_no_test: Callable[[str], None] = lambda _reason: None
+) -> PushResult:
+    """The push with the job that will decide about the version, unless that is decided.
+
+    That is the job of the push, an equal one that is open, or a new one, such as after a job that failed.
+    `on_no_test` is called with the reason if the version cannot be tested; then there is no job.
+    """
+    if pushed.job_id or has_decided(pushed.version.verdicts):
+        return pushed
+    try:
+        job = registry.submit_smoke_test(ref_of(pushed.version))
+    except (Invalid, NotFound) as e:
+        if e.code not in NO_TEST_CODES:
+            raise
+        on_no_test(e.detail)
+        return pushed
+    return pushed.model_copy(update={"job_id": job.id})
+
+
+def move_alias(registry: Registry, pushed: PushResult, alias: str, message: str) -> PushResult:
+    """The push with its alias moved through the gate once the verdicts are there, or with the reason why not."""
+    if alias in ("", NEWEST):
+        return pushed
+    version, refusal = pushed.version, ""
+    try:
+        check_verdicts(version)
+        generation = registry.generation(version.name, alias)
+        registry.promote(version.name, alias, str(version.number), generation=generation, reason=message)
+        version = registry.version(ref_of(version))
+    except Refused as e:
+        refusal = e.detail
+    return pushed.model_copy(update={"version": version, "alias_refused": refusal})
+
+
+def ref_of(version: VersionView) -> Ref:
+    """The version by its digest."""
+    return Ref(AdapterName.parse(version.name), version.digest)
+
+
 def wait_for_job(
-    registry: Registry, job_id: str, timeout: float | None = None, *,
+    registry: Registry, job_id: str, timeout: float | None = None, *, queued_timeout: float | None = None,
     on_poll: Callable[[Job, float], None] = lambda _job, _waited: None,
 ) -> Job:  # fmt: skip
     """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before.
 
-    `on_poll` is called with each answer and the seconds waited so far.
+    `queued_timeout`: the limit while no worker has the job, if there is no `timeout`. `on_poll` is called with each
+    answer and the seconds waited so far.
     """
     started = time.monotonic()
     while True:
@@ -55,7 +123,8 @@ def wait_for_job(
         on_poll(job, waited)
         if job.finished_at is not None:
             return job
-        if timeout is not None and waited >= timeout:
+        limit = queued_timeout if timeout is None and job.state == "queued" else timeout
+        if limit is not None and waited >= limit:
             raise Unavailable(
                 "TRY_LATER",
                 f"job {job.id} is still {job.state}, and the time to wait has passed",

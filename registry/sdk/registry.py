@@ -12,10 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
+from registry import names
 from registry.api import PAGE_LIMIT
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
-from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
 from registry.client import answers, checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
@@ -30,9 +30,8 @@ from registry.durations import expiry
 from registry.engines import profile
 from registry.errors import Corrupt, Invalid, Unavailable
 from registry.evaluation.verdicts import Verdict
-from registry.jobs import Job, Kind, State
+from registry.jobs import Job, State
 from registry.lineage.graph import Lineage
-from registry.names import Ref
 from registry.sdk import models
 from registry.sdk.models import DEFAULT_ADAPTER, TrainedModel
 from registry.versions.provenance import Provenance
@@ -81,13 +80,15 @@ class AdapterRegistry:
         """Push a folder or a PeftModel as the newest version of `name`.
 
         A PeftModel is serialized in memory; `adapter` names which of its adapters. `base`: default, the one that the
-        configuration names. `wait`: until the smoke test ended or a verdict is fail, at most `timeout` seconds, after
-        which `Unavailable` (TRY_LATER) is raised and the version stays. A failing verdict raises nothing: read it in
-        `version.verdicts`.
+        configuration names. `wait`: until there is the verdict of a smoke test or one that makes it needless, at most
+        `timeout` seconds, after which `Unavailable` (TRY_LATER) is raised and the version stays. Then `alias` moves,
+        unless a verdict is fail. That raises nothing: read `version.verdicts` and `alias_refused`.
         """
+        alias = names.alias(alias) if alias else ""
         declared = provenance if isinstance(provenance, Provenance | None) else Provenance.read(provenance)
         options: dict[str, Any] = {
-            "base": base, "alias": alias, "parents": [parsed_ref(parent) for parent in parents], "message": message,
+            "base": base, "parents": [parsed_ref(parent) for parent in parents], "message": message,
+            "alias": "" if wait else alias,
             "annotations": dict(annotations or {}), "provenance": declared, "progress": progress,
         }  # fmt: skip
         golden_file = Path(golden) if golden is not None else None
@@ -101,9 +102,12 @@ class AdapterRegistry:
         if tags or expires:
             expires_at = expiry(expires.total_seconds() if expires else None)
             change = VersionMetadataChange(tags=dict(tags or {}), expires_at=expires_at)
-            version = self.client.describe(_ref_of(pushed.version), change)
+            version = self.client.describe(waiting.ref_of(pushed.version), change)
             pushed = pushed.model_copy(update={"version": version})
-        return self._wait(pushed, started, timeout) if wait else pushed
+        if wait:
+            pushed = self._wait(pushed, started, timeout)
+            pushed = waiting.move_alias(self.client, pushed, alias, message)
+        return pushed
 
     def push_all(
         self, folders: Mapping[str, str | Path], *, base: str = "", message: str = "", progress: Progress | None = None
@@ -117,10 +121,11 @@ class AdapterRegistry:
         version = waiting.wait_for_weights(self.client, pushed.version, until)
         if waiting.is_pending(version.verdicts):
             raise waiting.pending_error(version)
-        if pushed.job_id and not waiting.has_failed(version.verdicts):
-            self._wait_for_job(pushed.job_id, None if timeout is None else max(0.0, until - time.monotonic()))
-            version = self.client.version(_ref_of(version))
-        return pushed.model_copy(update={"version": version})
+        pushed = waiting.request_smoke_test(self.client, pushed.model_copy(update={"version": version}))
+        if not pushed.job_id or waiting.has_decided(version.verdicts):
+            return pushed
+        self._wait_for_job(pushed.job_id, None if timeout is None else max(0.0, until - time.monotonic()))
+        return pushed.model_copy(update={"version": self.client.version(waiting.ref_of(version))})
 
     def pull(
         self, ref: AnyRef, folder: str | Path, *, include: Sequence[str] = (), progress: Progress | None = None
@@ -164,7 +169,7 @@ class AdapterRegistry:
 
     def smoke_test(self, ref: AnyRef, *, wait: bool = False, timeout: float | None = None) -> Job:
         """Have a worker test a version on its base. `wait`: until it has, at most `timeout` seconds (TRY_LATER)."""
-        job = self.client.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(ref)))
+        job = self.client.submit_smoke_test(ref)
         return self._wait_for_job(job.id, timeout) if wait else job
 
     def _wait_for_job(self, job_id: str, timeout: float | None) -> Job:
@@ -227,7 +232,3 @@ class AdapterRegistry:
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """What a version was made from; with `down`, what was made from it."""
         return self.client.lineage(ref, down=down)
-
-
-def _ref_of(version: VersionView) -> Ref:
-    return Ref(parsed_name(version.name), version.digest)

@@ -210,6 +210,16 @@ def test_a_job_of_github_pushes_and_comments_once(
     assert len(service.comments) == 1
 
 
+def test_a_job_that_is_repeated_without_a_worker_has_no_verdict_either(
+    cli: CommandRunner, publishing: tuple[str, Registry], environment: dict[str, str]
+) -> None:
+    folder = cli.make_adapter("out", seed=next(SEEDS))
+    words = [str(folder), NAME, "--base", "tiny-llama", f"--audience={AUDIENCE}", "--timeout=1"]
+    assert [script.main(words, environment) for _ in range(2)] == [75, 75]
+    [job] = publishing[1].jobs(ref=f"{NAME}@{publishing[1].version(NAME).number}").items
+    publishing[1].cancel(job.id)
+
+
 @pytest.mark.security
 def test_secrets_are_masked_before_anything_else_and_printed_nowhere_else(
     capfd: pytest.CaptureFixture[str],

@@ -148,10 +148,15 @@ def test_waiting_ends_with_the_smoke_test_or_with_the_time(
     with pytest.raises(Unavailable) as over:
         registry.push(folder, "acme/support", base="tiny-llama", wait=True, timeout=0.05)
     assert over.value.code == "TRY_LATER"
+    with pytest.raises(Unavailable, match="is still queued"):
+        registry.push(folder, "acme/support", base="tiny-llama", wait=True, timeout=0.05, alias="canary")
+    assert registry.version("acme/support").aliases == ["main"]
     worker = threading.Thread(target=harness.validate, args=["acme/support@1"])
     worker.start()
     assert registry.smoke_test("acme/support", wait=True, timeout=60).state == "done"
     worker.join()
+    again = registry.push(folder, "acme/support", base="tiny-llama", wait=True, alias="canary").version
+    assert (Check.SMOKE in {verdict.check for verdict in again.verdicts}, "canary" in again.aliases) == (True, True)
     broken = samples.write(harness.files(samples.llama(hidden=128)), tmp_path / "broken")
     failed = registry.push(broken, "acme/broken", base="tiny-llama", wait=True)
     assert failed.version.verdicts[0].outcome is Outcome.FAIL

@@ -12,7 +12,6 @@ from sqlalchemy import and_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.adapters.formats import IMAGE_FORMATS
 from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView
 from registry.errors import NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Outcome
@@ -34,12 +33,12 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.jobs import queue
+from registry.server.jobs.requests import can_be_tested
 
 JOBS_LIMIT = 5000
 NEWEST_LIMIT = 10
 ITEMS_LIMIT = 1000
 """Changed versions that one answer lists; `changed` counts all of them."""
-PEFT = "peft"
 MAY_BE_TESTED = frozenset(Outcome) - {Outcome.FAIL}
 """Outcomes of `compat`: of a version that failed it, a worker could only report the same."""
 
@@ -75,7 +74,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:
     """The versions of the base that need a new verdict and that the actor may push, with their newest one."""
-    pipeline = base_rows.load_spec(base).is_pipeline
+    spec = base_rows.load_spec(base)
     statement = (
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -85,9 +84,8 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
         .order_by(col(VersionRow.id))
     )
     for version, namespace, adapter, verdict in session.exec(statement):
-        format_name = version.facts.get("format", PEFT)
-        can_be_tested = format_name == PEFT or (pipeline and format_name in IMAGE_FORMATS)
-        if can_be_tested and actor.may(Scope.PUSH, namespace, adapter) and _needs_verdict(verdict, base, request):
+        may_push = actor.may(Scope.PUSH, namespace, adapter)
+        if can_be_tested(version, spec) and may_push and _needs_verdict(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
 
 

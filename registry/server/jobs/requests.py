@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, or_
 from sqlmodel import Session, col, select
 
 from registry import jobs, names
+from registry.adapters.formats import IMAGE_FORMATS
 from registry.api.jobs import JobPage, JobSubmit
-from registry.bases import UNREGISTERED
+from registry.bases import UNREGISTERED, BaseSpec
 from registry.digest import Digest, DigestPrefix
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
@@ -35,7 +36,7 @@ RECIPE_KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Ope
 SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 """Fields that must be equal in the base of an adapter and in the base that it is fused into."""
 
-
+PEFT = "peft"
 WAITING_LIMIT = 100
 WORKER_JOBS = 200
 OPEN_LIMIT = 1000
@@ -62,7 +63,20 @@ def _submit_smoke_test(session: Session, actor: Actor, request: JobSubmit) -> Jo
     ref = Ref.parse(request.ref)
     actor.require(Scope.PUSH, ref.name)
     version = versions.find(session, actor, ref.name, ref.selector)
+    spec = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
+    if spec.is_registered and not can_be_tested(version, spec):
+        format_name = version.facts.get("format")
+        subject = f"{ref.name}@{version.number}"
+        message = f"{subject} has no smoke test: no worker loads the format '{format_name}' on its base"
+        next_step = f"convert it: adapter convert {subject} --to peft --into NAME"
+        raise Invalid("TEST_UNSUPPORTED", message, next_step=next_step)
     return _enqueue(session, actor, request, ref.name, version, priority=request.priority)
+
+
+def can_be_tested(version: VersionRow, spec: BaseSpec) -> bool:
+    """Whether a worker can load a version on its base: PEFT adapters, and image adapters on an image model."""
+    format_name = version.facts.get("format", PEFT)
+    return format_name == PEFT or (spec.is_pipeline and format_name in IMAGE_FORMATS)
 
 
 def _submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> JobRow:

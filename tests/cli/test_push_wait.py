@@ -1,0 +1,157 @@
+"""`push --wait` and `push-all --wait` end with a verdict of the smoke test, of new versions and of those that exist."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cli.console import session
+from registry.api.jobs import ClaimRequest, FailRequest
+from registry.client.registry import Registry
+from registry.findings import Finding
+from tests import non_peft_files, samples
+from tests.cli.runner import CommandRunner
+
+BROKEN = Finding(code="smoke.no_effect", severity="error", location="logits", message="the logits do not move")
+NOW = ("--timeout", "0.000001")
+
+
+@pytest.fixture
+def pushed(cli: CommandRunner) -> CommandRunner:
+    """acme/a and acme/b are pushed from `adapters`, and no worker has tested them."""
+    cli.add_base()
+    for name in "ab":
+        cli.make_adapter(name)
+    cli("push-all", folder_of(cli), "acme")
+    return cli
+
+
+def folder_of(cli: CommandRunner, name: str = "") -> Path:
+    return cli.folder / "adapters" / name
+
+
+def jobs(cli: CommandRunner) -> list[tuple[str, str]]:
+    return sorted((job["subject"], job["state"]) for job in cli("job", "list", "--json").json["items"])
+
+
+def smoke(version: Any) -> list[str]:
+    return [verdict["outcome"] for verdict in version["verdicts"] if verdict["check"] == "smoke"]
+
+
+def aliases(cli: CommandRunner, ref: str) -> list[str]:
+    return [alias for alias in cli("show", ref, "--json").json["aliases"] if alias != "main"]
+
+
+def fail_job() -> None:
+    with session.embedded(Registry) as registry:
+        claimed = registry.claim(ClaimRequest(worker="test"))
+        assert claimed is not None
+        registry.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="no memory", final=True))
+
+
+@pytest.fixture
+def between_polls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Has something happen while a command sleeps between two polls, once; further polls fail the test."""
+
+    def use(work: Callable[[], None]) -> None:
+        works = [work]
+
+        def sleep(_seconds: float) -> None:
+            assert works, "the command waits on"
+            works.pop()()
+
+        clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+        monkeypatch.setattr("registry.client.waiting.time", clock)
+
+    return use
+
+
+def test_without_a_worker_an_unchanged_push_is_late_and_moves_no_alias(pushed: CommandRunner) -> None:
+    result = pushed("push", folder_of(pushed, "a"), "acme/a", *NOW, "--alias", "canary", "--json", expect=75)
+    assert (result.json["created"], result.problem["code"]) == (False, "TRY_LATER")
+    assert "is still queued" in result.json["alias_refused"]
+    assert (aliases(pushed, "acme/a"), jobs(pushed)) == ([], [("acme/a@1", "queued"), ("acme/b@1", "queued")])
+    shown = pushed("push-all", folder_of(pushed), "acme", *NOW, "--alias", "canary", expect=75).stdout
+    assert shown.splitlines()[-1] == "0 new versions, 2 unchanged, 0 refused; 2 not finished"
+    assert (aliases(pushed, "acme/a"), aliases(pushed, "acme/b"), len(jobs(pushed))) == ([], [], 2)
+
+
+def test_push_all_gives_up_once_no_worker_takes_a_test(pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.client.waiting.PENDING_SECONDS", 0.01)
+    items = pushed("push-all", folder_of(pushed), "acme", "--wait", "--json", expect=75).json["items"]
+    assert [item["error"]["code"] for item in items] == ["TRY_LATER", "TRY_LATER"]
+
+
+def test_an_unchanged_push_joins_the_test_that_waits(pushed: CommandRunner, between_polls: Any) -> None:
+    def finish_both() -> None:
+        for ref in ("acme/a", "acme/b"):
+            pushed.finish_smoke_test(ref)
+
+    between_polls(finish_both)
+    items = pushed("push-all", folder_of(pushed), "acme", "--wait", "--alias", "canary", "--json").json["items"]
+    assert [smoke(item["pushed"]["version"]) for item in items] == [["pass"], ["pass"]]
+    assert [aliases(pushed, ref) for ref in ("acme/a", "acme/b")] == [["canary"], ["canary"]]
+    assert [state for _, state in jobs(pushed)] == ["done", "done"]
+    again = pushed("push", folder_of(pushed, "a"), "acme/a", "--wait", "--alias", "stable", "--json").json
+    assert (smoke(again["version"]), again["version"]["aliases"]) == (["pass"], ["canary", "main", "stable"])
+    assert len(jobs(pushed)) == 2, "the verdict was there"
+
+
+def test_after_a_test_that_broke_off_another_one_is_requested(pushed: CommandRunner, between_polls: Any) -> None:
+    fail_job()
+    between_polls(fail_job)
+    result = pushed("push", folder_of(pushed, "b"), "acme/b", "--wait", "--alias", "canary", "--json", expect=75)
+    assert "failed: no memory" in result.problem["detail"]
+    items = pushed("push-all", folder_of(pushed), "acme", *NOW, "--alias", "canary", "--json", expect=75).json["items"]
+    assert [smoke(item["pushed"]["version"]) for item in items] == [[], []]
+    assert jobs(pushed) == [
+        ("acme/a@1", "failed"), ("acme/a@1", "queued"), ("acme/b@1", "failed"), ("acme/b@1", "queued")
+    ]  # fmt: skip
+    assert [aliases(pushed, ref) for ref in ("acme/a", "acme/b")] == [[], []]
+
+
+def test_a_job_that_fails_while_push_all_waits_is_an_error(pushed: CommandRunner, between_polls: Any) -> None:
+    def fail_both() -> None:
+        fail_job()
+        fail_job()
+
+    between_polls(fail_both)
+    options = ("--wait", "--alias", "canary", "--json")
+    items = pushed("push-all", folder_of(pushed), "acme", *options, expect=75).json["items"]
+    assert ["failed: no memory" in item["error"]["detail"] for item in items] == [True, True]
+    assert [aliases(pushed, ref) for ref in ("acme/a", "acme/b")] == [[], []]
+
+
+def test_an_alias_moves_after_the_verdict_and_not_to_what_failed(cli: CommandRunner, between_polls: Any) -> None:
+    cli.add_base()
+
+    def finish() -> None:
+        with session.embedded(Registry) as registry:
+            assert registry.version("acme/a").aliases == ["main"], "the verdict comes first"
+        cli.finish_smoke_test("acme/a", BROKEN)
+
+    between_polls(finish)
+    words = ("push", cli.make_adapter("a"), "acme/a", "--wait", "--alias", "canary")
+    refused = cli(*words, "--json", expect=6).json
+    assert (smoke(refused["version"]), aliases(cli, "acme/a")) == (["fail"], [])
+    assert refused["alias_refused"] == "the check 'smoke' says fail: the logits do not move"
+    item = cli("push-all", folder_of(cli), "acme", "--wait", "--alias", "canary", "--json", expect=6).json["items"][0]
+    assert (item["error"]["code"], aliases(cli, "acme/a")) == ("VERDICT_FAILED", [])
+    between_polls(lambda: cli.finish_smoke_test("acme/a"))
+    tested = cli("push", cli.make_adapter("better"), "acme/a", "--wait", "--alias", "prod", "--json").json
+    assert (tested["version"]["number"], aliases(cli, "acme/a@2")) == (2, ["prod"]), "its gate requires the test"
+
+
+def test_what_no_worker_loads_is_not_waited_for(cli: CommandRunner) -> None:
+    cli.add_base()
+    folder = samples.write(non_peft_files.gguf_adapter(samples.llama()), cli.folder / "gguf")
+    words = ("push", folder, "acme/gguf", "--base", "tiny-llama", "--wait")
+    for _ in range(2):
+        assert "has no smoke test: no worker loads the format 'gguf'" in cli(*words).stderr
+    assert cli("smoke-test", "acme/gguf", "--json", expect=2).problem["code"] == "TEST_UNSUPPORTED"
+    assert jobs(cli) == []
