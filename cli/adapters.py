@@ -10,6 +10,8 @@ import click
 
 from registry.api.catalog import AdapterView, VersionView
 from registry.bases import BaseMatch
+from registry.client.core import Versions
+from registry.errors import NotFound
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
@@ -157,6 +159,7 @@ def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool
     if not undo:
         output.confirm(f"Delete {ref}?", yes)
     with session.registry() as registry:
+        was_deleted = undo and _is_deleted(registry, ref)
         if undo:
             version = registry.undelete_version(ref, reason or "restored")
         else:
@@ -165,12 +168,20 @@ def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool
     def text() -> None:
         title = output.strong(f"{version.name}@{version.number}")
         if undo:
-            output.line(f"{title} is restored.")
+            output.line(f"{title} is restored." if was_deleted else f"{title} was not deleted: nothing to restore.")
             return
         output.line(f"{title} is deleted. Restore it with: adapter delete {version.name}@{version.number} --undo")
         versions.print_served_on(version.served_on)
 
     output.answer(version, text)
+
+
+def _is_deleted(registry: Versions, ref: Ref) -> bool:
+    try:
+        registry.version(ref)
+    except NotFound as e:
+        return e.code == "VERSION_DELETED"
+    return False
 
 
 @click.command()

@@ -52,8 +52,21 @@ STEPS: Table[groups.PlannedChange] = Table(
 def apply(path: Path, **flags: Any) -> None:
     """Push, tag and promote what FILE lists. A second run changes nothing.
 
-    A plan is shown first. One failure does not stop the others. With --atomic, versions are pushed first and stay, with
-    main pointing at them; then all tags and aliases change in one transaction, or none if anything failed.
+    FILE is TOML. `namespace` and `base` hold for all adapters, and a folder is relative to FILE:
+
+    \b
+    namespace = "acme"
+    base = "smollm2"
+    [adapters.support]
+    folder = "out/support"
+    tags = {team = "nlp"}
+    aliases = ["canary"]                     # the version of the folder
+    [adapters.billing]
+    aliases = {prod = "3", canary = "main"}
+
+    An adapter may also have `base`, `message`, `description` and `links`. A plan is shown first. One failure does not
+    stop the others. With --atomic, versions are pushed first and stay, with main pointing at them; then all tags and
+    aliases change in one transaction, or none if anything failed.
     """
     options = groups.Options(**flags)
     entries = read_adapters_file(path)
@@ -76,16 +89,17 @@ def apply(path: Path, **flags: Any) -> None:
         if options.dry_run:
             _end_steps(steps, "planned")
             return
-        pending = sum(step.state == "planned" for step in steps)
-        if pending and output.is_text():
+        pending = [step for step in steps if step.state == "planned"]
+        plan_shown = bool(pending) and output.is_text()
+        if plan_shown:
             _print_steps(steps)
             if options.atomic and new:
                 pushed = output.plural(len(new), "version")
                 output.line(f"--atomic: keeps the {pushed} to push; tags and aliases change together or not")
             if sys.stdin.isatty():
-                output.confirm(f"Make {output.plural(pending, 'change')}?", options.yes)
+                output.confirm(f"Make {output.plural(len(pending), 'change')}?", options.yes)
         _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=options.atomic)
-    _end_steps(steps, "done", atomic=options.atomic)
+    _end_steps(steps, "done", atomic=options.atomic, pending=pending if plan_shown else None)
 
 
 def _words(entry: AdapterEntry) -> list[str]:
@@ -176,7 +190,10 @@ def _print_steps(steps: Sequence[_Step], **options: Any) -> None:
     STEPS.print(rows, **options)
 
 
-def _end_steps(steps: Sequence[_Step], past_verb: str, *, atomic: bool = False) -> None:
+def _end_steps(
+    steps: Sequence[_Step], past_verb: str, *, atomic: bool = False, pending: Sequence[_Step] | None = None
+) -> None:
+    """Print the steps; after a plan with `pending` ones only those that differ from it, and the summary."""
     counts = {state: sum(step.state == state for step in steps) for state in (past_verb, "unchanged", "refused")}
     items = [
         {"name": str(step.name), "step": step.action, "change": step.change, "state": step.state,
@@ -187,5 +204,10 @@ def _end_steps(steps: Sequence[_Step], past_verb: str, *, atomic: bool = False) 
     if atomic and counts["refused"]:
         pushed = sum(step.action == "push" and step.state == past_verb for step in steps)
         summary += f"; kept {output.plural(pushed, 'pushed version')}, changed no tag or alias"
-    _print_steps(steps, document={"items": items, **counts}, below=lambda: output.line(summary))
+    if pending is None:
+        _print_steps(steps, document={"items": items, **counts}, below=lambda: output.line(summary))
+    else:
+        if refused := [step for step in pending if step.error is not None]:
+            _print_steps(refused)
+        output.line(summary)
     groups.exit_by([step.error for step in steps if step.error is not None])

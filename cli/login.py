@@ -74,15 +74,20 @@ def context() -> None:
 def add_context(name: str, url: str, insecure: bool) -> None:
     """Add or replace a context.
 
-    The token is read from ADAPTER_TOKEN, a pipe or a prompt.
+    The token is read from ADAPTER_TOKEN, a pipe or a prompt. The URL `embedded` stands for the registry in your data
+    folder, which needs no token.
     """
-    secret = read_secret("ADAPTER_TOKEN", "token")
-    who, used_url = _sign_in(url, secret, insecure=insecure)
+    if url == session.EMBEDDED:
+        secret, who, used_url = "", None, url
+    else:
+        secret = read_secret("ADAPTER_TOKEN", "token")
+        who, used_url = _sign_in(url, secret, insecure=insecure)
     profile = session.read_profile()
     contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
     path = session.write_profile(replace(profile, contexts=contexts))
-    document = {"name": name, "url": used_url, "actor": who.actor}
-    output.answer(document, lambda: output.line(f"{output.strong(name)}: {who.actor} at {used_url}, saved in {path}"))
+    subject = f"{who.actor} at {used_url}" if who is not None else "the embedded registry"
+    document = {"name": name, "url": used_url, "actor": who.actor if who is not None else ""}
+    output.answer(document, lambda: output.line(f"{output.strong(name)}: {subject}, saved in {path}"))
 
 
 @context.command("use")
@@ -93,7 +98,8 @@ def use_context(name: str) -> None:
     url = session.find_context(profile, name).url if name else profile.url
     session.write_profile(replace(profile, context=name))
     output.answer(
-        {"name": name, "url": url}, lambda: output.line(f"Commands talk to {url or 'the embedded registry'}.")
+        {"name": name, "url": url},
+        lambda: output.line(f"Commands talk to {'the embedded registry' if url in ('', session.EMBEDDED) else url}."),
     )
 
 

@@ -78,7 +78,10 @@ def _options(command: click.Command) -> Iterator[str]:
 def _paragraphs(text: str) -> Iterator[str]:
     for number, paragraph in enumerate(text.split("\n\n")):
         yield from ([".PP"] if number else [])
-        yield _text(" ".join(paragraph.split()))
+        if paragraph.startswith(cli.VERBATIM):
+            yield from (".nf", *map(_text, paragraph.splitlines()[1:]), ".fi")
+        else:
+            yield _text(" ".join(paragraph.split()))
 
 
 def _joined(lines: Iterable[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Commands about many adapters: select them, show a plan, ask, send one request, and report every outcome.
 
-The plan is a dry run on the server. What is sent afterwards names the versions and generations of the plan, so nothing
-else happens if someone moves an alias meanwhile.
+The plan is a dry run on the server, and the report does not repeat it. What is sent afterwards names the versions and
+generations of the plan, so nothing else happens if someone moves an alias meanwhile.
 """
 
 import sys
@@ -137,6 +137,7 @@ def run(work: Work[Item], items: Sequence[Item], options: Options) -> None:
     """Plan, ask, send, report. The exit code is that of the first error."""
     outcomes = list(work.send(items, dry_run=True))
     pending: dict[int, Item] = {}
+    plan_shown = False
     for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
         pinned = None if isinstance(outcome, RegistryError) else work.pin(item, outcome)
         if pinned is not None:
@@ -146,6 +147,7 @@ def run(work: Work[Item], items: Sequence[Item], options: Options) -> None:
         if pending and not (options.atomic and refused):
             if output.is_text():
                 _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
+                plan_shown = True
             if sys.stdin.isatty() and output.is_text():
                 output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", options.yes)
             sent = work.send(list(pending.values()), atomic=options.atomic)
@@ -155,10 +157,14 @@ def run(work: Work[Item], items: Sequence[Item], options: Options) -> None:
             incomplete = Conflict("COMMIT_INCOMPLETE", "nothing was changed, because another item has an error")
             for position in pending:
                 outcomes[position] = incomplete
-    _report(work, items, outcomes, dict.fromkeys(pending, "planned" if options.dry_run else work.past_verb))
+    states = dict.fromkeys(pending, "planned" if options.dry_run else work.past_verb)
+    _report(work, items, outcomes, states, plan_shown=plan_shown)
 
 
-def _report(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str]) -> None:
+def _report(
+    work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str], *, plan_shown: bool
+) -> None:
+    """Print the outcomes; after the plan only those that differ from it, and the summary."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
     changed = sum(not isinstance(outcomes[position], RegistryError) for position in states)
     counts = {"changed": changed, "unchanged": len(items) - changed - len(errors), "refused": len(errors)}
@@ -173,7 +179,13 @@ def _report(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], st
     ]
     words = {"changed": next(iter(states.values()), work.past_verb)}
     summary = ", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items())
-    _print(work, items, outcomes, states, document={"items": rows, **counts}, below=lambda: output.line(summary))
+    if plan_shown:
+        unplanned = [n for n in states if isinstance(outcomes[n], RegistryError)]
+        if unplanned:
+            _print(work, [items[n] for n in unplanned], [outcomes[n] for n in unplanned], {})
+        output.line(summary)
+    else:
+        _print(work, items, outcomes, states, document={"items": rows, **counts}, below=lambda: output.line(summary))
     exit_by(errors)
 
 

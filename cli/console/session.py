@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 PAGE_LIMIT = 200
 UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
 EMBEDDED = "embedded"
-"""Value of ADAPTER_REGISTRY for the registry in this process."""
+"""Value of ADAPTER_REGISTRY, and URL of a context, for the registry in this process."""
 EMBEDDED_URL = "http://registry.embedded"
 """Stands for the registry in this process. It is never looked up."""
 
@@ -169,7 +169,8 @@ def target() -> RegistryTarget:
         context = find_context(profile, name)
         source = "ADAPTER_CONTEXT" if os.environ.get("ADAPTER_CONTEXT") else f"context {name} in {profile_path()}"
         token = os.environ.get("ADAPTER_TOKEN") or context.token
-        return RegistryTarget(context.url, token, source, context.insecure, name)
+        context_url = EMBEDDED_URL if context.url == EMBEDDED else context.url
+        return RegistryTarget(context_url, token, source, context.insecure, name)
     url = from_environment or profile.url
     if not url:
         return RegistryTarget(EMBEDDED_URL, "", "your data folder, without ADAPTER_REGISTRY and without a login")

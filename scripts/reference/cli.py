@@ -41,6 +41,8 @@ The registry is `ADAPTER_REGISTRY` with `ADAPTER_TOKEN`, else the one of `adapte
 in your data folder, which runs in the command's own process.
 """
 NUMBERS = {"integer": "NUMBER", "integer range": "NUMBER", "float": "NUMBER", "float range": "NUMBER"}
+VERBATIM = "\b\n"
+"""How a paragraph of a help begins whose lines click keeps."""
 SHARED = {"_output", "as_json", "_quiet", "_verbose", "_sort"}
 """Options that the introduction explains once."""
 EXIT_CODES = {
@@ -107,7 +109,8 @@ def _section(name: str, command: click.Command) -> str:
 def _paragraphs(text: str) -> Iterator[str]:
     """The help as Markdown."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
-        yield " ".join(paragraph.split()) + "\n"
+        verbatim = paragraph.removeprefix(VERBATIM)
+        yield f"```text\n{verbatim}\n```\n" if verbatim != paragraph else " ".join(paragraph.split()) + "\n"
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str]:

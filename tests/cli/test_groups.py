@@ -42,6 +42,7 @@ def test_a_group_is_promoted_by_a_plan_that_is_shown_first(acme_cli: CommandRunn
         ["acme/cust-2:staging", "@1", "planned"],
     ]
     assert done.splitlines()[-1] == "2 moved, 0 unchanged, 0 refused"
+    assert done.count("OUTCOME") == 1, "the report does not repeat the plan"
     report = acme_cli("promote", *group, "--json").json
     assert [item["state"] for item in report["items"]] == ["unchanged", "unchanged", "moved"]
     assert acme_cli("history", "acme/cust-1:staging", "--json").json["moves"][0]["reason"] == "nightly"
@@ -120,7 +121,9 @@ aliases = {{staging = 1}}
         ("acme/billing", "alias", "planned"),
     ]
     assert cli("versions", "acme/support", expect=4).stderr, "nothing was pushed"
-    assert cli("apply", "-f", file, "--atomic").stdout.splitlines()[-1] == "5 done, 0 unchanged, 0 refused"
+    applied = cli("apply", "-f", file, "--atomic").stdout
+    assert applied.splitlines()[-1] == "5 done, 0 unchanged, 0 refused"
+    assert applied.count("OUTCOME") == 1, "the report does not repeat the plan"
     assert cli("apply", "-f", file).stdout.count("OUTCOME") == 1, "nothing is planned"
     again = cli("apply", "-f", file, "--json").json
     assert (again["done"], again["unchanged"]) == (0, 5)
@@ -142,9 +145,20 @@ aliases = {{staging = 1}}
     shown = cli("apply", "-f", closed, "--atomic", expect=6).stdout
     assert "--atomic: keeps the 1 version to push; " in shown
     assert shown.splitlines()[-1] == "1 done, 0 unchanged, 2 refused; kept 1 pushed version, changed no tag or alias"
+    report = shown.splitlines()[-4:-1]
+    assert [line.split()[0] for line in report] == ["NAME", "acme/billing", "acme/fresher:prod"], "what was not planned"
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
     assert "adapters.toml: adapters.billing.colour: is not a field here" in refused
+
+
+def test_the_help_of_apply_shows_a_file(cli: CommandRunner, tmp_path: Path) -> None:
+    shown = cli("apply", "--help").stdout
+    block = shown[shown.index("namespace = ") : shown.index("An adapter may")]
+    file = tmp_path / "adapters.toml"
+    file.write_text("\n".join(line.strip() for line in block.splitlines()))
+    entries = {str(name): entry.versions for name, entry in read_adapters_file(file).items()}
+    assert entries == {"acme/support": {"canary": ""}, "acme/billing": {"prod": "3", "canary": "main"}}
 
 
 @pytest.mark.security

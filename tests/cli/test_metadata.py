@@ -103,4 +103,5 @@ def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> No
     assert released("versions", "acme/support", "--deleted").stdout.splitlines()[-1].split()[6] == "deleted"
     assert released("pull", "acme/support@1", "x", "--json", expect=4).problem["code"] == "VERSION_DELETED"
     assert "is restored" in released("delete", "acme/support@1", "--undo").stdout
+    assert "acme/support@1 was not deleted" in released("delete", "acme/support@1", "--undo").stdout
     assert "are about a version" in released("delete", "acme/support", "--undo", expect=2).stderr

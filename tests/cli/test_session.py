@@ -6,6 +6,7 @@ import json
 import sqlite3
 import stat
 import threading
+from dataclasses import replace
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_a_context_has_a_url_and_a_token_of_its_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ADAPTER_CONTEXT", "nowhere")
     with pytest.raises(NotFound, match="there are: ci, prod"):
         session.target()
+
+
+def test_a_context_can_stand_for_the_embedded_registry(cli: CommandRunner) -> None:
+    assert "local: the embedded registry" in cli("context", "add", "local", "embedded").stdout
+    session.write_profile(replace(session.read_profile(), url="https://b.test", tokens={"https://b.test": "secret"}))
+    assert "Commands talk to the embedded registry." in cli("context", "use", "local").stdout
+    assert (session.target().embedded, session.target().token) == (True, "")
+    assert cli("list", "--json").json["items"] == []
 
 
 def test_contexts_are_listed_used_and_removed_and_a_logout_forgets_a_token(cli: CommandRunner) -> None:
