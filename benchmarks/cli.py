@@ -41,8 +41,13 @@ OTHERS = {"hf_help": ["hf", "--help"], "hf_version": ["hf", "version"], "oras_ve
 
 def cpu_seconds(command: list[str], env: dict[str, str]) -> float:
     """The least CPU time of `RUNS` runs of a command, which must succeed."""
+    return least_cpu_seconds([command] * RUNS, env)
+
+
+def least_cpu_seconds(commands: list[list[str]], env: dict[str, str]) -> float:
+    """The least CPU time of several commands, which must succeed."""
     times = []
-    for _ in range(RUNS):
+    for command in commands:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, env=env, cwd=ROOT, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -73,6 +78,10 @@ def main() -> None:
             figures |= {name: cpu_seconds([*COMMAND, *words], remote) for name, words in CALLS.items()}
         figures["embedded_list"] = cpu_seconds([*COMMAND, "list"], env)
         figures["embedded_show"] = cpu_seconds([*COMMAND, "show", NAME], env)
+        figures["embedded_pull"] = cpu_seconds([*COMMAND, "pull", NAME, f"{scratch}/served"], env)
+        new = [samples.write(samples.lora(base, seed=100 + run), folder / f"new-{run}") for run in range(RUNS)]
+        pushes = [[*COMMAND, "push", str(path), NAME, "--base", base.name] for path in new]
+        figures["embedded_push"] = least_cpu_seconds(pushes, env)
         for name, command in OTHERS.items():
             program = shutil.which(command[0]) or shutil.which(command[0], path=str(Path(sys.executable).parent))
             if program is not None:

@@ -11,7 +11,7 @@ import click
 
 from registry.api.aliases import AliasMove, AliasView, MovedAlias, MoveItem
 from registry.client import answers
-from registry.client.groups import Groups
+from registry.client.aliases import Groups
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 

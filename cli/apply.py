@@ -10,7 +10,7 @@ import click
 
 from registry.api.aliases import DescribeItem, MoveItem
 from registry.client.adapters_file import AdapterEntry, read_adapters_file
-from registry.client.groups import Groups
+from registry.client.aliases import Groups
 from registry.client.registry import Registry
 from registry.client.transfer import push
 from registry.errors import Conflict, NotFound, RegistryError

@@ -10,7 +10,7 @@ import click
 from pydantic import ValidationError
 
 from registry.api.aliases import ApprovalView, ApproveItem, GateView
-from registry.client.groups import Groups
+from registry.client.aliases import Groups
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check

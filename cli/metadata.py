@@ -11,8 +11,8 @@ import click
 
 from registry.api.aliases import DescribedSubject, DescribeItem
 from registry.api.catalog import AdapterView, MetadataChange, VersionView
+from registry.client.aliases import Groups
 from registry.client.core import Versions
-from registry.client.groups import Groups
 from registry.names import AdapterName, Ref
 
 from .console import arguments, groups, output, session, versions

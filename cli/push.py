@@ -336,7 +336,7 @@ def _with_changes(
 
 
 def _groups(registry: Any) -> Any:
-    return main.load("registry.client.groups", "Groups")(registry)
+    return main.load("registry.client.aliases", "Groups")(registry)
 
 
 def _title(version: VersionView) -> str:

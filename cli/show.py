@@ -11,7 +11,7 @@ from registry.adapters import module_grid
 from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
-from registry.client.registry import Registry
+from registry.client.aliases import Aliases
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
@@ -35,11 +35,12 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
     if metadata:
         _show_metadata(ref)
         return
-    with session.registry() as registry:
+    needs_norms = bool(plot or (with_norms and output.is_text()))
+    with session.registry() if needs_norms else session.opened(Aliases) as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
         described = registry.adapter(ref.name)
-        norms = _norms_of(registry, version) if plot or (with_norms and output.is_text()) else None
+        norms = _norms_of(registry, version) if needs_norms else None
     if plot is not None and norms is not None:
         heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
     output.answer(
@@ -131,7 +132,7 @@ class Norms:
     hint: str = ""
 
 
-def _norms_of(registry: Registry, version: VersionView) -> Norms:
+def _norms_of(registry: Any, version: VersionView) -> Norms:
     """What the registry measured after the push; else what the newest report of a worker has."""
     ref = Ref(AdapterName.parse(version.name), version.digest)
     measured = registry.norms(ref)

@@ -74,7 +74,7 @@ TABLE = [
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.sessions", "domain server", "fastapi sqlalchemy sqlmodel"),
     _row("registry.server.sessions.authorization_code", "domain server", "authlib httpx"),
-    _row("registry.server.http.request_log", "server", "prometheus_client starlette"),
+    _row("registry.server.http.request_log", "server", "starlette"),
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers jinja2 pydantic"),

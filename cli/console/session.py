@@ -187,12 +187,12 @@ def has_embedded() -> bool:
 
 def registry() -> AbstractContextManager[Registry]:
     """A client of `target()` with all routes."""
-    return _opened(main.load("registry.client.registry", "Registry"))
+    return opened(main.load("registry.client.registry", "Registry"))
 
 
 def versions() -> AbstractContextManager[Versions]:
     """A client with only the routes of a push and a pull, which takes less time to import."""
-    return _opened(Versions)
+    return opened(Versions)
 
 
 def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]) -> None:
@@ -217,7 +217,8 @@ def first_items(fetch: Callable[..., Any], limit: int | None) -> tuple[list[Any]
 
 
 @contextmanager
-def _opened(routes: type[Routes]) -> Iterator[Routes]:
+def opened(routes: type[Routes]) -> Iterator[Routes]:
+    """A client of `target()` with these routes."""
     location = target()
     remote = partial(routes, location.url, location.token, insecure=location.insecure)
     with embedded(routes) if location.embedded else remote() as opened:
@@ -246,6 +247,18 @@ def trusted_checkpoints() -> TrustedCheckpoints:
     return TrustedCheckpoints(profile_path().parent / "checkpoints", by_origin=target().embedded)
 
 
+def _load(module: str, attribute: str) -> Any:
+    """`main.load`, but NumPy starts no threads: they cost more CPU time than the small products of a push."""
+    variable = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(variable)
+    os.environ.setdefault(variable, "1")
+    try:
+        return main.load(module, attribute)
+    finally:
+        if before is None:
+            del os.environ[variable]
+
+
 @contextmanager
 def embedded(routes: type[Routes]) -> Iterator[Routes]:
     """A client of the registry in the data folder (REGISTRY_DATA), run in this process without a socket.
@@ -262,7 +275,7 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
         ) from e
     transport = main.load("registry.client.transport.in_process", "InProcess")
     with (
-        application(main.load) as app,
+        application(_load) as app,
         routes(EMBEDDED_URL, transport=transport(app, app.state.link_context.answer)) as opened,
     ):
         yield opened

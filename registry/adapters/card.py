@@ -18,7 +18,6 @@ from registry.versions.files import CARD, Read
 READ_LIMIT_BYTES = 64 * 2**10
 NAMES_LIMIT = 32
 TOOLS_LIMIT = 16
-HUB_DATASETS = "hf://datasets/"
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")

@@ -1,14 +1,11 @@
-"""`Registry`: the routes of `Versions` (core.py) and all others except the audit log's (audit.py), a method each."""
+"""`Registry`: the routes of `Aliases` and all others except the audit log's (audit.py), a method each."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from urllib.parse import quote
 
 from registry import names
 from registry.api import access, catalog, evaluation, maintenance, serving
 from registry.api.aliases import (
-    AliasList,
-    AliasView,
     ApprovalList,
     ApprovalView,
     ApproveRequest,
@@ -16,9 +13,6 @@ from registry.api.aliases import (
     GateList,
     GateSet,
     GateView,
-    History,
-    PromoteRequest,
-    RollbackRequest,
     WithdrawRequest,
 )
 from registry.api.bases import (
@@ -47,11 +41,11 @@ from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import answers
-from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
+from registry.client.aliases import Aliases
+from registry.client.core import AnyRef, Name, parsed_ref, path_of, path_of_adapter
 from registry.client.transport import LIST_LIMIT_BYTES
 from registry.client.transport.responses import Shape, parse_answer
 from registry.digest import Digest
-from registry.errors import NotFound
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
 from registry.jobs import Job, Kind, Lease
@@ -62,7 +56,7 @@ MAINTENANCE_SECONDS = 900.0
 """Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""
 
 
-class Registry(Versions):
+class Registry(Aliases):
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
     # ------------------------------------------------------------ adapters and versions
@@ -140,43 +134,7 @@ class Registry(Versions):
         """The progress of a campaign, and what has changed so far."""
         return self._get(_path("campaigns", campaign_id), CampaignView)
 
-    # ------------------------------------------------------------ aliases and gates
-    def aliases(self, name: Name) -> AliasList:
-        """Return the aliases of an adapter."""
-        return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
-
-    def alias(self, name: Name, alias: str) -> AliasView:
-        """Return one alias."""
-        return answers.check_alias(alias, self._get(_path_of_alias(name, alias), AliasView))
-
-    def generation(self, name: Name, alias: str) -> int:
-        """The generation of an alias; 0 for one that does not exist."""
-        try:
-            return self.alias(name, alias).generation
-        except NotFound as e:
-            if e.code != "ALIAS_UNKNOWN":
-                raise
-            return 0
-
-    def promote(
-        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
-    ) -> AliasView:
-        """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
-        request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
-        headers = {"If-Match": f'"{generation}"'}
-        answer = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
-        return answers.check_alias(alias, answer)
-
-    def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
-        """Move an alias back to the version before."""
-        request = RollbackRequest(to=to, reason=reason)
-        return answers.check_alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
-
-    def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
-        """Return the moves of an alias, newest first."""
-        moment = at.isoformat() if at else ""
-        return self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
-
+    # ------------------------------------------------------------ gates
     def gates(self, scope: str) -> GateList:
         """The gates of a scope: an adapter (with a slash) or a namespace."""
         return self._get(_path_of_gates(scope), GateList)
@@ -439,10 +397,6 @@ class Registry(Versions):
 
     def _maintain(self, path: str, request: Request, shape: type[Shape]) -> Shape:
         return self._post(path, request, shape, seconds=MAINTENANCE_SECONDS)
-
-
-def _path_of_alias(name: Name, alias: str) -> str:
-    return f"{path_of_adapter(name)}/aliases/{names.alias(alias)}"
 
 
 def _path_of_gates(scope: str) -> str:

@@ -9,9 +9,9 @@ Equal data of two versions is one node. What a README claims is an edge of its o
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from registry.adapters import card
 from registry.versions.provenance import Provenance
 
+HUB_DATASETS = "hf://datasets/"
 BASE, DATASET, RUN, CODE = "base:", "dataset:", "run:", "code:"
 CLAIMED = "claimed"
 """The relation to a data set that only the README names."""
@@ -40,7 +40,7 @@ def inputs(provenance: Provenance | None, facts: Mapping[str, Any]) -> Iterator[
         declared_uris.add(dataset.uri)
         yield Input("dataset", DATASET + dataset.key, dataset.name or dataset.uri, dataset.uri, dataset.digest)
     for name in (facts.get("card") or {}).get("datasets", []):
-        if (uri := card.HUB_DATASETS + name) not in declared_uris:
+        if (uri := HUB_DATASETS + name) not in declared_uris:
             yield Input(CLAIMED, DATASET + uri, name, uri)
     if provenance and (run := provenance.run):
         yield Input("run", f"{RUN}{run.tool}:{run.id}", f"{run.tool} {run.id}", run.url)

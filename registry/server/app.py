@@ -17,7 +17,7 @@ from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
 from registry.server.hub.upstream import Upstream
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
-from registry.server.promotion.attestations import Attester
+from registry.server.promotion.attestations.attester import Attester
 from registry.server.routes import (
     access,
     adapters,
@@ -29,17 +29,18 @@ from registry.server.routes import (
     maintenance,
     retention,
     serving,
-    transfer,
     verdicts,
 )
 from registry.server.routes.openapi import routes as openapi
 from registry.server.routes.openapi.document import scope_of
+from registry.server.routes.transfer import pulls, pushes
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy, open_store
 
 ROUTERS: tuple[APIRouter, ...] = (
-    transfer.router,
+    pushes.router,
+    pulls.router,
     adapters.router,
     aliases.router,
     serving.router,
@@ -74,7 +75,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     open_second_copy(settings)
     engine_profiles.parse_setting(settings.engines)
     app = build_app(
-        settings, routes, transfer.receive_upload, engine=engine or open_database(settings),
+        settings, routes, pushes.receive_upload, engine=engine or open_database(settings),
         blobs=blobs or open_store(settings),
     )  # fmt: skip
     app.state.issuers = Issuers.read(settings.issuers)

@@ -29,6 +29,7 @@ Load = Callable[[str, str], Any]
 
 ROUTERS: Mapping[tuple[str, str], str] = {
     ("adapters", "router"): "adapters lineage metadata resolve",
+    ("transfer.pulls", "router"): "adapters links pulls",
     ("aliases", "router"): "adapters moves",
     ("access", "router"): "tokens whoami",
     ("access", "namespace_router"): "adapters namespaces",
@@ -36,7 +37,7 @@ ROUTERS: Mapping[tuple[str, str], str] = {
     ("retention", "router"): "adapters namespaces",
     ("verdicts", "router"): "adapters check engine-settings",
     ("verdicts", "attestation_router"): "adapters",
-    ("transfer", "router"): "adapters links pulls pushes",
+    ("transfer.pushes", "router"): "pushes",
     ("serving", "router"): "bases fleet",
     ("bases", "router"): "bases",
     ("jobs", "router"): "campaigns jobs",
@@ -83,7 +84,7 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
 
         def receive_upload(state: State, link: SignedLink) -> AbstractContextManager[BlobWriter | None]:
             receive: AbstractContextManager[BlobWriter | None] = load(
-                "registry.server.routes.transfer", "receive_upload"
+                "registry.server.routes.transfer.pushes", "receive_upload"
             )(state, link)
             return receive
 
@@ -93,7 +94,7 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
         )
 
         def attest_until(position: int) -> None:
-            attester = load("registry.server.promotion.attestations", "Attester")
+            attester = load("registry.server.promotion.attestations.attester", "Attester")
             attester(engine, app.state.blobs, lambda: app.state.audit_log.keys).attest_until(position)
 
         app.state.audit_log.after_step.append(attest_until)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from registry.server.http import metrics as server
-from registry.server.http import request_log
 from registry.serving.agent import metrics as agent
 from scripts.reference.tables import table
 
@@ -18,9 +17,14 @@ def markdown() -> str:
     """The whole page."""
     rows = [(f"{server.PREFIX}{name}_total", description) for name, description, _ in server.COUNTERS]
     rows[0] = (rows[0][0], f"{rows[0][1]} Labels `{'`, `'.join(server.REQUEST_LABELS)}`.")
-    histogram, meaning = request_log.SECONDS
-    labels = "`, `".join(request_log.SECONDS_LABELS)
-    rows.append((histogram, f"{meaning} A histogram with the labels `{labels}`; a route is the template of its path."))
+    histogram, meaning = server.SECONDS
+    labels = "`, `".join(server.SECONDS_LABELS)
+    rows.append(
+        (
+            f"{server.PREFIX}{histogram}",
+            f"{meaning} A histogram with the labels `{labels}`; a route is the template of its path.",
+        )
+    )
     rows += [(f"{server.PREFIX}{name}", description) for name, description in (server.BUILD, server.QUEUE_AGE)]
     rows += [(f"{server.PREFIX}{name}", description) for name, description, _ in server._totals()]
     rows += [(f"{server.PREFIX}{name}", f"{description} Label `state`: {', '.join(states)}.")

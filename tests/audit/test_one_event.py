@@ -32,8 +32,8 @@ from registry.api.transfer import PushRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.bases.library import LibraryModules
+from registry.client.aliases import Groups
 from registry.client.audit import Audit
-from registry.client.groups import Groups
 from registry.digest import Digest
 from registry.errors import Unauthenticated
 from registry.evaluation.gates import Gate

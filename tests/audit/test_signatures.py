@@ -24,7 +24,8 @@ from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
-from registry.server.promotion.attestations import Attester, signers_by_version
+from registry.server.promotion.attestations import signers_by_version
+from registry.server.promotion.attestations.attester import Attester
 from registry.tlog.notes import Signer, Verifier
 from tests.harness import Harness, rows
 

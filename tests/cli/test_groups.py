@@ -146,7 +146,7 @@ aliases = {{staging = 1}}
     assert "--atomic: keeps the 1 version to push; " in shown
     assert shown.splitlines()[-1] == "1 done, 0 unchanged, 2 refused; kept 1 pushed version, changed no tag or alias"
     report = shown.splitlines()[-4:-1]
-    assert [line.split()[0] for line in report] == ["NAME", "acme/billing", "acme/fresher:prod"], "what was not planned"
+    assert [line.split()[0] for line in report] == ["NAME", "acme/billing", "acme/fresher"], "what was not planned"
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
     assert "adapters.toml: adapters.billing.colour: is not a field here" in refused

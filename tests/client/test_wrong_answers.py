@@ -16,8 +16,8 @@ from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import moment as audit_moment
 from registry.api.jobs import ClaimRequest
 from registry.client import answers, core
+from registry.client.aliases import Groups
 from registry.client.audit import Audit
-from registry.client.groups import Groups
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
 from registry.errors import Corrupt, Unavailable

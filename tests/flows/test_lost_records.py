@@ -20,7 +20,7 @@ from registry.server.catalog.metadata_backup import Record, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
 from registry.server.promotion import withdraw
-from registry.server.promotion.attestations import Attester
+from registry.server.promotion.attestations.attester import Attester
 from registry.server.storage.blobs import BlobStore, key_of
 from tests import samples
 from tests.flows.test_restore import fill, lose_the_database, reindex

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from registry.digest import Digest
-from registry.server.routes import transfer
+from registry.server.routes.transfer import pulls
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.local import LocalBlobs
 from tests import samples
@@ -166,7 +166,7 @@ def test_a_slow_reader_needs_little_memory(tmp_path: Path) -> None:
     async def receive() -> Any:
         raise AssertionError("nothing is to be received")
 
-    answer = transfer.FileRangeResponse(tmp_path / "file", 0, 3 * 2**20, 200, {})
+    answer = pulls.FileRangeResponse(tmp_path / "file", 0, 3 * 2**20, 200, {})
     asyncio.run(answer({"type": "http", "method": "GET"}, receive, send))
     assert sum(sizes) == 3 * 2**20
     assert max(sizes) <= 2**18

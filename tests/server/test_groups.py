@@ -9,7 +9,7 @@ import pytest
 
 from registry.api import GROUP_LIMIT
 from registry.api.aliases import ApproveItem, DescribeItem, MovedAlias, MoveItem
-from registry.client.groups import Groups
+from registry.client.aliases import Groups
 from registry.client.registry import Registry
 from registry.errors import Invalid, Refused, RegistryError
 from registry.evaluation.gates import Gate

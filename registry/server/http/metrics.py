@@ -6,10 +6,11 @@ Of tables that grow without end only an index is read. No label holds the name o
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import case, func
 from sqlmodel import Session, col, select
@@ -28,7 +29,7 @@ from registry.server.database.models import (
     PushRow,
     VersionRow,
 )
-from registry.server.http.request_log import RequestLog
+from registry.server.http.request_log import BUCKETS_SECONDS, RequestLog
 from registry.server.serving import reports
 from registry.server.storage.references import PushState
 
@@ -42,6 +43,8 @@ COUNTERS: tuple[tuple[str, str, Callable[[RequestLog], Any]], ...] = (
 )
 """Name and description of each counter, whose samples end in `_total`, and how to read it from a `RequestLog`."""
 REQUEST_LABELS = ("method", "status")
+SECONDS = "request_seconds", "Seconds until a request was answered."
+SECONDS_LABELS = ("method", "route")
 BUILD = "build_info", "1, with the `version` of this server and of its `python`."
 QUEUE_AGE = "job_queue_age_seconds", "Age of the oldest queued job, 0 without one."
 
@@ -63,7 +66,7 @@ class _Server(Collector):
             for labels, count in [((), value)] if is_total else sorted(value.items()):
                 counter.add_metric([str(label) for label in labels], count)
             yield counter
-        yield from self._requests.seconds.collect()
+        yield self._durations()
         build = GaugeMetricFamily(PREFIX + BUILD[0], BUILD[1], labels=["version", "python"])
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
@@ -76,6 +79,14 @@ class _Server(Collector):
             for state in states:  # 0 where there is none: a series that comes and goes cannot be watched
                 family.add_metric([state], totals.get(state, 0))
             yield family
+
+    def _durations(self) -> Metric:
+        family = HistogramMetricFamily(PREFIX + SECONDS[0], SECONDS[1], labels=SECONDS_LABELS)
+        for labels, durations in sorted(self._requests.seconds.copy().items()):
+            counts = accumulate(durations.counts)
+            buckets = [*zip(map(str, BUCKETS_SECONDS), counts, strict=False), ("+Inf", sum(durations.counts))]
+            family.add_metric(labels, buckets, durations.total_seconds)
+        return family
 
     def _queue_age(self) -> float:
         """Seconds for which the oldest queued job waits, by the database's clock."""

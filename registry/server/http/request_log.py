@@ -7,17 +7,15 @@ of a fault of the server says more. The actor is the token's subject or name.
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
-from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-SECONDS = "registry_request_seconds", "Seconds until a request was answered."
-SECONDS_LABELS = ("method", "route")
 NO_ROUTE = "none"
 _LOG = logging.getLogger("registry.server.requests")
 
@@ -40,14 +38,28 @@ class AnsweredRequest:
     """What the error says, of a fault of the server or its parts."""
 
 
+@dataclass(slots=True)
+class Durations:
+    """How long the requests of one method and route took. `counts`: of each bucket, then of those over the last."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_SECONDS) + 1))
+    total_seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one request."""
+        self.counts[bisect_left(BUCKETS_SECONDS, seconds)] += 1
+        self.total_seconds += seconds
+
+
 @dataclass
 class RequestLog:
-    """What this process has answered. `counts`: (method, status) → how many. Threads of links record theirs."""
+    """What this process has answered. `counts`: (method, status) → how many; `seconds`: (method, route) → how long.
+
+    Threads of links record theirs.
+    """
 
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
-    seconds: Histogram = field(
-        default_factory=lambda: Histogram(*SECONDS, SECONDS_LABELS, registry=None, buckets=BUCKETS_SECONDS)
-    )
+    seconds: dict[tuple[str, str], Durations] = field(default_factory=dict)
     failed_sign_ins: int = 0
     store_errors: int = 0
     writes_lines: bool = True
@@ -60,7 +72,7 @@ class RequestLog:
         with self._lock:
             self.counts[method, request.status] += 1
             self.failed_sign_ins += request.status == 401
-        self.seconds.labels(method, request.route).observe(request.seconds)
+            self.seconds.setdefault((method, request.route), Durations()).add(request.seconds)
         level = logging.ERROR if request.status >= 500 and request.problem != "TRY_LATER" else logging.INFO
         if self.writes_lines and _LOG.isEnabledFor(level):
             fields = {

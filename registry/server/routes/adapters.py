@@ -1,16 +1,17 @@
-"""Routes of adapters and their versions, of lineage, and `resolve`.
+"""Routes of adapters and their versions, of lineage and of where aliases point, and `resolve`.
 
 The ETag of `resolve` covers the whole answer. By number or digest the answer may be cached indefinitely: later verdicts
 and yanks are seen by alias.
 """
 
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
-from registry.api.aliases import DescribeGroup, DescribeOutcome, DescribeResults
+from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -25,7 +26,7 @@ from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import limit_body
-from registry.server.promotion import describe
+from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
 from registry.server.routes.openapi import declarations
 from registry.server.search import adapters
@@ -124,6 +125,24 @@ def list_versions(
 def show_version(target: deps.VersionForPuller) -> catalog.VersionView:
     """Show one version: files, facts, verdicts and provenance."""
     return versions.show(*target)
+
+
+@router.get(deps.ADAPTER + "/aliases")
+def list_aliases(target: deps.AdapterForPuller) -> AliasList:
+    """List the aliases of an adapter, each with its version and generation."""
+    return aliases.list_aliases(*target)
+
+
+@router.get(deps.ADAPTER + "/history")
+def show_history(
+    target: deps.AdapterForPuller,
+    cursor: deps.CursorDep,
+    alias: deps.Text = "",
+    at: datetime | None = None,
+    limit: deps.LimitDep = deps.PAGE,
+) -> History:
+    """List the moves of the aliases of an adapter, newest first."""
+    return aliases.list_history(*target, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
 @router.patch(deps.ADAPTER + "/metadata")

@@ -1,9 +1,8 @@
-"""Routes of aliases and their history, of gates and approvals, and of the withdrawal of versions.
+"""Routes that move aliases, of gates and approvals, and of the withdrawal of versions. `adapters` lists aliases.
 
 An alias moves only under `If-Match: "<generation>"`: without it the answer is 428, with an old generation 412.
 """
 
-from datetime import datetime
 from functools import partial
 from typing import Annotated
 
@@ -12,7 +11,6 @@ from fastapi import Header, Query, Request, Response
 from registry import names
 from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
 from registry.api.aliases import (
-    AliasList,
     AliasView,
     ApprovalGroup,
     ApprovalList,
@@ -26,7 +24,6 @@ from registry.api.aliases import (
     GateList,
     GateSet,
     GateView,
-    History,
     MoveGroup,
     MoveItem,
     MoveOutcome,
@@ -57,12 +54,6 @@ gate_router = routing.create_router("gates")
 ALIAS = deps.ADAPTER + "/aliases/{alias}"
 GATE = "/gates/{alias}"
 IfMatch = Annotated[str | None, Header(max_length=100)]
-
-
-@router.get(deps.ADAPTER + "/aliases")
-def list_aliases(target: deps.AdapterForPuller) -> AliasList:
-    """List the aliases of an adapter, each with its version and generation."""
-    return aliases.list_aliases(*target)
 
 
 @router.get(ALIAS)
@@ -127,18 +118,6 @@ def _read_move(item: MoveItem) -> Move:
     name = AdapterName.parse(item.name)
     to = None if item.rollback and not item.version else parse_selector(item.version, name)
     return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
-
-
-@router.get(deps.ADAPTER + "/history")
-def show_history(
-    target: deps.AdapterForPuller,
-    cursor: deps.CursorDep,
-    alias: deps.Text = "",
-    at: datetime | None = None,
-    limit: deps.LimitDep = deps.PAGE,
-) -> History:
-    """List the moves of the aliases of an adapter, newest first."""
-    return aliases.list_history(*target, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
 def _tagged(view: AliasView, response: Response) -> AliasView:

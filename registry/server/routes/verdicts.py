@@ -12,6 +12,7 @@ from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import attestations
+from registry.server.promotion.attestations import signatures
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("verdicts")
@@ -86,7 +87,7 @@ def sign_version(
     response: Response,
 ) -> AttestationView:
     """Store a signature of a version. 201 for a new one, 200 for one that exists already."""
-    view, new = attestations.add_signature(
+    view, new = signatures.add_signature(
         session, actor, name, selector, request, blobs, trusted_roots=settings.trusted_roots
     )
     response.status_code = 201 if new else 200

@@ -22,9 +22,9 @@ from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, Setti
 from registry.server.http.request_actor import record_read
 from registry.server.hub import repositories, revisions
 from registry.server.hub.revisions import Revision
-from registry.server.routes import transfer
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import HubRoute
+from registry.server.routes.transfer import pulls
 from registry.server.storage.blobs import BlobStore, attachment
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
@@ -50,7 +50,7 @@ def read_file(
                 repository_file.record_read(request)
             headers = {**repository_file.headers, "Location": url, "Cache-Control": "no-store"}
             return Response(status_code=302, headers=headers)
-    return transfer.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
+    return pulls.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
 
 
 @router.api_route("/{namespace}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
@@ -65,7 +65,7 @@ def read_raw(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep
     if request.method == "GET":
         repository_file.record_read(request)
     key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
-    return transfer.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
+    return pulls.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,17 @@
-"""Routes of push and pull: plan, upload, commit; download plan, files, reports.
+"""Routes of a pull: download plan, files, reports; and signed links.
 
 - A file is answered by a link of the store (307) if it has links, else from its path, else as a stream.
 - Files are attachments with nosniff: a browser must not run what someone pushed.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import BackgroundTasks, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
 from registry.api import transfer
@@ -24,18 +21,15 @@ from registry.errors import Unavailable
 from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
-from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
 from registry.server.http.request_body import limit_body
-from registry.server.push import background, commit, plan
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, BlobWriter, attachment, digest_of
-from registry.server.storage.signed_links import SignedLink
+from registry.server.storage.blobs import BlobStore, attachment
 from registry.versions.manifest import Descriptor
 
 router = routing.create_router("transfer")
@@ -48,86 +42,6 @@ def _blob_digest(digest: str) -> Digest:
 DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
-# ------------------------------------------------------------------ push
-@router.post("/pushes", response_model=transfer.BulkPushPlan, openapi_extra=documents.body_of(transfer.BulkPushRequest))
-@limit_body(transfer.BULK_BODY_BYTES)
-def plan_pushes(
-    incoming: Request,
-    session: deps.ReadSessionDep,
-    actor: deps.Pusher,
-    request: Annotated[transfer.BulkPushRequest, documents.read_as(transfer.BulkPushRequest)],
-    blobs: deps.BlobsDep,
-    settings: deps.SettingsDep,
-    engine: deps.EngineDep,
-) -> Response:
-    """Plan pushes: which blobs the registry lacks, and where to send each."""
-    with background.push_in_progress(engine):
-        outcomes = plan.plan_pushes(session, actor, request, blobs=blobs, settings=settings)
-    background.expect_commits(engine, [o.push_id for o in outcomes if isinstance(o, transfer.PushPlan) and o.push_id])
-    items = outcomes_of(incoming, outcomes, [item.name for item in request.items])
-    return documents.respond(transfer.BulkPushPlan(items=[transfer.PlannedPush(**item) for item in items]))
-
-
-@contextmanager
-def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None]:
-    """Receive a blob of a push in this context, where background work waits; None once its version exists.
-
-    A link may live longer than its push: `NotFound` if that has expired. One that was planned a moment ago is open, and
-    its signature says the rest. `Unavailable` (RATE_LIMITED) for too many uploads of one token or of one blob.
-    """
-    push_id = link.key.split("/")[1]
-    if not background.was_planned(state.engine, push_id, hold_seconds=state.settings.push_hold_seconds):
-        with db.session(state.engine, write=False) as session:
-            expected = commit.find_upload(session, link.owner, push_id, digest_of(link.key))
-        if not expected.needed:
-            yield None
-            return
-    in_progress = background.push_in_progress(state.engine)
-    with state.upload_limiter.hold(link.owner), state.blob_limiter.hold(link.key), in_progress:
-        yield commit.open_upload(state.engine, state.blobs, link.key, limit_bytes=link.size_bytes)
-
-
-async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
-    """Declared before the session, so that the lock is held until the session has committed."""
-    digest = Digest.of(request.state.body)
-    request.state.exit_stack.enter_context(background.commit_lock(engine, digest))
-
-
-@router.post(
-    "/pushes/commit",
-    dependencies=[Depends(_hold_commit_lock)],
-    response_model=transfer.BulkPushResult,
-    openapi_extra=documents.body_of(transfer.BulkCommitRequest),
-)
-@limit_body(transfer.BULK_BODY_BYTES)
-def commit_pushes(
-    incoming: Request,
-    session: deps.KeyedSessionDep,
-    actor: deps.Pusher,
-    request: Annotated[transfer.BulkCommitRequest, documents.read_as(transfer.BulkCommitRequest)],
-    blobs: deps.BlobsDep,
-    after: BackgroundTasks,
-    engine: deps.EngineDep,
-    settings: deps.SettingsDep,
-) -> Response:
-    """Create the versions of pushes. `created` is false for one that exists already."""
-    engines = engine_profiles.parse_setting(settings.engines)
-    push_ids = [item.push_id for item in request.items]
-    with background.push_in_progress(engine, push_ids):
-        outcomes = commit.commit_pushes(
-            session, actor, request.items, atomic=request.atomic, blobs=blobs, engines=engines
-        )
-    committed = [
-        id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, transfer.PushResult)
-    ]
-    if committed:
-        after.add_task(routing.run_for, actor, commit.clean_up, engine, committed, blobs=blobs)
-    items = outcomes_of(incoming, outcomes, push_ids)
-    answer = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
-    return documents.respond(answer, incoming.app.state.audit_log.checkpoint_header, after)
-
-
-# ------------------------------------------------------------------ pull
 @router.post("/pulls", response_model=transfer.BulkPullPlan, openapi_extra=documents.body_of(transfer.BulkPullRequest))
 def plan_pulls(
     incoming: Request,

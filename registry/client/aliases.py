@@ -1,13 +1,62 @@
-"""`Groups`: the routes about many adapters. Each item has its own outcome, unless a request is atomic."""
+"""`Aliases`: the routes of `Versions` (core.py) and those of aliases, for commands that import little.
+
+`Groups`: the routes about many adapters. Each item has its own outcome, unless a request is atomic.
+"""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
+from registry import names
 from registry.api import GROUP_LIMIT, aliases
-from registry.api.aliases import ApprovalView
+from registry.api.aliases import AliasList, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
 from registry.client import answers
-from registry.client.core import Versions
-from registry.errors import Invalid, RegistryError
+from registry.client.core import Name, Versions, path_of_adapter
+from registry.errors import Invalid, NotFound, RegistryError
+
+
+class Aliases(Versions):
+    """The routes of a push and a pull, and of aliases."""
+
+    def aliases(self, name: Name) -> AliasList:
+        """Return the aliases of an adapter."""
+        return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
+
+    def alias(self, name: Name, alias: str) -> AliasView:
+        """Return one alias."""
+        return answers.check_alias(alias, self._get(_path_of_alias(name, alias), AliasView))
+
+    def generation(self, name: Name, alias: str) -> int:
+        """The generation of an alias; 0 for one that does not exist."""
+        try:
+            return self.alias(name, alias).generation
+        except NotFound as e:
+            if e.code != "ALIAS_UNKNOWN":
+                raise
+            return 0
+
+    def promote(
+        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
+    ) -> AliasView:
+        """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
+        request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
+        headers = {"If-Match": f'"{generation}"'}
+        answer = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
+        return answers.check_alias(alias, answer)
+
+    def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
+        """Move an alias back to the version before."""
+        request = RollbackRequest(to=to, reason=reason)
+        return answers.check_alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
+
+    def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
+        """Return the moves of an alias, newest first."""
+        moment = at.isoformat() if at else ""
+        return self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
+
+
+def _path_of_alias(name: Name, alias: str) -> str:
+    return f"{path_of_adapter(name)}/aliases/{names.alias(alias)}"
 
 
 class Groups(Versions):
