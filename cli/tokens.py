@@ -59,7 +59,7 @@ def generate() -> None:
 
     The SHA-256 is for REGISTRY_ADMIN_TOKEN_SHA256. Nothing is stored.
     """
-    secret = main.load("registry.server.secret", "new_secret", "server", "adapter token generate")()
+    secret = main.load("registry.server.actors.secret", "new_secret", "server", "adapter token generate")()
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
     output.answer({"secret": secret, "sha256": sha256}, lambda: output.facts([("secret", secret), ("sha256", sha256)]))
 

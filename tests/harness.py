@@ -44,13 +44,13 @@ from registry.findings import Finding
 from registry.server import app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
+from registry.server.actors.secret import new_secret, sha256_of
 from registry.server.audit import audit_log
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import BlobRow, JobRow
 from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck import blobs, check
-from registry.server.secret import new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
 from registry.versions.files import kind_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -67,6 +68,12 @@ def test_a_folder_has_at_most_twelve_modules_but_the_one_with_a_module_for_each_
     paths = [path for name, path in import_table.modules().items() if not name.startswith("migrations")]
     counts = {str(folder.relative_to(ROOT)): count for folder, count in measures.files_by_folder(paths).items()}
     assert {folder for folder, count in counts.items() if count > 12} == {"cli"}
+
+
+def test_the_server_has_a_handful_of_modules_beside_its_packages() -> None:
+    alone = {name for name in import_table.modules() if re.fullmatch(r"registry\.server\.\w+", name)}
+    packages = {name.rpartition(".")[0] for name in import_table.modules()}
+    assert len(alone - packages) <= 5
 
 
 def test_cycles_are_found_and_their_tails_are_not() -> None:

@@ -1,1 +1,1 @@
-"""Commands on the machine of a server: run it, its settings, the key of its audit log."""
+"""Commands on the machine of a server: run it in one or several processes, its settings, the key of its audit log."""

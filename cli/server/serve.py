@@ -23,16 +23,15 @@ from fastapi import FastAPI
 from registry import __version__
 from registry.errors import Invalid
 from registry.filesystem import replace_file
-from registry.server import processes
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers
+from registry.server.actors.secret import is_well_formed, new_secret, sha256_of
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.server import LinkServer
 from registry.server.maintenance import reevaluate
-from registry.server.secret import is_well_formed, new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.open import try_store
 from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
@@ -40,6 +39,7 @@ from registry.server.webhooks import dispatch
 
 from ..console import logs, output
 from .config import CONFIG_OPTION, environment
+from .processes import run_processes
 
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
@@ -81,7 +81,7 @@ def serve(
     def work(number: int, ready: Callable[[], None]) -> None:
         _serve(settings, engine, listener, first_token, announces=number == 0, on_ready=ready)
 
-    output.exit_with(processes.run_processes(workers, work))
+    output.exit_with(run_processes(workers, work))
 
 
 def _serve(

@@ -10,8 +10,8 @@ import pytest
 from registry.api.access import NamespaceSet, TokenCreate, TokenCreated
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.server.actors.secret import sha256_of
 from registry.server.database.models import EventRow, RoleRow, TokenRow
-from registry.server.secret import sha256_of
 from tests.access.tenants import Tenants, of_subject, send
 from tests.harness import Harness, rows
 

@@ -28,9 +28,9 @@ from registry.server.catalog import metadata_backup, versions
 from registry.server.database import db, models
 from registry.server.database.models import BlobRow, PushRow, VersionFileRow, VersionRow
 from registry.server.evaluation import weights
-from registry.server.group import only
 from registry.server.maintenance import gc
 from registry.server.promotion import deletion, removal
+from registry.server.promotion.group import only
 from registry.server.push import commit, plan
 from registry.server.retention import plan as retention
 from registry.server.serving import reports

@@ -11,10 +11,10 @@ import pytest
 
 from registry.api.maintenance import GcRequest
 from registry.server.access import rate_limits
+from registry.server.actors.secret import new_secret
 from registry.server.database import db
 from registry.server.database.models import PageSessionRow, TokenRow
 from registry.server.pages.sign_in import INVALID_TOKEN
-from registry.server.secret import new_secret
 from registry.server.sessions import one_time_links, page_sessions, visitors
 from registry.server.sessions.page_sessions import LINK_TOKEN
 from tests import raw_asgi

@@ -18,7 +18,7 @@ from tests.import_table import ROOT
 
 PROGRAM = """
 import os, signal, sys
-from registry.server.processes import run_processes
+from cli.server.processes import run_processes
 def work(number, ready):
     signal.signal(signal.SIGHUP, lambda *_: print("hup", flush=True))
     if sys.argv[1] == "broken": sys.exit(5)

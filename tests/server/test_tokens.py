@@ -11,9 +11,9 @@ from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import app
-from registry.server import secret as token_secret
 from registry.server.access import tokens
 from registry.server.access.rate_limits import FailureLimiter
+from registry.server.actors import secret as token_secret
 from registry.server.database import db
 from registry.server.database.models import EventRow, TokenRow
 from tests.harness import URL, Harness, rows

@@ -14,9 +14,16 @@ from registry.api.access import SUBJECT_LIMIT, NamespaceCreate, NamespacePage, N
 from registry.errors import Conflict, Invalid
 from registry.events import EventType
 from registry.roles import Role, Scope
-from registry.server import audit, public_namespaces
+from registry.server import audit
 from registry.server.access import epoch, quotas, reserved_names
-from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, is_subject, unknown_namespace
+from registry.server.actors import (
+    EVERY_NAMESPACE,
+    EVERY_SUBJECT,
+    Actor,
+    is_subject,
+    public_namespaces,
+    unknown_namespace,
+)
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import NamespaceRow, RoleRow

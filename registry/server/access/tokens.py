@@ -23,9 +23,9 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch
 from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, TRUSTED, Actor
+from registry.server.actors.secret import new_secret, sha256_of
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
-from registry.server.secret import new_secret, sha256_of
 
 SCAN_ROWS = 500
 RECORD_USE_EVERY = timedelta(minutes=10)

@@ -21,8 +21,7 @@ from registry.digest import canonical_json
 from registry.events import ADMIN_TYPES, EventType, ObjectKind, with_former_types
 from registry.names import AdapterName
 from registry.roles import Scope
-from registry.server import public_namespaces
-from registry.server.actors import Actor
+from registry.server.actors import Actor, public_namespaces
 from registry.server.database import db
 from registry.server.database.models import EventRow
 

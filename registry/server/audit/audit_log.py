@@ -26,11 +26,11 @@ from registry.errors import Invalid, NotFound, Unavailable
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import Actor
+from registry.server.actors.secret import mask_secrets
 from registry.server.audit import sequencer, tree
 from registry.server.audit.keys import Keys, load_keys
 from registry.server.database import db
 from registry.server.database.models import AuditCheckpointRow, EventRow
-from registry.server.secret import mask_secrets
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import notes

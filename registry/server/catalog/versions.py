@@ -20,9 +20,8 @@ from registry.errors import NotFound, RegistryError, Unavailable, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.names import NEWEST, AdapterName, Alias, Ref, Selector, is_alias
 from registry.roles import Scope
-from registry.server import public_namespaces
 from registry.server.access import epoch
-from registry.server.actors import Actor, unknown_adapter
+from registry.server.actors import Actor, public_namespaces, unknown_adapter
 from registry.server.catalog import availability, metadata, verdicts
 from registry.server.database import db
 from registry.server.database.expressions import any_of

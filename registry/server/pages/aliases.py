@@ -12,13 +12,13 @@ from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor, unknown_namespace
 from registry.server.catalog import versions
-from registry.server.group import only
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.promotion import aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
+from registry.server.promotion.group import only
 from registry.server.search import adapters
 from registry.server.search.adapters import Search
 from registry.server.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request

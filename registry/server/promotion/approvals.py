@@ -19,8 +19,8 @@ from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import ApprovalRow, VersionRow
-from registry.server.group import Member, results_of, without_error
 from registry.server.promotion import gates
+from registry.server.promotion.group import Member, results_of, without_error
 
 ALIASES_LIMIT = 32
 """For how many aliases one identity approves a version."""

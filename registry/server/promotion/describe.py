@@ -37,7 +37,7 @@ from registry.server.database.models import (
     VersionMetadataRow,
     VersionRow,
 )
-from registry.server.group import Member, only, results_of, without_error
+from registry.server.promotion.group import Member, only, results_of, without_error
 from registry.server.search import text_index
 
 _Key = tuple[str, str]

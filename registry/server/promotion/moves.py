@@ -31,9 +31,9 @@ from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VersionRow
-from registry.server.group import Member, only, results_of, without_error
 from registry.server.promotion import aliases, gates
 from registry.server.promotion.aliases import PastMove
+from registry.server.promotion.group import Member, only, results_of, without_error
 
 BREAK_GLASS = "break_glass"
 """Marks a move through a closed gate in the evidence, with what was missing."""

@@ -38,7 +38,7 @@ from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BlobRow, PushBlobRow, PushRow
-from registry.server.group import without_error
+from registry.server.promotion.group import without_error
 from registry.server.push import background, inspect, plan, rows
 from registry.server.push.received import RECEIVED
 from registry.server.push.rows import Commit

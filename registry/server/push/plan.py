@@ -31,7 +31,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights, versions
 from registry.server.database import db, models
 from registry.server.database.expressions import any_of
-from registry.server.group import Member, without_error
+from registry.server.promotion.group import Member, without_error
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings

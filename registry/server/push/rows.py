@@ -52,9 +52,9 @@ from registry.server.database.models import (
 )
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
-from registry.server.group import Member
 from registry.server.jobs import queue
 from registry.server.promotion import moves
+from registry.server.promotion.group import Member
 from registry.server.promotion.moves import Move
 from registry.server.push import inspect
 from registry.server.push.inspect import Inspection

@@ -20,7 +20,6 @@ from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage, versions
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
-from registry.server.group import run_readable
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
@@ -28,6 +27,7 @@ from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
+from registry.server.promotion.group import run_readable
 from registry.server.routes.openapi import declarations
 from registry.server.search import adapters
 from registry.server.search.adapters import Search

@@ -38,7 +38,6 @@ from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server.database import db
-from registry.server.group import fail_all, has_error, only, run_readable
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.problems import outcomes_of
@@ -46,6 +45,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.promotion import aliases, approvals, deletion, describe, gates, moves, withdraw
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.describe import Description
+from registry.server.promotion.group import fail_all, has_error, only, run_readable
 from registry.server.promotion.moves import Move
 from registry.server.promotion.owner_rules import Owner
 

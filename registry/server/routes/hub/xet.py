@@ -26,6 +26,7 @@ from registry.hub.xet.xorbs import XORB_BODY_LIMIT_BYTES
 from registry.roles import Scope
 from registry.server.access import sign_in
 from registry.server.actors import Actor
+from registry.server.actors.secret import sha256_of
 from registry.server.database import db
 from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread, SettingsDep
 from registry.server.http.request_actor import current_actor, read_secret, record_failure
@@ -37,7 +38,6 @@ from registry.server.routes.hub import protocol
 from registry.server.routes.hub.bodies import with_body
 from registry.server.routes.hub.protocol import PushRoute
 from registry.server.routes.hub.writing import MODEL
-from registry.server.secret import sha256_of
 
 router = APIRouter(route_class=PushRoute, include_in_schema=False)
 SESSION = MODEL + "/xet/{session}"
