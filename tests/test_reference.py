@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import get_args
 
 import click
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from cli import main
 from registry import errors
 from registry.events import FORMER_TYPES, EventType
-from registry.findings import FORMER_CODES
+from registry.findings import FORMER_CODES, Severity
 from registry.server import app
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND
 from scripts import reference
@@ -117,6 +118,24 @@ def test_every_documented_finding_code_is_one_of_the_code() -> None:
     for code in sorted(findings.codes() - finding_codes()):
         name = code.split(".")[1]
         assert f'"{name}"' in texts or all(f'"{part}"' in texts for part in name.split("_")), code
+
+
+def test_every_finding_of_compat_has_the_severity_of_its_row() -> None:
+    """Only `report` of the check may name another one, for a case that differs; the others are made elsewhere."""
+    rows = findings.groups()["compat"]["codes"]
+    assert {row["severity"] for row in rows.values()} <= {*get_args(Severity)}
+    assert {row["follows_from"] for row in rows.values() if "follows_from" in row} == {"modules", "claimed base"}
+    different = [
+        f"{module}:{node.lineno} {severity}"
+        for module, source in import_table.sources().items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        for words in [[a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]]
+        for code in words if code.startswith("compat.")
+        for severity in {node.func.attr, *words} & {*get_args(Severity)}
+        if severity != rows[code.removeprefix("compat.")]["severity"]
+    ]  # fmt: skip
+    assert different == []
 
 
 def test_the_pages_are_marked_as_generated() -> None:

@@ -5,7 +5,6 @@ the same. What headers do not show is an `unknown` finding, never a pass.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from registry import __version__, engines
 from registry.adapters import methods
@@ -13,6 +12,7 @@ from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import AdapterContents, PeftContents
 from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
+from registry.compat.catalog import CompatFindings, compat_finding
 from registry.compat.files import check_file
 from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates
 from registry.compat.tensors import check_tensors
@@ -20,17 +20,9 @@ from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Check, Verdict
-from registry.findings import Finding, FindingCollector
+from registry.findings import Finding
 from registry.versions.files import CONFIG
 
-OF_MODULES = frozenset(
-    f"compat.{code}"
-    for code in (
-        "bias_unknown", "kind", "module_missing", "module_not_targeted", "module_unknown", "saved_module_absent",
-        "shape", "targets_match_nothing", "tensor_missing", "vocabulary_differs",
-    )
-)  # fmt: skip
-"""Findings that follow from the modules of the base."""
 PATTERN_STEPS_LIMIT = 2**26
 """About how many steps PEFT's matcher may need on all modules of a base: some 7 seconds."""
 MATCHER_CACHE = 512
@@ -72,7 +64,7 @@ def check(contents: AdapterContents, base: BaseSpec, relatives: Sequence[Similar
     """All findings of the check `compat`, whichever tool wrote the adapter."""
     if not base.is_registered:
         message = f"the base is not registered, so nothing was compared: run `adapter base add {base.name} DIR`"
-        return (*contents.findings, Finding("compat.base_unregistered", base.name, message, "unknown"))
+        return (*contents.findings, compat_finding("compat.base_unregistered", base.name, message))
     if isinstance(contents, PeftContents):
         return (*contents.findings, *check_fit(contents.lora, base, relatives))
     if contents.findings:  # names of no known format: there is nothing to compare
@@ -85,14 +77,14 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
 
     `relatives` are the other bases whose weights are known, and how they are related to this one.
     """
-    findings = FindingCollector()
+    findings = CompatFindings()
     lookup = ModuleLookup(base, lora.config, findings)
     base_match.check_claim(lora.config.base, base, relatives, findings)
     keys = sum(map(len, lora.config.patterns.values()))
     compilations = keys * len(base.modules) if keys > MATCHER_CACHE else 0
     if lora.config.pattern_steps * len(base.modules) > PATTERN_STEPS_LIMIT or compilations > COMPILATIONS_LIMIT:
         message = f"{keys} patterns take PEFT too long on the {len(base.modules)} modules of {base.name}"
-        findings.error("compat.patterns_slow", CONFIG, message)
+        findings.report("compat.patterns_slow", CONFIG, message)
     method = methods.find(lora.method)
     check_updates(lora, lookup)
     check_tensors(lora, lookup)
@@ -102,20 +94,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     _tokens(lora, lookup)
     _check_task(lora.config.task, lookup)
     _care(lora, base, findings)
-    return [*lora.findings, *_doubted(findings.all(), base)]
-
-
-def _doubted(findings: list[Finding], base: BaseSpec) -> list[Finding]:
-    """The findings about the base's modules: unknown where names and kinds were only read from its files.
-
-    "embed" in a linear module's name, or a block of experts that the library builds differently, must not be an error.
-    """
-    if base.names_known:
-        return findings
-    return [
-        replace(finding, severity="unknown") if finding.severity == "error" and finding.code in OF_MODULES else finding
-        for finding in findings
-    ]
+    return [*lora.findings, *findings.on(base)]
 
 
 def _check_task(task: str, lookup: ModuleLookup) -> None:
@@ -129,7 +108,7 @@ def _check_task(task: str, lookup: ModuleLookup) -> None:
     if task in _GENERATING_TASKS and not generates:
         message = f"the adapter is for the task {task}, and {name} does not generate text: PEFT cannot load it"
         location = f"{CONFIG}: task_type"
-        lookup.findings.add(lookup.doubt, "compat.other_task", location, message, "a task of the base", task)
+        lookup.findings.report("compat.other_task", location, message, "a task of the base", task)
 
 
 def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
@@ -140,7 +119,7 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
     for field, numbers in lists.items():
         if numbers and base.vocab and max(numbers) >= base.vocab:
             message = f"{field} holds token {max(numbers)}; this base has tokens 0 to {base.vocab - 1}"
-            findings.error("compat.token_unknown", f"{CONFIG}: {field}", message, f"< {base.vocab}", max(numbers))
+            findings.report("compat.token_unknown", f"{CONFIG}: {field}", message, f"< {base.vocab}", max(numbers))
     rows = {len(numbers) for numbers in lora.config.token_indices.values()}
     pieces = [*lora.tokens, *(p for p in lora.pieces if p.name.endswith("trainable_tokens_delta"))]
     for piece in pieces:
@@ -150,14 +129,14 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
         if len(piece.shape) != 2 or (width and piece.shape[1] != width) or piece.shape[0] not in rows:
             expected = [max(rows, default=0), width]
             message = f"{location} has shape {list(piece.shape)}; the configuration and this base require {expected}"
-            findings.error("compat.shape", location, message, expected, list(piece.shape))
+            findings.report("compat.shape", location, message, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:
         message = "the configuration declares trained tokens, but the file has no trained rows"
         location = f"{CONFIG}: trainable_token_indices"
-        findings.error("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
+        findings.report("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
 
 
-def _care(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
+def _care(lora: LoraSpec, base: BaseSpec, findings: CompatFindings) -> None:
     """What fits but must be treated with care, by people or by serving engines."""
     config = lora.config
     if initializations.changes_base(config.initialization):
@@ -165,23 +144,23 @@ def _care(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
             f"{config.initialization} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"
         )
-        findings.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)
+        findings.report("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)
     if config.layer_replication:
         message = "layer_replication changes the number of layers of the base: serve it in its own process"
-        findings.warning("compat.changes_depth", f"{CONFIG}: layer_replication", message)
+        findings.report("compat.changes_depth", f"{CONFIG}: layer_replication", message)
         last = max((end for first, end in config.layer_replication if first < end), default=0)
         if base.layers and last > base.layers:
             message = (
                 f"layer_replication takes layers up to {last - 1}; the layers of {base.name} are 0 to {base.layers - 1}"
             )
-            findings.error("compat.module_unknown", f"{CONFIG}: layer_replication", message, base.layers, last)
+            findings.report("compat.module_unknown", f"{CONFIG}: layer_replication", message, base.layers, last)
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
         message = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
-        findings.warning("compat.changes_base", f"{CONFIG}: bias", message)
+        findings.report("compat.changes_base", f"{CONFIG}: bias", message)
     for field, meaning in methods.LORA_VARIANTS.items():
         if config.other.get(field):
             message = f"{meaning}: a runtime for plain LoRA computes something else"
-            findings.warning("compat.semantics", f"{CONFIG}: {field}", message)
+            findings.report("compat.semantics", f"{CONFIG}: {field}", message)
     if base.quantization:
         message = f"the base is quantized ({base.quantization}): an adapter of the unquantized one acts differently"
-        findings.info("compat.base_quantized", base.name, message)
+        findings.report("compat.base_quantized", base.name, message)

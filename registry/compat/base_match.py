@@ -9,16 +9,9 @@ from collections.abc import Sequence
 
 from registry.adapters.peft.config import BaseClaim
 from registry.bases import BaseMatch, BaseSpec, Similarity
-from registry.findings import FindingCollector
+from registry.compat.catalog import CompatFindings
 from registry.versions.files import CONFIG
 
-OF_OTHER_NAME = frozenset(
-    f"compat.{code}"
-    for code in (
-        "base_descendant", "base_named_differently", "base_quantized_variant", "base_unrelated", "trained_on_packed",
-    )
-)  # fmt: skip
-"""Findings that a base does not cause any more once the claimed name is one of its aliases."""
 LOCATION = f"{CONFIG}: base_model_name_or_path"
 PACKED_NAME = re.compile(
     r"(?i)(?:^|[-_./])(?:bnb|[48]-?bits?|nf4|fp4|int[48]|gptq|awq|hqq|aqlm|eetq|mxfp4|nvfp4|w[48]a(?:8|16)|fp8)(?:$|[-_./])"
@@ -27,7 +20,7 @@ PACKED_NAME = re.compile(
 MEASURED = "a QLoRA adapter moved by 0.33 nats a token when it was put on the plain base of a small model"
 
 
-def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity], findings: FindingCollector) -> None:
+def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity], findings: CompatFindings) -> None:
     """One finding if the configuration names another base than this one."""
     if not claim.name or claim.name == base.name:
         return
@@ -39,12 +32,12 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
             f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
             f"the adapter was not made for this base ({MEASURED})"
         )
-        findings.warning("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
+        findings.report("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
     elif not claim.names(base.name):
         message = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
         if not claim.is_local:
             message += f" (if both are one model: adapter base alias {base.name} {claim.name})"
-        findings.warning("compat.base_named_differently", LOCATION, message)
+        findings.report("compat.base_named_differently", LOCATION, message)
 
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) -> Similarity | None:
@@ -56,19 +49,19 @@ def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) 
     return alike[0] if len(alike) == 1 else None
 
 
-def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, findings: FindingCollector) -> None:
+def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, findings: CompatFindings) -> None:
     message = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.message}"
     match related.match:
         case BaseMatch.EXACT | BaseMatch.OTHER_DTYPE:
-            findings.info("compat.base_same_weights", LOCATION, message)
+            findings.report("compat.base_same_weights", LOCATION, message)
         case BaseMatch.QUANTIZED:
             more = "" if base.quantization else f"; on the plain base it acts differently ({MEASURED})"
-            findings.warning("compat.base_quantized_variant", LOCATION, message + more, base.name, related.other)
+            findings.report("compat.base_quantized_variant", LOCATION, message + more, base.name, related.other)
         case BaseMatch.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
-            findings.warning("compat.base_descendant", LOCATION, message + more, base.name, related.other)
+            findings.report("compat.base_descendant", LOCATION, message + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:
             more = "; if that base is meant, this adapter is noise here"
-            findings.warning("compat.base_named_differently", LOCATION, message + more, base.name, related.other)
+            findings.report("compat.base_named_differently", LOCATION, message + more, base.name, related.other)
         case _:
-            findings.error("compat.base_unrelated", LOCATION, message, base.name, related.other)
+            findings.report("compat.base_unrelated", LOCATION, message, base.name, related.other)

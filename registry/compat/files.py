@@ -8,8 +8,9 @@ from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
+from registry.compat.catalog import CompatFindings
 from registry.compat.paths import Paths
-from registry.findings import Finding, FindingCollector, Severity
+from registry.findings import Finding, Severity
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
 """Areas of square kernels: what a convolution's channels are multiplied by where a format stores them flat."""
@@ -18,16 +19,16 @@ _CONTROL_INPUTS = ("img_in", "x_embedder")
 
 def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     """All findings about this file on this base."""
-    findings = FindingCollector()
+    findings = CompatFindings()
     is_image = facts.format in formats.IMAGE_FORMATS
     if is_image != base.is_pipeline:
         kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
         message = f"the file's names ({facts.format}) are of {kind}, and {base.name} is {other}"
-        findings.error("compat.kind", facts.file, message, kind, other)
+        findings.report("compat.kind", facts.file, message, kind, other)
         return findings.all()
     if not base.is_of(facts.family):
         message = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
-        findings.error("compat.family", facts.file, message, base.model_type, facts.family)
+        findings.report("compat.family", facts.file, message, base.model_type, facts.family)
         return findings.all()
     if not facts.modules:
         message = f"{facts.file} has no pair of factors with the name of a module"
@@ -53,10 +54,10 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
         message = "the file has no alpha: loaders use alpha = rank, which may differ from training"
         findings.warning("format.alpha_absent", facts.file, message)
-    return findings.all()
+    return findings.on(base)
 
 
-def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, findings: FindingCollector) -> None:
+def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, findings: CompatFindings) -> None:
     if module.is_half:
         message = f"{module.path} has an incomplete pair: A without B, or B without A"
         findings.error("lora.pair_incomplete", module.path, message, "A and B", "one of them", group="halves")
@@ -75,19 +76,18 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, f
     absent = [path for path, there in zip(paths_of_base, modules, strict=True) if there is None]
     if absent:
         message = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
-        findings.add("error" if base.names_known else "unknown", "compat.module_unknown", module.path, message,
-                   "a module of the base", absent[0], group=leaf)  # fmt: skip
+        findings.report("compat.module_unknown", module.path, message, "a module of the base", absent[0], group=leaf)
         return
     _sizes(module, [there for there in modules if there is not None], facts, base, findings)
 
 
 def _sizes(
-    module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, findings: FindingCollector
+    module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, findings: CompatFindings
 ) -> None:
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if not module.in_features or not module.out_features or not all(part.is_known for part in there):
         message = f"the sizes of {module.path} are not visible in the header ({facts.method or 'an unknown method'})"
-        findings.unknown("compat.shape_unknown", module.path, message, group=facts.method)
+        findings.report("compat.shape_unknown", module.path, message, group=facts.method)
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)
     factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
@@ -99,7 +99,5 @@ def _sizes(
         findings.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
         return
     message = f"{module.path} updates a matrix of {list(sizes)}; {base.name} has {list(expected)} there"
-    findings.add(
-        "error" if base.names_known else "unknown", "compat.shape", module.path, message, list(expected), list(sizes),
-        group=f"{leaf} {sizes} {expected}",
-    )  # fmt: skip
+    group = f"{leaf} {sizes} {expected}"
+    findings.report("compat.shape", module.path, message, list(expected), list(sizes), group=group)

@@ -14,7 +14,7 @@ from registry.adapters.peft.expected import names_targets
 from registry.adapters.peft.targets import Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
-from registry.findings import FindingCollector, Severity
+from registry.compat.catalog import CompatFindings
 from registry.versions.files import CONFIG
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
@@ -34,7 +34,7 @@ _TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 class ModuleLookup:
     """One base, asked for one adapter's modules. `findings` takes the findings."""
 
-    def __init__(self, base: BaseSpec, config: AdapterConfig, findings: FindingCollector) -> None:
+    def __init__(self, base: BaseSpec, config: AdapterConfig, findings: CompatFindings) -> None:
         self.base, self.config, self.findings = base, config, findings
         self.targets = Targets(config)
         self._replicated = [n for first, end in config.layer_replication for n in range(first, end)]
@@ -61,7 +61,7 @@ class ModuleLookup:
             self.missing(path, "the adapter's module")
         elif not module.is_known:
             message = f"the sizes of {path} are not known: the base is quantized ({self.base.quantization})"
-            self.findings.unknown("compat.shape_unknown", path, message, group=path.rpartition(".")[2])
+            self.findings.report("compat.shape_unknown", path, message, group=path.rpartition(".")[2])
             return None
         return module
 
@@ -84,12 +84,7 @@ class ModuleLookup:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
         message = f"{noun} {path} is not a module of {self.base.name}: {why}"
         group = f"{leaf} {why}"
-        self.findings.add(self.doubt, "compat.module_unknown", path, message, "a module of the base", path, group=group)
-
-    @property
-    def doubt(self) -> Severity:
-        """How bad it is that a module is not found: unknown where the base's names were only assumed."""
-        return "error" if self.base.names_known else "unknown"
+        self.findings.report("compat.module_unknown", path, message, "a module of the base", path, group=group)
 
     def expected(self, *, single_experts: bool) -> tuple[str, ...]:
         """The paths that the configuration targets on this base.
@@ -153,15 +148,15 @@ def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
             continue
         if (module.kind == "embedding") != (update.kind == "embedding"):
             message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
-            lookup.findings.error("compat.kind", update.path, message, module.kind, update.kind)
+            lookup.findings.report("compat.kind", update.path, message, module.kind, update.kind)
         elif module.kind in ("norm", "experts", "parameter"):
             message = f"{update.path} is {module.kind} in this base, which LoRA cannot change this way"
-            lookup.findings.error("compat.kind", update.path, message, "a linear module", module.kind)
+            lookup.findings.report("compat.kind", update.path, message, "a linear module", module.kind)
         else:
             _check_sizes(update, module, lookup)
             if ".experts." in update.path:
                 message = "experts are named individually, as in transformers 4; version 5 fuses them at load"
-                lookup.findings.warning("compat.experts_fused", update.path, message, group="experts")
+                lookup.findings.report("compat.experts_fused", update.path, message, group="experts")
 
 
 @cache
@@ -185,19 +180,19 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup
             )
             group = f"{half} {update.path.rpartition('.')[2]} {shape} {expected}"
             location = f"{update.path}.{half}"
-            lookup.findings.error("compat.shape", location, message, list(expected), list(shape), group=group)
+            lookup.findings.report("compat.shape", location, message, list(expected), list(shape), group=group)
     for name, size in (("lora_magnitude_vector", update.magnitude_shape), ("lora_B.bias", update.bias_shape)):
         is_vector = size is None or len(size) == 1 or update.kind == "conv"
         if size is not None and (max(size, default=0) != module.out_features or not is_vector):
             message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
-            lookup.findings.error("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
+            lookup.findings.report("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
     if update.rank > min(module.in_features, module.out_features):
         message = f"{update.path} has rank {update.rank}, and a full update of its {module.in_features} inputs and "
         message += f"{module.out_features} outputs has a smaller one"
-        lookup.findings.warning("compat.rank_over_width", update.path, message, group="rank")
+        lookup.findings.report("compat.rank_over_width", update.path, message, group="rank")
     if update.bias_shape is not None and not module.bias:
         message = f"{update.path} has no bias in this base, so the adapter's lora_B.bias cannot be merged into it"
-        lookup.findings.warning("compat.bias_not_mergeable", update.path, message, group="bias")
+        lookup.findings.report("compat.bias_not_mergeable", update.path, message, group="bias")
 
 
 def _check_parameter(update: ModuleUpdate, lookup: ModuleLookup) -> None:
@@ -216,7 +211,7 @@ def _check_parameter(update: ModuleUpdate, lookup: ModuleLookup) -> None:
         lookup.missing(update.key, "the adapter's block of experts")
     elif actual not in sizes:
         message = f"{update.key}: the adapter is for {actual[0]} experts of {actual[1]} inputs and {actual[2]} outputs"
-        lookup.findings.error(
+        lookup.findings.report(
             "compat.shape", update.key, message, sorted(sizes), actual, group=f"{update.parameter} {actual}"
         )
 
@@ -232,7 +227,7 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
         _check_parameters_complete(lora, lookup)
     if not lookup.targets.has_targets:
         message = "target_modules is missing, so PEFT chooses by architecture: completeness is not checked"
-        lookup.findings.unknown("compat.targets_absent", f"{CONFIG}: target_modules", message)
+        lookup.findings.report("compat.targets_absent", f"{CONFIG}: target_modules", message)
         return
     expected = set(lookup.expected(single_experts=any(_EXPERT.search(path) for path in present)))
     for path in sorted(expected - present) if names_targets(lora.config) else ():
@@ -241,16 +236,16 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
             continue
         message = f"the configuration targets {path}, but the file has no tensor for it"
         group = path.rpartition(".")[2]
-        lookup.findings.add(lookup.doubt, "compat.module_missing", path, message, path, "nothing", group=group)
+        lookup.findings.report("compat.module_missing", path, message, path, "nothing", group=group)
     for path in sorted(present - expected):
         if lookup.find(path) is not None and not lookup.covers(path):
             message = f"the file has tensors for {path}, which the configuration does not target: PEFT drops them"
             group = path.rpartition(".")[2]
-            lookup.findings.error("compat.module_not_targeted", path, message, "a target", path, group=group)
+            lookup.findings.report("compat.module_not_targeted", path, message, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
         message = "target_modules matches no module of the base"
-        lookup.findings.add(lookup.doubt, "compat.targets_match_nothing", f"{CONFIG}: target_modules", message,
-                        "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
+        location, targets = f"{CONFIG}: target_modules", str(lora.config.targets)[:200]
+        lookup.findings.report("compat.targets_match_nothing", location, message, "modules of the base", targets)
 
 
 def _check_parameters_complete(lora: LoraSpec, lookup: ModuleLookup) -> None:
@@ -265,7 +260,7 @@ def _check_parameters_complete(lora: LoraSpec, lookup: ModuleLookup) -> None:
         present = counts.get(path, 0)
         if present < targeted:
             message = f"the configuration targets {targeted} parameters of {path}, the file holds {present}"
-            lookup.findings.error("compat.module_missing", path, message, targeted, present, group="experts")
+            lookup.findings.report("compat.module_missing", path, message, targeted, present, group="experts")
 
 
 def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
@@ -278,10 +273,10 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if lookup.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
         message = f"the base ties its input and output embeddings, and the adapter replaces only {min(ends)}"
-        lookup.findings.warning("compat.embeddings_untied", min(ends), message)
+        lookup.findings.report("compat.embeddings_untied", min(ends), message)
     for piece in lora.repeats:
         message = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
-        lookup.findings.warning("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
+        lookup.findings.report("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
 
 
 def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) -> None:
@@ -303,13 +298,13 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
         location, message = (f"{CONFIG}: {name}", f"modules_to_save names {name}, and the file does not hold it")
         is_head = name in _TASK_HEADS
         if not (is_head and has_head) and (name in expected_names or (is_head and not has_own)):
-            severity = "error" if is_head else lookup.doubt
-            lookup.findings.add(
-                severity, "compat.saved_module_absent", location, message, name, "nothing", group="head" * is_head
-            )
+            group = "head" * is_head
+            lookup.findings.report("compat.saved_module_absent", location, message, name, "nothing", group=group)
         elif not is_head:
             message = f"{message}; {lookup.base.name} has no such module"
-            lookup.findings.warning("compat.saved_module_absent", location, message, name, "nothing", group="absent")
+            lookup.findings.report(
+                "compat.saved_module_absent", location, message, name, "nothing", group="absent", severity="warning"
+            )
 
 
 def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
@@ -326,8 +321,7 @@ def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
         for leaf in sorted({"weight", *(["bias"] if module.bias else [])} - present.get(path, set())):
             message = f"modules_to_save lists {path}, but the file lacks its {leaf}"
             location, group = f"{path}.{leaf}", f"{path.rpartition('.')[2]} {leaf}"
-            lookup.findings.add(lookup.doubt, "compat.saved_module_absent", location, message, location, "nothing",
-                                group=group)  # fmt: skip
+            lookup.findings.report("compat.saved_module_absent", location, message, location, "nothing", group=group)
 
 
 def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
@@ -336,14 +330,14 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     if module is None:
         if piece.path.startswith(_TASK_HEADS) and lookup.config.task not in ("", "CAUSAL_LM"):
             message = f"{location} is the head of a {lookup.config.task} model: the base's own head is not used"
-            lookup.findings.warning("compat.other_task", location, message, group="head")
+            lookup.findings.report("compat.other_task", location, message, group="head", severity="warning")
         elif not lookup.is_part(piece.path):
             lookup.missing(piece.path, "the saved module")
     if module is None and not lookup.is_part(piece.path):
         return
     if module is None or piece.name not in ("weight", "bias"):
         message = f"{location} is saved, and headers do not show whether {piece.path} has such a parameter"
-        lookup.findings.unknown("compat.module_unknown", location, message, group=piece.name)
+        lookup.findings.report("compat.module_unknown", location, message, group=piece.name, severity="unknown")
         return
     rows, columns = module.out_features, module.in_features
     if module.kind in ("conv1d", "embedding"):
@@ -352,11 +346,11 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     shape = list(piece.shape)
     if piece.name == "bias" and not module.bias:
         message = f"{piece.path} has no bias in this base"
-        lookup.findings.error("compat.bias_unknown", location, message, "no bias", shape)
+        lookup.findings.report("compat.bias_unknown", location, message, "no bias", shape)
     elif module.is_known and shape != expected and module.kind != "conv":
         by_token = is_token_table(piece.path) or rows == lookup.base.vocab
         vocabulary = by_token and len(shape) == 2 and shape[1:] == expected[1:]
         code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")
-        lookup.findings.error(
+        lookup.findings.report(
             code, location, f"{location} has shape {shape}, the base {expected}{why}", expected, shape
         )

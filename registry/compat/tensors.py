@@ -34,7 +34,7 @@ def check_tensors(lora: LoraSpec, lookup: ModuleLookup) -> None:
     method = find(lora.method)
     if not method.shapes_known:
         message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
-        lookup.findings.unknown("compat.method_not_judged", f"{CONFIG}: peft_type", message)
+        lookup.findings.report("compat.method_not_judged", f"{CONFIG}: peft_type", message)
         for piece in lora.pieces:
             if piece.path and not lookup.is_part(piece.path):
                 lookup.find_sized(piece.path)
@@ -73,19 +73,19 @@ class _TensorCheck:
             message = f"{path} is a module of kind {module.kind}, and PEFT has {self._lora.method} only for "
             message += ", ".join(self._method.kinds)
             group = path.rpartition(".")[2]
-            self._lookup.findings.error("compat.kind", path, message, self._method.kinds[0], module.kind, group=group)
+            self._lookup.findings.report("compat.kind", path, message, self._method.kinds[0], module.kind, group=group)
             return
         if module.kind not in _JUDGED_KINDS:
             if shapes:
                 message = f"the sizes of {self._lora.method} on a module of kind {module.kind} are not checked"
-                self._lookup.findings.unknown("compat.method_not_judged", path, message, group=module.kind)
+                self._lookup.findings.report("compat.method_not_judged", path, message, group=module.kind)
             return
         target = _target(path, module)
         for formula in self._expect(lambda: self._expected.broken_needs(target)) or ():
             message = f"{self._lora.method} needs {formula}, and {path} has {target.inputs} inputs and "
             message += f"{target.outputs} outputs"
             group = f"{formula} {path.rpartition('.')[2]}"
-            self._lookup.findings.error(
+            self._lookup.findings.report(
                 "compat.shape", path, message, formula, [target.outputs, target.inputs], group=group
             )
         expected = self._expect(lambda: self._expected.of_module(target, rank))
@@ -97,7 +97,7 @@ class _TensorCheck:
             return compute()
         except FAULTS as e:
             message = f"the fields of the configuration do not say which tensors {self._lora.method} has: {e}"
-            self._lookup.findings.unknown("compat.method_not_judged", CONFIG, message[:200], group="fields")
+            self._lookup.findings.report("compat.method_not_judged", CONFIG, message[:200], group="fields")
             return None
 
     def _compare(self, shapes: Shapes, expected: Shapes | None, path: str) -> None:
@@ -107,7 +107,7 @@ class _TensorCheck:
         for name in sorted(expected.keys() - shapes.keys()):
             message = f"the file has no {start}{name}: PEFT would use untrained values instead"
             group = f"{name} {leaf}"
-            findings.error("compat.tensor_missing", f"{start}{name}", message, name, "nothing", group=group)
+            findings.report("compat.tensor_missing", f"{start}{name}", message, name, "nothing", group=group)
         for name, shape in shapes.items():
             location, group = f"{start}{name}", f"{name} {leaf}"
             if name not in expected:
@@ -115,11 +115,11 @@ class _TensorCheck:
                 findings.error("lora.tensor_unknown", location, message, ", ".join(expected), name, group=group)
             elif ANY in expected[name] and _agrees(shape, expected[name]):
                 message = f"not all sizes of {location} are visible in headers"
-                findings.unknown("compat.method_not_judged", location, message, group=name)
+                findings.report("compat.method_not_judged", location, message, group=name)
             elif not _agrees(shape, expected[name]):
                 sizes = [size if size != ANY else "any" for size in expected[name]]
                 message = f"{location} has shape {list(shape)}; {self._lookup.base.name} takes {sizes} there"
-                findings.error("compat.shape", location, message, sizes, list(shape), group=group)
+                findings.report("compat.shape", location, message, sizes, list(shape), group=group)
 
 
 def base_sizes(base: BaseSpec) -> BaseSizes:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from registry.adapters.read import ReadCache
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
+from registry.compat.catalog import compat_finding
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.findings import Finding
@@ -50,7 +51,7 @@ def _compare_tokenizer(sizes: Mapping[str, int], read: Read, base: BaseSpec) -> 
         message = (
             f"{TOKENIZER} is not that of {base.name}: with the tokenizer of the base, the adapter gets other tokens"
         )
-        yield Finding.of("warning", "compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
+        yield compat_finding("compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
 
 
 def _fingerprint(tokenizer: bytes) -> Digest | Finding:
@@ -62,12 +63,12 @@ def _fingerprint(tokenizer: bytes) -> Digest | Finding:
             return tokenizer_fingerprint(tokenizer)
         except Invalid as e:
             message = f"{e.detail}, so nothing can load it"
-            return Finding.of("warning", "compat.tokenizer_unreadable", TOKENIZER, message)
+            return compat_finding("compat.tokenizer_unreadable", TOKENIZER, message)
 
 
 def _not_compared(size: str, limit: int) -> Finding:
     message = f"{TOKENIZER} has {size} and is not compared with the base's; the limit is {limit}"
-    return Finding.of("info", "compat.tokenizer_not_compared", TOKENIZER, message)
+    return compat_finding("compat.tokenizer_not_compared", TOKENIZER, message)
 
 
 def _compare_template(sizes: Mapping[str, int], read: Read, base: BaseSpec) -> Iterator[Finding]:
@@ -80,13 +81,13 @@ def _compare_template(sizes: Mapping[str, int], read: Read, base: BaseSpec) -> I
     path, expected = files[0][0], base.fingerprints.template
     if expected is None:
         message = f"the version has a chat template, and {base.name} has none: serve the adapter with it"
-        yield Finding.of("info", "compat.template_added", path, message)
+        yield compat_finding("compat.template_added", path, message)
     elif fingerprint != expected:
         message = (
             f"the chat template in {path} is not that of {base.name}: "
             "served with the base's template, the adapter fits and answers badly"
         )
-        yield Finding.of("warning", "compat.template_differs", path, message, expected, fingerprint)
+        yield compat_finding("compat.template_differs", path, message, expected, fingerprint)
 
 
 def _template_fingerprint(sizes: Mapping[str, int], read: Read) -> Digest | None:

@@ -33,10 +33,8 @@ def markdown() -> str:
     parts = [INTRODUCTION]
     for name, group in groups().items():
         parts += [f"## {group['title']}\n", *([group["about"] + "\n"] if "about" in group else [])]
-        fixes = any("fix" in row for row in group["codes"].values())
-        rows = (
-            [f"`{name}.{code}`", row["means"], *([row.get("fix", "")] if fixes else [])]
-            for code, row in group["codes"].items()
-        )
-        parts.append(table(["code", "meaning", *(["what to do"] if fixes else [])], rows))
+        columns = {"severity": "severity", "means": "meaning", "fix": "what to do"}
+        used = [column for column in columns if any(column in row for row in group["codes"].values())]
+        rows = ([f"`{name}.{code}`", *(row.get(column, "") for column in used)] for code, row in group["codes"].items())
+        parts.append(table(["code", *(columns[column] for column in used)], rows))
     return "\n".join(parts)

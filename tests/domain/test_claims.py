@@ -10,8 +10,9 @@ from registry.adapters.peft.config import BaseClaim
 from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.compat import base_match, tokenizers
+from registry.compat.catalog import CompatFindings
 from registry.digest import Digest
-from registry.findings import Finding, FindingCollector
+from registry.findings import Finding
 from registry.versions.manifest import Descriptor
 from tests import samples
 from tests.domain.specs import base_spec
@@ -23,7 +24,7 @@ TOKENIZER = b'{"model": {"vocab": {"a": 0}}, "padding": null}'
 def claimed(
     name: str, *relatives: tuple[str, BaseMatch], base: BaseSpec = BASE, is_local: bool = False
 ) -> tuple[str, str] | None:
-    findings = FindingCollector()
+    findings = CompatFindings()
     alike = [Similarity(other=other, match=match) for other, match in relatives]
     base_match.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, findings)
     reported = findings.all()

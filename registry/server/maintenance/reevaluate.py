@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.evaluation import RecheckEnginesPage
 from registry.bases import UNREGISTERED, BaseSpec, Similarity
-from registry.compat import base_match
+from registry.compat.catalog import OF_CLAIMED_BASE
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, Unavailable
@@ -220,7 +220,7 @@ def _find_aliased_since(session: Session, batch: Iterable[_Version], aliases: Ma
     rows = session.exec(statement.where(col(VersionRow.id).in_(ids), verdicts.is_current(Check.COMPAT)))
     return {
         version_id for version_id, findings in rows
-        if any(finding["code"] in base_match.OF_OTHER_NAME for finding in findings)
+        if any(finding["code"] in OF_CLAIMED_BASE for finding in findings)
     }  # fmt: skip
 
 
