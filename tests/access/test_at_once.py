@@ -30,6 +30,7 @@ from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, Ve
 from registry.server.jobs import queue
 from registry.server.promotion import deletion, removal
 from registry.server.push import rows
+from registry.server.push.commit_member import Commit, MemberFailed
 from tests.access.tenants import Tenants, of_subject
 from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
@@ -261,9 +262,9 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     manifest = tenants.harness.manifest(tenants.files)
     values = dict.fromkeys(("id", "namespace", "name", "manifest", "manifest_digest", "created_by"), "")
     push = PushRow(**values, created_at=db.now(), expires_at=db.now())
-    pushed = rows.Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
+    pushed = Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
     pushed.inspection = cast(Any, object())
-    with tenants.harness.session() as session, pytest.raises(rows.MemberFailed):
+    with tenants.harness.session() as session, pytest.raises(MemberFailed):
         rows._lock_adapters(session, TRUSTED, [pushed])
     assert pushed.error is not None
     assert pushed.error.code == "NAME_TOMBSTONED"

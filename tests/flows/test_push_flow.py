@@ -100,7 +100,7 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
         if point == "commit":
             patch.setattr(Session, "commit", crash_after_evaluation(harness, crash))
         elif point == "rows":
-            patch.setattr("registry.server.push.rows.add_contents", crash)
+            patch.setattr("registry.server.push.version_rows.add_contents", crash)
         elif point == "finish":
             patch.setattr("registry.server.storage.local.FileWriter.finish", crash)
         else:

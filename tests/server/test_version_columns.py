@@ -8,7 +8,7 @@ from registry.digest import Digest
 from registry.server.catalog import metadata_backup
 from registry.server.catalog.metadata_backup import VersionRecord
 from registry.server.database.models import AdapterRow, BaseRow, VersionRow
-from registry.server.push import rows
+from registry.server.push import version_rows
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import samples
 from tests.base_specs import spec_of
@@ -39,8 +39,8 @@ def test_a_row_is_restored_from_its_record() -> None:
         for path, data in samples.lora(samples.llama()).items()
     ]
     manifest = Manifest.build(BaseRef(name="tiny-llama", fingerprint=spec_of(samples.llama()).fingerprint), files, ())
-    row = rows.version_row(adapter, base, manifest, **RECORDED)
+    row = version_rows.version_row(adapter, base, manifest, **RECORDED)
     record = VersionRecord.parse(metadata_backup.version_record(adapter, row).to_bytes())
-    restored = rows.version_row(adapter, base, record.manifest, **metadata_backup.recorded_columns(record))
+    restored = version_rows.version_row(adapter, base, record.manifest, **metadata_backup.recorded_columns(record))
     assert restored.model_dump() == row.model_dump()
     assert (record.namespace, record.name) == ("acme", "support")

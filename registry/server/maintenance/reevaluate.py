@@ -35,7 +35,7 @@ from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat, engine_profiles
-from registry.server.push import inspect, rows
+from registry.server.push import inspect, version_rows
 from registry.server.push.inspect import Inspection
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
@@ -282,7 +282,7 @@ def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool
         return False
     row.facts, row.method, row.rank = reading.facts, reading.inspection.method, reading.inspection.rank
     session.add(row)
-    rows.replace_attributes(session, row, reading.manifest)
+    version_rows.replace_attributes(session, row, reading.manifest)
     base = session.get_one(BaseRow, row.base_id)
-    db.bulk_insert(session, [rows.build_compat_verdict(row, base, reading.inspection)])
+    db.bulk_insert(session, [version_rows.build_compat_verdict(row, base, reading.inspection)])
     return True

@@ -37,7 +37,7 @@ from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenN
 from registry.server.evaluation import weights
 from registry.server.maintenance import record_check
 from registry.server.promotion import deletion, moves
-from registry.server.push import inspect, plan, rows
+from registry.server.push import inspect, plan, version_rows
 from registry.server.push.inspect import Inspection
 from registry.server.search import text_index
 from registry.server.storage import references
@@ -306,16 +306,16 @@ def _restore_version(
     adapter.newest_number = max(adapter.newest_number, record.number)
     adapter.updated_at = max(adapter.updated_at, record.created_at)
     columns = metadata_backup.recorded_columns(record)
-    row = rows.version_row(adapter, base, manifest, **columns, recorded_at=db.now())
+    row = version_rows.version_row(adapter, base, manifest, **columns, recorded_at=db.now())
     session.add_all([adapter, row])
     session.flush()
-    rows.add_contents(session, [(row, manifest)])
+    version_rows.add_contents(session, [(row, manifest)])
     if record.purged_at is None:
         _restore_blobs(session, manifest, present)
     else:
         deletion.erase_contents(session, row)
     if inspection is not None:
-        db.bulk_insert(session, [rows.build_compat_verdict(row, base, inspection)])
+        db.bulk_insert(session, [version_rows.build_compat_verdict(row, base, inspection)])
         if inspection.weights is not None:
             row.measured_at = db.now()
             weights.add_verdict(session, row, base, inspection.weights)

@@ -40,8 +40,8 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import BlobRow, PushBlobRow, PushRow
 from registry.server.promotion.group import without_error
 from registry.server.push import background, inspect, plan, rows
+from registry.server.push.commit_member import Commit, MemberFailed
 from registry.server.push.received import RECEIVED
-from registry.server.push.rows import Commit
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, BlobWriter, DigestVerifier, Stat, digest_of, key_of
 from registry.server.storage.references import BlobState, PushState
@@ -164,7 +164,7 @@ def commit_pushes(
         try:
             rows.write(session, actor, without_error(commits), engines=engines, atomic=atomic)
             break
-        except rows.MemberFailed:  # the others again, in another transaction
+        except MemberFailed:  # the others again, in another transaction
             session.rollback()
     return _results(outcomes, atomic)
 

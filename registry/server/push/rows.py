@@ -3,112 +3,43 @@
 - The number is taken under the adapter's lock, and the digest is looked up again under it: equal pushes that race make
   one version. No blob is read in the transaction.
 - The push is still open, so it referenced every blob all the time; its blobs become `live` in the transaction.
-- A version that failed `compat` or `weights`, or that no worker can load, gets no smoke test.
 - A closed gate of the requested alias does not undo the version; the answer says why the alias did not move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import cast
 
-from msgspec import structs
-from sqlalchemy import Table, bindparam, delete, exists, tuple_
+from sqlalchemy import Table, bindparam, tuple_
 from sqlalchemy.orm.attributes import set_committed_value
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import Session, col, select
 
-from registry import __version__, lineage, names
-from registry.api.transfer import CommitItem, PushResult
+from registry import names
+from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
-from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.gates import WEIGHTS_PENDING
-from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.evaluation.verdicts import Outcome
 from registry.events import EventType
-from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, base_rows, verdicts, versions
+from registry.server.catalog import availability, base_rows, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import (
-    FACT,
-    AdapterRow,
-    AliasRow,
-    BaseRow,
-    EdgeRow,
-    EventRow,
-    PushBlobRow,
-    PushRow,
-    VerdictRow,
-    VersionAttributeRow,
-    VersionFileRow,
-    VersionInputRow,
-    VersionRow,
-)
+from registry.server.database.models import AdapterRow, EventRow, VersionRow
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
-from registry.server.jobs import queue
 from registry.server.promotion import moves
-from registry.server.promotion.group import Member
 from registry.server.promotion.moves import Move
-from registry.server.push import inspect
-from registry.server.push.inspect import Inspection
+from registry.server.push import first_tests, inspect, version_rows
+from registry.server.push.commit_member import Commit, Key, NewVersion, raise_if_failed
 from registry.server.search import text_index
 from registry.server.storage import references
-from registry.versions.manifest import TAG_VALUE_LIMIT, Manifest, Relation
-
-Key = tuple[str, str]
-"""An adapter's name and a manifest's digest: what a version is."""
-
-
-class Commit(Member):
-    """A push that is being committed.
-
-    `inspection` is None if its bytes were not inspected: then only an existing version can be its result, and
-    `error_without_version` is the error if there is none. `carried`: verified bytes that came with the commit itself.
-    """
-
-    def __init__(self, item: CommitItem, push: PushRow, name: AdapterName, alias: str, manifest: Manifest) -> None:
-        self.small, self.push, self.name, self.alias, self.manifest = item.small, push, name, alias, manifest
-        self.key: Key = (str(name), manifest.digest)
-        self.sizes = {file.digest: file.size_bytes for file in manifest.files}
-        self.requested: Mapping[Digest, PushBlobRow] = {}
-        self.base: BaseRow | None = None
-        self.inspection: Inspection | None = None
-        self.promoted: Sequence[Digest] = ()
-        """Blobs that are under their final keys now."""
-        self.carried: Mapping[Digest, bytes] = {}
-        self.repaired: Set[Digest] = frozenset()
-        """Damaged blobs whose bytes this push has replaced."""
-        self.error_without_version: RegistryError | None = None
-        self.result: PushResult | None = None
-
-    @property
-    def base_row(self) -> BaseRow:
-        """The base, which every inspected push has."""
-        if self.base is None:
-            raise RuntimeError(f"the base of push {self.push.id} was not looked up")
-        return self.base
-
-
-@dataclass(frozen=True)
-class _New:
-    """A version that this transaction creates."""
-
-    commit: Commit
-    inspection: Inspection
-    row: VersionRow
-    verdicts: list[VerdictRow]
-
-
-class MemberFailed(Exception):
-    """Some commits got an error after something was written for them. The caller rolls back and tries the others."""
-
+from registry.versions.manifest import Manifest
 
 # Built once: every push executes them.
 _ADAPTERS = (
@@ -184,7 +115,7 @@ def write(
         (str(version.commit.name), names.NEWEST): version.commit.key for version in created
     }
     aliases_now |= {(str(c.name), c.alias): c.key for c in _with_alias(commits) if not refusals[c.push.id]}
-    for version, job_id in zip(created, _enqueue_tests(session, actor, created), strict=True):
+    for version, job_id in zip(created, first_tests.enqueue(session, actor, created), strict=True):
         commit = version.commit
         pointing = sorted(alias for (_, alias), key in aliases_now.items() if key == commit.key)
         view = versions.build_new_view(
@@ -194,11 +125,6 @@ def write(
     views = versions.build_views(session, [(commit.name, versions_by_key[commit.key]) for commit in repeated])
     for commit, view in zip(repeated, views, strict=True):
         commit.result = PushResult(version=view, created=False, alias_refused=refusals[commit.push.id])
-
-
-def _raise_if_failed(commits: Iterable[Commit]) -> None:
-    if any(commit.error is not None for commit in commits):
-        raise MemberFailed
 
 
 def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
@@ -262,18 +188,18 @@ def _lock_adapters(session: Session, actor: Actor, commits: Sequence[Commit]) ->
     conflicts |= reserved_names.find_conflicts(session, actor, lost) if lost else {}
     for commit in inspected:
         commit.error = conflicts.get(commit.name) or (unknown_adapter(commit.name) if commit.name in lost else None)
-    _raise_if_failed(inspected)
+    raise_if_failed(inspected)
     return rows
 
 
 def _end_pushes(session: Session, new: Collection[Commit], repeated: Collection[Commit]) -> None:
     """End the pushes. Those of new versions must still be open."""
-    _raise_if_failed((*new, *repeated))
+    raise_if_failed((*new, *repeated))
     ended = references.end_pushes(session, [commit.push.id for commit in (*new, *repeated)])
     for commit in new:
         if commit.push.id not in ended:
             commit.error = references.unknown_push(commit.push.id)
-    _raise_if_failed(new)
+    raise_if_failed(new)
 
 
 def _mark_live(session: Session, new: Iterable[Commit], repeated: Iterable[Commit]) -> None:
@@ -287,13 +213,13 @@ def _mark_live(session: Session, new: Iterable[Commit], repeated: Iterable[Commi
     for push_id, commit in commits.items():
         with commit.collect_error():
             references.check_not_lost(lost, needed[push_id])
-    _raise_if_failed(commits.values())
+    raise_if_failed(commits.values())
 
 
 def _create_versions(
     session: Session, actor: Actor, adapters: Mapping[str, AdapterRow], commits: Sequence[Commit],
     engines: Sequence[EngineProfile],
-) -> list[_New]:  # fmt: skip
+) -> list[NewVersion]:  # fmt: skip
     """The rows of new versions, with contents, verdicts and events, and `main` on each adapter's last one."""
     if not commits:
         return []
@@ -307,7 +233,7 @@ def _create_versions(
         ],
     )  # fmt: skip
     db.bulk_insert_with_ids(session, [version.row for version in created], ("adapter_id", "number"))
-    add_contents(session, [(version.row, version.commit.manifest) for version in created])
+    version_rows.add_contents(session, [(version.row, version.commit.manifest) for version in created])
     text_index.add_versions(session, [(v.row, v.commit.name, v.inspection.card_words) for v in created])
     _add_verdicts(session, created, engines)
     move_events = moves.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
@@ -316,145 +242,36 @@ def _create_versions(
     return created
 
 
-def _new_version(actor: Actor, adapter: AdapterRow, commit: Commit) -> _New:
+def _new_version(actor: Actor, adapter: AdapterRow, commit: Commit) -> NewVersion:
     """Take the next number of the adapter, in its locked row."""
     inspection = commit.inspection
     if inspection is None:
         raise RuntimeError(f"push {commit.push.id} was not inspected")
     now = db.now()
     set_committed_value(adapter, "newest_number", adapter.newest_number + 1)  # written for all adapters at once
-    row = version_row(
+    row = version_rows.version_row(
         adapter, commit.base_row, commit.manifest, number=adapter.newest_number, method=inspection.method,
         rank=inspection.rank, facts=inspection.facts, message=commit.push.message, created_at=now,
         created_by=actor.identity, pushed_by=actor.identity,
         measured_at=now if inspection.weights is not None else None,
     )  # fmt: skip
-    return _New(commit, inspection, row, [])
+    return NewVersion(commit, inspection, row, [])
 
 
-def _push_event(session: Session, actor: Actor, version: _New) -> EventRow:
+def _push_event(session: Session, actor: Actor, version: NewVersion) -> EventRow:
     row, base = version.row, version.commit.base_row
     compat = version.verdicts[0].outcome
     detail = {"digest": row.digest, "base": base.name, "compat": str(compat), "size_bytes": row.size_bytes}
     return audit.build(session, actor, EventType.VERSION_PUSH, f"{version.commit.name}@{row.number}", detail)
 
 
-def _enqueue_tests(session: Session, actor: Actor, created: Sequence[_New]) -> list[str]:
-    """Queue a smoke test of each version that can be tested and failed nothing; the ids, empty for no job."""
-    job_ids, added, tested = [], [], []
-    for version in created:
-        is_failed = any(v.outcome == Outcome.FAIL for v in version.verdicts if v.check in (Check.COMPAT, Check.WEIGHTS))
-        job_ids.append("")
-        if version.inspection.can_be_tested and not is_failed:
-            base = version.commit.base_row.name
-            job = queue.build(
-                session, actor, Kind.SMOKE_TEST, version.row, name=version.commit.name, base=base, automatic=True
-            )
-            added.append(job)
-            tested.append(version)
-            job_ids[-1] = job[0].id
-    db.bulk_insert(session, [row for row, _ in added])
-    db.bulk_insert(session, [event for _, event in added])
-    _supersede_parents(session, tested)
-    return job_ids
-
-
-def _supersede_parents(session: Session, tested: Sequence[_New]) -> None:
-    """End the waiting tests of the checkpoints that these continue, in the same adapters, unless an alias has them.
-
-    So of a burst of checkpoints only the newest is tested, however long the queue is, also of those of one group.
-    """
-    continued = {
-        (version.row.adapter_id, str(edge.digest)): f"@{version.row.number} continues this version"
-        for version in tested
-        for edge in version.commit.manifest.parents
-        if edge.relation is Relation.CONTINUED
-    }
-    if not continued:
-        return
-    aliased = exists().where(col(AliasRow.version_id) == col(VersionRow.id), col(AliasRow.alias) != names.NEWEST)
-    parents = select(VersionRow.id, VersionRow.adapter_id, VersionRow.digest).where(
-        col(VersionRow.adapter_id).in_({adapter_id for adapter_id, _ in continued}),
-        col(VersionRow.digest).in_({digest for _, digest in continued}),
-        ~aliased,
-    )
-    causes = {
-        version_id or 0: continued[adapter_id, digest]
-        for version_id, adapter_id, digest in session.exec(parents)
-        if (adapter_id, digest) in continued
-    }
-    queue.supersede(session, causes)
-
-
-def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:
-    """Build the row of a version; `columns` are those that do not follow from its adapter, base and manifest."""
-    return db.new_row(
-        VersionRow,
-        adapter_id=adapter.id or 0, base_id=base.id or 0, digest=manifest.digest,
-        manifest=manifest.to_bytes().decode(), size_bytes=manifest.size_bytes, **columns,
-    )  # fmt: skip
-
-
-# ------------------------------------------------------------------ contents
-def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest]]) -> None:
-    """The rows of the files, parents, inputs and attributes of versions, from their manifests and facts."""
-    files: list[SQLModel] = []
-    edges: list[SQLModel] = []
-    inputs: list[SQLModel] = []
-    attributes: list[SQLModel] = []
-    for row, manifest in versions:
-        version_id = row.id or 0
-        files += [db.new_row(VersionFileRow, version_id=version_id, **structs.asdict(file)) for file in manifest.files]
-        parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
-        edges += [
-            db.new_row(
-                EdgeRow, child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name
-            )
-            for edge in parents.values()
-        ]
-        inputs += [
-            db.new_row(VersionInputRow, version_id=version_id, position=position, **entry._asdict())
-            for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
-        ]
-        attributes += _attributes(row, manifest)
-    for rows in (files, edges, inputs, attributes):
-        db.bulk_insert(session, rows)
-
-
-def replace_attributes(session: Session, row: VersionRow, manifest: Manifest) -> None:
-    """Rewrite the attributes of a version whose facts have changed."""
-    session.connection().execute(delete(VersionAttributeRow).where(col(VersionAttributeRow.version_id) == row.id))
-    db.bulk_insert(session, _attributes(row, manifest))
-
-
-def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow]:
-    """What can be searched: short annotations, and facts whose selectivity a planner could not estimate in JSON."""
-    values = {
-        key: value
-        for key, value in manifest.annotations.items()
-        if len(value) <= TAG_VALUE_LIMIT and not key.startswith(FACT)
-    }
-    values |= {f"{FACT}target:{target}": "" for target in row.facts.get("targets") or ()}
-    if format_name := row.facts.get("format"):
-        values[f"{FACT}format:{format_name}"] = ""
-    return [db.new_row(VersionAttributeRow, version_id=row.id or 0, key=k, value=value) for k, value in values.items()]
-
-
-def build_compat_verdict(row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
-    """The row of the verdict `compat` that follows from the inspection."""
-    tools = {"registry": __version__}
-    subject = Digest(row.digest)
-    verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
-    return verdicts.to_row(verdict, row.id, row.base_id)
-
-
-def _add_verdicts(session: Session, created: Sequence[_New], engines: Sequence[EngineProfile]) -> None:
+def _add_verdicts(session: Session, created: Sequence[NewVersion], engines: Sequence[EngineProfile]) -> None:
     """Write the verdicts that versions start with: `compat`, `weights` if they were measured, and of each engine."""
     norms_of: dict[tuple[int, str], BaseNorms] = {}
     norms_rows = []
     for version in created:
         row, base, measured = version.row, version.commit.base_row, version.inspection.weights
-        version.verdicts.append(build_compat_verdict(row, base, version.inspection))
+        version.verdicts.append(version_rows.build_compat_verdict(row, base, version.inspection))
         outcomes = (version.verdicts[0].outcome, Outcome.UNKNOWN)
         if measured is not None:
             key = (row.base_id, weights.format_of(row))
@@ -485,7 +302,7 @@ def _move_aliases(
             elif isinstance(outcome, RegistryError):
                 commit.error = outcome
         pending = [commit for commit in pending if commit not in first.values()]
-    _raise_if_failed(requested)
+    raise_if_failed(requested)
     return refusals
 
 
