@@ -207,7 +207,7 @@ def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
 def yank(ref: Ref, reason: str, undo: bool) -> None:
-    """Withdraw a version: aliases no longer lead to it. It can still be read by digest."""
+    """Withdraw a version: aliases no longer resolve to it. It can still be read by digest."""
     with session.registry() as registry:
         digest = registry.version(ref).digest
         version = registry.yank(Ref(ref.name, digest), reason, undo=undo)

@@ -53,7 +53,7 @@ EVENTS: Table[EventView] = Table((
 )
 @click.option("--action", "actions", multiple=True, help="Only this event type, such as alias.move (repeatable).")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
-@click.option("--limit", type=click.IntRange(1), help="Maximum number of events: the newest.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of events; the newest are shown.")
 @click.option("--actor", default="", help="Only events of this person or token.")
 @click.option("--since", default="", metavar="TIME", help="Only events from this time on.")
 @click.option("--until", default="", metavar="TIME", help="Only events until this time.")
@@ -111,7 +111,7 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
 
     Compares rows, entries, tiles and the checkpoint. Needs the scope audit.
 
-    A folder needs a key that you got independently, but no registry.
+    A folder needs no registry; pass --key with a log key from another source.
     """
     verifiers = tuple(Verifier.parse(key) for key in keys)
     if folder is not None:
@@ -143,7 +143,7 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
     )
     output.facts([("root", replayed.root.hex())])
     if not trusted:
-        output.line(output.faint("  the key came with the folder: pass one that you got independently with --key"))
+        output.line(output.faint("  the key came with the folder: pass one from another source with --key"))
 
 
 @audit.command()

@@ -37,7 +37,8 @@ WORST_SHOWN = 5
 @click.option(
     "--rank", type=int, default=0, show_default=False, metavar="N", help="Rank of the result; with one REF: resize it."
 )
-@click.option("--density", type=float, default=1.0, metavar="SHARE", help="Share that ties, dare and prune keep.")
+@click.option("--density", type=float, default=1.0, metavar="SHARE",
+              help="Share of each update that ties, dare_* and magnitude_prune keep.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Random seed of dare.")
 @click.option("--fuse", is_flag=True, help="Write the adapter into its base's weights.")
 @click.option("--onto", default="", metavar="BASE", help="Fuse into this base, such as the unquantized original.")

@@ -49,9 +49,8 @@ from .console.progress import ProgressLine, end_with_results, result_reporter
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyperparameter (repeatable).")
 @click.option("--provenance", "inputs_file", type=click.Path(path_type=Path),
               help="File with all declared inputs, JSON or TOML.")  # fmt: skip
-@click.option(
-    "--expires", type=arguments.DURATION, metavar="TIME", help="Delete it after 12h, 7d … unless it is needed then."
-)
+@click.option("--expires", type=arguments.DURATION, metavar="TIME",
+              help="Delete the version after 12h, 7d … unless something still uses it.")  # fmt: skip
 @click.option("--message", "-m", default="", help="What is new in this version.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign with this private key (PEM or OpenSSH).")

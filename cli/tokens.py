@@ -28,7 +28,8 @@ def token() -> None:
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice([scope.value for scope in Scope]),
               help="Scope (repeatable).")  # fmt: skip
-@click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where it is valid (repeatable).")
+@click.option("--namespace", "namespaces", multiple=True, default=("*",),
+              help="Namespace where it is valid (repeatable). Default: all.")  # fmt: skip
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="Lifetime in days. Default: unlimited.")

@@ -169,7 +169,7 @@ def _print(result: _Result) -> None:
     if not any(item.kind == "signature" and item.ok for item in signed):
         output.line(output.faint("no valid signature: a digest identifies the bytes, not their author"))
     if not result.independent_key:
-        output.line(output.faint("the log's keys came with the file: pass keys that you got independently with --key"))
+        output.line(output.faint("the log's keys came with the file: pass keys from another source with --key"))
 
 
 def _remark(item: Signed) -> str:
