@@ -175,7 +175,7 @@ class Harness:
 
     # ------------------------------------------------------------ verdicts
     def validate(self, ref: str, findings: Sequence[Finding] = (), *, by: Registry | None = None) -> None:
-        """Take the validation of this version from the queue, as a worker does, and end it with these findings."""
+        """Take the smoke test of this version from the queue, as a worker does, and end it with these findings."""
         worker = by or self.admin
         version = worker.version(ref)
         passed_over = []

@@ -17,7 +17,7 @@ from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, F
 from registry.client.registry import Registry
 from registry.errors import NotFound, RegistryError, Unavailable, printable
 from registry.jobs import Kind, State, backoff_seconds
-from registry.worker import validation
+from registry.worker import smoke_job
 from registry.worker.conversions import runner as conversions
 from registry.worker.merge import runner as merges
 from registry.worker.model.identify import Inspector, Stopped
@@ -26,7 +26,7 @@ from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.task import Done, Failed, HeldLease, Lost, Task
 
 RUNNERS: Mapping[Kind, Callable[[Task], Done]] = {
-    Kind.SMOKE_TEST: validation.validate,
+    Kind.SMOKE_TEST: smoke_job.smoke_test,
     Kind.MERGE: merges.merge,
     Kind.FUSE: merges.fuse,
     Kind.CONVERT: conversions.convert,

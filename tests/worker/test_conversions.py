@@ -205,7 +205,7 @@ def converter(setup: WorkerSetup, pool: Pool) -> Worker:
 
 
 def pushed(setup: WorkerSetup, folder: Path) -> VersionView:
-    """The version, with its validation called off."""
+    """The version, with its smoke test cancelled."""
     result = setup.push(folder)
     setup.harness.admin.cancel(result.job_id)
     return result.version

@@ -11,10 +11,10 @@ from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_adapter
-from registry.worker.smoke import acting
-from registry.worker.smoke.acting import ROWS, Baseline
-from registry.worker.smoke.resident import Discard, Resident
+from registry.worker.smoke import effect
+from registry.worker.smoke.effect import ROWS, Baseline
 from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.shared import Discard, SharedModel
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> No
     before = [torch.randn(len(tokens), 50) * 3 for tokens in prompts]
     after = [values + 0.3 * torch.randn_like(values) for values in before]
     result = SmokeResult(Thresholds())
-    assert acting.compare(Baseline.of(prompts, before), after, result, kind="numbers")
+    assert effect.compare(Baseline.of(prompts, before), after, result, kind="numbers")
     was, now = torch.cat(before).double(), torch.cat(after).double()
     kl = torch.nn.functional.kl_div(now.log_softmax(-1), was.log_softmax(-1), log_target=True, reduction="sum")
     log_p = torch.cat([values[:-1].log_softmax(-1) for values in after])
@@ -71,7 +71,7 @@ def test_one_number_that_is_not_finite_is_seen_wherever_it_lies(odd: float) -> N
     after = [before[0].clone()]
     after[0][-1, 7] = odd
     result = SmokeResult(Thresholds())
-    assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, result, kind="numbers")
+    assert not effect.compare(Baseline.of([(1,) * len(before[0])], before), after, result, kind="numbers")
     assert [finding.code for finding in result.findings] == ["smoke.not_finite"]
 
 
@@ -80,11 +80,11 @@ def test_a_number_of_the_base_that_no_answer_depends_on_is_missed_after_the_next
 ) -> None:
     """A row of the embeddings that no probe uses: every logit stays, and the model object is given up all the same."""
     own = LoadedBase.load(base_folder, "tiny")
-    resident = Resident(own)
+    shared = SharedModel(own)
     contents = read_adapter(good)
-    assert resident.examine(good, contents, Thresholds()).measurements["base_tensors_changed"] == 0
+    assert shared.examine(good, contents, Thresholds()).measurements["base_tensors_changed"] == 0
     unused = own.vocabulary - 1
     assert not any(unused in tokens for tokens in own.probes)
     own.model.get_input_embeddings().weight.data[unused, 5] += 1
     with pytest.raises(Discard, match=r"1 of the base.s tensors changed, model\.embed_tokens"):
-        resident.examine(good, contents, Thresholds())
+        shared.examine(good, contents, Thresholds())

@@ -74,7 +74,7 @@ def test_an_adapter_with_nan_fails_and_the_next_one_passes(
 def test_an_adapter_that_does_not_fit_never_reaches_the_model(
     setup: WorkerSetup, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
-    """The names that may reach a model are those that the header check allows, whoever asked for the validation."""
+    """The names that may reach a model are those that the header check allows, regardless of who requested the test."""
     setup.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
     setup.harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support"))
     assert worker().run(once=True).done == 1

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from registry.worker.smoke import resident
+from registry.worker.smoke import shared
 
 SCRIPT = """
 import json, os, torch
-from registry.worker.smoke.resident import is_unwritten
+from registry.worker.smoke.shared import is_unwritten
 torch.set_num_threads(1)
 base = [torch.full((2**21,), float(i)) for i in range(3)]
 before = is_unwritten(base[0])
@@ -33,7 +33,7 @@ with os.fdopen(inward) as pipe:
 """
 
 
-@pytest.mark.skipif(not resident.MAP.exists(), reason="this system has no page map")
+@pytest.mark.skipif(not shared.MAP.exists(), reason="this system has no page map")
 def test_tensors_written_since_the_fork_differ_from_those_only_read() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=300)
     before, at_first, after_reading, after_writing = json.loads(done.stdout)

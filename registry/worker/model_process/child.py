@@ -20,10 +20,10 @@ from registry.worker.devices import CPU
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_adapter
 from registry.worker.sandbox import namespaces
-from registry.worker.smoke import resident
+from registry.worker.smoke import shared
 from registry.worker.smoke.isolated import IsolatedTest
-from registry.worker.smoke.resident import Discard, Resident
 from registry.worker.smoke.result import SmokeResult, first_line, machine_fault, out_of_memory
+from registry.worker.smoke.shared import Discard, SharedModel
 from registry.worker.smoke.structure import NeedsValues, Structures
 
 Message = dict[str, Any]
@@ -94,27 +94,27 @@ class SharedRun(IsolatedRun):
 
     def __init__(self, base: LoadedBase | None, loader: Loader) -> None:
         super().__init__(base, loader)
-        self._resident: Resident | None = None
+        self._shared: SharedModel | None = None
 
     def _answer(self, request: Message, send: Send) -> Message:
         folder, thresholds = Path(request["folder"]), thresholds_of(request)
         contents = read_adapter(folder)
         base = self.base(send)
-        reason = resident.reason_to_isolate(base, contents)
-        beside = bool(reason) and self._loader.device != CPU and resident.may_share_base(contents)
+        reason = shared.reason_to_isolate(base, contents)
+        beside = bool(reason) and self._loader.device != CPU and shared.may_share_base(contents)
         any_name = bool(request.get("any_name"))
         if any_name:
             reason, beside = "", True
         if reason and not beside:
             return {"isolate": reason}
         try:
-            if self._resident is None:
-                self._resident = Resident(base)
-            self._resident.say = progress_to(send)
+            if self._shared is None:
+                self._shared = SharedModel(base)
+            self._shared.say = progress_to(send)
             if beside:
-                result = self._resident.examine_beside(folder, contents.config, thresholds, any_name=any_name)
+                result = self._shared.examine_beside(folder, contents.config, thresholds, any_name=any_name)
             else:
-                result = self._resident.examine(folder, contents, thresholds)
+                result = self._shared.examine(folder, contents, thresholds)
         except Discard as e:
             return {"discard": str(e)}
         except NeedsValues as e:

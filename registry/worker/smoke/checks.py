@@ -1,4 +1,4 @@
-"""The checks of a smoke test in order, once for all three ways to run it: isolated, shared (`resident`), image."""
+"""The checks of a smoke test in order, once for all three ways to run it: isolated, shared, image."""
 
 from collections.abc import Callable
 from typing import NamedTuple

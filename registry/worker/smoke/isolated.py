@@ -23,9 +23,9 @@ from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_updates
 from registry.worker.sandbox.program import Progress, ignore_progress
-from registry.worker.smoke import acting, dialogue, samples, structure
-from registry.worker.smoke.acting import Baseline
+from registry.worker.smoke import dialogue, effect, samples, structure
 from registry.worker.smoke.checks import SmokeTest
+from registry.worker.smoke.effect import Baseline
 from registry.worker.smoke.result import LibraryFailed, SmokeResult, exceptions_as, library_message, machine_fault
 from registry.worker.smoke.structure import Structures
 from registry.worker.smoke.tensors import check_finite, measure_norms, tensors_of, weight_norm
@@ -89,7 +89,7 @@ class LanguageTest(SmokeTest):
         started = perf_counter()
         after = self.base.logits(self.baseline.prompts, self.wrapped)
         self.result.measure("adapter_forward_seconds", perf_counter() - started)
-        finite = acting.compare(self.baseline, after, self.result, self.base.task, kind=self.base.probe_kind)
+        finite = effect.compare(self.baseline, after, self.result, self.base.task, kind=self.base.probe_kind)
         return after if finite else None
 
     def check_dialogue(self) -> bool:

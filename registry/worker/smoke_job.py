@@ -35,7 +35,7 @@ _PROCESS_MEASUREMENTS = {
 """Measurement → the field of the model process."""
 
 
-def validate(task: Task) -> Done:
+def smoke_test(task: Task) -> Done:
     """Run the smoke test of the claimed version."""
     base, lease = task.base, task.lease
     source = replace(task.ready_source(), thresholds=base.thresholds)

@@ -1,4 +1,4 @@
-"""`Resident`: one model object for many adapters. Plain LoRA adapters of one layout are hot-swapped into two slots.
+"""`SharedModel`: one model object for many adapters. Plain LoRA adapters of one layout are hot-swapped into two slots.
 
     layout    the modules that an adapter targets, and its configuration as PEFT's own class reads it, but for fields
               that a slot follows or that do nothing in inference
@@ -34,7 +34,7 @@ from registry.worker.model.tasks import CAUSAL
 from registry.worker.model.updates import updates_of
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import isolated, structure
-from registry.worker.smoke.acting import Baseline
+from registry.worker.smoke.effect import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
 from registry.worker.smoke.result import SmokeResult
 from registry.worker.smoke.structure import Structures
@@ -98,7 +98,7 @@ def agrees_with_peft(config: Any, spec: LoraSpec) -> bool:
     return True
 
 
-class Resident:
+class SharedModel:
     """A base with two slots. The constructor runs the bare base once."""
 
     def __init__(self, base: LoadedBase) -> None:
@@ -254,13 +254,13 @@ class Resident:
 
 
 class SwappedTest(LanguageTest):
-    """Test a plain LoRA adapter in a slot of the resident base. After an exception the isolated run decides."""
+    """Test a plain LoRA adapter in a slot of the shared base. After an exception the isolated run decides."""
 
     notes_exceptions = False
 
-    def __init__(self, resident: Resident, folder: Path, contents: PeftContents, thresholds: Thresholds) -> None:
-        super().__init__(resident.base, folder, SmokeResult(thresholds, say=resident.say), resident.structures)
-        self._resident, self._contents = resident, contents
+    def __init__(self, shared: SharedModel, folder: Path, contents: PeftContents, thresholds: Thresholds) -> None:
+        super().__init__(shared.base, folder, SmokeResult(thresholds, say=shared.say), shared.structures)
+        self._shared, self._contents = shared, contents
         self._tensors: dict[str, torch.Tensor] = {}
         self._slot = ""
 
@@ -273,39 +273,39 @@ class SwappedTest(LanguageTest):
         if not check_finite(iter(tensors.items()), self.result):
             return False
         updates = updates_of(pairs, tensors.keys(), tensors.__getitem__)
-        measure_norms(updates, self._resident.weight_norm, self.result)
+        measure_norms(updates, self._shared.weight_norm, self.result)
         return True
 
     def check_baseline(self) -> bool:
         """Use the baseline of the loaded base."""
-        self.result.measure("base_forward_seconds", self._resident.forward_seconds)
-        return self.use_baseline(self._resident.reference.baseline)
+        self.result.measure("base_forward_seconds", self._shared.forward_seconds)
+        return self.use_baseline(self._shared.reference.baseline)
 
     def check_load(self) -> bool:
         """Load the adapter into a slot."""
         self.result.say("loading the adapter")
-        self._slot = self._resident.load(self.folder, self._contents, self._tensors, self.result)
-        self.wrapped = self._resident.wrapped
+        self._slot = self._shared.load(self.folder, self._contents, self._tensors, self.result)
+        self.wrapped = self._shared.wrapped
         return True
 
     def check_forward(self) -> bool:
         """Run the prompts with the adapter and compare."""
-        answers = self._resident.answers
+        answers = self._shared.answers
         after = self.compare()
         if after is None:
             answers.pop(self._slot, None)
             return False
-        answers[self._slot] = after[0][: len(self._resident.short)]
+        answers[self._slot] = after[0][: len(self._shared.short)]
         return True
 
     def check_swap(self) -> bool:
         """Run one batch of the base, this adapter and the previous one."""
-        self._resident.run_mixed_batch(self._slot, self.result)
+        self._shared.run_mixed_batch(self._slot, self.result)
         return True
 
     def check_base(self) -> bool:
         """Require that the weights of the base are unchanged."""
-        self._resident.demand_base(self.result)
+        self._shared.demand_base(self.result)
         return True
 
 
