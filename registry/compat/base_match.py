@@ -29,7 +29,7 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
         _known(claim, base, related, findings)
     elif PACKED_NAME.search(claim.name) and not base.quantization:
         message = (
-            f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
+            f"the configuration names {claim.name!r}, a quantized copy by its name, and {base.name!r} is not one: "
             f"the adapter was not made for this base ({MEASURED})"
         )
         findings.report("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
@@ -61,7 +61,7 @@ def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, findings: Comp
             more = "; it fits by structure, how it behaves is not known"
             findings.report("compat.base_descendant", LOCATION, message + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:
-            more = "; if that base is meant, this adapter is noise here"
+            more = "; if that base is meant, the adapter does not work on this one"
             findings.report("compat.base_named_differently", LOCATION, message + more, base.name, related.other)
         case _:
             findings.report("compat.base_unrelated", LOCATION, message, base.name, related.other)

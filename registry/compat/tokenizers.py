@@ -85,7 +85,7 @@ def _compare_template(sizes: Mapping[str, int], read: Read, base: BaseSpec) -> I
     elif fingerprint != expected:
         message = (
             f"the chat template in {path} is not that of {base.name}: "
-            "served with the base's template, the adapter fits and answers badly"
+            "served with the template of the base, the adapter answers badly"
         )
         yield compat_finding("compat.template_differs", path, message, expected, fingerprint)
 

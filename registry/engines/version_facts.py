@@ -17,10 +17,6 @@ TARGETS_LIMIT = 100
 _NUMBER = re.compile(r"(?<=[._])\d{1,6}(?=[._])")
 
 
-CLAIM_FILES = frozenset({CARD, TRAINER_STATE})
-"""Files that only `claims` reads."""
-
-
 def facts_of(contents: AdapterContents) -> dict[str, Any]:
     """The facts that a VersionView shows."""
     return _of_peft(contents) if isinstance(contents, PeftContents) else _of_file(contents)

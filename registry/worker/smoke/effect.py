@@ -144,15 +144,15 @@ def _drift(baseline: Baseline, steps: list[torch.Tensor], result: SmokeResult, k
     result.measure("perplexity", now)
     ratio = now / was if was else 1.0
     if kl > limits.drift_fail_kl_nats:
-        message = f"the adapter destroys what the base can do: KL {kl:.2f} nats a token on neutral text"
+        message = f"the adapter changes neutral text too strongly: KL {kl:.2f} nats a token"
         limit = f"at most {limits.drift_fail_kl_nats:g}"
         result.note("error", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
     elif kind == "text" and ratio > limits.drift_fail_perplexity_ratio:
-        message = f"neutral text is {ratio:.0f} times as perplexing as for the bare base ({was:.1f} to {now:.3g})"
+        message = f"the perplexity of neutral text is {ratio:.0f} times that of the bare base ({was:.1f} to {now:.3g})"
         limit = f"at most {limits.drift_fail_perplexity_ratio:g} times"
         result.note("error", "smoke.drift", "logits", message, limit, f"{ratio:.3g} times")
     elif kl > limits.drift_warn_kl_nats:
-        message = f"the adapter leaves the base far behind on neutral text: KL {kl:.2f} nats a token"
+        message = f"the adapter changes neutral text strongly: KL {kl:.2f} nats a token"
         limit = f"at most {limits.drift_warn_kl_nats:g}"
         result.note("warning", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
 
