@@ -135,6 +135,8 @@ def test_an_atomic_commit_creates_all_versions_or_none(filled_harness: Harness) 
     items = [CommitItem(push_id=plan.push_id) for plan in plans]
     refused = filled_harness.admin.commit_pushes([*items, CommitItem(push_id="psh_of_nobody")], atomic=True)
     assert codes(refused) == ["COMMIT_INCOMPLETE"] * 3 + ["PUSH_UNKNOWN"]
+    details = {outcome.detail for outcome in refused[:3] if isinstance(outcome, RegistryError)}
+    assert details == {"nothing was changed, because item 3 has an error"}
     closed = [*items[:2], CommitItem(push_id=items[2].push_id, alias="prod")]
     refused = filled_harness.admin.commit_pushes(closed, atomic=True)
     assert codes(refused) == ["COMMIT_INCOMPLETE"] * 2 + ["GATE_CLOSED"]

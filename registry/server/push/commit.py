@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Engine, bindparam, update
@@ -38,7 +39,7 @@ from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BlobRow, PushBlobRow, PushRow
-from registry.server.promotion.group import without_error
+from registry.server.promotion.group import results_of, run_readable, without_error
 from registry.server.push import background, inspect, plan, rows
 from registry.server.push.commit_member import Commit, MemberFailed
 from registry.server.push.received import RECEIVED
@@ -155,51 +156,33 @@ def commit_pushes(
     if len(push_ids) < len(items):
         raise Invalid("REQUEST_INVALID", "items: a push is named twice")
     pushes = _find_pushes(session, push_ids)
-    outcomes: list[Commit | RegistryError] = [_begin(actor, item, pushes.get(item.push_id)) for item in items]
-    commits = [commit for commit in outcomes if isinstance(commit, Commit)]
-    unfinished = _find_unfinished(session, commits)
-    _inspect(session, actor, unfinished, blobs)
-    while not (atomic and any(_error_of(outcome) for outcome in outcomes)) and without_error(commits):
+    run = partial(_commit, session, actor, atomic=atomic, blobs=blobs, engines=engines)
+    return run_readable(items, lambda item: _begin(actor, item, pushes.get(item.push_id)), run, atomic=atomic)
+
+
+def _commit(
+    session: Session, actor: Actor, commits: Sequence[Commit], *,
+    atomic: bool, blobs: BlobStore, engines: Sequence[EngineProfile],
+) -> list[PushResult | RegistryError]:  # fmt: skip
+    _inspect(session, actor, _find_unfinished(session, commits), blobs)
+    while without_error(commits) and not (atomic and any(commit.error for commit in commits)):
         db.begin_writing(session)
         try:
             rows.write(session, actor, without_error(commits), engines=engines, atomic=atomic)
             break
         except MemberFailed:  # the others again, in another transaction
             session.rollback()
-    return _results(outcomes, atomic)
+    return results_of(commits, atomic=atomic)
 
 
-def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit | RegistryError:
-    try:
-        push = _check_push(row, actor.token_id, item.push_id)
-        name = AdapterName(push.namespace, push.name)
-        actor.require(Scope.PUSH, name)
-        alias = str(names.alias(item.alias)) if item.alias else ""
-        if alias:
-            actor.require(Scope.PROMOTE, name)
-        return Commit(item, push, name, alias, Manifest.parse(push.manifest.encode()))
-    except RegistryError as e:
-        return e
-
-
-def _error_of(outcome: Commit | RegistryError) -> RegistryError | None:
-    return outcome if isinstance(outcome, RegistryError) else outcome.error
-
-
-def _results(outcomes: Sequence[Commit | RegistryError], atomic: bool) -> list[PushResult | RegistryError]:
-    results: list[PushResult | RegistryError] = []
-    failed = next((position for position, outcome in enumerate(outcomes) if _error_of(outcome)), None)
-    for outcome in outcomes:
-        error = _error_of(outcome)
-        if error is None and atomic and failed is not None:
-            error = Conflict("COMMIT_INCOMPLETE", f"nothing was committed, because item {failed} has an error")
-        if error is not None:
-            results.append(error)
-        elif isinstance(outcome, Commit) and outcome.result is not None:
-            results.append(outcome.result)
-        else:
-            raise RuntimeError("a commit has no outcome")
-    return results
+def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit:
+    push = _check_push(row, actor.token_id, item.push_id)
+    name = AdapterName(push.namespace, push.name)
+    actor.require(Scope.PUSH, name)
+    alias = str(names.alias(item.alias)) if item.alias else ""
+    if alias:
+        actor.require(Scope.PROMOTE, name)
+    return Commit(item, push, name, alias, Manifest.parse(push.manifest.encode()))
 
 
 def _find_unfinished(session: Session, commits: Sequence[Commit]) -> list[Commit]:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
@@ -31,7 +32,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights, versions
 from registry.server.database import db, models
 from registry.server.database.expressions import any_of
-from registry.server.promotion.group import Member, without_error
+from registry.server.promotion.group import Member, run_readable, without_error
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings
@@ -70,12 +71,18 @@ def plan_pushes(
     that nothing is sent twice. `session` must have begun by reading; it commits.
     """
     judged: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None] = {}
-    outcomes = [_begin(actor, item, request.excerpts, judged) for item in request.items]
-    begun = [entry for entry in outcomes if isinstance(entry, _Push)]
-    _choose_bases(session, begun)
-    _judge(session, without_error(begun))
+    run = partial(_plan_group, session, actor, request, blobs=blobs, settings=settings)
+    return run_readable(request.items, lambda item: _begin(actor, item, request.excerpts, judged), run, atomic=False)
+
+
+def _plan_group(
+    session: Session, actor: Actor, request: BulkPushRequest, pushes: Sequence[_Push], *,
+    blobs: BlobStore, settings: Settings,
+) -> list[PushPlan | RegistryError]:  # fmt: skip
+    _choose_bases(session, pushes)
+    _judge(session, without_error(pushes))
     unique: dict[tuple[str, str], _Push] = {}
-    for push in without_error(begun):
+    for push in without_error(pushes):
         unique.setdefault((str(push.name), push.manifest.digest), push)
     planned = [*unique.values()]
     if not request.dry_run:
@@ -91,26 +98,23 @@ def plan_pushes(
     for push in without_error(planned):
         with push.collect_error():
             push.plan = _plan(push, actor, blobs, settings)
-    return [_outcome(entry, unique) for entry in outcomes]
+    return [_outcome(push, unique) for push in pushes]
 
 
 def _begin(
     actor: Actor, item: PushItem, data: Sequence[bytes],
     judged: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None],
-) -> _Push | RegistryError:  # fmt: skip
+) -> _Push:  # fmt: skip
     """The push of this item, with what its excerpts say of themselves. `judged`: of the items before."""
-    try:
-        name = AdapterName.parse(item.name)
-        actor.require(Scope.PUSH, name)
-        push = _Push(name, item, Excerpts.of(item, data))
-    except RegistryError as e:
-        return e
+    name = AdapterName.parse(item.name)
+    actor.require(Scope.PUSH, name)
+    push = _Push(name, item, Excerpts.of(item, data))
     key = item.excerpt_keys
     if key not in judged:
         judged[key] = _judge_alone(item, push.excerpts)
     outcome = judged[key]
     if isinstance(outcome, RegistryError):
-        return outcome
+        raise outcome
     push.contents = outcome
     return push
 
@@ -124,13 +128,11 @@ def _judge_alone(item: PushItem, excerpts: Excerpts) -> RegistryError | inspect.
         return e
 
 
-def _outcome(entry: _Push | RegistryError, unique: Mapping[tuple[str, str], _Push]) -> PushPlan | RegistryError:
-    if isinstance(entry, RegistryError):
-        return entry
-    first = entry if entry.error is not None else unique[str(entry.name), entry.manifest.digest]
+def _outcome(push: _Push, unique: Mapping[tuple[str, str], _Push]) -> PushPlan | RegistryError:
+    first = push if push.error is not None else unique[str(push.name), push.manifest.digest]
     outcome = first.error or first.plan
     if outcome is None:
-        raise RuntimeError(f"the push of {entry.name} has no outcome")
+        raise RuntimeError(f"the push of {push.name} has no outcome")
     return outcome
 
 
