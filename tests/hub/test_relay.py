@@ -250,6 +250,23 @@ def test_an_upstream_that_stops_in_the_middle_of_bodies_delays_no_other_request(
             assert late == [], "a request waited for the upstream"
 
 
+@pytest.mark.security
+def test_a_body_counts_as_memory_while_the_upstream_is_asked(tmp_path: Path) -> None:
+    used: list[int] = []
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            used.append(sum(budget.used_bytes for budget in budgets))
+            yield b"[]"
+
+    path, body = "/api/models/org/model/paths-info/main", "paths=README.md"
+    with Upstream() as upstream, Harness(f"sqlite:///{tmp_path}/r.db", hub_upstream=upstream.url) as harness:
+        upstream.answers[path] = Answer(200, Body())
+        budgets = (harness.app.state.body_budget, harness.app.state.unchecked_budget)
+        assert send(harness, "POST", path, harness.secret, content=body).json() == []
+        assert (used, [budget.used_bytes for budget in budgets]) == ([len(body)], [0, 0])
+
+
 @pytest.mark.usefixtures("live")
 def test_an_unreachable_upstream_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -75,12 +75,18 @@ class SingleThreadRoute(APIRoute):
 
         async def handle_in_thread(request: Request) -> Response:
             if request.method in idempotency.SAFE_METHODS:
-                return await self._run_in_thread(handle, request)
+                return await self._answer(handle, request)
             async with self._read_body(request) as complete:
-                with request.app.state.freshness.during_write():  # after its answer no one gets what was before it
-                    return await self._run_in_thread(handle, complete)
+                return await self._answer(handle, complete)
 
         return handle_in_thread
+
+    async def _answer(self, handle: Handler, request: Request) -> Response:
+        """Answer a request, whose body is held meanwhile. The Hub API adds the relay."""
+        if request.method in idempotency.SAFE_METHODS:
+            return await self._run_in_thread(handle, request)
+        with request.app.state.freshness.during_write():  # after its answer no one gets what was before it
+            return await self._run_in_thread(handle, request)
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool

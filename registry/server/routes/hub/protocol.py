@@ -60,23 +60,16 @@ class HubRoute(SingleThreadRoute):
         params = child.get("path_params", {})
         return match, {**child, "path_params": {key: unquote(str(value)) for key, value in params.items()}}
 
-    def get_route_handler(self) -> Handler:
-        """Return the handler, which relays repositories that are not here."""
-        handle = super().get_route_handler()
-        if not self.relays:
-            return handle
-
-        async def handle_or_relay(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except NotFound as error:
-                if error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is not None:
-                    response = await run_in_relay_thread(relay, request, request.app.state.upstream)
-                    if response is not None:
-                        return response
-                raise
-
-        return handle_or_relay
+    async def _answer(self, handle: Handler, request: Request) -> Response:
+        """Answer a request, or relay it if the repository is not here."""
+        try:
+            return await super()._answer(handle, request)
+        except NotFound as error:
+            if self.relays and error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is not None:
+                response = await run_in_relay_thread(relay, request, request.app.state.upstream)
+                if response is not None:
+                    return response
+            raise
 
     def error_headers(self, request: Request, error: RegistryError) -> dict[str, str]:
         """Return the error as headers that Hub clients read."""
@@ -145,10 +138,8 @@ def normalize_path(scope: Scope) -> str:
 def relay(request: Request, upstream: Upstream) -> Response | None:
     """Return the upstream's answer, or None for a request that is not relayed."""
     params = request.path_params
-    body: bytes | None = getattr(request.state, "relayed_body", None)
+    body: bytes | None = request.state.body if request.method == "POST" else None
     if VIA in request.headers.get("via", "") or "name" not in params:
-        return None
-    if request.method == "POST" and body is None:
         return None
     path = normalize_path(request.scope)
     if not _DOTS.isdisjoint(re.split(r"[/\\]", unquote(path))):

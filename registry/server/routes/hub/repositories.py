@@ -153,7 +153,6 @@ def list_tree(
 @router.post(MODEL + "/paths-info/{revision}")
 def show_paths(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, revision: str) -> list[Json]:
     """The given files and folders. Paths that do not exist are left out, as clients expect."""
-    request.state.relayed_body = request.state.body  # which does not outlive this function
     paths, expand = _parse_paths(request.state.body, request.headers.get("content-type", ""))
     snapshot = Snapshot(request, engine, actor, revision)
     last = snapshot.last_commit() if expand else None
