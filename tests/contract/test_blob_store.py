@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -121,6 +122,37 @@ def test_promoting_a_missing_blob_raises_not_found(store: BlobStore) -> None:
     with pytest.raises(NotFound) as refusal:
         store.promote(STAGED, DIGEST)
     assert refusal.value.code == "BLOB_UNKNOWN"
+
+
+def test_a_copy_is_another_key_of_the_same_bytes(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, other = staging_key_of("push2", DIGEST), staging_key_of("push2", Digest.of(b"other"))
+    store.put(STAGED, [DATA], limit_bytes=len(DATA))
+    with monkeypatch.context() as patch:
+        if not isinstance(store, MemoryBlobs):
+            patch.setattr(Hasher, "update", None)
+        for _ in range(2):
+            store.copy(STAGED, copy, len(DATA))
+    with pytest.raises(Invalid):
+        store.copy(STAGED, other, len(DATA))
+    store.copy(STAGED, key_of(DIGEST), len(DATA))
+    store.delete(STAGED)
+    with pytest.raises(NotFound):
+        store.copy(STAGED, staging_key_of("push3", DIGEST), len(DATA))
+    assert [b"".join(store.open(key)) for key in (copy, key_of(DIGEST))] == [DATA] * 2
+    assert store.stat(other) is None
+    assert_no_litter(store)
+
+
+def test_a_file_system_without_links_copies_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, copy = LocalBlobs(tmp_path), staging_key_of("push2", DIGEST)
+    store.put(STAGED, [DATA], limit_bytes=len(DATA))
+
+    def refuse(*_: str) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store.copy(STAGED, copy, len(DATA))
+    assert b"".join(store.open(copy)) == DATA
 
 
 def test_deleting_is_idempotent(store: BlobStore) -> None:

@@ -6,6 +6,7 @@ import random
 import time
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from registry.digest import Hasher
 from registry.server.database import db
 from registry.server.database.models import PushRow, XorbRow
 from registry.server.hub.xet import access_tokens, files, sessions
+from registry.server.storage.local import LocalBlobs
 from registry.server.storage.signed_links import LIMIT_SECONDS
 from tests import samples
 from tests.harness import Harness, rows
@@ -70,7 +72,10 @@ def test_a_file_sent_by_xet_becomes_that_of_a_version(harness: Harness, pusher: 
     assert (staged(harness), xorbs_of(harness)) == ([], 0)
 
 
-def test_a_xorb_and_a_file_are_hashed_once_by_sha256(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_hashed_once_by_sha256_if_a_file_is_a_whole_xorb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of several xorbs, or of a part of one, are hashed once more when they are made."""
     hashed: list[int] = []
     update = Hasher.update
 
@@ -78,13 +83,28 @@ def test_a_xorb_and_a_file_are_hashed_once_by_sha256(pusher: Pusher, monkeypatch
         hashed.append(len(chunk))
         update(hasher, chunk)
 
-    data, client = random.Random(4).randbytes(6 * CHUNK), XetClient(pusher)
-    xorb = xorb_of(split(data, CHUNK))
-    monkeypatch.setattr(Hasher, "update", count)
-    client.send_xorb(xorb)
-    assert sum(hashed) == len(data)
-    client.send_shard(shard_of((oid(data), [xorb.segment()])))
-    assert sum(hashed) == 2 * len(data)
+    data = random.Random(4).randbytes(6 * CHUNK)
+    xorb, other = xorb_of(split(data, CHUNK)), xorb_of([b"other"])
+    with Harness(f"sqlite:///{tmp_path}/r.db", blobs=LocalBlobs(tmp_path / "blobs")) as harness:
+        own_pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
+        own_pusher.create()
+        client = XetClient(own_pusher)
+        client.send_xorb(other)
+        monkeypatch.setattr(Hasher, "update", count)
+        client.send_xorb(xorb)
+        assert client.send_shard(shard_of((oid(data), [xorb.segment()]))).status_code == 200
+        assert commit(own_pusher, {"LICENSE": data}).status_code == 200
+        assert sum(hashed) == len(data)
+        assert own_pusher.send("GET", "/acme/support/resolve/main/LICENSE").content == data
+        client = XetClient(own_pusher)
+        client.send_xorb(xorb)
+        client.send_xorb(other)
+        del hashed[:]
+        refused(client.send_shard(shard_of((oid(data), [xorb.segment(0, 5)]))), 422, "hash to")
+        for segments in ([xorb.segment(1)], [xorb.segment(), other.segment()]):
+            content = (data[CHUNK:], data + b"other")[len(segments) - 1]
+            assert client.send_shard(shard_of((oid(content), segments))).status_code == 200
+        assert sum(hashed) == 16 * CHUNK + len(b"other")
 
 
 def test_files_share_chunks_and_span_xorbs(pusher: Pusher) -> None:

@@ -33,6 +33,8 @@ from tests import maintenance, samples
 from tests.bulk import commit_push, plan_push
 from tests.harness import URL, Harness, rows, send_blob, upload
 from tests.httpx_transports import HttpxInProcess
+from tests.hub.commits import Pusher
+from tests.hub.xet import XetClient, commit
 
 DATA = bytes(range(256)) * 64
 DIGEST = Digest.of(DATA)
@@ -110,6 +112,22 @@ def test_a_push_of_a_small_adapter_writes_each_blob_once(
     assert Counter(calls) == Counter(PutObject=3, ListObjectsV2=1, **reads)
     assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in files.values())
     assert list(blobs.list("staging/")) == []
+
+
+def test_a_file_that_is_a_whole_xorb_is_copied_within_the_store(harness: Harness, calls: list[str]) -> None:
+    pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
+    pusher.create()
+    files = harness.files()
+    weights = files.pop(samples.WEIGHTS)
+    client = XetClient(pusher)
+    calls.clear()
+    client.upload(weights)
+    assert Counter(calls) == Counter(PutObject=1, CopyObject=1)
+    assert commit(pusher, {samples.WEIGHTS: weights}, **files).status_code == 200
+    harness.transport.settle()
+    assert pusher.send("GET", f"/acme/support/raw/main/{samples.WEIGHTS}").status_code == 200
+    assert b"".join(harness.blobs.open(key_of(Digest.of(weights)))) == weights
+    assert list(harness.blobs.list("staging/")) == []
 
 
 def test_a_file_is_sent_in_parts_from_the_configured_size_on(blobs: S3Blobs) -> None:

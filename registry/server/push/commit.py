@@ -81,6 +81,14 @@ def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int)
     return RECEIVED.keeping(key, limit_bytes, _StoredBlobWriter(engine, writer, key))
 
 
+def copy_upload(engine: Engine, blobs: BlobStore, source: str, key: str, size_bytes: int) -> None:
+    """Store a blob that a push sends as a copy of `source`, where `put` has stored it. `key` is its staging key."""
+    upload_key = blobs.upload_key_of(key)
+    blobs.copy(source, upload_key, size_bytes)
+    if upload_key != key:
+        _record_stored(engine, key)
+
+
 class _StoredBlobWriter:
     """Writes a blob under its final key and records that its push has sent it. Nothing is asked about other pushes."""
 
@@ -91,11 +99,16 @@ class _StoredBlobWriter:
 
     def finish(self) -> Stat:
         stat = self._writer.finish()
-        failpoints.reach("upload.stored")
-        with db.session(self._engine) as session:
-            params = {"of_push": self._staging_key.split("/")[1], "of_digest": digest_of(self._staging_key)}
-            session.connection().execute(_SET_STORED, params)
+        _record_stored(self._engine, self._staging_key)
         return stat
+
+
+def _record_stored(engine: Engine, staging_key: str) -> None:
+    """Record that a push has sent the blob of this staging key, whose bytes are under the final key."""
+    failpoints.reach("upload.stored")
+    with db.session(engine) as session:
+        params = {"of_push": staging_key.split("/")[1], "of_digest": digest_of(staging_key)}
+        session.connection().execute(_SET_STORED, params)
 
 
 def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> ExpectedBlob:

@@ -99,7 +99,7 @@ class BlobWriter(Protocol):
 
 
 class BlobStore(ABC):
-    """A store of blobs. tests/contract/test_blobs.py specifies the behavior of every implementation."""
+    """A store of blobs. tests/contract/test_blob_store.py specifies the behavior of every implementation."""
 
     kind: str
     links: LinkSigner | None = None
@@ -139,8 +139,8 @@ class BlobStore(ABC):
 
         `is_hashed`: the caller has hashed the same `limit_bytes` bytes to the digest in the key. They are only counted.
         """
-        if expect is not None and expect != digest_of(key):
-            raise Invalid("BLOB_MISMATCH", f"blob {expect} cannot be stored under the key of {digest_of(key)}")
+        if expect is not None:
+            require_digest(key, expect)
         writer = self.open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed)
         try:
             for chunk in chunks:
@@ -149,6 +149,13 @@ class BlobStore(ABC):
         except BaseException:
             writer.abort()
             raise
+
+    def copy(self, key: str, target: str, size_bytes: int) -> None:
+        """Make bytes that `put` has stored available under another key of the same digest, too; `NotFound`.
+
+        By default they are read and hashed once more.
+        """
+        self.put(target, self.open(key), expect=digest_of(key), limit_bytes=size_bytes)
 
     @abstractmethod
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
@@ -262,6 +269,12 @@ def digest_of(key: str) -> Digest:
     if not _KEY.match(key):
         raise ValueError(f"{key[:120]!r} is not the key of a blob")
     return Digest("sha256:" + key[-64:])
+
+
+def require_digest(key: str, digest: Digest) -> None:
+    """Raise `Invalid` (BLOB_MISMATCH) unless a key ends in this digest."""
+    if digest_of(key) != digest:
+        raise Invalid("BLOB_MISMATCH", f"blob {digest} cannot be stored under the key of {digest_of(key)}")
 
 
 def invalid_store(url: str) -> Invalid:

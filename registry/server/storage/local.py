@@ -97,6 +97,12 @@ class LocalBlobs(blobs.BlobStore):
         """Begin to write a file under `tmp/`."""
         return FileWriter(self._folder, key, blobs.DigestVerifier(key, limit_bytes, is_hashed=is_hashed))
 
+    def copy(self, key: str, target: str, size_bytes: int) -> None:
+        """Link a file to another staging key. Where it cannot be linked, and to final keys, it is written."""
+        blobs.require_digest(target, blobs.digest_of(key))
+        if not (target.startswith("staging/") and self._link_staged(self._path(key), self._path(target))):
+            super().copy(key, target, size_bytes)
+
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Link the staged file to its final key."""
         blobs.digest_of(staging_key)
@@ -120,6 +126,20 @@ class LocalBlobs(blobs.BlobStore):
             for folder in (self._path("tmp"), *sorted(folders)) if folders else ():
                 _make_folder(folder)
                 sync_folder(folder)
+
+    def _link_staged(self, staged: str, target: str) -> bool:
+        """Whether the file has this name now. A racing delete may have removed the folder while it was empty."""
+        with _translate_errors():
+            _make_folder(os.path.dirname(target), durable=False)
+            try:
+                _link(staged, target)
+            except FileExistsError:
+                return True
+            except OSError as e:
+                if e.errno not in _NO_LINKS | {errno.ENOENT}:
+                    raise
+                return False
+        return True
 
     def _link_final(self, staged: str, final: str, *, replace: bool) -> None:
         """Make the final key another name of the staged file, through a temporary name.

@@ -1,7 +1,8 @@
 """Make the files that a shard describes from the xorbs of its session, as bytes of the client's upload.
 
 - A file that has arrived, or that a version visible to the actor has, needs no xorb: so a repeated shard succeeds.
-- All segments are checked before anything is written. Then each file is written and hashed piece by piece.
+- All segments are checked before anything is written. Then each file is written and hashed piece by piece. One that is
+  a whole xorb is copied within the store: it was hashed when the xorb arrived.
 - Quotas count a xorb until its session ends. So the files of the first shard count only for what they have beyond the
   xorbs: otherwise an upload needed twice its size until the commit.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, TooLarge
@@ -23,13 +25,20 @@ from registry.server.database.models import XorbRow
 from registry.server.hub import uploads, version_push
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession
-from registry.server.storage.blobs import staging_key_of
+from registry.server.storage.blobs import digest_of, staging_key_of
 from registry.versions.manifest import VERSION_LIMIT_BYTES
 
 REPEATS_LIMIT = 16
 """How many times the bytes of its xorbs a shard may write. A chunk is sent once, however often files repeat it."""
-Span = tuple[str, int, int]
-"""A key, and the range of its bytes: start and length."""
+
+
+class Span(NamedTuple):
+    """A range of the bytes of a xorb: its key, start and length. `is_all`: these are all of its bytes."""
+
+    key: str
+    start: int
+    size_bytes: int
+    is_all: bool
 
 
 def make(xet: XetSession, shard: Body) -> list[str]:
@@ -83,8 +92,12 @@ def _write(
         reserved = {digest: sizes[digest] for digest in spans}
         upload = uploads.reserve(session, xet.actor, xet.name, reserved, xet.settings, counted_bytes=counted_bytes)
     for digest, ranges in spans.items():
-        chunks = chain.from_iterable(xet.blobs.open(*span) for span in ranges)
-        version_push.write_blob(xet.engine, xet.blobs, staging_key_of(upload.id, digest), chunks, sizes[digest])
+        key, first = staging_key_of(upload.id, digest), ranges[0]
+        if len(ranges) == 1 and first.is_all and digest_of(first.key) == digest:
+            version_push.copy_blob(xet.engine, xet.blobs, first.key, key, sizes[digest])
+            continue
+        chunks = chain.from_iterable(xet.blobs.open(span.key, span.start, span.size_bytes) for span in ranges)
+        version_push.write_blob(xet.engine, xet.blobs, key, chunks, sizes[digest])
 
 
 def _sizes_of(files: Iterable[ShardFile]) -> dict[Digest, int]:
@@ -109,4 +122,5 @@ def _locate(file: Digest, segment: Segment, xorbs: Mapping[str, XorbRow]) -> Spa
         run = f"chunks {segment.first} to {segment.end} of xorb {segment.xorb}"
         message = f"has a segment of {segment.size_bytes} bytes, and {run} have {end - start}"
         raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", file, message))
-    return sessions.key_of_xorb(xorb), start, segment.size_bytes
+    is_all = start == 0 and segment.end * 4 == len(xorb.chunk_ends)
+    return Span(sessions.key_of_xorb(xorb), start, segment.size_bytes, is_all)

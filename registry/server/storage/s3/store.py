@@ -229,6 +229,12 @@ class S3Blobs(blobs.BlobStore):
             self._raise_unknown(stat.key)
         return replace(stat, key=key)
 
+    def copy(self, key: str, target: str, size_bytes: int) -> None:
+        """Copy an object within the store, which makes the same call whether or not the other key exists."""
+        blobs.require_digest(target, blobs.digest_of(key))
+        if not self._copy(key, target, size_bytes):
+            self._raise_unknown(key)
+
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Copy the staged object to its final key. A direct upload is there already."""
         blobs.digest_of(staging_key)
