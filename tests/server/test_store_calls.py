@@ -27,7 +27,7 @@ from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
 pytestmark = pytest.mark.security
-CALLS = ("stat", "open", "open_writer", "promote", "delete", "list")
+CALLS = ("stat", "open", "open_writer", "copy", "promote", "delete", "list")
 REQUEST: ContextVar[str] = ContextVar("request", default="")
 
 

@@ -14,6 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from registry.errors import Refused
+from registry.jobs import State
 from registry.sdk import AdapterRegistry
 from registry.training import RegistryCallback
 from tests import samples
@@ -58,7 +60,7 @@ def adapter(environment: dict[str, str], command: str) -> str:
     return run(environment, "-m", "cli.main", *command.split())
 
 
-def test_ten_checkpoints_of_a_real_base_become_versions_of_which_retention_keeps_four(
+def test_ten_checkpoints_of_a_real_base_become_versions_and_retention_keeps_what_prod_needs(
     server: Server, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -86,10 +88,25 @@ def test_ten_checkpoints_of_a_real_base_become_versions_of_which_retention_keeps
             assert [edge.digest for edge in version.parents] == ([versions[number - 1].digest] if number > 1 else [])
             assert version.provenance is not None
             assert version.provenance.parameters["step"] == str(number)
-        adapter(environment, "gate set acme prod --require compat --require weights")
-        adapter(environment, f"promote {NAME}@5 prod")
+        _release_tested_checkpoints(registry, environment, base)
         adapter(environment, "gc")
-        assert [version.number for version in registry.versions(NAME)] == [10, 9, 8, 5]
+        assert [version.number for version in registry.versions(NAME)] == [10, 9, 8, 5, 3]
+
+
+def _release_tested_checkpoints(registry: AdapterRegistry, environment: dict[str, str], base: Path) -> None:
+    """Checkpoints 3 and 5 become `prod`, one after the other. Its gate needs the smoke test that a real worker runs."""
+    states = {job.subject: job.state for job in registry.client.jobs().items}
+    assert states == {f"{NAME}@{number}": State.SUPERSEDED for number in range(1, 10)} | {f"{NAME}@10": State.QUEUED}
+    for number in (3, 5):
+        with pytest.raises(Refused) as refused:
+            registry.promote(f"{NAME}@{number}", "prod")
+        assert "no verdict for the check 'smoke' yet" in str([finding.message for finding in refused.value.findings])
+        registry.smoke_test(f"{NAME}@{number}")
+    adapter(environment, f"worker --once --base smollm2={base}")
+    for number in (3, 5):
+        registry.promote(f"{NAME}@{number}", "prod")
+    evidence = registry.client.history(NAME, alias="prod").moves[0].evidence
+    assert {(verdict["check"], verdict["outcome"]) for verdict in evidence} == {("compat", "pass"), ("smoke", "pass")}
 
 
 PREFER = """
