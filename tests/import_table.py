@@ -66,6 +66,7 @@ TABLE = [
     _row("registry.server.application", "domain server", "fastapi starlette sqlalchemy"),
     _row("registry.server.embedded", "domain server", "fastapi starlette"),
     _row("registry.server.pages", "domain server", "fastapi jinja2 markdown_it markupsafe nh3 pydantic sqlmodel"),
+    _row("registry.server.pages.hub_addresses", "domain server", "fastapi starlette"),
     _row("registry.server.pages.operations.live", "domain server", "fastapi starlette"),
     _row("registry.server.http", "domain server", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.local_links.server", "domain server", "uvicorn"),

@@ -3,7 +3,18 @@
 Pages call the functions that REST routes call, with the rights of the visitor. They contain no statements of their own.
 """
 
-from registry.server.pages import adapters, aliases, bases, compare, lineage, rendering, search, sign_in, versions
+from registry.server.pages import (
+    adapters,
+    aliases,
+    bases,
+    compare,
+    hub_addresses,
+    lineage,
+    rendering,
+    search,
+    sign_in,
+    versions,
+)
 from registry.server.pages.operations import audit, fleet, jobs, live
 from registry.server.pages.settings import adapters as adapter_settings
 from registry.server.pages.settings import namespaces, tokens, webhooks
@@ -11,6 +22,6 @@ from registry.server.pages.settings import namespaces, tokens, webhooks
 SETTINGS_PAGES = (namespaces, adapter_settings, tokens, webhooks)
 PAGES = (
     search, adapters, lineage, versions, aliases, compare, bases, fleet, jobs, live, audit, *SETTINGS_PAGES, sign_in,
-    rendering,
+    rendering, hub_addresses,
 )  # fmt: skip
 ROUTERS = tuple(page.router for page in PAGES)
