@@ -14,6 +14,7 @@ from sqlmodel import col, update
 from registry.api.access import NamespaceSet, TokenCreate
 from registry.client.audit import Audit
 from registry.hub import commit_id
+from registry.hub.operations import BODY_LIMIT_BYTES
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
 from registry.server.hub import drafts
@@ -315,6 +316,16 @@ def test_a_token_that_ends_while_its_commit_arrives_commits_nothing(harness: Har
     bearer = [("Authorization", f"Bearer {secret}")]
     answer = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", bearer, body())
     assert (answer.status, harness.admin.adapter("acme/support").versions) == (401, 1)
+
+
+@pytest.mark.parametrize(("size_bytes", "status"), [(BODY_LIMIT_BYTES + 1, 413), (2**20, 503)])
+def test_a_commit_that_declares_too_many_bytes_is_not_read(harness: Harness, size_bytes: int, status: int) -> None:
+    harness.push("acme/support")
+    harness.app.state.disk_budget.owner_bytes = 2**20 - 1
+    headers = [("Authorization", f"Bearer {harness.secret}"), ("Content-Length", str(size_bytes))]
+    answer = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", headers, [bytes(2**10)] * 2**10)
+    assert (answer.status, answer.bytes_read, "x-error-message" in answer.headers) == (status, 0, True)
+    assert harness.app.state.disk_budget.used_bytes == 0
 
 
 @pytest.mark.security

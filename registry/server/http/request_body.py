@@ -135,10 +135,7 @@ async def read_body(
     request.state.unread_body = True
     if not needs_no_token:
         require_secret(request)
-    declared = request.headers.get("content-length", "")
-    expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
-    if expected_bytes > limit_bytes:
-        raise _too_large(limit_bytes)
+    expected_bytes = _read_length(request, limit_bytes)
     reservation = Reservation(request, needs_no_token=needs_no_token, scope=scope)
     body = bytearray()
     try:
@@ -160,8 +157,10 @@ async def spool_body(request: Request, actor: Actor, file: IO[bytes], budget: Bo
     """Write the body to a file, in threads; return its size. The caller gives the bytes back to the budget.
 
     `TooLarge` (SIZE_INVALID) beyond the limit, `Unavailable` (TRY_LATER) beyond the budget; then nothing is counted.
+    A declared size is enough for that: nothing is read then.
     """
     size_bytes, buffer, owner = 0, bytearray(), actor.shares
+    budget.require_space(owner, _read_length(request, limit_bytes))
     try:
         async for chunk in request.stream():
             budget.require_space(owner, len(chunk))
@@ -178,6 +177,15 @@ async def spool_body(request: Request, actor: Actor, file: IO[bytes], budget: Bo
     except BaseException:
         budget.change(owner, -size_bytes)
         raise
+    return size_bytes
+
+
+def _read_length(request: Request, limit_bytes: int) -> int:
+    """Return the size that a request declares; 0 for none. `TooLarge` (SIZE_INVALID) beyond the limit."""
+    declared = request.headers.get("content-length", "")
+    size_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+    if size_bytes > limit_bytes:
+        raise _too_large(limit_bytes)
     return size_bytes
 
 
