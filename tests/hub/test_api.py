@@ -166,3 +166,16 @@ def to_milliseconds(at: datetime) -> datetime:
 def test_a_token_may_have_the_prefix_that_javascript_requires(live: LiveServer) -> None:
     sent = {"Authorization": f"Bearer hf_{live.server.token}"}
     assert httpx.get(f"{live.server.url}/api/whoami-v2", headers=sent).json()["type"] == "user"
+
+
+def test_errors_without_a_route_or_a_token_have_a_text_for_clients(live: LiveServer) -> None:
+    with live.http(NEW) as client:
+        for path, message in {
+            f"/api/models/{NAME}/tree/main/%00": "U+0000",
+            "/api/models?search=%00": "U+0000",
+            f"/api/models/{NAME}/discussions": "there is no route",
+        }.items():
+            answer = client.get(path)
+            assert (answer.is_success, message in answer.headers["x-error-message"]) == (False, True), path
+    unsigned = httpx.get(f"{live.server.url}/api/models/{NAME}")
+    assert (unsigned.status_code, "set HF_TOKEN" in unsigned.headers["x-error-message"]) == (401, True)

@@ -140,6 +140,6 @@ async def _send_problem(send: Send, request_id: bytes, error: RegistryError) -> 
     """Answer a request that never reaches the application. The connection is closed, because its body is unread."""
     body = json.dumps(error.to_problem() | {"status": 400, "request_id": request_id.decode()}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close")]
+    headers += [(b"x-error-message", error.detail.encode()), (b"connection", b"close")]  # which Hub clients show
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

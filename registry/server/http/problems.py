@@ -55,6 +55,7 @@ STATUS_OF_CODE = {
 DENIALS = (errors.Unauthenticated, errors.Denied, errors.NotFound)
 """Errors that the audit log records, in batches."""
 FINDINGS_LIMIT = 50
+HEADER_CHARACTERS = 1000
 _LOG = logging.getLogger("registry.server")
 
 
@@ -127,8 +128,15 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
     hub_headers = route.error_headers(request, error) if isinstance(route, SingleThreadRoute) else {}
     if hub_headers:
         body["error"] = hub_headers["X-Error-Message"]
+    elif route is None:  # Hub clients request much that this server does not have
+        headers["X-Error-Message"] = header_text(error.detail)
     media_type = "application/json" if hub_headers else "application/problem+json"  # Hub clients read no other
     return Response(json.dumps(body), status, headers | hub_headers, media_type=media_type)
+
+
+def header_text(text: str) -> str:
+    """Return a text as the value of a header: printable ASCII, the start of it."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:HEADER_CHARACTERS]
 
 
 def _handle_registry_error(request: Request, exception: Exception) -> Response:

@@ -21,6 +21,7 @@ from registry.api import PREFIX
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
 from registry.names import AdapterName
 from registry.server.database import db
+from registry.server.http.problems import header_text
 from registry.server.http.routing import Handler, SingleThreadRoute, run_in_relay_thread, stream_in_threads
 from registry.server.hub import repositories
 from registry.server.hub.upstream import REDIRECTS, VIA, Upstream, UpstreamReply
@@ -34,6 +35,7 @@ _ERROR_CODES = {
     "BLOB_UNKNOWN": "EntryNotFound",
 }
 _BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - clients compare this text
+_NO_TOKEN = "this request has no token: set HF_TOKEN, or run `hf auth login`"  # noqa: S105
 _NO_RELAY = (
     "this registry has only adapters and does not relay other repositories (REGISTRY_HUB_UPSTREAM is not set): "
     "load base models from a local folder"
@@ -78,12 +80,10 @@ class HubRoute(SingleThreadRoute):
             message += f"; {_NO_RELAY}"
         code = _ERROR_CODES.get(error.code, "")
         if isinstance(error, Unauthenticated):
-            if "authorization" in request.headers:
-                message = _BAD_TOKEN
-            elif "name" in request.path_params:
+            message = _BAD_TOKEN if "authorization" in request.headers else _NO_TOKEN
+            if message is _NO_TOKEN and "name" in request.path_params:
                 code = "RepoNotFound"
-        ascii_message = "".join(letter if " " <= letter <= "~" else "?" for letter in message)[:1000]
-        headers = {"X-Error-Message": ascii_message} | ({"X-Error-Code": code} if code else {})
+        headers = {"X-Error-Message": header_text(message)} | ({"X-Error-Code": code} if code else {})
         commit = getattr(request.state, "commit", "")
         return headers | ({COMMIT_HEADER: commit} if commit else {})
 
