@@ -247,6 +247,31 @@ def test_a_draft_ends_with_its_time(harness: Harness, pusher: Pusher) -> None:
     assert pusher.create().status_code == 200
 
 
+def test_a_deleted_repository_leaves_no_draft_and_no_bytes(harness: Harness, pusher: Pusher) -> None:
+    harness.admin.create_namespace("acme", owner="owner@acme")
+    harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
+    body = {"name": "support", "organization": "acme"}
+    for _ in range(2):
+        assert pusher.create().status_code == 200
+        assert pusher.commit(add(CARD, b"x" * 900)).status_code == 200, "the quota is free again"
+        assert pusher.send("DELETE", "/api/repos/delete", json=body).status_code == 200
+        harness.transport.settle()
+        assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
+
+
+def test_a_deleted_branch_leaves_the_bytes_that_another_draft_has(harness: Harness, pusher: Pusher) -> None:
+    pusher.create()
+    for branch, *files in (("main", CARD), ("other", CARD, "LICENSE")):
+        if branch != "main":
+            pusher.send("POST", f"/api/models/acme/support/branch/{branch}", json={})
+        assert pusher.commit(*(add(path, path.encode()) for path in files), revision=branch).status_code == 200
+    assert len(staged(harness)) == 2
+    assert pusher.send("DELETE", "/api/models/acme/support/branch/other").status_code == 200
+    harness.transport.settle()
+    assert (len(staged(harness)), pusher.files()) == (1, [CARD])
+    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == CARD.encode()
+
+
 def test_a_draft_does_not_undo_a_version_that_came_meanwhile(harness: Harness, pusher: Pusher) -> None:
     harness.push("acme/support")
     pusher.commit(delete(samples.WEIGHTS))

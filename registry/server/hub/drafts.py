@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,6 +243,23 @@ def end(session: Session, drafts: Iterable[DraftRow]) -> None:
     """Delete drafts. Their upload keeps its blobs until `release`."""
     ids = [draft.id for draft in drafts]
     session.connection().execute(delete(DraftRow).where(col(DraftRow.id).in_(ids)))
+
+
+def discard(session: Session, drafts: Sequence[DraftRow]) -> list[str]:
+    """Delete drafts, and stop staging the files that no other one has; return the staging keys of these."""
+    ids, push_ids = [draft.id for draft in drafts], {draft.push_id for draft in drafts}
+    digests = set(session.exec(select(DraftFileRow.digest).where(col(DraftFileRow.draft_id).in_(ids))).all())
+    end(session, drafts)
+    others = select(DraftFileRow.digest).join(DraftRow, col(DraftRow.id) == col(DraftFileRow.draft_id))
+    unused = digests.difference(session.exec(others.where(col(DraftRow.push_id).in_(push_ids))).all())
+    return [key for push_id in push_ids for key in release(session, push_id, map(Digest, unused))]
+
+
+def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:
+    """Delete the actor's drafts of an adapter, and end what it has uploaded; return the ids of the uploads."""
+    end(session, list_drafts(session, actor, name))
+    uploads = staging.find_pushes(session, _upload_prefix(actor), name)
+    return references.end_pushes(session, [upload.id for upload in uploads])
 
 
 def release(session: Session, push_id: str, digests: Iterable[Digest]) -> list[str]:

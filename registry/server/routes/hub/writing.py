@@ -27,7 +27,7 @@ from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
 from registry.server.hub.drafts import DraftCommit
 from registry.server.promotion import moves, removal
-from registry.server.push import background
+from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import PushRoute
 from registry.strict import json as strict_json
@@ -112,17 +112,16 @@ def _check_visibility(fields: Json, actor: Actor, name: AdapterName) -> None:
 
 @router.delete("/api/repos/delete")
 def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
-    """Delete the drafts of the caller, or the adapter if there are none."""
+    """Delete the drafts of the caller with what it has uploaded for them, or the adapter if there is one."""
     fields = read_json(request)
     refusals.refuse_type(_text(fields, "type"))
     name = repositories.parse_name(*_split(actor, _text(fields, "organization"), _text(fields, "name")))
     with db.session(engine) as session:
         own_drafts = revisions.require_repository(session, actor, name)
         if own_drafts and not repositories.has_adapter(session, name):
-            drafts.end(session, own_drafts)
-            for push_id in {draft.push_id for draft in own_drafts}:
-                drafts.release(session, push_id, [])
-            return JSONResponse({})
+            uploads = drafts.end_uploads(session, actor, name)
+            after = BackgroundTask(run_in_store_thread, commit.clean_up, engine, uploads, blobs=blobs)
+            return JSONResponse({}, background=after)
         removal.delete_adapter(session, actor, name)
     background.forget_plans(engine)
     after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
@@ -204,7 +203,7 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
 
 
 @router.delete(MODEL + "/branch/{branch}")
-def delete_branch(request: Request, actor: Pusher, engine: EngineDep, branch: str) -> Json:
+def delete_branch(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep, branch: str) -> Response:
     """Delete the caller's draft on a branch. An alias stays."""
     adapter = protocol.adapter_of(request)
     alias = commits.parse_branch(adapter, branch)
@@ -214,10 +213,9 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, branch: st
             refusals.refuse("an alias is never deleted: its history stays", "move it with `adapter promote`")
         if not own_drafts:
             raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
-        drafts.end(session, own_drafts)
-        for draft in own_drafts:
-            drafts.release(session, draft.push_id, [])
-    return {}
+        released = drafts.discard(session, own_drafts)
+    after = BackgroundTask(run_in_store_thread, commits.delete_staged, blobs, released)
+    return JSONResponse({}, background=after)
 
 
 @router.post(MODEL + "/tag/{revision}")
