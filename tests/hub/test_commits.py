@@ -19,6 +19,7 @@ from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
 from registry.server.hub import drafts
 from registry.server.hub.commits import Committer
+from registry.server.routes.hub import writing
 from tests import raw_asgi, samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness, rows
@@ -133,6 +134,16 @@ def test_a_name_without_a_namespace_is_in_the_only_one_that_the_token_may_push_t
         assert other.send("GET", "/api/whoami-v2").json()["name"] == "laptop"
         refused = other.send("POST", "/api/repos/create", json=body)
         assert (refused.status_code, "name the repository NAMESPACE/NAME" in refused.text) == (422, True)
+
+
+def test_a_repository_that_another_process_creates_meanwhile_exists(
+    pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All processes of a training create the repository, with `exist_ok`: the client then expects 409 with a URL."""
+    url = pusher.create().json()["url"]
+    monkeypatch.setattr(writing, "_exists", lambda *_: False)
+    answer = pusher.create()
+    assert (answer.status_code, answer.json()["url"]) == (409, url)
 
 
 # ------------------------------------------------------------------ the base

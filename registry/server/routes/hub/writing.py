@@ -60,12 +60,17 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
     name = _parse_name(actor, _text(fields, "organization"), _text(fields, "name"))
     _check_visibility(fields, actor, name)
     answer = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
-    with db.session(engine, write=False) as session:
-        exists = _exists(session, actor, name)
-        if not exists:
-            db.begin_writing(session)
-            upload = drafts.open_upload(session, actor, name, {}, settings, seconds=settings.draft_seconds)
-            drafts.write(session, actor, name, upload, EMPTY, "")
+    try:
+        with db.session(engine, write=False) as session:
+            exists = _exists(session, actor, name)
+            if not exists:
+                db.begin_writing(session)
+                upload = drafts.open_upload(session, actor, name, {}, settings, seconds=settings.draft_seconds)
+                drafts.write(session, actor, name, upload, EMPTY, "")
+    except Conflict as error:
+        if error.code != "PARENT_MOVED":
+            raise
+        exists = True  # another request has created it meanwhile: each process of a training does so
     if exists:
         message = f"there is an adapter '{name}' already"
         return JSONResponse(answer | {"error": message}, 409, {"X-Error-Message": message})
