@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 
+from registry.server.database.models import DraftFileRow, DraftRow
 from tests.access.tenants import send
-from tests.harness import Harness
+from tests.harness import Harness, rows
 
 Line = dict[str, Any]
+CARD = "README.md"
 
 
 def header(summary: str = "A commit", **fields: Any) -> Line:
@@ -65,3 +67,14 @@ class Pusher:
 def warning(answer: httpx.Response) -> str:
     """What the client prints."""
     return str(answer.headers["x-hf-warning"])
+
+
+def drafts_of(harness: Harness) -> tuple[int, int]:
+    """How many drafts there are, and files of drafts."""
+    with harness.session() as session:
+        return len(rows(session, DraftRow)), len(rows(session, DraftFileRow))
+
+
+def staged(harness: Harness) -> list[str]:
+    """The keys of what pushes have sent."""
+    return [stat.key for stat in harness.blobs.list("staging/")]

@@ -1,4 +1,4 @@
-"""Commits: what becomes a version, what a draft, what is refused, and what is left afterwards."""
+"""Commits: what becomes a version, what is refused, and what is left afterwards."""
 
 from __future__ import annotations
 
@@ -9,33 +9,18 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlmodel import col, update
 
-from registry.api.access import NamespaceSet, TokenCreate
+from registry.api.access import NamespaceSet
 from registry.client.audit import Audit
 from registry.hub import commit_id
 from registry.hub.operations import BODY_LIMIT_BYTES
-from registry.server.database import db
-from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
-from registry.server.hub import drafts
+from registry.server.database.models import VersionRow
 from registry.server.hub.commits import Committer
 from registry.server.routes.hub import writing
 from tests import raw_asgi, samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness, rows
-from tests.hub.commits import Pusher, add, add_large, delete, header, warning
-from tests.maintenance import collect
-
-CARD = "README.md"
-
-
-def drafts_of(harness: Harness) -> tuple[int, int]:
-    with harness.session() as session:
-        return len(rows(session, DraftRow)), len(rows(session, DraftFileRow))
-
-
-def staged(harness: Harness) -> list[str]:
-    return [stat.key for stat in harness.blobs.list("staging/")]
+from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, header, staged, warning
 
 
 # ------------------------------------------------------------------ versions
@@ -184,133 +169,6 @@ def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: 
     assert (stored.status_code, "compat fail (" in warning(stored), "q_proj" in warning(stored)) == (200, True, True)
 
 
-# ------------------------------------------------------------------ drafts
-def test_files_become_a_version_one_at_a_time(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    files = harness.files()
-    states = []
-    for path in (CARD, samples.CONFIG, samples.WEIGHTS):
-        answer = pusher.commit(add(path, files[path]))
-        states.append((answer.json()["commitOid"] == pusher.info().json()["sha"], pusher.files()))
-    assert states == [(True, [CARD]), (True, [CARD, samples.CONFIG]), (True, [CARD, samples.CONFIG, samples.WEIGHTS])]
-    harness.transport.settle()
-    assert harness.admin.adapter("acme/support").versions == 1
-    assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
-
-
-@pytest.mark.security
-@pytest.mark.parametrize("how", ["delete", "quarantine"])
-def test_a_draft_does_not_give_the_bytes_of_a_version_that_was_withdrawn(harness: Harness, how: str) -> None:
-    pusher = Pusher(harness, harness.issue("push", "pull", namespaces=["acme"])[1])
-    files = harness.files()
-    harness.push("acme/support")
-    harness.push("acme/support", files)
-    draft = pusher.commit(delete(samples.CONFIG), add(CARD, b"# Mine\n")).json()["commitOid"]
-
-    def read(path: str) -> int:
-        return pusher.send("GET", f"/acme/support/resolve/{draft}/{path}").status_code
-
-    assert (read(samples.WEIGHTS), read(CARD)) == (200, 200)
-    withdraw = {"delete": harness.admin.delete_version, "quarantine": harness.admin.quarantine}[how]
-    withdraw("acme/support@2", "private data")
-    assert (read(samples.WEIGHTS), read(CARD)) == (404, 200)
-
-
-@pytest.mark.security
-def test_only_its_pusher_sees_a_draft(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    commit = pusher.commit(add(CARD, b"# Secret\n")).json()["commitOid"]
-    token_id = harness.client(pusher.secret).whoami().token_id
-    harness.admin.create_namespace("acme", owner=token_id)
-    request = TokenCreate(name="a person", scopes=["push"], namespaces=["acme"], subject=token_id)
-    named_as_its_token = harness.admin.create_token(request).secret
-    others = [
-        Pusher(harness, harness.issue("push", namespaces=["acme"])[1]), Pusher(harness, harness.secret),
-        Pusher(harness, harness.issue("pull", namespaces=["acme"])[1]), Pusher(harness, named_as_its_token),
-    ]  # fmt: skip
-    for other in others:
-        for revision in ("main", commit):
-            assert other.info(revision).headers["x-error-code"] == "RepoNotFound"
-            read = other.send("GET", f"/acme/support/resolve/{revision}/{CARD}")
-            assert (read.status_code, read.headers["x-error-code"]) == (404, "RepoNotFound")
-        assert other.send("GET", "/api/models").json() == []
-    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Secret\n"
-    assert pusher.send("GET", "/api/models").json() == []
-    assert pusher.send("GET", "/api/v1/resolve/acme/support/main").status_code == 404
-    harness.push("acme/support")
-    assert others[0].info(commit).headers["x-error-code"] == "RevisionNotFound"
-    assert others[0].files() == [CARD, samples.CONFIG, samples.WEIGHTS] == pusher.files()
-
-
-def test_a_draft_ends_with_its_time(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    pusher.commit(add(CARD, b"# Draft\n"))
-    assert (drafts_of(harness), len(staged(harness))) == ((1, 1), 1)
-    collect(harness)
-    assert (drafts_of(harness), len(staged(harness))) == ((1, 1), 1)
-    with harness.session(write=True) as session:
-        session.execute(update(PushRow).values(expires_at=db.now()))
-    assert pusher.info().headers["x-error-code"] == "RepoNotFound"
-    collect(harness)
-    assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
-    with harness.session() as session:
-        assert [row.state for row in rows(session, PushRow)] == ["expired"]
-    assert pusher.create().status_code == 200
-
-
-def test_a_deleted_repository_leaves_no_draft_and_no_bytes(harness: Harness, pusher: Pusher) -> None:
-    harness.admin.create_namespace("acme", owner="owner@acme")
-    harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
-    body = {"name": "support", "organization": "acme"}
-    for _ in range(2):
-        assert pusher.create().status_code == 200
-        assert pusher.commit(add(CARD, b"x" * 900)).status_code == 200, "the quota is free again"
-        assert pusher.send("DELETE", "/api/repos/delete", json=body).status_code == 200
-        harness.transport.settle()
-        assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
-
-
-def test_a_deleted_branch_leaves_the_bytes_that_another_draft_has(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    for branch, *files in (("main", CARD), ("other", CARD, "LICENSE")):
-        if branch != "main":
-            pusher.send("POST", f"/api/models/acme/support/branch/{branch}", json={})
-        assert pusher.commit(*(add(path, path.encode()) for path in files), revision=branch).status_code == 200
-    assert len(staged(harness)) == 2
-    assert pusher.send("DELETE", "/api/models/acme/support/branch/other").status_code == 200
-    harness.transport.settle()
-    assert (len(staged(harness)), pusher.files()) == (1, [CARD])
-    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == CARD.encode()
-
-
-def test_a_draft_does_not_undo_a_version_that_came_meanwhile(harness: Harness, pusher: Pusher) -> None:
-    harness.push("acme/support")
-    pusher.commit(delete(samples.WEIGHTS))
-    assert pusher.files() == [CARD, samples.CONFIG]
-    assert harness.admin.adapter("acme/support").versions == 1
-    harness.push("acme/support")
-    assert pusher.files() == [CARD, samples.CONFIG, samples.WEIGHTS], "the branch is at the new version"
-    assert [pusher.commit(add(CARD, b"# Mine\n")).status_code for _ in range(2)] == [412, 200]
-    assert [file.path for file in harness.admin.version("acme/support@3").files] == [
-        CARD,
-        samples.CONFIG,
-        samples.WEIGHTS,
-    ]
-
-
-def test_a_version_needs_nothing_of_its_draft(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    for path, data in harness.files().items():
-        pusher.commit(add(path, data))
-    with harness.session(write=True) as session:
-        session.execute(update(PushRow).values(expires_at=db.now()))
-    collect(harness)
-    with harness.session() as session:
-        assert [row for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")] == []
-    for path in (CARD, samples.CONFIG, samples.WEIGHTS):
-        assert pusher.send("GET", f"/acme/support/resolve/main/{path}").status_code == 200
-
-
 # ------------------------------------------------------------------ refusals
 def test_staged_bytes_count_towards_the_quota(harness: Harness, pusher: Pusher) -> None:
     harness.admin.create_namespace("acme", owner="owner@acme")
@@ -362,17 +220,6 @@ def test_a_commit_that_declares_too_many_bytes_is_not_read(harness: Harness, siz
     answer = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", headers, [bytes(2**10)] * 2**10)
     assert (answer.status, answer.bytes_read, "x-error-message" in answer.headers) == (status, 0, True)
     assert harness.app.state.disk_budget.used_bytes == 0
-
-
-@pytest.mark.security
-def test_a_repository_has_a_limited_number_of_drafts(pusher: Pusher) -> None:
-    pusher.create()
-    paths = [f"/api/models/acme/support/branch/branch-{number}" for number in range(drafts.DRAFTS_LIMIT)]
-    answers = [pusher.send("POST", path, json={}) for path in paths]
-    assert [answer.status_code for answer in answers] == [200] * (drafts.DRAFTS_LIMIT - 1) + [413]
-    assert "delete a branch" in answers[-1].headers["x-error-message"]
-    assert pusher.send("DELETE", paths[0]).status_code == 200
-    assert pusher.send("POST", paths[-1], json={}).status_code == 200
 
 
 BAD_PATHS = {
@@ -526,13 +373,3 @@ def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(harness: Ha
     answer = pusher.commit(add(CARD, b"z"))
     expected = (401, "Invalid credentials in Authorization header")
     assert (answer.status_code, answer.headers["x-error-message"]) == expected
-
-
-def test_expired_draft_rows_are_replaced(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    pusher.commit(add(CARD, b"# Old\n"))
-    with harness.session(write=True) as session:
-        session.execute(update(PushRow).where(col(PushRow.state) == "open").values(expires_at=db.now()))
-    pusher.create()
-    assert pusher.files() == []
-    assert drafts_of(harness) == (1, 0)
