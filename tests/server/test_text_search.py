@@ -87,10 +87,18 @@ def test_the_card_is_that_of_the_newest_version_that_is_available(harness: Harne
     assert (names_with(harness, "first"), names_with(harness, "second edition")) == ([], [REF])
 
 
-def test_a_quarantined_card_is_not_searched_even_if_it_is_the_only_one(harness: Harness) -> None:
-    harness.admin.quarantine(push(harness), reason="leaks a name")
+def test_no_word_of_a_quarantined_version_is_searched_even_if_it_is_the_only_one(harness: Harness) -> None:
+    ref = push(harness, annotations={"team": "claims"})
+    harness.admin.describe(ref, MetadataChange(description="Second try", tags={"ticket": "a-17"}))
+    words = ("returns", "second", "ticket", "17", "claims")
+    harness.admin.quarantine(ref, reason="leaks a name")
+    for _ in range(2):  # neither at once nor after the index was written again
+        assert {word: names_with(harness, word) for word in words} == {word: [] for word in words}
+        assert names_with(harness, "support") == [REF]
+        harness.admin.collect(GcRequest())
+    harness.admin.unquarantine(ref, reason="it does not")
     harness.admin.collect(GcRequest())
-    assert (names_with(harness, "returns"), names_with(harness, "support")) == ([], [REF])
+    assert {word: names_with(harness, word) for word in words} == {word: [REF] for word in words}
 
 
 @pytest.mark.security

@@ -281,15 +281,22 @@ def _index_version(session: Session, adapter_id: int, version: VersionRow, card:
     of_version = select(VersionRow.quarantined_at).where(col(VersionRow.id) == version_id).with_for_update()
     is_withheld = any(quarantined_at is not None for quarantined_at in session.exec(of_version))
     names = _read_name_words(session, [adapter_id])
-    tags = _metadata_texts(metadata.read(session, VersionMetadataRow, [version_id])[version_id])
-    attributes = select(VersionAttributeRow.key, VersionAttributeRow.value).where(
-        VersionAttributeRow.version_id == version_id, ~col(VersionAttributeRow.key).startswith(FACT, autoescape=True)
-    )
-    words = "" if is_withheld else card_words(card, version.facts, dict(session.exec(attributes).all()))
+    words = {} if is_withheld else _read_version_words(session, version, card)
     own = (col(AdapterTextRow.adapter_id) == adapter_id, col(AdapterTextRow.version_id).is_(None),
            literal(version_id) == _NEWEST_VERSION)  # fmt: skip
     session.connection().execute(
         update(AdapterTextRow).where(*own).values(
-            version_id=version_id, name_words=names.get(adapter_id, ""), tag_words=join_words(tags), card_words=words
+            _EMPTY | words | {"version_id": version_id, "name_words": names.get(adapter_id, "")}
         )
     )  # fmt: skip
+
+
+def _read_version_words(session: Session, version: VersionRow, card: bytes) -> dict[str, str]:
+    """The words of a version's metadata and content."""
+    version_id = version.id or 0
+    tags = _metadata_texts(metadata.read(session, VersionMetadataRow, [version_id])[version_id])
+    attributes = select(VersionAttributeRow.key, VersionAttributeRow.value).where(
+        VersionAttributeRow.version_id == version_id, ~col(VersionAttributeRow.key).startswith(FACT, autoescape=True)
+    )
+    words = card_words(card, version.facts, dict(session.exec(attributes).all()))
+    return {"tag_words": join_words(tags), "card_words": words}
