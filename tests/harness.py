@@ -56,7 +56,7 @@ from registry.server.storage.blobs import BlobStore, digest_of
 from registry.versions.files import kind_of
 from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.versions.provenance import Provenance
-from tests import samples
+from tests import samples, usage
 from tests.base_specs import spec_of
 from tests.bulk import commit_push, plan_push
 from tests.httpx_transports import HttpxInProcess
@@ -98,6 +98,7 @@ class Harness:
     def check(self) -> None:
         """What holds whenever no request is under way, and while what follows an answer still is: a row comes before
         its bytes, and says `live` after them, so bytes are listed before and after the rows are read."""
+        assert usage.find_differences(self.engine) == [], "counters differ from a recount"
         before = self._kept()
         with self.session() as session:
             rows = {row.digest: row.state for row in session.exec(select(BlobRow)).all()}

@@ -28,7 +28,7 @@ from registry.server.database import db, models, schema
 from registry.server.database import engine as engines
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
-from tests import services
+from tests import services, usage
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = sorted((ROOT / "migrations/versions").glob("*.py"))
@@ -217,6 +217,9 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         ]  # fmt: skip
         assert [job.payload for job in jobs] == [{"dequantize": True}] * 3
         assert session.get_one(models.BaseRow, 1).spec == {"quantization": "awq"}
+        row = session.exec(select(models.NamespaceUsageRow)).one()
+        assert (row.namespace, row.size_bytes, row.versions) == ("acme", 1, 1)
+        assert usage.find_differences(empty) == []
         assert session.get_one(models.BaseIdentityRow, 1).identity == '{"quantization":"awq"}'
         assert session.get_one(models.VersionRow, 1).facts == {
             "format": "kohya", "problems": ["lora.rank_differs_from_config"]

@@ -150,6 +150,7 @@ INTERNAL_LIMITS = {
         "registry.server.audit.SCAN_LIMIT", "registry.server.audit.OBJECT_SCAN_LIMIT",
         "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.audit_log.ENTRIES_LIMIT",
         "registry.server.audit.audit_log.PATHS_LIMIT", "registry.server.audit.audit_log.READS_LIMIT",
+        "registry.server.search.candidates.CANDIDATES_LIMIT",
         "registry.server.search.text_index.CANDIDATES_LIMIT",
     ],
     "a cache forgets and reads again": [

@@ -175,6 +175,8 @@ def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -
         {"tag": ["team=search"]},
         {"annotation": ["team=search"]},
         {"owner": "admin"},
+        {"base": "tiny-llama"},
+        {"alias": "main"},
         {"target": ["q_proj", "v_proj"]},
         {"format": "peft"},
     ],
@@ -210,7 +212,7 @@ def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str
         assert len(harness.admin.adapters(limit=20, cursor=cursor, **search).items) == 20
     finally:
         event.remove(harness.engine, "before_cursor_execute", keep)
-    statement, parameters = next(item for item in sent if "LIMIT" in item[0] and "FROM adapter" in item[0])
+    statement, parameters = next(item for item in sent if "ORDER BY adapter.namespace" in item[0])
     explain = "EXPLAIN QUERY PLAN " if harness.engine.dialect.name == "sqlite" else "EXPLAIN "
     with harness.engine.connect() as connection:
         return [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters)]

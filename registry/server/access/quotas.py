@@ -21,7 +21,14 @@ from registry.server.access.rate_limits import rate_limited
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, NamespaceRow, PushBlobRow, PushRow, VersionRow
+from registry.server.database.models import (
+    AdapterRow,
+    NamespaceRow,
+    NamespaceUsageRow,
+    PushBlobRow,
+    PushRow,
+    VersionRow,
+)
 from registry.server.storage.references import PushState
 from registry.versions.manifest import Manifest
 
@@ -203,12 +210,13 @@ def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) 
 def read_usage(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return the bytes and the number of versions of each of these namespaces."""
     statement = (
-        select(AdapterRow.namespace, func.sum(VersionRow.size_bytes), func.count(col(VersionRow.id)))
-        .join(VersionRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(col(AdapterRow.namespace).in_(namespaces), col(VersionRow.purged_at).is_(None))
-        .group_by(AdapterRow.namespace)
+        select(
+            NamespaceUsageRow.namespace, func.sum(NamespaceUsageRow.size_bytes), func.sum(NamespaceUsageRow.versions)
+        )
+        .where(any_of(col(NamespaceUsageRow.namespace), namespaces))
+        .group_by(col(NamespaceUsageRow.namespace))
     )
-    usage = {namespace: (int(size_bytes), versions) for namespace, size_bytes, versions in session.exec(statement)}
+    usage = {namespace: (int(size_bytes), int(count)) for namespace, size_bytes, count in session.exec(statement)}
     return {namespace: usage.get(namespace, (0, 0)) for namespace in namespaces}
 
 

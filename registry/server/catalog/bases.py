@@ -6,10 +6,11 @@
   the namespace ORG, and their `source` is not stored: a worker opens it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import func
+from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -21,6 +22,7 @@ from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
 from registry.evaluation.thresholds import Thresholds
 from registry.events import EventType
 from registry.jobs import State
+from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names
@@ -35,6 +37,7 @@ from registry.server.database.models import (
     BaseRow,
     BaseSimilarityRow,
     BaseThresholdsRow,
+    BaseUsageRow,
     JobRow,
     VersionRow,
 )
@@ -244,14 +247,7 @@ def view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
 
 
 def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[BaseView]:
-    counting = (
-        select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
-        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(any_of(col(VersionRow.base_id), [row.id for row in rows]), versions.visible(actor))
-        .where(col(VersionRow.deleted_at).is_(None))
-        .group_by(col(VersionRow.base_id))
-    )
-    adapters = dict(session.exec(counting).all())
+    adapters = _count_adapters(session, actor, [row.id or 0 for row in rows])
     exacts = base_weights.exact_fingerprints(session, rows)
     parents = _parents_by_name(session, actor, rows)
     return [
@@ -260,11 +256,33 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
             BaseView,
             spec=base_rows.with_exact_fingerprint(base_rows.load_spec(row), exacts.get(row.id or 0)),
             parents=parents[row.name],
-            adapters=adapters.get(row.id or 0, 0),
+            adapters=adapters[row.id or 0],
             aliases=row.aliases or [],
         )
         for row in rows
     ]
+
+
+def _count_adapters(session: Session, actor: Actor, base_ids: Sequence[int]) -> Counter[int]:
+    """Base's id → how many adapters that the actor may see have a version on it."""
+    counting = (
+        select(BaseUsageRow.base_id, func.sum(BaseUsageRow.adapters))
+        .where(any_of(col(BaseUsageRow.base_id), base_ids), versions.all_visible(actor, col(BaseUsageRow.namespace)))
+        .group_by(col(BaseUsageRow.base_id))
+    )
+    counts = Counter({base_id: int(count) for base_id, count in session.exec(counting)})
+    if actor.adapters:
+        own = [(n.namespace, n.name) for n in map(AdapterName.parse, sorted(actor.adapters)) if actor.sees(n)]
+        counting = (
+            select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
+            .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+            .where(tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(own))
+            .where(~versions.all_visible(actor, col(AdapterRow.namespace)), col(VersionRow.deleted_at).is_(None))
+            .where(any_of(col(VersionRow.base_id), base_ids))
+            .group_by(col(VersionRow.base_id))
+        )
+        counts.update(dict(session.exec(counting).all()))
+    return counts
 
 
 def _parents_by_name(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:

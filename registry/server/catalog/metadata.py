@@ -57,8 +57,12 @@ def expiry_text(moment: datetime) -> str:
 
 def has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:
     """The condition on `adapter` and `version` that one of the two has this tag."""
-    conditions = []
-    for table, (owner, owner_id) in _OWNERS.items():
-        same = [owner == owner_id, col(table.kind) == _IS_TAG, col(table.key) == key]
-        conditions.append(exists().where(*same, *([] if value is None else [col(table.value) == value])))
-    return or_(*conditions)
+    return or_(
+        *(exists().where(owner == owner_id, *is_tag(table, key, value)) for table, (owner, owner_id) in _OWNERS.items())
+    )
+
+
+def is_tag(table: Any, key: str, value: str | None = None) -> list[ColumnElement[bool]]:
+    """The conditions on a table of metadata that a row is this tag."""
+    conditions = [col(table.kind) == _IS_TAG, col(table.key) == key]
+    return conditions if value is None else [*conditions, col(table.value) == value]

@@ -82,6 +82,14 @@ def permitted(
     return or_(namespace.in_(sorted(namespaces)), *own)
 
 
+def all_visible(actor: Actor, namespace: Any) -> ColumnElement[bool]:
+    """The condition on a column that the actor may see all adapters of that namespace."""
+    if actor.adapters:
+        return public_namespaces.is_one_of(namespace, frozenset(), actor)
+    namespaces = actor.namespaces_with(Scope.PULL)
+    return true() if namespaces is None else public_namespaces.is_one_of(namespace, namespaces, actor)
+
+
 def has_name(name: AdapterName) -> ColumnElement[bool]:
     """The condition on `adapter` that it has this name."""
     return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)

@@ -195,7 +195,7 @@ def list_jobs(
     if kind:
         statement = statement.where(col(JobRow.kind) == _require_member(Kind, "kind", kind))
     if ref:
-        statement = statement.where(_has_subject(ref))
+        statement = statement.where(_has_subject(session, ref))
     total = db.count_rows(session, statement) if count else None
     if cursor:
         last = queue.find_job(session, actor, Scope.PULL, cursor)
@@ -265,13 +265,16 @@ def _redact(actor: Actor, row: JobRow, steps: tuple[JobStep, ...] = ()) -> Job:
     return job.model_copy(update={"payload": {}, "progress": "", "result": {}, "error": ""})
 
 
-def _has_subject(text: str) -> ColumnElement[bool]:
+def _has_subject(session: Session, text: str) -> ColumnElement[bool]:
     ref = Ref.parse(text)
+    of_adapter = queue.has_adapter(ref.name)
+    if db.is_sqlite(session):  # which uses no index for LIKE
+        of_adapter &= col(JobRow.subject).between(f"{ref.name}@", f"{ref.name}A")
     if isinstance(ref.selector, Digest):
-        return (col(JobRow.subject_digest) == ref.selector) & queue.has_adapter(ref.name)
+        return (col(JobRow.subject_digest) == ref.selector) & of_adapter
     if isinstance(ref.selector, DigestPrefix):
-        return col(JobRow.subject_digest).startswith(ref.selector) & queue.has_adapter(ref.name)
-    return col(JobRow.subject) == str(ref) if isinstance(ref.selector, int) else queue.has_adapter(ref.name)
+        return col(JobRow.subject_digest).startswith(ref.selector) & of_adapter
+    return col(JobRow.subject) == str(ref) if isinstance(ref.selector, int) else of_adapter
 
 
 def _require_member(words: type[State] | type[Kind], field: str, text: str) -> str:

@@ -56,10 +56,10 @@ def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> DeleteR
     adapter = versions.find_adapter(session, actor, name, lock=True)
     own = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.id))
     digests = session.exec(own.with_for_update()).all()  # locked: nothing may refer to a version from now on
+    _end_name(session, name)  # it locks the access epoch before rows of usage, as a rename does
     for statement in _build_delete():
         session.connection().execute(statement, {"id": adapter.id})
     session.expunge(adapter)
-    _end_name(session, name)
     detail = {"versions": len(digests), "digests": digests[:100]}
     audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), detail)
     return DeleteResult(name=str(name), versions=len(digests), served_on=reports.find_serving_nodes(session, name))

@@ -1,7 +1,7 @@
 """Search and list adapters by name, each with a summary of its newest version.
 
-A page shows what the actor may see and costs four statements, one more to search for words and two more for relatives
-of a base. It starts in the index where the last one ended (`next_cursor` is the last name).
+A page shows what the actor may see and costs four statements, one more for each filter with an index or for words, and
+two more for relatives of a base. It starts in the index where the last one ended (`next_cursor` is the last name).
 """
 
 from collections import defaultdict
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, tuple_
+from sqlalchemy import ColumnElement, and_, exists, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -32,7 +32,7 @@ from registry.server.database.models import (
     VersionAttributeRow,
     VersionRow,
 )
-from registry.server.search import text_index
+from registry.server.search import candidates, text_index
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
@@ -75,10 +75,10 @@ def search_adapters(
     session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int, count: bool = False
 ) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`. With `count` also how many match."""
-    visible = versions.visible(actor)
-    statement = _newest().where(
-        visible, *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
-    )
+    visible, base_names = versions.visible(actor), _base_names(session, search)
+    statement = _newest().where(visible, *_adapter_filters(search, base_names), *_version_filters(search))
+    few = candidates.find_few(session, _selections(search, base_names))
+    statement = statement if few is None else statement.where(few)
     match = text_index.match_text(session, search.text, visible) if search.text.strip() else None
     counted = statement if match is None else statement.where(match.to_count)
     total = db.count_rows(session, counted) if count else None
@@ -110,39 +110,73 @@ def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnEl
     if search.namespace:
         yield col(AdapterRow.namespace) == names.namespace(search.namespace)
     if base_names:
-        yield col(BaseRow.name).in_(base_names)
+        base_ids = select(BaseRow.id).where(col(BaseRow.name).in_(base_names))
+        yield candidates.in_order(VersionRow.base_id).in_(base_ids)
     if search.alias:
         pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
         yield exists().where(pointing)
     if search.owner:
-        yield col(AdapterRow.created_by) == search.owner
+        yield candidates.in_order(AdapterRow.created_by) == search.owner
     if search.prefix:
         namespace, slash, name = search.prefix.lower().partition("/")
         yield (
-            and_(col(AdapterRow.namespace) == namespace, col(AdapterRow.name).startswith(name, autoescape=True))
+            and_(
+                col(AdapterRow.namespace) == namespace,
+                col(AdapterRow.name) >= name,
+                col(AdapterRow.name).startswith(name, autoescape=True),
+            )
             if slash
             else col(AdapterRow.namespace).startswith(namespace, autoescape=True)
         )
 
 
+def _selections(search: Search, base_names: list[str]) -> Iterator[Any]:
+    """What may leave few adapters."""
+    if search.alias:
+        yield candidates.with_alias(search.alias)
+    if search.owner:
+        yield candidates.of_owner(search.owner)
+    if base_names:
+        yield candidates.on_bases(base_names)
+    if search.method:
+        yield candidates.with_method(search.method)
+    if search.rank_min is not None or search.rank_max is not None:
+        yield candidates.with_rank(search.rank_min, search.rank_max)
+    for key, value in (*_facts(search), *map(_split, search.annotations)):
+        yield candidates.with_attribute(key, value)
+    for tag in search.tags:
+        yield candidates.with_tag(*_split(tag))
+    if search.outcome is Outcome.FAIL:
+        if search.engine is not None:
+            yield candidates.with_failure(Check.ENGINE, str(search.engine))
+        if search.check is not None:
+            yield candidates.with_failure(search.check)
+
+
+def _facts(search: Search) -> list[tuple[str, None]]:
+    """The facts of the content that a version must have."""
+    formats = [f"{FACT}format:{search.format.lower()}"] if search.format else []
+    return [(fact, None) for fact in (*formats, *(f"{FACT}target:{target}" for target in search.targets))]
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """`key=value` or `key`."""
+    key, equals, value = text.partition("=")
+    return key, value if equals else None
+
+
 def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
     """The conditions on the content of the newest version."""
     if search.method:
-        yield func.lower(VersionRow.method) == search.method.lower()
-    if search.format:
-        yield _has_annotation(f"{FACT}format:{search.format.lower()}")
-    for target in search.targets:
-        yield _has_annotation(f"{FACT}target:{target}")
-    for annotation in search.annotations:
-        key, equals, value = annotation.partition("=")
-        yield _has_annotation(key, value if equals else None)
+        yield candidates.in_order(VersionRow.method) == search.method.upper()
+    for key, value in (*_facts(search), *map(_split, search.annotations)):
+        yield _has_annotation(key, value)
     for tag in search.tags:
-        key, equals, value = tag.partition("=")
-        yield metadata.has_tag(key, value if equals else None)
+        yield metadata.has_tag(*_split(tag))
     if search.rank_min is not None:
-        yield col(VersionRow.rank) >= search.rank_min
+        yield candidates.in_order(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
-        yield col(VersionRow.rank) <= search.rank_max
+        yield candidates.in_order(VersionRow.rank) <= search.rank_max
     outcomes = [search.outcome] if search.outcome else [Outcome.PASS, Outcome.WARN]
     if search.engine is not None:
         yield verdicts.has_outcome(Check.ENGINE, outcomes, str(search.engine))

@@ -6,7 +6,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,8 +55,8 @@ def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: st
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > parse_cursor(cursor), *conditions)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
     page = rows[:limit]
-    expected = _desired_versions(session, actor, {(row.base, row.alias) for row in page}, only)
     slots = _slots(session, actor, page, only)
+    expected = _desired_of_page(session, actor, page, slots, only)
     views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in page]
     return FleetNodes(
         items=[view for view, row in zip(views, page, strict=True) if view.slots or _is_of(actor, row)],
@@ -102,13 +102,29 @@ def _slots(
     return by_node
 
 
+def _desired_of_page(
+    session: Session, actor: Actor, page: Sequence[FleetNodeRow], slots: dict[int, list[FleetSlotRow]],
+    only: AdapterName | None,
+) -> _DesiredVersions:  # fmt: skip
+    """What the nodes of a page should serve; of those that load on demand, only of adapters that they have loaded."""
+    loading = [row for row in page if row.on_demand]
+    loaded = {(slot.namespace, slot.name) for row in loading for slot in slots[row.id or 0]}
+    following = {(row.base, row.alias) for row in page if not row.on_demand}
+    expected = _desired_versions(session, actor, {(row.base, row.alias) for row in loading}, only, adapters=loaded)
+    return expected | _desired_versions(session, actor, following, only)
+
+
 def _desired_versions(
-    session: Session, actor: Actor, followed: Iterable[_Followed], only: AdapterName | None
-) -> _DesiredVersions:
-    """The versions that these aliases of these bases point at, if the actor may see and a node may serve them."""
+    session: Session, actor: Actor, followed: Iterable[_Followed], only: AdapterName | None, *,
+    adapters: Set[tuple[str, str]] | None = None,
+) -> _DesiredVersions:  # fmt: skip
+    """The versions that these aliases of these bases point at, if the actor may see and a node may serve them.
+
+    `adapters`: only of these, by namespace and name.
+    """
     pairs = sorted(followed)
     expected: _DesiredVersions = {pair: {} for pair in pairs}
-    if not pairs:
+    if not pairs or adapters == set():
         return expected
     statement = (
         select(
@@ -122,6 +138,9 @@ def _desired_versions(
             ~availability.WITHDRAWN,
             versions.visible(actor),
             versions.has_name(only) if only else true(),
+            true()
+            if adapters is None
+            else tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(sorted(adapters)),
         )
     )
     for base, alias, namespace, name, number, digest in session.exec(statement):

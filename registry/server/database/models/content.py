@@ -59,11 +59,35 @@ class BaseEdgeRow(SQLModel, table=True):
     relation: str = Field(primary_key=True)
 
 
+class BaseUsageRow(SQLModel, table=True):
+    """How many adapters of a namespace have a version on a base that is not deleted. As `NamespaceUsageRow`."""
+
+    __tablename__ = "base_usage"
+    base_id: int = Field(primary_key=True, sa_column_args=(ForeignKey("base.id", ondelete="CASCADE"),))
+    namespace: str = Field(primary_key=True)
+    shard: int = Field(primary_key=True)
+    adapters: int
+
+
+class NamespaceUsageRow(SQLModel, table=True):
+    """What the adapters of a namespace hold: versions whose files are there, and their bytes.
+
+    Triggers write these rows, whatever writes versions. There are none of zeros. `shard`: the
+    adapters' id modulo 8, so that few pushes wait for the same row.
+    """
+
+    __tablename__ = "namespace_usage"
+    namespace: str = Field(primary_key=True)
+    shard: int = Field(primary_key=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    versions: int
+
+
 class AdapterRow(CreatedColumns, table=True):
     """An adapter. `newest_number` counts its versions and never decreases."""
 
     __tablename__ = "adapter"
-    __table_args__ = (UniqueConstraint("namespace", "name"),)
+    __table_args__ = (UniqueConstraint("namespace", "name"), Index("ix_adapter_created_by", "created_by"))
     id: int | None = Field(default=None, primary_key=True)
     namespace: str
     name: str
@@ -82,13 +106,19 @@ class VersionRow(CreatedColumns, table=True):
     """
 
     __tablename__ = "version"
-    __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
+    __table_args__ = (
+        UniqueConstraint("adapter_id", "number"),
+        UniqueConstraint("adapter_id", "digest"),
+        Index("ix_version_base_id_adapter_id", "base_id", "adapter_id", "deleted_at"),
+        Index("ix_version_method_adapter_id", "method", "adapter_id"),
+        Index("ix_version_rank_adapter_id", "rank", "adapter_id"),
+    )
     id: int | None = Field(default=None, primary_key=True)
     adapter_id: int = Field(foreign_key="adapter.id")
     number: int
     digest: str = Field(index=True)
     manifest: str = Field(sa_type=Text)
-    base_id: int = Field(foreign_key="base.id", index=True)
+    base_id: int = Field(foreign_key="base.id")
     size_bytes: int = Field(sa_type=BigInteger)
     method: str = ""
     rank: int | None = None
@@ -171,6 +201,7 @@ NEVER = "never"
 """The expiry of a version that was restored after its deletion. It sorts after every moment."""
 _IS_TAG = text("kind = 'tag'")
 _IS_EXPIRY = text("kind = 'expires'")
+_FAILED = text("outcome = 'fail'")
 
 
 class AdapterMetadataRow(SetColumns, table=True):
@@ -228,7 +259,10 @@ class VerdictRow(SQLModel, table=True):
     """
 
     __tablename__ = "verdict"
-    __table_args__ = (Index("ix_verdict_version_check", "version_id", "check", "profile"),)
+    __table_args__ = (
+        Index("ix_verdict_version_check", "version_id", "check", "profile"),
+        Index("ix_verdict_failure", "check", "profile", "version_id", postgresql_where=_FAILED, sqlite_where=_FAILED),
+    )
     id: int | None = Field(default=None, primary_key=True)
     version_id: int = Field(foreign_key="version.id")
     check: str
@@ -301,6 +335,7 @@ class AliasRow(SQLModel, table=True):
     """Where an alias points now. `generation` grows by one with each move and is never reused."""
 
     __tablename__ = "alias"
+    __table_args__ = (Index("ix_alias_alias_adapter_id", "alias", "adapter_id"),)
     adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
     alias: str = Field(primary_key=True)
     version_id: int = Field(foreign_key="version.id", index=True)

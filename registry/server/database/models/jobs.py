@@ -19,6 +19,8 @@ class JobRow(CreatedColumns, table=True):
     __table_args__ = (
         Index("ix_job_claim", "state", "kind", "run_after", "priority"),
         Index("ix_job_namespace_started_at", "namespace", "started_at"),
+        Index("ix_job_created_at_id", "created_at", "id"),
+        Index("ix_job_subject", "subject", postgresql_ops={"subject": "text_pattern_ops"}),
     )
     id: str = Field(primary_key=True)
     kind: str

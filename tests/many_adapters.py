@@ -1,0 +1,92 @@
+"""A registry with many adapters: rows written straight into the tables, as copies of one pushed adapter.
+
+`acme/shop-000000` … differ in name, rank and words; each has a version, aliases, words, tags, verdicts and a job that
+has ended. `acme/zz-rare` comes last by name, and nothing else has its base, alias, owner, word, tag, rank and method.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import insert, text, update
+from sqlmodel import col, select
+
+from registry.server.database.models import (
+    AdapterRow,
+    AdapterTextRow,
+    AliasRow,
+    JobRow,
+    VerdictRow,
+    VersionAttributeRow,
+    VersionRow,
+)
+from tests import samples
+from tests.harness import Harness
+
+PUSHED, RARE = "acme/a-pushed-one", "acme/zz-rare"
+BATCH = 5000
+_FIRST_ID = 1000
+
+
+def fill(harness: Harness, adapters: int) -> None:
+    """Write so many adapters, the two that are pushed included."""
+    harness.add_base()
+    rare = samples.llama("rare-llama", seed=5)
+    harness.add_base(rare)
+    harness.push(PUSHED, annotations={"tier": "gold"})
+    templates = _read_templates(harness)
+    with harness.session(write=True) as session:
+        for start in range(0, adapters - 2, BATCH):
+            numbers = range(start, min(start + BATCH, adapters - 2))
+            for table, rows in _copies(templates, numbers).items():
+                session.connection().execute(insert(table), rows)
+    harness.push(
+        RARE, harness.files(rare) | {"README.md": b"# quokka\n"}, base=rare.name, alias="rare",
+        annotations={"tier": "rare"},
+    )  # fmt: skip
+    with harness.session(write=True) as session:
+        session.connection().execute(
+            update(AdapterRow).where(col(AdapterRow.name) == "zz-rare").values(created_by="rare-owner")
+        )
+        own = select(AdapterRow.id).where(AdapterRow.name == "zz-rare").scalar_subquery()
+        session.connection().execute(
+            update(VersionRow).where(col(VersionRow.adapter_id) == own).values(rank=3, method="LOHA")
+        )
+    with harness.engine.connect() as connection:
+        connection.execute(text("ANALYZE"))
+        connection.commit()
+
+
+def _read_templates(harness: Harness) -> dict[Any, list[dict[str, Any]]]:
+    with harness.session() as session:
+        return {
+            table: [row.model_dump() for row in session.exec(select(table)).all()]
+            for table in (AdapterRow, VersionRow, AliasRow, AdapterTextRow, VersionAttributeRow, VerdictRow, JobRow)
+        }
+
+
+def _copies(templates: dict[Any, list[dict[str, Any]]], numbers: range) -> dict[Any, list[dict[str, Any]]]:
+    """Table → the rows of these adapters, parents first."""
+    rows: dict[Any, list[dict[str, Any]]] = {table: [] for table in templates}
+    for number in numbers:
+        id = _FIRST_ID + number
+        changes: dict[Any, dict[str, Any]] = {
+            AdapterRow: {"id": id, "name": f"shop-{number:06d}"},
+            VersionRow: {
+                "id": id, "adapter_id": id, "digest": f"sha256:{id:064x}", "rank": (8, 16, 32, 64)[id % 4]
+            },
+            AliasRow: {"adapter_id": id, "version_id": id},
+            AdapterTextRow: {
+                "adapter_id": id, "version_id": id,
+                "name_words": f" acme shop {number:06d} card{number % 1000} kind{number % 4}",
+            },
+            VersionAttributeRow: {"version_id": id},
+            VerdictRow: {"version_id": id},
+            JobRow: {"id": f"job_{id:020d}", "version_id": id, "subject": f"acme/shop-{number:06d}@1", "state": "done",
+                     "worker": f"worker-{id % 4}"},
+        }  # fmt: skip
+        for table, change in changes.items():
+            for position, template in enumerate(templates[table]):
+                key = {"id": 10 * id + position} if table is VerdictRow else {}
+                rows[table].append(template | change | key)
+    return rows

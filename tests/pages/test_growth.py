@@ -1,0 +1,100 @@
+"""No page, and no REST request with the same content, does more work in the database for many adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from registry.api.serving import NodeReport, SlotReport, SlotState
+from registry.server.search import candidates, text_index
+from tests import many_adapters
+from tests.access.tenants import send
+from tests.harness import Harness
+from tests.many_adapters import PUSHED, RARE
+
+FEW, MANY = 160, 3200
+STEPS = 20
+API = "/api/v1"
+SEARCHES = (
+    "", "text=shop", "text=acme+shop", "text=quokka", "text=quok", "text=kind3", "base=tiny-llama", "base=rare-llama",
+    "alias=rare", "alias=main", "owner=rare-owner", "owner=admin", "method=loha", "method=lora", "rank_max=4",
+    "rank_min=8", "namespace=acme", "check=compat&outcome=pass",
+)  # fmt: skip
+PATHS = (
+    *(f"/search?{search}" for search in SEARCHES),
+    *(f"{API}/adapters?limit=25&{search}" for search in (*SEARCHES, "tag=tier%3Drare", "prefix=acme/zz")),
+    f"/adapters/{PUSHED}", f"/adapters/{PUSHED}/versions/1", f"/adapters/{PUSHED}/versions/1/lineage",
+    f"/adapters/{RARE}/aliases/rare", f"/compare?first={PUSHED}@1&second={RARE}@1",
+    "/namespaces/acme", "/bases", "/bases/tiny-llama", "/bases/rare-llama", "/fleet", "/jobs", f"/jobs?ref={RARE}",
+    "/jobs?state=failed", "/audit", f"/audit?object={RARE}", "/settings", "/settings/namespaces/acme",
+    f"/settings/adapters/{PUSHED}", "/settings/tokens", "/settings/webhooks", "/status",
+    f"{API}/bases/tiny-llama", f"{API}/bases", f"{API}/namespaces", f"{API}/jobs?limit=50", f"{API}/jobs?ref={RARE}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Harness]]:
+    """One with few adapters and one with many."""
+    folder: Path = tmp_path_factory.mktemp("growth")
+    with Harness(f"sqlite:///{folder}/few.db") as few, Harness(f"sqlite:///{folder}/many.db") as many:
+        for harness, adapters in ((few, FEW), (many, MANY)):
+            many_adapters.fill(harness, adapters)
+            report_node(harness)
+        yield [few, many]
+
+
+def report_node(harness: Harness) -> None:
+    """A node that loads on demand whatever `main` points at."""
+    version = harness.admin.version(PUSHED)
+    slot = SlotReport(adapter=PUSHED, digest=version.digest, served_name=PUSHED, state=SlotState.SERVING)
+    harness.admin.report_node("gpu", "vllm", NodeReport(base="tiny-llama", alias="main", on_demand=True, slots=[slot]))
+
+
+@contextmanager
+def counting(harness: Harness) -> Iterator[Callable[[], int]]:
+    """Count the steps of SQLite's virtual machine, in units of `STEPS`."""
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    def watch(connection: Any, *_: Any) -> None:
+        connection.set_progress_handler(step, STEPS)
+
+    def unwatch(connection: Any, *_: Any) -> None:
+        connection.set_progress_handler(None, 0)
+
+    event.listen(harness.engine, "checkout", watch)
+    event.listen(harness.engine, "checkin", unwatch)
+    try:
+        yield lambda: count
+    finally:
+        event.remove(harness.engine, "checkout", watch)
+        event.remove(harness.engine, "checkin", unwatch)
+
+
+def work(harness: Harness, path: str) -> int:
+    """The work of a request, without what a process reads once."""
+    for _ in range(2):
+        harness.transport.settle()
+        with counting(harness) as count:
+            answer = send(harness, "GET", path, harness.secret)
+            assert answer.status_code == 200, (path, answer.text[:300])
+            harness.transport.settle()
+            steps = count()
+    return steps
+
+
+def test_no_page_works_harder_for_many_adapters(registries: list[Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", FEW // 4)
+    monkeypatch.setattr(text_index, "CANDIDATES_LIMIT", FEW // 4)
+    steps = {path: [work(harness, path) for harness in registries] for path in PATHS}
+    growing = {path: (few, many) for path, (few, many) in steps.items() if many > 2 * few + 50}
+    assert growing == {}
