@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+TIMEOUT_MS = 120_000
+"""How long a browser may take to start, to load a page, and to show what is expected: a busy machine is slow."""
+expect.set_options(timeout=TIMEOUT_MS)
 Scheme = Literal["light", "dark"]
 
 
@@ -36,9 +39,9 @@ def chromium(*, width: int = 1280, scheme: Scheme = "light", scripts: bool = Tru
         environment: dict[str, Any] = {**os.environ, "HOME": profile}
         context = driver.chromium.launch_persistent_context(
             profile, executable_path=CHROMIUM, headless=True, args=FLAGS, env=environment, color_scheme=scheme,
-            viewport={"width": width, "height": 900}, java_script_enabled=scripts, bypass_csp=False,
+            viewport={"width": width, "height": 900}, java_script_enabled=scripts, bypass_csp=False, timeout=TIMEOUT_MS,
         )  # fmt: skip
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(TIMEOUT_MS)
         try:
             yield context
         finally:

@@ -99,7 +99,7 @@ def serve(harness: Harness) -> Iterator[Site]:
 
     server.startup = start  # type: ignore[method-assign]
     thread.start()
-    started.wait(60)
+    assert started.wait(120), "the server has not started"
     try:
         with tempfile.TemporaryDirectory() as folder, LoginServer(Path(folder)).running() as provider:
             Path(folder, "ci").mkdir()
