@@ -18,17 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, text
-from sqlmodel import select
-
-from registry.server.database.models import AdapterRow, AdapterTextRow, AliasRow, VersionAttributeRow, VersionRow
-from tests import services
+from tests import many_adapters, services
 from tests.harness import Harness
 
 ADAPTERS = int(os.environ.get("ADAPTER_BENCH_ADAPTERS") or 100_000)
 PAGE = 100
 ROUNDS = 15
-BATCH = 5000
 SEARCHES: dict[str, dict[str, Any]] = {
     "all": {},
     "method": {"method": "lora"},
@@ -38,44 +33,14 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "owner": {"owner": "admin"},
     "text": {"text": "shop"},
     "words": {"text": "acme shop"},
-    "tag": {"tag": ["tier=gold"]},
+    "annotation": {"annotation": ["tier=gold"]},
 }
-
-
-def insert_rows(harness: Harness) -> None:
-    """The adapters as rows: `acme/shop-000001` … Every one matches every search, so that page 1,000 exists."""
-    harness.add_base()
-    harness.push("acme/a-pushed-one", annotations={"tier": "gold"})
-    with harness.session(write=True) as session:
-        adapter = session.exec(select(AdapterRow)).one().model_dump()
-        version = session.exec(select(VersionRow)).one().model_dump()
-        alias = session.exec(select(AliasRow)).one().model_dump()
-        words = session.exec(select(AdapterTextRow)).one().model_dump()
-        carried = [tag.model_dump() for tag in session.exec(select(VersionAttributeRow)).all()]
-        existing = len(session.exec(select(AdapterRow.id)).all())
-        for start in range(0, ADAPTERS - existing, BATCH):
-            numbers = range(start, min(start + BATCH, ADAPTERS - existing))
-            ids = [1000 + number for number in numbers]
-            names = [f"shop-{number:06d}" for number in numbers]
-            rows = [adapter | {"id": id, "name": name} for id, name in zip(ids, names, strict=True)]
-            session.connection().execute(insert(AdapterRow), rows)
-            versions = [version | {"id": id, "adapter_id": id, "rank": (8, 16, 32, 64)[id % 4]} for id in ids]
-            session.connection().execute(insert(VersionRow), versions)
-            aliases = [alias | {"adapter_id": id, "version_id": id} for id in ids]
-            session.connection().execute(insert(AliasRow), aliases)
-            texts = [words | {"adapter_id": id, "version_id": id, "name_words": f" acme shop {id} card{id % 1000}"}
-                     for id in ids]  # fmt: skip
-            session.connection().execute(insert(AdapterTextRow), texts)
-            tags = [tag | {"version_id": id} for id in ids for tag in carried]
-            session.connection().execute(insert(VersionAttributeRow), tags)
-    with harness.engine.connect() as connection:
-        connection.execute(text("ANALYZE"))
-        connection.commit()
+"""Every adapter but the last one matches every search, so that page 1,000 exists."""
 
 
 def measured(harness: Harness) -> dict[str, dict[str, float]]:
     """Search → milliseconds of page 1 and of page 1,000 (medians of alternating requests)."""
-    last = f"acme/shop-{ADAPTERS - 1 - PAGE - 1:06d}"
+    last = f"acme/shop-{ADAPTERS - 2 - PAGE - 1:06d}"
     figures = {}
     for name, search in SEARCHES.items():
         first: list[float] = []
@@ -100,7 +65,7 @@ def main() -> None:
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
             with Harness(database) as harness:
-                insert_rows(harness)
+                many_adapters.fill(harness, ADAPTERS)
                 for name, numbers in measured(harness).items():
                     ratio = numbers["page_1000_ms"] / numbers["page_1_ms"]
                     print(f"{kind:9} {name:7} page 1 {numbers['page_1_ms']:7.1f} ms, page 1,000 "

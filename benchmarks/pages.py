@@ -1,13 +1,15 @@
 """`make bench-pages`: the server's time for a web page against that of the REST requests with the same content.
 
-Requests go through the application in this process, on SQLite, in turns; medians. Ratio: time of the page over time of
-its REST counterparts together (less is better; the goal is at most 3), and bytes of a page over 150,000.
+Requests go through the application in this process, in turns; medians. Ratios: time of the page over time of its REST
+counterparts together (on SQLite; less is better, the goal is at most 3), bytes of a page over 150,000, and for both
+databases time of a page over many adapters to its time over 1,000 (the goal is 1).
 
     ADAPTER_BENCH_ADAPTERS=100000      over how many adapters the pages of `GROWING` are asked, besides 1,000
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -20,9 +22,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks import list as list_bench
+from tests import many_adapters, services
 from tests.access.tenants import UnclosedTransport
 from tests.harness import URL, Harness
+from tests.many_adapters import PUSHED
 from tests.web.site import ENGINES, fill
 
 ROUNDS = 25
@@ -68,8 +71,14 @@ COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 GROWING = {
-    "search": "/search", "adapter": "/adapters/acme/a-pushed-one", "version": "/adapters/acme/a-pushed-one/versions/1",
-    "namespace": "/namespaces/acme", "base": "/bases/tiny-llama", "members": "/settings/namespaces/acme",
+    "search": "/search",
+    "word_of_all": "/search?text=shop", "word_of_one": "/search?text=quokka", "prefix_of_all": "/search?text=sho",
+    "prefix_of_one": "/search?text=quo", "base_of_one": "/search?base=rare-llama", "alias_of_one": "/search?alias=rare",
+    "check": "/search?check=compat&outcome=pass",
+    "adapter": f"/adapters/{PUSHED}", "version": f"/adapters/{PUSHED}/versions/1",
+    "lineage": f"/adapters/{PUSHED}/versions/1/lineage", "alias": f"/adapters/{PUSHED}/aliases/main",
+    "namespace": "/namespaces/acme", "bases": "/bases", "base": "/bases/tiny-llama", "jobs": "/jobs",
+    "status": "/status", "settings": "/settings", "members": "/settings/namespaces/acme",
 }  # fmt: skip
 """Page → its path in a registry with many adapters of one namespace and base."""
 
@@ -93,16 +102,38 @@ def compare(client: httpx.Client, path: str, counterparts: tuple[str, ...]) -> t
     return statistics.median(pages), statistics.median(requests), len(client.get(path).content)
 
 
-def seconds_over(adapters: int) -> dict[str, float]:
+def seconds_over(database_url: str, adapters: int) -> dict[str, float]:
     """The median time of each page of `GROWING` over so many adapters."""
-    list_bench.ADAPTERS = adapters
-    with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{Path(folder)}/registry.db") as harness:
-        list_bench.insert_rows(harness)
+    with Harness(database_url) as harness:
+        many_adapters.fill(harness, adapters)
         with client_of(harness) as client:
+            for path in GROWING.values():
+                seconds_of(lambda path=path: client.get(path))  # type: ignore[misc]
             return {
                 name: statistics.median(seconds_of(lambda path=path: client.get(path)) for _ in range(ROUNDS))  # type: ignore[misc]
                 for name, path in GROWING.items()
             }
+
+
+def measure_growth(database: str, many: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Ratios and milliseconds of the pages over 1,000 and over many adapters."""
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        if database == "sqlite":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            urls = [f"sqlite:///{folder}/{name}.db" for name in ("few", "many")]
+        else:
+            server = stack.enter_context(services.postgres_url())
+            urls = [stack.enter_context(services.fresh_database(server)) for _ in range(2)]
+        few_seconds, many_seconds = seconds_over(urls[0], 1000), seconds_over(urls[1], many)
+    for name in GROWING:
+        few_ms, many_ms = 1000 * few_seconds[name], 1000 * many_seconds[name]
+        ratios[f"{database}_{name}_page_time_{many}_vs_1000_adapters"] = round(many_ms / few_ms, 3)
+        figures |= {f"{database}_{name}_1000_ms": round(few_ms, 2), f"{database}_{name}_{many}_ms": round(many_ms, 2)}
+        print(f"{database:8} {name:13} over 1,000 adapters {few_ms:6.1f} ms, over {many:,} {many_ms:6.1f} ms, "
+              f"ratio {many_ms / few_ms:.2f}", flush=True)  # fmt: skip
+    return ratios, figures
 
 
 def client_of(harness: Harness) -> httpx.Client:
@@ -126,14 +157,10 @@ def main() -> None:
                 print(f"{name:8} page {1000 * page:6.1f} ms, REST {1000 * rest:6.1f} ms, ratio {page / rest:.2f}, "
                       f"{size_bytes / 1000:.0f} kB")  # fmt: skip
     many = int(os.environ.get("ADAPTER_BENCH_ADAPTERS") or 100_000)
-    few_seconds, many_seconds = seconds_over(1000), seconds_over(many)
-    for name in GROWING:
-        ratio = many_seconds[name] / few_seconds[name]
-        ratios[f"{name}_page_time_{many}_vs_1000_adapters"] = round(ratio, 3)
-        figures |= {f"{name}_1000_ms": round(1000 * few_seconds[name], 2)}
-        figures |= {f"{name}_{many}_ms": round(1000 * many_seconds[name], 2)}
-        print(f"{name:9} over 1,000 adapters {1000 * few_seconds[name]:6.1f} ms, over {many:,} "
-              f"{1000 * many_seconds[name]:6.1f} ms, ratio {ratio:.2f}")  # fmt: skip
+    for database in ("sqlite", "postgres"):
+        more_ratios, more_figures = measure_growth(database, many)
+        ratios |= more_ratios
+        figures |= more_figures
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
     print(json.dumps({"bench": "pages", "ratios": ratios, "figures": figures, "machine": machine}))
 
