@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class _Step:
 
 
 STEPS: Table[groups.PlannedChange] = Table(
-    tuple(replace(column, wide=column.name == "error") for column in groups.CHANGES.columns)
+    tuple(column.replace(wide=column.name == "error") for column in groups.CHANGES.columns)
 )
 
 

@@ -11,10 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.exceptions import NoSuchCommand, NoSuchOption
@@ -33,8 +32,7 @@ DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "remove", "rename", "
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 
 
-@dataclass(frozen=True, slots=True)
-class CommandSpec:
+class CommandSpec(NamedTuple):
     """Where a command is implemented, the section of the help it is in, and the extra it needs."""
 
     module: str

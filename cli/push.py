@@ -6,7 +6,6 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -256,7 +255,7 @@ def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Out
     if result.answer is None or result.error is not None:
         return result
     answer, late = change(result.answer)
-    return replace(result, answer=answer, error=late)
+    return result.replace(answer=answer, error=late)
 
 
 def _with_tests(registry: Any, results: list[Result[PushResult]], until: float | None) -> list[Result[PushResult]]:
@@ -327,10 +326,10 @@ def _with_changes(
         outcomes = [e] * len(pushed)
     for (position, answer), outcome in zip(pushed.items(), outcomes, strict=True):
         if isinstance(outcome, RegistryError):
-            changed[position] = replace(results[position], error=outcome)
+            changed[position] = results[position].replace(error=outcome)
             continue
         version = answer.version.model_copy(update=fields_of(answer.version, outcome))
-        changed[position] = replace(results[position], answer=answer.model_copy(update={"version": version}))
+        changed[position] = results[position].replace(answer=answer.model_copy(update={"version": version}))
     return changed
 
 

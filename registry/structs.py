@@ -67,6 +67,22 @@ class Document(Protocol):
         """A copy with other values of some fields."""
 
 
+class Value(msgspec.Struct, frozen=True):
+    """The base of immutable values that the code builds. Python takes ten times as long to define a dataclass.
+
+    Commands import these; what only servers and workers import may be a dataclass.
+    """
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values of some fields."""
+        return msgspec.structs.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values of JSON."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
+
+
 class FrozenStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Immutable; unknown fields are refused. What is read is validated, what is constructed is not."""
 

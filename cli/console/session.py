@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +21,7 @@ from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Invalid, NotFound
 from registry.filesystem import replace_file, user_folder
+from registry.structs import Value
 
 from .. import main
 from . import output
@@ -40,8 +40,7 @@ EMBEDDED_URL = "http://registry.embedded"
 """Stands for the registry in this process. It is never looked up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Value, frozen=True):
     """A registry with a token of its own, which a name stands for."""
 
     url: str
@@ -49,15 +48,14 @@ class Context:
     insecure: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LoginProfile:
+class LoginProfile(Value, frozen=True):
     """What `adapter login` remembers: the registry in use, and a token for each URL."""
 
     url: str = ""
-    tokens: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, str] = {}
     insecure: tuple[str, ...] = ()
     """URLs whose tokens may go over plain http, by `adapter login --insecure`."""
-    contexts: dict[str, Context] = field(default_factory=dict)
+    contexts: dict[str, Context] = {}
     """Registries by the names that `adapter context add` gave them."""
     context: str = ""
     """The context in use; empty for the registry of the last login."""
@@ -66,17 +64,16 @@ class LoginProfile:
         """The profile after a login at a URL, which becomes the registry in use."""
         others = tuple(other for other in self.insecure if other != url)
         insecure_urls = (*others, url) if insecure else others
-        return replace(self, url=url, tokens={**self.tokens, url: token}, insecure=insecure_urls, context="")
+        return self.replace(url=url, tokens={**self.tokens, url: token}, insecure=insecure_urls, context="")
 
     def without_token(self, url: str) -> LoginProfile:
         """The profile after a logout from a URL, which is not in use any more."""
         tokens = {other: token for other, token in self.tokens.items() if other != url}
         insecure = tuple(other for other in self.insecure if other != url)
-        return replace(self, url="" if self.url == url else self.url, tokens=tokens, insecure=insecure)
+        return self.replace(url="" if self.url == url else self.url, tokens=tokens, insecure=insecure)
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryTarget:
+class RegistryTarget(Value, frozen=True):
     """The registry that commands talk to. `source` says where the URL comes from."""
 
     url: str
@@ -127,7 +124,7 @@ def write_profile(profile: LoginProfile) -> Path:
     """Store the profile, readable by its owner alone. Returns its path."""
     path = profile_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    text = json.dumps(asdict(profile), indent=2)
+    text = json.dumps(profile.to_dict(), indent=2)
     replace_file(path, text.encode(), mode=0o600)
     return path
 
@@ -150,9 +147,9 @@ def replace_token(secret: str) -> str:
         return ""
     profile = read_profile()
     if location.context:
-        context = replace(profile.contexts[location.context], token=secret)
-        return str(write_profile(replace(profile, contexts={**profile.contexts, location.context: context})))
-    return str(write_profile(replace(profile, tokens={**profile.tokens, location.url: secret})))
+        context = profile.contexts[location.context].replace(token=secret)
+        return str(write_profile(profile.replace(contexts={**profile.contexts, location.context: context})))
+    return str(write_profile(profile.replace(tokens={**profile.tokens, location.url: secret})))
 
 
 def target() -> RegistryTarget:

@@ -10,13 +10,13 @@ import io
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import click
 
 from registry.durations import to_utc
+from registry.structs import Value
 
 from . import output
 
@@ -29,8 +29,7 @@ _GAP = "  "
 _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t")
 
 
-@dataclass(frozen=True)
-class Column(Generic[Row]):
+class Column(Value, Generic[Row], frozen=True):
     """`value`: the exact value of a row, for CSV and sorting. `text`: its cell for people, if it is not the value.
 
     `wide`: shown by `-o wide` and `--columns` only. `flows`: the last column, which is never cut.
@@ -84,8 +83,7 @@ def _plain(value: Any, time: Callable[[datetime], str]) -> str:
     return str(value)
 
 
-@dataclass(frozen=True)
-class Table(Generic[Row]):
+class Table(Value, Generic[Row], frozen=True):
     """Columns, the most important first. `empty`: the text without rows. `name`: of a row, for `-o name`."""
 
     columns: tuple[Column[Row], ...]

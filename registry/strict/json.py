@@ -7,11 +7,11 @@ refusal is an `Invalid` with a dotted reason: `<family>.invalid`, `.duplicate_ke
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from registry.errors import Invalid
 from registry.findings import Finding
+from registry.structs import Value
 
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
@@ -19,8 +19,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ODD_INTEGER = re.compile(r"-0(?![.0-9eE])|[0-9]{41}")
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Value, frozen=True):
     """Which error a refusal is (`error_code`, a code of `Invalid`), its reasons' family, and what is allowed.
 
     `depth` counts nested objects and arrays. `not_finite` lets NaN and Infinity through (some base

@@ -24,12 +24,12 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from registry.errors import Invalid
+from registry.structs import Value
 from registry.tlog import HASH_BYTES, leaf_hash, verify_inclusion
 
 ED25519 = b"\x01"
@@ -40,8 +40,7 @@ HASHES_LIMIT = 64
 _DASH = "— "
 
 
-@dataclass(frozen=True, slots=True)
-class Verifier:
+class Verifier(Value, frozen=True):
     """A public key with its name. `text` is what people copy: `name+hash+key`."""
 
     name: str
@@ -79,12 +78,14 @@ class Verifier:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Signer:
+class Signer(Value, frozen=True):
     """A private key with its name: one line of the key file."""
 
     name: str
-    seed: bytes = field(repr=False)
+    seed: bytes
+
+    def __repr__(self) -> str:
+        return f"Signer(name={self.name!r})"
 
     @classmethod
     def make(cls, name: str) -> Signer:
@@ -149,8 +150,7 @@ def open_note(note: str, *verifiers: Verifier) -> str | None:
     return text if good else None
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Value, frozen=True):
     """The size and the root of a log. An origin names the log."""
 
     origin: str

@@ -2,9 +2,9 @@
 
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from registry.findings import Finding
+from registry.structs import Value
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -48,8 +48,7 @@ Read = Callable[[str, int, int], bytes]
 """(path, offset, length) → those bytes of that file of a version, fewer only at its end."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileKind:
+class FileKind(Value, frozen=True):
     """A kind of file that a version may hold: a path pattern, its media type, its size limit."""
 
     pattern: str

@@ -3,7 +3,6 @@
 A push does not need it: the registry judges. Checks, comparisons and conversions on this machine do.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters.companions import check_companions
@@ -14,8 +13,7 @@ from registry.errors import Invalid
 _CONTENTS: ReadCache[AdapterContents] = ReadCache(limit=8)
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterFolder(Folder):
+class AdapterFolder(Folder, frozen=True):
     """The files of an adapter, and what configuration and header say."""
 
     contents: AdapterContents

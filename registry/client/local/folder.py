@@ -8,7 +8,6 @@ was pushed. What the files say is judged by the registry, or by `adapter_folder`
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
@@ -16,6 +15,7 @@ from registry.api.transfer import EXCERPT_LIMIT_BYTES
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
+from registry.structs import Value
 from registry.versions.files import (
     CONFIG,
     GOLDEN,
@@ -42,8 +42,7 @@ UNREADABLE_EXCERPT_BYTES = 4096
 """Of weights that have no header of a possible length: these bytes show what they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Value, frozen=True):
     """What would be pushed. `sources`: path in the version → file on disk."""
 
     path: Path

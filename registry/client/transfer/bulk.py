@@ -3,13 +3,13 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from registry.api.transfer import BULK_LIMIT
 from registry.client.transfer.file_transfer import Progress
 from registry.errors import Invalid, RegistryError
+from registry.structs import Value
 
 ADAPTERS_AT_ONCE = 4
 Answer = TypeVar("Answer")
@@ -17,8 +17,7 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 
 
-@dataclass(frozen=True, slots=True)
-class Result(Generic[Answer]):
+class Result(Value, Generic[Answer], frozen=True):
     """The answer or the error for one adapter."""
 
     name: str

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from registry.client.transport import Take
 from registry.digest import Hasher
 from registry.errors import Corrupt, Unavailable
 from registry.filesystem import NEW_FILE, write_at
+from registry.structs import Value
 from registry.versions.files import CHUNK_BYTES
 
 _NEW = os.O_RDWR | NEW_FILE
@@ -72,16 +72,18 @@ def _send_part(registry: Versions, part: UploadPart, file: io.FileIO, progress: 
     registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 
-@dataclass(frozen=True, slots=True)
-class Direct:
+class Direct(Value, frozen=True):
     """A link straight to the store, used until a moment of `time.monotonic`; empty for none."""
 
     url: str = ""
     until: float = 0.0
 
 
+NO_LINK = Direct()
+
+
 def fetch(
-    registry: Versions, link: FileLink, target: Path, progress: Progress, *, direct: Direct = Direct(),
+    registry: Versions, link: FileLink, target: Path, progress: Progress, *, direct: Direct = NO_LINK,
     durable: bool = True,
 ) -> None:  # fmt: skip
     """Write the file behind `link` to the new file `target`. `Corrupt`; `OSError` if this machine cannot write it.

@@ -10,12 +10,12 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from registry.errors import Corrupt, Invalid
 from registry.filesystem import read_at
+from registry.structs import Value
 
 BUFFER_BYTES = 2**20
 READ_SECONDS = 60.0
@@ -45,8 +45,7 @@ class TransportError(Exception):
         self.url, self.broke = url, broke
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class HttpAnswer(Value, frozen=True):
     """An answer with its body, or with an empty one if the body was streamed. `headers` ignores case."""
 
     url: str
@@ -100,8 +99,7 @@ class Reply(ABC):
         return HttpAnswer(answer.url, answer.status, answer.headers, bytes(body))
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
+class FileRange(Value, frozen=True):
     """A request body: `length` bytes of a file. `advance` is called with each step."""
 
     file: io.FileIO

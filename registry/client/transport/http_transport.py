@@ -23,13 +23,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.api import LINKS
 from registry.client.transport import BUFFER_BYTES, READ_SECONDS, FileRange, Reply, TransportError
 from registry.errors import Invalid
+from registry.structs import Value
 
 STEP_BYTES = 8 * 2**20
 """Steps in which an upload reports progress."""
@@ -141,8 +141,7 @@ class HttpTransport:
         connection.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
+class _Route(Value, frozen=True):
     """How an origin is reached. A registry answers links by other threads, so they have connections of their own.
 
     `tunnel`: host and port for a proxy's CONNECT. `names_url`: the request line names the whole URL, for a proxy.
