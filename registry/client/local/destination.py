@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from registry.versions.files import NOTE, PARTIAL_NOTE, kind_of
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 LEFT_SECONDS = 3600
+_NEW_SUFFIX = re.compile(r"(\.[0-9a-f]{12})+(\.old)?")
 
 
 class Destination:
@@ -56,16 +58,24 @@ class Destination:
 
     def _clear(self) -> None:
         """Remove abandoned new folders of this destination, also those of a merge's child process."""
-        ours = re.compile(rf"\.+{re.escape(self._stem)}(\.[0-9a-f]{{12}})+(\.old)?")
         with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self.path.parent)):
-                is_ours = entry.name.startswith(".") and ours.fullmatch(entry.name)
-                if not is_ours or not entry.is_dir(follow_symlinks=False):
+            for name in os.listdir(self.path.parent):
+                if not (name.startswith(".") and self._is_ours(name)):
                     continue
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_SECONDS:
-                    with _held(Path(entry.path)) as free:
+                path = self.path.with_name(name)
+                status = path.lstat()
+                if stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > LEFT_SECONDS:
+                    with _held(path) as free:
                         if free:
-                            shutil.rmtree(entry.path, ignore_errors=True)
+                            shutil.rmtree(path, ignore_errors=True)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a new folder of this destination may have this name: dots, the stem, and `_NEW_SUFFIX`."""
+        dots = len(name) - len(name.lstrip("."))
+        return any(
+            name.startswith(self._stem, count) and _NEW_SUFFIX.fullmatch(name, count + len(self._stem))
+            for count in range(1, dots + 1)
+        )
 
     def _check(self) -> None:
         if not os.path.lexists(self.path):

@@ -62,7 +62,7 @@ _HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/commit\Z|pulls\Z)")
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 """Cloud metadata services that are at no link-local address."""
-_TOKEN = re.compile(r"[!-~]+")
+_VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 
 class Connection:
@@ -394,7 +394,7 @@ def _parsed_url(url: str) -> str:
 def _parsed_token(token: str) -> str:
     """A token without the space around it. `Invalid` (SETTING_INVALID), without the token, if no header can hold it."""
     token = token.strip()
-    if token and not _TOKEN.fullmatch(token):
+    if token and not _VISIBLE_ASCII.fullmatch(token):
         raise Invalid(
             "SETTING_INVALID",
             "the token holds a space, a line break or a character outside ASCII",
@@ -422,7 +422,7 @@ def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -
         else:
             target = urljoin(base, link)
         scheme, host, _ = origin(target)
-        if any(ord(character) <= 0x20 or ord(character) >= 0x7F for character in target):
+        if not _VISIBLE_ASCII.fullmatch(target):
             raise ValueError("it holds a character that no URL has")
     except ValueError as e:
         raise wrong_answer(f"the registry links to {_shown(link)!r}, which is not a URL") from e

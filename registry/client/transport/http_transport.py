@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import math
@@ -35,6 +36,7 @@ STEP_BYTES = 8 * 2**20
 """Steps in which an upload reports progress."""
 CONNECT_SECONDS = 10.0
 IDLE_LIMIT = 16
+ROUTES_LIMIT = 64
 ANSWER_SECONDS = 120.0
 """An answer must be there this long after the time that the other side may think, however it arrives."""
 _WAITS = sys.platform == "linux"
@@ -53,6 +55,8 @@ class HttpTransport:
         self._lock = threading.Lock()
         self._idle: dict[_Route, list[http.client.HTTPConnection]] = {}
         self._tls: ssl.SSLContext | None = None
+        self._route = functools.lru_cache(maxsize=ROUTES_LIMIT)(_Route.of)
+        """The environment is read once for each origin: it takes as long as a request's other work in Python."""
 
     def close(self) -> None:
         """Close idle connections."""
@@ -66,7 +70,8 @@ class HttpTransport:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
     ) -> Reply:
         """Send a request on an idle or a new connection."""
-        route = _Route.of(urlsplit(url))
+        parts = urlsplit(url)
+        route = self._route(parts.scheme, parts.netloc, LINKS in parts.path)
         connection = self._take(route) or self._connect(route, url)
         lines = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
         if route.names_url:
@@ -157,9 +162,10 @@ class _Route(Value, frozen=True):
     """The header for the proxy, which a tunnel gets in its CONNECT, and other proxies in each request."""
 
     @classmethod
-    def of(cls, parts: SplitResult) -> _Route:
-        """Return the route to a URL, by the environment. `Invalid` (SETTING_INVALID) for a wrong proxy."""
-        is_encrypted, is_link = parts.scheme == "https", LINKS in parts.path
+    def of(cls, scheme: str, location: str, is_link: bool) -> _Route:
+        """Return the route to an origin, by the environment. `Invalid` (SETTING_INVALID) for a wrong proxy."""
+        parts = SplitResult(scheme, location, "", "", "")
+        is_encrypted = scheme == "https"
         host, port = parts.hostname or "", parts.port or (443 if is_encrypted else 80)
         proxies = urllib.request.getproxies()
         proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
