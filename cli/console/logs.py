@@ -7,7 +7,7 @@ Whatever comes from elsewhere is escaped: nothing can steer a terminal or look l
 `extra={"fields": {…}}`.
 """
 
-import contextlib
+import functools
 import json
 import logging
 import os
@@ -40,7 +40,8 @@ class LineFormatter(logging.Formatter):
         fields: dict[str, Any] = dict(getattr(record, "fields", {}))
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        second, milliseconds = divmod(int(record.created * 1000), 1000)
+        time = f"{_time_of(second)}.{milliseconds:03}Z"
         if self._as_json:
             return json.dumps({"time": time, "level": record.levelname, "message": record.getMessage(), **fields})
         parts = [time, record.levelname, output.one_line(record.getMessage())]
@@ -52,9 +53,16 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+
+@functools.lru_cache(maxsize=2)
+def _time_of(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _value(value: object) -> str:
@@ -67,6 +75,9 @@ def configure(log_format: str, level: str, *, variables: tuple[str, str]) -> Non
     for variable, value, choices in zip(variables, (log_format, level), (FORMATS, LEVELS), strict=True):
         if value not in choices:
             raise Invalid("SETTING_INVALID", f"{variable}: {value[:40]!r} is not one of {', '.join(choices)}")
+    # What no line shows need not be looked up for each record (logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = _StandardError()
     handler.setFormatter(LineFormatter(as_json=log_format == "json"))
     root = logging.getLogger()

@@ -31,7 +31,10 @@ def database_kind() -> str:
 def clean_logging() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("registry")
     before = root.handlers[:], root.level, ours.level
+    flags = {name: getattr(logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")}
     yield
+    for name, value in flags.items():
+        setattr(logging, name, value)
     root.handlers[:], root.level = before[0], before[1]
     ours.setLevel(before[2])
 
@@ -134,6 +137,8 @@ def test_lines_are_text_or_json_at_a_level(monkeypatch: pytest.MonkeyPatch) -> N
     log = logging.getLogger("registry.server")
     log.info("started", extra={"fields": {"version": "1", "folder": 'a "b"'}})
     log.debug("left out")
+    record = log.makeRecord("registry.server", logging.INFO, "", 0, "", (), None)
+    assert (record.thread, record.process) == (None, None), "no line shows them"
     try:
         raise ValueError("first\nsecond")
     except ValueError:

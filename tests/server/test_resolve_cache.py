@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import anyio
 import httpx
 import psycopg
 import pytest
@@ -24,6 +26,7 @@ from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
+from tests.raw_asgi import call_in_loop
 
 NAME = "acme/support"
 PATH = f"/api/v1/resolve/{NAME}"
@@ -111,6 +114,39 @@ def test_an_unchanged_answer_needs_no_statement(harness: Harness, database_kind:
     # SQLite itself tells whether anything was committed; on PostgreSQL the pointer is asked for, by one statement.
     selects = [statement for statement in sent if "adapter.namespace" in statement]  # the rest is work after the push
     assert len(selects) == (0 if database_kind == "sqlite" else 2), sent
+
+
+def test_requests_that_arrive_together_ask_once_whether_anything_was_committed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.add_base()
+    harness.push(NAME)
+    harness.transport.settle()
+    fresh = app.create_app(harness.settings, engine=harness.engine, blobs=harness.blobs)
+    stamps: list[object] = []
+    read = fresh.state.freshness.stamp
+
+    def stamp() -> object:
+        stamps.append(read())
+        return stamps[-1]
+
+    monkeypatch.setattr(fresh.state.freshness, "stamp", stamp)
+    token = [("Authorization", f"Bearer {harness.secret}")]
+
+    async def ask() -> int:
+        return (await call_in_loop(fresh, "GET", f"{PATH}/main", token)).status
+
+    async def ask_together() -> tuple[list[int], int]:
+        before = len(stamps)
+        return await asyncio.gather(*(ask() for _ in range(8))), len(stamps) - before
+
+    async def run() -> None:
+        await ask()  # what is asked for later is kept
+        assert [await ask_together() for _ in range(2)] == [([200] * 8, 1)] * 2
+        await anyio.to_thread.run_sync(lambda: harness.admin.yank(f"{NAME}@1", "bad data"))
+        assert (await ask_together())[0] == [422] * 8
+
+    anyio.run(run)
 
 
 def test_polled_snapshots_save_the_statement_and_show_commits_of_others(harness: Harness) -> None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
@@ -76,6 +77,7 @@ class ResolveCache:
         self._actors, self._limiter, self._extra_headers = actors, limiter, extra_headers
         self._entries: dict[Key, Entry] = {}
         self._bytes = 0
+        self._shared_stamp: tuple[object] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_resolve = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(_ROUTE)
@@ -101,8 +103,21 @@ class ResolveCache:
                     return
         await self._ask_application(scope, receive, send, key, secret, condition)
 
+    def _stamp(self) -> object:
+        """Return the current stamp, read once for all requests of a pass of the event loop.
+
+        They arrived before this pass, and what arrives later is handled after the call that forgets the stamp.
+        """
+        if self._shared_stamp is None:
+            asyncio.get_running_loop().call_soon(self._forget_stamp)
+            self._shared_stamp = (self._freshness.stamp(),)
+        return self._shared_stamp[0]
+
+    def _forget_stamp(self) -> None:
+        self._shared_stamp = None
+
     async def _is_right(self, entry: Entry, path: str) -> bool:
-        stamp = self._freshness.stamp()
+        stamp = self._stamp()
         if stamp is not None and stamp == entry.stamp:
             return True
         if await self._pointers.read(path.removeprefix(_ROUTE).split("/")) != entry.pointer:
