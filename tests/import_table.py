@@ -63,7 +63,7 @@ TABLE = [
     _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.evaluation.norms", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi sqlalchemy"),
-    _row("registry.server.application", "domain server", "fastapi starlette sqlalchemy"),
+    _row("registry.server.base_app", "domain server", "fastapi starlette sqlalchemy"),
     _row("registry.server.embedded", "domain server", "fastapi starlette"),
     _row("registry.server.pages", "domain server", "fastapi jinja2 markdown_it markupsafe nh3 pydantic sqlmodel"),
     _row("registry.server.pages.hub_addresses", "domain server", "fastapi starlette"),

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from registry.errors import Invalid
 from registry.server.access.issuers import Issuers
-from registry.server.application import build_app
+from registry.server.base_app import build_base_app
 from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
 from registry.server.hub.upstream import Upstream
@@ -74,7 +74,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     _require_declared_scopes()
     open_second_copy(settings)
     engine_profiles.parse_setting(settings.engines)
-    app = build_app(
+    app = build_base_app(
         settings, routes, pushes.receive_upload, engine=engine or open_database(settings),
         blobs=blobs or open_store(settings),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry.api import PREFIX
 from registry.server import actors
-from registry.server.application import build_app
+from registry.server.base_app import build_base_app
 from registry.server.database.engine import explain_failure, open_database, require_limits
 from registry.server.database.revision import is_newest
 from registry.server.settings import Settings
@@ -89,7 +89,7 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
             return receive
 
         routes = [RoutesOnDemand(load, *router, words) for router, words in ROUTERS.items()]
-        app = build_app(
+        app = build_base_app(
             settings, routes, receive_upload, engine=engine, blobs=_open_store(settings, load), trusted=actors.TRUSTED
         )
 

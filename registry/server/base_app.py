@@ -1,4 +1,4 @@
-"""`build_app`: an application over given routes, with what all of them need: limits, logs, caches, the audit log."""
+"""`build_base_app`: an application over given routes, with what all routes need: limits, logs, caches, audit log."""
 
 import secrets
 import time
@@ -48,7 +48,7 @@ from registry.server.storage.signed_links import LinkSigner, SignedLink
 ReceiveUpload = Callable[[State, SignedLink], AbstractContextManager[BlobWriter | None]]
 
 
-def build_app(
+def build_base_app(
     settings: Settings, routes: Sequence[BaseRoute], receive_upload: ReceiveUpload, *, engine: Engine,
     blobs: BlobStore, trusted: Actor | None = None,
 ) -> FastAPI:  # fmt: skip
