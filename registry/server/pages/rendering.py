@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from registry import __version__
 from registry.digest import Digest
@@ -150,6 +151,19 @@ def short_label(label: str) -> str:
     return label.removeprefix("engine ").partition(",")[0].replace("==", " ")
 
 
+def format_prose(text: str) -> Markup:
+    """Return a sentence of an error for people: a capital at its beginning, and what stands in backticks as code.
+
+    >>> format_prose("run `adapter list` <again>")
+    Markup('Run <code>adapter list</code> &lt;again&gt;')
+    """
+    parts = (text[:1].upper() + text[1:]).split("`")
+    if len(parts) % 2 == 0:  # a backtick without its pair
+        return escape(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
+
+
 def base_path(name: str) -> str:
     """Return the path of the page of a base."""
     return f"/bases/{quote(name)}"
@@ -169,7 +183,7 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.filters |= {
     "amount": format_amount, "base_path": base_path, "duration": format_duration, "moment": format_time,
-    "number": format_number, "short_label": short_label, "size": format_size,
+    "number": format_number, "prose": format_prose, "short_label": short_label, "size": format_size,
 }  # fmt: skip
 _ENVIRONMENT.globals |= {
     "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,

@@ -1,0 +1,30 @@
+"""What pages say: errors where they are seen, next steps as code, numbers as on the other pages."""
+
+from __future__ import annotations
+
+from tests.harness import Harness
+from tests.pages.conftest import Browser
+
+
+def test_the_error_of_a_filter_is_shown_before_the_filters(signed_in: Browser) -> None:
+    page = signed_in.get("/search?base=a+b")
+    assert page.status_code == 422
+    assert page.text.index("Base name &#39;a b&#39; must be lower-case letters") < page.text.index("<form class=")
+
+
+def test_what_stands_in_backticks_is_code_and_stays_text(signed_in: Browser) -> None:
+    page = signed_in.get("/adapters/acme/nothing").text
+    assert "<code>adapter list --namespace acme</code> lists those that you may see." in page
+    hostile = signed_in.get("/compare?first=acme/<b>x`y`&second=acme/x").text
+    assert "<b>" not in hostile
+    assert "&lt;b&gt;" in hostile
+
+
+def test_a_comparison_formats_numbers_as_the_page_of_a_version(registry: Harness, signed_in: Browser) -> None:
+    registry.push("acme/numbers")
+    registry.push("acme/numbers")
+    page = signed_in.get("/compare?first=acme/numbers@1&second=acme/numbers@2").text
+    version = signed_in.get("/adapters/acme/numbers/versions/1").text
+    for number in ("16", "7,168"):
+        assert f'<td data-label="first">{number}</td>' in page
+        assert f"<dd>{number}</dd>" in version
