@@ -44,7 +44,7 @@ class CommandSpec(NamedTuple):
 
 def _commands() -> dict[str, CommandSpec]:
     spec, move, look, evaluate = CommandSpec, "Push and pull", "Inspect", "Evaluate"
-    make, release = "Create", "Release"
+    make, release, manage = "Create", "Release", "Manage"
     return {
         "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base."),
         "apply": spec(".apply", "apply", move, "Push, tag and promote what a file lists."),
@@ -78,13 +78,17 @@ def _commands() -> dict[str, CommandSpec]:
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
         "quarantine": spec(".adapters", "quarantine", release, "Withhold a version until an owner lifts it."),
+        "tag": spec(".metadata", "tag", manage, "Tags of an adapter or version: add, remove, list."),
+        "describe": spec(".metadata", "describe", manage, "Describe an adapter or version; link to pages about it."),
+        "rename": spec(".adapters", "rename", manage, "Rename an adapter or move it to another namespace."),
+        "delete": spec(".adapters", "delete", manage, "Delete a version, or an adapter and all its versions."),
+        "retention": spec(".retention", "retention", manage, "Retention: which versions gc deletes by rule."),
     }
 
 
 def _setup_commands() -> dict[str, CommandSpec]:
     spec, setup, run = CommandSpec, "Set up", "Run"
     return {
-        "retention": spec(".retention", "retention", setup, "Retention: which versions gc deletes by rule."),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".login", "login", setup, "Remember a registry and your token."),
         "logout": spec(".login", "logout", setup, "Forget the token of a registry on this machine."),
@@ -93,16 +97,12 @@ def _setup_commands() -> dict[str, CommandSpec]:
         "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
         "namespace": spec(".namespaces", "namespace", setup, "Namespaces: roles, visibility, limits."),
         "publisher": spec(".publishers", "publisher", setup, "Trusted publishers: CI jobs without stored secrets."),
-        "tag": spec(".metadata", "tag", setup, "Tags of an adapter or version: add, remove, list."),
-        "describe": spec(".metadata", "describe", setup, "Describe an adapter or version, and link to pages about it."),
-        "rename": spec(".adapters", "rename", setup, "Rename an adapter or move it to another namespace."),
-        "delete": spec(".adapters", "delete", setup, "Delete a version, or an adapter and all its versions."),
         "webhook": spec(".webhooks", "webhook", setup, "Webhooks: create, list, delete, deliveries."),
         "completion": spec(".console.completion", "completion", setup, "Completion for bash, zsh or fish."),
         "config": spec(".server.config", "config_group", setup, "Settings of servers: show."),
         "doctor": spec(".doctor", "doctor", setup, "Diagnose problems between you and the registry."),
         "serve": spec(".server.serve", "serve", run, "Run the registry server.", extra="server"),
-        "worker": spec(".worker", "worker", run, "Run a worker that tests adapters on their base.", extra="worker"),
+        "worker": spec(".worker", "worker", run, "Run a worker: smoke tests, merges and conversions.", extra="worker"),
         "agent": spec(".agent", "agent", run, "Keep engines in sync with an alias."),
         "migrate": spec(".server.serve", "migrate", run, "Upgrade the database schema.", extra="server"),
         "audit-key": spec(".server.keys", "audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
