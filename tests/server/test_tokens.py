@@ -66,6 +66,8 @@ PAGES = {
     ("GET", "/audit/{seq}"): 401,
     ("GET", "/status"): 401,
     ("GET", "/compare"): 200,
+    ("GET", "/{namespace}/{name}"): 404,
+    ("GET", "/{namespace}/{name}/{view}/{revision:path}"): 404,
     ("GET", "/sign-in"): 200,
     ("GET", "/sign-in/{code}"): 403,
     ("GET", "/sign-in/with/{provider}"): 404,
