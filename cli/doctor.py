@@ -91,8 +91,14 @@ def _server(registry: Registry) -> Iterator[Diagnosis]:
     )
     if health.version and health.version.split(".")[:2] != __version__.split(".")[:2]:
         yield Diagnosis("version", "note", f"the server is {health.version} and this is {__version__}")
-    for name, supported in sorted(health.capabilities.items()):
-        yield Diagnosis("store", "ok", f"{name}: {supported}")
+    options: dict[bool, list[str]] = {True: [], False: []}
+    for name, is_supported in sorted(health.capabilities.items()):
+        options[is_supported].append(name)
+    texts = [
+        f"{verb} {', '.join(names)}" for verb, names in (("has", options[True]), ("lacks", options[False])) if names
+    ]
+    if texts:
+        yield Diagnosis("store", "ok", "; ".join(texts))
 
 
 def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diagnosis]:

@@ -36,15 +36,20 @@ def print_submitted(job: Job) -> None:
 
 
 def wait_for(
-    registry: Registry, job_id: str, timeout: float | None = None, *, queued_timeout: float | None = None
-) -> Job:
-    """Poll until the job is final, and print its steps. Limits and errors are those of `waiting.wait_for_job`."""
+    registry: Registry, job_id: str, timeout: float | None = None, *, queued_timeout: float | None = None,
+    names_subject: bool = False,
+) -> Job:  # fmt: skip
+    """Poll until the job is final, and print its steps. Limits and errors are those of `waiting.wait_for_job`.
+
+    `names_subject`: each step names the version, because the command waits for several.
+    """
     noted, steps_shown = False, 0
 
     def show(job: Job, waited: float) -> None:
         nonlocal noted, steps_shown
         for step in job.steps[steps_shown:]:
-            output.note("  " + ("" if step.attempt == 1 else f"attempt {step.attempt}: ") + step.message)
+            attempt = "" if step.attempt == 1 else f"attempt {step.attempt}: "
+            output.note(f"  {f'{job.subject}: ' if names_subject else ''}{attempt}{step.message}")
         steps_shown = max(steps_shown, len(job.steps))
         if job.state is State.QUEUED and waited >= NO_WORKER_NOTE_SECONDS and not noted:
             output.note(NO_WORKER_NOTE)

@@ -68,7 +68,7 @@ def context() -> None:
 
 @context.command("add")
 @click.argument("name")
-@click.argument("url")
+@click.argument("url", metavar="URL|embedded")
 @click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
 def add_context(name: str, url: str, insecure: bool) -> None:
     """Add or replace a context.

@@ -20,7 +20,7 @@ from registry.client.core import Versions
 from registry.client.transfer import push as pushing
 from registry.client.transfer.bulk import Result
 from registry.durations import expiry
-from registry.errors import Invalid, Refused, RegistryError, Unavailable
+from registry.errors import Denied, Invalid, Refused, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
 from registry.versions.files import CONFIG, WEIGHTS_ENDINGS
 from registry.versions.provenance import Provenance, parse_provenance_file, provenance_from_options
@@ -103,7 +103,7 @@ def push(
             until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
             pushed, late = _with_weights(registry, pushed, until)
         if waits and late is None:
-            pushed, late = _with_job(registry, pushed)
+            pushed, late = _with_job(registry, pushed, alias)
         if waits and late is None:
             pushed, late = _with_test(registry, pushed, None if timeout is None else started + timeout)
     if alias and (waits or (pushed.alias_refused and was_pending)):
@@ -131,21 +131,21 @@ def _with_weights(registry: Versions, pushed: PushResult, until: float) -> Outco
     return pushed.model_copy(update={"version": version}), late
 
 
-def _with_job(registry: Any, pushed: PushResult) -> Outcome:
-    """The push with the job that tests it."""
+def _with_job(registry: Any, pushed: PushResult, alias: str = "") -> Outcome:
+    """The push with the job that tests it; an error if the alias may not be moved afterwards."""
     try:
-        return waiting.request_smoke_test(registry, pushed, output.note), None
+        return waiting.request_smoke_test(registry, pushed, alias, on_no_test=output.note), None
     except RegistryError as e:
         return pushed, e
 
 
-def _with_test(registry: Any, pushed: PushResult, until: float | None, **limits: float) -> Outcome:
+def _with_test(registry: Any, pushed: PushResult, until: float | None, **options: Any) -> Outcome:
     """The push with the verdict of its job."""
     if not pushed.job_id or waiting.has_decided(pushed.version.verdicts):
         return pushed, None
     seconds_left = None if until is None else max(0.0, until - time.monotonic())
     try:
-        job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left, **limits)
+        job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left, **options)
         version = registry.version(waiting.ref_of(pushed.version))
     except RegistryError as e:
         return pushed, e
@@ -231,6 +231,8 @@ def push_all(
         if strict or alias or waits:
             until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
             results = [_with_outcome(result, partial(_with_weights, registry, until=until)) for result in results]
+        if waits and alias:
+            results = _with_rights(registry, results, alias)
         if waits:
             results = _with_tests(registry, results, None if timeout is None else until)
         if alias and waits:
@@ -258,6 +260,18 @@ def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Out
     return result.replace(answer=answer, error=late)
 
 
+def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -> list[Result[PushResult]]:
+    """The results, with an error where the token may not move the alias: no one waits for that."""
+    item = partial(main.load("registry.api.aliases", "MoveItem"), alias=alias)
+
+    def check(pushed: list[VersionView]) -> list[RegistryError | None]:
+        items = [item(name=version.name, version=str(version.number)) for version in pushed]
+        outcomes = _groups(registry).move_aliases(items, dry_run=True)
+        return [outcome if isinstance(outcome, Denied) else None for outcome in outcomes]
+
+    return _with_changes(results, check, lambda _version, _outcome: {})
+
+
 def _with_tests(registry: Any, results: list[Result[PushResult]], until: float | None) -> list[Result[PushResult]]:
     """The results after the smoke tests, which are all requested first.
 
@@ -266,7 +280,7 @@ def _with_tests(registry: Any, results: list[Result[PushResult]], until: float |
     queued_timeout = waiting.PENDING_SECONDS
     tested = []
     for result in [_with_outcome(result, partial(_with_job, registry)) for result in results]:
-        wait = partial(_with_test, registry, until=until, queued_timeout=queued_timeout)
+        wait = partial(_with_test, registry, until=until, queued_timeout=queued_timeout, names_subject=True)
         tested.append(_with_outcome(result, wait))
         if until is None and result.error is None and _is_queued(registry, tested[-1]):
             queued_timeout = 0.0
@@ -360,6 +374,8 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
         for result in late:
             reason = result.error.detail if result.error is not None else ""
             output.line(f"{result.name}  {output.styled('not finished', 'red')}  {reason}")
+        if any(isinstance(result.error, Unavailable) for result in late):
+            output.note("the same command continues, once a worker runs: `adapter worker`")
     exit_code = output.REFUSED if failing else output.TRY_LATER if pending else 0
     end_with_results(results, "pushed", summary, exit_code if strict else 0)
 

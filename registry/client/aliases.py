@@ -12,7 +12,7 @@ from registry.api import GROUP_LIMIT, aliases
 from registry.api.aliases import AliasList, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
 from registry.client import answers
 from registry.client.core import Name, Versions, path_of_adapter
-from registry.errors import Invalid, NotFound, RegistryError
+from registry.errors import Denied, Invalid, NotFound, RegistryError
 
 
 class Aliases(Versions):
@@ -43,6 +43,13 @@ class Aliases(Versions):
         headers = {"If-Match": f'"{generation}"'}
         answer = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
         return answers.check_alias(alias, answer)
+
+    def check_right_to_move(self, name: Name, alias: str, version: str) -> None:
+        """`Denied` if the token may not move the alias. Nothing changes, and a closed gate is no error."""
+        item = aliases.MoveItem(name=str(name), alias=alias, version=version)
+        [outcome] = Groups(self).move_aliases([item], dry_run=True)
+        if isinstance(outcome, Denied):
+            raise outcome
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""

@@ -68,13 +68,17 @@ def wait_for_weights(registry: Versions, version: VersionView, until: float) -> 
 
 
 def request_smoke_test(
-    registry: Registry, pushed: PushResult, on_no_test: Callable[[str], None] = lambda _reason: None
-) -> PushResult:
+    registry: Registry, pushed: PushResult, alias: str = "", *,
+    on_no_test: Callable[[str], None] = lambda _reason: None,
+) -> PushResult:  # fmt: skip
     """The push with the job that will decide about the version, unless that is decided.
 
     That is the job of the push, an equal one that is open, or a new one, such as after a job that failed.
-    `on_no_test` is called with the reason if the version cannot be tested; then there is no job.
+    `on_no_test` is called with the reason if the version cannot be tested; then there is no job. `Denied` if `alias`,
+    which moves afterwards, is not this token's to move.
     """
+    if alias not in ("", NEWEST):
+        registry.check_right_to_move(pushed.version.name, alias, str(pushed.version.number))
     if pushed.job_id or has_decided(pushed.version.verdicts):
         return pushed
     try:

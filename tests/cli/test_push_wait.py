@@ -76,7 +76,9 @@ def test_without_a_worker_an_unchanged_push_is_late_and_moves_no_alias(pushed: C
     assert (result.json["created"], result.problem["code"]) == (False, "TRY_LATER")
     assert "is still queued" in result.json["alias_refused"]
     assert (aliases(pushed, "acme/a"), jobs(pushed)) == ([], [("acme/a@1", "queued"), ("acme/b@1", "queued")])
-    shown = pushed("push-all", folder_of(pushed), "acme", *NOW, "--alias", "canary", expect=75).stdout
+    report = pushed("push-all", folder_of(pushed), "acme", *NOW, "--alias", "canary", expect=75)
+    assert "the same command continues, once a worker runs" in report.stderr
+    shown = report.stdout
     assert shown.splitlines()[-1] == "0 new versions, 2 unchanged, 0 refused; 2 not finished"
     assert (aliases(pushed, "acme/a"), aliases(pushed, "acme/b"), len(jobs(pushed))) == ([], [], 2)
 
@@ -155,3 +157,19 @@ def test_what_no_worker_loads_is_not_waited_for(cli: CommandRunner) -> None:
         assert "has no smoke test: no worker loads the format 'gguf'" in cli(*words).stderr
     assert cli("smoke-test", "acme/gguf", "--json", expect=2).problem["code"] == "TEST_UNSUPPORTED"
     assert jobs(cli) == []
+
+
+@pytest.mark.security
+def test_a_missing_right_to_move_the_alias_is_an_error_before_the_wait(
+    cli: CommandRunner, server: dict[str, str], between_polls: Any
+) -> None:
+    at = {"ADAPTER_REGISTRY": server["url"]}
+    cli("base", "add", "tiny-llama", samples.llama().write(cli.folder / "base"), **at, ADAPTER_TOKEN=server["token"])
+    words = ("token", "create", "waits", "--scope", "push", "--namespace", "waits", "--json")
+    at["ADAPTER_TOKEN"] = cli(*words, **at, ADAPTER_TOKEN=server["token"]).json["secret"]
+    between_polls(lambda: pytest.fail("nothing is to be waited for"))
+    folder = cli.make_adapter("a")
+    result = cli("push", folder, "waits/a", "--wait", "--alias", "canary", "--json", expect=3, **at)
+    assert (result.json["created"], result.problem["detail"]) == (True, "token 'waits' lacks the scope 'promote'")
+    report = cli("push-all", folder_of(cli), "waits", "--wait", "--alias", "canary", "--json", expect=3, **at).json
+    assert [item["error"]["code"] for item in report["items"]] == ["DENIED"]

@@ -9,10 +9,15 @@ import threading
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from cli import doctor
 from cli.console import session
+from registry import __version__
+from registry.api.maintenance import Health
 from registry.client.transport import HttpAnswer
 from registry.client.transport.connection import Connection
 from registry.errors import Invalid, NotFound
@@ -198,6 +203,13 @@ class _Unavailable(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
+
+
+def test_doctor_names_the_options_of_a_store_in_one_line() -> None:
+    health = Health(status="ok", version=__version__, schema_revision="1", database="sqlite", blobs="s3",
+                    capabilities={"ranges": True, "parts": True, "copies": False})  # fmt: skip
+    lines = [diagnosis.message for diagnosis in doctor._server(cast(Any, SimpleNamespace(health=lambda **_: health)))]
+    assert lines[1:] == ["has parts, ranges; lacks copies"]
 
 
 def test_doctor_reports_an_outage_and_does_not_wait_for_its_end(
