@@ -1,7 +1,7 @@
 """Compares every answer of a registry with the question. A registry may be hostile, taken over or misconfigured.
 
 Each function returns the answer, or raises `Corrupt` that names the field. Bytes are verified where they arrive
-(transfer.py), links where they are followed (transport/connection.py), and limits of size and time by
+(transfer/file_transfer.py), links where they are followed (transport/connection.py), and limits of size and time by
 transport/http_transport.py.
 """
 
