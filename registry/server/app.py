@@ -30,6 +30,7 @@ from registry.server.routes import (
     retention,
     serving,
     verdicts,
+    webhooks,
 )
 from registry.server.routes.openapi import routes as openapi
 from registry.server.routes.openapi.document import scope_of
@@ -55,7 +56,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     verdicts.router,
     audit.router,
     verdicts.attestation_router,
-    audit.webhook_router,
+    webhooks.router,
     openapi.router,
     maintenance.probe_router,
     *PAGE_ROUTERS,

@@ -42,7 +42,7 @@ ROUTERS: Mapping[tuple[str, str], str] = {
     ("bases", "router"): "bases",
     ("jobs", "router"): "campaigns jobs",
     ("audit", "router"): "audit events",
-    ("audit", "webhook_router"): "webhooks",
+    ("webhooks", "router"): "webhooks",
     ("maintenance", "health_router"): "health",
     ("maintenance", "router"): "fsck gc metrics reindex verdicts",
 }

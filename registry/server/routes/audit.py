@@ -1,4 +1,4 @@
-"""Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs; webhooks.
+"""Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs.
 
 - Everyone with a token may read hashes and checkpoints, which reveal only the length of the log. Bundles of entries
   need the scope `audit`.
@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -17,20 +17,10 @@ from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import Consistency, LogKeys
-from registry.api.audit import (
-    DeliveryList,
-    DeliveryView,
-    EventPage,
-    EventProof,
-    WebhookCreate,
-    WebhookCreated,
-    WebhookList,
-    WebhookView,
-)
+from registry.api.audit import EventPage, EventProof
 from registry.errors import NotFound, RegistryError
-from registry.events import DeliveryState
 from registry.roles import Scope
-from registry.server import audit, webhooks
+from registry.server import audit
 from registry.server.audit import EventSearch, sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
@@ -43,7 +33,6 @@ from registry.structs import pattern
 from registry.tlog import tiles
 
 router = routing.create_router("audit")
-webhook_router = routing.create_router("webhooks")
 WAIT_LIMIT_SECONDS = 30
 STREAM_SECONDS = 900
 """How long a stream lasts. The client reconnects with the last id."""
@@ -233,49 +222,3 @@ def _tile(data: bytes) -> Response:
 
 def _no_tile(path: str) -> NotFound:
     return NotFound("EVENT_UNKNOWN", f"the audit log has no tile {path[:100]!r}")
-
-
-# ------------------------------------------------------------------ webhooks
-
-
-@webhook_router.post("/webhooks", status_code=201, dependencies=[deps.NO_STORE])
-def create_webhook(
-    session: deps.SessionDep,
-    actor: deps.Admin,
-    request: WebhookCreate,
-    settings: deps.SettingsDep,
-    log: deps.AuditLogDep,
-) -> WebhookCreated:
-    """Create a webhook. Its secret is in this answer only."""
-    view, secret = webhooks.create(session, actor, request, settings, log.keys)
-    return WebhookCreated(webhook=view, secret=secret)
-
-
-@webhook_router.get("/webhooks")
-def list_webhooks(session: deps.SessionDep, actor: deps.Admin) -> WebhookList:
-    """List the webhooks of the namespaces that the caller administers."""
-    return WebhookList(items=webhooks.list_webhooks(session, actor))
-
-
-@webhook_router.delete("/webhooks/{webhook_id}")
-def delete_webhook(session: deps.SessionDep, actor: deps.Admin, webhook_id: str) -> WebhookView:
-    """Delete a webhook. Events that wait for it are not sent any more."""
-    return webhooks.delete_webhook(session, actor, webhook_id)
-
-
-@webhook_router.get("/webhooks/{webhook_id}/deliveries")
-def list_deliveries(
-    session: deps.SessionDep,
-    actor: deps.Admin,
-    webhook_id: str,
-    state: Annotated[Literal[""] | DeliveryState, Query()] = "",
-    limit: deps.LimitDep = deps.PAGE,
-) -> DeliveryList:
-    """List the deliveries of a webhook, newest first."""
-    return DeliveryList(items=webhooks.list_deliveries(session, actor, webhook_id, state=state, limit=limit))
-
-
-@webhook_router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
-def retry_delivery(session: deps.SessionDep, actor: deps.Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
-    """Send a delivery again, now and with all its attempts."""
-    return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)

@@ -1,0 +1,56 @@
+"""Routes of webhooks and their deliveries."""
+
+from typing import Annotated, Literal
+
+from fastapi import Query
+
+from registry.api.audit import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
+from registry.events import DeliveryState
+from registry.server import webhooks
+from registry.server.http import dependencies as deps
+from registry.server.http import routing
+
+router = routing.create_router("webhooks")
+
+
+@router.post("/webhooks", status_code=201, dependencies=[deps.NO_STORE])
+def create_webhook(
+    session: deps.SessionDep,
+    actor: deps.Admin,
+    request: WebhookCreate,
+    settings: deps.SettingsDep,
+    log: deps.AuditLogDep,
+) -> WebhookCreated:
+    """Create a webhook. Its secret is in this answer only."""
+    view, secret = webhooks.create(session, actor, request, settings, log.keys)
+    return WebhookCreated(webhook=view, secret=secret)
+
+
+@router.get("/webhooks")
+def list_webhooks(session: deps.SessionDep, actor: deps.Admin) -> WebhookList:
+    """List the webhooks of the namespaces that the caller administers."""
+    return WebhookList(items=webhooks.list_webhooks(session, actor))
+
+
+@router.delete("/webhooks/{webhook_id}")
+def delete_webhook(session: deps.SessionDep, actor: deps.Admin, webhook_id: str) -> WebhookView:
+    """Delete a webhook. Events that wait for it are not sent any more."""
+    return webhooks.delete_webhook(session, actor, webhook_id)
+
+
+@router.get("/webhooks/{webhook_id}/deliveries")
+def list_deliveries(
+    session: deps.SessionDep,
+    actor: deps.Admin,
+    webhook_id: str,
+    state: Annotated[Literal[""] | DeliveryState, Query()] = "",
+    limit: deps.LimitDep = deps.PAGE,
+) -> DeliveryList:
+    """List the deliveries of a webhook, newest first."""
+    return DeliveryList(items=webhooks.list_deliveries(session, actor, webhook_id, state=state, limit=limit))
+
+
+@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
+def retry_delivery(session: deps.SessionDep, actor: deps.Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
+    """Send a delivery again, now and with all its attempts."""
+    return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)
