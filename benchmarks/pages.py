@@ -16,7 +16,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +102,13 @@ def compare(client: httpx.Client, path: str, counterparts: tuple[str, ...]) -> t
     return statistics.median(pages), statistics.median(requests), len(client.get(path).content)
 
 
-def seconds_over(database_url: str, adapters: int) -> dict[str, float]:
-    """The median time of each page of `GROWING` over so many adapters."""
-    with Harness(database_url) as harness:
-        many_adapters.fill(harness, adapters)
-        with client_of(harness) as client:
-            for path in GROWING.values():
-                seconds_of(lambda path=path: client.get(path))  # type: ignore[misc]
-            return {
-                name: statistics.median(seconds_of(lambda path=path: client.get(path)) for _ in range(ROUNDS))  # type: ignore[misc]
-                for name, path in GROWING.items()
-            }
+def seconds_in_turns(clients: Sequence[httpx.Client], path: str) -> list[float]:
+    """The median time of a page for each of these clients, which are asked in turns."""
+    seconds: list[list[float]] = [[] for _ in clients]
+    for _ in range(ROUNDS + 2):
+        for client, times in zip(clients, seconds, strict=True):
+            times.append(seconds_of(lambda client=client: client.get(path)))  # type: ignore[misc]
+    return [statistics.median(times[2:]) for times in seconds]  # the first ones fill caches
 
 
 def measure_growth(database: str, many: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -126,13 +122,20 @@ def measure_growth(database: str, many: int) -> tuple[dict[str, float], dict[str
         else:
             server = stack.enter_context(services.postgres_url())
             urls = [stack.enter_context(services.fresh_database(server)) for _ in range(2)]
-        few_seconds, many_seconds = seconds_over(urls[0], 1000), seconds_over(urls[1], many)
-    for name in GROWING:
-        few_ms, many_ms = 1000 * few_seconds[name], 1000 * many_seconds[name]
-        ratios[f"{database}_{name}_page_time_{many}_vs_1000_adapters"] = round(many_ms / few_ms, 3)
-        figures |= {f"{database}_{name}_1000_ms": round(few_ms, 2), f"{database}_{name}_{many}_ms": round(many_ms, 2)}
-        print(f"{database:8} {name:13} over 1,000 adapters {few_ms:6.1f} ms, over {many:,} {many_ms:6.1f} ms, "
-              f"ratio {many_ms / few_ms:.2f}", flush=True)  # fmt: skip
+        clients = []
+        for url, adapters in zip(urls, (1000, many), strict=True):
+            harness = stack.enter_context(Harness(url))
+            many_adapters.fill(harness, adapters)
+            clients.append(stack.enter_context(client_of(harness)))
+        for name, path in GROWING.items():
+            few_ms, many_ms = (1000 * seconds for seconds in seconds_in_turns(clients, path))
+            ratios[f"{database}_{name}_page_time_{many}_vs_1000_adapters"] = round(many_ms / few_ms, 3)
+            figures |= {
+                f"{database}_{name}_1000_ms": round(few_ms, 2),
+                f"{database}_{name}_{many}_ms": round(many_ms, 2),
+            }
+            print(f"{database:8} {name:13} over 1,000 adapters {few_ms:6.1f} ms, over {many:,} {many_ms:6.1f} ms, "
+                  f"ratio {many_ms / few_ms:.2f}", flush=True)  # fmt: skip
     return ratios, figures
 
 

@@ -111,16 +111,16 @@ def _add_to_bases(rows: str) -> str:
     )
 
 
-def _delete_zeros(keys: str) -> str:
+def _delete_zeros(namespace_keys: str, base_keys: str) -> str:
     return (
-        f"DELETE FROM namespace_usage WHERE versions <= 0 AND (namespace, shard) IN ({keys});\n"
-        f"DELETE FROM base_usage WHERE adapters <= 0 AND (namespace, shard) IN ({keys});"
+        f"DELETE FROM namespace_usage WHERE versions <= 0 AND (namespace, shard) IN ({namespace_keys});\n"
+        f"DELETE FROM base_usage WHERE adapters <= 0 AND (base_id, namespace, shard) IN ({base_keys});"
     )
 
 
-def _move(adapter: str, versions: str = "version") -> str:
+def _move(adapter: str) -> str:
     """The statements after an adapter moved from the namespace `old.namespace` to `new.namespace`."""
-    own = f"FROM {versions} WHERE adapter_id = {adapter}"
+    own = f"FROM version WHERE adapter_id = {adapter}"
     moves = "(SELECT old.namespace AS namespace, -1 AS sign UNION ALL SELECT new.namespace, 1) AS moves"
     return "\n".join((
         _add_to_namespaces(
@@ -132,7 +132,10 @@ def _move(adapter: str, versions: str = "version") -> str:
             f"SELECT base_id, namespace, {adapter} % 8, sign FROM {moves}, "
             f"(SELECT DISTINCT base_id {own} AND deleted_at IS NULL) AS own WHERE true ORDER BY base_id, namespace"
         ),
-        _delete_zeros(f"SELECT old.namespace, {adapter} % 8"),
+        _delete_zeros(
+            f"SELECT old.namespace, {adapter} % 8",
+            f"SELECT base_id, old.namespace, {adapter} % 8 {own}",
+        ),
     ))  # fmt: skip
 
 
@@ -140,17 +143,16 @@ def _move(adapter: str, versions: str = "version") -> str:
 def _sqlite_triggers() -> tuple[str, ...]:
     changed = " OR ".join(f"old.{column} IS NOT new.{column}" for column in _COUNTED.split(", "))
     add, remove = _count_row("new", 1), _count_row("old", -1)
+    owner = "FROM adapter WHERE id = old.adapter_id"
+    delete = _delete_zeros(f"SELECT namespace, id % 8 {owner}", f"SELECT old.base_id, namespace, id % 8 {owner}")
     return (
         f"CREATE TRIGGER usage_version_insert AFTER INSERT ON version BEGIN {add} END",
         f"CREATE TRIGGER usage_version_update AFTER UPDATE OF {_COUNTED} ON version WHEN {changed} "
-        f"BEGIN {remove} {add} {_delete_zeros(_KEY_OF_OLD)} END",
-        f"CREATE TRIGGER usage_version_delete AFTER DELETE ON version BEGIN {remove} {_delete_zeros(_KEY_OF_OLD)} END",
+        f"BEGIN {remove} {add} {delete} END",
+        f"CREATE TRIGGER usage_version_delete AFTER DELETE ON version BEGIN {remove} {delete} END",
         "CREATE TRIGGER usage_adapter_move AFTER UPDATE OF namespace ON adapter WHEN old.namespace <> new.namespace "
         f"BEGIN {_move('new.id')} END",
     )
-
-
-_KEY_OF_OLD = "SELECT namespace, id % 8 FROM adapter WHERE id = old.adapter_id"
 
 
 def _count_row(row: str, sign: int) -> str:
@@ -200,7 +202,11 @@ def _postgres_triggers() -> list[str]:
 
 
 def _function(name: str, body: str) -> str:
-    return f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN\n{body}\nRETURN NULL; END $$"
+    """A trigger's function. A session keeps its plans, so none may be that for a table which was small then."""
+    settings = " ".join(f"SET enable_{scan} = off" for scan in ("seqscan", "hashjoin", "mergejoin"))
+    return (
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql {settings} AS $$ BEGIN\n{body}\nRETURN NULL; END $$"
+    )
 
 
 def _count_rows(operation: str, before: str, after: str) -> str:
@@ -210,15 +216,18 @@ def _count_rows(operation: str, before: str, after: str) -> str:
         f"UNION ALL SELECT adapter_id, size_bytes, 1 FROM {after} AND purged_at IS NULL"
     )
     pairs = (
-        f"SELECT adapter_id, base_id FROM {before} AND deleted_at IS NULL "
-        f"UNION SELECT adapter_id, base_id FROM {after} AND deleted_at IS NULL"
+        "SELECT adapter_id, base_id, bool_or(is_old) AS is_old FROM ("
+        f"SELECT adapter_id, base_id, true AS is_old FROM {before} AND deleted_at IS NULL "
+        f"UNION ALL SELECT adapter_id, base_id, false FROM {after} AND deleted_at IS NULL) AS changed "
+        "GROUP BY adapter_id, base_id"
     )
-    same = "base_id = pair.base_id AND adapter_id = pair.adapter_id AND deleted_at IS NULL"
-    counted_before = (
-        f"(EXISTS (SELECT 1 FROM {before} AND {same}) OR EXISTS "
-        f"(SELECT 1 FROM version WHERE {same} AND id NOT IN (SELECT id FROM {after})))"
+    # No plan may read all versions: EXISTS could be hashed, and `deleted_at` has an index of its own.
+    live = (
+        "SELECT 1 FROM version WHERE base_id = pair.base_id AND adapter_id = pair.adapter_id "
+        "AND (deleted_at IS NULL) IS TRUE"
     )
-    counted_now = f"EXISTS (SELECT 1 FROM version WHERE {same})"
+    counted_now = f"(({live} LIMIT 1) IS NOT NULL)"
+    counted_before = f"(is_old OR ({live} AND id NOT IN (SELECT id FROM {after}) LIMIT 1) IS NOT NULL)"
     statements = [
         _add_to_namespaces(
             f"SELECT namespace, id % 8, sum(sign * size_bytes), sum(sign) FROM ({changes}) AS change "
@@ -233,13 +242,16 @@ def _count_rows(operation: str, before: str, after: str) -> str:
         ),
     ]
     if operation == "update":
-        columns = [", ".join(f"{age}_rows.{column}" for column in _COUNTED.split(", ")) for age in ("old", "new")]
         statements.insert(
             0,
-            "IF NOT EXISTS (SELECT 1 FROM old_rows JOIN new_rows ON old_rows.id = new_rows.id "
-            f"WHERE ({columns[0]}) IS DISTINCT FROM ({columns[1]})) THEN RETURN NULL; END IF;",
+            f"IF NOT EXISTS (SELECT id, {_COUNTED} FROM old_rows EXCEPT SELECT id, {_COUNTED} FROM new_rows) "
+            "THEN RETURN NULL; END IF;",
         )
     if operation != "insert":
-        own = "SELECT adapter_id FROM old_rows"
-        statements.append(_delete_zeros(f"SELECT namespace, id % 8 FROM adapter WHERE id IN ({own})"))
+        owners = "FROM old_rows JOIN adapter ON adapter.id = adapter_id"
+        statements.append(
+            _delete_zeros(
+                f"SELECT namespace, adapter.id % 8 {owners}", f"SELECT base_id, namespace, adapter.id % 8 {owners}"
+            )
+        )
     return "\n".join(statements)
