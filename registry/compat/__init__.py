@@ -130,8 +130,16 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
             expected = [max(rows, default=0), width]
             message = f"{location} has shape {list(piece.shape)}; the configuration and this base require {expected}"
             findings.report("compat.shape", location, message, expected, list(piece.shape))
-    if lora.config.token_indices and not pieces:
-        message = "the configuration declares trained tokens, but the file has no trained rows"
+    absent = [
+        name
+        for name in lora.config.token_indices
+        if not any(piece.path.endswith(name) for piece in pieces)
+        and (not pieces or any(path.endswith(name) for path in base.modules))  # a list stands for any embedding
+    ]
+    one_of_two = base.tied and len(absent) < len(lora.config.token_indices)
+    if absent and not one_of_two and not (pieces and lora.config.ensure_weight_tying):
+        of_module = f" of {absent[0]}" if pieces else ""
+        message = f"the configuration declares trained tokens{of_module}, but the file has no trained rows{of_module}"
         location = f"{CONFIG}: trainable_token_indices"
         findings.report("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
 

@@ -186,6 +186,9 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup
         if size is not None and (max(size, default=0) != module.out_features or not is_vector):
             message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
             lookup.findings.report("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
+    if update.kind == "conv":
+        message = f"{update.path} is a convolution: the base's record does not hold the size of its kernel"
+        lookup.findings.report("compat.shape_unknown", update.path, message, group="kernel")
     if update.rank > min(module.in_features, module.out_features):
         message = f"{update.path} has rank {update.rank}, and a full update of its {module.in_features} inputs and "
         message += f"{module.out_features} outputs has a smaller one"
@@ -232,7 +235,8 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
     expected = set(lookup.expected(single_experts=any(_EXPERT.search(path) for path in present)))
     for path in sorted(expected - present) if names_targets(lora.config) else ():
         module = lookup.find(path)
-        if module is not None and module.kind == "other":  # a router is no linear module in transformers 5
+        is_router = module is not None and module.kind == "other"  # no linear module in transformers 5
+        if is_router and not lookup.targets.means_weight(path):
             continue
         message = f"the configuration targets {path}, but the file has no tensor for it"
         group = path.rpartition(".")[2]
@@ -270,6 +274,7 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
     saved = {piece.path for piece in lora.full}
     _check_saved(lora.config.saved_modules, saved, lookup)
     _check_saved_whole(lora, lookup)
+    _check_biases(lora, lookup)
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if lookup.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
         message = f"the base ties its input and output embeddings, and the adapter replaces only {min(ends)}"
@@ -289,7 +294,8 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
         for paths in (saved, lookup.base.modules)
     )
     absent = [name for name in names if name not in present_names]
-    has_head = any(name in _TASK_HEADS and name not in absent for name in names)
+    heads = [name for name in names if name in _TASK_HEADS]
+    has_head = any(name not in absent for name in [h for h in heads if h in expected_names] or heads)
     # A task's model has a head of its own, under a name that PEFT may not know: Splinter's is `splinter_qass`.
     has_own = lookup.base.architecture.endswith(_TASK_MODELS) or any(
         path.startswith(_TASK_HEADS) for path in lookup.base.modules
@@ -322,6 +328,19 @@ def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
             message = f"modules_to_save lists {path}, but the file lacks its {leaf}"
             location, group = f"{path}.{leaf}", f"{path.rpartition('.')[2]} {leaf}"
             lookup.findings.report("compat.saved_module_absent", location, message, location, "nothing", group=group)
+
+
+def _check_biases(lora: LoraSpec, lookup: ModuleLookup) -> None:
+    """Every bias that `bias` announces must be there. Which ones PEFT finds depends on its names for modules."""
+    if lora.config.bias == "none":
+        return
+    present = {piece.path for piece in lora.full if piece.name == "bias"}
+    updated = {update.path for update in lora.modules}
+    for path, module in lookup.modules():
+        if module.bias and path not in present and ".*." not in path and (lora.config.bias == "all" or path in updated):
+            location, group = f"{path}.bias", path.rpartition(".")[2]
+            message = f"bias={lora.config.bias!r} trains {location}, but the file lacks it: the base's is used"
+            lookup.findings.report("compat.tensor_missing", location, message, group=group, severity="unknown")
 
 
 def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:

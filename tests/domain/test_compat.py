@@ -201,6 +201,36 @@ def test_the_heads_that_peft_names_for_every_classifier_are_one_head() -> None:
     assert codes(saving(["classifier", "score"], {}, task="SEQ_CLS")) == {"compat.saved_module_absent"}
 
 
+def test_a_head_under_another_name_does_not_stand_for_the_one_that_the_base_has() -> None:
+    head = base_spec(LLAMA).modules["lm_head"]
+    base = LLAMA_SPEC.model_copy(update={
+        "modules": {**LLAMA_SPEC.modules, "classifier": head}, "architecture": "LlamaForSequenceClassification",
+    })  # fmt: skip
+    config = {"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"}
+    shape = (head.out_features, head.in_features)
+    for name, expected in (("score", {"compat.saved_module_absent"}), ("classifier", set())):
+        whole: dict[str, samples.Tensor] = {f"base_model.model.{name}.weight": ("F32", shape, None)}
+        files = samples.lora(LLAMA, config=config, change=whole.__ror__)
+        assert codes(compat.check_fit(lora_spec(files), base)) == expected
+
+
+@pytest.mark.parametrize(
+    ("bias", "absent", "missed"),
+    [("all", "", False), ("all", "ln_f", True), ("all", "c_attn", True), ("lora_only", "c_attn", True),
+     ("lora_only", "ln_f", False), ("none", "c_attn", False)],
+)  # fmt: skip
+def test_a_trained_bias_that_the_file_lacks_is_for_the_worker_to_judge(bias: str, absent: str, missed: bool) -> None:
+    base = samples.gpt2(layers=1)
+    biases: dict[str, samples.Tensor] = {
+        f"base_model.model.{path}{'.base_layer' * path.endswith('c_attn')}.bias": ("F32", (module.out_features,), None)
+        for path, module in base_spec(base).modules.items()
+        if module.bias and (bias == "all" or (bias == "lora_only" and path.endswith("c_attn")))
+        if not (absent and path.endswith(absent))
+    }
+    files = samples.lora(base, targets=["c_attn"], config={"bias": bias}, change=lambda t: {**t, **biases})
+    assert ("compat.tensor_missing" in codes(judge(files, base), "unknown")) is missed
+
+
 def test_a_task_model_whose_head_peft_does_not_know_saves_none() -> None:
     adapter = lora_spec(samples.lora(LLAMA, config={"modules_to_save": ["qa_outputs"], "task_type": "QUESTION_ANS"}))
     for architecture, is_missing in (("LlamaForCausalLM", True), ("SplinterForQuestionAnswering", False)):
@@ -255,12 +285,46 @@ def test_trained_tokens_are_as_wide_as_their_own_embedding(width: int, expected:
     assert codes(compat.check_fit(lora_spec(files), base)) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "tied", "expected"),
+    [
+        (["lm_head"], True, {"compat.tokens_absent"}), (["embed_tokens", "lm_head"], True, set()),
+        (["embed_tokens", "lm_head"], False, {"compat.tokens_absent"}), (["embed_tokens"], True, set()),
+    ],
+)  # fmt: skip
+def test_each_module_whose_tokens_are_declared_has_its_rows(names: list[str], tied: bool, expected: set[str]) -> None:
+    base = LLAMA_SPEC.model_copy(update={"tied": tied})
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    rows: samples.Tensor = ("F32", (2, base.hidden), None)
+    declared = {"trainable_token_indices": {module: [3, 4] for module in names}}
+    files = samples.lora(LLAMA, config=declared, change=lambda t: {**t, name: rows})
+    assert codes(compat.check_fit(lora_spec(files), base)) == expected
+
+
 @pytest.mark.parametrize(("path", "outcome"), [("self_attn", Outcome.UNKNOWN), ("no_such_part", Outcome.FAIL)])
 def test_a_bias_of_a_part_that_holds_modules_is_unknown(path: str, outcome: Outcome) -> None:
     bias: samples.Tensor = ("F32", (64,), None)
     name = f"base_model.model.model.layers.0.{path}.bias"
     files = samples.lora(LLAMA, config={"bias": "all"}, change=lambda t: {**t, name: bias})
     assert add_up(judge(files, LLAMA)) is outcome
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [((3,), set()), ((3, 3), set()), ((2,) * 4, {"lora.shape_invalid"})])
+def test_updates_of_convolutions_fit_but_for_their_kernels(kernel: tuple[int, ...], expected: set[str]) -> None:
+    def convolved(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
+        more = {"A": kernel, "B": (1,) * len(kernel)}
+        return {
+            name: (dtype, (*shape, *more[name.split(".lora_")[1][0]]), None)
+            for name, (dtype, shape, _) in tensors.items()
+        }
+
+    conv = {
+        p: m.model_copy(update={"kind": "conv"}) if m.kind == "linear" else m for p, m in LLAMA_SPEC.modules.items()
+    }
+    files = samples.lora(LLAMA, change=convolved)
+    findings = compat.check_fit(lora_spec(files), LLAMA_SPEC.model_copy(update={"modules": conv}))
+    assert codes(findings) == expected
+    assert ("compat.shape_unknown" in codes(findings, "unknown")) is (not expected)
 
 
 def test_block_diagonal_factors_are_not_checked() -> None:

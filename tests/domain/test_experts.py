@@ -104,7 +104,7 @@ def test_a_block_of_other_experts_does_not_fit(changed: dict[str, tuple[int, int
     assert code in {f.code for f in errors(adapter(BLOCKS | changed, **FUSED))}
 
 
-@pytest.mark.parametrize("lost", ["mlp.experts.base_layer", "mlp.experts"])
+@pytest.mark.parametrize("lost", ["mlp.experts.base_layer", "mlp.experts", "mlp.gate"])
 def test_a_parameter_that_is_announced_and_absent_is_missed(lost: str) -> None:
     remaining = {path: sizes for path, sizes in BLOCKS.items() if path != lost}
     assert errors(adapter(remaining, **FUSED)) != []

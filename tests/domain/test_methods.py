@@ -309,7 +309,7 @@ def test_the_schedule_and_the_masks_of_adalora_are_what_peft_takes(changes: dict
         {"megatron_config": {"tensor_parallel": 2}}, {"arrow_config": {}}, {"arrow_config": {"top_k": 2}},
         {"lora_dropout": [0.1]}, {"lora_dropout": {"p": 0.1}}, {"kasa_config": 1}, {"corda_config": 1},
         {"eva_config": 0.5}, {"lora_ga_config": [4]}, {"monteclora_config": True},
-        {"monteclora_config": {"no_such_field": 1}},
+        {"monteclora_config": {"no_such_field": 1}}, {"init_lora_weights": "corda"},
     ],
 )  # fmt: skip
 def test_a_value_of_a_kind_that_peft_refuses_fails(changes: dict[str, Any]) -> None:

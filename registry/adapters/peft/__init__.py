@@ -190,7 +190,9 @@ class _Reader:
             message = f"module {path} has {there.name.rsplit(path, 1)[-1].strip('.')} but no {missing}"
             self._note("lora.pair_incomplete", path, message, f"{path}.{missing}", there.name)
             return None
-        if len(a.shape) != len(b.shape) or len(a.shape) not in (2, 4, 5):
+        dimensions = len(a.shape)
+        along_time = dimensions == 3 and b.shape[-1:] == (1,) and ".experts." not in path
+        if dimensions != len(b.shape) or not (along_time or dimensions in (2, 4, 5)):
             message = f"module {path}: A and B must both be matrices (or both convolutions)"
             if len(a.shape) == len(b.shape) == 3 and ".experts." in path:
                 message += "; these hold all experts, as Tinker trains them: export the adapter with "

@@ -105,6 +105,10 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
      "is taken only without DoRA and with init_lora_weights true or false"),
     ("init_lora_weights", "LORA",
      lambda read: read("init_lora_weights") == "loftq" and not read("loftq_config"), "is loftq without a loftq_config"),
+    # lora/layer.py LoraLayer.corda_init: reads what preprocess_corda left on the modules of the base in memory
+    ("init_lora_weights", "LORA", lambda read: str(read("init_lora_weights")).startswith("corda"),
+     "is CorDA, which PEFT loads only after preprocess_corda on the base; it can save a plain LoRA adapter instead: "
+     "path_initial_model_for_weight_conversion"),
     # lora/tp_layer.py dispatch_megatron: imports Megatron for every module
     ("megatron_config", "LORA", lambda read: read("megatron_config"),
      "needs the library Megatron, which PEFT does not bring along"),
