@@ -18,6 +18,8 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from registry.worker.model import tasks
+
 PARAMETERS_LIMIT = 8_000_000
 VOCABULARY = 128
 SIZES: tuple[tuple[str, int], ...] = (
@@ -44,9 +46,25 @@ SIZES: tuple[tuple[str, int], ...] = (
 UNSET = {"head_dim": 8, "num_key_value_heads": 4}
 """Fields without a default that some classes need."""
 
-_SECTIONS = {
-    "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
-}
+
+def _sections(*sizes: int, **more: Any) -> dict[str, Any]:
+    """Rotary embeddings whose dimensions are shared out to time, height and width."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sizes), **more}}
+
+
+_SECTIONS = {"text_config": _sections(2, 1, 1)}
+_BY_LAYER = {"rope_parameters": {"full_attention": _sections(2, 1, 1)["rope_parameters"]}}
+_NEMOTRON_H = {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2}
+_INDEXER = {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+    "indexer_compress_ratio": 4, "hc_lowrank": 8,
+}  # fmt: skip
+_CONVOLUTIONS = {"num_filters": 4, "depths": [1] * 7}
+_SLIDING = {
+    "num_key_value_heads": 4, "head_dim": 16, "index_head_dim": 16, "index_n_heads": 2, "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4, "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
+}  # fmt: skip
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2_vl": _SECTIONS,
@@ -55,16 +73,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm4v": _SECTIONS,
     "glmga": _SECTIONS,
     "hunyuan_vl": _SECTIONS,
-    "glm4v_moe": {
-        "text_config": {
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "partial_rotary_factor": 0.5,
-                "mrope_section": [1, 1, 0],
-            }
-        }
-    },
+    "glm4v_moe": {"text_config": _sections(1, 1, 0, partial_rotary_factor=0.5)},
     "qwen2_5_omni_thinker": _SECTIONS | {"vision_start_token_id": 101},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 101},
     "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16},
@@ -82,14 +91,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ernie4_5_moe": {"moe_k": 2},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
-    "lfm2_moe": {"num_dense_layers": 1},
-    "nemotron_h": {
-        "layers_block_type": ["mamba", "attention"],
-        "mamba_num_heads": 8,
-        "mamba_head_dim": 8,
-        "n_groups": 2,
-    },
+    "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "nemotron_h": _NEMOTRON_H,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 32},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "mobilebert": {"embedding_size": 16, "true_hidden_size": 32, "intra_bottleneck_size": 32},
@@ -98,7 +101,70 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {"sliding_window": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-}
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8}},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "chameleon": {
+        "vocabulary_map": {"<image>": 100},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_embeddings": 64},
+    },
+    "musicgen": {"num_codebooks": 1},
+    "musicgen_melody": {"num_codebooks": 1},
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1, "layer_types": ["linear_attention", "full_attention"]},
+    "mistral4": {"head_dim": 16},
+    "ernie4_5_vl_moe": {"text_config": _sections(1, 1, 2) | {"moe_k": 2}},
+    "cohere_compass": {"text_config": _BY_LAYER},
+    "cohere_compass_text": _BY_LAYER,
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}, "vision_config": {"image_size": [32, 32]}},
+    "fun_asr_nano": {
+        "adaptor_config": {"intermediate_size": 8}, "audio_config": {"num_timestamp_prediction_layers": 1},
+    },
+    "nemotron_h_omni": {"text_config": _NEMOTRON_H},
+    "nemo_speechlm": {"text_config": _NEMOTRON_H},
+    "apertus1p5": {
+        "text_config": {"vocab_size": 256}, "image_token_offset": 128, "audio_token_offset": 192,
+        "vision_config": {"codebook_size": 64, "base_channels": 32, "num_res_blocks": 1},
+        "audio_config": {"codebook_size": 32, "num_filters": 4},
+    },
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+        "vision_config": {"sam_config": {"downsample_channels": [32, 32], "global_attn_indexes": [1]}},
+    },
+    "unlimited_ocr": {"vision_config": {"sam_config": {"downsample_channels": [32, 32], "global_attn_indexes": [1]}}},
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16, "global_head_dim": 8},
+    },
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 64}, "downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [1],
+    },
+    "qwen4_exp": _INDEXER,
+    "qwen4_exp_text": _INDEXER,
+    "vibevoice": {"audio_config": _CONVOLUTIONS, "semantic_model_config": _CONVOLUTIONS},
+    "vibevoice_asr": {
+        "acoustic_tokenizer_encoder_config": _CONVOLUTIONS, "semantic_tokenizer_encoder_config": _CONVOLUTIONS,
+    },
+    "dots3_note_text": _SLIDING,
+    "dots3_note": _SLIDING,
+    "janus": {"vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}},
+    "florence2": {
+        "vision_config": {"depths": [1] * 4, "embed_dim": [8] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4},
+    },
+    "blip-2": {"image_token_index": 100},
+    "instructblip": {"image_token_index": 100},
+    "instructblipvideo": {"video_token_index": 100},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64, "encoder_config": {"hidden_size_global": 32},
+        "decoder_config": {"hidden_size_global": 32}, "use_cache": False,
+    },
+    "zamba": {
+        "num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4,
+    },
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
+    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 32, "num_filters": 4}},
+}  # fmt: skip
 """Model type → fields of its configuration class."""
 
 HEADS = (
@@ -130,9 +196,7 @@ SCALES = {"cpmant/embedding": 0.01}
 def configuration(model: Any, variant: str) -> peft.LoraConfig:
     """The LoRA configuration of this variant. Errors say what the model lacks."""
     fields = dict(VARIANTS[variant])
-    task = _task(type(model).__name__)
-    if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and "inputs_embeds" not in inspect.signature(model.forward).parameters:
-        task = None  # PEFT's classes for these tasks pass it on
+    task = task_of(model)
     paths = {id(module): path for path, module in model.named_modules()}
     if variant == "saved-head":
         head = model.get_output_embeddings()
@@ -153,6 +217,13 @@ def configuration(model: Any, variant: str) -> peft.LoraConfig:
             *(("score", "classifier", "qa_outputs") * heads),
         ]
     return peft.LoraConfig(r=4, task_type=task, **fields)
+
+
+def task_of(model: Any) -> str | None:
+    """The task of its adapters; None where PEFT's class for the task passes inputs on that the model does not take."""
+    task = _task(type(model).__name__)
+    takes = "inputs_embeds" in inspect.signature(model.forward).parameters
+    return task if takes or task not in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else None
 
 
 def _task(maker: str) -> str | None:
@@ -182,13 +253,18 @@ def names() -> Iterator[tuple[str, str, str]]:
 def config_of(kind: Any, model_type: str) -> Any:
     """A tiny configuration for this class. Errors are transformers' own."""
     maker = kind.config_class or CONFIG_MAPPING[model_type]
-    default = maker()
-    fields = _shrink(default.to_dict())
-    for name in getattr(default, "sub_configs", {}):
-        value = getattr(default, name, None)
+    return maker(**_merge(_tiny(maker()), OVERRIDES.get(model_type, {})))
+
+
+def _tiny(config: Any) -> dict[str, Any]:
+    """The fields whose values change, and those of the configurations inside it."""
+    fields = _shrink(config.to_dict())
+    for name in getattr(config, "sub_configs", {}):
+        value = getattr(config, name, None)
         if value is not None:
-            fields[name] = _shrink(value.to_dict()) | {"model_type": value.model_type}
-    return maker(**_merge(fields, OVERRIDES.get(model_type, {})))
+            stated = getattr(getattr(config, "sub_configs_defaults", {}).get(name), "init_kwargs", {})
+            fields[name] = stated | _tiny(value) | {"model_type": value.model_type}
+    return fields
 
 
 def _shrink(written: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +322,7 @@ def build(model_type: str, maker: str, folder: Path) -> Any:
 
 
 def inputs_of(model: Any) -> dict[str, Any]:
-    """Inputs of the model's forward pass: text, a decoder's beginning, and images or bounds where it runs only with."""
+    """Inputs of the model's forward pass: text, a decoder's beginning, and what else the worker makes if it must."""
     ids = torch.tensor([[5, 7, 9, 11, 60, 23, 42, 90, 13, 33], [44, 7, 8, 3, 5, 19, 71, 6, 17, 29]])
     names = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -255,22 +331,11 @@ def inputs_of(model: Any) -> dict[str, Any]:
         if classifies:  # it reads the state at the end of the text
             ids[:, -1] = model.config.eos_token_id
         inputs["decoder_input_ids"] = ids if classifies else ids[:, :4]
-    if not runs(model, inputs):
-        more = {"bbox": torch.zeros(*ids.shape, 4, dtype=torch.long), "pixel_values": _pixels(model.config)}
-        inputs |= {name: value for name, value in more.items() if name in names}
-        inputs = {name: value for name, value in inputs.items() if name in names}
-    if "image_embeds_position_mask" in names and not runs(model, inputs):  # one place for the image, which takes many
-        inputs["image_embeds_position_mask"] = torch.zeros_like(ids).index_fill_(1, torch.tensor([0]), 1)
-        inputs["image_embeds"] = torch.randn(2, 1, model.config.text_config.hidden_size,
-                                             generator=torch.Generator().manual_seed(0))  # fmt: skip
-    return inputs
-
-
-def _pixels(config: Any) -> torch.Tensor:
-    """[batch, channels, side, side] of the size that the model's image encoder takes."""
-    parts = [config, *(getattr(config, name, None) for name in ("vision_config", "encoder"))]
-    side = next((size for part in parts if type(size := getattr(part, "image_size", None)) is int), 32)
-    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    makers = [(name, make) for name, make in tasks.INPUTS.items() if name in names]
+    stated = {name: value for name, value in inputs.items() if name in names}
+    choices = [makers[:number] for number in range(len(makers) + 1)] if "input_ids" in names else [[m] for m in makers]
+    attempts = [inputs, *(stated | {name: make(model.config, ids) for name, make in choice} for choice in choices)]
+    return next((attempt for attempt in attempts if runs(model, attempt)), inputs)
 
 
 @torch.inference_mode()

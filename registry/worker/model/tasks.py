@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional
 from transformers.models.auto import modeling_auto
 
 Probe = tuple[int, ...]
@@ -82,7 +83,7 @@ TASKS = (
     ModelTask(
         "QUESTION_ANS", "model that answers by a span of the text", ("QUESTION_ANS",),
         ("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"), Predictions.LABELS,
-        ("start_logits+end_logits", "logits"),
+        ("start_logits+end_logits", "logits", "question_answering_score"),
     ),
     ModelTask("", "model that chooses an answer", (), ("MULTIPLE_CHOICE",), Predictions.LABELS, chooses=True),
     ENCODER_DECODER,
@@ -165,7 +166,7 @@ class Forward:
         names = inspect.signature(model.forward).parameters
         self._text = [name for name in ("input_ids", "attention_mask") if "input_ids" in names and name in names]
         self._decoder = [name for name in ("decoder_input_ids",) if name in names]
-        others = [name for name in _MADE if name in names]
+        others = [name for name in INPUTS if name in names]
         self._attempts = [others[:n] for n in range(len(others) + 1)] if self._text else [[name] for name in others]
         self._config = model.config
 
@@ -201,10 +202,10 @@ class Forward:
             else:
                 self._attempts = [extra]
                 return output
-        raise error or TypeError(f"{type(model).__name__} takes neither tokens nor any of {', '.join(_MADE)}")
+        raise error or TypeError(f"{type(model).__name__} takes neither tokens nor any of {', '.join(INPUTS)}")
 
     def _inputs(self, ids: torch.Tensor, others: Sequence[str]) -> dict[str, torch.Tensor]:
-        inputs = {name: _MADE[name](self._config, ids) for name in others}
+        inputs = {name: INPUTS[name](self._config, ids) for name in others}
         tokens, eos = ids, getattr(self._config, "eos_token_id", None)
         if self.task.alone and self._decoder and type(eos) is int:  # they read the end's state
             tokens = torch.cat((ids[:, :-1], ids.new_full((len(ids), 1), eos)), dim=1)
@@ -299,7 +300,13 @@ def _features(config: Any, ids: torch.Tensor) -> torch.Tensor:
     """[bins, time] for Whisper and its like, whose encoder has a fixed length; else [time, bins]."""
     width = _size(config, "input_feat_per_channel", "feature_projection_input_dim", "input_dim", default=0)
     bins, positions = _size(config, "num_mel_bins", default=80), _size(config, "max_source_positions", default=0)
+    if frames := _size(config, "audio_length_per_tok", default=0):  # the sound of each token is added to it
+        return _noise(ids, bins, frames * ids.shape[1])
     return _noise(ids, bins, 2 * positions) if positions and not width else _noise(ids, 4 * ids.shape[1], width or bins)
+
+
+def _tokens(_config: Any, ids: torch.Tensor) -> torch.Tensor:
+    return ids
 
 
 def _bounds(_config: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -317,11 +324,25 @@ def _image_embedding(config: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
     side = _size(config, "image_size", default=224)
-    return _noise(ids, _size(config, "num_channels", "in_channels", default=3), side, side)
+    images = _noise(ids, _size(config, "num_channels", "in_channels", default=3), side, side)
+    return images.unsqueeze(1) if getattr(config, "model_type", "") in _SEVERAL_IMAGES else images
 
 
-_MADE: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+_SEVERAL_IMAGES = ("idefics", "instructblipvideo")
+"""Model types that take several images, or frames, for a text."""
+
+
+def _patches(config: Any, ids: torch.Tensor) -> torch.Tensor:
+    """[patches, row + column + pixels] of Pix2Struct, all of them at the first row and column."""
+    return functional.pad(_noise(ids, ids.shape[1], _size(config, "patch_embed_hidden_size", default=768)), (2, 0))
+
+
+INPUTS: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "bbox": _bounds, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features,
-    "input_values": _samples, "image_embeds_position_mask": _first_token, "image_embeds": _image_embedding,
+    "input_values": _samples, "flattened_patches": _patches, "image_embeds_position_mask": _first_token,
+    "image_embeds": _image_embedding, "qformer_input_ids": _tokens,
+    "image_attention_mask": lambda _config, ids: torch.ones_like(ids).unsqueeze(-1),
+    "visual_feats": lambda config, ids: _noise(ids, 4, _size(config, "visual_feat_dim", default=2048)),
+    "visual_pos": lambda config, ids: _noise(ids, 4, _size(config, "visual_pos_dim", default=4)),
 }  # fmt: skip
 """Input → how to make it from the probe's numbers."""
