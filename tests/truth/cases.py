@@ -49,7 +49,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Case:
-    """One adapter to judge. `honest`: PEFT itself saved it like this; `others`: its files in folders, by path."""
+    """One adapter to judge. `honest`: PEFT itself saved it like this; `others`: more of its files, by path."""
 
     id: str
     tensors: Tensors
@@ -73,7 +73,7 @@ class Case:
 
 @dataclass
 class Group:
-    """The cases of one honest adapter. `tolerated`: see `oracle.ask`."""
+    """The cases of one honest adapter. `tolerated`: see `oracle.ask`; `others`: see `Case`."""
 
     id: str
     base: Base
@@ -82,9 +82,10 @@ class Group:
     changes: list[Mutated]
     tolerated: frozenset[str] = frozenset()
     others: Mapping[str, bytes] = field(default_factory=dict)
+    saved_by_peft: bool = True
 
     def __iter__(self) -> Iterator[Case]:
-        yield Case(f"{self.id}/honest", self.tensors, self.written, honest=True, others=self.others)
+        yield Case(f"{self.id}/honest", self.tensors, self.written, honest=self.saved_by_peft, others=self.others)
         for change, tensors, written in self.changes:
             yield Case(f"{self.id}/{change}", tensors, written, others=self.others)
 
@@ -133,7 +134,7 @@ def of_method(base: Base, name: str, folder: Path) -> Group:
     methods.make(copy.deepcopy(base.subject.model), name, folder)
     tolerated = oracle.tolerance(base.subject, folder)
     inner = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
-    tensors, written = _read(folder)
+    tensors, written = read(folder)
     changes = [*mutations.of_tensors(tensors, written, kind.names)]
     fields = _fields(method, variant, written)
     changes += mutations.of_configuration(tensors, written, fields, names=kind.names, other_task=kind.other_task)
@@ -152,11 +153,12 @@ def of_architecture(base: Base, name: str, folder: Path) -> Group:
     config = architectures.configuration(model, name.partition("/")[2])
     methods.make_from(model, config, folder, scale=architectures.SCALES.get(name, 0.05))
     tolerated = oracle.tolerance(base.subject, folder)
-    tensors, written = _read(folder)
+    tensors, written = read(folder)
     return Group(name, base, tensors, written, list(mutations.of_lora(tensors, written)), tolerated)
 
 
-def _read(folder: Path) -> tuple[Tensors, Written]:
+def read(folder: Path) -> tuple[Tensors, Written]:
+    """The files of an adapter, which are removed."""
     tensors, written = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
     shutil.rmtree(folder)
     return tensors, written

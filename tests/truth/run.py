@@ -19,7 +19,6 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ import peft
 import torch
 import transformers
 
-from tests.truth import cases, methods, oracle, product, table
+from tests.truth import cases, odd, oracle, product, summary, table
 from tests.truth.cases import Case, Group, Plan
 from tests.truth.journal import Journal, code_digest, commit
 from tests.truth.product import Product, Said
@@ -55,21 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
     parser.add_argument(
-        "--page",
-        type=Path,
-        help="write this page about the last answers to every case of the journal, and NAME-unbuilt.md",
+        "--record", action="store_true", help="write what the journal holds whole into the summary and its pages"
     )
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     choice = {"only_check": options.only_check, "sample": options.sample}
     with forked_programs(), Run(options.journal, options.ids, **choice) as run:
-        rows = list(run.rows(cases.plans()))
+        rows = list(run.rows(every_plan()))
         print(table.text(rows, run.unmade, show=options.show))
-        if options.page:
-            unmade = run.every_unmade()
-            options.page.write_text(table.page(run.every_row(), unmade, VERSIONS, run.answered()))
-            options.page.with_name(f"{options.page.stem}-unbuilt.md").write_text(table.unbuilt_page(unmade))
+        if options.record:
+            summary.write(run.lines())
     return int(any(row.disagrees for row in rows))
+
+
+def every_plan() -> Iterator[Plan]:
+    """The odd adapters, the methods, the architectures."""
+    yield from odd.plans()
+    yield from cases.plans()
 
 
 class Run:
@@ -86,7 +87,8 @@ class Run:
         self._answers, self._checks = Journal(journal / "oracle.jsonl"), Journal(journal / "check.jsonl")
         self._stages, self._results = Journal(journal / "stages.jsonl"), Journal(journal / "results.jsonl")
         self._code, self._libraries = code_digest(), "".join(VERSIONS.values())
-        self._source = {"code": self._code, "commit": commit()}
+        libraries = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+        self._source = {"code": self._code, "commit": commit(), "libraries": libraries}
         self._scratch = Path(tempfile.mkdtemp(prefix="truth-", dir=_memory()))
 
     def __enter__(self) -> Run:
@@ -120,31 +122,15 @@ class Run:
                         for row in self._group(group, registry, scratch / "cases"):
                             self._results.put(row.id, {**self._source, **dataclasses.asdict(row)})
                             yield row
+                        if not (self._sample or self._only_check) and all(self._is_chosen(c.id) for c in group):
+                            self._results.put(name, {**self._source, "whole": name})
             except Exception as e:
                 self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))
 
-    def answered(self) -> dict[str, Counter[str]]:
-        """Methods by base, and architectures → commit whose code gave the last result → number of cases."""
-        counts: dict[str, Counter[str]] = {"methods": Counter(), "architectures": Counter()}
-        for value in self._results.values():
-            if "answer" in value:
-                kind = methods.base_kind_of(value["id"])
-                of_method = f"methods on a {kind}" if kind else "methods"
-                subject = of_method if methods.method_of(value["id"]) in methods.VARIANTS else "architectures"
-                counts.setdefault(subject, Counter())[value.get("commit", "")] += 1
-        return counts
-
-    def every_row(self) -> list[Row]:
-        """The last result of every case of the journal."""
-        return [
-            Row(value["id"], value["honest"], oracle.Answer(**value["answer"]), words_of(value["said"]))
-            for value in self._results.values()
-            if "answer" in value
-        ]
-
-    def every_unmade(self) -> list[Unmade]:
-        """What could not be made when it was last tried."""
-        return [Unmade(*value["unmade"]) for value in self._results.values() if "unmade" in value]
+    def lines(self) -> list[summary.Line]:
+        """A line for each subject that the journal holds whole."""
+        groups = [group for plan in every_plan() for group in plan.groups]
+        return list(summary.lines_of(self._results.values(), groups))
 
     def _made(self, name: str) -> None:
         if self._results.get(name) is not None:
@@ -171,7 +157,7 @@ class Run:
                     if stored is None:
                         waiting[case.id] = key, folder
                     else:
-                        case_answers[case.id] |= words_of(stored)
+                        case_answers[case.id] |= summary.said_of(stored)
             if waiting:
                 judged = registry.judge({case: folder for case, (_, folder) in waiting.items()})
                 for case_id, words in judged.items():
@@ -198,7 +184,7 @@ class Run:
         if stored is None:
             stored = product.check_alone(folder, group.base)
             self._checks.put(f"{key} {self._code}", stored)
-        return words_of(stored)
+        return summary.said_of(stored)
 
     @staticmethod
     def _goes_on(case: Case, answer: Said) -> bool:
@@ -213,11 +199,6 @@ class Run:
         """Whether a group may have a chosen case."""
         heads = ["/".join(pattern.split("/")[:2]) for pattern in self._ids or ["*"]]
         return any(fnmatch.fnmatchcase(group, head) or group.startswith(head) for head in heads)
-
-
-def words_of(stored: dict[str, list[str]]) -> Said:
-    """What a stage said, as JSON kept it."""
-    return {stage: (words[0], words[1]) for stage, words in stored.items()}
 
 
 class _Registry:
