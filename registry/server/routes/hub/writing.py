@@ -17,9 +17,10 @@ from starlette.background import BackgroundTask
 
 from registry import names
 from registry.adapters import card
-from registry.errors import Conflict, Invalid, NotFound
+from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.hub.shapes import Json
 from registry.names import NEWEST, AdapterName
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.http.dependencies import BlobsHandleDep, EngineDep, Pusher, SettingsDep
@@ -64,6 +65,7 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
         with db.session(engine, write=False) as session:
             exists = _exists(session, actor, name)
             if not exists:
+                _require_push(actor, name)
                 db.begin_writing(session)
                 upload = drafts.open_upload(session, actor, name, {}, settings, seconds=settings.draft_seconds)
                 drafts.write(session, actor, name, upload, EMPTY, "")
@@ -75,6 +77,14 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
         message = f"there is an adapter '{name}' already"
         return JSONResponse(answer | {"error": message}, 409, {"X-Error-Message": message})
     return JSONResponse(answer)
+
+
+def _require_push(actor: Actor, name: AdapterName) -> None:
+    """Raise `Denied` unless the actor may push: clients show no text with an error that says `RepoNotFound`."""
+    try:
+        actor.require(Scope.PUSH, name)
+    except NotFound as e:
+        raise Denied("DENIED", f"you may not push to '{name}'", next_step=e.next_step) from None
 
 
 def _parse_name(actor: Actor, organization: str, name: str) -> AdapterName:
