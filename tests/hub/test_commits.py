@@ -43,6 +43,14 @@ def test_a_whole_adapter_is_a_version_like_any_other(harness: Harness, pusher: P
     assert pusher.send("GET", location).json()["digest"] == version.digest
 
 
+def test_the_answer_says_what_a_check_warns_of(harness: Harness, pusher: Pusher) -> None:
+    pusher.create()
+    files = harness.files()
+    answer = pusher.push(files | {f"copy/{samples.WEIGHTS}": files[samples.WEIGHTS]})
+    assert "compat warn (" in warning(answer)
+    assert f"copy/{samples.WEIGHTS}" in warning(answer)
+
+
 def test_the_parent_of_a_version_is_the_version_at_the_branch(harness: Harness, pusher: Pusher) -> None:
     digests = [harness.push("acme/support").version.digest]
     first = pusher.commit(add(CARD, b"# New\n"), parentCommit=commit_id(digests[0]))
@@ -129,6 +137,19 @@ def test_a_repository_that_another_process_creates_meanwhile_exists(
     monkeypatch.setattr(writing, "_exists", lambda *_: False)
     answer = pusher.create()
     assert (answer.status_code, answer.json()["url"]) == (409, url)
+
+
+@pytest.mark.security
+def test_creating_in_a_namespace_of_others_is_denied_with_the_ones_to_push_to(harness: Harness) -> None:
+    """With 404 the client says that there is no such repository, and to create it, and hides the text."""
+    harness.push("globex/secret")
+    pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
+    answers = []
+    for name in ("globex/secret", "globex/absent"):
+        answer = Pusher(harness, pusher.secret, name).create()
+        answers.append((answer.status_code, answer.headers["x-error-message"].replace(name, "NAME")))
+        assert "x-error-code" not in answer.headers
+    assert answers == [(403, "you may not push to 'NAME'; token 'somebody' may push only in: acme")] * 2
 
 
 # ------------------------------------------------------------------ the base

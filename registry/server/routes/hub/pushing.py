@@ -228,7 +228,9 @@ def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     check = f"{verdict.check} {verdict.profile}".strip()
-    severity = "unknown" if verdict.check is Check.COMPAT and verdict.outcome is Outcome.UNKNOWN else "error"
+    severity = "warning" if verdict.outcome is Outcome.WARN else "error"
+    if verdict.check is Check.COMPAT and verdict.outcome is Outcome.UNKNOWN:
+        severity = "unknown"
     worst = next((finding for finding in verdict.findings if finding.severity == severity), None)
     return f"{check} {verdict.outcome}" + (f" ({worst.to_text()})" if worst is not None else "")
 
