@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlmodel import col, update
 
@@ -9,10 +11,13 @@ from registry.api.access import NamespaceSet, TokenCreate
 from registry.server.database import db
 from registry.server.database.models import PushBlobRow, PushRow
 from registry.server.hub import drafts
+from registry.server.hub.commits import Committer
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, delete, drafts_of, staged
 from tests.maintenance import collect
+
+OTHER = "/api/models/acme/support/branch/other"
 
 
 def test_files_become_a_version_one_at_a_time(harness: Harness, pusher: Pusher) -> None:
@@ -111,6 +116,43 @@ def test_a_deleted_branch_leaves_the_bytes_that_another_draft_has(harness: Harne
     harness.transport.settle()
     assert (len(staged(harness)), pusher.files()) == (1, [CARD])
     assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == CARD.encode()
+
+
+def test_a_commit_fails_if_another_branch_takes_its_bytes_with_it(
+    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_shared, write = add(CARD, b"# Shared\n"), Committer._write_draft
+    pusher.create()
+    pusher.send("POST", OTHER, json={})
+    assert pusher.commit(add_shared, revision="other").status_code == 200
+
+    def write_after_deletion(*args: Any) -> Any:
+        assert pusher.send("DELETE", OTHER).status_code == 200
+        return write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Committer, "_write_draft", write_after_deletion)
+        assert "was not uploaded" in pusher.commit(add_shared).headers["x-error-message"]
+    harness.transport.settle()
+    assert pusher.commit(add_shared).status_code == 200
+    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Shared\n"
+
+
+def test_bytes_that_are_staged_again_are_not_deleted(
+    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete_released, late = drafts.delete_released, list[Any]()
+    pusher.create()
+    pusher.send("POST", OTHER, json={})
+    pusher.commit(add(CARD, b"# Shared\n"), revision="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "delete_released", lambda *args: late.append(args))
+        assert pusher.send("DELETE", OTHER).status_code == 200
+        harness.transport.settle()
+    assert pusher.commit(add(CARD, b"# Shared\n")).status_code == 200
+    [args] = late
+    delete_released(*args)
+    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Shared\n"
 
 
 def test_a_draft_does_not_undo_a_version_that_came_meanwhile(harness: Harness, pusher: Pusher) -> None:

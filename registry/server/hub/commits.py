@@ -8,7 +8,6 @@
 - No transaction is open while bytes are read. The branch is still there at the end, else the commit is refused.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from registry.adapters.read import read_any
 from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest, Hasher
-from registry.errors import Invalid, NotFound, Unavailable
+from registry.errors import Invalid, NotFound
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
@@ -236,6 +235,9 @@ class Committer:
         with db.session(self.engine) as session:
             seconds = self.settings.draft_seconds
             upload = drafts.open_upload(session, self.actor, self.name, {}, self.settings, seconds=seconds)
+            lost = staged.keys() - drafts.locate(session, [upload.id], staged).keys()
+            if lost:  # another branch was deleted meanwhile, which alone had these bytes
+                raise version_push.not_uploaded([f.descriptor for f in tree.values() if f.descriptor.digest in lost])
             drafts.hold_blobs(session, upload, {digest: "" for digest in sizes if digest not in staged}, sizes)
             row = drafts.write(session, self.actor, self.name, upload, draft, head.draft.revision if head.draft else "")
             xorbs = sessions.end_used(session, self.actor, self.name)
@@ -322,13 +324,6 @@ def _descriptors(tree: Mapping[str, File]) -> dict[str, Descriptor]:
 def _mismatch(file: Descriptor, message: str) -> Invalid:
     text = f"{message}; the commit says {file.size_bytes} bytes and {file.digest}"
     return Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", file.path, text))
-
-
-def delete_staged(blobs: BlobStore, keys: Sequence[str]) -> None:
-    """Delete what a version does not need any more. Optional: `gc` would do the same later."""
-    with contextlib.suppress(Unavailable):
-        for key in keys:
-            blobs.end_staging(key)
 
 
 # ------------------------------------------------------------------ head

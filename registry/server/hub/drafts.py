@@ -8,16 +8,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, update
+from sqlalchemy import ColumnElement, Engine, and_, case, delete, exists, func, not_, or_, update
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest, canonical_json
-from registry.errors import Conflict, TooLarge
+from registry.errors import Conflict, TooLarge, Unavailable
 from registry.hub.shapes import File
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -29,7 +30,7 @@ from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow,
 from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import key_of
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import PushState
 from registry.versions.files import kind_of
 from registry.versions.manifest import Descriptor
@@ -248,6 +249,7 @@ def end(session: Session, drafts: Iterable[DraftRow]) -> None:
 def discard(session: Session, drafts: Sequence[DraftRow]) -> list[str]:
     """Delete drafts, and stop staging the files that no other one has; return the staging keys of these."""
     ids, push_ids = [draft.id for draft in drafts], {draft.push_id for draft in drafts}
+    _lock_uploads(session, push_ids)
     digests = set(session.exec(select(DraftFileRow.digest).where(col(DraftFileRow.draft_id).in_(ids))).all())
     end(session, drafts)
     others = select(DraftFileRow.digest).join(DraftRow, col(DraftRow.id) == col(DraftFileRow.draft_id))
@@ -257,9 +259,32 @@ def discard(session: Session, drafts: Sequence[DraftRow]) -> list[str]:
 
 def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:
     """Delete the actor's drafts of an adapter, and end what it has uploaded; return the ids of the uploads."""
-    end(session, list_drafts(session, actor, name))
+    own_drafts = list_drafts(session, actor, name)
     uploads = staging.find_pushes(session, _upload_prefix(actor), name)
-    return references.end_pushes(session, [upload.id for upload in uploads])
+    ended = references.end_pushes(session, [upload.id for upload in uploads])  # locks them before drafts, as commits do
+    end(session, own_drafts)
+    return ended
+
+
+def delete_released(engine: Engine, blobs: BlobStore, keys: Iterable[str]) -> None:
+    """Delete the bytes under these keys, which were released, unless their upload stages them again.
+
+    Optional: `gc` would do the same after the upload.
+    """
+    with contextlib.suppress(Unavailable):
+        for key in keys:
+            push_id = key.split("/")[1]
+            again = select(PushBlobRow.digest).where(PushBlobRow.push_id == push_id, PushBlobRow.staging_key == key)
+            with db.session(engine) as session:
+                _lock_uploads(session, [push_id])  # the same bytes are written again after this only
+                if session.exec(again).first() is None:
+                    blobs.end_staging(key)
+
+
+def _lock_uploads(session: Session, push_ids: Iterable[str]) -> None:
+    """Let no one stage anything in these uploads, or commit what they stage, until this transaction ends."""
+    own = select(PushRow.id).where(col(PushRow.id).in_(sorted(push_ids)))
+    session.exec(own.order_by(col(PushRow.id)).with_for_update()).all()
 
 
 def release(session: Session, push_id: str, digests: Iterable[Digest]) -> list[str]:

@@ -37,7 +37,7 @@ from registry.server.http.dependencies import (
 )
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.http.routing import run_for
-from registry.server.hub import commits, refusals, repositories, revisions, uploads
+from registry.server.hub import commits, drafts, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
 from registry.server.hub.xet import sessions
@@ -209,7 +209,7 @@ def _clean_up(request: Request, outcome: CommitOutcome) -> None:
     state = request.app.state
     sessions.delete_xorbs(state.blobs, outcome.xorbs)
     if outcome.push_id:
-        commits.delete_staged(state.blobs, outcome.released)
+        drafts.delete_released(state.engine, state.blobs, outcome.released)
         commit.clean_up(state.engine, [outcome.push_id], blobs=state.blobs)
 
 

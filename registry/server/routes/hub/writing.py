@@ -229,7 +229,7 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, blobs: Blo
         if not own_drafts:
             raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
         released = drafts.discard(session, own_drafts)
-    after = BackgroundTask(run_in_store_thread, commits.delete_staged, blobs, released)
+    after = BackgroundTask(run_in_store_thread, drafts.delete_released, engine, blobs, released)
     return JSONResponse({}, background=after)
 
 
