@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,11 +12,14 @@ from sqlmodel import select
 
 from registry.api.access import NamespaceSet, TokenCreate
 from registry.api.maintenance import GcRequest
+from registry.bases import BaseSpec
 from registry.errors import RegistryError
 from registry.server.access import quotas
+from registry.server.actors import TRUSTED
+from registry.server.catalog.bases import set_aliases
 from registry.server.database.models import VersionRow
 from tests import samples, usage
-from tests.base_specs import spec_of
+from tests.access.test_at_once import waiting
 from tests.harness import Harness
 
 BASES = ("tiny-llama", "other-llama")
@@ -32,8 +36,7 @@ def harness(database_url: str) -> Iterator[Harness]:
         for namespace in ("acme", "globex"):
             harness.admin.create_namespace(namespace)
             harness.admin.change_namespace(namespace, NamespaceSet(unregistered_bases=True))
-        unknown = spec_of(samples.llama(UNREGISTERED, seed=7))
-        harness.bases[UNREGISTERED] = unknown
+        harness.bases[UNREGISTERED] = BaseSpec.unregistered(UNREGISTERED)
         yield harness
 
 
@@ -160,3 +163,19 @@ def test_a_base_counts_the_adapters_that_the_actor_may_see(harness: Harness) -> 
     harness.admin.change_namespace("globex", NamespaceSet(public=True))
     assert count(namespaces=["acme"]) == 3
     assert count(namespaces=["globex"], adapters=["globex/c"]) == 2, "the public ones count once"
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_deletion_counts_what_another_transaction_gives_to_its_base(harness: Harness) -> None:
+    """Neither of the two locks what the other changes: the counters make them take turns."""
+    for base in (UNREGISTERED, BASES[0]):
+        harness.push("acme/a", harness.files(samples.llama(base)), base=base)
+    harness.push("acme/a", harness.files(samples.llama(BASES[1])), base=BASES[1])
+    deletion = threading.Thread(target=harness.admin.delete_version, args=("acme/a@2", "gone"))
+    with harness.session(write=True) as session:
+        set_aliases(session, TRUSTED, BASES[0], [UNREGISTERED])
+        deletion.start()
+        waiting(harness)
+    deletion.join()
+    assert usage.find_differences(harness.engine) == []
+    assert harness.admin.base(BASES[0]).adapters == 1
