@@ -239,10 +239,11 @@ def _sizes_in(config: Mapping[str, Any]) -> dict[str, Any]:
 def _size(config: Mapping[str, Any], *fields: str) -> int:
     """The first of these fields that is not null: a whole number from 1 to 2^31; 0 without any.
 
-    A list has a size for each layer: the largest counts.
+    A list has a size for each layer, and an object one for each part: the largest counts.
     """
     field, value = next(((f, config[f]) for f in fields if config.get(f) is not None), ("", 0))
-    sizes: list[Any] = value if isinstance(value, list) and value else [value]
+    many = list(value.values()) if isinstance(value, dict) else value
+    sizes: list[Any] = many if isinstance(many, list) and many else [value]
     if field and not all(type(size) is int and 0 < size <= SIZE_LIMIT for size in sizes):
         rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
         strict_json.refuse(_DIALECT, BASE_CONFIG, "value_invalid", rule)

@@ -279,6 +279,12 @@ def test_a_base_that_needs_code_of_its_own_is_marked() -> None:
     assert not base_spec(LLAMA).needs_code
 
 
+def test_the_layers_of_each_part_are_read_and_the_most_count() -> None:
+    """LXMERT writes the layers of its encoders for the text, for the image and for both as one object."""
+    parts = {"vision": 5, "cross_encoder": 5, "language": 9}
+    assert spec_of({"a.weight": ("F32", (4, 4))}, num_hidden_layers=parts).layers == 9
+
+
 def test_a_size_for_each_layer_is_read_and_the_largest_counts() -> None:
     assert spec_of({"a.weight": ("F32", (4, 4))}, intermediate_size=[128, 256]).intermediate == 256
     for sizes in ([], [0, 4], [4, "8"], [[4]]):
