@@ -4,7 +4,8 @@ Pure: equal specs give equal findings. The modules in the file and the modules t
 the same. What headers do not show is an `unknown` finding, never a pass.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 
 from registry import __version__, engines
 from registry.adapters import methods
@@ -130,18 +131,27 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
             expected = [max(rows, default=0), width]
             message = f"{location} has shape {list(piece.shape)}; the configuration and this base require {expected}"
             findings.report("compat.shape", location, message, expected, list(piece.shape))
-    absent = [
-        name
-        for name in lora.config.token_indices
-        if not any(piece.path.endswith(name) for piece in pieces)
-        and (not pieces or any(path.endswith(name) for path in base.modules))  # a list stands for any embedding
-    ]
+    absent = [*lora.config.token_indices]
+    if absent and pieces:  # a list stands for any embedding
+        has_rows, is_module = _ends_of(piece.path for piece in pieces), _ends_of(base.modules)
+        absent = [name for name in absent if not has_rows(name) and is_module(name)]
     one_of_two = base.tied and len(absent) < len(lora.config.token_indices)
     if absent and not one_of_two and not (pieces and lora.config.ensure_weight_tying):
         of_module = f" of {absent[0]}" if pieces else ""
         message = f"the configuration declares trained tokens{of_module}, but the file has no trained rows{of_module}"
         location = f"{CONFIG}: trainable_token_indices"
         findings.report("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
+
+
+def _ends_of(paths: Iterable[str]) -> Callable[[str], bool]:
+    """What tells whether one of these paths ends with a name. Many names and many paths do not multiply."""
+    backwards = sorted(path[::-1] for path in paths)
+
+    def is_end(name: str) -> bool:
+        position = bisect_left(backwards, name[::-1])
+        return position < len(backwards) and backwards[position].startswith(name[::-1])
+
+    return is_end
 
 
 def _care(lora: LoraSpec, base: BaseSpec, findings: CompatFindings) -> None:

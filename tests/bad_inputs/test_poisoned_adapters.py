@@ -151,3 +151,15 @@ def test_many_announced_parameters_and_many_tensors_do_not_multiply() -> None:
         judge(samples.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
 
     assert effort.lines(lambda: judged(400)) < 3 * effort.lines(lambda: judged(200))
+
+
+def test_many_names_of_trained_tokens_and_many_rows_do_not_multiply() -> None:
+    def judged(count: int) -> None:
+        names = {f"own{n:04d}": [1] for n in range(count)}
+        rows = {
+            f"base_model.model.m{n}.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (1, 64), None)
+            for n in range(count)
+        }
+        judge(samples.lora(BASE, config={"trainable_token_indices": names}, change=lambda t: {**t, **rows}), BASE)
+
+    assert effort.lines(lambda: judged(800)) < 2.5 * effort.lines(lambda: judged(400))
