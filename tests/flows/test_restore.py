@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import Table, delete, text, update
 from sqlmodel import SQLModel, select
 
 from registry.api.bases import BaseAdd
@@ -15,11 +16,13 @@ from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
 from registry.server.catalog import metadata_backup
 from registry.server.catalog.metadata_backup import Record
-from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
+from registry.server.database.models import BaseEdgeRow, BlobRow, TakenNameRow, TokenRow, VersionRow
+from registry.server.promotion import removal
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Provenance
 from tests import samples
+from tests.access.test_at_once import waiting
 from tests.base_specs import spec_of
 from tests.harness import Harness
 from tests.identities import make_identity, values
@@ -90,6 +93,30 @@ def test_a_reindex_restores_versions_files_and_lineage_from_the_bucket(stored_ha
     assert {f.partition(" ")[0] for f in findings(stored_harness)} == {"blob.orphan"}, "the report of a lost verdict"
     assert collect(stored_harness).orphans_deleted == 1
     assert findings(stored_harness) == []
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_reindex_waits_for_blobs_before_it_locks_counters_as_a_push_does(harness: Harness) -> None:
+    harness.add_base()
+    for _ in range(2):
+        harness.push("acme/support")
+    harness.transport.settle()
+    version: Table = VersionRow.__table__  # type: ignore[attr-defined]
+    with harness.session(write=True) as session:
+        for statement in removal._delete_with_references(version, version.c.number == 1):
+            session.connection().execute(statement)
+    reindexing = threading.Thread(target=reindex, args=(harness,))
+    counters = text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid "
+        "WHERE datname = current_database() AND relation = 'namespace_usage'::regclass AND mode LIKE 'Row%'"
+    )
+    with harness.session(write=True) as session:
+        session.exec(select(BlobRow.digest).with_for_update()).all()
+        reindexing.start()
+        waiting(harness)
+        assert session.connection().execute(counters).scalar_one() == 0
+    reindexing.join()
+    assert [version.number for version in harness.admin.versions("acme/support").items] == [2, 1]
 
 
 def test_after_a_reindex_only_aliases_and_other_verdicts_are_missing(stored_harness: Harness) -> None:

@@ -303,6 +303,8 @@ def _restore_version(
     if session.exec(same).first() is not None:
         run.add("record.number_taken", location, "the same manifest has another number here")
         return False
+    if record.purged_at is None:
+        _restore_blobs(session, manifest, present)  # it locks blobs before rows of usage, as a push does
     adapter.newest_number = max(adapter.newest_number, record.number)
     adapter.updated_at = max(adapter.updated_at, record.created_at)
     columns = metadata_backup.recorded_columns(record)
@@ -310,9 +312,7 @@ def _restore_version(
     session.add_all([adapter, row])
     session.flush()
     version_rows.add_contents(session, [(row, manifest)])
-    if record.purged_at is None:
-        _restore_blobs(session, manifest, present)
-    else:
+    if record.purged_at is not None:
         deletion.erase_contents(session, row)
     if inspection is not None:
         db.bulk_insert(session, [version_rows.build_compat_verdict(row, base, inspection)])
