@@ -361,8 +361,10 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     rows, columns = module.out_features, module.in_features
     if module.kind in ("conv1d", "embedding"):
         rows, columns = columns, rows
-    expected = [module.out_features] if piece.name == "bias" or module.kind == "norm" else [rows, columns]
     shape = list(piece.shape)
+    per_head = module.kind == "other" and len(shape) == 2  # Chameleon's norms have weights and biases for each head
+    is_vector = module.kind == "norm" or (piece.name == "bias" and not per_head)
+    expected = [module.out_features] if is_vector else [rows, columns]
     if piece.name == "bias" and not module.bias:
         message = f"{piece.path} has no bias in this base"
         lookup.findings.report("compat.bias_unknown", location, message, "no bias", shape)

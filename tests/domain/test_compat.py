@@ -327,6 +327,18 @@ def test_updates_of_convolutions_fit_but_for_their_kernels(kernel: tuple[int, ..
     assert ("compat.shape_unknown" in codes(findings, "unknown")) is (not expected)
 
 
+@pytest.mark.parametrize(("shape", "expected"), [((4, 16), set()), ((4,), set()), ((16,), {"compat.shape"})])
+def test_the_bias_of_a_norm_for_each_head_has_the_shape_of_its_weight(shape: samples.Shape, expected: set[str]) -> None:
+    path = "model.layers.0.self_attn.k_norm"
+    norm = LLAMA_SPEC.modules["model.norm"].model_copy(
+        update={"kind": "other", "in_features": 16, "out_features": 4, "bias": True}
+    )
+    bias: dict[str, samples.Tensor] = {f"base_model.model.{path}.bias": ("F32", shape, None)}
+    base = LLAMA_SPEC.model_copy(update={"modules": {**LLAMA_SPEC.modules, path: norm}})
+    files = samples.lora(LLAMA, config={"bias": "all"}, change=bias.__ror__)
+    assert codes(compat.check_fit(lora_spec(files), base)) == expected
+
+
 def test_block_diagonal_factors_are_not_checked() -> None:
     halved = {f"base_model.model.model.layers.{n}.self_attn.v_proj.lora_B.weight": ("F32", (32, 4), None)
               for n in range(4)}  # fmt: skip
