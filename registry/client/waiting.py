@@ -117,18 +117,20 @@ def wait_for_job(
 ) -> Job:  # fmt: skip
     """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before.
 
-    `queued_timeout`: the limit while no worker has the job, if there is no `timeout`. `on_poll` is called with each
+    `queued_timeout`: how long no worker may have the job, if there is no `timeout`. `on_poll` is called with each
     answer and the seconds waited so far.
     """
-    started = time.monotonic()
+    started = queued_since = time.monotonic()
     while True:
         job = registry.job(job_id)
-        waited = time.monotonic() - started
-        on_poll(job, waited)
+        now = time.monotonic()
+        on_poll(job, now - started)
         if job.finished_at is not None:
             return job
-        limit = queued_timeout if timeout is None and job.state == "queued" else timeout
-        if limit is not None and waited >= limit:
+        is_queued = job.state == "queued"
+        queued_since = queued_since if is_queued else now
+        limit, since = (queued_timeout, queued_since) if timeout is None and is_queued else (timeout, started)
+        if limit is not None and now - since >= limit:
             raise Unavailable(
                 "TRY_LATER",
                 f"job {job.id} is still {job.state}, and the time to wait has passed",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli.console import session
-from registry.api.jobs import ClaimRequest, FailRequest
+from registry.api.jobs import Claimed, ClaimRequest, FailRequest
 from registry.client.registry import Registry
 from registry.findings import Finding
 from tests import non_peft_files, samples
@@ -89,6 +89,37 @@ def test_push_all_gives_up_once_no_worker_takes_a_test(pushed: CommandRunner, mo
     assert [item["error"]["code"] for item in items] == ["TRY_LATER", "TRY_LATER"]
 
 
+def test_push_all_waits_on_for_a_test_that_a_worker_has_had_and_gave_back(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.add_base()
+    cli.make_adapter("a")
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    seconds, taken = 0.0, list[Claimed]()
+
+    def take() -> None:
+        with session.embedded(Registry) as registry:
+            claimed = registry.claim(ClaimRequest(worker="test"))
+            assert claimed is not None
+            taken.append(claimed)
+
+    def give_back() -> None:
+        with session.embedded(Registry) as registry:
+            [claimed] = taken
+            registry.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="no memory"))
+
+    works: list[Callable[[], None]] = [take, give_back, lambda: cli.finish_smoke_test("acme/a")]
+
+    def sleep(_seconds: float) -> None:
+        nonlocal seconds
+        seconds += 100
+        works.pop(0)()
+
+    monkeypatch.setattr("registry.client.waiting.time", SimpleNamespace(sleep=sleep, monotonic=lambda: seconds))
+    [item] = cli("push-all", folder_of(cli), "acme", "--wait", "--json").json["items"]
+    assert smoke(item["pushed"]["version"]) == ["pass"]
+
+
 def test_an_unchanged_push_joins_the_test_that_waits(pushed: CommandRunner, between_polls: Any) -> None:
     def finish_both() -> None:
         for ref in ("acme/a", "acme/b"):
@@ -163,7 +194,7 @@ def test_what_no_worker_loads_is_not_waited_for(cli: CommandRunner) -> None:
 def test_a_missing_right_to_move_the_alias_is_an_error_before_the_wait(
     cli: CommandRunner, server: dict[str, str], between_polls: Any
 ) -> None:
-    at = {"ADAPTER_REGISTRY": server["url"]}
+    at: dict[str, Any] = {"ADAPTER_REGISTRY": server["url"]}
     cli("base", "add", "tiny-llama", samples.llama().write(cli.folder / "base"), **at, ADAPTER_TOKEN=server["token"])
     words = ("token", "create", "waits", "--scope", "push", "--namespace", "waits", "--json")
     at["ADAPTER_TOKEN"] = cli(*words, **at, ADAPTER_TOKEN=server["token"]).json["secret"]
