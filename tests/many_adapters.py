@@ -24,7 +24,7 @@ from tests import samples
 from tests.harness import Harness
 
 PUSHED, RARE = "acme/a-pushed-one", "acme/zz-rare"
-BATCH = 5000
+BATCH = 1000
 _FIRST_ID = 1000
 
 
@@ -35,9 +35,9 @@ def fill(harness: Harness, adapters: int) -> None:
     harness.add_base(rare)
     harness.push(PUSHED, annotations={"tier": "gold"})
     templates = _read_templates(harness)
-    with harness.session(write=True) as session:
-        for start in range(0, adapters - 2, BATCH):
-            numbers = range(start, min(start + BATCH, adapters - 2))
+    for start in range(0, adapters - 2, BATCH):
+        numbers = range(start, min(start + BATCH, adapters - 2))
+        with harness.session(write=True) as session:  # each row changes counters, whose old rows only a commit ends
             for table, rows in _copies(templates, numbers).items():
                 session.connection().execute(insert(table), rows)
     harness.push(

@@ -9,7 +9,7 @@ from tests.pages.conftest import Browser
 STATEMENTS = {
     "/search": 6,
     "/search?text=counted": 7,
-    "/search?base=tiny-llama&alias=canary": 8,
+    "/search?base=tiny-llama&alias=canary": 9,
     "/adapters/acme/counted": 21,
     "/adapters/acme/counted/versions/1": 22,
     "/adapters/acme/counted/versions/1/lineage": 8,
@@ -17,7 +17,7 @@ STATEMENTS = {
     "/compare?first=acme/counted@1&second=acme/counted@1": 30,
     "/namespaces/acme": 6,
     "/bases": 8,
-    "/bases/tiny-llama": 16,
+    "/bases/tiny-llama": 17,
     "/fleet": 9,
     "/jobs": 5,
     "/audit": 5,

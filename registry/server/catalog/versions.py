@@ -108,9 +108,10 @@ _POINTER = (
 def is_newest() -> ColumnElement[bool]:
     """The condition that joins to `adapter` the version that `main` points at: the newest that is available.
 
-    A subquery and not a join, so that no database begins with the aliases.
+    A subquery and not a join, so that no database begins with the aliases; and the only condition: with a second one
+    PostgreSQL expects a single row, and reads and sorts all adapters for a page.
     """
-    return and_(col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.id) == _POINTER)
+    return col(VersionRow.id) == _POINTER
 
 
 def alias_points_at_version() -> ColumnElement[bool]:

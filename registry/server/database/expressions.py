@@ -66,6 +66,28 @@ def join_in_order(*tables: sa.CTE | type[SQLModel]) -> sa.FromClause:
     return joined
 
 
+class _WithoutIndex(FunctionElement[Any]):
+    inherit_cache = True
+    name = "without_index"
+
+
+@compiles(_WithoutIndex)
+def _compile_column(element: _WithoutIndex, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+@compiles(_WithoutIndex, "sqlite")
+def _compile_plus(element: _WithoutIndex, compiler: Any, **options: Any) -> str:
+    return f"+{compiler.process(element.clauses, **options)}"
+
+
+def without_index(column: Any) -> Any:
+    """A column of a filter. SQLite, which does not know how many rows have a value, does not begin with its index."""
+    element = _WithoutIndex(column)
+    element.type = column.type
+    return element
+
+
 # ------------------------------------------------------------------ any of many values
 class _ValueList(sa.TypeDecorator[list[Any]]):
     """A list as one parameter: an array on PostgreSQL, JSON on SQLite."""

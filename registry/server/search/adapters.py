@@ -22,7 +22,7 @@ from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
 from registry.server.database import db
-from registry.server.database.expressions import any_of
+from registry.server.database.expressions import any_of, without_index
 from registry.server.database.models import (
     FACT,
     AdapterMetadataRow,
@@ -75,9 +75,9 @@ def search_adapters(
     session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int, count: bool = False
 ) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`. With `count` also how many match."""
-    visible, base_names = versions.visible(actor), _base_names(session, search)
-    statement = _newest().where(visible, *_adapter_filters(search, base_names), *_version_filters(search))
-    few = candidates.find_few(session, _selections(search, base_names))
+    visible, base_ids = versions.visible(actor), _find_base_ids(session, search)
+    statement = _newest().where(visible, *_adapter_filters(search, base_ids), *_version_filters(search))
+    few = candidates.find_few(session, _selections(search, base_ids))
     statement = statement if few is None else statement.where(few)
     match = text_index.match_text(session, search.text, visible) if search.text.strip() else None
     counted = statement if match is None else statement.where(match.to_count)
@@ -93,30 +93,29 @@ def search_adapters(
     return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "", total=total)
 
 
-def _base_names(session: Session, search: Search) -> list[str]:
-    """The names of the bases to search for. `NotFound` for relatives of a base that is not registered."""
+def _find_base_ids(session: Session, search: Search) -> list[int] | None:
+    """The bases to search for; None for all. `NotFound` for relatives of a base that is not registered."""
     if not search.base:
-        return []
-    name = str(names.base_name(search.base))
-    if search.base_match is None:
-        return [name]
-    matches = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
-    relatives = base_weights.find_relatives(session, base_rows.find(session, name))
-    return [name, *(relative.other for relative in relatives if relative.match in matches)]
+        return None
+    base_names = [str(names.base_name(search.base))]
+    if search.base_match is not None:
+        matches = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
+        relatives = base_weights.find_relatives(session, base_rows.find(session, base_names[0]))
+        base_names += [relative.other for relative in relatives if relative.match in matches]
+    return [base_id or 0 for base_id in session.exec(select(BaseRow.id).where(col(BaseRow.name).in_(base_names)))]
 
 
-def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnElement[bool]]:
+def _adapter_filters(search: Search, base_ids: list[int] | None) -> Iterator[ColumnElement[bool]]:
     """The conditions on the adapter, its base and its aliases."""
     if search.namespace:
         yield col(AdapterRow.namespace) == names.namespace(search.namespace)
-    if base_names:
-        base_ids = select(BaseRow.id).where(col(BaseRow.name).in_(base_names))
-        yield candidates.in_order(VersionRow.base_id).in_(base_ids)
+    if base_ids is not None:
+        yield any_of(without_index(VersionRow.base_id), base_ids)
     if search.alias:
         pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
         yield exists().where(pointing)
     if search.owner:
-        yield candidates.in_order(AdapterRow.created_by) == search.owner
+        yield without_index(AdapterRow.created_by) == search.owner
     if search.prefix:
         namespace, slash, name = search.prefix.lower().partition("/")
         yield (
@@ -130,14 +129,14 @@ def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnEl
         )
 
 
-def _selections(search: Search, base_names: list[str]) -> Iterator[Any]:
+def _selections(search: Search, base_ids: list[int] | None) -> Iterator[Any]:
     """What may leave few adapters."""
     if search.alias:
         yield candidates.with_alias(search.alias)
     if search.owner:
         yield candidates.of_owner(search.owner)
-    if base_names:
-        yield candidates.on_bases(base_names)
+    if base_ids is not None:
+        yield candidates.on_bases(base_ids)
     if search.method:
         yield candidates.with_method(search.method)
     if search.rank_min is not None or search.rank_max is not None:
@@ -168,15 +167,15 @@ def _split(text: str) -> tuple[str, str | None]:
 def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
     """The conditions on the content of the newest version."""
     if search.method:
-        yield candidates.in_order(VersionRow.method) == search.method.upper()
+        yield without_index(VersionRow.method) == search.method.upper()
     for key, value in (*_facts(search), *map(_split, search.annotations)):
         yield _has_annotation(key, value)
     for tag in search.tags:
         yield metadata.has_tag(*_split(tag))
     if search.rank_min is not None:
-        yield candidates.in_order(VersionRow.rank) >= search.rank_min
+        yield without_index(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
-        yield candidates.in_order(VersionRow.rank) <= search.rank_max
+        yield without_index(VersionRow.rank) <= search.rank_max
     outcomes = [search.outcome] if search.outcome else [Outcome.PASS, Outcome.WARN]
     if search.engine is not None:
         yield verdicts.has_outcome(Check.ENGINE, outcomes, str(search.engine))

@@ -9,7 +9,7 @@ may see what.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, literal_column, union_all
+from sqlalchemy import ColumnElement, literal_column, union_all
 from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome
@@ -19,7 +19,6 @@ from registry.server.database.models import (
     AdapterMetadataRow,
     AdapterRow,
     AliasRow,
-    BaseRow,
     VerdictRow,
     VersionAttributeRow,
     VersionMetadataRow,
@@ -40,11 +39,6 @@ def find_few(session: Session, selections: Iterable[Any]) -> ColumnElement[bool]
     return None
 
 
-def in_order(column: Any) -> Any:
-    """A column of a filter as an expression: then no planner begins with its index, and sorts all that it finds."""
-    return column + (0 if isinstance(column.type, Integer) else "")
-
-
 # ------------------------------------------------------------------ selections of adapters' ids, each from an index
 _OF_VERSION = col(VersionRow.adapter_id)
 
@@ -59,10 +53,9 @@ def of_owner(owner: str) -> Any:
     return select(AdapterRow.id).where(AdapterRow.created_by == owner)
 
 
-def on_bases(names: Sequence[str]) -> Any:
+def on_bases(base_ids: Sequence[int]) -> Any:
     """Those with a version on one of these bases."""
-    base_ids = select(BaseRow.id).where(col(BaseRow.name).in_(names))
-    return select(_OF_VERSION).where(col(VersionRow.base_id).in_(base_ids))
+    return select(_OF_VERSION).where(any_of(col(VersionRow.base_id), base_ids))
 
 
 def with_method(method: str) -> Any:
