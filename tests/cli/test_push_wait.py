@@ -95,17 +95,17 @@ def test_push_all_waits_on_for_a_test_that_a_worker_has_had_and_gave_back(
     cli.add_base()
     cli.make_adapter("a")
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
-    seconds, taken = 0.0, list[Claimed]()
+    seconds, claims = 0.0, list[Claimed]()
 
     def take() -> None:
         with session.embedded(Registry) as registry:
             claimed = registry.claim(ClaimRequest(worker="test"))
             assert claimed is not None
-            taken.append(claimed)
+            claims.append(claimed)
 
     def give_back() -> None:
         with session.embedded(Registry) as registry:
-            [claimed] = taken
+            [claimed] = claims
             registry.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="no memory"))
 
     works: list[Callable[[], None]] = [take, give_back, lambda: cli.finish_smoke_test("acme/a")]
