@@ -165,9 +165,14 @@ class LazyGroup(click.Group):
         return super().main(*args, **options)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the words: an error in them is a document if one of them asks for that. `help X` is `X --help`."""
+        """Keep the words: an error in them is a document if one of them asks for that.
+
+        `help X` is `X --help`, and `version` is `--version`.
+        """
         if args[:1] == ["help"]:
             args = [*args[1:], "--help"]
+        elif args == ["version"]:
+            args = ["--version"]
         ctx.meta["cli.words"] = args[: args.index("--")] if "--" in args else list(args)
         return super().parse_args(ctx, args)
 

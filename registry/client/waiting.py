@@ -81,6 +81,9 @@ def request_smoke_test(
         registry.check_right_to_move(pushed.version.name, alias, str(pushed.version.number))
     if pushed.job_id or has_decided(pushed.version.verdicts):
         return pushed
+    version = registry.version(ref_of(pushed.version))  # its test may have ended since the push
+    if has_decided(version.verdicts):
+        return pushed.model_copy(update={"version": version})
     try:
         job = registry.submit_smoke_test(ref_of(pushed.version))
     except (Invalid, NotFound) as e:

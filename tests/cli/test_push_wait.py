@@ -135,6 +135,20 @@ def test_an_unchanged_push_joins_the_test_that_waits(pushed: CommandRunner, betw
     assert len(jobs(pushed)) == 2, "the verdict was there"
 
 
+def test_a_verdict_that_came_since_the_push_is_taken(
+    pushed: CommandRunner, between_polls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(*arguments: Any, **options: Any) -> Any:
+        pushed.finish_smoke_test("acme/a")
+        return check(*arguments, **options)
+
+    check = Registry.check_right_to_move
+    monkeypatch.setattr(Registry, "check_right_to_move", finish)
+    between_polls(lambda: pytest.fail("the verdict is there"))
+    again = pushed("push", folder_of(pushed, "a"), "acme/a", "--wait", "--alias", "canary", "--json").json
+    assert (smoke(again["version"]), len(jobs(pushed))) == (["pass"], 2)
+
+
 def test_after_a_test_that_broke_off_another_one_is_requested(pushed: CommandRunner, between_polls: Any) -> None:
     fail_job()
     between_polls(fail_job)

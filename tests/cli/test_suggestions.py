@@ -31,5 +31,6 @@ def test_what_cannot_be_undone_is_not_suggested(cli: CommandRunner, words: list[
 
 def test_help_is_a_word_too(cli: CommandRunner) -> None:
     assert cli("help").stdout == cli("--help").stdout
+    assert cli("version").stdout == cli("--version").stdout
     assert cli("help", "token", "create").stdout == cli("token", "create", "--help").stdout
     assert "Did you mean 'pull'?" in cli("help", "pul", expect=2).stderr
