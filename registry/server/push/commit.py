@@ -141,7 +141,7 @@ _REPAIRING = (
     .where(col(BlobRow.state) == BlobState.CORRUPT)
     .distinct()
 )
-_STAGING_KEYS = select(PushBlobRow.staging_key).where(
+_STAGED = select(PushBlobRow.push_id, PushBlobRow.staging_key, PushBlobRow.size_bytes).where(
     any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.staging_key) != ""
 )
 
@@ -378,13 +378,23 @@ def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:
     return references.find_damaged(session, {digest for commit in without_error(commits) for digest in commit.sizes})
 
 
-def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore) -> None:
-    """Delete what committed pushes staged and run the background work. Optional: `gc` would do the same later."""
+def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore, any_size: bool = True) -> None:
+    """Delete what committed pushes staged and run the background work. Optional: `gc` would do the same later.
+
+    `any_size`: clients may have staged blobs of any size, as those of the Hub do.
+    """
     with contextlib.suppress(Unavailable):
+        requested: Sequence[tuple[str, str, int]] = ()
+        only_large = not any_size and not blobs.is_staged(0)
+        if blobs.has_conditional_links or only_large:
+            with db.session(engine, write=False) as session:
+                requested = session.exec(_STAGED, params={"ids": sorted(push_ids)}).all()
+        if only_large:
+            requested = [blob for blob in requested if blobs.is_staged(blob[2])]
+            push_ids = {push_id for push_id, _, _ in requested}
         keys = {stat.key for push_id in push_ids for stat in blobs.list(f"staging/{push_id}/")}
         if blobs.has_conditional_links:
-            with db.session(engine, write=False) as session:
-                keys.update(session.exec(_STAGING_KEYS, params={"ids": sorted(push_ids)}).all())
+            keys.update(key for _, key, _ in requested)
         for key in sorted(keys):
             blobs.end_staging(key)
         background.run_pending(engine, blobs)

@@ -131,6 +131,10 @@ class BlobStore(ABC):
         """
         return staging_key
 
+    def is_staged(self, size_bytes: int) -> bool:
+        """Whether a blob of this size that a plan requested is first written under `staging/`."""
+        return True
+
     def put(
         self, key: str, chunks: Iterable[bytes], *,
         expect: Digest | None = None, limit_bytes: int, is_hashed: bool = False,

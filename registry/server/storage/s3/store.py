@@ -219,6 +219,10 @@ class S3Blobs(blobs.BlobStore):
         """Return the final key: a copy costs more than the bytes. Writing replaces equal or damaged bytes."""
         return blobs.key_of(blobs.digest_of(staging_key))
 
+    def is_staged(self, size_bytes: int) -> bool:
+        """Whether clients may get links to the store for a blob of this size."""
+        return size_bytes >= self._direct_from_bytes or self._has_parts(size_bytes)
+
     def snapshot(self, stat: blobs.Stat) -> blobs.Stat:
         """Copy a staged object to a key of its own. Without copies, `promote` hashes the bytes on their way."""
         if not (_is_staging_key(stat.key) or blobs.is_any_key(stat.key)) or not self.capabilities.copies:
