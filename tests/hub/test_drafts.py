@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlmodel import col, update
 
 from registry.api.access import NamespaceSet, TokenCreate
+from registry.digest import Digest
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow, PushRow
+from registry.server.database.models import DraftRow, PushBlobRow, PushRow
 from registry.server.hub import drafts
 from registry.server.hub.commits import Committer
+from registry.server.storage import references
+from registry.server.storage.blobs import staging_key_of
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, delete, drafts_of, staged
@@ -202,3 +208,37 @@ def test_expired_draft_rows_are_replaced(harness: Harness, pusher: Pusher) -> No
     pusher.create()
     assert pusher.files() == []
     assert drafts_of(harness) == (1, 0)
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_an_upload_that_another_request_is_about_to_use_does_not_end(harness: Harness, pusher: Pusher) -> None:
+    """Otherwise a client whose commit comes at the same time is told that its files were not uploaded."""
+    pusher.create()
+    digest = Digest.of(b"sent by the other request")
+    with harness.session(write=True) as session:
+        [push] = rows(session, PushRow)
+        drafts.end(session, rows(session, DraftRow))
+
+    def release() -> None:
+        with db.session(harness.engine) as session:
+            drafts.release(session, push.id, [])
+
+    releasing = threading.Thread(target=release)
+    with db.session(harness.engine) as session:
+        references.extend_pushes(session, [push.id], until=db.now() + timedelta(hours=1))
+        releasing.start()
+        while releasing.is_alive() and not is_waiting_for_a_lock(harness):
+            releasing.join(0.05)
+        drafts.hold_blobs(session, push, {digest: staging_key_of(push.id, digest)}, {digest: 25})
+    releasing.join()
+    with harness.session() as session:
+        assert [row.state for row in rows(session, PushRow)] == ["open"]
+
+
+def is_waiting_for_a_lock(harness: Harness) -> bool:
+    """Whether a connection to this database waits for another one."""
+    with harness.engine.connect() as connection:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(connection.execute(text(waiting)).scalar())

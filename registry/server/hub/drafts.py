@@ -299,6 +299,9 @@ def release(session: Session, push_id: str, digests: Iterable[Digest]) -> list[s
     )  # fmt: skip
     unused = delete(PushBlobRow).where(of_push, col(PushBlobRow.staging_key) == "", not_(in_draft))
     session.connection().execute(unused.execution_options(synchronize_session=False))
+    open_push = select(PushRow.id).where(col(PushRow.id) == push_id)
+    if not session.exec(open_push.with_for_update(skip_locked=True)).first():
+        return keys  # another request of the actor is about to use the upload
     uses = (select(PushBlobRow.digest).where(of_push), select(DraftRow.id).where(col(DraftRow.push_id) == push_id))
     if not any(session.exec(use.limit(1)).first() for use in uses):
         references.end_pushes(session, [push_id])
