@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Journal:
     def values(self) -> list[Any]:
         """All values."""
         return list(self._rows.values())
+
+    def forget(self, group: str, existing: Collection[str]) -> None:
+        """Empty the rows of cases that the group no longer has."""
+        for key in [key for key in self._rows if key.startswith(f"{group}/") and key not in existing]:
+            self.put(key, {})
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value, on disk too."""

@@ -123,6 +123,7 @@ class Run:
                             self._results.put(row.id, {**self._source, **dataclasses.asdict(row)})
                             yield row
                         if not (self._sample or self._only_check) and all(self._is_chosen(c.id) for c in group):
+                            self._results.forget(name, {case.id for case in group})
                             self._results.put(name, {**self._source, "whole": name})
             except Exception as e:
                 self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))

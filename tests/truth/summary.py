@@ -87,7 +87,7 @@ def lines_of(results: Iterable[dict[str, Any]], groups: Iterable[str]) -> Iterat
     commits: dict[str, Counter[str]] = defaultdict(Counter)
     libraries: dict[str, str] = {}
     unbuilt: dict[str, list[list[str]]] = defaultdict(list)
-    for value in results:
+    for value in filter(None, results):
         subject = (value.get("id") or value.get("whole") or value.get("unmade", [""])[0]).partition("/")[0]
         libraries[subject] = value["libraries"]
         if "answer" in value:

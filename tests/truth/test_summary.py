@@ -45,6 +45,19 @@ def test_only_what_was_asked_whole_becomes_a_line() -> None:
     assert lines["loha@classifier"].faults == {"check false no": 1}
 
 
+def test_cases_that_a_group_no_longer_has_are_forgotten(tmp_path: Path) -> None:
+    from tests.truth import summary
+    from tests.truth.journal import Journal
+
+    journal = Journal(tmp_path / "results.jsonl")
+    for value in results():
+        journal.put(value.get("id") or value.get("whole") or value["unmade"][0], value)
+    journal.forget("gpt2/plain", {"gpt2/plain/honest"})
+    reopened = Journal(tmp_path / "results.jsonl")
+    lines = {line.subject: line for line in summary.lines_of(reopened.values(), GROUPS)}
+    assert (lines["gpt2"].cases, lines["gpt2"].wrong) == (1, [])
+
+
 def test_a_model_that_cannot_be_built_is_whole() -> None:
     from tests.truth import summary
 
