@@ -63,7 +63,6 @@ def upgrade() -> None:
         postgresql_where=_FAILED, sqlite_where=_FAILED,
     )  # fmt: skip
     op.create_index("ix_job_subject", "job", ["subject"], postgresql_ops={"subject": "text_pattern_ops"})
-    op.drop_index("ix_version_base_id", table_name="version")
     for statement in _sqlite_triggers() if is_sqlite else _postgres_triggers():
         op.execute(statement)
     op.execute(
@@ -76,6 +75,7 @@ def upgrade() -> None:
         "SELECT base_id, namespace, adapter.id % 8, count(DISTINCT adapter.id) FROM adapter "
         "JOIN version ON adapter_id = adapter.id WHERE deleted_at IS NULL GROUP BY base_id, namespace, adapter.id % 8"
     )
+    op.drop_index("ix_version_base_id", table_name="version")  # last: readers wait for it
 
 
 def downgrade() -> None:
@@ -83,6 +83,7 @@ def downgrade() -> None:
         for name in ("version_insert", "version_update", "version_delete", "adapter_move"):
             op.execute(f"DROP TRIGGER usage_{name}")
     else:
+        op.execute("LOCK TABLE adapter, alias, version, verdict, job")  # in the order in which queries join them
         for name in ("insert", "update", "delete"):
             op.execute(f"DROP FUNCTION usage_version_{name}() CASCADE")
         op.execute("DROP FUNCTION usage_adapter_move() CASCADE")
