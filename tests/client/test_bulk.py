@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from registry.api.transfer import BULK_LIMIT
 from registry.client.local.cache import Cache
-from registry.client.transfer import bulk, pull, push
+from registry.client.transfer import pull, push
 from registry.names import Ref
 from tests import samples
 from tests.client.counting import CountingClient
 from tests.harness import Harness
 
 COUNT = 12
-WAIT_SECONDS = 60
 FLEET = 200
 BATCHES = FLEET // BULK_LIMIT
 
@@ -62,52 +58,6 @@ def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
     first, other = ((samples.write(harness.files(rank=1), tmp_path / name), f"acme/{name}") for name in ("a", "b"))
     results = push.push_all(counting_client.registry, [first, first, other])
     assert [result.answer is not None and result.answer.created for result in results] == [True, False, True]
-
-
-def test_one_batch_is_sent_while_the_one_before_it_is_committed(
-    counting_client: CountingClient, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk, "BULK_LIMIT", 2)
-    registry = counting_client.registry
-    plan, both_planned = registry.plan_pushes, threading.Barrier(2)
-
-    def plan_pushes(*args: Any, **options: Any) -> Any:
-        planned = plan(*args, **options)
-        both_planned.wait(WAIT_SECONDS)
-        return planned
-
-    monkeypatch.setattr(registry, "plan_pushes", plan_pushes)
-    fleet = folders(harness, tmp_path, 4)
-    reported: list[str] = []
-    results = push.push_all(registry, fleet, on_result=lambda result: reported.append(result.name))
-    assert [(result.name, result.error) for result in results] == [(name, None) for _, name in fleet]
-    assert sorted(reported) == [name for _, name in fleet]
-
-
-def test_versions_of_one_name_get_their_numbers_in_order(
-    counting_client: CountingClient, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk, "BULK_LIMIT", 2)
-    fleet = [(folder, "acme/one") for folder, _ in folders(harness, tmp_path, 6)]
-    results = push.push_all(counting_client.registry, fleet)
-    assert [result.answer and result.answer.version.number for result in results] == [1, 2, 3, 4, 5, 6]
-
-
-def test_an_interrupt_ends_the_batches_that_have_begun_and_begins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "BULK_LIMIT", 1)
-    begun, both_begun, interrupted = [], threading.Barrier(2), threading.Event()
-
-    def work(batch: Sequence[int]) -> list[bulk.Result[int]]:
-        begun.append(batch[0])
-        both_begun.wait(WAIT_SECONDS)
-        if batch[0] == 0:
-            raise KeyboardInterrupt
-        assert interrupted.wait(WAIT_SECONDS)
-        return []
-
-    with pytest.raises(KeyboardInterrupt):
-        bulk.run_batches(work, range(2), 2, interrupted.set)
-    assert sorted(begun) == [0, 1]
 
 
 def test_progress_of_many_adds_up(counting_client: CountingClient, harness: Harness, tmp_path: Path) -> None:

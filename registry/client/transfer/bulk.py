@@ -12,8 +12,6 @@ from registry.errors import Invalid, RegistryError
 from registry.structs import Value
 
 ADAPTERS_AT_ONCE = 4
-BATCHES_AT_ONCE = 2
-"""Pushes: while the registry commits one batch, the next one is sent."""
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -75,24 +73,6 @@ def in_batches(
             prepared += [pool.submit(prepare, batch) for batch in batches[position + 1 : position + 2]]
             results += finish(ready)
     return results
-
-
-def run_batches(
-    work: Callable[[Sequence[Item]], list[Result[Answer]]], items: Sequence[Item], count: int,
-    interrupt: Callable[[], None],
-) -> list[Result[Answer]]:  # fmt: skip
-    """Run `work` for as many items as a request may have, `count` times at once; results are in the order of the items.
-
-    After an exception no other batch begins, and `interrupt` lets those that have begun end soon.
-    """
-    batches = [items[start : start + BULK_LIMIT] for start in range(0, len(items), BULK_LIMIT)]
-    with ThreadPoolExecutor(count, thread_name_prefix="batch") as pool:
-        try:
-            return [result for results in pool.map(work, batches) for result in results]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            interrupt()
-            raise
 
 
 class SharedProgress:

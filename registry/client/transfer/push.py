@@ -20,16 +20,7 @@ from registry.client import answers
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import file_transfer
-from registry.client.transfer.bulk import (
-    BATCHES_AT_ONCE,
-    Answer,
-    Result,
-    SharedProgress,
-    in_batches,
-    result_of,
-    run_batches,
-    run_each,
-)
+from registry.client.transfer.bulk import Answer, Result, SharedProgress, in_batches, result_of, run_each
 from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
@@ -87,31 +78,20 @@ def push_all(
 ) -> list[Result[transfer.PushResult]]:  # fmt: skip
     """Push each folder as the newest version of its name, many with one request.
 
-    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result, never by two threads
-    at a time. One batch is sent while the one before it is committed, unless a name is pushed to more than once.
+    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result. Folders are read
+    while the ones before them are sent.
     """
     prepare = _preparation(base, message, declared)
-    total, lock = SharedProgress(progress or Silent()), threading.Lock()
-    begun: list[_Push] = []
+    counter = _Counter(SharedProgress(progress or Silent()))
 
-    def push(batch: Sequence[tuple[Path, str]]) -> list[Result[transfer.PushResult]]:
-        items = run_each(prepare, batch, lambda _result: None)
-        pushes = [item.answer for item in items if item.answer is not None]
-        begun.extend(pushes)
-        _push_in_groups(registry, pushes, _Counter(total))
+    def push(items: Sequence[Result[_Push]]) -> list[Result[transfer.PushResult]]:
+        _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
         results = _results(items, lambda push: push.result)
-        with lock:
-            for result in results:
-                on_result(result)
+        for result in results:
+            on_result(result)
         return results
 
-    def interrupt() -> None:
-        for each in begun:
-            each.error = each.error or Unavailable("TRY_LATER", "the push was interrupted")
-
-    names = {name.lower() for _, name in folders}
-    at_once = BATCHES_AT_ONCE if len(names) == len(folders) else 1
-    return run_batches(push, folders, at_once, interrupt)
+    return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
 
 
 def read_manifests(
