@@ -51,7 +51,7 @@ def wait_for(
             attempt = "" if step.attempt == 1 else f"attempt {step.attempt}: "
             output.note(f"  {f'{job.subject}: ' if names_subject else ''}{attempt}{step.message}")
         steps_shown = max(steps_shown, len(job.steps))
-        if job.state is State.QUEUED and waited >= NO_WORKER_NOTE_SECONDS and not noted:
+        if job.waits_for_a_worker and waited >= NO_WORKER_NOTE_SECONDS and not noted:
             output.note(NO_WORKER_NOTE)
             noted = True
 

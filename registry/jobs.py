@@ -108,6 +108,12 @@ class Job(FrozenModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     steps: tuple[JobStep, ...] = ()
+    lease_expired: bool = False
+
+    @property
+    def waits_for_a_worker(self) -> bool:
+        """Whether no worker has it, or the one that has it is silent."""
+        return self.state is State.QUEUED or self.lease_expired
 
 
 class Lease(FrozenModel):

@@ -130,9 +130,9 @@ def wait_for_job(
         on_poll(job, now - started)
         if job.finished_at is not None:
             return job
-        is_queued = job.state == "queued"
-        queued_since = queued_since if is_queued else now
-        limit, since = (queued_timeout, queued_since) if timeout is None and is_queued else (timeout, started)
+        queued_since = queued_since if job.waits_for_a_worker else now
+        has_queued_limit = timeout is None and job.waits_for_a_worker
+        limit, since = (queued_timeout, queued_since) if has_queued_limit else (timeout, started)
         if limit is not None and now - since >= limit:
             raise Unavailable(
                 "TRY_LATER",

@@ -114,10 +114,12 @@ def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(filled_harness: Harn
 def test_a_renewed_lease_is_not_taken_over(filled_harness: Harness) -> None:
     claimed = claim(filled_harness.admin)
     let_the_lease_run_out(filled_harness, claimed.job.id)
+    assert filled_harness.admin.job(claimed.job.id).lease_expired
     lease = filled_harness.admin.renew(
         claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress="prompt 2 of 4")
     )
     assert lease.token == claimed.lease.token
+    assert not filled_harness.admin.job(claimed.job.id).lease_expired
     assert filled_harness.admin.job(claimed.job.id).progress == "prompt 2 of 4"
     assert filled_harness.admin.claim(ClaimRequest(worker="w2")) is None
     end_all(filled_harness)

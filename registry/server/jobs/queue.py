@@ -270,7 +270,8 @@ def find_sources(session: Session, name: AdapterName, states: Sequence[State]) -
 
 def to_job(row: JobRow) -> Job:
     """The row as the API returns it: without the lease's token."""
-    return Job.model_validate(row.model_dump(include=set(Job.model_fields)))
+    is_expired = row.state == State.RUNNING and row.lease_expires_at is not None and row.lease_expires_at < db.now()
+    return Job.model_validate({**row.model_dump(include=set(Job.model_fields)), "lease_expired": is_expired})
 
 
 # ------------------------------------------------------------------ steps
