@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlmodel import col, update
+from sqlmodel import Session, col, update
 
 from registry.api.access import NamespaceSet, TokenCreate
 from registry.digest import Digest
+from registry.names import AdapterName
+from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.models import DraftRow, PushBlobRow, PushRow
 from registry.server.hub import drafts
@@ -233,6 +235,29 @@ def test_an_upload_that_another_request_is_about_to_use_does_not_end(harness: Ha
     releasing.join()
     with harness.session() as session:
         assert [row.state for row in rows(session, PushRow)] == ["open"]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_requests_at_once_share_one_new_upload(harness: Harness) -> None:
+    """Otherwise one of them does not find what the other one's files are staged in."""
+    name, opened = AdapterName.parse("acme/support"), list[str]()
+
+    def open_upload(session: Session) -> None:
+        opened.append(drafts.open_upload(session, TRUSTED, name, {}, harness.settings).id)
+
+    def open_too() -> None:
+        with db.session(harness.engine) as session:
+            open_upload(session)
+
+    other = threading.Thread(target=open_too)
+    with db.session(harness.engine) as session:
+        open_upload(session)
+        other.start()
+        while other.is_alive() and not is_waiting_for_a_lock(harness):
+            other.join(0.05)
+    other.join()
+    assert len(opened) == 2
+    assert len(set(opened)) == 1
 
 
 def is_waiting_for_a_lock(harness: Harness) -> bool:
