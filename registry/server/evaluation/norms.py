@@ -142,8 +142,8 @@ def _is_special(data: bytes | memoryview, dtype: str) -> bool:
         return bool(((np.frombuffer(data, "u1") & _E4M3_NAN) == _E4M3_NAN).any())
     word, exponent = _EXPONENTS[dtype]
     bits = np.frombuffer(data, word)
-    sign = 1 << (8 * bits.itemsize - 1)  # positive ones are the largest as signed numbers, negative ones as unsigned
-    return bool(bits.view(word.replace("u", "i")).max() >= exponent or bits.max() >= sign + exponent)
+    mask = bits.dtype.type(exponent)
+    return bool(((bits & mask) == mask).any())
 
 
 # ------------------------------------------------------------------ norms

@@ -42,11 +42,10 @@ from registry.server.database.models import BlobRow, PushBlobRow, PushRow
 from registry.server.promotion.group import results_of, run_readable, without_error
 from registry.server.push import background, inspect, plan, rows
 from registry.server.push.commit_member import Commit, MemberFailed
-from registry.server.push.received import RECEIVED, RECEIVED_FILES
+from registry.server.push.received import RECEIVED
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, BlobWriter, DigestVerifier, Stat, digest_of, key_of
 from registry.server.storage.references import BlobState, PushState
-from registry.versions.files import WEIGHTS_ENDINGS
 from registry.versions.manifest import Manifest
 
 COMMIT_SECONDS = 3600
@@ -78,8 +77,7 @@ def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int)
     upload_key = blobs.upload_key_of(key)
     writer = blobs.open_writer(upload_key, limit_bytes=limit_bytes)
     if upload_key == key:  # a file of this machine: reading it again costs less than keeping its bytes
-        path = blobs.local_path(key)
-        return writer if path is None else RECEIVED_FILES.noting(path, writer)
+        return writer
     return RECEIVED.keeping(key, limit_bytes, _StoredBlobWriter(engine, writer, key))
 
 
@@ -325,7 +323,7 @@ def _inspect_and_promote(
         with inspect.verified_blobs(blobs, keys, stored, commit.manifest, damaged & set(staged)) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
-            data_of = {**_take_received(commit, blobs), **small}
+            data_of = {**_take_received(commit), **small}
             inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=data_of)
             failpoints.reach("push.before_promote")
             for digest in staged:
@@ -345,16 +343,10 @@ def _inspect_and_promote(
         commit.repaired = damaged & set(staged)
 
 
-def _take_received(commit: Commit, blobs: BlobStore) -> dict[Digest, bytes]:
-    """The bytes that this push has sent to this process: those that are kept, and weights in an unchanged file."""
-    received = {}
-    weights = {file.digest for file in commit.manifest.files if file.path.endswith(WEIGHTS_ENDINGS)}
-    for digest, blob in commit.requested.items():
-        path = blobs.local_path(blob.staging_key) if blob.staging_key and digest in weights else None
-        data = RECEIVED.take(blob.staging_key) if path is None else RECEIVED_FILES.read(path)
-        if data is not None:
-            received[digest] = data
-    return received
+def _take_received(commit: Commit) -> dict[Digest, bytes]:
+    """The bytes that this push has sent to this process, as far as they are kept."""
+    blobs = {digest: RECEIVED.take(blob.staging_key) for digest, blob in commit.requested.items() if blob.staging_key}
+    return {digest: data for digest, data in blobs.items() if data is not None}
 
 
 def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:

@@ -1,8 +1,7 @@
 """What the server itself sees in a push: are the bytes there and correct, what do they say, do they fit the base?
 
 - Nothing that a client claimed is trusted: sizes and digests come from the store, facts from the bytes. What is
-  inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice. Small
-  weights that this process hashed as they arrived are not hashed again, unless their file has changed since.
+  inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
 - A staged blob is never looked up under its final key: those bytes may be another tenant's.
 - It writes neither blobs nor rows. Malformed files raise; incompatible ones get a finding.
 """

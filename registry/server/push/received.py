@@ -1,13 +1,10 @@
-"""Keeps what arrived for a push until its commit: the bytes of small blobs, or which file this process wrote.
+"""Keeps the bytes of small blobs from their arrival to the commit of their push, which then need not read them again.
 
-Nothing depends on this. Another process may commit, or newer blobs displaced these: then the commit reads the store,
-and hashes what it reads.
+Nothing depends on this. Another process may commit, or newer bytes displaced these: then the commit reads the store.
 """
 
-import os
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 from registry.server.storage.blobs import BlobWriter, Bytes, Stat
 
@@ -73,62 +70,5 @@ class _KeepingWriter:
         return stat
 
 
-class ReceivedFiles:
-    """The files that this process has hashed and written last, as they were then. Thread-safe."""
-
-    FILES_LIMIT = 4096
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._files: OrderedDict[Path, tuple[int, int, int]] = OrderedDict()
-
-    def noting(self, path: Path, writer: BlobWriter) -> BlobWriter:
-        """A writer that notes the file at `path` once `writer` has verified and written it."""
-        return _NotingWriter(self, path, writer)
-
-    def add(self, path: Path) -> None:
-        """Note a file as it is now, and forget the oldest beyond the limit."""
-        try:
-            identity = _identity(os.stat(path))
-        except OSError:  # the commit, or `gc`, was faster
-            return
-        with self._lock:
-            self._files[path] = identity
-            if len(self._files) > self.FILES_LIMIT:
-                self._files.popitem(last=False)
-
-    def read(self, path: Path) -> bytes | None:
-        """The bytes of a file, once, if it is small and no one wrote to it since; else None."""
-        with self._lock:
-            identity = self._files.pop(path, None)
-        if identity is None or identity[1] > BLOB_LIMIT_BYTES:
-            return None
-        try:
-            with open(path, "rb", buffering=0) as file:
-                data = file.readall()
-                return data if _identity(os.fstat(file.fileno())) == identity and len(data) == identity[1] else None
-        except OSError:
-            return None
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class _NotingWriter:
-    """Writes a blob and notes its file."""
-
-    def __init__(self, received: ReceivedFiles, path: Path, writer: BlobWriter) -> None:
-        self._received, self._path, self._writer = received, path, writer
-        self.write, self.abort = writer.write, writer.abort
-
-    def finish(self) -> Stat:
-        """Write the blob under its key."""
-        stat = self._writer.finish()
-        self._received.add(self._path)
-        return stat
-
-
-RECEIVED_FILES = ReceivedFiles()
 RECEIVED = ReceivedBlobs()
 """Those of this process. A staging key is random, so databases need not be told apart."""
