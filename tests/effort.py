@@ -1,6 +1,7 @@
 """How much work a call is, without a clock: lines of Python that it runs, and whether it ends at all.
 
-- `lines` does not change with the machine or its load; compare two sizes to see how the work grows.
+- `lines` does not change with the machine or its load; compare two sizes to see how the work grows. The first call of
+  a process also runs what it imports: make one of another size before.
 - `ends` is for work inside C, where no line is run: what takes minutes of this process's own time for a small input
   grows too fast. A busy machine does not count.
 

@@ -150,6 +150,7 @@ def test_many_announced_parameters_and_many_tensors_do_not_multiply() -> None:
         pairs = {f"base_model.model.m{n}.x.lora_A.weight": ("F32", (8, 4), None) for n in range(count)}
         judge(samples.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
 
+    judged(1)
     assert effort.lines(lambda: judged(400)) < 3 * effort.lines(lambda: judged(200))
 
 
@@ -162,4 +163,5 @@ def test_many_names_of_trained_tokens_and_many_rows_do_not_multiply() -> None:
         }
         judge(samples.lora(BASE, config={"trainable_token_indices": names}, change=lambda t: {**t, **rows}), BASE)
 
+    judged(1)
     assert effort.lines(lambda: judged(800)) < 2.5 * effort.lines(lambda: judged(400))

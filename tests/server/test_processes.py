@@ -20,10 +20,10 @@ PROGRAM = """
 import os, signal, sys
 from cli.server.processes import run_processes
 def work(number, ready):
-    signal.signal(signal.SIGHUP, lambda *_: print("hup", flush=True))
+    signal.signal(signal.SIGHUP, lambda *_: os.write(1, b"hup\\n"))  # at once: print may write the line's end apart
     if sys.argv[1] == "broken": sys.exit(5)
     ready()
-    print("start", number, os.getpid(), flush=True)
+    os.write(1, b"start %d %d\\n" % (number, os.getpid()))
     while True: signal.pause()
 sys.exit(run_processes(2, work))
 """
