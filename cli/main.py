@@ -257,7 +257,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) ->
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip
 @click.option("--timeout", "_timeout", type=click.FloatRange(0, 86_400, min_open=True), expose_value=False,
-              callback=keep_option, help="Seconds to wait for an answer (ADAPTER_TIMEOUT).")  # fmt: skip
+              callback=keep_option, help="Seconds to wait for a response (ADAPTER_TIMEOUT).")  # fmt: skip
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )

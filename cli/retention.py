@@ -32,7 +32,7 @@ PLAN: Table[RetentionDecision] = Table((
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.option("--keep-newest", type=click.IntRange(1, NEWEST_LIMIT), metavar="N", help="Keep the newest N versions.")
 @click.option("--keep-younger", type=arguments.DURATION, metavar="TIME", help="Keep versions younger than 12h, 7d …")
-@click.option("--dry-run", is_flag=True, help="Set nothing; show what the rule would do to each version of NAME.")
+@click.option("--dry-run", is_flag=True, help="Dry run: show what the rule would do to each version of NAME.")
 @tables.prints(PLAN)
 def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_run: bool) -> None:
     """Set the rule of an adapter, or of all adapters of a namespace. For owners.

@@ -70,7 +70,7 @@ def delete(webhook_id: str) -> None:
 
 @webhook.command()
 @click.argument("webhook_id", metavar="ID")
-@click.option("--state", type=click.Choice([state.value for state in DeliveryState]), help="Only this state.")
+@click.option("--state", type=click.Choice([s.value for s in DeliveryState]), help="Only deliveries in this state.")
 @click.option("--retry", type=int, metavar="DELIVERY", help="Send this delivery again.")
 @tables.prints(DELIVERIES)
 def deliveries(webhook_id: str, state: str | None, retry: int | None) -> None:

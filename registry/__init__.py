@@ -1,6 +1,6 @@
 """The adapter registry: the registry that knows what a LoRA adapter is.
 
-Five folders need more than the domain; every other file and folder here, but for `cli`, is the domain: pure functions
+Five folders need more than the domain; every other file and folder here, except `cli`, is the domain: pure functions
 and data types without a database, network, clock or torch.
 
     registry/client/     talks to the server over HTTP      base install

@@ -3,12 +3,12 @@
     RegistryError
     ├── NotFound          it does not exist, or the actor may not see it (the same answer on purpose)
     ├── Invalid           the input breaks a rule, and the message says which
-    ├── TooLarge          the input exceeds a limit, and the message says which
+    ├── TooLarge          the input exceeds a limit or a quota, and the message says which
     ├── Conflict          the resource changed between the caller's read and the caller's write
     ├── Refused           understood and not done: a gate, a verdict, a yanked version
     ├── Unauthenticated   no credential, or one that is not valid
     ├── Denied            a valid credential without this right
-    ├── Unavailable       the database, the store or a quota cannot serve now; try later
+    ├── Unavailable       the database or the store cannot serve now, or requests are too many; try later
     └── Corrupt           stored bytes do not hash to their name, or an answer is not one to the question
 
 An exception means that there is no answer; its findings are the rules that the input breaks. Each code belongs to one

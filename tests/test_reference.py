@@ -92,7 +92,7 @@ def test_every_route_of_the_server_is_on_the_page() -> None:
 
 
 def finding_codes() -> set[str]:
-    """Every dotted code that the code writes down, but for events, failpoints, columns and file names."""
+    """Every dotted code that the code writes down, except events, failpoints, columns and file names."""
     families = "|".join(findings.groups())
     codes: set[str] = set()
     others = {*EventType, *FORMER_TYPES, *FORMER_CODES, "audit.key"}

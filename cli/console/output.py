@@ -86,7 +86,7 @@ def _shared_options(prints_rows: bool) -> Iterator[click.Option]:
     formats = click.Choice(ROW_FORMATS if prints_rows else FORMATS)
     option = partial(click.Option, expose_value=False)
     yield option(["-o", "--output", "_output"], type=formats, callback=main.keep_option, help="Format of the result.")
-    yield option(["--json", "as_json"], is_flag=True, callback=_set_json, help="Short for -o json.")
+    yield option(["--json", "as_json"], is_flag=True, callback=_set_json, help="Same as -o json.")
     yield from main.log_options()
 
 

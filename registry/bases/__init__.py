@@ -16,7 +16,7 @@ from registry import names
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.bases import modules as base_modules
 from registry.bases.fingerprints import Fingerprints, architecture_fingerprint, template_text, tokenizer_fingerprint
-from registry.bases.modules import Facts, Logical, ModuleShape
+from registry.bases.modules import Facts, LogicalTensor, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.findings import Finding
@@ -265,7 +265,7 @@ def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
     return list(by_name.values())
 
 
-def _is_tied(config: Mapping[str, Any], tensors: Sequence[Logical], facts: Facts) -> bool:
+def _is_tied(config: Mapping[str, Any], tensors: Sequence[LogicalTensor], facts: Facts) -> bool:
     """Whether output and input embedding are one: stated, or, where nothing is stated, seen by the absent head."""
     has_head = any(t.name == f"{base_modules.HEAD}.weight" for t in tensors)
     stated = config.get("tie_word_embeddings")

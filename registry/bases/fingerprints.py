@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from registry.bases.modules import Logical
+from registry.bases.modules import LogicalTensor
 from registry.bases.tokenizers import normal_form
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -43,7 +43,7 @@ class Fingerprints(FrozenModel):
 
 
 def architecture_fingerprint(
-    tensors: Iterable[Logical], config: Mapping[str, Any], *, kv_heads: int, head_size: int, tied: bool
+    tensors: Iterable[LogicalTensor], config: Mapping[str, Any], *, kv_heads: int, head_size: int, tied: bool
 ) -> Digest:
     """The digest of names, logical shapes and mathematics. Defaults that a configuration leaves out are passed in."""
     words: dict[str, Any] = {"model_type": str(config.get("model_type") or "")}

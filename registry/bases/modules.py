@@ -48,7 +48,7 @@ class Facts(NamedTuple):
     bits: int
 
 
-class Logical(NamedTuple):
+class LogicalTensor(NamedTuple):
     """One tensor of the base as the model sees it. `shape` is empty if it is unknown."""
 
     name: str
@@ -88,7 +88,7 @@ _SIDE = re.compile(
 _GATES, _DOWNS = ("w1", "w3", "gate_proj", "up_proj"), ("w2", "down_proj")
 
 
-def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[Logical]:
+def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[LogicalTensor]:
     """The tensors with their logical names and shapes, without the side tensors of quantization."""
     weights = [t for t in tensors if not _SIDE.search(t.name)]
     prefix = _missing_prefix([t.name for t in weights], facts)
@@ -108,9 +108,9 @@ def side_names(tensors: Iterable[TensorInfo], facts: Facts) -> dict[str, str]:
     return {name: _name(name, prefix) for name in names if _SIDE.search(name)}
 
 
-def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
+def modules(tensors: Iterable[LogicalTensor], facts: Facts) -> dict[str, ModuleShape]:
     """Path → module, in the order of the names; a tied `lm_head`, absent from every file, is added."""
-    weights: dict[str, Logical] = {}
+    weights: dict[str, LogicalTensor] = {}
     biases: set[str] = set()
     single: dict[str, ModuleShape] = {}
     for tensor in sorted(tensors, key=lambda t: t.name):
@@ -144,7 +144,7 @@ def _missing_prefix(names: list[str], facts: Facts) -> str:
     return f"{prefix}."
 
 
-def _module(path: str, tensor: Logical, bias: bool, facts: Facts) -> ModuleShape:
+def _module(path: str, tensor: LogicalTensor, bias: bool, facts: Facts) -> ModuleShape:
     leaf = path.rpartition(".")[2]
     shape, kind = tensor.shape, _kind(leaf, tensor, facts)
     if not shape:
@@ -156,7 +156,7 @@ def _module(path: str, tensor: Logical, bias: bool, facts: Facts) -> ModuleShape
     return ModuleShape(kind=kind, in_features=columns, out_features=shape[0], bias=bias, dtype=tensor.dtype)
 
 
-def _kind(leaf: str, tensor: Logical, facts: Facts) -> Kind:
+def _kind(leaf: str, tensor: LogicalTensor, facts: Facts) -> Kind:
     if len(tensor.shape) == 1:
         return "norm"
     if len(tensor.shape) > 2:
@@ -188,7 +188,7 @@ def _with_experts(by_path: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
     return result
 
 
-def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> Logical:
+def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> LogicalTensor:
     """The tensor under its logical name (`.weight`) and shape."""
     path, _, leaf = name.rpartition(".")
     shape, bits = tensor.shape, facts.bits
@@ -208,13 +208,13 @@ def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> Logical:
         shape = _configured(path, facts)
         if shape and shape[0] * shape[1] != 2 * tensor.elements:
             shape = ()
-        return Logical(name, shape, tensor.dtype, 2 * tensor.elements)
+        return LogicalTensor(name, shape, tensor.dtype, 2 * tensor.elements)
     if 0 in shape and tensor.elements:
-        return Logical(name, (), tensor.dtype, 0)
+        return LogicalTensor(name, (), tensor.dtype, 0)
     elements = 1
     for side in shape:
         elements *= side
-    return Logical(name, shape, tensor.dtype, elements)
+    return LogicalTensor(name, shape, tensor.dtype, elements)
 
 
 def _configured(path: str, facts: Facts) -> Shape:

@@ -80,7 +80,7 @@ def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) ->
     header = folder.contents.header
     metadata = dict(header.metadata)
     if isinstance(folder.contents, PeftContents):
-        names = renaming.repairs(header, base.spec)
+        names = renaming.find_repairs(header, base.spec)
         target = weights.path
     else:
         names = renaming.image_repairs(header, base.spec) if conversion.repair else renaming.to_diffusers(header)

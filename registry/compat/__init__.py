@@ -133,7 +133,7 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
             findings.report("compat.shape", location, message, expected, list(piece.shape))
     absent = [*lora.config.token_indices]
     if absent and pieces:  # a list stands for any embedding
-        has_rows, is_module = _ends_of(piece.path for piece in pieces), _ends_of(base.modules)
+        has_rows, is_module = _suffixes_of(piece.path for piece in pieces), _suffixes_of(base.modules)
         absent = [name for name in absent if not has_rows(name) and is_module(name)]
     one_of_two = base.tied and len(absent) < len(lora.config.token_indices)
     if absent and not one_of_two and not (pieces and lora.config.ensure_weight_tying):
@@ -143,7 +143,7 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
         findings.report("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
 
 
-def _ends_of(paths: Iterable[str]) -> Callable[[str], bool]:
+def _suffixes_of(paths: Iterable[str]) -> Callable[[str], bool]:
     """What tells whether one of these paths ends with a name. Many names and many paths do not multiply."""
     backwards = sorted(path[::-1] for path in paths)
 
@@ -180,5 +180,5 @@ def _care(lora: LoraSpec, base: BaseSpec, findings: CompatFindings) -> None:
             message = f"{meaning}: a runtime for plain LoRA computes something else"
             findings.report("compat.semantics", f"{CONFIG}: {field}", message)
     if base.quantization:
-        message = f"the base is quantized ({base.quantization}): an adapter of the unquantized one acts differently"
+        message = f"the base is quantized ({base.quantization}): an adapter of the unquantized one behaves differently"
         findings.report("compat.base_quantized", base.name, message)

@@ -21,7 +21,7 @@ MEASURED = "a QLoRA adapter moved by 0.33 nats a token when it was put on the pl
 
 
 def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity], findings: CompatFindings) -> None:
-    """One finding if the configuration names another base than this one."""
+    """One finding if the configuration names a different base from this one."""
     if not claim.name or claim.name == base.name:
         return
     related = _related(claim, base, relatives)
@@ -55,7 +55,7 @@ def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, findings: Comp
         case BaseMatch.EXACT | BaseMatch.OTHER_DTYPE:
             findings.report("compat.base_same_weights", LOCATION, message)
         case BaseMatch.QUANTIZED:
-            more = "" if base.quantization else f"; on the plain base it acts differently ({MEASURED})"
+            more = "" if base.quantization else f"; on the plain base it behaves differently ({MEASURED})"
             findings.report("compat.base_quantized_variant", LOCATION, message + more, base.name, related.other)
         case BaseMatch.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"

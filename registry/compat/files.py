@@ -34,7 +34,7 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
         message = f"{facts.file} has no pair of factors with the name of a module"
         findings.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
     if "lora.rank_differs_from_config" in facts.problems:
-        message = f"the factors in {facts.file} have another rank than adapter_config.json says"
+        message = f"the factors in {facts.file} have a different rank from the one in adapter_config.json"
         findings.error(
             "lora.rank_differs_from_config", facts.file, message, "the rank of the configuration", facts.max_rank
         )

@@ -32,7 +32,7 @@ from registry.versions.files import CONFIG
 
 ANNOTATION = "conversion"
 """The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""
-MENDED = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_invalid", "lora.no_modules"})
+REPAIRABLE = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_invalid", "lora.no_modules"})
 """Findings about names that a repair takes away."""
 PERMUTED = frozenset({"llama", "mistral"})
 """Model types for which the row order of q and k in torchtune and in GGUF is known to us."""
@@ -107,7 +107,7 @@ def runs_on(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -
         TargetFormat.DIFFUSERS: _diffusers, TargetFormat.GGUF: _gguf,
     }[conversion.to]  # fmt: skip
     if conversion.repair and conversion.to not in (TargetFormat.PEFT, TargetFormat.DIFFUSERS):
-        raise refusal(f"--repair mends names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
+        raise refusal(f"--repair fixes names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
     return rule(contents, conversion, base)
 
 
@@ -122,8 +122,8 @@ def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
                       f"convert it to {TargetFormat.PEFT} first")  # fmt: skip
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
-        mends = {f.code for f in errors} <= MENDED
-        step = "convert it with --to peft --repair first" if mends else "repair it first, or push it again"
+        repairable = {f.code for f in errors} <= REPAIRABLE
+        step = "convert it with --to peft --repair first" if repairable else "repair it first, or push it again"
         raise refusal(f"the adapter is faulty: {errors[0].message}", step)
     if contents.lora.method != "LORA":
         raise refusal(f"the method is {contents.lora.method}; only LoRA has the form {to}")
@@ -168,11 +168,11 @@ def _plain(contents: AdapterContents, conversion: Conversion, base: BaseSpec) ->
 def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     if isinstance(contents, PeftContents):
         if not conversion.repair:
-            raise refusal("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
-        renaming.repairs(contents.header, base)
+            raise refusal("it is already in PEFT format", "--repair fixes wrong prefixes and `.default` in names")
+        renaming.find_repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
-        raise refusal("--repair mends names that are nearly PEFT's; these are of another tool")
+        raise refusal("--repair fixes names that are nearly PEFT's; these are from a different tool")
     return _foreign_text(contents, base)
 
 
@@ -198,9 +198,9 @@ def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec
         renaming.image_repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
-        raise refusal(f"--repair mends names that are nearly diffusers'; these are of {file.format}")
+        raise refusal(f"--repair fixes names that are nearly diffusers'; these are from {file.format}")
     if file.format == "diffusers":
-        raise refusal("it has diffusers' names already", "--repair mends names with `.default` in them")
+        raise refusal("it already has diffusers' names", "--repair fixes `.default` in names")
     if file.format not in _DIFFUSERS or file.method != "lora":
         raise refusal(f"diffusers has no converter for {file.format} with {file.method}; ComfyUI loads it as it is")
     if file.has_dora:

@@ -41,9 +41,9 @@ def without_adapter_name(name: str) -> str:
     return _ADAPTER_NAME.sub(r".\1", name)
 
 
-def repairs(header: Header, base: BaseSpec) -> dict[str, str]:
-    """Old name → mended name, for every tensor whose name changes. `Invalid` if nothing does, or not all can be."""
-    return _changes({info.name: _mended(info.name, base) for info in header})
+def find_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
+    """Old name → repaired name, for every tensor whose name changes. `Invalid` if nothing does, or not all can be."""
+    return _changes({info.name: _repaired(info.name, base) for info in header})
 
 
 def path_of(name: str) -> str:
@@ -67,12 +67,12 @@ def _changes(renamed: dict[str, str]) -> dict[str, str]:
     return changed
 
 
-def _mended(name: str, base: BaseSpec) -> str:
-    mended = without_adapter_name(_WRAPPERS.sub("", name))
-    tail = _TAIL.search(mended)
+def _repaired(name: str, base: BaseSpec) -> str:
+    repaired = without_adapter_name(_WRAPPERS.sub("", name))
+    tail = _TAIL.search(repaired)
     if tail is None:
-        return mended
-    path = mended[: tail.start()]
+        return repaired
+    path = repaired[: tail.start()]
     for prefix in _PREFIXES:
         inner = path.removeprefix(prefix)
         inner = _TINKER_HEADS.get(inner, inner)
@@ -80,22 +80,22 @@ def _mended(name: str, base: BaseSpec) -> str:
         for candidate in (inner, f"model.{inner}", f"transformer.{inner}", nested):
             if path.startswith(prefix) and candidate in base.modules:
                 return f"{PREFIX}{candidate}{tail[0]}"
-    return mended
+    return repaired
 
 
 def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
-    """As `repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
-    return _changes({info.name: _mended_image(info.name, base) for info in header})
+    """As `find_repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
+    return _changes({info.name: _repaired_image(info.name, base) for info in header})
 
 
-def _mended_image(name: str, base: BaseSpec) -> str:
-    mended = without_adapter_name(name)
-    tail = _TAIL.search(mended)
-    path = mended[: tail.start()] if tail else ""
+def _repaired_image(name: str, base: BaseSpec) -> str:
+    repaired = without_adapter_name(name)
+    tail = _TAIL.search(repaired)
+    path = repaired[: tail.start()] if tail else ""
     if not path or path in base.modules:
-        return mended
+        return repaired
     there = [component for component in base.components if f"{component}.{path}" in base.modules]
-    return f"{there[0]}.{mended}" if len(there) == 1 else mended
+    return f"{there[0]}.{repaired}" if len(there) == 1 else repaired
 
 
 def can_rename(header: Header) -> bool:

@@ -114,7 +114,7 @@ class Fields:
             return {}
         values: dict[str, Any] = {}
         for key, number in value.items():
-            if not self._pattern(field, patterns.ending_in(key), plain=patterns.is_plain(key)):
+            if not self._pattern(field, patterns.to_suffix_pattern(key), plain=patterns.is_plain(key)):
                 continue
             if whole and self._whole(f"{field}.{key}", number, 1, int(limit)):
                 values[key] = number

@@ -169,7 +169,7 @@ def is_plain(text: str) -> bool:
     return not _SPECIAL.intersection(text.replace(".", ""))
 
 
-def ending_in(text: str) -> str:
+def to_suffix_pattern(text: str) -> str:
     """The pattern of all paths that end in what `text` matches, at the beginning or after a dot."""
     if text.startswith("^"):
         return text

@@ -22,7 +22,7 @@ from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
 from registry.findings import Finding
 from registry.versions.files import BASE_CONFIG, WEIGHTS
-from registry.worker.model_process.client import Gone, NotLoaded
+from registry.worker.model_process.client import NotLoaded, ProcessExited
 from registry.worker.task import Done, Failed, Task
 
 TEXT_LIMIT = 2000
@@ -55,7 +55,7 @@ def smoke_test(task: Task) -> Done:
             if not base.spec.quantization:
                 raise Failed(str(e)) from e
             return _unsupported(task, f"{base.name} is quantized ({base.spec.quantization}), and this worker {e}")
-        except Gone as e:
+        except ProcessExited as e:
             raise Failed(str(e)) from e
     lease.check()
     result = answer.get("result")

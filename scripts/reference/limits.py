@@ -306,7 +306,7 @@ LIMITS = {
         "registry.client.local.cache": {"LIMIT_BYTES": "cache of a client, by default"},
         "registry.server.audit": {"DETAIL_LIMIT_BYTES": "detail of an event"},
         "registry.server.maintenance.gc": {
-            "KEEP_ENDED": "time that ended pushes, stored responses and exchanged tokens are kept",
+            "ENDED_RETENTION": "time that ended pushes, stored responses and exchanged tokens are kept",
             "KEEP_DELIVERIES": "time that ended deliveries of webhooks are kept",
         },
         "registry.server.webhooks": {"WEBHOOKS_LIMIT": "webhooks of a namespace"},

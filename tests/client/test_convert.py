@@ -203,7 +203,7 @@ def test_who_may_not_push_into_the_target_queues_nothing(filled_harness: Harness
         ({"config": {"init_lora_weights": "pissa"}}, "canonical", "convert it to plain first|changed the base"),
         ({}, "plain", "PiSSA and OLoRA"),
         ({"config": {"init_lora_weights": "pissa_niter_4"}}, "plain", "randomized"),
-        ({}, "peft", "PEFT's already"),
+        ({}, "peft", "already in PEFT format"),
         ({}, "diffusers", "image models"),
         ({"config": {"alora_invocation_tokens": [1, 2]}}, "gguf", "invocation tokens"),
     ],

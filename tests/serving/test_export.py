@@ -161,7 +161,7 @@ def test_a_lost_file_is_named_and_not_restored_in_place(filled_harness: Harness,
     (location.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
     done = run(filled_harness, location)
     assert states(done) == {"acme-support-v1": "failed", "bolt-sales-v1": "unchanged"}
-    assert "adapter_model.safetensors is missing or has another size" in done.items[0].reason
+    assert "adapter_model.safetensors is missing or its size has changed" in done.items[0].reason
     assert [a["name"] for a in json.loads(read(location, "index.json"))["adapters"]] == ["bolt/sales"]
 
 

@@ -174,10 +174,10 @@ EARLIER = """
 Runs up to the code of 54804fb0 asked 24172 cases of 45 methods and 324 architectures (PEFT 0.21.2, transformers 5.24.0,
 torch 2.13.0+cpu), 1956 of them honest adapters, none of these without a verdict: false no 0, crash 0, false yes 3 in
 `check`, 1 in `compat`, 1 in `engine`, 0 in all stages together. The false yes were two kinds of cases on classifiers;
-they were mended, and all 15 of their kind asked again at 54804fb0. These answers are not recorded by subject.
+they were fixed, and all 15 of their kind asked again at 54804fb0. These answers are not recorded by subject.
 
 51 architectures are built since. On 50 of them, all but Qwen3-Omni, where PEFT makes none, an honest adapter on all
-linear modules was asked at 705646cf: PEFT takes 48, and so does the registry, but for LXMERT, which it could not
+linear modules was asked at 705646cf: PEFT takes 48, and so does the registry, except LXMERT, which it could not
 register before 10d12c15. Of DeepSeek-OCR 2 and Unlimited-OCR PEFT does not load what it saved, and both say no.
 """
 UNBUILT = """\

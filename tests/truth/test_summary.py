@@ -18,7 +18,7 @@ GROUPS = ("gpt2/dora", "gpt2/plain", "loha@classifier/plain", "opt/plain")
 
 
 def results(*others: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A journal: gpt2 asked whole but for what PEFT cannot build, OPT in part, a method whole."""
+    """A journal: gpt2 asked whole except what PEFT cannot build, OPT in part, a method whole."""
     passed = {stage: ["pass", ""] for stage in ("check", "compat", "weights", "smoke")}
     honest: dict[str, Any] = {"honest": True, "answer": {"why": "", "message": ""}, "said": passed}
     for values in (

@@ -59,7 +59,7 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
     assert set(reports) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy",
                             "qwen-image-diffsynth", "qwen-image-lightning"}  # fmt: skip
     assert all(report.error is not None and report.error < 1e-6 for report in reports.values())
-    assert "it has diffusers' names already" in refused["qwen-image-diffusers"]
+    assert "it already has diffusers' names" in refused["qwen-image-diffusers"]
     assert "diffusers cannot convert it" in refused["flux-bfl-control"]
     assert "no converter for lycoris" in refused["lycoris-loha"]
 

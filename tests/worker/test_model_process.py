@@ -15,7 +15,7 @@ import peft
 import pytest
 
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import Gone, ModelProcess, Pool, ProcessLimits
+from registry.worker.model_process.client import ModelProcess, Pool, ProcessExited, ProcessLimits
 from registry.worker.sandbox import namespaces
 from registry.worker.sandbox.confine import clean_environment
 from tests.worker import models
@@ -175,7 +175,7 @@ def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(sou
     with Pool() as pool:
         process = pool.process(source)
         kill = lambda: os.kill(process.pid, signal.SIGKILL)  # noqa: E731
-        with _When(process, signal.SIGSTOP, then=kill) as stopped, pytest.raises(Gone, match="signal 9"):
+        with _When(process, signal.SIGSTOP, then=kill) as stopped, pytest.raises(ProcessExited, match="signal 9"):
             pool.try_adapter(source, good, ISOLATED)
         assert not _exists(stopped.child)
         assert codes(pool.try_adapter(source, good, LIMITS)) == {}
@@ -184,14 +184,14 @@ def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(sou
 
 def test_a_base_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(Gone, match="cannot load the base empty"):
+    with pytest.raises(ProcessExited, match="cannot load the base empty"):
         ModelProcess(BaseSource("empty", tmp_path, "")).load()
 
 
 def test_a_base_that_is_being_loaded_can_be_given_up(source: BaseSource) -> None:
     process = ModelProcess(source)
     process.interrupt()
-    with pytest.raises(Gone, match="signal 9"):
+    with pytest.raises(ProcessExited, match="signal 9"):
         process.load()
 
 

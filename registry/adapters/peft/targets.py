@@ -33,7 +33,7 @@ class Choice(Generic[T]):
             if patterns.is_plain(key):
                 self._plain.setdefault(key, index)
             else:
-                self._matching.append((index, patterns.compile_pattern(patterns.ending_in(key))))
+                self._matching.append((index, patterns.compile_pattern(patterns.to_suffix_pattern(key))))
 
     def pick(self, path: str) -> T | None:
         """The value for this path; None where no key matches."""

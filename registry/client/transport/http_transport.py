@@ -229,7 +229,7 @@ class _HttpReply(Reply):
             while count := response.readinto(buffer):
                 yield view[:count]
         if response.length:
-            raise TransportError(f"the answer broke off {response.length} bytes before its end", url, broke=True)
+            raise TransportError(f"the response was cut off {response.length} bytes before its end", url, broke=True)
 
     def _whole_buffers(self, view: memoryview) -> Iterator[memoryview]:
         """Let the kernel fill the whole buffer, so that the interpreter is needed once for it, not for each packet."""

@@ -219,7 +219,7 @@ class _Exchange:
             if message.get("body"):
                 yield message["body"]
         if not self._ended:
-            raise TransportError("the application broke off its answer", self._url)
+            raise TransportError("the application cut off its response", self._url)
 
     def leave(self) -> None:
         """Stop reading. The application sees a disconnect."""

@@ -21,7 +21,7 @@ _LOG = logging.getLogger("registry.server.requests")
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredRequest:
+class RequestRecord:
     """A request that was answered. `route`: the template of its path."""
 
     id: str
@@ -66,7 +66,7 @@ class RequestLog:
     """False in the embedded registry, whose command reports its errors."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def record(self, request: AnsweredRequest) -> None:
+    def record(self, request: RequestRecord) -> None:
         """Count a request and write its line: an error for a fault of the server or its parts, with what it says."""
         method = request.method if request.method in METHODS else "other"
         with self._lock:
@@ -127,7 +127,7 @@ class LogMiddleware:
                 actor = state.get("log_actor") or getattr(state.get("actor"), "identity", "")
                 route = state.get("route") or getattr(scope.get("route"), "path", NO_ROUTE)
                 self._log.record(
-                    AnsweredRequest(
+                    RequestRecord(
                         request_id, actor, scope["method"], route, status, seconds, received, sent,
                         state.get("problem", ""), state.get("problem_detail", ""),
                     )

@@ -175,7 +175,7 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
     other = base_rows.find(session, names.base_name(recipe.onto))
     other_spec = base_rows.load_spec(other)
     if any(getattr(spec, field) != getattr(other_spec, field) for field in SAME_FIELDS):
-        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} has another architecture than {base.name}")
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} has a different architecture from {base.name}")
     if other_spec.quantization:
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is quantized ({other_spec.quantization}), too")
     relatives = base_weights.find_relatives(session, base)

@@ -20,7 +20,7 @@ from registry.api import LINKS
 from registry.errors import RegistryError
 from registry.server.http.conditional import Part
 from registry.server.http.middleware import StallCounter, choose_request_id
-from registry.server.http.request_log import AnsweredRequest
+from registry.server.http.request_log import RequestRecord
 from registry.server.local_links.answers import LinkBackend, problem_of
 from registry.server.local_links.request import LinkRequest
 from registry.server.storage.blobs import raise_unknown
@@ -66,10 +66,10 @@ class Exchange:
                 return False
             return self._keeps_alive
 
-    def describe(self) -> AnsweredRequest:
+    def describe(self) -> RequestRecord:
         """What the log says about it. The bytes of an answer count as a whole."""
         received = self._request.link.size_bytes - self._remaining if self._request.method == "PUT" else 0
-        return AnsweredRequest(
+        return RequestRecord(
             self._request_id, self._request.link.owner, self._request.method, LINK_ROUTE, self.status,
             time.perf_counter() - self._started_at, received, self._sent_bytes,
         )  # fmt: skip

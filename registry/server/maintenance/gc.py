@@ -416,7 +416,7 @@ def _batches(stats: Iterable[Stat]) -> Iterator[list[Stat]]:
 
 
 # ------------------------------------------------------------------ ended rows
-KEEP_ENDED = timedelta(days=7)
+ENDED_RETENTION = timedelta(days=7)
 """How long ended pushes, responses to mutations and exchanged tokens are kept, for clients that retry."""
 KEEP_DELIVERIES = timedelta(days=30)
 
@@ -424,7 +424,7 @@ KEEP_DELIVERIES = timedelta(days=30)
 def _conditions() -> dict[str, tuple[type[SQLModel], ColumnElement[bool]]]:
     """Return the count in the report → the table, and which of its rows may be deleted."""
     now = db.now()
-    old = now - KEEP_ENDED
+    old = now - ENDED_RETENTION
     exchanged = and_(col(TokenRow.created_by) == EXCHANGE, col(TokenRow.expires_at) < old)
     delivered = and_(col(DeliveryRow.state) != DeliveryState.WAITING, col(DeliveryRow.ended_at) < now - KEEP_DELIVERIES)
     return {

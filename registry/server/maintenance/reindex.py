@@ -138,7 +138,7 @@ def _read_tombstone(run: _Run, stat: Stat) -> TombstoneRecord | None:
     record = metadata_backup.parse_record(run.blobs, stat.key, stat.size_bytes, TombstoneRecord, run.findings)
     if record is None or (record.owner, record.name) == _name_in_key(stat):
         return record
-    run.add("record.damaged", stat.key, "is the record of another name than its key says")
+    run.add("record.damaged", stat.key, "is the record of a different name from its key's")
     return None
 
 

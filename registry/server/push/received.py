@@ -26,7 +26,7 @@ class ReceivedBlobs:
 
     def keeping(self, staging_key: str, size_bytes: int, writer: BlobWriter) -> BlobWriter:
         """A writer whose bytes are kept once `writer` has verified and stored them, if they are few; else `writer`."""
-        return _KeepingWriter(self, staging_key, writer) if size_bytes <= BLOB_LIMIT_BYTES else writer
+        return _BufferingWriter(self, staging_key, writer) if size_bytes <= BLOB_LIMIT_BYTES else writer
 
     def add(self, staging_key: str, data: bytearray) -> None:
         """Keep the bytes of a blob, and forget the oldest beyond the limit."""
@@ -50,7 +50,7 @@ class ReceivedBlobs:
         return data
 
 
-class _KeepingWriter:
+class _BufferingWriter:
     """Writes a blob and keeps its bytes."""
 
     def __init__(self, received: ReceivedBlobs, staging_key: str, writer: BlobWriter) -> None:

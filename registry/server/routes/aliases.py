@@ -141,7 +141,7 @@ def parse_selector(text: str, name: AdapterName) -> Selector:
         return names.selector(text)
     ref = Ref.parse(text)
     if ref.name != name:
-        raise Invalid("REQUEST_INVALID", f"version: {text[:160]!r} is of another adapter than '{name}'")
+        raise Invalid("REQUEST_INVALID", f"version: {text[:160]!r} belongs to a different adapter than '{name}'")
     return ref.selector
 
 

@@ -202,7 +202,7 @@ def _existing_note(location: ExportTarget, entry: DesiredAdapter, model: str) ->
     if wrong:
         raise Invalid(
             "FOLDER_INVALID",
-            f"{location.title}: {entry.served_name}/{wrong[0]} is missing or has another size than it was written with",
+            f"{location.title}: {entry.served_name}/{wrong[0]} is missing or its size has changed",
             next_step=f"remove {entry.served_name} there when no engine reads it, and export again",
         )
     return note

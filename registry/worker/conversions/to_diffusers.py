@@ -55,7 +55,7 @@ def convert(request: ConversionRequest) -> Converted:
     if not tensors:
         renamed = _flux_names(tensors_in, file) if family == "flux" else tensors_in
         tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed, request.base)
-    _demand_all(tensors_in, tensors, file, request.base)
+    _require_all(tensors_in, tensors, file, request.base)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
     to_canonical.copy_others(folder, out)
@@ -133,7 +133,7 @@ def _without_half(name: str) -> str:
     return name.removesuffix(end).removesuffix(".lora")
 
 
-def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts, base: BaseSpec) -> None:
+def _require_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts, base: BaseSpec) -> None:
     stray = [name for name in after if not _is_loaded(name, base)]
     if stray or not after:
         example = stray[0] if stray else "all"

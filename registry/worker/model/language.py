@@ -17,7 +17,7 @@ import transformers
 from registry.versions.files import SENTENCEPIECE, TOKENIZER, VOCABULARY
 from registry.worker.devices import CPU
 from registry.worker.model import tasks
-from registry.worker.model.tasks import Forward, Logits, ModelTask, Probe
+from registry.worker.model.tasks import ForwardPass, Logits, ModelTask, Probe
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -32,7 +32,7 @@ class LoadedBase:
     probes: list[Probe]
     probe_kind: str
     vocabulary: int
-    forward: Forward
+    forward: ForwardPass
     load_seconds: float
     tokenizer: Any = None
     dtype: str = "float32"
@@ -62,7 +62,7 @@ class LoadedBase:
         prompts, kind = _probes_of(tokenizer, vocabulary, tasks.special_tokens(config))
         return cls(
             name=name, model=model, originals={**dict(model.named_parameters()), **dict(model.named_buffers())},
-            probes=prompts, probe_kind=kind, vocabulary=vocabulary, forward=Forward(model, task),
+            probes=prompts, probe_kind=kind, vocabulary=vocabulary, forward=ForwardPass(model, task),
             load_seconds=perf_counter() - started,
             tokenizer=tokenizer, dtype=str(target_dtype).removeprefix("torch."), device=device,
         )  # fmt: skip

@@ -58,7 +58,7 @@ def build(folder: Path) -> tuple[Any, tasks.ModelTask]:
 
 
 def _not_linear(model: Any, task: tasks.ModelTask) -> list[Any]:
-    """The modules that PEFT's "all-linear" leaves out, but for `lm_head`, which the rules know by its name."""
+    """The modules that PEFT's "all-linear" leaves out, except `lm_head`, which the rules know by its name."""
     output = model.get_output_embeddings()
     if output is not None:
         return [module for name, module in model.named_modules() if module is output and name != HEAD]

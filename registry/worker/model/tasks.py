@@ -158,7 +158,7 @@ def _names_in(tables: Sequence[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-class Forward:
+class ForwardPass:
     """Runs probes through models of one task. The bare model comes first: it decides which inputs it takes."""
 
     def __init__(self, model: Any, task: ModelTask) -> None:

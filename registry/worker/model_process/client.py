@@ -36,11 +36,11 @@ class ProcessLimits:
     any_name: bool = False
 
 
-class Gone(Exception):
+class ProcessExited(Exception):
     """The model process died or broke the protocol: the attempt failed, the base must be loaded again."""
 
 
-class NotLoaded(Gone):
+class NotLoaded(ProcessExited):
     """transformers does not load the base, and not because memory ran out or a device failed."""
 
 
@@ -74,13 +74,13 @@ class ModelProcess:
         self.ready: dict[str, Any] = {}
 
     def load(self) -> Self:
-        """Wait until the base is loaded. Raises `Gone` with the reason if it is not; the process has then ended."""
+        """Wait until the base is loaded. `ProcessExited` with the reason if it is not; then it has ended."""
         try:
             first = self._read(time.monotonic() + LOAD_SECONDS_LIMIT)
             if "ready" not in first:
                 error = str(first.get("error") or "the model process sent an unknown message")
-                raise NotLoaded(error) if first.get("refused") else Gone(error)
-        except Gone:
+                raise NotLoaded(error) if first.get("refused") else ProcessExited(error)
+        except ProcessExited:
             self.kill()
             raise
         self.ready = first["ready"]
@@ -103,7 +103,7 @@ class ModelProcess:
     ) -> dict[str, Any]:  # fmt: skip
         """Test one adapter: `{"result": {"findings", "structure", "measurements", …}}`, or `{"failed": reason}`.
 
-        Raises `Gone`.
+        Raises `ProcessExited`.
         """
         self.tried += 1
         request = {"id": self.tried, "folder": str(folder)}
@@ -125,7 +125,7 @@ class ModelProcess:
                     if self._wrapper and "result" in message:
                         message["result"]["execution"].setdefault("confined_by", []).insert(0, Layer.BUBBLEWRAP)
                     return message
-        except Gone:
+        except ProcessExited:
             self.kill()
             raise
         finally:
@@ -133,7 +133,7 @@ class ModelProcess:
 
     def stop_child(self) -> None:
         """Stop the running test; its `try_adapter` then answers `failed`. May be called from any thread."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(ProcessExited):
             self._write({"stop": self.tried})
 
     def interrupt(self) -> None:
@@ -163,28 +163,28 @@ class ModelProcess:
                 pipe.write(json.dumps(message).encode() + b"\n")
                 pipe.flush()
         except (OSError, ValueError) as e:
-            raise Gone(f"the model process of {self.source.name} is gone: {e}") from e
+            raise ProcessExited(f"the model process of {self.source.name} is gone: {e}") from e
 
     def _read(self, deadline: float) -> dict[str, Any]:
         pipe = self._process.stdout
         with selectors.DefaultSelector() as selector:
             if pipe is None or pipe.closed:
-                raise Gone(f"the model process of {self.source.name} is gone")
+                raise ProcessExited(f"the model process of {self.source.name} is gone")
             selector.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._rest:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise Gone(f"the model process of {self.source.name} does not answer")
+                    raise ProcessExited(f"the model process of {self.source.name} does not answer")
                 data = os.read(pipe.fileno(), 65536)
                 if not data:
                     status = self._process.wait()
                     end = f"signal {-status}" if status < 0 else f"exit status {status}"
-                    raise Gone(f"the model process of {self.source.name} died ({end})")
+                    raise ProcessExited(f"the model process of {self.source.name} died ({end})")
                 self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
         try:
             message = json.loads(line)
         except ValueError as e:
-            raise Gone(f"the model process of {self.source.name} broke the protocol") from e
+            raise ProcessExited(f"the model process of {self.source.name} broke the protocol") from e
         return message if isinstance(message, dict) else {}
 
 
@@ -223,7 +223,7 @@ class Pool:
         return [name for name, process in reversed(self._processes.items()) if process.alive]
 
     def process(self, source: BaseSource) -> ModelProcess:
-        """The model process of this base, started if there is none. `Gone` if the base does not load."""
+        """The model process of this base, started if there is none. `ProcessExited` if the base does not load."""
         process = self._processes.pop(source.name, None)
         if process is not None and not (process.alive and process.source == source):
             self._end(process)

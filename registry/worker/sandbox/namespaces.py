@@ -72,7 +72,7 @@ def _unshare(libc: ctypes.CDLL, spaces: int) -> bool:
 
 
 def select_places(hidden: Iterable[str], visible: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The places to hide, but for those that are shown folders themselves; and the shown folders that lie in them."""
+    """The places to hide, except those that are shown folders themselves; and the shown folders that lie in them."""
     folders = {os.path.realpath(folder) for folder in visible if os.path.isdir(folder)}
     places = sorted({path for path in hidden if os.path.exists(path)} - folders)
     return places, sorted(folder for folder in folders if any(Path(folder).is_relative_to(path) for path in places))

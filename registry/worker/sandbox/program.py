@@ -4,7 +4,7 @@
     {"progress": text}           ◀──stdout──
     {"report": …} or {"problem": …} or {"error": text}, the last line
 
-A program gets no secret: an allow-list of variables, and folders. It has no network and sees no home folder but for its
+A program gets no secret: an allow-list of variables, and folders. It has no network and sees no home folder except its
 folders where Linux can do that, and ends with its parent. The parent imports no torch and may kill it at any time.
 """
 

@@ -1,6 +1,6 @@
 """`SharedModel`: one model object for many adapters. Plain LoRA adapters of one layout are hot-swapped into two slots.
 
-    layout    the modules that an adapter targets, and its configuration as PEFT's own class reads it, but for fields
+    layout    the modules that an adapter targets, and its configuration as PEFT's own class reads it, except fields
               that a slot follows or that do nothing in inference
     slot      a named adapter in PEFT; two take turns, so that the previous adapter stays loaded during a test
 
