@@ -53,7 +53,7 @@ class Clock:
 
 
 class Node:
-    """`driver`: another engine than the node's own."""
+    """`driver`: a different engine from the node's own."""
 
     profile = "vllm==0.33.0,max_lora_rank=16"
 

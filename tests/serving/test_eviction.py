@@ -45,7 +45,7 @@ sys.stdin.read()
 def evicted(
     store: LocalStore, limits: EvictionLimits = USUAL, *, leases: Collection[Digest] = (), later: float = LONG
 ) -> Evicted:
-    """Evict in another process than any that has used the store, as if so many seconds later."""
+    """Evict in a process that has not used the store, as if so many seconds later."""
     return eviction.evict(LocalStore(store.root), limits, lambda: leases, clock=lambda: time.time() + later)
 
 

@@ -75,7 +75,7 @@ def change(folder: Path, copy: Path, edit: Callable[[Tensors], Tensors]) -> Path
 
 
 def wrong_shape(tensors: Tensors) -> Tensors:
-    """One B of another width than its module."""
+    """One B of a different width from its module."""
     first = next(name for name in sorted(tensors) if "lora_B" in name)
     return tensors | {first: torch.cat((tensors[first], tensors[first][:1]))}
 

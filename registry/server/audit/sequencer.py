@@ -130,7 +130,7 @@ def record_replacement(engine: Engine, key: str, reason: str) -> None:
 
 
 def _record_rotation(engine: Engine, keys: Keys, lock: locks.ProcessLock) -> None:
-    """Append an event if another key signs from now on than signed the latest checkpoint: once for each key."""
+    """Append an event if the key has changed since the latest checkpoint was signed: once for each key."""
     key = keys.signer.verifier
     with db.session(engine, write=False) as session:
         checkpoint = latest_checkpoint(session)

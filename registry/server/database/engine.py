@@ -37,7 +37,7 @@ IDLE_LIMIT_MS = 10_000
 """How long a transaction may wait for its client: a replica that is frozen holds row locks no longer than this."""
 CLOCK_SECONDS = 10.0
 SILENCE_SECONDS = "silence_seconds"
-"""The key in a connection's `info` of another limit than `HANG_SECONDS`."""
+"""The key in a connection's `info` of a different limit from `HANG_SECONDS`."""
 HANG_SECONDS = 65
 REASON_LIMIT = 400
 """How long to wait for PostgreSQL to say anything: longer than it may take for any statement."""

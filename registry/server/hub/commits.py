@@ -337,7 +337,7 @@ def require_target(engine: Engine, actor: Actor, name: AdapterName) -> None:
 def find_head(engine: Engine, actor: Actor, name: AdapterName, branch: str) -> Head:
     """Where the branch is. `NotFound` if it does not exist.
 
-    `Conflict` (PARENT_MOVED) ends a draft that began from another version than the one at the branch.
+    `Conflict` (PARENT_MOVED) ends a draft that began from a version that is no longer the one at the branch.
     """
     actor.require(Scope.PUSH, name)
     branch = parse_branch(name, branch)

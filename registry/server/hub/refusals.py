@@ -19,7 +19,7 @@ def refuse_model_file(path: str) -> None:
 
 
 def refuse_type(kind: str) -> None:
-    """Raise `Refused` for a data set, a space or another type of repository than a model."""
+    """Raise `Refused` for a data set, a space or any repository that is not a model."""
     if kind not in ("", "model", "models"):
         refuse(
             f"this registry holds adapters, and no repositories of type {kind[:20]!r}",

@@ -80,7 +80,7 @@ class LinkBackend:
             return status, more, iter((content,))
 
     def check(self, method: str, target: str, headers: Mapping[str, str]) -> SignedLink:
-        """Return what a request allows. `Unavailable` (LINK_INVALID), `Invalid` for another length than the link's."""
+        """Return what a request allows. `Unavailable` (LINK_INVALID), `Invalid` for a length that is not the link's."""
         if self.blobs.links is None:
             raise RuntimeError("this store signs no links")
         link = self.blobs.links.check(method, target)

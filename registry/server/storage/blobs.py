@@ -319,7 +319,7 @@ class DigestVerifier:
             raise TooLarge("SIZE_INVALID", f"blob {self.digest} {message}", findings=findings)
 
     def verify(self) -> None:
-        """Check the digest of all bytes. `Invalid` (BLOB_MISMATCH) if it is another one than the key's."""
+        """Check the digest of all bytes. `Invalid` (BLOB_MISMATCH) if it differs from the key's."""
         if self._hasher is not None:
             digest = self._hasher.digest()
             if digest != self.digest:
