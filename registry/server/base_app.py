@@ -78,7 +78,7 @@ def build_base_app(
     state.requests = RequestLog()
     state.body_budget = BodyBudget(PROCESS_BYTES, SUBJECT_BYTES, NAMESPACE_BYTES)
     state.disk_budget = BodyBudget(DISK_BYTES, DISK_BYTES // 4, DISK_BYTES // 2)
-    state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2, 0)
+    state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2, UNCHECKED_BYTES // 8)
     state.freshness = Freshness(state.engine)
     state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)

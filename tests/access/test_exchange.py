@@ -19,7 +19,7 @@ from typing import Any
 import jwt
 import pytest
 
-from registry.api.access import PublisherAdd
+from registry.api.access import PublisherAdd, TokenCreate
 from registry.errors import Denied, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable
 from registry.server.access import issuers, token_exchange
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
@@ -95,6 +95,18 @@ def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(harness
         alice.resolve("acme/support")
     harness.admin.grant_role("acme", "alice@example.org", "reader")
     assert alice.resolve("acme/support").number == 1
+
+
+@pytest.mark.security
+def test_a_token_without_groups_does_not_rotate_the_one_of_the_sign_in(harness: Harness, people: Provider) -> None:
+    harness.admin.grant_role("*", "group:ml", "owner")
+    person: dict[str, Any] = {"sub": "u1", "email": "alice@example.org", "email_verified": True}
+    alice = harness.client(sign_in(harness, people.sign(groups=["ml"], **person)).secret)
+    made = alice.create_token(TokenCreate(name="laptop", scopes=["admin"], namespaces=["*"]))
+    assert (alice.whoami().roles, harness.client(made.secret).whoami().roles) == ({"*": "owner"}, {})
+    with pytest.raises(Denied, match="may revoke the token"):
+        harness.client(made.secret).rotate_token(alice.whoami().token_id)
+    assert alice.rotate_token(made.token.id).token.id == made.token.id
 
 
 @pytest.mark.security

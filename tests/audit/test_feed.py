@@ -51,6 +51,14 @@ def test_an_actor_sees_the_events_of_what_it_may_see(harness: Harness) -> None:
     assert len(jobs) == 1
 
 
+@pytest.mark.parametrize("field", ["first_at", "last_at"])
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59"])
+def test_a_time_that_no_clock_shows_is_refused(harness: Harness, field: str, time: str) -> None:
+    answer = send(harness, "GET", "/api/v1/events", harness.issue("pull")[1], params={field: time})
+    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
+    assert field in answer.json()["detail"]
+
+
 def test_a_proof_is_only_for_actors_that_may_see_the_event(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")

@@ -21,7 +21,7 @@ from registry.server.http import routing
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import LARGE_BODIES, LARGE_BODIES_PER_PERSON, SingleThreadRoute
 from tests.harness import Harness
-from tests.raw_asgi import RawAnswer, call, call_in_loop
+from tests.raw_asgi import ADDRESS, RawAnswer, call, call_in_loop
 
 pytestmark = pytest.mark.security
 CHUNK = b" " * 2**14
@@ -235,6 +235,16 @@ def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_
     assert (exchange.status, exchange.json()["code"]) == (503, "TRY_LATER")
     assert int(exchange.headers["retry-after"]) >= 1
     assert (budget.used_bytes, closed.app.state.body_budget.used_bytes) == (0, 0)
+
+
+@pytest.mark.security
+def test_bodies_without_a_token_of_one_network_leave_space_for_others(closed: Harness) -> None:
+    budget: BodyBudget = closed.app.state.unchecked_budget
+    assert 2 * budget.group_bytes < budget.owner_bytes
+    for network, status in (("network 203.0.113.7", 401), (f"network {ADDRESS}", 503)):
+        budget.change(("without a token", network), budget.group_bytes)
+        answer = post(closed, "/tokens/exchange", [b'{"assertion": "x"}'])
+        assert answer.status == status, network
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])

@@ -116,6 +116,16 @@ def test_an_unchanged_answer_needs_no_statement(harness: Harness, database_kind:
     assert len(selects) == (0 if database_kind == "sqlite" else 2), sent
 
 
+@pytest.mark.security
+def test_a_secret_without_its_scheme_is_refused_by_the_cache_as_by_the_application(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    secret = harness.issue("pull")[1]
+    assert client(harness, secret).get(f"{PATH}/main").status_code == 200
+    for header in (secret, f"Basic {secret}", f"Token {secret}"):
+        assert client(harness).get(f"{PATH}/main", headers={"Authorization": header}).status_code == 401, header
+
+
 def test_requests_that_arrive_together_ask_once_whether_anything_was_committed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,9 +248,12 @@ def test_a_child_sees_no_home_folder_and_cannot_uncover_it(tmp_path: Path) -> No
     for path, text in ((home / ".ssh" / "key", "secret"), (base / "config.json", "{}"), (netrc, "secret")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    key = tmp_path / "audit.key"
+    key.write_text("secret")
     variables = {"HOME": str(home), "NETRC": str(netrc), "PATH": os.environ["PATH"], "SECRET": "x"}
+    variables["REGISTRY_AUDIT_KEY"] = str(key)
     hidden = confine.secret_places(variables)
-    assert {str(home.resolve()), str(netrc.resolve())} <= set(hidden)
+    assert {str(path.resolve()) for path in (home, netrc, key)} <= set(hidden)
     environment = os.environ | variables | {confine.HIDDEN_PLACES: os.pathsep.join(hidden)}
     command = [sys.executable, "-c", ESCAPES, str(home), str(netrc), str(base)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=home, env=environment)

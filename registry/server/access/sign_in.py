@@ -85,7 +85,7 @@ def authenticate_hash(session: Session, sha256: str, cache: ActorCache) -> Actor
         row.name, row.id, scopes, frozenset(row.namespaces), row.expires_at, row.subject,
         roles=roles if row.subject else None, adapters=frozenset(row.adapters),
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
-        superseded=superseded,
+        superseded=superseded, groups=frozenset(row.groups),
     )  # fmt: skip
 
 

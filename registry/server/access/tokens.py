@@ -152,8 +152,8 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
 def _require_all_rights(actor: Actor, row: TokenRow) -> None:
     """Raise `Denied` unless the actor has all rights of this token for as long: it would receive the token.
 
-    Roles bind all tokens of one subject alike. A token without a subject keeps its rights when a role ends, so an actor
-    with a subject could keep them, too.
+    Roles of a subject bind all its tokens alike, roles of groups only those that came with the groups. A token without
+    a subject keeps its rights when a role ends, so an actor with a subject could keep them, too.
     """
     if actor.subject and not row.subject:
         raise Denied(
@@ -162,7 +162,7 @@ def _require_all_rights(actor: Actor, row: TokenRow) -> None:
             next_step="rotate it with its own secret, or revoke it and create a new one",
         )
     if row.subject == actor.subject:
-        has_rights = actor.covers(row.scopes, row.namespaces)
+        has_rights = actor.covers(row.scopes, row.namespaces) and actor.groups.issuperset(row.groups)
     else:
         has_rights = actor.may_everywhere(Scope.ADMIN)
     longer = actor.expires_at is not None and (row.expires_at is None or row.expires_at > actor.expires_at)

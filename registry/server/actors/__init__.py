@@ -48,6 +48,7 @@ class Actor:
     public: frozenset[str] = frozenset()
     epoch: int | None = None
     superseded: bool = False
+    groups: frozenset[str] = frozenset()
 
     @property
     def identity(self) -> str:

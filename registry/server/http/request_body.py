@@ -18,7 +18,7 @@ from starlette.types import Message, Receive
 from registry.errors import Denied, TooLarge, Unavailable
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.http.request_actor import look_up_actor, require_secret
+from registry.server.http.request_actor import look_up_actor, read_network, require_secret
 from registry.strict.json import has_more_values
 
 BODY_LIMIT_BYTES = 2**20
@@ -87,7 +87,7 @@ class Reservation:
         self._request = request
         self._scope = scope
         self._budget: BodyBudget = request.app.state.unchecked_budget
-        self._owner: Owner = ("without a token" if needs_no_token else "unchecked", "")
+        self._owner: Owner = ("without a token" if needs_no_token else "unchecked", f"network {read_network(request)}")
         self._is_final = needs_no_token
         self._size_bytes = 0
 

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from registry.api import Consistency, LogKeys
 from registry.api.audit import EventPage, EventProof
-from registry.errors import NotFound, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.audit import EventSearch, sequencer, tree
@@ -82,8 +82,13 @@ class _EventReader:
         return False
 
 
-def _in_utc(at: datetime | None) -> datetime | None:
-    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+def _in_utc(field: str, at: datetime | None) -> datetime | None:
+    """The time in UTC, which it is without an offset. `Invalid` (REQUEST_INVALID) for one that no clock shows."""
+    if at is None:
+        return None
+    if not 1970 <= at.year <= 9000:
+        raise Invalid("REQUEST_INVALID", f"{field}: the year {at.year} is not between 1970 and 9000")
+    return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 @router.get("/events")
@@ -102,7 +107,7 @@ async def list_events(
     last_at: datetime | None = None,
 ) -> EventPage:
     """List events. With `wait`, answers when there is one or the time is over."""
-    search = EventSearch(tuple(action), object, by, _in_utc(first_at), _in_utc(last_at))
+    search = EventSearch(tuple(action), object, by, _in_utc("first_at", first_at), _in_utc("last_at", last_at))
     reader = _EventReader(request, engine, log, search)
     until = time.monotonic() + wait
     page = await reader.read_page(after, limit, fresh=True)

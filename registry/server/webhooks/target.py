@@ -26,6 +26,8 @@ LOOKUPS_LIMIT = 64
 """Lookups at a time. One that is given up counts until the resolver gives up, too."""
 _lookups = threading.BoundedSemaphore(LOOKUPS_LIMIT)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")]
+"""Networks of IANA's registries of special-purpose addresses that some releases of Python 3.11 call global."""
 _NEXT_STEP = "use a public https URL, or allow the network in the server's setting REGISTRY_WEBHOOK_PRIVATE"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -144,10 +146,14 @@ def _networks(text: str) -> list[Network]:
 
 
 def _is_public(address: Address) -> bool:
-    """Python calls fec0::/10 global, which is deprecated and still in use internally."""
+    """Python calls fec0::/10 global, which is deprecated and still in use internally, and early releases more."""
     internal = ("is_multicast", "is_reserved", "is_unspecified", "is_site_local")
-    parts = _with_embedded(address)
-    return all(part.is_global and not any(getattr(part, kind, False) for kind in internal) for part in parts)
+    return all(
+        part.is_global
+        and not any(getattr(part, kind, False) for kind in internal)
+        and not any(part in network for network in _NOT_PUBLIC)
+        for part in _with_embedded(address)
+    )
 
 
 def _with_embedded(address: Address) -> list[Address]:

@@ -28,7 +28,7 @@ _SECRET_FOLDERS = ("/root", "/home", "/run/secrets", "/run/credentials", "/run/u
 _SECRET_VARIABLES = (
     "HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_WEB_IDENTITY_TOKEN_FILE", "DOCKER_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS", "KUBECONFIG", "NETRC",
-    "PGPASSFILE",
+    "PGPASSFILE", "ADAPTER_CONFIG", "REGISTRY_AUDIT_KEY", "REGISTRY_CONFIG", "REGISTRY_DATA", "REGISTRY_ISSUERS",
 )  # fmt: skip
 """Variables that name a folder or a file with secrets."""
 
