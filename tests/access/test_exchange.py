@@ -102,11 +102,11 @@ def test_a_token_without_groups_does_not_rotate_the_one_of_the_sign_in(harness: 
     harness.admin.grant_role("*", "group:ml", "owner")
     person: dict[str, Any] = {"sub": "u1", "email": "alice@example.org", "email_verified": True}
     alice = harness.client(sign_in(harness, people.sign(groups=["ml"], **person)).secret)
-    made = alice.create_token(TokenCreate(name="laptop", scopes=["admin"], namespaces=["*"]))
-    assert (alice.whoami().roles, harness.client(made.secret).whoami().roles) == ({"*": "owner"}, {})
+    laptop = alice.create_token(TokenCreate(name="laptop", scopes=["admin"], namespaces=["*"]))
+    assert (alice.whoami().roles, harness.client(laptop.secret).whoami().roles) == ({"*": "owner"}, {})
     with pytest.raises(Denied, match="may revoke the token"):
-        harness.client(made.secret).rotate_token(alice.whoami().token_id)
-    assert alice.rotate_token(made.token.id).token.id == made.token.id
+        harness.client(laptop.secret).rotate_token(alice.whoami().token_id)
+    assert alice.rotate_token(laptop.token.id).token.id == laptop.token.id
 
 
 @pytest.mark.security
