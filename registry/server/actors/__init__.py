@@ -34,7 +34,8 @@ class Actor:
 
     `roles` is None for a token that stands for itself. `epoch` is the access epoch at which all this was read; None
     never expires. `public` are the namespaces from which every token may pull. `superseded`: it signed in with a secret
-    that was rotated and is still accepted for a while; `scopes` are then `pull` and `push` at most.
+    that was rotated and is still accepted for a while; `scopes` are then `pull` and `push` at most. `groups` are those
+    of the identity provider at sign-in; `roles` has theirs, too.
     """
 
     name: str

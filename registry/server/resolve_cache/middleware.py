@@ -252,7 +252,7 @@ async def _send(send: Send, status: int, headers: list[Header], body: bytes, eta
 def _read_headers(scope: Scope) -> tuple[bytes, bytes, bytes]:
     """Return the secret, If-None-Match and the request id; the first two are empty if absent.
 
-    An Authorization header of another scheme stands in full, so it has no answer in the cache.
+    A header of another scheme stands in full, behind its name, so that it never equals a secret in the cache.
     """
     authorization = condition = request_id = b""
     for name, value in scope["headers"]:
@@ -263,5 +263,8 @@ def _read_headers(scope: Scope) -> tuple[bytes, bytes, bytes]:
         elif name == b"x-request-id":
             request_id = value
     scheme, _, secret = authorization.partition(b" ")
-    secret = secret.strip() if scheme.lower() == b"bearer" else authorization and b"no bearer: " + authorization
+    if scheme.lower() == b"bearer":
+        secret = secret.strip()
+    elif authorization:
+        secret = b"authorization: " + authorization
     return secret, condition, choose_request_id(request_id)
