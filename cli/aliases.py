@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from registry.api.aliases import AliasMove, AliasView, MovedAlias, MoveItem
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.aliases import Groups
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
@@ -160,7 +160,9 @@ def history(name: str, at: str, actor: str, since: str, until: str, limit: int |
     first = arguments.read_time(since, "--since") if since else None
     last = arguments.read_time(until, "--until", end_of_day=True) if until else None
     with session.registry() as registry:
-        pages = answers.all_pages(lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor))
+        pages = response_checks.all_pages(
+            lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor)
+        )
         moves = [move for page in pages for move in page.moves]
     total = len(moves)
     moves = [

@@ -115,12 +115,12 @@ def _plan_pushes(
     for base in dict.fromkeys(entry.base for entry in entries.values() if entry.folder):
         folders = [(Path(e.folder), str(name)) for name, e in entries.items() if e.folder and e.base == base]
         read = push.read_manifests(registry, folders, base=base)
-        subjects = [f"{r.name}@{r.answer.digest}" for r in read if r.answer is not None]
+        subjects = [f"{r.name}@{r.value.digest}" for r in read if r.value is not None]
         looks = Groups(registry).change_metadata([DescribeItem(subject=s) for s in subjects], dry_run=True)
         outcomes = dict(zip(subjects, looks, strict=True))
         for result in read:
             step = _Step(AdapterName.parse(result.name), "push", str(result.folder), error=result.error)
-            look = outcomes.get(f"{result.name}@{result.answer.digest}") if result.answer is not None else None
+            look = outcomes.get(f"{result.name}@{result.value.digest}") if result.value is not None else None
             if result.error is not None:
                 step.state = "refused"
             elif isinstance(look, NotFound):
@@ -163,9 +163,9 @@ def _carry_out(
             ]
             for result in push.push_all(registry, folders, base=base, message=message, progress=progress):
                 step = new[AdapterName.parse(result.name)]
-                step.set_outcome(result.error or result.answer, True, "done")
-                if result.answer is not None:
-                    numbers[step.name] = str(result.answer.version.number)
+                step.set_outcome(result.error or result.value, True, "done")
+                if result.value is not None:
+                    numbers[step.name] = str(result.value.version.number)
     for step in moves:
         if not step.item.version:
             step.item = step.item.model_copy(update={"version": numbers.get(step.name, NEWEST)})

@@ -15,7 +15,7 @@ from registry import __version__, engines
 from registry.adapters import read
 from registry.api.bases import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
-from registry.client import answers, checks, waiting
+from registry.client import checks, response_checks, waiting
 from registry.client.local import folder as folders
 from registry.client.local.adapter_folder import AdapterFolder, read_adapter
 from registry.client.registry import Registry
@@ -158,7 +158,9 @@ def recheck_engines() -> None:
     """
     counts: Counter[str] = Counter(versions=0, headers=0, verdicts=0)
     with session.registry() as registry:
-        for page in answers.all_pages(lambda cursor: registry.recheck_engines(RecheckEnginesRequest(cursor=cursor))):
+        for page in response_checks.all_pages(
+            lambda cursor: registry.recheck_engines(RecheckEnginesRequest(cursor=cursor))
+        ):
             counts.update(page.model_dump(exclude={"next_cursor"}))
     reread = f"read {output.plural(counts['headers'], 'header')} again, " if counts["headers"] else ""
     verdicts = output.plural(counts["verdicts"], "verdict")

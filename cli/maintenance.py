@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import click
 
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.registry import Registry
 from registry.findings import Finding
 
@@ -50,7 +50,7 @@ def gc(dry_run: bool, grace: int | None) -> None:
     Safe to run during pushes and pulls; run it daily.
     """
     with session.registry() as registry:
-        pages = answers.all_pages(
+        pages = response_checks.all_pages(
             lambda cursor: registry.collect(GcRequest(dry_run=dry_run, grace_seconds=grace, cursor=cursor))
         )
         report = sum(pages, GcReport())
@@ -142,7 +142,9 @@ def reindex(dry_run: bool) -> None:
     totals: Counter[str] = Counter(bases=0, versions=0, tombstones=0, withdrawals=0, records=0)
     findings: dict[tuple[str, str], Finding] = {}
     with session.registry() as registry:
-        for page in answers.all_pages(lambda cursor: registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))):
+        for page in response_checks.all_pages(
+            lambda cursor: registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))
+        ):
             totals.update(page.model_dump(include=set(totals)))
             findings |= {(finding.code, finding.location): finding for finding in page.findings}
     all_findings = list(findings.values())

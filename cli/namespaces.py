@@ -6,7 +6,7 @@ What cannot be undone (a deleted name is never reused) asks for confirmation, or
 import click
 
 from registry.api.access import NamespaceSet, NamespaceView
-from registry.client import answers
+from registry.client import response_checks
 from registry.roles import Role
 
 from .console import arguments, output, session, tables
@@ -39,7 +39,7 @@ NAMESPACES: Table[NamespaceView] = Table((
 def list_namespaces() -> None:
     """List the namespaces you can see."""
     with session.registry() as registry:
-        pages = answers.all_pages(lambda cursor: registry.namespaces(cursor=cursor, limit=200))
+        pages = response_checks.all_pages(lambda cursor: registry.namespaces(cursor=cursor, limit=200))
         items = [item for page in pages for item in page.items]
     NAMESPACES.print(items)
 

@@ -113,12 +113,12 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
         results = pulling.pull_all(
             registry, refs, progress=progress, on_result=result_reporter(progress, _print_pulled)
         )
-    pulled = sum(result.answer is not None for result in results)
+    pulled = sum(result.value is not None for result in results)
     summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
     end_with_results(results, "resolved", summary, 0)
 
 
 def _print_pulled(result: Result[Resolved]) -> None:
-    if result.answer is not None:
-        size = output.size(result.answer.manifest.size_bytes)
-        output.line(f"{output.strong(f'{result.answer.name}@{result.answer.number}')}  {size}  {result.folder}")
+    if result.value is not None:
+        size = output.size(result.value.manifest.size_bytes)
+        output.line(f"{output.strong(f'{result.value.name}@{result.value.number}')}  {size}  {result.folder}")

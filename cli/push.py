@@ -254,10 +254,10 @@ def _declaration(file: str, parameters: tuple[str, ...]) -> Callable[[Path], Pro
 
 def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Outcome]) -> Result[PushResult]:
     """The result after a wait; its error if the verdict is late."""
-    if result.answer is None or result.error is not None:
+    if result.value is None or result.error is not None:
         return result
-    answer, late = change(result.answer)
-    return result.replace(answer=answer, error=late)
+    answer, late = change(result.value)
+    return result.replace(value=answer, error=late)
 
 
 def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -> list[Result[PushResult]]:
@@ -289,10 +289,10 @@ def _with_tests(registry: Any, results: list[Result[PushResult]], until: float |
 
 def _is_queued(registry: Any, result: Result[PushResult]) -> bool:
     """Whether waiting ended because no worker took the test."""
-    if result.answer is None or not isinstance(result.error, Unavailable):
+    if result.value is None or not isinstance(result.error, Unavailable):
         return False
     with suppress(RegistryError):
-        return bool(registry.job(result.answer.job_id).state == "queued")
+        return bool(registry.job(result.value.job_id).state == "queued")
     return True
 
 
@@ -332,7 +332,7 @@ def _with_changes(
     fields_of: Callable[[VersionView, Any], dict[str, Any]],
 ) -> list[Result[PushResult]]:  # fmt: skip
     """The results after one bulk request about those versions that have no error: with new fields, or its error."""
-    pushed = {n: result.answer for n, result in enumerate(results) if result.answer is not None and not result.error}
+    pushed = {n: result.value for n, result in enumerate(results) if result.value is not None and not result.error}
     changed = [*results]
     try:
         outcomes = send([answer.version for answer in pushed.values()])
@@ -343,7 +343,7 @@ def _with_changes(
             changed[position] = results[position].replace(error=outcome)
             continue
         version = answer.version.model_copy(update=fields_of(answer.version, outcome))
-        changed[position] = results[position].replace(answer=answer.model_copy(update={"version": version}))
+        changed[position] = results[position].replace(value=answer.model_copy(update={"version": version}))
     return changed
 
 
@@ -357,12 +357,12 @@ def _title(version: VersionView) -> str:
 
 def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
     """Print the summary, and what went wrong after a version was pushed."""
-    answered = [result for result in results if result.answer is not None]
+    answered = [result for result in results if result.value is not None]
     late = [result for result in answered if result.error is not None]
-    gave_up = sum(isinstance(result.error, Unavailable) for result in results if result.answer is None)
+    gave_up = sum(isinstance(result.error, Unavailable) for result in results if result.value is None)
     refused = len(results) - len(answered) - gave_up
-    created = sum(result.answer is not None and result.answer.created for result in results)
-    pushed = [result.answer.version for result in results if result.answer is not None]
+    created = sum(result.value is not None and result.value.created for result in results)
+    pushed = [result.value.version for result in results if result.value is not None]
     failing = sum(waiting.has_failed(version.verdicts) for version in pushed)
     pending = [version for version in pushed if waiting.is_pending(version.verdicts)]
     summary = f"{output.plural(created, 'new version')}, {len(answered) - created} unchanged, {refused} refused"
@@ -404,8 +404,8 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _print_result(result: Result[PushResult]) -> None:
-    if result.answer is not None:
-        version = result.answer.version
-        state = "new" if result.answer.created else "unchanged"
+    if result.value is not None:
+        version = result.value.version
+        state = "new" if result.value.created else "unchanged"
         compat = next((v.outcome for v in reversed(version.verdicts) if v.check == "compat"), "")
         output.line(f"{output.strong(_title(version))}  {state}  compat {output.outcome(compat)}")

@@ -3,7 +3,7 @@
 import click
 
 from registry.api.maintenance import RetentionDecision, RetentionView
-from registry.client import answers
+from registry.client import response_checks
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
@@ -79,7 +79,7 @@ def _print_rule(view: RetentionView) -> None:
 def _print_plan(scope: str, rule: RetentionRule | None) -> None:
     name = AdapterName.parse(scope)
     with session.registry() as registry:
-        pages = list(answers.all_pages(lambda cursor: registry.retention_plan(name, rule, cursor=cursor)))
+        pages = list(response_checks.all_pages(lambda cursor: registry.retention_plan(name, rule, cursor=cursor)))
     items = [item for page in pages for item in page.items]
     rule = pages[0].rule
     deleted = sum(item.deletes for item in items)

@@ -37,11 +37,13 @@ def format_duration(seconds: int) -> str:
 
 
 def to_utc(at: datetime) -> datetime:
-    """A moment of a registry's answer in UTC. `Corrupt` (ANSWER_INVALID) if its year there is not 1 to 9999."""
+    """A moment of a registry's response in UTC. `Corrupt` (RESPONSE_INVALID) if its year there is not 1 to 9999."""
     try:
         return at.astimezone(UTC)
     except OverflowError as e:
-        raise Corrupt("ANSWER_INVALID", f"the registry's answer has a time outside of the years 1 to 9999: {at}") from e
+        raise Corrupt(
+            "RESPONSE_INVALID", f"the registry's response has a time outside of the years 1 to 9999: {at}"
+        ) from e
 
 
 def expiry(seconds: float | None) -> str | None:

@@ -1,7 +1,7 @@
-"""Every way in which we cannot answer, as one tree that knows nothing of HTTP or exit codes.
+"""Every way in which a request can fail, as one tree that knows nothing of HTTP or exit codes.
 
     RegistryError
-    ├── NotFound          it does not exist, or the actor may not see it (the same answer on purpose)
+    ├── NotFound          it does not exist, or the actor may not see it (the same response on purpose)
     ├── Invalid           the input breaks a rule, and the message says which
     ├── TooLarge          the input exceeds a limit or a quota, and the message says which
     ├── Conflict          the resource changed between the caller's read and the caller's write
@@ -9,9 +9,9 @@
     ├── Unauthenticated   no credential, or one that is not valid
     ├── Denied            a valid credential without this right
     ├── Unavailable       the database or the store cannot serve now, or requests are too many; try later
-    └── Corrupt           stored bytes do not hash to their name, or an answer is not one to the question
+    └── Corrupt           stored bytes do not hash to their name, or a response does not match its request
 
-An exception means that there is no answer; its findings are the rules that the input breaks. Each code belongs to one
+An exception means that there is no result; its findings are the rules that the input breaks. Each code belongs to one
 class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
 """
 
@@ -48,7 +48,7 @@ class RegistryError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def to_problem(self) -> dict[str, Any]:
-        """The body of an `application/problem+json` answer (RFC 9457), without status and request id."""
+        """The body of an `application/problem+json` response (RFC 9457), without status and request id."""
         problem: dict[str, Any] = {
             "type": "about:blank",
             "title": self.TITLE,
@@ -131,7 +131,7 @@ class Unavailable(RegistryError):
 
 class Corrupt(RegistryError):
     TITLE = "Damaged or wrong data"
-    CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT LOG_KEY_REPLACED ANSWER_INVALID")
+    CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT LOG_KEY_REPLACED RESPONSE_INVALID")
 
 
 CLASSES: tuple[type[RegistryError], ...] = tuple(RegistryError.__subclasses__())

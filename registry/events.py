@@ -122,7 +122,7 @@ class EventType(StrEnum):
     BYTES_READ = "bytes.read", ObjectKind.VERSION, "downloaded files of {object}"
     ACCESS_DENIED = "access.denied", ObjectKind.REQUEST, "was denied {object}"
     ACCESS_UNKNOWN = "access.unknown", ObjectKind.REQUEST, "tried {object} without a valid token"
-    ACCESS_NOT_FOUND = ("access.not_found", ObjectKind.REQUEST, "was answered not found for {object}")
+    ACCESS_NOT_FOUND = ("access.not_found", ObjectKind.REQUEST, "got 404 Not Found for {object}")
     AUDIT_KEY_ROTATE = "audit.key_rotate", ObjectKind.EVERYTHING, "signs the audit log with a new key"
     AUDIT_KEY_REPLACE = "audit.key_replace", ObjectKind.EVERYTHING, "replaced the lost key of the audit log"
     AUDIT_OVERFLOW = "audit.overflow", ObjectKind.EVERYTHING, "left out {count} kinds of denials and reads"

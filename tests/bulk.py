@@ -22,7 +22,7 @@ def commit_body(push_id: str, **more: Any) -> dict[str, Any]:
     return {"items": [{"push_id": push_id, **more}]}
 
 
-def answer_about(answer: httpx.Response, position: int = 0) -> httpx.Response:
+def response_about(answer: httpx.Response, position: int = 0) -> httpx.Response:
     """An error of the whole request stays as it is; else the result of an item, or its problem with its status."""
     if answer.is_error:
         return answer

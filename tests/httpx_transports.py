@@ -15,28 +15,28 @@ from typing import Any
 
 import httpx
 
-from registry.client.transport import Reply, TransportError
+from registry.client.transport import ResponseStream, TransportError
 from registry.client.transport.in_process import STOP_SECONDS, InProcess
 
 
 class HttpxTransport(httpx.BaseTransport):
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
-    ) -> Reply:
+    ) -> ResponseStream:
         timeout = {"timeout": {"read": seconds}}
         request = httpx.Request(method, url, headers=dict(headers), content=body, extensions=timeout)
         try:
             response = self.handle_request(request)
         except httpx.HTTPError as e:
             raise TransportError(str(e), url, broke=isinstance(e, httpx.ConnectError | httpx.ReadError)) from e
-        return _Reply(url, response)
+        return _HttpxStream(url, response)
 
 
 class MockTransport(HttpxTransport, httpx.MockTransport):
     pass
 
 
-class _Reply(Reply):
+class _HttpxStream(ResponseStream):
     def __init__(self, url: str, response: httpx.Response) -> None:
         headers = email.message.Message()
         for name, value in response.headers.multi_items():
@@ -55,10 +55,10 @@ class _Reply(Reply):
                 return
             for chunk in self._response.iter_raw():
                 if time.monotonic() > self._until:
-                    raise TransportError("the answer did not arrive as a whole in time", self.answer.url)
+                    raise TransportError("the answer did not arrive as a whole in time", self.head.url)
                 yield chunk
         except httpx.HTTPError as e:
-            raise TransportError(str(e), self.answer.url, broke=isinstance(e, httpx.ReadError)) from e
+            raise TransportError(str(e), self.head.url, broke=isinstance(e, httpx.ReadError)) from e
 
     def close(self) -> None:
         self._response.close()
@@ -85,11 +85,11 @@ class HttpxInProcess(InProcess, httpx.BaseTransport):
         body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream
         lines = request.headers.multi_items()
         try:
-            reply = self.open(request.method, str(request.url), Lines(lines), body, seconds=timeout)
+            opened = self.open(request.method, str(request.url), Lines(lines), body, seconds=timeout)
         except TransportError as e:
             raise httpx.ReadTimeout(str(e), request=request) from e
         return httpx.Response(
-            reply.answer.status, headers=list(reply.answer.headers.items()), stream=_Stream(reply), request=request
+            opened.head.status, headers=list(opened.head.headers.items()), stream=_Stream(opened), request=request
         )
 
 
@@ -105,15 +105,15 @@ class Lines(dict[str, str]):
 
 
 class _Stream(httpx.SyncByteStream):
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
+    def __init__(self, stream: ResponseStream) -> None:
+        self._body = stream
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            for chunk in self._reply.chunks():
+            for chunk in self._body.chunks():
                 yield bytes(chunk)
         except TransportError as e:
             raise httpx.RemoteProtocolError(str(e)) from e
 
     def close(self) -> None:
-        self._reply.close()
+        self._body.close()

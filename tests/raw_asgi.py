@@ -17,7 +17,7 @@ ADDRESS = "192.0.2.1"
 
 
 @dataclass
-class RawAnswer:
+class RawResponse:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -29,16 +29,16 @@ class RawAnswer:
 
 def call(
     app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
-) -> RawAnswer:
+) -> RawResponse:
     """Send a request whose headers may repeat, in chunks."""
     return anyio.run(call_in_loop, app, method, path, headers, chunks, address)
 
 
 async def call_in_loop(
     app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
-) -> RawAnswer:
+) -> RawResponse:
     """Send such a request in the event loop that runs."""
-    answer = RawAnswer(0, {}, b"", 0)
+    answer = RawResponse(0, {}, b"", 0)
     pending = chain(chunks, [b""])
 
     async def receive() -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import click
 
 from registry.api.catalog import AdapterView
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.core import Versions
 from registry.errors import Conflict, NotFound, RegistryError
 
@@ -105,7 +105,7 @@ def select(registry: Versions, options: Options, alias: str = "") -> list[Adapte
     """The adapters that the options select, of those with this alias, by name. `NotFound` for none."""
     tags = [text.removeprefix("tag=") for text in options.select if text.startswith("tag=")]
     patterns = [text for text in options.select if not text.startswith("tag=")]
-    pages = answers.all_pages(
+    pages = response_checks.all_pages(
         lambda cursor: registry.adapters(
             namespace=options.namespace, alias=alias, tag=tags, cursor=cursor, limit=PAGE_LIMIT
         )

@@ -140,7 +140,7 @@ RESULTS: Table[Result[Any]] = Table((
 def end_with_results(results: Sequence[Result[Any]], key: str, summary: str, exit_code: int) -> None:
     """Print the results or the summary, and end with the exit code of the first error, else with this one."""
     items = [
-        {"folder": str(result.folder), "name": result.name, key: result.answer,
+        {"folder": str(result.folder), "name": result.name, key: result.value,
          "error": result.error.to_problem() if result.error else None}
         for result in results
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Invalid, NotFound
@@ -203,7 +203,7 @@ def first_items(fetch: Callable[..., Any], limit: int | None) -> tuple[list[Any]
     """The first `limit` items of a list, and how many it has; None without a limit, where all are read."""
     items: list[Any] = []
     total, page_limit = None, min(limit or PAGE_LIMIT, PAGE_LIMIT)
-    for page in answers.all_pages(
+    for page in response_checks.all_pages(
         lambda cursor: fetch(cursor=cursor, limit=page_limit, count=True if limit and not cursor else None)
     ):
         items += page.items

@@ -1,6 +1,6 @@
-"""Schemas of REST requests and answers that are not domain models. The server and its clients use the same ones.
+"""Schemas of REST requests and responses that are not domain models. The server and its clients use the same ones.
 
-Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields; answers may gain fields.
+Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields; responses may gain fields.
 """
 
 import re
@@ -14,7 +14,7 @@ from registry.structs import FrozenStruct, Moment
 Item = TypeVar("Item")
 PREFIX = "/api/v1"
 LINKS = f"{PREFIX}/links/"
-"""Path of the signed links that a server answers itself."""
+"""Path of the signed links that a server handles itself."""
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
@@ -84,18 +84,18 @@ class RequestStruct(FrozenStruct, frozen=True, kw_only=True):
         return super().model_validate(value)
 
 
-class AnswerStruct(FrozenStruct, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """The base of answers about transfers and versions. They may gain fields."""
+class ResponseStruct(FrozenStruct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The base of responses about transfers and versions. They may gain fields."""
 
 
-class StructPage(AnswerStruct, Generic[Item], frozen=True, kw_only=True):
+class StructPage(ResponseStruct, Generic[Item], frozen=True, kw_only=True):
     """One page of items."""
 
     items: list[Item]
     next_cursor: str = ""
 
 
-class Problem(AnswerStruct, frozen=True, kw_only=True):
+class Problem(ResponseStruct, frozen=True, kw_only=True):
     """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people."""
 
     type: str = "about:blank"
@@ -109,7 +109,7 @@ class Problem(AnswerStruct, frozen=True, kw_only=True):
     retry_after_seconds: int | None = None
 
 
-class ItemOutcome(AnswerStruct, Generic[Item], frozen=True, kw_only=True):
+class ItemOutcome(ResponseStruct, Generic[Item], frozen=True, kw_only=True):
     """The outcome of one item: its result, or the problem that it alone has."""
 
     problem: Problem | None = None
@@ -118,10 +118,10 @@ class ItemOutcome(AnswerStruct, Generic[Item], frozen=True, kw_only=True):
 
 # ------------------------------------------------------------------ following the audit log, in every push and pull
 CHECKPOINT_HEADER = "Audit-Checkpoint"
-"""On answers about a version: the latest checkpoint of the audit log, its note in base64."""
+"""On responses about a version: the latest checkpoint of the audit log, its note in base64."""
 
 
-class KeyReplacement(AnswerStruct, frozen=True, kw_only=True):
+class KeyReplacement(ResponseStruct, frozen=True, kw_only=True):
     """A key that an operator made because the former one was lost. Only the log itself attests it."""
 
     key: str
@@ -130,7 +130,7 @@ class KeyReplacement(AnswerStruct, frozen=True, kw_only=True):
     seq: int
 
 
-class LogKeys(AnswerStruct, frozen=True, kw_only=True):
+class LogKeys(ResponseStruct, frozen=True, kw_only=True):
     """The name of the log and its public keys (C2SP verifier keys); the first one signs."""
 
     origin: str
@@ -139,7 +139,7 @@ class LogKeys(AnswerStruct, frozen=True, kw_only=True):
     replacements: list[KeyReplacement] = []
 
 
-class Consistency(AnswerStruct, frozen=True, kw_only=True):
+class Consistency(ResponseStruct, frozen=True, kw_only=True):
     """The proof that the log of size `old` is a prefix of the log of size `new`: hashes in hex."""
 
     old: int

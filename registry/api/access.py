@@ -1,13 +1,13 @@
 """REST schemas of tokens and the caller; of namespaces, roles and trusted publishers.
 
-A secret is in one answer only, `TokenCreated`, and is not stored. Roles are visible to the owners of a namespace.
+A secret is in one response only, `TokenCreated`, and is not stored. Roles are visible to the owners of a namespace.
 """
 
 from datetime import datetime
 
 from pydantic import Field
 
-from registry.api.models import Answer, ItemList, ItemPage, PrintableText, Request
+from registry.api.models import ItemList, ItemPage, PrintableText, Request, Response
 from registry.structs import pattern
 
 SUBJECT_LIMIT = 200
@@ -29,7 +29,7 @@ class TokenCreate(Request):
     adapters: list[str] = Field(default=[], max_length=100)
 
 
-class TokenView(Answer):
+class TokenView(Response):
     """A token without its secret."""
 
     id: str
@@ -48,7 +48,7 @@ class TokenPage(ItemPage[TokenView]):
     """A page of the tokens that the caller may revoke, newest first."""
 
 
-class TokenCreated(Answer):
+class TokenCreated(Response):
     """A token and its secret, which is shown once."""
 
     token: TokenView
@@ -61,7 +61,7 @@ class TokenRotate(Request):
     keep_seconds: int = Field(default=0, ge=0, le=86400)
 
 
-class Whoami(Answer):
+class Whoami(Response):
     """The token of the request and its rights."""
 
     actor: str
@@ -99,7 +99,7 @@ class NamespaceSet(Request):
     unregistered_bases: bool | None = None
 
 
-class NamespaceView(Answer):
+class NamespaceView(Response):
     """A namespace, its limits, and how much of them is used."""
 
     name: str
@@ -140,7 +140,7 @@ class PublisherAdd(Request):
     claims: dict[str, str] = Field(min_length=1, max_length=CLAIMS_LIMIT)
 
 
-class PublisherView(Answer):
+class PublisherView(Response):
     """A trusted publisher of an adapter."""
 
     id: str

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from registry.api import GROUP_LIMIT, MESSAGE_LIMIT, REF_LIMIT, Problem
 from registry.api.catalog import MetadataChange
-from registry.api.models import Answer, Item, ItemList, PrintableText, Request
+from registry.api.models import Item, ItemList, PrintableText, Request, Response
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
 
 
-class AliasView(Answer):
+class AliasView(Response):
     """An alias and the version it points at."""
 
     alias: str
@@ -33,7 +33,7 @@ class AliasList(ItemList[AliasView]):
     """The aliases of an adapter."""
 
 
-class AliasMove(Answer):
+class AliasMove(Response):
     """One move of an alias: at this generation it pointed at `number`, from `at` until the next move."""
 
     alias: str
@@ -53,7 +53,7 @@ class AliasMove(Answer):
         return [code for e in self.evidence if e.get("check") == "break_glass" for code in e.get("missing", [])]
 
 
-class History(Answer):
+class History(Response):
     """The moves of an adapter's aliases."""
 
     name: str
@@ -89,7 +89,7 @@ class GateSet(Request):
     gate: Gate
 
 
-class GateView(Answer):
+class GateView(Response):
     """The gate of an alias, and where it was set."""
 
     alias: str
@@ -103,7 +103,7 @@ class GateList(ItemList[GateView]):
     """The gates of an adapter or namespace."""
 
 
-class GateCheck(Answer):
+class GateCheck(Response):
     """What a version is missing for an alias now."""
 
     alias: str
@@ -121,7 +121,7 @@ class ApproveRequest(Request):
     comment: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
 
 
-class ApprovalView(Answer):
+class ApprovalView(Response):
     """An approval. It does not count if its author pushed the version, or if the gate does not accept the author."""
 
     number: int
@@ -140,14 +140,14 @@ class ApprovalList(ItemList[ApprovalView]):
 class GroupRequest(Request):
     """A request of several items. Each has its own outcome. `atomic`: if one has an error, nothing is changed.
 
-    `dry_run`: everything is checked and nothing is changed; the answer is what it would be.
+    `dry_run`: everything is checked and nothing is changed; the response is what it would be.
     """
 
     atomic: bool = False
     dry_run: bool = False
 
 
-class GroupOutcome(Answer, Generic[Item]):
+class GroupOutcome(Response, Generic[Item]):
     """The outcome of one item: its result, or the problem that it alone has."""
 
     problem: Problem | None = None
@@ -208,7 +208,7 @@ class DescribeGroup(GroupRequest):
     items: tuple[DescribeItem, ...] = Field(min_length=1, max_length=GROUP_LIMIT)
 
 
-class DescribedSubject(Answer):
+class DescribedSubject(Response):
     """What an adapter or a version is described by. `changed` is False if the request changed nothing."""
 
     subject: str

@@ -5,13 +5,13 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api.models import Answer, ItemList, ItemPage, Request
+from registry.api.models import ItemList, ItemPage, Request, Response
 from registry.digest import Digest, canonical_json
 from registry.durations import to_utc
 from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
 
-class EventView(Answer):
+class EventView(Response):
     """One event. `seq` counts from 1 without a gap; its leaf in the log's tree is `seq - 1`."""
 
     seq: int
@@ -43,7 +43,7 @@ class EventPage(ItemPage[EventView]):
     last: int = 0
 
 
-class EventProof(Answer):
+class EventProof(Response):
     """An event's entry as text, and the proof that the log holds it (C2SP tlog-proof)."""
 
     seq: int
@@ -52,7 +52,7 @@ class EventProof(Answer):
 
 
 # ------------------------------------------------------------------ attestations
-class AttestationView(Answer):
+class AttestationView(Response):
     """A signed statement about a version. It says who signed, not that the version is good."""
 
     kind: str
@@ -86,7 +86,7 @@ class WebhookCreate(Request):
     actions: list[str] = Field(default=list(WEBHOOK_DEFAULT), min_length=1, max_length=32)
 
 
-class WebhookView(Answer):
+class WebhookView(Response):
     """A webhook without its secret."""
 
     id: str
@@ -97,7 +97,7 @@ class WebhookView(Answer):
     created_by: str
 
 
-class WebhookCreated(Answer):
+class WebhookCreated(Response):
     """A webhook and its secret, which is shown once."""
 
     webhook: WebhookView
@@ -108,7 +108,7 @@ class WebhookList(ItemList[WebhookView]):
     """The webhooks that the caller administers."""
 
 
-class DeliveryView(Answer):
+class DeliveryView(Response):
     """One event for one webhook."""
 
     id: int

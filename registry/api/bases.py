@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api.models import Answer, ItemPage, PrintableText, Request
+from registry.api.models import ItemPage, PrintableText, Request, Response
 from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
@@ -45,7 +45,7 @@ class ThresholdsRequest(Request):
     thresholds: dict[str, float] = Field(max_length=50)
 
 
-class BaseView(Answer):
+class BaseView(Response):
     """A base. A list leaves out `relatives` and `thresholds`."""
 
     name: str

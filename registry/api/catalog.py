@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from registry.api import AnswerStruct, RequestStruct, StructPage, check_field, check_printable
+from registry.api import RequestStruct, ResponseStruct, StructPage, check_field, check_printable
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.structs import Moment, pattern
@@ -43,7 +43,7 @@ MetadataKey = Annotated[str, Meta(pattern=pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{
 LinkUrl = Annotated[str, Meta(max_length=URI_LIMIT)]
 
 
-class ServedOn(AnswerStruct, frozen=True, kw_only=True):
+class ServedOn(ResponseStruct, frozen=True, kw_only=True):
     """A node with a live lease that has a version."""
 
     node: str
@@ -54,7 +54,7 @@ class ServedOn(AnswerStruct, frozen=True, kw_only=True):
     reported_at: Moment
 
 
-class DeleteResult(AnswerStruct, frozen=True, kw_only=True):
+class DeleteResult(ResponseStruct, frozen=True, kw_only=True):
     """What was deleted. Its name stays reserved."""
 
     name: str
@@ -93,7 +93,7 @@ class VersionMetadataChange(MetadataChange, frozen=True, kw_only=True):
         check_field("expires_at", _check_moment, self.expires_at or "")
 
 
-class VersionView(AnswerStruct, frozen=True, kw_only=True):
+class VersionView(ResponseStruct, frozen=True, kw_only=True):
     """One version.
 
     `annotations` are sealed in the manifest; `description`, `tags` and `links` can change and are not in the digest.
@@ -137,7 +137,7 @@ class VersionPage(StructPage[VersionView], frozen=True, kw_only=True):
     total: int | None = None
 
 
-class AdapterView(AnswerStruct, frozen=True, kw_only=True):
+class AdapterView(ResponseStruct, frozen=True, kw_only=True):
     """An adapter and a summary of its newest version that is available, where `main` points.
 
     `description`, `tags` and `links` are those of the adapter.
@@ -165,7 +165,7 @@ class AdapterPage(StructPage[AdapterView], frozen=True, kw_only=True):
     total: int | None = None
 
 
-class FileLink(AnswerStruct, frozen=True, kw_only=True):
+class FileLink(ResponseStruct, frozen=True, kw_only=True):
     """A file and where its bytes are."""
 
     path: str
@@ -175,7 +175,7 @@ class FileLink(AnswerStruct, frozen=True, kw_only=True):
     url: str
 
 
-class Resolved(AnswerStruct, frozen=True, kw_only=True):
+class Resolved(ResponseStruct, frozen=True, kw_only=True):
     """A version, its manifest and its files: everything that a serving system needs."""
 
     name: str

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from registry.adapters.safetensors import HEADER_LIMIT_BYTES
-from registry.api.models import Answer, ItemList, Request
+from registry.api.models import ItemList, Request, Response
 from registry.digest import Digest
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
@@ -37,7 +37,7 @@ class VerdictList(ItemList[Verdict]):
     """Verdicts about a version or about files."""
 
 
-class EngineSettingsList(Answer):
+class EngineSettingsList(Response):
     """Per engine, the settings that serve the newest version of every adapter of a base."""
 
     base: str
@@ -54,7 +54,7 @@ class RecheckEnginesRequest(Request):
     cursor: str = Field(default="", max_length=20)
 
 
-class RecheckEnginesPage(Answer):
+class RecheckEnginesPage(Response):
     """What one request did."""
 
     versions: int = 0
@@ -64,7 +64,7 @@ class RecheckEnginesPage(Answer):
 
 
 # ------------------------------------------------------------------ measurements
-class ReferenceLogprobsView(Answer):
+class ReferenceLogprobsView(Response):
     """How a version answered in its newest smoke test; an engine that answers alike has loaded it."""
 
     version: str
@@ -75,7 +75,7 @@ class ReferenceLogprobsView(Answer):
     reference_logprobs: ReferenceLogprobs
 
 
-class ModuleNorms(Answer):
+class ModuleNorms(Response):
     """Norms of one module: of A, B and scale · BA, and of the base's own weight (`adapter base identify` reads it)."""
 
     a: float | None
@@ -86,7 +86,7 @@ class ModuleNorms(Answer):
     share: float | None = None
 
 
-class NormsView(Answer):
+class NormsView(Response):
     """How large the updates of a version's modules are."""
 
     name: str

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from registry.api.bases import BaseView
 from registry.api.catalog import Resolved
-from registry.api.models import Answer, EscapedText, ItemPage, Request
+from registry.api.models import EscapedText, ItemPage, Request, Response
 from registry.evaluation.reports import Report
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 
@@ -36,7 +36,7 @@ class ClaimRequest(Request):
     bases: list[str] = Field(default=[], max_length=BASES_LIMIT)
 
 
-class Claimed(Answer):
+class Claimed(Response):
     """A job, its lease, and what the job is about."""
 
     job: Job
@@ -83,7 +83,7 @@ class CampaignRequest(Request):
     priority: int = Field(default=-10, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)
 
 
-class CampaignItem(Answer):
+class CampaignItem(Response):
     """A version whose outcome has changed."""
 
     version: str
@@ -94,7 +94,7 @@ class CampaignItem(Answer):
     summary: str = ""
 
 
-class CampaignView(Answer):
+class CampaignView(Response):
     """A campaign: smoke tests of all versions of a base, and which outcomes changed."""
 
     id: str

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api.models import Answer, ItemPage, Request
+from registry.api.models import ItemPage, Request, Response
 from registry.digest import Digest
 from registry.findings import Finding
 from registry.versions.retention import RetentionRule
@@ -17,7 +17,7 @@ from registry.versions.retention import RetentionRule
 YEAR_SECONDS = 366 * 86400
 
 
-class Health(Answer):
+class Health(Response):
     """The state of the server. Details require a token."""
 
     status: str
@@ -37,7 +37,7 @@ class GcRequest(Request):
     cursor: str = Field(default="", max_length=100)
 
 
-class GcReport(Answer):
+class GcReport(Response):
     """What one request of garbage collection did, or would do. Add up the reports of a run."""
 
     dry_run: bool = False
@@ -79,7 +79,7 @@ class FsckRequest(Request):
     cursor: str = Field(default="", max_length=100)
 
 
-class FsckPage(Answer):
+class FsckPage(Response):
     """What one request of a check found."""
 
     findings: list[Finding] = []
@@ -96,7 +96,7 @@ class ReindexRequest(Request):
     cursor: str = Field(default="", max_length=400)
 
 
-class ReindexPage(Answer):
+class ReindexPage(Response):
     """What one request of a re-index did."""
 
     bases: int = 0
@@ -114,7 +114,7 @@ class RetentionSet(Request):
     rule: RetentionRule
 
 
-class RetentionView(Answer):
+class RetentionView(Response):
     """The rule in force, null for none, and where it was set."""
 
     rule: RetentionRule | None = None
@@ -123,7 +123,7 @@ class RetentionView(Answer):
     set_by: str = ""
 
 
-class RetentionDecision(Answer):
+class RetentionDecision(Response):
     """What the next garbage collection does to one version, and why."""
 
     number: int

@@ -1,6 +1,6 @@
 """Bases of those REST schemas that pydantic validates: all but the ones of a transfer (`registry.structs`).
 
-Requests reject unknown fields; answers may gain fields.
+Requests reject unknown fields; responses may gain fields.
 """
 
 from typing import Annotated, Any, Generic, Self, TypeVar
@@ -37,13 +37,13 @@ class Request(BaseModel):
             raise ValueError(f"{e.error_count()} errors, which are too many to list") from None
 
 
-class Answer(BaseModel):
-    """The base of all answers."""
+class Response(BaseModel):
+    """The base of all responses."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
-class ItemList(Answer, Generic[Item]):
+class ItemList(Response, Generic[Item]):
     """A complete list."""
 
     items: list[Item]

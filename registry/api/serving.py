@@ -10,7 +10,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from registry.api.catalog import FileLink
-from registry.api.models import Answer, EscapedText, ItemPage, PrintableText, Request
+from registry.api.models import EscapedText, ItemPage, PrintableText, Request, Response
 from registry.digest import Digest
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Outcome
@@ -61,14 +61,14 @@ class NodeReport(Request):
     slots: list[SlotReport] = Field(max_length=SLOTS_LIMIT)
 
 
-class ReportAccepted(Answer):
+class ReportAccepted(Response):
     """A report that was stored, and how long it holds."""
 
     expires_at: datetime
     unknown: list[str] = []
 
 
-class SlotView(Answer):
+class SlotView(Response):
     """A version on a node, and what the node should have in its place."""
 
     adapter: str
@@ -83,7 +83,7 @@ class SlotView(Answer):
     desired_digest: Digest | None = None
 
 
-class NodeView(Answer):
+class NodeView(Response):
     """One engine on one node, as last reported."""
 
     node: str
@@ -99,7 +99,7 @@ class NodeView(Answer):
     slots: list[SlotView]
 
 
-class Convergence(Answer):
+class Convergence(Response):
     """How many of the live nodes that should serve a version do serve it."""
 
     adapter: str
@@ -118,7 +118,7 @@ class FleetNodes(ItemPage[NodeView]):
 
 
 # ------------------------------------------------------------------ the desired state
-class DesiredAdapter(Answer):
+class DesiredAdapter(Response):
     """One adapter of a desired state: the version that the alias points at.
 
     `served_name` is unique in the desired state and belongs to the version, not to the adapter: an engine never gets
@@ -139,7 +139,7 @@ class DesiredAdapter(Answer):
     findings: list[Finding] = []
 
 
-class DesiredState(Answer):
+class DesiredState(Response):
     """The versions that an alias of each adapter of a base points at, without yanked ones."""
 
     base: str

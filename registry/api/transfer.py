@@ -10,7 +10,15 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from registry.api import MESSAGE_LIMIT, REF_LIMIT, AnswerStruct, ItemOutcome, RequestStruct, check_field, check_message
+from registry.api import (
+    MESSAGE_LIMIT,
+    REF_LIMIT,
+    ItemOutcome,
+    RequestStruct,
+    ResponseStruct,
+    check_field,
+    check_message,
+)
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.structs import Moment
@@ -22,7 +30,7 @@ SMALL_FILES_BYTES = 256 * 2**10
 BULK_SMALL_BYTES = 4 * 2**20
 """The same for all versions of a request."""
 BULK_MANIFESTS_BYTES = 6 * 2**20
-"""Manifests of one answer to a pull, which is up to five times as large. Others are to be requested again."""
+"""Manifests of one response to a pull, which is up to five times as large. The client requests others again."""
 BULK_LIMIT = 100
 """Adapters of one request."""
 BULK_BODY_BYTES = 8 * 2**20
@@ -71,7 +79,7 @@ class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
     """Pushes to plan. Each has its own outcome.
 
     `excerpts`: the first bytes of files (base64), each once, by which pushes are judged before their files are sent:
-    of weights the header, of other small files all. `dry_run`: judge and answer, but keep nothing.
+    of weights the header, of other small files all. `dry_run`: evaluate and respond, but store nothing.
     """
 
     items: Annotated[tuple[PushItem, ...], BULK_COUNT]
@@ -90,7 +98,7 @@ class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
             raise ValueError(f"items read {size_bytes} bytes, over the limit of {READ_LIMIT_BYTES}: plan fewer at once")
 
 
-class UploadPart(AnswerStruct, frozen=True, kw_only=True):
+class UploadPart(ResponseStruct, frozen=True, kw_only=True):
     """Where to PUT the bytes `start` to `start + size_bytes` of a large blob. The store keeps received parts."""
 
     number: int
@@ -99,7 +107,7 @@ class UploadPart(AnswerStruct, frozen=True, kw_only=True):
     url: str
 
 
-class Upload(AnswerStruct, frozen=True, kw_only=True):
+class Upload(ResponseStruct, frozen=True, kw_only=True):
     """Where to send one missing blob. A large one may have `parts` instead of a `url`: the parts still missing."""
 
     digest: Digest
@@ -110,7 +118,7 @@ class Upload(AnswerStruct, frozen=True, kw_only=True):
     parts: list[UploadPart] = []
 
 
-class PushPlan(AnswerStruct, frozen=True, kw_only=True):
+class PushPlan(ResponseStruct, frozen=True, kw_only=True):
     """What the server still needs. `uploads` may be empty. `digest` is that of the manifest with this `base`.
 
     Of a dry run, `push_id` and `uploads` are empty.
@@ -151,7 +159,7 @@ class BulkCommitRequest(RequestStruct, frozen=True, kw_only=True):
     atomic: bool = False
 
 
-class PushResult(AnswerStruct, frozen=True, kw_only=True):
+class PushResult(ResponseStruct, frozen=True, kw_only=True):
     """The version. `created` is False if it existed already.
 
     `alias_refused` says why the alias of the commit did not move; the version exists anyway. If its weights are over
@@ -170,7 +178,7 @@ class BulkPullRequest(RequestStruct, frozen=True, kw_only=True):
     refs: Annotated[tuple[Name, ...], BULK_COUNT]
 
 
-class PullPlan(AnswerStruct, frozen=True, kw_only=True):
+class PullPlan(ResponseStruct, frozen=True, kw_only=True):
     """`direct`: path → a link of the store that needs no token and is valid for `direct_seconds`."""
 
     resolved: Resolved
@@ -183,7 +191,7 @@ class PlannedPush(ItemOutcome[PushPlan], frozen=True, kw_only=True):
     """The outcome of planning one push."""
 
 
-class BulkPushPlan(AnswerStruct, frozen=True, kw_only=True):
+class BulkPushPlan(ResponseStruct, frozen=True, kw_only=True):
     """The plans, in the order of the request."""
 
     items: list[PlannedPush]
@@ -193,7 +201,7 @@ class CommittedPush(ItemOutcome[PushResult], frozen=True, kw_only=True):
     """The outcome of committing one push."""
 
 
-class BulkPushResult(AnswerStruct, frozen=True, kw_only=True):
+class BulkPushResult(ResponseStruct, frozen=True, kw_only=True):
     """The versions, in the order of the request."""
 
     items: list[CommittedPush]
@@ -203,7 +211,7 @@ class PlannedPull(ItemOutcome[PullPlan], frozen=True, kw_only=True):
     """The outcome of planning one pull."""
 
 
-class BulkPullPlan(AnswerStruct, frozen=True, kw_only=True):
+class BulkPullPlan(ResponseStruct, frozen=True, kw_only=True):
     """The plans, in the order of the request. `small` holds the bytes of small files of all of them, each once."""
 
     items: list[PlannedPull]

@@ -10,7 +10,7 @@ from typing import Any
 from registry import names
 from registry.api import GROUP_LIMIT, aliases
 from registry.api.aliases import AliasList, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.core import Name, Versions, path_of_adapter
 from registry.errors import Denied, Invalid, NotFound, RegistryError
 
@@ -24,7 +24,7 @@ class Aliases(Versions):
 
     def alias(self, name: Name, alias: str) -> AliasView:
         """Return one alias."""
-        return answers.check_alias(alias, self._get(_path_of_alias(name, alias), AliasView))
+        return response_checks.check_alias(alias, self._get(_path_of_alias(name, alias), AliasView))
 
     def generation(self, name: Name, alias: str) -> int:
         """The generation of an alias; 0 for one that does not exist."""
@@ -41,8 +41,8 @@ class Aliases(Versions):
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
         request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
         headers = {"If-Match": f'"{generation}"'}
-        answer = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
-        return answers.check_alias(alias, answer)
+        response = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
+        return response_checks.check_alias(alias, response)
 
     def check_right_to_move(self, name: Name, alias: str, version: str) -> None:
         """`Denied` if the token may not move the alias. Nothing changes, and a closed gate is no error."""
@@ -54,7 +54,9 @@ class Aliases(Versions):
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""
         request = RollbackRequest(to=to, reason=reason)
-        return answers.check_alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
+        return response_checks.check_alias(
+            alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView)
+        )
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""
@@ -77,7 +79,7 @@ class Groups(Versions):
     ) -> list[aliases.MovedAlias | RegistryError]:
         """Move aliases of many adapters; return where each points then, or its error, in the same order."""
         schemas = (aliases.MoveGroup, aliases.MoveResults)
-        return self._in_groups("/moves", *schemas, items, answers.check_move, atomic=atomic, dry_run=dry_run)
+        return self._in_groups("/moves", *schemas, items, response_checks.check_move, atomic=atomic, dry_run=dry_run)
 
     def change_together(
         self, moves: Sequence[aliases.MoveItem], metadata: Sequence[aliases.DescribeItem]
@@ -90,8 +92,8 @@ class Groups(Versions):
         request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
         results = self._post("/moves", request, aliases.MoveResults)
         return (
-            answers.check_outcomes(moves, results.items, answers.check_move),
-            answers.check_outcomes(metadata, results.metadata, answers.check_description),
+            response_checks.check_outcomes(moves, results.items, response_checks.check_move),
+            response_checks.check_outcomes(metadata, results.metadata, response_checks.check_description),
         )
 
     def approve_versions(
@@ -99,17 +101,21 @@ class Groups(Versions):
     ) -> list[ApprovalView | RegistryError]:
         """Approve many versions; return the approvals or errors, in the same order."""
         schemas = (aliases.ApprovalGroup, aliases.ApprovalResults)
-        return self._in_groups("/approvals", *schemas, items, answers.check_approval, atomic=atomic, dry_run=dry_run)
+        return self._in_groups(
+            "/approvals", *schemas, items, response_checks.check_approval, atomic=atomic, dry_run=dry_run
+        )
 
     def change_metadata(
         self, items: Sequence[aliases.DescribeItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[aliases.DescribedSubject | RegistryError]:
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
         schemas = (aliases.DescribeGroup, aliases.DescribeResults)
-        return self._in_groups("/metadata", *schemas, items, answers.check_description, atomic=atomic, dry_run=dry_run)
+        return self._in_groups(
+            "/metadata", *schemas, items, response_checks.check_description, atomic=atomic, dry_run=dry_run
+        )
 
     def _in_groups(
-        self, path: str, request: Any, answer: Any, items: Sequence[Any], check: Callable[[Any, Any], None], *,
+        self, path: str, request: Any, response: Any, items: Sequence[Any], check: Callable[[Any, Any], None], *,
         atomic: bool, dry_run: bool,
     ) -> list[Any]:  # fmt: skip
         if atomic:
@@ -117,8 +123,8 @@ class Groups(Versions):
         outcomes: list[Any] = []
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
-            results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), answer)
-            outcomes += answers.check_outcomes(group, results.items, check)
+            results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), response)
+            outcomes += response_checks.check_outcomes(group, results.items, check)
         return outcomes
 
 

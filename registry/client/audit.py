@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from registry.api import LogKeys, audit
 from registry.client.core import AnyRef, Versions, path_of
-from registry.client.transport import wrong_answer
+from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
 from registry.tlog.notes import Checkpoint, Verifier
@@ -45,7 +45,7 @@ class Audit(Versions):
             if not page.next_cursor:
                 return
             if page.last <= after:
-                raise wrong_answer(f"a page of events after {after} continues after {page.last}")
+                raise invalid_response(f"a page of events after {after} continues after {page.last}")
             after = page.last
 
     def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
@@ -68,7 +68,7 @@ class Audit(Versions):
 
     # ------------------------------------------------------------ webhooks
     def create_webhook(self, request: audit.WebhookCreate) -> audit.WebhookCreated:
-        """Create a webhook. Only this answer has its secret."""
+        """Create a webhook. Only this response has its secret."""
         return self._post("/webhooks", request, audit.WebhookCreated)
 
     def webhooks(self) -> audit.WebhookList:

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 
 from registry.api import Consistency, LogKeys, catalog, transfer
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.transport import (
-    ANSWER_LIMIT_BYTES,
     LIST_LIMIT_BYTES,
     READ_SECONDS,
+    RESPONSE_LIMIT_BYTES,
     ThroughputGuard,
     Transport,
-    wrong_answer,
+    invalid_response,
 )
 from registry.client.transport.connection import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Connection, Retries
-from registry.client.transport.responses import Shape, parse_answer
+from registry.client.transport.responses import Shape, parse_response
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref
@@ -73,8 +73,8 @@ class Versions:
 
         def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:
             request = transfer.BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
-            answer = self._post("/pushes", request, transfer.BulkPushPlan, patient=True)
-            return answers.check_outcomes(pending, answer.items, answers.check_push_plan)
+            response = self._post("/pushes", request, transfer.BulkPushPlan, patient=True)
+            return response_checks.check_outcomes(pending, response.items, response_checks.check_push_plan)
 
         return self._repeat_unavailable(plan, items)
 
@@ -89,8 +89,8 @@ class Versions:
 
         def commit(pending: Sequence[transfer.CommitItem]) -> list[transfer.PushResult | RegistryError]:
             request = transfer.BulkCommitRequest(items=tuple(pending), atomic=atomic)
-            answer = self._post("/pushes/commit", request, transfer.BulkPushResult, seconds=seconds, patient=True)
-            return answers.check_outcomes(pending, answer.items)
+            response = self._post("/pushes/commit", request, transfer.BulkPushResult, seconds=seconds, patient=True)
+            return response_checks.check_outcomes(pending, response.items)
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
 
@@ -100,9 +100,9 @@ class Versions:
 
         def plan(pending: Sequence[Ref]) -> list[transfer.PullPlan | RegistryError]:
             request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
-            answer = self._post("/pulls", request, transfer.BulkPullPlan)
-            small.update((item.digest, item.data) for item in answer.small)
-            return answers.check_outcomes(pending, answer.items, answers.check_pull_plan)
+            response = self._post("/pulls", request, transfer.BulkPullPlan)
+            small.update((item.digest, item.data) for item in response.small)
+            return response_checks.check_outcomes(pending, response.items, response_checks.check_pull_plan)
 
         return self._repeat_unavailable(plan, [parsed_ref(ref) for ref in refs]), small
 
@@ -138,7 +138,7 @@ class Versions:
 
     def adapter(self, name: Name) -> catalog.AdapterView:
         """Return one adapter."""
-        return answers.check_adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
+        return response_checks.check_adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
 
     def versions(
         self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None,
@@ -150,7 +150,7 @@ class Versions:
 
     def version(self, ref: AnyRef) -> catalog.VersionView:
         """Return one version with its verdicts."""
-        return answers.check_version(parsed_ref(ref), self._get(path_of(ref), catalog.VersionView))
+        return response_checks.check_version(parsed_ref(ref), self._get(path_of(ref), catalog.VersionView))
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version."""
@@ -163,7 +163,9 @@ class Versions:
     def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
-        return answers.check_resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved))
+        return response_checks.check_resolved(
+            parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved)
+        )
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
@@ -185,20 +187,20 @@ class Versions:
 
         def fetch(cursor: str) -> Page:
             nonlocal remaining_bytes
-            answer = self.connection.send("GET", path, query={**query, "cursor": cursor}, limit_bytes=remaining_bytes)
-            remaining_bytes -= len(answer.content)
-            return parse_answer(answer, shape)
+            response = self.connection.send("GET", path, query={**query, "cursor": cursor}, limit_bytes=remaining_bytes)
+            remaining_bytes -= len(response.content)
+            return parse_response(response, shape)
 
-        first, *others = answers.all_pages(fetch)
+        first, *others = response_checks.all_pages(fetch)
         items = [*first.items, *(item for page in others for item in page.items)]
         return first.model_copy(update={"items": items, "next_cursor": ""})
 
-    def _get(self, path: str, shape: type[Shape], *, limit_bytes: int = ANSWER_LIMIT_BYTES, **query: Any) -> Shape:
-        return parse_answer(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
+    def _get(self, path: str, shape: type[Shape], *, limit_bytes: int = RESPONSE_LIMIT_BYTES, **query: Any) -> Shape:
+        return parse_response(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Document | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None
-        return parse_answer(self.connection.send(method, path, json=body, **how), shape)
+        return parse_response(self.connection.send(method, path, json=body, **how), shape)
 
     def _post(self, path: str, request: Document, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)
@@ -217,7 +219,7 @@ def _limited(chunks: Iterator[bytes], link: catalog.FileLink, size_bytes: int) -
     for chunk in chunks:
         received += len(chunk)
         if received > size_bytes:
-            raise wrong_answer(f"{link.path}: the registry sends more than the {size_bytes} bytes requested")
+            raise invalid_response(f"{link.path}: the registry sends more than the {size_bytes} bytes requested")
         guard.moved(len(chunk))
         yield chunk
 

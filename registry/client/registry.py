@@ -40,11 +40,11 @@ from registry.api.models import Request
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.aliases import Aliases
 from registry.client.core import AnyRef, Name, parsed_ref, path_of, path_of_adapter
 from registry.client.transport import LIST_LIMIT_BYTES
-from registry.client.transport.responses import Shape, parse_answer
+from registry.client.transport.responses import Shape, parse_response
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
@@ -106,8 +106,8 @@ class Registry(Aliases):
 
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> evaluation.VerdictList:
         """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
-        answer = self._get(f"{path_of(ref)}/verdicts", evaluation.VerdictList, engine=list(engines))
-        return answers.check_digests(parsed_ref(ref), [verdict.subject for verdict in answer.items], answer)
+        response = self._get(f"{path_of(ref)}/verdicts", evaluation.VerdictList, engine=list(engines))
+        return response_checks.check_digests(parsed_ref(ref), [verdict.subject for verdict in response.items], response)
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
         """The report of one of this version's verdicts."""
@@ -115,12 +115,12 @@ class Registry(Aliases):
 
     def norms(self, ref: AnyRef) -> evaluation.NormsView:
         """The size of the update of each module of this version."""
-        return answers.check_version(parsed_ref(ref), self._get(f"{path_of(ref)}/norms", evaluation.NormsView))
+        return response_checks.check_version(parsed_ref(ref), self._get(f"{path_of(ref)}/norms", evaluation.NormsView))
 
     def reference_logprobs(self, ref: AnyRef) -> evaluation.ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
-        answer = self._get(f"{path_of(ref)}/reference-logprobs", evaluation.ReferenceLogprobsView)
-        return answers.check_digests(parsed_ref(ref), [answer.digest], answer)
+        response = self._get(f"{path_of(ref)}/reference-logprobs", evaluation.ReferenceLogprobsView)
+        return response_checks.check_digests(parsed_ref(ref), [response.digest], response)
 
     def recheck_engines(self, request: evaluation.RecheckEnginesRequest) -> evaluation.RecheckEnginesPage:
         """Renew engine verdicts for a few seconds. Continue with `next_cursor`."""
@@ -185,12 +185,12 @@ class Registry(Aliases):
         """All bases by name, of as many pages as there are."""
         page = self._get_all("/bases", BasePage)
         for view in page.items:
-            answers.check_spec(view)
+            response_checks.check_spec(view)
         return page
 
     def base(self, name: str) -> BaseView:
         """Return one base by its name or alias."""
-        return answers.check_base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
+        return response_checks.check_base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
 
     def add_base(self, request: BaseAdd) -> BaseView:
         """Register a base model."""
@@ -227,12 +227,12 @@ class Registry(Aliases):
     ) -> serving.DesiredState:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"{_path_of_base(base)}/adapters"
-        answer = self._get(
+        response = self._get(
             path, serving.DesiredState, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
             wait=wait or "",
         )  # fmt: skip
-        name = base if answer.base == base else self.base(base).name  # it was requested by an alias
-        return answers.check_desired_state(name, alias, answer)
+        name = base if response.base == base else self.base(base).name  # it was requested by an alias
+        return response_checks.check_desired_state(name, alias, response)
 
     def engine_settings(
         self, base: str, engines: Sequence[str], *, slots: int | None = None
@@ -281,18 +281,18 @@ class Registry(Aliases):
 
     def job(self, job_id: str) -> Job:
         """Return one job."""
-        return answers.check_job(job_id, self._get(_path("jobs", job_id), Job))
+        return response_checks.check_job(job_id, self._get(_path("jobs", job_id), Job))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
-        return answers.check_job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
+        return response_checks.check_job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None."""
-        answer = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
-        if answer.status == 204:
+        response = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
+        if response.status == 204:
             return None
-        return answers.check_claim(request.kinds, request.bases, parse_answer(answer, Claimed))
+        return response_checks.check_claim(request.kinds, request.bases, parse_response(response, Claimed))
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         """Renew the lease of a job."""
@@ -300,11 +300,11 @@ class Registry(Aliases):
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
         """Finish a job with its result."""
-        return answers.check_job(job_id, self._post(_path("jobs", job_id, "finish"), request, Job))
+        return response_checks.check_job(job_id, self._post(_path("jobs", job_id, "finish"), request, Job))
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
         """Report that a job failed."""
-        return answers.check_job(job_id, self._post(_path("jobs", job_id, "fail"), request, Job))
+        return response_checks.check_job(job_id, self._post(_path("jobs", job_id, "fail"), request, Job))
 
     # ------------------------------------------------------------ namespaces and trusted publishers
     def namespaces(self, *, cursor: str = "", limit: int | None = None) -> access.NamespacePage:
@@ -359,7 +359,7 @@ class Registry(Aliases):
         return self._get_all("/tokens", access.TokenPage)
 
     def create_token(self, request: access.TokenCreate) -> access.TokenCreated:
-        """Create a token; its secret is in this answer only."""
+        """Create a token; its secret is in this response only."""
         return self._post("/tokens", request, access.TokenCreated)
 
     def revoke_token(self, token_id: str) -> access.TokenView:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from registry import attestations
 from registry.api.audit import AttestationView, EventProof, SignRequest
 from registry.api.catalog import Resolved
-from registry.api.models import Answer
+from registry.api.models import Response
 from registry.attestations import Statement, keys, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
@@ -37,7 +37,7 @@ from registry.versions.manifest import Manifest
 LIMIT_BYTES = 128 * 2**20
 
 
-class Bundle(Answer):
+class Bundle(Response):
     """All attestations of one version in one file that is verified without the registry. It is untrusted input.
 
     It proves itself against a log key that you have independently, and holds no bytes of the version. `proof`: of the

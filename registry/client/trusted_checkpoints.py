@@ -2,7 +2,7 @@
 
 - The first checkpoint of a registry is trusted, with its keys; from then on only those keys count, and keys that they
   name as their successors. Once a key has signed, the log grows only by it and its successors, not by an older key.
-- Any other must be consistent with it, else `Corrupt` (LOG_INCONSISTENT) before the answer that brought it is used.
+- Any other must be consistent with it, else `Corrupt` (LOG_INCONSISTENT) before the response that brought it is used.
 - A file is replaced as a whole, and never by a shorter log.
 """
 
@@ -47,7 +47,7 @@ class TrustedCheckpoints:
         self._seen: set[str] = set()
 
     def watch(self, registry: Versions) -> None:
-        """Check every checkpoint that an answer of this registry carries."""
+        """Check every checkpoint that a response of this registry carries."""
 
         def look(encoded: str) -> None:
             if not encoded:
@@ -65,7 +65,7 @@ class TrustedCheckpoints:
         registry.connection.on_checkpoint = look
 
     def _demand(self, registry: Versions) -> None:
-        """Request the checkpoint that an answer should have carried and did not: the server may hide its log.
+        """Request the checkpoint that a response should have carried and did not: the server may hide its log.
 
         Once per process, and only if something is remembered and nothing was seen yet.
         """

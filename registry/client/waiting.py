@@ -121,7 +121,7 @@ def wait_for_job(
     """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before.
 
     `queued_timeout`: how long no worker may have the job, if there is no `timeout`. `on_poll` is called with each
-    answer and the seconds waited so far.
+    response and the seconds waited so far.
     """
     started = queued_since = time.monotonic()
     while True:

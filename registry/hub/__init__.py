@@ -10,7 +10,7 @@
     draft                    commit on a branch whose files are not an adapter yet
 
 Text that names no revision of ours is None, never an error. Which files are large follows from the descriptor alone, so
-that it is the same in every answer about a version.
+that it is the same in every response about a version.
 """
 
 import hashlib

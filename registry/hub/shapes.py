@@ -1,4 +1,4 @@
-"""What the Hub's dialect answers with: the JSON of repositories, files, references and commits.
+"""Responses of the Hub's API: the JSON of repositories, files, references and commits.
 
 `xetEnabled` is false and nothing says `xetHash`, or clients would download another way. Downloads and likes are 0,
 because older clients require them.
@@ -64,7 +64,7 @@ def tags(repository: Repository) -> list[str]:
 
 
 def info(repository: Repository, *, siblings: bool = True, blobs: bool = False, expand: Sequence[str] = ()) -> Json:
-    """The answer about one repository. With `expand`, only its ids and what was asked for."""
+    """The response about one repository. With `expand`, only its ids and what was asked for."""
     base = {"base_model": repository.base or None, "library_name": repository.library, "tags": tags(repository)}
     document: Json = {
         "_id": hashlib.sha256(repository.name.encode()).hexdigest()[:24],

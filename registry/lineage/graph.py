@@ -1,9 +1,9 @@
 """REST schemas of lineage: a graph of versions, bases and declared inputs."""
 
-from registry.api.models import Answer
+from registry.api.models import Response
 
 
-class LineageNode(Answer):
+class LineageNode(Response):
     """A node of the lineage graph: a version, base, data set, run or code."""
 
     id: str
@@ -16,7 +16,7 @@ class LineageNode(Answer):
     withdrawn: str = ""
 
 
-class LineageEdge(Answer):
+class LineageEdge(Response):
     """An edge of the lineage graph, between the ids of two nodes."""
 
     child: str
@@ -24,7 +24,7 @@ class LineageEdge(Answer):
     relation: str
 
 
-class Lineage(Answer):
+class Lineage(Response):
     """The lineage graph from `root`."""
 
     root: str

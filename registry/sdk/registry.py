@@ -17,7 +17,7 @@ from registry.api import PAGE_LIMIT
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
 from registry.api.transfer import PushResult
-from registry.client import answers, checks, waiting
+from registry.client import checks, response_checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
 from registry.client.local import folder as folders
 from registry.client.local.adapter_folder import read_adapter, read_contents
@@ -144,7 +144,7 @@ class AdapterRegistry:
         """Load a version onto a PeftModel, a PyTorch model or a diffusers pipeline, and activate it as `adapter`.
 
         Returns the model that has it: of a plain PyTorch model, a PeftModel around it. Every byte is verified before
-        the model reads it. `Corrupt` (ANSWER_INVALID) for a version that no registry may store, such as one whose
+        the model reads it. `Corrupt` (RESPONSE_INVALID) for a version that no registry may store, such as one whose
         configuration names code to import.
         """
         with tempfile.TemporaryDirectory(prefix="adapter-") as parent:
@@ -153,7 +153,7 @@ class AdapterRegistry:
             try:
                 read_contents(folder)
             except Invalid as e:
-                raise Corrupt("ANSWER_INVALID", f"{ref} is no adapter: {e.detail}", findings=e.findings) from e
+                raise Corrupt("RESPONSE_INVALID", f"{ref} is no adapter: {e.detail}", findings=e.findings) from e
             return models.load_folder(folder, model, adapter)
 
     # ------------------------------------------------------------ evaluate
@@ -208,7 +208,7 @@ class AdapterRegistry:
 
     def versions(self, name: Name, *, include_deleted: bool = False) -> Iterator[VersionView]:
         """The versions of an adapter, newest first."""
-        for page in answers.all_pages(
+        for page in response_checks.all_pages(
             lambda cursor: self.client.versions(name, include_deleted=include_deleted, cursor=cursor, limit=PAGE_LIMIT)
         ):
             yield from page.items
@@ -226,7 +226,9 @@ class AdapterRegistry:
             "annotation": list(annotations), "rank_min": rank_min, "rank_max": rank_max, "engine": engine,
             "outcome": outcome, "prefix": prefix,
         }  # fmt: skip
-        for page in answers.all_pages(lambda cursor: self.client.adapters(**query, cursor=cursor, limit=PAGE_LIMIT)):
+        for page in response_checks.all_pages(
+            lambda cursor: self.client.adapters(**query, cursor=cursor, limit=PAGE_LIMIT)
+        ):
             yield from page.items
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:

@@ -34,7 +34,7 @@ class Automaton:
     """States, and the ways between them by which a parser joins them. It must not grow once it was asked.
 
     A state is live at a position if what follows the state matches the rest of the text. A text is read from its end,
-    so a look-ahead has its answer when it is reached. Sets of live states are made as needed and cached.
+    so a look-ahead has its result when it is reached. Sets of live states are made as needed and cached.
     """
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Pattern:
         """About how many steps a backtracking matcher needs for one path."""
 
     def matches(self, path: str) -> bool:
-        """Whether the whole path matches, as `re.fullmatch` answers."""
+        """Whether the whole path matches, as `re.fullmatch` decides."""
         return self._automaton.matches(self._whole, path)
 
 

@@ -213,7 +213,7 @@ LIMITS = {
             "FILTERS_LIMIT": "filters of a Hub API search",
         },
         "registry.server.hub.upstream": {
-            "ANSWER_LIMIT_BYTES": "answer of an upstream Hub that is relayed, files aside"
+            "RESPONSE_LIMIT_BYTES": "answer of an upstream Hub that is relayed, files aside"
         },
         "registry.server.routes.audit": {"WAIT_LIMIT_SECONDS": "long poll of `/events`"},
         "registry.server.routes.serving": {"WAIT_LIMIT_SECONDS": "long poll of a node for its desired state"},
@@ -311,8 +311,8 @@ LIMITS = {
         },
         "registry.server.webhooks": {"WEBHOOKS_LIMIT": "webhooks of a namespace"},
         "registry.server.webhooks.dispatch": {
-            "ANSWER_SECONDS": "wait for a webhook's answer",
-            "ANSWER_LIMIT_BYTES": "what is read of a webhook's answer",
+            "RESPONSE_SECONDS": "wait for a webhook's answer",
+            "RESPONSE_LIMIT_BYTES": "what is read of a webhook's answer",
         },
     },
     "Signatures and proofs": {

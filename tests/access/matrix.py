@@ -22,7 +22,7 @@ from registry.api.access import TokenCreate
 from registry.server import app
 from registry.server.database.models import JobRow
 from tests.access.tenants import Tenants, send
-from tests.bulk import answer_about, commit_body, push_body
+from tests.bulk import commit_body, push_body, response_about
 from tests.harness import Harness, rows
 
 ACTORS = ("nobody", "outsider", "reader", "pusher", "promoter", "owner", "admin")
@@ -111,7 +111,7 @@ class Matrix:
         answer = send(
             self.harness, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers
         )
-        return answer_about(answer) if path in BULK else answer
+        return response_about(answer) if path in BULK else answer
 
     def _secret(self, actor: str) -> str:
         if actor == "nobody":

@@ -18,7 +18,7 @@ import pytest
 from registry.digest import Digest
 from tests import conftest, samples
 from tests.access.tenants import send
-from tests.bulk import answer_about, commit_body, push_body
+from tests.bulk import commit_body, push_body, response_about
 from tests.harness import Harness
 from tests.hub.commits import add_large, header
 from tests.hub.xet import shard_of, split, xorb_of
@@ -67,14 +67,14 @@ class Tenant:
         answer = send(self.harness, method, prefix + path, secret or self.secret, **rest)
         headers = {k: steady(v.encode()).decode() for k, v in answer.headers.items() if k not in UNSTEADY_HEADERS}
         shown = steady(path.partition("&until=")[0].encode()).decode()
-        status = (answer_about(answer) if path.startswith("/pushes") and method == "POST" else answer).status_code
+        status = (response_about(answer) if path.startswith("/pushes") and method == "POST" else answer).status_code
         self.heard.append((f"{method} {shown}", status, tuple(sorted(headers.items())), steady(answer.content)))
         return answer
 
     def push(self, name: str, content: samples.Files) -> None:
         manifest = self.harness.manifest(content)
         body = push_body(name, manifest.model_dump(mode="json"))
-        plan = answer_about(self.ask("POST", "/pushes", json=body))
+        plan = response_about(self.ask("POST", "/pushes", json=body))
         if plan.status_code != 200:
             return
         by_digest = {Digest.of(data): data for data in content.values()}
@@ -180,7 +180,7 @@ class Tenant:
         """A commit that names digests whose bytes were never sent."""
         manifest = self.harness.manifest(content)
         body = push_body("globex/support", manifest.model_dump(mode="json"))
-        plan = answer_about(self.ask("POST", "/pushes", json=body)).json()
+        plan = response_about(self.ask("POST", "/pushes", json=body)).json()
         self.ask("POST", "/pushes/commit", json=commit_body(plan["push_id"]))
         for item in sorted(plan["uploads"], key=lambda item: str(item["digest"])):
             link = item["url"].removeprefix("/api/v1")

@@ -32,7 +32,7 @@ from registry.server.database.models import (
 )
 from tests import samples
 from tests.access.tenants import Tenants, send
-from tests.bulk import PUSHES, answer_about, commit_push, plan_push, push_body
+from tests.bulk import PUSHES, commit_push, plan_push, push_body, response_about
 from tests.harness import Harness, rows, upload
 
 
@@ -231,7 +231,7 @@ def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPat
     for request in requests[:2]:
         plan_push(admin, "acme/support", request)
     body = push_body("acme/support", requests[2].manifest.model_dump(mode="json"))
-    answer = answer_about(send(harness, "POST", PUSHES, harness.secret, json=body))
+    answer = response_about(send(harness, "POST", PUSHES, harness.secret, json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert "open pushes" in answer.json()["detail"]
     assert plan_push(admin, "acme/support", requests[0]).uploads
@@ -294,7 +294,7 @@ def test_pushes_per_hour_are_limited_and_the_answer_says_when_to_retry(tenants: 
     tenants.harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
     manifest = tenants.harness.manifest(tenants.harness.files()).model_dump(mode="json")
     body = push_body("acme/x", manifest)
-    answer = answer_about(send(tenants.harness, "POST", PUSHES, tenants.secret("pusher"), json=body))
+    answer = response_about(send(tenants.harness, "POST", PUSHES, tenants.secret("pusher"), json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert 0 < int(answer.headers["retry-after"]) <= 3601
 

@@ -328,7 +328,7 @@ class SilentReceiver:
 def test_a_webhook_does_not_wait_for_others_that_never_answer(
     harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, silent_hooks: int
 ) -> None:
-    monkeypatch.setattr(dispatch, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(dispatch, "RESPONSE_SECONDS", 60.0)
     silent, events = SilentReceiver(), 40
     try:
         ids = [

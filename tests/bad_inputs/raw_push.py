@@ -10,7 +10,7 @@ import httpx
 from registry.digest import Digest
 from registry.server.database.models import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
 from registry.server.storage.references import BlobState
-from tests.bulk import COMMITS, PUSHES, answer_about, commit_body, push_body
+from tests.bulk import COMMITS, PUSHES, commit_body, push_body, response_about
 from tests.harness import URL, Harness, media_type, rows
 
 NAME = "acme/support"
@@ -40,11 +40,11 @@ class RawClient:
 
     def plan_manifest(self, manifest: dict[str, Any], name: str = NAME, **more: Any) -> httpx.Response:
         """The answer about the only item of the request."""
-        return answer_about(self.ask("POST", PUSHES, json=push_body(name, manifest, **more)))
+        return response_about(self.ask("POST", PUSHES, json=push_body(name, manifest, **more)))
 
     def commit(self, planned: httpx.Response, **more: Any) -> httpx.Response:
         """The answer about the only item of the request."""
-        return answer_about(self.ask("POST", COMMITS, json=commit_body(planned.json()["push_id"], **more)))
+        return response_about(self.ask("POST", COMMITS, json=commit_body(planned.json()["push_id"], **more)))
 
     def push(self, files: Mapping[str, bytes], **change: Any) -> httpx.Response:
         """The first answer that is not a success, or the commit's."""

@@ -201,8 +201,8 @@ def test_a_dry_run_judges_and_keeps_nothing(based: Harness, tmp_path: Path) -> N
     assert (plan.push_id, plan.uploads) == ("", [])
     assert plan.digest == folder.manifest(plan.base).digest
     (result,) = push.read_manifests(based.admin, [(folder.path, str(NAME))])
-    assert isinstance(result.answer, Manifest)
-    assert result.answer.digest == plan.digest
+    assert isinstance(result.value, Manifest)
+    assert result.value.digest == plan.digest
     assert_nothing_planned(based)
 
 
@@ -219,7 +219,7 @@ def test_equal_configurations_and_headers_are_parsed_once_for_plan_and_commit(
     config = {"inference_mode": True, "lora_dropout": 0.125}
     fleet = [(samples.write(based.files(config=config), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
     results = push.push_all(based.admin, fleet)
-    assert all(result.answer and result.answer.created for result in results)
+    assert all(result.value and result.value.created for result in results)
     assert len(read) == 1
 
 
@@ -235,7 +235,7 @@ def test_equal_files_beside_the_weights_are_checked_once_for_plan_and_commit(
     monkeypatch.setattr(inspect, "check_companions", check_and_count)
     files = based.files() | {"tokenizer_config.json": b'{"model_max_length": 77}'}
     fleet = [(samples.write(files, tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
-    assert all(result.answer and result.answer.created for result in push.push_all(based.admin, fleet))
+    assert all(result.value and result.value.created for result in push.push_all(based.admin, fleet))
     assert len(checked) == 2, "the plan has the README among its files"
 
 

@@ -18,7 +18,7 @@ from cli import doctor
 from cli.console import session
 from registry import __version__
 from registry.api.maintenance import Health
-from registry.client.transport import HttpAnswer
+from registry.client.transport import HttpResponse
 from registry.client.transport.connection import Connection
 from registry.errors import Invalid, NotFound
 from tests.cli.runner import CommandRunner
@@ -238,10 +238,10 @@ def test_a_login_over_plain_http_to_another_machine_needs_insecure(
     monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
     sent: list[tuple[str, str]] = []
 
-    def answer(connection: Connection, _method: str, path: str, *_: object, **__: object) -> HttpAnswer:
+    def answer(connection: Connection, _method: str, path: str, *_: object, **__: object) -> HttpResponse:
         sent.append((connection.url, path))
         who = {"actor": "ann", "token_id": "tok_1", "scopes": ["pull"], "namespaces": ["*"]}
-        return HttpAnswer(connection.url, 200, Message(), json.dumps(who).encode())
+        return HttpResponse(connection.url, 200, Message(), json.dumps(who).encode())
 
     monkeypatch.setattr(Connection, "send", answer)
     url = "http://93.184.216.34:8000"

@@ -28,10 +28,10 @@ def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests(
 ) -> None:
     fleet = folders(harness, tmp_path)
     first = push.push_all(counting_client.registry, fleet)
-    assert [(r.name, r.answer is not None and r.answer.created) for r in first] == [(n, True) for _, n in fleet]
+    assert [(r.name, r.value is not None and r.value.created) for r in first] == [(n, True) for _, n in fleet]
     counting_client.requests.clear()
     second = push.push_all(counting_client.registry, fleet)
-    assert [r.answer is not None and r.answer.created for r in second] == [False] * COUNT
+    assert [r.value is not None and r.value.created for r in second] == [False] * COUNT
     assert counting_client.methods("PUT") == 0
     assert len(counting_client.requests) == 2
 
@@ -57,7 +57,7 @@ def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
     """Files that the commit carries do not make the second push wait for the first."""
     first, other = ((samples.write(harness.files(rank=1), tmp_path / name), f"acme/{name}") for name in ("a", "b"))
     results = push.push_all(counting_client.registry, [first, first, other])
-    assert [result.answer is not None and result.answer.created for result in results] == [True, False, True]
+    assert [result.value is not None and result.value.created for result in results] == [True, False, True]
 
 
 def test_progress_of_many_adds_up(counting_client: CountingClient, harness: Harness, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
     names = [view.name for view in pull.adapters_of(counting_client.registry, "tiny-llama")]
     assert sorted(names) == sorted(name for _, name in fleet)
     requests = [(Ref.parse(name), tmp_path / "out" / name) for name in names]
-    assert all(r.answer for r in pull.pull_all(counting_client.registry, requests, cache=cache))
+    assert all(r.value for r in pull.pull_all(counting_client.registry, requests, cache=cache))
     counting_client.requests.clear()
     again = [(ref, path.with_name(path.name + "-again")) for ref, path in requests]
-    assert all(r.answer for r in pull.pull_all(counting_client.registry, again, cache=cache))
+    assert all(r.value for r in pull.pull_all(counting_client.registry, again, cache=cache))
     assert [path for _, path in counting_client.requests if "/files/" in path] == []
     for folder, name in fleet:
         assert (tmp_path / "out" / name / samples.WEIGHTS).read_bytes() == (folder / samples.WEIGHTS).read_bytes()
@@ -98,7 +98,7 @@ def test_the_registry_chooses_the_base_of_each_push(
     counting_client: CountingClient, harness: Harness, tmp_path: Path
 ) -> None:
     pushed = push.push_all(counting_client.registry, folders(harness, tmp_path))
-    assert {result.answer.version.base for result in pushed if result.answer} == {"tiny-llama"}
+    assert {result.value.version.base for result in pushed if result.value} == {"tiny-llama"}
     paths = {path.removeprefix("/api/v1") for method, path in counting_client.requests if method != "PUT"}
     assert paths == {"/pushes", "/pushes/commit"}
 
@@ -108,11 +108,11 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
 ) -> None:
     fleet = folders(harness, tmp_path, FLEET)
     size_bytes = sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
-    assert all(r.answer and r.answer.created for r in push.push_all(counting_client.registry, fleet))
+    assert all(r.value and r.value.created for r in push.push_all(counting_client.registry, fleet))
     assert sum(counting_client.contents) >= size_bytes
     counting_client.requests.clear()
     counting_client.contents.clear()
-    assert [r.answer is not None and r.answer.created for r in push.push_all(counting_client.registry, fleet)] == [
+    assert [r.value is not None and r.value.created for r in push.push_all(counting_client.registry, fleet)] == [
         False
     ] * FLEET
     assert sum(counting_client.contents) == 0
@@ -122,10 +122,10 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
         for view in pull.adapters_of(counting_client.registry, "tiny-llama")
     ]
     assert len(requests) == FLEET
-    assert all(r.answer for r in pull.pull_all(counting_client.registry, requests, cache=cache))
+    assert all(r.value for r in pull.pull_all(counting_client.registry, requests, cache=cache))
     counting_client.requests.clear()
     again = [(ref, path.with_name(path.name + "-again")) for ref, path in requests]
-    assert all(r.answer for r in pull.pull_all(counting_client.registry, again, cache=cache))
+    assert all(r.value for r in pull.pull_all(counting_client.registry, again, cache=cache))
     assert len(counting_client.requests) == BATCHES, "the names are resolved; no file is asked for"
     for folder, name in fleet:
         assert (tmp_path / "out" / f"{name}-again" / samples.WEIGHTS).read_bytes() == (

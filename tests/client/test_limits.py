@@ -85,9 +85,9 @@ def silent(_send: Callable[[bytes], None], stop: threading.Event) -> None:
 )
 def test_an_endless_answer_ends_at_the_limit(head: bytes, piece: bytes) -> None:
     with peer(endless(head, piece)) as (url, sent), Registry(url) as registry:
-        with pytest.raises(Corrupt, match=f"over {transport.ANSWER_LIMIT_BYTES} bytes"):
+        with pytest.raises(Corrupt, match=f"over {transport.RESPONSE_LIMIT_BYTES} bytes"):
             registry.whoami()
-        assert sum(sent) < 2 * transport.ANSWER_LIMIT_BYTES
+        assert sum(sent) < 2 * transport.RESPONSE_LIMIT_BYTES
 
 
 @pytest.mark.security
@@ -113,7 +113,7 @@ def test_an_endless_answer_through_a_proxy_or_transport_ends_at_the_limit() -> N
 def test_a_dripping_answer_ends(head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time and the whole never does; also where the head drips."""
     monkeypatch.setenv(connection.TIMEOUT_SETTING, "0.3")
-    monkeypatch.setattr(http_transport, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(http_transport, "RESPONSE_SECONDS", 0.2)
     expected = pytest.raises(Unavailable, match="did not arrive as a whole")
     with peer(dripping(head, piece)) as (url, _), Registry(url) as registry, expected:
         registry.whoami()
@@ -139,7 +139,7 @@ def test_a_silent_peer_is_reported_and_ends_by_the_timeout(monkeypatch: pytest.M
         with pytest.raises(Unavailable, match="no byte moved"):
             registry.whoami()
     assert len(lines) == 1
-    assert lines[0].startswith(f"no answer from {url} yet")
+    assert lines[0].startswith(f"no response from {url} yet")
     assert connection.TIMEOUT_SETTING in lines[0]
 
 
@@ -166,7 +166,7 @@ def test_a_proxy_whose_registry_restarts_is_waited_for(status: int) -> None:
     scripted = ScriptedRegistry(*[httpx.Response(status)] * 8, httpx.Response(200, json=WHO))
     assert scripted.registry.whoami().actor == "ci"
     assert len(scripted.pauses) == 8
-    assert f"answered {status}" in scripted.lines[0]
+    assert f"responded with {status}" in scripted.lines[0]
     assert "trying again" in scripted.lines[0]
 
 
@@ -204,6 +204,6 @@ def test_an_answer_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryE
 def test_a_conflict_of_the_registry_is_no_answer_of_a_proxy() -> None:
     document: dict[str, Any] = {"reason": "the database is away"}
     scripted = ScriptedRegistry(*[httpx.Response(503, json=document)] * 100)
-    with pytest.raises(Unavailable, match="answered 503: the database is away") as caught:
+    with pytest.raises(Unavailable, match="responded with 503: the database is away") as caught:
         scripted.registry.health()
     assert "proxy" not in caught.value.next_step

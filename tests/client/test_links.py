@@ -46,7 +46,7 @@ def resolve_to(address: str) -> Callable[..., list[object]]:
 def test_a_dangerous_link_is_refused_at_once(registry: str, link: str) -> None:
     with pytest.raises(Corrupt) as caught:
         urls.resolve_link(registry + "/", link + PRESIGNED, registry, in_process=False)
-    assert caught.value.code == "ANSWER_INVALID"
+    assert caught.value.code == "RESPONSE_INVALID"
     assert "secret" not in caught.value.detail
 
 

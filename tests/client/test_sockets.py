@@ -20,7 +20,7 @@ from registry.api.catalog import FileLink
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer.file_transfer import Silent, fetch
-from registry.client.transport import HttpAnswer
+from registry.client.transport import HttpResponse
 from registry.client.transport.connection import Connection
 from registry.client.transport.responses import store_error_of
 from registry.digest import Digest
@@ -137,7 +137,7 @@ def link(url: str, data: bytes = DATA) -> FileLink:
     return FileLink(path="w.safetensors", media_type="x/y", digest=Digest.of(data), size_bytes=len(data), url=url)
 
 
-def put(registry: Registry, url: str, source: Path, steps: list[int] | None = None) -> HttpAnswer:
+def put(registry: Registry, url: str, source: Path, steps: list[int] | None = None) -> HttpResponse:
     source.write_bytes(DATA)
     progress = steps if steps is not None else []
     with open(source, "rb", buffering=0) as file:
@@ -270,7 +270,7 @@ def test_an_early_refusal_of_the_store_is_read(registry: Registry, store: Origin
 def test_what_a_store_answers_becomes_a_sentence() -> None:
     def error(status: int, code: str) -> Any:
         url, content = "http://store:1/b/k?X-Amz-Signature=abc", f"<Code>{code}</Code>".encode()
-        return store_error_of(HttpAnswer(url, status, email.message.Message(), content))
+        return store_error_of(HttpResponse(url, status, email.message.Message(), content))
 
     assert (error(400, "BadDigest").code, type(error(400, "BadDigest"))) == ("BLOB_MISMATCH", Invalid)
     assert error(503, "SlowDown").code == "STORE_UNAVAILABLE"

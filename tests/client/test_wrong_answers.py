@@ -15,7 +15,7 @@ from cli.console import output
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import moment as audit_moment
 from registry.api.jobs import ClaimRequest
-from registry.client import answers, core
+from registry.client import core, response_checks
 from registry.client.aliases import Groups
 from registry.client.audit import Audit
 from registry.client.registry import Registry
@@ -109,12 +109,12 @@ def test_another_version_than_the_requested_digest_is_never_signed_verified_pull
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [
-        ("name", "acme/other", "ANSWER_INVALID"),
-        ("number", 1, "ANSWER_INVALID"),
+        ("name", "acme/other", "RESPONSE_INVALID"),
+        ("number", 1, "RESPONSE_INVALID"),
         ("digest", "sha256:" + "0" * 64, "DIGEST_MISMATCH"),
-        ("digest", "sha256:xyz", "ANSWER_INVALID"),
+        ("digest", "sha256:xyz", "RESPONSE_INVALID"),
         ("files", [], "DIGEST_MISMATCH"),
-        ("number", "many", "ANSWER_INVALID"),
+        ("number", "many", "RESPONSE_INVALID"),
     ],
 )
 def test_a_field_that_does_not_fit_the_question_is_named(
@@ -155,7 +155,7 @@ def test_a_page_or_broken_json_is_a_wrong_answer_and_no_internal_error(tampered:
     tampered.transport.raw = raw
     with pytest.raises(Corrupt) as caught:
         tampered.registry.resolve("acme/support@2")
-    assert caught.value.code == "ANSWER_INVALID"
+    assert caught.value.code == "RESPONSE_INVALID"
 
 
 def test_a_redirected_request_names_the_target() -> None:
@@ -254,7 +254,7 @@ def test_an_export_never_leaves_its_folder(
     done = export.run(tampered.registry, desired, FolderTarget(root), cache=None)
     states = {item.name: item.state for item in done.items}
     assert states == {"acme/other": "new", "acme/support": "failed"}
-    assert {item.error["code"] for item in done.items if item.error} == {"ANSWER_INVALID"}
+    assert {item.error["code"] for item in done.items if item.error} == {"RESPONSE_INVALID"}
     assert {path.name for path in root.iterdir()} == {"acme-other-v1", "index.json"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["exports"]
 
@@ -387,7 +387,7 @@ def test_a_list_ends(tampered: TamperedRegistry, monkeypatch: pytest.MonkeyPatch
     tampered.answers("/bases", lambda document: document | {"next_cursor": "tiny-llama"})
     with pytest.raises(Corrupt, match="its own cursor"):
         tampered.registry.bases()
-    monkeypatch.setattr(answers, "PAGES_LIMIT", 20)
+    monkeypatch.setattr(response_checks, "PAGES_LIMIT", 20)
     tampered.answers("/bases", lambda document: document | {"next_cursor": f"b{next(cursors)}"})
     with pytest.raises(Corrupt, match="over 20 pages"):
         tampered.registry.bases()

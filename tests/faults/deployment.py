@@ -201,7 +201,7 @@ class Deployment:
         for _ in range(PUSHES_LIMIT):
             results = pushing.push_all(client, [(path, name) for name, path in folders.items()], base=BASE.name)
             errors = [result.error for result in results if result.error is not None]
-            versions = [result.answer.version for result in results if result.answer is not None]
+            versions = [result.value.version for result in results if result.value is not None]
             if not errors:
                 for version, (name, path) in zip(versions, folders.items(), strict=True):
                     self.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), version.digest, path))

@@ -194,7 +194,7 @@ def test_relays_and_redirects_that_loop_end(relaying: RelayingServer, tmp_path: 
 
 
 def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: RelayingServer) -> None:
-    big = itertools.repeat(b" " * 2**20, relays.ANSWER_LIMIT_BYTES // 2**20 + 4)
+    big = itertools.repeat(b" " * 2**20, relays.RESPONSE_LIMIT_BYTES // 2**20 + 4)
     relaying.upstream.answers |= {
         "/api/models/org/big": Answer(200, big),
         "/api/models/org/page": Answer(502, b"<html>", {"Content-Type": "text/html"}),
@@ -275,7 +275,7 @@ def test_an_unreachable_upstream_is_reported(tmp_path: Path) -> None:
     with Server(environment).running() as server:
         signed_in = {"Authorization": f"Bearer {server.token}"}
         away = httpx.get(f"{server.url}/api/models/org/model", headers=signed_in)
-        assert (away.status_code, "does not answer" in away.headers["x-error-message"]) == (503, True)
+        assert (away.status_code, "does not respond" in away.headers["x-error-message"]) == (503, True)
         assert httpx.get(f"{server.url}/api/v1/whoami", headers=signed_in).status_code == 200
 
 

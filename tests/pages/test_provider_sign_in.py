@@ -244,7 +244,7 @@ def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
     attempt = SignInAttempt.begin("acme-login", "/", confirms=False)
     path, cookie = f"{WITH}/callback?code=wrong&state={attempt.state}", f"adapter-attempt={attempt.cookie}"
 
-    def send_code(host: int) -> raw_asgi.RawAnswer:
+    def send_code(host: int) -> raw_asgi.RawResponse:
         return raw_asgi.call(registry.app, "GET", path, [("Cookie", cookie)], address=f"2001:db8::{host}")
 
     with ThreadPoolExecutor() as pool:

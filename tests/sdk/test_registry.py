@@ -90,7 +90,7 @@ def test_many_adapters_move_with_one_request_for_all(
     folders = {f"acme/m{n}": samples.write(harness.files(), tmp_path / f"m{n}") for n in range(3)}
     (tmp_path / "empty").mkdir()
     pushed = registry.push_all({**folders, "acme/none": tmp_path / "empty"})
-    assert [result.answer.version.number if result.answer else 0 for result in pushed] == [1, 1, 1, 0]
+    assert [result.value.version.number if result.value else 0 for result in pushed] == [1, 1, 1, 0]
     pulled = registry.pull_all({name: tmp_path / "served" / name for name in (*folders, "acme/none")})
     assert [(result.name, type(result.error)) for result in pulled] == [
         *((f"acme/m{n}", type(None)) for n in range(3)), ("acme/none", NotFound)

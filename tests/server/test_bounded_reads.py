@@ -17,13 +17,13 @@ from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.storage.blobs import attachment
 from tests.harness import Harness
-from tests.raw_asgi import RawAnswer, call
+from tests.raw_asgi import RawResponse, call
 
 pytestmark = pytest.mark.security
 TOKENS = 130
 
 
-def get(harness: Harness, path: str, *headers: tuple[str, str], secret: str = "") -> RawAnswer:
+def get(harness: Harness, path: str, *headers: tuple[str, str], secret: str = "") -> RawResponse:
     return call(harness.app, "GET", path, [("authorization", f"Bearer {secret or harness.secret}"), *headers])
 
 

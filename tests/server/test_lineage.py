@@ -21,7 +21,7 @@ from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
-from tests.bulk import PUSHES, answer_about, push_body
+from tests.bulk import PUSHES, push_body, response_about
 from tests.harness import Harness, rows
 
 D = Digest.of(b"tickets")
@@ -107,7 +107,7 @@ def test_the_server_refuses_invalid_provenance_too(filled_harness: Harness) -> N
 def _sent(harness: Harness, manifest: dict[str, Any]) -> tuple[int, str]:
     with httpx.Client(transport=harness.transport, base_url="http://registry.test") as client:
         headers = {"Authorization": f"Bearer {harness.secret}"}
-        answer = answer_about(client.post(PUSHES, json=push_body("acme/a", manifest), headers=headers))
+        answer = response_about(client.post(PUSHES, json=push_body("acme/a", manifest), headers=headers))
     return answer.status_code, answer.json()["detail"]
 
 

@@ -94,7 +94,7 @@ def test_a_commit_forces_each_folder_to_disk_once(
 
     monkeypatch.setattr(local_store, "sync_folder", note_folder)
     results = push_all(local.admin, fleet)
-    weights = [file.digest for r in results if r.answer for file in r.answer.version.files if file.path == WEIGHTS]
+    weights = [file.digest for r in results if r.value for file in r.value.version.files if file.path == WEIGHTS]
     blob_folders = [folder for folder in folders if folder.parent.name == "sha256"]
     assert {file_of(local, digest).parent for digest in weights} <= set(blob_folders)
     assert len(blob_folders) == len(set(blob_folders))

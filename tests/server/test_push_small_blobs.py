@@ -114,7 +114,7 @@ def test_equal_small_blobs_of_a_group_are_written_once(
     ]
     results = push_all(filled_harness.admin, folders)
     filled_harness.transport.settle()
-    versions = [result.answer.version for result in results if result.answer is not None]
+    versions = [result.value.version for result in results if result.value is not None]
     assert len(versions) == 3
     configs = {file.digest for version in versions for file in version.files if file.path == samples.CONFIG}
     cards = {file.digest for version in versions for file in version.files if file.path == "README.md"}

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from tests.harness import Harness
-from tests.raw_asgi import RawAnswer, call
+from tests.raw_asgi import RawResponse, call
 
 pytestmark = pytest.mark.security
 
@@ -47,11 +47,11 @@ def harness(database_url: str) -> Iterator[Harness]:
         hub.server_close()
 
 
-def get(harness: Harness, path: str) -> RawAnswer:
+def get(harness: Harness, path: str) -> RawResponse:
     return call(harness.app, "GET", path, [("authorization", f"Bearer {harness.secret}")])
 
 
-def ask(harness: Harness, name: str) -> RawAnswer:
+def ask(harness: Harness, name: str) -> RawResponse:
     return get(harness, f"/api/models/{name}")
 
 

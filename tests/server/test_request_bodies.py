@@ -21,7 +21,7 @@ from registry.server.http import routing
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import LARGE_BODIES, LARGE_BODIES_PER_PERSON, SingleThreadRoute
 from tests.harness import Harness
-from tests.raw_asgi import ADDRESS, RawAnswer, call, call_in_loop
+from tests.raw_asgi import ADDRESS, RawResponse, call, call_in_loop
 
 pytestmark = pytest.mark.security
 CHUNK = b" " * 2**14
@@ -30,7 +30,7 @@ LARGE = [CHUNK] * 128
 
 def post(
     harness: Harness, path: str, chunks: Iterable[bytes], *headers: tuple[str, str], secret: str = ""
-) -> RawAnswer:
+) -> RawResponse:
     token = [("authorization", f"Bearer {secret}")] if secret else []
     return call(harness.app, "POST", f"/api/v1{path}", [("content-type", "application/json"), *token, *headers], chunks)
 
@@ -208,7 +208,7 @@ def issue_to(harness: Harness, subject: str, namespace: str = "*") -> str:
         return tokens.issue(session, TRUSTED, request)[1]
 
 
-def chunked_in_another_loop(harness: Harness, secret: str, chunks: Iterable[bytes] = LARGE) -> RawAnswer:
+def chunked_in_another_loop(harness: Harness, secret: str, chunks: Iterable[bytes] = LARGE) -> RawResponse:
     """Send a large body while another request is under way."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(post, harness, "/check", chunks, secret=secret).result()

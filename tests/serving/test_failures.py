@@ -276,7 +276,7 @@ def test_names_from_outside_never_become_paths(node: Node) -> None:
 def test_an_answer_of_an_engine_that_cannot_be_read_is_the_engines_failure(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai, "ANSWER_LIMIT_BYTES", 200_000)
+    monkeypatch.setattr(openai, "RESPONSE_LIMIT_BYTES", 200_000)
     engine = VLLM("http://engine", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body)))
     with pytest.raises(Unavailable) as caught:
         engine.loaded()

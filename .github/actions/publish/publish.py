@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote, urlencode, urlsplit
 
 TIMEOUT_SECONDS = 30
-ANSWER_LIMIT_BYTES = 8 * 2**20
+RESPONSE_LIMIT_BYTES = 8 * 2**20
 COMMENT_LIMIT = 60_000
 PAGE = 100
 MARGIN_SECONDS = 20
@@ -66,11 +66,11 @@ def send(method: str, url: str, headers: Mapping[str, str], body: Mapping[str, s
         request.add_header("Content-Type", "application/json")
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as answer:
-            text = answer.read(ANSWER_LIMIT_BYTES + 1)
+            text = answer.read(RESPONSE_LIMIT_BYTES + 1)
     except urllib.error.HTTPError as e:
         raise OSError(f"{parts.hostname} answered {e.code} to {method} {parts.path}") from None
-    if len(text) > ANSWER_LIMIT_BYTES:
-        raise ValueError(f"the answer of {parts.hostname} has more than {ANSWER_LIMIT_BYTES} bytes")
+    if len(text) > RESPONSE_LIMIT_BYTES:
+        raise ValueError(f"the answer of {parts.hostname} has more than {RESPONSE_LIMIT_BYTES} bytes")
     return json.loads(text)
 
 

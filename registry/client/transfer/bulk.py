@@ -12,21 +12,21 @@ from registry.errors import Invalid, RegistryError
 from registry.structs import Value
 
 ADAPTERS_AT_ONCE = 4
-Answer = TypeVar("Answer")
+Output = TypeVar("Output")
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 
 
-class Result(Value, Generic[Answer], frozen=True):
-    """The answer or the error for one adapter."""
+class Result(Value, Generic[Output], frozen=True):
+    """The value or the error for one adapter."""
 
     name: str
     folder: Path
-    answer: Answer | None = None
+    value: Output | None = None
     error: RegistryError | None = None
 
 
-def result_of(name: str, folder: Path, work: Callable[[], Answer]) -> Result[Answer]:
+def result_of(name: str, folder: Path, work: Callable[[], Output]) -> Result[Output]:
     """Run `work` for one adapter. Its result holds the error, if the registry or the file system reports one."""
     try:
         return Result(name, folder, work())
@@ -37,15 +37,15 @@ def result_of(name: str, folder: Path, work: Callable[[], Answer]) -> Result[Ans
 
 
 def run_each(
-    work: Callable[[Item], Result[Answer]], items: Iterable[Item], on_result: Callable[[Result[Answer]], None]
-) -> list[Result[Answer]]:
+    work: Callable[[Item], Result[Output]], items: Iterable[Item], on_result: Callable[[Result[Output]], None]
+) -> list[Result[Output]]:
     """Run `work` for all items, a few at a time; results are in the order of the items.
 
     `on_result` is called with each result as soon as there is one, never by two threads at a time.
     """
     lock = threading.Lock()
 
-    def run(item: Item) -> Result[Answer]:
+    def run(item: Item) -> Result[Output]:
         result = work(item)
         with lock:
             on_result(result)
@@ -60,12 +60,12 @@ def run_each(
 
 
 def in_batches(
-    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Result[Answer]]],
+    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Result[Output]]],
     items: Sequence[Item],
-) -> list[Result[Answer]]:  # fmt: skip
+) -> list[Result[Output]]:  # fmt: skip
     """`prepare` and `finish` as many items as a request may have, again and again. The next ones are prepared early."""
     batches = [items[start : start + BULK_LIMIT] for start in range(0, len(items), BULK_LIMIT)]
-    results: list[Result[Answer]] = []
+    results: list[Result[Output]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
         prepared = [pool.submit(prepare, batch) for batch in batches[:1]]
         for position in range(len(batches)):

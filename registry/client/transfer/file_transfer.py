@@ -182,7 +182,7 @@ class _Fetch:
             try:
                 self._connection.receive(self._direct.url if is_direct else self._link.url, take, headers=range_header)
             except (Unavailable, Corrupt) as e:
-                is_refused_link = is_direct and e.code == "ANSWER_INVALID"  # the registry's own route may be right
+                is_refused_link = is_direct and e.code == "RESPONSE_INVALID"  # the registry's own route may be right
                 if attempt == ATTEMPTS_LIMIT or not (isinstance(e, Unavailable) or is_refused_link):
                     raise
 

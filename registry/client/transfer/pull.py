@@ -19,7 +19,7 @@ from pathlib import Path
 from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import BULK_LIMIT, PullPlan
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.core import Versions, only
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
@@ -131,7 +131,7 @@ class PlannedPulls:
 
 def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
     """Every adapter of a base that the actor may see, of one namespace or with one alias if given."""
-    for page in answers.all_pages(
+    for page in response_checks.all_pages(
         lambda cursor: registry.adapters(base=base, namespace=namespace, alias=alias, cursor=cursor, limit=PAGE_LIMIT)
     ):
         yield from page.items

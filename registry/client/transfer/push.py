@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 from registry.api import transfer
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import file_transfer
-from registry.client.transfer.bulk import Answer, Result, SharedProgress, in_batches, result_of, run_each
+from registry.client.transfer.bulk import Output, Result, SharedProgress, in_batches, result_of, run_each
 from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
@@ -85,7 +85,7 @@ def push_all(
     counter = _Counter(SharedProgress(progress or Silent()))
 
     def push(items: Sequence[Result[_Push]]) -> list[Result[transfer.PushResult]]:
-        _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
+        _push_in_groups(registry, [item.value for item in items if item.value is not None], counter)
         results = _results(items, lambda push: push.result)
         for result in results:
             on_result(result)
@@ -101,7 +101,7 @@ def read_manifests(
     prepare = _preparation(base, "", lambda _folder: None)
 
     def plan(items: Sequence[Result[_Push]]) -> list[Result[Manifest]]:
-        pending = [item.answer for item in items if item.answer is not None]
+        pending = [item.value for item in items if item.value is not None]
         while pending:
             group, pending = _next_group(pending, set())
             _plan(registry, group, dry_run=True)
@@ -110,10 +110,10 @@ def read_manifests(
     return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), plan, folders)
 
 
-def _results(items: Sequence[Result[_Push]], value: Callable[[_Push], Answer | None]) -> list[Result[Answer]]:
+def _results(items: Sequence[Result[_Push]], value: Callable[[_Push], Output | None]) -> list[Result[Output]]:
     return [
-        Result(item.name, item.folder, value(item.answer), item.answer.error)
-        if item.answer is not None
+        Result(item.name, item.folder, value(item.value), item.value.error)
+        if item.value is not None
         else Result(item.name, item.folder, error=item.error)
         for item in items
     ]
@@ -371,7 +371,7 @@ def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], coun
         if isinstance(outcome, RegistryError):
             push.error = outcome
         else:
-            push.result = answers.check_push_result(push.name, push.manifest.digest, outcome)
+            push.result = response_checks.check_push_result(push.name, push.manifest.digest, outcome)
             counter.advance(sum(push.sizes[blob.digest] for blob in item.small))
 
 

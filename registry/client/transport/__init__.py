@@ -1,4 +1,4 @@
-"""Requests and answers over HTTP: the `Transport` that sends them, and the shapes and limits that its kinds share.
+"""Requests and responses over HTTP: the `Transport` that sends them, and the shapes and limits that its kinds share.
 
 `HttpTransport` (http_transport.py) has sockets, `InProcess` (in_process.py) an application in the same process, and
 `Connection` (connection.py) adds the token, retries and redirects to either.
@@ -21,32 +21,32 @@ BUFFER_BYTES = 2**20
 READ_SECONDS = 60.0
 LEAST_BYTES_PER_SECOND = 2**10
 """A body that moves more slowly than this over `READ_SECONDS` ends as a timeout does."""
-ANSWER_LIMIT_BYTES = 32 * 2**20
-"""Limit of one answer of the registry that is no file; lists of a whole base have `LIST_LIMIT_BYTES`."""
+RESPONSE_LIMIT_BYTES = 32 * 2**20
+"""Limit of one response of the registry that is no file; lists of a whole base have `LIST_LIMIT_BYTES`."""
 LIST_LIMIT_BYTES = 256 * 2**20
 ERROR_LIMIT_BYTES = 2**20
-"""Limit of an answer to a transfer of a file."""
+"""Limit of a response to a transfer of a file."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Advance = Callable[[int], None]
 Take = Callable[[memoryview], None]
 
 
-def wrong_answer(message: str, code: str = "ANSWER_INVALID", *, next_step: str = "") -> Corrupt:
-    """Return the error for an answer that must not be used."""
-    return Corrupt(code, message, next_step=next_step or "check the registry's URL, and proxies that change answers")
+def invalid_response(message: str, code: str = "RESPONSE_INVALID", *, next_step: str = "") -> Corrupt:
+    """Return the error for a response that the client must not use."""
+    return Corrupt(code, message, next_step=next_step or "check the registry's URL, and proxies that change responses")
 
 
 class TransportError(Exception):
-    """A request got no whole answer. `broke`: the connection failed, as connections do while a registry restarts."""
+    """A request got no whole response. `broke`: the connection failed, as connections do while a registry restarts."""
 
     def __init__(self, message: str, url: str, *, broke: bool = False) -> None:
         super().__init__(message)
         self.url, self.broke = url, broke
 
 
-class HttpAnswer(Value, frozen=True):
-    """An answer with its body, or with an empty one if the body was streamed. `headers` ignores case."""
+class HttpResponse(Value, frozen=True):
+    """A response with its body, or with an empty one if the body was streamed. `headers` ignores case."""
 
     url: str
     status: int
@@ -60,7 +60,7 @@ class HttpAnswer(Value, frozen=True):
 
     @property
     def location(self) -> str:
-        """Where a redirect leads; empty for another answer."""
+        """Where a redirect leads; empty for another response."""
         return self.headers.get("Location", "") if self.status in REDIRECTS else ""
 
     def json(self) -> Any:
@@ -68,11 +68,11 @@ class HttpAnswer(Value, frozen=True):
         return json.loads(self.content)
 
 
-class Reply(ABC):
-    """An answer whose body is still to be read. Close it."""
+class ResponseStream(ABC):
+    """A response whose body is still to be read. Close it."""
 
     def __init__(self, url: str, status: int, headers: email.message.Message) -> None:
-        self.answer = HttpAnswer(url, status, headers)
+        self.head = HttpResponse(url, status, headers)
 
     @abstractmethod
     def chunks(self) -> Iterator[memoryview | bytes]:
@@ -85,18 +85,20 @@ class Reply(ABC):
     def set_deadline(self, until: float) -> None:  # noqa: B027 - an option
         """Limit the time in which the body arrives as a whole, by `time.monotonic`."""
 
-    def read(self, limit_bytes: int = ERROR_LIMIT_BYTES) -> HttpAnswer:
-        """Read the body and close. `Corrupt` (ANSWER_INVALID) over the limit."""
-        body, answer = bytearray(), self.answer
+    def read(self, limit_bytes: int = ERROR_LIMIT_BYTES) -> HttpResponse:
+        """Read the body and close. `Corrupt` (RESPONSE_INVALID) over the limit."""
+        body, response = bytearray(), self.head
         try:
             for chunk in self.chunks():
                 body += chunk
                 if len(body) > limit_bytes:
-                    parts = urlsplit(answer.url)
-                    raise wrong_answer(f"the answer to {parts.path} of {parts.hostname} is over {limit_bytes} bytes")
+                    parts = urlsplit(response.url)
+                    raise invalid_response(
+                        f"the response to {parts.path} of {parts.hostname} is over {limit_bytes} bytes"
+                    )
         finally:
             self.close()
-        return HttpAnswer(answer.url, answer.status, answer.headers, bytes(body))
+        return HttpResponse(response.url, response.status, response.headers, bytes(body))
 
 
 class FileRange(Value, frozen=True):
@@ -127,8 +129,8 @@ class Transport(Protocol):
 
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
-    ) -> Reply:
-        """Send a request and return the beginning of its answer. `seconds`: how long it may take. `TransportError`."""
+    ) -> ResponseStream:
+        """Send a request and return the start of its response. `seconds`: how long it may take. `TransportError`."""
 
     def close(self) -> None:
         """Close idle connections."""

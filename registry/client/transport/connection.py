@@ -2,7 +2,7 @@
 
 - The token is sent to the registry's own origin only, whatever a link or a redirect says.
 - Every mutation has its own Idempotency-Key, so any request may be sent again after a broken connection.
-- An error answer raises the class that the server raised; nothing raises an exception of the HTTP library.
+- An error response raises the class that the server raised; nothing raises an exception of the HTTP library.
 - A registry may be hostile. Its links must not lead from https to http, nor to services of the client's own machine or
   network segment (cloud metadata), unless the registry is there itself. The address is checked again when the
   connection is made, because a name may have another one by then. A proxy connects by its own rules.
@@ -29,17 +29,17 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
 from registry.client.transport import (
-    ANSWER_LIMIT_BYTES,
     READ_SECONDS,
+    RESPONSE_LIMIT_BYTES,
     Advance,
     FileRange,
-    HttpAnswer,
-    Reply,
+    HttpResponse,
+    ResponseStream,
     Take,
     ThroughputGuard,
     Transport,
     TransportError,
-    wrong_answer,
+    invalid_response,
 )
 from registry.client.transport.http_transport import HttpTransport
 from registry.client.transport.logged_transport import LoggedTransport
@@ -48,16 +48,16 @@ from registry.errors import Invalid, Unavailable
 
 ATTEMPTS_LIMIT = 4
 PATIENT_ATTEMPTS_LIMIT = 16
-"""While a proxy or the registry answers 502, 503 or 504, or a patient request meets a restart: until time is up."""
+"""For 502, 503 and 504, and for a restart that a patient request meets: until time is up."""
 TIMEOUT_SETTING = "ADAPTER_TIMEOUT"
 SILENT_SECONDS = 5.0
-"""An answer that takes longer is reported."""
+"""A response that takes longer is reported."""
 SAY_AGAIN_SECONDS = 5.0
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
 _HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/commit\Z|pulls\Z)")
-"""Paths whose answers carry the newest checkpoint of the audit log."""
+"""Paths whose responses carry the newest checkpoint of the audit log."""
 
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
@@ -84,15 +84,15 @@ class Connection:
             check_token_target(self.url)
         self._token = token
         self._wait = wait
-        self._answered = False
+        self._has_responded = False
         self.on_checkpoint: Callable[[str], None] | None = None
-        """Called with the checkpoint of an answer before the answer is returned; with "" if it lacks a due one."""
+        """Called with the checkpoint of a response before the response is returned; with "" if it lacks a due one."""
         self.on_wait: Callable[[str], None] | None = None
-        """Called with a line for people while an answer takes long, or is requested again."""
+        """Called with a line for people while a response takes long, or the request is repeated."""
         self.repeats = True
         """Whether a request that fails is sent again."""
         self.timeout_seconds = _timeout()
-        """How long an answer may take, and how long a request is repeated while the registry is unavailable."""
+        """How long a response may take, and how long a request is repeated while the registry is unavailable."""
         self._said_at = -math.inf
         http = HttpTransport(f"adapter-registry/{__version__}", self._check_peer)
         self._own_transport: Transport = transport or http
@@ -116,13 +116,13 @@ class Connection:
 
     def send(
         self, method: str, path: str, *, json: Any = None, query: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None, seconds: float | None = None, limit_bytes: int = ANSWER_LIMIT_BYTES,
+        headers: Mapping[str, str] | None = None, seconds: float | None = None, limit_bytes: int = RESPONSE_LIMIT_BYTES,
         patient: bool = False,
-    ) -> HttpAnswer:  # fmt: skip
-        """One request to a route below the API's prefix, its answer read whole.
+    ) -> HttpResponse:  # fmt: skip
+        """One request to a route below the API's prefix, its response read whole.
 
         `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
-        `Corrupt` (ANSWER_INVALID) for an answer over `limit_bytes`.
+        `Corrupt` (RESPONSE_INVALID) for a response over `limit_bytes`.
         """
         params = [(key, value) for key, value in (query or {}).items() if value not in (None, "")]
         sent = self._own_headers(headers)
@@ -135,48 +135,48 @@ class Connection:
         target = self.url + PREFIX + quote(path, safe=_PATH_CHARACTERS) + _query(params)
         timeout = seconds or self.timeout_seconds
 
-        def once() -> HttpAnswer:
+        def once() -> HttpResponse:
             with self._watch(seconds is None and "wait" not in dict(params)):
-                reply = self._own_transport.open(method, target, sent, content, seconds=timeout)
-                return reply.read(limit_bytes)
+                stream = self._own_transport.open(method, target, sent, content, seconds=timeout)
+                return stream.read(limit_bytes)
 
-        answer = self._repeat(once, patient, moves_files=False)
-        if answer.location:
-            location = answer.location.partition("?")[0][:200]
-            raise wrong_answer(f"the registry redirects {path} to {location!r}", next_step="use that URL")
-        return answer
+        response = self._repeat(once, patient, moves_files=False)
+        if response.location:
+            location = response.location.partition("?")[0][:200]
+            raise invalid_response(f"the registry redirects {path} to {location!r}", next_step="use that URL")
+        return response
 
     @contextmanager
     def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[Iterator[bytes]]:
-        """The body of the answer to a GET of a link. Follows redirects."""
-        replies: list[Reply] = []
+        """The body of the response to a GET of a link. Follows redirects."""
+        streams: list[ResponseStream] = []
 
-        def once() -> HttpAnswer:
-            reply = self._get(url, headers)
-            if reply.answer.is_error:
-                return reply.read()
-            replies.append(reply)
-            return reply.answer
+        def once() -> HttpResponse:
+            stream = self._get(url, headers)
+            if stream.head.is_error:
+                return stream.read()
+            streams.append(stream)
+            return stream.head
 
         self._repeat(once)
         try:
-            yield self._chunks(replies[-1])
+            yield self._chunks(streams[-1])
         finally:
-            replies[-1].close()
+            streams[-1].close()
 
     def send_file(
         self, url: str, file: io.FileIO, start: int, length: int, *, headers: Mapping[str, str] | None = None,
         advance: Advance = lambda _count: None,
-    ) -> HttpAnswer:  # fmt: skip
+    ) -> HttpResponse:  # fmt: skip
         """PUT a range of a file to a link. `advance` is called with each step, negative when it starts again.
 
-        412 with If-None-Match means that an earlier attempt arrived and its answer was lost.
+        412 with If-None-Match means that an earlier attempt arrived and its response was lost.
         """
         transport, target, sent = self._route(url, headers)
         sent["Content-Length"] = str(length)
         moved = 0
 
-        def once() -> HttpAnswer:
+        def once() -> HttpResponse:
             nonlocal moved
             advance(-moved)
             moved, guard = 0, ThroughputGuard(target)
@@ -187,28 +187,28 @@ class Connection:
                 advance(count)
                 guard.moved(count)
 
-            reply = transport.open("PUT", target, sent, FileRange(file, start, length, step), seconds=READ_SECONDS)
-            answer = reply.read()
-            there_already = answer.status == 412 and "If-None-Match" in sent
-            return HttpAnswer(answer.url, 200, answer.headers) if there_already else answer
+            stream = transport.open("PUT", target, sent, FileRange(file, start, length, step), seconds=READ_SECONDS)
+            response = stream.read()
+            there_already = response.status == 412 and "If-None-Match" in sent
+            return HttpResponse(response.url, 200, response.headers) if there_already else response
 
         return self._repeat(once, patient=True)
 
-    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> HttpAnswer:
+    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> HttpResponse:
         """GET a link and give its bytes to `take` as they arrive. Sent again only while nothing was received."""
         received = 0
 
-        def once() -> HttpAnswer:
+        def once() -> HttpResponse:
             nonlocal received
-            reply = self._get(url, headers)
-            if reply.answer.status not in (200, 206):
-                return reply.read()
-            guard = ThroughputGuard(reply.answer.url)
+            stream = self._get(url, headers)
+            if stream.head.status not in (200, 206):
+                return stream.read()
+            guard = ThroughputGuard(stream.head.url)
             try:
-                if (reply.answer.status == 206) != ("Range" in (headers or {})):
-                    raise TransportError("the answer is not the requested range", reply.answer.url)
-                reply.set_deadline(math.inf)
-                for chunk in reply.chunks():
+                if (stream.head.status == 206) != ("Range" in (headers or {})):
+                    raise TransportError("the response is not the requested range", stream.head.url)
+                stream.set_deadline(math.inf)
+                for chunk in stream.chunks():
                     received += len(chunk)
                     take(memoryview(chunk))
                     guard.moved(len(chunk))
@@ -217,28 +217,28 @@ class Connection:
                     raise unreachable(self.url, e) from e
                 raise
             finally:
-                reply.close()
-            return reply.answer
+                stream.close()
+            return stream.head
 
         return self._repeat(once, patient=True)
 
     # ---------------------------------------------------------------- inside
-    def _chunks(self, reply: Reply) -> Iterator[bytes]:
-        reply.set_deadline(math.inf)
+    def _chunks(self, stream: ResponseStream) -> Iterator[bytes]:
+        stream.set_deadline(math.inf)
         try:
-            for chunk in reply.chunks():
+            for chunk in stream.chunks():
                 yield bytes(chunk)
         except TransportError as e:
             raise unreachable(self.url, e) from e
 
-    def _get(self, url: str, headers: Mapping[str, str] | None) -> Reply:
+    def _get(self, url: str, headers: Mapping[str, str] | None) -> ResponseStream:
         for _ in range(REDIRECTS_LIMIT + 1):
             transport, target, sent = self._route(url, headers)
-            reply = transport.open("GET", target, sent, b"", seconds=READ_SECONDS)
-            if not reply.answer.location:
-                return reply
-            reply.close()
-            url = self._followed(target, reply.answer.location)
+            stream = transport.open("GET", target, sent, b"", seconds=READ_SECONDS)
+            if not stream.head.location:
+                return stream
+            stream.close()
+            url = self._followed(target, stream.head.location)
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Transport, str, dict[str, str]]:
@@ -249,11 +249,11 @@ class Connection:
         return self._other_transport, target, dict(headers or {})
 
     def _check_peer(self, url: str, address: str) -> None:
-        """`Corrupt` (ANSWER_INVALID) if a connection for a link leads to this machine, but not one for the registry."""
+        """`Corrupt` (RESPONSE_INVALID) if a link leads to this machine, unless the registry itself is there."""
         if self._in_process or origin(url) == origin(self.url) or not is_local_address(address):
             return
         if not is_local(origin(self.url)[1]):
-            raise wrong_answer(f"the registry links to {_shown(url)}, which is {address} now")
+            raise invalid_response(f"the registry links to {_shown(url)}, which is {address} now")
 
     def _followed(self, base: str, link: str) -> str:
         return resolve_link(base, link, self.url, in_process=self._in_process)
@@ -262,27 +262,29 @@ class Connection:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
-    def _repeat(self, once: Callable[[], HttpAnswer], patient: bool = False, *, moves_files: bool = True) -> HttpAnswer:
+    def _repeat(
+        self, once: Callable[[], HttpResponse], patient: bool = False, *, moves_files: bool = True
+    ) -> HttpResponse:
         retries = Retries(self, moves_files=moves_files)
         while True:
             cause: TransportError | None = None
             try:
-                answer = once()
+                response = once()
             except TransportError as e:
                 error, cause = unreachable(self.url, e), e
-                is_restart = patient and self._answered and e.broke
+                is_restart = patient and self._has_responded and e.broke
                 limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
             else:
-                self._answered = True
-                if not answer.is_error:
-                    self._check_checkpoint(answer)
-                    return answer
-                is_own = origin(answer.url) == origin(self.url)
-                answered_error = error_of(answer, self.url) if is_own else store_error_of(answer)
-                if not isinstance(answered_error, Unavailable) or answered_error.code == "LINK_INVALID":
-                    raise answered_error
-                error = answered_error
-                limit = PATIENT_ATTEMPTS_LIMIT if answer.status in (502, 503, 504) else ATTEMPTS_LIMIT
+                self._has_responded = True
+                if not response.is_error:
+                    self._check_checkpoint(response)
+                    return response
+                is_own = origin(response.url) == origin(self.url)
+                received = error_of(response, self.url) if is_own else store_error_of(response)
+                if not isinstance(received, Unavailable) or received.code == "LINK_INVALID":
+                    raise received
+                error = received
+                limit = PATIENT_ATTEMPTS_LIMIT if response.status in (502, 503, 504) else ATTEMPTS_LIMIT
             if not retries.wait(error, limit):
                 raise error from cause
 
@@ -294,11 +296,11 @@ class Connection:
 
     @contextmanager
     def _watch(self, active: bool) -> Iterator[None]:
-        """Report an answer that takes longer than `SILENT_SECONDS`."""
+        """Report a response that takes longer than `SILENT_SECONDS`."""
         if self.on_wait is None or not active:
             yield
             return
-        line = f"no answer from {self.url} yet; waiting for {self.timeout_seconds:.0f} seconds ({TIMEOUT_SETTING})"
+        line = f"no response from {self.url} yet; waiting for {self.timeout_seconds:.0f} seconds ({TIMEOUT_SETTING})"
         timer = threading.Timer(SILENT_SECONDS, self._say, [line])
         timer.daemon = True
         timer.start()
@@ -313,10 +315,10 @@ class Connection:
             self._said_at = now
             self.on_wait(line)
 
-    def _check_checkpoint(self, answer: HttpAnswer) -> None:
-        checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
-        due = checkpoint or _HAS_CHECKPOINT.search(urlsplit(answer.url).path)
-        if due and self.on_checkpoint is not None and origin(answer.url) == origin(self.url):
+    def _check_checkpoint(self, response: HttpResponse) -> None:
+        checkpoint = response.headers.get(CHECKPOINT_HEADER, "")
+        due = checkpoint or _HAS_CHECKPOINT.search(urlsplit(response.url).path)
+        if due and self.on_checkpoint is not None and origin(response.url) == origin(self.url):
             self.on_checkpoint(checkpoint)
 
 
@@ -412,7 +414,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
 
 
 def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -> str:
-    """Return the absolute URL of a link or redirect. `Corrupt` (ANSWER_INVALID) for one that must not be followed.
+    """Return the absolute URL of a link or redirect. `Corrupt` (RESPONSE_INVALID) for one that must not be followed.
 
     `in_process`: the registry is in this process, so local addresses are its own.
     """
@@ -425,16 +427,16 @@ def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -
         if not _VISIBLE_ASCII.fullmatch(target):
             raise ValueError("it holds a character that no URL has")
     except ValueError as e:
-        raise wrong_answer(f"the registry links to {_shown(link)!r}, which is not a URL") from e
+        raise invalid_response(f"the registry links to {_shown(link)!r}, which is not a URL") from e
     own_scheme, own_host, _ = origin(registry_url)
     if origin(target) == origin(registry_url):
         return target
     if scheme not in ("http", "https") or not host:
-        raise wrong_answer(f"the registry links to {_shown(target)}; only http and https are followed")
+        raise invalid_response(f"the registry links to {_shown(target)}; only http and https are followed")
     if scheme == "http" and own_scheme == "https":
-        raise wrong_answer(f"the registry at {registry_url} links to {_shown(target)}; https never leads to http")
+        raise invalid_response(f"the registry at {registry_url} links to {_shown(target)}; https never leads to http")
     if not in_process and is_local(host) and not is_local(own_host):
-        raise wrong_answer(f"the registry links to {_shown(target)}, an address of this machine or network segment")
+        raise invalid_response(f"the registry links to {_shown(target)}, an address of this machine or network segment")
     return target
 
 

@@ -1,4 +1,4 @@
-"""`HttpTransport`: sends a request and reads its answer, by the standard library's `http.client`.
+"""`HttpTransport`: sends a request and reads its response, by the standard library's `http.client`.
 
 - Upload: `sendfile` from the page cache; over TLS a buffer at a time. Download: the socket fills one buffer of 1 MiB.
   Memory does not depend on the size of a file.
@@ -28,7 +28,7 @@ from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.api import LINKS
-from registry.client.transport import BUFFER_BYTES, READ_SECONDS, FileRange, Reply, TransportError
+from registry.client.transport import BUFFER_BYTES, READ_SECONDS, FileRange, ResponseStream, TransportError
 from registry.errors import Invalid
 from registry.structs import Value
 
@@ -37,8 +37,8 @@ STEP_BYTES = 8 * 2**20
 CONNECT_SECONDS = 10.0
 IDLE_LIMIT = 16
 ROUTES_LIMIT = 64
-ANSWER_SECONDS = 120.0
-"""An answer must be there this long after the time that the other side may think, however it arrives."""
+RESPONSE_SECONDS = 120.0
+"""A response must be there this long after the time that the other side may think, however it arrives."""
 _WAITS = sys.platform == "linux"
 """Whether a socket can wait for a whole buffer, with a timeout."""
 
@@ -68,7 +68,7 @@ class HttpTransport:
 
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
-    ) -> Reply:
+    ) -> ResponseStream:
         """Send a request on an idle or a new connection."""
         parts = urlsplit(url)
         route = self._route(parts.scheme, parts.netloc, LINKS in parts.path)
@@ -86,9 +86,9 @@ class HttpTransport:
                     connection.putheader(name, value)
                 connection.endheaders(body if isinstance(body, bytes) and body else None)
                 if isinstance(body, bytes) or _send(connection, body):
-                    return _HttpReply(self, route, connection, url, seconds)
+                    return _HttpStream(self, route, connection, url, seconds)
                 with contextlib.suppress(OSError, http.client.HTTPException):  # the other side closed: did it say why?
-                    return _HttpReply(self, route, connection, url, seconds)
+                    return _HttpStream(self, route, connection, url, seconds)
                 raise ConnectionResetError("the connection was closed while the body was sent")
         except BaseException:
             connection.close()
@@ -147,7 +147,7 @@ class HttpTransport:
 
 
 class _Route(Value, frozen=True):
-    """How an origin is reached. A registry answers links by other threads, so they have connections of their own.
+    """How an origin is reached. A registry handles links in other threads, so they have connections of their own.
 
     `tunnel`: host and port for a proxy's CONNECT. `names_url`: the request line names the whole URL, for a proxy.
     """
@@ -203,7 +203,7 @@ def _parsed_proxy(proxy: str, *, is_tunnel: bool) -> SplitResult:
     return parts
 
 
-class _HttpReply(Reply):
+class _HttpStream(ResponseStream):
     def __init__(
         self, transport: HttpTransport, route: _Route, connection: http.client.HTTPConnection, url: str, seconds: float
     ) -> None:
@@ -217,7 +217,7 @@ class _HttpReply(Reply):
         self._response.reader.until = until
 
     def chunks(self) -> Iterator[memoryview]:
-        response, url = self._response, self.answer.url
+        response, url = self._response, self.head.url
         size = BUFFER_BYTES if response.length is None else max(1, min(BUFFER_BYTES, response.length))
         buffer = bytearray(size)
         view = memoryview(buffer)
@@ -300,7 +300,7 @@ def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
 
 
 class _TooSlow(TimeoutError):
-    """An answer arrived in time byte by byte, and not as a whole."""
+    """A response arrived in time byte by byte, and not as a whole."""
 
 
 class _Reader(io.RawIOBase):
@@ -322,7 +322,7 @@ class _Reader(io.RawIOBase):
             return self.socket.recv_into(buffer)
         except TimeoutError as e:
             if remaining < seconds:
-                raise _TooSlow("the answer did not arrive as a whole in time") from e
+                raise _TooSlow("the response did not arrive as a whole in time") from e
             raise
         finally:
             self.socket.settimeout(seconds)
@@ -333,10 +333,10 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer that is read by a `_Reader`: single bytes now and then do not keep it alive."""
+    """A response that is read by a `_Reader`: single bytes now and then do not keep it alive."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        until = time.monotonic() + (sock.gettimeout() or READ_SECONDS) + ANSWER_SECONDS
+        until = time.monotonic() + (sock.gettimeout() or READ_SECONDS) + RESPONSE_SECONDS
         self.reader = _Reader(sock, self.fp, until)
         self.fp = io.BufferedReader(self.reader)

@@ -1,10 +1,10 @@
 """`InProcess`: a `Transport` to an ASGI application in this process, for the embedded registry and for tests.
 
-- A request with a signed link is a plain call in the caller's thread, which reads the body and makes the answer.
+- A request with a signed link is a plain call in the caller's thread, which reads the body and builds the response.
 - The application runs in an event loop in its own thread. Its lifespan begins before the first request and ends with
-  `close()`, which lets it finish what it does for requests, also after their answers.
+  `close()`, which lets it finish what it does for requests, also after their responses.
 - Bodies stream in both directions, and a slow reader blocks the application.
-- An exception in the application is logged and looks as over a socket: a 500, or an answer that breaks off.
+- An exception in the application is logged and looks as over a socket: a 500, or a response that is cut off.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from registry.api import LINKS
-from registry.client.transport import Reply, TransportError
+from registry.client.transport import ResponseStream, TransportError
 
 Message = MutableMapping[str, Any]
 Application = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
-AnswerLink = Callable[[str, str, Mapping[str, str], Iterable[bytes]], tuple[int, Mapping[str, str], Iterator[bytes]]]
+LinkHandler = Callable[[str, str, Mapping[str, str], Iterable[bytes]], tuple[int, Mapping[str, str], Iterator[bytes]]]
 """Method, path and query, headers in lower case and body → status, headers and body."""
 
 CHUNKS_AHEAD = 8
-"""Chunks of an answer that the application may produce ahead of the caller."""
+"""Chunks of a response that the application may produce ahead of the caller."""
 STOP_SECONDS = 30.0
 """How long `close()` waits for the application."""
 
@@ -41,21 +41,21 @@ _LOG = logging.getLogger(__name__)
 
 
 class InProcess:
-    """Requests go to `app` without a socket, those with a signed link to `answer_link`.
+    """Requests go to `app` without a socket, those with a signed link to `handle_link`.
 
     Thread-safe; `close()` runs the application's shutdown.
     """
 
-    def __init__(self, app: Application, answer_link: AnswerLink | None = None) -> None:
+    def __init__(self, app: Application, handle_link: LinkHandler | None = None) -> None:
         self._app = app
-        self._answer_link = answer_link
+        self._handle_link = handle_link
         self._lock = threading.Lock()
         self._running: _Running | None = None
 
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
-    ) -> Reply:
-        """Call the application. `seconds`: how long each part of the answer may take."""
+    ) -> ResponseStream:
+        """Call the application. `seconds`: how long each part of the response may take."""
         with self._lock:
             if self._running is None:
                 self._running = _Running.start(self._app)
@@ -67,12 +67,12 @@ class InProcess:
         if isinstance(body, bytes) and (body or method not in ("GET", "HEAD")) and "content-length" not in names:
             lines.append(("Content-Length", str(len(body))))
         parts = urlsplit(url)
-        if self._answer_link is not None and parts.path.startswith(LINKS) and method in ("GET", "PUT"):
+        if self._handle_link is not None and parts.path.startswith(LINKS) and method in ("GET", "PUT"):
             pieces = [body] if isinstance(body, bytes) else body
             values = {name.lower(): value for name, value in lines}
-            return _LinkReply(url, *self._answer_link(method, f"{parts.path}?{parts.query}", values, pieces))
+            return _LinkStream(url, *self._handle_link(method, f"{parts.path}?{parts.query}", values, pieces))
         exchange = _Exchange(self._app, _scope(method, url, lines, running.state), body, url, running, seconds)
-        return exchange.reply()
+        return exchange.start()
 
     def settle(self) -> None:
         """Wait until the application has finished the requests so far, for at most `STOP_SECONDS`."""
@@ -152,11 +152,11 @@ class _Running:
 
         async def step(event: str) -> None:
             await incoming.put({"type": f"lifespan.{event}"})
-            answer = asyncio.ensure_future(outgoing.get())
-            await asyncio.wait([task, answer], return_when=asyncio.FIRST_COMPLETED)
-            failed = answer.done() and answer.result()["type"] == f"lifespan.{event}.failed"
-            if not answer.done():
-                answer.cancel()
+            response = asyncio.ensure_future(outgoing.get())
+            await asyncio.wait([task, response], return_when=asyncio.FIRST_COMPLETED)
+            failed = response.done() and response.result()["type"] == f"lifespan.{event}.failed"
+            if not response.done():
+                response.cancel()
             if failed or task.done():
                 await task  # raises what the application raised
 
@@ -173,7 +173,7 @@ _END = object()
 
 
 class _Exchange:
-    """One request and its answer: the caller's thread on one side, the event loop on the other."""
+    """One request and its response: the caller's thread on one side, the event loop on the other."""
 
     def __init__(
         self, app: Application, scope: dict[str, Any], body: bytes | Iterable[bytes], url: str, running: _Running,
@@ -190,8 +190,8 @@ class _Exchange:
         self._body_error: Exception | None = None
         self._ended = False
 
-    def reply(self) -> Reply:
-        """Begin, and wait for the head of the answer."""
+    def start(self) -> ResponseStream:
+        """Begin, and wait for the head of the response."""
         self._running.begin(self)
         first = self._next()
         if self._body_error is not None:
@@ -203,7 +203,7 @@ class _Exchange:
         headers = email.message.Message()
         for name, value in first.get("headers", ()):
             headers[name.decode("latin-1")] = value.decode("latin-1")
-        return _InProcessReply(self, self._url, first["status"], headers)
+        return _InProcessStream(self, self._url, first["status"], headers)
 
     # ---------------------------------------------------------------- on the caller's thread
     def _next(self) -> Any:
@@ -211,7 +211,7 @@ class _Exchange:
             return self._out.get(timeout=self._read_seconds)
         except queue.Empty:
             self.leave()
-            raise TransportError("the application did not answer in time", self._url) from None
+            raise TransportError("the application did not respond in time", self._url) from None
 
     def chunks(self) -> Iterator[bytes]:
         while (message := self._next()) is not _END:
@@ -273,7 +273,7 @@ class _Exchange:
                 self._out.put(_END)
 
 
-class _LinkReply(Reply):
+class _LinkStream(ResponseStream):
     def __init__(self, url: str, status: int, headers: Mapping[str, str], body: Iterator[bytes]) -> None:
         message = email.message.Message()
         for name, value in headers.items():
@@ -290,7 +290,7 @@ class _LinkReply(Reply):
             close()
 
 
-class _InProcessReply(Reply):
+class _InProcessStream(ResponseStream):
     def __init__(self, exchange: _Exchange, url: str, status: int, headers: email.message.Message) -> None:
         super().__init__(url, status, headers)
         self._exchange = exchange

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from registry.client.transport import Reply, Transport, TransportError
+from registry.client.transport import ResponseStream, Transport, TransportError
 
 
 class LoggedTransport:
@@ -18,19 +18,19 @@ class LoggedTransport:
 
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
-    ) -> Reply:
-        """Send a request and report it once its answer begins, or fails to."""
+    ) -> ResponseStream:
+        """Send a request and report it once its response begins, or fails to."""
         started, location = time.monotonic(), urlsplit(url)._replace(query="", fragment="").geturl()
         result = "failed"
         try:
-            reply = self._transport.open(method, url, headers, body, seconds=seconds)
-            result = str(reply.answer.status)
+            stream = self._transport.open(method, url, headers, body, seconds=seconds)
+            result = str(stream.head.status)
         except TransportError as e:
             result = f"failed: {e}"
             raise
         finally:
             self._say(f"{method} {location} {result} {1000 * (time.monotonic() - started):.0f} ms")
-        return reply
+        return stream
 
     def close(self) -> None:
         """Close idle connections."""

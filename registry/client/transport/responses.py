@@ -1,6 +1,6 @@
-"""What an error answer means, as one of our error classes, and answers as schemas.
+"""Error responses as our exceptions, and other responses as schemas.
 
-A problem document of the registry becomes the class that the server raised. Answers of proxies, other programs and the
+A problem document of the registry becomes the class that the server raised. Those of proxies, other programs and the
 store become messages, never a parse error. The query of a link is never in a message: it holds a signature.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from registry import errors
-from registry.client.transport import HttpAnswer, TransportError, wrong_answer
+from registry.client.transport import HttpResponse, TransportError, invalid_response
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
 from registry.structs import Document, first_problem
 
@@ -40,15 +40,15 @@ def unreachable(url: str, error: TransportError) -> Unavailable:
     )
 
 
-def error_of(answer: HttpAnswer, url: str) -> RegistryError:
-    """The exception of an error answer, also of a proxy or another program."""
+def error_of(response: HttpResponse, url: str) -> RegistryError:
+    """The exception of an error response, also of a proxy or another program."""
     try:
-        problem = answer.json()
+        problem = response.json()
     except ValueError:
         problem = None
     if isinstance(problem, dict) and "code" in problem:
-        return error_of_problem(problem, answer.headers.get("x-request-id") or "")
-    return _error_of_proxy(answer, url, problem)
+        return error_of_problem(problem, response.headers.get("x-request-id") or "")
+    return _error_of_proxy(response, url, problem)
 
 
 def error_of_problem(problem: Mapping[str, Any], request_id: str = "") -> RegistryError:
@@ -60,9 +60,9 @@ def error_of_problem(problem: Mapping[str, Any], request_id: str = "") -> Regist
     return error
 
 
-def _error_of_proxy(answer: HttpAnswer, url: str, problem: Any) -> RegistryError:
-    """The exception of an error answer without a problem document: the registry always sends one."""
-    status = answer.status
+def _error_of_proxy(response: HttpResponse, url: str, problem: Any) -> RegistryError:
+    """The exception of an error response without a problem document: the registry always sends one."""
+    status = response.status
     if status == 413:
         return TooLarge(
             "SIZE_INVALID",
@@ -71,46 +71,46 @@ def _error_of_proxy(answer: HttpAnswer, url: str, problem: Any) -> RegistryError
         )
     if status in (408, 429, 502, 503, 504):
         reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # of /health
-        text = answer.headers.get("retry-after", "")
+        text = response.headers.get("retry-after", "")
         who = url if reason else f"a proxy before {url}"
         of_proxy = "is the registry behind the proxy running, and are the proxy's timeouts at least a minute?"
         return Unavailable(
-            "SERVER_UNREACHABLE", f"{who} answered {status}: {reason or _PROXY[status]}",
+            "SERVER_UNREACHABLE", f"{who} responded with {status}: {reason or _PROXY[status]}",
             next_step="try again later, or read the log of the server" if reason else of_proxy,
             retry_after_seconds=int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None,
         )  # fmt: skip
-    if status in (401, 403) and urlsplit(answer.url).hostname == urlsplit(url).hostname:
+    if status in (401, 403) and urlsplit(response.url).hostname == urlsplit(url).hostname:
         return Unauthenticated(
-            "UNAUTHORIZED", f"{url} answered {status} without a reason", next_step="adapter login URL"
+            "UNAUTHORIZED", f"{url} responded with {status} without a reason", next_step="adapter login URL"
         )
     if status == 404:
         return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
     if status == 416:
-        return Corrupt("DIGEST_MISMATCH", f"{answer.url.partition('?')[0]} is shorter than the registry says")
-    return RegistryError("INTERNAL", f"{url} answered {status} without a reason")
+        return Corrupt("DIGEST_MISMATCH", f"{response.url.partition('?')[0]} is shorter than the registry says")
+    return RegistryError("INTERNAL", f"{url} responded with {status} without a reason")
 
 
-def store_error_of(answer: HttpAnswer) -> RegistryError:
-    """The exception of a store's error answer."""
-    match = _STORE_CODE.search(answer.content[:10_000])
-    code = match[1].decode() if match else str(answer.status)
-    message = f"the store at {urlsplit(answer.url).netloc} answered {code}"
+def store_error_of(response: HttpResponse) -> RegistryError:
+    """The exception of a store's error response."""
+    match = _STORE_CODE.search(response.content[:10_000])
+    code = match[1].decode() if match else str(response.status)
+    message = f"the store at {urlsplit(response.url).netloc} responded with {code}"
     if code in _MISMATCH:
         return Invalid("BLOB_MISMATCH", f"{message}: the bytes differ from those of the plan")
-    if answer.status in _LATER:
+    if response.status in _LATER:
         return Unavailable("STORE_UNAVAILABLE", message)
-    if answer.status == 416:
+    if response.status == 416:
         return Corrupt("DIGEST_MISMATCH", f"{message}: the file there is shorter than the registry says")
     return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: try again to get new ones")
 
 
-def parse_answer(answer: HttpAnswer, shape: type[Shape]) -> Shape:
-    """The body of an answer as this schema. `Corrupt` for another one: another program, a newer server."""
-    path = urlsplit(answer.url).path
+def parse_response(response: HttpResponse, shape: type[Shape]) -> Shape:
+    """The body of a response as this schema. `Corrupt` for another one: another program, a newer server."""
+    path = urlsplit(response.url).path
     try:
-        return shape.model_validate_json(answer.content)
+        return shape.model_validate_json(response.content)
     except (ValueError, RecursionError) as e:
         location, message = first_problem(e, "the document")
-        raise wrong_answer(f"the registry's answer to {path} is not what we expect: {location}: {message}") from e
+        raise invalid_response(f"the registry's response to {path} is not what we expect: {location}: {message}") from e
     except RegistryError as e:  # a rule of the domain, such as a manifest's
-        raise wrong_answer(f"the registry's answer to {path} is not what we expect: {e.detail}") from e
+        raise invalid_response(f"the registry's response to {path} is not what we expect: {e.detail}") from e

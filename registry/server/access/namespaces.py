@@ -188,7 +188,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list
 
 def _view(actor: Actor, row: NamespaceRow, roles: dict[str, str], size_bytes: int, versions: int) -> NamespaceView:
     subjects = {subject: role for subject, role in roles.items() if subject != EVERY_SUBJECT}
-    return db.to_answer(
+    return db.to_view(
         row,
         NamespaceView,
         public=EVERY_SUBJECT in roles,

@@ -129,7 +129,7 @@ def _rows(session: Session, name: AdapterName) -> list[PublisherRow]:
 
 def _view(row: PublisherRow, issuers: Issuers) -> access.PublisherView:
     name, is_configured = f"{row.namespace}/{row.name}", row.issuer in issuers
-    return db.to_answer(row, access.PublisherView, adapter=name, issuer_is_configured=is_configured)
+    return db.to_view(row, access.PublisherView, adapter=name, issuer_is_configured=is_configured)
 
 
 EXCHANGE = "exchange"
@@ -168,7 +168,7 @@ def _issue(
     actor = Actor(request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
     audit.append(session, actor, EventType.TOKEN_EXCHANGE, row.id, detail)
-    return db.to_answer(row, access.TokenView), secret
+    return db.to_view(row, access.TokenView), secret
 
 
 def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> access.TokenCreate:

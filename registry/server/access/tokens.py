@@ -60,7 +60,7 @@ def issue(
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
     audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
-    return db.to_answer(row, TokenView), secret
+    return db.to_view(row, TokenView), secret
 
 
 def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -> tuple[TokenRow, str]:
@@ -146,7 +146,7 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
     session.add(row)
     epoch.advance(session)
     audit.append(session, actor, EventType.TOKEN_ROTATE, row.id, {"name": row.name, "keep_seconds": keep_seconds})
-    return db.to_answer(row, TokenView), secret
+    return db.to_view(row, TokenView), secret
 
 
 def _require_all_rights(actor: Actor, row: TokenRow) -> None:
@@ -182,7 +182,7 @@ def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
         session.add(row)
         epoch.advance(session)
         audit.append(session, actor, EventType.TOKEN_REVOKE, row.id, {"name": row.name})
-    return db.to_answer(row, TokenView)
+    return db.to_view(row, TokenView)
 
 
 def revoke_secret(session: Session, secret_sha256: str) -> None:
@@ -218,7 +218,7 @@ def list_tokens(session: Session, actor: Actor, *, cursor: str = "", limit: int)
     ordered = statement.order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))
     rows = session.exec(ordered.execution_options(yield_per=SCAN_ROWS))
     revocable = itertools.islice((row for row in rows if _may_revoke(actor, row)), limit + 1)
-    items = [db.to_answer(row, TokenView) for row in revocable]
+    items = [db.to_view(row, TokenView) for row in revocable]
     return TokenPage(items=items[:limit], next_cursor=items[limit - 1].id if len(items) > limit else "")
 
 

@@ -251,7 +251,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     exacts = base_weights.exact_fingerprints(session, rows)
     parents = _parents_by_name(session, actor, rows)
     return [
-        db.to_answer(
+        db.to_view(
             row,
             BaseView,
             spec=base_rows.with_exact_fingerprint(base_rows.load_spec(row), exacts.get(row.id or 0)),

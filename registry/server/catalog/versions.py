@@ -458,7 +458,7 @@ def _view(
     name: AdapterName, row: VersionRow, base: str, manifest: Manifest, newest: list[Verdict], aliases: list[str],
     damaged: Sequence[str] = (), **described: Any,
 ) -> VersionView:  # fmt: skip
-    return db.to_answer(
+    return db.to_view(
         row,
         VersionView,
         name=str(name),

@@ -25,7 +25,7 @@ from sqlmodel import SQLModel, select
 from registry.errors import Invalid, Unavailable
 from registry.structs import Document, field_names
 
-AnswerType = TypeVar("AnswerType", bound=Document)
+ViewType = TypeVar("ViewType", bound=Document)
 Row = TypeVar("Row", bound=SQLModel)
 RETRY_AFTER_SECONDS = 2
 CLOCK_TOLERANCE = timedelta(seconds=0.5)
@@ -171,7 +171,7 @@ def is_sqlite(session: Session) -> bool:
     return session.get_bind().dialect.name == "sqlite"
 
 
-def to_answer(row: SQLModel, answer: type[AnswerType], **values: Any) -> AnswerType:
+def to_view(row: SQLModel, answer: type[ViewType], **values: Any) -> ViewType:
     """Build an answer of the API from `values`, and from the row's columns for the other fields of these names."""
     columns = {name: getattr(row, name) for name in field_names(answer) if name in type(row).model_fields}
     return answer(**columns | values)

@@ -51,7 +51,7 @@ class KeyedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredAnswer:
+class StoredResponse:
     """The answer to a request. `body` is None if it contained a secret."""
 
     status: int
@@ -59,10 +59,10 @@ class StoredAnswer:
     body: str | None
 
 
-Lookup = Callable[[Connection, KeyedRequest], StoredAnswer | None]
+Lookup = Callable[[Connection, KeyedRequest], StoredResponse | None]
 
 
-def claim(connection: Connection, request: KeyedRequest) -> StoredAnswer | None:
+def claim(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
     """Claim the key before the first change, or return the answer that this request had."""
     values = asdict(request) | {"status": _CLAIMED, "answer": "", "created_at": db.now()}
     if db.insert_new(connection, IdempotencyRow, values):
@@ -73,7 +73,7 @@ def claim(connection: Connection, request: KeyedRequest) -> StoredAnswer | None:
     return answer
 
 
-def find(connection: Connection, request: KeyedRequest) -> StoredAnswer | None:
+def find(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
     """Return the answer that this request had. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
     statement = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.answer).where(_has_key(request))
     row = connection.execute(statement).first()
@@ -86,12 +86,12 @@ def find(connection: Connection, request: KeyedRequest) -> StoredAnswer | None:
             next_step="use a new key for a new request",
         )
     answer = json.loads(row.answer)
-    return StoredAnswer(row.status, answer["etag"], answer["body"])
+    return StoredResponse(row.status, answer["etag"], answer["body"])
 
 
 def store(
-    connection: Connection, request: KeyedRequest, answer: StoredAnswer, *, claimed: bool = True
-) -> StoredAnswer | None:
+    connection: Connection, request: KeyedRequest, answer: StoredResponse, *, claimed: bool = True
+) -> StoredResponse | None:
     """Store the answer with the effect. Returns another answer if an equal request was faster: then roll back.
 
     An empty answer (204) releases the key. `claimed`: the key was claimed by `claim`.
@@ -140,7 +140,7 @@ def look_up_key(request: Request, session: Session, actor: Actor, look_up: Looku
     db.before_first_statement(session, lambda connection: _raise_repeated(look_up(connection, keyed)))
 
 
-def store_no_answer(request: Request) -> None:
+def store_no_response(request: Request) -> None:
     """Do not store the answer of this request: it holds an error, which may pass. Its effect may be repeated."""
     if hasattr(request.state, "keyed_request"):
         del request.state.keyed_request
@@ -153,11 +153,11 @@ def store_response(request: Request, response: Response) -> None:
     session, keyed, claimed = request.state.keyed_request
     secret = "no-store" in response.headers.get("cache-control", "")
     body = None if secret else bytes(response.body).decode()
-    answer = StoredAnswer(response.status_code, response.headers.get("etag", ""), body)
+    answer = StoredResponse(response.status_code, response.headers.get("etag", ""), body)
     _raise_repeated(store(session.connection(), keyed, answer, claimed=claimed))
 
 
-def _raise_repeated(answer: StoredAnswer | None) -> None:
+def _raise_repeated(answer: StoredResponse | None) -> None:
     if answer is None:
         return
     if answer.body is None:
@@ -169,7 +169,7 @@ def _raise_repeated(answer: StoredAnswer | None) -> None:
     raise RepeatedRequest(answer.status, answer.etag, answer.body)
 
 
-def replay_answer(_request: Request, error: Exception) -> Response:
+def replay_response(_request: Request, error: Exception) -> Response:
     """The exception handler of `RepeatedRequest`."""
     if not isinstance(error, RepeatedRequest):
         raise error

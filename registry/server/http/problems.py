@@ -18,7 +18,7 @@ from registry import errors
 from registry.api import Problem
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
-from registry.server.http.idempotency import store_no_answer
+from registry.server.http.idempotency import store_no_response
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
 from registry.structs import state_rule
@@ -101,7 +101,7 @@ def outcomes_of(request: Request, outcomes: Sequence[object], about: Sequence[st
     With an error among them, the answer is not stored under the key of the request.
     """
     if any(isinstance(outcome, RegistryError) for outcome in outcomes):
-        store_no_answer(request)
+        store_no_response(request)
     return [
         {"problem": problem_of_item(request, outcome, name)}
         if isinstance(outcome, RegistryError)

@@ -75,13 +75,13 @@ class SingleThreadRoute(APIRoute):
 
         async def handle_in_thread(request: Request) -> Response:
             if request.method in idempotency.SAFE_METHODS:
-                return await self._answer(handle, request)
+                return await self._respond(handle, request)
             async with self._read_body(request) as complete:
-                return await self._answer(handle, complete)
+                return await self._respond(handle, complete)
 
         return handle_in_thread
 
-    async def _answer(self, handle: Handler, request: Request) -> Response:
+    async def _respond(self, handle: Handler, request: Request) -> Response:
         """Answer a request, whose body is held meanwhile. The Hub API adds the relay."""
         if request.method in idempotency.SAFE_METHODS:
             return await self._run_in_thread(handle, request)

@@ -26,11 +26,11 @@ from registry.server.settings import hide_secrets
 
 HOPS_LIMIT = 3
 SECONDS = 10
-ANSWER_SECONDS = 30
-"""Limits of one step (connect, read) and of a whole answer that is read here."""
+RESPONSE_SECONDS = 30
+"""Limits of one step (connect, read) and of a whole response that is read here."""
 AT_ONCE = 8
 VIA = "1.1 adapter-registry"
-ANSWER_LIMIT_BYTES = 32 * 2**20
+RESPONSE_LIMIT_BYTES = 32 * 2**20
 REDIRECTS = (301, 302, 303, 307, 308)
 KEPT_OVER_HOPS = ("X-Repo-Commit", "X-Linked-ETag", "X-Linked-Size")
 SIZES = frozenset({"Content-Length", "X-Linked-Size"})
@@ -41,34 +41,38 @@ PASSED = (
 
 
 @dataclass(slots=True)
-class UpstreamReply:
-    """An answer of the upstream. `chunks` must be read to its end or closed."""
+class UpstreamResponse:
+    """A response of the upstream. `chunks` must be read to its end or closed."""
 
     status: int
     headers: dict[str, str]
     location: str
-    answer: httpx.Response
+    stream: httpx.Response
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it was sent, and close the connection after it."""
-        with contextlib.closing(self.answer):
-            yield from self.answer.iter_raw()
+        with contextlib.closing(self.stream):
+            yield from self.stream.iter_raw()
 
     def json(self) -> Any:
         """The whole body, which is JSON, without what leads to Xet."""
-        data, ends = bytearray(), time.monotonic() + ANSWER_SECONDS
+        data, ends = bytearray(), time.monotonic() + RESPONSE_SECONDS
         try:
-            for piece in self.answer.iter_raw():
+            for piece in self.stream.iter_raw():
                 data += piece
-                if len(data) > ANSWER_LIMIT_BYTES:
-                    raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub answers over {ANSWER_LIMIT_BYTES} bytes")
+                if len(data) > RESPONSE_LIMIT_BYTES:
+                    raise Unavailable(
+                        "SERVER_UNREACHABLE", f"the upstream Hub's response is over {RESPONSE_LIMIT_BYTES} bytes"
+                    )
                 if time.monotonic() > ends:
-                    raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub takes over {ANSWER_SECONDS} s to answer")
+                    raise Unavailable(
+                        "SERVER_UNREACHABLE", f"the upstream Hub takes over {RESPONSE_SECONDS} s to respond"
+                    )
             return _plain(json.loads(data))
         except (ValueError, RecursionError, httpx.HTTPError) as e:
-            raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub's answer is no JSON that can be read") from e
+            raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub's response is not valid JSON") from e
         finally:
-            self.answer.close()
+            self.stream.close()
 
 
 class Upstream:
@@ -100,21 +104,23 @@ class Upstream:
 
     def ask(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
-    ) -> UpstreamReply:
-        """The answer to this path and query. `Unavailable` when the upstream cannot be reached."""
+    ) -> UpstreamResponse:
+        """The response to this path and query. `Unavailable` when the upstream cannot be reached."""
         from_hops: dict[str, str] = {}
         for _ in range(HOPS_LIMIT + 1):
-            reply = self._once(method, target, headers or {}, body)
-            from_hops = {name: reply.headers[name] for name in KEPT_OVER_HOPS if name in reply.headers} | from_hops
-            reply.headers |= from_hops
-            inside = self._inside(reply.location) if reply.status in REDIRECTS else ""
+            response = self._once(method, target, headers or {}, body)
+            from_hops = {
+                name: response.headers[name] for name in KEPT_OVER_HOPS if name in response.headers
+            } | from_hops
+            response.headers |= from_hops
+            inside = self._inside(response.location) if response.status in REDIRECTS else ""
             if not inside:
-                return reply
-            reply.answer.close()
+                return response
+            response.stream.close()
             target = inside
         raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub redirects in a circle")
 
-    def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> UpstreamReply:
+    def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> UpstreamResponse:
         ours = {"User-Agent": f"adapter-registry/{__version__}", "Accept-Encoding": "identity", "Via": VIA}
         timeout = httpx.Timeout(SECONDS).as_dict()
         try:
@@ -122,12 +128,12 @@ class Upstream:
             request = httpx.Request(
                 method, url, headers={**headers, **ours}, content=body, extensions={"timeout": timeout}
             )
-            answer = self._transport.handle_request(request)
+            response = self._transport.handle_request(request)
         except (ValueError, httpx.HTTPError, httpx.InvalidURL) as e:
-            raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not answer: {type(e).__name__}") from e
-        passed = {name: answer.headers[name] for name in PASSED if name in answer.headers}
+            raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not respond: {type(e).__name__}") from e
+        passed = {name: response.headers[name] for name in PASSED if name in response.headers}
         passed = {name: value for name, value in passed.items() if name not in SIZES or value.isdecimal()}
-        return UpstreamReply(answer.status_code, passed, answer.headers.get("Location", ""), answer)
+        return UpstreamResponse(response.status_code, passed, response.headers.get("Location", ""), response)
 
     def _inside(self, location: str) -> str:
         """The path of a redirect that stays at the upstream; empty for one that leads elsewhere."""

@@ -123,7 +123,7 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
         raise _unknown(campaign_id)
     counts = Counter(State(job.state) for _, job, _, _ in visible)
     changed = list(_changed(visible))
-    return db.to_answer(
+    return db.to_view(
         row,
         CampaignView,
         total=len(visible),

@@ -58,7 +58,7 @@ def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList
         .order_by(col(AliasRow.alias))
     )
     rows = session.exec(statement).all()
-    return AliasList(items=[db.to_answer(row, AliasView, number=number, digest=digest) for row, number, digest in rows])
+    return AliasList(items=[db.to_view(row, AliasView, number=number, digest=digest) for row, number, digest in rows])
 
 
 def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasView:
@@ -68,7 +68,7 @@ def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> Alias
     if row is None:
         raise NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'")
     version = session.get_one(VersionRow, row.version_id)
-    return db.to_answer(row, AliasView, number=version.number, digest=version.digest)
+    return db.to_view(row, AliasView, number=version.number, digest=version.digest)
 
 
 # ------------------------------------------------------------------ history
@@ -97,7 +97,7 @@ def list_history(
     if not rows:
         versions.find_adapter(session, actor, name)  # raises if there is no such adapter
     moves = [
-        db.to_answer(move, AliasMove, from_number=before, number=number, digest=digest)
+        db.to_view(move, AliasMove, from_number=before, number=number, digest=digest)
         for move, before, number, digest in rows[:limit]
     ]
     return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")

@@ -136,6 +136,6 @@ def list_approvals(session: Session, actor: Actor, name: AdapterName, selector: 
 def _views(session: Session, rows: Sequence[tuple[AdapterName, ApprovalRow, VersionRow]]) -> list[ApprovalView]:
     gate_views = gates.find_gates(session, [(name, version.adapter_id, row.alias) for name, row, version in rows])
     return [
-        db.to_answer(row, ApprovalView, number=version.number, counts=gates.approval_counts(row, version, gate.gate))
+        db.to_view(row, ApprovalView, number=version.number, counts=gates.approval_counts(row, version, gate.gate))
         for (_, row, version), gate in zip(rows, gate_views, strict=True)
     ]

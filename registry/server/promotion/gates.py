@@ -172,7 +172,7 @@ def _check_gate(gate: Gate, alias: str) -> None:
 
 
 def _view(row: _Row, where: str) -> GateView:
-    return db.to_answer(row, GateView, set_on=where)
+    return db.to_view(row, GateView, set_on=where)
 
 
 # ------------------------------------------------------------------ evidence

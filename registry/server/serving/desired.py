@@ -115,7 +115,7 @@ def _entry(
         if profile
         else None
     )
-    return db.to_answer(
+    return db.to_view(
         version,
         DesiredAdapter,
         name=name,

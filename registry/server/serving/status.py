@@ -157,7 +157,7 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
     for slot in slots:
         now = expected.get(AdapterName(slot.namespace, slot.name))
         desired = {"desired_number": now.number, "desired_digest": now.digest} if now else {}
-        views.append(db.to_answer(slot, SlotView, adapter=f"{slot.namespace}/{slot.name}", **desired))
+        views.append(db.to_view(slot, SlotView, adapter=f"{slot.namespace}/{slot.name}", **desired))
     is_live = row.expires_at > db.now()
     reported = {view.adapter for view in views}
     for name, now in sorted(expected.items()):
@@ -167,7 +167,7 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
                 state=SlotState.ABSENT, reason="the node has not reported it", verified=False, since=row.reported_at,
                 desired_number=now.number, desired_digest=now.digest,
             ))  # fmt: skip
-    return db.to_answer(row, NodeView, reporter=row.reporter_name, live=is_live, slots=views)
+    return db.to_view(row, NodeView, reporter=row.reporter_name, live=is_live, slots=views)
 
 
 def _convergence(

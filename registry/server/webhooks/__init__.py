@@ -55,19 +55,19 @@ def create(
     session.add(row)
     detail = {"to": origin_of(row.url), "actions": row.actions}
     audit.append(session, actor, EventType.WEBHOOK_CREATE, row.id, detail, namespace=_event_namespace(row))
-    return db.to_answer(row, WebhookView), secret_of(row, keys)
+    return db.to_view(row, WebhookView), secret_of(row, keys)
 
 
 def list_webhooks(session: Session, actor: Actor) -> list[WebhookView]:
     """Return the webhooks that the actor administers, oldest first."""
     rows = session.exec(select(WebhookRow).order_by(col(WebhookRow.created_at), col(WebhookRow.id))).all()
-    return [db.to_answer(row, WebhookView) for row in rows if _administers(actor, row)]
+    return [db.to_view(row, WebhookView) for row in rows if _administers(actor, row)]
 
 
 def delete_webhook(session: Session, actor: Actor, webhook_id: str) -> WebhookView:
     """Delete a webhook with its deliveries. `NotFound` (WEBHOOK_UNKNOWN)."""
     row = find_webhook(session, actor, webhook_id)
-    view = db.to_answer(row, WebhookView)
+    view = db.to_view(row, WebhookView)
     detail = {"to": origin_of(row.url)}
     audit.append(session, actor, EventType.WEBHOOK_DELETE, row.id, detail, namespace=_event_namespace(row))
     session.delete(row)
@@ -170,4 +170,4 @@ def _administers(actor: Actor, row: WebhookRow) -> bool:
 
 
 def _delivery_view(row: DeliveryRow) -> DeliveryView:
-    return db.to_answer(row, DeliveryView, seq=row.position)
+    return db.to_view(row, DeliveryView, seq=row.position)

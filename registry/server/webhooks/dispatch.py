@@ -3,7 +3,7 @@
 - A webhook's cursor and its new deliveries are written in one transaction, so an event becomes exactly one delivery.
 - A delivery is sent at least once. A receiver recognizes repeats by `webhook-id`, which is the same in each attempt.
 - One process at a time sends. No transaction is open during a request. Webhooks do not wait for each other.
-- A receiver has `ANSWER_SECONDS` and `ANSWER_LIMIT_BYTES`. Any status but 2xx is a failure, including redirects.
+- A receiver has `RESPONSE_SECONDS` and `RESPONSE_LIMIT_BYTES`. Any status but 2xx is a failure, including redirects.
 
 Messages are signed as Standard Webhooks requires: base64 of HMAC-SHA256 over `id.timestamp.body`.
 """
@@ -43,8 +43,8 @@ from registry.server.webhooks.target import WebhookAddress, resolve_target
 
 RETRY_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 """How long to wait after each failure. After the last attempt the delivery is dead."""
-ANSWER_SECONDS = 5.0
-ANSWER_LIMIT_BYTES = 64 * 2**10
+RESPONSE_SECONDS = 5.0
+RESPONSE_LIMIT_BYTES = 64 * 2**10
 EVENTS_PER_BATCH = 500
 DELIVERIES_PER_READ = 32
 """How many deliveries of each webhook are read at a time."""
@@ -253,10 +253,10 @@ def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dic
 
 
 def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
-    """POST to the checked address and return the status. Reads at most `ANSWER_LIMIT_BYTES` of the answer."""
-    deadline = time.monotonic() + ANSWER_SECONDS
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=ANSWER_SECONDS)
-    connection.sock = socket.create_connection((target.address, target.port), timeout=ANSWER_SECONDS)
+    """POST to the checked address and return the status. Reads at most `RESPONSE_LIMIT_BYTES` of the answer."""
+    deadline = time.monotonic() + RESPONSE_SECONDS
+    connection = http.client.HTTPConnection(target.host, target.port, timeout=RESPONSE_SECONDS)
+    connection.sock = socket.create_connection((target.address, target.port), timeout=RESPONSE_SECONDS)
     try:
         if target.scheme == "https":
             context = ssl.create_default_context()
@@ -266,7 +266,7 @@ def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
         try:
             connection.request("POST", target.path, body, headers | {"Host": target.host_header})
             response = connection.getresponse()
-            response.read(ANSWER_LIMIT_BYTES)
+            response.read(RESPONSE_LIMIT_BYTES)
             return response.status
         finally:
             timer.cancel()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from registry.api.serving import DesiredAdapter, DesiredState, SlotState
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.registry import Registry
 from registry.client.transfer.pull import PlannedPulls
 from registry.digest import Digest
@@ -280,7 +280,7 @@ class Reconciler:
 
 def _refusal(entry: DesiredAdapter) -> str:
     """Why this adapter must not be loaded; empty if it may."""
-    problem = answers.problem_of(entry)
+    problem = response_checks.problem_of(entry)
     if problem:
         return problem
     if entry.engine_outcome == Outcome.FAIL:

@@ -14,8 +14,8 @@ import httpx
 
 from registry.errors import Refused, Unavailable
 
-ANSWER_SECONDS = 120.0
-ANSWER_LIMIT_BYTES = 32 * 2**20
+RESPONSE_SECONDS = 120.0
+RESPONSE_LIMIT_BYTES = 32 * 2**20
 KEY_VARIABLE = "ADAPTER_ENGINE_KEY"
 STEPS_LIMIT = 16
 """Tokens of a prompt that are compared, where each takes a request."""
@@ -58,7 +58,7 @@ class HttpEngine:
         self.url = url
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=ANSWER_SECONDS, transport=transport, trust_env=False
+            base_url=url, headers=headers, timeout=RESPONSE_SECONDS, transport=transport, trust_env=False
         )
 
     def loaded(self) -> dict[str, str]:
@@ -83,13 +83,13 @@ class HttpEngine:
         """Do nothing: requests use the served name."""
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        data, ends = bytearray(), time.monotonic() + 2 * ANSWER_SECONDS
+        data, ends = bytearray(), time.monotonic() + 2 * RESPONSE_SECONDS
         try:
             with self._client.stream(method, path, json=body) as stream:
                 for chunk in stream.iter_bytes():
                     data += chunk
-                    if len(data) > ANSWER_LIMIT_BYTES or time.monotonic() > ends:
-                        limits = f"{ANSWER_LIMIT_BYTES} bytes or {2 * ANSWER_SECONDS:.0f} seconds"
+                    if len(data) > RESPONSE_LIMIT_BYTES or time.monotonic() > ends:
+                        limits = f"{RESPONSE_LIMIT_BYTES} bytes or {2 * RESPONSE_SECONDS:.0f} seconds"
                         raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} answers over {limits}")
                 answer = httpx.Response(stream.status_code, content=bytes(data))
         except httpx.HTTPError as e:

@@ -19,13 +19,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from registry.api.models import Answer
+from registry.api.models import Response
 from registry.api.serving import DesiredAdapter, DesiredState
-from registry.client import answers
+from registry.client import response_checks
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer import pull
-from registry.client.transport import wrong_answer
+from registry.client.transport import invalid_response
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
@@ -69,7 +69,7 @@ class ExportTarget(Protocol):
         """Replace the index."""
 
 
-class Item(Answer):
+class Item(Response):
     """The result for one adapter. `state`: new, unchanged, left out, failed or removed."""
 
     served_name: str
@@ -81,7 +81,7 @@ class Item(Answer):
     error: Document | None = None
 
 
-class Exported(Answer):
+class Exported(Response):
     """The result: each adapter in the order of the desired state, then what was removed."""
 
     location: str
@@ -98,7 +98,7 @@ def select_entries(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[st
 
 
 def _refusal(entry: DesiredAdapter) -> str:
-    if problem := answers.problem_of(entry):
+    if problem := response_checks.problem_of(entry):
         return problem
     for check, outcome in sorted(entry.verdicts.items()):
         if outcome == Outcome.FAIL and not check.startswith("engine "):  # another engine's
@@ -128,7 +128,7 @@ def run(
         return {}
 
     def export_one(entry: DesiredAdapter) -> Item:
-        reason = "" if answers.problem_of(entry) else reasons.get(entry.served_name, "")
+        reason = "" if response_checks.problem_of(entry) else reasons.get(entry.served_name, "")
         item = (
             _item(entry, "left out", reason)
             if reason
@@ -159,8 +159,8 @@ def _exported(
     cache: Cache | Callable[[], Cache] | None, notes: dict[str, Document],
 ) -> Item:  # fmt: skip
     try:
-        if problem := answers.problem_of(entry):
-            raise wrong_answer(problem)
+        if problem := response_checks.problem_of(entry):
+            raise invalid_response(problem)
         note = _existing_note(location, entry, model)
         state = "unchanged" if note else "new"
         if note is None:

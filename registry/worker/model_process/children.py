@@ -24,7 +24,7 @@ from registry.worker.smoke.result import SmokeResult
 
 SHARED, ISOLATED = "shared", "isolated"
 """Roles of a child that is a process started on its own."""
-ANSWER_LIMIT_BYTES = 4 * 2**20
+RESPONSE_LIMIT_BYTES = 4 * 2**20
 STOPPED = "the worker stopped the job"
 BUSY_SHARE, BUSY_SECONDS = 0.1, 1.0
 """CPU time that makes reaching the deadline the adapter's fault. A child with less only waited."""
@@ -104,8 +104,8 @@ class Child:
                     if not data:
                         return b"", ""
                     self._rest += data
-                    if len(self._rest) > ANSWER_LIMIT_BYTES:
-                        return b"", f"its answer is over {ANSWER_LIMIT_BYTES} bytes"
+                    if len(self._rest) > RESPONSE_LIMIT_BYTES:
+                        return b"", f"its answer is over {RESPONSE_LIMIT_BYTES} bytes"
         return b"", STOPPED
 
     def _gone(self, reason: str, *, exhausted: bool = False) -> Message:

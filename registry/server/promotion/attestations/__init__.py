@@ -49,7 +49,7 @@ def list_attestations(
     rows = session.exec(statement.limit(SHOWN_LIMIT)).all()
     db.commit_early(session)
     if store is None:
-        return AttestationList(items=[db.to_answer(row, AttestationView, seq=row.position) for row in rows])
+        return AttestationList(items=[db.to_view(row, AttestationView, seq=row.position) for row in rows])
     return AttestationList(items=[view(row, store) for row in rows])
 
 
@@ -84,7 +84,7 @@ def _live() -> Any:
 def view(row: AttestationRow, store: BlobStore) -> AttestationView:
     """The attestation with its bundle."""
     text = store.read(blobs.key_of(Digest(row.digest)), 0, row.size_bytes).decode(errors="replace")
-    return db.to_answer(row, AttestationView, seq=row.position, bundle=text)
+    return db.to_view(row, AttestationView, seq=row.position, bundle=text)
 
 
 def attestation_row(

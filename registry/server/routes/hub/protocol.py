@@ -2,7 +2,7 @@
 
 - Each segment of a path is decoded once, after the path is split. Paths of the registry's own API never match.
 - Clients read errors from X-Error-Code and X-Error-Message. The body is a problem document with the field `error`.
-- The relay (REGISTRY_HUB_UPSTREAM) answers only for repositories in namespaces that this registry never had, only to
+- The relay (REGISTRY_HUB_UPSTREAM) serves only repositories in namespaces that this registry never had, only to
   actors that have signed in, and never to another relay. Names are checked decoded, and `.` and `..` are not relayed.
 """
 
@@ -24,7 +24,7 @@ from registry.server.database import db
 from registry.server.http.problems import header_text
 from registry.server.http.routing import Handler, SingleThreadRoute, run_in_relay_thread, stream_in_threads
 from registry.server.hub import repositories
-from registry.server.hub.upstream import REDIRECTS, VIA, Upstream, UpstreamReply
+from registry.server.hub.upstream import REDIRECTS, VIA, Upstream, UpstreamResponse
 
 COMMIT_HEADER = "X-Repo-Commit"
 _UNENCODED_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")
@@ -50,7 +50,7 @@ _SAFE_HEADERS = {
 
 
 class HubRoute(SingleThreadRoute):
-    """The class of all routes of the Hub API. `relays`: whether it answers for another Hub's repositories, too."""
+    """The class of all routes of the Hub API. `relays`: whether it serves another Hub's repositories, too."""
 
     relays = True
 
@@ -62,10 +62,10 @@ class HubRoute(SingleThreadRoute):
         params = child.get("path_params", {})
         return match, {**child, "path_params": {key: unquote(str(value)) for key, value in params.items()}}
 
-    async def _answer(self, handle: Handler, request: Request) -> Response:
-        """Answer a request, or relay it if the repository is not here."""
+    async def _respond(self, handle: Handler, request: Request) -> Response:
+        """Handle a request, or relay it if the repository is not here."""
         try:
-            return await super()._answer(handle, request)
+            return await super()._respond(handle, request)
         except NotFound as error:
             if self.relays and error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is not None:
                 response = await run_in_relay_thread(relay, request, request.app.state.upstream)
@@ -136,7 +136,7 @@ def normalize_path(scope: Scope) -> str:
 
 # ------------------------------------------------------------------ relay
 def relay(request: Request, upstream: Upstream) -> Response | None:
-    """Return the upstream's answer, or None for a request that is not relayed."""
+    """Return the upstream's response, or None for a request that is not relayed."""
     params = request.path_params
     body: bytes | None = request.state.body if request.method == "POST" else None
     if VIA in request.headers.get("via", "") or "name" not in params:
@@ -152,25 +152,25 @@ def relay(request: Request, upstream: Upstream) -> Response | None:
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E for letter in target):
         raise Invalid("REQUEST_INVALID", "the query holds a space or a character outside ASCII")
     with upstream.turn():
-        reply = upstream.ask(request.method, target, headers, body)
-        reply.status = _status(reply)
+        response = upstream.ask(request.method, target, headers, body)
+        response.status = _status(response)
         if _FILE.match(request.url.path):
-            return _file_response(request, reply)
-        headers = {name: value for name, value in reply.headers.items() if name.startswith("X-")}
-        return JSONResponse(reply.json(), reply.status, headers)
+            return _file_response(request, response)
+        headers = {name: value for name, value in response.headers.items() if name.startswith("X-")}
+        return JSONResponse(response.json(), response.status, headers)
 
 
-def _status(reply: UpstreamReply) -> int:
+def _status(response: UpstreamResponse) -> int:
     """Translate 401: the upstream is asked without a token, and the client has signed in here."""
-    if reply.status != 401:
-        return reply.status
-    return 403 if reply.headers.get("X-Error-Code") == "GatedRepo" else 404
+    if response.status != 401:
+        return response.status
+    return 403 if response.headers.get("X-Error-Code") == "GatedRepo" else 404
 
 
-def _file_response(request: Request, reply: UpstreamReply) -> Response:
-    headers: dict[str, Any] = {**reply.headers, **_SAFE_HEADERS}
-    if reply.status in REDIRECTS:
-        reply.answer.close()
+def _file_response(request: Request, response: UpstreamResponse) -> Response:
+    headers: dict[str, Any] = {**response.headers, **_SAFE_HEADERS}
+    if response.status in REDIRECTS:
+        response.stream.close()
         if sends_token_on_redirect(request):
             raise Refused(
                 "HUB_RELAY_REFUSED", "this client would send its token to the host that the upstream Hub redirects to",
@@ -178,11 +178,11 @@ def _file_response(request: Request, reply: UpstreamReply) -> Response:
             )  # fmt: skip
         if request.method == "GET" or is_legacy(request) or "X-Linked-Size" not in headers:
             headers.pop("Content-Length", None)
-            return Response(status_code=302, headers={**headers, "Location": reply.location})
+            return Response(status_code=302, headers={**headers, "Location": response.location})
         headers |= {"ETag": headers.get("X-Linked-ETag", ""), "Content-Length": headers["X-Linked-Size"]}
         return Response(status_code=200, headers=headers)
     if request.method == "HEAD":
-        reply.answer.close()
-        return Response(status_code=reply.status, headers=headers)
-    body = stream_in_threads(run_in_relay_thread, reply.chunks(), reply.answer.close)
-    return StreamingResponse(body, reply.status, headers)
+        response.stream.close()
+        return Response(status_code=response.status, headers=headers)
+    body = stream_in_threads(run_in_relay_thread, response.chunks(), response.stream.close)
+    return StreamingResponse(body, response.status, headers)
