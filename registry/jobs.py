@@ -1,4 +1,4 @@
-"""`Job`: queued work, its kinds and states, the allowed transitions, and the `Lease` a worker holds on it.
+"""`Job`: queued work, its kinds and states, the transitions, and the `Lease` a worker holds on it.
 
     queued ──claim──▶ running ──finish──▶ done
       ▲                  │ ├──fail (tries left)──▶ queued
@@ -56,17 +56,6 @@ class State(StrEnum):
 
 
 FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.SUPERSEDED})
-
-_TRANSITIONS: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.SUPERSEDED}),
-    State.RUNNING: frozenset({State.DONE, State.QUEUED, State.FAILED, State.CANCELLED}),
-}
-"""State → those that may follow. A state that is missing here is final."""
-
-
-def is_transition(before: State, after: State) -> bool:
-    """Whether a job may go from one state to the other."""
-    return after in _TRANSITIONS.get(before, ())
 
 
 def backoff_seconds(attempt: int) -> int:

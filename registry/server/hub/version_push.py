@@ -58,11 +58,6 @@ def write_blob(engine: Engine, blobs: BlobStore, key: str, chunks: Iterable[byte
         raise
 
 
-def copy_blob(engine: Engine, blobs: BlobStore, source: str, key: str, size_bytes: int) -> None:
-    """As `write_blob`, of verified bytes that another push stages under the key `source`."""
-    commit.copy_upload(engine, blobs, source, key, size_bytes)
-
-
 def push_version(
     session: Session, actor: Actor, name: AdapterName, push: VersionPush, *,
     blobs: BlobStore, engines: Sequence[EngineProfile], settings: Settings,

@@ -14,14 +14,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, or_
 from sqlmodel import Session, col, select
 
-from registry import jobs, names
+from registry import names
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.api.jobs import JobPage, JobSubmit
 from registry.bases import UNREGISTERED, BaseSpec
 from registry.digest import Digest, DigestPrefix
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
-from registry.jobs import Job, JobStep, Kind, State
+from registry.jobs import FINAL, Job, JobStep, Kind, State
 from registry.merging import conversions, recipes
 from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
@@ -251,7 +251,7 @@ def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
     row = queue.find_job(session, actor, Scope.PUSH, job_id, lock=True)
     if row.state == State.CANCELLED:
         return _redact(actor, row)
-    if not jobs.is_transition(State(row.state), State.CANCELLED):
+    if row.state in FINAL:
         raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
     queue.cancel(session, actor, row)
     return _redact(actor, row)

@@ -1,5 +1,6 @@
 """Pages for signing in at an identity provider, with a token, or by the link of `adapter serve`, and signing out."""
 
+import secrets
 import time
 from typing import Annotated
 
@@ -158,7 +159,7 @@ def sign_out(request: Request, session: SessionDep) -> Response:
 
 
 def _form(request: Request, path: str, status: int = 200, problem: str = "") -> Response:
-    cookie = visitors.read_cookie(request, FORM) or visitors.new_form_cookie()
+    cookie = visitors.read_cookie(request, FORM) or secrets.token_urlsafe(32)
     token = visitors.form_token(cookie)
     response = render(
         request, "sign_in.html", status, title="Sign in", next=visitors.local_path(path), token=token, problem=problem,

@@ -9,7 +9,6 @@
 import hashlib
 import hmac
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
@@ -136,11 +135,6 @@ def record_page_read(request: Request, visitor: Visitor, name: AdapterName, sele
 def form_token(cookie: str) -> str:
     """Return what a form must repeat, from the value of the cookie that it goes with."""
     return hashlib.sha256(f"form:{cookie}".encode()).hexdigest()
-
-
-def new_form_cookie() -> str:
-    """Return a random value for the cookie of a form of someone who has no session."""
-    return secrets.token_urlsafe(32)
 
 
 def read_form(request: Request, cookie: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from registry.server.database.models import XorbRow
 from registry.server.hub import uploads, version_push
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession
+from registry.server.push import commit
 from registry.server.storage.blobs import digest_of, staging_key_of
 from registry.versions.manifest import VERSION_LIMIT_BYTES
 
@@ -94,7 +95,7 @@ def _write(
     for digest, ranges in spans.items():
         key, first = staging_key_of(upload.id, digest), ranges[0]
         if len(ranges) == 1 and first.is_all and digest_of(first.key) == digest:
-            version_push.copy_blob(xet.engine, xet.blobs, first.key, key, sizes[digest])
+            commit.copy_upload(xet.engine, xet.blobs, first.key, key, sizes[digest])
             continue
         chunks = chain.from_iterable(xet.blobs.open(span.key, span.start, span.size_bytes) for span in ranges)
         version_push.write_blob(xet.engine, xet.blobs, key, chunks, sizes[digest])
@@ -123,4 +124,4 @@ def _locate(file: Digest, segment: Segment, xorbs: Mapping[str, XorbRow]) -> Spa
         message = f"has a segment of {segment.size_bytes} bytes, and {run} have {end - start}"
         raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", file, message))
     is_all = start == 0 and segment.end * 4 == len(xorb.chunk_ends)
-    return Span(sessions.key_of_xorb(xorb), start, segment.size_bytes, is_all)
+    return Span(staging_key_of(xorb.push_id, Digest(xorb.digest)), start, segment.size_bytes, is_all)

@@ -23,7 +23,6 @@ from functools import cached_property
 from sqlalchemy import ColumnElement, Engine, delete, exists, func, update
 from sqlmodel import Session, col, select
 
-from registry.digest import Digest
 from registry.errors import TooLarge, Unavailable
 from registry.names import AdapterName
 from registry.server.actors import Actor
@@ -33,7 +32,7 @@ from registry.server.database.models import PushBlobRow, PushRow, XetSessionRow,
 from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, staging_key_of
+from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import PushState
 
 XORBS_LIMIT = 1024
@@ -158,11 +157,6 @@ def _lock(session: Session, *conditions: ColumnElement[bool]) -> list[XetSession
 def _change(session: Session, rows: Iterable[XetSessionRow], **values: bool) -> None:
     ids = [row.push_id for row in rows]
     session.connection().execute(update(XetSessionRow).where(any_of(col(XetSessionRow.push_id), ids)).values(**values))
-
-
-def key_of_xorb(xorb: XorbRow) -> str:
-    """Return the key of a xorb's unpacked bytes."""
-    return staging_key_of(xorb.push_id, Digest(xorb.digest))
 
 
 def pack_ends(ends: Sequence[int]) -> bytes:
