@@ -100,7 +100,6 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
         output.line(output.faint("the numbers (NaN, zeros) were not read"))
 
 
-# ------------------------------------------------------------------ engine settings
 @click.command("engine-settings")
 @click.argument("base")
 @click.option(

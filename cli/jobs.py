@@ -82,7 +82,6 @@ def error_of(job: Job) -> RegistryError | None:
     return None
 
 
-# ------------------------------------------------------------------ adapter job
 @click.group()
 def job() -> None:
     """Jobs: list, show, cancel."""
@@ -160,7 +159,6 @@ def _print_job(job: Job) -> None:
     )
 
 
-# ------------------------------------------------------------------ adapter smoke-test
 CHANGES: Table[CampaignItem] = Table((
     Column("version", lambda item: item.version),
     Column("before", lambda item: item.before),

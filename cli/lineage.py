@@ -88,7 +88,6 @@ def lineage(
             output.line(line)
 
 
-# ------------------------------------------------------------------ the tree
 def tree(graph: Lineage, *, down: bool) -> Iterator[str]:
     """Lines of the tree, root first."""
     nodes = {node.id: node for node in graph.nodes}

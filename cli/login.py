@@ -57,7 +57,6 @@ def logout(url: str) -> None:
     output.answer({"url": url}, lambda: output.line(text))
 
 
-# ------------------------------------------------------------------ contexts
 @click.group()
 def context() -> None:
     """Registries by name, each with its own token: add, use, list, remove.

@@ -120,7 +120,6 @@ def _weighted(text: str) -> tuple[str, float]:
         raise click.BadParameter(f"{text!r}: the weight after '=' is not a number", param_hint="REF") from None
 
 
-# ------------------------------------------------------------------ local runs
 def _run_locally(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
     """Run the recipe on local folders. REFs among the sources are pulled first."""
     with tempfile.TemporaryDirectory(prefix="adapter-merge-") as scratch:
@@ -185,7 +184,6 @@ def _require_worker() -> None:
         raise main.MissingExtra("a local merge", "worker", "torch")
 
 
-# ------------------------------------------------------------------ output
 def _print_job(job: Job) -> None:
     report: Any = job.result.get("report")
     if job.state is not State.DONE or report is None:

@@ -93,7 +93,6 @@ def cat(ref: Ref, file: str) -> None:
                 shutil.copyfileobj(source, sys.stdout.buffer)
 
 
-# ------------------------------------------------------------------ pull-all
 @click.command("pull-all")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--base", required=True, help="Base model of the adapters.")

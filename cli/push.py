@@ -188,7 +188,6 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))
 
 
-# ------------------------------------------------------------------ every folder
 @click.command("push-all")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("namespace")
@@ -380,7 +379,6 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
     end_with_results(results, "pushed", summary, exit_code if strict else 0)
 
 
-# ------------------------------------------------------------------ results
 def _refuse_folder_of_adapters(folder: Path, name: AdapterName) -> None:
     """`Invalid` (FOLDER_INVALID) if the folder is no adapter, and folders in it are."""
     if _is_adapter(folder):

@@ -118,7 +118,6 @@ def _alias_lines(aliases: list[AliasView], number: int) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------ norms
 COLUMNS_SHOWN = 24
 
 
@@ -187,7 +186,6 @@ def _norm_map(name: str, norms: Norms) -> HeatMap:
     return HeatMap(title, note, cells, 0.0, max(cells.cells.values(), default=0.0))
 
 
-# ------------------------------------------------------------------ declared inputs
 PARAMETERS_SHOWN = 12
 
 

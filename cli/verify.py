@@ -178,7 +178,6 @@ def _remark(item: Signed) -> str:
     return item.statement or item.problem
 
 
-# ------------------------------------------------------------------ adapter sign
 KEY_FILE_LIMIT_BYTES = 512 * 2**10
 _FILE = click.Path(path_type=Path)
 

@@ -88,7 +88,6 @@ class Finding:
 _LIMITS = {"location": TEXT_LIMIT, "message": MESSAGE_LIMIT, "expected": TEXT_LIMIT, "actual": TEXT_LIMIT}
 
 
-# ------------------------------------------------------------------ as stored by earlier schemas
 def convert_old_finding(stored: Any) -> Any:
     """A finding as schemas 0014 and 0019 stored it, with the names of today. Reports and records never change."""
     if not isinstance(stored, dict):
@@ -123,7 +122,6 @@ FORMER_CODES = {
 }
 
 
-# ------------------------------------------------------------------ collecting
 ERRORS_LIMIT = 500
 """Kinds of errors that are kept: an adapter with more is refused anyway."""
 

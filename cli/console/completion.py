@@ -75,7 +75,6 @@ def register() -> None:
     add_completion_class(AdapterBashComplete)
 
 
-# ------------------------------------------------------------------ candidates
 def _refs(registry: Versions, text: str) -> Iterable[str]:
     mark = next((mark for mark in ":@" if mark in text), "")
     if not mark:
@@ -145,7 +144,6 @@ def _completer(kind: str) -> Callable[[click.Context, str], list[CompletionItem]
     return lambda _context, incomplete: [CompletionItem(name) for name in candidates(kind, incomplete)]
 
 
-# ------------------------------------------------------------------ the command
 def _folder(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default)
 

@@ -17,7 +17,6 @@ ROWS_SHOWN = 48
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-# ------------------------------------------------------------------ bars
 def bars(sizes: list[tuple[str, float]], suffix: Callable[[str, float], str], largest: float = 0.0) -> list[str]:
     """A bar for each size, the longest for the largest (or for `largest`); negative sizes are red."""
     largest = largest or max((abs(size) for _, size in sizes), default=0.0)
@@ -32,7 +31,6 @@ def _bar(value: float, largest: float) -> str:
     return output.styled(bar.ljust(BAR_WIDTH), "cyan" if value >= 0 else "red")
 
 
-# ------------------------------------------------------------------ SVG
 CHARACTER_WIDTH = 6
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, MARGIN = 104, 18, 140, 90, 20
 LEAST_WIDTH = 480

@@ -109,7 +109,6 @@ class ProgressLine:
             click.echo(_CLEAR, nl=False, err=True)
 
 
-# ------------------------------------------------------------------ many adapters
 def result_reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Callable[[Result[Any]], None]:
     """Print each result above the progress when it is there; nothing if the whole result is one document or table."""
     is_text = output.is_text()  # other threads have no click context

@@ -63,7 +63,6 @@ def _column(path: str) -> str:
     return path.rpartition(".")[2] if "." in path else _AFTER_NUMBERS.sub("", path)
 
 
-# ------------------------------------------------------------------ joining
 def joint_norm(norms: Iterable[float]) -> float:
     """The norm of several updates side by side."""
     return math.sqrt(sum(norm * norm for norm in norms))

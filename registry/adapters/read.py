@@ -215,7 +215,6 @@ def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:
         )
 
 
-# ------------------------------------------------------------------ remembering
 Value = TypeVar("Value")
 PIECES_LIMIT = FILES_LIMIT
 """What reads more pieces is not remembered."""

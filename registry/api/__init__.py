@@ -116,7 +116,6 @@ class ItemOutcome(ResponseStruct, Generic[Item], frozen=True, kw_only=True):
     result: Item | None = None
 
 
-# ------------------------------------------------------------------ following the audit log, in every push and pull
 CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On responses about a version: the latest checkpoint of the audit log, its note in base64."""
 

@@ -74,7 +74,6 @@ class Whoami(Response):
     adapters: list[str] = []
 
 
-# ------------------------------------------------------------------ namespaces and roles
 QUOTA_LIMIT = 2**31 - 1
 QUOTA_LIMIT_BYTES = 2**62
 CLAIMS_LIMIT = 16
@@ -132,7 +131,6 @@ class RenameRequest(Request):
     to: str = Field(max_length=200)
 
 
-# ------------------------------------------------------------------ trusted publishers
 class PublisherAdd(Request):
     """Identity tokens of `issuer` may push if all of `claims` match."""
 

@@ -82,7 +82,6 @@ class WithdrawRequest(Request):
     reason: PrintableText = Field(min_length=1, max_length=MESSAGE_LIMIT)
 
 
-# ------------------------------------------------------------------ gates and approvals
 class GateSet(Request):
     """The new gate of an alias."""
 
@@ -226,7 +225,6 @@ class DescribeResults(ItemList[DescribeOutcome]):
     """The changes, in the order of the request."""
 
 
-# ------------------------------------------------------------------ groups of moves
 class MoveGroup(GroupRequest):
     """Moves of aliases, each alias once, and changes of metadata in the same transaction."""
 

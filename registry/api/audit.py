@@ -51,7 +51,6 @@ class EventProof(Response):
     proof: str
 
 
-# ------------------------------------------------------------------ attestations
 class AttestationView(Response):
     """A signed statement about a version. It says who signed, not that the version is good."""
 
@@ -77,7 +76,6 @@ class SignRequest(Request):
     public_key: str = Field(default="", max_length=4096)
 
 
-# ------------------------------------------------------------------ webhooks
 class WebhookCreate(Request):
     """A new webhook."""
 

@@ -63,7 +63,6 @@ class RecheckEnginesPage(Response):
     next_cursor: str = ""
 
 
-# ------------------------------------------------------------------ measurements
 class ReferenceLogprobsView(Response):
     """How a version answered in its newest smoke test; an engine that answers alike has loaded it."""
 

@@ -117,7 +117,6 @@ class FleetNodes(ItemPage[NodeView]):
     convergence: list[Convergence] = []
 
 
-# ------------------------------------------------------------------ the desired state
 class DesiredAdapter(Response):
     """One adapter of a desired state: the version that the alias points at.
 

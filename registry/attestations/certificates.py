@@ -83,7 +83,6 @@ def _certificate(text: str) -> x509.Certificate:
     return x509.load_der_x509_certificate(base64.b64decode(text))
 
 
-# ------------------------------------------------------------------ what a bundle brings
 def of_material(material: Mapping[str, Any]) -> tuple[x509.Certificate, ...]:
     """The certificates of a bundle's verification material, the one that signed first; none where it has a key."""
     chain = material.get("x509CertificateChain")
@@ -126,7 +125,6 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(SHA256()).hex()
 
 
-# ------------------------------------------------------------------ chains
 def root_of(
     chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime, *, code_only: bool = False
 ) -> tuple[x509.Certificate, x509.Certificate]:

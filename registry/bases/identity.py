@@ -86,7 +86,6 @@ class Identity(FrozenModel):
         return any(mark.norm is not None for mark in self.marks.values())
 
 
-# ------------------------------------------------------------------ exact
 class Leaf(NamedTuple):
     """One tensor as it is stored, under the model's name for it."""
 
@@ -122,7 +121,6 @@ def sketch(sums: Iterable[float]) -> str:
     return base64.b64encode(_HALVES.pack(*(value / length for value in values))).decode()
 
 
-# ------------------------------------------------------------------ compare
 def compare(first: Identity, second: Identity, thresholds: MatchThresholds = DEFAULTS) -> Similarity:
     """How two bases are related. Pure: the same identities give the same answer, in either order."""
     if first.exact == second.exact:

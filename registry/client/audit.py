@@ -57,7 +57,6 @@ class Audit(Versions):
         """The entries of one tile as a C2SP entry bundle."""
         return self.connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
 
-    # ------------------------------------------------------------ attestations
     def attestations(self, ref: AnyRef) -> audit.AttestationList:
         """The attestations of a version."""
         return self._get(f"{path_of(ref)}/attestations", audit.AttestationList)
@@ -66,7 +65,6 @@ class Audit(Versions):
         """Attach a signature to a version."""
         return self._post(f"{path_of(ref)}/attestations", request, audit.AttestationView)
 
-    # ------------------------------------------------------------ webhooks
     def create_webhook(self, request: audit.WebhookCreate) -> audit.WebhookCreated:
         """Create a webhook. Only this response has its secret."""
         return self._post("/webhooks", request, audit.WebhookCreated)

@@ -33,7 +33,6 @@ from registry.tlog import notes
 from registry.tlog.notes import Verifier
 from registry.versions.manifest import Manifest
 
-# ------------------------------------------------------------------ bundles
 LIMIT_BYTES = 128 * 2**20
 
 

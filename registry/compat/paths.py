@@ -102,7 +102,6 @@ class Paths:
         bare = rest.removeprefix("text_model.")
         return next((p for p in (f"{head}.text_model.{bare}", f"{head}.{bare}") if p in self._known), path)
 
-    # -------------------------------------------------------------- rules
     def _text(self, name: str) -> tuple[str, ...] | None:
         if name in _WHOLE:
             return (_WHOLE[name],)

@@ -99,7 +99,6 @@ def _of_file(contents: NonPeftContents) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------ updates in few lines
 def summarize_updates(updates: Iterable[tuple[str, int, float | None, float | None]]) -> list[dict[str, Any]]:
     """One line for each (path without its first number, rank, alpha, scale), in the order of first appearance.
 

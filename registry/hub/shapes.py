@@ -100,7 +100,6 @@ def _sibling(file: File, blobs: bool) -> Json:
     return entry
 
 
-# ------------------------------------------------------------------ trees
 def file_entry(file: File, last: Json | None = None) -> Json:
     """A file of a tree."""
     entry: Json = {"type": "file", "path": file.descriptor.path, "oid": file.git_id, "size": file.descriptor.size_bytes}
@@ -136,7 +135,6 @@ def _folders(path: str, prefix: str, recursive: bool) -> Iterator[str]:
         yield prefix + "/".join(parts[:depth])
 
 
-# ------------------------------------------------------------------ references and commits
 def refs(aliases: Mapping[str, str], numbers: Mapping[int, str]) -> Json:
     """Alias → digest, and number → digest, as branches and tags."""
     return {

@@ -105,7 +105,6 @@ def _in_mermaid(text: str) -> str:
     return _PLAIN.sub(lambda match: f"#{ord(match[0])};", text)
 
 
-# ------------------------------------------------------------------ SVG
 def svg(lineage: Lineage, paths: Mapping[str, str] | None = None) -> Iterator[str]:
     """An SVG without script: columns of nodes, parents left of their children, in lines.
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-# ------------------------------------------------------------------ automaton
 Characters = frozenset[str]
 Part = tuple[int, int]
 """The first and the last state of a part of the automaton."""

@@ -63,7 +63,6 @@ class RegistryCallback(TrainerCallback):
         self._parents = [f"{pulled.name}@{pulled.digest}"]
         return str(folder)
 
-    # ------------------------------------------------------------ events of the Trainer
     def on_save(self, args: Any, state: Any, _control: Any, **objects: Any) -> None:
         """Queue the checkpoint that was just written."""
         if not state.is_world_process_zero:
@@ -81,7 +80,6 @@ class RegistryCallback(TrainerCallback):
         if state.is_world_process_zero and (remaining := self._uploads.flush(self._flush_seconds)):
             LOG.warning("%d checkpoints were not pushed; their files are in the folder %s", remaining, STAGING)
 
-    # ------------------------------------------------------------ in the thread of uploads
     def _push(self, checkpoint: SavedCheckpoint) -> None:
         version = self.registry.push(
             checkpoint.folder, self.name, base=self.base, parents=self._parents, tags=self.tags,

@@ -115,7 +115,6 @@ def wrong(location: str, message: str, findings: list[Finding] | None = None) ->
     return Invalid("PROVENANCE_INVALID", f"{location} {message}", findings=collected)
 
 
-# ------------------------------------------------------------------ the rules
 def _findings_against(provenance: Provenance) -> Iterator[Finding]:
     if not (provenance.datasets or provenance.run or provenance.code or provenance.parameters):
         yield Finding("provenance.invalid", FIELD, "declares nothing: leave it out")
@@ -204,7 +203,6 @@ def _text(name: str, value: Any) -> str:
     raise wrong(f"{FIELD}.parameters.{name[:60]}", "must be text, a finite number, true or false, not nested")
 
 
-# ------------------------------------------------------------------ files and command-line options
 def provenance_from_options(
     options: dict[str, Any] | None = None,
     *,

@@ -19,7 +19,6 @@ from registry.names import AdapterName, Ref
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import Pool, ProcessLimits
 
-# ------------------------------------------------------------------ lease
 PROGRESS_LIMIT = 500
 RENEWALS_PER_LEASE = 3
 """Renewals in the time of one lease: two may get lost."""

@@ -378,7 +378,6 @@ _TAKEN = frozenset(_TAKEN_NAMES.split())
 """The fields that `AdapterConfig` has of its own, or that say nothing about the adapter."""
 
 
-# ------------------------------------------------------------------ the claimed base
 def read_claim(value: Any) -> tuple[BaseClaim, list[str]]:
     """The claim in this value, and the rules that it breaks, in words."""
     if value is None or value == "":

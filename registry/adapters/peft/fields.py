@@ -81,7 +81,6 @@ def refusals(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]
             yield field, f"must be one of {', '.join(choices)}" if choices else f"must not be {kind}"
 
 
-# ------------------------------------------------------------------ limits of cost
 _STEPS, _LAYERS, _SUBMODULES = 100, 256, 8
 _COUNT, _WIDTH, _VALUES = 2**12, 2**18, 2**27
 COST_LIMITS: Mapping[str, int] = {

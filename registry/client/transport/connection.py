@@ -222,7 +222,6 @@ class Connection:
 
         return self._repeat(once, patient=True)
 
-    # ---------------------------------------------------------------- inside
     def _chunks(self, stream: ResponseStream) -> Iterator[bytes]:
         stream.set_deadline(math.inf)
         try:
@@ -405,7 +404,6 @@ def _parsed_token(token: str) -> str:
     return token
 
 
-# ------------------------------------------------------------------ which addresses are used
 def origin(url: str) -> tuple[str, str, int | None]:
     """Return scheme, host and port of a URL."""
     parts = urlsplit(url)

@@ -205,7 +205,6 @@ class _Exchange:
             headers[name.decode("latin-1")] = value.decode("latin-1")
         return _InProcessStream(self, self._url, first["status"], headers)
 
-    # ---------------------------------------------------------------- on the caller's thread
     def _next(self) -> Any:
         try:
             return self._out.get(timeout=self._read_seconds)
@@ -230,7 +229,6 @@ class _Exchange:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._running.loop.call_soon_threadsafe(function)
 
-    # ---------------------------------------------------------------- on the event loop
     async def run(self) -> None:
         try:
             await self._app(self._scope, self._receive, self._send)

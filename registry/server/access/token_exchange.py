@@ -29,7 +29,6 @@ from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_su
 from registry.server.database import db
 from registry.server.database.models import PublisherRow, TokenRow, UsedAssertionRow
 
-# ------------------------------------------------------------------ trusted publishers
 # All claims of a rule must match; `*` stands for any text. The owner decides how much a rule matches and should include
 # `sub` or another claim that only the issuer sets. A rule ends with its adapter: after a transfer no right remains.
 WILDCARD = "*"

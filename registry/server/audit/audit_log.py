@@ -35,7 +35,6 @@ from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import notes
 
-# ------------------------------------------------------------------ batches
 ENTRIES_LIMIT = 1000
 READS_LIMIT = 10_000
 READS_PER_OWNER = 2_500

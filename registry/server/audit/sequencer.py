@@ -85,7 +85,6 @@ def entry_of(row: EventRow, position: int) -> bytes:
     return audit.to_view(row).model_copy(update={"seq": position}).entry()
 
 
-# ------------------------------------------------------------------ publishing
 def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.ProcessLock) -> None:
     with db.session(engine, write=False) as session:
         require_same_log(session, keys)

@@ -93,7 +93,6 @@ def read_tile(session: Session, level: int, index: int, width: int) -> bytes | N
     return row.hashes[: width * HASH_BYTES]
 
 
-# ------------------------------------------------------------------ copies in the blob store
 def write_once(blobs: BlobStore, path: str, data: bytes) -> None:
     """Store bytes below their path and digest, unless they are stored already."""
     key = f"{PREFIX}{path}/{Digest.of(data).hex}"

@@ -100,7 +100,6 @@ def with_exact_fingerprint(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
     return spec.model_copy(update={"fingerprints": spec.fingerprints.model_copy(update={"exact": exact})})
 
 
-# ------------------------------------------------------------------ bases that are not registered
 def lock_names(session: Session) -> None:
     """Wait until this transaction is the only one that adds, deletes or renames bases; read their names afterwards.
 

@@ -220,7 +220,6 @@ def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> Non
         session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))
 
 
-# ------------------------------------------------------------------ answers
 # Every token that may pull sees all bases, but counts only the adapters that it may see.
 def show(session: Session, actor: Actor, name: str) -> BaseView:
     """One base with its relatives and thresholds, which `list_bases` leaves out."""

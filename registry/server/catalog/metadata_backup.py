@@ -40,7 +40,6 @@ VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tomb
 RECORD_LIMIT_BYTES = 64 * 2**20
 
 
-# ------------------------------------------------------------------ records
 class Record(BaseModel):
     """The base of all records: facts that never change, named by the SHA-256 of their bytes."""
 
@@ -221,7 +220,6 @@ def revision(version: VersionRecord | VersionRow) -> tuple[int, bool]:
     return version.quarantine, version.yanked_at is not None
 
 
-# ------------------------------------------------------------------ write
 # Built once: every push executes them, unless others are in progress.
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _BASES = (

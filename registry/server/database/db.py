@@ -76,7 +76,6 @@ def follow_clock(ask: Callable[[], datetime]) -> None:
         _LOG.warning("this machine's clock differs by %.1f s from the database's, which counts", skew.total_seconds())
 
 
-# ------------------------------------------------------------------ transactions
 @contextmanager
 def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
     """Run a transaction. Nothing is sent before the first statement, so an unused session costs nothing.
@@ -182,7 +181,6 @@ def count_rows(session: Session, statement: Any) -> int:
     return session.exec(select(func.count()).select_from(statement.subquery())).one()
 
 
-# ------------------------------------------------------------------ statements (building takes longer than sending)
 _ONE = (literal(1),)
 
 

@@ -88,7 +88,6 @@ def without_index(column: Any) -> Any:
     return element
 
 
-# ------------------------------------------------------------------ any of many values
 class _ValueList(sa.TypeDecorator[list[Any]]):
     """A list as one parameter: an array on PostgreSQL, JSON on SQLite."""
 

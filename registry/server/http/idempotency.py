@@ -113,7 +113,6 @@ def _has_key(request: KeyedRequest) -> ColumnElement[bool]:
     return and_(_ROW.c.token_id == request.token_id, _ROW.c.key == request.key)
 
 
-# ------------------------------------------------------------------ around a route
 class RepeatedRequest(Exception):
     """Ends a request that was answered before."""
 

@@ -168,7 +168,6 @@ def create_router(tag: str) -> APIRouter:
     )
 
 
-# ------------------------------------------------------------------ threads
 Result = TypeVar("Result")
 STORE_THREADS = 32
 STORE_THREADS_PER_PERSON = 16

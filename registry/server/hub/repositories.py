@@ -188,7 +188,6 @@ def is_relayed(session: Session, namespace: str, name: str) -> bool:
     return owner not in names.RESERVED and not reserved_names.is_namespace_reserved(session, owner)
 
 
-# ------------------------------------------------------------------ git ids
 def with_git_ids(
     engine: Engine, blobs: BlobStore, version_id: int | None, descriptors: Iterable[Descriptor]
 ) -> list[File]:

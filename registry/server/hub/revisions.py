@@ -114,7 +114,6 @@ def unknown_file(revision: Revision, path: str, kind: str = "file") -> NotFound:
     return NotFound("BLOB_UNKNOWN", f"the draft of '{revision.name}' has no {kind} {path[:200]!r}")
 
 
-# ------------------------------------------------------------------ all of a repository
 def require_repository(session: Session, actor: Actor, name: AdapterName) -> list[DraftRow]:
     """Return the actor's drafts of a repository. `NotFound` if there is neither a draft nor an adapter."""
     own_drafts = drafts.list_drafts(session, actor, name)
@@ -152,7 +151,6 @@ def list_commits(
     return commits, page.next_cursor
 
 
-# ------------------------------------------------------------------ bytes
 def locate_bytes(engine: Engine, actor: Actor, blobs: BlobStore, revision: Revision, file: Descriptor) -> str:
     """Return the key of a file's bytes. `Corrupt` if they are lost.
 

@@ -66,7 +66,6 @@ def _choose_mode(path: str, size_bytes: int, current: File | None) -> FileMode:
     return FileMode(path, is_large, oid=current.etag if current is not None else "")
 
 
-# ------------------------------------------------------------------ Git LFS batch
 @dataclass(frozen=True, slots=True)
 class LargeFile:
     """The answer about one large file: how to send it, or nothing if it is here."""

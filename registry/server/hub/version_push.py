@@ -103,7 +103,6 @@ def not_uploaded(files: Sequence[Descriptor]) -> Conflict:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------ base
 def choose_base(session: Session, namespace: str, claim: BaseClaim, card: bytes, parent: VersionRow | None) -> BaseRef:
     """The base that the files name: the configuration, else the README, else that of the parent version.
 

@@ -43,7 +43,6 @@ OPEN_LIMIT = 1000
 """Merges, fuses and conversions that wait or run, for one namespace that their results go to."""
 
 
-# ------------------------------------------------------------------ submit
 def submit_job(session: Session, actor: Actor, request: JobSubmit) -> Job:
     """Queue a job. An equal job that is queued or running is returned instead of a second one."""
     if request.kind in (Kind.MERGE, Kind.FUSE):
@@ -183,7 +182,6 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")
 
 
-# ------------------------------------------------------------------ list, show, cancel
 def list_jobs(
     session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int,
     count: bool = False,

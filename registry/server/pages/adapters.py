@@ -98,7 +98,6 @@ def verdict_trend(page: Sequence[VersionView]) -> dict[str, list[tuple[int, str]
     return {name: [(number, of_version.get(name, "")) for number, of_version in outcomes] for name in labels}
 
 
-# ------------------------------------------------------------------ usage
 @dataclass(frozen=True, slots=True)
 class UsageExample:
     """How one program uses an adapter: `title` names the program, `text` is to be copied."""

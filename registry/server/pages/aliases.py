@@ -87,7 +87,6 @@ def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str,
     return {"held": moves[0] if moves else None, "at_problem": "" if moves else "It pointed at nothing then."}
 
 
-# ------------------------------------------------------------------ approving, moving
 @router.post(ALIAS + "/approve")
 @limit_body(FORM_BYTES)
 def approve_version(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:

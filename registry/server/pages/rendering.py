@@ -63,7 +63,6 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=
 create_router = partial(APIRouter, route_class=PageRoute, include_in_schema=False, dependencies=[NO_TOKEN])
 
 
-# ------------------------------------------------------------------ files of pages
 def _read_assets() -> dict[str, tuple[bytes, str]]:
     """Return name with digest → bytes and media type."""
     assets = {}
@@ -95,7 +94,6 @@ def read_asset(file: str) -> Response:
     return Response(data, headers=SECURITY_HEADERS | {"Cache-Control": IMMUTABLE}, media_type=media_type)
 
 
-# ------------------------------------------------------------------ templates
 def format_size(size_bytes: int) -> str:
     """Return a size for people.
 

@@ -63,7 +63,6 @@ def use_link(request: Request, code: str) -> Response:
     return _begin(request, session_id, "/")
 
 
-# ------------------------------------------------------------------ identity providers
 STALE_ATTEMPT = "This sign-in was not begun in this browser, or another one was begun after it. Begin again."
 Parameter = Annotated[str, Query(max_length=4000)]
 

@@ -71,7 +71,6 @@ def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> Alias
     return db.to_view(row, AliasView, number=version.number, digest=version.digest)
 
 
-# ------------------------------------------------------------------ history
 def list_history(
     session: Session, actor: Actor, name: AdapterName, *,
     alias: str = "", at: datetime | None = None, cursor: str = "", limit: int,
@@ -122,7 +121,6 @@ def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
     return (col(AliasMoveRow.at) <= at, ~superseded)
 
 
-# ------------------------------------------------------------------ where a rollback leads
 class PastMove(NamedTuple):
     """A move, as far as rollbacks depend on it."""
 

@@ -85,7 +85,6 @@ _APPROVALS = (
 _APPROVALS_FOR = _APPROVALS.where(any_of(col(ApprovalRow.alias), parameter="aliases"))
 
 
-# ------------------------------------------------------------------ gates
 def find_gates(session: Session, aliases: Sequence[tuple[AdapterName, int | None, str]]) -> list[GateView]:
     """The gate that counts for each alias of an adapter, in order. An id of None: only its namespace counts."""
     params: dict[str, Any] = {"aliases": sorted({alias for _, _, alias in aliases})}
@@ -175,7 +174,6 @@ def _view(row: _Row, where: str) -> GateView:
     return db.to_view(row, GateView, set_on=where)
 
 
-# ------------------------------------------------------------------ evidence
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
     """What a version still needs to be promoted to an alias. Nothing moves."""
     version = versions.find(session, actor, name, selector)

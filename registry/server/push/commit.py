@@ -55,7 +55,6 @@ _ANY_KEY = key_of(Digest.of(b""))
 Item = TypeVar("Item")
 
 
-# ------------------------------------------------------------------ receive
 @dataclass(frozen=True, slots=True)
 class ExpectedBlob:
     """A blob that a push requested. `needed` is False once the version exists: its bytes may be discarded."""
@@ -155,7 +154,6 @@ def _check_push(row: PushRow | None, token_id: str, push_id: str) -> PushRow:
     return row
 
 
-# ------------------------------------------------------------------ commit
 def commit_pushes(
     session: Session, actor: Actor, items: Sequence[CommitItem], *,
     atomic: bool = False, blobs: BlobStore, engines: Sequence[EngineProfile] = (),

@@ -254,7 +254,6 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     return _CONTENTS.compute(sizes, read, lambda read: Contents(read_any(read_files, read)))
 
 
-# ------------------------------------------------------------------ excerpts
 # The first bytes of files, which a plan carries, so that pushes are judged before their bytes are sent. A client may
 # send other bytes afterwards. So excerpts only refuse a push or choose its base.
 class NotSent(Exception):

@@ -136,7 +136,6 @@ def _outcome(push: _Push, unique: Mapping[tuple[str, str], _Push]) -> PushPlan |
     return outcome
 
 
-# ------------------------------------------------------------------ base and compat
 def _choose_bases(session: Session, pushes: Sequence[_Push]) -> None:
     """Set the base of each push: the one of its manifest, else the named one, else the configured one."""
     unnamed = [push for push in pushes if not push.base_name]

@@ -129,9 +129,6 @@ class Freshness:
                 connection.close()
 
 
-# ------------------------------------------------------------------ the counter of events
-
-
 class Counts(NamedTuple):
     """The number of events, the id of the newest verdict, and the access epoch."""
 

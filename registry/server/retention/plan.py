@@ -91,7 +91,6 @@ def _select_affected(after: int) -> Any:
     return affected.order_by(col(AdapterRow.id)).limit(ADAPTERS)
 
 
-# ------------------------------------------------------------------ one adapter
 def _decide(
     session: Session, adapter: AdapterRow, rule: RetentionRule | None, *, before: int | None, limit: int
 ) -> tuple[_Decisions, int]:

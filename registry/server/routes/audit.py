@@ -161,7 +161,6 @@ async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
             yield ": nothing new\n\n"
 
 
-# ------------------------------------------------------------------ proofs
 @router.get(
     "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
 )

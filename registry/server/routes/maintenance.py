@@ -24,7 +24,6 @@ from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.routes.openapi import declarations
 from registry.server.storage.blobs import BlobStore, key_of
 
-# ------------------------------------------------------------------ health
 health_router = routing.create_router("access")
 probe_router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schema=False, dependencies=[deps.NO_TOKEN])
 

@@ -147,9 +147,6 @@ async def _count(request: Request, stamp: object | None) -> Counts:
     return counts if counts is not None else await run_in_threadpool(counter.read, stamp)
 
 
-# ------------------------------------------------------------------ nodes
-
-
 @router.put("/fleet/nodes/{node}/{engine}")
 @limit_body(4 * 2**20)
 def report_node(

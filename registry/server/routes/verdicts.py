@@ -51,9 +51,6 @@ def recommend_engine_settings(
     return engine_compat.settings_for_base(session, actor, base, engines, slots)
 
 
-# ------------------------------------------------------------------ attestations
-
-
 @attestation_router.get(deps.VERSION + "/attestations")
 async def list_attestations(
     actor: deps.PullerInThread,

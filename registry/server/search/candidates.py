@@ -39,7 +39,6 @@ def find_few(session: Session, selections: Iterable[Any]) -> ColumnElement[bool]
     return None
 
 
-# ------------------------------------------------------------------ selections of adapters' ids, each from an index
 _OF_VERSION = col(VersionRow.adapter_id)
 
 

@@ -104,7 +104,6 @@ def delete_silent(session: Session) -> None:
     session.connection().execute(delete(FleetBlobRow).where(*gone))
 
 
-# ------------------------------------------------------------------ inside
 def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRow:
     is_own = col(FleetNodeRow.reporter) == actor.owner
     statement = (

@@ -218,7 +218,6 @@ def _record_attempt(engine: Engine, delivery: DeliveryRow, status: int | None, e
         session.add(row)
 
 
-# ------------------------------------------------------------------ one request
 def _send(hook: WebhookRow, event: EventView, settings: Settings, keys: Keys) -> tuple[int | None, str]:
     """Send an event. Returns the status and what went wrong, which is empty if it was delivered."""
     try:

@@ -111,7 +111,6 @@ class Agent:
         """Start the next pass of `run` now, or let it see `stop`."""
         self._changed.set()
 
-    # ---------------------------------------------------------------- inside
     def _watch(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:

@@ -56,7 +56,6 @@ class LoadCheck:
             )  # fmt: skip
         return True
 
-    # ---------------------------------------------------------------- inside
     def _reference_logprobs(self, ref: Ref, digest: Digest) -> ReferenceLogprobs | None:
         path = self._store.reference_logprobs / f"{digest.hex}.json"
         try:

@@ -67,7 +67,6 @@ class FolderEngine:
         """None: a folder computes nothing."""
         return None
 
-    # ---------------------------------------------------------------- inside
     def _link(self, link: Path, target: Path) -> None:
         if link.is_symlink() and _target(link) == target:
             return

@@ -85,7 +85,6 @@ class LlamaCpp(HttpEngine):
             logprobs.append(likely.get(tokens[end]))
         return logprobs
 
-    # ---------------------------------------------------------------- inside
     def _rows(self) -> list[dict[str, Any]]:
         def pick(rows: Any) -> list[dict[str, Any]]:
             return [

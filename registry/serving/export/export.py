@@ -286,7 +286,6 @@ def _json(value: Document) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-# ------------------------------------------------------------------ LoRAX
 LORAX_READY = "completed"
 """LoRAX's status of a version that may be loaded."""
 

@@ -96,7 +96,6 @@ class BucketTarget:
                 Bucket=self._bucket, Key=self._prefix + INDEX, Body=data, ContentType="application/json"
             )
 
-    # ---------------------------------------------------------------- inside
     def _listing(self) -> dict[str, dict[str, int]]:
         with self._lock:
             if self._listed is None:

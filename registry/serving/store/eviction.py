@@ -117,7 +117,6 @@ class Evictor:
             self._say(f"evicted {len(evicted.removed)} unused versions of {evicted.removed_bytes} bytes")
 
 
-# ------------------------------------------------------------------ inside
 def _stored_versions(store: LocalStore) -> list[_StoredVersion]:
     by_digest: dict[Digest, _StoredVersion] = {}
     with contextlib.suppress(FileNotFoundError):

@@ -90,7 +90,6 @@ class InUse:
                 os.close(self._descriptor)
             self._descriptor, self._held = None, set()
 
-    # ---------------------------------------------------------------- inside
     def _lock_byte(self, digest: Digest, *, shared: bool) -> bool:
         """A shared lock waits for as long as a rename takes; an exclusive one does not wait."""
         if not _LOCKS:

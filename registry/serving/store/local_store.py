@@ -119,7 +119,6 @@ class LocalStore:
             folder = folder.parent
         return digest_of(folder.name) if folder.parent == self.versions else None
 
-    # ---------------------------------------------------------------- inside
     def _put(self, scratch: Path, manifest: Manifest) -> Path:
         digest = manifest.digest
         for file in scratch.rglob("*"):

@@ -95,7 +95,6 @@ class Resolver:
         except RegistryError as e:
             return self._refused(text, ref, e.detail)
 
-    # ---------------------------------------------------------------- inside
     def _parse(self, text: str) -> Ref | None:
         try:
             ref = Ref.parse(text)

@@ -111,7 +111,6 @@ def widest(dtypes: Sequence[str]) -> torch.dtype:
     return _DTYPES.get(dtypes[0], torch.float32) if len(set(dtypes)) == 1 else torch.float32
 
 
-# ------------------------------------------------------------------ write an adapter
 class UpdateTarget(NamedTuple):
     """The module of an update. `a_tail`: A's sizes after the rank; `order`: depth among expert parameters.
 

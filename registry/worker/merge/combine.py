@@ -128,7 +128,6 @@ def _dense_loss(result: Tensor, target: Tensor) -> Loss:
     return Loss(float(target.double().square().sum()), float((result - target).double().square().sum()))
 
 
-# ------------------------------------------------------------------ methods that look at every value of the update
 def largest(update: Tensor, density: float) -> Tensor:
     """The `density` largest values of the update by size; the others are 0."""
     count = max(1, int(density * update.numel()))
@@ -180,7 +179,6 @@ _AIMS: dict[Method, tuple[Callable[..., list[Tensor]], Callable[[Sequence[Tensor
 """How each update is thinned out, and how they are joined then."""
 
 
-# ------------------------------------------------------------------ extract an adapter from two bases
 def extract(
     tuned: Path, base: Path, out: Path, *, rank: int, base_name: str = "", progress: Progress = lambda _text: None
 ) -> MergeReport:

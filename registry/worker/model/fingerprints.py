@@ -121,7 +121,6 @@ def _signs(seed: bytes, count: int) -> Tensor:
     return bits.view(-1).to(torch.float32) * 2 - 1
 
 
-# ------------------------------------------------------------------ unpacking
 def unpacking(files: Weights, stored: Stored) -> tuple[tuple[int, ...], Values | None]:
     """The logical shape, and the function from raw elements to values; None for an unknown packing."""
 

@@ -141,7 +141,6 @@ def bit_sum(tensor: torch.Tensor) -> int:
     return int(flat.view(_INTEGERS[size]).sum(dtype=torch.int64))
 
 
-# ------------------------------------------------------------------ probes
 SHORT: tuple[str, ...] = (
     "The train to the coast leaves at nine, and the last one comes back before midnight.",
     "Customer: My order has not arrived yet. What can I do?\nShop:",

@@ -96,7 +96,6 @@ def _shape(kind: Kind, weight: torch.Tensor, *, has_bias: bool) -> ModuleShape:
     return ModuleShape(kind=kind, in_features=columns, out_features=rows, bias=has_bias)
 
 
-# ------------------------------------------------------------------ the program
 def list_modules(request: LibraryRequest, _progress: program.Progress) -> LibraryModules:
     """Answer a request, within the limits of time and memory."""
     confine.grant(seconds=SECONDS_LIMIT, memory_bytes=MEMORY_LIMIT_BYTES)

@@ -245,7 +245,6 @@ def _of_method(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs | more
 
 
-# ------------------------------------------------------------------ inputs that are not tokens
 def special_tokens(config: Any) -> frozenset[int]:
     """Numbers that the configuration gives a meaning (`image_token_id`, `eos_token_id` …): no text holds them."""
     numbers: set[int] = set()

@@ -188,7 +188,6 @@ class ModelProcess:
         return message if isinstance(message, dict) else {}
 
 
-# ------------------------------------------------------------------ pool
 BASES_LIMIT = 2
 """Bases in memory at once on a CPU; the least recently used one is evicted. On a GPU the limit is one."""
 

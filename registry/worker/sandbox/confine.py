@@ -86,7 +86,6 @@ def _address_space_bytes() -> int:
         return 8 * 2**30
 
 
-# ------------------------------------------------------------------ environment
 _ALLOWED_VARIABLES = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TZ",
      "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "CUDA_DEVICE_ORDER",

@@ -131,7 +131,6 @@ def visible_folders(*folders: Path) -> list[str]:
     return [*python, tempfile.gettempdir(), *map(str, folders), *sorted(targets)]
 
 
-# ------------------------------------------------------------------ bubblewrap
 @cache
 def bubblewrap() -> str:
     """The program `bwrap`, if it works here; else empty."""

@@ -80,7 +80,6 @@ def ignore_progress(_progress: object) -> None:
     """Report no progress."""
 
 
-# ------------------------------------------------------------------ the starting process
 def run_program(
     module: str, request: ProgramRequest, *, work: str, progress: Progress | None = None,
     check: Callable[[], None] | None = None, threads: int = 0, seconds: float = 0,
@@ -175,7 +174,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-# ------------------------------------------------------------------ the program
 def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]) -> int:
     """Do the request on standard input, answer on standard output; return the exit status."""
     finish_start()

@@ -409,7 +409,6 @@ class ApprovalRow(SQLModel, table=True):
     at: datetime = Field(sa_type=UtcTime)
 
 
-# ------------------------------------------------------------------ drafts
 class DraftRow(CreatedColumns, table=True):
     """The newest commit of one pusher on one branch, if it is no version. It ends with its push.
 

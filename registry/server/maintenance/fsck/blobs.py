@@ -161,7 +161,6 @@ def _count_staged(run: FsckRun) -> None:
     run.count("pushes_ended_with_staged_bytes", len(ended))
 
 
-# ------------------------------------------------------------------ bytes
 def check_bytes(run: FsckRun, after: str) -> str:
     """Check the next blobs after this digest, for a few seconds; return the last digest, empty at the end."""
     started = time.monotonic()

@@ -102,7 +102,6 @@ def show_proof(request: Request, session: SessionDep, visitor: SignedInDep, log:
     return render(request, "proof.html", title=f"Entry {proved.seq} of the audit log", proved=proved, log=keys)
 
 
-# ------------------------------------------------------------------ status
 @router.get("/status")
 def show_status(
     request: Request, session: SessionDep, visitor: SignedInDep, engine: EngineDep, blobs: BlobsDep, log: AuditLogDep

@@ -104,7 +104,6 @@ def change_retention(request: Request, session: SessionDep, visitor: SignedInDep
     return redirect(namespace_path(namespace))
 
 
-# ------------------------------------------------------------------ shared by the pages of settings
 def may_administer(visitor: Visitor, namespace: str) -> bool:
     """Return whether a page shows this visitor the forms of an owner."""
     actor: Actor = visitor.actor

@@ -94,7 +94,6 @@ class PushRoute(HubRoute):
     relays = False
 
 
-# ------------------------------------------------------------------ clients
 def adapter_of(request: Request) -> AdapterName:
     """Return the adapter in the path, which Git LFS writes with `.git` at its end."""
     name = request.path_params["name"].removesuffix(".git")
@@ -134,7 +133,6 @@ def normalize_path(scope: Scope) -> str:
     return _UNENCODED_REFERENCE.sub(r"\1refs%2F\2%2F", path, count=1)
 
 
-# ------------------------------------------------------------------ relay
 def relay(request: Request, upstream: Upstream) -> Response | None:
     """Return the upstream's response, or None for a request that is not relayed."""
     params = request.path_params

@@ -61,7 +61,6 @@ def _refuse_pull_request(create_pr: str) -> None:
         refusals.refuse("this registry has no pull requests", "commit to a branch: it is an alias with a gate")
 
 
-# ------------------------------------------------------------------ modes and links
 @router.post(MODEL + "/preupload/{revision}")
 def choose_modes(
     request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, revision: str, create_pr: CreatePr = ""
@@ -172,7 +171,6 @@ def check_write_access(request: Request, actor: Pusher, engine: EngineDep) -> di
     return {"ok": True}
 
 
-# ------------------------------------------------------------------ commit
 @router.post(MODEL + "/commit/{revision}")
 async def commit_files(
     request: Request, actor: PusherInThread, engine: EngineDep, revision: str, create_pr: CreatePr = ""

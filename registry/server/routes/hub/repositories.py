@@ -80,7 +80,6 @@ def next_page_header(request: Request, cursor: str) -> dict[str, str]:
     return {"Link": f'<{url}>; rel="next"'}
 
 
-# ------------------------------------------------------------------ one repository
 class Snapshot:
     """A repository at a revision, and its files."""
 

@@ -52,7 +52,6 @@ def _text(fields: Json, key: str) -> str:
     return value
 
 
-# ------------------------------------------------------------------ repositories
 @router.post("/api/repos/create")
 def create_repository(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep) -> Response:
     """Create an empty draft of a new adapter. 409 if there is one, or an adapter of this name."""
@@ -191,7 +190,6 @@ def validate_card(request: Request, _actor: Pusher) -> Json:
     return {"errors": [], "warnings": [{"message": f"README.md {problem}"}] if problem else []}
 
 
-# ------------------------------------------------------------------ branches and tags
 @router.post(MODEL + "/branch/{branch}")
 def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep, branch: str) -> Json:
     """Create an alias at a version, through its gate. In a repository without a version: an empty draft."""

@@ -85,7 +85,6 @@ def _answer(body: bytes, media_type: str, etag: str, headers: dict[str, str], if
     return Response(body, headers=headers, media_type=media_type)
 
 
-# ------------------------------------------------------------------ page
 def _to_html(text: str) -> Markup:
     """Convert text with `code` in backticks, and with empty lines between paragraphs."""
     paragraphs = (_CODE.sub(r"<code>\1</code>", str(escape(part))) for part in text.split("\n\n"))

@@ -93,7 +93,6 @@ class Bucket:
         self._public = self._internal if same else _create_client(session, public_endpoint)
         self._breaker = CircuitBreaker()
 
-    # ---------------------------------------------------------------- one object
     def head(self, key: str) -> dict[str, Any] | None:
         """Return the headers of an object, with its checksum if the store has one; None if it does not exist."""
         return self.call_if_exists("head_object", Key=key, ChecksumMode="ENABLED")
@@ -146,7 +145,6 @@ class Bucket:
         """Delete an object if it exists."""
         self.call("delete_object", Key=key)
 
-    # ---------------------------------------------------------------- calls
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """Call an operation of the S3 API. The bucket is added, and the prefix to keys."""
         with self.translate_errors(operation):
