@@ -31,6 +31,8 @@ LINE_LIMIT_BYTES = 64 * 2**10
 BODY_LIMIT_BYTES = 768 * 2**20
 _DIALECT = Dialect(error_code="REQUEST_INVALID", family="commit", depth=4)
 _CONTENT = re.compile(rb'"content"[ \t]*:[ \t]*"')
+_CUT = "~"
+"""Stands for the content of a file while its line is parsed: no base64 text."""
 _PIECE_BYTES = 4 * 2**18
 _OID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -157,7 +159,10 @@ def _lines(body: Body) -> Iterator[tuple[int, int]]:
 
 
 def _read_line(body: Body, start: int, end: int, number: int) -> tuple[str, dict[str, Any], Content | None]:
-    """Return the key and the value of a line, and the content that its value has. The content is not copied."""
+    """Return the key and the value of a line, and the content that its value has. The content is not copied.
+
+    Content beside or deeper in the value is none: a reader that takes the first one would store other bytes.
+    """
     head = body[start : min(end, start + LINE_LIMIT_BYTES)]
     content, text = None, head
     if match := _CONTENT.search(head):
@@ -166,14 +171,14 @@ def _read_line(body: Body, start: int, end: int, number: int) -> tuple[str, dict
         if last < 0:
             raise Invalid("REQUEST_INVALID", f"line {number}: the content has no end")
         content = Content(body, first, last, f"line {number}")
-        text = head[: match.end()] + body[last : min(end, last + LINE_LIMIT_BYTES)]
+        text = head[: match.end()] + _CUT.encode() + body[last : min(end, last + LINE_LIMIT_BYTES)]
     if (end - start) - (content.end - content.start if content else 0) > LINE_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"line {number}: over the limit of {LINE_LIMIT_BYTES} bytes without content")
     line = strict_json.parse_object(text, _DIALECT, file=f"line {number}")
     key, value = line.get("key"), line.get("value")
     if not isinstance(key, str) or not isinstance(value, dict):
         raise Invalid("REQUEST_INVALID", f"line {number}: has no `key` and `value`")
-    return key, value, content if "content" in value else None
+    return key, value, content if "content" not in line and value.get("content") == _CUT else None
 
 
 def _operation(key: str, value: dict[str, Any], content: Content | None, number: int) -> Operation:
@@ -182,7 +187,7 @@ def _operation(key: str, value: dict[str, Any], content: Content | None, number:
         return Delete(names.file_path(path.rstrip("/")))
     if key == "file":
         if content is None or value.get("encoding", "base64") != "base64":
-            raise Invalid("REQUEST_INVALID", f"line {number}: a file needs its `content` in base64")
+            raise Invalid("REQUEST_INVALID", f"line {number}: a file needs its `content` in base64, in its `value`")
         return AddFile(names.file_path(path), Content(content.body, content.start, content.end, path))
     if key == "lfsFile":
         oid, size = _text(value, "oid", number), value.get("size")

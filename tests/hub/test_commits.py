@@ -263,6 +263,10 @@ def test_a_bad_path_is_refused_and_nothing_is_kept(harness: Harness, pusher: Pus
     assert (pusher.info().json()["sha"], pusher.files(), staged(harness)) == (before, [], [])
 
 
+def lines(*operations: dict[str, Any]) -> bytes:
+    return b"\n".join(json.dumps(line).encode() for line in (header(), *operations))
+
+
 BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "empty": (b"", 400, "is empty"),
     "not JSON": (b"{", 400, "line 1"),
@@ -271,6 +275,10 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "unknown": (b'{"key": "header", "value": {}}\n{"key": "symlink", "value": {"path": "x"}}', 400, "'symlink'"),
     "not base64": (b'{"key": "header", "value": {}}\n' + json.dumps(add(CARD)).replace("eA==", "e!==").encode(), 400,
                    "not base64"),
+    "content after the value": (lines(add(CARD) | {"content": "eQ=="}), 400, "in its `value`"),
+    "content before the value": (lines({"content": "eQ==", **add(CARD)}), 400, "in its `value`"),
+    "content deeper": (lines({"key": "file", "value": {"b": {"content": "eQ=="}, "path": "a", "content": "eA=="}}), 400,
+                       "in its `value`"),
     "cut off": (b'{"key": "header", "value": {}}\n{"key": "file", "value": {"content": "eA', 400, "has no end"),
     "many": (b'{"key": "header", "value": {}}\n' + b'{"key":"deletedFile","value":{"path":"a"}}\n' * 100_000, 413,
              "over the limit of 1000 operations"),
