@@ -186,7 +186,7 @@ def smoke_test(
     """Have a worker test the version REF on its base, or (--all) every version of a base.
 
     A campaign skips yanked versions and those whose header does not fit, and runs after new pushes. Waiting ends with
-    a table of changed verdicts.
+    a table of changed verdicts; with exit 75 if no worker takes a test for ten minutes, or after --timeout seconds.
     """
     if (ref is not None) + all_versions + bool(campaign_id) != 1:
         raise click.UsageError("name a version, or use --all with --base, or --campaign")
@@ -245,13 +245,14 @@ def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: floa
     ) as bar:
         while not campaign.finished:
             waited = time.monotonic() - started
-            if timeout is not None and waited >= timeout:
+            all_queued = campaign.states.get(State.QUEUED, 0) == campaign.total
+            limit = waiting.QUEUED_SECONDS if timeout is None and all_queued else timeout
+            if limit is not None and waited >= limit:
                 raise Unavailable(
                     "TRY_LATER",
                     f"campaign {campaign.id} is not finished: {_states(campaign)}",
                     next_step=f"it continues: `adapter smoke-test --campaign {campaign.id} --wait`",
                 )
-            all_queued = campaign.states.get(State.QUEUED, 0) == campaign.total
             if all_queued and waited >= NO_WORKER_NOTE_SECONDS and not noted:
                 output.note(NO_WORKER_NOTE)
                 noted = True

@@ -75,7 +75,8 @@ def push(
 
     --wait ends with the version's smoke verdict, and requests the test if none is under way. A version that failed
     `compat` or `weights` is not tested. The alias then moves unless one of these checks says fail. A worker must run:
-    without one, --timeout ends the command with exit 75, and the same command continues later.
+    if none takes the test for ten minutes, or after --timeout seconds, the command ends with exit 75, and the same
+    command continues later.
     """
     _refuse_folder_of_adapters(folder, name)
     sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)
@@ -207,8 +208,7 @@ def push_all(
     """Push each adapter folder in DIR as NAMESPACE/FOLDER.
 
     One failure does not stop the others; the report lists every folder. --strict, --alias and --wait wait until large
-    weights are read. --wait is that of `adapter push`; without --timeout it ends with exit 75 once no worker has taken
-    a test for two minutes.
+    weights are read. --wait is that of `adapter push`.
     """
     adapter_folders = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not adapter_folders:
@@ -274,9 +274,9 @@ def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -
 def _with_tests(registry: Any, results: list[Result[PushResult]], until: float | None) -> list[Result[PushResult]]:
     """The results after the smoke tests, which are all requested first.
 
-    Without a limit, waiting ends once no worker has taken a test for `PENDING_SECONDS`.
+    Without a limit, waiting ends once no worker has taken a test for `QUEUED_SECONDS`.
     """
-    queued_timeout = waiting.PENDING_SECONDS
+    queued_timeout = waiting.QUEUED_SECONDS
     tested = []
     for result in [_with_outcome(result, partial(_with_job, registry)) for result in results]:
         wait = partial(_with_test, registry, until=until, queued_timeout=queued_timeout, names_subject=True)
@@ -291,7 +291,7 @@ def _is_queued(registry: Any, result: Result[PushResult]) -> bool:
     if result.value is None or not isinstance(result.error, Unavailable):
         return False
     with suppress(RegistryError):
-        return bool(registry.job(result.value.job_id).state == "queued")
+        return bool(registry.job(result.value.job_id).waits_for_a_worker)
     return True
 
 

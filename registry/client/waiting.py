@@ -25,6 +25,8 @@ NO_TEST_CODES = ("TEST_UNSUPPORTED", "BASE_UNKNOWN")
 """Errors of a smoke test that cannot be requested for a version: no worker loads it, or its base is not registered."""
 PENDING_SECONDS = 120.0
 """How long a caller without a limit of its own waits for the verdict on large weights."""
+QUEUED_SECONDS = 600.0
+"""How long a caller without a limit of its own waits while no worker has the job: a CI job must end without one."""
 
 
 def is_pending(verdicts: Iterable[Verdict]) -> bool:
@@ -120,9 +122,10 @@ def wait_for_job(
 ) -> Job:  # fmt: skip
     """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before.
 
-    `queued_timeout`: how long no worker may have the job, if there is no `timeout`. `on_poll` is called with each
-    response and the seconds waited so far.
+    `queued_timeout`: how long no worker may have the job, if there is no `timeout`; None is `QUEUED_SECONDS`. `on_poll`
+    is called with each response and the seconds waited so far.
     """
+    queued_timeout = QUEUED_SECONDS if queued_timeout is None else queued_timeout
     started = queued_since = time.monotonic()
     while True:
         job = registry.job(job_id)
@@ -134,9 +137,10 @@ def wait_for_job(
         has_queued_limit = timeout is None and job.waits_for_a_worker
         limit, since = (queued_timeout, queued_since) if has_queued_limit else (timeout, started)
         if limit is not None and now - since >= limit:
+            reason = "no worker has it" if job.waits_for_a_worker else "the time to wait has passed"
             raise Unavailable(
                 "TRY_LATER",
-                f"job {job.id} is still {job.state}, and the time to wait has passed",
+                f"job {job.id} is still {job.state}, and {reason}",
                 next_step=f"it continues, once a worker runs (`adapter worker`): `adapter job show {job.id}`",
             )
         time.sleep(POLL_SECONDS)

@@ -83,8 +83,14 @@ def test_without_a_worker_an_unchanged_push_is_late_and_moves_no_alias(pushed: C
     assert (aliases(pushed, "acme/a"), aliases(pushed, "acme/b"), len(jobs(pushed))) == ([], [], 2)
 
 
-def test_push_all_gives_up_once_no_worker_takes_a_test(pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.waiting.PENDING_SECONDS", 0.01)
+def test_waiting_ends_once_no_worker_takes_a_test(pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --timeout, too: a CI job would run until its service ends it."""
+    monkeypatch.setattr("registry.client.waiting.QUEUED_SECONDS", 0.01)
+    folder = str(folder_of(pushed, "a"))
+    campaign = ("--all", "--base", "tiny-llama")
+    for words in (("push", folder, "acme/a"), ("smoke-test", "acme/a"), ("smoke-test", *campaign)):
+        late = pushed(*words, "--wait", "--json", expect=75)
+        assert late.problem["code"] == "TRY_LATER", words
     items = pushed("push-all", folder_of(pushed), "acme", "--wait", "--json", expect=75).json["items"]
     assert [item["error"]["code"] for item in items] == ["TRY_LATER", "TRY_LATER"]
 
