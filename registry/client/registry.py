@@ -53,6 +53,7 @@ from registry.lineage.graph import Lineage
 from registry.versions.retention import RetentionRule
 
 MAINTENANCE_SECONDS = 900.0
+NODES_OF_PAGE = 200
 """Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""
 
 
@@ -252,16 +253,18 @@ class Registry(Aliases):
         return self._send("PUT", path, serving.ReportAccepted, report)
 
     def nodes(
-        self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = ""
-    ) -> serving.FleetNodes:
+        self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = "",
+        limit: int | None = None,
+    ) -> serving.FleetNodes:  # fmt: skip
         """One page of nodes; the first has the convergence of all."""
         return self._get(
-            "/fleet/nodes", serving.FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor
-        )
+            "/fleet/nodes", serving.FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor,
+            limit=limit,
+        )  # fmt: skip
 
     def all_nodes(self, **search: str) -> serving.FleetNodes:
         """All pages of `nodes` as one."""
-        return self._get_all("/fleet/nodes", serving.FleetNodes, **search)
+        return self._get_all("/fleet/nodes", serving.FleetNodes, **search, limit=NODES_OF_PAGE)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:

@@ -291,6 +291,10 @@ LIMITS = {
             "REASON_LIMIT": "characters of a node's reason",
             "LEASE_SECONDS": "lease of a node",
         },
+        "registry.server.serving.status": {
+            "SLOTS_OF_PAGE": "reported versions on a page of nodes, unless its first node has more",
+            "CONVERGENCE_LIMIT": "versions whose convergence is listed, those first that are behind",
+        },
         "registry.server.serving.reports": {
             "NODES_LIMIT": "engines of one reporter",
             "SERVED_ON_LIMIT": "nodes listed in an answer that withdraws a version",

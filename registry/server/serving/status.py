@@ -1,20 +1,21 @@
 """The status of serving nodes: their slots, and how far each adapter has converged.
 
 - Only slots and desired versions that the actor may see are shown; a node is shown with one, and to its reporter.
-- A page inspects `limit` nodes, so it may be shorter and not the last.
+- A page inspects `limit` nodes, so it may be shorter and not the last. It ends after `SLOTS_OF_PAGE` reported slots.
 - Convergence counts live nodes that follow an alias and whose token reaches the adapter, not those that load on demand.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, distinct, func, true, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.serving import Convergence, FleetNodes, NodeView, SlotState, SlotView
+from registry.api.serving import SLOTS_LIMIT, Convergence, FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -26,6 +27,8 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, FleetNodeRow, FleetSlotRow, VersionRow
 from registry.server.serving.reports import lease_is_live
 
+SLOTS_OF_PAGE = 10_000
+CONVERGENCE_LIMIT = 1000
 _Followed = tuple[str, str]
 """A base and an alias."""
 
@@ -54,15 +57,24 @@ def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: st
     conditions = _conditions(node_filter)
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > parse_cursor(cursor), *conditions)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
-    page = rows[:limit]
+    page = _until_full(session, rows[:limit])
     slots = _slots(session, actor, page, only)
     expected = _desired_of_page(session, actor, page, slots, only)
     views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in page]
     return FleetNodes(
         items=[view for view, row in zip(views, page, strict=True) if view.slots or _is_of(actor, row)],
         convergence=[] if cursor else _convergence(session, actor, conditions, only),
-        next_cursor=str(page[-1].id) if len(rows) > limit else "",
+        next_cursor=str(page[-1].id) if len(rows) > len(page) else "",
     )
+
+
+def _until_full(session: Session, rows: Sequence[FleetNodeRow]) -> Sequence[FleetNodeRow]:
+    """The first of these nodes: one, and others while they have `SLOTS_OF_PAGE` slots together."""
+    of_rows = any_of(col(FleetSlotRow.node_id), [row.id for row in rows])
+    counts = select(FleetSlotRow.node_id, func.count()).where(of_rows)
+    slots_of = dict(session.exec(counts.group_by(col(FleetSlotRow.node_id))).all())
+    sums = accumulate(slots_of.get(row.id or 0, 0) for row in rows)
+    return rows[: max(1, sum(count <= SLOTS_OF_PAGE for count in sums))]
 
 
 def _conditions(node_filter: NodeFilter) -> list[ColumnElement[bool]]:
@@ -161,6 +173,8 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
     is_live = row.expires_at > db.now()
     reported = {view.adapter for view in views}
     for name, now in sorted(expected.items()):
+        if len(views) >= SLOTS_LIMIT:
+            break
         if is_live and not row.on_demand and str(name) not in reported and _reaches(row.reach, name):
             views.append(SlotView(
                 adapter=str(name), served_name=names.served_name(name, now.number), number=None, digest=None,
@@ -188,7 +202,7 @@ def _convergence(
     serving: Counter[tuple[str, ...]] = Counter()
     for *key, count in session.exec(statement.group_by(*grouped)):
         serving[tuple(key)] = count
-    convergence = []
+    convergence = list[Convergence]()
     for (base, alias), versions_of in sorted(_desired_versions(session, actor, following, only).items()):
         for name, now in sorted(versions_of.items()):
             nodes_of_it = sum(_reaches(reach, name) for reach in following[base, alias])
@@ -198,4 +212,5 @@ def _convergence(
                     adapter=str(name), alias=alias, base=base, number=now.number, digest=now.digest,
                     serving=serving[key], nodes=nodes_of_it,
                 ))  # fmt: skip
-    return convergence
+    behind_first = sorted(convergence, key=lambda item: item.serving >= item.nodes)
+    return convergence if len(convergence) <= CONVERGENCE_LIMIT else behind_first[:CONVERGENCE_LIMIT]
