@@ -136,15 +136,18 @@ def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> No
 
 
 # ------------------------------------------------------------------ two at once: on SQLite writers take turns
+def is_waiting(harness: Harness) -> bool:
+    """Whether a connection waits for a lock of the database."""
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with harness.session() as session:
+        return bool(session.connection().execute(text(statement)).scalar_one())
+
+
 def waiting(harness: Harness) -> None:
     """Return once a connection waits for a lock of the database."""
     for _ in range(3000):
-        with harness.session() as session:
-            statement = text(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            )
-            if session.connection().execute(statement).scalar_one():
-                return
+        if is_waiting(harness):
+            return
         time.sleep(0.02)  # no event tells of another's wait
     raise AssertionError("no connection waits for a lock")
 

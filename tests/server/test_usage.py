@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, text
@@ -16,10 +17,11 @@ from registry.bases import BaseSpec
 from registry.errors import RegistryError
 from registry.server.access import quotas
 from registry.server.actors import TRUSTED
+from registry.server.catalog import base_rows
 from registry.server.catalog.bases import set_aliases
 from registry.server.database.models import VersionRow
 from tests import samples, usage
-from tests.access.test_at_once import waiting
+from tests.access.test_at_once import is_waiting, waiting
 from tests.harness import Harness
 
 BASES = ("tiny-llama", "other-llama")
@@ -177,5 +179,35 @@ def test_a_deletion_counts_what_another_transaction_gives_to_its_base(harness: H
         deletion.start()
         waiting(harness)
     deletion.join()
+    assert usage.find_differences(harness.engine) == []
+    assert harness.admin.base(BASES[0]).adapters == 1
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_restore_does_not_wait_for_an_alias_that_waits_for_it(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore locks the namespace's counter, and then refers to the base; an alias locks them the other way round."""
+    for base in (UNREGISTERED, BASES[0]):
+        harness.push("acme/a", harness.files(samples.llama(base)), base=base)
+    harness.admin.delete_version("acme/a@2", "gone", force=True)
+    restored, waited, adopt = threading.Event(), list[bool](), base_rows.adopt
+
+    def restore() -> None:
+        harness.admin.undelete_version("acme/a@2", "needed")
+        restored.set()
+
+    restoration = threading.Thread(target=restore)
+
+    def adopt_during_restore(*arguments: Any) -> None:
+        restoration.start()
+        while not restored.wait(0.02) and not waited:
+            waited.extend([True] * is_waiting(harness))
+        adopt(*arguments)
+
+    monkeypatch.setattr(base_rows, "adopt", adopt_during_restore)
+    harness.admin.set_base_aliases(BASES[0], [UNREGISTERED])
+    restoration.join()
+    assert not waited
     assert usage.find_differences(harness.engine) == []
     assert harness.admin.base(BASES[0]).adapters == 1

@@ -166,7 +166,8 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
     actor.require_everywhere(Scope.ADMIN)
     base_rows.lock_names(session)
     base = base_rows.find(session, names.base_name(name))
-    session.refresh(base, with_for_update=True)
+    # Pushes and restores that refer to the base go on: they have locked counters, which `adopt` locks after the base.
+    session.refresh(base, with_for_update={"key_share": True})
     others = sorted({str(names.base_name(alias)) for alias in aliases} - {base.name})
     for alias in others:
         other = base_rows.find_named(session, alias)
