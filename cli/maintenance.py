@@ -74,13 +74,14 @@ def _print_gc(report: GcReport) -> None:
 
 
 @click.command()
-@click.option("--deep", is_flag=True, help="Also read and hash every blob; mark or restore damaged ones.")
+@click.option("--deep", is_flag=True, help="Also hash every blob; mark or restore damaged ones, and correct counters.")
 @click.option("--max-rate", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
 @click.option("--from", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
 def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
     """Check that rows, bytes, counts, manifests and events agree. Exits 70 if something is damaged.
 
-    Changes nothing, except that --deep marks damaged blobs and restores them from REGISTRY_SECOND_COPY.
+    Changes nothing, except that --deep corrects counters, and marks damaged blobs or restores them from
+    REGISTRY_SECOND_COPY.
     """
     total = FsckPage()
     with session.registry() as registry:

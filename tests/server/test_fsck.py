@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, update
@@ -22,16 +23,19 @@ from registry.server.database.models import (
     AdapterRow,
     AliasMoveRow,
     AliasRow,
+    BaseUsageRow,
     BlobRow,
     EdgeRow,
     EventRow,
+    NamespaceUsageRow,
     VersionFileRow,
     VersionInputRow,
     VersionRow,
 )
+from registry.server.maintenance.fsck import usage as fsck_usage
 from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs
-from tests import samples
+from tests import samples, usage
 from tests.harness import Harness
 from tests.maintenance import check, collect, findings, plan, states
 
@@ -167,6 +171,48 @@ def test_damaged_rows_are_found(harness: Harness, code: str) -> None:
         session.connection().execute(delete(BlobRow))
     for stat in list(harness.blobs.list("blobs/")):
         harness.blobs.delete(stat.key)
+
+
+@pytest.mark.parametrize("damage", ["wrong", "lost", "of none"])
+def test_wrong_counters_of_usage_are_found_and_corrected(harness: Harness, damage: str) -> None:
+    harness.add_base()
+    for name in ("acme/support", "acme/other", "globex/secret"):
+        harness.push(name)
+    collect(harness)
+    with harness.session(write=True) as session:
+        if damage == "wrong":
+            _change(NamespaceUsageRow, versions=7, size_bytes=9)(session)
+            _change(BaseUsageRow, adapters=5)(session)
+        elif damage == "lost":
+            session.connection().execute(delete(NamespaceUsageRow))
+            session.connection().execute(delete(BaseUsageRow))
+        else:
+            session.add(NamespaceUsageRow(namespace="gone", shard=3, size_bytes=4, versions=2))
+    damaged = [f"usage.counters_differ {name}" for name in (["gone"] if damage == "of none" else ["acme", "globex"])]
+    assert findings(harness, deep=False) == damaged
+    assert usage.find_differences(harness.engine) != [], "only --deep changes anything"
+    assert findings(harness, deep=True) == damaged
+    assert usage.find_differences(harness.engine) == []
+    assert findings(harness, deep=False) == []
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_counters_are_corrected_beside_a_push(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push that commits after the recount and before the correction counts as well."""
+    harness.add_base()
+    harness.push("acme/support")
+    with harness.session(write=True) as session:
+        _change(NamespaceUsageRow, versions=7, size_bytes=9)(session)
+        session.connection().execute(delete(BaseUsageRow))
+    repair = fsck_usage._repair
+
+    def push_then_repair(*arguments: Any) -> None:
+        harness.push("acme/support")
+        repair(*arguments)
+
+    monkeypatch.setattr(fsck_usage, "_repair", push_then_repair)
+    assert findings(harness, deep=True) == ["usage.counters_differ acme"]
+    assert usage.find_differences(harness.engine) == []
 
 
 def test_a_version_whose_manifest_has_another_digest_is_found(harness: Harness) -> None:

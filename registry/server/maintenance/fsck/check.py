@@ -1,12 +1,13 @@
 """Check whether rows, bytes, counts, manifests and events agree, in stages:
 
     adapters   versions, files, aliases and events of each adapter, and its records (`adapters`)
+    usage      counters of what namespaces hold and of the adapters of bases (`usage`)
     blobs      rows ↔ keys of the store, in both directions (`blobs`)
     records    records that the database does not have, rows without a record; tiles and key of the audit log
     deep       read and hash each blob; mark wrong ones, and restore them from a second copy (`blobs`)
 
 - A healthy registry under load has no findings: what looks wrong is looked at a second time before it becomes one.
-- Only `deep` changes anything: the state of blobs and the bytes of damaged ones.
+- Only `deep` changes anything: the state of blobs, the bytes of damaged ones, and wrong counters.
 - A run is many short requests. The cursor says where it is, so a check of days survives any restart.
 """
 
@@ -21,7 +22,7 @@ from registry.server.actors import Actor
 from registry.server.audit import keys as audit_keys
 from registry.server.audit import sequencer, tree
 from registry.server.maintenance import record_check, reindex
-from registry.server.maintenance.fsck import adapters, blobs
+from registry.server.maintenance.fsck import adapters, blobs, usage
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -78,7 +79,8 @@ def _check_audit_key(run: FsckRun) -> None:
 
 
 _STAGES: dict[str, tuple[Callable[[FsckRun, str], str], str]] = {
-    "adapters": (adapters.check_adapters, "blobs:00"),
+    "adapters": (adapters.check_adapters, "usage:"),
+    "usage": (usage.check_usage, "blobs:00"),
     "blobs": (blobs.check_shard, "records:"),
     "records": (_check_records, "deep:"),
     "deep": (blobs.check_bytes, ""),
@@ -91,7 +93,7 @@ def _share(cursor: str, *, deep: bool) -> float:
     stage, _, position = cursor.partition(":")
     if not stage:
         return 1.0
-    start = {"adapters": 0.0, "blobs": 0.3, "records": 0.9, "deep": 0.1}[stage]
+    start = {"adapters": 0.0, "usage": 0.3, "blobs": 0.3, "records": 0.9, "deep": 0.1}[stage]
     part = int(position.removeprefix("sha256:")[:2] or "0", 16) / 256 if stage in ("blobs", "deep") else 0.0
     if stage == "deep":
         return start + 0.9 * part
