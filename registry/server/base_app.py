@@ -36,6 +36,7 @@ from registry.server.http.request_body import (
 )
 from registry.server.http.request_log import LogMiddleware, RequestLog
 from registry.server.local_links.answers import LinkBackend
+from registry.server.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
 from registry.server.resolve_cache.pointers import Pointers
@@ -73,6 +74,7 @@ def build_base_app(
     state.sign_in_links = OneTimeLinks()
     state.failure_limiter = FailureLimiter(settings.failures_per_minute)
     state.stream_limiter = ConcurrencyLimiter(settings.streams_per_token, "event streams of this token")
+    state.waits_limiter = ConcurrencyLimiter(settings.waits_per_token, "waiting requests of this token")
     state.upload_limiter = ConcurrencyLimiter(UPLOADS_PER_TOKEN, "uploads of this token")
     state.blob_limiter = ConcurrencyLimiter(UPLOADS_PER_BLOB, "uploads of this blob")
     state.requests = RequestLog()
@@ -82,6 +84,7 @@ def build_base_app(
     state.freshness = Freshness(state.engine)
     state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)
+    state.change_watcher = ChangeWatcher(state.freshness, state.change_counter, log.closing)
     state.shared_reads = SharedReads()
     upload = partial(receive_upload, state)
     state.link_context = LinkBackend(state.blobs, upload, settings.stall_seconds, log.closing.is_set)

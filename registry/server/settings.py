@@ -66,6 +66,8 @@ class Settings:
     0: a quarter of the files that the process may have open."""
     streams_per_token: int = 64
     """Event streams and waiting event requests of one token, for each server process. 0: unlimited."""
+    waits_per_token: int = 1000
+    """Serving nodes of one token that wait for a change, for each server process. 0: unlimited."""
     stall_seconds: int = 60
     """Seconds after which a request body that brings less than 16 KiB per second is aborted."""
     failpoints: str = ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
 from registry.digest import Digest
 from registry.engines import rulebook
+from registry.errors import Unavailable
 from registry.events import EventType
 from registry.names import AdapterName, served_name
 from registry.server import audit
@@ -23,6 +26,7 @@ from registry.server.serving import desired as desired_states
 from tests.harness import URL, Harness
 
 BASE = "tiny-llama"
+LOOKS = 10
 DESIRED_STATE = f"/api/v1/bases/{BASE}/adapters"
 
 
@@ -220,3 +224,59 @@ def test_many_waiting_nodes_cost_one_read_for_each_change(harness: Harness, monk
         states = [future.result(60) for future in waiting]
     assert {state.adapters[0].number for state in states} == {2}
     assert 2 <= calls["cursor"] - calls["load"] <= len(counts)
+
+
+def test_one_task_looks_for_all_waiting_requests(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(harness, "acme/support")
+    cursor = desired(http(harness)).cursor
+    freshness, looks = harness.app.state.freshness, deque[object](maxlen=LOOKS)
+    stamp, same = freshness.stamp, threading.Event()
+
+    def record_task() -> object:
+        looks.append(asyncio.current_task())
+        if len(looks) == LOOKS and len(set(looks)) == 1:
+            same.set()
+        return stamp()
+
+    with ThreadPoolExecutor(10) as pool:
+        waiting = [pool.submit(desired, http(harness), since=cursor, wait=60) for _ in range(10)]
+        while harness.app.state.change_watcher._waiting < len(waiting):
+            time.sleep(0.01)  # no event tells that all of them wait
+        monkeypatch.setattr(freshness, "stamp", record_task)
+        assert same.wait(50)
+        harness.push("acme/support")
+        harness.admin.promote("acme/support", "canary", "2", generation=1)
+        assert {future.result(60).adapters[0].number for future in waiting} == {2}
+
+
+@pytest.mark.security
+def test_a_token_has_a_limit_of_waiting_requests(database_url: str) -> None:
+    with Harness(database_url, waits_per_token=1) as harness:
+        fill(harness, "acme/support")
+        token_id, secret = harness.issue("pull")
+        cursor = desired(http(harness, secret)).cursor
+        with harness.app.state.waits_limiter.hold(token_id):
+            refused = http(harness, secret).get(DESIRED_STATE, params={"since": cursor, "wait": 60, "alias": "canary"})
+            assert (refused.status_code, refused.json()["code"]) == (429, "RATE_LIMITED")
+            assert int(refused.headers["Retry-After"]) > 0
+            assert desired(http(harness, secret)).cursor == cursor, "others are answered"
+            assert desired(http(harness), since="another", wait=60).cursor == cursor
+
+
+def test_waiting_requests_learn_that_the_database_is_away(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(harness, "acme/support")
+    cursor = desired(http(harness)).cursor
+    watcher = harness.app.state.change_watcher
+
+    def hang() -> object:
+        raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached", retry_after_seconds=2)
+
+    with ThreadPoolExecutor(2) as pool:
+        query = {"since": cursor, "wait": 60, "alias": "canary"}
+        waiting = [pool.submit(http(harness).get, DESIRED_STATE, params=query) for _ in range(2)]
+        while watcher._waiting < len(waiting):
+            time.sleep(0.01)  # no event tells that both wait
+        with monkeypatch.context() as patch:
+            patch.setattr(watcher._freshness, "stamp", hang)
+            assert [answer.result(50).status_code for answer in waiting] == [503, 503]
+    assert desired(http(harness), since="another", wait=60).cursor == cursor

@@ -2,10 +2,9 @@
 
 - A waiting request holds no thread and no connection. Its rights are checked again before each answer.
 - The desired state is read again only after a commit with an event or a verdict, which one statement finds out, and
-  once for all requests of the same reach. Leases of nodes and uses of tokens do not count.
+  once for all requests of the same reach. Leases of nodes and uses of tokens do not count. One task looks for all.
 """
 
-import asyncio
 import time
 from typing import Annotated
 
@@ -26,7 +25,8 @@ from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.request_body import limit_body
-from registry.server.resolve_cache.freshness import ChangeCounter, Counts, Freshness
+from registry.server.resolve_cache.change_watcher import ChangeWatcher
+from registry.server.resolve_cache.freshness import Counts
 from registry.server.resolve_cache.shared_reads import SharedReads
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
@@ -34,9 +34,6 @@ from registry.server.serving import desired, reports, status
 router = routing.create_router("serving")
 
 WAIT_LIMIT_SECONDS = 60
-LOOK_SECONDS = 0.1
-LOOK_ANYWAY_SECONDS = 0.5
-"""How often to look if it is unknown whether anything was committed (PostgreSQL without `Freshness.run`)."""
 
 
 class _DesiredStateReader:
@@ -106,7 +103,8 @@ async def show_desired_state(
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
     counts = None
     if since and wait:
-        counts = await _wait_for_change(request, reader, since, time.monotonic() + wait)
+        with request.app.state.waits_limiter.hold(actor.token_id):
+            counts = await _wait_for_change(request, reader, since, time.monotonic() + wait)
         await reader.sign_in_again()
     if if_none_match is not None:
         headers = _headers(await reader.read_cursor(None))
@@ -123,28 +121,11 @@ def _headers(cursor: str) -> dict[str, str]:
 
 async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> Counts | None:
     """Return the counts at which the cursor differs from `since`, None if the time is over."""
-    freshness: Freshness = request.app.state.freshness
-    closing = request.app.state.audit_log.closing
-    while not closing.is_set() and time.monotonic() < until:
-        stamp, looked_at = freshness.stamp(), time.monotonic()
-        counts = await _count(request, stamp)  # before the cursor, so that a commit between the two is not missed
-        if await reader.read_cursor(counts) != since:
-            return counts
-        while not closing.is_set() and time.monotonic() < until:
-            await asyncio.sleep(LOOK_SECONDS)
-            now = freshness.stamp()
-            if now == stamp if now is not None else time.monotonic() - looked_at <= LOOK_ANYWAY_SECONDS:
-                continue
-            stamp, looked_at = now, time.monotonic()
-            if await _count(request, stamp) != counts:
-                break
-    return None
-
-
-async def _count(request: Request, stamp: object | None) -> Counts:
-    counter: ChangeCounter = request.app.state.change_counter
-    counts = counter.peek(stamp)
-    return counts if counts is not None else await run_in_threadpool(counter.read, stamp)
+    watcher: ChangeWatcher = request.app.state.change_watcher
+    counts: Counts | None = await watcher.count()  # before the cursor, so that no commit between the two is missed
+    while counts is not None and await reader.read_cursor(counts) == since:
+        counts = await watcher.wait(counts, until)
+    return counts
 
 
 @router.put("/fleet/nodes/{node}/{engine}")
