@@ -70,7 +70,7 @@ VERSIONS: Table[VersionView] = Table((
 @click.option("--method", default="", help="Only this PEFT method, such as LORA.")
 @click.option("--text", default="", help="Only adapters with these words in name, description, tags or card.")
 @click.option("--alias", default="", help="Only adapters with this alias.")
-@click.option("--owner", default="", help="Only adapters first pushed by this subject (or token without one).")
+@click.option("--owner", default="", help="Only adapters first pushed by this subject or token:NAME.")
 @click.option("--format", default="", help="Only this file format, such as peft.")
 @click.option("--target", multiple=True, metavar="MODULE", help="Only adapters that target this module (repeatable).")
 @click.option("--tag", multiple=True, metavar="KEY[=VALUE]", help="Only adapters with this tag (repeatable).")

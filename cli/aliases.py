@@ -141,7 +141,7 @@ MOVES: Table[AliasMove] = Table((
 @click.command()
 @click.argument("name")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
-@click.option("--actor", default="", help="Only moves by this person or token.")
+@click.option("--actor", default="", help="Only moves by this subject or token:NAME.")
 @click.option("--since", default="", metavar="TIME", help="Only moves from this time on.")
 @click.option("--until", default="", metavar="TIME", help="Only moves until this time.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest moves, this many.")

@@ -54,7 +54,7 @@ EVENTS: Table[EventView] = Table((
 @click.option("--action", "actions", multiple=True, help="Only this event type, such as alias.move (repeatable).")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of events; the newest are shown.")
-@click.option("--actor", default="", help="Only events of this person or token.")
+@click.option("--actor", default="", help="Only events of this subject or token:NAME.")
 @click.option("--since", default="", metavar="TIME", help="Only events from this time on.")
 @click.option("--until", default="", metavar="TIME", help="Only events until this time.")
 @click.option("--follow", is_flag=True, help="Keep printing new events.")

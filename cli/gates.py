@@ -45,7 +45,13 @@ def gate() -> None:
 @click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
 @click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
 @click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="Number of approvals.")
-@click.option("--approver", "approvers", multiple=True, metavar="IDENTITY", help="Who may approve (repeatable).")
+@click.option(
+    "--approver",
+    "approvers",
+    multiple=True,
+    metavar="IDENTITY",
+    help="Who may approve: a subject or token:NAME (repeatable).",
+)
 @click.option("--two-person", is_flag=True, help="The promoter cannot be an approver.")
 @click.option("--soak-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
 @click.option("--soak", "soak_seconds", type=click.IntRange(0), default=0, metavar="SECONDS",

@@ -239,6 +239,46 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
     assert contents(empty) == before
 
 
+def test_pushers_and_approvers_say_which_of_them_are_tokens(empty: Engine) -> None:
+    """0038. A name that a token and a person share keeps both from approving what one of them has pushed."""
+    schema.migrate(empty, "0037")
+    now = datetime.now(UTC)
+    created = {"created_at": now, "created_by": "x"}
+    with empty.begin() as connection:
+        for token, subject in (("ci", ""), ("ann", "ann"), ("both", ""), ("her-laptop", "both"), ("token:ci", "")):
+            insert(connection, "token", id=f"{token}-id", name=token, secret_sha256=token, scopes=[], namespaces=[],
+                   subject=subject, adapters=[], groups=[], **created)  # fmt: skip
+        insert(connection, "token", id="t", name="job", secret_sha256="t", scopes=[], namespaces=[], subject="",
+               adapters=[], groups=[], created_at=now, created_by="exchange")  # fmt: skip
+        insert(connection, "base", id=1, name="b", fingerprint="f", spec={}, source="", **created)
+        insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=5, updated_at=now, **created)
+        pushers = [("ci", "ci"), ("ann", "ann"), ("both", None), ("her-laptop", "both"), ("job", "job")]
+        for number, (created_by, pushed_by) in enumerate(pushers, 1):
+            insert(connection, "version", id=number, adapter_id=1, number=number, digest=f"d{number}", manifest="{}",
+                   base_id=1, size_bytes=1, method="LORA", message="", yank_reason="", quarantine_reason="", facts={},
+                   created_at=now, created_by=created_by, pushed_by=pushed_by)  # fmt: skip
+            insert(connection, "campaign", id=f"c{number}", base="b", base_fingerprint="f", request={}, created_at=now,
+                   created_by=created_by)  # fmt: skip
+        for token, identity in (("ci", "ci"), ("ann", "ann"), ("both", "both"), ("token:ci", "token:ci")):
+            insert(connection, "approval", version_id=1, alias="prod", identity=identity, at=now,
+                   token_id=f"{token}-id", comment="")  # fmt: skip
+    before = contents(empty)
+    schema.migrate(empty, "0038")
+    with empty.connect() as connection:
+        pushed = connection.execute(text("SELECT created_by, pushed_by FROM version ORDER BY id")).all()
+        assert [tuple(row) for row in pushed] == [
+            ("ci", "token:ci"), ("ann", "ann"), ("both", "token:both"), ("her-laptop", "both"), ("job", "job")
+        ]  # fmt: skip
+        campaigns = connection.execute(text("SELECT created_by FROM campaign ORDER BY id")).scalars().all()
+        assert campaigns == ["token:ci", "ann", "both", "her-laptop", "job"]
+        approvals = connection.execute(text("SELECT identity FROM approval ORDER BY id")).scalars().all()
+        assert approvals == ["token:ci", "ann", "token:both", "token:token:ci"]
+    with empty.begin() as connection:
+        command.downgrade(schema.alembic_config(connection), "0037")
+        connection.execute(text("UPDATE version SET pushed_by = NULL WHERE id = 3"))
+    assert contents(empty) == before
+
+
 def test_a_superseded_job_is_cancelled_for_the_code_before_it(empty: Engine) -> None:
     schema.migrate(empty, "0014")
     with empty.begin() as connection:

@@ -75,6 +75,9 @@ def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(
     assert exchanged.token.expires_at - db.now() <= timedelta(minutes=15)
     ci = harness.client(exchanged.secret)
     assert harness.push("acme/support", by=ci).created
+    assert (
+        ci.whoami().actor == harness.admin.version("acme/support@1").created_by == f"publisher:{exchanged.token.name}"
+    )
     with pytest.raises(NotFound):
         harness.push("acme/other", by=ci)
     with pytest.raises(Denied):
@@ -186,6 +189,8 @@ FORGED: dict[str, Callable[[Provider], str]] = {
 FORGED_PEOPLE: dict[str, dict[str, Any]] = {
     "whose address nobody verified": {"email": "a@example.org"},
     "called everybody": {"email": "*", "email_verified": True},
+    "called as the registry": {"email": "registry", "email_verified": True},
+    "called as a token": {"email": "token:ci", "email_verified": True},
     "with a space": {"email": "a b@c", "email_verified": True},
     "without a login": {},
 }

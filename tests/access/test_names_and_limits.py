@@ -313,14 +313,14 @@ def test_requests_are_rate_limited_per_token(database_url: str, monkeypatch: pyt
         answers = [send(harness, "GET", "/api/v1/whoami", secret) for _ in range(7)]
         assert [a.status_code for a in answers].count(429) >= 1
         assert answers[-1].headers["retry-after"].isdigit()
-        assert harness.client(harness.issue("pull")[1]).whoami().actor == "somebody"
+        assert harness.client(harness.issue("pull")[1]).whoami().actor == "token:somebody"
 
 
 def test_wrong_tokens_from_one_address_are_rate_limited_and_a_valid_one_never(harness: Harness) -> None:
     wrong = [send(harness, "GET", "/api/v1/whoami", f"lra_{n:08}{0:030}").status_code for n in range(12)]
     assert wrong[:10] == [401] * 10
     assert wrong[10:] == [429, 429]
-    assert harness.admin.whoami().actor == "admin"
+    assert harness.admin.whoami().actor == "token:admin"
     harness.app.state.audit_log.step()
     denied = [event for event in Audit(harness.admin).events() if event.action == "access.unknown"]
     assert sum(event.detail["count"] for event in denied) == 12, "rate-limited sign-ins are counted as refused"
@@ -357,7 +357,7 @@ def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(harness:
         failures.record_failure(f"10.0.2.{n}", f"lra_{n:08}{0:030}")
         failures.record_failure(f"10.0.3.{n}", "lra_")
     assert send(harness, "GET", "/api/v1/whoami", f"{prefix}{7:030}").status_code == 429
-    assert harness.admin.whoami().actor == "admin", "it has this prefix and is valid"
+    assert harness.admin.whoami().actor == "token:admin", "it has this prefix and is valid"
     for n in range(failures.ENTRIES_LIMIT + 10):
         failures.record_failure(f"host {n}")
     assert len(failures._failures) == failures.ENTRIES_LIMIT

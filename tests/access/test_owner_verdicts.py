@@ -67,7 +67,7 @@ def attested_checks(harness: Harness) -> list[str]:
 def test_an_owners_verdict_is_marked_and_not_attested(harness: Harness) -> None:
     owner = harness.actor("admin", namespaces=["acme"], name="acme-worker")
     harness.validate(REF, by=owner)
-    assert smoke_verdicts(harness) == [("pass", True, "acme-worker")]
+    assert smoke_verdicts(harness) == [("pass", True, "token:acme-worker")]
     resolved = harness.admin.resolve("acme/support")
     assert resolved.verdicts["smoke (owner)"] == "pass"
     assert "smoke" not in resolved.verdicts
@@ -85,7 +85,7 @@ def test_the_registrys_verdict_and_the_owners_do_not_replace_each_other(harness:
     owner = harness.actor("work", namespaces=["acme"], name="acme-worker")
     harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=REF))
     harness.validate(REF, by=owner)
-    assert smoke_verdicts(harness) == [("fail", False, "admin"), ("pass", True, "acme-worker")]
+    assert smoke_verdicts(harness) == [("fail", False, "token:admin"), ("pass", True, "token:acme-worker")]
     verdicts = harness.admin.resolve("acme/support").verdicts
     assert (verdicts["smoke"], verdicts["smoke (owner)"]) == ("fail", "pass")
     assert attested_checks(harness).count("verdict") == 1

@@ -195,20 +195,6 @@ def test_records_show_the_subject_of_a_token_whatever_its_name_is(tenants: Tenan
     assert json.loads(base64.b64decode(json.loads(pushed.bundle)["payload"]))["predicate"]["actor"] == "owner@acme"
 
 
-def test_a_token_without_a_subject_cannot_have_the_name_of_a_subject_with_a_role(tenants: Tenants) -> None:
-    here = tenants.harness.actor("admin", namespaces=["acme"])
-    with pytest.raises(Invalid):
-        here.create_token(TokenCreate(name="promoter@acme", scopes=["promote"], namespaces=["acme"]))
-    with pytest.raises(Invalid):
-        tenants.harness.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
-    assert here.create_token(TokenCreate(name="owner@globex", scopes=["pull"], namespaces=["acme"])).secret
-    tenants.harness.admin.grant_role("*", "everywhere@corp", "promoter")
-    with pytest.raises(Invalid):
-        here.create_token(TokenCreate(name="everywhere@corp", scopes=["promote"], namespaces=["acme"]))
-    request = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
-    assert tenants.harness.admin.create_token(request).secret
-
-
 def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -> None:
     foreign, _ = tenants.harness.issue("pull", namespaces=["globex"])
     for method, path in (("DELETE", "/api/v1/tokens/{}"), ("POST", "/api/v1/tokens/{}/rotate")):

@@ -148,9 +148,9 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(harness: Harness) -
     }
     digest = reader.resolve("acme/support").digest
     assert denials == {
-        ("reader", "bytes.read", f"acme/support@{digest}"): 3,
-        ("reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
-        ("reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
+        ("token:reader", "bytes.read", f"acme/support@{digest}"): 3,
+        ("token:reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
+        ("token:reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
         ("anonymous", "access.unknown", "GET /api/v1/whoami"): 1,
     }
     assert all("lra_wrong" not in str(key) for key in denials)

@@ -65,11 +65,15 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     push, verdict = (attestations.verify_envelope(item.bundle.encode(), key) for item in views)
     resolved = pushed.admin.resolve(NAME)
     assert push.subjects == {f.path: f.digest.hex for f in resolved.manifest.files} | {f"{NAME}@1": resolved.digest.hex}
-    assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == ("ci", f"{NAME}@1", "pass")
+    assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == (
+        "token:ci",
+        f"{NAME}@1",
+        "pass",
+    )
     assert push.predicate["log"]["seq"] == views[0].seq
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
     examined = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, log_keys(pushed))
-    assert [(line.ok, line.who.partition(",")[0]) for line in examined] == [(True, "ci"), (True, "admin")]
+    assert [(line.ok, line.who.partition(",")[0]) for line in examined] == [(True, "token:ci"), (True, "token:admin")]
     seq = views[0].seq
     assert seq is not None
     assert signing.problem_of_proof(Audit(pushed.admin).proof(seq), resolved, log_keys(pushed)) == ""

@@ -76,7 +76,7 @@ def test_an_approval_in_one_namespace_does_not_count_in_another(harness: Harness
     harness.admin.set_gate("globex", "prod", Gate(approvals=1))
     harness.actor("promote", namespaces=["acme"], name="bob").approve("acme/support@1", "prod")
     harness.admin.rename("acme/support", "acme/helper")
-    assert [a.identity for a in harness.admin.approvals("acme/helper@1").items] == ["bob"]
+    assert [a.identity for a in harness.admin.approvals("acme/helper@1").items] == ["token:bob"]
     harness.admin.rename("acme/helper", "globex/helper")
     assert harness.admin.approvals("globex/helper@1").items == []
     with pytest.raises(Refused):

@@ -33,7 +33,7 @@ def test_push_and_pull_over_a_real_server(
         cli("pull", "acme/none", tmp_path / "none", expect=4)
     monkeypatch.setenv("ADAPTER_TOKEN", secret)
     pushed = cli("push", folder, "acme/support", "--json").json
-    assert pushed["version"]["created_by"] == "ci"
+    assert pushed["version"]["created_by"] == "token:ci"
     assert cli("push", folder, "beta/support", "--json", expect=4).problem["code"] == "ADAPTER_UNKNOWN"
     assert [token["name"] for token in cli("token", "list", "--json").json["items"]] == ["ci"]
     assert cli("whoami", expect=3, ADAPTER_TOKEN="lra_wrong").stderr.startswith("Error: ")
@@ -60,17 +60,17 @@ def test_a_lost_token_of_the_administrator_is_replaced_beside_the_running_server
         cli("token", "revoke", lost, ADAPTER_TOKEN=secret)
         assert cli("whoami", "--json", expect=3).problem["code"] == "UNAUTHORIZED"
         events: set[tuple[str, str]] = set()
-        while ("token.revoke", "admin-2") not in events:  # a busy server numbers it later
+        while ("token.revoke", "token:admin-2") not in events:  # a busy server numbers it later
             items = cli("audit", "log", "--json", ADAPTER_TOKEN=secret).json["items"]
             events = {(event["action"], event["actor"]) for event in items}
         assert ("token.issue", "owner") in events
 
 
 def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, server: dict[str, str]) -> None:
-    assert "You are admin" in cli("login", server["url"] + "/", stdin=server["token"] + "\n").stdout
-    assert cli("whoami", "--json").json["actor"] == "admin"
+    assert "You are token:admin" in cli("login", server["url"] + "/", stdin=server["token"] + "\n").stdout
+    assert cli("whoami", "--json").json["actor"] == "token:admin"
     assert cli("login", server["url"], "--json", stdin="lra_wrong\n", expect=3).problem["code"] == "UNAUTHORIZED"
-    assert cli("whoami", "--json").json["actor"] == "admin"
+    assert cli("whoami", "--json").json["actor"] == "token:admin"
     assert "no token was given" in cli("login", "http://127.0.0.1:9", stdin="\n", expect=2).stderr
     assert "does not begin with http" in cli("login", "notaurl", stdin="\n", expect=2).stderr
 

@@ -49,7 +49,7 @@ def test_a_link_in_the_answer_to_head_is_recorded_as_a_read(live: LiveServer) ->
     with live.http(OLD, Authorization=f"Bearer {token}") as client:
         head = client.head(f"/{NAME}/resolve/{live.commits[0]}/{samples.WEIGHTS}")
     assert httpx.get(head.headers["location"]).content == live.files[0][samples.WEIGHTS]
-    reads = [e for e in Audit(live.registry).events(action=["bytes.read"]) if e.actor == "reads by HEAD"]
+    reads = [e for e in Audit(live.registry).events(action=["bytes.read"]) if e.actor == "token:reads by HEAD"]
     assert [(event.object, event.detail["count"]) for event in reads] == [(f"{NAME}@1", 1)]
 
 

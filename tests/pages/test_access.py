@@ -85,7 +85,7 @@ def test_a_page_with_bytes_of_a_version_is_in_the_audit_log(filled: Harness, bro
     assert reads() == []
     browser.sign_in(filled.issue("pull", namespaces=["library"], name="page-reader")[1])
     browser.get("/adapters/library/read")
-    assert reads() == [("page-reader", "library/read@1")]
+    assert reads() == [("token:page-reader", "library/read@1")]
 
 
 def test_a_search_shows_no_other_tenant(filled: Harness, browser: Browser) -> None:

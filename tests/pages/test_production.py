@@ -51,7 +51,7 @@ def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_r
     assert filled.admin.alias("acme/shop", "prod").number == 1
     events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/shop:prod"}).json()["items"]
     event = events[-1]
-    assert (event["actor"], event["detail"]["reason"]) == ("admin", "back")
+    assert (event["actor"], event["detail"]["reason"]) == ("token:admin", "back")
     assert event["request_id"]
 
 

@@ -62,7 +62,7 @@ def test_a_promotion_needs_the_generation_and_gives_the_next_one(filled_harness:
     assert promote(filled_harness.admin, 1, 0, reason="first") == 1
     assert promote(filled_harness.admin, 2, 1) == 2
     view = filled_harness.admin.alias(NAME, "prod")
-    assert (view.number, view.generation, view.moved_by) == (2, 2, "admin")
+    assert (view.number, view.generation, view.moved_by) == (2, 2, "token:admin")
     error = refused(filled_harness, lambda: promote(filled_harness.admin, 1, 1))
     assert (type(error), error.code) == (Conflict, "ALIAS_MOVED")
     assert "generation 2" in error.detail

@@ -42,7 +42,7 @@ def test_the_view_of_a_version_has_all_its_fields(harness: Harness) -> None:
     view = harness.admin.version(NAME)
     assert (view.name, view.number, view.digest, view.base) == (NAME, 1, pushed.digest, "tiny-llama")
     assert view.message == "first try"
-    assert view.created_by == "admin"
+    assert view.created_by == "token:admin"
     assert {f.path for f in view.files} == set(files)
     assert view.size_bytes == sum(map(len, files.values()))
     assert view.aliases == ["main"]

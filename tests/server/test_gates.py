@@ -58,7 +58,7 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(filled_harness: Harness)
     filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1))
     shown, closed = filled_harness.admin.gate(NAME, "prod"), filled_harness.admin.check_gate(f"{NAME}@1", "prod")
     assert (closed.open, closed.next_step) == (False, f"run `adapter approve {NAME}@1 prod`")
-    assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "admin")
+    assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "token:admin")
     filled_harness.admin.set_gate(NAME, "prod", Gate(requires=(Check.COMPAT,)))
     assert filled_harness.admin.gate(NAME, "prod").set_on == NAME
     assert [view.alias for view in filled_harness.admin.gates(NAME).items] == ["prod"]
@@ -112,7 +112,7 @@ def test_an_identity_approves_a_version_for_a_limited_number_of_aliases(
     bob.approve(f"{NAME}@2", "three")
     eve.approve(f"{NAME}@1", "three")
     assert [(a.identity, a.alias) for a in eve.approvals(f"{NAME}@1").items] == [
-        ("bob", "one"), ("bob", "two"), ("eve", "three")
+        ("token:bob", "one"), ("token:bob", "two"), ("token:eve", "three")
     ]  # fmt: skip
 
 
@@ -179,12 +179,12 @@ def test_approvals_open_a_gate_and_are_kept_with_the_move(filled_harness: Harnes
     eve.approve(f"{NAME}@1", "prod")
     bob.promote(NAME, "prod", "1", generation=0)
     move = filled_harness.admin.history(NAME, alias="prod").moves[0]
-    assert {e["by"] for e in move.evidence if e["check"] == "approval"} == {"bob", "eve"}
-    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1, approvers=("eve",)))
+    assert {e["by"] for e in move.evidence if e["check"] == "approval"} == {"token:bob", "token:eve"}
+    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1, approvers=("token:eve",)))
     listed = {a.identity: a.counts for a in bob.approvals(f"{NAME}@1").items if a.alias == "prod"}
-    assert listed == {"ci": False, "bob": False, "eve": True}, "bob is not asked any more"
+    assert listed == {"token:ci": False, "token:bob": False, "token:eve": True}, "bob is not asked any more"
     assert bob.approve(f"{NAME}@1", "prod").counts is False
-    assert (move.actor, bool(move.token_id), move.broke_glass) == ("bob", True, [])
+    assert (move.actor, bool(move.token_id), move.broke_glass) == ("token:bob", True, [])
     with pytest.raises(Denied):
         filled_harness.actor("push", namespaces=["acme"]).approve(f"{NAME}@1", "prod")
 

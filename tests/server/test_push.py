@@ -52,7 +52,7 @@ def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(filled_
     assert filled_harness.admin.job(pushed.job_id).subject == "acme/support@1"
     with filled_harness.session() as session:
         events = [e for e in rows(session, EventRow) if e.action == "version.push"]
-        assert [(e.object, e.actor, e.detail["compat"]) for e in events] == [("acme/support@1", "admin", "pass")]
+        assert [(e.object, e.actor, e.detail["compat"]) for e in events] == [("acme/support@1", "token:admin", "pass")]
         assert all(e.request_id for e in events)
 
 

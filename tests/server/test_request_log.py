@@ -63,7 +63,7 @@ def test_each_request_has_one_line_with_its_route_and_actor(harness: Harness, ca
         ("POST", "/api/v1/pulls", 200),
         ("GET", "none", 404),
     ]
-    assert {line["actor"] for line in lines[2:4]} == {"admin"}
+    assert {line["actor"] for line in lines[2:4]} == {"token:admin"}
     assert lines[2]["problem"] == "ADAPTER_UNKNOWN"
     assert lines[3]["in"] == len(b'{"refs":["acme/support"]}')
     assert all(line["out"] > 0 and line["ms"] >= 0 and line["id"] for line in lines)

@@ -37,7 +37,7 @@ def test_each_filter_finds_what_it_names_and_nothing_else(harness: Harness) -> N
     fused = samples.lora(samples.gpt2(), seed=9, targets=("c_attn",))
     harness.push("lab/conv1d", fused, base="tiny-gpt2", by=harness.actor("push", name="lea"))
     assert found(harness, base="tiny-gpt2") == ["lab/conv1d"]
-    assert found(harness, owner="lea") == ["lab/conv1d"]
+    assert found(harness, owner="token:lea") == ["lab/conv1d"]
     assert found(harness, prefix="a") == found(harness, prefix="acme/") == ["acme/attention", "acme/everything"]
     assert found(harness, prefix="Acme/e") == ["acme/everything"]
     assert found(harness, prefix="cme/e") == found(harness, prefix="acme/_") == found(harness, prefix="%") == []
@@ -174,7 +174,7 @@ def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -
         {"rank_min": 4},
         {"tag": ["team=search"]},
         {"annotation": ["team=search"]},
-        {"owner": "admin"},
+        {"owner": "token:admin"},
         {"base": "tiny-llama"},
         {"alias": "main"},
         {"target": ["q_proj", "v_proj"]},
@@ -202,7 +202,7 @@ def test_no_page_reads_the_adapters_before_it_or_all_versions(
 
 SEARCHES: tuple[dict[str, Any], ...] = (
     {}, {"namespace": "acme"}, {"text": "shop"}, {"base": "tiny-llama"}, {"alias": "main"}, {"method": "lora"},
-    {"rank_min": 8}, {"owner": "admin"},
+    {"rank_min": 8}, {"owner": "token:admin"},
 )  # fmt: skip
 
 

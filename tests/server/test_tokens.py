@@ -144,7 +144,7 @@ def test_a_token_is_stored_as_a_hash_and_works(harness: Harness) -> None:
     assert created.secret not in stored.model_dump_json()
     assert stored.secret_sha256 == token_secret.sha256_of(created.secret)
     who = harness.client(created.secret).whoami()
-    assert (who.actor, who.scopes, who.namespaces) == ("ci", ["push"], ["acme"])
+    assert (who.actor, who.scopes, who.namespaces) == ("token:ci", ["push"], ["acme"])
 
 
 def test_a_revoked_token_is_refused_at_once(harness: Harness) -> None:

@@ -130,8 +130,8 @@ def delete_namespace(session: Session, actor: Actor, name: str) -> None:
 
 def _check_subject(subject: str) -> None:
     if not is_subject(subject):
-        message = f"subject: {subject[:80]!r} must be 1 to {SUBJECT_LIMIT} visible ASCII characters, and not '*'"
-        raise Invalid("REQUEST_INVALID", message)
+        message = f"subject: {subject[:80]!r} must be 1 to {SUBJECT_LIMIT} visible ASCII characters"
+        raise Invalid("REQUEST_INVALID", f"{message}, and no name of tokens or of the registry itself")
 
 
 def _require_admin(session: Session, actor: Actor, name: str) -> None:

@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from registry.errors import Unauthenticated
 from registry.roles import PULLING, Role, Scope
 from registry.server.access import epoch
-from registry.server.actors import OLD_SECRET_SCOPES, Actor
+from registry.server.actors import EXCHANGE, OLD_SECRET_SCOPES, Actor, is_subject
 from registry.server.actors.public_namespaces import SELECT_PUBLIC
 from registry.server.actors.secret import is_well_formed, sha256_of
 from registry.server.database import db
@@ -85,7 +85,7 @@ def authenticate_hash(session: Session, sha256: str, cache: ActorCache) -> Actor
         row.name, row.id, scopes, frozenset(row.namespaces), row.expires_at, row.subject,
         roles=roles if row.subject else None, adapters=frozenset(row.adapters),
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
-        superseded=superseded, groups=frozenset(row.groups),
+        superseded=superseded, groups=frozenset(row.groups), is_publisher=row.created_by == EXCHANGE,
     )  # fmt: skip
 
 
@@ -101,6 +101,8 @@ def _problem_of(row: TokenRow, sha256: str) -> str:
     now = db.now()
     if row.revoked_at is not None:
         return "was revoked"
+    if row.subject and not is_subject(row.subject):
+        return "belongs to a subject that has a reserved name"
     if row.expires_at is not None and row.expires_at <= now:
         return "has expired"
     if row.secret_sha256 != sha256 and (row.previous_until is None or row.previous_until <= now):

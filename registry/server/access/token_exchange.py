@@ -25,7 +25,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names, tokens
 from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejection
-from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_subject
+from registry.server.actors import EVERY_NAMESPACE, EXCHANGE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.database import db
 from registry.server.database.models import PublisherRow, TokenRow, UsedAssertionRow
 
@@ -131,8 +131,6 @@ def _view(row: PublisherRow, issuers: Issuers) -> access.PublisherView:
     return db.to_view(row, access.PublisherView, adapter=name, issuer_is_configured=is_configured)
 
 
-EXCHANGE = "exchange"
-"""Who is recorded as the creator of an exchanged token."""
 LIFETIME_SECONDS = 15 * 60
 # A `jti` must not be forgotten while its token is still valid.
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
@@ -164,7 +162,8 @@ def _issue(
     row, secret = tokens.build_row(request, by, subject=request.subject)
     row.groups = list(identity.groups)
     db.insert_new(session, TokenRow, row.model_dump())
-    actor = Actor(request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
+    scopes, namespaces = frozenset(row.scopes), frozenset(row.namespaces)
+    actor = Actor(request.name, row.id, scopes, namespaces, subject=row.subject, is_publisher=not row.subject)
     detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
     audit.append(session, actor, EventType.TOKEN_EXCHANGE, row.id, detail)
     return db.to_view(row, access.TokenView), secret

@@ -22,10 +22,10 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch
-from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, TRUSTED, Actor
+from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.actors.secret import new_secret, sha256_of
 from registry.server.database import db
-from registry.server.database.models import RoleRow, TokenRow
+from registry.server.database.models import TokenRow
 
 SCAN_ROWS = 500
 RECORD_USE_EVERY = timedelta(minutes=10)
@@ -51,8 +51,6 @@ def issue(
         if not {AdapterName.parse(adapter).namespace, EVERY_NAMESPACE} & set(request.namespaces):
             raise Invalid("REQUEST_INVALID", f"adapters: '{adapter}' is in none of the token's namespaces")
     subject = _subject_of_new(actor, request.subject)
-    if not subject:
-        _refuse_name_of_subject(session, request)
     row, secret = build_row(request, actor, subject=subject, token_id=token_id)
     if secret_sha256:
         row.secret_sha256, secret = secret_sha256, ""
@@ -79,28 +77,13 @@ def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = 
 
 def _subject_of_new(actor: Actor, requested: str) -> str:
     """Return the subject of a new token: the actor's own, or any that an administrator requests."""
-    if requested == EVERY_SUBJECT:
-        raise Invalid("REQUEST_INVALID", "subject: '*' means everyone; a token belongs to one subject")
+    if requested and (not is_subject(requested) or requested.startswith(GROUP)):
+        message = f"subject: {requested!r} cannot have a token: it stands for others, or for the registry itself"
+        raise Invalid("REQUEST_INVALID", message)
     if requested and requested != actor.subject:
         actor.require_everywhere(Scope.ADMIN)
         return requested
     return actor.subject
-
-
-def _refuse_name_of_subject(session: Session, request: TokenCreate) -> None:
-    """Refuse a token without a subject that has the name of a subject with a role in its namespaces.
-
-    Otherwise the log would attribute what the token does to that subject.
-    """
-    roles = select(RoleRow.subject).where(col(RoleRow.subject) == request.name)
-    if EVERY_NAMESPACE not in request.namespaces:
-        roles = roles.where(col(RoleRow.namespace).in_([*request.namespaces, EVERY_NAMESPACE]))
-    if session.exec(roles.limit(1)).first() is not None:
-        raise Invalid(
-            "REQUEST_INVALID",
-            f"name: {request.name!r} is the name of a subject, and the log would attribute this token's actions to it",
-            next_step="create it for that subject with `--subject`, or choose another name",
-        )
 
 
 def has_tokens(engine: Engine) -> bool:

@@ -35,7 +35,7 @@ class Actor:
     `roles` is None for a token that stands for itself. `epoch` is the access epoch at which all this was read; None
     never expires. `public` are the namespaces from which every token may pull. `superseded`: it signed in with a secret
     that was rotated and is still accepted for a while; `scopes` are then `pull` and `push` at most. `groups` are those
-    of the identity provider at sign-in; `roles` has theirs, too.
+    of the identity provider at sign-in; `roles` has theirs, too. `is_publisher`: a trusted publisher got the token.
     """
 
     name: str
@@ -50,11 +50,18 @@ class Actor:
     epoch: int | None = None
     superseded: bool = False
     groups: frozenset[str] = frozenset()
+    is_publisher: bool = False
 
     @property
     def identity(self) -> str:
-        """Who is recorded as the author of a change: the token's subject, or its name if it has none."""
-        return self.subject or self.name
+        """Who is recorded as the author of a change; equal names of two kinds are two identities (ADR 41).
+
+        A subject by its name, a token without one as `token:NAME`, or `publisher:NAME` of a trusted publisher, and the
+        registry itself by one of `OWN_NAMES`. No subject can have one of these.
+        """
+        if self.subject or not self.token_id:
+            return self.subject or self.name
+        return f"{PUBLISHER if self.is_publisher else TOKEN}{self.name}"
 
     @property
     def owner(self) -> str:
@@ -184,10 +191,17 @@ SYSTEM = Actor("registry", "", frozenset(), frozenset())
 GROUP = "group:"
 """Beginning of a subject that stands for a group of an identity provider."""
 
+TOKEN, PUBLISHER = "token:", "publisher:"
+EXCHANGE = "exchange"
+"""Who is recorded as the creator of an exchanged token."""
+OWN_NAMES = frozenset({"anonymous", EXCHANGE, OPERATOR.name, SYSTEM.name, TRUSTED.name})
+"""What the registry records about itself."""
+
 
 def is_subject(text: str) -> bool:
-    """Whether a text can name a subject: visible ASCII such as `alice@example.org`, and not `*`."""
-    return bool(_SUBJECT.match(text)) and text != EVERY_SUBJECT
+    """Whether a text can name a subject: visible ASCII such as `alice@example.org`, and nothing that names another."""
+    is_reserved = text in OWN_NAMES or text.lower().startswith((TOKEN, PUBLISHER))
+    return bool(_SUBJECT.match(text)) and text != EVERY_SUBJECT and not is_reserved
 
 
 def unknown_adapter(name: AdapterName, next_step: str = "") -> NotFound:

@@ -36,8 +36,7 @@ from registry.digest import Digest
 from registry.errors import Unavailable, invalid_cursor
 from registry.events import DeliveryState, EventType
 from registry.server import audit, failpoints
-from registry.server.access.token_exchange import EXCHANGE
-from registry.server.actors import SYSTEM, Actor
+from registry.server.actors import EXCHANGE, SYSTEM, Actor
 from registry.server.catalog import base_rows, metadata_backup
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks

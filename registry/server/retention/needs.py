@@ -101,13 +101,13 @@ def _used(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> It
 
 def _of_people(session: Session, own: ColumnElement[bool]) -> Iterator[tuple[int, str]]:
     """Quarantined and restored versions, and tags and signatures of others than the pusher."""
-    pusher = func.coalesce(VersionRow.pushed_by, VersionRow.created_by)
+    pusher = (col(VersionRow.created_by), func.coalesce(VersionRow.pushed_by, VersionRow.created_by))
     tagged = exists().where(
         col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == TAG,
-        col(VersionMetadataRow.set_by) != pusher,
+        col(VersionMetadataRow.set_by).not_in(pusher),
     )  # fmt: skip
     signed = exists().where(
-        col(AttestationRow.version_id) == col(VersionRow.id), col(AttestationRow.made_by) != pusher,
+        col(AttestationRow.version_id) == col(VersionRow.id), col(AttestationRow.made_by).not_in(pusher),
         col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
     )  # fmt: skip
     restored = exists().where(
