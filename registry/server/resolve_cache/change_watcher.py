@@ -30,15 +30,15 @@ class ChangeWatcher:
         """Return the counts of now. `Unavailable` while the database hangs."""
         return await self._read(self._freshness.stamp())
 
-    async def wait(self, seen: Counts, until: float) -> Counts | None:
+    async def wait(self, previous: Counts, until: float) -> Counts | None:
         """Return the counts once they differ from these; None at that time, or if the server stops. `Unavailable`."""
         self._waiting += 1
         try:
             latest = self._counter.peek(self._freshness.stamp())
             self._has_newcomers |= latest is None
             while not self._closing.is_set() and time.monotonic() < until:
-                counts = latest if latest not in (None, seen) else await self._join(until)
-                if counts != seen:
+                counts = latest if latest not in (None, previous) else await self._join(until)
+                if counts != previous:
                     return counts
                 latest = self._latest[1]  # it may have looked again before this task ran
             return None
