@@ -11,7 +11,7 @@ import click
 from registry.api.catalog import AdapterView, VersionView
 from registry.bases import BaseMatch
 from registry.client.core import Versions
-from registry.errors import NotFound
+from registry.errors import Invalid, NotFound
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
@@ -142,8 +142,11 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes
     if isinstance(subject, Ref):
         _delete_version(subject, reason, force=force, undo=undo, yes=yes)
         return
-    if reason or force or undo:
-        raise click.UsageError("--reason, --force and --undo are about a version: NAME@3")
+    if undo:
+        raise Invalid("REQUEST_INVALID", f"{subject} is not restored: the deletion of an adapter is permanent",
+                      next_step=f"--undo restores a version: adapter delete {subject}@NUMBER --undo")  # fmt: skip
+    if reason or force:
+        raise click.UsageError("--reason and --force are about a version: NAME@3")
     output.confirm(f"Delete {subject} and all its versions permanently?", yes)
     with session.registry() as registry:
         deleted = registry.delete_adapter(subject)
@@ -156,9 +159,11 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes
 
 
 def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool) -> None:
-    if not undo:
-        output.confirm(f"Delete {ref}?", yes)
     with session.registry() as registry:
+        if not undo and not yes:
+            registry.version(ref)  # before the question: there may be no such version
+        if not undo:
+            output.confirm(f"Delete {ref}?", yes)
         was_deleted = undo and _is_deleted(registry, ref)
         if undo:
             version = registry.undelete_version(ref, reason or "restored")

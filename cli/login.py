@@ -157,7 +157,7 @@ def whoami() -> None:
 def _print_whoami(target: session.RegistryTarget, who: Whoami) -> None:
     output.line(output.strong(who.actor) + ("" if target.embedded else f" at {target.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
-    rights = rights_of(who.scopes, who.namespaces, who.adapters) + expires
+    rights = ("at most " if who.subject else "") + rights_of(who.scopes, who.namespaces, who.adapters) + expires
     roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
     token = [("token", who.token_id)] if who.token_id else []

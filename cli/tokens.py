@@ -49,6 +49,7 @@ def create(
 def _print_secret(created: TokenCreated) -> None:
     output.line(created.secret)
     rights = rights_of(created.token.scopes, created.token.namespaces, created.token.adapters)
+    rights = f"what the roles of {created.token.subject} allow, at most {rights}" if created.token.subject else rights
     until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
     output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")
     output.note("the secret is shown only now")

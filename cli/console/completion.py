@@ -108,8 +108,13 @@ _CANDIDATES: Mapping[str, Callable[[Versions, str], Iterable[str]]] = {
 
 
 def candidates(kind: str, incomplete: str) -> list[str]:
-    """The names of a kind that begin so; none if the registry does not answer, whatever the reason."""
+    """The names of a kind that begin so; none if the registry does not answer, whatever the reason.
+
+    Contexts are names on this machine, which need no registry.
+    """
     try:
+        if kind == "context":
+            return [name for name in session.read_profile().contexts if name.startswith(incomplete)]
         if session.target().embedded and not session.has_embedded():
             return []
         opened = session.registry if kind == "base" else session.versions  # only bases need the larger client
@@ -123,7 +128,8 @@ def candidates(kind: str, incomplete: str) -> list[str]:
 
 _KINDS = {"base_name": "base", "onto": "base", "group_alias": "alias", "soak_in": "alias", "scope": "name"}
 """Parameters that are named otherwise than what they hold."""
-_KINDS_OF_GROUP = {("base", "name"): "base", ("namespace", "name"): "namespace", ("adapter", "name"): "ref"}
+_KINDS_OF_GROUP = {("base", "name"): "base", ("namespace", "name"): "namespace", ("adapter", "name"): "ref",
+                   ("context", "name"): "context"}  # fmt: skip
 """Group and parameter → kind, of texts that the command itself parses."""
 
 
@@ -136,7 +142,7 @@ def attach(command: click.Command, group: str = "adapter") -> None:
     for param in command.params:
         name, type_name = str(param.name), param.type.name
         kind = type_name if type_name in _CANDIDATES else _KINDS_OF_GROUP.get((group, name), _KINDS.get(name, name))
-        if kind in _CANDIDATES and not isinstance(param.type, click.Choice):
+        if kind in (*_CANDIDATES, "context") and not isinstance(param.type, click.Choice):
             param.shell_complete = _completer(kind)  # type: ignore[method-assign, assignment]
 
 

@@ -190,8 +190,13 @@ def _report(
 
 
 def exit_by(errors: Sequence[RegistryError]) -> None:
-    """End with the exit code of the first error, before one that only says that another item has an error."""
+    """Print the next step of the first error and end with its exit code.
+
+    It is before one that only says that another item has an error.
+    """
     own = [error for error in errors if error.code != "COMMIT_INCOMPLETE"]
+    if next_step := next((error.next_step for error in own if error.next_step), ""):
+        output.note(f"Next: {next_step}" + (" (of the first error)" if len(own) > 1 else ""))
     if errors:
         output.exit_with(output.exit_code_of((own or errors)[0]))
 

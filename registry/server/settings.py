@@ -107,6 +107,9 @@ class Settings:
                 values[field.name] = _whole_number(source.origin, source.text) if is_number else source.text
                 if field.name in URLS:
                     _check_url(source)
+                if source.text not in (choices := CHOICES.get(field.name, (source.text,))):
+                    problem = f"{source.origin}: {source.text[:40]!r} is not one of {', '.join(choices)}"
+                    raise Invalid("SETTING_INVALID", problem)
         return cls(**values).with_defaults()  # type: ignore[arg-type]
 
     def with_defaults(self) -> Settings:
@@ -122,6 +125,9 @@ class Settings:
 
 FILE_ENDING = "_file"
 URLS = ("blobs", "hub_upstream", "public_url", "s3_endpoint", "s3_public_endpoint", "second_copy")
+CHOICES = {
+    "pages": ("on", "private", "off"), "log": ("text", "json"), "log_level": ("debug", "info", "warning", "error"),
+}  # fmt: skip
 SECRETS = ("database_url",)
 """Settings that may hold a password. Each can be in a file of its own, which `REGISTRY_…_FILE` or `…_file` names."""
 

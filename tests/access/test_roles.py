@@ -38,7 +38,7 @@ def test_a_pusher_pushes_and_does_not_move_an_alias_not_even_latest(tenants: Ten
 
 def test_a_promoter_moves_an_alias_and_does_not_push(tenants: Tenants) -> None:
     assert tenants.client("promoter").promote("acme/support", "canary", "1", generation=0).number == 1
-    with pytest.raises(Denied):
+    with pytest.raises(Denied, match="'promoter@acme' has no role that allows 'push'"):
         tenants.harness.push("acme/support", by=tenants.client("promoter"))
 
 
@@ -75,7 +75,7 @@ def test_everybody_cannot_be_an_owner(tenants: Tenants) -> None:
 def test_a_token_narrows_what_the_role_gives(tenants: Tenants) -> None:
     narrow = tenants.harness.client(of_subject(tenants.harness, "owner@acme", ["pull"], ["acme"]))
     assert narrow.resolve("acme/support").number == 1
-    with pytest.raises(Denied):
+    with pytest.raises(Denied, match="lacks the scope 'push'"):
         tenants.harness.push("acme/support", by=narrow)
     elsewhere = tenants.harness.client(of_subject(tenants.harness, "owner@acme", ["pull"], ["other"]))
     with pytest.raises(NotFound):

@@ -300,6 +300,15 @@ def test_a_job_that_cannot_publish_is_told_why(
     assert message in capfd.readouterr().out
 
 
+def test_a_job_that_no_publisher_of_the_adapter_allows_is_told_where_to_look(
+    capfd: pytest.CaptureFixture[str], environment: dict[str, str]
+) -> None:
+    assert script.main(["out", "acme/other"], environment) == 2
+    shown = capfd.readouterr().out
+    assert "no trusted publisher of the adapter. Next: " in shown
+    assert "adapter publisher list NAME" in shown
+
+
 @pytest.mark.security
 def test_an_error_is_no_command_and_python_imports_nothing_of_the_checkout(
     capfd: pytest.CaptureFixture[str], environment: dict[str, str]

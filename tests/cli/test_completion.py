@@ -76,13 +76,14 @@ def test_bash_completes_a_ref_by_the_installed_script(released: CommandRunner, t
     installed = Path(released("completion", "bash", "--install", "--json", XDG_DATA_HOME=str(tmp_path)).json["path"])
     assert installed.is_relative_to(tmp_path)
     assert installed.read_text() == released("completion", "bash").stdout
+    released("context", "add", "local", "embedded")
     command = tmp_path / "bin" / "adapter"
     command.parent.mkdir()
     program = f"from cli.main import main; from cli.console import completion; completion.SECONDS = {PATIENT_SECONDS}"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -c \'{program}; main(prog_name="adapter")\' "$@"\n')
     command.chmod(0o755)
     script = f"source {installed}\n"
-    for line in ("adapter show acme/support:pr", "adapter list --namesp", "adapter token cr"):
+    for line in ("adapter show acme/support:pr", "adapter list --namesp", "adapter token cr", "adapter context use lo"):
         script += (
             f'COMP_LINE="{line}" COMP_POINT={len(line)}; _adapter_completion {command}; echo "${{COMPREPLY[@]}}"\n'
         )
@@ -90,7 +91,7 @@ def test_bash_completes_a_ref_by_the_installed_script(released: CommandRunner, t
     ran = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PATH": path}, check=True
     )
-    assert ran.stdout.splitlines() == ["prod", "--namespace", "create"]
+    assert ran.stdout.splitlines() == ["prod", "--namespace", "create", "local"]
 
 
 @pytest.mark.parametrize(("shell", "part"), [("zsh", "#compdef adapter"), ("fish", "complete --no-files")])

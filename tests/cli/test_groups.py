@@ -56,8 +56,9 @@ def test_one_refusal_gives_the_exit_code_and_atomic_moves_nothing(acme_cli: Comm
         ("refused", "COMMIT_INCOMPLETE"), ("refused", "YANKED"), ("refused", "COMMIT_INCOMPLETE"),
     ]  # fmt: skip
     assert (report["changed"], report["refused"]) == (0, 3)
-    shown = acme_cli(*group, "--atomic", expect=6).stdout
-    assert shown.count("OUTCOME") == 1, "nothing is planned, so the report is all there is"
+    result = acme_cli(*group, "--atomic", expect=6)
+    assert "Next: " in result.stderr
+    assert result.stdout.count("OUTCOME") == 1, "nothing is planned, so the report is all there is"
     report = acme_cli(*group, "--json", expect=6).json
     assert (report["changed"], report["refused"]) == (2, 1)
 

@@ -104,4 +104,6 @@ def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> No
     assert released("pull", "acme/support@1", "x", "--json", expect=4).problem["code"] == "VERSION_DELETED"
     assert "is restored" in released("delete", "acme/support@1", "--undo").stdout
     assert "acme/support@1 was not deleted" in released("delete", "acme/support@1", "--undo").stdout
-    assert "are about a version" in released("delete", "acme/support", "--undo", expect=2).stderr
+    assert "adapter is permanent" in released("delete", "acme/support", "--undo", expect=2).stderr
+    assert "are about a version" in released("delete", "acme/support", "--force", expect=2).stderr
+    assert "no version '9'" in released("delete", "acme/support@9", expect=4).stderr, "before the question"

@@ -140,6 +140,14 @@ def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
     assert len(wire.requests) == ATTEMPTS_LIMIT
 
 
+def test_an_unknown_certificate_authority_is_answered_with_the_setting() -> None:
+    reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate"
+    wire = ScriptedServer(script(*[httpx.ConnectError(reason)] * ATTEMPTS_LIMIT))
+    with pytest.raises(Unavailable, match=r"registry\.test is unreachable") as caught:
+        wire.registry().whoami()
+    assert "SSL_CERT_FILE" in caught.value.next_step
+
+
 def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -> None:
     """How long one takes to start is more than a few attempts; one that has never answered may not be one."""
     away = [httpx.ConnectError("refused")] * 7

@@ -38,6 +38,7 @@ def test_the_url_of_the_database_comes_from_a_file_of_its_own(tmp_path: Path) ->
     [
         ("link_second = 6", "link_second is not a setting"),
         ("link_seconds = 'soon'", "'soon' is not a whole number"),
+        ("pages = 'maybe'", "'maybe' is not one of on, private, off"),
         ("pages = true", "pages is neither a text nor a whole number"),
         ("log_file = '/x'", "log_file is not a setting"),
         ("database_url_file = '/none'", "/none cannot be read"),

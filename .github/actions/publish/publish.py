@@ -282,7 +282,8 @@ def exchange_token(environment: Mapping[str, str], identity_token: str, name: st
     variables = {**environment, "ADAPTER_IDENTITY_TOKEN": identity_token}
     status, created, problem = run_adapter(variables, "token", "exchange", "--json", "--adapter", name)
     if status != 0:
-        raise Failed(problem.get("detail") or "the identity token was not accepted")
+        detail = problem.get("detail") or "the identity token was not accepted"
+        raise Failed(". Next: ".join(text for text in (detail, problem.get("next_step")) if text))
     ends = datetime.fromisoformat(created["token"]["expires_at"])
     return created["secret"], (ends - datetime.now(UTC)).total_seconds()
 

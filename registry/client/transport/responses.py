@@ -21,6 +21,8 @@ _PROXY = {
     408: "the request took too long", 429: "too many requests", 502: "the registry behind it cannot be reached",
     503: "the registry behind it is not available", 504: "the registry behind it took too long",
 }  # fmt: skip
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+"""In what OpenSSL says of a certificate that no trusted authority has signed."""
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -33,11 +35,10 @@ def unreachable(url: str, error: TransportError) -> Unavailable:
             f"the store at {target.netloc} is unreachable: {why}",
             next_step="can this machine reach the address in the server's REGISTRY_S3_PUBLIC_ENDPOINT?",
         )
-    return Unavailable(
-        "SERVER_UNREACHABLE",
-        f"the registry at {url} is unreachable: {why}",
-        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
-    )
+    next_step = "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it"
+    if _UNTRUSTED in why:
+        next_step = "if its certificate is of a private authority, set SSL_CERT_FILE to the authority's certificate"
+    return Unavailable("SERVER_UNREACHABLE", f"the registry at {url} is unreachable: {why}", next_step=next_step)
 
 
 def error_of(response: HttpResponse, url: str) -> RegistryError:

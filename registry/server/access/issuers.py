@@ -245,7 +245,8 @@ def rejection() -> Unauthenticated:
     """The one error for an identity token that is not accepted, whatever is wrong with it."""
     return Unauthenticated(
         "UNAUTHORIZED",
-        "this identity token is expired, already used, for another audience, or from an issuer that is not trusted",
+        "this identity token is expired, already used, for another audience, from an issuer that is not trusted, or of "
+        "a job that is no trusted publisher of the adapter",
         next_step="request a fresh one with this registry as its audience, and see `adapter publisher list NAME`",
     )
 

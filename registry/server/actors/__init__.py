@@ -123,7 +123,7 @@ class Actor:
             return
         if not self.sees(name):
             raise unknown_adapter(name, self._reach(scope))
-        raise self._denied(scope, name.namespace)
+        raise self.lacks(scope, name.namespace)
 
     def require_in(self, scope: Scope, namespace: str) -> None:
         """Like `require`, for what belongs to a namespace and not to an adapter."""
@@ -131,7 +131,7 @@ class Actor:
             return
         if not self.may(Scope.PULL, namespace):
             raise unknown_namespace(namespace, self._reach(scope))
-        raise self._denied(scope, namespace)
+        raise self.lacks(scope, namespace)
 
     def may_everywhere(self, scope: Scope) -> bool:
         """Whether the actor holds this scope in all namespaces."""
@@ -140,7 +140,7 @@ class Actor:
     def require_everywhere(self, scope: Scope) -> None:
         """Raise `Denied` unless the actor holds this scope in all namespaces."""
         if not self.may_everywhere(scope):
-            raise Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in all namespaces")
+            raise self.lacks(scope, EVERY_NAMESPACE)
 
     def require_current_secret(self) -> None:
         """Raise `Denied` for an actor that signed in with a rotated secret: it may only pull and push."""
@@ -174,8 +174,14 @@ class Actor:
         rights = "is an administrator" if scope is Scope.ADMIN else f"may {scope}"
         return f"token {self.name!r} {rights} only in: {', '.join(reach[:REACH_SHOWN])}{more}" if reach else ""
 
-    def _denied(self, scope: Scope, namespace: str) -> Denied:
-        return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in namespace '{namespace}'")
+    def lacks(self, scope: Scope, namespace: str = "") -> Denied:
+        """The error for a scope that the token, or each role of its subject, lacks there; in any namespace if empty."""
+        where = " in all namespaces" if namespace == EVERY_NAMESPACE else f" in namespace '{namespace}'"
+        where = where if namespace else ""
+        is_of_token = self._has_token_scope(scope) and (not namespace or self._has_namespace(namespace))
+        if self.roles is not None and is_of_token:
+            return Denied("DENIED", f"{self.subject!r} has no role that allows '{scope}'{where}")
+        return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}'{where}")
 
 
 TRUSTED = Actor("owner", "", frozenset({Scope.ADMIN}), frozenset({EVERY_NAMESPACE}))

@@ -19,7 +19,7 @@ from sqlmodel import Session
 
 from registry import names
 from registry.api import PAGE_DEFAULT, PAGE_LIMIT
-from registry.errors import Denied, RegistryError, invalid_cursor
+from registry.errors import RegistryError, invalid_cursor
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import failpoints
@@ -103,7 +103,7 @@ class RequireScope(DeclaresScope):
         if not self._allows_old_secret(request.method):
             actor.require_current_secret()
         if self.scope is not None and not actor.has_scope(self.scope):
-            raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
+            raise actor.lacks(self.scope)
         return actor
 
     def check_again(self, request: Request) -> Actor:

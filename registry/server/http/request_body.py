@@ -15,7 +15,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
-from registry.errors import Denied, TooLarge, Unavailable
+from registry.errors import TooLarge, Unavailable
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http.request_actor import look_up_actor, read_network, require_secret
@@ -115,7 +115,7 @@ class Reservation:
             return
         actor = await run_in_threadpool(look_up_actor, self._request)
         if self._scope is not None and not actor.has_scope(self._scope):
-            raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self._scope}'")
+            raise actor.lacks(self._scope)
         size_bytes = self._size_bytes
         self.release()
         self._budget = self._request.app.state.body_budget

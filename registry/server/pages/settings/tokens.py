@@ -8,7 +8,6 @@ from sqlmodel import Session
 
 from registry.api.access import TokenCreate
 from registry.durations import parse_duration
-from registry.errors import Denied
 from registry.roles import Scope
 from registry.server.access import tokens
 from registry.server.database import db
@@ -36,7 +35,7 @@ def create_token(request: Request, session: SessionDep, visitor: SignedInDep) ->
     """Create a token and show its secret."""
     fields = read_fields(request, visitor)
     if not visitor.actor.has_scope(Scope.ADMIN):
-        raise Denied("DENIED", f"token {visitor.actor.name!r} lacks the scope 'admin'")
+        raise visitor.actor.lacks(Scope.ADMIN)
     confirm_identity(request, session, visitor, fields.get("token", ""))
     lifetime = fields.get("lifetime", "").strip()
     creation = to_request(
