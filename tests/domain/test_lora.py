@@ -102,12 +102,14 @@ def test_an_embedding_has_its_own_names_and_pefts_copy_beside_it() -> None:
                 f"{at}.lora_embedding_B": ("F32", (64, 8), None),
                 f"{at}.base_layer.weight": ("F32", (512, 64), None),
                 f"{at}.base_layer.embed_norm.weight": ("F32", (64,), None),
+                f"{at}.base_layer.eoi_embedding": ("F32", (64,), None),
             },
         )
     )
     module = next(m for m in spec.modules if m.kind == "embedding")
     assert (module.in_features, module.out_features) == (512, 64)
-    assert {p.path for p in spec.repeats} == {"model.embed_tokens", "model.embed_tokens.embed_norm"}
+    names = sorted(f"{piece.path}.{piece.name}" for piece in spec.repeats)
+    assert names == [f"model.embed_tokens.{name}" for name in ("embed_norm.weight", "eoi_embedding", "weight")]
     assert spec.findings == ()
 
 

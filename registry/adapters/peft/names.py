@@ -138,15 +138,19 @@ class Names:
         path, _, leaf = rest.rpartition(".")
         if path and (self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path))):
             return TensorName(TensorRole.FULL, path, leaf)
-        if not _FULL.match(rest):
-            return None
         inner = path.removesuffix(".base_layer")
         if leaf == "bias" and self._config.bias != "none" and (self._config.bias == "all" or inner != path):
             return TensorName(TensorRole.FULL, inner, leaf)
-        table, wraps, part = f"{path}.".partition(".base_layer.")  # a part: the norm inside Inkling's embedding
+        return self._beside_embedding(rest)
+
+    def _beside_embedding(self, rest: str) -> TensorName | None:
+        """PEFT saves all of a targeted embedding: Inkling's has a norm inside, T5Gemma 2's a second parameter."""
+        table, _, part = rest.partition(".base_layer.")
         targeted = table.rpartition(".")[2] in EMBEDDINGS and (self._targets.covers(table) or self._targets.ties(table))
-        inner = f"{table}.{part}".removesuffix(".")
-        return TensorName(TensorRole.REPEAT, inner, leaf) if leaf == "weight" and wraps and targeted else None
+        if not part or not targeted or _OF_SOME_METHOD.search(rest):
+            return None
+        inner, _, leaf = part.rpartition(".")
+        return TensorName(TensorRole.REPEAT, f"{table}.{inner}".removesuffix("."), leaf)
 
     def _ties(self, path: str) -> bool:
         """With `ensure_weight_tying`, saving one end of a tied pair saves the other as well."""
