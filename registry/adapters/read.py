@@ -63,8 +63,10 @@ class PeftContents:
 
     @property
     def pairs(self) -> Iterator[Pair]:
-        """Of every module with two factors. A parameter of a block of experts is one, named with its block."""
+        """Of every module whose update is one product. A parameter of a block of experts is one, named with it."""
         for module in self.lora.modules:
+            if module.groups > 1:
+                continue
             a, b = _EMBEDDING_HALVES if module.kind == "embedding" else _HALVES
             start, fused = f"{_PREFIX}{module.path}{'.base_layer' * max(module.order, 0)}", module.kind == "parameter"
             yield Pair(

@@ -22,6 +22,8 @@ class ModuleShape(FrozenModel):
 
     For `experts` in = hidden and out = intermediate size of one of `count` experts. `bias`: it has one.
     `is_known` false: header and configuration do not say the sizes.
+    Of a convolution, in = channels of one of its `groups`, whose number no header says (0), and `kernel` the sizes
+    behind the channels.
     """
 
     kind: Kind
@@ -31,6 +33,8 @@ class ModuleShape(FrozenModel):
     dtype: str = ""
     count: int = 1
     is_known: bool = True
+    kernel: tuple[int, ...] = ()
+    groups: int = 0
 
 
 class Facts(NamedTuple):
@@ -153,7 +157,9 @@ def _module(path: str, tensor: LogicalTensor, bias: bool, facts: Facts) -> Modul
         rows, columns = shape[0], shape[1]
         return ModuleShape(kind=kind, in_features=rows, out_features=columns, bias=bias, dtype=tensor.dtype)
     columns = shape[1] if len(shape) > 1 else shape[0]
-    return ModuleShape(kind=kind, in_features=columns, out_features=shape[0], bias=bias, dtype=tensor.dtype)
+    return ModuleShape(
+        kind=kind, in_features=columns, out_features=shape[0], bias=bias, dtype=tensor.dtype, kernel=shape[2:]
+    )
 
 
 def _kind(leaf: str, tensor: LogicalTensor, facts: Facts) -> Kind:

@@ -4,6 +4,8 @@ Every module that the file updates must be a module of the base, or a fused grou
 no rule translates are `unknown`. Nothing says which modules were meant, so a missing layer cannot be noticed.
 """
 
+import math
+
 from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
@@ -13,7 +15,7 @@ from registry.compat.paths import Paths
 from registry.findings import Finding, Severity
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
-"""Areas of square kernels: what a convolution's channels are multiplied by where a format stores them flat."""
+"""Areas of square kernels, where the base's is not known: a format may store channels and kernel as one size."""
 _CONTROL_INPUTS = ("img_in", "x_embedder")
 
 
@@ -90,7 +92,8 @@ def _sizes(
         findings.report("compat.shape_unknown", module.path, message, group=facts.method)
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)
-    factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
+    is_new = there[0].kind != "conv" or there[0].kernel  # older records of a base have no kernels
+    factors = (1, math.prod(there[0].kernel)) if is_new else _KERNELS
     if module.out_features == expected[0] and module.in_features in [expected[1] * factor for factor in factors]:
         return
     sizes = (module.out_features, module.in_features)

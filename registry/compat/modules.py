@@ -146,7 +146,7 @@ def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
         module = lookup.find_sized(update.path)
         if module is None:
             continue
-        if (module.kind == "embedding") != (update.kind == "embedding"):
+        if any((module.kind == kind) != (update.kind == kind) for kind in ("embedding", "conv")):
             message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
             lookup.findings.report("compat.kind", update.path, message, module.kind, update.kind)
         elif module.kind in ("norm", "experts", "parameter"):
@@ -167,16 +167,26 @@ def _factor_names(method: str) -> tuple[str, ...]:
 
 
 def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup) -> None:
+    groups = 1
+    if module.kind == "conv":  # PEFT's A takes all channels, and B's are in as many groups as the base's
+        groups = module.groups or update.groups
+        if not module.groups:
+            message = f"{update.path} is a convolution: the base's record does not say in how many groups"
+            lookup.findings.report("compat.shape_unknown", update.path, message, group="groups")
+        if update.rank % groups:
+            message = f"{update.path} has rank {update.rank}, which PEFT cannot divide by its {groups} groups"
+            lookup.findings.report("compat.shape", update.path, message, f"a multiple of {groups}", update.rank)
+    inputs = module.in_features * groups
     a, b = _factor_names(lookup.config.method)
     sizes = (
-        (a, update.a_shape, (update.rank, module.in_features)),
-        (b, update.b_shape, (module.out_features, update.rank)),
+        (a, update.a_shape, (update.rank, inputs, *module.kernel)),
+        (b, update.b_shape, (module.out_features, update.rank // groups, *(1,) * len(module.kernel))),
     )
     for half, shape, expected in sizes:
-        if shape[:2] != expected:
+        if shape[: len(expected)] != expected:
             message = (
                 f"{update.path}.{half} has shape {list(shape)}; {lookup.base.name} takes {list(expected)} there "
-                f"({module.in_features} inputs, {module.out_features} outputs)"
+                f"({inputs} inputs, {module.out_features} outputs)"
             )
             group = f"{half} {update.path.rpartition('.')[2]} {shape} {expected}"
             location = f"{update.path}.{half}"
@@ -186,11 +196,8 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup
         if size is not None and (max(size, default=0) != module.out_features or not is_vector):
             message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
             lookup.findings.report("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
-    if update.kind == "conv":
-        message = f"{update.path} is a convolution: the base's record does not hold the size of its kernel"
-        lookup.findings.report("compat.shape_unknown", update.path, message, group="kernel")
-    if update.rank > min(module.in_features, module.out_features):
-        message = f"{update.path} has rank {update.rank}, and a full update of its {module.in_features} inputs and "
+    if update.rank > min(inputs, module.out_features):
+        message = f"{update.path} has rank {update.rank}, and a full update of its {inputs} inputs and "
         message += f"{module.out_features} outputs has a smaller one"
         lookup.findings.report("compat.rank_over_width", update.path, message, group="rank")
     if update.bias_shape is not None and not module.bias:

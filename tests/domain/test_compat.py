@@ -309,22 +309,35 @@ def test_a_bias_of_a_part_that_holds_modules_is_unknown(path: str, outcome: Outc
     assert add_up(judge(files, LLAMA)) is outcome
 
 
-@pytest.mark.parametrize(("kernel", "expected"), [((3,), set()), ((3, 3), set()), ((2,) * 4, {"lora.shape_invalid"})])
-def test_updates_of_convolutions_fit_but_for_their_kernels(kernel: tuple[int, ...], expected: set[str]) -> None:
-    def convolved(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
-        more = {"A": kernel, "B": (1,) * len(kernel)}
-        return {
-            name: (dtype, (*shape, *more[name.split(".lora_")[1][0]]), None)
-            for name, (dtype, shape, _) in tensors.items()
-        }
+@pytest.mark.parametrize(("groups", "kernel", "of_update", "divided_by", "expected"), [
+    (1, (3,), (3,), 1, set()), (1, (3, 3), (3, 3), 1, set()), (4, (3, 3), (3, 3), 4, set()),
+    (0, (3, 3), (3, 3), 1, {"compat.shape_unknown"}), (0, (), (3, 3), 4, {"compat.shape_unknown"}),
+    (1, (3, 3), (5, 5), 1, {"compat.shape"}), (0, (3, 3), (3, 1), 1, {"compat.shape", "compat.shape_unknown"}),
+    (1, (3, 3), (3, 3), 2, {"compat.shape"}), (3, (3,), (3,), 1, {"compat.shape"}),
+    (1, (3, 3), (), 1, {"compat.kind"}), (None, (), (3, 3), 1, {"compat.kind"}),
+    (1, (2,) * 4, (2,) * 4, 1, {"lora.shape_invalid"}),
+])  # fmt: skip
+def test_updates_of_convolutions_have_the_kernels_and_groups_of_the_base(
+    groups: int | None, kernel: tuple[int, ...], of_update: tuple[int, ...], divided_by: int, expected: set[str]
+) -> None:
+    """`groups` None: the base has linear modules there."""
 
-    conv = {
-        p: m.model_copy(update={"kind": "conv"}) if m.kind == "linear" else m for p, m in LLAMA_SPEC.modules.items()
-    }
-    files = samples.lora(LLAMA, change=convolved)
-    findings = compat.check_fit(lora_spec(files), LLAMA_SPEC.model_copy(update={"modules": conv}))
-    assert codes(findings) == expected
-    assert ("compat.shape_unknown" in codes(findings, "unknown")) is (not expected)
+    def convolved(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
+        return {
+            name: (dtype, (rows, columns // divided_by, *(1,) * len(of_update)) if "lora_B" in name else
+                   (rows, columns, *of_update), None)
+            for name, (dtype, (rows, columns), _) in tensors.items()
+        }  # fmt: skip
+
+    modules = {
+        path: module if module.kind != "linear" or groups is None else module.model_copy(update={
+            "kind": "conv", "kernel": kernel, "groups": groups, "in_features": module.in_features // (
+                groups or divided_by)})
+        for path, module in LLAMA_SPEC.modules.items()
+    }  # fmt: skip
+    base = LLAMA_SPEC.model_copy(update={"modules": modules})
+    findings = compat.check_fit(lora_spec(samples.lora(LLAMA, change=convolved)), base)
+    assert codes(findings) | codes(findings, "unknown") == expected
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((4, 16), set()), ((4,), set()), ((16,), {"compat.shape"})])

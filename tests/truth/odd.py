@@ -263,12 +263,21 @@ ODD: dict[str, dict[str, Odd]] = {
             "lost": without("magnitude"), "flat": numbers("magnitude", torch.flatten),
         }),
     },
+    "squeezebert": {
+        "groups": Odd({"r": 4, "target_modules": ["query", "post_attention.conv1d"]}, {
+            "one": numbers("query.lora_B", lambda t: t.repeat(1, 4, 1)), "flat": numbers(
+                "lora_", lambda t: t.squeeze(-1)), "wider": numbers("conv1d.lora_A", lambda t: t.repeat(1, 1, 3)),
+            "channels": numbers("query.lora_A", lambda t: t[:, :8].clone()),
+        }),
+        "groups-dora": Odd({"r": 4, "target_modules": ["query"], "use_dora": True}),
+    },
 }  # fmt: skip
 """Base → group → adapter."""
 BASES = {
     "mixtral": ("mixtral", "MixtralForCausalLM"), "gpt2": ("gpt2", "GPT2LMHeadModel"),
     "BertForSequenceClassification": ("bert", "BertForSequenceClassification"),
     "speech_to_text": ("speech_to_text", "Speech2TextForConditionalGeneration"),
+    "squeezebert": ("squeezebert", "SqueezeBertForMaskedLM"),
 }  # fmt: skip
 """Of `architectures.build`; the Llamas are those of the methods."""
 

@@ -99,6 +99,16 @@ def test_a_quantized_base_whose_package_is_not_installed_gives_an_unknown_verdic
     assert "pip install aqlm" in verdict.findings[0].message  # transformers' own words
 
 
+def test_the_library_says_the_kernels_and_groups_of_convolutions(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = sizes | {"num_attention_heads": 4, "vocab_size": 100, "q_groups": 8}
+    maker = "SqueezeBertForMaskedLM"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "squeezebert", "architectures": [maker]}))
+    modules = library.modules_of(tmp_path).modules
+    query, dense = (modules[f"transformer.encoder.layers.0.{path}"] for path in ("attention.query", "attention.key"))
+    assert (query.kind, query.in_features, query.kernel, query.groups, dense.groups) == ("conv", 4, (1,), 8, 4)
+
+
 # ------------------------------------------------------------------ hostile configurations
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.client.local.adapter_folder import read_adapter
+from registry.errors import Invalid
 from registry.server.evaluation import norms as weight_norms
+from registry.worker.merge import adapters
 from registry.worker.model import updates
 from tests import samples
 
@@ -111,3 +113,16 @@ def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> 
     for path, norms in norms_of(folder).items():
         assert measured[path].update == pytest.approx(norms.update, rel=1e-3)
         assert measured[path].a == pytest.approx(norms.a, rel=1e-3)
+
+
+def test_a_convolution_in_groups_has_no_norm_and_is_never_merged(tmp_path: Path) -> None:
+    """PEFT's B has the ranks of one group, so B @ A is not the update; PEFT does not merge it either."""
+    folder = adapter(tmp_path / "a", 1)
+    tensors = load_file(folder / samples.WEIGHTS)
+    in_groups = {n: t[:, ::4, None].clone() if "lora_B" in n else t[..., None].clone() for n, t in tensors.items()}
+    save_file(in_groups, folder / samples.WEIGHTS)
+    source = adapters.Adapter.open(folder)
+    assert {module.groups for module in source.lora.modules} == {4}
+    assert [*updates.read_updates(folder), *source.contents.pairs] == []
+    with pytest.raises(Invalid, match="convolution in 4 groups"):
+        source.factors(source.lora.modules[0])

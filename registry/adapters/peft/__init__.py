@@ -62,6 +62,11 @@ class ModuleUpdate(FrozenModel):
         """What patterns of ranks and alphas match: the module's path, and the parameter's name where one is meant."""
         return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
+    @property
+    def groups(self) -> int:
+        """In how many groups a convolution's channels are: B has the ranks of one."""
+        return self.rank // self.b_shape[1] if self.kind == "conv" else 1
+
 
 class OtherTensor(FrozenModel):
     """One tensor that is not half of an A/B pair. `path` is its module (empty if shared), `name` what follows it."""
@@ -248,7 +253,7 @@ class _Reader:
 
     def _rank_agrees(self, path: str, a: TensorInfo, b: TensorInfo, rank: int, kind: Kind) -> bool:
         rows, columns = a.shape[0], b.shape[1]
-        if rows != columns:
+        if rows != columns and (kind != "conv" or rows % columns):  # of a convolution in groups, B has a share of them
             swapped = " (A looks transposed)" if a.shape[1] == columns else ""
             swapped = swapped or (" (B looks transposed)" if b.shape[0] == rows else "")
             message = f"module {path}: A has rank {rows} and B has rank {columns}{swapped}"

@@ -81,7 +81,10 @@ class Adapter:
         return [pair.times(module.scale) for pair in self.pairs(module)]
 
     def pairs(self, module: ModuleUpdate) -> list[Factors]:
-        """B and A as matrices, without the scale."""
+        """B and A as matrices, without the scale. `Invalid` (RECIPE_INVALID) for a convolution in groups."""
+        if module.groups > 1:
+            message = f"{module.path} is a convolution in {module.groups} groups, which PEFT cannot merge either"
+            raise Invalid("RECIPE_INVALID", message)
         a, b = (
             self.raw(self._of_module[(role, module.path, module.order)]).float()
             for role in (TensorRole.A, TensorRole.B)

@@ -75,7 +75,8 @@ def _shapes(model: Any, others: list[Any]) -> Iterator[tuple[str, ModuleShape]]:
         if weight is not None and weight.ndim and path:
             kind = _kind(module, weight)
             is_left_out = kind == "linear" and any(module is other for other in others)
-            yield path, _shape("other" if is_left_out else kind, weight, has_bias=own.get("bias") is not None)
+            shape = _shape("other" if is_left_out else kind, weight, has_bias=own.get("bias") is not None)
+            yield path, shape.model_copy(update={"groups": _groups(module)})
         for name, parameter in own.items():
             if parameter.ndim == 3 and not isinstance(module, torch.nn.modules.conv._ConvNd):
                 count, rows, columns = parameter.shape
@@ -93,7 +94,14 @@ def _shape(kind: Kind, weight: torch.Tensor, *, has_bias: bool) -> ModuleShape:
     rows, columns = weight.shape[0], weight.shape[1] if weight.ndim > 1 else weight.shape[0]
     if kind in ("conv1d", "embedding"):
         rows, columns = columns, rows
-    return ModuleShape(kind=kind, in_features=columns, out_features=rows, bias=has_bias)
+    return ModuleShape(kind=kind, in_features=columns, out_features=rows, bias=has_bias, kernel=tuple(weight.shape[2:]))
+
+
+def _groups(module: Any) -> int:
+    """Of a convolution that PEFT can wrap: a transposed one stores its weights the other way around."""
+    conv = torch.nn.modules.conv
+    wraps = isinstance(module, conv._ConvNd) and not isinstance(module, conv._ConvTransposeNd)
+    return int(module.groups) if wraps else 0
 
 
 def list_modules(request: LibraryRequest, _progress: program.Progress) -> LibraryModules:
