@@ -60,25 +60,24 @@ def default(method: str, field: str) -> Any:
 
 
 @cache
-def _refusing(method: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
-    """(field, the object that holds it, its name there, its row) of each field with values that PEFT refuses."""
-    rows = table().get(method, {})
-    parts = ((field, *field.rpartition(".")[::2], row) for field, row in rows.items() if "refuses" in row)
-    return tuple((field, start, name, row) for field, start, name, row in parts)
+def _refusing(method: str) -> tuple[tuple[str, str, str, frozenset[str], tuple[str, ...]], ...]:
+    """(field, the object that holds it, its name there, refused kinds, only texts) of each field that has some."""
+    return tuple(
+        (field, start, name, frozenset(row["refuses"]), tuple(row.get("choices", ())))
+        for field, row in table().get(method, {}).items() if "refuses" in row
+        for start, _, name in [field.rpartition(".")]
+    )  # fmt: skip
 
 
 def refusals(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each field whose value PEFT refuses when it loads the adapter, and the reason."""
-    for field, start, name, row in _refusing(method):
+    for field, start, name, refused, choices in _refusing(method):
         holder = values.get(start) if start else values
-        if not isinstance(holder, dict) or name not in holder:
+        if not isinstance(holder, dict) or name not in holder or holder[name] in choices:
             continue
-        value = holder[name]
-        if isinstance(value, str) and value in row.get("choices", ()):
-            continue
-        if (kind := kind_of(value)) in row["refuses"]:
-            choices = row.get("choices", ()) if kind == "text" else ()
-            yield field, f"must be one of {', '.join(choices)}" if choices else f"must not be {kind}"
+        if (kind := kind_of(holder[name])) in refused:
+            one_of = choices and kind == "text"
+            yield field, f"must be one of {', '.join(choices)}" if one_of else f"must not be {kind}"
 
 
 _STEPS, _LAYERS, _SUBMODULES = 100, 256, 8
