@@ -30,8 +30,10 @@ _USER_FOLDERS = {"config": "~/.config", "data": "~/.local/share", "cache": "~/.c
 def replace_file(path: Path, data: bytes, *, mode: int = 0o644, keep_existing: bool = False) -> None:
     """Write a file atomically: after a crash the path has the old or the new bytes, never a part of either.
 
-    `keep_existing`: leave a file that is there, or that another process creates first.
+    Its folder is created if necessary. `keep_existing`: leave a file that is there, or that another process creates
+    first.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
     try:
         with open(os.open(temporary, os.O_WRONLY | NEW_FILE, mode), "wb") as file:

@@ -183,7 +183,6 @@ def completion(shell: str, install: bool) -> None:
         output.answer({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
         return
     path = _target(shell)
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, script.encode(), mode=0o644)
     output.answer({"shell": shell, "path": str(path)}, lambda: output.line(f"Written to {path}; open a new shell."))
     if note := NOTES[shell].format(path=path):

@@ -8,7 +8,7 @@ transport/http_transport.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from registry import names
@@ -19,6 +19,7 @@ from registry.client.transport import invalid_response
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError
+from registry.evaluation.verdicts import Outcome
 from registry.names import AdapterName, Ref, is_served_name
 from registry.versions.manifest import Manifest
 
@@ -233,6 +234,24 @@ def problem_of(entry: DesiredAdapter) -> str:
     except RegistryError as e:
         return f"the registry responds with an invalid name: {e.detail}"
     return ""
+
+
+def refusal_of(entry: DesiredAdapter) -> str:
+    """Why no engine may get an entry of a desired state: `problem_of`, a check or the engine's rules; or empty."""
+    if problem := problem_of(entry):
+        return problem
+    if check := failed_check(entry.verdicts):
+        return f"its check '{check}' says fail"
+    if entry.engine_outcome is Outcome.FAIL:
+        error = next((finding for finding in entry.findings if finding.severity == "error"), None)
+        return f"the engine would not serve it as trained: {error.message if error else 'no reason is stored'}"
+    return ""
+
+
+def failed_check(verdicts: Mapping[str, str]) -> str:
+    """The first check that says fail, or empty. Those of engines do not count: they are about one engine each."""
+    failed = (check for check, outcome in sorted(verdicts.items()) if outcome == Outcome.FAIL)
+    return next((check for check in failed if not check.startswith("engine ")), "")
 
 
 def check_job(job_id: str, response: Job) -> Job:

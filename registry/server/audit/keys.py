@@ -122,8 +122,6 @@ def replace_key(settings: Settings, origin: str) -> Signer:
 def _write(path: Path, signers: tuple[Signer, ...], *, keep_existing: bool = False) -> None:
     data = "".join(f"{signer.text}\n" for signer in signers).encode()
     try:
-        if keep_existing:
-            path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, data, mode=0o600, keep_existing=keep_existing)
     except OSError as e:
         raise Unavailable("STORE_UNAVAILABLE", f"the audit key cannot be written to {path}: {e.strerror}") from e

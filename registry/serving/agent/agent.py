@@ -135,7 +135,6 @@ class Agent:
         if self._saved_cursor == desired.cursor or not self._had_adapters:
             return
         try:
-            self._store.root.mkdir(parents=True, exist_ok=True)
             replace_file(self._file, desired.model_dump_json().encode())
         except OSError as e:
             self._say_once("keep", f"cannot store the desired state: {e.strerror or e}")

@@ -87,7 +87,6 @@ class LoadCheck:
 
 def _store(path: Path, reference: ReferenceLogprobs) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, reference.model_dump_json().encode())
     except OSError:
         return  # it is fetched again

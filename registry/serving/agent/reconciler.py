@@ -21,7 +21,6 @@ from registry.client.registry import Registry
 from registry.client.transfer.pull import PlannedPulls
 from registry.digest import Digest
 from registry.errors import NotFound, Refused, RegistryError, Unavailable
-from registry.evaluation.verdicts import Outcome
 from registry.filesystem import replace_file
 from registry.names import AdapterName, Ref
 from registry.serving.agent.heartbeat import SlotTable
@@ -106,7 +105,7 @@ class Reconciler:
         return [
             Ref(AdapterName.parse(entry.name), entry.digest)
             for entry in desired.adapters
-            if not _refusal(entry) and not self._store.manifest_path(entry.digest).exists()
+            if not response_checks.refusal_of(entry) and not self._store.manifest_path(entry.digest).exists()
         ]
 
     def due_seconds(self) -> float | None:
@@ -119,8 +118,7 @@ class Reconciler:
         def status(state: State, reason: str = "", verified: bool = False) -> AdapterStatus:
             return AdapterStatus(entry.name, entry.served_name, entry.digest, state, reason, verified)
 
-        reason = _refusal(entry)
-        if reason:
+        if reason := response_checks.refusal_of(entry):
             return status("refused", reason)
         digest, until, reason = self._failed.get(entry.served_name, (None, 0.0, ""))
         if digest == entry.digest and self._clock() < until:
@@ -194,7 +192,6 @@ class Reconciler:
         self._engine.set_aliases(after, len(slots))
         if after != self._written_aliases or not self._alias_file.exists():
             try:
-                self._store.root.mkdir(parents=True, exist_ok=True)
                 replace_file(self._alias_file, json.dumps(after, indent=2, sort_keys=True).encode())
                 self._written_aliases = after
             except OSError as e:
@@ -276,15 +273,3 @@ class Reconciler:
             self.slots.set(entry.served_name, entry.name, entry.digest, SlotState.DOWNLOADED, reason=reason)
         self.slots.keep_only([entry.served_name for entry in stored])
         self._metrics.set({"serving": 0, "loaded": 0, "converged": 0})
-
-
-def _refusal(entry: DesiredAdapter) -> str:
-    """Why this adapter must not be loaded; empty if it may."""
-    problem = response_checks.problem_of(entry)
-    if problem:
-        return problem
-    if entry.engine_outcome == Outcome.FAIL:
-        return entry.findings[0].message if entry.findings else "the engine would not serve it as trained"
-    own = {check: outcome for check, outcome in entry.verdicts.items() if not check.startswith("engine ")}
-    failed = sorted(check for check, outcome in own.items() if outcome == Outcome.FAIL)
-    return f"its check {failed[0]!r} says fail" if failed else ""

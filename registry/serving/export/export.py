@@ -28,7 +28,6 @@ from registry.client.transfer import pull
 from registry.client.transport import invalid_response
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
-from registry.evaluation.verdicts import Outcome
 from registry.filesystem import replace_file
 from registry.names import AdapterName, Ref
 from registry.versions.files import CONFIG, NOTE
@@ -93,20 +92,8 @@ class Exported(Response):
 
 def select_entries(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[str, str]]:
     """The adapters to export, and served name → reason for the others: a check or the engine fails."""
-    reasons = {entry.served_name: reason for entry in desired.adapters if (reason := _refusal(entry))}
+    reasons = {entry.served_name: reason for entry in desired.adapters if (reason := response_checks.refusal_of(entry))}
     return [entry for entry in desired.adapters if entry.served_name not in reasons], reasons
-
-
-def _refusal(entry: DesiredAdapter) -> str:
-    if problem := response_checks.problem_of(entry):
-        return problem
-    for check, outcome in sorted(entry.verdicts.items()):
-        if outcome == Outcome.FAIL and not check.startswith("engine "):  # another engine's
-            return f"its check '{check}' says fail"
-    if entry.engine_outcome == Outcome.FAIL:
-        error = next((finding for finding in entry.findings if finding.severity == "error"), None)
-        return f"the engine would not serve it as trained: {error.message if error else 'no reason is stored'}"
-    return ""
 
 
 def run(
@@ -306,7 +293,6 @@ def write_lorax_lookups(folder: Path, exported: Exported) -> int:
         for item in exported.items:
             path = _lorax_path(folder, item)
             if path is not None and item.state in ("new", "unchanged"):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 location = f"{exported.location}{item.served_name}/"
                 document = {"adapterPath": location, "digest": item.digest, "status": LORAX_READY}
                 replace_file(path, json.dumps(document).encode())

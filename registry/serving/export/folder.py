@@ -85,7 +85,6 @@ class FolderTarget:
 
     def write_index(self, data: bytes) -> None:
         """Replace the index."""
-        self.root.mkdir(parents=True, exist_ok=True)
         replace_file(self.root / INDEX, data)
         sync_folder(self.root)
 

@@ -119,7 +119,6 @@ class InUse:
         if self._record is None or (digests == self._recorded() and self._record.exists()):
             return
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
             replace_file(self._record, json.dumps(sorted(digests)).encode())
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.api.catalog import Resolved
+from registry.client import response_checks
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
@@ -124,10 +125,8 @@ class Resolver:
             return "it was yanked"
         if resolved.manifest.base.name != self._base:
             return f"it was made for the base {resolved.manifest.base.name}, and this engine serves {self._base}"
-        failed = [check for check, outcome in sorted(resolved.verdicts.items()) if outcome == Outcome.FAIL]
-        failed = [check for check in failed if not check.startswith("engine ")]  # about other engines
-        if failed:
-            return f"its check {failed[0]!r} says fail"
+        if check := response_checks.failed_check(resolved.verdicts):
+            return f"its check '{check}' says fail"
         passed = {check for check, outcome in resolved.verdicts.items() if outcome in (Outcome.PASS, Outcome.WARN)}
         return next((f"its check '{check}' has not run yet" for check in sorted(self._checks - passed)), "")
 
@@ -162,7 +161,6 @@ class Resolver:
     def _store_answer(self, ref: Ref, digest: Digest) -> None:
         path = self._answer_file(ref)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps({"ref": str(ref), "digest": digest}).encode())
         except OSError:
             return  # needed only while the registry is unreachable
