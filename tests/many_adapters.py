@@ -1,7 +1,9 @@
 """A registry with many adapters: rows written straight into the tables, as copies of one pushed adapter.
 
-`acme/shop-000000` … differ in name, rank and words; each has a version, aliases, words, tags, verdicts and a job that
-has ended. `acme/zz-rare` comes last by name, and nothing else has its base, alias, owner, word, tag, rank and method.
+`acme/shop-000000` … differ in name, rank and words; each has a version, aliases, words, tags, verdicts, and a push and
+a job that have ended. `acme/zz-rare` comes last by name, and nothing else has its base, alias, owner, word, tag, rank,
+method and outcomes. Half of the others have the annotation `parity=odd`, and the other half the ranks 8 and 32: only
+`zz-rare` has both that annotation and a low rank.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from registry.server.database.models import (
     AdapterTextRow,
     AliasRow,
     JobRow,
+    PushRow,
     VerdictRow,
     VersionAttributeRow,
     VersionRow,
@@ -25,6 +28,9 @@ from tests.harness import Harness
 
 PUSHED, RARE = "acme/a-pushed-one", "acme/zz-rare"
 BATCH = 1000
+TABLES: tuple[Any, ...] = (
+    AdapterRow, VersionRow, AliasRow, AdapterTextRow, VersionAttributeRow, VerdictRow, JobRow, PushRow
+)  # fmt: skip
 _FIRST_ID = 1000
 
 
@@ -33,7 +39,7 @@ def fill(harness: Harness, adapters: int) -> None:
     harness.add_base()
     rare = samples.llama("rare-llama", seed=5)
     harness.add_base(rare)
-    harness.push(PUSHED, annotations={"tier": "gold"})
+    harness.push(PUSHED, annotations={"tier": "gold", "parity": "even"})
     templates = _read_templates(harness)
     for start in range(0, adapters - 2, BATCH):
         numbers = range(start, min(start + BATCH, adapters - 2))
@@ -42,7 +48,7 @@ def fill(harness: Harness, adapters: int) -> None:
                 session.connection().execute(insert(table), rows)
     harness.push(
         RARE, harness.files(rare) | {"README.md": b"# quokka\n"}, base=rare.name, alias="rare",
-        annotations={"tier": "rare"},
+        annotations={"tier": "rare", "parity": "odd"},
     )  # fmt: skip
     with harness.session(write=True) as session:
         session.connection().execute(
@@ -52,6 +58,10 @@ def fill(harness: Harness, adapters: int) -> None:
         session.connection().execute(
             update(VersionRow).where(col(VersionRow.adapter_id) == own).values(rank=3, method="LOHA")
         )
+        versions = select(VersionRow.id).where(col(VersionRow.adapter_id) == own)
+        for check, outcome in (("compat", "warn"), ("weights", "unknown")):
+            is_own = (col(VerdictRow.version_id).in_(versions), col(VerdictRow.check) == check)
+            session.connection().execute(update(VerdictRow).where(*is_own).values(outcome=outcome))
     with harness.engine.connect() as connection:
         connection.execute(text("ANALYZE"))
         connection.commit()
@@ -61,7 +71,16 @@ def _read_templates(harness: Harness) -> dict[Any, list[dict[str, Any]]]:
     with harness.session() as session:
         return {
             table: [row.model_dump() for row in session.exec(select(table)).all()]
-            for table in (AdapterRow, VersionRow, AliasRow, AdapterTextRow, VersionAttributeRow, VerdictRow, JobRow)
+            for table in (
+                AdapterRow,
+                VersionRow,
+                AliasRow,
+                AdapterTextRow,
+                VersionAttributeRow,
+                VerdictRow,
+                JobRow,
+                PushRow,
+            )
         }
 
 
@@ -84,9 +103,12 @@ def _copies(templates: dict[Any, list[dict[str, Any]]], numbers: range) -> dict[
             VerdictRow: {"version_id": id},
             JobRow: {"id": f"job_{id:020d}", "version_id": id, "subject": f"acme/shop-{number:06d}@1", "state": "done",
                      "worker": f"worker-{id % 4}"},
+            PushRow: {"id": f"push_{id:020d}"},
         }  # fmt: skip
         for table, change in changes.items():
             for position, template in enumerate(templates[table]):
-                key = {"id": 10 * id + position} if table is VerdictRow else {}
+                key: dict[str, Any] = {"id": 10 * id + position} if table is VerdictRow else {}
+                if template.get("key") == "parity":
+                    key["value"] = ("even", "odd")[id % 2]
                 rows[table].append(template | change | key)
     return rows

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import event
 
 from registry.api.serving import NodeReport, SlotReport, SlotState
-from registry.server.search import candidates, text_index
+from registry.server.http import metrics
+from registry.server.search import adapters, candidates
 from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness
@@ -23,16 +24,22 @@ API = "/api/v1"
 SEARCHES = (
     "", "text=shop", "text=acme+shop", "text=quokka", "text=quok", "text=kind3", "base=tiny-llama", "base=rare-llama",
     "alias=rare", "alias=main", "owner=rare-owner", "owner=admin", "method=loha", "method=lora", "rank_max=4",
-    "rank_min=8", "namespace=acme", "check=compat&outcome=pass",
+    "rank_min=8", "namespace=acme", "check=compat&outcome=pass", "check=compat&outcome=warn",
+    "check=weights&outcome=unknown", "check=smoke", "base=tiny-llama&method=loha", "base=tiny-llama&text=kind3",
+    "text=kind3&rank_max=8",
+)  # fmt: skip
+MORE_SEARCHES = (
+    "tag=tier%3Drare", "prefix=acme/zz", "prefix=acme/a-", "prefix=ac", "annotation=parity%3Dodd&rank_max=8",
+    "annotation=parity%3Dodd&annotation=tier%3Dgold&rank_max=8",
 )  # fmt: skip
 PATHS = (
     *(f"/search?{search}" for search in SEARCHES),
-    *(f"{API}/adapters?limit=25&{search}" for search in (*SEARCHES, "tag=tier%3Drare", "prefix=acme/zz")),
+    *(f"{API}/adapters?limit=25&{search}" for search in (*SEARCHES, *MORE_SEARCHES)),
     f"/adapters/{PUSHED}", f"/adapters/{PUSHED}/versions/1", f"/adapters/{PUSHED}/versions/1/lineage",
     f"/adapters/{RARE}/aliases/rare", f"/compare?first={PUSHED}@1&second={RARE}@1",
     "/namespaces/acme", "/bases", "/bases/tiny-llama", "/bases/rare-llama", "/fleet", "/jobs", f"/jobs?ref={RARE}",
     "/jobs?state=failed", "/audit", f"/audit?object={RARE}", "/settings", "/settings/namespaces/acme",
-    f"/settings/adapters/{PUSHED}", "/settings/tokens", "/settings/webhooks", "/status",
+    f"/settings/adapters/{PUSHED}", "/settings/tokens", "/settings/webhooks", "/status", f"{API}/metrics",
     f"{API}/bases/tiny-llama", f"{API}/bases", f"{API}/namespaces", f"{API}/jobs?limit=50", f"{API}/jobs?ref={RARE}",
 )  # fmt: skip
 
@@ -93,8 +100,11 @@ def work(harness: Harness, path: str) -> int:
 
 
 def test_no_page_works_harder_for_many_adapters(registries: list[Harness], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", FEW // 4)
-    monkeypatch.setattr(text_index, "CANDIDATES_LIMIT", FEW // 4)
+    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", FEW // 8)
+    monkeypatch.setattr(candidates, "MORE_CANDIDATES_LIMIT", FEW // 8)
+    monkeypatch.setattr(adapters, "WINDOW", FEW // 2)
+    monkeypatch.setattr(adapters, "WIDE_WINDOW", FEW)
+    monkeypatch.setattr(metrics, "COUNT_LIMIT", FEW // 2)
     steps = {path: [work(harness, path) for harness in registries] for path in PATHS}
     growing = {path: (few, many) for path, (few, many) in steps.items() if many > 2 * few + 50}
     assert growing == {}

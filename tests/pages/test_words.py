@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
+
+import pytest
+
+from registry.server.search import adapters, candidates
 from tests.harness import Harness
 from tests.pages.conftest import Browser
 
@@ -28,3 +34,22 @@ def test_a_comparison_formats_numbers_as_the_page_of_a_version(registry: Harness
     for number in ("16", "7,168"):
         assert f'<td data-label="first">{number}</td>' in page
         assert f"<dd>{number}</dd>" in version
+
+
+def test_a_search_that_stops_before_the_end_says_so_and_goes_on(
+    registry: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rank in (("rare-a", 8), ("rare-b", 8), ("rare-c", 4)):
+        registry.push(f"acme/{name}", registry.files(rank=rank))
+    for module, name in (
+        (candidates, "CANDIDATES_LIMIT"), (candidates, "MORE_CANDIDATES_LIMIT"),
+        (adapters, "WINDOW"), (adapters, "WIDE_WINDOW"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, 1 if module is adapters else 0)
+    page = signed_in.get("/search?text=rare&rank_max=4").text
+    assert "No match yet" in page
+    assert "only those up to <b>acme/" in page
+    while "rare-c" not in page:
+        [further] = re.findall(r'href="(/search[^"]*)">Search further</a>', page)
+        page = signed_in.get(html.unescape(further)).text
+    assert "acme/<b>rare-c</b>" in page

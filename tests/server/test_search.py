@@ -10,8 +10,15 @@ from sqlalchemy import event, insert, text
 from sqlmodel import select
 
 from registry.api.catalog import AdapterPage, MetadataChange
+from registry.client.response_checks import all_pages
 from registry.errors import Invalid
+from registry.evaluation.verdicts import Check, Outcome
+from registry.server.actors import TRUSTED
 from registry.server.database.models import AdapterRow, AliasRow, VersionAttributeRow, VersionMetadataRow, VersionRow
+from registry.server.http import metrics
+from registry.server.http.request_log import RequestLog
+from registry.server.search import adapters, candidates
+from registry.server.search.adapters import Search
 from tests import many_adapters, samples
 from tests.harness import Harness
 from tests.identities import make_identity, nudged, values
@@ -200,6 +207,31 @@ def test_no_page_reads_the_adapters_before_it_or_all_versions(
         assert not any("Sort Key" in line for line in plan), plan
 
 
+@pytest.mark.parametrize("candidates_limit", [0, 1000], ids=["windows", "candidates"])
+def test_pages_of_filters_that_match_many_and_together_few_hold_the_same(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, candidates_limit: int
+) -> None:
+    many_adapters.fill(harness, 60)
+    searches: tuple[dict[str, Any], ...] = (
+        {"annotation": ["parity=odd"], "rank_max": 8}, {"annotation": ["parity=odd"], "rank_min": 64},
+        {"base": "tiny-llama", "text": "kind3", "prefix": "acme/shop-00005"}, {"text": "shop", "rank_max": 32},
+    )  # fmt: skip
+    few = [sorted(found(harness, **search)) for search in searches]
+    assert [len(names) for names in few] == [1, 14, 2, 44]
+    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", 1)
+    monkeypatch.setattr(candidates, "MORE_CANDIDATES_LIMIT", candidates_limit)
+    monkeypatch.setattr(adapters, "WINDOW", 3)
+    monkeypatch.setattr(adapters, "WIDE_WINDOW", 7)
+    other_tenant = harness.actor("pull", namespaces=["other"])
+    for search, names in zip(searches, few, strict=True):
+        pages = list(all_pages(lambda cursor, s=search: harness.admin.adapters(limit=4, cursor=cursor, **s)))  # type: ignore[misc]
+        assert [item.name for page in pages for item in page.items] == names
+        assert all(len(page.items) <= 4 for page in pages)
+        if names == few[0]:
+            assert len(pages) == (1 if candidates_limit else 9), "a page looks at 7 adapters"
+        assert other_tenant.adapters(**search) == AdapterPage(items=[])
+
+
 SEARCHES: tuple[dict[str, Any], ...] = (
     {}, {"namespace": "acme"}, {"text": "shop"}, {"base": "tiny-llama"}, {"alias": "main"}, {"method": "lora"},
     {"rank_min": 8}, {"owner": "token:admin"},
@@ -214,6 +246,37 @@ def test_no_page_sorts_all_adapters_if_each_has_one_version(harness: Harness, da
     assert {search: plan for search, plan in plans.items() if any(word in str(plan) for word in words)} == {}
 
 
+RARE = (
+    Search(prefix="acme/a-"), Search(prefix="acme/zz"), Search(prefix="b"),
+    Search(text="kind3", method="loha"), Search(base="rare-llama", text="shop"), Search(check=Check.SMOKE),
+    Search(check=Check.COMPAT, outcome=Outcome.WARN), Search(check=Check.WEIGHTS, outcome=Outcome.UNKNOWN),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_postgres_reads_few_rows_of_many_for_rare_matches_and_metrics(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of SQLite, tests/pages/test_growth.py counts the steps."""
+    many_adapters.fill(harness, 5000)
+    for module, name, limit in (
+        (candidates, "CANDIDATES_LIMIT", 50), (candidates, "MORE_CANDIDATES_LIMIT", 50), (adapters, "WINDOW", 50),
+        (adapters, "WIDE_WINDOW", 200), (metrics, "COUNT_LIMIT", 50),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, limit)
+    reads = text("SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables")
+    rows_read: dict[object, int] = {}
+    with harness.session() as session:
+        for search in (*RARE, None):
+            before = session.connection().execute(reads).scalar_one() or 0
+            if search is None:
+                metrics.text(session, RequestLog())
+            else:
+                adapters.search_adapters(session, TRUSTED, search, limit=20)
+            rows_read[search] = session.connection().execute(reads).scalar_one() - before
+    assert {subject: rows for subject, rows in rows_read.items() if rows > 2000} == {}
+
+
 def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str]:
     """The plan of the statement that finds a page's adapters, as the database says it."""
     sent: list[tuple[str, Any]] = []
@@ -226,7 +289,9 @@ def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str
         assert len(harness.admin.adapters(limit=20, cursor=cursor, **search).items) == 20
     finally:
         event.remove(harness.engine, "before_cursor_execute", keep)
-    statement, parameters = next(item for item in sent if "ORDER BY adapter.namespace" in item[0])
+    statement, parameters = next(
+        item for item in sent if "ORDER BY adapter.namespace" in item[0] and "JOIN version" in item[0]
+    )
     explain = "EXPLAIN QUERY PLAN " if harness.engine.dialect.name == "sqlite" else "EXPLAIN "
     with harness.engine.connect() as connection:
         return [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters)]

@@ -16,7 +16,7 @@ from registry.api.maintenance import GcRequest
 from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.server.database.models import AdapterTextRow
-from registry.server.search import text_index
+from registry.server.search import candidates, text_index
 from tests import non_peft_files, samples
 from tests.harness import Harness
 
@@ -175,9 +175,9 @@ def test_many_matches_are_read_in_order_with_the_same_result(harness: Harness, m
     texts = ("shop", "shop returns", "x", "xy", "s", "shop nothing")
     few = {text: names_with(harness, text) for text in texts}
     assert few["shop returns"] == few["x"] == names[1::2]
-    monkeypatch.setattr(text_index, "CANDIDATES_LIMIT", 0)
+    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", 0)
     assert {text: names_with(harness, text) for text in texts} == few
     with harness.statements() as sent:
         page = harness.admin.adapters(text="shop", limit=2)
-    assert len([statement for statement in sent if "FROM token" not in statement]) == 5
+    assert len([statement for statement in sent if "FROM token" not in statement]) == 6
     assert [item.name for item in harness.admin.adapters(text="shop", cursor=page.next_cursor).items] == names[2:]

@@ -1,7 +1,8 @@
 """Metrics of the server as Prometheus text.
 
 What is about requests is of one process; all else is read from the database, so that every replica reports the same.
-Of tables that grow without end only an index is read. No label holds the name of a namespace, adapter or node.
+No table that grows without end is scanned: counters are added up, and rows counted up to `COUNT_LIMIT`, from an index.
+No label holds the name of a namespace, adapter or node.
 """
 
 import platform
@@ -12,7 +13,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import case, func
+from sqlalchemy import ColumnElement, case, func, literal, literal_column, union_all
 from sqlmodel import Session, col, select
 
 from registry import __version__, jobs
@@ -20,14 +21,14 @@ from registry.api.serving import SlotState
 from registry.events import DeliveryState
 from registry.server.database import db
 from registry.server.database.models import (
-    AdapterRow,
+    BaseUsageRow,
     DeliveryRow,
     EventRow,
     FleetNodeRow,
     FleetSlotRow,
     JobRow,
+    NamespaceUsageRow,
     PushRow,
-    VersionRow,
 )
 from registry.server.http.request_log import BUCKETS_SECONDS, RequestLog
 from registry.server.serving import reports
@@ -35,6 +36,8 @@ from registry.server.storage.references import PushState
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "registry_"
+COUNT_LIMIT = 10_000
+_UP_TO = f"counted up to {COUNT_LIMIT:,}"
 UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
 COUNTERS: tuple[tuple[str, str, Callable[[RequestLog], Any]], ...] = (
     ("requests", "Requests that this process answered.", lambda log: log.counts.copy()),
@@ -97,17 +100,19 @@ class _Server(Collector):
 
 def _totals() -> Iterator[tuple[str, str, Any]]:
     count, position = select(func.count()), col(EventRow.position)
-    yield "adapters", "Adapters.", count.select_from(AdapterRow)
-    yield "versions", "Versions.", count.select_from(VersionRow).where(col(VersionRow.deleted_at).is_(None))
-    yield "pushes_open", "Pushes under way.", count.select_from(PushRow).where(col(PushRow.state) == PushState.OPEN)
+    adapters = "Adapters with a version that is not deleted, once for each base that their versions are on."
+    yield "adapters", adapters, select(func.coalesce(func.sum(BaseUsageRow.adapters), 0))
+    versions = "Versions whose files are stored, also deleted ones within their grace time."
+    yield "versions", versions, select(func.coalesce(func.sum(NamespaceUsageRow.versions), 0))
+    is_open = col(PushRow.state) == literal_column(f"'{PushState.OPEN}'")  # a literal, so that the index is taken
+    yield "pushes_open", f"Pushes under way, {_UP_TO}.", _count_some(PushRow.namespace, is_open)
     yield "audit_log_size", "Numbered events of the audit log.", select(func.coalesce(func.max(position), 0))
     unnumbered = count.select_from(EventRow).where(position.is_(None))
     yield "audit_events_waiting", "Events that have no number yet.", unnumbered
 
 
 def _totals_by_state() -> Iterator[tuple[str, str, Iterable[str], Any]]:
-    by_state = select(JobRow.state, func.count()).group_by(col(JobRow.state))
-    yield "jobs", "Jobs by state.", jobs.State, by_state
+    yield "jobs", f"Jobs by state, {_UP_TO} of each.", jobs.State, _count_states(JobRow.state, jobs.State)
     is_live = case((reports.lease_is_live(), "live"), else_="lost")
     nodes = select(is_live, func.count()).select_from(FleetNodeRow).group_by(is_live)
     yield "fleet_nodes", "Engines on nodes by whether their lease lasts.", ("live", "lost"), nodes
@@ -116,5 +121,16 @@ def _totals_by_state() -> Iterator[tuple[str, str, Iterable[str], Any]]:
     states = [state for state in SlotState if state is not SlotState.ABSENT]
     description = "Versions on engines of live nodes by state."
     yield "fleet_slots", description, states, slots.group_by(col(FleetSlotRow.state))
-    waiting = select(DeliveryRow.state, func.count()).where(col(DeliveryRow.state).in_(UNDELIVERED))
-    yield "webhook_deliveries", "Not delivered.", UNDELIVERED, waiting.group_by(col(DeliveryRow.state))
+    undelivered = _count_states(DeliveryRow.state, UNDELIVERED)
+    yield "webhook_deliveries", f"Not delivered, {_UP_TO} of each.", UNDELIVERED, undelivered
+
+
+def _count_some(column: Any, condition: ColumnElement[bool]) -> Any:
+    """Select how many rows of the column's table meet the condition, up to `COUNT_LIMIT`."""
+    return select(func.count()).select_from(select(column).where(condition).limit(COUNT_LIMIT).subquery())
+
+
+def _count_states(column: Any, states: Iterable[str]) -> Any:
+    """Select each state and how many rows have it, up to `COUNT_LIMIT`."""
+    counts = ((state, _count_some(column, col(column) == state).scalar_subquery()) for state in states)
+    return union_all(*(select(literal(str(state)), count) for state, count in counts))

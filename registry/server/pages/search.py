@@ -68,7 +68,8 @@ def show_search(
     used = sum(1 for key, value in filters.items() if value and key != "text")
     return render(
         request, "search.html", status, title=f"{text} · Search" if text else "Adapters", filters=filters, used=used,
-        items=items, cursor=cursor, next_cursor=next_cursor, problem=problem, **choices,
+        items=items, cursor=cursor, next_cursor=next_cursor, page_size=PAGE_ADAPTERS, problem=problem,
+        **choices,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Search and list adapters by name, each with a summary of its newest version.
 
-A page shows what the actor may see and costs four statements, one more for each filter with an index or for words, and
-two more for relatives of a base. It starts in the index where the last one ended (`next_cursor` is the last name).
+A page shows what the actor may see and costs four statements, one more for each filter, and two more for relatives of a
+base. It starts in the index where the last one ended (`next_cursor` is the last name). One that is far from full after
+`WINDOW` adapters costs a few more, and ends after `WIDE_WINDOW`: then it may be short, or empty, and not the last.
 """
 
 from collections import defaultdict
@@ -34,6 +35,10 @@ from registry.server.database.models import (
 )
 from registry.server.search import candidates, text_index
 
+WINDOW = 2000
+WIDE_WINDOW = 10_000
+"""How many adapters one page looks at, at most."""
+_NAME: Any = (col(AdapterRow.namespace), col(AdapterRow.name))
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
 
@@ -76,21 +81,56 @@ def search_adapters(
 ) -> AdapterPage:
     """Adapters by name, from the one that follows `cursor`. With `count` also how many match."""
     visible, base_ids = versions.visible(actor), _find_base_ids(session, search)
-    statement = _newest().where(visible, *_adapter_filters(search, base_ids), *_version_filters(search))
-    few = candidates.find_few(session, _selections(search, base_ids))
-    statement = statement if few is None else statement.where(few)
     match = text_index.match_text(session, search.text, visible) if search.text.strip() else None
-    counted = statement if match is None else statement.where(match.to_count)
-    total = db.count_rows(session, counted) if count else None
-    statement = statement if match is None else statement.where(match.to_list)
+    selections = [*_selections(session, search, base_ids), *([match.selection] if match else [])]
+    few = candidates.find_few(session, selections, candidates.CANDIDATES_LIMIT)
+    within = [visible, *_name_filters(search)]
+    statement = _newest().where(*within, *_adapter_filters(search, base_ids), *_version_filters(search))
+    statement = statement if few is None else statement.where(few)
+    total = db.count_rows(session, statement.where(match.to_count) if match else statement) if count else None
+    statement = statement.where(match.to_list) if match else statement
     if cursor:
         last = AdapterName.parse(cursor)
-        keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
-        statement = statement.where(keys > tuple_(last.namespace, last.name))
-    ordered = statement.order_by(col(AdapterRow.namespace), col(AdapterRow.name)).limit(limit + 1)
-    rows = session.exec(ordered).all()
+        within.append(tuple_(*_NAME) > tuple_(last.namespace, last.name))
+        statement = statement.where(within[-1])
+    ordered = statement.order_by(*_NAME).limit(limit + 1)
+    if few is None and selections:
+        rows, end = _read_windows(session, ordered, selections, within, limit)
+    else:
+        rows, end = session.exec(ordered).all(), ""
     items = _views(session, rows[:limit])
-    return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else "", total=total)
+    return AdapterPage(items=items, next_cursor=items[-1].name if len(rows) > limit else end, total=total)
+
+
+def _read_windows(
+    session: Session, ordered: Any, selections: Sequence[Any], within: Sequence[ColumnElement[bool]], limit: int
+) -> tuple[Sequence[Any], str]:
+    """The rows of a page if each filter has many adapters, and where a short page ended although others follow.
+
+    The page may be among the first adapters. If it is not, a filter may have few enough to look at all of them. Else
+    more adapters are read, but not all: there are filters that each match many and together few.
+    """
+    end = _find_end(session, within, WINDOW)
+    rows = session.exec(_up_to(ordered, end)).all()
+    if len(rows) > limit or end is None:
+        return rows, ""
+    few = candidates.find_few(session, selections, candidates.MORE_CANDIDATES_LIMIT)
+    if few is not None:
+        return session.exec(ordered.where(few)).all(), ""
+    end = _find_end(session, within, WIDE_WINDOW)
+    rows = session.exec(_up_to(ordered, end)).all()
+    return rows, "" if end is None else str(end)
+
+
+def _find_end(session: Session, within: Sequence[ColumnElement[bool]], window: int) -> AdapterName | None:
+    """The last adapter of this window, read from the index of names; None if it holds all."""
+    in_order = select(*_NAME).where(*within).order_by(*_NAME)
+    last = session.exec(in_order.offset(window - 1).limit(1)).first()
+    return AdapterName(*last) if last else None
+
+
+def _up_to(ordered: Any, end: AdapterName | None) -> Any:
+    return ordered if end is None else ordered.where(tuple_(*_NAME) <= tuple_(end.namespace, end.name))
 
 
 def _find_base_ids(session: Session, search: Search) -> list[int] | None:
@@ -107,8 +147,6 @@ def _find_base_ids(session: Session, search: Search) -> list[int] | None:
 
 def _adapter_filters(search: Search, base_ids: list[int] | None) -> Iterator[ColumnElement[bool]]:
     """The conditions on the adapter, its base and its aliases."""
-    if search.namespace:
-        yield col(AdapterRow.namespace) == names.namespace(search.namespace)
     if base_ids is not None:
         yield any_of(without_index(VersionRow.base_id), base_ids)
     if search.alias:
@@ -116,21 +154,26 @@ def _adapter_filters(search: Search, base_ids: list[int] | None) -> Iterator[Col
         yield exists().where(pointing)
     if search.owner:
         yield without_index(AdapterRow.created_by) == search.owner
-    if search.prefix:
-        namespace, slash, name = search.prefix.lower().partition("/")
-        yield (
-            and_(
-                col(AdapterRow.namespace) == namespace,
-                col(AdapterRow.name) >= name,
-                col(AdapterRow.name).startswith(name, autoescape=True),
-            )
-            if slash
-            else col(AdapterRow.namespace).startswith(namespace, autoescape=True)
-        )
 
 
-def _selections(search: Search, base_ids: list[int] | None) -> Iterator[Any]:
+def _name_filters(search: Search) -> Iterator[ColumnElement[bool]]:
+    """The conditions on the adapter's name, which tell in the order of a list where it begins and ends."""
+    if search.namespace:
+        yield col(AdapterRow.namespace) == names.namespace(search.namespace)
+    if not search.prefix:
+        return
+    namespace, slash, name = search.prefix.lower().partition("/")
+    column, beginning = (col(AdapterRow.name), name) if slash else (col(AdapterRow.namespace), namespace)
+    if slash:
+        yield col(AdapterRow.namespace) == namespace
+    yield column >= beginning
+    yield column.startswith(beginning, autoescape=True)
+
+
+def _selections(session: Session, search: Search, base_ids: list[int] | None) -> Iterator[Any]:
     """What may leave few adapters."""
+    if search.prefix:
+        yield candidates.with_prefix(session, search.prefix.lower())
     if search.alias:
         yield candidates.with_alias(search.alias)
     if search.owner:
@@ -145,11 +188,18 @@ def _selections(search: Search, base_ids: list[int] | None) -> Iterator[Any]:
         yield candidates.with_attribute(key, value)
     for tag in search.tags:
         yield candidates.with_tag(*_split(tag))
-    if search.outcome is Outcome.FAIL:
-        if search.engine is not None:
-            yield candidates.with_failure(Check.ENGINE, str(search.engine))
-        if search.check is not None:
-            yield candidates.with_failure(search.check)
+    for check, profile in _checks(search):
+        yield candidates.with_outcome(check, _outcomes(search), profile)
+
+
+def _checks(search: Search) -> list[tuple[Check, str]]:
+    """The checks and profiles that a version must have an outcome of."""
+    engine = [(Check.ENGINE, str(search.engine))] if search.engine is not None else []
+    return engine + ([(search.check, "")] if search.check is not None else [])
+
+
+def _outcomes(search: Search) -> list[Outcome]:
+    return [search.outcome] if search.outcome else [Outcome.PASS, Outcome.WARN]
 
 
 def _facts(search: Search) -> list[tuple[str, None]]:
@@ -176,11 +226,8 @@ def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
         yield without_index(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
         yield without_index(VersionRow.rank) <= search.rank_max
-    outcomes = [search.outcome] if search.outcome else [Outcome.PASS, Outcome.WARN]
-    if search.engine is not None:
-        yield verdicts.has_outcome(Check.ENGINE, outcomes, str(search.engine))
-    if search.check is not None:
-        yield verdicts.has_outcome(search.check, outcomes)
+    for check, profile in _checks(search):
+        yield verdicts.has_outcome(check, _outcomes(search), profile)
 
 
 def _has_annotation(key: str, value: str | None = None) -> ColumnElement[bool]:

@@ -1,12 +1,12 @@
-"""The adapters that one filter of a search leaves, if they are few.
+"""The adapters that the filters of a search leave, if they are few.
 
 A list is read in the order of names until a page is full. If few adapters match, that would read all others, too. So
-each filter that has an index is asked for up to `CANDIDATES_LIMIT` adapters, and if there are no more, the list is read
-of these. If there are more, a page of them is near. They are candidates: the search still applies every filter, and who
-may see what.
+each filter is asked for up to `CANDIDATES_LIMIT` adapters, all from indexes, and if there are no more, the list is read
+of these. If there are more, a page of them may be near; if it is not, they are asked for up to `MORE_CANDIDATES_LIMIT`.
+They are candidates: the search still applies every filter, and who may see what.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, literal_column, union_all
@@ -14,8 +14,10 @@ from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome
 from registry.server.catalog import metadata
+from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
+    ADAPTER_PATH,
     AdapterMetadataRow,
     AdapterRow,
     AliasRow,
@@ -26,15 +28,17 @@ from registry.server.database.models import (
 )
 
 CANDIDATES_LIMIT = 2000
-_FAIL: ColumnElement[str] = literal_column(f"'{Outcome.FAIL}'")
-"""A literal, not a parameter: only so the planner takes the index of failures."""
+MORE_CANDIDATES_LIMIT = 5000
+_AFTER_EVERY_NAME = "~"
+"""Sorts by bytes after every character of a name."""
+_PATH: ColumnElement[str] = literal_column(ADAPTER_PATH)
 
 
-def find_few(session: Session, selections: Iterable[Any]) -> ColumnElement[bool] | None:
+def find_few(session: Session, selections: Iterable[Any], limit: int) -> ColumnElement[bool] | None:
     """The condition on `adapter` that it is one of the few that a selection of ids has; None if all have many."""
     for statement in selections:
-        ids = session.connection().execute(statement.limit(CANDIDATES_LIMIT + 1)).scalars().all()
-        if len(ids) <= CANDIDATES_LIMIT:
+        ids = session.connection().execute(statement.limit(limit + 1)).scalars().all()
+        if len(ids) <= limit:
             return any_of(col(AdapterRow.id), ids)
     return None
 
@@ -70,19 +74,35 @@ def with_rank(least: int | None, most: int | None) -> Any:
 
 def with_attribute(key: str, value: str | None = None) -> Any:
     """Those with a version that has this annotation or fact."""
-    own = select(_OF_VERSION).join(VersionAttributeRow, col(VersionAttributeRow.version_id) == col(VersionRow.id))
-    own = own.where(VersionAttributeRow.key == key)
+    own = select(_owner_of(VersionAttributeRow.version_id)).where(VersionAttributeRow.key == key)
     return own if value is None else own.where(VersionAttributeRow.value == value)
 
 
 def with_tag(key: str, value: str | None = None) -> Any:
     """Those with this tag, or with a version that has it."""
     of_adapter = select(AdapterMetadataRow.adapter_id).where(*metadata.is_tag(AdapterMetadataRow, key, value))
-    of_version = select(_OF_VERSION).join(VersionMetadataRow, col(VersionMetadataRow.version_id) == col(VersionRow.id))
+    of_version = select(_owner_of(VersionMetadataRow.version_id))
     return union_all(of_adapter, of_version.where(*metadata.is_tag(VersionMetadataRow, key, value)))
 
 
-def with_failure(check: Check, profile: str = "") -> Any:
-    """Those with a version that has once failed this check."""
-    failed = select(_OF_VERSION).join(VerdictRow, col(VerdictRow.version_id) == col(VersionRow.id))
-    return failed.where(VerdictRow.check == check, VerdictRow.profile == profile, col(VerdictRow.outcome) == _FAIL)
+def with_outcome(check: Check, outcomes: Collection[Outcome], profile: str = "") -> Any:
+    """Those with a version for which this check once had one of these outcomes."""
+    own = select(_owner_of(VerdictRow.version_id)).where(VerdictRow.check == check, VerdictRow.profile == profile)
+    return own.where(col(VerdictRow.outcome).in_(outcomes))
+
+
+def _owner_of(version_id: Any) -> Any:
+    """The id of a version's adapter. Not by a join: PostgreSQL might read all versions for it, or all rows."""
+    return select(_OF_VERSION).where(col(VersionRow.id) == version_id).scalar_subquery()
+
+
+def with_prefix(session: Session, prefix: str) -> Any:
+    """Those whose name begins so. An index in the order of bytes has a range of them, whatever the collation."""
+    namespace, slash, name = prefix.partition("/")
+    ids = select(AdapterRow.id)
+    if not db.is_sqlite(session):
+        end = _PATH.bool_op("~<~")(prefix + _AFTER_EVERY_NAME)
+        return ids.where(_PATH.bool_op("~>=~")(prefix), end)
+    column, beginning = (col(AdapterRow.name), name) if slash else (col(AdapterRow.namespace), namespace)
+    within = [AdapterRow.namespace == namespace] if slash else []
+    return ids.where(*within, column >= beginning, column < beginning + _AFTER_EVERY_NAME)

@@ -59,7 +59,6 @@ WORD_CHARACTERS = 40
 QUERY_WORDS_LIMIT = 12
 PREFIX_CHARACTERS = 2
 """Words of a query that are shorter match whole words only."""
-CANDIDATES_LIMIT = 2000
 BATCH = 100
 _IDEOGRAPHS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: each character is a word."""
@@ -115,34 +114,29 @@ def card_words(card: bytes, facts: Mapping[str, Any], annotations: Mapping[str, 
 
 # ------------------------------------------------------------------ search
 class TextMatch(NamedTuple):
-    """Conditions on `adapter` that it has all words of a query: one to list page by page, one to count."""
+    """How to find the adapters that have a word that begins with each word of a query.
 
+    `selection`: their ids, from the index. `to_list`, `to_count`: conditions on `adapter`, to list page by page and to
+    count. A list that is read in its order compares the words of each adapter.
+    """
+
+    selection: Any
     to_list: ColumnElement[bool]
     to_count: ColumnElement[bool]
 
 
 def match_text(session: Session, text: str, visible: ColumnElement[bool]) -> TextMatch:
-    """How to find the adapters that have a word that begins with each word of this text. `Invalid` for too many words.
-
-    Few matches are looked up by their ids, one statement more. If there are many, a page of them is near: then the list
-    is read in its order, and the words of each adapter are compared. `visible`: adapters that may not be seen are not
-    among the matches.
-    """
+    """`Invalid` for too many words. `visible`: adapters that may not be seen are not in the selection."""
     words = list(dict.fromkeys(split_words(text)))
     if len(words) > QUERY_WORDS_LIMIT:
         raise Invalid("REQUEST_INVALID", f"text: has {len(words)} words, the limit is {QUERY_WORDS_LIMIT}")
     if not words:
-        nothing = literal(False)
-        return TextMatch(nothing, nothing)
+        return TextMatch(select(col(AdapterRow.id)).where(literal(False)), literal(False), literal(False))
     adapter_id, matches = _look_up(words, is_sqlite=db.is_sqlite(session))
-    permitted = select(col(AdapterRow.id)).where(adapter_id == col(AdapterRow.id), matches, visible)
-    candidates = session.exec(permitted.limit(CANDIDATES_LIMIT + 1)).all()
-    if len(candidates) <= CANDIDATES_LIMIT:
-        condition = any_of(col(AdapterRow.id), candidates)
-        return TextMatch(condition, condition)
     find = func.instr if db.is_sqlite(session) else func.strpos
     compared = (find(_ALL_WORDS, f" {word}" if _is_prefix(word) else f" {word} ") > 0 for word in words)
     return TextMatch(
+        select(col(AdapterRow.id)).where(adapter_id == col(AdapterRow.id), matches, visible),
         exists().where(col(AdapterTextRow.adapter_id) == col(AdapterRow.id), *compared),
         col(AdapterRow.id).in_(select(adapter_id).where(matches)),
     )

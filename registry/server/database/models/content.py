@@ -83,6 +83,10 @@ class NamespaceUsageRow(SQLModel, table=True):
     versions: int
 
 
+ADAPTER_PATH = "(adapter.namespace || '/' || adapter.name)"
+"""What PostgreSQL indexes in the order of bytes for `prefix`; only the migration has the index (see `TEXT_VECTOR`)."""
+
+
 class AdapterRow(CreatedColumns, table=True):
     """An adapter. `newest_number` counts its versions and never decreases."""
 
@@ -201,7 +205,7 @@ NEVER = "never"
 """The expiry of a version that was restored after its deletion. It sorts after every moment."""
 _IS_TAG = text("kind = 'tag'")
 _IS_EXPIRY = text("kind = 'expires'")
-_FAILED = text("outcome = 'fail'")
+_IS_OPEN = text("state = 'open'")
 
 
 class AdapterMetadataRow(SetColumns, table=True):
@@ -261,7 +265,7 @@ class VerdictRow(SQLModel, table=True):
     __tablename__ = "verdict"
     __table_args__ = (
         Index("ix_verdict_version_check", "version_id", "check", "profile"),
-        Index("ix_verdict_failure", "check", "profile", "version_id", postgresql_where=_FAILED, sqlite_where=_FAILED),
+        Index("ix_verdict_outcome", "check", "profile", "outcome", "version_id"),
     )
     id: int | None = Field(default=None, primary_key=True)
     version_id: int = Field(foreign_key="version.id")
@@ -301,6 +305,7 @@ class PushRow(CreatedColumns, table=True):
     """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`."""
 
     __tablename__ = "push"
+    __table_args__ = (Index("ix_push_open", "namespace", postgresql_where=_IS_OPEN, sqlite_where=_IS_OPEN),)
     id: str = Field(primary_key=True)
     namespace: str
     name: str
