@@ -1,4 +1,4 @@
-"""The floor under benchmarks/resolve.py: an ASGI application that answers so many bytes, and knows nothing.
+"""The floor under benchmarks/resolve.py: an ASGI application that sends so many bytes, and knows nothing.
 
 It runs as `adapter serve` does: uvicorn with our protocol, one process. What it costs is what Python costs.
 
@@ -22,11 +22,11 @@ def application(size_bytes: int) -> ASGIApp:
     body = b"x" * size_bytes
     headers = [(b"content-length", str(size_bytes).encode()), (b"content-type", b"application/json")]
 
-    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    return answer
+    return respond
 
 
 def main() -> None:

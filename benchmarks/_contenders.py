@@ -102,7 +102,7 @@ def settle(scratch: Path, warm_bytes: int) -> None:
 def wait_until_idle(servers: Sequence[int]) -> Timed:
     """Wait until these processes have used next to no CPU for a moment; what they used and how long it took.
 
-    A server that goes on with work after its answers would slow the next contender. A figure of its own.
+    A server that goes on with work after its responses would slow the next contender. A figure of its own.
     """
     started, used = time.perf_counter(), cpu_of(servers)
     last_cpu, still = used, started
@@ -257,7 +257,7 @@ def distribution(scratch: Path) -> Iterator[tuple[str, int] | None]:
             with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
                 break
             if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("docker-registry does not answer")
+                raise RuntimeError("docker-registry does not respond")
             time.sleep(0.05)
         yield address, server.pid
     finally:

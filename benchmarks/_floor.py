@@ -62,7 +62,7 @@ def receive(line: socket.socket, path: Path, size: int, *, sync: bool) -> bytes:
 def serve(folder: Path, sync: bool) -> None:
     files: dict[str, tuple[bytes, int]] = {}
 
-    def answer(line: socket.socket) -> None:
+    def serve_line(line: socket.socket) -> None:
         while head := line.recv(HEAD_BYTES, socket.MSG_WAITALL):
             verb, name, size = head.decode().split()
             path = folder / name.replace("/", "_")
@@ -77,7 +77,7 @@ def serve(folder: Path, sync: bool) -> None:
         print(listener.getsockname()[1], flush=True)
         while True:
             line = listener.accept()[0]
-            threading.Thread(target=answer, args=(line,), daemon=True).start()
+            threading.Thread(target=serve_line, args=(line,), daemon=True).start()
 
 
 class Lines:

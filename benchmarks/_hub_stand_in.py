@@ -26,16 +26,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = f"http://{self.headers['Host']}"
         if "/xet-write-token/" in self.path:
-            self.answer(
+            self.respond(
                 200, {"casUrl": f"{url}/{secrets.token_hex(6)}", "accessToken": "x", "exp": int(time.time()) + 900}
             )
         else:
-            self.answer(404, {})
+            self.respond(404, {})
 
     def do_POST(self) -> None:
         if "/v1/xorbs/" in self.path or self.path.endswith("/v1/shards"):
             self.store()
-            self.answer(200, {"was_inserted": True, "result": 1})
+            self.respond(200, {"was_inserted": True, "result": 1})
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         url = f"http://{self.headers['Host']}/acme/support"
@@ -43,18 +43,18 @@ class Handler(BaseHTTPRequestHandler):
             files = [
                 {"path": f["path"], "uploadMode": mode(f), "shouldIgnore": False} for f in json.loads(body)["files"]
             ]
-            self.answer(200, {"files": files})
+            self.respond(200, {"files": files})
         elif self.path == "/api/repos/create":
-            self.answer(200, {"url": url})
+            self.respond(200, {"url": url})
         elif "/commit/" in self.path:
             commit = "0" * 40
-            self.answer(
+            self.respond(
                 200, {"success": True, "commitOid": commit, "commitUrl": f"{url}/commit/{commit}", "hookOutput": ""}
             )
         elif self.path == "/api/validate-yaml":
-            self.answer(200, {"errors": [], "warnings": []})
+            self.respond(200, {"errors": [], "warnings": []})
         else:
-            self.answer(404, {})
+            self.respond(404, {})
 
     def store(self) -> None:
         """Write the body to a file and hash it on its way."""
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
                 file.write(chunk)
                 missing -= len(chunk)
 
-    def answer(self, status: int, fields: dict[str, Any]) -> None:
+    def respond(self, status: int, fields: dict[str, Any]) -> None:
         body = json.dumps(fields).encode()
         self.send_response(status)
         if "casUrl" in fields:

@@ -61,12 +61,12 @@ def _wait(server: subprocess.Popen[bytes], url: str) -> None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
             return
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("mlflow's server does not answer")
+            raise RuntimeError("mlflow's server does not respond")
         time.sleep(0.2)  # another program: there is no event to wait for
 
 
 def _ask(method: str, url: str, **payload: Any) -> None:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, data=json.dumps(payload).encode(), method=method, headers=headers)
-    with urllib.request.urlopen(request) as answer:
-        answer.read()
+    with urllib.request.urlopen(request) as response:
+        response.read()

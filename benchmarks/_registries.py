@@ -148,8 +148,8 @@ def bare(body: bytes) -> Iterator[Target]:
 def _request(method: str, url: str, body: bytes = b"", kind: str = "") -> str:
     headers = {"Content-Type": kind} if kind else {}
     request = urllib.request.Request(url, data=body, method=method, headers=headers)
-    with urllib.request.urlopen(request) as answer:
-        return str(answer.headers.get("Location", ""))
+    with urllib.request.urlopen(request) as response:
+        return str(response.headers.get("Location", ""))
 
 
 def installed(program: str) -> bool:

@@ -1,7 +1,7 @@
 """`make bench-lineage`: ancestors and descendants among 100,000 edges, on SQLite and on PostgreSQL.
 
 Versions stand in families of 1,000: each goes on from one half its number, every tenth was merged with another, and the
-first of each family was trained on a data set of its own. What is timed is the question as the server answers it: look
+first of each family was trained on a data set of its own. What is timed is the request as the server handles it: look
 up the root, one recursive statement, the graph made of it; and the same over REST in this process. Peers in the same
 run: one look-up by primary key in the same database (the floor of any question), and a search in breadth over the same
 edges held in this process's memory, which knows nothing of rights and of no database.
@@ -112,14 +112,14 @@ def count_edges(near: dict[int, list[int]], root: int) -> int:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Milliseconds of wall time and of this process's CPU (medians), and the last answer."""
-    wall_times, cpus, answer = [], [], call()
+    """Milliseconds of wall time and of this process's CPU (medians), and the last response."""
+    wall_times, cpus, response = [], [], call()
     for _ in range(ROUNDS):
         cpu, wall = time.process_time(), time.perf_counter()
-        answer = call()
+        response = call()
         wall_times.append(1000 * (time.perf_counter() - wall))
         cpus.append(1000 * (time.process_time() - cpu))
-    return statistics.median(wall_times), statistics.median(cpus), answer
+    return statistics.median(wall_times), statistics.median(cpus), response
 
 
 def measured(harness: Harness, edges: Edges) -> Iterator[tuple[str, float, float, int]]:

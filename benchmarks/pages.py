@@ -86,10 +86,10 @@ GROWING = {
 def seconds_of(call: Callable[[], httpx.Response]) -> float:
     """The time of a request, which must succeed."""
     started = time.perf_counter()
-    answer = call()
+    response = call()
     elapsed = time.perf_counter() - started
-    if answer.status_code != 200:
-        raise RuntimeError(f"{answer.request.url}: {answer.status_code} {answer.text[:200]}")
+    if response.status_code != 200:
+        raise RuntimeError(f"{response.request.url}: {response.status_code} {response.text[:200]}")
     return elapsed
 
 

@@ -8,8 +8,8 @@
 each for SQLite and for PostgreSQL. A serving node resolves its adapters again and again: 200 in turn, out of 1,000
 or 100,000. The figures hold the 304 path, and look-ups all over the registry, which mostly find nothing kept.
 
-What wrk calls p99 is a share of time and not of requests: it adds to a slow answer those that would have been asked
-meanwhile. One pause of 15 ms in 300 ms makes a p99 of 12 ms, though 4,000 answers of 4,001 came at once. So there is
+What wrk calls p99 is a share of time and not of requests: it adds to a slow response those that would have been asked
+meanwhile. One pause of 15 ms in 300 ms makes a p99 of 12 ms, though 4,000 responses of 4,001 came at once. So there is
 `bare`, the floor: an application of two ASGI messages on the same server, whose p99 is Python's and the machine's.
 
 Needs wrk and docker-registry (Debian's packages); without them it says so, and the ratios are null. Where there is an
@@ -61,7 +61,7 @@ class Run:
 
 
 def ask(scratch: Path, target: Target, connections: int) -> Run:
-    """One run of wrk. A single wrong answer ends the benchmark: fast refusals prove nothing."""
+    """One run of wrk. A single wrong response ends the benchmark: fast refusals prove nothing."""
     script = scratch / "paths.lua"
     script.write_text(SCRIPT % ", ".join(f'"{path}"' for path in target.paths))
     headers = [word for name, value in target.headers.items() for word in ("-H", f"{name}: {value}")]
@@ -69,7 +69,7 @@ def ask(scratch: Path, target: Target, connections: int) -> Run:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.rpartition("JSON ")[2])
     if result.pop("wrong"):
-        raise RuntimeError(f"wrong answers from {target.url}: {done.stdout}")
+        raise RuntimeError(f"wrong responses from {target.url}: {done.stdout}")
     return Run(**result)
 
 
@@ -94,15 +94,15 @@ def measure(scratch: Path, targets: dict[str, Target], connections: int) -> dict
 def revalidating(target: Target) -> Target:
     """The same look-ups of one path, by a client that has the bytes already."""
     request = urllib.request.Request(target.url + target.paths[0], headers=target.headers)
-    with urllib.request.urlopen(request) as answer:
-        etag = answer.headers["ETag"]
+    with urllib.request.urlopen(request) as response:
+        etag = response.headers["ETag"]
     return replace(target, paths=target.paths[:1], headers=target.headers | {"If-None-Match": etag})
 
 
-def _answered(target: Target) -> bytes:
+def _body_of(target: Target) -> bytes:
     request = urllib.request.Request(target.url + target.paths[0], headers=target.headers)
-    with urllib.request.urlopen(request) as answer:
-        return bytes(answer.read())
+    with urllib.request.urlopen(request) as response:
+        return bytes(response.read())
 
 
 def compare(
@@ -112,7 +112,7 @@ def compare(
         say(f"{database}: filling {SMALL:,} and {LARGE:,} adapters")
         small = stack.enter_context(ours(scratch, database, SMALL))
         large = stack.enter_context(ours(scratch, database, LARGE))
-        floor = stack.enter_context(bare(_answered(small)))
+        floor = stack.enter_context(bare(_body_of(small)))
         targets = {"small": small, "large": large, "not modified": revalidating(small), "bare": floor}
         targets |= peers
         say(f"{database}: one connection")

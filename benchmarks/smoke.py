@@ -148,15 +148,15 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
         for adapter in adapters[:2]:  # both slots are filled by loading; every later adapter is swapped
             pool.try_adapter(source, adapter, limits)
         for number, adapter in enumerate([*adapters[2:], *adapters[:2]]):
-            answers: list[dict[str, Any]] = []
+            responses: list[dict[str, Any]] = []
 
-            def smoke(adapter: Path = adapter, answers: list[dict[str, Any]] = answers) -> None:
-                answers.append(pool.try_adapter(source, adapter, limits))
+            def smoke(adapter: Path = adapter, responses: list[dict[str, Any]] = responses) -> None:
+                responses.append(pool.try_adapter(source, adapter, limits))
 
             cost, cpu = seconds(smoke)
-            result = answers[0]["result"]
+            result = responses[0]["result"]
             if result["execution"]["mode"] != "swapped" or result["findings"]:
-                raise SystemExit(f"{adapter.name} was not swapped, or is not well: {answers[0]}")
+                raise SystemExit(f"{adapter.name} was not swapped, or is not well: {responses[0]}")
             turn = {"cost": cost, "cpu_cost": cpu + result["measurements"]["cpu_seconds"]}
             for name, act in beside.items():
                 if name not in SELDOM or number % SELDOM_EVERY == 0:

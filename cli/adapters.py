@@ -155,7 +155,7 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes
         output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
         versions.print_served_on(deleted.served_on)
 
-    output.answer(deleted, text)
+    output.result(deleted, text)
 
 
 def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool) -> None:
@@ -178,7 +178,7 @@ def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool
         output.line(f"{title} is deleted. Restore it with: adapter delete {version.name}@{version.number} --undo")
         versions.print_served_on(version.served_on)
 
-    output.answer(version, text)
+    output.result(version, text)
 
 
 def _is_deleted(registry: Versions, ref: Ref) -> bool:
@@ -200,7 +200,7 @@ def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
     approvals end, and its gates count before the adapter's own.
     """
     output.confirm(f"Rename {name} to {to} permanently?", yes)
-    session.answer(
+    session.print_response(
         lambda registry: registry.rename(name, to),
         lambda moved: output.line(f"{name} is now {output.strong(moved.name)}."),
     )
@@ -225,13 +225,13 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
         output.line(f"{title} is yanked: {version.yank_reason}")
         pointing = [alias for alias in version.aliases if alias != NEWEST]
         if pointing:
-            verb = "still points at it and answers" if len(pointing) == 1 else "still point at it and answer"
+            verb = "still points at it and serves it" if len(pointing) == 1 else "still point at it and serve it"
             output.line(f"  {', '.join(pointing)} {verb} YANKED: roll back or promote another version")
         if NEWEST in version.aliases:
-            output.line(f"  no other version is available: {version.name} answers YANKED until the next push")
+            output.line(f"  no other version is available: {version.name} resolves to YANKED until the next push")
         versions.print_served_on(version.served_on)
 
-    output.answer(version, text)
+    output.result(version, text)
 
 
 @click.command()
@@ -248,4 +248,4 @@ def quarantine(ref: Ref, reason: str, undo: bool) -> None:
         output.line(f"{title} is {'no longer ' if undo else ''}in quarantine: {reason}")
         versions.print_served_on(version.served_on)
 
-    output.answer(version, text)
+    output.result(version, text)

@@ -89,7 +89,7 @@ def agent(
             _run_once(agents, evictor)
         else:
             _run(list(agents.values()), evictor)
-            output.answer({"items": []}, lambda: None)
+            output.result({"items": []}, lambda: None)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _run_once(agents: Mapping[str, Agent], evictor: eviction.Evictor) -> None:
     if first_error is not None:
         raise first_error
     evictor.once()
-    output.answer({"items": items}, lambda: None)
+    output.result({"items": items}, lambda: None)
     if any(agent.has_no_adapters() for agent in agents.values()):
         output.exit_with(output.NOT_FOUND)
     output.exit_with(0 if all(item["state"] == "ready" for item in items) else output.REFUSED)

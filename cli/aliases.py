@@ -56,7 +56,7 @@ def promote(
             ref.name, alias, str(number), generation=generation_read, reason=reason, break_glass=break_glass
         )
     was_there = moved.generation == generation_read
-    output.answer(moved, lambda: _print_moved(ref.name, moved, " already" if was_there else ""))
+    output.result(moved, lambda: _print_moved(ref.name, moved, " already" if was_there else ""))
 
 
 def _move_group(options: groups.Options, having: str, how: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
     name, alias = arguments.split_alias(name, alias or group_alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
-    session.answer(
+    session.print_response(
         lambda registry: registry.rollback(adapter, alias, to=selector, reason=reason),
         lambda moved: _print_moved(adapter, moved),
     )

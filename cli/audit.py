@@ -127,7 +127,7 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
         "ok": not replayed.problems, "origin": replayed.origin, "size": replayed.size, "root": replayed.root.hex(),
         "key_given": trusted, "problems": replayed.problems,
     }  # fmt: skip
-    output.answer(document, lambda: _print_replay(replayed, trusted))
+    output.result(document, lambda: _print_replay(replayed, trusted))
     if replayed.problems:
         output.exit_with(output.CORRUPT)
 
@@ -163,7 +163,7 @@ def prove(number: int) -> None:
             output.line(line)
         output.note(f"entry {number} is in {covering.origin}, which has {covering.size} entries")
 
-    output.answer(document, text)
+    output.result(document, text)
 
 
 # ------------------------------------------------------------------ export, key
@@ -174,7 +174,7 @@ def export(folder: Path) -> None:
     with _checked() as (registry, _):
         checkpoint: Checkpoint = export_log(Audit(registry), folder)
     document = {"path": str(folder.absolute()), "origin": checkpoint.origin, "size": checkpoint.size}
-    output.answer(
+    output.result(
         document, lambda: output.line(f"{output.plural(checkpoint.size, 'event')} of {checkpoint.origin} in {folder}")
     )
 
@@ -194,4 +194,4 @@ def key(trust: bool) -> None:
         if trust:
             output.note("saved; from now on the log must extend this checkpoint")
 
-    output.answer(keys, text)
+    output.result(keys, text)

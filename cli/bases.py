@@ -56,7 +56,7 @@ def add(name: str, source: str, identify: bool) -> None:
         weights = f" of {output.size(spec.weights_bytes)}" if spec.weights_bytes else ""
         output.line(output.faint(f"  read {output.size(bytes_read)}{weights} of weights: only the headers"))
 
-    output.answer(added, text)
+    output.result(added, text)
 
 
 @base.command("identify")
@@ -75,7 +75,7 @@ def identify_base(name: str, folder: str) -> None:
             difference = f"its fingerprint is {spec.fingerprint}, not {view.fingerprint}"
             raise Invalid("BASE_INVALID", f"{folder} is not the base {name}: {difference}")
         identified = registry.identify_base(name, _identity(folder))
-    output.answer(identified, lambda: _print_base(identified))
+    output.result(identified, lambda: _print_base(identified))
 
 
 def _identity(folder: str) -> Identity:
@@ -118,21 +118,23 @@ def alias(name: str, other_name: str, is_removal: bool) -> None:
         before = set(registry.base(name).aliases)
         aliases = before - {other_name} if is_removal else before | {other_name}
         view = registry.set_base_aliases(name, sorted(aliases))
-    output.answer(view, lambda: _print_base(view))
+    output.result(view, lambda: _print_base(view))
 
 
 @base.command()
 @click.argument("name")
 def delete(name: str) -> None:
     """Delete the base NAME. Fails if a version or a waiting job refers to it."""
-    session.answer(lambda registry: registry.delete_base(name), lambda deleted: output.line(f"Deleted {deleted.name}"))
+    session.print_response(
+        lambda registry: registry.delete_base(name), lambda deleted: output.line(f"Deleted {deleted.name}")
+    )
 
 
 @base.command()
 @click.argument("name")
 def show(name: str) -> None:
     """Show a base and how other bases relate to it."""
-    session.answer(lambda registry: registry.base(name), _print_base)
+    session.print_response(lambda registry: registry.base(name), _print_base)
 
 
 THRESHOLDS: Table[tuple[str, float, str]] = Table((

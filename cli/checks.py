@@ -53,7 +53,7 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
             verdicts = _check_folder(registry, Path(target), base, profiles)
         else:
             verdicts = checks.check_version(registry, Ref.parse(target), base, profiles)
-    output.answer({"items": verdicts}, lambda: _print_verdicts(target, verdicts, is_folder))
+    output.result({"items": verdicts}, lambda: _print_verdicts(target, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         output.exit_with(output.REFUSED)
     if waiting.is_pending(verdicts) and not is_folder:
@@ -110,12 +110,12 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
 def engine_settings(base: str, texts: tuple[str, ...], slots: int | None) -> None:
     """Recommend engine settings that serve the newest version of every adapter of BASE."""
     profiles = [str(engines.profile(text)) for text in texts]
-    session.answer(lambda registry: registry.engine_settings(base, profiles, slots=slots), _print_settings)
+    session.print_response(lambda registry: registry.engine_settings(base, profiles, slots=slots), _print_settings)
 
 
-def _print_settings(answer: EngineSettingsList) -> None:
-    output.line(f"{output.plural(answer.adapters, 'adapter')} of {output.strong(answer.base)}")
-    for item in answer.items:
+def _print_settings(settings: EngineSettingsList) -> None:
+    output.line(f"{output.plural(settings.adapters, 'adapter')} of {output.strong(settings.base)}")
+    for item in settings.items:
         output.line(f"  {output.strong(item.profile)}")
         raised = f"; only because of {output.some(item.raised_by, NAMES_SHOWN)}" if item.raised_by else ""
         unserved, *_ = (*item.left_out, *item.unknown, "")
@@ -164,4 +164,4 @@ def recheck_engines() -> None:
     reread = f"read {output.plural(counts['headers'], 'header')} again, " if counts["headers"] else ""
     verdicts = output.plural(counts["verdicts"], "verdict")
     message = f"checked {output.plural(counts['versions'], 'version')}, {reread}wrote {verdicts}"
-    output.answer(dict(counts), lambda: output.line(message))
+    output.result(dict(counts), lambda: output.line(message))

@@ -34,12 +34,12 @@ def convert(
         if job is not None and (wait or timeout):
             job = jobs.wait_for(registry, job.id, timeout)
     if job is None:
-        output.answer(
+        output.result(
             {"version": outcome.pushed and outcome.pushed.version, "report": outcome.report},
             lambda: _print_converted(outcome),
         )
         return
-    output.answer({"job": job}, lambda: _print_conversion(job))
+    output.result({"job": job}, lambda: _print_conversion(job))
     if job.state in (State.FAILED, State.CANCELLED):
         output.exit_with(output.TRY_LATER)
 

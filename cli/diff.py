@@ -87,7 +87,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
         title = f"{before.label} and {after.label}: cosine of the updates"
         cells = module_grid.grid(cosines or {}, module_grid.mean)
         heatmap.write(plot, HeatMap(title, "1 is the same direction, 0 unrelated, -1 opposite", cells, -1.0, 1.0))
-    output.answer(document, lambda: _print(document))
+    output.result(document, lambda: _print(document))
 
 
 def _side(registry: Versions, text: str) -> Side:

@@ -36,7 +36,7 @@ class Diagnosis:
 def doctor() -> None:
     """Diagnose problems between you and the registry."""
     checks = [*_installation(), *_registry()]
-    output.answer({"checks": [asdict(check) for check in checks]}, lambda: _print(checks))
+    output.result({"checks": [asdict(check) for check in checks]}, lambda: _print(checks))
     output.exit_with(next((check.exit_code for check in checks if check.exit_code), 0))
 
 

@@ -71,7 +71,7 @@ def export(
         exported = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
         exports.write_lorax_lookups(Path(pbase), exported)
-    output.answer(exported, lambda: _print_summary(exported))
+    output.result(exported, lambda: _print_summary(exported))
     _exit(exported, strict)
 
 

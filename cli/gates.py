@@ -75,7 +75,7 @@ def set_gate(
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", "this gate can never open: " + first_problem(e, "")[1]) from e
-    session.answer(lambda registry: registry.set_gate(scope, alias, new_gate), _print)
+    session.print_response(lambda registry: registry.set_gate(scope, alias, new_gate), _print)
 
 
 @gate.command()
@@ -87,7 +87,7 @@ def show(scope: str, alias: str) -> None:
     with session.registry() as registry:
         if not any(mark in scope for mark in "@:"):
             view = registry.gate(scope, alias)
-            output.answer(view, lambda: _print(view))
+            output.result(view, lambda: _print(view))
             return
         check = registry.check_gate(scope, alias)
 
@@ -99,7 +99,7 @@ def show(scope: str, alias: str) -> None:
         if check.next_step:
             output.line(f"  {output.strong('Next:')} {check.next_step}")
 
-    output.answer(check, text)
+    output.result(check, text)
 
 
 @gate.command("list")
@@ -115,7 +115,7 @@ def list_gates(scope: str) -> None:
         if not listing.items:
             output.line(f"No gate is set on {scope}. The built-in gates apply: adapter gate show {scope} prod")
 
-    output.answer(listing, text)
+    output.result(listing, text)
 
 
 @gate.command()
@@ -124,7 +124,7 @@ def list_gates(scope: str) -> None:
 def remove(scope: str, alias: str) -> None:
     """Remove a gate and show what applies instead. For owners."""
     scope, alias = arguments.split_alias(scope, alias)
-    session.answer(lambda registry: registry.remove_gate(scope, alias), _print)
+    session.print_response(lambda registry: registry.remove_gate(scope, alias), _print)
 
 
 @click.command()
@@ -151,7 +151,7 @@ def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str,
     with session.registry() as registry:
         approval = registry.approve(ref, alias, comment)
     note = "" if approval.counts else " The gate does not count this approval: it does not accept you as an approver."
-    output.answer(
+    output.result(
         approval,
         lambda: output.line(
             f"Approved {ref.name}@{approval.number} for {approval.alias} as {approval.identity}.{note}"

@@ -127,14 +127,14 @@ def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None
 @click.argument("job_id", metavar="ID")
 def show(job_id: str) -> None:
     """Show a job: state, attempts, worker and result."""
-    session.answer(lambda registry: registry.job(job_id), _print_job)
+    session.print_response(lambda registry: registry.job(job_id), _print_job)
 
 
 @job.command()
 @click.argument("job_id", metavar="ID")
 def cancel(job_id: str) -> None:
     """Cancel a queued or running job."""
-    session.answer(lambda registry: registry.cancel(job_id), _print_job)
+    session.print_response(lambda registry: registry.cancel(job_id), _print_job)
 
 
 def _print_job(job: Job) -> None:
@@ -207,7 +207,7 @@ def smoke_test(
             )
         if wait:
             campaign = _wait_for_campaign(registry, campaign, timeout)
-    output.answer(campaign, lambda: _print_campaign(campaign))
+    output.result(campaign, lambda: _print_campaign(campaign))
     if wait:
         _exit_by_campaign(campaign)
 
@@ -216,13 +216,13 @@ def _test_version(ref: Ref, wait: bool, timeout: float | None, priority: int) ->
     with session.registry() as registry:
         job = registry.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(ref), priority=priority))
         if not wait:
-            output.answer(job, lambda: print_submitted(job))
+            output.result(job, lambda: print_submitted(job))
             return
         job = wait_for(registry, job.id, timeout)
         subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
         verdicts = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
     verdict = verdicts[-1] if verdicts else None
-    output.answer({"job": job, "verdict": verdict}, lambda: _print_verdict(job, verdict))
+    output.result({"job": job, "verdict": verdict}, lambda: _print_verdict(job, verdict))
     exit_by(job, verdict)
 
 

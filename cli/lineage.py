@@ -78,7 +78,7 @@ def lineage(
     else:
         lines = list(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
     if graph.truncated:
-        output.note("truncated: the lineage is larger than one answer")
+        output.note("truncated: the lineage is larger than one response")
     if out is not None:
         out.write_text("\n".join(map(output.unstyled, lines)) + "\n", "utf-8")
     elif version is not None or form == "json" or output.is_document():
@@ -92,7 +92,7 @@ def tree(graph: Lineage, *, down: bool) -> Iterator[str]:
     """Lines of the tree, root first."""
     nodes = {node.id: node for node in graph.nodes}
     if graph.root not in nodes:
-        raise Invalid("REQUEST_INVALID", "the answer lacks its root")
+        raise Invalid("REQUEST_INVALID", "the response lacks its root")
     branches: dict[str, list[tuple[str, LineageEdge]]] = {}
     for edge in graph.edges:
         parent, child = (edge.parent, edge.child) if down else (edge.child, edge.parent)

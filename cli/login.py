@@ -37,7 +37,7 @@ def login(url: str, insecure: bool) -> None:
         if session.RegistryTarget(used_url, secret, "").unencrypted:
             output.note(session.UNENCRYPTED)
 
-    output.answer(who, text)
+    output.result(who, text)
 
 
 @click.command()
@@ -54,7 +54,7 @@ def logout(url: str) -> None:
     path = session.write_profile(profile.without_token(url))
     text = f"The token of {url} is removed from {path}."
     text += f" The context {profile.context} is still used, with its own token." if profile.context else ""
-    output.answer({"url": url}, lambda: output.line(text))
+    output.result({"url": url}, lambda: output.line(text))
 
 
 @click.group()
@@ -85,7 +85,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
     path = session.write_profile(profile.replace(contexts=contexts))
     subject = f"{who.actor} at {used_url}" if who is not None else "the embedded registry"
     document = {"name": name, "url": used_url, "actor": who.actor if who is not None else ""}
-    output.answer(document, lambda: output.line(f"{output.strong(name)}: {subject}, saved in {path}"))
+    output.result(document, lambda: output.line(f"{output.strong(name)}: {subject}, saved in {path}"))
 
 
 @context.command("use")
@@ -95,7 +95,7 @@ def use_context(name: str) -> None:
     profile = session.read_profile()
     url = session.find_context(profile, name).url if name else profile.url
     session.write_profile(profile.replace(context=name))
-    output.answer(
+    output.result(
         {"name": name, "url": url},
         lambda: output.line(f"Commands talk to {'the embedded registry' if url in ('', session.EMBEDDED) else url}."),
     )
@@ -126,7 +126,7 @@ def remove_context(name: str) -> None:
     contexts = {other: values for other, values in profile.contexts.items() if other != name}
     context = "" if profile.context == name else profile.context
     session.write_profile(profile.replace(contexts=contexts, context=context))
-    output.answer({"name": name}, lambda: output.line(f"The context {name} is removed."))
+    output.result({"name": name}, lambda: output.line(f"The context {name} is removed."))
 
 
 def _sign_in(url: str, secret: str, *, insecure: bool) -> tuple[Whoami, str]:
@@ -151,7 +151,7 @@ def read_secret(variable: str, noun: str) -> str:
 def whoami() -> None:
     """Show the registry and your identity, scopes and namespaces."""
     target = session.target()
-    session.answer(lambda registry: registry.whoami(), lambda who: _print_whoami(target, who))
+    session.print_response(lambda registry: registry.whoami(), lambda who: _print_whoami(target, who))
 
 
 def _print_whoami(target: session.RegistryTarget, who: Whoami) -> None:

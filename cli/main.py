@@ -159,7 +159,7 @@ class LazyGroup(click.Group):
     """`adapter`: imports the module of a command when it runs, and turns errors into messages and exit codes."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command line, or answer a shell that completes one."""
+        """Run the command line, or complete one for a shell."""
         if COMPLETION in os.environ:
             load(".console.completion", "register")()
         return super().main(*args, **options)

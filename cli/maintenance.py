@@ -54,7 +54,7 @@ def gc(dry_run: bool, grace: int | None) -> None:
             lambda cursor: registry.collect(GcRequest(dry_run=dry_run, grace_seconds=grace, cursor=cursor))
         )
         report = sum(pages, GcReport())
-    output.answer(report, lambda: _print_gc(report))
+    output.result(report, lambda: _print_gc(report))
 
 
 def _print_gc(report: GcReport) -> None:
@@ -91,7 +91,7 @@ def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
                 click.echo(f"\r{page.share:4.0%} checked, {len(total.findings)} findings ", nl=False, err=True)
     if on_terminal():
         click.echo(err=True)
-    output.answer(total, lambda: _print_fsck(total))
+    output.result(total, lambda: _print_fsck(total))
     _exit_by(total.findings)
 
 
@@ -150,7 +150,7 @@ def reindex(dry_run: bool) -> None:
             findings |= {(finding.code, finding.location): finding for finding in page.findings}
     all_findings = list(findings.values())
     document = {"dry_run": dry_run, **totals, "findings": all_findings}
-    output.answer(document, lambda: _print_reindexed(totals, all_findings, dry_run=dry_run))
+    output.result(document, lambda: _print_reindexed(totals, all_findings, dry_run=dry_run))
     _exit_by(all_findings)
 
 

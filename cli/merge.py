@@ -67,14 +67,14 @@ def merge(
     )  # fmt: skip
     if is_folder(into):
         report = _run_locally(recipe, Path(into).expanduser(), base_dir)
-        output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
+        output.result({"folder": into, "report": report}, lambda: print_report(into, report))
         return
     kind = Kind.FUSE if fuse else Kind.MERGE
     with session.registry() as registry:
         job = registry.submit(JobSubmit(kind=kind, payload=recipe.model_dump(mode="json")))
         if wait or timeout:
             job = jobs.wait_for(registry, job.id, timeout)
-    output.answer(job, lambda: _print_job(job))
+    output.result(job, lambda: _print_job(job))
     if job.state is State.FAILED or job.state is State.CANCELLED:
         jobs.exit_by(job, None)
 
@@ -94,7 +94,7 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
     request = MergeRequest(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
     if is_folder(into):
         report = _run_into(request, Path(into).expanduser())
-        output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
+        output.result({"folder": into, "report": report}, lambda: print_report(into, report))
         return
     name = AdapterName.parse(into)
     with tempfile.TemporaryDirectory(prefix="adapter-extract-") as scratch, session.registry() as registry:
@@ -102,7 +102,7 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
         report = _run(request.model_copy(update={"out": str(out)}))
         pushed = push.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
     version = f"{pushed.version.name}@{pushed.version.number}"
-    output.answer({"version": pushed.version, "report": report}, lambda: print_report(version, report))
+    output.result({"version": pushed.version, "report": report}, lambda: print_report(version, report))
 
 
 def is_folder(text: str) -> bool:

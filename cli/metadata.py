@@ -134,4 +134,4 @@ def _print(subject: Subject, request: Any) -> None:
         output.line(output.strong(title) + ("" if rows else "  no description, tags or links"))
         output.facts(rows)
 
-    output.answer(document, text)
+    output.result(document, text)

@@ -23,7 +23,7 @@ def namespace() -> None:
 @click.option("--owner", default="", help="Owner, such as alice@example.org. Default: you.")
 def create(name: str, owner: str) -> None:
     """Create a private namespace. For administrators."""
-    session.answer(lambda registry: registry.create_namespace(name, owner=owner), _print_namespace)
+    session.print_response(lambda registry: registry.create_namespace(name, owner=owner), _print_namespace)
 
 
 NAMESPACES: Table[NamespaceView] = Table((
@@ -48,7 +48,7 @@ def list_namespaces() -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Show a namespace: limits, usage and, for owners, roles."""
-    session.answer(lambda registry: registry.namespace(name), _print_namespace)
+    session.print_response(lambda registry: registry.namespace(name), _print_namespace)
 
 
 def _print_namespace(view: NamespaceView) -> None:
@@ -85,7 +85,7 @@ def change(
         public=public, strict=strict, unregistered_bases=unregistered_bases, quota_bytes=quota_bytes,
         quota_versions=quota_versions, pushes_per_hour=pushes_per_hour,
     )  # fmt: skip
-    session.answer(lambda registry: registry.change_namespace(name, request), _print_namespace)
+    session.print_response(lambda registry: registry.change_namespace(name, request), _print_namespace)
 
 
 @namespace.command()
@@ -97,7 +97,7 @@ def grant(name: str, subject: str, role: str) -> None:
 
     ROLE is reader, pusher, promoter, owner or auditor.
     """
-    session.answer(
+    session.print_response(
         lambda registry: registry.grant_role(name, subject, role),
         lambda _: output.line(f"{subject} is {role} in {name}."),
     )
@@ -108,7 +108,7 @@ def grant(name: str, subject: str, role: str) -> None:
 @click.argument("subject")
 def revoke(name: str, subject: str) -> None:
     """Remove SUBJECT's role in a namespace at once."""
-    session.answer(
+    session.print_response(
         lambda registry: registry.revoke_role(name, subject),
         lambda _: output.line(f"{subject} no longer has a role in {name}."),
     )
@@ -120,7 +120,7 @@ def revoke(name: str, subject: str) -> None:
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
     output.confirm(f"Delete the namespace {name} permanently?", yes)
-    session.answer(
+    session.print_response(
         lambda registry: registry.delete_namespace(name),
         lambda _: output.line(f"{name} deleted; its name is never reused."),
     )

@@ -67,7 +67,7 @@ def _print_publishers(items: list[PublisherView], document: PublisherView | None
 @click.argument("publisher_id", metavar="ID")
 def remove(name: AdapterName, publisher_id: str) -> None:
     """Remove a trusted publisher."""
-    session.answer(
+    session.print_response(
         lambda registry: registry.remove_publisher(name, publisher_id),
         lambda removed: output.line(f"{removed.id} may no longer push {removed.adapter}."),
     )

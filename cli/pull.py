@@ -55,9 +55,9 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
         if resolved.yanked:
             output.line(output.styled("  this version is yanked", "red"))
 
-    answer: dict[str, object] = {"path": str(target.absolute()), "resolved": resolved}
-    answer |= {"damaged": damaged} if verify else {}
-    output.answer(answer | ({"partial": [file.path for file in files]} if include else {}), text)
+    document: dict[str, object] = {"path": str(target.absolute()), "resolved": resolved}
+    document |= {"damaged": damaged} if verify else {}
+    output.result(document | ({"partial": [file.path for file in files]} if include else {}), text)
 
 
 @click.command()
@@ -80,7 +80,7 @@ def cat(ref: Ref, file: str) -> None:
         copy = version / file
         if output.is_document():
             (link,) = pulling.matching(resolved.files, [pattern])
-            output.answer({**link.model_dump(), "data": base64.b64encode(copy.read_bytes()).decode()}, lambda: None)
+            output.result({**link.model_dump(), "data": base64.b64encode(copy.read_bytes()).decode()}, lambda: None)
         elif to_terminal:
             try:
                 lines = copy.read_text("utf-8").removesuffix("\n").split("\n")

@@ -109,7 +109,7 @@ def push(
             pushed, late = _with_test(registry, pushed, None if timeout is None else started + timeout)
     if alias and (waits or (pushed.alias_refused and was_pending)):
         pushed, late = _with_alias(pushed, late, alias, message)
-    output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
+    output.result(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if late is not None:  # the version is pushed: it is shown first
         raise late
     if pushed.alias_refused or (strict and waiting.has_failed(pushed.version.verdicts)):
@@ -255,8 +255,8 @@ def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Out
     """The result after a wait; its error if the verdict is late."""
     if result.value is None or result.error is not None:
         return result
-    answer, late = change(result.value)
-    return result.replace(value=answer, error=late)
+    value, late = change(result.value)
+    return result.replace(value=value, error=late)
 
 
 def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -> list[Result[PushResult]]:
@@ -334,15 +334,15 @@ def _with_changes(
     pushed = {n: result.value for n, result in enumerate(results) if result.value is not None and not result.error}
     changed = [*results]
     try:
-        outcomes = send([answer.version for answer in pushed.values()])
+        outcomes = send([item.version for item in pushed.values()])
     except RegistryError as e:  # such as a missing right: the pushes stay, and the report says so
         outcomes = [e] * len(pushed)
-    for (position, answer), outcome in zip(pushed.items(), outcomes, strict=True):
+    for (position, item), outcome in zip(pushed.items(), outcomes, strict=True):
         if isinstance(outcome, RegistryError):
             changed[position] = results[position].replace(error=outcome)
             continue
-        version = answer.version.model_copy(update=fields_of(answer.version, outcome))
-        changed[position] = results[position].replace(value=answer.model_copy(update={"version": version}))
+        version = item.version.model_copy(update=fields_of(item.version, outcome))
+        changed[position] = results[position].replace(value=item.model_copy(update={"version": version}))
     return changed
 
 
@@ -356,15 +356,15 @@ def _title(version: VersionView) -> str:
 
 def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
     """Print the summary, and what went wrong after a version was pushed."""
-    answered = [result for result in results if result.value is not None]
-    late = [result for result in answered if result.error is not None]
+    done = [result for result in results if result.value is not None]
+    late = [result for result in done if result.error is not None]
     gave_up = sum(isinstance(result.error, Unavailable) for result in results if result.value is None)
-    refused = len(results) - len(answered) - gave_up
+    refused = len(results) - len(done) - gave_up
     created = sum(result.value is not None and result.value.created for result in results)
     pushed = [result.value.version for result in results if result.value is not None]
     failing = sum(waiting.has_failed(version.verdicts) for version in pushed)
     pending = [version for version in pushed if waiting.is_pending(version.verdicts)]
-    summary = f"{output.plural(created, 'new version')}, {len(answered) - created} unchanged, {refused} refused"
+    summary = f"{output.plural(created, 'new version')}, {len(done) - created} unchanged, {refused} refused"
     summary += f", {gave_up} gave up" if gave_up else ""
     summary += f"; {failing} with a failing verdict" if failing else ""
     summary += f"; {len(pending)} with a pending verdict" if pending else ""

@@ -46,7 +46,7 @@ def set_rule(scope: str, keep_newest: int | None, keep_younger: int | None, dry_
         _print_plan(scope, rule)
     else:
         tables.refuse_row_options("--dry-run")
-        session.answer(lambda registry: registry.set_retention(scope, rule), _print_rule)
+        session.print_response(lambda registry: registry.set_retention(scope, rule), _print_rule)
 
 
 @retention.command()
@@ -59,14 +59,14 @@ def show(scope: str, plan: bool) -> None:
         _print_plan(scope, None)
     else:
         tables.refuse_row_options("--plan")
-        session.answer(lambda registry: registry.retention(scope), _print_rule)
+        session.print_response(lambda registry: registry.retention(scope), _print_rule)
 
 
 @retention.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
 def clear(scope: str) -> None:
     """Clear a rule and show what applies instead. For owners."""
-    session.answer(lambda registry: registry.clear_retention(scope), _print_rule)
+    session.print_response(lambda registry: registry.clear_retention(scope), _print_rule)
 
 
 def _print_rule(view: RetentionView) -> None:

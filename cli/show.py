@@ -43,7 +43,7 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
         norms = _norms_of(registry, version) if needs_norms else None
     if plot is not None and norms is not None:
         heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
-    output.answer(
+    output.result(
         version, lambda: _print_version(version, described, aliases, _norm_lines(norms if with_norms else None))
     )
 
@@ -62,7 +62,7 @@ def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:
         with session.versions() as registry:
             url += f"/versions/{registry.version(subject).number}"
     opened = not prints_only and webbrowser.open(url)
-    output.answer({"url": url, "opened": opened}, lambda: output.line(url))
+    output.result({"url": url, "opened": opened}, lambda: output.line(url))
 
 
 def _show_metadata(ref: Ref) -> None:
@@ -76,7 +76,7 @@ def _show_metadata(ref: Ref) -> None:
             output.line("The weights file has no metadata.")
         output.facts([(key, value.splitlines()) for key, value in texts.items()])
 
-    output.answer({"metadata": texts}, text)
+    output.result({"metadata": texts}, text)
 
 
 def _print_version(version: VersionView, adapter: AdapterView, aliases: list[AliasView], norms: list[str]) -> None:

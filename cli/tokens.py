@@ -43,7 +43,7 @@ def create(
         name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=seconds, subject=subject,
         adapters=list(adapters),
     )  # fmt: skip
-    session.answer(lambda registry: registry.create_token(request), _print_secret)
+    session.print_response(lambda registry: registry.create_token(request), _print_secret)
 
 
 def _print_secret(created: TokenCreated) -> None:
@@ -63,7 +63,7 @@ def generate() -> None:
     """
     secret = main.load("registry.server.actors.secret", "new_secret", "server", "adapter token generate")()
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
-    output.answer({"secret": secret, "sha256": sha256}, lambda: output.facts([("secret", secret), ("sha256", sha256)]))
+    output.result({"secret": secret, "sha256": sha256}, lambda: output.facts([("secret", secret), ("sha256", sha256)]))
 
 
 @token.command()
@@ -86,7 +86,7 @@ def rotate(token_id: str, keep_minutes: int) -> None:
         else:
             _print_secret(created)
 
-    output.answer(created, text)
+    output.result(created, text)
 
 
 @token.command()
@@ -98,7 +98,7 @@ def exchange(adapter: str) -> None:
     registry token expires within minutes. See `adapter publisher add`.
     """
     assertion = read_secret("ADAPTER_IDENTITY_TOKEN", "identity token")
-    session.answer(lambda registry: registry.exchange_token(assertion, adapter=adapter), _print_secret)
+    session.print_response(lambda registry: registry.exchange_token(assertion, adapter=adapter), _print_secret)
 
 
 def _end_of(item: TokenView) -> str:
@@ -140,7 +140,7 @@ def _has_ended(item: TokenView) -> bool:
 def revoke(token_id: str) -> None:
     """Revoke a token at once by its ID or its unique NAME."""
     _refuse_secret(token_id)
-    session.answer(
+    session.print_response(
         lambda registry: registry.revoke_token(_id_of(token_id, registry.tokens().items)),
         lambda revoked: output.line(f"{revoked.id} ({revoked.name}) is revoked."),
     )

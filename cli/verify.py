@@ -69,7 +69,7 @@ def verify(
         bundle, [manifest, *files], examined, sorted(set(signed_by) - identities),
         independent_key=offline is None or bool(keys),
     )  # fmt: skip
-    output.answer(result.document(), lambda: _print(result))
+    output.result(result.document(), lambda: _print(result))
     if not result.ok:
         output.exit_with(output.CORRUPT)
 
@@ -231,7 +231,7 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
         else:
             output.line(f"{name}: the signature is stored, {attestation.identity}")
 
-    output.answer(attestation, text)
+    output.result(attestation, text)
 
 
 def private_key(path: Path) -> PrivateKey:

@@ -32,7 +32,7 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
         output.line(created.secret)
         output.note(f"webhook {created.webhook.id}; verify its requests by the Standard Webhooks rules")
 
-    output.answer(created, text)
+    output.result(created, text)
 
 
 WEBHOOKS: Table[WebhookView] = Table((
@@ -65,7 +65,7 @@ def delete(webhook_id: str) -> None:
     """Delete a webhook and its deliveries."""
     with session.versions() as registry:
         deleted = Audit(registry).delete_webhook(webhook_id)
-    output.answer(deleted, lambda: output.line(f"{deleted.id} deleted."))
+    output.result(deleted, lambda: output.line(f"{deleted.id} deleted."))
 
 
 @webhook.command()

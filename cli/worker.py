@@ -75,7 +75,7 @@ def worker(
                 if not once:
                     say("taking jobs; stop with Ctrl-C")
                 summary = worker.run(once=once)
-    output.answer(asdict(summary), lambda: output.line(_summary_line(summary)))
+    output.result(asdict(summary), lambda: output.line(_summary_line(summary)))
     if once and summary.unfinished:
         output.exit_with(output.TRY_LATER)
 

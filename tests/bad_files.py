@@ -1,4 +1,4 @@
-"""Bad weights files and configurations, by name, with the error and the reason that each must be answered with.
+"""Bad weights files and configurations, by name, with the error and the reason that each must get.
 
     WEIGHTS   name → (bytes of adapter_model.safetensors, error code, dotted reason)
     CONFIGS   name → (fields over a good configuration or raw bytes, error code, dotted reason)

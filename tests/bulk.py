@@ -1,4 +1,4 @@
-"""Bulk requests of one item, sent by hand, and the answer about that item as if it were the whole answer."""
+"""Bulk requests of one item, sent by hand, and the response about that item as if it were the whole response."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def commit_body(push_id: str, **more: Any) -> dict[str, Any]:
     return {"items": [{"push_id": push_id, **more}]}
 
 
-def response_about(answer: httpx.Response, position: int = 0) -> httpx.Response:
+def response_about(response: httpx.Response, position: int = 0) -> httpx.Response:
     """An error of the whole request stays as it is; else the result of an item, or its problem with its status."""
-    if answer.is_error:
-        return answer
-    item = answer.json()["items"][position]
+    if response.is_error:
+        return response
+    item = response.json()["items"][position]
     if item["problem"] is None:
-        headers = {"x-request-id": request_id(answer)}
-        return httpx.Response(answer.status_code, json=item["result"], headers=headers, request=answer.request)
+        headers = {"x-request-id": request_id(response)}
+        return httpx.Response(response.status_code, json=item["result"], headers=headers, request=response.request)
     problem = item["problem"]
-    headers = {"content-type": "application/problem+json", "x-request-id": request_id(answer)}
+    headers = {"content-type": "application/problem+json", "x-request-id": request_id(response)}
     if problem["retry_after_seconds"] is not None:
         headers["retry-after"] = str(problem["retry_after_seconds"])
-    return httpx.Response(problem["status"], json=problem, headers=headers, request=answer.request)
+    return httpx.Response(problem["status"], json=problem, headers=headers, request=response.request)
 
 
-def request_id(answer: httpx.Response) -> str:
-    return answer.headers["x-request-id"]
+def request_id(response: httpx.Response) -> str:
+    return response.headers["x-request-id"]
 
 
 def plan_push(registry: Versions, name: Name, request: transfer.PushRequest) -> transfer.PushPlan:

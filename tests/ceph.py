@@ -1,6 +1,6 @@
 """A throw-away Ceph cluster of one machine with its S3 gateway, and the S3 tests run against it: `make test-ceph`.
 
-- One monitor, one manager, one OSD that keeps objects in memory, one gateway: enough to have RGW's own answers.
+- One monitor, one manager, one OSD that keeps objects in memory, one gateway: enough to have RGW's own responses.
 - Debian's packages radosgw, ceph-mon, ceph-mgr, ceph-osd and ceph-common. Without them the run says so and skips.
 - Everything listens on loopback, and ends with the process that started it.
 
@@ -88,7 +88,7 @@ def ceph() -> Iterator[ObjectStore]:
         _start(stack, folder, "ceph-osd", "-i", "0")
         process = _start(stack, folder, "radosgw", "-n", "client.rgw.a")
         endpoint = f"http://127.0.0.1:{gateway}"
-        processes.wait_until(lambda: _answers(endpoint), process, folder / "radosgw")
+        processes.wait_until(lambda: _responds(endpoint), process, folder / "radosgw")
         keys = ("writer", secrets.token_hex(16))
         _run(folder, "radosgw-admin", "user", "create", "--uid=writer", "--display-name=writer",
              f"--access-key={keys[0]}", f"--secret={keys[1]}")  # fmt: skip
@@ -133,7 +133,7 @@ def _start(stack: contextlib.ExitStack, folder: Path, program: str, *words: str)
     return stack.enter_context(processes.running(command, folder / program, stop=signal.SIGKILL))
 
 
-def _answers(endpoint: str) -> bool:
+def _responds(endpoint: str) -> bool:
     try:
         return bool(urllib.request.urlopen(endpoint, timeout=2).status == 200)
     except (urllib.error.URLError, OSError):

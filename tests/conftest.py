@@ -28,7 +28,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled: a seco
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # PEFT asks the Hub about a base when it saves an adapter
 _ssl: Any = ssl
 _ssl.create_default_context = functools.cache(ssl.create_default_context)  # reading the certificates: 12 ms a client
-# httpx waits five seconds by default; on a busy machine an honest answer may take longer.
+# httpx waits five seconds by default; on a busy machine an honest response may take longer.
 for _step in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _step, 120.0)
 

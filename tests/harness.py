@@ -62,7 +62,7 @@ from tests.bulk import commit_push, plan_push
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
-# Limits after which a request answers with less: on a busy machine a test would not get all that it asks for.
+# Limits after which a response holds less: on a busy machine a test would not get all that it asks for.
 audit_log.CATCH_UP_SECONDS = gc.SECONDS = reindex.SECONDS = reevaluate.SECONDS = check.SECONDS = blobs.SECONDS = 120.0
 URL = "http://registry.test"
 WEIGHTS_TYPE = "application/octet-stream"
@@ -96,7 +96,7 @@ class Harness:
             self._data.cleanup()
 
     def check(self) -> None:
-        """What holds whenever no request is under way, and while what follows an answer still is: a row comes before
+        """What holds whenever no request is under way, and while what follows a response still is: a row comes before
         its bytes, and says `live` after them, so bytes are listed before and after the rows are read."""
         assert usage.find_differences(self.engine) == [], "counters differ from a recount"
         before = self._kept()
@@ -113,9 +113,9 @@ class Harness:
 
     def session(self, *, write: bool = False) -> Any:
         """A transaction of the test's own, to look at rows. One that writes changes none under work that follows an
-        answer; a thread of a test may be such work."""
+        response; a thread of a test may be such work."""
         if write and threading.current_thread() is threading.main_thread():
-            self.transport.settle_answered()
+            self.transport.settle_completed()
         return db.session(self.engine, write=write)
 
     # ------------------------------------------------------------ who
@@ -213,7 +213,7 @@ class Harness:
     @contextmanager
     def statements(self) -> Iterator[list[str]]:
         """The statements that reach the database in this block, without BEGIN and COMMIT. What earlier requests
-        still do after their answers has ended before it begins."""
+        still do after their responses has ended before it begins."""
         self.transport.settle()
         sent: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Transports of httpx as transports of our client, and the other way round: tests answer and ask with httpx's classes.
+"""Transports of httpx as transports of our client, and the other way round: tests use httpx's classes on both sides.
 
 HttpxTransport     a base class: what implements `handle_request` can be given to our client
 MockTransport      httpx's, for our client
@@ -55,7 +55,7 @@ class _HttpxStream(ResponseStream):
                 return
             for chunk in self._response.iter_raw():
                 if time.monotonic() > self._until:
-                    raise TransportError("the answer did not arrive as a whole in time", self.head.url)
+                    raise TransportError("the response did not arrive as a whole in time", self.head.url)
                 yield chunk
         except httpx.HTTPError as e:
             raise TransportError(str(e), self.head.url, broke=isinstance(e, httpx.ReadError)) from e
@@ -69,10 +69,10 @@ class HttpxInProcess(InProcess, httpx.BaseTransport):
 
     def __init__(self, app: Any, context: Any = None) -> None:
         context = context or getattr(getattr(app, "state", None), "link_context", None)
-        super().__init__(app, context.answer if context is not None else None)
+        super().__init__(app, context.handle if context is not None else None)
 
-    def settle_answered(self) -> None:
-        """As `settle`, for requests that are answered: the others may wait for what the caller does next."""
+    def settle_completed(self) -> None:
+        """As `settle`, for requests whose response was sent: the others may wait for what the caller does next."""
         if self._running is not None:
             exchanges = list(self._running._exchanges.items())
             concurrent.futures.wait([done for exchange, done in exchanges if exchange._ended], STOP_SECONDS)

@@ -1,7 +1,7 @@
 """`RunningServer`: a `LinkServer` in a thread, over a folder of blobs and an ASGI application of the test.
 
-The application answers `/plain` with `ok`, and every other request with `by the application`. So an answer says who
-gave it: a thread that answers links, or the application.
+The application responds `/plain` with `ok`, and every other request with `by the application`. So a response says who
+gave it: a thread that handles links, or the application.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from registry.digest import Digest
 from registry.server.http.request_log import RequestLog
-from registry.server.local_links.answers import LinkBackend
+from registry.server.local_links.backend import LinkBackend
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.server import LinkServer
 from registry.server.storage.blobs import BlobWriter, key_of, staging_key_of
@@ -27,7 +27,7 @@ PLAIN = b"GET /plain HTTP/1.1\r\nHost: x\r\n\r\n"
 Run = Callable[[Coroutine[Any, Any, None]], object]
 
 
-async def _answer(scope: Any, receive: Any, send: Any) -> None:
+async def _respond(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     text = b"ok" if scope["path"] == "/plain" else b"by the application"
@@ -42,8 +42,8 @@ async def _answer(scope: Any, receive: Any, send: Any) -> None:
 
 class RunningServer:
     def __init__(
-        self, root: Path, *, application: Any = _answer, run: Run = asyncio.run, limits: ConnectionLimits | None = None,
-        stall_seconds: float = 60,
+        self, root: Path, *, application: Any = _respond, run: Run = asyncio.run,
+        limits: ConnectionLimits | None = None, stall_seconds: float = 60,
     ) -> None:  # fmt: skip
         self.blobs = LocalBlobs(root)
         self.signer = self.blobs.links = LinkSigner(lambda: "the secret of this deployment")

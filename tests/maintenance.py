@@ -27,7 +27,7 @@ def collect(harness: Harness, *, grace: int | None = 0, dry_run: bool = False) -
 
 
 def check(harness: Harness, *, deep: bool = True) -> list[FsckPage]:
-    """Run a check to its end, once what follows earlier answers has ended."""
+    """Run a check to its end, once what follows earlier responses has ended."""
     harness.transport.settle()
     pages = [harness.admin.fsck(FsckRequest(deep=deep))]
     while pages[-1].next_cursor:

@@ -4,7 +4,7 @@
 
 Example
     with processes.running([program], folder, stop=signal.SIGTERM) as process:
-        processes.wait_until(lambda: answers(port), process, folder)
+        processes.wait_until(lambda: responses(port), process, folder)
 """
 
 from __future__ import annotations

@@ -38,22 +38,22 @@ async def call_in_loop(
     app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
 ) -> RawResponse:
     """Send such a request in the event loop that runs."""
-    answer = RawResponse(0, {}, b"", 0)
+    response = RawResponse(0, {}, b"", 0)
     pending = chain(chunks, [b""])
 
     async def receive() -> Any:
         chunk = next(pending, None)
         if chunk is None:
             return {"type": "http.disconnect"}
-        answer.bytes_read += len(chunk)
+        response.bytes_read += len(chunk)
         return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
-            answer.status = message["status"]
-            answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            response.status = message["status"]
+            response.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         else:
-            answer.body += message.get("body", b"")
+            response.body += message.get("body", b"")
 
     path, _, query = path.partition("?")
     scope = {
@@ -63,4 +63,4 @@ async def call_in_loop(
         "client": (address, 1), "server": ("registry.test", 80),
     }  # fmt: skip
     await app(scope, receive, send)
-    return answer
+    return response

@@ -29,13 +29,13 @@ class RecordingProxy:
         self.heads: list[str] = []
         self.sightings = 0
         self.cut_after: int | None = None
-        """The next answer that brings more bytes than this is cut off there; then it is None again."""
+        """The next response that brings more bytes than this is cut off there; then it is None again."""
         self._watched = b""
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self, *, after: int) -> None:
-        """Cut the next answer that brings more than `after` bytes."""
+        """Cut the next response that brings more than `after` bytes."""
         self.cut_after = after
 
     def __enter__(self) -> RecordingProxy:

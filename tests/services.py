@@ -146,7 +146,7 @@ def unprivileged_user(folder: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- S3 store
 @dataclass(frozen=True)
 class ObjectStore:
-    """Where an S3 store answers, and two identities: one may do everything, the other only read."""
+    """Where an S3 store responds, and two identities: one may do everything, the other only read."""
 
     endpoint: str
     access_key: str
@@ -187,8 +187,8 @@ def _seaweedfs(program: str) -> Iterator[ObjectStore]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {"GOMEMLIMIT": "1500MiB"}
         # Killed at the end: a polite stop waits many seconds for its own cluster of one.
         with processes.running(command, folder, stop=signal.SIGKILL, env=environment) as process:
-            # The gateway answers before a volume can be written: ask the master for one. And it is this server
-            # that must answer, not one that was quicker on the same port: only this one knows the secret.
+            # The gateway responds before a volume can be written: ask the master for one. And it is this server
+            # that must respond, not one that was quicker on the same port: only this one knows the secret.
             processes.wait_until(
                 lambda: b'"fid"' in (_http(f"http://127.0.0.1:{master}/dir/assign") or b""), process, folder
             )
@@ -236,10 +236,10 @@ def _seaweedfs_arguments(folder: Path, s3: int, master: int, volume: int, filer:
 
 
 def _http(url: str) -> bytes | None:
-    """The answer's body, whatever its status; None while nobody listens."""
+    """The response's body, whatever its status; None while nobody listens."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bytes(answer.read())
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bytes(response.read())
     except urllib.error.HTTPError as e:
         return None if e.code in (502, 503) else e.read()
     except OSError:

@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/python.md run and answer what they show."""
+"""The examples of README.md and docs/python.md run and print what they show."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_python(page: str, server: Server, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_python_page_answers_what_it_shows(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_page_returns_what_it_shows(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = samples.llama(name="smollm2")
     for seed, step in enumerate((200, 300)):
         samples.write(samples.lora(base, seed=seed), tmp_path / f"out/checkpoint-{step}")

@@ -182,7 +182,7 @@ INTERNAL_LIMITS = {
     "files of the server and its operator": [
         "registry.server.audit.keys.LIMIT_BYTES", "registry.server.catalog.metadata_backup.RECORD_LIMIT_BYTES",
     ],
-    "a longer head is answered too, by the application": [
+    "a longer head gets a response too, from the application": [
         "registry.server.local_links.request.LINK_HEAD_LIMIT_BYTES",
     ],
     "what is shown of a longer text or list": [

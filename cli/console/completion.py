@@ -30,7 +30,7 @@ from . import output, session
 CANDIDATES_LIMIT = 50
 SECONDS = 1.0
 _PLAIN = re.compile(r"[A-Za-z0-9._/:@-]*\Z")
-"""What names consist of. A shell could execute anything else that a registry answers."""
+"""What names consist of. A shell could execute anything else that a registry sends."""
 _BASH = """\
 _adapter_completion() {
     local IFS=$'\\n' type value
@@ -71,7 +71,7 @@ class AdapterBashComplete(BashComplete):
 
 
 def register() -> None:
-    """Answer bash by `AdapterBashComplete`."""
+    """Complete for bash by `AdapterBashComplete`."""
     add_completion_class(AdapterBashComplete)
 
 
@@ -108,7 +108,7 @@ _CANDIDATES: Mapping[str, Callable[[Versions, str], Iterable[str]]] = {
 
 
 def candidates(kind: str, incomplete: str) -> list[str]:
-    """The names of a kind that begin so; none if the registry does not answer, whatever the reason.
+    """The names of a kind that begin so; none if the registry does not respond, whatever the reason.
 
     Contexts are names on this machine, which need no registry.
     """
@@ -180,10 +180,10 @@ def completion(shell: str, install: bool) -> None:
     register()
     script = (get_completion_class(shell) or BashComplete)(main.main, {}, "adapter", main.COMPLETION).source()
     if not install:
-        output.answer({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
+        output.result({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
         return
     path = _target(shell)
     replace_file(path, script.encode(), mode=0o644)
-    output.answer({"shell": shell, "path": str(path)}, lambda: output.line(f"Written to {path}; open a new shell."))
+    output.result({"shell": shell, "path": str(path)}, lambda: output.line(f"Written to {path}; open a new shell."))
     if note := NOTES[shell].format(path=path):
         output.note(note)

@@ -5,7 +5,7 @@
 
 - With `-o json` (`--json`) or `-o yaml`, standard output is one document and nothing else; an error is a document on
   standard error.
-- Every text goes through `line`, `facts`, `table` or `answer`, which escape what could steer a terminal. Only styles
+- Every text goes through `line`, `facts`, `table` or `result`, which escape what could steer a terminal. Only styles
   that this module made become terminal codes: they carry a mark that no text from elsewhere can know.
 
 Example
@@ -174,7 +174,7 @@ def print_document(value: Any) -> None:
     click.echo(document_text(value))
 
 
-def answer(value: Any, text: Callable[[], None]) -> None:
+def result(value: Any, text: Callable[[], None]) -> None:
     """Print the result of a command: `value` as the document that was asked for, else what `text` prints."""
     if is_document():
         print_document(value)
@@ -269,7 +269,7 @@ def _registry_error(error: Exception) -> RegistryError | None:
 
 
 def _invalid_request(error: Any) -> RegistryError | None:
-    """Arguments that no request can hold are bad input; an answer that cannot be parsed is a bug."""
+    """Arguments that no request can hold are bad input; a response that cannot be parsed is a bug."""
     requests = main.load("registry.api.models", "Request").__subclasses__()  # loaded if one has refused something
     if error.title not in {schema.__name__ for schema in requests}:
         return None

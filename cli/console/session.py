@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from registry.client.registry import Registry
 
 Routes = TypeVar("Routes", bound=Versions)
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 PAGE_LIMIT = 200
 UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
@@ -192,11 +192,11 @@ def versions() -> AbstractContextManager[Versions]:
     return opened(Versions)
 
 
-def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]) -> None:
-    """Print what the registry answers to one request, as JSON or by `text`."""
+def print_response(request: Callable[[Registry], Response], text: Callable[[Response], None]) -> None:
+    """Print the registry's response to one request, as JSON or by `text`."""
     with registry() as opened:
         value = request(opened)
-    output.answer(value, lambda: text(value))
+    output.result(value, lambda: text(value))
 
 
 def first_items(fetch: Callable[..., Any], limit: int | None) -> tuple[list[Any], int | None]:
@@ -273,6 +273,6 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
     transport = main.load("registry.client.transport.in_process", "InProcess")
     with (
         application(_load) as app,
-        routes(EMBEDDED_URL, transport=transport(app, app.state.link_context.answer)) as opened,
+        routes(EMBEDDED_URL, transport=transport(app, app.state.link_context.handle)) as opened,
     ):
         yield opened

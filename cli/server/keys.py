@@ -34,7 +34,7 @@ def rotate(data: str | None) -> None:
     """
     settings = _settings(data)
     new = keys.rotate_key(settings)
-    _answer(settings, new, "copy the file to every server of this registry, then send each SIGHUP")
+    _print_new_key(settings, new, "copy the file to every server of this registry, then send each SIGHUP")
 
 
 @audit_key.command()
@@ -61,18 +61,18 @@ def replace(data: str | None, reason: str) -> None:
     new = keys.replace_key(settings, origin)
     sequencer.record_replacement(engine, new.verifier.text, reason)
     engine.dispose()
-    _answer(settings, new, "copy the file to every server, start them, and publish the key to your users")
+    _print_new_key(settings, new, "copy the file to every server, start them, and publish the key to your users")
 
 
 def _settings(data: str | None) -> Settings:
     return Settings.from_env(environment(config=None, data=data))
 
 
-def _answer(settings: Settings, new: Signer, next_step: str) -> None:
+def _print_new_key(settings: Settings, new: Signer, next_step: str) -> None:
     path, verifier = keys.key_path(settings), new.verifier.text
 
     def text() -> None:
         output.line(verifier)
         output.note(f"saved in {path}; {next_step}")
 
-    output.answer({"key": verifier, "path": str(path)}, text)
+    output.result({"key": verifier, "path": str(path)}, text)

@@ -194,7 +194,7 @@ def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: b
             output.line(text)
         output.line(f"    export ADAPTER_REGISTRY={url} ADAPTER_TOKEN={secret}")
         output.line()
-    output.line(f"The registry answers at {url} with {settings.database_url.partition(':')[0]} and {settings.blobs}")
+    output.line(f"The registry listens at {url} with {settings.database_url.partition(':')[0]} and {settings.blobs}")
     if link:
         output.line("To sign in to its pages once, within ten minutes, open:")
         output.line(f"    {link}")
@@ -211,4 +211,4 @@ def migrate(data: str | None, config: str | None) -> None:
     after = schema.migrate(engine)
     engine.dispose()
     message = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
-    output.answer({"before": before, "after": after}, lambda: output.line(message))
+    output.result({"before": before, "after": after}, lambda: output.line(message))

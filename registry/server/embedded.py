@@ -67,7 +67,7 @@ class RoutesOnDemand(BaseRoute):
         return max((route.matches(scope) for route in self._routes), key=lambda match: match[0].value)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the route that matched answer."""
+        """Let the route that matched respond."""
         await scope["route"].handle(scope, receive, send)
 
 

@@ -89,7 +89,7 @@ class Settings:
     log: str = "text"
     """Log lines on standard error, one for each request: `text` or `json`."""
     log_level: str = "info"
-    """Lowest level that is logged: `debug`, `info`, `warning`, which leaves out answered requests, or `error`."""
+    """Lowest level that is logged: `debug`, `info`, `warning`, which leaves out completed requests, or `error`."""
     database_pool: int = 8
     """PostgreSQL connections per server process."""
 

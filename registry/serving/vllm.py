@@ -44,7 +44,7 @@ except ImportError:  # not in vLLM: the command line and the tests may still imp
 
 NAME = "adapter-registry"
 LOOKUP_SECONDS = 15.0
-"""A request for a model waits for the registry no longer: its last answer may do."""
+"""A request for a model waits for the registry no longer: its last response may do."""
 FLAGS = {
     "--max-lora-rank": "max_lora_rank", "--max-loras": "max_loras", "--max-cpu-loras": "max_cpu_loras",
     "--lora-target-modules": "target_modules",
@@ -79,20 +79,22 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """A request to load the adapter from the local store, or None."""
         try:
-            answer = await asyncio.to_thread(lambda: self._resolver_for(base_model_name).find(lora_name))
+            resolution = await asyncio.to_thread(lambda: self._resolver_for(base_model_name).find(lora_name))
         except Exception as e:
             _LOG.warning("adapter registry: %r is not resolved: %s", lora_name[:200], e)
             return None
-        if answer.folder is None:
-            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], answer.reason)
+        if resolution.folder is None:
+            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], resolution.reason)
             return None
-        if answer.reason:
-            _LOG.warning("adapter registry: %r is served although: %s", lora_name, answer.reason)
-        _LOG.info("adapter registry: %r is %s", lora_name, answer.digest)
-        if answer.digest is not None:
-            self._slots.set(lora_name, str(Ref.parse(lora_name).name), answer.digest, SlotState.SERVING)
+        if resolution.reason:
+            _LOG.warning("adapter registry: %r is served although: %s", lora_name, resolution.reason)
+        _LOG.info("adapter registry: %r is %s", lora_name, resolution.digest)
+        if resolution.digest is not None:
+            self._slots.set(lora_name, str(Ref.parse(lora_name).name), resolution.digest, SlotState.SERVING)
             self._start_background(base_model_name)
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(answer.folder))  # vLLM gives its own id
+        return LoRARequest(
+            lora_name=lora_name, lora_int_id=1, lora_path=str(resolution.folder)
+        )  # vLLM gives its own id
 
     def heartbeat(self, model: str) -> Heartbeat | None:
         """The heartbeat of the versions that this vLLM was given; None if it is switched off."""

@@ -50,7 +50,7 @@ def smoke_test(task: Task) -> Done:
             return _done(report.model_copy(update={"compat": tuple(findings)}))
         lease.say(f"testing the adapter on {base.name}")
         try:
-            answer = task.pool.try_adapter(source, folder, task.limits, progress=lease.set_progress)
+            response = task.pool.try_adapter(source, folder, task.limits, progress=lease.set_progress)
         except NotLoaded as e:
             if not base.spec.quantization:
                 raise Failed(str(e)) from e
@@ -58,14 +58,14 @@ def smoke_test(task: Task) -> Done:
         except ProcessExited as e:
             raise Failed(str(e)) from e
     lease.check()
-    result = answer.get("result")
+    result = response.get("result")
     if result is None:
-        reason = str(answer.get("failed") or "the smoke test ended without an answer")
-        if answer.get("stopped") or task.job.attempt < task.job.attempts_limit:
+        reason = str(response.get("failed") or "the smoke test ended without a result")
+        if response.get("stopped") or task.job.attempt < task.job.attempts_limit:
             raise Failed(reason)
-        message = f"none of {task.job.attempt} attempts ended with an answer; the last one: {printable(reason, 1000)}"
+        message = f"none of {task.job.attempt} attempts ended with a result; the last one: {printable(reason, 1000)}"
         result = {"findings": [Finding.of("unknown", "smoke.not_finished", WEIGHTS, message).to_dict()]}
-    report = _report(task, _findings(result.get("findings", ())), result, answer["base"])
+    report = _report(task, _findings(result.get("findings", ())), result, response["base"])
     structure, certain = _findings(result.get("structure", ())), [f for f in findings if f.severity != "unknown"]
     if structure:  # PEFT decides what headers could not; the registry keeps what it was sure of itself
         report = report.model_copy(update={"compat": (*certain, *structure)})

@@ -120,13 +120,13 @@ def _inside(name: str, package: str) -> str:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file behind a URL whose server answers ranges."""
+    """A file behind a URL whose server serves ranges."""
 
     def __init__(self, client: httpx.Client, url: str) -> None:
         self._client, self._url, self._position = client, url, 0
-        answer = client.head(url)
-        answer.raise_for_status()
-        self._size = int(answer.headers["content-length"])
+        response = client.head(url)
+        response.raise_for_status()
+        self._size = int(response.headers["content-length"])
 
     def readable(self) -> bool:
         return True
@@ -146,10 +146,10 @@ class _RemoteFile(io.RawIOBase):
         end = min(self._position + len(buffer), self._size)
         if self._position >= end:
             return 0
-        answer = self._client.get(self._url, headers={"Range": f"bytes={self._position}-{end - 1}"})
-        if answer.status_code != httpx.codes.PARTIAL_CONTENT:
-            raise OSError(f"the server answers {answer.status_code} to a range; download the wheel instead")
-        data = answer.content[: end - self._position]
+        response = self._client.get(self._url, headers={"Range": f"bytes={self._position}-{end - 1}"})
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+            raise OSError(f"the server responds with {response.status_code} to a range; download the wheel instead")
+        data = response.content[: end - self._position]
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -31,7 +31,7 @@ column and exact times; `csv`, with exact values; `name`, one name a line; or a 
 columns, separated by commas, and `--sort` one of them; with `-` in front the largest comes first. A text in CSV that a
 spreadsheet would read as a formula begins with `'`. Long output on a terminal goes through `PAGER` (`less`).
 
-`adapter --timeout SECONDS COMMAND` limits the wait for each answer, as `ADAPTER_TIMEOUT` does.
+`adapter --timeout SECONDS COMMAND` limits the wait for each response, as `ADAPTER_TIMEOUT` does.
 
 A **REF** names a version: `namespace/name` (the newest), `namespace/name:alias`, `namespace/name@3` or
 `namespace/name@sha256:…`. A digest may be cut to its first 8 digits or more while they are unique within the

@@ -14,13 +14,13 @@ from scripts.reference.tables import table
 INTRODUCTION = """\
 # Errors
 
-An error means that the registry cannot answer. A failing verdict is not an error: it is an answer with
+An error means that a request failed. A failing verdict is not an error: it is a result with
 [findings](findings.md).
 
 Over HTTP an error is `application/problem+json` (RFC 9457) with `status`, `title`, `code`, `detail` (one sentence),
 `findings` (every broken rule with its location), `next_step` if there is one, and `request_id`, which is also in the
 server's log and in the header `X-Request-Id`. The command line prints the sentence and the next step and exits with
-the code below; with `--json` it prints the same object. What you may not see answers exactly like what does not
+the code below; with `--json` it prints the same object. What you may not see looks exactly like what does not
 exist.
 """
 

@@ -213,7 +213,7 @@ LIMITS = {
             "FILTERS_LIMIT": "filters of a Hub API search",
         },
         "registry.server.hub.upstream": {
-            "RESPONSE_LIMIT_BYTES": "answer of an upstream Hub that is relayed, files aside"
+            "RESPONSE_LIMIT_BYTES": "response of an upstream Hub that is relayed, files aside"
         },
         "registry.server.routes.audit": {"WAIT_LIMIT_SECONDS": "long poll of `/events`"},
         "registry.server.routes.serving": {"WAIT_LIMIT_SECONDS": "long poll of a node for its desired state"},
@@ -244,8 +244,8 @@ LIMITS = {
             "EXCERPTS_LIMIT": "excerpts of one plan",
             "EXCERPT_LIMIT_BYTES": "header that a client's plan carries; a longer one is judged by the commit",
             "READ_LIMIT_BYTES": "excerpts that one plan parses, counted for each push that has others",
-            "BULK_SMALL_BYTES": "small files in one answer to a pull",
-            "BULK_MANIFESTS_BYTES": "manifests in one answer to a pull; the others are requested again",
+            "BULK_SMALL_BYTES": "small files in one response to a pull",
+            "BULK_MANIFESTS_BYTES": "manifests in one response to a pull; the others are requested again",
         },
         "registry.server.access.quotas": {
             "PUSHES_OF_TOKEN_LIMIT": "open pushes of a token",
@@ -297,7 +297,7 @@ LIMITS = {
         },
         "registry.server.serving.reports": {
             "NODES_LIMIT": "engines of one reporter",
-            "SERVED_ON_LIMIT": "nodes listed in an answer that withdraws a version",
+            "SERVED_ON_LIMIT": "nodes listed in a response that withdraws a version",
             "KEEP_SILENT": "time that a silent node is shown",
         },
     },
@@ -315,8 +315,8 @@ LIMITS = {
         },
         "registry.server.webhooks": {"WEBHOOKS_LIMIT": "webhooks of a namespace"},
         "registry.server.webhooks.dispatch": {
-            "RESPONSE_SECONDS": "wait for a webhook's answer",
-            "RESPONSE_LIMIT_BYTES": "what is read of a webhook's answer",
+            "RESPONSE_SECONDS": "wait for a webhook's response",
+            "RESPONSE_LIMIT_BYTES": "what is read of a webhook's response",
         },
     },
     "Signatures and proofs": {

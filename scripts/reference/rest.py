@@ -28,7 +28,7 @@ At the root of the host, in the Hub's own protocol; see [Hub clients](../hub.md)
 SCHEMAS = """\
 # REST schemas: {tag}
 
-The bodies of requests and answers about [{tag}](rest.md#{tag}). Requests reject unknown fields; answers may gain
+The bodies of requests and responses about [{tag}](rest.md#{tag}). Requests reject unknown fields; responses may gain
 fields. Times are UTC (RFC 3339), digests are `sha256:` and 64 hexadecimal digits.
 """
 _REFERENCE = re.compile(r'"#/components/schemas/(\w+)"')
@@ -106,8 +106,8 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[st
     yield f"```text\n{method} {path}\n```\n"
     yield _text(operation.get("description", operation["summary"])) + "\n"
     body = _content(operation.get("requestBody", {}))
-    answers = [f"{status}{_content(r)}" for status, r in operation["responses"].items() if status < "4"]
-    yield f"Scope: {scope}.{' Body' + body + '.' if body else ''} Answers: {', '.join(answers)}.\n"
+    responses = [f"{status}{_content(r)}" for status, r in operation["responses"].items() if status < "4"]
+    yield f"Scope: {scope}.{' Body' + body + '.' if body else ''} Responses: {', '.join(responses)}.\n"
     shown = [p for p in operation.get("parameters", []) if p.get("in") not in (None, "path")]
     if shown:
         rows = ((f"`{p['name']}`", p["in"], _type(p["schema"]), p.get("description", "")) for p in shown)

@@ -1,6 +1,6 @@
 """An identity provider for tests, with its JWKS in a file. It creates valid and forged identity tokens.
 
-`LoginServer` also answers the two requests of a browser's sign-in (OpenID Connect Core 1.0, section 3.1).
+`LoginServer` also responses the two requests of a browser's sign-in (OpenID Connect Core 1.0, section 3.1).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class LoginServer(Provider):
         return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state'], 'iss': self.issuer})}"
 
     def redeem(self, fields: dict[str, str], authorization: str) -> dict[str, Any]:
-        """The answer to a code: each is valid once, for this client, its redirect and its verifier."""
+        """The response to a code: each is valid once, for this client, its redirect and its verifier."""
         query = self.codes.pop(fields.get("code", ""), None)
         own = base64.b64encode(f"{CLIENT}:{CLIENT_SECRET}".encode()).decode()
         digest = hashlib.sha256(fields.get("code_verifier", "").encode()).digest()
@@ -119,11 +119,11 @@ def _login_handler(provider: LoginServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            answer = provider.redeem(dict(parse_qsl(body)), self.headers.get("Authorization", ""))
-            self.send_response(400 if "error" in answer else 200)
+            response = provider.redeem(dict(parse_qsl(body)), self.headers.get("Authorization", ""))
+            self.send_response(400 if "error" in response else 200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+            self.wfile.write(json.dumps(response).encode())
 
         def log_message(self, format: str, *args: Any) -> None:
             """Be silent."""

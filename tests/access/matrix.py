@@ -1,4 +1,4 @@
-"""The matrix: what each kind of actor is answered by each route, about its own, another's and an absent object.
+"""The matrix: how each route responds to each kind of actor, about its own, another's and an absent object.
 
     python -m tests.access.matrix > tests/access/matrix.txt        after a route was added or changed on purpose
 
@@ -6,7 +6,7 @@ Invariants
 - Every route of the application has a line. A column is an actor: nobody, a subject without a role, one in each role,
   and an administrator of all. A cell is the status about an object in `acme` (where the roles are), in `globex` and
   nowhere; one status where they are equal, or where the route is about no object.
-- Nothing that one request changes may change what a later one is answered: objects that go are made for each actor.
+- Nothing that one request changes may change the response to a later one: objects that go are made for each actor.
 """
 
 from __future__ import annotations
@@ -87,20 +87,20 @@ class Matrix:
             "PUT /api/v1/adapters/{namespace}/{name}/retention": {"rule": {"keep_newest": 9}},
         }
 
-    def answers(self) -> Iterator[tuple[str, str, str, httpx.Response]]:
-        """(route, actor, place or "", answer) of all, in an order of its own."""
+    def responses(self) -> Iterator[tuple[str, str, str, httpx.Response]]:
+        """(route, actor, place or "", response) of all, in an order of its own."""
         for method, path in sorted(app.declared_scopes(), key=lambda route: (route[1], route[0])):
             if path in LONG:
                 continue
             for actor in ACTORS:
                 for location in self._places(method, path):
-                    yield f"{method} {path}", actor, location, self._answer(method, path, actor, location)
+                    yield f"{method} {path}", actor, location, self._ask(method, path, actor, location)
 
     def _places(self, method: str, path: str) -> list[str]:
         about = str(self.bodies.get(f"{method} {path}", "")) + path
         return list(PLACES) if any(word in about for word in ("{namespace}", "{job_id}", "{token_id}")) else [""]
 
-    def _answer(self, method: str, path: str, actor: str, location: str) -> httpx.Response:
+    def _ask(self, method: str, path: str, actor: str, location: str) -> httpx.Response:
         words = self._words(method, path, actor, location or "acme")
         url = path.replace(":path}", "}")
         for word, value in words.items():
@@ -108,10 +108,10 @@ class Matrix:
         url = re.sub(r"\{[a-z_]+\}", "none", url)
         headers = {"If-Match": '"9"'} if method == "PUT" else {}
         body = _filled(self.bodies.get(f"{method} {path}", {}), words) if method in ("POST", "PUT", "PATCH") else None
-        answer = send(
+        response = send(
             self.harness, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers
         )
-        return response_about(answer) if path in BULK else answer
+        return response_about(response) if path in BULK else response
 
     def _secret(self, actor: str) -> str:
         if actor == "nobody":
@@ -145,11 +145,11 @@ def _filled(value: Any, words: dict[str, str]) -> Any:
     return [_filled(item, words) for item in value] if isinstance(value, list) else value
 
 
-def table(answers: Iterator[tuple[str, str, str, httpx.Response]]) -> str:
-    """The answers as the committed text."""
+def table(responses: Iterator[tuple[str, str, str, httpx.Response]]) -> str:
+    """The responses as the committed text."""
     cells: dict[str, dict[str, list[str]]] = {}
-    for route, actor, _, answer in answers:
-        cells.setdefault(route, {name: [] for name in ACTORS})[actor].append(str(answer.status_code))
+    for route, actor, _, response in responses:
+        cells.setdefault(route, {name: [] for name in ACTORS})[actor].append(str(response.status_code))
     head = "status about one's own / another's / an absent object, by actor".ljust(96)
     lines = [head + "  ".join(actor.ljust(11) for actor in ACTORS).rstrip()]
     for route, by_actor in cells.items():
@@ -158,14 +158,14 @@ def table(answers: Iterator[tuple[str, str, str, httpx.Response]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def without_ids(answer: httpx.Response, location: str) -> tuple[int, bytes]:
+def without_ids(response: httpx.Response, location: str) -> tuple[int, bytes]:
     """Status and body without the names that were asked for, and without the request's id."""
-    body = answer.content.replace(answer.headers["x-request-id"].encode(), b"ID")
+    body = response.content.replace(response.headers["x-request-id"].encode(), b"ID")
     for name in (PLACES[location], location):
         body = body.replace(name.encode(), b"NAME")
-    return answer.status_code, body
+    return response.status_code, body
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{folder}/registry.db") as harness:
-        print(table(Matrix(harness).answers()), end="")
+        print(table(Matrix(harness).responses()), end="")

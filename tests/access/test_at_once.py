@@ -83,7 +83,7 @@ def test_a_revocation_a_rotation_and_a_lost_role_take_effect_at_once_on_another_
 
 
 def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: Tenants) -> None:
-    """Cached answers are not used again. By digest, actors that may promote can still read a quarantined version."""
+    """Cached responses are not used again. By digest, actors that may promote can still read a quarantined version."""
     harness, replica = tenants.harness, Replica(tenants.harness)
     try:
         reader, admin = (replica.client(secret) for secret in (tenants.secret("reader"), harness.secret))
@@ -274,7 +274,7 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_job_that_ends_at_this_moment_is_not_the_answer_to_who_asks_for_one(tenants: Tenants) -> None:
+def test_a_job_that_ends_at_this_moment_is_not_the_response_to_who_asks_for_one(tenants: Tenants) -> None:
     harness, submitted = tenants.harness, list[Job]()
     [waits] = harness.admin.jobs(ref="acme/support").items
     request = JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1")

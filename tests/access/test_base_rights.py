@@ -203,7 +203,7 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
             other_ended.wait(1.0)  # the other one goes as far as it can
         return row
 
-    def answer(request: Callable[[], object]) -> str:
+    def response(request: Callable[[], object]) -> str:
         try:
             request()
         except RegistryError as error:
@@ -213,14 +213,14 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
     def take_second() -> str:
         assert has_read.wait(60)
         try:
-            return answer(requests["alias" if first == "add" else "add"])
+            return response(requests["alias" if first == "add" else "add"])
         finally:
             other_ended.set()
 
     monkeypatch.setattr(base_rows, "find_named", pause_once)
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(answer, requests[first]), pool.submit(take_second)]
-        outcomes = [each.result(60) for each in answers]
+        responses = [pool.submit(response, requests[first]), pool.submit(take_second)]
+        outcomes = [each.result(60) for each in responses]
     monkeypatch.undo()
     assert outcomes == ["done", "NAME_TOMBSTONED" if first == "delete" else "BASE_EXISTS"]
     if first == "delete":

@@ -1,4 +1,4 @@
-"""Secrets are used wherever the registry takes one, and none appears in answers, logs, rows, the store or exports."""
+"""Secrets are used wherever the registry takes one, and none appears in responses, logs, rows, the store or exports."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def use_secrets(harness: Harness, provider: Provider) -> dict[str, str]:
 
 
 def send_in_wrong_places(harness: Harness, secrets: dict[str, str]) -> list[str]:
-    """Every answer to requests that carry a secret where none belongs."""
+    """Every response to requests that carry a secret where none belongs."""
     heard = []
     with httpx.Client(transport=harness.transport, base_url=URL) as raw:
         for secret in secrets.values():
@@ -113,7 +113,7 @@ def at_rest(harness: Harness) -> str:
     return "\n".join([*stored, *(data.decode(errors="replace") for data in blobs)])
 
 
-def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
+def test_no_planted_secret_is_in_a_response_a_log_a_row_the_store_or_an_export(
     harness: Harness, provider: Provider, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -125,7 +125,7 @@ def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
     exported = "\n".join(
         path.read_text(errors="replace") for path in (tmp_path / "exported").rglob("*") if path.is_file()
     )
-    places = {"answers": "\n".join(heard), "logs": caplog.text, "at rest": at_rest(harness), "export": exported}
+    places = {"responses": "\n".join(heard), "logs": caplog.text, "at rest": at_rest(harness), "export": exported}
     assert all(len(text) > 100 for text in places.values()), "each place was looked into"
     leaks = [(name, where) for name, secret in secrets.items() for where, text in places.items() if secret in text]
     assert leaks == []

@@ -71,10 +71,10 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
         if not isinstance(arguments["content"], bytes | str | None):
             arguments["content"] = None
         secret = data.draw(strategies.sampled_from(secrets))
-        answer = send(tenants.harness, sent["method"], sent["url"], secret, headers=headers, **arguments)
+        response = send(tenants.harness, sent["method"], sent["url"], secret, headers=headers, **arguments)
         responses = document["paths"][operation.path][operation.method.lower()]["responses"]
-        if (answer.status_code >= 500 and answer.status_code != 503) or str(answer.status_code) not in responses:
-            wrong.append((operation.label, answer.status_code, answer.text[:300]))
+        if (response.status_code >= 500 and response.status_code != 503) or str(response.status_code) not in responses:
+            wrong.append((operation.label, response.status_code, response.text[:300]))
 
     for operation in operations:
         ask(operation)

@@ -90,7 +90,7 @@ def work_of(harness: Harness, stored: Calls, act: Callable[[], Any]) -> tuple[Ca
         before = len(stored)
         act()
         harness.transport.settle()
-    return list(sent), [call for call in stored[before:] if call != "delete_object"]  # those come after the answer
+    return list(sent), [call for call in stored[before:] if call != "delete_object"]  # those come after the response
 
 
 def one_push(harness: Harness, stored: Calls, who: Registry, files: samples.Files) -> list[tuple[Calls, Calls]]:
@@ -188,13 +188,13 @@ def test_a_hub_client_pushes_the_bytes_of_another_tenant_with_the_same_calls(har
     assert pusher.push(harness.files()).status_code == 200  # a first version: the configuration and the card are there
     work = []
     for files in (same, other):
-        answers: list[int] = []
+        responses: list[int] = []
 
-        def push(files: samples.Files = files, answers: list[int] = answers) -> None:
-            answers.append(pusher.commit(add(samples.WEIGHTS, files[samples.WEIGHTS])).status_code)
+        def push(files: samples.Files = files, responses: list[int] = responses) -> None:
+            responses.append(pusher.commit(add(samples.WEIGHTS, files[samples.WEIGHTS])).status_code)
 
         work.append(work_of(harness, stored, push))
-        assert answers == [200]
+        assert responses == [200]
     assert work[0] == work[1]
 
 
@@ -242,16 +242,16 @@ def test_a_hub_client_is_refused_an_invisible_adapter_with_the_calls_of_an_absen
     secret = of_subject(harness, "bob", namespaces=["globex"])
     send(harness, "GET", "/api/v1/whoami", secret)  # a token's first use is noted
     method, path = route.split()
-    work, answers = [], []
+    work, responses = [], []
     for name in ("acme/support", "acme/nothing"):
 
         def ask(url: str = path.format(name)) -> None:
-            answers.append(send(harness, method, url, secret, json=HUB_REQUESTS[route]))
+            responses.append(send(harness, method, url, secret, json=HUB_REQUESTS[route]))
 
         work += [work_of(harness, stored, ask) for _ in range(2)]
     assert work[:2] == work[2:]
-    assert {answer.status_code for answer in answers} == {404}
-    assert len({answer.headers["x-error-message"].replace("nothing", "support") for answer in answers}) == 1
+    assert {response.status_code for response in responses} == {404}
+    assert len({response.headers["x-error-message"].replace("nothing", "support") for response in responses}) == 1
 
 
 BULK: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -273,8 +273,8 @@ def test_a_bulk_request_about_an_invisible_adapter_takes_the_calls_of_an_absent_
     send(harness, "GET", "/api/v1/whoami", secret)
 
     def ask(name: str) -> None:
-        answer = send(harness, "POST", f"/api/v1/{route}", secret, json=BULK[route](name))
-        assert answer.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
+        response = send(harness, "POST", f"/api/v1/{route}", secret, json=BULK[route](name))
+        assert response.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
 
     invisible, absent = (work_of(harness, [], partial(ask, name)) for name in ("acme/support", "acme/nothing"))
     assert invisible == absent
@@ -286,18 +286,18 @@ def test_git_ids_take_the_same_calls_whatever_was_read_before(blobs_in_memory: H
     same, other = harness.files(), harness.files()
     for name, content in (("acme/support", same), ("globex/one", same), ("globex/two", other)):
         harness.push(name, content)
-    answers = [send(harness, "HEAD", "/acme/support/resolve/main/README.md", harness.secret)]
+    responses = [send(harness, "HEAD", "/acme/support/resolve/main/README.md", harness.secret)]
     send(harness, "GET", "/api/v1/whoami", secret)
     work = []
 
     def look(path: str) -> None:
-        answers.append(send(harness, "HEAD", path, secret))
+        responses.append(send(harness, "HEAD", path, secret))
 
     for name in ("one", "two"):
         path = f"/globex/{name}/resolve/main/README.md"
         work.append(work_of(harness, [], partial(look, path)))
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    assert answers[0].headers["etag"] == answers[1].headers["etag"] != answers[2].headers["etag"]
+    assert [response.status_code for response in responses] == [200, 200, 200]
+    assert responses[0].headers["etag"] == responses[1].headers["etag"] != responses[2].headers["etag"]
     assert work[0] == work[1]
     assert any(statement.startswith("UPDATE version_file") for statement in work[0][0])
 

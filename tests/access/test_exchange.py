@@ -196,19 +196,19 @@ FORGED_PEOPLE: dict[str, dict[str, Any]] = {
 }
 
 
-def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(
+def test_every_forged_identity_token_gets_the_same_response_and_stores_nothing(
     harness: Harness, provider: Provider, people: Provider
 ) -> None:
     forged = {case: make(provider) for case, make in FORGED.items()}
     forged |= {case: people.sign(**claims) for case, claims in FORGED_PEOPLE.items()}
-    answers = {
+    responses = {
         case: send(harness, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"})
         for case, assertion in forged.items()
     }
     nobodys = {"assertion": people.sign(email="a@example.org")}
-    answers["a person who names no adapter"] = send(harness, "POST", "/api/v1/tokens/exchange", json=nobodys)
-    assert {case: a.status_code for case, a in answers.items() if a.status_code != 401} == {}
-    assert len({a.json()["detail"] for a in answers.values()}) == 1
+    responses["a person who names no adapter"] = send(harness, "POST", "/api/v1/tokens/exchange", json=nobodys)
+    assert {case: a.status_code for case, a in responses.items() if a.status_code != 401} == {}
+    assert len({a.json()["detail"] for a in responses.values()}) == 1
     with harness.session() as session:
         assert rows(session, UsedAssertionRow) == []
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
@@ -218,9 +218,9 @@ def test_rejected_identity_tokens_from_one_address_are_rate_limited(database_url
     with Harness(database_url, issuers=provider.settings, failures_per_minute=3) as harness:
         harness.admin.add_publisher("acme/support", RULE)
         forged = {"assertion": provider.sign(aud="https://elsewhere.example.org"), "adapter": "acme/support"}
-        answers = [send(harness, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
-        assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
-        assert answers[-1].headers["retry-after"].isdigit()
+        responses = [send(harness, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
+        assert [response.status_code for response in responses] == [401, 401, 401, 429, 429]
+        assert responses[-1].headers["retry-after"].isdigit()
         assert exchange(harness, provider.sign()).token.adapters == ["acme/support"], "a right one never waits"
 
 
@@ -261,7 +261,7 @@ def test_no_rules_of_other_adapters_change_what_a_job_gets(harness: Harness, pro
 
 @pytest.mark.security
 def test_a_job_names_its_adapter_however_many_rules_match(harness: Harness, provider: Provider) -> None:
-    """The answer depends on the issuer alone, so it tells nobody which adapters trust the job."""
+    """The response depends on the issuer alone, so it tells nobody which adapters trust the job."""
     for assertion in (provider.sign(), provider.sign(repository="globex/train")):
         with pytest.raises(Invalid, match="exchanged for one adapter") as refused:
             exchange(harness, assertion, "")
@@ -285,13 +285,13 @@ def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
     issuer = issuers.Issuer(config, Path())
     monkeypatch.setattr(issuers, "FETCH_WAIT_SECONDS", 0.01)
     fetches: list[str] = []
-    requested, answer = threading.Event(), threading.Event()
+    requested, response = threading.Event(), threading.Event()
 
     def fail(client: jwt.PyJWKClient) -> Any:
         fetches.append(client.uri)
         requested.set()
-        assert answer.wait(60)
-        raise jwt.PyJWKClientConnectionError("no answer")
+        assert response.wait(60)
+        raise jwt.PyJWKClientConnectionError("no response")
 
     monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
     with ThreadPoolExecutor(1) as pool:
@@ -299,7 +299,7 @@ def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
         assert requested.wait(60)
         with pytest.raises(Unavailable):  # at once, while the first one waits
             issuer.key_of(provider.sign())
-        answer.set()
+        response.set()
         with pytest.raises(Unavailable):
             first.result(60)
     with pytest.raises(Unavailable):
@@ -315,15 +315,17 @@ def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
 
 
 @pytest.mark.security
-@pytest.mark.parametrize("answer", [{"keys": "good"}, {"keys": []}, "no keys", b"<html>"])
+@pytest.mark.parametrize("response", [{"keys": "good"}, {"keys": []}, "no keys", b"<html>"])
 def test_requests_with_unknown_keys_cause_one_download(
-    monkeypatch: pytest.MonkeyPatch, provider: Provider, answer: Any
+    monkeypatch: pytest.MonkeyPatch, provider: Provider, response: Any
 ) -> None:
-    """An issuer that answers is asked again as seldom as one that does not, whatever it answers."""
+    """An issuer that responds is asked again as seldom as one that does not, whatever it returns."""
     config = {"issuer": ISSUER, "audience": "a", "jwks_url": "https://ci.example.org/keys", "algorithms": ["ES256"]}
     issuer = issuers.Issuer(config, Path())
-    is_good = answer == {"keys": "good"}
-    body = json.dumps({"keys": [provider.public]} if is_good else answer).encode() if answer != b"<html>" else answer
+    is_good = response == {"keys": "good"}
+    body = (
+        json.dumps({"keys": [provider.public]} if is_good else response).encode() if response != b"<html>" else response
+    )
     requests: list[str] = []
 
     def respond(_opener: Any, request: Any, **_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The answers for one tenant do not depend on another tenant's data: 400 requests are compared byte by byte.
+"""The responses for one tenant do not depend on another tenant's data: 400 requests are compared byte by byte.
 
 The other tenant has the same bytes, the same names, similar names and the same base.
 """
@@ -56,7 +56,7 @@ def files(seed: int) -> samples.Files:
 
 
 class Tenant:
-    """Tenant B: asks everything that one can ask, and keeps the answers without what differs from run to run."""
+    """Tenant B: asks everything that one can ask, and keeps the responses without what differs from run to run."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
@@ -64,12 +64,12 @@ class Tenant:
         self.heard: list[tuple[str, int, tuple[tuple[str, str], ...], bytes]] = []
 
     def ask(self, method: str, path: str, *, prefix: str = "/api/v1", secret: str = "", **rest: Any) -> httpx.Response:
-        answer = send(self.harness, method, prefix + path, secret or self.secret, **rest)
-        headers = {k: steady(v.encode()).decode() for k, v in answer.headers.items() if k not in UNSTEADY_HEADERS}
+        response = send(self.harness, method, prefix + path, secret or self.secret, **rest)
+        headers = {k: steady(v.encode()).decode() for k, v in response.headers.items() if k not in UNSTEADY_HEADERS}
         shown = steady(path.partition("&until=")[0].encode()).decode()
-        status = (response_about(answer) if path.startswith("/pushes") and method == "POST" else answer).status_code
-        self.heard.append((f"{method} {shown}", status, tuple(sorted(headers.items())), steady(answer.content)))
-        return answer
+        status = (response_about(response) if path.startswith("/pushes") and method == "POST" else response).status_code
+        self.heard.append((f"{method} {shown}", status, tuple(sorted(headers.items())), steady(response.content)))
+        return response
 
     def push(self, name: str, content: samples.Files) -> None:
         manifest = self.harness.manifest(content)
@@ -225,11 +225,13 @@ def two_urls(database_kind: str, database_url: str, tmp_path: Path, migrated_sql
     return iter([lambda: database_url, second])
 
 
-def test_a_tenants_answers_are_byte_equal_with_and_without_another_tenants_data(two_urls: Any) -> None:
+def test_a_tenants_responses_are_byte_equal_with_and_without_another_tenants_data(two_urls: Any) -> None:
     alone = run_script(next(two_urls)(), with_other=False)
     beside = run_script(next(two_urls)(), with_other=True)
     assert len(alone.heard) >= REQUESTS_MINIMUM
-    assert [answer[0] for answer in alone.heard] == [other[0] for other in beside.heard]
-    different = [(answer, other) for answer, other in zip(alone.heard, beside.heard, strict=True) if answer != other]
+    assert [response[0] for response in alone.heard] == [other[0] for other in beside.heard]
+    different = [
+        (response, other) for response, other in zip(alone.heard, beside.heard, strict=True) if response != other
+    ]
     assert different[:3] == []
     assert {status for _, status, _, _ in alone.heard} >= {200, 201, 204, 206, 403, 404, 409}

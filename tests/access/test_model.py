@@ -70,7 +70,7 @@ class AdapterModel:
 
 
 class Oracle:
-    """The dictionary. Every act answers with the code that the registry should answer with."""
+    """The dictionary. Every act responses with the code that the registry should respond with."""
 
     def __init__(self) -> None:
         self.lines: dict[tuple[str, str], AdapterModel] = {}

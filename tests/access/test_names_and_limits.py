@@ -231,9 +231,9 @@ def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPat
     for request in requests[:2]:
         plan_push(admin, "acme/support", request)
     body = push_body("acme/support", requests[2].manifest.model_dump(mode="json"))
-    answer = response_about(send(harness, "POST", PUSHES, harness.secret, json=body))
-    assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
-    assert "open pushes" in answer.json()["detail"]
+    response = response_about(send(harness, "POST", PUSHES, harness.secret, json=body))
+    assert (response.status_code, response.json()["code"]) == (429, "RATE_LIMITED")
+    assert "open pushes" in response.json()["detail"]
     assert plan_push(admin, "acme/support", requests[0]).uploads
 
 
@@ -290,18 +290,20 @@ def test_an_adapter_that_does_not_fit_its_base_is_not_renamed_into_a_strict_name
     assert admin.rename("acme/helper", "globex/support").newest == 1
 
 
-def test_pushes_per_hour_are_limited_and_the_answer_says_when_to_retry(tenants: Tenants) -> None:
+def test_pushes_per_hour_are_limited_and_the_response_says_when_to_retry(tenants: Tenants) -> None:
     tenants.harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
     manifest = tenants.harness.manifest(tenants.harness.files()).model_dump(mode="json")
     body = push_body("acme/x", manifest)
-    answer = response_about(send(tenants.harness, "POST", PUSHES, tenants.secret("pusher"), json=body))
-    assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
-    assert 0 < int(answer.headers["retry-after"]) <= 3601
+    response = response_about(send(tenants.harness, "POST", PUSHES, tenants.secret("pusher"), json=body))
+    assert (response.status_code, response.json()["code"]) == (429, "RATE_LIMITED")
+    assert 0 < int(response.headers["retry-after"]) <= 3601
 
 
 def test_only_administrators_of_all_namespaces_set_limits(tenants: Tenants) -> None:
-    answer = send(tenants.harness, "PATCH", "/api/v1/namespaces/acme", tenants.secret("owner"), json={"quota_bytes": 0})
-    assert answer.status_code == 403
+    response = send(
+        tenants.harness, "PATCH", "/api/v1/namespaces/acme", tenants.secret("owner"), json={"quota_bytes": 0}
+    )
+    assert response.status_code == 403
     with tenants.harness.session() as session:
         assert session.get(NamespaceRow, "acme").quota_bytes is None
 
@@ -310,9 +312,9 @@ def test_requests_are_rate_limited_per_token(database_url: str, monkeypatch: pyt
     monkeypatch.setattr(rate_limits, "MINUTE_SECONDS", 3600.0)
     with Harness(database_url, requests_per_minute=5) as harness:
         _, secret = harness.issue("pull")
-        answers = [send(harness, "GET", "/api/v1/whoami", secret) for _ in range(7)]
-        assert [a.status_code for a in answers].count(429) >= 1
-        assert answers[-1].headers["retry-after"].isdigit()
+        responses = [send(harness, "GET", "/api/v1/whoami", secret) for _ in range(7)]
+        assert [a.status_code for a in responses].count(429) >= 1
+        assert responses[-1].headers["retry-after"].isdigit()
         assert harness.client(harness.issue("pull")[1]).whoami().actor == "token:somebody"
 
 
@@ -332,12 +334,12 @@ def test_wrong_tokens_count_by_the_network_that_a_host_has(harness: Harness) -> 
     numbers = itertools.count()
 
     def statuses(*addresses: str) -> list[int]:
-        answers = []
+        responses = []
         for address in addresses:
             headers = {"Authorization": f"Bearer lra_{next(numbers):08}{0:030}"}
             client = TestClient(harness.app, client=(address, 50_000))
-            answers.append(client.get("/api/v1/whoami", headers=headers).status_code)
-        return answers
+            responses.append(client.get("/api/v1/whoami", headers=headers).status_code)
+        return responses
 
     assert statuses(*(f"2001:db8:0:7::{n:x}" for n in range(12))) == [401] * 10 + [429] * 2
     assert statuses("2001:db8:0:8::1", *(f"::ffff:192.0.2.{n}" for n in range(12))) == [401] * 13

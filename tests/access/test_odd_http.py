@@ -1,4 +1,4 @@
-"""Odd HTTP through a real server: the expected refusal, and the next request on a new connection is answered.
+"""Odd HTTP through a real server: the expected refusal, and the next request on a new connection gets its response.
 
 Cases 88 and 92 to 100 of the list of bad inputs. `adapter serve --json` tells URL and first token: none is a default.
 """
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.security
 LISTEN_SECONDS = 60.0
 """A server that says nothing for so long waits for more."""
 CLOSED = 0
-"""What `Server.status` says when the server closes without an answer."""
+"""What `Server.status` says when the server closes without a response."""
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Server:
     folder: Path
 
     def send(self, data: bytes) -> bytes:
-        """Raw bytes in; all bytes out until the server has answered and closes, or waits for more."""
+        """Raw bytes in; all bytes out until the server has responded and closes, or waits for more."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as wire:
             wire.settimeout(LISTEN_SECONDS)
-            with contextlib.suppress(OSError):  # it may answer and close before the end
+            with contextlib.suppress(OSError):  # it may respond and close before the end
                 wire.sendall(data)
             received = b""
             with contextlib.suppress(OSError):
@@ -54,8 +54,8 @@ class Server:
         sent += [f"Content-Length: {len(body)}"] if body and not framed else []
         return self.send("\r\n".join([*sent, "", ""]).encode("latin-1") + body)
 
-    def status(self, answer: bytes) -> int:
-        return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/") else CLOSED
+    def status(self, response: bytes) -> int:
+        return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/") else CLOSED
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def _still_answers(server: Server) -> Iterator[None]:
+def _still_responses(server: Server) -> Iterator[None]:
     yield
     assert server.status(server.ask("GET", "/api/v1/whoami")) == 200
 
@@ -90,8 +90,8 @@ def test_the_first_start_prints_a_new_token_and_requests_need_one(server: Server
 @pytest.mark.parametrize("host", ["127.0.0.1/../api/v1/health?x=", "evil.example.org/api/v1/health", "a b", "x:999999"])
 def test_an_invalid_host_header_is_refused(server: Server, host: str) -> None:
     for token in ("", f"Authorization: Bearer {server.token}\r\n"):
-        answer = server.send(f"GET {WHOAMI} HTTP/1.1\r\nHost: {host}\r\n{token}Connection: close\r\n\r\n".encode())
-        assert server.status(answer) == 400
+        response = server.send(f"GET {WHOAMI} HTTP/1.1\r\nHost: {host}\r\n{token}Connection: close\r\n\r\n".encode())
+        assert server.status(response) == 400
     for good in ("registry.example.org", "127.0.0.1:80", "[::1]:8080", "a_b"):
         request = f"GET {WHOAMI} HTTP/1.1\r\nHost: {good}\r\n{token}Connection: close\r\n\r\n".encode()
         assert server.status(server.send(request)) == 200
@@ -99,15 +99,15 @@ def test_an_invalid_host_header_is_refused(server: Server, host: str) -> None:
 
 def test_ten_thousand_ranges_are_refused(server: Server) -> None:
     ranges = ",".join(f"{n}-{n}" for n in range(10_000))
-    answer = server.ask("GET", "/api/v1/adapters/a/b/versions/1/files/x", f"Range: bytes={ranges}")
-    assert server.status(answer) in (400, 404, 416, 431, CLOSED)
+    response = server.ask("GET", "/api/v1/adapters/a/b/versions/1/files/x", f"Range: bytes={ranges}")
+    assert server.status(response) in (400, 404, 416, 431, CLOSED)
 
 
 def test_two_lengths_or_a_length_with_chunks_are_refused(server: Server) -> None:
     for headers in (("Content-Length: 5", "Transfer-Encoding: chunked"), ("Content-Length: 5", "Content-Length: 6")):
-        answer = server.ask("POST", "/api/v1/check", *headers, body=b"0\r\n\r\nGET /api/v1/health HTTP/1.1\r\n\r\n")
-        assert server.status(answer) in (400, CLOSED)
-        assert answer.count(b"HTTP/1.1") <= 1
+        response = server.ask("POST", "/api/v1/check", *headers, body=b"0\r\n\r\nGET /api/v1/health HTTP/1.1\r\n\r\n")
+        assert server.status(response) in (400, CLOSED)
+        assert response.count(b"HTTP/1.1") <= 1
 
 
 def test_a_form_is_not_json_and_a_large_one_is_not_read(server: Server) -> None:
@@ -140,20 +140,20 @@ def test_cookies_do_not_authenticate_and_other_origins_get_no_cors_headers(serve
     body = b'{"name":"acme"}'
     assert server.status(server.ask("POST", "/api/v1/namespaces", *cookie, body=body, token=False)) == 401
     headers = ("Origin: https://evil.example.org", "Access-Control-Request-Method: DELETE")
-    for answer in (server.ask("OPTIONS", "/api/v1/namespaces", *headers), server.ask("GET", WHOAMI, *headers)):
-        assert b"access-control-allow" not in answer.lower()
+    for response in (server.ask("OPTIONS", "/api/v1/namespaces", *headers), server.ask("GET", WHOAMI, *headers)):
+        assert b"access-control-allow" not in response.lower()
 
 
 def test_a_compressed_body_is_not_decompressed(server: Server) -> None:
     bomb = gzip.compress(b'{"name": "' + b"a" * 50_000_000 + b'"}')
-    answer = server.ask("POST", "/api/v1/namespaces", "Content-Encoding: gzip", body=bomb)
-    assert server.status(answer) in (400, 413, 415)
+    response = server.ask("POST", "/api/v1/namespaces", "Content-Encoding: gzip", body=bomb)
+    assert server.status(response) in (400, 413, 415)
 
 
 @pytest.mark.parametrize("authorization", ["Bearer", "Bearer ", "bearer x", "Basic YTpi", "lra_", "Bearer \xff\xfe"])
 def test_an_invalid_authorization_header_is_401(server: Server, authorization: str) -> None:
-    answer = server.ask("GET", WHOAMI, f"Authorization: {authorization}", token=False)
-    assert server.status(answer) in (400, 401, 429)
+    response = server.ask("GET", WHOAMI, f"Authorization: {authorization}", token=False)
+    assert server.status(response) in (400, 401, 429)
 
 
 def test_the_first_secret_is_not_stored(server: Server) -> None:

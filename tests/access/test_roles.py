@@ -198,13 +198,14 @@ def test_records_show_the_subject_of_a_token_whatever_its_name_is(tenants: Tenan
 def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -> None:
     foreign, _ = tenants.harness.issue("pull", namespaces=["globex"])
     for method, path in (("DELETE", "/api/v1/tokens/{}"), ("POST", "/api/v1/tokens/{}/rotate")):
-        answers = [
+        responses = [
             send(tenants.harness, method, path.format(token_id), tenants.secret("owner"), json={})
             for token_id in (foreign, "tok_0000000000000000")
         ]
-        assert {a.status_code for a in answers} == {404}
+        assert {a.status_code for a in responses} == {404}
         assert (
-            len({a.json()["detail"].replace(foreign, "ID").replace("tok_0000000000000000", "ID") for a in answers}) == 1
+            len({a.json()["detail"].replace(foreign, "ID").replace("tok_0000000000000000", "ID") for a in responses})
+            == 1
         )
     listed = tenants.client("owner").tokens().items
     assert foreign not in [token.id for token in listed]

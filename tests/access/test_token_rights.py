@@ -94,9 +94,9 @@ def test_a_rotated_secret_does_nothing_but_pull_and_push(tenants: Tenants) -> No
         ("GET", "/metrics", None),
     )
     for method, path, body in requests:
-        answer = send(harness, method, PREFIX + path, old, json=body)
-        assert (answer.status_code, answer.json()["code"]) == (403, "DENIED"), (path, answer.text)
-        assert "was rotated" in answer.json()["detail"], (path, answer.text)
+        response = send(harness, method, PREFIX + path, old, json=body)
+        assert (response.status_code, response.json()["code"]) == (403, "DENIED"), (path, response.text)
+        assert "was rotated" in response.json()["detail"], (path, response.text)
     before = harness.client(old)
     with pytest.raises(Denied):
         harness.push("acme/support", by=before, alias="canary")

@@ -54,9 +54,9 @@ def test_an_actor_sees_the_events_of_what_it_may_see(harness: Harness) -> None:
 @pytest.mark.parametrize("field", ["first_at", "last_at"])
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59"])
 def test_a_time_that_no_clock_shows_is_refused(harness: Harness, field: str, time: str) -> None:
-    answer = send(harness, "GET", "/api/v1/events", harness.issue("pull")[1], params={field: time})
-    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
-    assert field in answer.json()["detail"]
+    response = send(harness, "GET", "/api/v1/events", harness.issue("pull")[1], params={field: time})
+    assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID")
+    assert field in response.json()["detail"]
 
 
 def test_a_proof_is_only_for_actors_that_may_see_the_event(harness: Harness) -> None:
@@ -97,15 +97,15 @@ def test_a_waiting_reader_gets_the_next_visible_event(harness: Harness) -> None:
     logs.append(harness, 3)
     reader = Audit(harness.actor("pull", namespaces=["acme"]))
     last = reader.page(0, limit=200).last
-    answers = []
-    waiting = threading.Thread(target=lambda: answers.append(reader.page(last, wait=30)))
+    responses = []
+    waiting = threading.Thread(target=lambda: responses.append(reader.page(last, wait=30)))
     waiting.start()
     with harness.session(write=True) as session:
         audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "globex/a:prod")
         audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod", {"to": 99})
     waiting.join()
-    assert [event.detail for event in answers[0].items] == [{"to": 99}]
-    assert reader.page(answers[0].last, wait=1).items == []
+    assert [event.detail for event in responses[0].items] == [{"to": 99}]
+    assert reader.page(responses[0].last, wait=1).items == []
 
 
 def test_a_revoked_token_gets_no_event_even_while_it_waits(harness: Harness) -> None:
@@ -243,7 +243,7 @@ def test_one_who_reads_much_leaves_space_for_the_reads_of_others(
     assert read(flood, 22) == 200
 
 
-def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
+def test_no_secret_is_in_events_tiles_errors_responses_or_logs(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -254,10 +254,10 @@ def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
     harness.push("acme/support", by=client)
     with pytest.raises(NotFound):
         client.version("acme/absent@1")
-    answers = []
+    responses = []
     with httpx.Client(transport=harness.transport, base_url=URL) as raw:
         for header in (f"Bearer {created.secret}x", f"Basic {created.secret}", created.secret):
-            answers.append(raw.get("/api/v1/whoami", headers={"Authorization": header}).text)
+            responses.append(raw.get("/api/v1/whoami", headers={"Authorization": header}).text)
     with Harness(str(harness.engine.url.render_as_string(hide_password=False)), blobs=harness.blobs) as again:
         admin = Audit(again.client(harness.secret))
         events = [event.model_dump_json() for event in admin.events()]
@@ -265,7 +265,7 @@ def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
     seed = harness.app.state.audit_log.keys.signer.text
     with harness.session() as session:
         stored = str([row.model_dump() for row in rows(session, EventRow)])
-    everything = "\n".join([*events, bundle, stored, *answers, caplog.text])
+    everything = "\n".join([*events, bundle, stored, *responses, caplog.text])
     for canary in (harness.secret, created.secret, hook.secret, "canary-in-a-query", seed, seed.split("+", 4)[4]):
         assert canary not in everything
 

@@ -198,7 +198,7 @@ def test_a_retired_key_neither_grows_the_log_nor_names_another_successor(
 def test_an_older_checkpoint_by_the_key_of_its_time_is_still_read(
     harness: Harness, trusted: TrustedCheckpoints
 ) -> None:
-    """A replica may answer with a checkpoint from before the rotation, and a client may see the new key first."""
+    """A replica may respond with a checkpoint from before the rotation, and a client may see the new key first."""
     older = current_note(harness)
     rotate(harness)
     newer = current_note(harness)

@@ -200,7 +200,7 @@ def test_a_forked_log_and_another_key_are_refused(harness: Harness, tmp_path: Pa
         heads.check(harness.admin, foreign)
 
 
-def test_an_answer_with_a_wrong_checkpoint_is_rejected(harness: Harness, tmp_path: Path) -> None:
+def test_a_response_with_a_wrong_checkpoint_is_rejected(harness: Harness, tmp_path: Path) -> None:
     harness.add_base()
     harness.push("acme/support")
     logs.append(harness, 3)
@@ -218,7 +218,7 @@ def test_an_answer_with_a_wrong_checkpoint_is_rejected(harness: Harness, tmp_pat
         assert caught.value.code == "LOG_INCONSISTENT"
 
 
-def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
+def test_a_client_requests_a_checkpoint_that_a_response_lacks(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The header is what a dishonest one would leave out."""

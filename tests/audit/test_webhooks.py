@@ -31,12 +31,12 @@ LOOPBACK = "127.0.0.1/32"
 
 
 class Receiver:
-    """A server on loopback that records requests and gives a fixed answer."""
+    """A server on loopback that records requests and gives a fixed response."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, dict[str, str], bytes]] = []
         self._arrived = threading.Condition()
-        self.answer = 200
+        self.response = 200
         self.headers: dict[str, str] = {}
         outer = self
 
@@ -46,7 +46,7 @@ class Receiver:
                 with outer._arrived:
                     outer.received.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                     outer._arrived.notify_all()
-                self.send_response(outer.answer)
+                self.send_response(outer.response)
                 for name, value in outer.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -122,16 +122,16 @@ def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(
     monkeypatch.setattr(dispatch, "RETRY_SECONDS", (3600,) * len(dispatch.RETRY_SECONDS))
     created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     harness.push("acme/support")
-    receiver.answer = 500
+    receiver.response = 500
     for _ in range(len(dispatch.RETRY_SECONDS) + 1):
         assert step(harness) == 1
         assert step(harness) == 0, "not before its pause is over"
         end_pauses(harness)
     dead = Audit(harness.admin).deliveries(created.webhook.id, state="dead").items
-    assert [(item.attempt, item.status, item.error) for item in dead] == [(8, 500, "it answered 500")]
+    assert [(item.attempt, item.status, item.error) for item in dead] == [(8, 500, "it responded with 500")]
     assert len({headers["webhook-id"] for _, headers, _ in receiver.received}) == 1
     assert step(harness) == 0
-    receiver.answer = 204
+    receiver.response = 204
     Audit(harness.admin).retry_delivery(created.webhook.id, dead[0].id)
     assert step(harness) == 1
     assert [item.state for item in Audit(harness.admin).deliveries(created.webhook.id).items] == ["delivered"]
@@ -139,7 +139,7 @@ def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(
 
 def test_a_redirect_is_not_followed_and_a_dead_receiver_is_a_failure(harness: Harness, receiver: Receiver) -> None:
     created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
-    receiver.answer, receiver.headers = 307, {"Location": receiver.url.replace("/in", "/elsewhere")}
+    receiver.response, receiver.headers = 307, {"Location": receiver.url.replace("/in", "/elsewhere")}
     harness.push("acme/support")
     step(harness)
     assert len(receiver.received) == 1
@@ -247,18 +247,18 @@ def test_a_delivery_connects_to_the_address_that_was_checked() -> None:
 def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_effect(
     harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answers(*addresses: str) -> object:
+    def lookup_of(*addresses: str) -> object:
         return lambda _host, port, **_how: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
 
     with monkeypatch.context() as patch:
-        patch.setattr("socket.getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
+        patch.setattr("socket.getaddrinfo", lookup_of("93.184.216.34", "10.0.0.1"))
         with pytest.raises(Invalid):
             target.resolve_target("https://two.example/", "")
     created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     harness.push("acme/support")
     harness.app.state.audit_log.step()
     with monkeypatch.context() as patch:
-        patch.setattr("socket.getaddrinfo", answers("169.254.169.254"))
+        patch.setattr("socket.getaddrinfo", lookup_of("169.254.169.254"))
         assert dispatch.send_due(harness.engine, harness.settings, lambda: harness.app.state.audit_log.keys) == 1
     assert receiver.received == []
     assert "169.254.169.254" in Audit(harness.admin).deliveries(created.webhook.id).items[0].error
@@ -299,7 +299,7 @@ def test_a_public_host_is_called_on_https_ports_only(port: int) -> None:
 
 
 class SilentReceiver:
-    """A server that accepts requests and answers none until it is released."""
+    """A server that accepts requests and responds to none until it is released."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -325,7 +325,7 @@ class SilentReceiver:
 
 @pytest.mark.security
 @pytest.mark.parametrize("silent_hooks", [1, 12])
-def test_a_webhook_does_not_wait_for_others_that_never_answer(
+def test_a_webhook_does_not_wait_for_others_that_never_respond(
     harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, silent_hooks: int
 ) -> None:
     monkeypatch.setattr(dispatch, "RESPONSE_SECONDS", 60.0)
@@ -359,24 +359,24 @@ def test_a_webhook_does_not_wait_for_others_that_never_answer(
 
 @pytest.mark.security
 def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered, begun = threading.Event(), threading.Semaphore(0)
+    released, begun = threading.Event(), threading.Semaphore(0)
 
     def hang(*_arguments: object, **_: object) -> list[object]:
         begun.release()
-        assert answered.wait(60)
+        assert released.wait(60)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setattr(target, "LOOKUP_SECONDS", 0.01)
     monkeypatch.setattr(target, "_lookups", threading.BoundedSemaphore(2))
     for _ in range(2):
-        with pytest.raises(Invalid, match="do not answer within"):
+        with pytest.raises(Invalid, match="do not respond within"):
             target.resolve_target("https://silent.example/", "")
     with pytest.raises(Invalid, match="is not looked up"):
         target.resolve_target("https://silent.example/", "")
     assert all(begun.acquire(timeout=60) for _ in range(2))
     assert not begun.acquire(blocking=False)
-    answered.set()
+    released.set()
     monkeypatch.setattr(target, "LOOKUP_SECONDS", 60)
     for thread in threading.enumerate():
         if thread.name == "lookup":
@@ -387,17 +387,17 @@ def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytes
 @pytest.mark.security
 @pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
 @pytest.mark.parametrize("line", [b"\0\x1b[2J no status\r\n\r\n", b"HTTP/9\0.9 200 OK\r\n\r\n"])
-def test_what_a_receiver_answers_ends_as_an_escaped_error_of_its_delivery(harness: Harness, line: bytes) -> None:
+def test_what_a_receiver_returns_ends_as_an_escaped_error_of_its_delivery(harness: Harness, line: bytes) -> None:
     """Otherwise a database that stores no U+0000 would refuse the attempt, and all webhooks would stop."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def answer() -> None:
+        def respond() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(2**16)
                 connection.sendall(line)
 
-        thread = threading.Thread(target=answer, daemon=True)
+        thread = threading.Thread(target=respond, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/in"
         Audit(harness.admin).create_webhook(WebhookCreate(url=url, namespace="acme", actions=[EventType.VERSION_PUSH]))

@@ -39,15 +39,15 @@ class RawClient:
         return self.plan_manifest(self.manifest(files, **change))
 
     def plan_manifest(self, manifest: dict[str, Any], name: str = NAME, **more: Any) -> httpx.Response:
-        """The answer about the only item of the request."""
+        """The response about the only item of the request."""
         return response_about(self.ask("POST", PUSHES, json=push_body(name, manifest, **more)))
 
     def commit(self, planned: httpx.Response, **more: Any) -> httpx.Response:
-        """The answer about the only item of the request."""
+        """The response about the only item of the request."""
         return response_about(self.ask("POST", COMMITS, json=commit_body(planned.json()["push_id"], **more)))
 
     def push(self, files: Mapping[str, bytes], **change: Any) -> httpx.Response:
-        """The first answer that is not a success, or the commit's."""
+        """The first response that is not a success, or the commit's."""
         planned = self.plan(files, **change)
         if planned.is_error:
             return planned
@@ -59,22 +59,22 @@ class RawClient:
         return self.commit(planned)
 
 
-def reasons(answer: httpx.Response) -> set[str]:
-    return {finding["code"] for finding in answer.json()["findings"]}
+def reasons(response: httpx.Response) -> set[str]:
+    return {finding["code"] for finding in response.json()["findings"]}
 
 
 def assert_refused(
-    harness: Harness, answer: httpx.Response, status: int, codes: Sequence[str], reason: str = ""
+    harness: Harness, response: httpx.Response, status: int, codes: Sequence[str], reason: str = ""
 ) -> None:
     """A whole problem document with this status, one of these codes and this reason; and nothing was stored."""
-    problem = answer.json()
-    assert (answer.status_code, problem["code"] in codes) == (status, True), answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert (response.status_code, problem["code"] in codes) == (status, True), response.text
+    assert response.headers["content-type"] == "application/problem+json"
     assert all(problem[field] for field in ("detail", "title"))
-    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["request_id"] == response.headers["x-request-id"]
     assert problem["status"] == status
     if reason:
-        assert reason in reasons(answer), answer.text
+        assert reason in reasons(response), response.text
     with harness.session() as session:
         for table in (AdapterRow, VersionRow, VersionFileRow, EdgeRow):
             assert rows(session, table) == [], table

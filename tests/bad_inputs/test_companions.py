@@ -98,44 +98,44 @@ GOOD = """{{- bos_token }}{%- set ns = namespace(found=false) %}
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_an_unsafe_companion_is_refused_at_push(refusing: RawClient, name: str) -> None:
     path, data, reason = COMPANIONS[name]
-    answer = refusing.push({**refusing.harness.files(), path: data})
+    response = refusing.push({**refusing.harness.files(), path: data})
     codes = ["CONFIG_INVALID", "FILE_REFUSED", "SIZE_INVALID"]
     status = 413 if reason.endswith("too_large") else 415 if reason.startswith("file.") else 422
-    assert_refused(refusing.harness, answer, status, codes, reason)
-    assert path in answer.json()["detail"]
+    assert_refused(refusing.harness, response, status, codes, reason)
+    assert path in response.json()["detail"]
 
 
 @pytest.mark.parametrize("name", NESTED_CONFIGS)
 def test_a_configuration_in_a_folder_is_refused(refusing: RawClient, name: str) -> None:
     files = refusing.harness.files()
     for path in (f"sub/{samples.CONFIG}", f"a/b/{samples.CONFIG}"):
-        answer = refusing.push({**files, path: NESTED_CONFIGS[name]})
-        assert_refused(refusing.harness, answer, 415, ["FILE_REFUSED"], "file.nested_config")
-        assert path in answer.json()["detail"]
+        response = refusing.push({**files, path: NESTED_CONFIGS[name]})
+        assert_refused(refusing.harness, response, 415, ["FILE_REFUSED"], "file.nested_config")
+        assert path in response.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["extra.gguf", "sub/extra.gguf"])
 @pytest.mark.parametrize("data", [pickle.dumps({"a": 1}), b"GGU", b""], ids=["a pickle", "cut off", "empty"])
 def test_a_second_weights_file_that_is_no_gguf_is_refused(refusing: RawClient, path: str, data: bytes) -> None:
-    answer = refusing.push({**refusing.harness.files(), path: data})
-    assert_refused(refusing.harness, answer, 422, ["TENSORS_INVALID"])
-    assert path in answer.json()["detail"]
+    response = refusing.push({**refusing.harness.files(), path: data})
+    assert_refused(refusing.harness, response, 422, ["TENSORS_INVALID"])
+    assert path in response.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["training_args.yaml", "sub/training_args.yaml"])
 @pytest.mark.parametrize("name", TRAINING_ARGUMENTS)
 def test_yaml_that_is_not_plain_is_refused(refusing: RawClient, name: str, path: str) -> None:
-    answer = refusing.push({**refusing.harness.files(), path: TRAINING_ARGUMENTS[name]})
-    assert_refused(refusing.harness, answer, 422, ["CONFIG_INVALID"], "config.yaml_refused")
-    assert path in answer.json()["detail"]
+    response = refusing.push({**refusing.harness.files(), path: TRAINING_ARGUMENTS[name]})
+    assert_refused(refusing.harness, response, 422, ["CONFIG_INVALID"], "config.yaml_refused")
+    assert path in response.json()["detail"]
 
 
 def test_plain_training_arguments_and_a_second_gguf_are_accepted(harness: Harness) -> None:
     harness.add_base()
     arguments = b"a: &a [q_proj, v_proj]\nb: *a\nlearning_rate: 1.0e-4\nnone: null\ntext: 'x: !!python/name:y'\n"
     files = {**harness.files(), "training_args.yaml": arguments, **non_peft_files.gguf_adapter(samples.llama())}
-    answer = RawClient(harness).push(files)
-    assert answer.json().get("created"), answer.text
+    response = RawClient(harness).push(files)
+    assert response.json().get("created"), response.text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -148,19 +148,19 @@ def test_an_unsafe_template_is_refused_at_push_wherever_it_stands(refusing: RawC
     )  # fmt: skip
     for path, value in places:
         data = text.encode() if value is None else json.dumps({"chat_template": value}).encode()
-        answer = refusing.push({**refusing.harness.files(), path: data})
+        response = refusing.push({**refusing.harness.files(), path: data})
         if path == "chat_template.jinja" and reason == "template.too_large":
-            assert_refused(refusing.harness, answer, 413, ["SIZE_INVALID"], "file.too_large")
+            assert_refused(refusing.harness, response, 413, ["SIZE_INVALID"], "file.too_large")
         else:
-            assert_refused(refusing.harness, answer, 422, ["CONFIG_INVALID"], reason)
-        assert path in answer.json()["detail"]
+            assert_refused(refusing.harness, response, 422, ["CONFIG_INVALID"], reason)
+        assert path in response.json()["detail"]
 
 
 @pytest.mark.parametrize("value", [7, [1], [{"name": "a"}], {"a": 1}, ["text"]], ids=str)
 def test_a_template_of_another_type_is_refused(refusing: RawClient, value: Any) -> None:
     data = json.dumps({"chat_template": value}).encode()
-    answer = refusing.push({**refusing.harness.files(), "tokenizer_config.json": data})
-    assert_refused(refusing.harness, answer, 422, ["CONFIG_INVALID"], "template.invalid")
+    response = refusing.push({**refusing.harness.files(), "tokenizer_config.json": data})
+    assert_refused(refusing.harness, response, 422, ["CONFIG_INVALID"], "template.invalid")
 
 
 def test_many_templates_and_many_files_have_a_limit_together(refusing: RawClient) -> None:
@@ -203,7 +203,7 @@ CARDS = {
 def test_a_card_with_bad_front_matter_is_a_warning(harness: Harness, name: str) -> None:
     harness.add_base()
     card = CARDS.get(name) or {"good": b"---\ndatasets:\n- a/b\n---\n# Hi\n", "none": b"# Hi\n---\n"}[name]
-    answer = RawClient(harness).push({**harness.files(), "README.md": card})
-    assert answer.json().get("created"), answer.text
-    findings = [finding["code"] for finding in answer.json()["version"]["verdicts"][0]["findings"]]
+    response = RawClient(harness).push({**harness.files(), "README.md": card})
+    assert response.json().get("created"), response.text
+    findings = [finding["code"] for finding in response.json()["version"]["verdicts"][0]["findings"]]
     assert findings == (["card.front_matter_invalid"] if name in CARDS else [])

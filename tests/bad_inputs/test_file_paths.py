@@ -59,11 +59,11 @@ CLIMBING = [
 @pytest.mark.security
 @pytest.mark.parametrize("path", CLIMBING)
 def test_a_file_path_that_is_not_plain_is_refused(refusing: RawClient, path: str) -> None:
-    answer = refusing.plan({**refusing.harness.files(), path: b"x"})
+    response = refusing.plan({**refusing.harness.files(), path: b"x"})
     if "\0" in path:  # no text of a request may hold it, whatever it is for
-        assert_refused(refusing.harness, answer, 400, ["REQUEST_INVALID"])
+        assert_refused(refusing.harness, response, 400, ["REQUEST_INVALID"])
     else:
-        assert_refused(refusing.harness, answer, 415, ["FILE_REFUSED"])
+        assert_refused(refusing.harness, response, 415, ["FILE_REFUSED"])
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_a_file_path_that_is_not_plain_is_refused(refusing: RawClient, path: str
     ],
 )
 def test_a_kind_of_file_that_a_version_does_not_hold_is_refused(refusing: RawClient, path: str, reason: str) -> None:
-    answer = refusing.plan({**refusing.harness.files(), path: b"x"})
-    assert_refused(refusing.harness, answer, 415, ["FILE_REFUSED"], reason)
-    assert path in answer.json()["detail"]
+    response = refusing.plan({**refusing.harness.files(), path: b"x"})
+    assert_refused(refusing.harness, response, 415, ["FILE_REFUSED"], reason)
+    assert path in response.json()["detail"]
 
 
 def test_paths_that_are_equal_where_case_does_not_count_are_refused(refusing: RawClient) -> None:
-    answer = refusing.plan({**refusing.harness.files(), "A/README.md": b"x", "a/README.md": b"y"})
-    assert_refused(refusing.harness, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
+    response = refusing.plan({**refusing.harness.files(), "A/README.md": b"x", "a/README.md": b"y"})
+    assert_refused(refusing.harness, response, 415, ["FILE_REFUSED"], "file.path_conflict")
 
 
 @pytest.mark.security
@@ -99,16 +99,16 @@ def test_paths_that_are_equal_where_case_does_not_count_are_refused(refusing: Ra
     [("a.gguf", "a.gguf/LICENSE"), ("README.md", "readme.MD/x/LICENSE"), ("a/README.md", "A/README.md/b/LICENSE")],
 )
 def test_a_path_that_is_a_file_and_a_folder_is_refused(refusing: RawClient, file: str, inner: str) -> None:
-    answer = refusing.plan({**refusing.harness.files(), file: b"x", inner: b"y"})
-    assert_refused(refusing.harness, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
-    assert file in answer.json()["detail"]
+    response = refusing.plan({**refusing.harness.files(), file: b"x", inner: b"y"})
+    assert_refused(refusing.harness, response, 415, ["FILE_REFUSED"], "file.path_conflict")
+    assert file in response.json()["detail"]
 
 
 def test_a_path_twice_is_refused(refusing: RawClient) -> None:
     manifest = refusing.manifest(refusing.harness.files())
     manifest["files"] = [manifest["files"][0], *manifest["files"]]
-    answer = refusing.plan_manifest(manifest)
-    assert_refused(refusing.harness, answer, 422, ["MANIFEST_INVALID"], "manifest.order")
+    response = refusing.plan_manifest(manifest)
+    assert_refused(refusing.harness, response, 422, ["MANIFEST_INVALID"], "manifest.order")
 
 
 NAMES = [
@@ -130,9 +130,9 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_not_in_the_grammar_is_refused(refusing: RawClient, name: str) -> None:
-    answer = refusing.plan_manifest(refusing.manifest({}), name)
+    response = refusing.plan_manifest(refusing.manifest({}), name)
     body = refusing.plan_manifest(refusing.manifest(refusing.harness.files()), name)
-    assert answer.status_code in (400, 415, 422)
+    assert response.status_code in (400, 415, 422)
     assert_refused(refusing.harness, body, 422, ["NAME_INVALID"])
 
 
@@ -147,9 +147,9 @@ def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(refusing: RawClient, mi
         f"/api/v1/links/{middle}",
         f"/api/v1/bases/{middle}",
     ):
-        answer = refusing.ask(method, path, content=b"" if method in ("PUT", "POST") else None)
-        assert 400 <= answer.status_code < 500, path
-        assert "Traceback" not in answer.text
+        response = refusing.ask(method, path, content=b"" if method in ("PUT", "POST") else None)
+        assert 400 <= response.status_code < 500, path
+        assert "Traceback" not in response.text
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(refusing: RawClient, mi
 )
 def test_a_file_that_climbs_is_not_read_from_a_version(client: RawClient, path: str) -> None:
     client.harness.push("acme/support")
-    answer = client.ask("GET", f"/api/v1/adapters/acme/support/versions/1/files/{path}")
-    assert answer.status_code in (400, 404, 415, 422)
+    response = client.ask("GET", f"/api/v1/adapters/acme/support/versions/1/files/{path}")
+    assert response.status_code in (400, 404, 415, 422)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_a_file_that_climbs_is_not_read_from_a_version(client: RawClient, path: 
 )
 def test_a_selector_that_is_not_in_the_grammar_is_refused(client: RawClient, selector: str) -> None:
     client.harness.push("acme/support")
-    answer = client.ask("GET", f"/api/v1/resolve/acme/support/{selector}")
-    assert answer.status_code in (400, 422)
-    assert answer.json()["code"] in ("NAME_INVALID", "DIGEST_INVALID")
+    response = client.ask("GET", f"/api/v1/resolve/acme/support/{selector}")
+    assert response.status_code in (400, 422)
+    assert response.json()["code"] in ("NAME_INVALID", "DIGEST_INVALID")
 
 
 @pytest.mark.parametrize("alias", ["v3", "12", "sha256-abc", "0123456789abcdef", "Prod", "a/b", "pr\u043ed"])
 def test_an_alias_that_looks_like_a_version_or_deceives_is_refused(client: RawClient, alias: str) -> None:
     client.harness.push("acme/support")
     planned = client.plan(client.harness.files())
-    answer = client.commit(planned, alias=alias)
-    assert (answer.status_code, answer.json()["code"]) == (422, "NAME_INVALID")
+    response = client.commit(planned, alias=alias)
+    assert (response.status_code, response.json()["code"]) == (422, "NAME_INVALID")

@@ -105,7 +105,7 @@ def test_a_header_that_ends_anywhere_is_refused_without_reading_past_the_file() 
     assert all(within_file)
 
 
-def test_any_byte_changed_gives_an_answer_or_a_refusal_of_ours() -> None:
+def test_any_byte_changed_gives_a_response_or_a_refusal_of_ours() -> None:
     for at in range(400):
         for value in (0x00, 0xFF, GOOD[at] ^ 0x80):
             data = GOOD[:at] + bytes([value]) + GOOD[at + 1 :]

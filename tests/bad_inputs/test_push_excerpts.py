@@ -122,9 +122,9 @@ def test_excerpts_of_other_bytes_change_nothing(based: Harness, tmp_path: Path) 
 def test_an_excerpt_is_one_of_the_request(based: Harness, tmp_path: Path, position: int) -> None:
     folder = written(based, tmp_path)
     item = {"name": str(NAME), "manifest": folder.draft().model_dump(), "excerpts": {samples.WEIGHTS: position}}
-    answer = RawClient(based).ask("POST", PUSHES, json={"items": [item], "excerpts": ["AAAA"]})
-    assert answer.status_code == 400
-    assert answer.json()["detail"] == "excerpts: an item refers to one that is not there"
+    response = RawClient(based).ask("POST", PUSHES, json={"items": [item], "excerpts": ["AAAA"]})
+    assert response.status_code == 400
+    assert response.json()["detail"] == "excerpts: an item refers to one that is not there"
 
 
 def test_what_one_request_has_parsed_is_bounded(
@@ -171,8 +171,8 @@ def test_an_excerpt_under_many_paths_and_names_is_parsed_once_or_counts_for_each
     manifest, excerpts = folder.draft().model_dump(), {path.format(n): 0 for n in range(3)}
     items = [{"name": f"acme/a{n}", "manifest": manifest, "excerpts": excerpts} for n in range(20)]
     body = {"items": items, "excerpts": [base64.b64encode(text.encode()).decode()]}
-    answers = RawClient(based).ask("POST", PUSHES, json=body).json()["items"]
-    assert len({answer["problem"]["detail"] for answer in answers}) == 1
+    responses = RawClient(based).ask("POST", PUSHES, json=body).json()["items"]
+    assert len({response["problem"]["detail"] for response in responses}) == 1
     assert 0 < parsed.count(text.encode()) <= 6, "once for companions and once for templates"
     monkeypatch.setattr(transfer, "READ_LIMIT_BYTES", len(excerpts) * len(text) - 1)
     assert "plan fewer at once" in RawClient(based).ask("POST", PUSHES, json=body).json()["detail"]

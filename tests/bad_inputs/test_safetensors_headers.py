@@ -1,4 +1,4 @@
-"""Attack: a weights file whose header lies, hides or exhausts. Each is answered with its rule."""
+"""Attack: a weights file whose header lies, hides or exhausts. Each is refused by its rule."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_all_broken_entries_are_reported_and_not_only_the_first() -> None:
     assert [r.location for r in caught.value.findings] == ["t0", "t1", "t2", "t3", "t4"]
 
 
-def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -> None:
+def test_a_reader_that_returns_less_than_was_asked_is_a_response_and_no_crash() -> None:
     from tests import samples
 
     good = samples.safetensors({"a": ("F32", (4,), None)})

@@ -47,9 +47,9 @@ def planned(client: RawClient) -> dict[str, Any]:
 
 def test_bytes_that_hash_to_something_else_are_refused(client: RawClient, planned: dict[str, Any]) -> None:
     bent = bytes([planned["data"][0] ^ 1]) + planned["data"][1:]
-    answer = client.ask("PUT", planned["url"], content=bent)
-    assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
-    assert reasons(answer) == {"blob.digest_mismatch"}
+    response = client.ask("PUT", planned["url"], content=bent)
+    assert (response.status_code, response.json()["code"]) == (422, "BLOB_MISMATCH")
+    assert reasons(response) == {"blob.digest_mismatch"}
     assert_nothing_kept(client)
 
 
@@ -57,9 +57,9 @@ def test_a_length_that_differs_from_the_plan_is_refused_before_the_body(
     client: RawClient, planned: dict[str, Any]
 ) -> None:
     for data in (planned["data"][:-1], planned["data"] + b"x"):
-        answer = client.ask("PUT", planned["url"], content=data)
-        assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
-        assert reasons(answer) == {"blob.size_mismatch"}
+        response = client.ask("PUT", planned["url"], content=data)
+        assert (response.status_code, response.json()["code"]) == (422, "BLOB_MISMATCH")
+        assert reasons(response) == {"blob.size_mismatch"}
     assert_nothing_kept(client)
 
 
@@ -72,8 +72,8 @@ def test_a_body_without_a_length_is_refused_unread(client: RawClient, planned: d
             sent += 2**16
             yield bytes(2**16)
 
-    answer = client.ask("PUT", planned["url"], content=endless())
-    assert (answer.status_code, answer.json()["code"], sent) == (411, "LENGTH_REQUIRED", 0)
+    response = client.ask("PUT", planned["url"], content=endless())
+    assert (response.status_code, response.json()["code"], sent) == (411, "LENGTH_REQUIRED", 0)
     assert_nothing_kept(client)
 
 
@@ -83,16 +83,16 @@ def test_another_body_than_its_length_says_is_refused(
 ) -> None:
     """Over a socket the length ends the body. In this process it does not."""
     headers = {"Content-Length": str(len(planned["data"]))}
-    answer = client.ask("PUT", planned["url"], content=iter([bytes(size_bytes)]), headers=headers)
-    assert (answer.status_code, answer.json()["code"]) in ((422, "BLOB_MISMATCH"), (413, "SIZE_INVALID"))
+    response = client.ask("PUT", planned["url"], content=iter([bytes(size_bytes)]), headers=headers)
+    assert (response.status_code, response.json()["code"]) in ((422, "BLOB_MISMATCH"), (413, "SIZE_INVALID"))
     assert_nothing_kept(client)
 
 
 def test_a_blob_that_was_not_requested_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
     for digest in (Digest.of(b"x").hex, "abc", "A" * 64, "a" * 64 + "%0a"):
         url = planned["url"].replace(Digest.of(planned["data"]).hex, digest)
-        answer = client.ask("PUT", url, content=planned["data"])
-        assert (answer.status_code, answer.json()["code"]) == (403, "LINK_INVALID")
+        response = client.ask("PUT", url, content=planned["data"])
+        assert (response.status_code, response.json()["code"]) == (403, "LINK_INVALID")
     assert_nothing_kept(client)
 
 
@@ -105,8 +105,8 @@ def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: Raw
     for upload in planned.json()["uploads"]:
         data = next(d for d in files.values() if Digest.of(d) == upload["digest"])
         client.ask("PUT", upload["url"], content=data)
-    answer = client.commit(planned)
-    assert (answer.status_code, answer.json()["code"]) == (422, "UPLOAD_INCOMPLETE")
+    response = client.commit(planned)
+    assert (response.status_code, response.json()["code"]) == (422, "UPLOAD_INCOMPLETE")
 
 
 def test_a_known_blob_with_another_size_is_requested_again_and_then_refused(client: RawClient) -> None:
@@ -131,8 +131,8 @@ def test_a_known_blob_with_another_size_is_requested_again_and_then_refused(clie
     ],
 )
 def test_a_plan_that_cannot_be_read_is_refused(refusing: RawClient, body: bytes, status: int, code: str) -> None:
-    answer = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    response = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (status, code)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_a_plan_that_cannot_be_read_is_refused(refusing: RawClient, body: bytes,
 def test_a_manifest_that_breaks_its_shape_is_refused(refusing: RawClient, change: dict[str, object]) -> None:
     manifest = refusing.manifest(refusing.harness.files()) | change
     body = json.dumps(push_body("acme/support", manifest)).encode()
-    answer = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
-    assert 400 <= answer.status_code < 500, answer.text
-    assert answer.json()["code"] in ("REQUEST_INVALID", "MANIFEST_INVALID", "NAME_INVALID")
+    response = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["code"] in ("REQUEST_INVALID", "MANIFEST_INVALID", "NAME_INVALID")
 
 
 def assert_nothing_kept(client: RawClient) -> None:

@@ -56,8 +56,8 @@ class CommentApi(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(size)) if size else None
         api.requests.append((self.command, self.path, dict(self.headers), body))
-        status, answer = api.answer(self.command, self.path.partition("?")[0], self.headers, body)
-        data = json.dumps(answer).encode()
+        status, response = api.respond(self.command, self.path.partition("?")[0], self.headers, body)
+        data = json.dumps(response).encode()
         self.send_response(status)
         if status == 302:
             self.send_header("Location", f"http://localhost:{api.server_port}/elsewhere")
@@ -83,7 +83,7 @@ class Service(ThreadingHTTPServer):
         self.issued: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def answer(self, method: str, path: str, headers: Any, body: Any) -> tuple[int, Any]:
+    def respond(self, method: str, path: str, headers: Any, body: Any) -> tuple[int, Any]:
         if path == "/token":
             self.issued.append(self.provider.sign())
             return (200, {"value": self.issued[-1]}) if headers["Authorization"] == "Bearer of-the-job" else (401, {})
@@ -261,7 +261,7 @@ def test_a_fail_and_a_refused_comment_end_with_6(
     assert script.main([str(folder), NAME, "--base=tiny-llama", f"--audience={AUDIENCE}"], environment) == 6
     printed = capfd.readouterr().out
     assert "❌" in printed
-    assert "no comment: 127.0.0.1 answered 403 to POST" in printed
+    assert "no comment: 127.0.0.1 responded with 403 to POST" in printed
     assert publishing[1].version(NAME).verdicts[0].outcome == "fail"
 
 
@@ -281,7 +281,7 @@ def test_only_our_own_comment_is_changed_and_no_redirect_is_followed(
     assert [r[0] for r in service.requests].count("PUT") == 1, "the other service's note is the same comment here"
     service.refuses, before = 302, len(service.requests)
     assert script.main(words, environment) == 2
-    assert "answered 302" in capfd.readouterr().out
+    assert "responded with 302" in capfd.readouterr().out
     assert all("/elsewhere" not in path for _, path, _, _ in service.requests[before:])
 
 
@@ -290,7 +290,7 @@ def test_only_our_own_comment_is_changed_and_no_redirect_is_followed(
     [
         ({"ACTIONS_ID_TOKEN_REQUEST_URL": ""}, "id-token: write"),
         ({"ADAPTER_REGISTRY": ""}, "ADAPTER_REGISTRY is not set"),
-        ({"ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}, "answered 401"),
+        ({"ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}, "responded with 401"),
     ],
 )
 def test_a_job_that_cannot_publish_is_told_why(

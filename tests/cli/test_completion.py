@@ -1,4 +1,4 @@
-"""What shells complete: commands and options, and refs, bases and aliases of the registry while it answers."""
+"""What shells complete: commands and options, and refs, bases and aliases of the registry while it responds."""
 
 from __future__ import annotations
 

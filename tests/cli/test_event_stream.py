@@ -20,9 +20,9 @@ from tests.cli.runner import served
 def stream(url: str, token: str, last: int) -> Iterator[Iterator[dict[str, str]]]:
     """Messages of the stream that follow this event."""
     headers = {"Authorization": f"Bearer {token}", "Last-Event-ID": str(last)}
-    with httpx.stream("GET", f"{url}/api/v1/events/stream", headers=headers, timeout=60) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        yield _messages(answer.iter_lines())
+    with httpx.stream("GET", f"{url}/api/v1/events/stream", headers=headers, timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield _messages(response.iter_lines())
 
 
 def _messages(lines: Iterator[str]) -> Iterator[dict[str, str]]:
@@ -63,8 +63,8 @@ def test_after_a_restart_a_stream_resumes_without_gaps_and_the_first_token_is_va
             log = Audit(registry)
             events = [event for event in log.events() if event.action == "token.issue"]
             with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=60) as raw:
-                answer = raw.get(f"{url}/api/v1/whoami")
-            assert answer.status_code == 200
+                response = raw.get(f"{url}/api/v1/whoami")
+            assert response.status_code == 200
     assert [int(message["id"]) for message in heard] == [event.seq for event in events]
     assert [json.loads(message["data"])["detail"]["name"] for message in heard] == ["admin", "one", "two", "three"]
     assert {message["event"] for message in heard} == {"token.issue"}

@@ -109,7 +109,7 @@ folder = "{os.path.relpath(cli.folder / "adapters" / "support", tmp_path)}"
 tags = {{team = "nlp"}}
 aliases = ["canary"]
 [adapters.billing]
-description = "Answers about bills"
+description = "Responses about bills"
 aliases = {{staging = 1}}
 """
     )
@@ -140,7 +140,7 @@ aliases = {{staging = 1}}
     assert [(i["step"], i["state"]) for i in outcomes] == [
         ("push", "done"), ("describe", "refused"), ("alias", "refused")
     ]  # fmt: skip
-    assert cli("describe", "acme/billing", "--json").json["description"] == "Answers about bills"
+    assert cli("describe", "acme/billing", "--json").json["description"] == "Responses about bills"
     closed.write_text(closed.read_text().replace("fresh", "fresher"))
     cli.make_adapter("fresher")
     shown = cli("apply", "-f", closed, "--atomic", expect=6).stdout

@@ -157,9 +157,9 @@ def test_cat_prints_verified_bytes(cli: CommandRunner, monkeypatch: pytest.Monke
     cli("push", folder, "acme/support", "--base", "tiny-llama")
     assert cli("cat", "acme/support", "README.md").stdout == "# \x1b]0;mine\x07 card\n"
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        answer = cli("cat", "acme/support@1", name, "--json").json
-        assert base64.b64decode(answer["data"]) == (folder / name).read_bytes()
-        assert answer["digest"] == Digest.of_file(folder / name)
+        response = cli("cat", "acme/support@1", name, "--json").json
+        assert base64.b64decode(response["data"]) == (folder / name).read_bytes()
+        assert response["digest"] == Digest.of_file(folder / name)
     assert "the version has README.md" in cli("cat", "acme/support", "other.json", expect=4).stderr
 
     monkeypatch.setattr("cli.pull.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))

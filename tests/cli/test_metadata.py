@@ -24,18 +24,18 @@ def test_versions_lists_verdicts_aliases_tags_and_who(released: CommandRunner) -
 def test_tags_and_descriptions_are_set_shown_and_found(released: CommandRunner) -> None:
     released("tag", "add", "acme/support", "team=nlp")
     link = "dashboard=https://wandb.example/acme"
-    released("describe", "acme/support", "Answers about returns", "--link", link)
+    released("describe", "acme/support", "Responses about returns", "--link", link)
     released("tag", "add", "acme/support:prod", "reviewed")
     assert released("tag", "list", "acme/support@1", "--json").json["tags"] == {"reviewed": ""}
     assert lines(released("describe", "acme/support").stdout) == [
         "acme/support",
-        "  description  Answers about returns",
+        "  description  Responses about returns",
         "  tags         team=nlp",
         "  links        dashboard  https://wandb.example/acme",
     ]
     shown = released("show", "acme/support:prod").stdout
     for line in (
-        "adapter description  Answers about returns",
+        "adapter description  Responses about returns",
         "adapter tags         team=nlp",
         "tags                 reviewed",
     ):

@@ -53,15 +53,15 @@ def test_a_full_disk_exits_75_and_a_missing_file_2(capsys: pytest.CaptureFixture
     assert printed(FileNotFoundError(errno.ENOENT, "No such file", "/x"), capsys) == (2, "Error: /x: No such file\n")
 
 
-def test_an_invalid_request_is_bad_input_and_an_invalid_answer_a_bug(
+def test_an_invalid_request_is_bad_input_and_an_invalid_response_a_bug(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(ValidationError) as request:
         WithdrawRequest(reason="\x1b[2J")
     assert printed(request.value, capsys) == (2, "Error: reason: holds the control character U+001B\n")
-    with pytest.raises(ValidationError) as answer:
+    with pytest.raises(ValidationError) as response:
         AliasView.model_validate({})
-    assert printed(answer.value, capsys)[0] is None
+    assert printed(response.value, capsys)[0] is None
 
 
 def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,12 +238,12 @@ def test_a_login_over_plain_http_to_another_machine_needs_insecure(
     monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
     sent: list[tuple[str, str]] = []
 
-    def answer(connection: Connection, _method: str, path: str, *_: object, **__: object) -> HttpResponse:
+    def respond(connection: Connection, _method: str, path: str, *_: object, **__: object) -> HttpResponse:
         sent.append((connection.url, path))
         who = {"actor": "ann", "token_id": "tok_1", "scopes": ["pull"], "namespaces": ["*"]}
         return HttpResponse(connection.url, 200, Message(), json.dumps(who).encode())
 
-    monkeypatch.setattr(Connection, "send", answer)
+    monkeypatch.setattr(Connection, "send", respond)
     url = "http://93.184.216.34:8000"
     refused = cli("login", url, stdin="secret\n", expect=2)
     assert "adapter login --insecure" in refused.stderr

@@ -143,12 +143,12 @@ def test_long_output_goes_through_the_pager_on_a_terminal_only(
 ) -> None:
     paged: list[str] = []
     monkeypatch.setattr(click, "echo_via_pager", paged.append)
-    output.answer({}, print_200_lines)
+    output.result({}, print_200_lines)
     assert capsys.readouterr().out.count("\n") == 200
     monkeypatch.setattr(output, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
-    output.answer({}, lambda: output.line("short"))
+    output.result({}, lambda: output.line("short"))
     assert (capsys.readouterr().out, paged) == ("short\n", [])
-    output.answer({}, print_200_lines)
+    output.result({}, print_200_lines)
     assert (capsys.readouterr().out, len(paged), paged[0].count("\n")) == ("", 1, 200)
 
 

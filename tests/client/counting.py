@@ -19,7 +19,7 @@ REF = Ref.parse("acme/support")
 
 
 class CountingClient:
-    """A transport that counts requests and may bend the bodies of answers."""
+    """A transport that counts requests and may bend the bodies of responses."""
 
     def __init__(self, harness: Harness) -> None:
         self.requests: list[tuple[str, str]] = []
@@ -32,12 +32,12 @@ class CountingClient:
             def handle_request(self, request: httpx.Request) -> httpx.Response:
                 outer.requests.append((request.method, request.url.path))
                 outer.contents.append(content_bytes(request))  # by several threads
-                answer = outer._inner.handle_request(request)
+                response = outer._inner.handle_request(request)
                 if "/files/" not in request.url.path:
-                    return answer
-                answer.read()
-                headers = [(k, v) for k, v in answer.headers.raw if k.lower() != b"content-length"]
-                return httpx.Response(answer.status_code, headers=headers, content=outer.bend(answer.content))
+                    return response
+                response.read()
+                headers = [(k, v) for k, v in response.headers.raw if k.lower() != b"content-length"]
+                return httpx.Response(response.status_code, headers=headers, content=outer.bend(response.content))
 
         self.registry = Registry(URL, harness.secret, Transport())
 

@@ -23,20 +23,20 @@ from tests.httpx_transports import MockTransport
 URL = "https://registry.test"
 TOKEN = "lra_secret"
 WHO = {"actor": "ci", "token_id": "t1", "scopes": ["push"], "namespaces": ["acme"]}
-Answerer = Callable[[httpx.Request], httpx.Response]
+Responder = Callable[[httpx.Request], httpx.Response]
 
 
 class ScriptedServer:
     """A registry and a store made of one function; keeps every request that reached it."""
 
-    def __init__(self, answer: Answerer) -> None:
+    def __init__(self, respond: Responder) -> None:
         self.requests: list[httpx.Request] = []
-        self._answer = answer
+        self._respond = respond
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         request.read()
         self.requests.append(request)
-        return self._answer(request)
+        return self._respond(request)
 
     def registry(self) -> Registry:
         transport = MockTransport(self)
@@ -53,19 +53,19 @@ def link_to(url: str, size_bytes: int) -> FileLink:
     return FileLink(path="x", media_type="text/plain", digest=Digest.of(b""), size_bytes=size_bytes, url=url)
 
 
-def script(*answers: httpx.Response | Exception) -> Answerer:
-    remaining: Iterator[httpx.Response | Exception] = iter(answers)
+def script(*responses: httpx.Response | Exception) -> Responder:
+    remaining: Iterator[httpx.Response | Exception] = iter(responses)
 
-    def answer(_request: httpx.Request) -> httpx.Response:
+    def respond(_request: httpx.Request) -> httpx.Response:
         item = next(remaining)
         if isinstance(item, Exception):
             raise item
         return item
 
-    return answer
+    return respond
 
 
-def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
+def test_an_error_response_raises_the_class_that_the_server_raised() -> None:
     findings = [{"code": "gate.smoke_absent", "location": "smoke", "message": "no verdict yet"}]
     wire = ScriptedServer(script(problem(404, "VERSION_UNKNOWN", next_step="look at adapter show", findings=findings)))
     with pytest.raises(NotFound) as caught:
@@ -91,12 +91,12 @@ def test_a_401_without_a_reason_asks_to_sign_in() -> None:
         ScriptedServer(script(httpx.Response(401))).registry().whoami()
 
 
-def test_an_answer_that_does_not_parse_names_the_field() -> None:
+def test_a_response_that_does_not_parse_names_the_field() -> None:
     with pytest.raises(RegistryError, match="actor"):
         ScriptedServer(script(httpx.Response(200, json={"token_id": "t"}))).registry().whoami()
 
 
-def test_an_answer_may_have_fields_that_this_client_does_not_know() -> None:
+def test_a_response_may_have_fields_that_this_client_does_not_know() -> None:
     assert ScriptedServer(script(httpx.Response(200, json=WHO | {"new": 1}))).registry().whoami().actor == "ci"
 
 
@@ -110,7 +110,7 @@ def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> N
     assert len(wire.requests) == 3
 
 
-def test_a_write_whose_answer_was_lost_is_sent_again_under_the_same_key() -> None:
+def test_a_write_whose_response_was_lost_is_sent_again_under_the_same_key() -> None:
     created: dict[str, Any] = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
     created["token"] |= {"scopes": ["push"], "namespaces": ["*"], "created_by": "admin"}
     wire = ScriptedServer(
@@ -149,7 +149,7 @@ def test_an_unknown_certificate_authority_is_answered_with_the_setting() -> None
 
 
 def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -> None:
-    """How long one takes to start is more than a few attempts; one that has never answered may not be one."""
+    """How long one takes to start is more than a few attempts; one that has never responded may not be one."""
     away = [httpx.ConnectError("refused")] * 7
     wire = ScriptedServer(
         script(httpx.Response(200, json=WHO), httpx.ReadError("reset"), *away[1:], problem(404, "PUSH_UNKNOWN"))
@@ -173,12 +173,12 @@ def test_a_conflict_is_never_repeated() -> None:
 
 
 def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         if request.url.host == "registry.test":
             return httpx.Response(307, headers={"location": "https://store.test/blob?signature=s"})
         return httpx.Response(200, content=b"weights")
 
-    wire = ScriptedServer(answer)
+    wire = ScriptedServer(respond)
     with wire.registry().read(link_to("/api/v1/adapters/a/b/versions/1/files/x", 7)) as chunks:
         assert b"".join(chunks) == b"weights"
     assert [(r.url.host, r.headers.get("authorization")) for r in wire.requests] == [

@@ -179,14 +179,14 @@ def test_a_side_that_takes_next_to_nothing_is_given_up(slow_transport: SlowTrans
 
 
 def test_the_commit_of_many_bytes_may_take_as_long_as_reading_and_copying_them() -> None:
-    """An answer that is not waited for is asked for again, and the registry would begin anew."""
+    """A response that is not waited for is asked for again, and the registry would begin anew."""
     waited: list[float] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         waited.append(request.extensions["timeout"]["read"])
         return httpx.Response(404, json={"code": "PUSH_UNKNOWN", "title": "", "detail": "none"})
 
-    with Versions("http://registry.test", transport=MockTransport(answer)) as registry:
+    with Versions("http://registry.test", transport=MockTransport(respond)) as registry:
         for size_bytes in (0, 20 * 2**30):
             with pytest.raises(NotFound):
                 registry.commit_pushes([CommitItem(push_id="psh_one")], size_bytes=size_bytes)

@@ -29,11 +29,11 @@ class Observations:
         self.produced = 0
         self.events: list[str] = []
         self.flood_ended = threading.Event()
-        self.answered = threading.Event()
+        self.released = threading.Event()
 
     def tidies(self, _request: Request) -> Response:
         def tidy() -> None:
-            self.answered.wait(60)
+            self.released.wait(60)
             self.events.append("tidied")
 
         return PlainTextResponse("done", background=BackgroundTask(tidy))
@@ -70,7 +70,7 @@ def application(observations: Observations) -> Starlette:
         return StreamingResponse(chunks())
 
     def fails(_request: Request) -> Response:
-        raise RuntimeError("before the answer")
+        raise RuntimeError("before the response")
 
     def path(request: Request) -> Response:
         return PlainTextResponse(request.scope["raw_path"].decode() + " " + request.scope["path"])
@@ -113,8 +113,8 @@ def client(observations: Observations) -> Iterator[httpx.Client]:
 
 
 def test_a_body_and_a_query_arrive_and_come_back(client: httpx.Client) -> None:
-    answer = client.post("/echo?a=1&b=%2F", content=b"hello")
-    assert (answer.status_code, answer.content, answer.headers["x-query"]) == (200, b"hello", "a=1&b=%2F")
+    response = client.post("/echo?a=1&b=%2F", content=b"hello")
+    assert (response.status_code, response.content, response.headers["x-query"]) == (200, b"hello", "a=1&b=%2F")
 
 
 def test_a_percent_encoded_path_keeps_its_raw_form(client: httpx.Client) -> None:
@@ -122,13 +122,13 @@ def test_a_percent_encoded_path_keeps_its_raw_form(client: httpx.Client) -> None
 
 
 def test_a_request_body_is_streamed_chunk_by_chunk(client: httpx.Client) -> None:
-    answer = client.put("/count", content=(b"x" * 10 for _ in range(50)))
-    assert answer.json() == {"chunks": 50, "bytes": 500}
+    response = client.put("/count", content=(b"x" * 10 for _ in range(50)))
+    assert response.json() == {"chunks": 50, "bytes": 500}
 
 
 def test_a_slow_reader_holds_the_application_back(client: httpx.Client, observations: Observations) -> None:
-    with client.stream("GET", "/flood") as answer:
-        chunks = answer.iter_raw()
+    with client.stream("GET", "/flood") as response:
+        chunks = response.iter_raw()
         next(chunks)
         assert observations.produced <= CHUNKS_AHEAD + 3
         assert sum(len(chunk) for chunk in chunks) == 999 * 1000
@@ -136,8 +136,8 @@ def test_a_slow_reader_holds_the_application_back(client: httpx.Client, observat
 
 
 def test_an_application_learns_that_the_caller_has_left(client: httpx.Client, observations: Observations) -> None:
-    with client.stream("GET", "/flood") as answer:
-        next(answer.iter_raw())
+    with client.stream("GET", "/flood") as response:
+        next(response.iter_raw())
     assert observations.flood_ended.wait(60)
     assert observations.produced < 1000
 
@@ -146,7 +146,7 @@ def test_a_failing_application_looks_like_a_server_error(client: httpx.Client) -
     assert client.get("/fails").status_code == 500
 
 
-def test_an_answer_that_breaks_off_is_a_protocol_error(client: httpx.Client) -> None:
+def test_a_response_that_breaks_off_is_a_protocol_error(client: httpx.Client) -> None:
     with pytest.raises(httpx.RemoteProtocolError, match="cut off"):
         client.get("/breaks")
 
@@ -169,10 +169,10 @@ def test_the_lifespan_begins_once_and_ends_with_close(observations: Observations
     assert observations.events == ["start", "stop"]
 
 
-def test_close_waits_for_what_is_done_after_an_answer(observations: Observations) -> None:
+def test_close_waits_for_what_is_done_after_a_response(observations: Observations) -> None:
     with httpx.Client(transport=HttpxInProcess(application(observations)), base_url="http://app.test") as client:
         assert client.get("/tidies").text == "done"
-        threading.Timer(0.1, observations.answered.set).start()
+        threading.Timer(0.1, observations.released.set).start()
     assert observations.events == ["start", "tidied", "stop"]
 
 
@@ -193,13 +193,13 @@ def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
 
 
 def test_many_threads_share_one_transport(client: httpx.Client) -> None:
-    answers: list[bytes] = []
+    responses: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda i=i: answers.append(client.post("/echo", content=b"%d" % i).content))
+        threading.Thread(target=lambda i=i: responses.append(client.post("/echo", content=b"%d" % i).content))
         for i in range(30)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(answers, key=int) == [b"%d" % i for i in range(30)]
+    assert sorted(responses, key=int) == [b"%d" % i for i in range(30)]

@@ -1,4 +1,4 @@
-"""Answers without end, answers that drip, silent peers, proxies, and how long a client tries again."""
+"""Responses without end, responses that drip, silent peers, proxies, and how long a client tries again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Script = Callable[[Callable[[bytes], None], threading.Event], None]
 
 
 @contextlib.contextmanager
-def peer(answer: Script) -> Iterator[tuple[str, list[int]]]:
-    """A server that answers every connection by a script, until the client hangs up; its URL and the bytes it sent."""
+def peer(response: Script) -> Iterator[tuple[str, list[int]]]:
+    """A server that handles every connection by a script, until the client hangs up; its URL and the bytes it sent."""
     sent, stop = list[int](), threading.Event()
 
     def serve(client: socket.socket) -> None:
@@ -35,7 +35,7 @@ def peer(answer: Script) -> Iterator[tuple[str, list[int]]]:
 
         with client, contextlib.suppress(OSError):
             client.recv(2**16)
-            answer(send, stop)
+            response(send, stop)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
@@ -53,21 +53,21 @@ def peer(answer: Script) -> Iterator[tuple[str, list[int]]]:
 
 
 def endless(head: bytes, piece: bytes) -> Script:
-    def answer(send: Callable[[bytes], None], stop: threading.Event) -> None:
+    def respond(send: Callable[[bytes], None], stop: threading.Event) -> None:
         send(head)
         while not stop.is_set():
             send(piece)
 
-    return answer
+    return respond
 
 
 def dripping(head: bytes, piece: bytes) -> Script:
-    def answer(send: Callable[[bytes], None], stop: threading.Event) -> None:
+    def respond(send: Callable[[bytes], None], stop: threading.Event) -> None:
         send(head)
         while not stop.wait(0.02):
             send(piece)
 
-    return answer
+    return respond
 
 
 def silent(_send: Callable[[bytes], None], stop: threading.Event) -> None:
@@ -83,7 +83,7 @@ def silent(_send: Callable[[bytes], None], stop: threading.Event) -> None:
         (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 2**16 + b"\r\n"),
     ],
 )
-def test_an_endless_answer_ends_at_the_limit(head: bytes, piece: bytes) -> None:
+def test_an_endless_response_ends_at_the_limit(head: bytes, piece: bytes) -> None:
     with peer(endless(head, piece)) as (url, sent), Registry(url) as registry:
         with pytest.raises(Corrupt, match=f"over {transport.RESPONSE_LIMIT_BYTES} bytes"):
             registry.whoami()
@@ -91,7 +91,7 @@ def test_an_endless_answer_ends_at_the_limit(head: bytes, piece: bytes) -> None:
 
 
 @pytest.mark.security
-def test_an_endless_answer_through_a_proxy_or_transport_ends_at_the_limit() -> None:
+def test_an_endless_response_through_a_proxy_or_transport_ends_at_the_limit() -> None:
     sent = list[int]()
 
     def body() -> Iterator[bytes]:
@@ -110,7 +110,7 @@ def test_an_endless_answer_through_a_proxy_or_transport_ends_at_the_limit() -> N
     ("head", "piece"),
     [(OK + b"\r\n", b" "), (OK + b"Content-Length: 100000\r\n\r\n", b" "), (b"HTTP/1.1 200 OK\r\n", b"X")],
 )
-def test_a_dripping_answer_ends(head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dripping_response_ends(head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time and the whole never does; also where the head drips."""
     monkeypatch.setenv(connection.TIMEOUT_SETTING, "0.3")
     monkeypatch.setattr(http_transport, "RESPONSE_SECONDS", 0.2)
@@ -151,10 +151,10 @@ def test_a_timeout_that_is_not_a_number_of_seconds_is_a_setting(text: str, monke
 
 
 class ScriptedRegistry:
-    """A registry that answers by a script, and the pauses that its client makes."""
+    """A registry that responds by a script, and the pauses that its client makes."""
 
-    def __init__(self, *answers: httpx.Response | Exception) -> None:
-        self.wire, self.pauses, self.lines = ScriptedServer(script(*answers)), list[float](), list[str]()
+    def __init__(self, *responses: httpx.Response | Exception) -> None:
+        self.wire, self.pauses, self.lines = ScriptedServer(script(*responses)), list[float](), list[str]()
         transport = MockTransport(self.wire)
         opened = Connection(URL, "t", transport=transport, wait=self.pauses.append)
         opened.on_wait = self.lines.append
@@ -192,7 +192,7 @@ def test_a_pause_is_as_long_as_the_other_side_asks_for_and_never_over_the_patien
     ("status", "kind", "words"),
     [(413, TooLarge, "client_max_body_size"), (502, Unavailable, "proxy"), (504, Unavailable, "proxy")],
 )
-def test_an_answer_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryError], words: str) -> None:
+def test_a_response_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryError], words: str) -> None:
     scripted = ScriptedRegistry(*[httpx.Response(status, text="<html>nginx</html>")] * 100)
     with pytest.raises(kind) as caught:
         scripted.registry.whoami()
@@ -201,7 +201,7 @@ def test_an_answer_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryE
     assert words in caught.value.detail + caught.value.next_step
 
 
-def test_a_conflict_of_the_registry_is_no_answer_of_a_proxy() -> None:
+def test_a_conflict_of_the_registry_is_no_response_of_a_proxy() -> None:
     document: dict[str, Any] = {"reason": "the database is away"}
     scripted = ScriptedRegistry(*[httpx.Response(503, json=document)] * 100)
     with pytest.raises(Unavailable, match="responded with 503: the database is away") as caught:

@@ -77,11 +77,11 @@ def test_no_byte_is_sent_to_a_dangerous_link_or_redirect(tmp_path: Path) -> None
     """Up, down and by redirect, through the class that follows them."""
     reached = list[str]()
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         reached.append(str(request.url))
         return httpx.Response(302, headers={"location": "http://store.test/blob"})
 
-    transport = MockTransport(answer)
+    transport = MockTransport(respond)
     connection = Connection(
         "https://registry.test", "token", transport=transport, other_transport=transport, wait=lambda _: None
     )

@@ -64,9 +64,9 @@ def test_both_sides_refuse_the_same_documents_with_the_same_error(harness: Harne
         with pytest.raises(ValueError) as refused:
             request.model_validate_json(body)
         location, message = first_problem(refused.value, "")
-        answer = send(harness, "POST", PREFIX + path, harness.secret, json=document)
-        (finding,) = answer.json()["findings"]
-        assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID"), answer.text
+        response = send(harness, "POST", PREFIX + path, harness.secret, json=document)
+        (finding,) = response.json()["findings"]
+        assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID"), response.text
         assert finding["code"] == "request.invalid"
         assert finding["location"] == f"body.{location}".rstrip("."), document
         assert finding["message"] == message
@@ -82,11 +82,11 @@ def test_both_sides_read_the_same_documents_alike(harness: Harness) -> None:
     ).items[0])  # fmt: skip
     commit = {"items": [{"push_id": repeated.push_id}]}
     committed = send(harness, "POST", f"{PREFIX}/pushes/commit", harness.secret, json=commit)
-    for path, answer in (("/pushes", planned), ("/pulls", pulled), ("/pushes/commit", committed)):
+    for path, response in (("/pushes", planned), ("/pulls", pulled), ("/pushes/commit", committed)):
         _, shape = ROUTES[path]
-        assert answer.status_code == 200, answer.text
-        read = shape.model_validate_json(answer.content)
-        assert read.to_json() == answer.content
+        assert response.status_code == 200, response.text
+        read = shape.model_validate_json(response.content)
+        assert read.to_json() == response.content
         assert shape.model_validate(read.model_dump()) == read
 
 
@@ -95,10 +95,10 @@ def test_a_text_that_cannot_be_stored_is_refused_before_anything_is_planned(harn
     harness.add_base()
     for text in ("a\0b", "a\ud800b"):
         body = json.dumps({"items": [push_item(harness) | {"message": text}]}).encode()
-        answer = send(harness, "POST", f"{PREFIX}/pushes", harness.secret, content=body)
-        assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID"), answer.text
-    answer = send(
+        response = send(harness, "POST", f"{PREFIX}/pushes", harness.secret, content=body)
+        assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID"), response.text
+    response = send(
         harness, "POST", f"{PREFIX}/pulls", harness.secret, content=b'{"refs":["a/b"]}',
         headers={"Content-Type": "text/plain"},
     )  # fmt: skip
-    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID"), answer.text
+    assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID"), response.text

@@ -68,16 +68,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         trick = self._seen()
         size = int(self.headers["content-length"])
         if trick == "refuse":
-            self._answer(403, b"<Error><Code>AccessDenied</Code></Error>", close=True)
+            self._respond(403, b"<Error><Code>AccessDenied</Code></Error>", close=True)
             return
         self.server.received = self.rfile.read(size // 2 if trick == "hang up" else size)
         if trick == "hang up":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         elif isinstance(trick, int):
-            self._answer(trick, b"")
+            self._respond(trick, b"")
         else:
-            self._answer(200, b"")
+            self._respond(200, b"")
 
     def do_GET(self) -> None:
         trick = self._seen()
@@ -101,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _answer(self, status: int, body: bytes, close: bool = False) -> None:
+    def _respond(self, status: int, body: bytes, close: bool = False) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         if close:
@@ -267,7 +267,7 @@ def test_an_early_refusal_of_the_store_is_read(registry: Registry, store: Origin
     assert "X-Amz" not in caught.value.detail
 
 
-def test_what_a_store_answers_becomes_a_sentence() -> None:
+def test_what_a_store_returns_becomes_a_sentence() -> None:
     def error(status: int, code: str) -> Any:
         url, content = "http://store:1/b/k?X-Amz-Signature=abc", f"<Code>{code}</Code>".encode()
         return store_error_of(HttpResponse(url, status, email.message.Message(), content))
@@ -288,8 +288,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @contextlib.contextmanager
-def proxy(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """The port of a proxy that answers each connection once, and the heads that it received."""
+def proxy(response: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """The port of a proxy that handles each connection once, and the heads that it received."""
     heads: list[bytes] = []
 
     def serve() -> None:
@@ -298,7 +298,7 @@ def proxy(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
                 client, _ = listener.accept()
                 with client:
                     heads.append(client.recv(65536))
-                    client.sendall(answer)
+                    client.sendall(response)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
@@ -307,8 +307,8 @@ def proxy(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def test_a_proxy_is_used_for_all_but_what_no_proxy_names(environment: pytest.MonkeyPatch, home: Origin) -> None:
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
-    with proxy(answer) as (port, heads), Connection("http://registry.example:81") as connection:
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    with proxy(response) as (port, heads), Connection("http://registry.example:81") as connection:
         environment.setenv("HTTP_PROXY", f"http://user:p%40ss@127.0.0.1:{port}")
         environment.setenv("NO_PROXY", "127.0.0.1")
         assert connection.send("GET", "/x").content == b"{}"

@@ -34,7 +34,7 @@ def test_the_agent_has_no_server_and_the_server_no_torch(podman: Podman, images:
         assert printed.strip() == "[]", target
 
 
-def test_the_server_starts_on_a_volume_and_answers(podman: Podman, images: dict[str, str]) -> None:
+def test_the_server_starts_on_a_volume_and_responds(podman: Podman, images: dict[str, str]) -> None:
     name = "test-server"
     podman.run("rm", "--force", "--volumes", name, check=False)
     podman.run("run", "--detach", "--name", name, *HARDENED[1:], "--tmpfs=/tmp", images["server"])

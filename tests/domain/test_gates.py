@@ -35,7 +35,7 @@ def test_an_open_gate_is_missing_nothing() -> None:
     assert not gate_of("main").missing(Evidence())
 
 
-def test_a_gate_answers_with_all_that_is_missing() -> None:
+def test_a_gate_responds_with_all_that_is_missing() -> None:
     assert codes(gate_of("prod"), verdict(Check.COMPAT)) == ["gate.smoke_absent"]
     assert codes(gate_of("prod")) == ["gate.compat_absent", "gate.smoke_absent"]
     assert "the check 'smoke'" in gate_of("prod").missing(Evidence())[1].message

@@ -1,4 +1,4 @@
-"""Diagrams and exports of lineage: pure functions of what the registry answers, safe with any text in it."""
+"""Diagrams and exports of lineage: pure functions of what the registry returns, safe with any text in it."""
 
 from __future__ import annotations
 

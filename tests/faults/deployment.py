@@ -175,7 +175,7 @@ class Deployment:
         assert (kinds, problems) == (["push"], []), f"{failpoints}: {kinds}, {problems}"
 
     def _attested(self, log: Audit, ref: str) -> list[str]:
-        """The kinds of a version's attestations, once there is one: the server makes them after it has answered."""
+        """The kinds of a version's attestations, once there is one: the server makes them after its response."""
         for _ in range(ATTESTATION_POLLS):
             if kinds := [item.kind for item in log.attestations(ref).items]:
                 return kinds

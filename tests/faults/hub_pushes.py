@@ -1,4 +1,4 @@
-"""Pushes by the Hub API as its clients send them, by Git LFS and Xet, each step repeated until the server answers."""
+"""Pushes by the Hub API as its clients send them, by Git LFS and Xet, each step repeated until the server responds."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def push(server: Server, name: str, folder: Path) -> str:
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
 
         def create() -> None:
-            answer = client.post("/api/repos/create", json={"name": word, "organization": organization})
-            assert answer.status_code in (200, 409), answer.text
+            response = client.post("/api/repos/create", json={"name": word, "organization": organization})
+            assert response.status_code in (200, 409), response.text
 
         def upload() -> None:
             order = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": oid, "size": len(weights)}]}
-            answer = client.post(f"/{name}.git/info/lfs/objects/batch", json=order)
-            for item in answer.json()["objects"]:
+            response = client.post(f"/{name}.git/info/lfs/objects/batch", json=order)
+            for item in response.json()["objects"]:
                 if "actions" in item:
                     sent = httpx.put(item["actions"]["upload"]["href"], content=weights)
                     assert sent.status_code < 300, sent.text
 
         def upload_by_xet() -> None:
-            answer = client.get(f"/api/models/{name}/xet-write-token/main").json()
+            response = client.get(f"/api/models/{name}/xet-write-token/main").json()
             xorb = xet.xorb_of(xet.split(config, 100))
-            xet_headers = {"Authorization": f"Bearer {answer['accessToken']}"}
+            xet_headers = {"Authorization": f"Bearer {response['accessToken']}"}
             shard = xet.shard_of((config_oid, [xorb.segment()]))
             for path, body in ((f"xorbs/default/{xorb.hash}", xorb.body), ("shards", shard)):
-                sent = client.post(f"{answer['casUrl']}/v1/{path}", content=body, headers=xet_headers)
+                sent = client.post(f"{response['casUrl']}/v1/{path}", content=body, headers=xet_headers)
                 assert sent.status_code == 200, sent.text
 
         def commit(*lines: Mapping[str, object]) -> str:
             header = {"key": "header", "value": {"summary": "A push"}}
             body = "".join(json.dumps(line) + "\n" for line in (header, *lines))
-            answer = client.post(f"/api/models/{name}/commit/main", content=body)
-            assert answer.status_code == 200, answer.text
-            return str(answer.json()["commitOid"])
+            response = client.post(f"/api/models/{name}/commit/main", content=body)
+            assert response.status_code == 200, response.text
+            return str(response.json()["commitOid"])
 
         large = {"key": "lfsFile", "value": {"path": samples.WEIGHTS, "oid": oid, "size": len(weights)}}
         by_xet = {"key": "lfsFile", "value": {"path": samples.CONFIG, "oid": config_oid, "size": len(config)}}

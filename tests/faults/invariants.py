@@ -4,15 +4,15 @@
     I2  no version lacks a blob, whole and right                  I11 one event for each change, and no gap
     I3  a version's digest never changes                          I12 each checkpoint extends all earlier ones
     I4  a number of an adapter never means two contents           I13 no secret in the server's log
-    I5  an alias's history is one chain                           I14 a repeated push has the same answer and one effect
+    I5  an alias's history is one chain                           I14 a repeated push has one response and one effect
     I6  an alias names an existing, usable version                I15 a job or push that has ended stays as it ended
     I7  no blob without a row after collection, no row without    I16 another tenant sees the same as before
     I8  nothing staged is left after collection                   I17 the server is ready again by itself
     I9  no blob in use is marked for deletion                     I18 memory and descriptors return after load
 
 `Deployment` holds I1 and I2 (it pulls, and runs fsck over every byte), I7 and I8 (after a collection) and I14; the
-client that gets its answer after each kill, without help, is I17; `races.churn_twice` is I18, since that needs a server
-that lives.
+client that gets its response after each kill, without help, is I17; `races.churn_twice` is I18, since that needs a
+server that lives.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Invariants:
         self.checked: Counter[str] = Counter()
 
     def violations(self, client: Registry, other_tenant: str, *secrets: str) -> list[str]:
-        """Check what rows, log and answers tell. `other_tenant`: the token of a tenant with an adapter of its own;
+        """Check what rows, log and responses tell. `other_tenant`: the token of a tenant with an adapter of its own;
         `secrets`: tokens that no log may hold."""
         engine = self._open()
         try:
@@ -177,9 +177,9 @@ def tenant_view(url: str, token: str) -> list[object]:
     """What a tenant that does nothing reads from each route that lists."""
     connection = Connection(url, token)
     paths = ["/adapters", "/namespaces", "/bases", "/whoami", "/adapters/other/quiet", "/adapters/other/quiet/versions"]
-    answers: list[object] = [connection.send("GET", path).json() for path in paths]
+    responses: list[object] = [connection.send("GET", path).json() for path in paths]
     events = connection.send("GET", "/events", query={"limit": "200"}).json()
-    return [*answers, [event["action"] for event in events["items"]]]
+    return [*responses, [event["action"] for event in events["items"]]]
 
 
 def _extends(client: Registry, old: Checkpoint, new: Checkpoint) -> bool:

@@ -11,7 +11,7 @@
     reset_after     the store acts and its response is lost
     cut             half of the body of a GET's response, or of a PUT
     flip            one bit of that is flipped
-    error_in_200    status 200, and an error in the body, as S3 answers a late failure of Complete and Copy
+    error_in_200    status 200, and an error in the body, as S3 responses a late failure of Complete and Copy
 
 Requests keep their Host, so that signatures stay true.
 """
@@ -127,13 +127,13 @@ class FaultProxy:
             raise Reset
         if act == "flip" and sends:
             body = self._flipped(body)
-        answer_head, answer = await self._forward(head, body)
+        response_head, response = await self._forward(head, body)
         if act == "reset_after":
             raise Reset
-        if act == "flip" and not sends and answer:
-            answer = self._flipped(answer)
+        if act == "flip" and not sends and response:
+            response = self._flipped(response)
         half = act == "cut" and not sends
-        writer.write(answer_head + (answer[: len(answer) // 2] if half else answer))
+        writer.write(response_head + (response[: len(response) // 2] if half else response))
         await writer.drain()
         if half:
             raise Reset
@@ -143,13 +143,13 @@ class FaultProxy:
         try:
             writer.write(head + body)
             await writer.drain()
-            answer = await _head(reader)
-            status = int(answer.split(b" ", 2)[1])
+            response = await _head(reader)
+            status = int(response.split(b" ", 2)[1])
             if head.startswith(b"HEAD") or status in (204, 304):
-                return answer, b""
-            if b"transfer-encoding: chunked" in answer.lower():
-                return answer, await _chunked(reader)
-            return answer, await reader.readexactly(_length(answer))
+                return response, b""
+            if b"transfer-encoding: chunked" in response.lower():
+                return response, await _chunked(reader)
+            return response, await reader.readexactly(_length(response))
         finally:
             writer.close()
 

@@ -26,7 +26,7 @@ GROWTH_LIMIT = 1.1
 
 @dataclass
 class Progress:
-    """What the clients of a race have done so far. `repeated`: pushes whose answer did not come."""
+    """What the clients of a race have done so far. `repeated`: pushes whose response did not come."""
 
     acknowledged: int = 0
     repeated: int = 0
@@ -39,13 +39,13 @@ def equal(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> 
     with deployment.server.running(), deployment.client() as client:
         pushed = _all_at_once(lambda _: _push(deployment, folder, name, progress), range(clients))
         errors = [str(e) for e in pushed if isinstance(e, Exception)]
-        answers = [p for p in pushed if isinstance(p, PushResult)]
-        created = sum(p.created for p in answers)
-        if not min(1, clients - progress.repeated) <= created <= 1 or len({p.version.digest for p in answers}) != 1:
-            errors.append(f"{name}: {created} of {len(answers)} made it")
+        responses = [p for p in pushed if isinstance(p, PushResult)]
+        created = sum(p.created for p in responses)
+        if not min(1, clients - progress.repeated) <= created <= 1 or len({p.version.digest for p in responses}) != 1:
+            errors.append(f"{name}: {created} of {len(responses)} made it")
         if [version.number for version in client.versions(name).items] != [1]:
             errors.append(f"{name}: has more than one version")
-        deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), answers[0].version.digest, folder))
+        deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), responses[0].version.digest, folder))
         return errors + deployment.all_violations(client)
 
 
@@ -56,14 +56,14 @@ def different(deployment: Deployment, name: str, clients: int, *, seed: int = 0)
     with deployment.server.running(), deployment.client() as client:
         pushed = _all_at_once(lambda folder: _push(deployment, folder, name, progress), folders)
         errors = [str(e) for e in pushed if isinstance(e, Exception)]
-        answers = [p for p in pushed if isinstance(p, PushResult)]
-        numbers = sorted(p.version.number for p in answers)
-        created = sum(p.created for p in answers)
+        responses = [p for p in pushed if isinstance(p, PushResult)]
+        numbers = sorted(p.version.number for p in responses)
+        created = sum(p.created for p in responses)
         if numbers != list(range(1, clients + 1)) or not clients - progress.repeated <= created <= clients:
             errors.append(f"{name}: numbers {numbers}, {created} of them created")
-        for answer, folder in zip(pushed, folders, strict=True):
-            if isinstance(answer, PushResult):
-                digest = answer.version.digest
+        for response, folder in zip(pushed, folders, strict=True):
+            if isinstance(response, PushResult):
+                digest = response.version.digest
                 deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), digest, folder))
         return errors + deployment.all_violations(client)
 

@@ -44,7 +44,7 @@ CLIENTS = 64
 CHURN_SECONDS = 20.0
 OPERATIONS = ("put", "head", "get", "copy", "create", "part", "complete", "parts", "list", "delete")
 LATE = {"copy", "complete"}
-"""What S3 may answer with status 200 and an error."""
+"""What S3 may respond with status 200 and an error."""
 FAULTS = [(o, act) for o in OPERATIONS for act in ACTS if act != "error_in_200" or o in LATE]
 OTHERS = 5
 """Kinds of runs that kill nothing; each wave has one."""

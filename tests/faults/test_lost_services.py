@@ -164,10 +164,10 @@ def send_slowly(deployment: Deployment, method: str, path: str, size_bytes: int,
     head += f"Content-Type: application/json\r\nContent-Length: {size_bytes}\r\n\r\n"
     with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=120) as line:
         line.sendall(head.encode() + first)
-        answered = threading.Event()
+        done = threading.Event()
 
         def drip() -> None:
-            while not answered.wait(0.2):
+            while not done.wait(0.2):
                 try:
                     line.sendall(b"x")
                 except OSError:
@@ -184,15 +184,15 @@ def send_slowly(deployment: Deployment, method: str, path: str, size_bytes: int,
                 received += piece
             return received
         finally:
-            answered.set()
+            done.set()
             dripping.join()
 
 
 def test_a_json_body_that_stalls_ends_with_408(short_deadlines: Deployment) -> None:
-    answer = send_slowly(short_deadlines, "POST", "/api/v1/pushes", 1000, b'{"items": ')
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"BODY_STALLED" in answer
-    assert b"connection: close" in answer.lower()
+    response = send_slowly(short_deadlines, "POST", "/api/v1/pushes", 1000, b'{"items": ')
+    assert response.startswith(b"HTTP/1.1 408 ")
+    assert b"BODY_STALLED" in response
+    assert b"connection: close" in response.lower()
 
 
 @pytest.mark.parametrize("first", [10, 300 * 1024])
@@ -203,9 +203,9 @@ def test_an_upload_that_stalls_ends_with_408_and_leaves_nothing(short_deadlines:
         manifest = read_folder(folder).manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
         plan = plan_push(client, "acme/slow", PushRequest(manifest=manifest))
         largest = max(plan.uploads, key=lambda upload: upload.size_bytes)
-        answer = send_slowly(short_deadlines, "PUT", largest.url, largest.size_bytes, b"x" * first)
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"BODY_STALLED" in answer
+        response = send_slowly(short_deadlines, "PUT", largest.url, largest.size_bytes, b"x" * first)
+        assert response.startswith(b"HTTP/1.1 408 ")
+        assert b"BODY_STALLED" in response
         short_deadlines.push(client, folder, "acme/slow")
         assert short_deadlines.violations(client) == []
     unfinished = Path(short_deadlines.environment["REGISTRY_DATA"]) / "blobs/tmp"  # records may be written at any time

@@ -24,7 +24,7 @@ READS = [
     "SELECT a.alias, a.generation, v.number FROM alias a JOIN version v ON v.id = a.version_id",
     "SELECT outcome, findings FROM verdict",
 ]
-"""Queries of the first release. Every later schema must answer them."""
+"""Queries of the first release. Every later schema must handle them."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -50,7 +50,7 @@ class Reader(threading.Thread):
         super().__init__()
         self._engine = engine
         self._stop_now = threading.Event()
-        self.answers: list[set[str]] = [set() for _ in READS]
+        self.responses: list[set[str]] = [set() for _ in READS]
         self.failed: list[Exception] = []
         self.rounds = 0
 
@@ -61,7 +61,7 @@ class Reader(threading.Thread):
                     with self._engine.connect() as connection:
                         if connection.dialect.name == "postgresql":  # a reader waits for one step, not for all
                             connection.execute(text("SET lock_timeout = '60s'"))
-                        self.answers[location].add(str(sorted(map(str, connection.execute(text(statement)).all()))))
+                        self.responses[location].add(str(sorted(map(str, connection.execute(text(statement)).all()))))
                 except Exception as e:
                     self.failed.append(e)
             self.rounds += 1
@@ -93,7 +93,7 @@ def test_each_revision_is_applied_and_reverted_while_clients_read(database_url: 
     finally:
         reader.stop()
     assert reader.failed == []
-    assert [len(answers) for answers in reader.answers] == [1] * len(READS)
+    assert [len(responses) for responses in reader.responses] == [1] * len(READS)
     assert schema.revision_of(engine) == steps[-1]
 
 

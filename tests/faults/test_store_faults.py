@@ -58,7 +58,7 @@ PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "READ_SECONDS", 1)
     monkeypatch.setattr(bucket, "LONG_READ_SECONDS", 1)
-    monkeypatch.setattr(connection, "READ_SECONDS", 1.0)  # of links; the registry's own answers may take longer
+    monkeypatch.setattr(connection, "READ_SECONDS", 1.0)  # of links; the registry's own responses may take longer
     monkeypatch.setenv(connection.TIMEOUT_SETTING, "60")
 
 
@@ -178,7 +178,7 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
     def sending(registry: Registry, part: UploadPart, *rest: Any) -> None:
         if part.number in ended and sent:
             ended.remove(part.number)
-            raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
+            raise Unavailable("STORE_UNAVAILABLE", "the store responded with AccessDenied")
         send_part(registry, part, *rest)
         sent.append(part.number)
 
@@ -198,7 +198,7 @@ def test_a_push_whose_links_are_all_rejected_fails(
 
     def refused(_registry: Registry, part: UploadPart, *_: Any) -> None:
         part_numbers.append(part.number)
-        raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
+        raise Unavailable("STORE_UNAVAILABLE", "the store responded with AccessDenied")
 
     monkeypatch.setattr(file_transfer, "_send_part", refused)
     monkeypatch.setattr(file_transfer, "PARTS_AT_ONCE", 1)

@@ -151,7 +151,7 @@ def test_a_lying_registry_cannot_name_a_folder_to_delete(
         setup.harness.admin.cancel(smoke_test.id)
     job = _submit(setup, operation=Operation.FUSE, sources=("acme/one",), into="fused")
     registry = setup.harness.actor("work", "pull", name="gpu-1")
-    answer = registry.claim
+    claim_job = registry.claim
     lie = {"absolute": str(victim), "relative": "../../victim", "link": job.id}[outside]
     if outside == "link":
         (tmp_path / "bases" / "fused").mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_a_lying_registry_cannot_name_a_folder_to_delete(
             Job.model_validate(job.model_dump() | {"id": lie})
 
     def claim(request: ClaimRequest) -> Claimed | None:
-        claimed = answer(request)
+        claimed = claim_job(request)
         return claimed and claimed.model_copy(update={"job": claimed.job.model_copy(update={"id": lie})})
 
     monkeypatch.setattr(registry, "claim", claim)

@@ -1,4 +1,4 @@
-"""The flow of a look-up: one statement, an answer with all that a serving node asks, revalidated with an ETag."""
+"""The flow of a look-up: one statement, a response with all that a serving node asks, revalidated with an ETag."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def test_a_look_up_is_one_statement_whatever_selects_the_version(harness: Harnes
     http.get("/api/v1/whoami")  # the token is remembered for a second
     for selector in ("main", "1", pushed.digest):
         with harness.statements() as sent:
-            answer = http.get(f"/api/v1/resolve/{NAME}/{selector}")
-        assert answer.status_code == 200
-        resolved = Resolved.model_validate_json(answer.content)
+            response = http.get(f"/api/v1/resolve/{NAME}/{selector}")
+        assert response.status_code == 200
+        resolved = Resolved.model_validate_json(response.content)
         assert (resolved.number, resolved.digest, resolved.manifest.digest) == (1, pushed.digest, pushed.digest)
         assert resolved.verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
         assert [s for s in sent if "FROM token" not in s] == sent[-1:], sent
         assert len(sent) <= 2
 
 
-def test_an_answer_is_revalidated_without_a_body_until_it_changes(harness: Harness) -> None:
+def test_a_response_is_revalidated_without_a_body_until_it_changes(harness: Harness) -> None:
     harness.add_base()
     harness.push(NAME)
     http = client(harness)
@@ -51,7 +51,7 @@ def test_an_answer_is_revalidated_without_a_body_until_it_changes(harness: Harne
     assert http.get(path, headers={"If-None-Match": changed.headers["etag"]}).json()["number"] == 2
 
 
-def test_answers_by_number_or_digest_may_be_cached_without_limit(harness: Harness) -> None:
+def test_responses_by_number_or_digest_may_be_cached_without_limit(harness: Harness) -> None:
     harness.add_base()
     digest = harness.push(NAME).version.digest
     http = client(harness)
@@ -59,7 +59,7 @@ def test_answers_by_number_or_digest_may_be_cached_without_limit(harness: Harnes
         assert "immutable" in http.get(f"/api/v1/resolve/{NAME}/{selector}").headers["cache-control"]
 
 
-def test_every_file_of_the_answer_can_be_fetched_from_its_url(harness: Harness) -> None:
+def test_every_file_of_the_response_can_be_fetched_from_its_url(harness: Harness) -> None:
     harness.add_base()
     files = harness.files()
     harness.push(NAME, files)

@@ -63,7 +63,7 @@ class Replica:
 
     @property
     def url(self) -> str:
-        """Where this server answers, without the proxy."""
+        """Where this server responds, without the proxy."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, *, failpoints: str = "") -> None:
@@ -158,11 +158,11 @@ def _proxy(replicas: list[Replica], folder: Path) -> Iterator[str]:
     command = [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", folder / "haproxy.cfg"]
     with processes.running(command, folder, stop=signal.SIGTERM) as process:
         url = f"http://127.0.0.1:{port}"
-        processes.wait_until(lambda: _answers(url + READY_PATH), process, folder)
+        processes.wait_until(lambda: _responds(url + READY_PATH), process, folder)
         yield url
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.get(url).status_code == 200
     except httpx.HTTPError:

@@ -1,4 +1,4 @@
-// Runs with @huggingface/hub: pushes a folder in two commits, prints what it was answered as one JSON line.
+// Runs with @huggingface/hub: pushes a folder in two commits, prints the responses as one JSON line.
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import * as hub from "@huggingface/hub";
@@ -16,7 +16,7 @@ const drafted = (await all(hub.listFiles({ repo, ...common }))).map((f) => f.pat
 const files = await Promise.all(["README.md", "adapter_config.json", "adapter_model.safetensors"].map(file));
 const pushed = await hub.uploadFiles({ repo, files, title: "Train", ...common });
 const deleted = await hub.deleteFile({ repo, path: "README.md", ...common });
-const answers = {
+const responses = {
   url: created.repoUrl,
   drafted,
   pushed: pushed.commit.oid,
@@ -25,4 +25,4 @@ const answers = {
   pickle: await errorOf(async () => hub.uploadFile({ repo, file: await file("training_args.bin"), ...common })),
   model: await errorOf(async () => hub.uploadFile({ repo, file: { path: "model.safetensors", content: new Blob(["x"]) }, ...common })),
 };
-console.log(JSON.stringify(answers));
+console.log(JSON.stringify(responses));

@@ -1,4 +1,4 @@
-"""Runs with a huggingface_hub of some generation: pushes in all ways, prints what it was answered as one JSON line."""
+"""Runs with a huggingface_hub of some generation: pushes in all ways, prints the responses as one JSON line."""
 
 import io
 import json
@@ -32,12 +32,12 @@ def error_of(call: "Callable[[], Any]") -> "list[str]":
 def push(api: HfApi) -> "dict[str, Any]":
     created = api.create_repo(NAME, private=True)
     again = api.create_repo(NAME, exist_ok=True)
-    answers: dict[str, Any] = {"urls": [str(created), str(again)], "empty": api.list_repo_files(NAME)}
+    responses: dict[str, Any] = {"urls": [str(created), str(again)], "empty": api.list_repo_files(NAME)}
     card = api.upload_file(path_or_fileobj=b"# Draft\n", path_in_repo="README.md", repo_id=NAME)
-    answers["draft"] = [card.oid, api.model_info(NAME).sha, api.list_repo_files(NAME)]
+    responses["draft"] = [card.oid, api.model_info(NAME).sha, api.list_repo_files(NAME)]
     first = api.upload_folder(repo_id=NAME, folder_path=FOLDER, commit_message="Train\n\nFor long.")
-    answers["first"] = [first.oid, api.model_info(NAME).sha, sorted(api.list_repo_files(NAME))]
-    answers["unchanged"] = api.upload_folder(repo_id=NAME, folder_path=FOLDER).oid
+    responses["first"] = [first.oid, api.model_info(NAME).sha, sorted(api.list_repo_files(NAME))]
+    responses["unchanged"] = api.upload_folder(repo_id=NAME, folder_path=FOLDER).oid
     second = api.create_commit(
         repo_id=NAME,
         operations=[
@@ -48,14 +48,14 @@ def push(api: HfApi) -> "dict[str, Any]":
         commit_message="Second",
         parent_commit=first.oid,
     )
-    answers["second"] = [second.oid, second.commit_url, sorted(api.list_repo_files(NAME))]
-    answers["stale"] = error_of(
+    responses["second"] = [second.oid, second.commit_url, sorted(api.list_repo_files(NAME))]
+    responses["stale"] = error_of(
         lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="LICENSE", repo_id=NAME, parent_commit=first.oid)
     )
     third = api.create_commit(NAME, [CommitOperationDelete("copy/")], commit_message="Third")
-    answers["third"] = [third.oid, sorted(api.list_repo_files(NAME))]
-    answers["commits"] = [[commit.commit_id, commit.title] for commit in api.list_repo_commits(NAME)]
-    return answers
+    responses["third"] = [third.oid, sorted(api.list_repo_files(NAME))]
+    responses["commits"] = [[commit.commit_id, commit.title] for commit in api.list_repo_commits(NAME)]
+    return responses
 
 
 def branches(api: HfApi) -> "dict[str, Any]":
@@ -112,9 +112,9 @@ def drafts(api: HfApi) -> "dict[str, Any]":
 def main() -> None:
     logging.getLogger("huggingface_hub").addHandler(Recorder())
     api = HfApi()
-    answers = {"version": huggingface_hub.__version__, **push(api), **branches(api)}
-    answers.update({"refusals": refusals(api), "drafts": drafts(api), "warnings": WARNINGS})
-    print(json.dumps(answers))
+    responses = {"version": huggingface_hub.__version__, **push(api), **branches(api)}
+    responses.update({"refusals": refusals(api), "drafts": drafts(api), "warnings": WARNINGS})
+    print(json.dumps(responses))
 
 
 main()

@@ -67,7 +67,7 @@ def words(api: Any) -> "dict[str, Any]":
     }
 
 
-def answers(api: HfApi) -> "dict[str, Any]":
+def responses(api: HfApi) -> "dict[str, Any]":
     return {
         "exists": [api.repo_exists(NAME), api.revision_exists(NAME, "canary"), api.file_exists(NAME, WEIGHTS)],
         "absent": [
@@ -84,7 +84,7 @@ def answers(api: HfApi) -> "dict[str, Any]":
 
 def main() -> None:
     api = HfApi()
-    results = {"version": huggingface_hub.__version__, **downloads(), "words": words(api), "answers": answers(api)}
+    results = {"version": huggingface_hub.__version__, **downloads(), "words": words(api), "responses": responses(api)}
     print(json.dumps(results))
 
 

@@ -54,7 +54,7 @@ def check_python(live: LiveServer, python: Path, folder: Path, **environment: st
     assert results["branch is cached under its commit"] is True
     assert (results["nested"], results["etag"]) == (sha256(first[NESTED]).hexdigest(), weights)
     _check_words(live, results["words"], weights)
-    _check_answers(results["answers"])
+    _check_responses(results["responses"])
     live.no_token_left_home()
 
 
@@ -75,10 +75,10 @@ def _check_words(live: LiveServer, words: dict[str, Any], weights: str) -> None:
     assert words["who"][0] == "user"
 
 
-def _check_answers(answers: dict[str, Any]) -> None:
-    assert (answers["exists"], answers["absent"]) == ([True] * 3, [False] * 3)
-    assert {answers[case][0] for case in ("no repository", "base model", "no token")} == {"RepositoryNotFoundError"}
-    assert "REGISTRY_HUB_UPSTREAM" in answers["base model"][1]
-    assert answers["no revision"][0] == "RevisionNotFoundError"
-    assert answers["no file"][0] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
-    assert "token" in answers["wrong token"][1].lower()
+def _check_responses(responses: dict[str, Any]) -> None:
+    assert (responses["exists"], responses["absent"]) == ([True] * 3, [False] * 3)
+    assert {responses[case][0] for case in ("no repository", "base model", "no token")} == {"RepositoryNotFoundError"}
+    assert "REGISTRY_HUB_UPSTREAM" in responses["base model"][1]
+    assert responses["no revision"][0] == "RevisionNotFoundError"
+    assert responses["no file"][0] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
+    assert "token" in responses["wrong token"][1].lower()

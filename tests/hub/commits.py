@@ -64,9 +64,9 @@ class Pusher:
         return [entry["path"] for entry in self.send("GET", f"/api/models/{self.name}/tree/{revision}").json()]
 
 
-def warning(answer: httpx.Response) -> str:
+def warning(response: httpx.Response) -> str:
     """What the client prints."""
-    return str(answer.headers["x-hf-warning"])
+    return str(response.headers["x-hf-warning"])
 
 
 def drafts_of(harness: Harness) -> tuple[int, int]:

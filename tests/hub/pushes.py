@@ -1,4 +1,4 @@
-"""What every Hub client that pushes must be answered, whatever its generation; and how it is run."""
+"""What every Hub client that pushes must be told, whatever its generation; and how it is run."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ def adapter_folder(folder: Path, seed: int = 900) -> Path:
 def check_python(live: LiveServer, python: Path, folder: Path, name: str, **environment: str) -> None:
     """All that a huggingface_hub pushes and is refused, by the Python that has it."""
     client_request = json.dumps({"name": name, "folder": str(adapter_folder(folder))})
-    answers = lives.last_line(live.run([python, PUSHING, client_request], folder, **environment))
-    _check_push(live, name, answers)
-    _check_refusals(answers["refusals"])
+    responses = lives.last_line(live.run([python, PUSHING, client_request], folder, **environment))
+    _check_push(live, name, responses)
+    _check_refusals(responses["refusals"])
     versions = [live.registry.version(Ref(AdapterName.parse(name), number)) for number in (1, 2, 3, 4)]
     assert [parent.name for version in versions for parent in version.parents] == [f"{name}@{n}" for n in (1, 2, 1)]
     assert versions[0].message == "Train\n\nFor long."
     commits = [commit_id(version.digest) for version in versions]
-    assert answers["tags"] == {f"v{number}": commit for number, commit in enumerate(commits, 1)}
-    assert answers["branches"] == {"main": commits[3], "canary": commits[3]}
-    assert answers["commits"] == [[commits[2], "Third"], [commits[1], "Second"], [commits[0], "Train"]]
+    assert responses["tags"] == {f"v{number}": commit for number, commit in enumerate(commits, 1)}
+    assert responses["branches"] == {"main": commits[3], "canary": commits[3]}
+    assert responses["commits"] == [[commits[2], "Third"], [commits[1], "Second"], [commits[0], "Train"]]
     live.no_token_left_home()
 
 
-def _check_push(live: LiveServer, name: str, answers: dict[str, Any]) -> None:
-    assert (answers["urls"], answers["empty"]) == ([f"{live.server.url}/{name}"] * 2, [])
-    draft, newest, files = answers["draft"]
+def _check_push(live: LiveServer, name: str, responses: dict[str, Any]) -> None:
+    assert (responses["urls"], responses["empty"]) == ([f"{live.server.url}/{name}"] * 2, [])
+    draft, newest, files = responses["draft"]
     assert (draft, files) == (newest, [CARD])
-    first, newest, files = answers["first"]
-    assert (first, answers["unchanged"], files) == (newest, first, WHOLE)
-    second, url, files = answers["second"]
+    first, newest, files = responses["first"]
+    assert (first, responses["unchanged"], files) == (newest, first, WHOLE)
+    second, url, files = responses["second"]
     assert url == f"{live.server.url}/{name}/commit/{second}"
     assert files == ["LICENSE", *WHOLE, f"copy/{samples.WEIGHTS}"]
-    assert (answers["stale"][0], "another commit" in answers["stale"][1]) == ("HfHubHTTPError", True)
-    assert answers["third"][1] == ["LICENSE", *WHOLE]
-    assert answers["drafts"]["parts"] == [True, [samples.WEIGHTS], True]
-    commit, tags = answers["drafts"]["whole"]
-    assert (tags, answers["drafts"]["gone"]) == ([commit], False)
-    if answers["warnings"] or not answers["version"].startswith("0."):
-        text = "\n".join(answers["warnings"])
+    assert (responses["stale"][0], "another commit" in responses["stale"][1]) == ("HfHubHTTPError", True)
+    assert responses["third"][1] == ["LICENSE", *WHOLE]
+    assert responses["drafts"]["parts"] == [True, [samples.WEIGHTS], True]
+    commit, tags = responses["drafts"]["whole"]
+    assert (tags, responses["drafts"]["gone"]) == ([commit], False)
+    if responses["warnings"] or not responses["version"].startswith("0."):
+        text = "\n".join(responses["warnings"])
         assert f"{name}@1 on {live.base.name}: compat pass; weights pass; smoke test queued" in text
         assert "left out: training_args.bin may be a pickle" in text
 
@@ -75,8 +75,8 @@ SENTENCES = {
 }
 
 
-def _check_refusals(answers: dict[str, Any]) -> None:
-    assert answers.keys() == SENTENCES.keys()
+def _check_refusals(responses: dict[str, Any]) -> None:
+    assert responses.keys() == SENTENCES.keys()
     for case, (kind, message) in SENTENCES.items():
-        assert answers[case][0].removeprefix("Remote") == kind, answers[case]
-        assert message in answers[case][1], answers[case]
+        assert responses[case][0].removeprefix("Remote") == kind, responses[case]
+        assert message in responses[case][1], responses[case]

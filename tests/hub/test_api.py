@@ -26,16 +26,16 @@ def test_a_client_is_redirected_only_if_it_drops_its_token(live: LiveServer, age
     path = f"/{NAME}/resolve/canary/{samples.WEIGHTS}"
     data = live.files[0][samples.WEIGHTS]
     with live.http(agent) as client:
-        head, response = client.head(path), client.get(path)
-        assert (head.status_code, response.status_code) == (HEAD_REDIRECTS[agent], GET_REDIRECTS[agent])
-        for answer in (head, response):
-            assert answer.headers["x-linked-etag"] == f'"{Digest.of(data).hex}"'
-            assert answer.headers["x-linked-size"] == str(len(data))
-            assert answer.headers["x-repo-commit"] == live.commits[0]
-    for answer in (head, response):
-        if answer.status_code == 302:
-            assert httpx.get(answer.headers["location"]).content == data
-            assert answer.headers["cache-control"] == "no-store"
+        head, full = client.head(path), client.get(path)
+        assert (head.status_code, full.status_code) == (HEAD_REDIRECTS[agent], GET_REDIRECTS[agent])
+        for response in (head, full):
+            assert response.headers["x-linked-etag"] == f'"{Digest.of(data).hex}"'
+            assert response.headers["x-linked-size"] == str(len(data))
+            assert response.headers["x-repo-commit"] == live.commits[0]
+    for response in (head, full):
+        if response.status_code == 302:
+            assert httpx.get(response.headers["location"]).content == data
+            assert response.headers["cache-control"] == "no-store"
     if response.status_code == 200:
         assert response.content == data
     if head.status_code == 200:
@@ -43,7 +43,7 @@ def test_a_client_is_redirected_only_if_it_drops_its_token(live: LiveServer, age
 
 
 @pytest.mark.security
-def test_a_link_in_the_answer_to_head_is_recorded_as_a_read(live: LiveServer) -> None:
+def test_a_link_in_the_response_to_head_is_recorded_as_a_read(live: LiveServer) -> None:
     """Old clients ask with HEAD, and read by the link that they get."""
     token = live.registry.create_token(TokenCreate(name="reads by HEAD", scopes=["pull"])).secret
     with live.http(OLD, Authorization=f"Bearer {token}") as client:
@@ -53,7 +53,7 @@ def test_a_link_in_the_answer_to_head_is_recorded_as_a_read(live: LiveServer) ->
     assert [(event.object, event.detail["count"]) for event in reads] == [(f"{NAME}@1", 1)]
 
 
-def test_ranges_are_answered_here_and_at_the_store(live: LiveServer) -> None:
+def test_ranges_are_served_here_and_at_the_store(live: LiveServer) -> None:
     with live.http(NEW) as client:
         card = client.get(f"/{NAME}/resolve/v1/README.md", headers={"Range": "bytes=2-3"})
         assert (card.status_code, card.content) == (206, CARD[2:4])
@@ -66,8 +66,8 @@ def test_ranges_are_answered_here_and_at_the_store(live: LiveServer) -> None:
         assert (look.status_code, look.headers["content-range"]) == (206, f"bytes 0-0/{len(data)}")
         assert look.headers["etag"] == f'"{Digest.of(data).hex}"'
         part = client.get(path, headers={"Range": "bytes=5-"}).headers["location"]
-    answer = httpx.get(part, headers={"Range": "bytes=5-"})
-    assert (answer.status_code, answer.content) == (206, data[5:])
+    response = httpx.get(part, headers={"Range": "bytes=5-"})
+    assert (response.status_code, response.content) == (206, data[5:])
 
 
 def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: LiveServer) -> None:
@@ -101,10 +101,10 @@ def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: LiveSer
     with live.http(NEW) as client:
 
         def code(path: str) -> tuple[int, str]:
-            answer = client.get(path)
-            assert answer.headers["x-error-message"] == answer.json()["error"]
-            assert answer.headers["x-request-id"]
-            return answer.status_code, answer.headers["x-error-code"]
+            response = client.get(path)
+            assert response.headers["x-error-message"] == response.json()["error"]
+            assert response.headers["x-request-id"]
+            return response.status_code, response.headers["x-error-code"]
 
         assert code(f"/{NAME}/resolve/main/nothing.json") == (404, "EntryNotFound")
         assert code(f"/{NAME}/resolve/nowhere/README.md") == (404, "RevisionNotFound")
@@ -175,7 +175,7 @@ def test_errors_without_a_route_or_a_token_have_a_text_for_clients(live: LiveSer
             "/api/models?search=%00": "U+0000",
             f"/api/models/{NAME}/discussions": "there is no route",
         }.items():
-            answer = client.get(path)
-            assert (answer.is_success, message in answer.headers["x-error-message"]) == (False, True), path
+            response = client.get(path)
+            assert (response.is_success, message in response.headers["x-error-message"]) == (False, True), path
     unsigned = httpx.get(f"{live.server.url}/api/models/{NAME}")
     assert (unsigned.status_code, "set HF_TOKEN" in unsigned.headers["x-error-message"]) == (401, True)

@@ -27,28 +27,28 @@ from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, h
 def test_a_whole_adapter_is_a_version_like_any_other(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     files = harness.files()
-    answer = pusher.push(files, summary="Train")
-    assert answer.status_code == 200, answer.text
+    response = pusher.push(files, summary="Train")
+    assert response.status_code == 200, response.text
     version = harness.admin.version("acme/support@1")
-    assert answer.json()["commitOid"] == commit_id(version.digest) == pusher.info().json()["sha"]
-    assert answer.json()["success"] is True
-    assert warning(answer).endswith("acme/support@1 on tiny-llama: compat pass; weights pass; smoke test queued")
+    assert response.json()["commitOid"] == commit_id(version.digest) == pusher.info().json()["sha"]
+    assert response.json()["success"] is True
+    assert warning(response).endswith("acme/support@1 on tiny-llama: compat pass; weights pass; smoke test queued")
     assert (version.message, version.parents, version.base) == ("Train", [], "tiny-llama")
     harness.transport.settle()
     assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
     [location] = {
         pusher.send("GET", f"/acme/support/commit/{revision}").headers["location"]
-        for revision in (answer.json()["commitOid"], "main", "v1")
+        for revision in (response.json()["commitOid"], "main", "v1")
     }
     assert pusher.send("GET", location).json()["digest"] == version.digest
 
 
-def test_the_answer_says_what_a_check_warns_of(harness: Harness, pusher: Pusher) -> None:
+def test_the_response_says_what_a_check_warns_of(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     files = harness.files()
-    answer = pusher.push(files | {f"copy/{samples.WEIGHTS}": files[samples.WEIGHTS]})
-    assert "compat warn (" in warning(answer)
-    assert f"copy/{samples.WEIGHTS}" in warning(answer)
+    response = pusher.push(files | {f"copy/{samples.WEIGHTS}": files[samples.WEIGHTS]})
+    assert "compat warn (" in warning(response)
+    assert f"copy/{samples.WEIGHTS}" in warning(response)
 
 
 def test_the_parent_of_a_version_is_the_version_at_the_branch(harness: Harness, pusher: Pusher) -> None:
@@ -71,9 +71,9 @@ def test_a_repeated_commit_returns_the_version_that_it_made(harness: Harness, pu
 
 def test_of_two_commits_on_one_parent_one_is_refused(harness: Harness, pusher: Pusher) -> None:
     parent = commit_id(harness.push("acme/support").version.digest)
-    answers = [pusher.commit(add(CARD, text), parentCommit=parent) for text in (b"one", b"two")]
-    assert [answer.status_code for answer in answers] == [200, 412]
-    assert "another commit" in answers[1].headers["x-error-message"]
+    responses = [pusher.commit(add(CARD, text), parentCommit=parent) for text in (b"one", b"two")]
+    assert [response.status_code for response in responses] == [200, 412]
+    assert "another commit" in responses[1].headers["x-error-message"]
     assert harness.admin.adapter("acme/support").newest == 2
 
 
@@ -105,9 +105,9 @@ def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, 
     harness.admin.promote("acme/support", "canary", "1", generation=0)
     assert pusher.commit(add(CARD, b"no"), revision="canary").status_code == 403
     promoter = Pusher(harness, harness.issue("push", "promote", namespaces=["acme"])[1])
-    answer = promoter.commit(add(CARD, b"yes"), revision="canary")
+    response = promoter.commit(add(CARD, b"yes"), revision="canary")
     aliases = harness.admin.adapter("acme/support").aliases
-    assert (answer.status_code, aliases) == (200, {"main": 2, "canary": 2})
+    assert (response.status_code, aliases) == (200, {"main": 2, "canary": 2})
     created = promoter.send("POST", "/api/models/acme/support/branch/next", json={"startingPoint": "v1"})
     assert (created.status_code, harness.admin.adapter("acme/support").aliases["next"]) == (200, 1)
     assert promoter.send("POST", "/api/models/acme/support/branch/next", json={}).status_code == 409
@@ -135,8 +135,8 @@ def test_a_repository_that_another_process_creates_meanwhile_exists(
     """All processes of a training create the repository, with `exist_ok`: the client then expects 409 with a URL."""
     url = pusher.create().json()["url"]
     monkeypatch.setattr(writing, "_exists", lambda *_: False)
-    answer = pusher.create()
-    assert (answer.status_code, answer.json()["url"]) == (409, url)
+    response = pusher.create()
+    assert (response.status_code, response.json()["url"]) == (409, url)
 
 
 @pytest.mark.security
@@ -144,22 +144,22 @@ def test_creating_in_a_namespace_of_others_is_denied_with_the_ones_to_push_to(ha
     """With 404 the client says that there is no such repository, and to create it, and hides the text."""
     harness.push("globex/secret")
     pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
-    answers = []
+    responses = []
     for name in ("globex/secret", "globex/absent"):
-        answer = Pusher(harness, pusher.secret, name).create()
-        answers.append((answer.status_code, answer.headers["x-error-message"].replace(name, "NAME")))
-        assert "x-error-code" not in answer.headers
-    assert answers == [(403, "you may not push to 'NAME'; token 'somebody' may push only in: acme")] * 2
+        response = Pusher(harness, pusher.secret, name).create()
+        responses.append((response.status_code, response.headers["x-error-message"].replace(name, "NAME")))
+        assert "x-error-code" not in response.headers
+    assert responses == [(403, "you may not push to 'NAME'; token 'somebody' may push only in: acme")] * 2
 
 
 # ------------------------------------------------------------------ the base
-def test_an_unknown_base_is_answered_with_how_to_add_it(harness: Harness, pusher: Pusher) -> None:
+def test_an_unknown_base_is_refused_with_how_to_add_it(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     config = {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}
-    answer = pusher.push(harness.files(config=config))
-    assert answer.status_code == 404
-    assert "`adapter base add meta-llama/Llama-3.1-8B DIR`" in answer.headers["x-error-message"]
-    assert "x-error-code" not in answer.headers
+    response = pusher.push(harness.files(config=config))
+    assert response.status_code == 404
+    assert "`adapter base add meta-llama/Llama-3.1-8B DIR`" in response.headers["x-error-message"]
+    assert "x-error-code" not in response.headers
     harness.admin.set_base_aliases("tiny-llama", ["meta-llama/Llama-3.1-8B"])
     assert pusher.push(harness.files(config=config)).status_code == 200
     assert harness.admin.version("acme/support@1").base == "tiny-llama"
@@ -179,9 +179,9 @@ def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: 
     pusher.create()
     wide = samples.lora(dataclasses.replace(samples.llama(hidden=128), name="tiny-llama"))
     harness.admin.change_namespace("acme", NamespaceSet(strict=True))
-    answer = pusher.push(wide)
-    message = answer.headers["x-error-message"]
-    assert (answer.status_code, "does not fit its base 'tiny-llama'" in message) == (422, True)
+    response = pusher.push(wide)
+    message = response.headers["x-error-message"]
+    assert (response.status_code, "does not fit its base 'tiny-llama'" in message) == (422, True)
     assert ("q_proj" in message, "expected" in message, "actual" in message) == (True, True, True)
     with harness.session() as session:
         assert rows(session, VersionRow) == []
@@ -229,8 +229,8 @@ def test_a_token_that_ends_while_its_commit_arrives_commits_nothing(harness: Har
         yield json.dumps(add(CARD)).encode()
 
     bearer = [("Authorization", f"Bearer {secret}")]
-    answer = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", bearer, body())
-    assert (answer.status, harness.admin.adapter("acme/support").versions) == (401, 1)
+    response = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", bearer, body())
+    assert (response.status, harness.admin.adapter("acme/support").versions) == (401, 1)
 
 
 @pytest.mark.parametrize(("size_bytes", "status"), [(BODY_LIMIT_BYTES + 1, 413), (2**20, 503)])
@@ -238,8 +238,10 @@ def test_a_commit_that_declares_too_many_bytes_is_not_read(harness: Harness, siz
     harness.push("acme/support")
     harness.app.state.disk_budget.owner_bytes = 2**20 - 1
     headers = [("Authorization", f"Bearer {harness.secret}"), ("Content-Length", str(size_bytes))]
-    answer = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", headers, [bytes(2**10)] * 2**10)
-    assert (answer.status, answer.bytes_read, "x-error-message" in answer.headers) == (status, 0, True)
+    response = raw_asgi.call(
+        harness.app, "POST", "/api/models/acme/support/commit/main", headers, [bytes(2**10)] * 2**10
+    )
+    assert (response.status, response.bytes_read, "x-error-message" in response.headers) == (status, 0, True)
     assert harness.app.state.disk_budget.used_bytes == 0
 
 
@@ -257,9 +259,9 @@ BAD_PATHS = {
 def test_a_bad_path_is_refused_and_nothing_is_kept(harness: Harness, pusher: Pusher, path: str) -> None:
     pusher.create()
     before = pusher.info().json()["sha"]
-    answer = pusher.commit(add(CARD, b"# Card\n"), add(path))
-    assert answer.status_code in (400, 415, 422), answer.text
-    assert BAD_PATHS[path] in answer.headers["x-error-message"]
+    response = pusher.commit(add(CARD, b"# Card\n"), add(path))
+    assert response.status_code in (400, 415, 422), response.text
+    assert BAD_PATHS[path] in response.headers["x-error-message"]
     assert (pusher.info().json()["sha"], pusher.files(), staged(harness)) == (before, [], [])
 
 
@@ -292,8 +294,8 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
 def test_a_malformed_commit_says_where_it_is_wrong(pusher: Pusher, case: str) -> None:
     pusher.create()
     body, status, message = BAD_BODIES[case]
-    answer = pusher.post(body)
-    assert (answer.status_code, message in answer.headers["x-error-message"]) == (status, True), answer.text
+    response = pusher.post(body)
+    assert (response.status_code, message in response.headers["x-error-message"]) == (status, True), response.text
     assert pusher.files() == []
 
 
@@ -305,8 +307,8 @@ def test_the_message_of_a_commit_has_the_rules_of_a_push(
     harness: Harness, pusher: Pusher, message: str, problem: str
 ) -> None:
     pusher.create()
-    answer = pusher.push(harness.files(), summary=message)
-    assert (answer.status_code, problem in answer.headers["x-error-message"]) == (400, True)
+    response = pusher.push(harness.files(), summary=message)
+    assert (response.status_code, problem in response.headers["x-error-message"]) == (400, True)
     assert pusher.files() == []
 
 
@@ -320,16 +322,16 @@ def test_a_text_that_cannot_be_stored_is_refused(pusher: Pusher, text: str) -> N
         f"{model}/tag/main": '{"tag": "%s"}',
         "/api/repos/create": '{"organization": "acme", "name": "%s"}',
     }
-    answers = [pusher.send("POST", path, content=body % text) for path, body in bodies.items()]
-    assert {answer.status_code for answer in answers} <= {400, 415, 422}
+    responses = [pusher.send("POST", path, content=body % text) for path, body in bodies.items()]
+    assert {response.status_code for response in responses} <= {400, 415, 422}
 
 
 def test_a_readme_that_names_no_base_gets_a_warning_and_no_error(pusher: Pusher) -> None:
     cards = {"# Mine": "has no front matter", "---\nbase_model: x\n---\n# Mine": "", "---\n": "without an end"}
     for content, message in cards.items():
-        answer = pusher.send("POST", "/api/validate-yaml", json={"content": content, "repoType": "model"}).json()
-        assert (answer["errors"], len(answer["warnings"])) == ([], 1 if message else 0)
-        assert message in str(answer["warnings"])
+        response = pusher.send("POST", "/api/validate-yaml", json={"content": content, "repoType": "model"}).json()
+        assert (response["errors"], len(response["warnings"])) == ([], 1 if message else 0)
+        assert message in str(response["warnings"])
 
 
 @pytest.mark.parametrize("folder", ["checkpoint-500", "last-checkpoint", "unet/checkpoint-1"])
@@ -338,17 +340,17 @@ def test_checkpoints_in_folders_are_left_out(pusher: Pusher, folder: str) -> Non
     pusher.create()
     paths = [samples.WEIGHTS, f"{folder}/{samples.WEIGHTS}"]
     body = {"files": [{"path": path, "size": 1} for path in paths]}
-    answer = pusher.send("POST", "/api/models/acme/support/preupload/main", json=body)
-    assert [file["shouldIgnore"] for file in answer.json()["files"]] == [False, True]
-    assert "push that folder as its own adapter" in warning(answer)
+    response = pusher.send("POST", "/api/models/acme/support/preupload/main", json=body)
+    assert [file["shouldIgnore"] for file in response.json()["files"]] == [False, True]
+    assert "push that folder as its own adapter" in warning(response)
 
 
 def test_bytes_that_never_arrived_are_named(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     files = harness.files()
-    answer = pusher.commit(add(samples.CONFIG, files[samples.CONFIG]), add_large(samples.WEIGHTS, "0" * 64, 500))
-    assert (answer.status_code, samples.WEIGHTS in answer.headers["x-error-message"]) == (422, True)
-    assert "was not uploaded" in answer.headers["x-error-message"]
+    response = pusher.commit(add(samples.CONFIG, files[samples.CONFIG]), add_large(samples.WEIGHTS, "0" * 64, 500))
+    assert (response.status_code, samples.WEIGHTS in response.headers["x-error-message"]) == (422, True)
+    assert "was not uploaded" in response.headers["x-error-message"]
     assert pusher.files() == []
 
 
@@ -361,11 +363,12 @@ def test_the_bytes_of_another_tenant_are_not_committed_by_their_digest(harness: 
     for size in ({"size": weights.size_bytes}, {}):
         line = add_large(samples.WEIGHTS, weights.digest.hex, 0)
         line["value"] = {key: value for key, value in line["value"].items() if key != "size"} | size
-        answer = pusher.commit(*lines, line)
+        response = pusher.commit(*lines, line)
         absent = pusher.commit(*lines, {**line, "value": {**line["value"], "oid": "0" * 64}})
-        assert (answer.status_code, absent.status_code) == (422, 422)
+        assert (response.status_code, absent.status_code) == (422, 422)
         assert (
-            answer.headers["x-error-message"].replace(weights.digest.hex, "0" * 64) == absent.headers["x-error-message"]
+            response.headers["x-error-message"].replace(weights.digest.hex, "0" * 64)
+            == absent.headers["x-error-message"]
         )
 
 
@@ -389,7 +392,7 @@ def test_a_draft_gives_no_version_bytes_that_its_pusher_may_not_read_any_more(ha
     assert pusher.push(files).status_code == 200
 
 
-def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(harness: Harness) -> None:
+def test_a_token_that_ends_in_the_middle_is_refused_as_by_the_hub(harness: Harness) -> None:
     secret = of_subject(harness, "ann", namespaces=["acme"])
     harness.admin.create_namespace("acme", owner="ann")
     pusher = Pusher(harness, secret)
@@ -399,6 +402,6 @@ def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(harness: Ha
     assert pusher.commit(add(CARD, b"y")).status_code in (403, 404)
     [token] = [item for item in harness.admin.tokens().items if item.subject == "ann"]
     harness.admin.revoke_token(token.id)
-    answer = pusher.commit(add(CARD, b"z"))
+    response = pusher.commit(add(CARD, b"z"))
     expected = (401, "Invalid credentials in Authorization header")
-    assert (answer.status_code, answer.headers["x-error-message"]) == expected
+    assert (response.status_code, response.headers["x-error-message"]) == expected

@@ -33,8 +33,8 @@ def test_files_become_a_version_one_at_a_time(harness: Harness, pusher: Pusher) 
     files = harness.files()
     states = []
     for path in (CARD, samples.CONFIG, samples.WEIGHTS):
-        answer = pusher.commit(add(path, files[path]))
-        states.append((answer.json()["commitOid"] == pusher.info().json()["sha"], pusher.files()))
+        response = pusher.commit(add(path, files[path]))
+        states.append((response.json()["commitOid"] == pusher.info().json()["sha"], pusher.files()))
     assert states == [(True, [CARD]), (True, [CARD, samples.CONFIG]), (True, [CARD, samples.CONFIG, samples.WEIGHTS])]
     harness.transport.settle()
     assert harness.admin.adapter("acme/support").versions == 1
@@ -195,9 +195,9 @@ def test_a_version_needs_nothing_of_its_draft(harness: Harness, pusher: Pusher) 
 def test_a_repository_has_a_limited_number_of_drafts(pusher: Pusher) -> None:
     pusher.create()
     paths = [f"/api/models/acme/support/branch/branch-{number}" for number in range(drafts.DRAFTS_LIMIT)]
-    answers = [pusher.send("POST", path, json={}) for path in paths]
-    assert [answer.status_code for answer in answers] == [200] * (drafts.DRAFTS_LIMIT - 1) + [413]
-    assert "delete a branch" in answers[-1].headers["x-error-message"]
+    responses = [pusher.send("POST", path, json={}) for path in paths]
+    assert [response.status_code for response in responses] == [200] * (drafts.DRAFTS_LIMIT - 1) + [413]
+    assert "delete a branch" in responses[-1].headers["x-error-message"]
     assert pusher.send("DELETE", paths[0]).status_code == 200
     assert pusher.send("POST", paths[-1], json={}).status_code == 200
 

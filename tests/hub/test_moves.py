@@ -27,8 +27,8 @@ def test_a_draft_is_moved_with_its_files(harness: Harness) -> None:
     moved = Pusher(harness, pusher.secret, "globex/moved")
     assert move(pusher, moved.name).status_code == 200
     assert (pusher.info().status_code, moved.info(draft).json()["sha"]) == (404, draft)
-    answer = moved.push(files)
-    assert (answer.status_code, harness.admin.version("globex/moved@1").base) == (200, "tiny-llama")
+    response = moved.push(files)
+    assert (response.status_code, harness.admin.version("globex/moved@1").base) == (200, "tiny-llama")
     harness.transport.settle()
     with harness.session() as session:
         assert rows(session, DraftRow) == []

@@ -206,13 +206,13 @@ def test_the_javascript_client_pushes(store: LiveServer, tmp_path: Path) -> None
     script = tmp_path / SCRIPT.name
     script.write_text(SCRIPT.read_text())
     client_request = json.dumps({"name": "acme/javascript", "folder": str(pushes.adapter_folder(tmp_path))})
-    answers = lives.last_line(store.run(["node", script, client_request], tmp_path))
+    responses = lives.last_line(store.run(["node", script, client_request], tmp_path))
     digests = [store.registry.version(Ref(AdapterName("acme", "javascript"), number)).digest for number in (1, 2)]
-    assert [answers["pushed"], answers["deleted"]] == [commit_id(digest) for digest in digests]
-    assert (answers["url"], answers["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
-    assert answers["files"] == [samples.CONFIG, samples.WEIGHTS]
-    assert (answers["pickle"][0], "may be a pickle" in answers["pickle"][1]) == ("415", True)
-    assert (answers["model"][0], "a whole model" in answers["model"][1]) == ("415", True)
+    assert [responses["pushed"], responses["deleted"]] == [commit_id(digest) for digest in digests]
+    assert (responses["url"], responses["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
+    assert responses["files"] == [samples.CONFIG, samples.WEIGHTS]
+    assert (responses["pickle"][0], "may be a pickle" in responses["pickle"][1]) == ("415", True)
+    assert (responses["model"][0], "a whole model" in responses["model"][1]) == ("415", True)
 
 
 TRAIN = """

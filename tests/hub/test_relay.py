@@ -24,7 +24,7 @@ from tests.faults.servers import Server
 from tests.harness import Harness
 from tests.hub import clients, venvs
 from tests.hub.live import CARD, NAME, NESTED, LiveServer
-from tests.hub.upstreams import Answer, Upstream
+from tests.hub.upstreams import Response, Upstream
 
 THREADS = 60
 """More than requests have, besides those that wait for a store or for the upstream."""
@@ -157,11 +157,11 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
     with socket.create_server(("127.0.0.1", 0)) as inside, relaying.http() as client:
         address = f"127.0.0.1:{inside.getsockname()[1]}"
         away = f"http://{address}/latest/meta-data"
-        relaying.upstream.answers |= {
-            "/org/file/resolve/main/x.json": Answer(302, b"", {"Location": away, "Set-Cookie": "a=b; Path=/"}),
-            "/api/models/org/model": Answer(302, b"{}", {"Location": away}),
-            "/org/near/resolve/main/x.json": Answer(307, b"", {"Location": f"//{address}/x"}),
-            "/org/auth/resolve/main/x.json": Answer(302, b"", {"Location": f"http://{address}@{address}/x"}),
+        relaying.upstream.responses |= {
+            "/org/file/resolve/main/x.json": Response(302, b"", {"Location": away, "Set-Cookie": "a=b; Path=/"}),
+            "/api/models/org/model": Response(302, b"{}", {"Location": away}),
+            "/org/near/resolve/main/x.json": Response(307, b"", {"Location": f"//{address}/x"}),
+            "/org/auth/resolve/main/x.json": Response(302, b"", {"Location": f"http://{address}@{address}/x"}),
         }
         for repository in ("file", "near", "auth"):
             led = client.get(f"/org/{repository}/resolve/main/x.json")
@@ -179,7 +179,7 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
 
 def test_relays_and_redirects_that_loop_end(relaying: RelayingServer, tmp_path: Path) -> None:
     path = "/org/circle/resolve/main/x"
-    relaying.upstream.answers[path] = Answer(302, b"", {"Location": path})
+    relaying.upstream.responses[path] = Response(302, b"", {"Location": path})
     before = len(relaying.upstream.requests)
     with relaying.http() as client:
         circle = client.get(path)
@@ -193,22 +193,22 @@ def test_relays_and_redirects_that_loop_end(relaying: RelayingServer, tmp_path: 
     assert (response.status_code, response.headers["x-error-code"]) == (404, "RepoNotFound")
 
 
-def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: RelayingServer) -> None:
+def test_a_too_large_or_invalid_response_of_the_upstream_gives_503(relaying: RelayingServer) -> None:
     big = itertools.repeat(b" " * 2**20, relays.RESPONSE_LIMIT_BYTES // 2**20 + 4)
-    relaying.upstream.answers |= {
-        "/api/models/org/big": Answer(200, big),
-        "/api/models/org/page": Answer(502, b"<html>", {"Content-Type": "text/html"}),
-        "/api/models/org/deep": Answer(200, b"[" * 200_000),
-        "/org/odd/resolve/main/x": Answer(200, b"{}", {"Content-Length": "2, 2", "X-Linked-Size": "-1"}),
-        "/api/models/org/short": Answer(200, b'{"id": "o', length=500),
-        "/api/models/org/gated": Answer(401, b'{"error": "ask"}', {"X-Error-Code": "GatedRepo"}),
-        "/api/models/org/xet": Answer(200, b'{"xetEnabled": true, "siblings": [{"rfilename": "a", "xetHash": "b"}]}'),
+    relaying.upstream.responses |= {
+        "/api/models/org/big": Response(200, big),
+        "/api/models/org/page": Response(502, b"<html>", {"Content-Type": "text/html"}),
+        "/api/models/org/deep": Response(200, b"[" * 200_000),
+        "/org/odd/resolve/main/x": Response(200, b"{}", {"Content-Length": "2, 2", "X-Linked-Size": "-1"}),
+        "/api/models/org/short": Response(200, b'{"id": "o', length=500),
+        "/api/models/org/gated": Response(401, b'{"error": "ask"}', {"X-Error-Code": "GatedRepo"}),
+        "/api/models/org/xet": Response(200, b'{"xetEnabled": true, "siblings": [{"rfilename": "a", "xetHash": "b"}]}'),
     }
     with relaying.http() as client:
         for name in ("big", "page", "deep", "short"):
-            answer = client.get(f"/api/models/org/{name}")
-            assert answer.status_code == 503, name
-            assert "upstream Hub" in answer.headers["x-error-message"]
+            response = client.get(f"/api/models/org/{name}")
+            assert response.status_code == 503, name
+            assert "upstream Hub" in response.headers["x-error-message"]
         assert client.head("/org/odd/resolve/main/x").status_code == 200
         gated = client.get("/api/models/org/gated")
         assert (gated.status_code, gated.headers["x-error-code"]) == (403, "GatedRepo")
@@ -237,16 +237,16 @@ def test_an_upstream_that_stops_in_the_middle_of_bodies_delays_no_other_request(
             return body()
 
     with Upstream() as upstream, Harness(f"sqlite:///{tmp_path}/r.db", hub_upstream=upstream.url) as harness:
-        upstream.answers[path] = Answer(200, Bodies())
+        upstream.responses[path] = Response(200, Bodies())
         with ThreadPoolExecutor(THREADS) as pool:
-            answers = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(THREADS)]
+            responses = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(THREADS)]
             try:
                 for _ in range(RELAY_THREADS):
                     assert begun.acquire(timeout=WAIT_SECONDS)
                     assert harness.admin.whoami()
             finally:
                 goes_on.set()
-            assert [answer.result().content for answer in answers] == [b"{}"] * THREADS
+            assert [response.result().content for response in responses] == [b"{}"] * THREADS
             assert late == [], "a request waited for the upstream"
 
 
@@ -261,7 +261,7 @@ def test_a_body_counts_as_memory_while_the_upstream_is_asked(tmp_path: Path) -> 
 
     path, body = "/api/models/org/model/paths-info/main", "paths=README.md"
     with Upstream() as upstream, Harness(f"sqlite:///{tmp_path}/r.db", hub_upstream=upstream.url) as harness:
-        upstream.answers[path] = Answer(200, Body())
+        upstream.responses[path] = Response(200, Body())
         budgets = (harness.app.state.body_budget, harness.app.state.unchecked_budget)
         assert send(harness, "POST", path, harness.secret, content=body).json() == []
         assert (used, [budget.used_bytes for budget in budgets]) == ([len(body)], [0, 0])

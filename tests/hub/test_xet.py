@@ -49,11 +49,11 @@ def xorbs_of(harness: Harness) -> int:
         return len(rows(session, XorbRow))
 
 
-def refused(answer: httpx.Response, status: int, message: str) -> None:
-    """The answer has the shape of the Hub API: the text in the header and in the field `error`."""
-    assert answer.status_code == status, answer.text
-    assert message in answer.headers["x-error-message"]
-    assert message in answer.json()["error"]
+def refused(response: httpx.Response, status: int, message: str) -> None:
+    """The response has the shape of the Hub API: the text in the header and in the field `error`."""
+    assert response.status_code == status, response.text
+    assert message in response.headers["x-error-message"]
+    assert message in response.json()["error"]
 
 
 # ------------------------------------------------------------------ files
@@ -64,8 +64,8 @@ def test_a_file_sent_by_xet_becomes_that_of_a_version(harness: Harness, pusher: 
     client = XetClient(pusher)
     client.upload(weights, scheme)
     assert (staged(harness), xorbs_of(harness)) == (["hub", "xet"], 1), "a client that is killed now continues"
-    answer = commit(pusher, {samples.WEIGHTS: weights}, **files)
-    assert answer.status_code == 200, answer.text
+    response = commit(pusher, {samples.WEIGHTS: weights}, **files)
+    assert response.status_code == 200, response.text
     version = harness.admin.version("acme/support@1")
     assert {file.path: file.digest.hex for file in version.files}[samples.WEIGHTS] == oid(weights)
     assert pusher.send("GET", f"/acme/support/resolve/main/{samples.WEIGHTS}").content == weights
@@ -124,7 +124,7 @@ def test_files_share_chunks_and_span_xorbs(pusher: Pusher) -> None:
 
 
 def test_a_repeated_shard_succeeds_after_its_session_has_ended(harness: Harness, pusher: Pusher) -> None:
-    """The answer of the first may be lost, also that of the commit."""
+    """The response of the first may be lost, also that of the commit."""
     files = harness.files()
     weights = files.pop(samples.WEIGHTS)
     xorb, client = xorb_of(split(weights, CHUNK)), XetClient(pusher)
@@ -244,8 +244,8 @@ def test_no_other_token_repository_or_tenant_reaches_a_session(harness: Harness,
 def test_chunks_are_unknown_whether_or_not_they_are_stored(pusher: Pusher) -> None:
     client, xorb = XetClient(pusher), xorb_of([b"one"])
     client.send_xorb(xorb)
-    answers = [client.send("GET", f"/v1/chunks/default/{name}") for name in (xorb.hash, "0" * 64)]
-    assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [
+    responses = [client.send("GET", f"/v1/chunks/default/{name}") for name in (xorb.hash, "0" * 64)]
+    assert [(response.status_code, response.json()["detail"]) for response in responses] == [
         (404, "this registry does not say which chunks it has")
     ] * 2
     for path in ("/v2/shards", f"/v1/xorb-grants/default/{xorb.hash}"):
@@ -259,11 +259,11 @@ def test_hostile_bodies_get_errors_of_the_hub_and_nothing_is_stored(harness: Har
     client = XetClient(pusher)
     xorbs = {name: (client.send_xorb(Xorb("0" * 64, body, ())), text) for name, (body, text) in HOSTILE_XORBS.items()}
     shards = {name: (client.send_shard(body), text) for name, (body, text) in HOSTILE_SHARDS.items()}
-    for answer, _ in [xorbs.pop("empty"), shards.pop("empty")]:
-        refused(answer, 400, "the body is empty")
-    for answer, message in [*xorbs.values(), *shards.values()]:
-        assert answer.status_code in (400, 413)
-        refused(answer, answer.status_code, message)
+    for response, _ in [xorbs.pop("empty"), shards.pop("empty")]:
+        refused(response, 400, "the body is empty")
+    for response, message in [*xorbs.values(), *shards.values()]:
+        assert response.status_code in (400, 413)
+        refused(response, response.status_code, message)
     assert (staged(harness), xorbs_of(harness), pusher.files()) == ([], 0, [])
 
 
@@ -272,13 +272,13 @@ def test_hostile_bodies_get_errors_of_the_hub_and_nothing_is_stored(harness: Har
 def test_an_access_token_is_for_one_repository_and_a_short_time(
     harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = pusher.send("GET", "/api/models/acme/support/xet-write-token/refs%2Fpr%2F1")
-    assert answer.json() == {
-        "casUrl": answer.headers["x-xet-cas-url"], "accessToken": answer.headers["x-xet-access-token"],
-        "exp": int(answer.headers["x-xet-token-expiration"]),
+    response = pusher.send("GET", "/api/models/acme/support/xet-write-token/refs%2Fpr%2F1")
+    assert response.json() == {
+        "casUrl": response.headers["x-xet-cas-url"], "accessToken": response.headers["x-xet-access-token"],
+        "exp": int(response.headers["x-xet-token-expiration"]),
     }  # fmt: skip
-    assert answer.headers["cache-control"] == "no-store"
-    assert 0 < answer.json()["exp"] - time.time() <= LIMIT_SECONDS
+    assert response.headers["cache-control"] == "no-store"
+    assert 0 < response.json()["exp"] - time.time() <= LIMIT_SECONDS
     client, xorb = XetClient(pusher), xorb_of([b"one"])
     assert pusher.secret not in client.token
     other_end = "0" if client.token[-1] != "0" else "1"
@@ -286,7 +286,7 @@ def test_an_access_token_is_for_one_repository_and_a_short_time(
         forged = Pusher(harness, token).send("POST", client.url + "/v1/shards", content=b"x")
         refused(forged, 401, "Invalid credentials")
     assert Pusher(harness, client.token).send("GET", "/api/v1/whoami").status_code == 401
-    monkeypatch.setattr(time, "time", lambda: answer.json()["exp"] + 60)
+    monkeypatch.setattr(time, "time", lambda: response.json()["exp"] + 60)
     refused(client.send_xorb(xorb), 401, "Invalid credentials")
     assert xorbs_of(harness) == 0
 
@@ -338,8 +338,8 @@ def test_a_quota_counts_a_file_once_while_its_xorbs_are_staged(harness: Harness,
 def test_a_session_has_a_limit_of_xorbs(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "XORBS_LIMIT", 2)
     client = XetClient(pusher)
-    answers = [client.send_xorb(xorb_of([bytes([number])])) for number in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 200, 413]
+    responses = [client.send_xorb(xorb_of([bytes([number])])) for number in range(3)]
+    assert [response.status_code for response in responses] == [200, 200, 413]
 
 
 @pytest.mark.security

@@ -3,7 +3,7 @@
     with Upstream(live.server) as upstream:
         ...                        # REGISTRY_HUB_UPSTREAM = upstream.url
         upstream.requests           # every request that came: method, target, headers
-        upstream.answers["/api/models/acme/big"] = Answer(200, b"…")      # instead of the server's own
+        upstream.responses["/api/models/acme/big"] = Response(200, b"…")      # instead of the server's own
 
 Invariants
 - It alone knows the server's token: what the relay sends is passed on with it, as the public Hub needs none.
@@ -29,7 +29,7 @@ class ReceivedRequest:
 
 
 @dataclass
-class Answer:
+class Response:
     """One to give instead of the server's. `body` may be pieces, which are sent as they come."""
 
     status: int
@@ -40,7 +40,7 @@ class Answer:
 
 class Upstream:
     def __init__(self, server: Server | None = None) -> None:
-        self.server, self.requests, self.answers = server, list[ReceivedRequest](), dict[str, Answer]()
+        self.server, self.requests, self.responses = server, list[ReceivedRequest](), dict[str, Response]()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -63,19 +63,19 @@ class Upstream:
             def do_GET(self) -> None:
                 upstream.requests.append(ReceivedRequest(self.command, self.path, dict(self.headers)))
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                self._send(upstream.answers.get(self.path.split("?")[0]) or upstream.pass_on(self, body))
+                self._send(upstream.responses.get(self.path.split("?")[0]) or upstream.pass_on(self, body))
 
             do_HEAD = do_POST = do_GET
 
-            def _send(self, answer: Answer) -> None:
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
+            def _send(self, response: Response) -> None:
+                self.send_response(response.status)
+                for name, value in response.headers.items():
                     self.send_header(name, value)
-                if isinstance(answer.body, bytes) and "content-length" not in map(str.lower, answer.headers):
-                    self.send_header("Content-Length", str(answer.length or len(answer.body)))
+                if isinstance(response.body, bytes) and "content-length" not in map(str.lower, response.headers):
+                    self.send_header("Content-Length", str(response.length or len(response.body)))
                 self.end_headers()
                 try:
-                    for piece in [answer.body] if isinstance(answer.body, bytes) else answer.body:
+                    for piece in [response.body] if isinstance(response.body, bytes) else response.body:
                         if self.command != "HEAD":
                             self.wfile.write(piece)
                 except OSError:
@@ -83,15 +83,15 @@ class Upstream:
 
         return Handler
 
-    def pass_on(self, request: BaseHTTPRequestHandler, body: bytes) -> Answer:
-        """What the real server answers to somebody who may read."""
+    def pass_on(self, request: BaseHTTPRequestHandler, body: bytes) -> Response:
+        """What the real server responds to somebody who may read."""
         assert self.server is not None
         headers = {"Authorization": f"Bearer {self.server.token}"}
         headers |= {name: request.headers[name] for name in ("Range", "Content-Type") if name in request.headers}
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         connection.request(request.command, request.path, body or None, headers)
-        answer = connection.getresponse()
-        data = answer.read()
+        response = connection.getresponse()
+        data = response.read()
         connection.close()
         hidden = {"connection", "transfer-encoding", "date", "server"}
-        return Answer(answer.status, data, {k: v for k, v in answer.getheaders() if k.lower() not in hidden})
+        return Response(response.status, data, {k: v for k, v in response.getheaders() if k.lower() not in hidden})

@@ -82,9 +82,9 @@ class XetClient:
 
     def __init__(self, pusher: Pusher) -> None:
         self.pusher = pusher
-        answer = pusher.send("GET", f"/api/models/{pusher.name}/xet-write-token/main")
-        assert answer.status_code == 200, answer.text
-        self.url, self.token = answer.json()["casUrl"], answer.json()["accessToken"]
+        response = pusher.send("GET", f"/api/models/{pusher.name}/xet-write-token/main")
+        assert response.status_code == 200, response.text
+        self.url, self.token = response.json()["casUrl"], response.json()["accessToken"]
 
     def send(self, method: str, path: str, **rest: Any) -> httpx.Response:
         return Pusher(self.pusher.harness, self.token).send(method, self.url + path, **rest)
@@ -99,8 +99,8 @@ class XetClient:
         """Send one file as one xorb."""
         xorb = xorb_of(split(data), scheme)
         assert self.send_xorb(xorb).json() == {"was_inserted": True}
-        answer = self.send_shard(shard_of((sha256(data).hexdigest(), [xorb.segment()])))
-        assert (answer.status_code, answer.json()) == (200, {"result": 1})
+        response = self.send_shard(shard_of((sha256(data).hexdigest(), [xorb.segment()])))
+        assert (response.status_code, response.json()) == (200, {"result": 1})
 
 
 def commit(pusher: Pusher, large: dict[str, bytes], **small: bytes) -> httpx.Response:

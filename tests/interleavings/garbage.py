@@ -287,8 +287,8 @@ def scheduled_registry(database_url: str) -> Iterator[Garbage]:
     with Harness(database_url, blobs=blobs) as harness, pytest.MonkeyPatch.context() as patch:
         harness.add_base()
         patch.setattr(failpoints, "reach", scheduler.pause)
-        for (module, function), answer in SKIPPED.items():
-            patch.setattr(module, function, lambda *_, answer=answer, **__: answer)
+        for (module, function), value in SKIPPED.items():
+            patch.setattr(module, function, lambda *_, value=value, **__: value)
         if harness.engine.dialect.name == "sqlite":  # no run ends in a power cut
             event.listen(harness.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
             harness.engine.dispose()

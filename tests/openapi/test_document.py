@@ -158,10 +158,10 @@ def test_every_json_body_has_an_example_that_its_route_accepts(harness: Harness,
 
 
 def test_an_error_is_the_problem_that_the_document_describes(harness: Harness, document: dict[str, Any]) -> None:
-    answer = send(harness, "GET", f"{PREFIX}/adapters/acme/nothing", harness.secret)
-    Problem.model_validate(answer.json())
+    response = send(harness, "GET", f"{PREFIX}/adapters/acme/nothing", harness.secret)
+    Problem.model_validate(response.json())
     described = document["components"]["schemas"]["Problem"]["properties"]
-    assert set(answer.json()) <= set(described)
+    assert set(response.json()) <= set(described)
     shown = document["paths"][f"{PREFIX}/adapters/{{namespace}}/{{name}}"]["get"]["responses"]
     assert shown["404"] == {"$ref": "#/components/responses/NotFound"}
     assert "`ADAPTER_UNKNOWN`" in document["components"]["responses"]["NotFound"]["description"]
@@ -188,8 +188,8 @@ def test_an_unchanged_document_is_not_sent_twice(harness: Harness, path: str, do
 def test_the_page_shows_every_operation_and_schema_without_other_hosts(
     harness: Harness, document: dict[str, Any]
 ) -> None:
-    answer: httpx.Response = send(harness, "GET", "/docs")
-    page, policy = answer.text, answer.headers["content-security-policy"]
+    response: httpx.Response = send(harness, "GET", "/docs")
+    page, policy = response.text, response.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert not re.search(
         r"<script|<link|<img|<iframe|@import|url\(|\son\w+=|(?:src|href|action)=\"(?!#|/openapi)", page

@@ -38,7 +38,7 @@ def test_an_anonymous_client_sees_public_namespaces_only(browser: Browser) -> No
     assert browser.get("/adapters/acme/support").status_code == 404
 
 
-def test_a_private_adapter_is_answered_like_an_absent_one(filled: Harness, browser: Browser) -> None:
+def test_a_private_adapter_looks_like_an_absent_one(filled: Harness, browser: Browser) -> None:
     outsider = filled.issue("pull", namespaces=["library"])[1]
     for sign_in in (False, True):
         if sign_in:

@@ -92,8 +92,8 @@ def work(harness: Harness, path: str) -> int:
     for _ in range(2):
         harness.transport.settle()
         with counting(harness) as count:
-            answer = send(harness, "GET", path, harness.secret)
-            assert answer.status_code == 200, (path, answer.text[:300])
+            response = send(harness, "GET", path, harness.secret)
+            assert response.status_code == 200, (path, response.text[:300])
             harness.transport.settle()
             steps = count()
     return steps

@@ -80,17 +80,17 @@ def hostile_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harnes
 def test_no_page_contains_markup_of_others(hostile_harness: Harness, path: str) -> None:
     with Browser(hostile_harness) as browser:
         browser.sign_in(hostile_harness.secret)
-        answer = browser.get(hostile.path_of(hostile_harness, path))
-    assert answer.status_code < 500
-    if answer.headers["content-type"] == "application/problem+json":  # the path leads to no page
+        response = browser.get(hostile.path_of(hostile_harness, path))
+    assert response.status_code < 500
+    if response.headers["content-type"] == "application/problem+json":  # the path leads to no page
         return
     page = Page()
-    page.feed(answer.text)
+    page.feed(response.text)
     page.close()
     assert page.problems == []
     assert page.open == []
-    assert len(answer.content) < 150_000
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert len(response.content) < 150_000
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
 
 
 def test_an_image_of_a_report_is_a_png_or_does_not_exist(hostile_harness: Harness) -> None:

@@ -33,7 +33,7 @@ def test_an_address_says_nothing_before_sign_in(registry: Harness, browser: Brow
         assert browser.get(led.headers["location"]).status_code == 404
 
 
-def test_clients_get_answers_of_the_hub_at_the_same_addresses(registry: Harness, browser: Browser) -> None:
+def test_clients_get_responses_of_the_hub_at_the_same_addresses(registry: Harness, browser: Browser) -> None:
     registry.push("acme/asked")
     bearer = {"Authorization": f"Bearer {registry.secret}"}
     for headers, status in ((bearer, 307), (HTML | bearer, 307), ({"Accept": "*/*"}, 401)):

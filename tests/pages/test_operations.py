@@ -103,13 +103,13 @@ def test_the_export_has_the_events_of_the_rest_api_and_none_of_others(
         items = send(filled, "GET", "/api/v1/events", secret, params=filters | {"limit": "1000"}).json()["items"]
         page = browser.get("/audit", params=filters).text
         link = html.unescape(re.findall(r'href="(/audit/export[^"]*)"', page)[0])
-        answer = browser.get(link)
-        assert answer.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
-        assert [json.loads(line) for line in answer.text.splitlines()] == items
+        response = browser.get(link)
+        assert response.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
+        assert [json.loads(line) for line in response.text.splitlines()] == items
         assert bool(items) == ("acme/fleet" not in filters.values())
 
 
-def test_the_status_shows_workers_the_queue_and_whether_the_store_answers(
+def test_the_status_shows_workers_the_queue_and_whether_the_store_responds(
     filled: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed = filled.admin.claim(ClaimRequest(worker="gpu-<7>"))
@@ -118,14 +118,14 @@ def test_the_status_shows_workers_the_queue_and_whether_the_store_answers(
     assert "gpu-&lt;7&gt;" in page
     assert f'href="/jobs/{claimed.job.id}"' in page
     assert re.search(r"[0-9]+ jobs wait, [1-9][0-9]* run", page)
-    assert "does not answer" not in page
+    assert "does not respond" not in page
 
     def fail(_key: str) -> None:
         raise Unavailable("STORE_UNAVAILABLE", "the bucket is away")
 
     monkeypatch.setattr(filled.app.state.blobs, "stat", fail)
-    answer = signed_in.get("/status")
-    assert (answer.status_code, "the bucket is away" in answer.text) == (200, True)
+    response = signed_in.get("/status")
+    assert (response.status_code, "the bucket is away" in response.text) == (200, True)
     monkeypatch.undo()
     filled.give_back([claimed.job.id])
 
@@ -154,7 +154,7 @@ def test_the_proof_of_an_entry_verifies_and_names_the_command(filled: Harness, s
 
 
 @pytest.mark.security
-def test_an_entry_of_others_is_answered_like_an_absent_one(filled: Harness, browser: Browser) -> None:
+def test_an_entry_of_others_looks_like_an_absent_one(filled: Harness, browser: Browser) -> None:
     events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/fleet"}).json()["items"]
     browser.sign_in(filled.issue("pull", namespaces=["library"])[1])
     private, absent = browser.get(f"/audit/{events[0]['seq']}"), browser.get("/audit/999999")

@@ -46,10 +46,10 @@ def test_lineage_is_a_file_to_download_for_those_who_see_the_version(
     registry.push("acme/exported")
     path = "/adapters/acme/exported/versions/1/lineage"
     for ending, start in (("svg", "<svg"), ("mermaid", "flowchart"), ("dot", "digraph"), ("json", "{")):
-        answer = signed_in.get(f"{path}.{ending}")
-        assert answer.text.startswith(start), ending
-        assert answer.headers["content-disposition"] == f'attachment; filename="acme-exported-1.{ending}"'
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        response = signed_in.get(f"{path}.{ending}")
+        assert response.text.startswith(start), ending
+        assert response.headers["content-disposition"] == f'attachment; filename="acme-exported-1.{ending}"'
+        assert "default-src 'none'" in response.headers["content-security-policy"]
     assert signed_in.get(f"{path}.html").status_code == 404
     with Browser(registry) as anonymous:
         assert anonymous.get(f"{path}.svg").status_code == 404

@@ -43,8 +43,8 @@ def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Ha
 def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_reasons(
     filled: Harness, signed_in: Browser
 ) -> None:
-    answer = signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", reason="<b>asked</b> for")
-    assert (answer.status_code, answer.headers["location"]) == (303, PAGE)
+    response = signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", reason="<b>asked</b> for")
+    assert (response.status_code, response.headers["location"]) == (303, PAGE)
     assert filled.admin.alias("acme/shop", "prod").number == 2
     assert "&lt;b&gt;asked&lt;/b&gt; for" in signed_in.get(PAGE).text
     assert signed_in.submit(PAGE, f"{PAGE}/rollback", reason="back").status_code == 303
@@ -92,8 +92,8 @@ def test_only_those_who_may_promote_move_an_alias_and_only_by_a_form_of_their_se
                 {"Origin": "http://["},
                 {"Sec-Fetch-Site": "cross-site"},
             ):
-                answer = admin.submit(f"{PAGE}?version=2", f"{PAGE}/{action}", headers=headers)
-                assert answer.status_code == 403
+                response = admin.submit(f"{PAGE}?version=2", f"{PAGE}/{action}", headers=headers)
+                assert response.status_code == 403
     assert generation(filled) == before
 
 
@@ -120,8 +120,8 @@ def test_an_approval_opens_a_gate_and_is_shown_with_its_comment(filled: Harness,
     filled.admin.set_gate("acme/shop", "approved", Gate(approvals=1))
     browser.sign_in(filled.issue("promote", namespaces=["acme"], name="reviewer")[1])
     assert "the gate is closed" in browser.get(f"{page}?version=2").text
-    answer = browser.submit(f"{page}?version=2", f"{page}/approve", comment="<i>read</i> it")
-    assert (answer.status_code, answer.headers["location"]) == (303, f"{page}?version=2")
+    response = browser.submit(f"{page}?version=2", f"{page}/approve", comment="<i>read</i> it")
+    assert (response.status_code, response.headers["location"]) == (303, f"{page}?version=2")
     shown = browser.get(f"{page}?version=2").text
     assert "the gate is open" in shown
     assert "reviewer" in shown
@@ -150,8 +150,8 @@ def test_only_an_owner_with_a_token_again_and_a_reason_passes_a_closed_gate(
         secret = filled.issue("promote", namespaces=["acme"])[1]
         promoter.sign_in(secret)
         assert "closed gate</summary>" not in promoter.get(f"{page}?version=1").text
-        answer = promoter.submit(f"{page}?version=1", action, break_glass="yes", reason="mine", token=secret)
-        assert answer.status_code == 403
+        response = promoter.submit(f"{page}?version=1", action, break_glass="yes", reason="mine", token=secret)
+        assert response.status_code == 403
     assert all(view.alias != "locked" for view in filled.admin.aliases("acme/shop").items)
     fields = hidden | {"reason": "an outage", "token": filled.secret}
     assert signed_in.post(action, data=fields, headers={"Origin": URL}).status_code == 303
@@ -168,8 +168,8 @@ def test_a_version_is_yanked_and_quarantined_with_a_reason_and_back(filled: Harn
     ):  # fmt: skip
         action = f"{page}/withdrawal/{change}"
         assert signed_in.submit(page, action, reason="").status_code == 400
-        answer = signed_in.submit(page, action, reason="<b>because</b>")
-        assert (answer.status_code, answer.headers["location"]) == (303, page)
+        response = signed_in.submit(page, action, reason="<b>because</b>")
+        assert (response.status_code, response.headers["location"]) == (303, page)
         assert shown in signed_in.get(page).text
     events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/pulled@1"}).json()["items"]
     withdrawals = [event["action"] for event in events if event["detail"].get("reason") == "<b>because</b>"]
@@ -204,6 +204,6 @@ def test_only_those_who_may_withdraw_or_approve_do_and_only_by_a_form_of_their_s
         assert "An owner of acme" in promoter.get(path).text
         token = promoter.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
         fields = {"reason": "r", "form_token": token}
-        answer = promoter.post(f"{path}/withdrawal/unquarantine", data=fields, headers={"Origin": URL})
-        assert answer.status_code == 403, "only an owner ends a quarantine"
+        response = promoter.post(f"{path}/withdrawal/unquarantine", data=fields, headers={"Origin": URL})
+        assert response.status_code == 403, "only an owner ends a quarantine"
     assert filled.admin.version("acme/shop@1").yanked_at is None

@@ -1,4 +1,4 @@
-"""Sign-in at an identity provider: authorization code with PKCE, and what each forged answer gets."""
+"""Sign-in at an identity provider: authorization code with PKCE, and what each forged response gets."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def alice(provider: LoginServer) -> dict[str, Any]:
 
 def leave(browser: Browser, **parameters: str) -> httpx.URL:
     """The callback of a browser that went to the provider and was signed in there."""
-    answer = browser.get(WITH, params=parameters)
-    assert answer.status_code == 303
-    return httpx.URL(httpx.get(answer.headers["location"]).headers["location"])
+    response = browser.get(WITH, params=parameters)
+    assert response.status_code == 303
+    return httpx.URL(httpx.get(response.headers["location"]).headers["location"])
 
 
 def return_to(browser: Browser, callback: httpx.URL, **changes: str) -> httpx.Response:
@@ -67,8 +67,8 @@ def test_a_person_signs_in_with_the_rights_of_their_roles(registry: Harness, bro
     form = browser.get("/sign-in?next=/search%3Ftext%3Da").text
     assert f'href="{WITH}?next=/search%3Ftext%3Da"' in form
     callback = leave(browser, next="/search?text=a")
-    answer = return_to(browser, callback)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/search?text=a")
+    response = return_to(browser, callback)
+    assert (response.status_code, response.headers["location"]) == (303, "/search?text=a")
     assert "alice@acme.example" in browser.get("/").text
     assert browser.get("/adapters/acme/private").status_code == 200
     with registry.session() as session:
@@ -125,10 +125,10 @@ def test_an_identity_token_that_is_not_for_this_sign_in_begins_no_session(
     alice |= change
     with registry.session() as session:
         before = len(rows(session, PageSessionRow))
-    answer = return_to(browser, leave(browser))
+    response = return_to(browser, leave(browser))
     registry.app.state.failure_limiter.__init__(0)
-    assert answer.status_code == 403
-    assert "acme-login says about you is not accepted" in answer.text
+    assert response.status_code == 403
+    assert "acme-login says about you is not accepted" in response.text
     with registry.session() as session:
         assert len(rows(session, PageSessionRow)) == before
 
@@ -212,31 +212,31 @@ def test_to_give_a_role_a_person_signs_in_at_the_provider_again(registry: Harnes
     assert (registry.admin.namespace("acme").roles or {})["carol@acme.example"] == "reader"
 
 
-def test_a_provider_that_does_not_answer_is_said_to_be_unavailable(
+def test_a_provider_that_does_not_respond_is_said_to_be_unavailable(
     browser: Browser, provider: LoginServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callback = leave(browser)
-    answers: list[Callable[..., Any]] = [lambda *_: {}, lambda *_: {"id_token": 1}]
-    for answer in answers:
-        monkeypatch.setattr(provider, "redeem", answer)
+    responses: list[Callable[..., Any]] = [lambda *_: {}, lambda *_: {"id_token": 1}]
+    for response in responses:
+        monkeypatch.setattr(provider, "redeem", response)
         assert return_to(browser, callback).status_code == 403
         callback = leave(browser)
     monkeypatch.setattr(httpx, "post", _refuse_connection)
-    answer_of_page = return_to(browser, callback)
-    assert answer_of_page.status_code == 503
-    assert "acme-login cannot be reached now" in answer_of_page.text
+    response_of_page = return_to(browser, callback)
+    assert response_of_page.status_code == 503
+    assert "acme-login cannot be reached now" in response_of_page.text
 
 
 def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
     registry: Harness, browser: Browser, provider: LoginServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anyone can begin an attempt. A code over the share of its network is refused before the provider is asked."""
-    waiting, answered, redeem = threading.Semaphore(0), threading.Event(), provider.redeem
+    waiting, released, redeem = threading.Semaphore(0), threading.Event(), provider.redeem
 
     def wait_and_redeem(fields: dict[str, str], authorization: str) -> dict[str, Any]:
         if fields["code"] == "wrong":
             waiting.release()
-            answered.wait(60)
+            released.wait(60)
         return redeem(fields, authorization)
 
     monkeypatch.setattr(provider, "redeem", wait_and_redeem)
@@ -255,7 +255,7 @@ def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
             assert (refused.status, "set-cookie" in refused.headers) == (429, False), "the attempt goes on"
             assert return_to(browser, leave(browser)).status_code == 303
         finally:
-            answered.set()
+            released.set()
     assert {future.result().status for future in futures} == {403}
     assert not waiting.acquire(blocking=False), "the provider was not asked"
     assert send_code(REDEEMS_PER_NETWORK).status == 403, "and the network has its share again"

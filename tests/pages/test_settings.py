@@ -48,8 +48,8 @@ def secret_on(page: httpx.Response) -> str:
 
 
 def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, signed_in: Browser) -> None:
-    answer = signed_in.submit("/settings", "/settings/namespaces", name="globex", owner="bob@globex.example")
-    assert answer.headers["location"] == "/settings/namespaces/globex"
+    response = signed_in.submit("/settings", "/settings/namespaces", name="globex", owner="bob@globex.example")
+    assert response.headers["location"] == "/settings/namespaces/globex"
     fields: Any = {"quota_mib": "2", "quota_versions": "5", "pushes_per_hour": ""}
     path = "/settings/namespaces/globex"
     assert signed_in.submit(path, path, public="yes", strict="yes", unregistered_bases="yes").status_code == 303
@@ -131,8 +131,8 @@ def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser, own: str) -> 
         ({"namespaces": "acme", "scope_pull": "yes", "lifetime": "-1d"}, 400),
     )
     for fields, status in cases:
-        answer = owner.submit("/settings/tokens", "/settings/tokens", name="n", token=own, **fields)
-        assert answer.status_code == status, fields
+        response = owner.submit("/settings/tokens", "/settings/tokens", name="n", token=own, **fields)
+        assert response.status_code == status, fields
 
 
 @pytest.mark.security
@@ -205,7 +205,7 @@ def test_forms_of_settings_are_shown_to_and_accepted_from_those_who_may(registry
         ("/settings/tokens/first-admin/rotate", 403), ("/settings/webhooks", 403), (f"{webhook}/delete", 404),
         (f"{webhook}/deliveries/1/retry", 404),
     ):  # fmt: skip
-        answer = browser.post(action, data=fields | {"form_token": token}, headers={"Origin": URL})
-        assert answer.status_code == status, (action, answer.text)
+        response = browser.post(action, data=fields | {"form_token": token}, headers={"Origin": URL})
+        assert response.status_code == status, (action, response.text)
         forged = browser.post(action, data=fields | {"form_token": token}, headers={"Origin": "https://evil.example"})
         assert forged.status_code == 403, action

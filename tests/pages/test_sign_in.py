@@ -31,9 +31,9 @@ def long_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_token_signs_in_and_the_sign_out_ends_the_session(registry: Harness, browser: Browser) -> None:
-    answer = browser.sign_in(registry.secret, next="/search?text=a")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/search?text=a")
-    session = answer.cookies["adapter-session"]
+    response = browser.sign_in(registry.secret, next="/search?text=a")
+    assert (response.status_code, response.headers["location"]) == (303, "/search?text=a")
+    session = response.cookies["adapter-session"]
     assert "Sign out" in browser.get("/").text
     assert browser.submit("/", "/sign-out").status_code == 303
     browser.cookies.set("adapter-session", session, domain="registry.test")
@@ -66,20 +66,20 @@ def test_cookies_are_out_of_reach_for_scripts_other_sites_and_plain_http(registr
     assert all(cookie.startswith("__Host-adapter-") and "Secure" in cookie for cookie in cookies)
 
 
-def test_every_wrong_token_gets_the_same_answer(registry: Harness, browser: Browser) -> None:
+def test_every_wrong_token_gets_the_same_response(registry: Harness, browser: Browser) -> None:
     revoked_id, revoked = registry.issue("pull")
     registry.admin.revoke_token(revoked_id)
     _, expired = registry.issue("pull", seconds=1)
     later = db.now() + timedelta(hours=1)
-    answers = []
+    responses = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(db, "now", lambda: later)
         for token in (new_secret(), "lra_x", "", "é" * 50, revoked, expired):
-            answer = browser.sign_in(token)
-            assert answer.status_code == 403
-            answers.append(answer.text)
-    assert INVALID_TOKEN in answers[0]
-    assert len(set(answers)) == 1
+            response = browser.sign_in(token)
+            assert response.status_code == 403
+            responses.append(response.text)
+    assert INVALID_TOKEN in responses[0]
+    assert len(set(responses)) == 1
     assert "adapter-session" not in browser.cookies
 
 
@@ -96,8 +96,8 @@ def test_sign_ins_count_as_requests_of_their_token(database_url: str) -> None:
     with Harness(database_url, requests_per_minute=5) as harness, Browser(harness) as browser:
         _, secret = harness.issue("pull")
         fields = {"token": secret, "form_token": visitors.form_token("x")}
-        answers = [browser.post("/sign-in", data=fields, headers={"Cookie": "adapter-form=x"}) for _ in range(7)]
-        assert [answer.status_code for answer in answers] == [303] * 5 + [429] * 2
+        responses = [browser.post("/sign-in", data=fields, headers={"Cookie": "adapter-form=x"}) for _ in range(7)]
+        assert [response.status_code for response in responses] == [303] * 5 + [429] * 2
         with harness.session() as session:
             assert len(rows(session, PageSessionRow)) == 5
 
@@ -148,8 +148,8 @@ def test_a_session_ends_when_its_secret_is_rotated(registry: Harness, browser: B
 
 def test_a_planted_session_id_never_becomes_signed_in(registry: Harness, browser: Browser) -> None:
     browser.cookies.set("adapter-session", "planted-by-somebody-else", domain="registry.test")
-    answer = browser.sign_in(registry.secret)
-    assert answer.cookies["adapter-session"] != "planted-by-somebody-else"
+    response = browser.sign_in(registry.secret)
+    assert response.cookies["adapter-session"] != "planted-by-somebody-else"
     with Browser(registry) as attacker:
         attacker.cookies.set("adapter-session", "planted-by-somebody-else", domain="registry.test")
         assert "Sign out" not in attacker.get("/").text
@@ -182,8 +182,8 @@ def test_a_form_needs_the_value_of_its_own_session(registry: Harness, signed_in:
         stolen = other.submit("/", "/sign-out", headers={"Sec-Fetch-Site": "cross-site"}).request.content.decode()
     token = stolen.partition("form_token=")[2]
     for value in ("", "x", "é", token):
-        answer = signed_in.post("/sign-out", data={"form_token": value}, headers={"Origin": URL})
-        assert answer.status_code == 403
+        response = signed_in.post("/sign-out", data={"form_token": value}, headers={"Origin": URL})
+        assert response.status_code == 403
     assert signed_in.post("/sign-out", json={"form_token": token}).status_code == 400
     assert "Sign out" in signed_in.get("/").text
 

@@ -197,7 +197,7 @@ def test_every_method_has_an_asynchronous_one_with_the_same_arguments() -> None:
     assert methods(AdapterRegistry) == methods(AsyncAdapterRegistry)
 
 
-def test_coroutines_and_asynchronous_iterators_give_the_same_answers(harness: Harness, folder: Path) -> None:
+def test_coroutines_and_asynchronous_iterators_give_the_same_responses(harness: Harness, folder: Path) -> None:
     harness.add_base()
 
     async def work() -> tuple[int, list[int], list[str]]:

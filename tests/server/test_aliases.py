@@ -80,7 +80,7 @@ def test_promoting_the_same_version_again_changes_nothing(filled_harness: Harnes
     assert refused(filled_harness, lambda: promote(filled_harness.admin, 1, 0)).code == "ALIAS_MOVED"
 
 
-def test_without_if_match_the_answer_is_428_and_with_an_old_one_412(filled_harness: Harness) -> None:
+def test_without_if_match_the_response_is_428_and_with_an_old_one_412(filled_harness: Harness) -> None:
     path = f"/api/v1/adapters/{NAME}/aliases/prod"
     signed_in = {"Authorization": f"Bearer {filled_harness.secret}"}
     client = httpx.Client(transport=filled_harness.transport, base_url=URL, headers=signed_in)
@@ -197,7 +197,7 @@ def test_a_rollback_never_leads_to_a_yanked_version(filled_harness: Harness) -> 
     assert filled_harness.admin.rollback(NAME, "prod").number == 1
 
 
-def test_a_yanked_version_is_refused_by_alias_and_answered_by_digest(filled_harness: Harness) -> None:
+def test_a_yanked_version_is_refused_by_alias_and_returned_by_digest(filled_harness: Harness) -> None:
     promote(filled_harness.admin, 2, 0)
     digest = filled_harness.admin.yank(f"{NAME}@2", "leaks").digest
     error = refused(filled_harness, lambda: filled_harness.admin.resolve(f"{NAME}:prod"))
@@ -209,7 +209,7 @@ def test_a_yanked_version_is_refused_by_alias_and_answered_by_digest(filled_harn
     assert again.yank_reason == "leaks"
 
 
-def test_the_history_answers_where_aliases_pointed_at_a_time(filled_harness: Harness) -> None:
+def test_the_history_responds_where_aliases_pointed_at_a_time(filled_harness: Harness) -> None:
     before = datetime.now(UTC)
     promote(filled_harness.admin, 1, 0, reason="first")
     promote(filled_harness.admin, 2, 1, reason="second")

@@ -1,4 +1,4 @@
-"""The envelope of every answer: problems, request ids, limits, statuses; and that success is only told once stored."""
+"""The envelope of every response: problems, request ids, limits, statuses; and success only once stored."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_every_class_of_errors_has_a_status() -> None:
     assert set(problems.STATUS_OF_CODE) <= codes
 
 
-def test_a_problem_has_all_its_parts_and_the_answers_request_id(http: httpx.Client) -> None:
-    answer = http.get("/adapters/acme/nothing")
-    problem = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.status_code, problem["status"], problem["code"]) == (404, 404, "ADAPTER_UNKNOWN")
+def test_a_problem_has_all_its_parts_and_the_responses_request_id(http: httpx.Client) -> None:
+    response = http.get("/adapters/acme/nothing")
+    problem = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status_code, problem["status"], problem["code"]) == (404, 404, "ADAPTER_UNKNOWN")
     assert {"type", "title", "status", "code", "detail", "findings", "request_id"} <= problem.keys()
-    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["request_id"] == response.headers["x-request-id"]
 
 
 def test_a_request_id_is_kept_when_it_is_well_formed(http: httpx.Client) -> None:
@@ -83,17 +83,17 @@ def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
     ],
 )
 def test_an_unreadable_body_gives_400_with_its_location(http: httpx.Client, body: bytes, location: str) -> None:
-    answer = http.post("/tokens", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400, answer.text
-    problem = answer.json()
+    response = http.post("/tokens", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400, response.text
+    problem = response.json()
     assert problem["code"] == "REQUEST_INVALID"
     assert not problem["findings"] or problem["findings"][0]["location"].startswith(location)
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x00"])
 def test_a_nul_in_a_text_is_never_a_server_error(http: httpx.Client, text: str) -> None:
-    answer = http.post("/tokens", json={"name": text, "scopes": ["pull"]})
-    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
+    response = http.post("/tokens", json={"name": text, "scopes": ["pull"]})
+    assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID")
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_a_nul_in_a_text_is_never_a_server_error(http: httpx.Client, text: str) 
     ],
 )
 def test_odd_paths_and_queries_are_rejected_with_a_reason(http: httpx.Client, path: str) -> None:
-    answer = http.get(path)
-    assert answer.status_code in (400, 404, 422), (answer.status_code, answer.text)
-    assert answer.json()["detail"]
+    response = http.get(path)
+    assert response.status_code in (400, 404, 422), (response.status_code, response.text)
+    assert response.json()["detail"]
 
 
 def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client) -> None:
@@ -132,9 +132,9 @@ def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client) 
             sent.append(i)
             yield b" " * 65536
 
-    answer = http.post("/tokens", content=endless())
-    assert (answer.status_code, answer.json()["code"]) == (413, "SIZE_INVALID")
-    assert str(BODY_LIMIT_BYTES) in answer.json()["detail"]
+    response = http.post("/tokens", content=endless())
+    assert (response.status_code, response.json()["code"]) == (413, "SIZE_INVALID")
+    assert str(BODY_LIMIT_BYTES) in response.json()["detail"]
     assert len(sent) < 1000
     declared = http.post("/tokens", content=b" " * (BODY_LIMIT_BYTES + 1))
     assert declared.status_code == 413
@@ -179,18 +179,18 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
     }
 
 
-def test_a_commit_that_fails_is_never_answered_with_success(harness: Harness, http: httpx.Client) -> None:
+def test_a_commit_that_fails_is_never_reported_as_success(harness: Harness, http: httpx.Client) -> None:
     def broken(_session: Session) -> None:
         raise RuntimeError("the disk is full")
 
     event.listen(Session, "before_commit", broken)
     try:
-        answer = http.post("/tokens", json={"name": "x", "scopes": ["pull"]})
+        response = http.post("/tokens", json={"name": "x", "scopes": ["pull"]})
     finally:
         event.remove(Session, "before_commit", broken)
-    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
-    assert "disk" not in answer.text
-    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert (response.status_code, response.json()["code"]) == (500, "INTERNAL")
+    assert "disk" not in response.text
+    assert response.headers["x-request-id"] == response.json()["request_id"]
     with harness.session() as session:
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
 
@@ -200,12 +200,12 @@ def test_an_unreachable_database_gives_503_with_retry_after(harness: Harness, ht
     gone = open_database(Settings(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     harness.app.state.engine = gone
     try:
-        answer = http.get("/adapters")
+        response = http.get("/adapters")
         health = http.get("/health")
     finally:
         harness.app.state.engine = harness.engine
-    assert (answer.status_code, answer.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
-    assert int(answer.headers["retry-after"]) >= 1
+    assert (response.status_code, response.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
+    assert int(response.headers["retry-after"]) >= 1
     assert (health.status_code, health.json()["status"]) == (503, "unavailable")
     assert "database" in health.json()["reason"]
 
@@ -255,8 +255,8 @@ def test_health_queries_the_store_on_request(
 
     monkeypatch.setattr(harness.blobs, "stat", away)
     assert http.get("/health").status_code == 200
-    answer = http.get("/health", params={"store": "true"})
-    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    response = http.get("/health", params={"store": "true"})
+    assert (response.status_code, response.json()["status"]) == (503, "unavailable")
     with pytest.raises(Unavailable, match="503: bucket 'adapters' cannot serve"):
         harness.admin.health(store=True)
 
@@ -274,12 +274,12 @@ def test_health_describes_the_server_to_tokens_only(harness: Harness) -> None:
         assert wrong.status_code == 401
 
 
-def test_a_server_stays_ready_while_it_can_answer_from_memory(
+def test_a_server_stays_ready_while_it_can_respond_from_memory(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def probe(path: str) -> tuple[int, str]:
-        answer = call(harness.app, "GET", path)
-        return answer.status, answer.body.decode().strip()
+        response = call(harness.app, "GET", path)
+        return response.status, response.body.decode().strip()
 
     def away() -> None:
         raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached")

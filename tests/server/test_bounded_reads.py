@@ -60,8 +60,8 @@ def test_tokens_are_paged_and_each_actor_pages_through_its_own(tokens: Harness) 
     assert pages(tokens, "/api/v1/tokens", reader) == [[reader_id]]
     assert {token.id for token in tokens.admin.tokens().items} >= set(shown)
     for cursor in ("tok_0001", "tok_none", "%ff", "x" * 300):
-        answer = get(tokens, f"/api/v1/tokens?cursor={cursor}", secret=secret)
-        assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID"), cursor
+        response = get(tokens, f"/api/v1/tokens?cursor={cursor}", secret=secret)
+        assert (response.status, response.json()["code"]) == (400, "REQUEST_INVALID"), cursor
 
 
 def test_a_reader_loads_no_tokens_of_others(tokens: Harness) -> None:
@@ -102,18 +102,18 @@ def test_events_about_an_object_are_read_in_bounded_steps(harness: Harness, monk
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "9" * 16, "-1", "1e3", "²"])
 def test_an_impossible_last_event_id_is_refused(harness: Harness, value: str) -> None:
-    answer = call(
+    response = call(
         harness.app, "GET", "/api/v1/events/stream",
         [("authorization", f"Bearer {harness.secret}"), ("last-event-id", value.encode().decode("latin-1"))],
     )  # fmt: skip
-    assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID")
+    assert (response.status, response.json()["code"]) == (400, "REQUEST_INVALID")
 
 
 def test_the_hub_list_takes_a_limited_number_of_filters_however_they_are_written(harness: Harness) -> None:
     words = ",".join(f"w{n}" for n in range(33))
-    answer = get(harness, f"/api/models?filter={words}")
-    assert answer.status == 400
-    assert "at most 32" in answer.json()["detail"]
+    response = get(harness, f"/api/models?filter={words}")
+    assert response.status == 400
+    assert "at most 32" in response.json()["detail"]
     assert get(harness, "/api/models?filter=" + ",".join(["lora"] * 32)).status == 200
 
 

@@ -263,7 +263,7 @@ def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(filled_harness: Harn
 
 
 @pytest.mark.security
-def test_large_manifests_do_not_fill_an_answer_and_the_others_are_requested_again(
+def test_large_manifests_do_not_fill_a_response_and_the_others_are_requested_again(
     filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["acme/a0", "acme/a1", "acme/a2"]

@@ -152,7 +152,7 @@ def test_an_invisible_adapter_gets_the_same_bytes_as_an_absent_one(harness: Harn
     ):
         there, absent = raw(harness, acme, path.format("secret")), raw(harness, acme, path.format("absent"))
         assert there.status_code == absent.status_code == 404, (path, there.text)
-        without_id = [{k: v for k, v in answer.json().items() if k != "request_id"} for answer in (there, absent)]
+        without_id = [{k: v for k, v in response.json().items() if k != "request_id"} for response in (there, absent)]
         assert str(without_id[0]).replace("secret", "absent") == str(without_id[1])
         assert there.headers.keys() == absent.headers.keys()
     assert acme.adapters().items == []

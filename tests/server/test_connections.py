@@ -32,20 +32,20 @@ SEND_SECONDS = 2.0
 
 
 class Server(RunningServer):
-    """Answers `ok`; `/wait` does so when the client is gone.
+    """Responses `ok`; `/wait` does so when the client is gone.
 
     `/endless` sends a body until the client is gone, which sets `aborted`.
     """
 
     def __init__(self, root: Path, run: Run = asyncio.run) -> None:
         self.aborted = threading.Event()
-        self.answered = 0
+        self.handled = 0
         super().__init__(root, application=self, run=run, limits=ConnectionLimits(CONNECTIONS, 10))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        self.answered += 1
+        self.handled += 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/endless":
             while self.server.server_state.connections:
@@ -73,17 +73,17 @@ def rest_of(client: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("sent", "answer"), [(b"", b""), (b"\r\n", b""), (b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"HTTP/1.1 408 ")]
+    ("sent", "response"), [(b"", b""), (b"\r\n", b""), (b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"HTTP/1.1 408 ")]
 )
 def test_a_head_that_never_ends_closes_the_connection(
-    server: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes, answer: bytes
+    server: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes, response: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", SEND_SECONDS if answer else 0.1)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", SEND_SECONDS if response else 0.1)
     with server.connect() as client:
         client.sendall(sent)
         received = rest_of(client)
-    assert received.startswith(answer)
-    assert bool(received) is bool(answer)
+    assert received.startswith(response)
+    assert bool(received) is bool(response)
 
 
 def test_a_connection_with_line_breaks_between_requests_is_closed(
@@ -148,16 +148,16 @@ def test_a_connection_has_a_limit_of_requests_that_wait_for_their_turn(server: S
     many = 10_000
     with server.connect() as client:
         client.sendall(REQUEST * connections.PIPELINED_LIMIT)
-        answers = b""
-        while answers.count(b"HTTP/1.1 200") < connections.PIPELINED_LIMIT:
-            answers += client.recv(65536)
+        responses = b""
+        while responses.count(b"HTTP/1.1 200") < connections.PIPELINED_LIMIT:
+            responses += client.recv(65536)
         with contextlib.suppress(ConnectionError):
             client.sendall(REQUEST * many)
         assert rest_of(client).count(b"HTTP/1.1 200") < many
-    assert server.answered < many
+    assert server.handled < many
 
 
-def test_a_broken_body_is_answered(tmp_path: Path) -> None:
+def test_a_broken_body_gets_a_response(tmp_path: Path) -> None:
     with RunningServer(tmp_path) as server, server.connect() as client:
         client.sendall(REQUEST[:-2] + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n")
         assert rest_of(client).startswith(b"HTTP/1.1 400")
@@ -172,7 +172,7 @@ def test_a_broken_request_or_an_early_end_writes_no_traceback_into_the_log(
         assert client.recv(1000).startswith(b"HTTP/1.1 200"), "the first response has begun"
         client.sendall(second)
         client.shutdown(socket.SHUT_WR if second else socket.SHUT_RDWR)
-        assert b"HTTP/1.1" not in rest_of(client), "no other answer in the middle of this one"
+        assert b"HTTP/1.1" not in rest_of(client), "no other response in the middle of this one"
     assert "Traceback" not in capfd.readouterr().err
 
 

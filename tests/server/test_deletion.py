@@ -1,4 +1,4 @@
-"""Deletion of versions: what prevents it, what a deleted version answers, restoring it, and erasing its files."""
+"""Deletion of versions: what prevents it, what a deleted version still returns, restoring it, and erasing its files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blobs_of(harness: Harness, ref: str) -> set[Digest]:
     return {file.digest for file in harness.admin.version(ref).files if file.path.endswith(".safetensors")}
 
 
-def test_a_deleted_version_answers_a_sentence_and_keeps_its_number(harness: Harness) -> None:
+def test_a_deleted_version_responds_a_sentence_and_keeps_its_number(harness: Harness) -> None:
     files = harness.files()
     digest = harness.push("acme/support", files).version.digest
     harness.push("acme/support")

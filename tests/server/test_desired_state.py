@@ -1,4 +1,4 @@
-"""The desired state of a base: one answer with everything that a serving node needs, and word of every change."""
+"""The desired state of a base: one response with everything that a serving node needs, and word of every change."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def http(harness: Harness, secret: str = "") -> httpx.Client:
 
 
 def desired(client: httpx.Client, **params: str | int) -> DesiredState:
-    answer = client.get(DESIRED_STATE, params={"alias": "canary", **params})
-    assert answer.status_code == 200, answer.text
-    state = DesiredState.model_validate_json(answer.content)
-    assert answer.headers["etag"] == f'"{state.cursor}"'
+    response = client.get(DESIRED_STATE, params={"alias": "canary", **params})
+    assert response.status_code == 200, response.text
+    state = DesiredState.model_validate_json(response.content)
+    assert response.headers["etag"] == f'"{state.cursor}"'
     return state
 
 
@@ -122,7 +122,7 @@ def test_a_matching_cursor_gives_304_without_a_body(harness: Harness) -> None:
     assert client.get(DESIRED_STATE, **request).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
 
 
-def test_a_waiting_request_is_answered_after_a_promotion(harness: Harness) -> None:
+def test_a_waiting_request_returns_after_a_promotion(harness: Harness) -> None:
     fill(harness, "acme/support")
     client = http(harness)
     cursor = desired(client).cursor

@@ -98,7 +98,7 @@ def test_engine_verdicts_are_computed_without_reading_a_blob(harness: Harness) -
     assert len(rows(harness)) == 2
 
 
-def test_without_an_engine_the_stored_verdicts_are_the_answer(harness: Harness) -> None:
+def test_without_an_engine_the_stored_verdicts_are_the_response(harness: Harness) -> None:
     harness.push("acme/support")
     assert [str(v.check) for v in harness.admin.verdicts("acme/support").items] == [
         "compat",

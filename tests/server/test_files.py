@@ -52,13 +52,13 @@ def ask(harness: Harness, path: str, method: str = "GET", secret: str | None = N
 
 
 def test_a_file_has_its_digest_as_etag_and_is_not_executed_by_a_browser(harness: Harness, files: samples.Files) -> None:
-    answer = ask(harness, FILE)
-    assert (answer.status_code, answer.content) == (200, files[samples.WEIGHTS])
-    assert answer.headers["etag"] == f'"{Digest.of(answer.content)}"'
-    assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-disposition"].startswith("attachment")
-    assert "immutable" in answer.headers["cache-control"]
+    response = ask(harness, FILE)
+    assert (response.status_code, response.content) == (200, files[samples.WEIGHTS])
+    assert response.headers["etag"] == f'"{Digest.of(response.content)}"'
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["content-disposition"].startswith("attachment")
+    assert "immutable" in response.headers["cache-control"]
     assert "immutable" not in ask(harness, FILE.replace("/1/", "/main/")).headers["cache-control"]
 
 
@@ -69,9 +69,9 @@ def test_a_file_has_its_digest_as_etag_and_is_not_executed_by_a_browser(harness:
 def test_a_range_returns_those_bytes(
     harness: Harness, files: samples.Files, range_header: str, first: int, last: int | None
 ) -> None:
-    answer = ask(harness, FILE, Range=range_header)
-    assert (answer.status_code, answer.content) == (206, files[samples.WEIGHTS][first:last])
-    assert answer.headers["content-range"].endswith(f"/{len(files[samples.WEIGHTS])}")
+    response = ask(harness, FILE, Range=range_header)
+    assert (response.status_code, response.content) == (206, files[samples.WEIGHTS][first:last])
+    assert response.headers["content-range"].endswith(f"/{len(files[samples.WEIGHTS])}")
 
 
 def test_a_range_beyond_the_end_is_416(harness: Harness, files: samples.Files) -> None:
@@ -81,20 +81,20 @@ def test_a_range_beyond_the_end_is_416(harness: Harness, files: samples.Files) -
 @pytest.mark.usefixtures("files")
 def test_very_many_ranges_are_refused_before_they_are_read(harness: Harness) -> None:
     for count in (9, 10_000):
-        answer = ask(harness, FILE, Range="bytes=" + ",".join(f"{i}-{i}" for i in range(count)))
-        assert (answer.status_code, answer.content) == (416, b"")
+        response = ask(harness, FILE, Range="bytes=" + ",".join(f"{i}-{i}" for i in range(count)))
+        assert (response.status_code, response.content) == (416, b"")
 
 
 @pytest.mark.parametrize("odd", ["bytes=0-0,2-2,4-4", "lines=1-2", "bytes=x", "bytes=5-1,3-4"])
 def test_a_range_that_is_not_one_plain_range_is_ignored(harness: Harness, files: samples.Files, odd: str) -> None:
-    answer = ask(harness, FILE, Range=odd)
-    assert (answer.status_code, answer.content) == (200, files[samples.WEIGHTS])
+    response = ask(harness, FILE, Range=odd)
+    assert (response.status_code, response.content) == (200, files[samples.WEIGHTS])
 
 
 def test_head_returns_the_length_without_a_body(harness: Harness, files: samples.Files) -> None:
-    answer = ask(harness, FILE, "HEAD")
-    assert (answer.status_code, answer.content) == (200, b"")
-    assert answer.headers["content-length"] == str(len(files[samples.WEIGHTS]))
+    response = ask(harness, FILE, "HEAD")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-length"] == str(len(files[samples.WEIGHTS]))
 
 
 @pytest.mark.usefixtures("files")
@@ -105,8 +105,8 @@ def test_a_matching_etag_gives_304(harness: Harness) -> None:
 
 
 def test_a_stale_if_range_gets_the_whole_file(harness: Harness, files: samples.Files) -> None:
-    answer = ask(harness, FILE, Range="bytes=0-9", If_Range='"sha256:other"')
-    assert (answer.status_code, answer.content) == (200, files[samples.WEIGHTS])
+    response = ask(harness, FILE, Range="bytes=0-9", If_Range='"sha256:other"')
+    assert (response.status_code, response.content) == (200, files[samples.WEIGHTS])
 
 
 @pytest.mark.usefixtures("files")
@@ -135,8 +135,8 @@ def test_a_report_is_read_through_its_version_only(harness: Harness, files: samp
     assert harness.admin.report("acme/support@1", digest).measurements == {"largest_difference": 0.25}
     harness.push("acme/other")
     for path in (f"acme/other/versions/1/reports/{digest}", f"acme/support/versions/1/reports/{Digest.of(b'x')}"):
-        answer = ask(harness, f"/api/v1/adapters/{path}")
-        assert (answer.status_code, answer.json()["code"]) == (404, "BLOB_UNKNOWN")
+        response = ask(harness, f"/api/v1/adapters/{path}")
+        assert (response.status_code, response.json()["code"]) == (404, "BLOB_UNKNOWN")
     weights = Digest.of(files[samples.WEIGHTS])
     assert ask(harness, f"/api/v1/adapters/acme/support/versions/1/reports/{weights}").status_code == 404
 
@@ -145,8 +145,8 @@ def test_a_missing_blob_is_reported_as_damaged(harness: Harness, files: samples.
     key = key_of(Digest.of(files[samples.WEIGHTS]))
     data = harness.blobs.read(key, 0, 10**9)
     harness.blobs.delete(key)
-    answer = ask(harness, FILE)
-    assert (answer.status_code, answer.json()["code"]) == (500, "DIGEST_MISMATCH")
+    response = ask(harness, FILE)
+    assert (response.status_code, response.json()["code"]) == (500, "DIGEST_MISMATCH")
     harness.blobs.put(key, [data], limit_bytes=len(data))
 
 
@@ -166,7 +166,7 @@ def test_a_slow_reader_needs_little_memory(tmp_path: Path) -> None:
     async def receive() -> Any:
         raise AssertionError("nothing is to be received")
 
-    answer = pulls.FileRangeResponse(tmp_path / "file", 0, 3 * 2**20, 200, {})
-    asyncio.run(answer({"type": "http", "method": "GET"}, receive, send))
+    response = pulls.FileRangeResponse(tmp_path / "file", 0, 3 * 2**20, 200, {})
+    asyncio.run(response({"type": "http", "method": "GET"}, receive, send))
     assert sum(sizes) == 3 * 2**20
     assert max(sizes) <= 2**18

@@ -48,6 +48,6 @@ def test_a_store_that_deletes_nothing_fails_the_run(stored_harness: Harness, mon
     monkeypatch.setattr(type(stored_harness.blobs), "delete", failing)
     with httpx.Client(transport=stored_harness.transport, base_url=URL) as http:
         headers = {"Authorization": f"Bearer {stored_harness.secret}"}
-        answer = http.post(f"{PREFIX}/gc", json={"grace_seconds": 0}, headers=headers)
-    assert (answer.status_code, "Read-only file system" in answer.json()["detail"]) == (503, True)
+        response = http.post(f"{PREFIX}/gc", json={"grace_seconds": 0}, headers=headers)
+    assert (response.status_code, "Read-only file system" in response.json()["detail"]) == (503, True)
     assert len(attempts) == FAILURES_LIMIT

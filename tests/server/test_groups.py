@@ -188,9 +188,9 @@ def test_an_item_that_cannot_be_read_does_not_end_the_others(fleet: Harness) -> 
     for group, bad in groups.items():
         for atomic in (True, False):
             document = {"items": [*bad, good[group]], "atomic": atomic}
-            answer = send(fleet, "POST", f"/api/v1/{group}", fleet.secret, json=document)
-            assert answer.status_code == 200, answer.text
-            outcomes = answer.json()["items"]
+            response = send(fleet, "POST", f"/api/v1/{group}", fleet.secret, json=document)
+            assert response.status_code == 200, response.text
+            outcomes = response.json()["items"]
             assert all(outcome["problem"]["status"] in (400, 422) for outcome in outcomes[:2])
             assert (outcomes[2]["problem"] or {}).get("code") == ("COMMIT_INCOMPLETE" if atomic else None)
 
@@ -199,8 +199,8 @@ def test_limits_and_repeated_items_are_refused(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
     items = [{"name": "acme/support", "alias": "canary", "version": "1"}] * (GROUP_LIMIT + 1)
-    answer = send(harness, "POST", "/api/v1/moves", harness.secret, json={"items": items})
-    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
+    response = send(harness, "POST", "/api/v1/moves", harness.secret, json={"items": items})
+    assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID")
     too_many = moves("1", names=["acme/support"] * (GROUP_LIMIT + 1))
     with pytest.raises(Invalid, match=f"over the limit of {GROUP_LIMIT}"):
         Groups(harness.admin).move_aliases(too_many, atomic=True)
@@ -212,9 +212,9 @@ def test_a_repeated_request_moves_once(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
     body = {"items": [{"name": "acme/support", "alias": "canary", "version": "1"}]}
-    answers = [
+    responses = [
         send(harness, "POST", "/api/v1/moves", harness.secret, json=body, headers={"Idempotency-Key": "one"})
         for _ in range(2)
     ]
-    assert answers[0].json() == answers[1].json()
-    assert answers[0].json()["items"][0]["result"]["moved"] is True
+    assert responses[0].json() == responses[1].json()
+    assert responses[0].json()["items"][0]["result"]["moved"] is True

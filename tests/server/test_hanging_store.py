@@ -79,7 +79,7 @@ def harness(database_url: str, blobs: HangingBlobs) -> Iterator[Harness]:
         yield harness
 
 
-def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(
+def test_requests_without_bytes_are_served_while_pushes_wait_for_the_store(
     harness: Harness, blobs: HangingBlobs
 ) -> None:
     manifests = [harness.manifest(harness.files()) for _ in range(STORE_THREADS_PER_PERSON + 20)]

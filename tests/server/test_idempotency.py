@@ -1,4 +1,4 @@
-"""Twice means once: an answer that was lost on its way, a key that comes again, equal requests that race."""
+"""Twice means once: a response that was lost on its way, a key that comes again, equal requests that race."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from tests.httpx_transports import HttpxTransport
 
 
 class Losing(HttpxTransport):
-    """The server acts, and the answers to some requests never arrive."""
+    """The server acts, and the responses to some requests never arrive."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self.inner = inner
         self.lose = 0
-        self.answers: list[httpx.Response] = []
+        self.responses: list[httpx.Response] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = self.inner.handle_request(request)
-        answer.read()
+        response = self.inner.handle_request(request)
+        response.read()
         if request.method not in ("GET", "HEAD"):
-            self.answers.append(answer)
+            self.responses.append(response)
             if self.lose:
                 self.lose -= 1
-                raise httpx.ReadError("the answer was lost", request=request)
-        return answer
+                raise httpx.ReadError("the response was lost", request=request)
+        return response
 
 
 @pytest.fixture
@@ -128,29 +128,29 @@ MUTATIONS = [promote, roll_back, yank, claim, fail, submit, cancel, add_base, re
 
 
 @pytest.mark.parametrize("prepare", MUTATIONS, ids=lambda f: f.__name__)
-def test_a_repeated_mutation_acts_once_and_gets_the_same_answer(
+def test_a_repeated_mutation_acts_once_and_gets_the_same_response(
     harness: Harness, client: Registry, losing: Losing, prepare: Callable[[Harness, Registry], Any]
 ) -> None:
     harness.add_base()
     act = prepare(harness, client)
     before = len(events(harness))
     losing.lose = 2
-    answer = act()
-    first, *again = losing.answers
+    response = act()
+    first, *again = losing.responses
     assert len(again) == 2
-    for answer_again in again:
-        assert answer_again.status_code == first.status_code
-        assert answer_again.json() == first.json()
-        assert answer_again.headers.get("etag") == first.headers.get("etag")
-        assert answer_again.headers["idempotency-replayed"] == "true"
-    assert answer is not None
-    if isinstance(answer, Claimed):
-        harness.give_back([answer.job.id])
+    for response_again in again:
+        assert response_again.status_code == first.status_code
+        assert response_again.json() == first.json()
+        assert response_again.headers.get("etag") == first.headers.get("etag")
+        assert response_again.headers["idempotency-replayed"] == "true"
+    assert response is not None
+    if isinstance(response, Claimed):
+        harness.give_back([response.job.id])
     new_events = events(harness)[before:]
     assert len(new_events) == len(set(new_events))
 
 
-def test_a_repeated_commit_is_still_answered_as_created(harness: Harness, client: Registry, losing: Losing) -> None:
+def test_a_repeated_commit_is_still_reported_as_created(harness: Harness, client: Registry, losing: Losing) -> None:
     harness.add_base()
     act = commit(harness, client)
     losing.lose = 1
@@ -189,13 +189,13 @@ def test_a_key_belongs_to_its_token(harness: Harness) -> None:
             assert raw.post("/api/v1/tokens", json=body, headers=token).status_code == 201
 
 
-def test_an_answer_with_a_secret_is_not_stored_and_not_repeated(
+def test_a_response_with_a_secret_is_not_stored_and_not_repeated(
     harness: Harness, client: Registry, losing: Losing
 ) -> None:
     losing.lose = 1
     with pytest.raises(Conflict, match="secret that is shown once"):
         client.create_token(TokenCreate(name="ci", scopes=["push"]))
-    secret = losing.answers[0].json()["secret"]
+    secret = losing.responses[0].json()["secret"]
     with harness.session() as session:
         assert [row.name for row in rows(session, TokenRow)] == ["admin", "ci"]
         assert all(secret not in row.answer for row in rows(session, IdempotencyRow))
@@ -214,19 +214,19 @@ def test_a_failed_mutation_frees_its_key(harness: Harness) -> None:
 def test_an_invalid_key_is_rejected(harness: Harness, key: str) -> None:
     headers = {b"Idempotency-Key": key.encode(), b"Authorization": f"Bearer {harness.secret}".encode()}
     with httpx.Client(transport=harness.transport, base_url=URL) as raw:
-        answer = raw.post("/api/v1/jobs/claim", json={"worker": "w"}, headers=headers)
-    assert (answer.status_code, answer.json()["code"]) == (400, Invalid("REQUEST_INVALID", "").code)
+        response = raw.post("/api/v1/jobs/claim", json={"worker": "w"}, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (400, Invalid("REQUEST_INVALID", "").code)
 
 
-def test_equal_requests_with_one_key_that_race_act_once_and_have_one_answer(harness: Harness) -> None:
+def test_equal_requests_with_one_key_that_race_act_once_and_have_one_response(harness: Harness) -> None:
     harness.add_base()
     promote(harness, harness.admin)
     headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {harness.secret}", "If-Match": '"0"'}
     path, body = "/api/v1/adapters/acme/support/aliases/prod", {"version": "1"}
     with httpx.Client(transport=harness.transport, base_url=URL, headers=headers) as raw, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: raw.put(path, json=body), range(16)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert len({answer.content for answer in answers}) == 1
+        responses = list(pool.map(lambda _: raw.put(path, json=body), range(16)))
+    assert {response.status_code for response in responses} == {200}
+    assert len({response.content for response in responses}) == 1
     with harness.session() as session:
         assert [row.generation for row in rows(session, AliasMoveRow) if row.alias == "prod"] == [1]
 
@@ -248,7 +248,7 @@ def test_every_mutation_takes_a_key_except_repeatable_ones() -> None:
         "POST /pushes",  # takes up the push that is open
         "PUT /links/{key:path}",  # the same bytes under the same key
         "POST /pulls",  # changes nothing
-        "POST /tokens/exchange",  # takes an identity token once, and its answer is a secret
+        "POST /tokens/exchange",  # takes an identity token once, and its response is a secret
         "POST /gc",
         "POST /fsck",
         "POST /reindex",

@@ -100,15 +100,15 @@ def test_the_server_refuses_invalid_provenance_too(filled_harness: Harness) -> N
         ({"run": {"tool": "x", "id": "1", "token": "y"}}, 400, "provenance.run.token"),
         ({}, 422, "declares nothing"),
     ):
-        answer = _sent(filled_harness, plain | {"provenance": wrong})
-        assert (answer[0], message in answer[1]) == (status, True), answer
+        response = _sent(filled_harness, plain | {"provenance": wrong})
+        assert (response[0], message in response[1]) == (status, True), response
 
 
 def _sent(harness: Harness, manifest: dict[str, Any]) -> tuple[int, str]:
     with httpx.Client(transport=harness.transport, base_url="http://registry.test") as client:
         headers = {"Authorization": f"Bearer {harness.secret}"}
-        answer = response_about(client.post(PUSHES, json=push_body("acme/a", manifest), headers=headers))
-    return answer.status_code, answer.json()["detail"]
+        response = response_about(client.post(PUSHES, json=push_body("acme/a", manifest), headers=headers))
+    return response.status_code, response.json()["detail"]
 
 
 def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(filled_harness: Harness) -> None:
@@ -200,7 +200,7 @@ def test_a_lineage_request_names_exactly_one_root(filled_harness: Harness, query
         filled_harness.admin.lineage_of(base="nobody/knows")
 
 
-def test_a_truncated_answer_says_so(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_response_says_so(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     first = filled_harness.push("acme/a").version
     for _ in range(4):
         filled_harness.push("acme/b", parents=edges(first))

@@ -1,4 +1,4 @@
-"""Which thread answers the requests with signed links that follow each other on one connection."""
+"""Which thread handles the requests with signed links that follow each other on one connection."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(server: RunningServer) -> Iterator[http.client.HTTPConnection]:
 
 
 @pytest.mark.parametrize(("kept_slots", "threads"), [(1, 1), (0, 3)])
-def test_a_thread_answers_what_follows_at_once_unless_others_need_it(
+def test_a_thread_responds_what_follows_at_once_unless_others_need_it(
     server: RunningServer, client: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch, kept_slots: int,
     threads: int,
 ) -> None:  # fmt: skip

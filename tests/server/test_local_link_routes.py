@@ -43,9 +43,9 @@ def harness(database_url: str, tmp_path: Path) -> Iterator[Harness]:
 
 def ask(harness: Harness, method: str, link: str, body: bytes | Iterator[bytes] | None = None) -> httpx.Response:
     request = httpx.Request(method, URL + link, content=body)
-    answer = harness.transport.handle_request(request)
-    answer.read()
-    return answer
+    response = harness.transport.handle_request(request)
+    response.read()
+    return response
 
 
 def test_a_push_and_a_pull_go_by_links_without_a_token(harness: Harness) -> None:
@@ -62,8 +62,8 @@ def test_a_push_and_a_pull_go_by_links_without_a_token(harness: Harness) -> None
     inlined = set(small)
     assert set(pulled.direct) == {file.path for file in pulled.resolved.files if file.digest not in inlined}
     for path, link in pulled.direct.items():
-        answer = ask(harness, "GET", link)
-        assert (answer.status_code, answer.content) == (200, files[path])
+        response = ask(harness, "GET", link)
+        assert (response.status_code, response.content) == (200, files[path])
     assert pulled.direct_seconds == 15 * 60
 
 
@@ -94,8 +94,8 @@ def test_what_a_link_does_not_allow_is_refused(harness: Harness) -> None:
     refused = [("GET", expired, None), ("PUT", read, data), ("GET", write, None), ("GET", read + "0", None)]
     refused += [("PUT", write.replace("/psh_", "/psh_0"), data), ("GET", read.replace("owner=tok_1", "owner="), None)]
     for method, link, body in refused:
-        answer = ask(harness, method, link, body)
-        assert (answer.status_code, answer.json()["code"]) == (403, "LINK_INVALID"), link
+        response = ask(harness, method, link, body)
+        assert (response.status_code, response.json()["code"]) == (403, "LINK_INVALID"), link
     longer, chunked = ask(harness, "PUT", write, data + b"y"), ask(harness, "PUT", write, iter([data]))
     assert (longer.status_code, longer.json()["code"]) == (422, "BLOB_MISMATCH")
     assert (chunked.status_code, chunked.json()["code"]) == (411, "LENGTH_REQUIRED")
@@ -177,10 +177,10 @@ def test_the_application_writes_nothing_and_says_what_is_wrong_or_that_it_is_bus
         (write, [("content-length", "99")], 422, "BLOB_MISMATCH"),
         (write[:-1] + ("0" if write[-1] != "0" else "1"), [length], 403, "LINK_INVALID"),
     ):
-        answer = call(harness.app, "PUT", target, headers, [data])
-        assert (answer.status, answer.json()["code"], answer.bytes_read) == (status, code, 0), target
-        assert answer.headers["connection"] == "close"
-        assert ("retry-after" in answer.headers) is (code == "TRY_LATER")
+        response = call(harness.app, "PUT", target, headers, [data])
+        assert (response.status, response.json()["code"], response.bytes_read) == (status, code, 0), target
+        assert response.headers["connection"] == "close"
+        assert ("retry-after" in response.headers) is (code == "TRY_LATER")
     assert list(harness.blobs.list("staging/")) == []
 
 

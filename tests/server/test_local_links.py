@@ -1,4 +1,4 @@
-"""Signed links of the local store over real sockets: what a thread answers, what goes to the application, and abuse."""
+"""Signed links of the local store over real sockets: what a thread handles, what goes to the application, and abuse."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def ask(
     client: http.client.HTTPConnection, method: str, target: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, bytes]:
     client.request(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = client.getresponse()
-    return answer.status, answer.read()
+    response = client.getresponse()
+    return response.status, response.read()
 
 
 def rest_of(sock: socket.socket) -> bytes:
@@ -63,7 +63,7 @@ def rest_of(sock: socket.socket) -> bytes:
     return received
 
 
-# ------------------------------------------------------------------ what threads answer
+# ------------------------------------------------------------------ what threads handle
 def test_bytes_go_both_ways_over_one_connection(server: RunningServer, client: http.client.HTTPConnection) -> None:
     for n in range(3):
         assert ask(client, "PUT", server.write_link(DATA, f"psh_{n}"), DATA) == (204, b"")
@@ -82,15 +82,15 @@ def test_an_empty_blob_is_written_and_read(server: RunningServer, client: http.c
     assert ask(client, "GET", server.read_link(b"")) == (200, b"")
 
 
-def test_answers_tell_browsers_to_run_nothing(server: RunningServer, client: http.client.HTTPConnection) -> None:
+def test_responses_tell_browsers_to_run_nothing(server: RunningServer, client: http.client.HTTPConnection) -> None:
     client.request("GET", server.read_link(SMALL), headers={"X-Request-Id": "of-the-client"})
-    answer = client.getresponse()
-    assert answer.read() == SMALL
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers["Content-Disposition"] == "attachment"
-    assert answer.headers["Cache-Control"] == "private, no-store"
-    assert answer.headers["ETag"] == f'"{Digest.of(SMALL)}"'
-    assert answer.headers["X-Request-Id"] == "of-the-client"
+    response = client.getresponse()
+    assert response.read() == SMALL
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Content-Disposition"] == "attachment"
+    assert response.headers["Cache-Control"] == "private, no-store"
+    assert response.headers["ETag"] == f'"{Digest.of(SMALL)}"'
+    assert response.headers["X-Request-Id"] == "of-the-client"
 
 
 def test_a_paused_upload_and_a_slow_reader_get_everything(
@@ -105,12 +105,12 @@ def test_a_paused_upload_and_a_slow_reader_get_everything(
     client.connect()
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
     client.request("GET", server.read_link(DATA))
-    answer = client.getresponse()
-    received = answer.read(1000)
+    response = client.getresponse()
+    received = response.read(1000)
     with server.connect() as other:
         other.sendall(PLAIN)
         assert other.recv(1000).startswith(b"HTTP/1.1 200")
-    assert received + answer.read() == DATA
+    assert received + response.read() == DATA
 
 
 def test_one_connection_goes_back_and_forth_between_application_and_threads(
@@ -123,7 +123,7 @@ def test_one_connection_goes_back_and_forth_between_application_and_threads(
         assert ask(client, "GET", "/plain") == (200, b"ok")
         assert ask(client, "GET", server.read_link(SMALL)) == (200, SMALL)
         assert client.sock is sock
-    server.stop()  # an answer is counted after it was sent
+    server.stop()  # a response is counted after it was sent
     assert server.counts == {("PUT", 204): 3, ("GET", 200): 3}
 
 
@@ -145,7 +145,7 @@ def test_a_head_may_arrive_in_pieces_and_wait_for_leave_to_send_the_body(server:
     assert server.stored(SMALL) == SMALL
 
 
-def test_pipelined_requests_are_answered_in_turn_by_whom_they_are_for(server: RunningServer) -> None:
+def test_pipelined_requests_are_handled_in_turn_by_whom_they_are_for(server: RunningServer) -> None:
     put = head_of("PUT", server.write_link(DATA), len(DATA)) + DATA
     get = head_of("GET", server.read_link(SMALL))
     with server.connect() as sock:
@@ -194,18 +194,18 @@ def test_connections_end_as_http_says(server: RunningServer) -> None:
     ):
         with server.connect() as sock:
             sock.sendall(head)
-            answer = rest_of(sock)
-        assert answer.endswith(SMALL)
-        assert b"\r\nConnection: close\r\n" in answer
+            response = rest_of(sock)
+        assert response.endswith(SMALL)
+        assert b"\r\nConnection: close\r\n" in response
 
 
 def test_a_refused_upload_gets_the_reason(server: RunningServer, client: http.client.HTTPConnection) -> None:
     server.refuse = Unavailable("STORE_UNAVAILABLE", "the disk is full", retry_after_seconds=7)
     client.request("PUT", server.write_link(SMALL), SMALL)
-    answer = client.getresponse()
-    assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "7", "close")
-    assert b"the disk is full" in answer.read()
-    server.stop()  # an answer is counted after it was sent
+    response = client.getresponse()
+    assert (response.status, response.headers["Retry-After"], response.headers["Connection"]) == (503, "7", "close")
+    assert b"the disk is full" in response.read()
+    server.stop()  # a response is counted after it was sent
     assert server.counts == {("PUT", 503): 1}
 
 
@@ -241,7 +241,7 @@ def test_finished_requests_leave_nothing_for_the_garbage_collector(
 
 # ------------------------------------------------------------------ limits
 @pytest.mark.security
-def test_without_a_free_slot_or_share_the_application_answers(
+def test_without_a_free_slot_or_share_the_application_responds(
     server: RunningServer, client: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit, number in (("SLOTS_PER_PERSON", 1), ("SLOTS_PER_GROUP", 1), ("SLOTS", 3)):
@@ -270,7 +270,7 @@ def test_idle_connections_hold_no_thread(server: RunningServer, client: http.cli
             while not (received := sock.recv(65536)).endswith(SMALL[-100:]):
                 assert received
         assert ask(client, "GET", server.read_link(SMALL)) == (200, SMALL)
-    server.stop()  # an answer is counted after it was sent
+    server.stop()  # a response is counted after it was sent
     assert {status for _, status in server.counts} == {200}
     assert server.counts["GET", 200] == 4 * listener.SLOTS + 1
 
@@ -320,7 +320,7 @@ def test_an_address_has_a_limit_of_connections_for_links_too(tmp_path: Path) -> 
 
 # ------------------------------------------------------------------ abuse
 @pytest.mark.security
-def test_only_the_signed_request_is_answered(server: RunningServer) -> None:
+def test_only_the_signed_request_is_handled(server: RunningServer) -> None:
     read, write = server.read_link(SMALL), server.write_link(SMALL)
     other = server.read_link(SMALL[::-1]).split("/")[-1].partition("?")[0]
     digest = Digest.of(SMALL).hex
@@ -406,9 +406,9 @@ def test_the_body_of_a_link_is_never_read_as_a_request(server: RunningServer) ->
     body = PLAIN * 100
     with server.connect() as sock:
         sock.sendall(head_of("PUT", server.write_link(body), len(body), "Connection: close") + body + PLAIN)
-        answer = rest_of(sock)
-    assert answer.startswith(b"HTTP/1.1 204")
-    assert b"ok" not in answer
+        response = rest_of(sock)
+    assert response.startswith(b"HTTP/1.1 204")
+    assert b"ok" not in response
     assert server.stored(body) == body
 
 
@@ -437,9 +437,9 @@ def test_a_stop_lets_transfers_end_and_closes_idle_connections(server: RunningSe
         with pytest.raises(OSError):
             server.connect()
         sock.sendall(DATA[HALF:])
-        answer = rest_of(sock)
-    assert answer.startswith(b"HTTP/1.1 204")
-    assert b"\r\nConnection: close\r\n" in answer
+        response = rest_of(sock)
+    assert response.startswith(b"HTTP/1.1 204")
+    assert b"\r\nConnection: close\r\n" in response
     assert server.stored(DATA) == DATA
 
 

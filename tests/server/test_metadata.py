@@ -28,12 +28,14 @@ def names(harness: Harness, **query: Any) -> list[str]:
 
 def test_metadata_of_a_version_changes_without_its_digest(harness: Harness) -> None:
     pushed = harness.push("acme/support", annotations={"seed": "7"}).version
-    change = MetadataChange(description="Answers about returns", tags={"team": "nlp", "tier": "1"}, links={"run": URL})
+    change = MetadataChange(
+        description="Responses about returns", tags={"team": "nlp", "tier": "1"}, links={"run": URL}
+    )
     harness.admin.describe("acme/support@1", change)
     harness.admin.describe("acme/support@1", MetadataChange(tags={"tier": None, "reviewed": ""}))
     view = harness.admin.version("acme/support@1")
     assert (view.digest, view.annotations) == (pushed.digest, {"seed": "7"})
-    assert (view.description, view.tags) == ("Answers about returns", {"team": "nlp", "reviewed": ""})
+    assert (view.description, view.tags) == ("Responses about returns", {"team": "nlp", "reviewed": ""})
     assert view.links == {"run": URL}
     cleared = harness.admin.describe("acme/support@1", MetadataChange(description="", links={"run": None}))
     assert (cleared.description, cleared.links) == ("", {})
@@ -100,8 +102,8 @@ def test_a_version_in_quarantine_keeps_its_metadata(harness: Harness) -> None:
 def test_metadata_that_could_mislead_is_refused(harness: Harness, body: dict[str, object]) -> None:
     harness.push("acme/support")
     sent = {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
-    answer = send(harness, "PATCH", "/api/v1/adapters/acme/support/metadata", harness.secret, **sent)
-    assert answer.status_code == 422 or answer.status_code == 400, answer.text
+    response = send(harness, "PATCH", "/api/v1/adapters/acme/support/metadata", harness.secret, **sent)
+    assert response.status_code == 422 or response.status_code == 400, response.text
 
 
 @pytest.mark.security
@@ -109,8 +111,8 @@ def test_metadata_that_could_mislead_is_refused(harness: Harness, body: dict[str
 def test_an_expiry_that_no_clock_shows_is_refused(harness: Harness, at: str) -> None:
     harness.push("acme/support")
     body = {"expires_at": at}
-    answer = send(harness, "PATCH", "/api/v1/adapters/acme/support/versions/1/metadata", harness.secret, json=body)
-    assert (answer.status_code, answer.json()["findings"][0]["location"]) == (400, "expires_at"), answer.text
+    response = send(harness, "PATCH", "/api/v1/adapters/acme/support/versions/1/metadata", harness.secret, json=body)
+    assert (response.status_code, response.json()["findings"][0]["location"]) == (400, "expires_at"), response.text
 
 
 def test_tags_are_limited(harness: Harness) -> None:

@@ -12,14 +12,14 @@ from tests.harness import URL, Harness
 
 def scrape(harness: Harness, secret: str = "") -> httpx.Response:
     headers = {"Authorization": f"Bearer {secret or harness.secret}"}
-    harness.transport.settle()  # a request is counted once what follows its answer has ended
+    harness.transport.settle()  # a request is counted once what follows its response has ended
     return httpx.Client(transport=harness.transport, base_url=URL, headers=headers).get("/api/v1/metrics")
 
 
-def values(answer: httpx.Response) -> dict[str, float]:
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    return {name: float(value) for name, value in re.findall(r"^(registry_\S+) (\S+)$", answer.text, re.MULTILINE)}
+def values(response: httpx.Response) -> dict[str, float]:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {name: float(value) for name, value in re.findall(r"^(registry_\S+) (\S+)$", response.text, re.MULTILINE)}
 
 
 def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> None:
@@ -30,8 +30,8 @@ def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> No
     harness.push("acme/support")
     slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
     harness.admin.report_node("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
-    answer = scrape(harness)
-    after = values(answer)
+    response = scrape(harness)
+    after = values(response)
     states = ("jobs", "queued", 2), ("fleet_nodes", "live", 1), ("fleet_slots", "serving", 1)
     assert [after[f'registry_{name}{{state="{state}"}}'] for name, state, _ in states] == [n for *_, n in states]
     assert (after["registry_adapters"], after["registry_versions"]) == (1, 2)
@@ -45,10 +45,10 @@ def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> No
     assert before["registry_job_queue_age_seconds"] == 0 <= after["registry_job_queue_age_seconds"]
     scrape(harness, "reg_unknown")
     assert values(scrape(harness))["registry_failed_sign_ins_total"] == 1
-    assert "acme" not in answer.text
-    assert "gpu-1" not in answer.text
-    typed = re.findall(r"^# TYPE (\S+)", answer.text, re.MULTILINE)
-    assert len(typed) == len(set(typed)) == len(re.findall(r"^# HELP", answer.text, re.MULTILINE))
+    assert "acme" not in response.text
+    assert "gpu-1" not in response.text
+    typed = re.findall(r"^# TYPE (\S+)", response.text, re.MULTILINE)
+    assert len(typed) == len(set(typed)) == len(re.findall(r"^# HELP", response.text, re.MULTILINE))
 
 
 def test_metrics_are_for_administrators_and_unknown_methods_share_a_series(harness: Harness) -> None:

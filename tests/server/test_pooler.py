@@ -63,14 +63,14 @@ def pooled(direct_url: str) -> Iterator[Callable[[str], str]]:
             process = stack.enter_context(processes.running([PROGRAM, config], folder, stop=signal.SIGINT, **user))
             pooled_url = url.set(host="127.0.0.1", port=listen)
             engine = create_engine(pooled_url)
-            processes.wait_until(lambda: _answers(engine), process, folder)
+            processes.wait_until(lambda: _responds(engine), process, folder)
             engine.dispose()
             return pooled_url.render_as_string(hide_password=False)
 
         yield start
 
 
-def _answers(engine: Engine) -> bool:
+def _responds(engine: Engine) -> bool:
     try:
         with engine.connect():
             return True

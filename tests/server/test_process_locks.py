@@ -182,7 +182,7 @@ def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing
 
 
 def test_no_lock_is_taken_while_there_is_no_webhook_delivery_to_make(harness: Harness) -> None:
-    """Taking one is a write, after which every cache of answers would read again, each second."""
+    """Taking one is a write, after which every cache of responses would read again, each second."""
     Audit(harness.admin).create_webhook(WebhookCreate(url="https://hooks.example/x", actions=["version.yank"]))
 
     def send_and_count_locks() -> int:

@@ -65,8 +65,8 @@ def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_
         services.fresh_database(postgres_server) as url,
         served(tmp_path, "--workers", "2", REGISTRY_DATABASE_URL=url) as (process, printed),
     ):
-        answer = httpx.get(f"{printed['url']}/api/v1/whoami", headers={"Authorization": f"Bearer {printed['token']}"})
-        assert answer.json()["actor"] == "token:admin"
+        response = httpx.get(f"{printed['url']}/api/v1/whoami", headers={"Authorization": f"Bearer {printed['token']}"})
+        assert response.json()["actor"] == "token:admin"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
 

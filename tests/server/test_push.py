@@ -168,7 +168,7 @@ def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_ar
     for seed in range(4):
         with filled_harness.statements() as sent:
             filled_harness.push("acme/support", filled_harness.files(seed=seed))
-            filled_harness.transport.settle()  # what follows the answer counts, too
+            filled_harness.transport.settle()  # what follows the response counts, too
         counts.append(len(sent))
     assert counts[-1] == counts[-2] <= STATEMENTS_LIMIT
 
@@ -294,11 +294,11 @@ def test_nothing_staged_is_left_after_a_commit(filled_harness: Harness) -> None:
     planned = plan(filled_harness, files)
     send(filled_harness, planned, files)
     assert len(list(filled_harness.blobs.list("staging/"))) == len(files)
-    whole = TestClient(filled_harness.app)  # its answers come when the work after the answer is done, too
-    answer = whole.post(
+    whole = TestClient(filled_harness.app)  # its responses come when the work after the response is done, too
+    response = whole.post(
         COMMITS, json=commit_body(planned.push_id), headers={"Authorization": f"Bearer {filled_harness.secret}"}
     )
-    assert answer.json()["items"][0]["result"]["created"]
+    assert response.json()["items"][0]["result"]["created"]
     assert list(filled_harness.blobs.list("staging/")) == []
 
 

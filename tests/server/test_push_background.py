@@ -1,4 +1,4 @@
-"""What a push leaves for after its answer: done at once after a push alone, together while many push, never lost."""
+"""What a push leaves for after its response: done at once after a push alone, together while many push, never lost."""
 
 from __future__ import annotations
 

@@ -75,9 +75,9 @@ def test_invalid_worker_input_is_refused_and_never_a_server_error(filled_harness
     body = f'{{"lease_token": "{token}", "result": {result or "{}"}}}'.encode()
     headers = {"Authorization": f"Bearer {filled_harness.secret}", "Content-Type": "application/json"}
     url = f"{URL}/api/v1/jobs/{claimed.job.id}/finish"
-    answer = filled_harness.transport.handle_request(httpx.Request("POST", url, headers=headers, content=body))
-    answer.read()
-    assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
+    response = filled_harness.transport.handle_request(httpx.Request("POST", url, headers=headers, content=body))
+    response.read()
+    assert (response.status_code, response.json()["code"]) == (400, "REQUEST_INVALID")
     cancel_all(filled_harness)
 
 

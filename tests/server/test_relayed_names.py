@@ -1,4 +1,4 @@
-"""The relay answers only for namespaces that this registry never had."""
+"""The relay serves only namespaces that this registry never had."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_a_namespace_that_was_ours_is_never_relayed_even_if_it_only_looks_like_i
         assert ask(harness, f"{namespace}/support").status == 404
         harness.admin.delete_namespace(namespace)
     for name in ("gone/support", "Gone/other", "g0ne/support", "go_ne/x", "renamed/support", "elsewhere/absent"):
-        answer = ask(harness, name)
-        assert (answer.status, answer.headers["x-error-code"]) == (404, "RepoNotFound"), name
+        response = ask(harness, name)
+        assert (response.status, response.headers["x-error-code"]) == (404, "RepoNotFound"), name
     assert ask(harness, "other/support").status == 200
 
 

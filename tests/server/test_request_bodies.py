@@ -70,16 +70,16 @@ def test_every_route_without_a_token_takes_small_bodies_only() -> None:
 
 
 def test_an_invalid_secret_with_a_large_body_counts_as_a_failed_sign_in(closed: Harness) -> None:
-    answers = [post(closed, "/check", LARGE, secret="lra_" + "0" * 38) for _ in range(12)]
-    assert [answer.status for answer in answers] == [401] * 10 + [429] * 2
+    responses = [post(closed, "/check", LARGE, secret="lra_" + "0" * 38) for _ in range(12)]
+    assert [response.status for response in responses] == [401] * 10 + [429] * 2
 
 
 def test_many_unknown_fields_give_one_error_and_count_as_failed_sign_ins(closed: Harness) -> None:
     body = json.dumps({f"field{n}": 0 for n in range(4000)}).encode()
-    answers = [post(closed, "/tokens/exchange", [body]) for _ in range(12)]
-    assert [answer.status for answer in answers] == [400] * 10 + [429] * 2
-    assert len(answers[0].json()["findings"]) == 1
-    assert "4001 errors" in answers[0].json()["detail"]
+    responses = [post(closed, "/tokens/exchange", [body]) for _ in range(12)]
+    assert [response.status for response in responses] == [400] * 10 + [429] * 2
+    assert len(responses[0].json()["findings"]) == 1
+    assert "4001 errors" in responses[0].json()["detail"]
 
 
 def test_unreadable_requests_of_a_valid_token_are_no_failed_sign_ins(closed: Harness) -> None:
@@ -89,11 +89,11 @@ def test_unreadable_requests_of_a_valid_token_are_no_failed_sign_ins(closed: Har
 
 
 def test_few_unknown_fields_are_named(harness: Harness) -> None:
-    answer = post(harness, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=harness.issue("admin")[1])
-    assert [finding["location"] for finding in answer.json()["findings"]] == ["body.a", "body.b"]
+    response = post(harness, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=harness.issue("admin")[1])
+    assert [finding["location"] for finding in response.json()["findings"]] == ["body.a", "body.b"]
 
 
-def test_a_body_is_not_held_while_its_answer_is_sent_and_work_follows(harness: Harness) -> None:
+def test_a_body_is_not_held_while_its_response_is_sent_and_work_follows(harness: Harness) -> None:
     sizes: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,12 +138,12 @@ def test_owners_of_one_group_share_a_budget() -> None:
     budget.require_space(("b", "acme"), 60)
 
 
-def test_a_request_beyond_the_budget_is_answered_503_and_not_read(harness: Harness) -> None:
+def test_a_request_beyond_the_budget_gets_503_and_not_read(harness: Harness) -> None:
     secret = harness.issue("admin")[1]
     harness.app.state.body_budget.owner_bytes = 2**20
-    answer = post(harness, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
-    assert (answer.status, answer.json()["code"], answer.bytes_read) == (503, "TRY_LATER", 0)
-    assert int(answer.headers["retry-after"]) >= 1
+    response = post(harness, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
+    assert (response.status, response.json()["code"], response.bytes_read) == (503, "TRY_LATER", 0)
+    assert int(response.headers["retry-after"]) >= 1
     assert post(harness, "/check", [b"{}"], ("content-length", "2"), secret=secret).status == 400
 
 
@@ -162,9 +162,9 @@ def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(har
         assert (other.status, other.json()["code"]) == (503, "TRY_LATER")
         assert 2**17 <= other.bytes_read <= 2**17 + len(CHUNK)
 
-    answer = post(harness, "/check", chunks(), ("content-length", str(2**24)), secret=secrets[0])
+    response = post(harness, "/check", chunks(), ("content-length", str(2**24)), secret=secrets[0])
     assert used == [1, 2**17]
-    assert (answer.status, budget.used_bytes) == (400, 0)
+    assert (response.status, budget.used_bytes) == (400, 0)
 
 
 def test_many_tokens_of_one_namespace_leave_memory_to_others(harness: Harness) -> None:
@@ -215,13 +215,13 @@ def chunked_in_another_loop(harness: Harness, secret: str, chunks: Iterable[byte
 
 
 def test_without_the_scope_of_the_route_a_large_body_is_not_read(harness: Harness) -> None:
-    answer = post(harness, "/bases", LARGE, ("content-length", str(2**21)), secret=harness.issue("pull")[1])
-    assert (answer.status, answer.json()["code"], answer.bytes_read) == (403, "DENIED", 0)
+    response = post(harness, "/bases", LARGE, ("content-length", str(2**21)), secret=harness.issue("pull")[1])
+    assert (response.status, response.json()["code"], response.bytes_read) == (403, "DENIED", 0)
 
 
 def test_without_a_token_no_body_is_read_by_a_route_that_needs_one(closed: Harness) -> None:
-    answer = post(closed, "/check", [b"{}"])
-    assert (answer.status, answer.bytes_read) == (401, 0)
+    response = post(closed, "/check", [b"{}"])
+    assert (response.status, response.bytes_read) == (401, 0)
 
 
 def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_need_it(closed: Harness) -> None:
@@ -243,16 +243,16 @@ def test_bodies_without_a_token_of_one_network_leave_space_for_others(closed: Ha
     assert 2 * budget.group_bytes < budget.owner_bytes
     for network, status in (("network 203.0.113.7", 401), (f"network {ADDRESS}", 503)):
         budget.change(("without a token", network), budget.group_bytes)
-        answer = post(closed, "/tokens/exchange", [b'{"assertion": "x"}'])
-        assert answer.status == status, network
+        response = post(closed, "/tokens/exchange", [b'{"assertion": "x"}'])
+        assert response.status == status, network
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
 def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(harness: Harness, encoding: str) -> None:
     body = ('{"a\u2200": [' + "{}," * (VALUES_LIMIT // 2) + "{}]}").encode(encoding)
-    answer = post(harness, "/check", [body], secret=harness.issue("pull")[1])
-    assert (answer.status, answer.json()["code"]) == (413, "SIZE_INVALID")
-    assert str(VALUES_LIMIT) in answer.json()["detail"]
+    response = post(harness, "/check", [body], secret=harness.issue("pull")[1])
+    assert (response.status, response.json()["code"]) == (413, "SIZE_INVALID")
+    assert str(VALUES_LIMIT) in response.json()["detail"]
 
 
 def test_few_large_bodies_are_parsed_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,13 +314,13 @@ def test_several_authorization_headers_are_rejected_everywhere(closed: Harness) 
     assert call(closed.app, "GET", path, authorization(f"Bearer {secret}")).status == 200
     for values in ((f"Bearer {secret}", ""), ("", f"Bearer {secret}"), (f"Bearer {secret}", f"Bearer {secret}")):
         for url in (path, "/api/v1/whoami"):
-            answer = call(closed.app, "GET", url, authorization(*values))
-            assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID"), (url, values)
+            response = call(closed.app, "GET", url, authorization(*values))
+            assert (response.status, response.json()["code"]) == (400, "REQUEST_INVALID"), (url, values)
     assert call(closed.app, "GET", path).status == 401
     assert call(closed.app, "GET", path, authorization("")).status == 401
 
 
-def test_a_body_under_way_does_not_stop_answers_from_the_cache(harness: Harness) -> None:
+def test_a_body_under_way_does_not_stop_responses_from_the_cache(harness: Harness) -> None:
     freshness, writes = harness.app.state.freshness, []
 
     def chunks() -> Iterator[bytes]:
@@ -349,7 +349,7 @@ def test_a_body_has_a_deadline_that_grows_with_its_size_alone(
             yield b" " * chunk_bytes
         yield b"}"
 
-    answer = post(harness, "/check", chunks(), secret=harness.issue("admin")[1])
-    assert answer.status == (408 if is_refused else 400)
-    assert (answer.json()["code"] == "BODY_STALLED") is is_refused
-    assert (answer.headers.get("connection") == "close") is is_refused
+    response = post(harness, "/check", chunks(), secret=harness.issue("admin")[1])
+    assert response.status == (408 if is_refused else 400)
+    assert (response.json()["code"] == "BODY_STALLED") is is_refused
+    assert (response.headers.get("connection") == "close") is is_refused

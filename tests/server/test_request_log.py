@@ -49,7 +49,7 @@ def test_each_request_has_one_line_with_its_route_and_actor(harness: Harness, ca
     harness.transport.settle()
     caplog.set_level(logging.INFO, REQUESTS)
     caplog.clear()
-    for _ in range(2):  # the second answer may come from the cache
+    for _ in range(2):  # the second response may come from the cache
         harness.admin.resolve("acme/support")
     send(harness, "GET", "/api/v1/adapters/acme/none?text=x", harness.secret)
     send(harness, "POST", "/api/v1/pulls", harness.secret, json={"refs": ["acme/support"]})
@@ -76,13 +76,13 @@ def test_a_bug_of_the_server_is_counted_and_has_a_warning(harness: Harness, capl
     event.listen(Session, "before_commit", broken)
     try:
         body = {"name": "x", "scopes": ["pull"]}
-        answer = send(harness, "POST", "/api/v1/tokens", harness.secret, json=body)
+        response = send(harness, "POST", "/api/v1/tokens", harness.secret, json=body)
     finally:
         event.remove(Session, "before_commit", broken)
-    assert answer.status_code == 500
-    harness.transport.settle()  # the line follows the answer
+    assert response.status_code == 500
+    harness.transport.settle()  # the line follows the response
     (line,) = fields_of(caplog)
-    assert (line["status"], line["problem"], line["id"]) == (500, "INTERNAL", answer.headers["x-request-id"])
+    assert (line["status"], line["problem"], line["id"]) == (500, "INTERNAL", response.headers["x-request-id"])
     assert line["route"] == "/api/v1/tokens"
     assert harness.app.state.requests.counts["POST", 500] == 1
 
@@ -91,21 +91,23 @@ def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
     harness: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: Any, **__: Any) -> None:
-        raise Unavailable("STORE_UNAVAILABLE", "the bucket does not answer")
+        raise Unavailable("STORE_UNAVAILABLE", "the bucket does not respond")
 
     harness.add_base()
     harness.push("acme/support")
     harness.transport.settle()
     monkeypatch.setattr(harness.blobs, "read", away)
     caplog.clear()
-    answer = send(harness, "GET", "/api/v1/adapters/acme/support/versions/1/files/adapter_config.json", harness.secret)
-    assert answer.status_code == 503
-    harness.transport.settle()  # the line follows the answer
+    response = send(
+        harness, "GET", "/api/v1/adapters/acme/support/versions/1/files/adapter_config.json", harness.secret
+    )
+    assert response.status_code == 503
+    harness.transport.settle()  # the line follows the response
     lines = [record for record in caplog.records if record.name == REQUESTS]  # background threads read the store, too
     [record] = [record for record in lines if record.levelno >= logging.WARNING]
     fields = record.fields  # type: ignore[attr-defined]
     assert (record.levelname, fields["problem"]) == ("ERROR", "STORE_UNAVAILABLE")
-    assert (fields["detail"], fields["id"]) == ("the bucket does not answer", answer.headers["x-request-id"])
+    assert (fields["detail"], fields["id"]) == ("the bucket does not respond", response.headers["x-request-id"])
 
 
 @pytest.mark.security
@@ -119,7 +121,7 @@ def test_no_line_holds_a_secret_a_name_or_a_control_character(
     for path in (f"/api/v1/adapters/acme/{'%0d%0a'}evil%1b", "/api/v1/whoami?token=hidden"):
         client.get(path, headers={"Authorization": "Bearer " + harness.secret, "X-Request-Id": "a b"})
     client.get("/api/v1/whoami", headers={"Authorization": "Bearer reg_guessed"})
-    harness.transport.settle()  # a line follows its answer
+    harness.transport.settle()  # a line follows its response
     logging.getLogger("registry.server").error("failed: %s", forged)
     for as_json in (False, True):
         lines = [logs.LineFormatter(as_json=as_json).format(record) for record in caplog.records]

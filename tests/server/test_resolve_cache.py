@@ -39,7 +39,7 @@ def client(harness: Harness, secret: str = "", transport: httpx.BaseTransport | 
 
 @contextmanager
 def replica(harness: Harness) -> Iterator[HttpxInProcess]:
-    """Another server on the same data, which has answered nothing yet."""
+    """Another server on the same data, which has served nothing yet."""
     other = HttpxInProcess(app.create_app(harness.settings, engine=harness.engine, blobs=harness.blobs))
     try:
         yield other
@@ -48,14 +48,14 @@ def replica(harness: Harness) -> Iterator[HttpxInProcess]:
 
 
 def comparable(http: httpx.Client, selector: str) -> tuple[int, bytes, dict[str, str]]:
-    """An answer, without what is different each time."""
-    answer = http.get(f"{PATH}/{selector}")
+    """A response, without what is different each time."""
+    response = http.get(f"{PATH}/{selector}")
     own = {"x-request-id", "audit-checkpoint"}
-    body = b"" if answer.status_code >= 400 else answer.content
-    return answer.status_code, body, {k: v for k, v in sorted(answer.headers.items()) if k not in own}
+    body = b"" if response.status_code >= 400 else response.content
+    return response.status_code, body, {k: v for k, v in sorted(response.headers.items()) if k not in own}
 
 
-def test_after_every_change_a_cached_answer_equals_an_uncached_one(harness: Harness) -> None:
+def test_after_every_change_a_cached_response_equals_an_uncached_one(harness: Harness) -> None:
     harness.add_base()
     reader_id, reader = harness.issue("pull", namespaces=["acme"])
     _, outsider = harness.issue("pull", namespaces=["other"])
@@ -87,7 +87,7 @@ def test_after_every_change_a_cached_answer_equals_an_uncached_one(harness: Harn
                         assert comparable(client(harness, secret), selector) == expected, (number, selector)
 
 
-def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(harness: Harness) -> None:
+def test_a_short_digest_that_became_ambiguous_is_not_served_from_the_cache(harness: Harness) -> None:
     harness.add_base()
     first = harness.push(NAME).version.digest
     second = harness.push(NAME).version.digest
@@ -102,7 +102,7 @@ def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(har
     assert [comparable(client(harness), selector)[0] for selector in (short, first)] == [404, 200]
 
 
-def test_an_unchanged_answer_needs_no_statement(harness: Harness, database_kind: str) -> None:
+def test_an_unchanged_response_needs_no_statement(harness: Harness, database_kind: str) -> None:
     harness.add_base()
     harness.push(NAME)
     http = client(harness)
@@ -238,7 +238,7 @@ def test_background_threads_send_no_statement_while_nothing_is_committed(
             thread.join()
 
 
-def test_a_cached_answer_ends_with_its_token_to_the_second(harness: Harness) -> None:
+def test_a_cached_response_ends_with_its_token_to_the_second(harness: Harness) -> None:
     harness.add_base()
     harness.push(NAME)
     status = 0
@@ -252,7 +252,7 @@ def test_a_cached_answer_ends_with_its_token_to_the_second(harness: Harness) -> 
     ask_until(lambda: http.get(f"{PATH}/main").status_code == 401)
 
 
-def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
+def test_an_unreachable_database_gives_the_last_response_marked_as_stale(
     harness: Harness, database_kind: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if database_kind == "sqlite":
@@ -331,11 +331,11 @@ def test_a_hanging_database_counts_as_unreachable(
     harness.push(NAME)
     http, freshness = client(harness), harness.app.state.freshness
     http.get(f"{PATH}/main")
-    requested, answered = threading.Event(), threading.Event()
+    requested, released = threading.Event(), threading.Event()
 
     def snapshot() -> None:
         requested.set()
-        answered.wait(60)
+        released.wait(60)
 
     monkeypatch.setattr(freshness, "_read_snapshot", snapshot)
     monkeypatch.setattr("registry.server.resolve_cache.freshness.SILENT_SECONDS", 0.0)
@@ -343,7 +343,7 @@ def test_a_hanging_database_counts_as_unreachable(
     follower.start()
     requested.wait(60)
     stale = http.get(f"{PATH}/main")
-    answered.set()
+    released.set()
     follower.join(60)
     assert (stale.status_code, "x-registry-stale" in stale.headers) == (200, True)
     assert "x-registry-stale" not in http.get(f"{PATH}/main").headers

@@ -91,7 +91,7 @@ def watched_harness(database_url: str) -> Iterator[tuple[Harness, Watch]]:
 
 def test_no_route_calls_the_store_while_its_transaction_is_open(database_url: str) -> None:
     with watched_harness(database_url) as (harness, watch):
-        for _ in Matrix(harness).answers():
+        for _ in Matrix(harness).responses():
             pass
         harness.transport.settle()
         assert watch.problems == set()

@@ -109,7 +109,7 @@ OPEN = {
     ("POST", "/{namespace}/{name}/info/lfs/objects/complete"): 200,  # Git LFS's last step: it does and tells nothing
     **PAGES,
 }
-"""The routes that need no token, and what they answer to an empty request."""
+"""The routes that need no token, and what they respond to an empty request."""
 
 
 def test_every_route_declares_a_scope_and_only_health_the_exchange_links_and_the_document_are_open() -> None:
@@ -118,22 +118,22 @@ def test_every_route_declares_a_scope_and_only_health_the_exchange_links_and_the
     assert {route for route, scope in scopes.items() if scope == "open"} == set(OPEN)
 
 
-def test_every_route_but_the_open_ones_answers_401_without_a_token(harness: Harness) -> None:
+def test_every_route_but_the_open_ones_responds_401_without_a_token(harness: Harness) -> None:
     for method, path in app.declared_scopes():
-        answer = request(harness, method, filled(path.replace(":path", "")))
-        assert answer.status_code == OPEN.get((method, path), 401), (method, path, answer.text)
+        response = request(harness, method, filled(path.replace(":path", "")))
+        assert response.status_code == OPEN.get((method, path), 401), (method, path, response.text)
 
 
-def test_every_route_answers_403_to_a_token_without_its_scope(harness: Harness) -> None:
+def test_every_route_responds_403_to_a_token_without_its_scope(harness: Harness) -> None:
     _, puller = harness.issue("pull")
     _, worker = harness.issue("work")
     for (method, path), scope in app.declared_scopes().items():
         if scope in ("open", "", "pull"):
             continue
-        answer = request(
+        response = request(
             harness, method, filled(path.replace(":path", "")), secret=worker if scope == "push" else puller
         )
-        assert answer.status_code == 403, (method, path, answer.text)
+        assert response.status_code == 403, (method, path, response.text)
 
 
 def test_a_token_is_stored_as_a_hash_and_works(harness: Harness) -> None:
@@ -158,19 +158,19 @@ def test_a_revoked_token_is_refused_at_once(harness: Harness) -> None:
     assert harness.admin.revoke_token(token_id).revoked_at == first
 
 
-def test_unknown_and_mistyped_tokens_get_the_same_answer(harness: Harness) -> None:
+def test_unknown_and_mistyped_tokens_get_the_same_response(harness: Harness) -> None:
     token_id, expired = harness.issue("pull", seconds=1)
     with harness.session(write=True) as session:
         row = session.get_one(TokenRow, token_id)
         row.expires_at = row.created_at
         session.add(row)
-    answers = [
+    responses = [
         request(harness, "GET", "/api/v1/whoami", secret=secret)
         for secret in (token_secret.new_secret(), expired[:-1] + "!", "x")
     ]
-    assert {answer.status_code for answer in answers} == {401}
-    assert len({answer.json()["detail"] for answer in answers}) == 1
-    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+    assert {response.status_code for response in responses} == {401}
+    assert len({response.json()["detail"] for response in responses}) == 1
+    assert {response.headers["www-authenticate"] for response in responses} == {"Bearer"}
 
 
 def test_a_token_cannot_give_a_right_that_it_does_not_hold(harness: Harness) -> None:

@@ -119,9 +119,9 @@ def test_an_alias_gives_the_versions_to_its_base(harness: Harness, tmp_path: Pat
 def test_a_hub_commit_is_stored_and_says_how_to_register_the_base(harness: Harness) -> None:
     pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
     pusher.create()
-    answer = pusher.push(harness.files(BASE))
-    assert (answer.status_code, "compat unknown" in warning(answer)) == (200, True), answer.text
-    assert f"adapter base add {HUB_NAME} DIR" in warning(answer)
+    response = pusher.push(harness.files(BASE))
+    assert (response.status_code, "compat unknown" in warning(response)) == (200, True), response.text
+    assert f"adapter base add {HUB_NAME} DIR" in warning(response)
     assert harness.admin.version(f"{NAME}@1").base == HUB_NAME
     harness.add_base(BASE)
     harness.transport.settle()
@@ -238,11 +238,11 @@ def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_
             return error.code
 
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(add, [same, same, wider, wider]))
+        responses = list(pool.map(add, [same, same, wider, wider]))
     harness.transport.settle()
     added = harness.admin.base(HUB_NAME).fingerprint
-    assert sorted(set(answers)) == sorted(["BASE_EXISTS", added])
-    assert sorted(map(answers.count, set(answers))) == [2, 2]
+    assert sorted(set(responses)) == sorted(["BASE_EXISTS", added])
+    assert sorted(map(responses.count, set(responses))) == [2, 2]
     is_same = added == same.spec.fingerprint
     assert verdicts(harness)["compat"] == ("pass" if is_same else "fail")
     with harness.session() as session:
@@ -263,8 +263,8 @@ def test_bases_and_an_alias_that_are_added_at_once_judge_hub_pushes(
     for name, base in ((NAME, BASE), ("acme/second", other)):
         pusher = Pusher(harness, secret, name)
         pusher.create()
-        answer = pusher.push(harness.files(base))
-        assert (answer.status_code, "compat unknown" in warning(answer)) == (200, True), answer.text
+        response = pusher.push(harness.files(base))
+        assert (response.status_code, "compat unknown" in warning(response)) == (200, True), response.text
     harness.add_base(samples.llama("llama-8b"))
     start = threading.Barrier(3)
 
@@ -281,10 +281,10 @@ def test_bases_and_an_alias_that_are_added_at_once_judge_hub_pushes(
         lambda: harness.add_base(other),
     ]
     with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(run, requests))
+        responses = list(pool.map(run, requests))
     harness.transport.settle()
-    assert answers in ([HUB_NAME, "BASE_EXISTS", other.name], ["BASE_EXISTS", "llama-8b", other.name])
-    for name, base_name in ((NAME, min(answers[:2], key="BASE_EXISTS".__eq__)), ("acme/second", other.name)):
+    assert responses in ([HUB_NAME, "BASE_EXISTS", other.name], ["BASE_EXISTS", "llama-8b", other.name])
+    for name, base_name in ((NAME, min(responses[:2], key="BASE_EXISTS".__eq__)), ("acme/second", other.name)):
         version = harness.admin.version(f"{name}@1")
         assert (version.base, verdicts(harness, version.name)["compat"]) == (base_name, "pass")
         assert Pusher(harness, secret, name).info().json()["sha"] == commit_id(version.digest)

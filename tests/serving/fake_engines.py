@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 WEIGHTS = "adapter_model.safetensors"
-Answered = tuple[int, Any]
+EngineResponse = tuple[int, Any]
 
 
 def answers(weights: bytes, count: int = 3) -> list[float]:
@@ -105,7 +105,7 @@ class EngineServer:
             return
         authorized = not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
         status, content = (
-            self.answer(request.command, request.path, body) if authorized else (401, {"error": "Unauthorized"})
+            self.respond(request.command, request.path, body) if authorized else (401, {"error": "Unauthorized"})
         )
         data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         request.send_response(status)
@@ -114,7 +114,7 @@ class EngineServer:
         request.end_headers()
         request.wfile.write(data)
 
-    def answer(self, method: str, path: str, body: Any) -> Answered:
+    def respond(self, method: str, path: str, body: Any) -> EngineResponse:
         raise NotImplementedError
 
     def load(self, name: str, root: str) -> str:
@@ -145,7 +145,7 @@ class EngineServer:
 class VLLMServer(EngineServer):
     """With VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
 
-    def answer(self, _method: str, path: str, body: Any) -> Answered:
+    def respond(self, _method: str, path: str, body: Any) -> EngineResponse:
         if path == "/v1/models":
             cards = [{"id": name, "root": root, "parent": "base"} for name, (root, _) in list(self.loaded.items())]
             return 200, {"object": "list", "data": [{"id": "base", "root": "/base", "parent": None}, *cards]}
@@ -168,7 +168,7 @@ class VLLMServer(EngineServer):
 class SGLangServer(EngineServer):
     """With --enable-lora."""
 
-    def answer(self, _method: str, path: str, body: Any) -> Answered:
+    def respond(self, _method: str, path: str, body: Any) -> EngineResponse:
         if path == "/v1/models":
             cards = [{"id": name, "root": root, "parent": "base"} for name, (root, _) in list(self.loaded.items())]
             return 200, {"object": "list", "data": [{"id": "base", "root": "base", "parent": None}, *cards]}
@@ -200,7 +200,7 @@ class LlamaServer(EngineServer):
         self.files, self.scales = [str(file) for file in files], [0.0] * len(files)
         self.start()
 
-    def answer(self, method: str, path: str, body: Any) -> Answered:
+    def respond(self, method: str, path: str, body: Any) -> EngineResponse:
         if path == "/lora-adapters" and method == "GET":
             loaded = zip(self.files, self.scales, strict=True)
             return 200, [{"id": number, "path": file, "scale": scale} for number, (file, scale) in enumerate(loaded)]

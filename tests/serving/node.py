@@ -38,11 +38,11 @@ class FaultyTransport(HttpxTransport):
             self.cuts += 1
             raise httpx.ConnectError("the registry is away", request=request)
         self.paths.append(request.url.path)
-        answer = self._inner.handle_request(request)
+        response = self._inner.handle_request(request)
         if self.spoil is None or self.spoils not in request.url.path:
-            return answer
-        body = self.spoil(b"".join(answer.stream))  # type: ignore[arg-type]
-        return httpx.Response(answer.status_code, content=body)
+            return response
+        body = self.spoil(b"".join(response.stream))  # type: ignore[arg-type]
+        return httpx.Response(response.status_code, content=body)
 
 
 class Clock:

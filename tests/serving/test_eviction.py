@@ -74,7 +74,7 @@ def test_an_unused_version_is_evicted_after_its_days_with_all_its_files(
 ) -> None:
     (digest,) = stored(harness, registry, store)
     (store.versions / f"{digest.hex}-2").mkdir()
-    for folder, text in ((store.reference_logprobs, "{}"), (store.answers, json.dumps({"digest": digest}))):
+    for folder, text in ((store.reference_logprobs, "{}"), (store.resolutions, json.dumps({"digest": digest}))):
         folder.mkdir()
         (folder / f"{digest.hex}.json").write_text(text)
     assert evicted(store, later=13 * eviction.DAY_SECONDS).removed == []

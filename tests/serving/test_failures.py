@@ -124,7 +124,7 @@ def test_an_engine_that_dies_in_the_middle_is_waited_for_and_filled_again(node: 
     node.states()
     node.push("acme/support")
     node.engine.die_at = "/v1/completions"
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not respond"):
         node.states()
     assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}, "nobody was switched to what is not proved"
     with pytest.raises(Unavailable):
@@ -136,11 +136,11 @@ def test_an_engine_that_dies_in_the_middle_is_waited_for_and_filled_again(node: 
     assert node.reported() == {"acme-support-v2": "serving"}
 
 
-def test_an_engine_that_answers_what_is_not_its_own_is_one_that_is_not_there(
+def test_an_engine_that_returns_what_is_not_its_own_is_one_that_is_not_there(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.push("acme/support")
-    monkeypatch.setattr(node.engine, "answer", lambda *_: (200, {"detail": "a proxy's page"}))
+    monkeypatch.setattr(node.engine, "respond", lambda *_: (200, {"detail": "a proxy's page"}))
     with pytest.raises(Unavailable, match="something unexpected"):
         node.states()
     monkeypatch.undo()
@@ -273,7 +273,7 @@ def test_names_from_outside_never_become_paths(node: Node) -> None:
 
 @pytest.mark.security
 @pytest.mark.parametrize("body", [b"[" * 100_000, b" " * 200_001])
-def test_an_answer_of_an_engine_that_cannot_be_read_is_the_engines_failure(
+def test_a_response_of_an_engine_that_cannot_be_read_is_the_engines_failure(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openai, "RESPONSE_LIMIT_BYTES", 200_000)

@@ -65,7 +65,7 @@ class RandomEvents:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_converges(node: Node, seed: int) -> None:
+def test_whatever_happens_what_served_goes_on_and_a_node_that_is_well_again_converges(node: Node, seed: int) -> None:
     events = RandomEvents(node, seed)
     for _ in range(STEPS):
         answered = dict(node.reconciler.aliases)

@@ -70,7 +70,7 @@ def test_an_engine_that_was_restarted_is_filled_and_proved_again(node: Node) -> 
     assert node.states() == {"acme-support-v1": "ready"}
     assert node.loaded == ["acme-support-v1"]
     node.engine.down = True
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not respond"):
         node.states()
     node.engine.down = False
     assert node.states() == {"acme-support-v1": "ready"}

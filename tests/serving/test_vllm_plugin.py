@@ -169,8 +169,8 @@ def test_a_yanked_version_and_another_base_are_refused(
     assert "yanked" in resolver.find("acme/support@1").reason
     harness.push("acme/other")
     with Registry(URL, harness.secret, transport) as registry:
-        answer = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
-    assert answer.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
+        response = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
+    assert response.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
 
 
 def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
@@ -209,8 +209,8 @@ def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
     assert "yanked" in resolver.find("acme/support@1").reason
     transport.cut = True
     clock.now += finders.REFUSED_SECONDS + 1
-    answer = resolver.find("acme/support@1")
-    assert (answer.folder, "yanked" in answer.reason) == (None, False)
+    response = resolver.find("acme/support@1")
+    assert (response.folder, "yanked" in response.reason) == (None, False)
 
 
 def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_is_here(

@@ -40,9 +40,9 @@ def test_hostile_content_opens_no_dialog_sends_no_request_and_breaks_no_layout(h
         page = watched.page
         page.goto(hostile_site.sign_in_link())
         for path in hostile.PATHS:
-            answer = page.goto(hostile_site.url + quote(hostile.path_of(hostile_site.harness, path), safe="/?&=@:%#"))
-            assert answer is not None
-            if "html" not in answer.headers["content-type"]:
+            response = page.goto(hostile_site.url + quote(hostile.path_of(hostile_site.harness, path), safe="/?&=@:%#"))
+            assert response is not None
+            if "html" not in response.headers["content-type"]:
                 continue
             assert page.evaluate(OVERFLOW) <= 0, f"{path} is wider than the screen"
             assert page.locator("main").count() == 1
@@ -151,7 +151,7 @@ def sign_in_again(page: Page) -> None:
     path = urlsplit(page.url).path
     again = "Sign in with acme-login again"
     press_until(page, again)
-    with page.expect_response(lambda answer: urlsplit(answer.url).path == path and answer.status == 200):
+    with page.expect_response(lambda response: urlsplit(response.url).path == path and response.status == 200):
         page.keyboard.press("Enter")
     expect(page.get_by_text(again)).to_have_count(0)
     page.wait_for_url(f"**{path}")

@@ -65,5 +65,5 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
 
 def _kl(pool: Pool, source: BaseSource, folder: Path) -> float:
     """How far an adapter moves the base, from the same process that the campaign will use."""
-    answer = pool.try_adapter(source, folder, ProcessLimits(deadline_seconds=120, threads=1))
-    return float(answer["result"]["measurements"]["kl_nats"])
+    response = pool.try_adapter(source, folder, ProcessLimits(deadline_seconds=120, threads=1))
+    return float(response["result"]["measurements"]["kl_nats"])

@@ -91,6 +91,6 @@ def test_a_template_that_never_ends_is_a_failing_verdict_of_one_attempt(
     (endless / "chat_template.jinja").write_text(UNBOUNDED["ten billion rounds"])
     source, limits = BaseSource("talking", base, ""), ProcessLimits(deadline_seconds=120, threads=1)
     for limit in (limits, replace(limits, isolate=True)):
-        answer = pool.try_adapter(source, endless, limit)
-        codes = {finding["code"]: finding["severity"] for finding in answer["result"]["findings"]}
+        response = pool.try_adapter(source, endless, limit)
+        codes = {finding["code"]: finding["severity"] for finding in response["result"]["findings"]}
         assert codes == {"smoke.template_unbounded": "error"}

@@ -32,17 +32,17 @@ def test_every_good_adapter_has_an_effect_and_each_base_is_loaded_once() -> None
     complaints: dict[str, Any] = {}
     with Pool() as pool:
         for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
-            answer = pool.try_adapter(BaseSource(entry["base"], bases / entry["base"], ""), good / name, LIMITS)
-            findings: Any = answer["result"]["findings"] if "result" in answer else answer
+            response = pool.try_adapter(BaseSource(entry["base"], bases / entry["base"], ""), good / name, LIMITS)
+            findings: Any = response["result"]["findings"] if "result" in response else response
             if findings:
-                complaints[name] = [(f["code"], f["severity"]) for f in findings] if "result" in answer else findings
+                complaints[name] = [(f["code"], f["severity"]) for f in findings] if "result" in response else findings
         loads = pool.base_loads
     assert complaints == {name: [("smoke.base_changed", "warning")] for name in CHANGES_ITS_BASE}
     assert len(entries) > 40
     assert loads == len({entry["base"] for entry in entries.values()})
 
 
-def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right() -> None:
+def test_each_adapter_that_is_wrong_ends_in_one_response_and_the_next_one_is_right() -> None:
     """Straight to a process, as if no header had been looked at: whatever it is, it costs neither worker nor base."""
     bad, base = fixtures.bad(), fixtures.tiny_bases() / "llama-a"
     source, names = BaseSource("llama-a", base, ""), sorted(fixtures.manifest(bad).keys() - {"good"})
@@ -51,11 +51,11 @@ def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right
         baseline = pool.try_adapter(source, bad / "good", LIMITS)["result"]
         assert baseline["findings"] == []
         for name in names:
-            answer = pool.try_adapter(source, bad / name, LIMITS)
-            assert ("result" in answer) != bool(answer.get("failed")), (name, answer)
-            if "failed" in answer:
+            response = pool.try_adapter(source, bad / name, LIMITS)
+            assert ("result" in response) != bool(response.get("failed")), (name, response)
+            if "failed" in response:
                 failed.append(name)
-            elif not answer["result"]["findings"]:
+            elif not response["result"]["findings"]:
                 passed.append(name)
             again = pool.try_adapter(source, bad / "good", LIMITS)["result"]
             assert (again["findings"], again["reference_logprobs"]) == ([], baseline["reference_logprobs"]), (

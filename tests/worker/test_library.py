@@ -150,6 +150,8 @@ def test_the_modules_of_a_base_have_a_limit_of_memory(tmp_path: Path) -> None:
         "library.MEMORY_LIMIT_BYTES = 2**27; "
         "print(library.list_modules(library.LibraryRequest(folder=sys.argv[1]), print).problem != '')"
     )
-    answer = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    response = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     # Without memory the library may also crash, which `run_program` reports. What it must not do is go on.
-    assert answer.stdout == "True\n" or answer.returncode
+    assert response.stdout == "True\n" or response.returncode

@@ -30,14 +30,14 @@ def source(base_folder: Path) -> BaseSource:
     return BaseSource("tiny", base_folder, "sha256:" + "0" * 64)
 
 
-def codes(answer: dict[str, Any]) -> dict[str, str]:
-    return {finding["code"]: finding["severity"] for finding in answer["result"]["findings"]}
+def codes(response: dict[str, Any]) -> dict[str, str]:
+    return {finding["code"]: finding["severity"] for finding in response["result"]["findings"]}
 
 
 def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: BaseSource, good: Path) -> None:
-    answer = pool.try_adapter(source, good, LIMITS)
-    assert codes(answer) == {}
-    measurements = answer["result"]["measurements"]
+    response = pool.try_adapter(source, good, LIMITS)
+    assert codes(response) == {}
+    measurements = response["result"]["measurements"]
     assert measurements["max_logit_delta"] > 1e-3
     assert 0 < measurements["kl_nats"] < 3
     assert measurements["base_tensors_changed"] == 0
@@ -64,8 +64,8 @@ def test_a_broken_adapter_is_named_and_the_next_one_is_right(
     pool: Pool, source: BaseSource, good: Path, base_folder: Path, tmp_path: Path, change: models.Change, expected: Any
 ) -> None:
     loads, before = pool.base_loads, pool.try_adapter(source, good, LIMITS)["result"]["measurements"]["max_logit_delta"]
-    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "broken", change=change), LIMITS)
-    assert codes(answer).items() >= expected.items()
+    response = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "broken", change=change), LIMITS)
+    assert codes(response).items() >= expected.items()
     assert pool.try_adapter(source, good, LIMITS)["result"]["measurements"]["max_logit_delta"] == before
     assert pool.base_loads == loads
 
@@ -81,8 +81,8 @@ def test_values_show_what_names_would_have_shown(
 
 
 def test_a_nan_is_named_by_its_tensor(pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path) -> None:
-    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), LIMITS)
-    assert "layers.0.self_attn.q_proj.lora_B" in answer["result"]["findings"][0]["location"]
+    response = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), LIMITS)
+    assert "layers.0.self_attn.q_proj.lora_B" in response["result"]["findings"][0]["location"]
 
 
 @pytest.mark.parametrize(
@@ -101,24 +101,24 @@ def test_a_nan_is_named_by_its_tensor(pool: Pool, source: BaseSource, base_folde
 def test_honest_options_of_lora_act(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, settings: dict[str, Any], expected: Any
 ) -> None:
-    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "honest", **settings), LIMITS)
-    assert codes(answer) == expected, answer
+    response = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "honest", **settings), LIMITS)
+    assert codes(response) == expected, response
 
 
 def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path
 ) -> None:
-    answer = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
-    assert codes(answer)["smoke.base_changed"] == "warning"
+    response = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
+    assert codes(response)["smoke.base_changed"] == "warning"
 
 
 def test_a_shape_that_peft_does_not_expect_is_a_finding_with_both_shapes(
     pool: Pool, source: BaseSource, tmp_path: Path
 ) -> None:
     other = models.base(tmp_path / "wide", hidden=128)
-    answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
-    assert codes(answer) == {"compat.shape": "error"}
-    finding = answer["result"]["findings"][0]
+    response = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
+    assert codes(response) == {"compat.shape": "error"}
+    finding = response["result"]["findings"][0]
     assert (finding["expected"][:7], finding["actual"][:8]) == ("[4, 64]", "[4, 128]")
 
 
@@ -127,8 +127,8 @@ def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on
 ) -> None:
     process = pool.process(source)
     with _When(process, signal.SIGSTOP) as stopped:
-        answer = pool.try_adapter(source, good, ProcessLimits(deadline_seconds=1.5, threads=1, isolate=True))
-    assert answer["failed"] == "the child was killed: it reached its deadline of 1.5 seconds"
+        response = pool.try_adapter(source, good, ProcessLimits(deadline_seconds=1.5, threads=1, isolate=True))
+    assert response["failed"] == "the child was killed: it reached its deadline of 1.5 seconds"
     assert not _exists(stopped.child)
     assert codes(pool.try_adapter(source, good, LIMITS)) == {}
     assert pool.process(source) is process
@@ -136,17 +136,17 @@ def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on
 
 def test_a_crashing_child_is_distinguished_from_a_hanging_one(pool: Pool, source: BaseSource, good: Path) -> None:
     with _When(pool.process(source), signal.SIGSEGV):
-        answer = pool.try_adapter(source, good, ISOLATED)
-    assert answer["failed"] == "the child died of SIGSEGV without an answer"
+        response = pool.try_adapter(source, good, ISOLATED)
+    assert response["failed"] == "the child died of SIGSEGV without a response"
 
 
 def test_a_child_that_asks_for_too_much_memory_ends_in_a_finding(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path
 ) -> None:
     large = models.adapter(base_folder, tmp_path / "large", r=2048, target_modules="all-linear")
-    answer = pool.try_adapter(source, large, ProcessLimits(deadline_seconds=60, threads=1, memory_bytes=2**20))
-    assert codes(answer) == {"smoke.limit_exceeded": "unknown"}
-    assert "memory" in str(answer["result"]["findings"][0]["message"])
+    response = pool.try_adapter(source, large, ProcessLimits(deadline_seconds=60, threads=1, memory_bytes=2**20))
+    assert codes(response) == {"smoke.limit_exceeded": "unknown"}
+    assert "memory" in str(response["result"]["findings"][0]["message"])
     assert codes(pool.try_adapter(source, large, LIMITS)) == {}
 
 
@@ -159,16 +159,16 @@ def test_a_configuration_that_works_without_end_ends_in_a_finding(
     endless = models.adapter(base_folder, tmp_path / "endless", config=config)
     path = endless / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_cayley_neumann_terms": 10**9}))
-    answer = pool.try_adapter(source, endless, replace(LIMITS, deadline_seconds=11))
-    assert codes(answer) == {"smoke.limit_exceeded": "unknown"}
-    assert "deadline of 11 seconds" in answer["result"]["findings"][0]["message"]
+    response = pool.try_adapter(source, endless, replace(LIMITS, deadline_seconds=11))
+    assert codes(response) == {"smoke.limit_exceeded": "unknown"}
+    assert "deadline of 11 seconds" in response["result"]["findings"][0]["message"]
     assert codes(pool.try_adapter(source, good, LIMITS)) == {}
 
 
 def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: BaseSource, good: Path) -> None:
     with _When(pool.process(source), signal.SIGSTOP, then=pool.stop_child):
-        answer = pool.try_adapter(source, good, ISOLATED)
-    assert answer["failed"] == "the child was killed: the worker stopped the job"
+        response = pool.try_adapter(source, good, ISOLATED)
+    assert response["failed"] == "the child was killed: the worker stopped the job"
 
 
 def test_a_killed_model_process_takes_its_child_along_and_a_new_one_is_right(source: BaseSource, good: Path) -> None:

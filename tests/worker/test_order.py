@@ -32,10 +32,10 @@ Answers = dict[str, tuple[dict[str, str], dict[str, float]]]
 def ask(pool: Pool, source: BaseSource, name: str, folder: Path, limits: ProcessLimits = LIMITS) -> Any:
     """Severity by code, and the measurements of the forward pass."""
     limits = replace(limits, deadline_seconds=0.5) if name == HANGING else limits
-    answer = pool.try_adapter(source, folder, limits)
-    if "result" not in answer:
+    response = pool.try_adapter(source, folder, limits)
+    if "result" not in response:
         return {"failed": "failed"}, {}
-    result = answer["result"]
+    result = response["result"]
     codes = {f["code"]: f["severity"] for f in result["findings"] if f["code"] not in ONLY_WARM}
     return codes, {name: result["measurements"][name] for name in NUMBERS if name in result["measurements"]}
 

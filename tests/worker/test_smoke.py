@@ -45,9 +45,9 @@ def fleet(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
 
 
 def smoke_test(pool: Pool, source: BaseSource, folder: Path, limits: ProcessLimits = LIMITS) -> dict[str, Any]:
-    answer = pool.try_adapter(source, folder, limits)
-    assert "result" in answer, answer
-    return dict(answer["result"])
+    response = pool.try_adapter(source, folder, limits)
+    assert "result" in response, response
+    return dict(response["result"])
 
 
 def codes(result: dict[str, Any]) -> dict[str, str]:
@@ -101,8 +101,8 @@ def test_a_verdict_does_not_depend_on_the_adapters_tested_before(
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
     def verdict(name: str, limits: ProcessLimits) -> dict[str, str]:
-        answer = pool.try_adapter(source, batch[name], limits)
-        return codes(answer["result"]) if "result" in answer else {"failed": "failed"}
+        response = pool.try_adapter(source, batch[name], limits)
+        return codes(response["result"]) if "result" in response else {"failed": "failed"}
 
     alone = {name: verdict(name, ISOLATED) for name in batch}
     assert {name for name, codes_ in alone.items() if not codes_} == {"good 0", "good 1", "good 2"}
@@ -147,8 +147,8 @@ def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
     loads = pool.base_loads
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.mkfifo(tmp_path / name)
-    answer = pool.try_adapter(source, tmp_path, replace(LIMITS, deadline_seconds=0.5))
-    assert answer["failed"] == "the child was killed: it reached its deadline of 0.5 seconds"
+    response = pool.try_adapter(source, tmp_path, replace(LIMITS, deadline_seconds=0.5))
+    assert response["failed"] == "the child was killed: it reached its deadline of 0.5 seconds"
     assert codes(smoke_test(pool, source, good)) == {}
     assert pool.base_loads == max(loads, 1)
 

@@ -56,7 +56,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def send(method: str, url: str, headers: Mapping[str, str], body: Mapping[str, str] | None = None) -> Any:
-    """Send JSON and return the JSON of the answer. `OSError`, `ValueError`; neither shows a header."""
+    """Send JSON and return the JSON of the response. `OSError`, `ValueError`; neither shows a header."""
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError(f"{parts.hostname} is not asked without https")
@@ -65,12 +65,12 @@ def send(method: str, url: str, headers: Mapping[str, str], body: Mapping[str, s
     if data is not None:
         request.add_header("Content-Type", "application/json")
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as answer:
-            text = answer.read(RESPONSE_LIMIT_BYTES + 1)
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as response:
+            text = response.read(RESPONSE_LIMIT_BYTES + 1)
     except urllib.error.HTTPError as e:
-        raise OSError(f"{parts.hostname} answered {e.code} to {method} {parts.path}") from None
+        raise OSError(f"{parts.hostname} responded with {e.code} to {method} {parts.path}") from None
     if len(text) > RESPONSE_LIMIT_BYTES:
-        raise ValueError(f"the answer of {parts.hostname} has more than {RESPONSE_LIMIT_BYTES} bytes")
+        raise ValueError(f"the response of {parts.hostname} has more than {RESPONSE_LIMIT_BYTES} bytes")
     return json.loads(text)
 
 
@@ -213,7 +213,7 @@ def find_service(environment: Mapping[str, str]) -> CiService:
 
 # ------------------------------------------------------------------ table of verdicts
 def describe_push(name: str, url: str, result: dict[str, Any], problem: dict[str, Any]) -> str:
-    """Return the answer of `adapter push --json`, or its error, as Markdown."""
+    """Return the result of `adapter push --json`, or its error, as Markdown."""
     version = result.get("version")
     parts = [f"### Adapter {escape(name)}"]
     if version:
@@ -268,7 +268,7 @@ class Failed(Exception):
 
 
 def run_adapter(environment: Mapping[str, str], *arguments: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Run a command; return its exit status, its answer, and its error. Both can be empty."""
+    """Run a command; return its exit status, its result, and its error. Both can be empty."""
     done = subprocess.run(["adapter", *arguments], env=dict(environment), capture_output=True, text=True, check=False)
     try:
         problem = json.loads(done.stderr or "{}")

@@ -2,7 +2,7 @@
 
 Every request reads its actor from the database. Only the resolve cache remembers actors: it reads the access epoch in
 its own statement and signs in again when the epoch has grown. The holder of a secret that was valid learns why it no
-longer is; all others get one answer.
+longer is; all others get one response.
 """
 
 from collections.abc import Iterable

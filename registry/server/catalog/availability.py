@@ -1,4 +1,4 @@
-"""Withdrawn versions: what a yanked or a quarantined version still answers, and to whom.
+"""Withdrawn versions: what a yanked or a quarantined version still returns, and to whom.
 
     yanked         no alias resolves to it; its number and its digest still do
     quarantined    only its whole digest leads to its bytes, for those who may promote; nothing may be added to it

@@ -236,7 +236,7 @@ def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) 
 
 
 def view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
-    """One base as an answer, with its relatives and thresholds."""
+    """One base as a response, with its relatives and thresholds."""
     view = _views(session, actor, [base])[0]
     row = session.get(BaseThresholdsRow, base.id)
     thresholds = dict(row.thresholds) if row is not None else {}

@@ -3,7 +3,7 @@
 - One recursive statement follows the edges. They cannot form a cycle, because a digest covers its parents.
 - A parent that the actor may not see is shown by its digest alone, and nothing beyond it is shown. A child that the
   actor may not see is left out with all that only it leads to, as if it did not exist.
-- A larger answer than `EDGES_LIMIT` is truncated and says so.
+- A larger response than `EDGES_LIMIT` is truncated and says so.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from registry.server.database.expressions import RecursiveStep, build_recursive_
 from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, EdgeRow, VersionInputRow, VersionRow
 
 EDGES_LIMIT = 5000
-"""Edges in one answer, between versions, bases, data sets, runs and code."""
+"""Edges in one response, between versions, bases, data sets, runs and code."""
 
 
 # ------------------------------------------------------------------ queries
@@ -163,7 +163,7 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
     return statement
 
 
-# ------------------------------------------------------------------ the answer
+# ------------------------------------------------------------------ the response
 @dataclass(slots=True)
 class _Graph:
     nodes: dict[str, LineageNode] = field(default_factory=dict)

@@ -40,7 +40,7 @@ from registry.versions.manifest import Manifest
 
 
 class Pointer(NamedTuple):
-    """Everything that can change in an answer of `resolve`: equal pointers of one request mean equal answers."""
+    """Everything that can change in a response of `resolve`: equal pointers of one request mean equal responses."""
 
     access: int
     """The access epoch."""
@@ -138,7 +138,7 @@ def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selecto
 def resolve_with_pointer(
     session: Session, actor: Actor, name: AdapterName, selector: Selector
 ) -> tuple[Resolved, Pointer]:
-    """Resolve, and return what the answer was read from, so that a cache can tell whether it still holds."""
+    """Resolve, and return what the response was read from, so that a cache can tell whether it still holds."""
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = (
@@ -180,7 +180,7 @@ def resolve_with_pointer(
 def _resolved(
     name: AdapterName, selector: Selector, version: VersionRow, outcomes: dict[str, Any], generation: int | None
 ) -> Resolved:
-    """The answer about a version. `outcomes`: of its newest verdicts, by label."""
+    """The response about a version. `outcomes`: of its newest verdicts, by label."""
     manifest = Manifest.model_validate_json(version.manifest)
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
     return Resolved(
@@ -218,7 +218,7 @@ _Matches = tuple[list[VersionRow], int | None]
 def resolve_all(
     session: Session, actor: Actor, refs: Collection[Ref], *, manifests_bytes: int
 ) -> dict[Ref, Resolved | RegistryError]:
-    """As `resolve`, for many refs: each ref → the answer or its error. Five statements however many they are.
+    """As `resolve`, for many refs: each ref → the response or its error. Five statements however many they are.
 
     `Unavailable` (TRY_LATER) for those whose manifests would be beyond `manifests_bytes`, each counted as often as its
     ref is in `refs`.
@@ -290,7 +290,7 @@ def find_adapter_ids(
 def _no_space_for(ref: Ref) -> Unavailable:
     return Unavailable(
         "TRY_LATER",
-        f"'{ref}' does not fit into this answer: its manifest and those before it are too large",
+        f"'{ref}' does not fit into this response: its manifest and those before it are too large",
         next_step="request it again, with fewer others",
         retry_after_seconds=1,
     )

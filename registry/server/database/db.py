@@ -65,7 +65,7 @@ def _read_clock() -> datetime:
 
 
 def follow_clock(ask: Callable[[], datetime]) -> None:
-    """Ask for the database's time, and follow its clock if that differs by more than the answer took."""
+    """Ask for the database's time, and follow its clock if that differs by more than the response took."""
     global _skew  # one process has one clock
     before = _read_clock()
     database_time = ask()
@@ -170,10 +170,10 @@ def is_sqlite(session: Session) -> bool:
     return session.get_bind().dialect.name == "sqlite"
 
 
-def to_view(row: SQLModel, answer: type[ViewType], **values: Any) -> ViewType:
-    """Build an answer of the API from `values`, and from the row's columns for the other fields of these names."""
-    columns = {name: getattr(row, name) for name in field_names(answer) if name in type(row).model_fields}
-    return answer(**columns | values)
+def to_view(row: SQLModel, view: type[ViewType], **values: Any) -> ViewType:
+    """Build a view of the API from `values`, and from the row's columns for the other fields of these names."""
+    columns = {name: getattr(row, name) for name in field_names(view) if name in type(row).model_fields}
+    return view(**columns | values)
 
 
 def count_rows(session: Session, statement: Any) -> int:

@@ -162,7 +162,7 @@ def _limit_silence(connection: Any, record: Any) -> None:
             limit = record.info.get(SILENCE_SECONDS, HANG_SECONDS)
             return wait(gen, interval, limit if timeout is None else timeout)
         except Exception:
-            if connection.info.transaction_status.name == "ACTIVE":  # the answer may still come, after its request
+            if connection.info.transaction_status.name == "ACTIVE":  # the response may still come, after its request
                 connection.close()
             raise
 

@@ -24,7 +24,7 @@ Read = Callable[[int, int], bytes | memoryview]
 """(offset, length) → those bytes of the file with the weights."""
 
 INLINE_BYTES = 16 * 2**20
-"""Weights up to this size are measured in the commit of a push (some 20 ms), larger ones after its answer."""
+"""Weights up to this size are measured in the commit of a push (some 20 ms), larger ones after its response."""
 WINDOW_BYTES = 16 * 2**20
 FACTOR_ELEMENTS_LIMIT = 2**24
 """Of A or of B: 64 MiB as 32-bit floats. Rank 512 on a width of 28,672 has 14.7 million."""

@@ -1,4 +1,4 @@
-"""Conditional and range requests (RFC 9110): `Cache-Control`, ETags, and which part of a file an answer holds."""
+"""Conditional and range requests (RFC 9110): `Cache-Control`, ETags, and which part of a file a response holds."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ REVALIDATE = "private, no-cache"
 
 
 def cache_control(selector: Selector) -> str:
-    """Return `Cache-Control` of an answer about a version. Only an alias can move."""
+    """Return `Cache-Control` of a response about a version. Only an alias can move."""
     return IMMUTABLE if isinstance(selector, int | Digest) else REVALIDATE
 
 
@@ -26,21 +26,21 @@ def etag_matches(if_none_match: str, etag: str) -> bool:
 
 
 BYTES_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
-"""Headers of every answer with bytes that someone pushed: a browser must not run them."""
+"""Headers of every response with bytes that someone pushed: a browser must not run them."""
 LINK_HEADERS = {
     **BYTES_HEADERS,
     "Cache-Control": "private, no-store",
     "Content-Disposition": "attachment",
     "Content-Type": "application/octet-stream",
 }
-"""Headers of the answer to a link."""
+"""Headers of the response to a link."""
 RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The bytes of an answer: `length` of them from `start` on, and the headers that say so."""
+    """The bytes of a response: `length` of them from `start` on, and the headers that say so."""
 
     status: int
     start: int

@@ -3,7 +3,7 @@
     @router.get("/bases")
     def list_bases(session: SessionDep, actor: Puller) -> BasePage: ...
 
-- The session commits before the answer is sent (routing.py), so a failed commit is never a 2xx.
+- The session commits before the response is sent (routing.py), so a failed commit is never a 2xx.
 - Every route declares its scope with one of the actors below, or `NO_TOKEN`; `create_app` refuses others.
 - A mutation with an Idempotency-Key claims it in its own transaction (idempotency.py).
 """
@@ -190,7 +190,7 @@ OWNERS: tuple[tuple[str, str, Any], ...] = (
 
 
 async def forbid_storing(response: Response) -> None:
-    """Let no cache keep the answer, nor this server for a repeated request: it has a secret, which is shown once."""
+    """Let no cache keep the response, nor this server for a repeated request: it has a secret, which is shown once."""
     response.headers["Cache-Control"] = "no-store"
 
 

@@ -1,4 +1,4 @@
-"""Bodies and answers of transfers: read and written by the structs that clients have, without FastAPI's own parsing."""
+"""Bodies of transfers: read and written by the structs that clients have, without FastAPI's own parsing."""
 
 import json
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def body_of(shape: type[RequestStruct]) -> dict[str, Any]:
 
 
 def respond(
-    answer: FrozenStruct, headers: Mapping[str, str] | None = None, background: BackgroundTasks | None = None
+    document: FrozenStruct, headers: Mapping[str, str] | None = None, background: BackgroundTasks | None = None
 ) -> Response:
-    """The response with this answer."""
-    return Response(answer.to_json(), headers=dict(headers or {}), media_type=_JSON, background=background)
+    """The response with this document."""
+    return Response(document.to_json(), headers=dict(headers or {}), media_type=_JSON, background=background)

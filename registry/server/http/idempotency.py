@@ -1,9 +1,9 @@
-"""Idempotency keys: the answer to a mutation is stored under the client's key, in the transaction of its effect.
+"""Idempotency keys: the response to a mutation is stored under the client's key, in the transaction of its effect.
 
-- A key belongs to a token. The same request with the same key gets the first answer; another request is a `Conflict`.
+- A key belongs to a token. The same request with the same key gets the first response; another request is a `Conflict`.
 - The key is claimed by a row before the effect. Other requests wait for that row, so of two equal ones only one acts.
-- A mutation that fails or answers 204 stores nothing. An answer with `no-store` contains a secret and is not stored:
-  the same request again is refused.
+- A mutation that fails or responds with 204 stores nothing. A response with `no-store` contains a secret and is not
+  stored: the same request again is refused.
 - Planning a push and uploading take no key: they may be repeated, and links must not be given twice.
 """
 
@@ -28,7 +28,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 _ROW: Table = IdempotencyRow.__table__  # type: ignore[attr-defined]
 _KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
 _CLAIMED = 0
-"""The status of a row whose answer is still missing. Only its own transaction sees it."""
+"""The status of a row whose response is still missing. Only its own transaction sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class KeyedRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """The answer to a request. `body` is None if it contained a secret."""
+    """The response to a request. `body` is None if it contained a secret."""
 
     status: int
     etag: str
@@ -63,18 +63,18 @@ Lookup = Callable[[Connection, KeyedRequest], StoredResponse | None]
 
 
 def claim(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
-    """Claim the key before the first change, or return the answer that this request had."""
+    """Claim the key before the first change, or return the response that this request had."""
     values = asdict(request) | {"status": _CLAIMED, "answer": "", "created_at": db.now()}
     if db.insert_new(connection, IdempotencyRow, values):
         return None
-    answer = find(connection, request)
-    if answer is None:  # deleted between the two statements
-        raise Unavailable("TRY_LATER", "an old answer to this key was just deleted", retry_after_seconds=1)
-    return answer
+    response = find(connection, request)
+    if response is None:  # deleted between the two statements
+        raise Unavailable("TRY_LATER", "an old response to this key was just deleted", retry_after_seconds=1)
+    return response
 
 
 def find(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
-    """Return the answer that this request had. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
+    """Return the response that this request had. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
     statement = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.answer).where(_has_key(request))
     row = connection.execute(statement).first()
     if row is None or (row.status == _CLAIMED and row.request_sha256 == request.request_sha256):
@@ -85,21 +85,21 @@ def find(connection: Connection, request: KeyedRequest) -> StoredResponse | None
             f"Idempotency-Key {request.key!r} was used for another request",
             next_step="use a new key for a new request",
         )
-    answer = json.loads(row.answer)
-    return StoredResponse(row.status, answer["etag"], answer["body"])
+    document = json.loads(row.answer)
+    return StoredResponse(row.status, document["etag"], document["body"])
 
 
 def store(
-    connection: Connection, request: KeyedRequest, answer: StoredResponse, *, claimed: bool = True
+    connection: Connection, request: KeyedRequest, response: StoredResponse, *, claimed: bool = True
 ) -> StoredResponse | None:
-    """Store the answer with the effect. Returns another answer if an equal request was faster: then roll back.
+    """Store the response with the effect. Returns another response if an equal request was faster: then roll back.
 
-    An empty answer (204) releases the key. `claimed`: the key was claimed by `claim`.
+    An empty response (204) releases the key. `claimed`: the key was claimed by `claim`.
     """
-    if answer.status == 204:
+    if response.status == 204:
         connection.execute(delete(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED))
         return None
-    values = {"status": answer.status, "answer": json.dumps({"etag": answer.etag, "body": answer.body})}
+    values = {"status": response.status, "answer": json.dumps({"etag": response.etag, "body": response.body})}
     if claimed:
         statement = update(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED).values(**values)
         if connection.execute(statement).rowcount:
@@ -114,10 +114,10 @@ def _has_key(request: KeyedRequest) -> ColumnElement[bool]:
 
 
 class RepeatedRequest(Exception):
-    """Ends a request that was answered before."""
+    """Ends a request that was processed before."""
 
     def __init__(self, status: int, etag: str, body: str) -> None:
-        super().__init__("answered before")
+        super().__init__("processed before")
         self.status, self.etag, self.body = status, etag, body
 
 
@@ -130,7 +130,7 @@ def look_up_key(request: Request, session: Session, actor: Actor, look_up: Looku
     """Look up the key when the route begins to work. Until then the request holds no connection.
 
     By `claim`, before anything is written, or by `find`, in a route that reads for long before it writes: it claims the
-    key with its answer. Raises `RepeatedRequest`.
+    key with its response. Raises `RepeatedRequest`.
     """
     key = request.headers[HEADER]
     parts = [request.method, request.url.path, request.url.query, request.headers.get("if-match", "-")]
@@ -140,7 +140,7 @@ def look_up_key(request: Request, session: Session, actor: Actor, look_up: Looku
 
 
 def store_no_response(request: Request) -> None:
-    """Do not store the answer of this request: it holds an error, which may pass. Its effect may be repeated."""
+    """Do not store the response of this request: it holds an error, which may pass. Its effect may be repeated."""
     if hasattr(request.state, "keyed_request"):
         del request.state.keyed_request
 
@@ -152,20 +152,20 @@ def store_response(request: Request, response: Response) -> None:
     session, keyed, claimed = request.state.keyed_request
     secret = "no-store" in response.headers.get("cache-control", "")
     body = None if secret else bytes(response.body).decode()
-    answer = StoredResponse(response.status_code, response.headers.get("etag", ""), body)
-    _raise_repeated(store(session.connection(), keyed, answer, claimed=claimed))
+    stored = StoredResponse(response.status_code, response.headers.get("etag", ""), body)
+    _raise_repeated(store(session.connection(), keyed, stored, claimed=claimed))
 
 
-def _raise_repeated(answer: StoredResponse | None) -> None:
-    if answer is None:
+def _raise_repeated(response: StoredResponse | None) -> None:
+    if response is None:
         return
-    if answer.body is None:
+    if response.body is None:
         raise Conflict(
             "IDEMPOTENCY_REUSED",
-            "this request was processed already, and its answer contained a secret that is shown once",
+            "this request was processed already, and its response contained a secret that is shown once",
             next_step="undo its effect (`adapter token list`), and send the request with a new key",
         )
-    raise RepeatedRequest(answer.status, answer.etag, answer.body)
+    raise RepeatedRequest(response.status, response.etag, response.body)
 
 
 def replay_response(_request: Request, error: Exception) -> Response:

@@ -40,13 +40,13 @@ COUNT_LIMIT = 10_000
 _UP_TO = f"counted up to {COUNT_LIMIT:,}"
 UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
 COUNTERS: tuple[tuple[str, str, Callable[[RequestLog], Any]], ...] = (
-    ("requests", "Requests that this process answered.", lambda log: log.counts.copy()),
+    ("requests", "Requests that this process completed.", lambda log: log.counts.copy()),
     ("failed_sign_ins", "Requests of this process with a missing or invalid token.", lambda log: log.failed_sign_ins),
     ("store_errors", "Requests of this process that failed because the blob store did.", lambda log: log.store_errors),
 )
 """Name and description of each counter, whose samples end in `_total`, and how to read it from a `RequestLog`."""
 REQUEST_LABELS = ("method", "status")
-SECONDS = "request_seconds", "Seconds until a request was answered."
+SECONDS = "request_seconds", "Seconds until a response was sent."
 SECONDS_LABELS = ("method", "route")
 BUILD = "build_info", "1, with the `version` of this server and of its `python`."
 QUEUE_AGE = "job_queue_age_seconds", "Age of the oldest queued job, 0 without one."

@@ -1,6 +1,6 @@
 """`RequestMiddleware`: an outer ASGI layer. It sets the request id and rejects requests that are malformed.
 
-- Every answer carries X-Request-Id: the client's if it is well-formed, else a new one.
+- Every response carries X-Request-Id: the client's if it is well-formed, else a new one.
 - The Host header must be a host with or without a port.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
 - At most one Authorization header, so that no two layers can read different ones.
@@ -137,7 +137,7 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 async def _send_problem(send: Send, request_id: bytes, error: RegistryError) -> None:
-    """Answer a request that never reaches the application. The connection is closed, because its body is unread."""
+    """Handle a request that never reaches the application. The connection is closed, because its body is unread."""
     body = json.dumps(error.to_problem() | {"status": 400, "request_id": request_id.decode()}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"x-error-message", error.detail.encode()), (b"connection", b"close")]  # which Hub clients show

@@ -1,4 +1,4 @@
-"""Error responses: the status of each error, and exception handlers that answer with problem documents (RFC 9457).
+"""Error responses: the status of each error, and exception handlers that respond with problem documents (RFC 9457).
 
 - Every error response is application/problem+json with status, code, title, detail, findings and request id; clients of
   the Hub get application/json.
@@ -75,7 +75,7 @@ def codes_by_status() -> dict[int, list[str]]:
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer every exception of a route with a problem document."""
+    """Handle every exception of a route with a problem document."""
     app.add_exception_handler(RegistryError, _handle_registry_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     unread = Unavailable("BODY_STALLED", "the client disconnected before the body was complete")
@@ -98,7 +98,7 @@ def problem_of_item(request: Request, error: RegistryError, about: str) -> Probl
 def outcomes_of(request: Request, outcomes: Sequence[object], about: Sequence[str]) -> list[dict[str, Any]]:
     """Each result of a bulk request, or the problem of the item that `about` names.
 
-    With an error among them, the answer is not stored under the key of the request.
+    With an error among them, the response is not stored under the key of the request.
     """
     if any(isinstance(outcome, RegistryError) for outcome in outcomes):
         store_no_response(request)

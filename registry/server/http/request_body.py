@@ -3,7 +3,7 @@
 - A request without a token is refused unread. At most `UNTRUSTED_BYTES` are read before the token is looked up.
 - Until then bytes count towards a small budget of the process, afterwards towards those of the token's subject and of
   its namespaces: who administers a namespace can issue tokens of as many subjects as they like.
-- What counts is what has arrived, until the request is answered. A declared length reserves nothing.
+- What counts is what has arrived, until the response is sent. A declared length reserves nothing.
 """
 
 from collections import Counter
@@ -150,7 +150,7 @@ async def read_body(
         yield Request(request.scope, _replay(request.state.body, request.receive))
     finally:
         reservation.release()
-        request.state.body = b""  # the request lives on while its answer is sent and work follows
+        request.state.body = b""  # the request lives on while its response is sent and work follows
 
 
 async def spool_body(request: Request, actor: Actor, file: IO[bytes], budget: BodyBudget, limit_bytes: int) -> int:

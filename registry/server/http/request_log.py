@@ -22,7 +22,7 @@ _LOG = logging.getLogger("registry.server.requests")
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """A request that was answered. `route`: the template of its path."""
+    """A completed request. `route`: the template of its path."""
 
     id: str
     actor: str
@@ -33,7 +33,7 @@ class RequestRecord:
     received_bytes: int
     sent_bytes: int
     problem: str = ""
-    """The code of the error that was answered."""
+    """The code of the error in the response."""
     detail: str = ""
     """What the error says, of a fault of the server or its parts."""
 
@@ -53,7 +53,7 @@ class Durations:
 
 @dataclass
 class RequestLog:
-    """What this process has answered. `counts`: (method, status) → how many; `seconds`: (method, route) → how long.
+    """The requests that were completed. `counts`: (method, status) → how many; `seconds`: (method, route) → how long.
 
     Threads of links record theirs.
     """
@@ -86,7 +86,7 @@ class RequestLog:
 
 
 class LogMiddleware:
-    """The outermost ASGI layer: measures each request and records it once it is answered."""
+    """The outermost ASGI layer: measures each request and records it once its response is sent."""
 
     def __init__(self, app: ASGIApp, log: RequestLog) -> None:
         self.app, self._log = app, log
@@ -118,7 +118,7 @@ class LogMiddleware:
         try:
             await self.app(scope, count_received, count_sent)
         except Exception:
-            if not status:  # a bug, which `problems` answers outside of this layer
+            if not status:  # a bug, which `problems` handles outside of this layer
                 status, request_id, state["problem"] = 500, state.get("request_id", ""), "INTERNAL"
             raise
         finally:

@@ -2,7 +2,7 @@
 
 - The session of a request never waits for another thread, or all threads could wait for what such a request holds.
 - The dependencies of such a route are `async def` and await nothing. A test verifies that.
-- The answer is complete before the transaction commits, so an answer that is stored is committed with its effect.
+- The response is complete before the transaction commits, so a response that is stored is committed with its effect.
 - A route that is `async def` itself runs on the event loop and opens its own sessions in threads.
 """
 
@@ -82,10 +82,10 @@ class SingleThreadRoute(APIRoute):
         return handle_in_thread
 
     async def _respond(self, handle: Handler, request: Request) -> Response:
-        """Answer a request, whose body is held meanwhile. The Hub API adds the relay."""
+        """Handle a request, whose body is held meanwhile. The Hub API adds the relay."""
         if request.method in idempotency.SAFE_METHODS:
             return await self._run_in_thread(handle, request)
-        with request.app.state.freshness.during_write():  # after its answer no one gets what was before it
+        with request.app.state.freshness.during_write():  # after its response no one gets what was before it
             return await self._run_in_thread(handle, request)
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
@@ -120,7 +120,7 @@ class SingleThreadRoute(APIRoute):
 
 
 def _run_request(handle: Handler, request: Request) -> Response:
-    """Run everything but the sending of the answer in this thread."""
+    """Run everything but the sending of the response in this thread."""
     with contextlib.ExitStack() as stack:
         request.state.exit_stack = stack
         check_values(_body_of(request))
@@ -135,7 +135,7 @@ def _body_of(request: Request) -> bytes:
 
 
 def enter_session(request: Request, session: contextlib.AbstractContextManager[Session]) -> Session:
-    """Open a session that ends with this request, before its answer is sent."""
+    """Open a session that ends with this request, before its response is sent."""
     stack: contextlib.ExitStack = request.state.exit_stack
     return stack.enter_context(session)
 
@@ -226,7 +226,7 @@ async def run_in_relay_thread(function: Callable[..., Result], *args: Any) -> Re
 async def stream_in_threads(
     run: Callable[..., Awaitable[Any]], chunks: Iterator[bytes], close: Callable[[], None]
 ) -> AsyncIterator[bytes]:
-    """Yield chunks whose reading may wait: each is read by `run`, so not in the threads that answer all requests."""
+    """Yield chunks whose reading may wait: each is read by `run`, so not in the threads that handle all requests."""
     try:
         while (chunk := await run(next, chunks, None)) is not None:
             yield chunk

@@ -66,8 +66,8 @@ class Head:
 class CommitOutcome:
     """What a commit has made. `pushed` is None for a draft, and for a commit that changed nothing.
 
-    `push_id`, `released` and `xorbs` are what is cleaned up after the answer: a push, and staging keys of files and of
-    xorbs.
+    After the response, `push_id` (a push), `released` (staging keys of files) and `xorbs` (those of xorbs) are cleaned
+    up.
     """
 
     commit: str

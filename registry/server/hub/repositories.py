@@ -1,9 +1,9 @@
 """Adapters as repositories of the Hub API: their revisions, files, references, commits, git ids, and the list of them.
 
-- The catalog decides who sees what. By an alias a yanked version is refused; by a tag or commit id it is answered.
+- The catalog decides who sees what. By an alias a yanked version is refused; by a tag or commit id it is returned.
 - A path or name that is not valid here is absent, not malformed: clients probe for files and cache what is absent.
 - Git ids are computed when they are first requested, and stored per version, although they depend on the bytes only.
-  Otherwise the first answer would be faster if another tenant's version of the same bytes was requested before.
+  Otherwise the first response would be faster if another tenant's version of the same bytes was requested before.
 """
 
 import re
@@ -180,7 +180,7 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
 def is_relayed(session: Session, namespace: str, name: str) -> bool:
     """Whether a repository may come from another Hub: this registry never had a namespace that looks like its own.
 
-    Otherwise anyone could register a deleted one there and answer for it. Without a namespace the name is checked.
+    Otherwise anyone could register a deleted one there and take its place. Without a namespace the name is checked.
     """
     if not all(_HUB_WORD.match(word) and ".." not in word for word in (namespace or name, name)):
         return False

@@ -68,7 +68,7 @@ def _choose_mode(path: str, size_bytes: int, current: File | None) -> FileMode:
 
 @dataclass(frozen=True, slots=True)
 class LargeFile:
-    """The answer about one large file: how to send it, or nothing if it is here."""
+    """The response about one large file: how to send it, or nothing if it is here."""
 
     digest: Digest
     size_bytes: int

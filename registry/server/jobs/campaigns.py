@@ -38,7 +38,7 @@ from registry.server.jobs.requests import can_be_tested
 JOBS_LIMIT = 5000
 NEWEST_LIMIT = 10
 ITEMS_LIMIT = 1000
-"""Changed versions that one answer lists; `changed` counts all of them."""
+"""Changed versions that one response lists; `changed` counts all of them."""
 MAY_BE_TESTED = frozenset(Outcome) - {Outcome.FAIL}
 """Outcomes of `compat`: of a version that failed it, a worker could only report the same."""
 

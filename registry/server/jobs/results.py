@@ -35,7 +35,7 @@ from registry.server.storage.blobs import BlobStore
 
 
 def finish_job(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
-    """Finish a job with its result. Repeating it with the same lease returns the same answer."""
+    """Finish a job with its result. Repeating it with the same lease returns the same response."""
     db.begin_writing(session)
     row = queue.lock_running(session, actor, job_id, request.lease_token)
     if row is None or row.kind != Kind.SMOKE_TEST:

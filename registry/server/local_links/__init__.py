@@ -1,1 +1,1 @@
-"""Signed links to this server, and its threads that answer them."""
+"""Signed links to this server, and its threads that handle them."""

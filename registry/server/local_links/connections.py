@@ -88,7 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().data_received(self._received)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data, or let a thread answer a link."""
+        """Parse data, or let a thread handle a link."""
         if self._on_link is not None and data.startswith(LINK_BEGINNINGS) and self._is_idle:
             sock = self.transport.get_extra_info("socket").dup()
             sock.setblocking(False)
@@ -100,9 +100,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is under way, and nothing of an answer is still to be sent."""
-        answered = self.cycle is None or self.cycle.response_complete
-        return answered and not (self._in_message or self.pipeline or self.transport.get_write_buffer_size())
+        """Whether no request is under way, and nothing of a response is still to be sent."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return is_idle and not (self._in_message or self.pipeline or self.transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all time limits and call `on_end`."""
@@ -149,13 +149,13 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer with the status of the limit that was exceeded, else 400; nothing while a response is under way."""
+        """Respond with the status of the limit that was exceeded, else 400; nothing while a response is under way."""
         cycle = self._running
         is_open = cycle is not None and not cycle.response_complete
         is_in_body = is_open and cycle is self.cycle and self.cycle.more_body and not self.cycle.response_started
         if is_open:
             self._end_responses()
-        if is_open and not is_in_body:  # an answer now would be read as the one to an earlier request
+        if is_open and not is_in_body:  # a response now would be read as the one to an earlier request
             self.transport.close()
         elif self._head_status:
             self._refuse(self._head_status)
@@ -209,7 +209,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def refusal(status: bytes) -> bytes:
-    """Return the answer to a request whose head was not read as a whole."""
+    """Return the response to a request whose head was not read as a whole."""
     return b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 

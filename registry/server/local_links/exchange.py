@@ -1,7 +1,7 @@
-"""`Exchange`: answers one request with a signed link, in a thread, with plain socket calls.
+"""`Exchange`: handles one request with a signed link, in a thread, with plain socket calls.
 
-- A PUT is hashed and written while it arrives, and synced to disk before its answer. A GET goes from the page cache to
-  the socket.
+- A PUT is hashed and written while it arrives, and synced to disk before its response. A GET goes from the page cache
+  to the socket.
 - A body that moves too slowly ends the connection, by the rule of `StallCounter`.
 """
 
@@ -21,7 +21,7 @@ from registry.errors import RegistryError
 from registry.server.http.conditional import Part
 from registry.server.http.middleware import StallCounter, choose_request_id
 from registry.server.http.request_log import RequestRecord
-from registry.server.local_links.answers import LinkBackend, problem_of
+from registry.server.local_links.backend import LinkBackend, problem_of
 from registry.server.local_links.request import LinkRequest
 from registry.server.storage.blobs import raise_unknown
 
@@ -37,9 +37,9 @@ _LOG = logging.getLogger("registry.server")
 
 
 class Exchange:
-    """One request and its answer. `received` is what was read from the socket: the head, and what came with it.
+    """One request and its response. `received` is what was read from the socket: the head, and what came with it.
 
-    Afterwards `status` is the answer's (0 if none was begun), and `rest` what was received of the next request.
+    Afterwards `status` is the response's (0 if none was begun), and `rest` what was received of the next request.
     """
 
     def __init__(self, sock: socket.socket, request: LinkRequest, context: LinkBackend, received: bytes) -> None:
@@ -53,7 +53,7 @@ class Exchange:
         self._started_at = time.perf_counter()
 
     def run(self) -> bool:
-        """Answer the request; return whether the connection can be used again. Raises nothing."""
+        """Handle the request; return whether the connection can be used again. Raises nothing."""
         with _blocking(self._socket, min(SLICE_SECONDS, self._context.stall_seconds)):
             try:
                 self._receive() if self._request.method == "PUT" else self._send_blob()
@@ -67,7 +67,7 @@ class Exchange:
             return self._keeps_alive
 
     def describe(self) -> RequestRecord:
-        """What the log says about it. The bytes of an answer count as a whole."""
+        """What the log says about it. The bytes of a response count as a whole."""
         received = self._request.link.size_bytes - self._remaining if self._request.method == "PUT" else 0
         return RequestRecord(
             self._request_id, self._request.link.owner, self._request.method, LINK_ROUTE, self.status,
@@ -90,7 +90,7 @@ class Exchange:
     # ---------------------------------------------------------------- PUT
     def _receive(self) -> None:
         self._context.receive(self._request.link, self._body())
-        self._answer(204, {})
+        self._respond(204, {})
 
     def _body(self) -> Iterator[memoryview]:
         """Yield the body. A chunk is valid until the next one."""
@@ -125,7 +125,7 @@ class Exchange:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise_unknown(self._request.link.key)
             self._sent_bytes = part.length
-            self._answer(part.status, part.headers, more=bool(part.length))
+            self._respond(part.status, part.headers, more=bool(part.length))
             self._send_part(descriptor, part)
         finally:
             os.close(descriptor)
@@ -140,8 +140,8 @@ class Exchange:
                 moved.append(count)
             start += sum(moved)
 
-    # ---------------------------------------------------------------- head of the answer
-    def _answer(self, status: int, headers: dict[str, str], body: bytes = b"", *, more: bool = False) -> None:
+    # ---------------------------------------------------------------- head of the response
+    def _respond(self, status: int, headers: dict[str, str], body: bytes = b"", *, more: bool = False) -> None:
         self.status = status
         lines = {"Date": formatdate(usegmt=True), **headers, "X-Request-Id": self._request_id}
         if not self._keeps_alive:
@@ -157,18 +157,18 @@ class Exchange:
             data = data[sum(moved) :]
 
     def _refuse(self, error: RegistryError) -> None:
-        """Answer with a problem document. The connection is closed unless the whole body was read."""
+        """Response with a problem document. The connection is closed unless the whole body was read."""
         if self.status:
-            self._remaining = 1  # the answer is incomplete
+            self._remaining = 1  # the response is incomplete
             return
         status, body, headers = problem_of(error, self._request_id)
         with contextlib.suppress(OSError, RegistryError):
-            self._answer(status, headers, body)
+            self._respond(status, headers, body)
             if self._remaining:
                 self._linger()
 
     def _linger(self) -> None:
-        """Read on for a moment: closing a socket with unread bytes would take the answer back."""
+        """Read on for a moment: closing a socket with unread bytes would take the response back."""
         self._socket.shutdown(socket.SHUT_WR)
         until = time.monotonic() + LINGER_SECONDS
         buffer = bytearray(BUFFER_BYTES)

@@ -1,12 +1,12 @@
-"""`LinkListener`: accepts the connections of a server and decides who answers each request.
+"""`LinkListener`: accepts the connections of a server and decides who handles each request.
 
-- A request with a valid signed link is answered by a thread, which also answers the next ones of the same owner if they
+- A request with a valid signed link is handled by a thread, which also handles the next ones of the same owner if they
   follow at once. Then the connection comes back here. With any other request it goes to the application, together with
   the bytes that were read, and comes back when a request with a link begins on it. So a proxy may use one for both.
-- Threads are `SLOTS`. If none is free the application answers 503, so no one waits in a queue. A person may have as
-  many as are still free, up to a limit, and the tokens of one namespace have a limit together: slow transfers of some
-  leave threads to the rest. A connection that waits longer than `NEXT_SECONDS` for a request, or for the rest of its
-  head, holds no thread; nor does one that waits at all while many threads are busy.
+- Threads are `SLOTS`. If none is free the application responds with 503, so no one waits in a queue. A person may have
+  as many as are still free, up to a limit, and the tokens of one namespace have a limit together: slow transfers of
+  some leave threads to the rest. A connection that waits longer than `NEXT_SECONDS` for a request, or for the rest of
+  its head, holds no thread; nor does one that waits at all while many threads are busy.
 - `stop` accepts nothing new and lets transfers end.
 """
 
@@ -22,7 +22,7 @@ from functools import partial
 
 from registry.server.http.request_log import RequestLog
 from registry.server.local_links import connections
-from registry.server.local_links.answers import LinkBackend
+from registry.server.local_links.backend import LinkBackend
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.exchange import Exchange
 from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, may_become_link, read_request
@@ -57,7 +57,7 @@ class _Connection:
 
 
 class LinkListener:
-    """Runs on the event loop, and records each answer in `requests`."""
+    """Runs on the event loop, and records each response in `requests`."""
 
     def __init__(
         self, listener: socket.socket, signer: LinkSigner, context: LinkBackend, *, make_protocol: MakeProtocol,
@@ -173,7 +173,7 @@ class LinkListener:
         self._decide(connection)
 
     def _decide(self, connection: _Connection) -> None:
-        """Decide who answers the request that has begun to arrive."""
+        """Decide who handles the request that has begun to arrive."""
         if may_become_link(connection.received):
             return
         self._stop_waiting(connection)
@@ -219,7 +219,7 @@ class LinkListener:
 
     # ---------------------------------------------------------------- threads
     def _exchange(self, connection: _Connection, request: LinkRequest) -> None:
-        """Answer one request, and those that follow at once, in a thread."""
+        """Handle one request, and those that follow at once, in a thread."""
         shares = _shares_of(request.link)
         following: LinkRequest | None = request
         is_reusable = False

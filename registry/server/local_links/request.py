@@ -18,7 +18,7 @@ _HEAD = re.compile(
     rb"((?:[!#-'*+.^_`|~0-9A-Za-z-]{1,100}:[ -~\t\x80-\xff]{0,8000}\r\n){1,100})\r\n"
 )
 _ONCE = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect", "range", "if-range"})
-"""Headers that say where the request ends or what its answer is."""
+"""Headers that say where the request ends or what its response is."""
 
 
 @dataclass(frozen=True, slots=True)

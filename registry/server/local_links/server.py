@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 
 from registry.server.http.request_log import RequestLog
-from registry.server.local_links.answers import LinkBackend
+from registry.server.local_links.backend import LinkBackend
 from registry.server.local_links.connections import BoundedProtocol, ConnectionLimits
 from registry.server.local_links.listener import LinkListener
 from registry.server.storage.signed_links import LinkSigner
@@ -19,7 +19,7 @@ BACKLOG = 2048
 
 
 class LinkServer(uvicorn.Server):
-    """Serves an ASGI application at `listener`, a bound socket, and answers the links of `signer` in threads.
+    """Serves an ASGI application at `listener`, a bound socket, and handles the links of `signer` in threads.
 
     `on_start` is called once connections are accepted, `on_stop` when the server begins to stop; both on the event
     loop.

@@ -1,4 +1,4 @@
-"""Web pages: what the REST API answers, rendered on the server for people. They need no JavaScript.
+"""Web pages: what the REST API returns, rendered on the server for people. They need no JavaScript.
 
 Pages call the functions that REST routes call, with the rights of the visitor. They contain no statements of their own.
 """

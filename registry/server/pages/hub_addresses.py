@@ -1,6 +1,6 @@
 """The addresses of repositories and commits that Hub clients print: in a browser they lead to the pages.
 
-Requests of clients, which accept anything or send a token, are answered by the Hub API. Nothing is looked up here: the
+Requests of clients, which accept anything or send a token, go to the Hub API. Nothing is looked up here: the
 page decides what its visitor may see.
 """
 

@@ -23,7 +23,7 @@ from registry.server.sessions.visitors import ATTEMPT, FORM, SESSION, VisitorDep
 
 router = create_router()
 INVALID_TOKEN = "This token is not valid."  # noqa: S105
-"""The one answer to a token that is unknown, mistyped, expired or revoked."""
+"""The one response to a token that is unknown, mistyped, expired or revoked."""
 Next = Annotated[str, Query(alias="next")]
 """Where to go after signing in. A page with a longer path than `NEXT_LIMIT` has this link, too, which leads to `/`."""
 
@@ -90,11 +90,11 @@ def return_from_provider(
     """
     issuer, client = _find_client(request, provider)
     attempt = SignInAttempt.read(visitors.read_cookie(request, ATTEMPT))
-    if attempt is None or attempt.provider != client.name or not attempt.is_answered_by(state):
+    if attempt is None or attempt.provider != client.name or not attempt.matches(state):
         return _refuse(request, "/", 403, STALE_ATTEMPT)
     if error or not code or iss not in ("", issuer.name):
         return _refuse(request, attempt.path, 403, f"{client.name} did not sign you in.")
-    db.commit_early(session)  # no connection is held while the provider answers
+    db.commit_early(session)  # no connection is held while the provider responds
     with client.limiter.hold(read_network(request)):
         return _finish(request, issuer, client, attempt, code)
 
@@ -135,7 +135,7 @@ def _find_client(request: Request, name: str) -> tuple[Issuer, OidcClient]:
 
 
 def _callback_url(request: Request, client: OidcClient) -> str:
-    """The URL to register at the provider. Each client has its own, so that no provider can answer for another."""
+    """The URL to register at the provider. Each client has its own, so that no provider can pass for another."""
     return f"{registry_url(request)}/sign-in/with/{client.name}/callback"
 
 
@@ -169,7 +169,7 @@ def _form(request: Request, path: str, status: int = 200, problem: str = "") -> 
 
 
 def _begin(request: Request, session_id: str, path: str) -> Response:
-    """Answer with a new session. Whatever session the browser had before is not continued."""
+    """Response with a new session. Whatever session the browser had before is not continued."""
     response = redirect(visitors.local_path(path))
     visitors.set_cookie(request, response, SESSION, session_id)
     visitors.set_cookie(request, response, FORM, "")

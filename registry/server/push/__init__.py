@@ -1,1 +1,1 @@
-"""The server half of a push: `plan` → `commit` → `inspect` → `rows`, and `background` work after the answer."""
+"""The server half of a push: `plan` → `commit` → `inspect` → `rows`, and `background` work after the response."""

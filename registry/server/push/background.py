@@ -1,4 +1,4 @@
-"""Work after the answer of a push: write its record to the bucket, index cards, measure large weights.
+"""Work after the response of a push: write its record to the bucket, index cards, measure large weights.
 
 - Nothing depends on this work: what is not done now is done after the next push, or by `gc`.
 - One thread of a process does it for all pushes that finish together.

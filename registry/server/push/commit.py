@@ -2,7 +2,7 @@
 
 - Pushes are committed in groups, with a few statements for all; one push is a group of one. An error of one push does
   not concern the others, except in an atomic commit.
-- Bytes first, then one transaction, then the answer: a version is visible completely or not at all.
+- Bytes first, then one transaction, then the response: a version is visible completely or not at all.
 - A commit holds no transaction while it reads, hashes and promotes bytes. Afterwards it checks that its push is still
   open, and looks for an equal version under a lock.
 - Malformed files are rejected and nothing is stored. Incompatible ones are stored with a failing verdict `compat`.

@@ -363,7 +363,7 @@ def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
 
 
 def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
-    """The answer, without the blobs whose bytes are there already."""
+    """The response, without the blobs whose bytes are there already."""
     missing = [blob for blob in push.blobs if blob.staging_key and blob.digest not in push.arrived]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
     push_id, expires_at = (push.row.id, push.row.expires_at) if push.row is not None else ("", db.now())  # a dry run

@@ -3,7 +3,7 @@
 - The number is taken under the adapter's lock, and the digest is looked up again under it: equal pushes that race make
   one version. No blob is read in the transaction.
 - The push is still open, so it referenced every blob all the time; its blobs become `live` in the transaction.
-- A closed gate of the requested alias does not undo the version; the answer says why the alias did not move.
+- A closed gate of the requested alias does not undo the version; the response says why the alias did not move.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The resolve cache: answers `GET /resolve/…` from memory while nothing was committed that could change the answer."""
+"""The resolve cache: serves `GET /resolve/…` from memory while nothing was committed that could change it."""

@@ -1,4 +1,4 @@
-"""`Freshness`: whether anything was committed since a cached answer was stored. `ChangeCounter`: whether an event was.
+"""`Freshness`: whether anything was committed since a response was cached. `ChangeCounter`: whether an event was.
 
 - Two stamps are equal only if no transaction of any process was committed between them.
 - SQLite: `PRAGMA data_version` of a dedicated connection, read each time. It takes microseconds and is exact.
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.1
 LATE_SECONDS = 1.0
 """A snapshot older than this is not used."""
 SILENT_SECONDS = 5.0
-"""A database that has not answered the thread for so long counts as unavailable."""
+"""A database that has not responded to the thread for so long counts as unavailable."""
 _NEVER = float("-inf")
 _DATABASE_UNAVAILABLE = Unavailable(
     "DATABASE_UNAVAILABLE", "the database cannot be reached", next_step="try again in a moment", retry_after_seconds=2

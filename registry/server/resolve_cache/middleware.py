@@ -1,11 +1,11 @@
-"""`ResolveCache`: the ASGI layer that answers `GET /resolve/…` again with an earlier answer while that is still right.
+"""`ResolveCache`: the ASGI layer that serves `GET /resolve/…` from memory while that is still right.
 
     same token and path as before, and nothing was committed since      →  the same bytes, or 304
     something was committed, but the pointer (one statement) is equal   →  the same bytes, or 304
-    else                                                                →  the application answers, and that is cached
+    else                                                                →  the application responds, and that is cached
 
-- The cache repeats only answers that the application gave to this very token. Tokens expire to the second.
-- While the database is unavailable, the last answer is sent with `Warning: 110` and `X-Registry-Stale`.
+- The cache repeats only responses that the application gave to this very token. Tokens expire to the second.
+- While the database is unavailable, the last response is sent with `Warning: 110` and `X-Registry-Stale`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from registry.server.resolve_cache.pointers import Pointers
 ENTRIES_LIMIT = 16_384
 BYTES_LIMIT = 64 * 2**20
 STALE_LIMIT_SECONDS = 24 * 3600.0
-"""How long an answer may be given while the database is unavailable, after it was last known to be right."""
+"""How long a response may be sent while the database is unavailable, after it was last known to be right."""
 _ROUTE = f"{PREFIX}/resolve/"
 LOGGED_ROUTE = f"{_ROUTE}{{namespace}}/{{name}}/{{selector}}"
 """The template that stands for these requests in the log, whether or not they reach the application."""
@@ -47,7 +47,7 @@ Header = tuple[bytes, bytes]
 
 @dataclass(slots=True)
 class Entry:
-    """An answer, the token it was given to, and what the database held then."""
+    """A response, the token it was sent to, and what the database held then."""
 
     body: bytes
     etag: bytes
@@ -61,7 +61,7 @@ class Entry:
 
 
 class ResolveCache:
-    """`extra_headers` returns headers that are added to every cached answer."""
+    """`extra_headers` returns headers that are added to every cached response."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ResolveCache:
     async def _ask_application(
         self, scope: Scope, receive: Receive, send: Send, key: Key, secret: bytes, condition: bytes
     ) -> None:
-        """Let the application answer, and cache its answer."""
+        """Let the application respond, and cache its response."""
         try:
             stamp = self._freshness.stamp()
         except Unavailable:
@@ -145,23 +145,29 @@ class ResolveCache:
             await self.app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        answer = _Answer()
+        response = _RecordedResponse()
         headers = [(name, value) for name, value in scope["headers"] if name != b"if-none-match"]
-        await self.app({**scope, "headers": headers}, receive, answer.record)
+        await self.app({**scope, "headers": headers}, receive, response.record)
         entry = self._entries.get(key)
-        if answer.status == 503 and entry is not None:
-            if await self._send_stale(send, entry, condition, answer.request_id):
+        if response.status == 503 and entry is not None:
+            if await self._send_stale(send, entry, condition, response.request_id):
                 return
-        elif answer.status == 200 and "pointer" in state:
-            self._store(key, answer, secret, state["pointer"], stamp, scope["app"].state.trusted)
+        elif response.status == 200 and "pointer" in state:
+            self._store(key, response, secret, state["pointer"], stamp, scope["app"].state.trusted)
         else:
             self._remove(key)
-        await answer.send(send, condition)
+        await response.send(send, condition)
 
     def _store(
-        self, key: Key, answer: _Answer, secret: bytes, pointer: Pointer, stamp: object, trusted: Actor | None
+        self,
+        key: Key,
+        response: _RecordedResponse,
+        secret: bytes,
+        pointer: Pointer,
+        stamp: object,
+        trusted: Actor | None,
     ) -> None:
-        """Cache an answer. One without a secret is cached only if such requests have a trusted actor."""
+        """Cache a response. One without a secret is cached only if such requests have a trusted actor."""
         actor = self._actors.get(secret.decode("latin-1")) if secret else None
         if actor is None and (secret or trusted is None):
             return  # a rotated secret that is still valid
@@ -169,11 +175,11 @@ class ResolveCache:
             return  # a right that changes at this moment
         expires_at = actor.expires_at.timestamp() if actor and actor.expires_at else float("inf")
         token_id = actor.token_id if actor else ""
-        headers = [(name, value) for name, value in answer.headers if name not in _NOT_CACHED]
+        headers = [(name, value) for name, value in response.headers if name not in _NOT_CACHED]
         self._remove(key)
         self._entries[key] = Entry(
-            answer.body,
-            answer.etag,
+            response.body,
+            response.etag,
             headers,
             token_id,
             expires_at,
@@ -182,7 +188,7 @@ class ResolveCache:
             time.monotonic(),
             actor.identity if actor else "",
         )
-        self._bytes += len(answer.body)
+        self._bytes += len(response.body)
         while len(self._entries) > ENTRIES_LIMIT or self._bytes > BYTES_LIMIT:
             self._remove(next(iter(self._entries)))
 
@@ -207,8 +213,8 @@ class ResolveCache:
         await _send(send, 200, headers, entry.body, entry.etag, condition)
 
 
-class _Answer:
-    """An answer of the application, recorded before it is sent."""
+class _RecordedResponse:
+    """A response of the application, recorded before it is sent."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -239,7 +245,7 @@ class _Answer:
 
 
 async def _send(send: Send, status: int, headers: list[Header], body: bytes, etag: bytes, condition: bytes) -> None:
-    """Send an answer, or 304 if the client has these bytes."""
+    """Send a response, or 304 if the client has these bytes."""
     if status == 200 and condition and etag_matches(condition.decode("latin-1"), etag.decode("latin-1")):
         status, body = 304, b""
         headers = [(name, value) for name, value in headers if name != b"content-type"]

@@ -1,7 +1,7 @@
 """`Pointers`: reads the `Pointer` of a resolve request with one statement.
 
-- Equal pointers of one path mean equal answers. The row of a version changes only when it is withdrawn or restored; the
-  id of its newest verdict, its count of quarantines, the generation of its alias and the access epoch only grow.
+- Equal pointers of one path mean equal responses. The row of a version changes only when it is withdrawn or restored;
+  the id of its newest verdict, its count of quarantines, the generation of its alias and the access epoch only grow.
 - The statement is compiled once per kind of selector and sent through the driver, without the ORM and a session.
 - On SQLite it runs in the calling thread, since it is faster than a change of threads; on PostgreSQL in another one.
 """

@@ -26,7 +26,7 @@ namespace_router = routing.create_router("namespaces")
 
 @router.post("/tokens", status_code=201, dependencies=[deps.NO_STORE])
 def create_token(session: deps.SessionDep, actor: deps.Admin, request: access.TokenCreate) -> access.TokenCreated:
-    """Create a token. Its secret is in this answer only."""
+    """Create a token. Its secret is in this response only."""
     view, secret = tokens.issue(session, actor, request)
     return access.TokenCreated(token=view, secret=secret)
 

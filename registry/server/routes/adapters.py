@@ -1,7 +1,7 @@
 """Routes of adapters and their versions, of lineage and of where aliases point, and `resolve`.
 
-The ETag of `resolve` covers the whole answer. By number or digest the answer may be cached indefinitely: later verdicts
-and yanks are seen by alias.
+The ETag of `resolve` covers the whole response. By number or digest the response may be cached indefinitely: later
+verdicts and yanks are seen by alias.
 """
 
 from datetime import datetime

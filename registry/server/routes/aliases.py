@@ -1,6 +1,6 @@
 """Routes that move aliases, of gates and approvals, and of the withdrawal of versions. `adapters` lists aliases.
 
-An alias moves only under `If-Match: "<generation>"`: without it the answer is 428, with an old generation 412.
+An alias moves only under `If-Match: "<generation>"`: without it the response is 428, with an old generation 412.
 """
 
 from functools import partial
@@ -168,7 +168,7 @@ for _kind, _path, _owner in deps.OWNERS:
 
     @gate_router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
     def remove_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: Owner = _owner) -> GateView:
-        """Remove the gate set here. The answer is the gate then in force."""
+        """Remove the gate set here. The response is the gate then in force."""
         return gates.set_gate(session, actor, owner, alias, None)
 
 

@@ -2,7 +2,7 @@
 
 - Everyone with a token may read hashes and checkpoints, which reveal only the length of the log. Bundles of entries
   need the scope `audit`.
-- A waiting request holds no thread and no connection. Its rights are checked again before each answer.
+- A waiting request holds no thread and no connection. Its rights are checked again before each response.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ Action = Annotated[str, Query(max_length=100)]
 
 
 async def hold_stream(request: Request, actor: deps.PullerInThread) -> AsyncIterator[None]:
-    """Count a stream of the actor's token until the whole answer is sent."""
+    """Count a stream of the actor's token until the whole response is sent."""
     with request.app.state.stream_limiter.hold(actor.token_id):
         yield
 
@@ -106,7 +106,7 @@ async def list_events(
     first_at: datetime | None = None,
     last_at: datetime | None = None,
 ) -> EventPage:
-    """List events. With `wait`, answers when there is one or the time is over."""
+    """List events. With `wait`, returns when there is one or the time is over."""
     search = EventSearch(tuple(action), object, by, _in_utc("first_at", first_at), _in_utc("last_at", last_at))
     reader = _EventReader(request, engine, log, search)
     until = time.monotonic() + wait

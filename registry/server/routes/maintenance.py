@@ -30,23 +30,23 @@ probe_router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schem
 
 @probe_router.get("/livez")
 async def check_alive() -> Response:
-    """200 while the process answers. Nothing else is asked."""
+    """200 while the process runs. Nothing else is checked."""
     return Response("ok\n", media_type="text/plain")
 
 
 @probe_router.get("/readyz")
 async def check_ready(request: Request) -> Response:
-    """200 if the server can answer look-ups, from memory too; 503 if it stops, or lost its database a day ago."""
-    state, answer, status = request.app.state, "ok", 200
+    """200 if the server can serve look-ups, from memory too; 503 if it stops, or lost its database a day ago."""
+    state, text, status = request.app.state, "ok", 200
     try:
         state.freshness.stamp()
         state.database_reached_at = time.monotonic()
     except Unavailable:
         usable = time.monotonic() - state.database_reached_at < STALE_LIMIT_SECONDS
-        answer, status = ("stale", 200) if usable else ("the database cannot be reached", 503)
+        text, status = ("stale", 200) if usable else ("the database cannot be reached", 503)
     if state.audit_log.closing.is_set():
-        answer, status = "stopping", 503
-    return Response(f"{answer}\n", status, media_type="text/plain")
+        text, status = "stopping", 503
+    return Response(f"{text}\n", status, media_type="text/plain")
 
 
 @health_router.get(
@@ -55,7 +55,7 @@ async def check_ready(request: Request) -> Response:
     dependencies=[deps.NO_TOKEN],
 )
 async def check_health(request: Request, response: Response, store: bool = False) -> Health:
-    """200 if the database answers, else 503. With a token it describes the server, and `store` asks the blob store."""
+    """200 if the database responds, else 503. With a token it describes the server, and `store` asks the blob store."""
     blobs: BlobStore = request.app.state.blobs
     described = store or request.app.state.trusted is not None or "authorization" in request.headers
     try:

@@ -32,7 +32,7 @@ for _kind, _path, _owner in deps.OWNERS:
 
     @router.delete(_path + RETENTION, operation_id=f"remove_{_kind}_retention")
     def remove_retention(session: deps.SessionDep, actor: deps.Admin, owner: Owner = _owner) -> RetentionView:
-        """Clear the rule set here. The answer is the rule then in force."""
+        """Clear the rule set here. The response is the rule then in force."""
         return rules.set_rule(session, actor, owner, None)
 
 

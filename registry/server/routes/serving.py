@@ -1,6 +1,6 @@
 """Routes of serving: the desired state of the nodes of a base, with long polling, and what nodes report.
 
-- A waiting request holds no thread and no connection. Its rights are checked again before each answer.
+- A waiting request holds no thread and no connection. Its rights are checked again before each response.
 - The desired state is read again only after a commit with an event or a verdict, which one statement finds out, and
   once for all requests of the same reach. Leases of nodes and uses of tokens do not count. One task looks for all.
 """
@@ -98,7 +98,7 @@ async def show_desired_state(
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> DesiredState | Response:
-    """Show what nodes of this base model should serve. With `since` and `wait`, answers when it changes."""
+    """Show what nodes of this base model should serve. With `since` and `wait`, returns when it changes."""
     profiles = engine_profiles.parse_profiles([profile] if profile else [])
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
     counts = None

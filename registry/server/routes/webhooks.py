@@ -21,7 +21,7 @@ def create_webhook(
     settings: deps.SettingsDep,
     log: deps.AuditLogDep,
 ) -> WebhookCreated:
-    """Create a webhook. Its secret is in this answer only."""
+    """Create a webhook. Its secret is in this response only."""
     view, secret = webhooks.create(session, actor, request, settings, log.keys)
     return WebhookCreated(webhook=view, secret=secret)
 

@@ -1,7 +1,7 @@
 """The desired state of a base: the versions that an alias points at, for every node that serves that base.
 
 Withdrawn versions, and those that the actor may not see, are left out. The number of statements is constant. The cursor
-(`state_cursor`, one statement) changes whenever the answer would. Engine verdicts are evaluated now from stored facts.
+(`state_cursor`, one statement) changes whenever this state does. Engine verdicts are evaluated now from stored facts.
 """
 
 from collections import Counter, defaultdict

@@ -1,7 +1,7 @@
 """`SignInAttempt`: what a browser keeps while it is at its identity provider, in one cookie that scripts cannot read.
 
 State, nonce and code verifier derive from that cookie, so the server stores nothing, any server of a registry can
-answer, and a callback counts only in the browser that began the sign-in.
+response, and a callback counts only in the browser that began the sign-in.
 """
 
 import base64
@@ -59,7 +59,7 @@ class SignInAttempt:
         """What proves to the provider that the code was requested by this browser (RFC 7636)."""
         return self._derive("verifier")
 
-    def is_answered_by(self, state: str) -> bool:
+    def matches(self, state: str) -> bool:
         """Whether a callback with this state belongs to this attempt."""
         return hmac.compare_digest(self.state.encode(), state.encode())
 

@@ -42,14 +42,14 @@ def redeem_code(client: OidcClient, attempt: SignInAttempt, code: str, redirect_
         raise _unavailable(client)
     try:
         response = httpx.post(url, data=dict(parse_qsl(body)), headers=headers, timeout=REDEEM_SECONDS)
-        answer = response.json()
+        document = response.json()
     except (httpx.HTTPError, ValueError) as e:
         raise _unavailable(client) from e
     finally:
         client.free.release()
     if response.status_code >= 500:
         raise _unavailable(client)
-    token = answer.get("id_token") if response.status_code == 200 and isinstance(answer, dict) else None
+    token = document.get("id_token") if response.status_code == 200 and isinstance(document, dict) else None
     if not isinstance(token, str):
         raise Unauthenticated("UNAUTHORIZED", f"{client.name} did not accept the code of this sign-in")
     return token

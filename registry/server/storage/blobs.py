@@ -103,7 +103,7 @@ class BlobStore(ABC):
 
     kind: str
     links: LinkSigner | None = None
-    """Signs links that this server itself answers. None: nothing serves this store."""
+    """Signs links that this server itself handles. None: nothing serves this store."""
     link_limit_seconds: int = 7 * 24 * 3600
     """The longest life of a link."""
 

@@ -175,7 +175,7 @@ class LocalBlobs(blobs.BlobStore):
     def presign_read(
         self, key: str, size_bytes: int, *, seconds: int, owner: str = "", file_name: str = "", method: str = "GET"
     ) -> str | None:
-        """Sign a link to this server, if it answers links."""
+        """Sign a link to this server, if it handles links."""
         blobs.digest_of(key)
         return self.links.sign(method, key, size_bytes, seconds=seconds, owner=owner) if self.links else None
 

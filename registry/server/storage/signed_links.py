@@ -1,4 +1,4 @@
-"""`LinkSigner`: signs and checks links that this server answers, as S3 signs links to the objects of a bucket.
+"""`LinkSigner`: signs and checks links that this server handles, as S3 signs links to the objects of a bucket.
 
     /api/v1/links/staging/psh_1f/<hex>?size=31457280&until=1795779000&owner=tok_9.5f1c….09ab…&signature=<hex>
 

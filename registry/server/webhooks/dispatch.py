@@ -234,7 +234,7 @@ def _send(hook: WebhookRow, event: EventView, settings: Settings, keys: Keys) ->
         return None, printable(f"{type(e).__name__}: {e}", 200)
     if 200 <= status < 300:
         return status, ""
-    return status, "it redirects, which is not followed" if 300 <= status < 400 else f"it answered {status}"
+    return status, "it redirects, which is not followed" if 300 <= status < 400 else f"it responded with {status}"
 
 
 def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dict[str, str]:
@@ -252,7 +252,7 @@ def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dic
 
 
 def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
-    """POST to the checked address and return the status. Reads at most `RESPONSE_LIMIT_BYTES` of the answer."""
+    """POST to the checked address and return the status. Reads at most `RESPONSE_LIMIT_BYTES` of the response."""
     deadline = time.monotonic() + RESPONSE_SECONDS
     connection = http.client.HTTPConnection(target.host, target.port, timeout=RESPONSE_SECONDS)
     connection.sock = socket.create_connection((target.address, target.port), timeout=RESPONSE_SECONDS)
@@ -274,6 +274,6 @@ def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
 
 
 def _shut_down(sock: socket.socket) -> None:
-    """End a connection whose receiver answers too slowly."""
+    """End a connection whose receiver responds too slowly."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

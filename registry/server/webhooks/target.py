@@ -117,12 +117,12 @@ def _addresses_in(host: str) -> list[Address]:
 def _addresses(host: str, port: int) -> list[Address]:
     lookup: Future[list[tuple[Any, ...]]] = Future()
     if not _lookups.acquire(blocking=False):
-        raise _refused(f"{host[:100]!r} is not looked up: name servers do not answer {LOOKUPS_LIMIT} other lookups")
+        raise _refused(f"{host[:100]!r} is not looked up: {LOOKUPS_LIMIT} other lookups are waiting")
     threading.Thread(target=_look_up, args=(host, port, lookup), name="lookup", daemon=True).start()
     try:
         infos = lookup.result(LOOKUP_SECONDS)
     except TimeoutError as e:
-        raise _refused(f"{host[:100]!r}: its name servers do not answer within {LOOKUP_SECONDS:g} seconds") from e
+        raise _refused(f"{host[:100]!r}: its name servers do not respond within {LOOKUP_SECONDS:g} seconds") from e
     except (OSError, UnicodeError) as e:
         raise _refused(f"{host[:100]!r} has no address") from e
     return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]

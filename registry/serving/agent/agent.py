@@ -128,7 +128,7 @@ class Agent:
             self._say(line)
 
     def _save_desired(self, desired: DesiredState) -> None:
-        """Store it for a time without the registry. After a full disk, the next answer is stored.
+        """Store it for a time without the registry. After a full disk, the next one is stored.
 
         The first one that is stored has adapters, so a stored file says that there were some.
         """

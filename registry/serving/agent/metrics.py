@@ -20,7 +20,7 @@ from registry.errors import Invalid, Unavailable
 PREFIX = "adapter_agent_"
 COUNTERS = {
     "passes": "Passes over the engine.",
-    "passes_failed": "Passes that ended early: the engine did not answer, or the disk was full.",
+    "passes_failed": "Passes that ended early: the engine did not respond, or the disk was full.",
     "pulls": "Versions added to the local store.", "pulled_bytes": "Bytes of the versions added.",
     "pulls_failed": "Versions that could not be added.", "loads": "Versions that were loaded into the engine.",
     "unloads": "Versions that were unloaded.",

@@ -63,7 +63,7 @@ class _LoadCheckResult:
 
 
 class Reconciler:
-    """`aliases`: adapter → the served name that answers for it now; also stored in `alias_file`."""
+    """`aliases`: adapter → the served name that serves it now; also stored in `alias_file`."""
 
     def __init__(
         self, engine: EngineDriver, registry: Registry, store: LocalStore, *, drain_seconds: float = DRAIN_SECONDS,
@@ -84,7 +84,7 @@ class Reconciler:
         self._draining: dict[str, float] = {}
 
     def reconcile(self, desired: DesiredState) -> list[AdapterStatus]:
-        """Run one pass; the status of each desired adapter. `Unavailable` when the engine does not answer."""
+        """Run one pass; the status of each desired adapter. `Unavailable` when the engine does not respond."""
         with self._metrics.measure_pass():
             loaded = self._loaded(desired)
             self._verified = {name: verified for name, verified in self._verified.items() if name in loaded}
@@ -242,10 +242,10 @@ class Reconciler:
             name, digest = self._adapters.get(served), self._store.digest_at(root)
             if served in reported or name is None or digest is None:
                 continue
-            answers = self.aliases.get(name) == served
-            if answers or served in self._draining:
+            is_current = self.aliases.get(name) == served
+            if is_current or served in self._draining:
                 last = self._verified.get(served)
-                state = SlotState.SERVING if answers else SlotState.DRAINING
+                state = SlotState.SERVING if is_current else SlotState.DRAINING
                 self.slots.set(served, name, digest, state, verified=last is not None and last.compared)
                 reported.add(served)
         self.slots.keep_only(reported)
@@ -266,10 +266,10 @@ class Reconciler:
             raise
 
     def _record_engine_down(self, desired: DesiredState) -> None:
-        """The engine does not answer: stored versions are `downloaded`, and none is served."""
+        """The engine does not respond: stored versions are `downloaded`, and none is served."""
         stored = [entry for entry in desired.adapters if self._store.manifest(entry.digest) is not None]
         for entry in stored:
-            reason = "the engine does not answer"
+            reason = "the engine does not respond"
             self.slots.set(entry.served_name, entry.name, entry.digest, SlotState.DOWNLOADED, reason=reason)
         self.slots.keep_only([entry.served_name for entry in stored])
         self._metrics.set({"serving": 0, "loaded": 0, "converged": 0})

@@ -92,8 +92,8 @@ class LlamaCpp(HttpEngine):
                 for row in rows
             ]
 
-        answer: list[dict[str, Any]] = self._read("GET", "/lora-adapters", None, pick)
-        return answer
+        adapters: list[dict[str, Any]] = self._read("GET", "/lora-adapters", None, pick)
+        return adapters
 
     def _number(self, served: str) -> int:
         with self._lock:

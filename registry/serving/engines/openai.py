@@ -1,6 +1,6 @@
 """`EngineDriver`: what the agent asks of every engine; vLLM and SGLang, which load adapters at run time.
 
-An engine that does not answer is `Unavailable`; one that rejects a request is `Refused`, with its own message.
+An engine that does not respond is `Unavailable`; one that rejects a request is `Refused`, with its own message.
 Nothing is loaded in place of another version under the same name: engines mix old and new then.
 """
 
@@ -41,7 +41,7 @@ class EngineDriver(Protocol):
         """Unload a name; nothing happens if it is not loaded."""
 
     def set_aliases(self, aliases: Mapping[str, str], adapters: int) -> None:
-        """Set which served name answers for each adapter, in engines with such a table; `adapters` are desired."""
+        """Set which served name serves each adapter, in engines with such a table; `adapters` are desired."""
 
     def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one for each token after the first; None if it does not report it."""
@@ -63,7 +63,7 @@ class HttpEngine:
 
     def loaded(self) -> dict[str, str]:
         """Served name → path, of the models that have a parent."""
-        models = self._read("GET", "/v1/models", None, lambda answer: answer["data"])
+        models = self._read("GET", "/v1/models", None, lambda response: response["data"])
         with self._readable("/v1/models"):
             return {str(model["id"]): str(model.get("root") or "") for model in models if model.get("parent")}
 
@@ -90,34 +90,37 @@ class HttpEngine:
                     data += chunk
                     if len(data) > RESPONSE_LIMIT_BYTES or time.monotonic() > ends:
                         limits = f"{RESPONSE_LIMIT_BYTES} bytes or {2 * RESPONSE_SECONDS:.0f} seconds"
-                        raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} answers over {limits}")
-                answer = httpx.Response(stream.status_code, content=bytes(data))
+                        raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} exceeds {limits}")
+                response = httpx.Response(stream.status_code, content=bytes(data))
         except httpx.HTTPError as e:
-            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} does not answer: {e}") from e
-        if answer.status_code in (502, 503, 504):
-            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {answer.text[:200]}")
-        if answer.status_code == 401:
+            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} does not respond: {e}") from e
+        if response.status_code in (502, 503, 504):
+            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {response.text[:200]}")
+        if response.status_code == 401:
             raise Refused(
                 "VERDICT_FAILED", f"the engine at {self.url} requires another key (its --api-key): set {KEY_VARIABLE}"
             )
-        if answer.is_error:
-            raise Refused("VERDICT_FAILED", f"the engine answers {answer.status_code} to {path}: {answer.text[:600]}")
-        return answer
+        if response.is_error:
+            raise Refused(
+                "VERDICT_FAILED", f"the engine responds with {response.status_code} to {path}: {response.text[:600]}"
+            )
+        return response
 
     def _read(self, method: str, path: str, body: Any, pick: Callable[[Any], Any]) -> Any:
-        """What `pick` extracts from the JSON of an answer."""
-        answer = self._ask(method, path, body)
+        """What `pick` extracts from the JSON of a response."""
+        response = self._ask(method, path, body)
         with self._readable(path):
-            return pick(answer.json())
+            return pick(response.json())
 
     @contextmanager
     def _readable(self, path: str) -> Iterator[None]:
-        """An answer that is not of the expected form means that the engine is not there."""
+        """A response that is not of the expected form means that the engine is not there."""
         try:
             yield
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
             raise Unavailable(
-                "SERVER_UNREACHABLE", f"the engine at {self.url} answers {path} with something unexpected: {e!r}"[:600]
+                "SERVER_UNREACHABLE",
+                f"the engine at {self.url} responds to {path} with something unexpected: {e!r}"[:600],
             ) from e
 
 
@@ -144,8 +147,8 @@ class VLLM(HttpEngine):
             "allowed_token_ids": [tokens[end]],
         }  # fmt: skip
 
-        def pick(answer: Any) -> float:
-            return float(answer["choices"][0]["logprobs"]["token_logprobs"][0])
+        def pick(response: Any) -> float:
+            return float(response["choices"][0]["logprobs"]["token_logprobs"][0])
 
         log_prob: float = self._read("POST", "/v1/completions", body, pick)
         return log_prob
@@ -161,8 +164,8 @@ class SGLang(HttpEngine):
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
         }  # fmt: skip
 
-        def pick(answer: Any) -> list[float]:
-            return [float(row[0]) for row in answer["meta_info"]["input_token_logprobs"][1:]]
+        def pick(response: Any) -> list[float]:
+            return [float(row[0]) for row in response["meta_info"]["input_token_logprobs"][1:]]
 
         logprobs: list[float] = self._read("POST", "/generate", body, pick)
         return logprobs

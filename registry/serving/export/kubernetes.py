@@ -82,7 +82,7 @@ def _model_adapter(
 
 
 def _lora_adapter(entry: DesiredAdapter, desired: DesiredState, root: str, model: str) -> Object:
-    """production-stack. Its operator answers "not implemented" for the type s3: folders of a shared volume only."""
+    """production-stack. Its operator responds "not implemented" for the type s3: folders of a shared volume only."""
     if "://" in root:
         raise Invalid(
             "URL_REFUSED",

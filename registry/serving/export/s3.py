@@ -139,8 +139,8 @@ class BucketTarget:
     def _get(self, operation: str, key: str) -> dict[str, Any] | None:
         with self._errors_of(operation):
             try:
-                answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._prefix + key)
-                return answer
+                response: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._prefix + key)
+                return response
             except ClientError as e:
                 if e.response.get("Error", {}).get("Code") in _ABSENT:
                     return None

@@ -177,12 +177,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _forget(store: LocalStore, digests: Iterable[Digest]) -> None:
-    """Delete reference log-probabilities of these versions, and the plugin's stored answers that name them."""
+    """Delete reference log-probabilities of these versions, and the plugin's stored resolutions that name them."""
     deleted = set(digests)
     for digest in deleted:
         with contextlib.suppress(OSError):
             (store.reference_logprobs / f"{digest.hex}.json").unlink()
-    for answer in _entries(store.answers) if deleted else []:
+    for resolution in _entries(store.resolutions) if deleted else []:
         with contextlib.suppress(OSError):
-            if any(digest in answer.read_text() for digest in deleted):
-                answer.unlink()
+            if any(digest in resolution.read_text() for digest in deleted):
+                resolution.unlink()

@@ -43,7 +43,7 @@ class LocalStore:
         self.versions = self.root / "versions"
         self.manifests, self.reference_logprobs = self.root / "manifests", self.root / "reference-logprobs"
         self.incoming, self.evicted = self.root / "incoming", self.root / "evicted"
-        self.answers = self.root / "answers"
+        self.resolutions = self.root / "resolutions"
         self._verified: dict[Digest, Path] = {}
         self._lock = threading.Lock()
 

@@ -7,7 +7,7 @@
 - A name is parsed before anything else: no path is ever made of a client's text.
 - Before a folder is given out, the registry says what this engine at this version and settings does with it. A `fail`
   of any check, a yanked version and another base are refusals. Refusals are remembered, and lookups are rate-limited.
-- Without the registry its last answer for this name, engine and base applies, unless it refused since then. After a
+- Without the registry its last response for this name, engine and base applies, unless it refused since then. After a
   failed request it is not asked for a moment, so that many stored names do not each wait.
 """
 
@@ -69,7 +69,7 @@ class Resolver:
         self._pulls = threading.BoundedSemaphore(PULLS_AT_ONCE)
 
     def find(self, text: str) -> Resolution:
-        """Never raises for a client's text, an answer of the registry, or this machine's disk."""
+        """Never raises for a client's text, a response of the registry, or this machine's disk."""
         ref = self._parse(text)
         if ref is None:
             return Resolution(None, f"{text[:120]!r} is not the name of an adapter")
@@ -82,13 +82,13 @@ class Resolver:
             return Resolution(None, f"over {LOOKUPS_PER_MINUTE} unknown names per minute: {text!r} was not looked up")
         try:
             with self._pulls:
-                if self._clock() < self._unreachable_until and (last := self._last_answer(ref)) is not None:
+                if self._clock() < self._unreachable_until and (last := self._last_resolution(ref)) is not None:
                     return last
                 return self._look_up(text, ref)
         except Unavailable as e:
             if e.code == "SERVER_UNREACHABLE":
                 self._unreachable_until = self._clock() + UNREACHABLE_SECONDS
-            return self._last_answer(ref) or self._remember_refusal(text, e.detail, UNREACHABLE_SECONDS)
+            return self._last_resolution(ref) or self._remember_refusal(text, e.detail, UNREACHABLE_SECONDS)
         except Corrupt as e:
             return self._remember_refusal(text, e.detail, UNREACHABLE_SECONDS)
         except Unauthenticated as e:  # about the token, not the adapter
@@ -115,7 +115,7 @@ class Resolver:
         if bad is not None:
             return self._refused(text, ref, f"{text}: {self._engine} would not serve it as trained: {bad.summary}")
         folder = self._store.fetch(self._registry, ref.name, resolved.digest)
-        self._store_answer(ref, resolved.digest)
+        self._store_resolution(ref, resolved.digest)
         doubts = [verdict.summary for verdict in verdicts if verdict.outcome != Outcome.PASS]
         return Resolution(folder, "; ".join(doubts), resolved.digest)
 
@@ -132,17 +132,17 @@ class Resolver:
 
     def _remembered(self, text: str) -> Resolution | None:
         with self._lock:
-            until, answer = self._refusals.get(text, (0.0, None))
-            return answer if self._clock() < until else None
+            until, refused = self._refusals.get(text, (0.0, None))
+            return refused if self._clock() < until else None
 
     def _remember_refusal(self, text: str, reason: str, seconds: float = REFUSED_SECONDS) -> Resolution:
-        answer = Resolution(None, reason)
+        refused = Resolution(None, reason)
         with self._lock:
-            self._refusals[text] = (self._clock() + seconds, answer)
+            self._refusals[text] = (self._clock() + seconds, refused)
             self._refusals.move_to_end(text)
             while len(self._refusals) > REMEMBERED_LIMIT:
                 self._refusals.popitem(last=False)
-        return answer
+        return refused
 
     def _may_look_up(self) -> bool:
         now = self._clock()
@@ -154,29 +154,29 @@ class Resolver:
             self._lookups.append(now)
             return True
 
-    def _answer_file(self, ref: Ref) -> Path:
+    def _resolution_file(self, ref: Ref) -> Path:
         key = Digest.of(json.dumps([str(ref.name), str(ref.selector), self._engine, self._base]).encode())
-        return self._store.answers / f"{key.hex}.json"
+        return self._store.resolutions / f"{key.hex}.json"
 
-    def _store_answer(self, ref: Ref, digest: Digest) -> None:
-        path = self._answer_file(ref)
+    def _store_resolution(self, ref: Ref, digest: Digest) -> None:
+        path = self._resolution_file(ref)
         try:
             replace_file(path, json.dumps({"ref": str(ref), "digest": digest}).encode())
         except OSError:
             return  # needed only while the registry is unreachable
 
     def _refused(self, text: str, ref: Ref, reason: str) -> Resolution:
-        """The registry refused: its earlier answer no longer applies, whether it is reachable or not."""
+        """The registry refused: its earlier response no longer applies, whether it is reachable or not."""
         with contextlib.suppress(OSError):
-            self._answer_file(ref).unlink()
+            self._resolution_file(ref).unlink()
         return self._remember_refusal(text, reason)
 
-    def _last_answer(self, ref: Ref) -> Resolution | None:
+    def _last_resolution(self, ref: Ref) -> Resolution | None:
         try:
-            answer = json.loads(self._answer_file(ref).read_bytes())
-            digest = Digest(answer["digest"])
+            document = json.loads(self._resolution_file(ref).read_bytes())
+            digest = Digest(document["digest"])
         except (OSError, ValueError, KeyError, TypeError, RegistryError):
             return None
         folder = self._store.find(digest)
-        reason = f"{ref}: the registry is unreachable; this was its last answer"
+        reason = f"{ref}: the registry is unreachable; this was its last response"
         return Resolution(folder, reason, digest) if folder is not None else None

@@ -89,7 +89,7 @@ def fuse(task: Task) -> Done:
 def _result_folder(name: BaseName, job_id: str) -> Path:
     """The folder of this job's result, which an attempt may delete: always below the folder of fused bases."""
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
-        raise Failed(f"the registry answered {job_id[:100]!r}, which is not the id of a job", final=True)
+        raise Failed(f"the registry responded with {job_id[:100]!r}, which is not the id of a job", final=True)
     root = bases_folder().resolve()
     folder = (root / name / job_id).resolve()
     if not folder.is_relative_to(root / name):

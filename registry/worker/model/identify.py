@@ -84,7 +84,7 @@ class Inspector:
     def problem(self, view: BaseView, folder: Path) -> str:
         """Say in one sentence why the weights in the folder are not the base's; empty if they are.
 
-        Raises `Invalid` when they cannot be read, `Unavailable` when the registry does not answer, or `Stopped`.
+        Raises `Invalid` when they cannot be read, `Unavailable` when the registry does not respond, or `Stopped`.
         """
         problem = self._compare(view, folder)
         if not problem and not view.spec.is_pipeline and is_newer(installed_library(), view.spec.library):

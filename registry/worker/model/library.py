@@ -105,7 +105,7 @@ def _groups(module: Any) -> int:
 
 
 def list_modules(request: LibraryRequest, _progress: program.Progress) -> LibraryModules:
-    """Answer a request, within the limits of time and memory."""
+    """Handle a request, within the limits of time and memory."""
     confine.grant(seconds=SECONDS_LIMIT, memory_bytes=MEMORY_LIMIT_BYTES)
     return modules_of(Path(request.folder))
 

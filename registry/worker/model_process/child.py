@@ -1,6 +1,6 @@
 """What runs in a child of the model process: `IsolatedRun` tests one adapter, `SharedRun` tests them one after another.
 
-An answer is one of
+A response is one of
     {"result": …}
     {"failed": reason, "memory": bool}  this process could not judge the adapter; `memory`: it ran out of it
     {"isolate": reason}                 `SharedRun` only: this adapter needs a process of its own
@@ -62,10 +62,10 @@ class IsolatedRun:
         """What stays visible to the process that tests adapters."""
         return namespaces.visible_folders(self._loader.folder)
 
-    def answer(self, request: Message, send: Send) -> Message:
-        """Answer one request; never raises."""
+    def respond(self, request: Message, send: Send) -> Message:
+        """Handle one request; never raises."""
         try:
-            return self._answer(request, send)
+            return self._respond(request, send)
         except BaseException as e:
             return failed(e)
 
@@ -76,7 +76,7 @@ class IsolatedRun:
             send({"loaded": {"load_seconds": round(self._base.load_seconds, 3), "parameters": self._base.parameters}})
         return self._base
 
-    def _answer(self, request: Message, send: Send) -> Message:
+    def _respond(self, request: Message, send: Send) -> Message:
         result = self.examine(Path(request["folder"]), request, send)
         result.execution.setdefault("mode", "isolated")
         return {"result": result.to_message()}
@@ -96,7 +96,7 @@ class SharedRun(IsolatedRun):
         super().__init__(base, loader)
         self._shared: SharedModel | None = None
 
-    def _answer(self, request: Message, send: Send) -> Message:
+    def _respond(self, request: Message, send: Send) -> Message:
         folder, thresholds = Path(request["folder"]), thresholds_of(request)
         contents = read_adapter(folder)
         base = self.base(send)
@@ -127,7 +127,7 @@ class SharedRun(IsolatedRun):
 
 
 def failed(error: BaseException) -> Message:
-    """The answer of an attempt that says nothing about the adapter."""
+    """The response of an attempt that says nothing about the adapter."""
     memory = out_of_memory(error)
     reason = "out of memory" if memory else "the smoke test stopped"
     return {"failed": f"{reason}: {first_line(error)}", "memory": memory}

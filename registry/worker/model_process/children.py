@@ -1,6 +1,6 @@
 """`Children`: the children of a model process. Fork or start them, send them requests, enforce deadlines, end them.
 
-A child that does not answer correctly is killed with its process group. If the shared process rejects an adapter or
+A child that does not respond correctly is killed with its process group. If the shared process rejects an adapter or
 crashes on it, the isolated run decides the verdict.
 """
 
@@ -54,7 +54,7 @@ class Child:
             os.setpgid(pid, pid)  # the child does the same; the first one wins
 
     def ask(self, request: Message, stops: StopSource, send: Send) -> Message:
-        """Send the request and return the answer; `{"failed": reason}` if the child was killed or died.
+        """Send the request and return the response; `{"failed": reason}` if the child was killed or died.
 
         If the adapter exhausted the child's time, that is a finding.
         """
@@ -105,7 +105,7 @@ class Child:
                         return b"", ""
                     self._rest += data
                     if len(self._rest) > RESPONSE_LIMIT_BYTES:
-                        return b"", f"its answer is over {RESPONSE_LIMIT_BYTES} bytes"
+                        return b"", f"its response is over {RESPONSE_LIMIT_BYTES} bytes"
         return b"", STOPPED
 
     def _gone(self, reason: str, *, exhausted: bool = False) -> Message:
@@ -114,8 +114,8 @@ class Child:
         if exhausted or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             return limit_exceeded(reason or "its limit of CPU time ended the child", self._stage)
         if not reason and os.WIFSIGNALED(status):
-            reason = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without an answer"
-        return {"failed": reason or f"the child ended with status {status >> 8} without an answer"}
+            reason = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without a response"
+        return {"failed": reason or f"the child ended with status {status >> 8} without a response"}
 
     def end(self) -> int:
         """Kill the child and every process that it started; its status, which is its own if it had ended."""
@@ -153,30 +153,30 @@ class Children:
         if self._shared is None:
             self._shared = self._fork(SharedRun(self._base, self._loader), request)
         self._send({"child": self._shared.pid})
-        answer = self._shared.ask(request, self._stops, self._send)
-        if "result" in answer and self._shared.pid:
-            return answer
-        if "isolate" in answer:
-            return self._run_isolated(request, answer["isolate"])
+        response = self._shared.ask(request, self._stops, self._send)
+        if "result" in response and self._shared.pid:
+            return response
+        if "isolate" in response:
+            return self._run_isolated(request, response["isolate"])
         self._shared.end()  # nothing of this run may affect the next adapter
         self._shared = None
-        if "discard" in answer or answer.get("memory"):
-            reason = answer.get("discard") or answer["failed"]
+        if "discard" in response or response.get("memory"):
+            reason = response.get("discard") or response["failed"]
             return self._run_isolated(request, f"the shared process was discarded: {reason}")
-        return answer
+        return response
 
     def _run_isolated(self, request: Message, reason: str) -> Message:
-        answer = self._ask_isolated(request)
-        if answer.get("memory") and self._shared is not None and not self._loader.forks:
+        response = self._ask_isolated(request)
+        if response.get("memory") and self._shared is not None and not self._loader.forks:
             self._shared.end()  # two copies of the base do not fit on this GPU
             self._shared = None
-            answer = self._ask_isolated(request)
-        if answer.get("memory") and self._loader.device == CPU:
+            response = self._ask_isolated(request)
+        if response.get("memory") and self._loader.device == CPU:
             limit = f"its limit is {int(request['memory_bytes'])} bytes on top of the base"
-            answer = limit_exceeded(f"{answer['failed']}; {limit}", "memory")
-        if reason and "result" in answer:
-            answer["result"]["execution"]["isolated_because"] = reason[:600]
-        return answer
+            response = limit_exceeded(f"{response['failed']}; {limit}", "memory")
+        if reason and "result" in response:
+            response["result"]["execution"]["isolated_because"] = reason[:600]
+        return response
 
     def _ask_isolated(self, request: Message) -> Message:
         child = self._fork(self._isolated(self._base, self._loader), request)
@@ -213,7 +213,7 @@ class Children:
 
 
 def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent: int, device: str) -> None:
-    """Answer requests until the pipe ends; never returns, and never cleans up the parent's state."""
+    """Handle requests until the pipe ends; never returns, and never cleans up the parent's state."""
     try:
         os.setpgid(0, 0)
         confine.die_with_parent()
@@ -229,12 +229,12 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
                 seconds = _cpu_seconds(request, loads=device != CPU)
                 confine.grant(seconds=seconds, memory_bytes=memory)
                 before = time.process_time()
-                answer = work.answer(request, lambda message: _write(outward, message))
-                if "result" in answer:
-                    answer["result"]["execution"]["confined_by"] = layers
-                    answer["result"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
-                    answer["result"]["measurements"] |= _peak_memory()
-                _write(outward, answer)
+                response = work.respond(request, lambda message: _write(outward, message))
+                if "result" in response:
+                    response["result"]["execution"]["confined_by"] = layers
+                    response["result"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
+                    response["result"]["measurements"] |= _peak_memory()
+                _write(outward, response)
     except BaseException as e:
         with contextlib.suppress(OSError):
             _write(outward, failed(e))
@@ -243,7 +243,7 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
 
 
 def limit_exceeded(reason: str, stage: str) -> Message:
-    """The answer for an adapter that needs more time or memory than a test may use."""
+    """The response for an adapter that needs more time or memory than a test may use."""
     result = SmokeResult()
     result.note("unknown", "smoke.limit_exceeded", stage or "start", f"the test needs more than its limits: {reason}")
     return {"result": result.to_message()}

@@ -132,7 +132,7 @@ class ModelProcess:
             self.child = 0
 
     def stop_child(self) -> None:
-        """Stop the running test; its `try_adapter` then answers `failed`. May be called from any thread."""
+        """Stop the running test; its `try_adapter` then returns `failed`. May be called from any thread."""
         with contextlib.suppress(ProcessExited):
             self._write({"stop": self.tried})
 
@@ -173,7 +173,7 @@ class ModelProcess:
             selector.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._rest:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise ProcessExited(f"the model process of {self.source.name} does not answer")
+                    raise ProcessExited(f"the model process of {self.source.name} does not respond")
                 data = os.read(pipe.fileno(), 65536)
                 if not data:
                     status = self._process.wait()
@@ -244,10 +244,10 @@ class Pool:
         """Test one adapter on its base. Adds `base`: load time, versions, adapters tested. `progress` never raises."""
         process = self._busy = self.process(source)
         try:
-            answer = process.try_adapter(folder, limits, source.thresholds, progress=progress)
+            response = process.try_adapter(folder, limits, source.thresholds, progress=progress)
         finally:
             self._busy = None
-        return answer | {"base": process.ready | {"adapters_tried": process.tried, "base_loads": self.base_loads}}
+        return response | {"base": process.ready | {"adapters_tried": process.tried, "base_loads": self.base_loads}}
 
     def stop_child(self) -> None:
         """Stop the running test, if any. May be called from any thread."""

@@ -1,4 +1,4 @@
-"""Programs of the worker: modules that run as a process of their own, take one request and answer one report.
+"""Programs of the worker: modules that run as a process of their own, take one request and return one report.
 
     request (one JSON document)  ──stdin──▶  program
     {"progress": text}           ◀──stdout──
@@ -175,7 +175,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]) -> int:
-    """Do the request on standard input, answer on standard output; return the exit status."""
+    """Handle the request on standard input, respond on standard output; return the exit status."""
     finish_start()
     exit_on_signals()
     confine.die_with_parent(signal.SIGTERM)  # a partial result may be as large as the base, so it is cleaned up

@@ -26,7 +26,7 @@ class EventRow(SQLModel, table=True):
         Index("ix_event_object", "object", postgresql_ops={"object": "text_pattern_ops"}),
     )
     seq: int | None = Field(default=None, primary_key=True)
-    """Order of insertion, with gaps. The `seq` of REST answers is `position`."""
+    """Order of insertion, with gaps. The `seq` of REST responses is `position`."""
     at: datetime = Field(sa_type=UtcTime, index=True)
     actor: str
     token_id: str = ""
@@ -36,7 +36,7 @@ class EventRow(SQLModel, table=True):
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     request_id: str = ""
     position: int | None = Field(default=None, sa_type=BigInteger)
-    """Number in the log, from 1 without a gap, once the event has one. REST answers call it `seq`."""
+    """Number in the log, from 1 without a gap, once the event has one. REST responses call it `seq`."""
 
 
 class AuditTileRow(SQLModel, table=True):

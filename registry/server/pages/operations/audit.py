@@ -112,7 +112,7 @@ def show_status(
         schema_revision=schema.revision_of(engine), capabilities=blobs.describe(),
     )  # fmt: skip
     workers, jobs = requests.list_workers(session, visitor.actor), requests.count_open(session, visitor.actor)
-    db.commit_early(session)  # no connection is held while the store answers
+    db.commit_early(session)  # no connection is held while the store responds
     return render(
         request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
         probe=_probe(blobs), workers=workers, jobs=jobs,
@@ -120,7 +120,7 @@ def show_status(
 
 
 def _probe(blobs: BlobStore) -> tuple[str, float]:
-    """Ask the store for one blob: why it does not answer, or nothing, and how many milliseconds it took."""
+    """Ask the store for one blob: why it does not respond, or nothing, and how many milliseconds it took."""
     started, problem = time.perf_counter(), ""
     try:
         blobs.stat(key_of(Digest.of(b"")))

@@ -32,7 +32,7 @@ STREAM_SECONDS = 900
 
 
 async def hold_stream(request: Request) -> AsyncIterator[None]:
-    """Count a stream of the visitor's token until the whole answer is sent. `Unauthenticated` without a session."""
+    """Count a stream of the visitor's token until the whole response is sent. `Unauthenticated` without a session."""
     visitor = await run_in_threadpool(_read_visitor, request)
     with request.app.state.stream_limiter.hold(visitor.actor.token_id):
         yield

@@ -1,4 +1,4 @@
-"""The page of tokens: those that the visitor may revoke. A new secret is on one page only, the answer to the form.
+"""The page of tokens: those that the visitor may revoke. A new secret is on one page only, the response to the form.
 
 A session alone gives no secret: it would outlast the session, and break glass.
 """

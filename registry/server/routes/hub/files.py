@@ -1,9 +1,9 @@
 """The bytes of one file in the Hub API.
 
-    small file   HEAD and GET are answered from here; the ETag is the git id
+    small file   HEAD and GET are handled here; the ETag is the git id
     large file   GET redirects to a link of the store; HEAD gives the SHA-256 and the size (hub.md has a table)
 
-Every answer names the commit, also if the file does not exist: clients cache by it.
+Every response names the commit, also if the file does not exist: clients cache by it.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def read_file(
         repository_file.record_read(request)
     key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
     redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
-    is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this answer
+    is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this response
     can_redirect = not is_local and repository_file.revision.draft is None
     if hub.is_large(file) and redirects and can_redirect and not protocol.sends_token_on_redirect(request):
         url = blobs.presign_read(key, file.size_bytes, seconds=settings.link_seconds, file_name=file.path)
@@ -70,7 +70,7 @@ def read_raw(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file of a revision, and the headers of every answer about it."""
+    """A file of a revision, and the headers of every response about it."""
 
     file: File
     revision: Revision

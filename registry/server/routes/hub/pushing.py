@@ -2,7 +2,7 @@
 
     preupload → Git LFS batch → PUT of each large file → commit
 
-The answer of a commit says in X-HF-Warning, which clients print, what has become of it and what the checks say.
+The response to a commit says in X-HF-Warning, which clients print, what has become of it and what the checks say.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def choose_modes(
         descriptors = [file.descriptor for file in tree.values()]
         tree = {f.descriptor.path: f for f in repositories.with_git_ids(engine, blobs, head.version.id, descriptors)}
     modes = uploads.choose_modes(files, tree)
-    answer = [
+    body = [
         {"path": mode.path, "uploadMode": "lfs" if mode.is_large else "regular", "shouldIgnore": bool(mode.ignored)}
         | ({"oid": mode.oid} if mode.oid else {})
         for mode in modes
     ]
-    response = JSONResponse({"files": answer, "commitOid": head.commit})
+    response = JSONResponse({"files": body, "commitOid": head.commit})
     ignored = [mode.ignored for mode in modes if mode.ignored]
     if ignored:
         more = f" (and {len(ignored) - 1} more files)" if ignored[1:] else ""
@@ -113,8 +113,8 @@ def request_uploads(
     base = protocol.base_url(request)
     objects = [_to_object(file, base, f"{base}/{name}.git/info/lfs/objects") for file in files]
     is_multipart = any(file.upload is not None and file.upload.part_bytes for file in files)
-    answer = {"transfer": "multipart" if is_multipart else "basic", "objects": objects, "hash_algo": "sha256"}
-    return JSONResponse(answer, media_type=LFS_TYPE)
+    body = {"transfer": "multipart" if is_multipart else "basic", "objects": objects, "hash_algo": "sha256"}
+    return JSONResponse(body, media_type=LFS_TYPE)
 
 
 def _objects(fields: Json) -> Iterator[tuple[Digest, int]]:
@@ -135,16 +135,16 @@ def _object(item: Any) -> tuple[Digest, int]:
 
 
 def _to_object(file: LargeFile, base: str, url: str) -> Json:
-    answer: Json = {"oid": file.digest.hex, "size": file.size_bytes, "authenticated": True}
+    body: Json = {"oid": file.digest.hex, "size": file.size_bytes, "authenticated": True}
     upload = file.upload
     if upload is None:
-        return answer
+        return body
     urls = [link if "://" in link else base + link for link in upload.urls]
     action: Json = {"href": urls[0]}
     if upload.part_bytes:
         header = {"chunk_size": str(upload.part_bytes), **{str(at): link for at, link in enumerate(urls, 1)}}
         action = {"href": f"{url}/complete", "header": header}
-    return answer | {"actions": {"upload": action, "verify": {"href": f"{url}/verify"}}}
+    return body | {"actions": {"upload": action, "verify": {"href": f"{url}/verify"}}}
 
 
 @router.post(LFS + "/complete", dependencies=[NO_TOKEN])
@@ -187,17 +187,17 @@ async def commit_files(
         return Committer(state.engine, state.blobs, state.settings, actor, name, branch, committed).run()
 
     outcome = await with_body(request, RequireScope(Scope.PUSH), BODY_LIMIT_BYTES, run)
-    return _answer(request, actor, name, outcome)
+    return _respond(request, actor, name, outcome)
 
 
-def _answer(request: Request, actor: Actor, name: AdapterName, outcome: CommitOutcome) -> Response:
+def _respond(request: Request, actor: Actor, name: AdapterName, outcome: CommitOutcome) -> Response:
     state = request.app.state
     text = _describe(name, outcome)
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
-    answer = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
+    body = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
     clean_up = partial(_clean_up, request, outcome)
     is_clean = not (outcome.push_id or outcome.xorbs)
-    response = JSONResponse(answer, background=None if is_clean else BackgroundTask(run_for, actor, clean_up))
+    response = JSONResponse(body, background=None if is_clean else BackgroundTask(run_for, actor, clean_up))
     response.headers.update(state.audit_log.checkpoint_header)
     _warn(response, outcome.commit, text)
     return response
@@ -241,7 +241,7 @@ def _warn(response: Response, topic: str, text: str) -> None:
 
 @router.get("/{namespace}/{name}/commit/{revision}")
 def show_commit(request: Request, actor: Puller, engine: EngineDep, revision: str) -> Response:
-    """Lead to the version that a commit is; a draft is answered as a commit."""
+    """Lead to the version that a commit is; a draft is shown as a commit."""
     name = protocol.adapter_of(request)
     with db.session(engine, write=False) as session:
         commit = revisions.find(session, actor, name, revision)

@@ -1,6 +1,6 @@
 """Adapters as repositories of the Hub API: the caller, the list; information, files, references and commits of one.
 
-Every answer about a revision is about one version, or about a draft of the caller.
+Every response about a revision is about one version, or about a draft of the caller.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
     refusals.refuse_type(_text(fields, "type"))
     name = _parse_name(actor, _text(fields, "organization"), _text(fields, "name"))
     _check_visibility(fields, actor, name)
-    answer = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
+    body = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
     try:
         with db.session(engine, write=False) as session:
             exists = _exists(session, actor, name)
@@ -74,8 +74,8 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
         exists = True  # another request has created it meanwhile: each process of a training does so
     if exists:
         message = f"there is an adapter '{name}' already"
-        return JSONResponse(answer | {"error": message}, 409, {"X-Error-Message": message})
-    return JSONResponse(answer)
+        return JSONResponse(body | {"error": message}, 409, {"X-Error-Message": message})
+    return JSONResponse(body)
 
 
 def _require_push(actor: Actor, name: AdapterName) -> None:

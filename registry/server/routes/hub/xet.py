@@ -1,7 +1,7 @@
 """Xet: access tokens, and the part of its storage API that uploads need, below a URL of its own for each token.
 
     GET  …/xet-write-token/{revision}        an access token, with the URL of a session
-    GET  …/v1/chunks/default/{hash}          404: no question about chunks is answered, so no one learns who has them
+    GET  …/v1/chunks/default/{hash}          404: the server says nothing about chunks, so no one learns who has them
     POST …/v1/xorbs/default/{hash}           stage a xorb
     POST …/v1/shards                         make files of the xorbs
 

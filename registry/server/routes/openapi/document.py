@@ -57,7 +57,7 @@ TAGS = {
 DESCRIPTION = """REST API of a registry of LoRA adapters.
 
 Send `Authorization: Bearer TOKEN`; each operation names the scope that the token needs. Errors share one shape,
-`Problem`. Answers may gain fields in later releases; requests with unknown fields are refused. Every answer has
+`Problem`. Responses may gain fields in later releases; requests with unknown fields are refused. Every response has
 `X-Request-Id`.
 
 The API for Hugging Face clients is not part of this document: it follows their protocol."""
@@ -109,7 +109,7 @@ def scope_of(route: APIRoute) -> str | None:
 
 def _add_components(components: dict[str, Any]) -> None:
     schemas = components["schemas"]
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route answers with
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route responds with
         schemas.pop(name, None)
     codes = codes_by_status()
     components["responses"] = {
@@ -180,7 +180,7 @@ def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
 
 
 def _problem_statuses(operation: dict[str, Any], method: str, scope: str) -> Iterator[int]:
-    """The errors that an operation may answer with, from what it takes."""
+    """The errors that an operation may respond with, from what it takes."""
     body = "requestBody" in operation
     names = {parameter["name"] for parameter in operation.get("parameters", ())}
     yield from (400, 500, 503)

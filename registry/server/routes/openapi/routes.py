@@ -68,17 +68,17 @@ class ApiDocument:
 def read_document(request: Request, if_none_match: IfNoneMatch = "") -> Response:
     """Read the OpenAPI document of the REST API."""
     content: ApiDocument = request.app.state.api_document
-    return _answer(content.json, "application/json", content.etag, {}, if_none_match)
+    return _respond(content.json, "application/json", content.etag, {}, if_none_match)
 
 
 @router.get("/docs")
 def show_page(request: Request, if_none_match: IfNoneMatch = "") -> Response:
     """Show the document as a page."""
     content: ApiDocument = request.app.state.api_document
-    return _answer(content.html, "text/html; charset=utf-8", content.etag, SECURITY_HEADERS, if_none_match)
+    return _respond(content.html, "text/html; charset=utf-8", content.etag, SECURITY_HEADERS, if_none_match)
 
 
-def _answer(body: bytes, media_type: str, etag: str, headers: dict[str, str], if_none_match: str) -> Response:
+def _respond(body: bytes, media_type: str, etag: str, headers: dict[str, str], if_none_match: str) -> Response:
     headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", **headers}
     if etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)

@@ -1,6 +1,6 @@
 """Routes of a pull: download plan, files, reports; and signed links.
 
-- A file is answered by a link of the store (307) if it has links, else from its path, else as a stream.
+- The response for a file is a link of the store (307) if it has links, else from its path, else as a stream.
 - Files are attachments with nosniff: a browser must not run what someone pushed.
 """
 
@@ -61,8 +61,8 @@ def plan_pulls(
             parsed = Ref.parse(ref)
             record_read(incoming, parsed.name, parsed.selector)
     items = outcomes_of(incoming, outcomes, request.refs)
-    answer = transfer.BulkPullPlan(items=[transfer.PlannedPull(**item) for item in items], small=small)
-    return documents.respond(answer, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
+    plan = transfer.BulkPullPlan(items=[transfer.PlannedPull(**item) for item in items], small=small)
+    return documents.respond(plan, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
 
 
 _FILE: dict[str, Any] = {
@@ -115,7 +115,7 @@ def _bytes_of(
     record_read(request, target.name, target.selector)
     key = files.locate_bytes(blobs, file)
     url = None
-    if blobs.local_path(key) is None:  # bytes of this machine are sent in this answer
+    if blobs.local_path(key) is None:  # bytes of this machine are sent in this response
         seconds = settings.link_seconds
         url = blobs.presign_read(key, file.size_bytes, seconds=seconds, file_name=file.path, method=request.method)
     if url is not None:
@@ -142,7 +142,7 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 
 
 # ------------------------------------------------------------------ signed links
-# Threads of `LinkListener` answer them. The application gets what none of them takes, and says why.
+# Threads of `LinkListener` handle them. The application gets what none of them takes, and says why.
 @router.put("/links/{key:path}", status_code=204, dependencies=[deps.NO_TOKEN], openapi_extra=declarations.RAW_BODY)
 @limit_body(None)
 def upload_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented

@@ -96,5 +96,5 @@ def commit_pushes(
     if committed:
         after.add_task(routing.run_for, actor, commit.clean_up, engine, committed, blobs=blobs, any_size=False)
     items = outcomes_of(incoming, outcomes, push_ids)
-    answer = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
-    return documents.respond(answer, incoming.app.state.audit_log.checkpoint_header, after)
+    result = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
+    return documents.respond(result, incoming.app.state.audit_log.checkpoint_header, after)

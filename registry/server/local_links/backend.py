@@ -1,4 +1,4 @@
-"""What a link is answered with, by the thread with the socket or by the client in this process."""
+"""How links are handled, by the thread with the socket or by the client in this process."""
 
 import json
 import logging
@@ -15,13 +15,13 @@ from registry.server.storage.blobs import BlobStore, BlobWriter, Bytes, digest_o
 from registry.server.storage.signed_links import SignedLink
 
 _LOG = logging.getLogger("registry.server")
-Answer = tuple[int, dict[str, str], Iterator[bytes]]
+LinkResponse = tuple[int, dict[str, str], Iterator[bytes]]
 """Status, headers and body."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkBackend:
-    """What answers to links need of their server.
+    """What the handling of links needs of the server.
 
     `open_upload` is a context in which a blob is received. Its writer is None if the push has ended with a version:
     then the bytes are discarded.
@@ -50,7 +50,7 @@ class LinkBackend:
                 raise
 
     def find_part(self, link: SignedLink, headers: Mapping[str, str]) -> Part:
-        """Find the bytes that a GET with these headers, in lower case, reads; with the headers of the answer."""
+        """Find the bytes that a GET with these headers, in lower case, reads; with the headers of the response."""
         stat = self.blobs.stat(link.key)
         if stat is None or stat.size_bytes != link.size_bytes:
             raise_unknown(link.key)
@@ -60,8 +60,8 @@ class LinkBackend:
             return Part(416, 0, 0, {**part.headers, "Content-Length": "0"})
         return Part(part.status, part.start, part.length, {"ETag": etag, **LINK_HEADERS, **part.headers})
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str], body: Iterable[bytes]) -> Answer:
-        """Answer a request of this process by its link, in the caller's thread. Raises only what `body` raises."""
+    def handle(self, method: str, target: str, headers: Mapping[str, str], body: Iterable[bytes]) -> LinkResponse:
+        """Handle a request of this process by its link, in the caller's thread. Raises only what `body` raises."""
         failures: list[Exception] = []
         try:
             link = self.check(method, target, headers)

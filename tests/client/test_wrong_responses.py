@@ -1,4 +1,4 @@
-"""A registry that lies: an answer that does not fit the question is `Corrupt`, before anything is done with it."""
+"""A registry that lies: a response that does not match its request is `Corrupt`, before anything is done with it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Change = Callable[[Any], Any]
 
 
 class TamperingTransport(HttpxTransport):
-    """Changes the JSON of answers whose path ends in a suffix."""
+    """Changes the JSON of responses whose path ends in a suffix."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self._inner = inner
@@ -45,16 +45,16 @@ class TamperingTransport(HttpxTransport):
         self.raw: bytes | None = None
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = self._inner.handle_request(request)
+        response = self._inner.handle_request(request)
         if not request.url.path.endswith(self.suffix):
-            return answer
-        answer.read()
-        content = self.raw if self.raw is not None else json.dumps(self.change(answer.json())).encode()
-        return httpx.Response(answer.status_code, content=content)
+            return response
+        response.read()
+        content = self.raw if self.raw is not None else json.dumps(self.change(response.json())).encode()
+        return httpx.Response(response.status_code, content=content)
 
 
 def in_first_item(change: Change) -> Change:
-    """The same change of the result of the first item of a bulk answer."""
+    """The same change of the result of the first item of a bulk response."""
 
     def changed(document: dict[str, Any]) -> dict[str, Any]:
         first, *others = document["items"]
@@ -68,7 +68,7 @@ class TamperedRegistry:
         self.transport = TamperingTransport(harness.transport)
         self.registry = Registry(URL, harness.secret, self.transport)
 
-    def answers(self, suffix: str, change: Change) -> None:
+    def alter(self, suffix: str, change: Change) -> None:
         self.transport.suffix, self.transport.change = suffix, change
 
 
@@ -91,18 +91,18 @@ def test_another_version_than_the_requested_digest_is_never_signed_verified_pull
 ) -> None:
     ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
     wrong = other_version(harness)
-    tampered.answers(f"/{ref.selector}", lambda _: wrong)
+    tampered.alter(f"/{ref.selector}", lambda _: wrong)
     with pytest.raises(Corrupt, match="digest"):
         tampered.registry.resolve(ref)
-    tampered.answers("/pulls", in_first_item(lambda _: {"resolved": wrong}))
+    tampered.alter("/pulls", in_first_item(lambda _: {"resolved": wrong}))
     with pytest.raises(Corrupt, match="digest"):
         pull.pull(tampered.registry, ref, tmp_path / "out", cache=None)
     assert not (tmp_path / "out").exists()
-    tampered.answers(f"/{ref.selector}", lambda _: wrong)
+    tampered.alter(f"/{ref.selector}", lambda _: wrong)
     store = LocalStore(tmp_path / "store")
     resolver = Resolver(tampered.registry, store, engine="vllm==0.33.0", base="tiny-llama")
-    answer = resolver.find(f"acme/support@{ref.selector}")
-    assert (answer.folder, "digest" in answer.reason) == (None, True)
+    response = resolver.find(f"acme/support@{ref.selector}")
+    assert (response.folder, "digest" in response.reason) == (None, True)
     assert not store.versions.exists()
 
 
@@ -120,7 +120,7 @@ def test_another_version_than_the_requested_digest_is_never_signed_verified_pull
 def test_a_field_that_does_not_fit_the_question_is_named(
     tampered: TamperedRegistry, field: str, value: object, code: str
 ) -> None:
-    tampered.answers("/resolve/acme/support/2", lambda document: document | {field: value})
+    tampered.alter("/resolve/acme/support/2", lambda document: document | {field: value})
     with pytest.raises(Corrupt) as caught:
         tampered.registry.resolve("acme/support@2")
     assert caught.value.code == code
@@ -131,7 +131,7 @@ def test_a_field_that_does_not_fit_the_question_is_named(
 def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(
     tampered: TamperedRegistry, change: dict[str, Any]
 ) -> None:
-    tampered.answers(
+    tampered.alter(
         "/resolve/acme/support/2",
         lambda document: document | {"files": [document["files"][0] | change, *document["files"][1:]]},
     )
@@ -139,19 +139,23 @@ def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(
         tampered.registry.resolve("acme/support@2")
 
 
-def test_a_manifest_that_breaks_a_rule_is_a_wrong_answer_and_not_the_users_mistake(tampered: TamperedRegistry) -> None:
+def test_a_manifest_that_breaks_a_rule_is_a_wrong_response_and_not_the_users_mistake(
+    tampered: TamperedRegistry,
+) -> None:
     def with_pickle(document: Any) -> Any:
         document["manifest"]["files"][0]["path"] = "../evil.bin"
         return document
 
-    tampered.answers("/resolve/acme/support/2", with_pickle)
+    tampered.alter("/resolve/acme/support/2", with_pickle)
     with pytest.raises(Corrupt):
         tampered.registry.resolve("acme/support@2")
 
 
 @pytest.mark.parametrize("raw", [b"", b"<html>please sign in</html>", b'{"name": ', b"[" * 100_000])
-def test_a_page_or_broken_json_is_a_wrong_answer_and_no_internal_error(tampered: TamperedRegistry, raw: bytes) -> None:
-    tampered.answers("/resolve/acme/support/2", lambda document: document)
+def test_a_page_or_broken_json_is_a_wrong_response_and_no_internal_error(
+    tampered: TamperedRegistry, raw: bytes
+) -> None:
+    tampered.alter("/resolve/acme/support/2", lambda document: document)
     tampered.transport.raw = raw
     with pytest.raises(Corrupt) as caught:
         tampered.registry.resolve("acme/support@2")
@@ -171,7 +175,7 @@ def test_another_version_as_the_result_of_a_push_is_refused(
 ) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
     wrong = harness.admin.version("acme/support@1").model_dump(mode="json")
-    tampered.answers("/commit", in_first_item(lambda result: result | {"version": wrong}))
+    tampered.alter("/commit", in_first_item(lambda result: result | {"version": wrong}))
     with pytest.raises(Corrupt, match="digest"):
         push.push_folder(tampered.registry, folder, NAME)
 
@@ -191,7 +195,7 @@ def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
     harness: Harness, tampered: TamperedRegistry, tmp_path: Path, upload: dict[str, Any]
 ) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
-    tampered.answers(
+    tampered.alter(
         "/pushes",
         in_first_item(lambda plan: plan | {"uploads": [plan["uploads"][0] | upload, *plan["uploads"][1:]]}),
     )
@@ -200,7 +204,7 @@ def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
 
 
 def claim_changed(harness: Harness, change: Change) -> None:
-    """Claim a job from a registry that answers with a real claim, changed."""
+    """Claim a job from a registry that responds with a real claim, changed."""
     claimed = harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     harness.admin.cancel(claimed.job.id)
@@ -248,7 +252,7 @@ def test_an_export_never_leaves_its_folder(
                 entry["served_name"] = served
         return document
 
-    tampered.answers("/bases/tiny-llama/adapters", rename)
+    tampered.alter("/bases/tiny-llama/adapters", rename)
     root = tmp_path / "deep" / "exports"
     desired = tampered.registry.desired_state("tiny-llama", "canary")
     done = export.run(tampered.registry, desired, FolderTarget(root), cache=None)
@@ -271,7 +275,7 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
         entry["files"].append(entry["files"][0] | {"path": f"../../../../../..{secret}"})
         return document
 
-    tampered.answers("/bases/tiny-llama/adapters", add_file)
+    tampered.alter("/bases/tiny-llama/adapters", add_file)
     desired = tampered.registry.desired_state("tiny-llama", "canary")
     location = FolderTarget(tmp_path / "exports")
     uploaded = list[str]()
@@ -288,7 +292,7 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
 
 def test_the_desired_state_of_another_base_or_alias_is_refused(tampered: TamperedRegistry) -> None:
     for field in ("base", "alias"):
-        tampered.answers("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
+        tampered.alter("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
         with pytest.raises(Corrupt, match="desired state"):
             tampered.registry.desired_state("tiny-llama", "canary")
 
@@ -296,7 +300,7 @@ def test_the_desired_state_of_another_base_or_alias_is_refused(tampered: Tampere
 def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness, tampered: TamperedRegistry) -> None:
     harness.admin.set_base_aliases("tiny-llama", ["hf-org/Tiny"])
     assert tampered.registry.desired_state("hf-org/Tiny", "canary").base == "tiny-llama"
-    tampered.answers("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
+    tampered.alter("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
     with pytest.raises(Corrupt, match="desired state"):
         tampered.registry.desired_state("hf-org/Tiny", "canary")
 
@@ -312,7 +316,7 @@ def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness,
 def test_another_base_than_the_requested_one_is_refused(
     tampered: TamperedRegistry, change: dict[str, Any], named: str
 ) -> None:
-    tampered.answers("/bases/tiny-llama", lambda document: document | change)
+    tampered.alter("/bases/tiny-llama", lambda document: document | change)
     with pytest.raises(Corrupt, match=named):
         tampered.registry.base("tiny-llama")
 
@@ -323,14 +327,14 @@ def test_a_plan_with_another_base_than_its_digest_is_refused(
 ) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
     value = {"name": "evil", "fingerprint": "sha256:" + "0" * 64}[field]
-    tampered.answers("/pushes", in_first_item(lambda plan: plan | {"base": plan["base"] | {field: value}}))
+    tampered.alter("/pushes", in_first_item(lambda plan: plan | {"base": plan["base"] | {field: value}}))
     with pytest.raises(Corrupt, match="digest in the push plan"):
         push.push_folder(tampered.registry, folder, NAME)
 
 
 def test_a_listed_base_has_the_fingerprint_of_its_spec(tampered: TamperedRegistry) -> None:
     wrong = {"fingerprint": "sha256:" + "0" * 64}
-    tampered.answers("/bases", lambda document: document | {"items": [document["items"][0] | wrong]})
+    tampered.alter("/bases", lambda document: document | {"items": [document["items"][0] | wrong]})
     with pytest.raises(Corrupt, match="fingerprint"):
         tampered.registry.bases()
 
@@ -339,10 +343,10 @@ def test_another_adapter_or_alias_than_the_requested_one_is_refused(
     harness: Harness, tampered: TamperedRegistry
 ) -> None:
     harness.admin.promote("acme/support", "canary", "2", generation=0)
-    tampered.answers("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
+    tampered.alter("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
     with pytest.raises(Corrupt, match="name of acme/support"):
         tampered.registry.adapter("acme/support")
-    tampered.answers("/aliases/canary", lambda document: document | {"alias": "prod"})
+    tampered.alter("/aliases/canary", lambda document: document | {"alias": "prod"})
     with pytest.raises(Corrupt, match="name of the alias"):
         tampered.registry.alias("acme/support", "canary")
     with pytest.raises(Corrupt, match="name of the alias"):
@@ -362,7 +366,7 @@ def test_another_adapter_or_alias_than_the_requested_one_is_refused(
 def test_an_outcome_of_a_group_is_that_of_its_item(
     tampered: TamperedRegistry, path: str, wrong: dict[str, Any], field: str
 ) -> None:
-    tampered.answers(path, in_first_item(lambda result: result | wrong))
+    tampered.alter(path, in_first_item(lambda result: result | wrong))
     groups = Groups(tampered.registry)
     send: dict[str, Callable[[], object]] = {
         "/moves": lambda: groups.move_aliases([MoveItem(name="acme/support", alias="canary", version="1")]),
@@ -376,7 +380,7 @@ def test_an_outcome_of_a_group_is_that_of_its_item(
 def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: TamperedRegistry) -> None:
     ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
     wrong = harness.admin.norms("acme/support@1").model_dump(mode="json")
-    tampered.answers("/norms", lambda _: wrong)
+    tampered.alter("/norms", lambda _: wrong)
     for requested, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
         with pytest.raises(Corrupt, match=field):
             tampered.registry.norms(requested)
@@ -384,17 +388,17 @@ def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: Ta
 
 def test_a_list_ends(tampered: TamperedRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     cursors = iter(range(1000))
-    tampered.answers("/bases", lambda document: document | {"next_cursor": "tiny-llama"})
+    tampered.alter("/bases", lambda document: document | {"next_cursor": "tiny-llama"})
     with pytest.raises(Corrupt, match="its own cursor"):
         tampered.registry.bases()
     monkeypatch.setattr(response_checks, "PAGES_LIMIT", 20)
-    tampered.answers("/bases", lambda document: document | {"next_cursor": f"b{next(cursors)}"})
+    tampered.alter("/bases", lambda document: document | {"next_cursor": f"b{next(cursors)}"})
     with pytest.raises(Corrupt, match="over 20 pages"):
         tampered.registry.bases()
 
 
 def test_the_events_of_the_log_only_go_forward(tampered: TamperedRegistry) -> None:
-    tampered.answers("/events", lambda document: document | {"next_cursor": "1", "last": 1})
+    tampered.alter("/events", lambda document: document | {"next_cursor": "1", "last": 1})
     with pytest.raises(Corrupt, match="continues after 1"):
         list(Audit(tampered.registry).events())
 
@@ -419,9 +423,9 @@ def test_a_list_without_an_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("seconds", [-5, 10**400, 1.5, "5", True])
 def test_a_wrong_time_to_wait_is_no_internal_error(seconds: object) -> None:
     problem = {"code": "TRY_LATER", "detail": "busy", "retry_after_seconds": seconds}
-    answer = httpx.Response(503, json=problem)
+    response = httpx.Response(503, json=problem)
     waits: list[float] = []
-    with Registry(URL, "", MockTransport(lambda _: answer)) as registry:
+    with Registry(URL, "", MockTransport(lambda _: response)) as registry:
         registry.connection._wait = waits.append
         with pytest.raises(Unavailable, match="busy"):
             registry.whoami()
@@ -429,8 +433,8 @@ def test_a_wrong_time_to_wait_is_no_internal_error(seconds: object) -> None:
 
 
 @pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
-def test_a_time_that_is_none_in_utc_is_a_wrong_answer(tampered: TamperedRegistry, moment: str) -> None:
-    tampered.answers("/history", lambda answer: answer | {"moves": [answer["moves"][0] | {"at": moment}]})
+def test_a_time_that_is_none_in_utc_is_a_wrong_response(tampered: TamperedRegistry, moment: str) -> None:
+    tampered.alter("/history", lambda response: response | {"moves": [response["moves"][0] | {"at": moment}]})
     move = tampered.registry.history("acme/support").moves[0]
     for show in (output.moment, audit_moment):
         with pytest.raises(Corrupt, match="outside of the years"):
