@@ -5,7 +5,7 @@ python -m benchmarks._floor put PORT FOLDER…
 python -m benchmarks._floor get PORT DEST sync|nosync NAME…
 
 - One connection for each of `AT_ONCE` threads, a header of fixed length for each file, `sendfile` one way and whole
-  buffers the other: no HTTP, no names, no database, no judging. Each side hashes every byte once.
+  buffers the other: no HTTP, no names, no database, no evaluation. Each side hashes every byte once.
 - A sender hashes a file before it sends it, as every content-addressed push does: the digest is the name.
 - With `sync`, files are forced to disk before they are acknowledged; the distribution registry does so when it is
   pushed to, oras does not when it pulls.

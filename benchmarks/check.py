@@ -6,7 +6,7 @@
     time_vs_peft_load     ratio: our time over PEFT's to put the same adapter on its base, which is loaded already
 
 Goals: under 10 ms and 60 MB an adapter. Needs the worker extra (they are built with PEFT); without it, it says so and
-ends with empty figures. `make bench-recheck-engines` measures what judging 10,000 stored versions again costs.
+ends with empty figures. `make bench-recheck-engines` measures what evaluating 10,000 stored versions again costs.
 The checks run in a process of their own, which imports no torch. The last line is one JSON object.
 """
 

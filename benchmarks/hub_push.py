@@ -1,7 +1,7 @@
 """`make bench-hub-push`: pushes of the newest Hub client by Xet, beside a stand-in that only hashes and stores.
 
     push_time_vs_stand_in       seconds for 10 adapters of 30 MB by `upload_folder`, ours / the stand-in's, medians
-    server_cpu_seconds_per_gb   of this registry, with judging; and of the stand-in
+    server_cpu_seconds_per_gb   of this registry, with evaluation; and of the stand-in
     peak_mb_of_100_mb, of_1_gb  memory of the server's processes above what it has at rest, for one file
 
 The client is one process for all pushes to a server; hf-xet chunks and hashes in it, which is most of the time of the

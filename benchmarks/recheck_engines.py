@@ -1,7 +1,7 @@
-"""`make bench-recheck-engines`: 10,000 versions judged again after engine rules changed, on SQLite and PostgreSQL.
+"""`make bench-recheck-engines`: 10,000 versions evaluated again after engine rules changed, on SQLite and PostgreSQL.
 
 The versions are rows that copy the facts of the cases in tests/engines (rsLoRA, DoRA, patterns, ranks …), each with a
-verdict `compat` and old verdicts `engine`. Then three engines judge everything, as in `adapter recheck-engines`.
+verdict `compat` and old verdicts `engine`. Then three engines evaluate everything, as in `adapter recheck-engines`.
 The goal is a minute, and no blob is read: the store refuses every read while it runs, and its refusals are counted.
 
     figures   <database>_seconds, _cpu_seconds, _versions_per_second, _verdicts, and blobs_read

@@ -55,7 +55,7 @@ NOT_SAMPLED = frozenset(
      "layers_pattern", "num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules", "hidden_size",
      "shadow_model", "adapter_layers"}
 )  # fmt: skip
-"""Fields that peft/config.py judges itself, and those whose right values depend on the base or name another model."""
+"""Fields that peft/config.py checks itself, and those whose right values depend on the base or name another model."""
 LAYER_FIELDS: Mapping[str, Any] = {"layers_pattern": ["layers"], "layers_to_transform": [0]}
 VERSION_SAMPLES = (None, "")
 """Of `peft_version`, which OFT's class reads. Other texts that are no version are refused for every method."""

@@ -7,7 +7,7 @@
   grows too fast. A busy machine does not count.
 
 Example
-    assert effort.lines(lambda: judge(2 * many)) < 3 * effort.lines(lambda: judge(many))
+    assert effort.lines(lambda: evaluate(2 * many)) < 3 * effort.lines(lambda: evaluate(many))
 """
 
 from __future__ import annotations

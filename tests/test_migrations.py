@@ -123,7 +123,7 @@ def insert(connection: Connection, table: str, **values: object) -> None:
 
 
 def stored_before_0015(connection: Connection) -> None:
-    """A version that was pushed, judged and promoted by a server of schema 0014."""
+    """A version that was pushed, evaluated and promoted by a server of schema 0014."""
     now = datetime.now(UTC)
     created = {"created_at": now, "created_by": "ann"}
     insert(connection, "base", id=1, name="b", fingerprint="f", spec={"quantisation": "awq"}, source="", **created)

@@ -71,14 +71,14 @@ class PushItem(PushRequest, frozen=True, kw_only=True):
 
     @property
     def excerpt_keys(self) -> frozenset[ExcerptKey]:
-        """What the judgment of its excerpts depends on. Two items with equal keys are judged once."""
+        """What the evaluation of its excerpts depends on. Two items with equal keys are evaluated once."""
         return frozenset((f.path, f.size_bytes, self.excerpts.get(f.path, -1)) for f in self.manifest.files)
 
 
 class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
     """Pushes to plan. Each has its own outcome.
 
-    `excerpts`: the first bytes of files (base64), each once, by which pushes are judged before their files are sent:
+    `excerpts`: the first bytes of files (base64), each once, by which pushes are evaluated before their files are sent:
     of weights the header, of other small files all. `dry_run`: evaluate and respond, but store nothing.
     """
 

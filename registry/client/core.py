@@ -68,7 +68,7 @@ class Versions:
     ) -> list[transfer.PushPlan | RegistryError]:
         """Plan pushes: which blobs are missing, and where to send each. Each item has its own outcome.
 
-        `excerpts`: what the items refer to. `dry_run`: judge, but keep nothing.
+        `excerpts`: what the items refer to. `dry_run`: evaluate, but keep nothing.
         """
 
         def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:

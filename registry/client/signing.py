@@ -309,7 +309,7 @@ def _describe(statement: Statement) -> str:
     at = str(statement.predicate.get("at", ""))[:16].replace("T", " ")
     if statement.predicate_type == attestations.PUSH:
         return f"pushed this version at {at}"
-    return f"judged it at {at}: {statement.predicate.get('check')} {statement.predicate.get('outcome')}"
+    return f"evaluated it at {at}: {statement.predicate.get('check')} {statement.predicate.get('outcome')}"
 
 
 def _line(view: AttestationView, who: str, statement: str, problem: str) -> Signed:

@@ -25,7 +25,7 @@ from registry.compat.modules import ModuleLookup
 from registry.versions.files import CONFIG
 
 T = TypeVar("T")
-_JUDGED_KINDS = ("linear", "conv1d", "embedding", "norm")
+_EVALUATED_KINDS = ("linear", "conv1d", "embedding", "norm")
 """Modules whose shapes the formulas know. PEFT wraps others as well, with shapes that depend on more than two sizes."""
 
 
@@ -69,13 +69,13 @@ class _TensorCheck:
         return tuple(_target(path, module) for path, module in modules if module is not None and module.is_known)
 
     def _module(self, path: str, module: ModuleShape, shapes: Shapes, rank: int | None) -> None:
-        if module.kind not in self._method.kinds and module.kind in _JUDGED_KINDS:
+        if module.kind not in self._method.kinds and module.kind in _EVALUATED_KINDS:
             message = f"{path} is a module of kind {module.kind}, and PEFT has {self._lora.method} only for "
             message += ", ".join(self._method.kinds)
             group = path.rpartition(".")[2]
             self._lookup.findings.report("compat.kind", path, message, self._method.kinds[0], module.kind, group=group)
             return
-        if module.kind not in _JUDGED_KINDS:
+        if module.kind not in _EVALUATED_KINDS:
             if shapes:
                 message = f"the sizes of {self._lora.method} on a module of kind {module.kind} are not checked"
                 self._lookup.findings.report("compat.method_not_judged", path, message, group=module.kind)

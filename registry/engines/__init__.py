@@ -1,4 +1,4 @@
-"""Will this engine, at this version, with these settings, serve this adapter as it was trained? Judged from facts.
+"""Will this engine, at this version, with these settings, serve this adapter as it was trained? Decided from facts.
 
     profile   "vllm==0.32.0,max_lora_rank=32"      an engine, its version, and what differs from its defaults
 
@@ -110,7 +110,7 @@ def _setting(name: str, value: str, rule: SettingRule) -> Setting:
     raise Invalid("SETTING_INVALID", f"setting {name}={value[:60]!r} must be {kinds[rule.kind]}")
 
 
-def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> list[Finding]:
+def evaluate(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> list[Finding]:
     """What this deployment does with this adapter; nothing to say means that it serves it as trained.
 
     `facts`: an `EngineFacts`, or what `engine_facts.to_stored` kept with a version.
@@ -159,7 +159,7 @@ def verdict(
     of other rules is old. Reads nothing; renewing is calling it again.
     """
     of_base = engine_facts.of_base(base, stored.get("family", ""), stored.get("components", ()))
-    findings = judge({**stored, **of_base, "compat": compat.value}, profile)
+    findings = evaluate({**stored, **of_base, "compat": compat.value}, profile)
     made_by = {"registry": registry, "rules": rulebook.digest(profile.engine)}
     return Verdict.of(
         Check.ENGINE, subject, base.name, base.fingerprint, findings, profile=str(profile), made_by=made_by

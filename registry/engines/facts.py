@@ -163,12 +163,12 @@ def to_stored(facts: EngineFacts) -> dict[str, Any]:
 
 
 def from_stored(stored: Mapping[str, Any]) -> dict[str, Any] | None:
-    """All fields again; None if other fields were stored than this registry judges by."""
+    """All fields again; None if other fields were stored than this registry evaluates by."""
     return {**_defaults(), **stored} if are_current(stored) else None
 
 
 def are_current(stored: Mapping[str, Any]) -> bool:
-    """Whether this registry judges by these stored facts. Others must be read out of the header again."""
+    """Whether this registry evaluates by these stored facts. Others must be read out of the header again."""
     version = stored.get("facts_version")
     return version == FACTS_VERSION or _STILL_RIGHT.get(version) == stored.get("kind", "text")
 
@@ -179,7 +179,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) -> dict[str, Any]:
-    """The fields `base_…`: what engines ask about the base. Merge them into stored facts before judging.
+    """The fields `base_…`: what engines ask about the base. Merge them into stored facts before evaluating.
 
     And `other_family`: whether an image adapter's family, or every component that it names, is none of the base's.
     """

@@ -35,7 +35,7 @@ Setting = int | float | str | bool | tuple[str, ...] | None
 
 
 class Condition(FrozenModel):
-    """`field operator operand`, judged on facts, on what the engine's source says, and on settings."""
+    """`field operator operand`, evaluated on facts, on what the engine's source says, and on settings."""
 
     field: str
     operator: Operator

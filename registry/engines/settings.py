@@ -30,8 +30,10 @@ def settings_for(
     """
     parsed = engines.profile(profile)
     rules = engine(parsed.engine)
-    judged = {name: engines.judge(facts, parsed) for name, facts in adapters.items()}
-    served = {name: values for name, facts in adapters.items() if (values := _served(facts, judged[name])) is not None}
+    evaluated = {name: engines.evaluate(facts, parsed) for name, facts in adapters.items()}
+    served = {
+        name: values for name, facts in adapters.items() if (values := _served(facts, evaluated[name])) is not None
+    }
     ranks = {name: int(values["max_rank"]) for name, values in served.items()}
     largest = max(ranks.values(), default=0)
     raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
@@ -43,7 +45,7 @@ def settings_for(
         profile=str(parsed),
         adapters=len(adapters),
         left_out=tuple(sorted(set(adapters) - set(served))),
-        unknown=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in judged[name]))),
+        unknown=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in evaluated[name]))),
         max_rank=largest,
         rank_limit=limit,
         rank_limit_without_largest=without,
@@ -73,10 +75,10 @@ def slot_bytes(base: BaseSpec, rank: int) -> int:
     return per_rank * rank * width
 
 
-def _served(facts: EngineFacts | Mapping[str, Any], judged: Iterable[Finding]) -> Mapping[str, Any] | None:
+def _served(facts: EngineFacts | Mapping[str, Any], evaluated: Iterable[Finding]) -> Mapping[str, Any] | None:
     """All fields of the facts; None if they are of another release, or if no setting of rank or modules helps."""
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
-    errors = (finding.code.rpartition(".")[2] for finding in judged if finding.severity == "error")
+    errors = (finding.code.rpartition(".")[2] for finding in evaluated if finding.severity == "error")
     refused = any(code not in CURED_BY_SETTINGS for code in errors)
     return None if refused else values
 

@@ -112,9 +112,9 @@ class Gate(FrozenModel):
             yield Finding.of("error", WEIGHTS_PENDING, str(Check.WEIGHTS), message)
         for check in required:
             yield from _lacks(check, evidence.newest(check), must_pass=check in self.passes)
-        judged = {verdict.profile: verdict for verdict in evidence.engines}
+        evaluated = {verdict.profile: verdict for verdict in evidence.engines}
         for profile in self.engines:
-            yield from _lacks(Check.ENGINE, judged.get(profile), profile)
+            yield from _lacks(Check.ENGINE, evaluated.get(profile), profile)
 
     def golden_passed(self, evidence: Evidence) -> bool:
         """Whether golden samples are asked for, there, and tried without a miss."""

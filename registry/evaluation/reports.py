@@ -66,7 +66,7 @@ class Report(FrozenModel):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
     `reference_logprobs`: what a serving node compares after loading. `images`: name → PNG in base64, of image models.
-    `thresholds`: the limits that findings were judged by. `compat`: what the library itself says of names and shapes,
+    `thresholds`: the limits behind the findings. `compat`: what the library itself says of names and shapes,
     where the header alone could not tell; None, and then left out, where it was not asked. `golden`: the numbers of
     each golden sample. A process that read the adapter made all of this, so every field is typed and bounded.
     """

@@ -57,11 +57,11 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
 
 
 class Verdict(FrozenStruct, frozen=True, kw_only=True):
-    """The stored judgment of one check on one version and one base.
+    """The stored result of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
     `made_by` names the tools and their versions; a newer tool renews the verdict. `judged_by` is whose token reported
-    it, empty for the server. `by_owner`: the namespace's own worker judged, not the registry's.
+    it, empty for the server. `by_owner`: the namespace's own worker reported it, not the registry's.
     """
 
     check: Check

@@ -1,4 +1,4 @@
-"""Conversions: the same adapter in another form, and what prevents it, judged from facts before any work.
+"""Conversions: the same adapter in another form, and what prevents it, decided from facts before any work.
 
     canonical   PEFT's plain LoRA: the scale in B, alpha = rank, one rank, no rsLoRA; every runtime multiplies by 1
     plain       PiSSA or OLoRA → a LoRA of twice the rank that fits the unchanged base (needs the base's weights)

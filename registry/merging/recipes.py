@@ -125,7 +125,7 @@ class MergeReport(FrozenModel):
 
 
 class Ingredient(FrozenModel):
-    """A source as its rows tell of it. `facts` are those that engines judge by (registry/engines/facts.py)."""
+    """A source as its rows tell of it. `facts` are those that engines evaluate by (registry/engines/facts.py)."""
 
     name: str
     digest: str

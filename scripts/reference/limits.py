@@ -242,7 +242,7 @@ LIMITS = {
             "BULK_LIMIT": "adapters of one request to push or pull",
             "BULK_BODY_BYTES": "body of one request to push",
             "EXCERPTS_LIMIT": "excerpts of one plan",
-            "EXCERPT_LIMIT_BYTES": "header that a client's plan carries; a longer one is judged by the commit",
+            "EXCERPT_LIMIT_BYTES": "header that a client's plan carries; a longer one is evaluated by the commit",
             "READ_LIMIT_BYTES": "excerpts that one plan parses, counted for each push that has others",
             "BULK_SMALL_BYTES": "small files in one response to a pull",
             "BULK_MANIFESTS_BYTES": "manifests in one response to a pull; the others are requested again",

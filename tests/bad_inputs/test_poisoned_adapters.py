@@ -13,7 +13,7 @@ from registry.adapters.peft import config
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
 from tests import effort, samples
-from tests.domain.specs import base_spec, judge
+from tests.domain.specs import base_spec, evaluate
 
 BASE = samples.llama()
 AT = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
     change, fields, code = CASES[name]
-    findings = judge(samples.lora(BASE, change=change, config=fields), BASE)
+    findings = evaluate(samples.lora(BASE, change=change, config=fields), BASE)
     assert add_up(findings) is Outcome.FAIL
     assert code in {f.code for f in findings if f.severity == "error"}, [f.message for f in findings]
     finding = next(f for f in findings if f.code == code)
@@ -122,14 +122,14 @@ def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
 )  # fmt: skip
 def test_an_alpha_that_is_not_positive_is_a_warning_where_the_adapter_acts(fields: dict[str, Any]) -> None:
     """PEFT and vLLM load it and multiply by it."""
-    findings = judge(samples.lora(BASE, config=fields), BASE)
+    findings = evaluate(samples.lora(BASE, config=fields), BASE)
     assert {(f.severity, f.code) for f in findings} == {("warning", "lora.alpha_not_positive")}
     assert add_up(findings) is Outcome.WARN
 
 
 def test_ten_thousand_unexpected_tensors_are_a_few_findings() -> None:
     extra = {f"base_model.model.x{i}.weight": ("F32", (1,), bytes(4)) for i in range(10_000)}
-    findings: list[Finding] = judge(samples.lora(BASE, change=lambda t: {**t, **extra}), BASE)
+    findings: list[Finding] = evaluate(samples.lora(BASE, change=lambda t: {**t, **extra}), BASE)
     assert len(findings) < 20
     assert any("(10000 tensors)" in f.message for f in findings)
 
@@ -145,23 +145,23 @@ def test_a_finding_never_breaks_on_what_an_adapter_contains() -> None:
 
 
 def test_many_announced_parameters_and_many_tensors_do_not_multiply() -> None:
-    def judged(count: int) -> None:
+    def run(count: int) -> None:
         names = [f"own{n:04d}.w" for n in range(count)]
         pairs = {f"base_model.model.m{n}.x.lora_A.weight": ("F32", (8, 4), None) for n in range(count)}
-        judge(samples.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
+        evaluate(samples.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
 
-    judged(1)
-    assert effort.lines(lambda: judged(400)) < 3 * effort.lines(lambda: judged(200))
+    run(1)
+    assert effort.lines(lambda: run(400)) < 3 * effort.lines(lambda: run(200))
 
 
 def test_many_names_of_trained_tokens_and_many_rows_do_not_multiply() -> None:
-    def judged(count: int) -> None:
+    def run(count: int) -> None:
         names = {f"own{n:04d}": [1] for n in range(count)}
         rows = {
             f"base_model.model.m{n}.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (1, 64), None)
             for n in range(count)
         }
-        judge(samples.lora(BASE, config={"trainable_token_indices": names}, change=lambda t: {**t, **rows}), BASE)
+        evaluate(samples.lora(BASE, config={"trainable_token_indices": names}, change=lambda t: {**t, **rows}), BASE)
 
-    judged(1)
-    assert effort.lines(lambda: judged(800)) < 2.5 * effort.lines(lambda: judged(400))
+    run(1)
+    assert effort.lines(lambda: run(800)) < 2.5 * effort.lines(lambda: run(400))

@@ -194,7 +194,7 @@ def test_the_plan_chooses_the_base(based: Harness, tmp_path: Path) -> None:
     assert isinstance(planned(based, folder, base="nobody/knows"), NotFound)
 
 
-def test_a_dry_run_judges_and_keeps_nothing(based: Harness, tmp_path: Path) -> None:
+def test_a_dry_run_evaluates_and_keeps_nothing(based: Harness, tmp_path: Path) -> None:
     folder = written(based, tmp_path)
     plan = planned(based, folder, dry_run=True)
     assert isinstance(plan, PushPlan)
@@ -301,7 +301,7 @@ def written_in_order(tensors: dict[str, samples.Tensor], names: list[str]) -> tu
     return samples.raw_safetensors(json.dumps(header).ljust(2048), data), starts
 
 
-def test_adapters_of_other_tools_are_judged_by_their_headers(based: Harness, tmp_path: Path) -> None:
+def test_adapters_of_other_tools_are_evaluated_by_their_headers(based: Harness, tmp_path: Path) -> None:
     """Of image adapters the alphas are values, which no excerpt has."""
     for number, files in enumerate(
         (non_peft_files.gguf_adapter(samples.llama()), {"style.safetensors": non_peft_files.kohya()})

@@ -35,6 +35,6 @@ def lora_spec(files: Mapping[str, bytes]) -> LoraSpec:
     return peft.describe(config.read_config(files[samples.CONFIG]), header)
 
 
-def judge(files: Mapping[str, bytes], base: samples.Base) -> list[Finding]:
+def evaluate(files: Mapping[str, bytes], base: samples.Base) -> list[Finding]:
     """Everything that the registry finds about this adapter on this base."""
     return compat.check_fit(lora_spec(files), base_spec(base))

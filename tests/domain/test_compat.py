@@ -15,7 +15,7 @@ from registry.compat.files import check_file
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
 from tests import samples
-from tests.domain.specs import base_spec, judge, lora_spec
+from tests.domain.specs import base_spec, evaluate, lora_spec
 
 LLAMA = samples.llama()
 LLAMA_SPEC = base_spec(LLAMA)
@@ -42,12 +42,12 @@ def codes(findings: list[Finding], severity: str = "error") -> set[str]:
     ],
 )
 def test_an_adapter_fits_the_base_it_was_made_for(how: dict[str, Any]) -> None:
-    assert judge(samples.lora(LLAMA, **how), LLAMA) == []
+    assert evaluate(samples.lora(LLAMA, **how), LLAMA) == []
 
 
 def test_gpt2_takes_its_adapter_with_a_and_b_the_ordinary_way() -> None:
     for base in (samples.gpt2(), samples.gpt2(prefix=False)):
-        assert judge(samples.lora(base, targets=["c_attn", "c_proj", "c_fc"]), base) == []
+        assert evaluate(samples.lora(base, targets=["c_attn", "c_proj", "c_fc"]), base) == []
 
 
 @pytest.mark.parametrize(
@@ -61,25 +61,25 @@ def test_gpt2_takes_its_adapter_with_a_and_b_the_ordinary_way() -> None:
     ],
 )
 def test_an_adapter_does_not_fit_a_base_of_another_shape(base: samples.Base, code: str) -> None:
-    findings = judge(samples.lora(LLAMA), base)
+    findings = evaluate(samples.lora(LLAMA), base)
     assert add_up(findings) is Outcome.FAIL
     assert code in codes(findings)
 
 
 def test_a_finding_names_the_tensor_and_both_shapes() -> None:
-    finding = judge(samples.lora(LLAMA), samples.llama("tiny-llama", hidden=96))[0]
+    finding = evaluate(samples.lora(LLAMA), samples.llama("tiny-llama", hidden=96))[0]
     assert finding.location == "model.layers.0.self_attn.q_proj.lora_A"
     assert (finding.expected, finding.actual) == ("[8, 96]", "[8, 64]")
     assert "and 3 more like it" in finding.message
 
 
 def test_a_missing_layer_says_which_layers_the_base_has() -> None:
-    findings = judge(samples.lora(LLAMA), samples.llama("tiny-llama", layers=2))
+    findings = evaluate(samples.lora(LLAMA), samples.llama("tiny-llama", layers=2))
     assert any("its layers are 0 to 1" in f.message for f in findings)
 
 
 def test_the_same_shape_under_another_name_is_a_warning() -> None:
-    findings = judge(samples.lora(LLAMA), samples.llama("somebody/other"))
+    findings = evaluate(samples.lora(LLAMA), samples.llama("somebody/other"))
     assert [(f.code, f.severity) for f in findings] == [("compat.base_named_differently", "warning")]
 
 
@@ -87,7 +87,7 @@ def test_a_fused_projection_never_takes_separate_ones() -> None:
     shapes = {"model.embed_tokens.weight": ("F32", (512, 64), None), "lm_head.weight": ("F32", (512, 64), None)}
     shapes |= {f"model.layers.{n}.self_attn.qkv_proj.weight": ("F32", (128, 64), None) for n in range(4)}
     fused = samples.Base("tiny-llama", LLAMA.config, {**LLAMA.files, "model.safetensors": samples.safetensors(shapes)})
-    findings = judge(samples.lora(LLAMA), fused)
+    findings = evaluate(samples.lora(LLAMA), fused)
     assert any("it has the fused qkv_proj in its place" in f.message for f in findings)
     assert add_up(findings) is Outcome.FAIL
 
@@ -156,29 +156,29 @@ def test_a_file_of_another_tool_fails_by_its_alphas_only_where_nothing_acts(
     ],
 )
 def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None:
-    findings = judge(samples.lora(LLAMA, config=fields), LLAMA)
+    findings = evaluate(samples.lora(LLAMA, config=fields), LLAMA)
     assert add_up(findings) is Outcome.WARN
     assert code in codes(findings, "warning")
 
 
 def test_without_targets_headers_do_not_show_which_modules_peft_takes() -> None:
-    findings = judge(samples.lora(LLAMA, config={"target_modules": None}), LLAMA)
+    findings = evaluate(samples.lora(LLAMA, config={"target_modules": None}), LLAMA)
     assert add_up(findings) is Outcome.UNKNOWN
     assert codes(findings, "unknown") == {"compat.targets_absent"}
 
 
 def test_replicated_layers_are_checked_against_the_layers_they_copy() -> None:
     six = samples.lora(samples.llama("tiny-llama", layers=6), config={"layer_replication": [[0, 3], [1, 4]]})
-    findings = judge(six, LLAMA)
+    findings = evaluate(six, LLAMA)
     assert [f.code for f in findings] == ["compat.changes_depth"]
-    assert add_up(judge(samples.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
-    beyond = judge(samples.lora(LLAMA, config={"layer_replication": [[0, 99]]}), LLAMA)
+    assert add_up(evaluate(samples.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
+    beyond = evaluate(samples.lora(LLAMA, config={"layer_replication": [[0, 99]]}), LLAMA)
     assert "compat.module_unknown" in codes(beyond, "error")
 
 
 def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
     base = samples.llama("tiny-tied", tied=True)
-    findings = judge(
+    findings = evaluate(
         samples.lora(
             base, config={"modules_to_save": ["lm_head"]},
             change=lambda t: {**t, "base_model.model.lm_head.weight": ("F32", (512, 64), None)},
@@ -189,10 +189,10 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
 
 
 def saving(names: list[str], shapes: Mapping[str, samples.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
-    """Judge a LoRA that announces these saved modules and holds these whole tensors."""
+    """Evaluate a LoRA that announces these saved modules and holds these whole tensors."""
     whole = {f"base_model.model.{name}": ("F32", shape, None) for name, shape in shapes.items()}
     files = samples.lora(LLAMA, config={"modules_to_save": names, "task_type": task}, change=lambda t: {**t, **whole})
-    return judge(files, LLAMA)
+    return evaluate(files, LLAMA)
 
 
 def test_the_heads_that_peft_names_for_every_classifier_are_one_head() -> None:
@@ -219,7 +219,7 @@ def test_a_head_under_another_name_does_not_stand_for_the_one_that_the_base_has(
     [("all", "", False), ("all", "ln_f", True), ("all", "c_attn", True), ("lora_only", "c_attn", True),
      ("lora_only", "ln_f", False), ("none", "c_attn", False)],
 )  # fmt: skip
-def test_a_trained_bias_that_the_file_lacks_is_for_the_worker_to_judge(bias: str, absent: str, missed: bool) -> None:
+def test_a_trained_bias_that_the_file_lacks_is_for_the_worker_to_evaluate(bias: str, absent: str, missed: bool) -> None:
     base = samples.gpt2(layers=1)
     biases: dict[str, samples.Tensor] = {
         f"base_model.model.{path}{'.base_layer' * path.endswith('c_attn')}.bias": ("F32", (module.out_features,), None)
@@ -228,7 +228,7 @@ def test_a_trained_bias_that_the_file_lacks_is_for_the_worker_to_judge(bias: str
         if not (absent and path.endswith(absent))
     }
     files = samples.lora(base, targets=["c_attn"], config={"bias": bias}, change=lambda t: {**t, **biases})
-    assert ("compat.tensor_missing" in codes(judge(files, base), "unknown")) is missed
+    assert ("compat.tensor_missing" in codes(evaluate(files, base), "unknown")) is missed
 
 
 def test_a_task_model_whose_head_peft_does_not_know_saves_none() -> None:
@@ -272,7 +272,7 @@ def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> 
     files = samples.lora(
         base, targets=["c_attn"], config={"trainable_token_indices": [3, 4]}, change=lambda t: {**t, **rows}
     )
-    assert codes(judge(files, base)) == set()
+    assert codes(evaluate(files, base)) == set()
 
 
 @pytest.mark.parametrize(("width", "expected"), [(256, set()), (LLAMA_SPEC.hidden, {"compat.shape"})])
@@ -306,7 +306,7 @@ def test_a_bias_of_a_part_that_holds_modules_is_unknown(path: str, outcome: Outc
     bias: samples.Tensor = ("F32", (64,), None)
     name = f"base_model.model.model.layers.0.{path}.bias"
     files = samples.lora(LLAMA, config={"bias": "all"}, change=lambda t: {**t, name: bias})
-    assert add_up(judge(files, LLAMA)) is outcome
+    assert add_up(evaluate(files, LLAMA)) is outcome
 
 
 @pytest.mark.parametrize(("groups", "kernel", "of_update", "divided_by", "expected"), [
@@ -359,32 +359,32 @@ def test_block_diagonal_factors_are_not_checked() -> None:
         LLAMA, config={"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["v_proj"]}},
         change=lambda t: {**t, **halved},
     )  # fmt: skip
-    assert (add_up(judge(files, LLAMA)), codes(judge(files, LLAMA))) == (Outcome.UNKNOWN, set())
+    assert (add_up(evaluate(files, LLAMA)), codes(evaluate(files, LLAMA))) == (Outcome.UNKNOWN, set())
 
 
 def test_a_module_named_by_its_whole_path_is_a_target_in_no_layer_and_patterns_have_no_layers() -> None:
     only = [path for path in LLAMA.linears if ".layers.1.self_attn.q_proj" in path or path == "lm_head"]
     fields = {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}
-    assert judge(samples.lora(LLAMA, targets=only, config=fields), LLAMA) == []
+    assert evaluate(samples.lora(LLAMA, targets=only, config=fields), LLAMA) == []
     fields = {"target_modules": r".*\.1\..*q_proj", "layers_to_transform": [1]}
-    assert codes(judge(samples.lora(LLAMA, targets=only[:1], config=fields), LLAMA)) == {"config.not_loadable"}
+    assert codes(evaluate(samples.lora(LLAMA, targets=only[:1], config=fields), LLAMA)) == {"config.not_loadable"}
 
 
 def test_targets_that_no_adapter_can_have_are_missed_and_so_are_biases_that_are_announced() -> None:
-    norms = judge(samples.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
+    norms = evaluate(samples.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
     assert codes(norms) == {"compat.module_missing"}
-    assert codes(judge(samples.lora(LLAMA, config={"lora_bias": True}), LLAMA)) == {"lora.bias_absent"}
+    assert codes(evaluate(samples.lora(LLAMA, config={"lora_bias": True}), LLAMA)) == {"lora.bias_absent"}
 
 
 def test_a_fault_of_every_layer_is_reported_once_per_module_type() -> None:
-    findings = judge(samples.lora(LLAMA, config={"r": 4}), LLAMA)
+    findings = evaluate(samples.lora(LLAMA, config={"r": 4}), LLAMA)
     assert [f.message.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
 
 
 def test_a_second_tensor_for_one_place_is_a_fault() -> None:
     extra = "base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A"
     files = samples.lora(LLAMA, change=lambda t: {**t, extra: ("F32", (8, 64), None)})
-    assert codes(judge(files, LLAMA)) == {"lora.tensor_unknown"}
+    assert codes(evaluate(files, LLAMA)) == {"lora.tensor_unknown"}
 
 
 @pytest.mark.security
@@ -413,11 +413,13 @@ def test_keys_that_are_compiled_again_for_every_module_fail(keys: int, is_slow: 
 
 
 def test_a_rank_over_the_width_of_a_module_is_a_warning() -> None:
-    assert codes(judge(samples.lora(LLAMA, rank=64), LLAMA), "warning") == {"compat.rank_over_width"}
+    assert codes(evaluate(samples.lora(LLAMA, rank=64), LLAMA), "warning") == {"compat.rank_over_width"}
 
 
 def test_a_field_that_peft_ignores_is_a_warning() -> None:
-    findings = judge(samples.lora(LLAMA, config={"runtime_config": {}, "peft_version": "0.18.1.dev0@UNKNOWN"}), LLAMA)
+    findings = evaluate(
+        samples.lora(LLAMA, config={"runtime_config": {}, "peft_version": "0.18.1.dev0@UNKNOWN"}), LLAMA
+    )
     assert [(f.severity, f.code) for f in findings] == [("warning", "config.field_ignored")]
 
 
@@ -438,5 +440,5 @@ def test_a_saved_module_needs_its_bias() -> None:
     config = {"modules_to_save": ["ln_f"]}
     half = samples.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight})
     whole = samples.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight, **bias})
-    assert codes(judge(whole, base)) == set()
-    assert codes(judge(half, base)) == {"compat.saved_module_absent"}
+    assert codes(evaluate(whole, base)) == set()
+    assert codes(evaluate(half, base)) == {"compat.saved_module_absent"}

@@ -27,7 +27,7 @@ PLAIN = facts_of(CASES["plain"])
 
 
 def codes(facts: EngineFacts | dict[str, Any], profile: str) -> list[str]:
-    findings = engines.judge(facts, engines.profile(profile))
+    findings = engines.evaluate(facts, engines.profile(profile))
     return sorted(f.code.removeprefix("engine.") for f in findings if f.severity != "info")
 
 
@@ -85,14 +85,16 @@ def test_a_wrong_profile_is_refused_with_what_is_possible(text: str, part: str) 
 @pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if not e.from_documentation])
 def test_a_plain_adapter_passes_on_every_examined_engine(engine: str) -> None:
     version = rulebook.engine(engine).examined[-1]
-    findings = engines.judge(PLAIN, engines.profile(f"{engine}=={version}"))
+    findings = engines.evaluate(PLAIN, engines.profile(f"{engine}=={version}"))
     doubted = {"ollama": ["unknown"]}  # its code re-orders lora_a for q and k, and nobody has run it here
     assert [finding.severity for finding in findings] == doubted.get(engine, [])
 
 
 @pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if e.from_documentation])
 def test_what_only_documentation_says_is_never_better_than_a_warning(engine: str) -> None:
-    assert add_up(engines.judge(PLAIN, engines.profile(f"{engine}=={rulebook.engine(engine).examined[-1]}"))) == "warn"
+    assert (
+        add_up(engines.evaluate(PLAIN, engines.profile(f"{engine}=={rulebook.engine(engine).examined[-1]}"))) == "warn"
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_each_engine_has_its_own_truth(case: str, profile: str, expected: list[s
 
 def test_lora_bias_is_refused_silently_mistaken_and_refused_again() -> None:
     effects = [
-        engines.judge(facts_of(CASES["lora-bias"]), engines.profile(f"vllm=={version}"))[0].expected
+        engines.evaluate(facts_of(CASES["lora-bias"]), engines.profile(f"vllm=={version}"))[0].expected
         for version in rulebook.engine("vllm").examined
     ]
     assert effects == ["refuses"] * 3 + ["wrong_output"] + ["refuses"] * 2
@@ -137,12 +139,12 @@ def test_lora_bias_is_refused_silently_mistaken_and_refused_again() -> None:
 
 @pytest.mark.parametrize("version", ["0.27.1", "0.34.0", "1.0"])
 def test_an_unexamined_version_is_unknown(version: str) -> None:
-    assert add_up(engines.judge(PLAIN, engines.profile(f"vllm=={version}"))) == Outcome.UNKNOWN
+    assert add_up(engines.evaluate(PLAIN, engines.profile(f"vllm=={version}"))) == Outcome.UNKNOWN
 
 
-def test_an_unexamined_version_is_judged_by_the_rules_of_the_nearest_one() -> None:
+def test_an_unexamined_version_is_evaluated_by_the_rules_of_the_nearest_one() -> None:
     older, newer = (
-        "\n".join(finding.message for finding in engines.judge(facts_of(CASES["lora-bias"]), engines.profile(text)))
+        "\n".join(finding.message for finding in engines.evaluate(facts_of(CASES["lora-bias"]), engines.profile(text)))
         for text in ("vllm==0.1.0", "vllm==9.0")
     )
     examined = rulebook.engine("vllm").examined
@@ -155,7 +157,7 @@ def test_a_patch_release_follows_the_version_before_it() -> None:
 
 
 def test_an_unexamined_property_is_unknown() -> None:
-    findings = engines.judge(facts_of(CASES["rslora"]), engines.profile("together"))
+    findings = engines.evaluate(facts_of(CASES["rslora"]), engines.profile("together"))
     assert "engine.together.rslora" in [f.code for f in findings if f.severity == "unknown"]
 
 
@@ -163,13 +165,13 @@ def test_an_adapter_that_does_not_fit_its_base_passes_nowhere() -> None:
     facts = PLAIN.model_copy(update={"compat": "fail"})
     for engine in ALL_TEXT:
         profile = engines.profile(f"{engine.name}=={engine.examined[-1]}")
-        assert add_up(engines.judge(facts, profile)) in (Outcome.FAIL, Outcome.UNKNOWN), engine.name
+        assert add_up(engines.evaluate(facts, profile)) in (Outcome.FAIL, Outcome.UNKNOWN), engine.name
 
 
 def test_an_adapter_that_headers_cannot_compare_with_its_base_passes_nowhere() -> None:
     facts = PLAIN.model_copy(update={"compat": "unknown"})
     for engine in ALL_TEXT:
-        outcome = add_up(engines.judge(facts, engines.profile(f"{engine.name}=={engine.examined[-1]}")))
+        outcome = add_up(engines.evaluate(facts, engines.profile(f"{engine.name}=={engine.examined[-1]}")))
         assert outcome is Outcome.UNKNOWN, engine.name
 
 
@@ -179,7 +181,7 @@ def test_facts_read_back_from_json_give_equal_findings() -> None:
         stored = json.loads(json.dumps(engine_facts.to_stored(facts)))
         for engine in ALL_TEXT:
             profile = engines.profile(f"{engine.name}=={engine.examined[0]}")
-            assert engines.judge(stored, profile) == engines.judge(facts, profile)
+            assert engines.evaluate(stored, profile) == engines.evaluate(facts, profile)
 
 
 def test_facts_of_another_registry_are_unknown() -> None:
@@ -222,8 +224,8 @@ def test_a_verdict_says_profile_base_and_outcome() -> None:
 def test_a_verdict_from_stored_facts_is_a_few_thousand_lines_of_work() -> None:
     stored = engine_facts.to_stored(facts_of(CASES["all-linear"]))
     profile = engines.profile("vllm==0.33.0,max_lora_rank=32")
-    engines.judge(stored, profile)
-    assert effort.lines(lambda: engines.judge(stored, profile)) < 10_000
+    engines.evaluate(stored, profile)
+    assert effort.lines(lambda: engines.evaluate(stored, profile)) < 10_000
 
 
 def test_a_text_adapter_is_not_for_an_image_engine() -> None:

@@ -1,4 +1,4 @@
-"""Methods other than LoRA: what fits by arithmetic, what nobody judges, and what is no part of any method."""
+"""Methods other than LoRA: what fits by arithmetic, what no check covers, and what is no part of any method."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def codes(findings: list[Finding], severity: str = "error") -> set[str]:
 
 
 def other(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
-    """Judge an adapter of another method that has these tensors for every q_proj (or by full name)."""
+    """Evaluate an adapter of another method that has these tensors for every q_proj (or by full name)."""
     return compat.check_fit(spec_of(method, tensors_, **fields), base_spec(LLAMA))
 
 
@@ -104,7 +104,7 @@ def test_another_method_fails_when_a_side_is_off_by_one(
     ],
 )
 def test_an_unchecked_method_is_unknown_and_admits_no_tensors_of_the_base(method: str, names: dict[str, str]) -> None:
-    def judged(*more: str) -> list[Finding]:
+    def findings_with(*more: str) -> list[Finding]:
         paths = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(4)]
         tensors = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
         tensors |= dict.fromkeys(more, ("F32", (8,), None))
@@ -114,8 +114,8 @@ def test_an_unchecked_method_is_unknown_and_admits_no_tensors_of_the_base(method
             peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
 
-    assert [f.code for f in judged()] == ["compat.method_not_judged"]
-    assert codes(judged("base_model.model.lm_head.weight")) == {"compat.overwrites_base"}
+    assert [f.code for f in findings_with()] == ["compat.method_not_judged"]
+    assert codes(findings_with("base_model.model.lm_head.weight")) == {"compat.overwrites_base"}
 
 
 @pytest.mark.parametrize(

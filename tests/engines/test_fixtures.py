@@ -43,7 +43,7 @@ def base(name: str) -> bases.BaseSpec:
 
 
 def facts_of(folder: Path, base_name: str) -> EngineFacts | None:
-    """The facts; None if the adapter is refused before it is judged."""
+    """The facts; None if the adapter is refused before it is evaluated."""
     try:
         written = config.read_config((folder / CONFIG).read_bytes())
         spec = peft.describe(written, safetensors.read_bytes((folder / WEIGHTS).read_bytes(), file=WEIGHTS))
@@ -54,7 +54,7 @@ def facts_of(folder: Path, base_name: str) -> EngineFacts | None:
 
 
 def outcome(facts: EngineFacts, profile: str) -> Outcome:
-    return add_up(engines.judge(facts, engines.profile(profile)))
+    return add_up(engines.evaluate(facts, engines.profile(profile)))
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ HEAD = EngineFacts(modules=("lm_head",), head_lora=True)
 def outcome(facts: EngineFacts, profile: str, architecture: str, inner: str = "") -> Outcome:
     base = {"base_architecture": architecture, "base_text_architecture": inner, "base_vocabulary": 512}
     changed = facts.model_copy(update=base)
-    return add_up(engines.judge(changed, engines.profile(profile)))
+    return add_up(engines.evaluate(changed, engines.profile(profile)))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])

@@ -35,7 +35,7 @@ def test_every_case_was_asked_of_every_recorded_engine() -> None:
 @pytest.mark.parametrize(("engine", "case"), QUESTIONS)
 def test_the_rules_refuse_what_the_engine_refuses_and_nothing_more(engine: str, case: str) -> None:
     profile = engines.profile(f"{engine},max_lora_rank=16")
-    refusals = [f.message for f in engines.judge(FACTS[case], profile) if f.expected == "refuses"]
+    refusals = [f.message for f in engines.evaluate(FACTS[case], profile) if f.expected == "refuses"]
     answer = RECORDED[engine][case]
     if case in LATER[profile.engine]:
         assert refusals
@@ -48,7 +48,7 @@ def test_the_quoted_answer_is_the_one_that_the_engine_gave(engine: str, case: st
     profile = engines.profile(f"{engine},max_lora_rank=16")
     if profile.engine != "vllm" or RECORDED[engine][case] == "ok" or case in LATER["vllm"]:
         return
-    quotes = [f.message.split('It answers: "')[1].split('"')[0] for f in engines.judge(FACTS[case], profile)
+    quotes = [f.message.split('It answers: "')[1].split('"')[0] for f in engines.evaluate(FACTS[case], profile)
               if 'It answers: "' in f.message]  # fmt: skip
     parts = [part.strip(" .") for quote in quotes for part in quote.split("...")]
     assert any(part and part in RECORDED[engine][case] for part in parts), (quotes, RECORDED[engine][case])
@@ -72,5 +72,5 @@ def test_a_profile_is_one_that_the_engine_starts_with_and_no_other() -> None:
 def test_an_adapter_that_the_rules_let_pass_was_let_in_by_the_engine() -> None:
     for engine, answers in RECORDED.items():
         for case, answer in answers.items():
-            if not engines.judge(FACTS[case], engines.profile(f"{engine},max_lora_rank=16")):
+            if not engines.evaluate(FACTS[case], engines.profile(f"{engine},max_lora_rank=16")):
                 assert answer == "ok", (engine, case)

@@ -23,8 +23,8 @@ REFUSES, SILENT = {"refuses", "needs_setting"}, {"ignores_silently", "wrong_outp
 
 def findings(case: str) -> list[Finding]:
     case_ = CASES[case]
-    judged = engines.judge(facts_of(case_, BASES[case_.base]), engines.profile(NAME))
-    return [f for f in judged if f.severity != "info"]
+    findings = engines.evaluate(facts_of(case_, BASES[case_.base]), engines.profile(NAME))
+    return [f for f in findings if f.severity != "info"]
 
 
 def acts(case: str) -> bool:

@@ -21,7 +21,7 @@ TOLERANCE = 2e-2
 
 def findings(engine: str, case: str) -> list[Finding]:
     facts = facts_of(CASES["plain"]).model_copy(update={"weights": "fail"}) if case == "nan" else facts_of(CASES[case])
-    return [f for f in engines.judge(facts, engines.profile(f"{engine},max_lora_rank=16")) if f.severity != "info"]
+    return [f for f in engines.evaluate(facts, engines.profile(f"{engine},max_lora_rank=16")) if f.severity != "info"]
 
 
 def test_every_case_was_asked() -> None:

@@ -33,7 +33,7 @@ def test_rslora_and_patterns_act_only_because_the_scale_is_folded_before() -> No
     """The rules speak of llama.cpp's own converter, which leaves the scale alone."""
     for case in ("rslora", "alpha-pattern"):
         assert case in CONVERTED
-        assert [f.expected for f in engines.judge(facts_of(CASES[case]), engines.profile("llama.cpp"))] == [
+        assert [f.expected for f in engines.evaluate(facts_of(CASES[case]), engines.profile("llama.cpp"))] == [
             "wrong_output"
         ]
 

@@ -41,9 +41,9 @@ def _name(engine: str) -> str:
     return engine.partition("==")[0]
 
 
-def _judge(engine: str, architecture: str, case: str) -> list[Finding]:
+def _evaluate(engine: str, architecture: str, case: str) -> list[Finding]:
     facts = {**FACTS[architecture][case], "facts_version": FACTS_VERSION}
-    return engines.judge(facts, engines.profile(engine.replace(SERVER, "vllm") + SETTINGS[_name(engine)]))
+    return engines.evaluate(facts, engines.profile(engine.replace(SERVER, "vllm") + SETTINGS[_name(engine)]))
 
 
 def _answers(engine: str, architecture: str) -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_enough_architectures_answered_every_case() -> None:
 def test_what_the_engine_refuses_or_ignores_never_passes(engine: str, architecture: str) -> None:
     answers = _answers(engine, architecture)
     refused = [case for case, answer in answers.items() if answer not in LOADED[_name(engine)]]
-    outcomes = {case: add_up(_judge(engine, architecture, case)) for case in refused}
+    outcomes = {case: add_up(_evaluate(engine, architecture, case)) for case in refused}
     assert {case: answers[case] for case, outcome in outcomes.items() if outcome in (Outcome.PASS, Outcome.WARN)} == {}
 
 
@@ -77,7 +77,7 @@ def test_what_the_engine_loads_whole_is_not_refused(engine: str, architecture: s
         fits = FACTS[architecture][case]["compat"] != "fail"
         unseen = case in UNSEEN or FACTS[architecture][case].get("bias_tensors")
         if answer in LOADED[_name(engine)] and fits and not (_name(engine) == "sglang" and unseen):
-            errors = [f.message for f in _judge(engine, architecture, case) if f.severity == "error"]
+            errors = [f.message for f in _evaluate(engine, architecture, case) if f.severity == "error"]
             wrong |= {case: errors} if errors else {}
     assert wrong == {}
 
@@ -86,7 +86,7 @@ def test_what_the_engine_loads_whole_is_not_refused(engine: str, architecture: s
 def test_what_sglang_loads_and_does_not_use_is_no_refusal(case: str) -> None:
     for engine, architecture in BASES:
         if _name(engine) == "sglang" and _answers(engine, architecture).get(case) == "ok":
-            effects = {f.expected for f in _judge(engine, architecture, case) if f.severity == "error"}
+            effects = {f.expected for f in _evaluate(engine, architecture, case) if f.severity == "error"}
             assert effects in ({"wrong_output"}, {"ignores_silently"})
 
 

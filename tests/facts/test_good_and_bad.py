@@ -1,6 +1,6 @@
 """The header-only verdict on real adapters: no good one fails its base, no structural defect passes.
 
-What needs values (NaN, infinity), another base's identity or the folder as a whole is not judged here; each such
+What needs values (NaN, infinity), another base's identity or the folder as a whole is not evaluated here; each such
 entry is listed with the reason, so that nothing is left out silently.
 """
 
@@ -53,7 +53,7 @@ def base_spec(name: str) -> BaseSpec:
     )
 
 
-def judged(folder: Path, base: str) -> tuple[str, str]:
+def verdict_of(folder: Path, base: str) -> tuple[str, str]:
     """(outcome, its sentence); `refused` where an error answers."""
     try:
         spec = peft.describe(config.read_config((folder / CONFIG).read_bytes()), read(folder / WEIGHTS))
@@ -66,7 +66,7 @@ def judged(folder: Path, base: str) -> tuple[str, str]:
 def entries(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """(name, fits, outcome, sentence) of every adapter in the folder; the table is printed for `pytest -s`."""
     for name, entry in fixtures.manifest(folder).items():
-        outcome, message = judged(folder / name, entry["base"])
+        outcome, message = verdict_of(folder / name, entry["base"])
         print(f"{name:34} {entry['base']:22} {entry['fits']:15} {outcome:8} {message[:90]}")
         yield name, entry["fits"], outcome, message
 

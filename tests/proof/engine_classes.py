@@ -5,7 +5,7 @@ they do with adapters that are broken?
 
 It asks, and adds the answers to tests/engines/recorded_models.json.
 `tiny_adapters` makes the models and the adapters. The engine builds the class and loads the adapters (`_vllm_load.py`,
-`_sglang_load.py`, in its own environment) as its server does. Recorded beside it are the facts by which rules judge.
+`_sglang_load.py`, in its own environment) as its server does. Recorded beside it are the facts by which rules evaluate.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def record(engine: str, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def facts(architectures: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Architecture → case → the facts by which rules judge."""
+    """Architecture → case → the facts by which rules evaluate."""
     rows: dict[str, dict[str, Any]] = {}
     for name in architectures:
         adapters = tiny_adapters.make(name, folder / name)

@@ -29,7 +29,7 @@ def test_vllm_answers_as_recorded_and_matches_peft(tmp_path: Path) -> None:
     }
 
 
-def test_vllm_answers_on_tiny_models_as_recorded_and_as_judged(
+def test_vllm_answers_on_tiny_models_as_recorded_and_as_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.proof import engine_classes, vllm_http_models  # import torch

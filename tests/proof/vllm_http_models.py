@@ -34,13 +34,13 @@ def ask(architectures: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]
 
 
 def compare(rows: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """How our rules judge these adapters: the kind of agreement → `architecture/case`."""
+    """How our rules evaluate these adapters: the kind of agreement → `architecture/case`."""
     settings = engines.profile(f"vllm=={venvs.VLLM},max_lora_rank={vllm_http.MAX_LORA_RANK}")
     kinds: dict[str, list[str]] = {"right": [], "false yes": [], "false no": [], "unknown": []}
     for architecture, row in rows.items():
         for case, answer in row["answers"].items():
-            judged = {**facts[architecture][case], "facts_version": FACTS_VERSION}
-            outcome = add_up(engines.judge(judged, settings))
+            stored = {**facts[architecture][case], "facts_version": FACTS_VERSION}
+            outcome = add_up(engines.evaluate(stored, settings))
             if outcome in (Outcome.PASS, Outcome.WARN):
                 kind = "right" if answer in ("ok", "loads") else "false yes"
             elif answer != "ok":

@@ -20,7 +20,7 @@ BAD = Finding(code="smoke.no_effect", severity="error", location="logits", messa
 
 @pytest.fixture
 def filled_harness(harness: Harness) -> Harness:
-    """Three adapters of one base, each judged well; the third by another torch."""
+    """Three adapters of one base, each evaluated well; the third by another torch."""
     harness.add_base()
     for name in ("one", "two", "three"):
         harness.push(f"acme/{name}")

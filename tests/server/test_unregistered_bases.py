@@ -183,7 +183,7 @@ def test_a_namespace_has_a_limit_of_such_bases_and_gc_deletes_unused_ones(
 def test_a_commit_during_which_the_base_is_registered_is_repeated(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise nothing would judge the version: the evaluation that follows a new base has not seen it."""
+    """Otherwise nothing would evaluate the version: the evaluation that follows a new base has not seen it."""
     find_all, calls = base_rows.find_all, []
 
     def find_before(session: object, names: object) -> object:
@@ -254,7 +254,7 @@ def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
-def test_bases_and_an_alias_that_are_added_at_once_judge_hub_pushes(
+def test_bases_and_an_alias_that_are_added_at_once_evaluate_hub_pushes(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One commit waits for a name that a new base and an alias both claim, and one of them gets it."""

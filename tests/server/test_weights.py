@@ -89,10 +89,10 @@ def test_one_nan_or_infinity_fails_weights_and_every_engine_and_queues_no_smoke_
 ) -> None:
     pushed = harness.push("acme/support", filled(a=0.02, b=0.01, odd=odd))
     assert outcome(harness, "acme/support") == ("fail", ["weights.not_finite"])
-    judged = {str(v.check): v for v in pushed.version.verdicts}
-    assert judged["compat"].outcome == "pass"
-    assert judged["weights"].findings[0].location == f"{Q}.lora_A.weight"
-    assert judged["engine"].outcome == "fail"
+    verdicts = {str(v.check): v for v in pushed.version.verdicts}
+    assert verdicts["compat"].outcome == "pass"
+    assert verdicts["weights"].findings[0].location == f"{Q}.lora_A.weight"
+    assert verdicts["engine"].outcome == "fail"
     assert pushed.job_id == ""
     assert harness.admin.norms("acme/support").modules == {}
     assert harness.admin.verdicts("acme/support", ["vllm==0.31.0"]).items[0].outcome == "fail"

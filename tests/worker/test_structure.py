@@ -1,4 +1,4 @@
-"""Whether an adapter fits that headers cannot judge: PEFT is asked on the meta device, and its answer is kept."""
+"""Whether an adapter fits when headers cannot decide: PEFT is asked on the meta device, and its answer is kept."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`AdapterFolder`: a folder whose files were read by the rules of the registry, without asking one.
 
-A push does not need it: the registry judges. Checks, comparisons and conversions on this machine do.
+A push does not need it: the registry evaluates it. Checks, comparisons and conversions on this machine do.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""`Folder`: the files of an adapter on this machine that a push would send, and the excerpts by which it is judged.
+"""`Folder`: the files of an adapter on this machine that a push would send, and the excerpts by which it is evaluated.
 
 Regular files of a known kind directly in the folder are taken; `left_out` lists other entries with reasons. Links,
 pipes and sockets are refused, and so is a pickle, code or an archive: silently leaving it out would suggest that it
-was pushed. What the files say is judged by the registry, or by `adapter_folder` on this machine.
+was pushed. What the files say is evaluated by the registry, or by `adapter_folder` on this machine.
 """
 
 import os
@@ -36,7 +36,7 @@ _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_
 
 
 SMALL_EXCERPT_BYTES = 64 * 2**10
-"""Of a file that is neither weights nor the configuration: larger ones are judged when they came."""
+"""Of a file that is neither weights nor the configuration: larger ones are evaluated when they have arrived."""
 GGUF_EXCERPT_BYTES = 256 * 2**10
 UNREADABLE_EXCERPT_BYTES = 4096
 """Of weights that have no header of a possible length: these bytes show what they are."""
@@ -67,7 +67,7 @@ class Folder(Value, frozen=True):
         return self.draft().with_base(base)
 
     def read_excerpts(self) -> dict[str, bytes]:
-        """The bytes by which a push is judged before it is sent, by path: configuration, headers, other small files."""
+        """The bytes by which a push is evaluated before it is sent, by path: configuration, headers, small files."""
         excerpts: dict[str, bytes] = {}
         size_bytes = 0
         for file in sorted(self.files, key=lambda f: not (f.path == CONFIG or f.path.endswith(WEIGHTS_ENDINGS))):

@@ -1,6 +1,6 @@
 """Pushes folders as the newest versions of their names, many with one request; one folder is a group of one.
 
-A plan carries the excerpts of the files (`Folder.read_excerpts`), by which the registry judges them and chooses the
+A plan carries the excerpts of the files (`Folder.read_excerpts`), by which the registry evaluates them and chooses the
 base before a byte is sent. Blobs that the registry has, and parts that arrived, are not sent again. If links expire or
 a store fails, it plans again while bytes arrive.
 """
@@ -97,7 +97,7 @@ def push_all(
 def read_manifests(
     registry: Versions, folders: Sequence[tuple[Path, str]], *, base: str = ""
 ) -> list[Result[Manifest]]:
-    """The manifest that a push of each folder would have, or its error. The registry judges and keeps nothing."""
+    """The manifest that a push of each folder would have, or its error. The registry evaluates and keeps nothing."""
     prepare = _preparation(base, "", lambda _folder: None)
 
     def plan(items: Sequence[Result[_Push]]) -> list[Result[Manifest]]:
@@ -155,7 +155,7 @@ class _Push:
 
     @cached_property
     def excerpts(self) -> dict[str, bytes]:
-        """The bytes by which it is judged. `Invalid` (FOLDER_INVALID) if they cannot be read."""
+        """The bytes by which it is evaluated. `Invalid` (FOLDER_INVALID) if they cannot be read."""
         try:
             return self.folder.read_excerpts()
         except OSError as e:

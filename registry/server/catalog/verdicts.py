@@ -1,6 +1,6 @@
 """Verdicts as rows: appended, never changed. Of each check and profile the newest one counts.
 
-The registry's own judgment and that of the version's namespace (`by_owner`) are kept apart: neither replaces the other.
+The registry's own verdicts and those of the version's namespace (`by_owner`) are kept apart: none replaces the other.
 """
 
 from collections.abc import Collection, Iterable
@@ -32,7 +32,7 @@ def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:
 
 
 def is_newest() -> ColumnElement[bool]:
-    """The condition on `verdict`, beside `version`, that no newer one of the same check, profile and judge exists."""
+    """The condition on `verdict`, beside `version`, that no newer one of the same check, profile and author exists."""
     other = VerdictRow.__table__.alias("newest")  # type: ignore[attr-defined]
     newest = (
         select(func.max(other.c.id))

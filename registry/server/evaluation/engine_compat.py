@@ -1,4 +1,4 @@
-"""The check `engine`: what serving engines would do with a version, judged from the facts in its row. No blob is read.
+"""The check `engine`: what serving engines would do with a version, by the facts in its row. No blob is read.
 
 Verdicts are stored for the profiles in REGISTRY_ENGINES; for any other profile they are computed and not stored. Facts
 of another release of this registry give the outcome `unknown`, never a guess.
@@ -50,8 +50,8 @@ def build_verdicts(
 ) -> list[VerdictRow]:
     """The rows of the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
     spec = base_rows.load_spec(base)
-    judged = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
-    return [verdicts.to_row(verdict, version.id, version.base_id) for verdict in judged]
+    evaluated = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
+    return [verdicts.to_row(verdict, version.id, version.base_id) for verdict in evaluated]
 
 
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:

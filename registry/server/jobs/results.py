@@ -4,8 +4,8 @@
   job state are one transaction: no bytes without a row, no verdict without bytes.
 - A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
   from its findings. What it says about `compat` counts if the header could not decide that check, or if PEFT says no.
-- A worker whose token may not work everywhere judges for the version's own namespace: its verdicts say so (`by_owner`),
-  and the registry does not attest them.
+- A worker whose token may not work everywhere evaluates for the version's own namespace: its verdicts say so
+  (`by_owner`), and the registry does not attest them.
 """
 
 from collections.abc import Sequence
@@ -101,13 +101,13 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
 def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
     by_owner = not actor.may_everywhere(Scope.WORK)
-    judge: dict[str, Any] = {"judged_by": actor.identity, "by_owner": by_owner}
-    smoke = _verdict(report.check, report, report.findings, base, digest, **judge)
+    author: dict[str, Any] = {"judged_by": actor.identity, "by_owner": by_owner}
+    smoke = _verdict(report.check, report, report.findings, base, digest, **author)
     session.add(verdicts.to_row(smoke, version.id, version.base_id, job_id=row.id))
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
     if by_owner:
         detail["by_owner"] = True
-    compat = None if report.compat is None else _verdict(Check.COMPAT, report, report.compat, base, digest, **judge)
+    compat = None if report.compat is None else _verdict(Check.COMPAT, report, report.compat, base, digest, **author)
     if compat is not None and _counts(compat, verdicts.newest_of(session, version)):
         session.add(verdicts.to_row(compat, version.id, version.base_id, job_id=row.id))
         session.flush()
@@ -131,9 +131,9 @@ def _counts(compat: Verdict, newest: Sequence[Verdict]) -> bool:
 
 
 def _verdict(
-    check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest, **judge: Any
+    check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest, **author: Any
 ) -> Verdict:
     return Verdict.of(
         check, report.subject, base.name, base.fingerprint, findings,
-        report=digest, made_by=report.made_by, made_at=db.now(), **judge,
+        report=digest, made_by=report.made_by, made_at=db.now(), **author,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from registry.server.catalog.verdicts import label
 from registry.server.evaluation import weights
 from registry.server.http.dependencies import BlobsDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
-from registry.server.pages.versions import HeatTable, heat_table, judge_engines, read_smoke_test
+from registry.server.pages.versions import HeatTable, evaluate_engines, heat_table, read_smoke_test
 from registry.server.sessions.visitors import Visitor, VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -90,7 +90,7 @@ def _compare(
     for text in texts:
         ref = Ref.parse(text.strip())
         view = versions.show(session, visitor.actor, ref.name, ref.selector)
-        engines = judge_engines(session, visitor.actor, ref.name, view, settings)
+        engines = evaluate_engines(session, visitor.actor, ref.name, view, settings)
         norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
         updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
         report, samples = read_smoke_test(session, visitor.actor, ref.name, view, blobs)

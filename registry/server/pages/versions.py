@@ -58,7 +58,7 @@ def show_version(
     version = versions.show(session, actor, name, selector)
     norms = weights.show_norms(session, actor, name, version.number)
     signatures = attestations.list_attestations(session, actor, name, version.number, None).items
-    engines = judge_engines(session, actor, name, version, settings)
+    engines = evaluate_engines(session, actor, name, version, settings)
     report, samples = read_smoke_test(session, actor, name, version, blobs)
     if report is not None:
         record_page_read(request, visitor, name, version.number)
@@ -88,7 +88,7 @@ def change_version(
 
 
 # ------------------------------------------------------------------ engines
-def judge_engines(
+def evaluate_engines(
     session: Session, actor: Actor, name: AdapterName, version: VersionView, settings: Settings
 ) -> list[Verdict]:
     """The verdicts of the engines in the setting, and of the newest version of every other engine of this kind, now."""

@@ -1,8 +1,8 @@
-"""Gates: set and show what an alias requires, and gather the evidence that a gate judges.
+"""Gates: set and show what an alias requires, and gather the evidence that a gate evaluates.
 
 - The adapter's own gate counts, else its namespace's, else the default of the alias. `main` has none.
 - Only an owner of the namespace sets a gate; all who may promote approve.
-- Engine compatibility is judged now, from stored facts, so a gate may name any profile.
+- Engine compatibility is evaluated now, from stored facts, so a gate may name any profile.
 """
 
 from collections import Counter, defaultdict
@@ -201,7 +201,7 @@ def next_step(name: AdapterName, version: VersionRow, alias: str, missing: Seque
 def gather_evidence(
     session: Session, actor: Actor, moves: Sequence[tuple[AdapterName, str, VersionRow]]
 ) -> list[tuple[GateView, Evidence]]:
-    """Of each alias its gate, and everything about the version that the gate judges if this actor promotes it.
+    """Of each alias its gate, and everything about the version that the gate evaluates if this actor promotes it.
 
     Some statements for all moves, more only for what their gates require.
     """

@@ -254,7 +254,7 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     return _CONTENTS.compute(sizes, read, lambda read: Contents(read_any(read_files, read)))
 
 
-# The first bytes of files, which a plan carries, so that pushes are judged before their bytes are sent. A client may
+# The first bytes of files, which a plan carries, so that pushes are evaluated before their bytes are sent. A client may
 # send other bytes afterwards. So excerpts only refuse a push or choose its base.
 class NotSent(Exception):
     """A plan has no excerpt of these bytes."""
@@ -305,7 +305,7 @@ def read_excerpts(draft: ManifestDraft, excerpts: Excerpts) -> Contents | None:
     return None
 
 
-def judge_excerpts(
+def evaluate_excerpts(
     manifest: Manifest, contents: Contents, excerpts: Excerpts, spec: BaseSpec, relatives: Sequence[Similarity]
 ) -> tuple[Finding, ...]:
     """The findings of the check `compat` that follow from what a plan has."""

@@ -70,9 +70,9 @@ def plan_pushes(
     Checks everything that can be checked without the bytes. An open push of the same token and manifest is resumed, so
     that nothing is sent twice. `session` must have begun by reading; it commits.
     """
-    judged: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None] = {}
+    evaluated: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None] = {}
     run = partial(_plan_group, session, actor, request, blobs=blobs, settings=settings)
-    return run_readable(request.items, lambda item: _begin(actor, item, request.excerpts, judged), run, atomic=False)
+    return run_readable(request.items, lambda item: _begin(actor, item, request.excerpts, evaluated), run, atomic=False)
 
 
 def _plan_group(
@@ -80,7 +80,7 @@ def _plan_group(
     blobs: BlobStore, settings: Settings,
 ) -> list[PushPlan | RegistryError]:  # fmt: skip
     _choose_bases(session, pushes)
-    _judge(session, without_error(pushes))
+    _evaluate(session, without_error(pushes))
     unique: dict[tuple[str, str], _Push] = {}
     for push in without_error(pushes):
         unique.setdefault((str(push.name), push.manifest.digest), push)
@@ -103,23 +103,23 @@ def _plan_group(
 
 def _begin(
     actor: Actor, item: PushItem, data: Sequence[bytes],
-    judged: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None],
+    evaluated: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None],
 ) -> _Push:  # fmt: skip
-    """The push of this item, with what its excerpts say of themselves. `judged`: of the items before."""
+    """The push of this item, with what its excerpts say of themselves. `evaluated`: of the items before."""
     name = AdapterName.parse(item.name)
     actor.require(Scope.PUSH, name)
     push = _Push(name, item, Excerpts.of(item, data))
     key = item.excerpt_keys
-    if key not in judged:
-        judged[key] = _judge_alone(item, push.excerpts)
-    outcome = judged[key]
+    if key not in evaluated:
+        evaluated[key] = _evaluate_alone(item, push.excerpts)
+    outcome = evaluated[key]
     if isinstance(outcome, RegistryError):
         raise outcome
     push.contents = outcome
     return push
 
 
-def _judge_alone(item: PushItem, excerpts: Excerpts) -> RegistryError | inspect.Contents | None:
+def _evaluate_alone(item: PushItem, excerpts: Excerpts) -> RegistryError | inspect.Contents | None:
     """What the excerpts of an item say, whatever its base; the error if a file is malformed or unsafe."""
     try:
         inspect.check_beside(excerpts.whole, excerpts.read)
@@ -161,7 +161,7 @@ def _find_storing(session: Session, pushes: Sequence[_Push]) -> set[str]:
     return namespaces.find_storing_unregistered(session, {push.name.namespace for push in pushes}) if pushes else set()
 
 
-def _judge(session: Session, pushes: Sequence[_Push]) -> None:
+def _evaluate(session: Session, pushes: Sequence[_Push]) -> None:
     """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
     strict = namespaces.find_strict(session, {push.name.namespace for push in pushes})
     subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
@@ -171,7 +171,7 @@ def _judge(session: Session, pushes: Sequence[_Push]) -> None:
             continue
         if push.base.name not in subjects:
             subjects[push.base.name] = base_rows.load_spec(push.base), base_weights.find_relatives(session, push.base)
-        findings = inspect.judge_excerpts(push.manifest, push.contents, push.excerpts, *subjects[push.base.name])
+        findings = inspect.evaluate_excerpts(push.manifest, push.contents, push.excerpts, *subjects[push.base.name])
         refusal = inspect.refusal_of(push.name, push.base.name, findings)
         if refusal is not None:
             incompatible.append((push, refusal))

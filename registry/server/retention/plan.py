@@ -117,7 +117,7 @@ def _decide(
             deletes = expires <= expiry_text(now)
             reason = f"expired at {expires}" if deletes else f"expires at {expires}"
         else:
-            deletes, reason = _judge(rule, position, now - created_at)
+            deletes, reason = _apply_rule(rule, position, now - created_at)
         if deletes and version_id in needed:
             deletes, reason = False, needed[version_id]
         decision = RetentionDecision(number=number, digest=digest, deletes=deletes, reason=reason)
@@ -125,7 +125,7 @@ def _decide(
     return decisions, following
 
 
-def _judge(rule: RetentionRule | None, position: int, age: timedelta) -> tuple[bool, str]:
+def _apply_rule(rule: RetentionRule | None, position: int, age: timedelta) -> tuple[bool, str]:
     """Whether a rule deletes the version at this position from the newest (0), and why."""
     if rule is None:
         return False, "no rule is set"

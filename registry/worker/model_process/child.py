@@ -2,7 +2,7 @@
 
 A response is one of
     {"result": …}
-    {"failed": reason, "memory": bool}  this process could not judge the adapter; `memory`: it ran out of it
+    {"failed": reason, "memory": bool}  this process could not evaluate the adapter; `memory`: it ran out of it
     {"isolate": reason}                 `SharedRun` only: this adapter needs a process of its own
     {"discard": reason}                 `SharedRun` only: this model object may be changed; end the process
 

@@ -258,7 +258,7 @@ class AdapterTextRow(SQLModel, table=True):
 class VerdictRow(SQLModel, table=True):
     """A verdict. Rows are only appended: the newest one of (version, check, profile, by_owner) counts.
 
-    `judged_by`: whose token reported it; empty for a check of the server. `by_owner`: it is the judgment of the
+    `judged_by`: whose token reported it; empty for a check of the server. `by_owner`: it is the verdict of the
     version's own namespace and not of the registry.
     """
 

@@ -108,7 +108,7 @@ def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Dige
     added: list[AttestationRow] = []
     for event in events:
         version = versions_of[event.position]
-        if version is None or event.detail.get("by_owner"):  # its adapter was deleted, or not the registry's judgment
+        if version is None or event.detail.get("by_owner"):  # its adapter was deleted, or not the registry's verdict
             continue
         kind, payload = _statement(keys.signer.name, event, version)
         data = envelopes.sign_statement(payload, key)
