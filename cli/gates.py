@@ -121,10 +121,10 @@ def list_gates(scope: str) -> None:
 @gate.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-def remove(scope: str, alias: str) -> None:
-    """Remove a gate and show what applies instead. For owners."""
+def delete(scope: str, alias: str) -> None:
+    """Delete a gate and show what applies instead. For owners."""
     scope, alias = arguments.split_alias(scope, alias)
-    session.print_response(lambda registry: registry.remove_gate(scope, alias), _print)
+    session.print_response(lambda registry: registry.delete_gate(scope, alias), _print)
 
 
 @click.command()

@@ -45,21 +45,21 @@ def login(url: str, insecure: bool) -> None:
 def logout(url: str) -> None:
     """Forget the token of a registry on this machine. Without URL, of the registry of the last login.
 
-    The token stays valid until it is revoked. Contexts are removed with `adapter context remove`.
+    The token stays valid until it is revoked. `adapter context delete` deletes a context.
     """
     profile = session.read_profile()
     url = url.rstrip("/") or profile.url
     if url not in profile.tokens:
         raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {session.profile_path()}")
     path = session.write_profile(profile.without_token(url))
-    text = f"The token of {url} is removed from {path}."
+    text = f"The token of {url} is deleted from {path}."
     text += f" The context {profile.context} is still used, with its own token." if profile.context else ""
     output.result({"url": url}, lambda: output.line(text))
 
 
 @click.group()
 def context() -> None:
-    """Registries by name, each with its own token: add, use, list, remove.
+    """Registries by name, each with its own token: add, use, list, delete.
 
     ADAPTER_CONTEXT chooses one for a single command.
     """
@@ -117,16 +117,16 @@ def list_contexts() -> None:
     CONTEXTS.print({"name": name, "url": c.url, "used": name == in_use} for name, c in sorted(profile.contexts.items()))
 
 
-@context.command("remove")
+@context.command("delete")
 @click.argument("name")
-def remove_context(name: str) -> None:
-    """Remove a context and its token from this machine. The token stays valid until it is revoked."""
+def delete_context(name: str) -> None:
+    """Delete a context and its token from this machine. The token stays valid until it is revoked."""
     profile = session.read_profile()
     session.find_context(profile, name)
     contexts = {other: values for other, values in profile.contexts.items() if other != name}
     context = "" if profile.context == name else profile.context
     session.write_profile(profile.replace(contexts=contexts, context=context))
-    output.result({"name": name}, lambda: output.line(f"The context {name} is removed."))
+    output.result({"name": name}, lambda: output.line(f"The context {name} is deleted."))
 
 
 def _sign_in(url: str, secret: str, *, insecure: bool) -> tuple[Whoami, str]:

@@ -28,7 +28,7 @@ COMPLETION = "_ADAPTER_COMPLETE"
 _DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json|yaml))(?![^\0])")
 """The option that asks for a document, in words that are joined by NUL and that click may not be able to parse."""
 
-DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "remove", "rename", "replace", "revoke", "yank"})
+DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 
 
@@ -75,10 +75,10 @@ def _commands() -> dict[str, CommandSpec]:
         "promote": spec(".aliases", "promote", release, "Point an alias at a version, through its gate."),
         "rollback": spec(".aliases", "rollback", release, "Point an alias back at an earlier version."),
         "yank": spec(".adapters", "yank", release, "Withdraw a version from aliases."),
-        "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
+        "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, delete."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
         "quarantine": spec(".adapters", "quarantine", release, "Withhold a version until an owner lifts it."),
-        "tag": spec(".metadata", "tag", manage, "Tags of an adapter or version: add, remove, list."),
+        "tag": spec(".metadata", "tag", manage, "Tags of an adapter or version: add, delete, list."),
         "describe": spec(".metadata", "describe", manage, "Describe an adapter or version; link to pages about it."),
         "rename": spec(".adapters", "rename", manage, "Rename an adapter or move it to another namespace."),
         "delete": spec(".adapters", "delete", manage, "Delete a version, or an adapter and all its versions."),
@@ -92,7 +92,7 @@ def _setup_commands() -> dict[str, CommandSpec]:
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".login", "login", setup, "Remember a registry and your token."),
         "logout": spec(".login", "logout", setup, "Forget the token of a registry on this machine."),
-        "context": spec(".login", "context", setup, "Registries by name: add, use, list, remove."),
+        "context": spec(".login", "context", setup, "Registries by name: add, use, list, delete."),
         "whoami": spec(".login", "whoami", setup, "Show the registry and your rights."),
         "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
         "namespace": spec(".namespaces", "namespace", setup, "Namespaces: roles, visibility, limits."),

@@ -22,7 +22,7 @@ Subject = AdapterName | Ref
 
 @click.group()
 def tag() -> None:
-    """Tags of an adapter (NAME) or a version (NAME@3, NAME:alias): add, remove, list.
+    """Tags of an adapter (NAME) or a version (NAME@3, NAME:alias): add, delete, list.
 
     Tags can change; the audit log keeps each change. `push --annotation` seals a label in the digest instead.
     """
@@ -47,8 +47,8 @@ def add(words: tuple[str, ...], alias: str, **group: Any) -> None:
 @click.argument("words", nargs=-1, required=True, metavar="[NAME|REF] KEY...")
 @_OF_GROUP
 @groups.options
-def remove(words: tuple[str, ...], alias: str, **group: Any) -> None:
-    """Remove tags of an adapter (NAME) or a version (REF) by their keys.
+def delete(words: tuple[str, ...], alias: str, **group: Any) -> None:
+    """Delete tags of an adapter (NAME) or a version (REF) by their keys.
 
     With --namespace and without NAME|REF, many adapters change: a plan is shown first.
     """

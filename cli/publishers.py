@@ -65,9 +65,9 @@ def _print_publishers(items: list[PublisherView], document: PublisherView | None
 @publisher.command()
 @click.argument("name", type=arguments.NAME)
 @click.argument("publisher_id", metavar="ID")
-def remove(name: AdapterName, publisher_id: str) -> None:
-    """Remove a trusted publisher."""
+def delete(name: AdapterName, publisher_id: str) -> None:
+    """Delete a trusted publisher."""
     session.print_response(
-        lambda registry: registry.remove_publisher(name, publisher_id),
-        lambda removed: output.line(f"{removed.id} may no longer push {removed.adapter}."),
+        lambda registry: registry.delete_publisher(name, publisher_id),
+        lambda deleted: output.line(f"{deleted.id} may no longer push {deleted.adapter}."),
     )

@@ -64,9 +64,9 @@ def show(scope: str, plan: bool) -> None:
 
 @retention.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
-def clear(scope: str) -> None:
-    """Clear a rule and show what applies instead. For owners."""
-    session.print_response(lambda registry: registry.clear_retention(scope), _print_rule)
+def delete(scope: str) -> None:
+    """Delete a rule and show what applies instead. For owners."""
+    session.print_response(lambda registry: registry.delete_retention(scope), _print_rule)
 
 
 def _print_rule(view: RetentionView) -> None:

@@ -148,8 +148,8 @@ class Registry(Aliases):
         """Set the gate of an alias."""
         return self._send("PUT", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
 
-    def remove_gate(self, scope: str, alias: str) -> GateView:
-        """Remove the gate of an alias."""
+    def delete_gate(self, scope: str, alias: str) -> GateView:
+        """Delete the gate of an alias."""
         return self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
 
     def retention(self, scope: str) -> RetentionView:
@@ -160,8 +160,8 @@ class Registry(Aliases):
         """Set which versions garbage collection keeps."""
         return self._send("PUT", f"{_path_of_scope(scope)}/retention", RetentionView, RetentionSet(rule=rule))
 
-    def clear_retention(self, scope: str) -> RetentionView:
-        """Clear a retention rule."""
+    def delete_retention(self, scope: str) -> RetentionView:
+        """Delete a retention rule."""
         return self._send("DELETE", f"{_path_of_scope(scope)}/retention", RetentionView)
 
     def retention_plan(self, name: Name, rule: RetentionRule | None = None, *, cursor: str = "") -> RetentionPlan:
@@ -348,8 +348,8 @@ class Registry(Aliases):
         """Add a trusted publisher."""
         return self._post(f"{path_of_adapter(name)}/publishers", request, access.PublisherView)
 
-    def remove_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
-        """Remove a trusted publisher."""
+    def delete_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
+        """Delete a trusted publisher."""
         return self._send("DELETE", path_of_adapter(name) + _path("publishers", publisher_id), access.PublisherView)
 
     # ------------------------------------------------------------ tokens

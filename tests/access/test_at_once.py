@@ -298,7 +298,7 @@ def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, target: str
         start.wait()
         for _ in range(5):
             setters.append(tenants.harness.admin.set_gate(target, "prod", Gate(approvals=1)).set_on)
-            tenants.harness.admin.remove_gate(target, "prod")
+            tenants.harness.admin.delete_gate(target, "prod")
 
     threads = [threading.Thread(target=put) for _ in range(6)]
     for thread in threads:

@@ -401,7 +401,7 @@ def test_a_transfer_or_a_removal_ends_a_trusted_publisher(harness: Harness, prov
         harness.push("acme/helpdesk", by=token)
     rule = harness.admin.add_publisher("acme/helpdesk", RULE)
     assert exchange(harness, provider.sign(), "acme/helpdesk").token.adapters == ["acme/helpdesk"]
-    harness.admin.remove_publisher("acme/helpdesk", rule.id)
+    harness.admin.delete_publisher("acme/helpdesk", rule.id)
     assert harness.admin.publishers("acme/helpdesk").items == []
     with pytest.raises(Unauthenticated):
         exchange(harness, provider.sign(), "acme/helpdesk")

@@ -147,7 +147,7 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
     rule_ = call(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
     _a_job_exchanges(call, provider)
-    call(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.remove_publisher("acme/support", rule_.id))
+    call(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.delete_publisher("acme/support", rule_.id))
     call(f"POST {A}/rename", lambda: admin.rename("acme/support", "acme/helper"))
     call(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
     call("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
@@ -226,9 +226,9 @@ def _about_gates_and_retention(call: EventRecorder) -> None:
     call(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
     for route, target in rule_of.items():
         call(f"PUT /{route}/retention", partial(admin.set_retention, target, RetentionRule(keep_newest=9)))
-        call(f"DELETE /{route}/retention", partial(admin.clear_retention, target))
+        call(f"DELETE /{route}/retention", partial(admin.delete_retention, target))
     for route, target in rule_of.items():
-        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, target, "beta"))
+        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.delete_gate, target, "beta"))
 
 
 def _about_the_base(call: EventRecorder) -> None:

@@ -73,7 +73,7 @@ def test_approvals_rollbacks_and_tags_of_a_group(acme_cli: CommandRunner) -> Non
     tagged = acme_cli("tag", "add", *group, "--alias", "staging", "reviewed").json
     assert [item["result"]["subject"] for item in tagged["items"]] == ["acme/cust-1@1", "acme/cust-2@1"]
     assert acme_cli("list", "--tag", "wave=1", "--json").json["items"][0]["tags"] == {"wave": "1"}
-    assert acme_cli("tag", "remove", *group, "wave").json["changed"] == 2
+    assert acme_cli("tag", "delete", *group, "wave").json["changed"] == 2
     assert (
         "no adapter in 'acme' is selected"
         in acme_cli("tag", "add", "--namespace", "acme", "--select", "x", "y", expect=4).stderr

@@ -56,7 +56,7 @@ def test_a_job_exchanges_its_identity_token_from_a_pipe(
     other = cli("publisher", "add", "acme/support", "--issuer", "https://other.example", "--claim", "sub=x").stderr
     assert "the server rejects tokens of https://other.example until REGISTRY_ISSUERS lists it" in other
     for rule_id in (item["id"] for item in cli("publisher", "list", "acme/support", "--json").json["items"]):
-        cli("publisher", "remove", "acme/support", rule_id)
+        cli("publisher", "delete", "acme/support", rule_id)
     cli("token", "exchange", "--adapter", "acme/support", expect=3, ADAPTER_IDENTITY_TOKEN=provider.sign())
     assert "No trusted publishers" in cli("publisher", "list", "acme/support").stdout
 

@@ -22,7 +22,7 @@ from tests.harness import Harness
 VERBS = {
     "add", "approve", "cancel", "change", "check", "claim", "collect", "commit", "compare", "create", "delete",
     "exchange", "fail", "find", "finish", "grant", "head", "identify", "list", "move", "plan", "promote", "prove",
-    "quarantine", "read", "rebuild", "recommend", "reevaluate", "remove", "rename", "renew", "report", "resolve",
+    "quarantine", "read", "rebuild", "recommend", "reevaluate", "rename", "renew", "report", "resolve",
     "retry", "revoke", "rollback", "rotate", "set", "show", "sign", "start", "stream", "submit",
     "undelete", "unquarantine", "unyank", "upload", "yank",
 }  # fmt: skip

@@ -100,7 +100,7 @@ def test_an_owner_trusts_ci_jobs_and_stops_trusting_them(registry: Harness, owne
     assert publisher.claims == {"repository": "acme/train", "ref": "refs/heads/*"}
     for wrong in ("repository", "a=b\na=c", ""):
         assert owner.submit(ADAPTER, f"{ADAPTER}/publishers", claims=wrong, **fields).status_code == 400
-    assert owner.submit(ADAPTER, f"{ADAPTER}/publishers/{publisher.id}/remove").status_code == 303
+    assert owner.submit(ADAPTER, f"{ADAPTER}/publishers/{publisher.id}/delete").status_code == 303
     assert registry.admin.publishers("acme/shop").items == []
 
 
@@ -200,7 +200,7 @@ def test_forms_of_settings_are_shown_to_and_accepted_from_those_who_may(registry
     for action, status in (
         ("/settings/namespaces", 403), (NAMESPACE, 403), (f"{NAMESPACE}/members", 403),
         (f"{NAMESPACE}/retention", 403),
-        (f"{ADAPTER}/publishers", 403), (f"{ADAPTER}/publishers/pub_0/remove", 403), (f"{ADAPTER}/retention", 403),
+        (f"{ADAPTER}/publishers", 403), (f"{ADAPTER}/publishers/pub_0/delete", 403), (f"{ADAPTER}/retention", 403),
         ("/settings/tokens", 403), ("/settings/tokens/first-admin/revoke", 404),
         ("/settings/tokens/first-admin/rotate", 403), ("/settings/webhooks", 403), (f"{webhook}/delete", 404),
         (f"{webhook}/deliveries/1/retry", 404),

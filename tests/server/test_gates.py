@@ -64,9 +64,9 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(filled_harness: Harness)
     assert [view.alias for view in filled_harness.admin.gates(NAME).items] == ["prod"]
     assert filled_harness.admin.check_gate(f"{NAME}@1", "prod").open
     assert filled_harness.admin.promote(NAME, "prod", "1", generation=0).generation == 1
-    assert filled_harness.admin.remove_gate(NAME, "prod").set_on == "acme"
+    assert filled_harness.admin.delete_gate(NAME, "prod").set_on == "acme"
     for _ in range(2):
-        assert filled_harness.admin.remove_gate("acme", "prod").set_on == ""
+        assert filled_harness.admin.delete_gate("acme", "prod").set_on == ""
     with filled_harness.session() as session:
         events = [(row.action, row.object) for row in rows(session, EventRow) if row.action.startswith("gate.")]
     objects = ["acme:prod", f"{NAME}:prod", f"{NAME}:prod", "acme:prod"]

@@ -140,8 +140,8 @@ def test_the_rule_of_an_adapter_counts_instead_of_its_namespaces(acme: Harness) 
     assert (acme.admin.retention(NAME).set_on, acme.admin.retention("acme/other").set_on) == (NAME, "acme")
     collect(acme)
     assert (kept(acme), kept(acme, "acme/other")) == ([2, 3], [3])
-    assert acme.admin.clear_retention(NAME).set_on == "acme"
-    assert acme.admin.clear_retention("acme").rule is None
+    assert acme.admin.delete_retention(NAME).set_on == "acme"
+    assert acme.admin.delete_retention("acme").rule is None
     assert acme.admin.retention("acme/other").rule is None
 
 
@@ -227,7 +227,7 @@ def test_only_owners_set_a_rule_and_see_the_plan(acme: Harness) -> None:
         assert actor.retention(NAME).rule is None
         for refused in (
             partial(actor.set_retention, NAME, KEEP_TWO),
-            partial(actor.clear_retention, "acme"),
+            partial(actor.delete_retention, "acme"),
             partial(actor.retention_plan, NAME),
         ):
             with pytest.raises(Denied):

@@ -81,7 +81,7 @@ PAGES = {
     ("POST", "/settings/namespaces/{namespace}/retention"): 401,
     ("GET", "/settings/adapters/{namespace}/{name}"): 401,
     ("POST", "/settings/adapters/{namespace}/{name}/publishers"): 401,
-    ("POST", "/settings/adapters/{namespace}/{name}/publishers/{publisher_id}/remove"): 401,
+    ("POST", "/settings/adapters/{namespace}/{name}/publishers/{publisher_id}/delete"): 401,
     ("POST", "/settings/adapters/{namespace}/{name}/retention"): 401,
     ("GET", "/settings/tokens"): 401,
     ("POST", "/settings/tokens"): 401,

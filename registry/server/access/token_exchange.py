@@ -72,10 +72,10 @@ def list_publishers(session: Session, actor: Actor, name: AdapterName, issuers: 
     return access.PublisherList(items=[_view(row, issuers) for row in _rows(session, name)])
 
 
-def remove(
+def delete_publisher(
     session: Session, actor: Actor, name: AdapterName, publisher_id: str, issuers: Issuers
 ) -> access.PublisherView:
-    """Remove a rule. Tokens that it has given expire within minutes."""
+    """Delete a rule. Tokens that it has given expire within minutes."""
     actor.require(Scope.ADMIN, name)
     row = session.get(PublisherRow, publisher_id[:80])
     if row is None or (row.namespace, row.name) != (name.namespace, name.name):

@@ -193,6 +193,6 @@ def add_publisher(
 
 
 @namespace_router.delete(deps.ADAPTER + "/publishers/{publisher_id}")
-def remove_publisher(target: deps.AdapterForAdmin, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
-    """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
-    return token_exchange.remove(*target, publisher_id, issuers)
+def delete_publisher(target: deps.AdapterForAdmin, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
+    """Delete a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
+    return token_exchange.delete_publisher(*target, publisher_id, issuers)

@@ -166,9 +166,9 @@ for _kind, _path, _owner in deps.OWNERS:
         """Set what a version needs before an alias may point at it."""
         return gates.set_gate(session, actor, owner, alias, request.gate)
 
-    @gate_router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
-    def remove_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: Owner = _owner) -> GateView:
-        """Remove the gate set here. The response is the gate then in force."""
+    @gate_router.delete(_path + GATE, operation_id=f"delete_{_kind}_gate")
+    def delete_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: Owner = _owner) -> GateView:
+        """Delete the gate set here. The response is the gate then in force."""
         return gates.set_gate(session, actor, owner, alias, None)
 
 

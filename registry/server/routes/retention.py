@@ -30,9 +30,9 @@ for _kind, _path, _owner in deps.OWNERS:
         """Set which versions garbage collection keeps. What something needs stays in any case."""
         return rules.set_rule(session, actor, owner, request.rule)
 
-    @router.delete(_path + RETENTION, operation_id=f"remove_{_kind}_retention")
-    def remove_retention(session: deps.SessionDep, actor: deps.Admin, owner: Owner = _owner) -> RetentionView:
-        """Clear the rule set here. The response is the rule then in force."""
+    @router.delete(_path + RETENTION, operation_id=f"delete_{_kind}_retention")
+    def delete_retention(session: deps.SessionDep, actor: deps.Admin, owner: Owner = _owner) -> RetentionView:
+        """Delete the rule set here. The response is the rule then in force."""
         return rules.set_rule(session, actor, owner, None)
 
 

@@ -55,20 +55,20 @@ def add_publisher(
     return redirect(f"{SETTINGS}/adapters/{name}")
 
 
-@router.post(SETTINGS + ADAPTER + "/publishers/{publisher_id}/remove")
+@router.post(SETTINGS + ADAPTER + "/publishers/{publisher_id}/delete")
 @limit_body(FORM_BYTES)
-def remove_publisher(
+def delete_publisher(
     request: Request, session: SessionDep, visitor: SignedInDep, name: NameDep, issuers: IssuersDep, publisher_id: str
 ) -> Response:
-    """Remove a trusted publisher."""
+    """Delete a trusted publisher."""
     read_fields(request, visitor)
-    token_exchange.remove(session, visitor.actor, name, publisher_id, issuers)
+    token_exchange.delete_publisher(session, visitor.actor, name, publisher_id, issuers)
     return redirect(f"{SETTINGS}/adapters/{name}")
 
 
 @router.post(SETTINGS + ADAPTER + "/retention")
 @limit_body(FORM_BYTES)
 def change_retention(request: Request, session: SessionDep, visitor: SignedInDep, name: NameDep) -> Response:
-    """Set the retention rule of an adapter, or clear it, which lets that of its namespace count."""
+    """Set the retention rule of an adapter, or delete it, which lets that of its namespace count."""
     rules.set_rule(session, visitor.actor, name, read_rule(read_fields(request, visitor)))
     return redirect(f"{SETTINGS}/adapters/{name}")
