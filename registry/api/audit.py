@@ -1,4 +1,4 @@
-"""REST schemas of the audit log: events, entries, keys, proofs; of attestations; of webhooks and their deliveries."""
+"""REST schemas of the audit log: events, entries, keys, proofs; and of attestations."""
 
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,6 @@ from pydantic import Field
 from registry.api.models import ItemList, ItemPage, Request, Response
 from registry.digest import Digest, canonical_json
 from registry.durations import to_utc
-from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
 
 class EventView(Response):
@@ -74,51 +73,3 @@ class SignRequest(Request):
 
     bundle: str = Field(min_length=2, max_length=512 * 2**10)
     public_key: str = Field(default="", max_length=4096)
-
-
-class WebhookCreate(Request):
-    """A new webhook."""
-
-    url: str = Field(min_length=1, max_length=2000)
-    namespace: str = Field(default="*", max_length=100)
-    actions: list[str] = Field(default=list(WEBHOOK_DEFAULT), min_length=1, max_length=32)
-
-
-class WebhookView(Response):
-    """A webhook without its secret."""
-
-    id: str
-    namespace: str
-    url: str
-    actions: list[str]
-    created_at: datetime
-    created_by: str
-
-
-class WebhookCreated(Response):
-    """A webhook and its secret, which is shown once."""
-
-    webhook: WebhookView
-    secret: str
-
-
-class WebhookList(ItemList[WebhookView]):
-    """The webhooks that the caller administers."""
-
-
-class DeliveryView(Response):
-    """One event for one webhook."""
-
-    id: int
-    seq: int
-    state: DeliveryState
-    attempt: int
-    next_at: datetime
-    status: int | None = None
-    error: str = ""
-    created_at: datetime
-    ended_at: datetime | None = None
-
-
-class DeliveryList(ItemList[DeliveryView]):
-    """The deliveries of a webhook, newest first."""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from registry.api import LogKeys, audit
+from registry.api.webhooks import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
 from registry.client.core import AnyRef, Versions, path_of
 from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
@@ -65,25 +66,25 @@ class Audit(Versions):
         """Attach a signature to a version."""
         return self._post(f"{path_of(ref)}/attestations", request, audit.AttestationView)
 
-    def create_webhook(self, request: audit.WebhookCreate) -> audit.WebhookCreated:
+    def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""
-        return self._post("/webhooks", request, audit.WebhookCreated)
+        return self._post("/webhooks", request, WebhookCreated)
 
-    def webhooks(self) -> audit.WebhookList:
+    def webhooks(self) -> WebhookList:
         """All webhooks."""
-        return self._get("/webhooks", audit.WebhookList)
+        return self._get("/webhooks", WebhookList)
 
-    def delete_webhook(self, webhook_id: str) -> audit.WebhookView:
+    def delete_webhook(self, webhook_id: str) -> WebhookView:
         """Delete a webhook and its deliveries."""
-        return self._send("DELETE", _webhook(webhook_id), audit.WebhookView)
+        return self._send("DELETE", _webhook(webhook_id), WebhookView)
 
-    def deliveries(self, webhook_id: str, *, state: str = "") -> audit.DeliveryList:
+    def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""
-        return self._get(f"{_webhook(webhook_id)}/deliveries", audit.DeliveryList, state=state)
+        return self._get(f"{_webhook(webhook_id)}/deliveries", DeliveryList, state=state)
 
-    def retry_delivery(self, webhook_id: str, delivery_id: int) -> audit.DeliveryView:
+    def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
         """Send a delivery again."""
-        return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", audit.DeliveryView)
+        return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", DeliveryView)
 
 
 def _webhook(webhook_id: str) -> str:
