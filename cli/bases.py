@@ -108,15 +108,15 @@ def list_bases() -> None:
 @base.command()
 @click.argument("name")
 @click.argument("other_name", metavar="ALIAS")
-@click.option("--remove", "is_removal", is_flag=True, help="Remove the alias.")
-def alias(name: str, other_name: str, is_removal: bool) -> None:
+@click.option("--delete", "is_deletion", is_flag=True, help="Delete the alias.")
+def alias(name: str, other_name: str, is_deletion: bool) -> None:
     """Give the base NAME another name. For administrators.
 
     For example, its name on the Hugging Face Hub.
     """
     with session.registry() as registry:
         before = set(registry.base(name).aliases)
-        aliases = before - {other_name} if is_removal else before | {other_name}
+        aliases = before - {other_name} if is_deletion else before | {other_name}
         view = registry.set_base_aliases(name, sorted(aliases))
     output.result(view, lambda: _print_base(view))
 

@@ -96,13 +96,13 @@ def list_tags(subject: Subject) -> None:
 @click.argument("subject", type=arguments.SUBJECT, metavar="NAME|REF")
 @click.argument("text", required=False)
 @click.option("--link", "links", multiple=True, metavar="NAME=URL", help="Page about it (repeatable).")
-@click.option("--remove-link", "removed", multiple=True, metavar="NAME", help="Remove a link (repeatable).")
-def describe(subject: Subject, text: str | None, links: tuple[str, ...], removed: tuple[str, ...]) -> None:
-    """Set or print the description of an adapter (NAME) or a version (REF). An empty TEXT removes it."""
-    if text is None and not links and not removed:
+@click.option("--delete-link", "deleted", multiple=True, metavar="NAME", help="Delete a link (repeatable).")
+def describe(subject: Subject, text: str | None, links: tuple[str, ...], deleted: tuple[str, ...]) -> None:
+    """Set or print the description of an adapter (NAME) or a version (REF). An empty TEXT deletes it."""
+    if text is None and not links and not deleted:
         _print(subject, _read)
         return
-    new_links = {**dict.fromkeys(removed), **arguments.pairs(links, "--link", "NAME=URL")}
+    new_links = {**dict.fromkeys(deleted), **arguments.pairs(links, "--link", "NAME=URL")}
     _change(subject, MetadataChange(description=text, links=new_links))
 
 

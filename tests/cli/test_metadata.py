@@ -44,7 +44,7 @@ def test_tags_and_descriptions_are_set_shown_and_found(released: CommandRunner) 
         released("list", "--text", "RETURNS", "--tag", "team=nlp", "--json").json["items"][0]["name"] == "acme/support"
     )
     released("tag", "delete", "acme/support", "team")
-    released("describe", "acme/support", "", "--remove-link", "dashboard")
+    released("describe", "acme/support", "", "--delete-link", "dashboard")
     assert released("describe", "acme/support").stdout == "acme/support  no description, tags or links\n"
 
 
