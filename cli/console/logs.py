@@ -89,7 +89,7 @@ def configure(log_format: str, level: str, *, variables: tuple[str, str]) -> Non
 def reporter(program: str, *, once: bool) -> Callable[[str], None]:
     """What a worker or an agent reports with: log lines, or the text alone for a person who runs it once.
 
-    `ADAPTER_LOG` asks for log lines in any case. With `--json` only they are printed.
+    `ADAPTER_LOG` always prints log lines. With `--json` only they are printed.
     """
     log_format = os.environ.get(FORMAT_VARIABLE, "")
     if once and not log_format:

@@ -33,7 +33,7 @@ Routes = TypeVar("Routes", bound=Versions)
 Response = TypeVar("Response")
 
 PAGE_LIMIT = 200
-UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
+UNENCRYPTED = "the token is sent unencrypted, and anyone on the network path can read it: use https"
 EMBEDDED = "embedded"
 """Value of ADAPTER_REGISTRY, and URL of a context, for the registry in this process."""
 EMBEDDED_URL = "http://registry.embedded"

@@ -302,7 +302,7 @@ def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier],
         raise attestations.signature_error(f"the statement is not about {names[0]} with this manifest")
     actor = str(statement.predicate.get("actor", ""))
     former = f" as {name}" if name != names[0] else ""
-    return _line(view, f"{actor}, by the word of {origin}", _describe(statement) + former, "")
+    return _line(view, f"{actor}, according to {origin}", _describe(statement) + former, "")
 
 
 def _describe(statement: Statement) -> str:

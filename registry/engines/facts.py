@@ -181,7 +181,7 @@ def _defaults() -> dict[str, Any]:
 def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) -> dict[str, Any]:
     """The fields `base_…`: what engines ask about the base. Merge them into stored facts before evaluating.
 
-    And `other_family`: whether an image adapter's family, or every component that it names, is none of the base's.
+    And `other_family`: whether an image adapter's family, or every component that it names, is not one of the base's.
     """
     component_set = set(components)
     return {

@@ -79,7 +79,7 @@ class Recipe(FrozenModel):
 
     @classmethod
     def read(cls, payload: Mapping[str, Any]) -> Recipe:
-        """`Invalid` (REQUEST_INVALID) names the field that is none of a recipe, or not of its kind."""
+        """`Invalid` (REQUEST_INVALID) names the field that is unknown or of the wrong kind."""
         try:
             return cls.model_validate(payload)
         except ValidationError as e:

@@ -104,7 +104,7 @@ def can_rename(header: Header) -> bool:
 
 
 def modern(name: str) -> str:
-    """The name in today's diffusers of a name of 2023 or a bare one; the name itself if it is none of those."""
+    """The name in today's diffusers of a name of 2023 or a bare one; any other name as it is."""
     match = _OLD.match(name)
     if match:
         at, leaf = match["at"], match["leaf"]

@@ -56,7 +56,7 @@ class Uploads:
             self._request()
 
     def flush(self, seconds: float) -> int:
-        """Try all that wait once more, for at most so many seconds; returns how many are left."""
+        """Try all that wait once more, for at most `seconds`; return how many are left."""
         until = time.monotonic() + seconds
         with self._changed:
             if self._waiting:

@@ -20,7 +20,7 @@ INTRODUCTION = """\
 | option | meaning |
 | --- | --- |
 | `-o`, `--output` | Format of the result: `text`, `json` or `yaml`. |
-| `--json` | Short for `-o json`. |
+| `--json` | Same as `-o json`. |
 | `-q`, `--quiet` | Print no notes and no progress. |
 | `-v`, `--verbose` | Print each request to the registry with its status and time, on standard error. |
 

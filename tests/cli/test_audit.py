@@ -188,7 +188,7 @@ def test_verify_shows_pusher_signer_and_log_entry(cli: CommandRunner, tmp_path: 
     result = cli("verify", "acme/signed", "--json").json
     assert result["ok"]
     kinds = {line["kind"]: line for line in result["signatures"]}
-    assert kinds["push"]["who"].startswith("owner, by the word of registry.local/")
+    assert kinds["push"]["who"].startswith("owner, according to registry.local/")
     identity = kinds["signature"]["identity"]
     assert cli("sign", "acme/support", "--key", path, "--json").json["identity"] == identity
     text = cli("verify", "acme/support", "--signed-by", identity).stdout

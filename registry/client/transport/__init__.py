@@ -64,7 +64,7 @@ class HttpResponse(Value, frozen=True):
         return self.headers.get("Location", "") if self.status in REDIRECTS else ""
 
     def json(self) -> Any:
-        """Return the body as a JSON value. `ValueError` if it is none."""
+        """Return the body as a JSON value. `ValueError` if it is not JSON."""
         return json.loads(self.content)
 
 

@@ -444,7 +444,7 @@ def check_token_target(url: str) -> None:
     if scheme == "http" and not is_local(host):
         raise Invalid(
             "SETTING_INVALID",
-            f"a token is not sent over plain http to {host}: everyone on the way could read it",
+            f"a token is not sent over plain http to {host}: anyone on the network path could read it",
             next_step="use https, or accept the risk with `adapter login --insecure` or ADAPTER_INSECURE=1",
         )
 

@@ -20,7 +20,7 @@ from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 
 MOST_LAST = (Role.READER, Role.AUDITOR, Role.PUSHER, Role.PROMOTER, Role.OWNER)
-"""Of several groups' roles in a namespace the last one holds; a role of the person holds in any case."""
+"""Of several groups' roles in a namespace the last one applies; the person's own role takes precedence."""
 
 
 class ActorCache:

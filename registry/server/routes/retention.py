@@ -27,7 +27,7 @@ for _kind, _path, _owner in deps.OWNERS:
     def set_retention(
         session: deps.SessionDep, actor: deps.Admin, request: RetentionSet, owner: Owner = _owner
     ) -> RetentionView:
-        """Set which versions garbage collection keeps. What something needs stays in any case."""
+        """Set which versions garbage collection keeps. A version that something needs always stays."""
         return rules.set_rule(session, actor, owner, request.rule)
 
     @router.delete(_path + RETENTION, operation_id=f"delete_{_kind}_retention")

@@ -167,7 +167,7 @@ def _comes_from_us(request: Request) -> bool:
 
 
 def _host_of(origin: str) -> str:
-    """Return the host and port of an origin; empty for a text that is none, such as `http://[`."""
+    """Return the host and port of an origin; empty for anything else, such as `http://[`."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

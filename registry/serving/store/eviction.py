@@ -1,6 +1,6 @@
 """`Evictor`: deletes unused versions from a store when they are old or take too much space.
 
-- A version stays while a process has its folder, an agent's engine has or shall have it, or a lease of this node names
+- A version stays while a process has its folder, an agent's engine has or should have it, or a lease of this node names
   it; without the registry's list of leases nothing is deleted, nor within an hour of the last use.
 - A folder is renamed away under an exclusive lock and deleted after that. Other entries are never touched.
 """

@@ -79,7 +79,7 @@ async def export_events(
 def _read_lines(request: Request, search: audit.EventSearch) -> Iterator[str]:
     """Yield the events that there are now, with the visitor's rights of each moment.
 
-    A download whose session ends on the way breaks off, so that no one takes a part for the whole.
+    A download whose session ends meanwhile is cut off, so that no one takes a part for the whole.
     """
     after, end, more = 0, None, True
     while more:

@@ -2,7 +2,7 @@
 
     preupload → Git LFS batch → PUT of each large file → commit
 
-The response to a commit says in X-HF-Warning, which clients print, what has become of it and what the checks say.
+The response to a commit carries X-HF-Warning, which clients print: the result of the commit and of the checks.
 """
 
 from __future__ import annotations
