@@ -89,7 +89,7 @@ _LIMITS = {"location": TEXT_LIMIT, "message": MESSAGE_LIMIT, "expected": TEXT_LI
 
 
 def convert_old_finding(stored: Any) -> Any:
-    """A finding as schemas 0014 and 0019 stored it, with the names of today. Reports and records never change."""
+    """A finding as an earlier release stored it, with the names of today. Reports and records never change."""
     if not isinstance(stored, dict):
         return stored
     renamed = {_OLD_FIELDS.get(key, key): value for key, value in stored.items()}
@@ -97,7 +97,7 @@ def convert_old_finding(stored: Any) -> Any:
 
 
 def convert_old_code(code: str) -> str:
-    """The code of today for one that schemas 0014 or 0019 stored."""
+    """The code of today for one that an earlier release stored."""
     family, dot, name = code.partition(".")
     code = _OLD_FAMILIES.get(family, family) + dot + _OLD_NAMES.get(name, name)
     return FORMER_CODES.get(code, code)
@@ -108,7 +108,8 @@ _OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
 _OLD_NAMES = {"rank_unannounced": "rank_differs_from_config"}
 """Of `lora`, and of every engine."""
 FORMER_CODES = {
-    "compat.method_unjudged": "compat.method_not_judged",
+    "compat.method_not_judged": "compat.method_not_evaluated",
+    "compat.method_unjudged": "compat.method_not_evaluated",
     "compat.module_unannounced": "compat.module_not_targeted",
     "compat.unties": "compat.embeddings_untied",
     "format.gguf_no_adapter": "format.gguf_not_adapter",

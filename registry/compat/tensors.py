@@ -34,7 +34,7 @@ def check_tensors(lora: LoraSpec, lookup: ModuleLookup) -> None:
     method = find(lora.method)
     if not method.shapes_known:
         message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
-        lookup.findings.report("compat.method_not_judged", f"{CONFIG}: peft_type", message)
+        lookup.findings.report("compat.method_not_evaluated", f"{CONFIG}: peft_type", message)
         for piece in lora.pieces:
             if piece.path and not lookup.is_part(piece.path):
                 lookup.find_sized(piece.path)
@@ -78,7 +78,7 @@ class _TensorCheck:
         if module.kind not in _EVALUATED_KINDS:
             if shapes:
                 message = f"the sizes of {self._lora.method} on a module of kind {module.kind} are not checked"
-                self._lookup.findings.report("compat.method_not_judged", path, message, group=module.kind)
+                self._lookup.findings.report("compat.method_not_evaluated", path, message, group=module.kind)
             return
         target = _target(path, module)
         for formula in self._expect(lambda: self._expected.broken_needs(target)) or ():
@@ -97,7 +97,7 @@ class _TensorCheck:
             return compute()
         except FAULTS as e:
             message = f"the fields of the configuration do not say which tensors {self._lora.method} has: {e}"
-            self._lookup.findings.report("compat.method_not_judged", CONFIG, message[:200], group="fields")
+            self._lookup.findings.report("compat.method_not_evaluated", CONFIG, message[:200], group="fields")
             return None
 
     def _compare(self, shapes: Shapes, expected: Shapes | None, path: str) -> None:
@@ -115,7 +115,7 @@ class _TensorCheck:
                 findings.error("lora.tensor_unknown", location, message, ", ".join(expected), name, group=group)
             elif ANY in expected[name] and _agrees(shape, expected[name]):
                 message = f"not all sizes of {location} are visible in headers"
-                findings.report("compat.method_not_judged", location, message, group=name)
+                findings.report("compat.method_not_evaluated", location, message, group=name)
             elif not _agrees(shape, expected[name]):
                 sizes = [size if size != ANY else "any" for size in expected[name]]
                 message = f"{location} has shape {list(shape)}; {self._lookup.base.name} takes {sizes} there"

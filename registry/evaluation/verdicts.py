@@ -60,7 +60,7 @@ class Verdict(FrozenStruct, frozen=True, kw_only=True):
     """The stored result of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
-    `made_by` names the tools and their versions; a newer tool renews the verdict. `judged_by` is whose token reported
+    `made_by` names the tools and their versions; a newer tool renews the verdict. `reported_by` is whose token reported
     it, empty for the server. `by_owner`: the namespace's own worker reported it, not the registry's.
     """
 
@@ -75,7 +75,7 @@ class Verdict(FrozenStruct, frozen=True, kw_only=True):
     report: Digest | None = None
     made_by: dict[str, str] = {}
     made_at: Moment | None = None
-    judged_by: str = ""
+    reported_by: str = ""
     by_owner: bool = False
 
     @classmethod

@@ -56,7 +56,7 @@ def test_an_owner_takes_back_its_own_no_but_not_the_registrys(harness: Harness) 
 
 def smoke_verdicts(harness: Harness) -> list[tuple[str, bool, str]]:
     verdicts = harness.admin.version(REF).verdicts
-    return [(str(v.outcome), v.by_owner, v.judged_by) for v in verdicts if v.check == "smoke"]
+    return [(str(v.outcome), v.by_owner, v.reported_by) for v in verdicts if v.check == "smoke"]
 
 
 def attested_checks(harness: Harness) -> list[str]:

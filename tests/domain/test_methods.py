@@ -114,7 +114,7 @@ def test_an_unchecked_method_is_unknown_and_admits_no_tensors_of_the_base(method
             peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
 
-    assert [f.code for f in findings_with()] == ["compat.method_not_judged"]
+    assert [f.code for f in findings_with()] == ["compat.method_not_evaluated"]
     assert codes(findings_with("base_model.model.lm_head.weight")) == {"compat.overwrites_base"}
 
 
@@ -180,7 +180,7 @@ def test_a_method_with_factor_pairs_is_read_and_checked_by_its_row_alone() -> No
     assert [(m.rank, m.scale) for m in spec.modules] == [(4, 2.0)] * 4
     assert [piece.name for piece in spec.pieces] == ["new_gate"] * 4
     findings = compat.check_fit(spec, base_spec(LLAMA))
-    assert [(f.severity, f.code) for f in findings] == [("unknown", "compat.method_not_judged")]
+    assert [(f.severity, f.code) for f in findings] == [("unknown", "compat.method_not_evaluated")]
     wrong = other("NEW", NEW_SHAPES | {"new_A.weight": (4, 32)}, r=4, lora_alpha=8)
     assert [f.location for f in wrong if f.severity == "error"] == ["model.layers.0.self_attn.q_proj.new_A"]
     assert codes(other("NEW", {"new_A.weight": (4, 64)}, r=4, lora_alpha=8)) == {"lora.pair_incomplete"}
@@ -233,7 +233,7 @@ def test_a_module_that_adalora_masked_to_rank_0_is_left_to_peft() -> None:
     masks = {f"model.layers.{n}.self_attn.q_proj.lora_E": [False] * 3 for n in range(4)}
     masked = other("ADALORA", nothing, init_r=3, total_step=10, rank_pattern=masks)
     assert codes(masked) == set()
-    assert codes(masked, "unknown") == {"compat.method_not_judged"}
+    assert codes(masked, "unknown") == {"compat.method_not_evaluated"}
     assert "lora.tensor_empty" in codes(other("ADALORA", nothing, init_r=3, total_step=10))
 
 

@@ -6,8 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from sqlmodel import select
 
-from registry.findings import FORMER_CODES, convert_old_code, convert_old_finding
+from registry.findings import FORMER_CODES, Finding, convert_old_code, convert_old_finding
+from registry.server.database.models import VerdictRow
+from tests.harness import Harness
 
 MIGRATION = Path(__file__).parents[2] / "migrations" / "versions" / "0020_standard_words.py"
 
@@ -24,7 +27,7 @@ def codes_of_migration() -> dict[str, str]:
 
 def test_readers_and_the_migration_agree() -> None:
     migrated = codes_of_migration()
-    assert {old: new for old, new in FORMER_CODES.items() if migrated.get(old, new) != new} == {}
+    assert {old: new for old, new in FORMER_CODES.items() if convert_old_code(migrated.get(old, new)) != new} == {}
     assert [old for old in FORMER_CODES if convert_old_code(old) == old] == []
 
 
@@ -32,7 +35,8 @@ def test_readers_and_the_migration_agree() -> None:
     ("old", "new"),
     [
         ("acts.golden_unasked", "smoke.golden_skipped"),
-        ("fit.method_unjudged", "compat.method_not_judged"),
+        ("compat.method_not_judged", "compat.method_not_evaluated"),
+        ("fit.method_unjudged", "compat.method_not_evaluated"),
         ("lora.rank_unannounced", "lora.rank_differs_from_config"),
         ("sglang.rank_unannounced", "sglang.rank_differs_from_config"),
         ("values.not_finite", "weights.not_finite"),
@@ -41,3 +45,18 @@ def test_readers_and_the_migration_agree() -> None:
 )
 def test_a_former_code_becomes_the_code_of_today(old: str, new: str) -> None:
     assert convert_old_finding({"code": old, "found": "x"}) == {"code": new, "actual": "x"}
+
+
+def test_a_stored_verdict_is_read_with_the_codes_of_today(harness: Harness) -> None:
+    harness.add_base()
+    pushed = harness.push("acme/support")
+    with harness.session() as session:
+        row = session.exec(select(VerdictRow)).first()
+        assert row is not None
+        former = Finding.of("unknown", "compat.method_not_evaluated", "x", "m").to_dict()
+        row.findings = [former | {"code": "compat.method_not_judged"}]
+        session.add(row)
+        session.commit()
+        check = row.check
+    verdicts = {str(v.check): v for v in harness.admin.version(f"acme/support@{pushed.version.number}").verdicts}
+    assert [finding.code for finding in verdicts[check].findings] == ["compat.method_not_evaluated"]

@@ -37,7 +37,7 @@ def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
     setup: WorkerSetup, unusual: Path, worker: Make
 ) -> None:
     setup.push(unusual)
-    assert compat(setup) == [(Outcome.UNKNOWN, ["compat.method_not_judged"])]
+    assert compat(setup) == [(Outcome.UNKNOWN, ["compat.method_not_evaluated"])]
     with pytest.raises(Refused):
         setup.harness.admin.promote(NAME, "prod", "1", generation=0)
     assert worker().run(once=True).done == 1

@@ -206,7 +206,7 @@ class _Reader:
             return None
         if self._is_masked(path) and a.elements == b.elements == 0:
             message = "the AdaLoRA masks remove some modules completely; their empty tensors are not checked"
-            self._findings.unknown("compat.method_not_judged", path, message, group="masks")
+            self._findings.unknown("compat.method_not_evaluated", path, message, group="masks")
         if 0 in a.shape or 0 in b.shape or self._config.other.get("use_bdlora"):
             return None
         kind = self._kind(a, order)
@@ -296,7 +296,7 @@ class _Reader:
                 self._note("lora.no_modules", WEIGHTS, message, f"{a} and {b}", len(header))
             if config.other.get("use_bdlora"):
                 message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
-                self._findings.unknown("compat.method_not_judged", f"{CONFIG}: use_bdlora", message)
+                self._findings.unknown("compat.method_not_evaluated", f"{CONFIG}: use_bdlora", message)
             if config.alpha is None:
                 message = f"lora_alpha is missing; PEFT uses {DEFAULT_ALPHA:g}, other runtimes may not"
                 self._findings.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)

@@ -10,11 +10,12 @@ from sqlalchemy import ColumnElement, exists, func
 from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.findings import convert_old_finding
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
-_SHARED_COLUMNS = sorted(set(Verdict.__struct_fields__) - {"subject", "base"})
+_SHARED_COLUMNS = sorted(set(Verdict.__struct_fields__) - {"subject", "base", "reported_by"})
 
 
 def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: str = "") -> VerdictRow:
@@ -22,13 +23,15 @@ def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: st
     columns: dict[str, Any] = {name: getattr(verdict, name) for name in _SHARED_COLUMNS}
     columns["findings"] = [finding.to_dict() for finding in verdict.findings]
     columns["made_at"] = verdict.made_at or db.now()
+    columns["judged_by"] = verdict.reported_by
     return db.new_row(VerdictRow, version_id=version_id or 0, base_id=base_id, job_id=job_id, **columns)
 
 
 def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:
     """The verdict of a row, about the version with the digest `subject` on the base of this name."""
     stored: dict[str, Any] = {column: getattr(row, column) for column in _SHARED_COLUMNS}
-    return Verdict.model_validate(stored | {"subject": subject, "base": base})
+    stored["findings"] = [convert_old_finding(finding) for finding in row.findings]
+    return Verdict.model_validate(stored | {"subject": subject, "base": base, "reported_by": row.judged_by})
 
 
 def is_newest() -> ColumnElement[bool]:

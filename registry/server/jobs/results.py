@@ -101,7 +101,7 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
 def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
     by_owner = not actor.may_everywhere(Scope.WORK)
-    author: dict[str, Any] = {"judged_by": actor.identity, "by_owner": by_owner}
+    author: dict[str, Any] = {"reported_by": actor.identity, "by_owner": by_owner}
     smoke = _verdict(report.check, report, report.findings, base, digest, **author)
     session.add(verdicts.to_row(smoke, version.id, version.base_id, job_id=row.id))
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}

@@ -258,8 +258,8 @@ class AdapterTextRow(SQLModel, table=True):
 class VerdictRow(SQLModel, table=True):
     """A verdict. Rows are only appended: the newest one of (version, check, profile, by_owner) counts.
 
-    `judged_by`: whose token reported it; empty for a check of the server. `by_owner`: it is the verdict of the
-    version's own namespace and not of the registry.
+    `judged_by`: whose token reported it (`reported_by` over REST); empty for a check of the server. `by_owner`: it is
+    the verdict of the version's own namespace and not of the registry.
     """
 
     __tablename__ = "verdict"
