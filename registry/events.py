@@ -70,9 +70,9 @@ class EventType(StrEnum):
     VERDICT_ADD = "verdict.add", ObjectKind.VERSION, "checked {object}: {check} {outcome}"
     ALIAS_MOVE = "alias.move", ObjectKind.ALIAS, "pointed {object} at version {to}"
     GATE_SET = "gate.set", ObjectKind.GATE, "set the gate of {object}"
-    GATE_REMOVE = "gate.remove", ObjectKind.GATE, "removed the gate of {object}"
+    GATE_DELETE = "gate.delete", ObjectKind.GATE, "deleted the gate of {object}"
     RETENTION_SET = "retention.set", ObjectKind.NAME, "set the retention of {object}: {rule}"
-    RETENTION_CLEAR = "retention.clear", ObjectKind.NAME, "cleared the retention of {object}"
+    RETENTION_DELETE = "retention.delete", ObjectKind.NAME, "deleted the retention rule of {object}"
     ADAPTER_CREATE = "adapter.create", ObjectKind.ADAPTER, "created {object}"
     ADAPTER_RENAME = "adapter.rename", ObjectKind.ADAPTER, "renamed {object} to {to}"
     ADAPTER_RENAME_FROM = "adapter.rename_from", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
@@ -93,7 +93,7 @@ class EventType(StrEnum):
     NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
     NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"
     PUBLISHER_ADD = "publisher.add", ObjectKind.ADAPTER, "allowed identity tokens of {issuer} to push {object}"
-    PUBLISHER_REMOVE = ("publisher.remove", ObjectKind.ADAPTER, "barred identity tokens of {issuer} from {object}")
+    PUBLISHER_DELETE = ("publisher.delete", ObjectKind.ADAPTER, "barred identity tokens of {issuer} from {object}")
     BASE_ADD = "base.add", ObjectKind.BASE, "registered the base {object}"
     BASE_ALIASES = "base.aliases", ObjectKind.BASE, "set the other names of {object}"
     BASE_DELETE = "base.delete", ObjectKind.BASE, "deleted the base {object}"
@@ -132,7 +132,7 @@ ADMIN_TYPES: tuple[EventType, ...] = (
     EventType.NAMESPACE_GRANT,
     EventType.NAMESPACE_REVOKE,
     EventType.PUBLISHER_ADD,
-    EventType.PUBLISHER_REMOVE,
+    EventType.PUBLISHER_DELETE,
     EventType.WEBHOOK_CREATE,
     EventType.WEBHOOK_RETRY,
     EventType.WEBHOOK_DELETE,
@@ -161,19 +161,22 @@ FORMER_TYPES = {
     "adapter.transfer": EventType.ADAPTER_RENAME,
     "blob.mend": EventType.BLOB_REPAIR,
     "campaign.begin": EventType.CAMPAIGN_START,
+    "gate.remove": EventType.GATE_DELETE,
     "job.park": EventType.JOB_FAIL,
+    "publisher.remove": EventType.PUBLISHER_DELETE,
+    "retention.clear": EventType.RETENTION_DELETE,
     "upkeep.collect": EventType.GC_RUN,
     "upkeep.rejudge": EventType.ENGINES_RECHECK,
     "version.leave": EventType.VERSION_UNSERVE,
     "version.release": EventType.VERSION_UNQUARANTINE,
 }
 FORMER_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
-"""Names in events before schema 0015. The log never changes what it has hashed."""
+"""Names in events of earlier releases. The log never changes what it has hashed."""
 
 
 def with_former_types(types: Iterable[str]) -> list[str]:
-    """These types and the names that stored events have for them."""
-    current = set(types)
+    """These types, also by a former name, and the names that stored events have for them."""
+    current = {FORMER_TYPES.get(event_type, event_type) for event_type in types}
     return sorted(current | {former for former, event_type in FORMER_TYPES.items() if event_type in current})
 
 

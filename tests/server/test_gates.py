@@ -70,7 +70,7 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(filled_harness: Harness)
     with filled_harness.session() as session:
         events = [(row.action, row.object) for row in rows(session, EventRow) if row.action.startswith("gate.")]
     objects = ["acme:prod", f"{NAME}:prod", f"{NAME}:prod", "acme:prod"]
-    assert events == list(zip(["gate.set"] * 2 + ["gate.remove"] * 2, objects, strict=True))
+    assert events == list(zip(["gate.set"] * 2 + ["gate.delete"] * 2, objects, strict=True))
 
 
 def test_only_owners_set_gates_and_main_has_none(filled_harness: Harness) -> None:
@@ -162,7 +162,7 @@ def test_the_gate_of_a_namespace_counts_for_an_adapter_that_moves_into_it(filled
         2,
     )
     assert admin.gate("globex/moved", "canary").gate.approvals == 1
-    [event] = Audit(admin).events(action=["gate.remove"])
+    [event] = Audit(admin).events(action=["gate.delete"])
     assert (event.object, event.detail["alias"]) == ("globex/moved:prod", "prod")
 
 

@@ -81,7 +81,7 @@ def delete_publisher(
     if row is None or (row.namespace, row.name) != (name.namespace, name.name):
         raise NotFound("PUBLISHER_UNKNOWN", f"adapter '{name}' has no trusted publisher {publisher_id[:80]!r}")
     session.delete(row)
-    audit.append(session, actor, EventType.PUBLISHER_REMOVE, str(name), {"id": row.id, "issuer": row.issuer})
+    audit.append(session, actor, EventType.PUBLISHER_DELETE, str(name), {"id": row.id, "issuer": row.issuer})
     return _view(row, issuers)
 
 

@@ -141,7 +141,7 @@ def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gat
     before = owner_rules.replace_rule(session, actor, table, key, ("gate", after))
     if before != after:
         detail, namespace = {"alias": alias, "before": before, "after": after}, owner_rules.namespace_of(owner)
-        event_type = EventType.GATE_SET if gate else EventType.GATE_REMOVE
+        event_type = EventType.GATE_SET if gate else EventType.GATE_DELETE
         audit.append(session, actor, event_type, f"{owner}:{alias}", detail, namespace=namespace)
     return show_gate(session, actor, owner, alias)
 
@@ -153,7 +153,7 @@ def remove_overridden(session: Session, actor: Actor, to: AdapterName, adapter_i
     for row in session.exec(overridden.order_by(col(AdapterGateRow.alias))).all():
         session.delete(row)
         detail = {"alias": row.alias, "before": row.gate, "after": None}
-        audit.append(session, actor, EventType.GATE_REMOVE, f"{to}:{row.alias}", detail, namespace=to.namespace)
+        audit.append(session, actor, EventType.GATE_DELETE, f"{to}:{row.alias}", detail, namespace=to.namespace)
 
 
 def _check_gate(gate: Gate, alias: str) -> None:

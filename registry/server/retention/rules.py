@@ -41,7 +41,7 @@ def set_rule(session: Session, actor: Actor, owner: Owner, rule: RetentionRule |
     after = rule.model_dump(mode="json") if rule is not None else None
     before = owner_rules.replace_rule(session, actor, table, key, ("rule", after))
     if before != after:
-        event_type = EventType.RETENTION_CLEAR if rule is None else EventType.RETENTION_SET
+        event_type = EventType.RETENTION_DELETE if rule is None else EventType.RETENTION_SET
         detail = {"rule": rule.text if rule is not None else "", "before": before, "after": after}
         audit.append(session, actor, event_type, str(owner), detail, namespace=owner_rules.namespace_of(owner))
     return show_rule(session, actor, owner)

@@ -31,7 +31,7 @@ from sqlmodel import col, select
 from registry import __version__
 from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable, printable
-from registry.events import DeliveryState
+from registry.events import DeliveryState, with_former_types
 from registry.server import webhooks
 from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
@@ -189,7 +189,9 @@ def _enqueue_deliveries(engine: Engine, webhook_id: str, lock: locks.ProcessLock
         if until <= hook.after:
             return False
         matching = select(EventRow.position).where(
-            col(EventRow.position) > hook.after, col(EventRow.position) <= until, col(EventRow.action).in_(hook.actions)
+            col(EventRow.position) > hook.after,
+            col(EventRow.position) <= until,
+            col(EventRow.action).in_(with_former_types(hook.actions)),
         )
         if hook.namespace != EVERY_NAMESPACE:
             matching = matching.where(EventRow.namespace == hook.namespace)
