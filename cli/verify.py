@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from registry.api.audit import SignRequest
+from registry.api.audit.attestations import SignRequest
 from registry.api.catalog import FileLink, Resolved
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey

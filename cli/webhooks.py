@@ -2,7 +2,7 @@
 
 import click
 
-from registry.api.webhooks import DeliveryView, WebhookCreate, WebhookView
+from registry.api.audit.webhooks import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
 from registry.events import WEBHOOK_DEFAULT, DeliveryState, EventType
 

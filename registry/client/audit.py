@@ -14,7 +14,15 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from registry.api import LogKeys, audit
-from registry.api.webhooks import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
+from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
+from registry.api.audit.webhooks import (
+    DeliveryList,
+    DeliveryView,
+    WebhookCreate,
+    WebhookCreated,
+    WebhookList,
+    WebhookView,
+)
 from registry.client.core import AnyRef, Versions, path_of
 from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
@@ -58,13 +66,13 @@ class Audit(Versions):
         """The entries of one tile as a C2SP entry bundle."""
         return self.connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
 
-    def attestations(self, ref: AnyRef) -> audit.AttestationList:
+    def attestations(self, ref: AnyRef) -> AttestationList:
         """The attestations of a version."""
-        return self._get(f"{path_of(ref)}/attestations", audit.AttestationList)
+        return self._get(f"{path_of(ref)}/attestations", AttestationList)
 
-    def sign(self, ref: AnyRef, request: audit.SignRequest) -> audit.AttestationView:
+    def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
         """Attach a signature to a version."""
-        return self._post(f"{path_of(ref)}/attestations", request, audit.AttestationView)
+        return self._post(f"{path_of(ref)}/attestations", request, AttestationView)
 
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""

@@ -17,7 +17,8 @@ from typing import Protocol
 from pydantic import Field, ValidationError
 
 from registry import attestations
-from registry.api.audit import AttestationView, EventProof, SignRequest
+from registry.api.audit import EventProof
+from registry.api.audit.attestations import AttestationView, SignRequest
 from registry.api.catalog import Resolved
 from registry.api.models import Response
 from registry.attestations import Statement, keys, models

@@ -16,8 +16,8 @@ import pytest
 from sqlmodel import SQLModel
 
 from registry.api.access import PublisherAdd, TokenCreate
-from registry.api.audit import SignRequest
-from registry.api.webhooks import WebhookCreate
+from registry.api.audit.attestations import SignRequest
+from registry.api.audit.webhooks import WebhookCreate
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit, export_log

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 
-from registry.api.audit import AttestationView, SignRequest
+from registry.api.audit.attestations import AttestationView, SignRequest
 from registry.attestations import models
 from registry.attestations.certificates import Trust, fingerprint
 from registry.client import signing

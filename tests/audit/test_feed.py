@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from registry.api.access import NamespaceSet, TokenCreate
-from registry.api.webhooks import WebhookCreate
+from registry.api.audit.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
 from registry.events import ADMIN_TYPES, EventType, ObjectKind

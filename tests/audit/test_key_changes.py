@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.webhooks import WebhookCreate
+from registry.api.audit.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Corrupt, Invalid

@@ -14,7 +14,8 @@ from sqlmodel import col
 
 from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
-from registry.api.audit import SignRequest
+from registry.api.audit.attestations import SignRequest
+from registry.api.audit.webhooks import WebhookCreate
 from registry.api.catalog import MetadataChange
 from registry.api.evaluation import RecheckEnginesRequest
 from registry.api.jobs import (
@@ -29,7 +30,6 @@ from registry.api.jobs import (
 from registry.api.maintenance import ReindexRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.api.transfer import PushRequest
-from registry.api.webhooks import WebhookCreate
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.bases.library import LibraryModules

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from registry import attestations
-from registry.api.audit import SignRequest
+from registry.api.audit.attestations import SignRequest
 from registry.api.maintenance import GcRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey, PublicKey

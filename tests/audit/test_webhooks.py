@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from registry.api.aliases import WithdrawRequest
-from registry.api.webhooks import WebhookCreate
+from registry.api.audit.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
 from registry.evaluation.gates import Gate

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
+from registry.api.audit.webhooks import WebhookCreate
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushPlan, PushRequest
-from registry.api.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable

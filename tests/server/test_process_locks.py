@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from registry.api.webhooks import WebhookCreate
+from registry.api.audit.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Unavailable
 from registry.server.audit import sequencer

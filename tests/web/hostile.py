@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 from registry.api.access import PublisherAdd, TokenCreate
+from registry.api.audit.webhooks import WebhookCreate
 from registry.api.catalog import MetadataChange
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.api.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.evaluation.reports import Report

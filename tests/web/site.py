@@ -16,9 +16,9 @@ from pathlib import Path
 import uvicorn
 
 from registry.api.access import NamespaceSet, PublisherAdd
+from registry.api.audit.webhooks import WebhookCreate
 from registry.api.jobs import CampaignRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
-from registry.api.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.evaluation.gates import Gate

@@ -68,7 +68,7 @@ class Targets:
         self._ties = config.ensure_weight_tying and saved.isdisjoint(EMBEDDINGS) and self._targets.names(EMBEDDINGS)
 
     def covers(self, path: str) -> bool:
-        """Whether the module at this path is a target. With `all-linear`, only what is excluded is answered no."""
+        """Whether the module at this path is a target. With `all-linear`, only what is excluded is False."""
         is_target = self.all_linear or self.means_weight(path) or self._names_target(path)
         if not is_target or self._excluded.has(path):
             return False

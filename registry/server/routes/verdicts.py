@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
-from registry.api.audit import AttestationList, AttestationView, SignRequest
+from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
 from registry.api.evaluation import ENGINES_LIMIT, CheckRequest, EngineSettingsList, EngineText, NormsView, VerdictList
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights

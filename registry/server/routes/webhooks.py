@@ -4,7 +4,14 @@ from typing import Annotated, Literal
 
 from fastapi import Query
 
-from registry.api.webhooks import DeliveryList, DeliveryView, WebhookCreate, WebhookCreated, WebhookList, WebhookView
+from registry.api.audit.webhooks import (
+    DeliveryList,
+    DeliveryView,
+    WebhookCreate,
+    WebhookCreated,
+    WebhookList,
+    WebhookView,
+)
 from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.http import dependencies as deps

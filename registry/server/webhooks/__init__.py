@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.audit import EventView
-from registry.api.webhooks import DeliveryView, WebhookCreate, WebhookView
+from registry.api.audit.webhooks import DeliveryView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
 from registry.events import DeliveryState, EventType
 from registry.roles import Scope

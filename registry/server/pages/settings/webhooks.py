@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import Query, Request, Response
 from sqlmodel import Session
 
-from registry.api.webhooks import WebhookCreate
+from registry.api.audit.webhooks import WebhookCreate
 from registry.errors import Denied
 from registry.events import WEBHOOK_DEFAULT, DeliveryState, EventType
 from registry.roles import Scope

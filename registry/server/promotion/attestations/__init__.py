@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, exists, or_
 from sqlmodel import Session, col, select
 
-from registry.api.audit import AttestationList, AttestationView, EventProof
+from registry.api.audit import EventProof
+from registry.api.audit.attestations import AttestationList, AttestationView
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName, Selector, is_alias

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlmodel import Session, select
 
-from registry.api.audit import AttestationView, SignRequest
+from registry.api.audit.attestations import AttestationView, SignRequest
 from registry.attestations import models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PublicKey

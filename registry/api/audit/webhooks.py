@@ -1,4 +1,4 @@
-"""Schemas of webhooks and their deliveries."""
+"""REST schemas of webhooks and their deliveries."""
 
 from datetime import datetime
 

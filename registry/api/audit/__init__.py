@@ -1,12 +1,10 @@
-"""REST schemas of the audit log: events, entries, keys, proofs; and of attestations."""
+"""REST schemas of the audit log: events, entries and proofs."""
 
 from datetime import datetime
 from typing import Any
 
-from pydantic import Field
-
-from registry.api.models import ItemList, ItemPage, Request, Response
-from registry.digest import Digest, canonical_json
+from registry.api.models import ItemPage, Response
+from registry.digest import canonical_json
 from registry.durations import to_utc
 
 
@@ -48,28 +46,3 @@ class EventProof(Response):
     seq: int
     entry: str
     proof: str
-
-
-class AttestationView(Response):
-    """A signed statement about a version. It says who signed, not that the version is good."""
-
-    kind: str
-    identity: str
-    digest: Digest
-    size_bytes: int
-    public_key: str = ""
-    seq: int | None = None
-    made_at: datetime
-    made_by: str
-    bundle: str = ""
-
-
-class AttestationList(ItemList[AttestationView]):
-    """The attestations of a version."""
-
-
-class SignRequest(Request):
-    """A signature for a version, and the public key unless the bundle brings a certificate."""
-
-    bundle: str = Field(min_length=2, max_length=512 * 2**10)
-    public_key: str = Field(default="", max_length=4096)
