@@ -35,7 +35,7 @@ from registry.server.http.request_body import (
     BodyBudget,
 )
 from registry.server.http.request_log import LogMiddleware, RequestLog
-from registry.server.local_links.responses import LinkBackend
+from registry.server.local_links.backend import LinkBackend
 from registry.server.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache

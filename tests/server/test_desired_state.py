@@ -259,7 +259,7 @@ def test_a_token_has_a_limit_of_waiting_requests(database_url: str) -> None:
             refused = http(harness, secret).get(DESIRED_STATE, params={"since": cursor, "wait": 60, "alias": "canary"})
             assert (refused.status_code, refused.json()["code"]) == (429, "RATE_LIMITED")
             assert int(refused.headers["Retry-After"]) > 0
-            assert desired(http(harness, secret)).cursor == cursor, "others are answered"
+            assert desired(http(harness, secret)).cursor == cursor, "others get a response"
             assert desired(http(harness), since="another", wait=60).cursor == cursor
 
 
@@ -272,11 +272,11 @@ def test_waiting_requests_learn_that_the_database_is_away(harness: Harness, monk
         raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached", retry_after_seconds=2)
 
     with ThreadPoolExecutor(2) as pool:
-        query = {"since": cursor, "wait": 60, "alias": "canary"}
+        query: dict[str, str | int] = {"since": cursor, "wait": 60, "alias": "canary"}
         waiting = [pool.submit(http(harness).get, DESIRED_STATE, params=query) for _ in range(2)]
         while watcher._waiting < len(waiting):
             time.sleep(0.01)  # no event tells that both wait
         with monkeypatch.context() as patch:
             patch.setattr(watcher._freshness, "stamp", hang)
-            assert [answer.result(50).status_code for answer in waiting] == [503, 503]
+            assert [response.result(50).status_code for response in waiting] == [503, 503]
     assert desired(http(harness), since="another", wait=60).cursor == cursor
