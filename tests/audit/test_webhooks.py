@@ -121,11 +121,10 @@ def test_a_webhook_that_an_earlier_release_stored_gets_events_of_renamed_types(
     harness: Harness, receiver: Receiver
 ) -> None:
     created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["gate.delete"]))
-    with harness.session() as session:
+    with harness.session(write=True) as session:
         row = session.get_one(WebhookRow, created.webhook.id)
         row.actions = ["gate.remove"]
         session.add(row)
-        session.commit()
     harness.admin.set_gate("acme", "prod", Gate(approvals=1))
     harness.admin.delete_gate("acme", "prod")
     assert step(harness) == 1
