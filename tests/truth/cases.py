@@ -49,7 +49,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Case:
-    """One adapter to judge. `honest`: PEFT itself saved it like this; `others`: more of its files, by path."""
+    """One adapter to evaluate. `honest`: PEFT itself saved it like this; `others`: more of its files, by path."""
 
     id: str
     tensors: Tensors

@@ -15,7 +15,7 @@ from typing import Any
 
 import registry
 
-JUDGING = (
+EVALUATING = (
     "adapters", "bases", "compat", "engines", "evaluation", "strict", "versions", "worker",
     "server/evaluation", "server/jobs", "server/push",
 )  # fmt: skip
@@ -59,9 +59,9 @@ class Journal:
 
 
 def code_digest() -> str:
-    """Of the code that judges, without its comments and docstrings, and of its tables."""
+    """Of the code that evaluates, without its comments and docstrings, and of its tables."""
     root = Path(registry.__file__).parent
-    files = sorted(path for folder in JUDGING for path in (root / folder).rglob("*"))
+    files = sorted(path for folder in EVALUATING for path in (root / folder).rglob("*"))
     contents = [_statements(path) for path in files if path.suffix == ".py"]
     contents += [path.read_text() for path in files if path.suffix in (".toml", ".json")]
     return hashlib.sha256("".join(contents).encode()).hexdigest()[:16]

@@ -86,7 +86,7 @@ class Product:
         self._pool.close()
         self._harness.__exit__(*error)
 
-    def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
+    def evaluate(self, folders: dict[str, Path]) -> dict[str, Said]:
         """The stages after `check` of these adapters (id → folder): all are pushed, then the worker runs."""
         answers: dict[str, Said] = {}
         refs: dict[str, str] = {}

@@ -160,8 +160,8 @@ class Run:
                     else:
                         case_answers[case.id] |= summary.said_of(stored)
             if waiting:
-                judged = registry.judge({case: folder for case, (_, folder) in waiting.items()})
-                for case_id, words in judged.items():
+                evaluated = registry.evaluate({case: folder for case, (_, folder) in waiting.items()})
+                for case_id, words in evaluated.items():
                     case_answers[case_id] |= words
                     self._stages.put(f"{waiting[case_id][0]} {self._code}", words)
         finally:
@@ -209,11 +209,11 @@ class _Registry:
         self._start, self._stack = start, stack
         self._product: Product | None = None
 
-    def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
+    def evaluate(self, folders: dict[str, Path]) -> dict[str, Said]:
         try:
             if self._product is None:
                 self._product = self._stack.enter_context(self._start())
-            return self._product.judge(folders)
+            return self._product.evaluate(folders)
         except Exception as e:
             return {case: {"compat": ("crash", oracle.one_line(e))} for case in folders}
 

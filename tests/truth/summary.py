@@ -31,7 +31,7 @@ WRONG = ("false yes", "false no", "crash")
 class Line:
     """What the last run said about a subject that it asked whole.
 
-    `commits`: whose code judged → number of cases; `libraries`: PEFT and what it ran on; `faults`: `stage kind` →
+    `commits`: whose code evaluated → number of cases; `libraries`: PEFT and what it ran on; `faults`: `stage kind` →
     number; `wrong`: [case, stage, kind] of what disagrees; `without_verdict`: [case, message] of honest adapters;
     `unknown`: change → number, of the others; `unbuilt`: see `Unmade`.
     """
