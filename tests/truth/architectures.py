@@ -204,7 +204,10 @@ def configuration(model: Any, variant: str) -> peft.LoraConfig:
         path = paths.get(id(head)) if head is not None else linear[-1]
         fields["modules_to_save"] = [str(path).rpartition(".")[2]]
     if variant in ("embedding", "tokens"):
-        leaf = paths[id(model.get_input_embeddings())].rpartition(".")[2]
+        table = paths.get(id(model.get_input_embeddings()))
+        if table is None:
+            raise ValueError("its input embeddings are not one of its modules")
+        leaf = table.rpartition(".")[2]
         if variant == "embedding":
             fields["target_modules"] = [leaf]
         else:

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(run.rows(every_plan()))
         print(table.text(rows, run.unmade, show=options.show))
         if options.record:
-            summary.write(run.lines())
+            groups = all_groups()
+            summary.write(run.lines(groups), {group.partition("/")[0] for group in groups})
     return int(any(row.disagrees for row in rows))
 
 
@@ -71,6 +72,11 @@ def every_plan() -> Iterator[Plan]:
     """The odd adapters, the methods, the architectures."""
     yield from odd.plans()
     yield from cases.plans()
+
+
+def all_groups() -> list[str]:
+    """The groups of every plan."""
+    return [group for plan in every_plan() for group in plan.groups]
 
 
 class Run:
@@ -128,9 +134,8 @@ class Run:
             except Exception as e:
                 self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))
 
-    def lines(self) -> list[summary.Line]:
-        """A line for each subject that the journal holds whole."""
-        groups = [group for plan in every_plan() for group in plan.groups]
+    def lines(self, groups: list[str]) -> list[summary.Line]:
+        """A line for each subject that the journal holds whole. `groups`: all that there are."""
         return list(summary.lines_of(self._results.values(), groups))
 
     def _made(self, name: str) -> None:

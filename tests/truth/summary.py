@@ -29,7 +29,7 @@ WRONG = ("false yes", "false no", "crash")
 
 @dataclass(frozen=True)
 class Line:
-    """What the last run said about a subject that it asked whole.
+    """What the last run said about a subject that it asked whole. Without cases, it was not asked yet, or is not built.
 
     `commits`: whose code evaluated → number of cases; `libraries`: PEFT and what it ran on; `faults`: `stage kind` →
     number; `wrong`: [case, stage, kind] of what disagrees; `without_verdict`: [case, message] of honest adapters;
@@ -37,7 +37,7 @@ class Line:
     """
 
     subject: str
-    libraries: str
+    libraries: str = ""
     commits: dict[str, int] = field(default_factory=dict)
     cases: int = 0
     honest: int = 0
@@ -64,9 +64,9 @@ def read() -> dict[str, Line]:
     return {line.subject: line for line in lines}
 
 
-def write(lines: Iterable[Line]) -> None:
-    """Replace these lines of the summary, and write both pages."""
-    merged = read() | {line.subject: line for line in lines}
+def write(lines: Iterable[Line], subjects: Iterable[str]) -> None:
+    """Replace these lines of the summary, and write both pages. `subjects`: all that there are."""
+    merged = {subject: Line(subject) for subject in subjects} | read() | {line.subject: line for line in lines}
     ordered = [merged[subject] for subject in sorted(merged)]
     ANSWERS.write_text("".join(f"{json.dumps(_stated(line), ensure_ascii=False)}\n" for line in ordered))
     PAGE.write_text(page(ordered))
@@ -74,7 +74,7 @@ def write(lines: Iterable[Line]) -> None:
 
 
 def _stated(line: Line) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(line).items() if value not in ([], {})}
+    return {name: value for name, value in dataclasses.asdict(line).items() if value not in ("", [], {})}
 
 
 def lines_of(results: Iterable[dict[str, Any]], groups: Iterable[str]) -> Iterator[Line]:
@@ -176,9 +176,8 @@ torch 2.13.0+cpu), 1956 of them honest adapters, none of these without a verdict
 `check`, 1 in `compat`, 1 in `engine`, 0 in all stages together. The false yes were two kinds of cases on classifiers;
 they were fixed, and all 15 of their kind asked again at 54804fb0. These answers are not recorded by subject.
 
-51 architectures are built since. On 50 of them, all but Qwen3-Omni, where PEFT makes none, an honest adapter on all
-linear modules was asked at 705646cf: PEFT takes 48, and so does the registry, except LXMERT, which it could not
-register before 10d12c15. Of DeepSeek-OCR 2 and Unlimited-OCR PEFT does not load what it saved, and both say no.
+51 architectures are built since. All of them are in the records; of DeepSeek-OCR 2 and Unlimited-OCR PEFT does not
+load what it saved, and both say no.
 """
 UNBUILT = """\
 # What the comparison with PEFT could not build
@@ -207,7 +206,7 @@ def page(lines: Sequence[Line]) -> str:
     }
     head = HEAD.format(**figures, kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
     notes = NOTES.format(unbuilt=sum(len(line.unbuilt) for line in lines))
-    text = [head + "\n".join(table), notes.rstrip("\n"), *_sources(built), ""]
+    text = [head + "\n".join(table), notes.rstrip("\n"), *_sources(built, Counter(line.part for line in lines)), ""]
     for kind in WRONG:
         cases = [f"- `{case}`: {stage}" for line in lines for case, stage, fault in line.wrong if fault == kind]
         text += [f"## Open: {kind}", "", *cases, ""] if cases else []
@@ -218,14 +217,14 @@ def page(lines: Sequence[Line]) -> str:
     return "\n".join(text).rstrip() + f"\n{EARLIER}"
 
 
-def _sources(lines: Sequence[Line]) -> Iterator[str]:
-    """Rows of the table of the parts."""
+def _sources(lines: Sequence[Line], totals: Mapping[str, int]) -> Iterator[str]:
+    """Rows of the table of the parts, with the number of subjects in each."""
     order = sorted(lines, key=lambda line: (line.part, line.libraries))
     for (part, libraries), members in groupby(order, key=lambda line: (line.part, line.libraries)):
         subjects = list(members)
         commits = sum((Counter(line.commits) for line in subjects), Counter[str]())
         shares = ", ".join(f"{name}: {number}" for name, number in commits.most_common())
-        yield f"| {part} | {len(subjects)} | {commits.total()} | {shares} | {libraries} |"
+        yield f"| {part} | {len(subjects)} of {totals[part]} | {commits.total()} | {shares} | {libraries} |"
 
 
 def unbuilt_page(lines: Sequence[Line]) -> str:
