@@ -99,7 +99,7 @@ class Demonstration:
         print(flush=True)
 
     def ask(self, *words: str, token: str = "") -> Any:
-        """Run `adapter … --json` without showing it and return what it answers."""
+        """Run `adapter … --json` without showing it and return its result."""
         command = self._command((*words, "--json"))
         done = subprocess.run(
             command, env=self._with(token), cwd=self.folder, capture_output=True, text=True, check=False

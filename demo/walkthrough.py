@@ -93,7 +93,7 @@ def _start_the_services(demo: Demonstration, trained: Path) -> subprocess.Popen[
     demo.expect(line, "the server did not start")
     started = json.loads(line)
     demo.environment |= {"ADAPTER_REGISTRY": started["url"], "ADAPTER_TOKEN": started["token"]}
-    demo.print_text(f"  it answers at {started['url']}; SQLite and a folder of blobs are in data/\n")
+    demo.print_text(f"  it listens at {started['url']}; SQLite and a folder of blobs are in data/\n")
     demo.adapter("base", "add", BASE, str(trained / "base"))
     size = (trained / "base" / "model.safetensors").stat().st_size
     _, read = base_spec_from(trained / "base", BASE)
