@@ -59,7 +59,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     if existing is None:
         require_may_add(session, actor, name)
     elif existing.name != name:
-        next_step = f"use '{existing.name}', or remove the alias first"
+        next_step = f"use '{existing.name}', or delete the alias first"
         raise Conflict("BASE_EXISTS", f"'{name}' is an alias of the base '{existing.name}'", next_step=next_step)
     if request.spec.fingerprint == UNREGISTERED:
         raise Invalid("BASE_INVALID", f"spec: the fingerprint {UNREGISTERED} means that a base is not registered")
