@@ -73,9 +73,12 @@ class Finding:
             return None
 
     def to_text(self) -> str:
-        """One line: where, what, and the two values if the message does not say them."""
-        values = f" (expected {self.expected}, actual {self.actual})" if self.expected or self.actual else ""
-        return f"{self.location}: {self.message}{values}"
+        """One line: where, what, and the two values; without what the message says itself."""
+        texts = (value for value in (self.expected, self.actual) if value)
+        are_said = all(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", self.message) for value in texts)
+        values = "" if are_said else f" (expected {self.expected}, actual {self.actual})"
+        where = "" if self.message.startswith(f"{self.location} ") else f"{self.location}: "
+        return f"{where}{self.message}{values}"
 
     def to_dict(self) -> dict[str, str]:
         """As JSON."""

@@ -161,7 +161,8 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
         )
     if Check.SMOKE not in checks:
         failed = {check for (check, _, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
-        reason = f"not tested yet: adapter smoke-test {ref} --wait"
+        is_registered = all(f.code != "compat.base_unregistered" for v in newest.values() for f in v.findings)
+        reason = f"not tested yet: adapter smoke-test {ref} --wait" if is_registered else "not tested: no base to load"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:
             reason = "not tested: it does not fit" if Check.COMPAT in failed else "not tested: its weights are broken"
         lines.append(f"{'smoke':<8}{output.faint(reason)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import samples
 from tests.access.identity import ISSUER, Provider
 from tests.cli.runner import CommandRunner
 
@@ -19,6 +20,9 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     assert (shown["public"], shown["quota_versions"]) == (True, 5)
     assert shown["roles"] == {"alice@example.org": "owner", "bob@example.org": "pusher"}
     assert "not registered" in cli("namespace", "set", "acme", "--unregistered-bases").stdout
+    folder = cli.make_adapter("other", samples.llama("nobody/unknown"))
+    assert "smoke   not tested: no base to load" in cli("push", folder, "acme/other").stdout
+    cli("delete", "acme/other", "--yes")
     cli("namespace", "revoke", "acme", "bob@example.org")
     assert [item["name"] for item in cli("namespace", "list", "--json").json["items"]] == ["acme"]
     cli("namespace", "delete", "acme", "--yes")

@@ -33,6 +33,16 @@ def test_a_problem_is_rebuilt_as_the_same_error(cls: type[RegistryError]) -> Non
             code, "file x: rule y", (Finding("a.b", "x", "y"),), "do z")  # fmt: skip
 
 
+def test_a_finding_in_one_line_repeats_nothing_that_its_message_says() -> None:
+    for message, line in (
+        ("q_proj has shape [8, 96]; the base takes [8, 64]", "q_proj has shape [8, 96]; the base takes [8, 64]"),
+        ("the shape differs", "q_proj: the shape differs (expected [8, 64], actual [8, 96])"),
+    ):
+        assert Finding("a.b", "q_proj", message, "error", "[8, 64]", "[8, 96]").to_text() == line
+    assert Finding("a.b", "r", "rank 48", "error", "4", "8").to_text() == "r: rank 48 (expected 4, actual 8)"
+    assert Finding("a.b", "r", "is wrong").to_text() == "r: is wrong"
+
+
 def test_a_code_of_a_newer_server_becomes_a_plain_registry_error() -> None:
     rebuilt = errors.from_problem({"code": "FROM_THE_FUTURE", "detail": "it is new"})
     assert type(rebuilt) is RegistryError
