@@ -53,6 +53,14 @@ class Digest(str):
             return cls("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
 
     @classmethod
+    def of_chunks(cls, chunks: Iterable[bytes]) -> Digest:
+        """The digest of all chunks together."""
+        hasher = Hasher()
+        for chunk in chunks:
+            hasher.update(chunk)
+        return hasher.digest()
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, _source: type[Any], _handler: Any) -> dict[str, Any]:
         """A dictionary is a core schema, so that pydantic need not be imported here."""
         return {

@@ -374,22 +374,20 @@ def facts(rows: Iterable[tuple[str, str | Sequence[str]]], *, indent: str = "  "
 
 def size(count: int) -> str:
     """Bytes for people, in powers of ten as disks and networks count: `4.7 MB`."""
-    number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 999.5:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    number, unit = _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+    return f"{number:.0f} {unit}" if unit == "B" or 100 <= number < 999.5 else f"{number:.1f} {unit}"
 
 
 def amount(count: int) -> str:
     """A large number for people: `134.5 M`."""
-    number = float(count)
-    for unit in ("", " k", " M"):
-        if number < 999.5:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f} G"
+    number, unit = _scaled(count, ("", "k", "M", "G"))
+    return f"{number:.1f} {unit}" if unit else f"{number:.0f}"
+
+
+def _scaled(count: int, units: Sequence[str]) -> tuple[float, str]:
+    """The number in the first of these units in which it has at most three digits; each is a thousand of the last."""
+    power = next((power for power in range(len(units) - 1) if count / 1000**power < 999.5), len(units) - 1)
+    return count / 1000**power, units[power]
 
 
 def moment(at: datetime | None) -> str:

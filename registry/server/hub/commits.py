@@ -19,7 +19,7 @@ from registry.adapters.peft.config import BaseClaim
 from registry.adapters.read import read_any
 from registry.api import check_message
 from registry.api.transfer import PushResult
-from registry.digest import Digest, Hasher
+from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
@@ -223,7 +223,6 @@ class Committer:
 
     # ---------------------------------------------------------------- draft
     def _write_draft(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> CommitOutcome:
-        """Keep the files as the draft of the branch."""
         verified = {f.descriptor.digest for f in head.files.values()}
         new = {f.descriptor.digest: f.descriptor for f in tree.values() if f.descriptor.digest not in verified}
         for digest in new.keys() & staged.keys():
@@ -251,10 +250,7 @@ class Committer:
             raise version_push.not_uploaded([file])
         digest, size_bytes = stat.digest, stat.size_bytes
         if digest is None:
-            hasher = Hasher()
-            for chunk in self.blobs.open(key):
-                hasher.update(chunk)
-            digest = hasher.digest()
+            digest = Digest.of_chunks(self.blobs.open(key))
         if (digest, size_bytes) != (file.digest, file.size_bytes):
             self.blobs.delete(key)  # otherwise nothing else could be uploaded there
             raise _mismatch(file, f"has {size_bytes} bytes that hash to {digest}")

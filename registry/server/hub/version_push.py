@@ -26,7 +26,7 @@ from registry.server.database.models import PushBlobRow, VersionRow
 from registry.server.push import commit, plan
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, write_all
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 
@@ -48,14 +48,7 @@ def find_readable(session: Session, actor: Actor, sizes: Mapping[Digest, int]) -
 
 def write_blob(engine: Engine, blobs: BlobStore, key: str, chunks: Iterable[bytes], size_bytes: int) -> None:
     """Write the bytes that a commit carries for a blob of an upload. `key` is its staging key."""
-    writer = commit.open_upload(engine, blobs, key, limit_bytes=size_bytes)
-    try:
-        for chunk in chunks:
-            writer.write(chunk)
-        writer.finish()
-    except BaseException:
-        writer.abort()
-        raise
+    write_all(commit.open_upload(engine, blobs, key, limit_bytes=size_bytes), chunks)
 
 
 def push_version(

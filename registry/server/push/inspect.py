@@ -25,7 +25,7 @@ from registry.adapters.templates import check_templates
 from registry.api.transfer import PushItem
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
-from registry.digest import Digest, Hasher
+from registry.digest import Digest
 from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Refused, Unavailable
 from registry.findings import Finding
@@ -104,7 +104,7 @@ def _verify_blobs(
             if stat.key != key:
                 snapshots.append(stat.key)
         if stat.digest is None or file.digest in damaged:
-            stat = replace(stat, digest=_hash(blobs, stat))
+            stat = replace(stat, digest=Digest.of_chunks(blobs.open(stat.key)))
         digest = stat.digest
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
             message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
@@ -355,10 +355,3 @@ def _reader(
         return data
 
     return read
-
-
-def _hash(blobs: BlobStore, stat: Stat) -> Digest:
-    hasher = Hasher()
-    for chunk in blobs.open(stat.key):
-        hasher.update(chunk)
-    return hasher.digest()

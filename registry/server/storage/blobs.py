@@ -98,6 +98,17 @@ class BlobWriter(Protocol):
         """Discard what was written. May be called at any time, also twice."""
 
 
+def write_all(writer: BlobWriter, chunks: Iterable[Bytes]) -> Stat:
+    """Write the chunks and finish; abort after any error."""
+    try:
+        for chunk in chunks:
+            writer.write(chunk)
+        return writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+
+
 class BlobStore(ABC):
     """A store of blobs. tests/contract/test_blob_store.py specifies the behavior of every implementation."""
 
@@ -145,14 +156,7 @@ class BlobStore(ABC):
         """
         if expect is not None:
             require_digest(key, expect)
-        writer = self.open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed)
-        try:
-            for chunk in chunks:
-                writer.write(chunk)
-            return writer.finish()
-        except BaseException:
-            writer.abort()
-            raise
+        return write_all(self.open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed), chunks)
 
     def copy(self, key: str, target: str, size_bytes: int) -> None:
         """Make bytes that `put` has stored available under another key of the same digest, too; `NotFound`.

@@ -155,14 +155,8 @@ def _not_loaded(
         return
     key_of = {id(tensor): key for key, tensor in state.items()}
     expected = {key for tensor in saved.values() if ".lora_" in (key := key_of.get(id(tensor), ""))}
-    of_file = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    try:
-        result = peft.set_peft_model_state_dict(wrapped, of_file, low_cpu_mem_usage=True)
-    except Exception as e:
-        if machine_fault(e):
-            raise
-        return
-    if missing := sorted(expected.intersection(result.missing_keys)):
+    result = _load(wrapped, shapes, None)
+    if missing := sorted(expected.intersection(result.missing_keys) if result is not None else ()):
         message = f"{PEFT} saves {len(missing)} tensors under names that it does not load, {missing[0]} first"
         yield Finding.of("error", "compat.tensor_missing", missing[0], message, missing[0], "nothing")
 
@@ -179,14 +173,21 @@ def _is_renamed(
         return False
     key_of = {id(tensor): key for key, tensor in state.items()}
     expected = {key_of.get(id(tensor), "") for tensor in saved.values()}
+    result = _load(wrapped, shapes, tensors)
+    if result is None:
+        return False
+    return "" not in expected and not result.unexpected_keys and expected.isdisjoint(result.missing_keys)
+
+
+def _load(wrapped: Any, shapes: Shapes, tensors: Callable[[], dict[str, torch.Tensor]] | None) -> Any:
+    """What PEFT's loader says of the file's tensors; None if it fails."""
     of_file = tensors() if tensors else {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
-        result = peft.set_peft_model_state_dict(wrapped, of_file, low_cpu_mem_usage=tensors is None)
+        return peft.set_peft_model_state_dict(wrapped, of_file, low_cpu_mem_usage=tensors is None)
     except Exception as e:
         if machine_fault(e):
             raise
-        return False
-    return "" not in expected and not result.unexpected_keys and expected.isdisjoint(result.missing_keys)
+        return None
 
 
 def _differences(required: Shapes, permitted: Shapes, shapes: Shapes) -> Iterator[Finding]:
