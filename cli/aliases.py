@@ -60,7 +60,6 @@ def promote(
 
 
 def _move_group(options: groups.Options, having: str, how: dict[str, Any]) -> None:
-    """Move an alias of each selected adapter that has the alias `having`."""
     with session.registry() as registry:
         items = [MoveItem(name=view.name, **how) for view in groups.select(registry, options, having)]
         work = groups.Work("alias", "moved", Groups(registry).move_aliases, pin_move, describe_move)

@@ -33,7 +33,6 @@ class _Step:
     item: Any = None
 
     def set_outcome(self, outcome: Any, changed: bool, state: str) -> None:
-        """Set what became of it, or would."""
         if isinstance(outcome, RegistryError):
             self.state, self.error = "refused", outcome
         else:

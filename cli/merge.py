@@ -155,7 +155,6 @@ def _compare_base(registry: Registry, view: BaseView, folder: Path) -> None:
 
 
 def _pull_sources(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
-    """The folders of the sources, and their common base."""
     folders, bases = [], set()
     for number, source in enumerate(sources):
         if is_folder(source):

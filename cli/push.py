@@ -126,7 +126,6 @@ Outcome = tuple[PushResult, RegistryError | None]
 
 
 def _with_weights(registry: Versions, pushed: PushResult, until: float) -> Outcome:
-    """The push with the verdict on the weights."""
     version = waiting.wait_for_weights(registry, pushed.version, until)
     late = waiting.pending_error(version) if waiting.is_pending(version.verdicts) else None
     return pushed.model_copy(update={"version": version}), late
@@ -141,7 +140,6 @@ def _with_job(registry: Any, pushed: PushResult, alias: str = "") -> Outcome:
 
 
 def _with_test(registry: Any, pushed: PushResult, until: float | None, **options: Any) -> Outcome:
-    """The push with the verdict of its job."""
     if not pushed.job_id or waiting.has_decided(pushed.version.verdicts):
         return pushed, None
     seconds_left = None if until is None else max(0.0, until - time.monotonic())

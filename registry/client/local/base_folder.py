@@ -26,7 +26,6 @@ class _Reader:
         self.bytes_read = 0
 
     def whole(self, name: str, limit_bytes: int) -> bytes | None:
-        """A whole file; None if it does not exist."""
         path = self.folder / name
         if not path.is_file():
             return None

@@ -110,7 +110,6 @@ def _read_file(records: Iterator[Record], number: int, has_proofs: bool, positio
 
 
 def _records(body: Body) -> Iterator[Record]:
-    """Yield the whole records after the header."""
     for at in range(_HEADER.size, len(body) - _RECORD.size + 1, _RECORD.size):
         yield _RECORD.unpack(body[at : at + _RECORD.size])
 

@@ -222,7 +222,6 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
 
 
 def _count_collectable(run: GcRun) -> None:
-    """Count what `collect_blobs` would do."""
     with db.snapshot(run.engine) as session:
         marked = and_(_is_markable(), references.is_unneeded(by_expired_pushes=False))
         deletable = or_(_is_deletable(run), col(BlobRow.state) == BlobState.DELETING)

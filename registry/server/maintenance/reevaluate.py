@@ -268,7 +268,6 @@ def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSp
 def _store(
     session: Session, actor: Actor, readings: Mapping[int, _Reading], new_verdicts: Sequence[VerdictRow]
 ) -> None:
-    """Write facts, attributes and verdicts of a batch together."""
     updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
     db.bulk_insert(session, new_verdicts)
     detail = {"verdicts": len(new_verdicts), "headers": updated}

@@ -148,7 +148,6 @@ def _find_name(session: Session, stat: Stat) -> TakenNameRow | None:
 
 
 def _name_in_key(stat: Stat) -> tuple[str, str]:
-    """Return owner and name."""
     parts = stat.key.removeprefix(metadata_backup.TOMBSTONES).split("/")[:-1]
     return (parts[0], parts[1]) if len(parts) == 2 else (reserved_names.NAMESPACES, parts[0])
 
@@ -236,7 +235,6 @@ def _has_row(session: Session, version: _MissingVersion) -> bool:
 
 
 def _restore_versions(run: _Run, name: AdapterName, missing: list[_MissingVersion]) -> int:
-    """Restore versions of one adapter; return how many."""
     restored = 0
     for version in missing:
         record = metadata_backup.newest_record(run.blobs, version.keys, version.name, version.number, run.findings)

@@ -277,7 +277,6 @@ class _EngineEvaluation:
         self._verdicts: dict[tuple[object, ...], list[Verdict]] = {}
 
     def evaluate(self, version: VersionRow, gate: Gate, newest: list[Verdict]) -> tuple[Verdict, ...]:
-        """The verdict of each engine that the gate names."""
         if not gate.engines:
             return ()
         outcomes = engine_compat.newest_outcomes(newest)

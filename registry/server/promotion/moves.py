@@ -322,7 +322,6 @@ def _write(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
 def _record(
     session: Session, actor: Actor, move: Move, from_id: int | None, generation: int, at: datetime
 ) -> tuple[AliasMoveRow, EventRow]:
-    """The history row and the event of a move."""
     row = db.new_row(
         AliasMoveRow,
         adapter_id=move.version.adapter_id, alias=move.alias, generation=generation, at=at, actor=actor.identity,

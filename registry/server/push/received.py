@@ -59,7 +59,6 @@ class _BufferingWriter:
         self.abort = writer.abort
 
     def write(self, chunk: Bytes) -> None:
-        """Write a chunk."""
         self._writer.write(chunk)
         self._data += chunk
 

@@ -137,7 +137,6 @@ def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
 
 
 def _store_bases(session: Session, commits: Iterable[Commit]) -> None:
-    """Store the rows of bases that are not registered."""
     for commit in commits:
         if commit.error is None and commit.base_row.fingerprint == UNREGISTERED:
             with commit.collect_error():

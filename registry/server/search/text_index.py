@@ -286,7 +286,6 @@ def _index_version(session: Session, adapter_id: int, version: VersionRow, card:
 
 
 def _read_version_words(session: Session, version: VersionRow, card: bytes) -> dict[str, str]:
-    """The words of a version's metadata and content."""
     version_id = version.id or 0
     tags = _metadata_texts(metadata.read(session, VersionMetadataRow, [version_id])[version_id])
     attributes = select(VersionAttributeRow.key, VersionAttributeRow.value).where(

@@ -73,7 +73,6 @@ def resolve_target(url: str, private: str) -> WebhookAddress:
 
 
 def _parse(url: str) -> tuple[SplitResult, int]:
-    """Return the parts of a URL and its port."""
     try:
         parts = urlsplit(url)
         port = parts.port

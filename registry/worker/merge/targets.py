@@ -209,7 +209,6 @@ class _ChangeFinder:
 
 
 def _trained_rows(adapter: Adapter, path: str) -> list[int]:
-    """The trained rows of the embedding at this path."""
     by_name = adapter.contents.config.token_indices
     only = next(iter(by_name.values())) if len(by_name) == 1 else None
     indices = by_name.get(path) or by_name.get(path.rpartition(".")[2]) or only

@@ -114,7 +114,6 @@ def _keep_layout(model: Any) -> None:
 
 
 def _tokenizer_of(folder: Path) -> Any:
-    """The base's tokenizer; None if it has none."""
     if not any((folder / name).is_file() for name in (TOKENIZER, SENTENCEPIECE, VOCABULARY)):
         return None
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -86,7 +86,6 @@ def _check_repeats(size_bytes: int, xorb_bytes: int) -> None:
 def _write(
     xet: XetSession, spans: Mapping[Digest, Sequence[Span]], sizes: Mapping[Digest, int], counted_bytes: int
 ) -> None:
-    """Write files as bytes of the client's upload."""
     if not spans:
         return
     with db.session(xet.engine) as session:
