@@ -3,6 +3,7 @@
 Jobs, campaign and event are one transaction. A campaign shows only versions that the actor may see.
 """
 
+import itertools
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import availability, base_rows, verdicts
+from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -36,6 +37,7 @@ from registry.server.jobs import queue
 from registry.server.jobs.requests import can_be_tested
 
 JOBS_LIMIT = 5000
+READ_ROWS = 500
 NEWEST_LIMIT = 10
 ITEMS_LIMIT = 1000
 """Changed versions that one response lists; `changed` counts all of them."""
@@ -48,11 +50,11 @@ Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
 def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> CampaignView:
     """Queue the affected versions of a base. `TooLarge` (SIZE_INVALID) over `JOBS_LIMIT`."""
     base = base_rows.find(session, names.base_name(request.base))
-    affected = list(_affected(session, actor, base, request))
+    affected = list(itertools.islice(_affected(session, actor, base, request), JOBS_LIMIT + 1))
     if len(affected) > JOBS_LIMIT:
         raise TooLarge(
             "SIZE_INVALID",
-            f"{len(affected)} versions are over the limit of {JOBS_LIMIT} for one campaign",
+            f"there are more than {JOBS_LIMIT} versions, the limit of one campaign",
             next_step="limit it to outdated versions",
         )
     row = CampaignRow(
@@ -79,13 +81,13 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, verdicts.is_current(Check.SMOKE))
+        .where(versions.permitted(actor, Scope.PUSH, col(AdapterRow.namespace), versions.has_name))
         .where(col(VersionRow.base_id) == base.id, ~availability.WITHDRAWN)
         .where(verdicts.has_outcome(Check.COMPAT, MAY_BE_TESTED))
         .order_by(col(VersionRow.id))
     )
-    for version, namespace, adapter, verdict in session.exec(statement):
-        may_push = actor.may(Scope.PUSH, namespace, adapter)
-        if can_be_tested(version, spec) and may_push and _needs_verdict(verdict, base, request):
+    for version, namespace, adapter, verdict in session.exec(statement.execution_options(yield_per=READ_ROWS)):
+        if can_be_tested(version, spec) and _needs_verdict(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
 
 
