@@ -23,7 +23,7 @@ from registry.adapters import read
 from registry.api.evaluation import ModuleNorms, NormsView
 from registry.compat.paths import Paths
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound, TooLarge
+from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.evaluation.thresholds import DEFAULTS, Thresholds
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
@@ -244,6 +244,8 @@ COMPARED_PAIRS = 256
 _COSINES: dict[tuple[str, str], dict[str, float]] = {}
 _COMPARING = threading.Lock()
 """One comparison at a time: each holds the numbers of two versions, as 32-bit floats."""
+COMPARE_WAIT_SECONDS = 2
+"""How long a request waits for the ones before it. Each has one of the threads that may wait for the store."""
 
 
 def compare_updates(
@@ -252,19 +254,26 @@ def compare_updates(
     """Module → the cosine of the updates of two versions, of modules that both change. Results are remembered.
 
     `TooLarge` (SIZE_INVALID) for weights over `INLINE_BYTES`, `Invalid` for those that cannot be read, `NotFound`,
-    `Refused` (QUARANTINED).
+    `Refused` (QUARANTINED), `Unavailable` (TRY_LATER) while others are compared.
     """
     rows = [versions.find(session, actor, *side) for side in (first, second)]
     for (name, number), row in zip((first, second), rows, strict=True):
         availability.require_readable(actor, name, row, number)
     key = (rows[0].digest, rows[1].digest)
-    with _COMPARING:
+    cosines = _COSINES.get(key)
+    if cosines is not None:
+        return cosines
+    if not _COMPARING.acquire(timeout=COMPARE_WAIT_SECONDS):
+        raise Unavailable("TRY_LATER", "other versions are compared now: try again in a moment", retry_after_seconds=5)
+    try:
         if key not in _COSINES:
             sides = [_read_updates(blobs, Manifest.model_validate_json(row.manifest)) for row in rows]
             if len(_COSINES) >= COMPARED_PAIRS:
                 _COSINES.clear()
             _COSINES[key] = compute_cosines(*sides)
         return _COSINES[key]
+    finally:
+        _COMPARING.release()
 
 
 def _read_updates(blobs: BlobStore, manifest: Manifest) -> Factors:
