@@ -165,3 +165,18 @@ def test_many_names_of_trained_tokens_and_many_rows_do_not_multiply() -> None:
 
     run(1)
     assert effort.lines(lambda: run(800)) < 2.5 * effort.lines(lambda: run(400))
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("field", ["layers_pattern", "modules_to_save"])
+def test_many_names_in_a_configuration_and_many_modules_do_not_multiply(field: str) -> None:
+    """A plan judges headers: 100 KB of names kept a server busy for minutes."""
+
+    def run(count: int) -> None:
+        base = samples.llama(layers=max(1, count // 20))
+        fields = {field: [f"own{n:05d}" for n in range(count)], "layers_to_transform": [1], "ensure_weight_tying": True}
+        saved = {f"base_model.model.m{n}.x.weight": ("F32", (4, 4), None) for n in range(count)}
+        evaluate(samples.lora(base, config=fields, change=lambda t: {**t, **saved}), base)
+
+    run(1)
+    assert effort.lines(lambda: run(800)) < 2.5 * effort.lines(lambda: run(400))

@@ -131,6 +131,21 @@ def test_layers_restrict_names_by_the_first_number_in_the_path() -> None:
     assert covered(target_modules=["q_proj"], layers_to_transform=[1], layers_pattern="h") == []
 
 
+@pytest.mark.parametrize(
+    ("path", "lists", "layer"),
+    [
+        ("a.h.1.b.2.c", ["b", "h"], 2), ("a.h.1.b.2.c", ["x", "h", "b"], 1), ("h.1.h.2.c", ["h"], 1),
+        ("a.xh.1.c", ["h"], -1), ("a.h.1", ["h"], -1), ("h.1.2.c", ["h.1", "h"], 2), ("h.1234567890.c", ["h"], -1),
+        ("h.1.c", ["h", "h", "c", "1"], 1), ("a.12.1.c", ["h", "h", "a", "12"], 12), ("m.a.h.7.c", ["a.h"], 7),
+    ],
+)  # fmt: skip
+def test_the_first_list_of_layers_in_a_path_gives_its_layer(path: str, lists: list[str], layer: int) -> None:
+    """As PEFT searches: one list after the other, each from the left."""
+    for number in {layer, 0, 1} - {-1}:
+        fields = {"target_modules": ["c", "1"], "layers_to_transform": [number], "layers_pattern": lists}
+        assert Targets(config(**fields)).covers(path) == (number == layer)
+
+
 def test_a_saved_module_is_never_a_target_nor_is_what_lies_inside_it() -> None:
     assert covered(target_modules=["q_proj", "down_proj"], modules_to_save=["mlp"]) == PATHS[::2]
 

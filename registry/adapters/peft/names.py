@@ -5,14 +5,13 @@ are allowed only where the configuration announces them (`modules_to_save`, `bia
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from registry.adapters import methods
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.targets import EMBEDDINGS, Targets
+from registry.adapters.peft.targets import EMBEDDINGS, Endings, Targets
 
 PREFIX = "base_model.model."
 TOKEN_TABLES = ("wte", "word_embeddings", "embed_in", "shared")
@@ -32,20 +31,6 @@ _WITH_ADAPTER_NAME = re.compile(
 )
 _OF_SOME_METHOD = re.compile(rf"\.(?:lora_|{_either([*_MARKS, *_PAIR_MARKS])})")
 _FULL = re.compile(r"(.+)\.(weight|bias)\Z")
-
-
-def _ends_with_one_of(ends: Iterable[str]) -> Callable[[str], bool]:
-    """What tells whether a path ends with one of these. Many ends and many paths do not multiply."""
-    backwards: list[str] = []  # sorted, and none begins with another one: only the last one up to a path can match it
-    for end in sorted(end[::-1] for end in ends if end):
-        if not backwards or not end.startswith(backwards[-1]):
-            backwards.append(end)
-
-    def has_end(path: str) -> bool:
-        position = bisect_right(backwards, path[::-1])
-        return position > 0 and path[::-1].startswith(backwards[position - 1])
-
-    return has_end
 
 
 class TensorRole(Enum):
@@ -83,7 +68,8 @@ class Names:
         self._targets = Targets(config)
         self._method = methods.find(config.method)
         self._pair = re.compile(rf"(.+)\.({_either(self._method.pair_marks)})\Z")
-        self._has_tokens = _ends_with_one_of(config.token_indices)  # PEFT: by letters, not by whole names
+        self._token_endings = Endings(config.token_indices)  # PEFT: by letters, not by whole names
+        self._saves_end = any(name.rpartition(".")[2] in EMBEDDINGS for name in config.saved_modules)
         self._unexpected_names: dict[str, list[str]] = {}
 
     def read(self, name: str) -> TensorName:
@@ -133,7 +119,7 @@ class Names:
         if dot and leaf == "trainable_tokens_delta":
             last = path.rpartition(".")[2]
             tied = self._config.ensure_weight_tying or last in EMBEDDINGS or last in TOKEN_TABLES
-            if self._config.token_indices and (tied or self._has_tokens(path)):
+            if self._config.token_indices and (tied or any(self._token_endings.of(path))):
                 return TensorName(TensorRole.TOKENS, path, leaf)
         path, _, leaf = rest.rpartition(".")
         if path and (self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path))):
@@ -154,8 +140,7 @@ class Names:
 
     def _ties(self, path: str) -> bool:
         """With `ensure_weight_tying`, saving one end of a tied pair saves the other as well."""
-        saved = {name.rpartition(".")[2] for name in self._config.saved_modules}
-        return path.rpartition(".")[2] in EMBEDDINGS and bool(saved.intersection(EMBEDDINGS))
+        return self._saves_end and path.rpartition(".")[2] in EMBEDDINGS
 
     def _explained(self, rest: str, name: str) -> TensorName:
         if _WITH_ADAPTER_NAME.search(rest) and not _PAIR.match(rest):

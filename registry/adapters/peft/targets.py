@@ -20,6 +20,7 @@ EMBEDDINGS = ("embed_tokens", "lm_head")
 
 T = TypeVar("T")
 _FIRST_NUMBER = re.compile(r"\.[^.]+\.(\d{1,9})\.")
+_NUMBER = re.compile(r"\.(\d{1,9})(?=\.)")
 
 
 class Choice(Generic[T]):
@@ -55,6 +56,8 @@ class Targets:
         self._excluded = _Names(config.excluded)
         self._saved, self._endings = frozenset(config.saved_modules), Endings(config.saved_modules)
         self._layers = frozenset(config.layers or ())
+        self._layer_lists = {name: at for at, name in reversed([*enumerate(config.layers_pattern)])}
+        self._layer_endings = Endings(config.layers_pattern)
         parameters = [name.rpartition(".") for name in config.target_parameters]
         self._weights = {owner for owner, _, leaf in parameters if owner and leaf == "weight"}
         self._nested: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -114,13 +117,18 @@ class Targets:
         return self._nested[owners]
 
     def _layer(self, path: str) -> int:
-        """The number of the layer that holds the module; -1 outside all layers."""
-        for pattern in self._config.layers_pattern:
-            match = re.search(rf"(?:^|\.){re.escape(pattern)}\.(\d{{1,9}})\.", path)
-            if match:
-                return int(match[1])
-        match = None if self._config.layers_pattern else _FIRST_NUMBER.search(path)
-        return int(match[1]) if match else -1
+        """The number of the layer that holds the module, by the first list of layers in its path; -1 outside all."""
+        if not self._layer_lists:
+            match = _FIRST_NUMBER.search(path)
+            return int(match[1]) if match else -1
+        first, layer = len(self._config.layers_pattern), -1
+        for number in _NUMBER.finditer(path):
+            start = number.start()
+            for name in self._layer_endings.of(path[:start]):
+                is_whole = start == len(name) or path[start - len(name) - 1] == "."
+                if is_whole and self._layer_lists[name] < first:
+                    first, layer = self._layer_lists[name], int(number[1])
+        return layer
 
 
 class Endings:
