@@ -73,10 +73,10 @@ def test_a_comparison_waits_little_for_another_one(
     for seed in (5, 6):
         registry.push("acme/busy", samples.lora(samples.llama(), seed=seed))
     monkeypatch.setattr(weights, "COMPARE_WAIT_SECONDS", 0)
-    known = {"first": "acme/busy@1", "second": "acme/busy@2"}
-    assert 'aria-label="Cosines' in signed_in.get("/compare", params=known).text
+    compared = {"first": "acme/busy@1", "second": "acme/busy@2"}
+    assert 'aria-label="Cosines' in signed_in.get("/compare", params=compared).text
     with weights._COMPARING:
         page = signed_in.get("/compare", params={"first": "acme/busy@2", "second": "acme/busy@1"}).text
         assert "other versions are compared now" in page
-        assert 'aria-label="Cosines' in signed_in.get("/compare", params=known).text, "it is remembered"
-    assert 'aria-label="Cosines' in signed_in.get("/compare", params=known).text
+        assert 'aria-label="Cosines' in signed_in.get("/compare", params=compared).text, "it is remembered"
+    assert 'aria-label="Cosines' in signed_in.get("/compare", params=compared).text
