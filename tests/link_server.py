@@ -101,8 +101,8 @@ class RunningServer:
         return self.signer.sign("PUT", key, len(data), **{"seconds": 60, "owner": "tok_1", **changes})
 
     def stored(self, data: bytes, push: str = "psh_1") -> bytes | None:
-        path = self.blobs.root / staging_key_of(push, Digest.of(data))
-        return path.read_bytes() if path.exists() else None
+        path = self.blobs.local_path(staging_key_of(push, Digest.of(data)))
+        return path.read_bytes() if path is not None and path.exists() else None
 
     def leftovers(self) -> list[Path]:
         return list((self.blobs.root / "tmp").glob("*"))

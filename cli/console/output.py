@@ -153,7 +153,11 @@ def document(value: Any) -> Any:
 
 def json_text(value: Any) -> str:
     """Indented JSON, in which characters that do not print are escaped."""
-    text = json.dumps(document(value), indent=2, ensure_ascii=False)
+    plain = document(value)
+    try:  # in C, which the standard library's encoder leaves when it indents
+        text: str = main.load("msgspec.json", "format")(json.dumps(plain, ensure_ascii=False), indent=2)
+    except ValueError:  # infinity, or half of a surrogate pair
+        text = json.dumps(plain, indent=2, ensure_ascii=False)
     if text.isascii():
         return text
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

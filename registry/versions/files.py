@@ -1,6 +1,7 @@
 """Files of versions and bases: well-known names, and the kinds, media types and limits that a push allows."""
 
 import fnmatch
+import functools
 from collections.abc import Callable
 
 from registry.findings import Finding
@@ -103,6 +104,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 """Kinds that are refused with a reason of their own; other files are `WHOLE_MODEL` or `file.kind_unknown`."""
 
 
+@functools.lru_cache(maxsize=256)
 def kind_of(path: str) -> FileKind | None:
     """The kind of a path in the version's root or a folder below it, or None for one that no version holds."""
     name = path.rsplit("/", 1)[-1]

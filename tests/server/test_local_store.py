@@ -17,7 +17,7 @@ from registry.digest import Digest
 from registry.errors import Conflict, NotFound, Unavailable
 from registry.filesystem import sync_folder
 from registry.server.storage import local as local_store
-from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.blobs import any_key_of, key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
 from registry.versions.files import WEIGHTS
 from tests import samples
@@ -79,6 +79,26 @@ def test_anything_but_a_file_is_no_blob_and_is_moved_aside(tmp_path: Path, kind:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_pushes_share_the_folders_of_staged_blobs_and_see_only_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalBlobs(tmp_path)
+    keys = [staging_key_of(push_id, DIGEST) for push_id in ("psh_1a", "psh_21a", "psh_2b")]
+    keys += [any_key_of("psh_1a", DIGEST)]
+    for key in keys:
+        store.put(key, [DATA], limit_bytes=len(DATA))
+    folders: list[str] = []
+    monkeypatch.setattr(os, "mkdir", lambda path, **_options: folders.append(path))
+    for key in keys:
+        store.delete(key)
+        store.put(key, [DATA], limit_bytes=len(DATA))
+    assert folders == [], "a folder for each push would cost more than its files"
+    assert sorted(stat.key for stat in store.list("staging/")) == sorted(keys)
+    assert sorted(stat.key for stat in store.list("staging/psh_1a/")) == sorted([keys[0], keys[3]])
+    assert [stat.key for stat in store.list("staging/psh_2b/")] == [keys[2]]
+    assert list(store.list("staging/psh_a/")) == []
+
+
 def test_a_commit_forces_each_folder_to_disk_once(
     local: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,10 +124,10 @@ def test_a_commit_forces_each_folder_to_disk_once(
 def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalBlobs(tmp_path)
     store.put(STAGED, [DATA], limit_bytes=len(DATA))
-    scandir, locked = os.scandir, (tmp_path / STAGED).parent
+    scandir, staged = os.scandir, store.local_path(STAGED)
 
     def failing(path: Any) -> Any:
-        if Path(path) == locked:
+        if staged is not None and Path(path) == staged.parent:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import ipaddress
 import json as texts
@@ -404,6 +405,7 @@ def _parsed_token(token: str) -> str:
     return token
 
 
+@functools.lru_cache(maxsize=64)
 def origin(url: str) -> tuple[str, str, int | None]:
     """Return scheme, host and port of a URL."""
     parts = urlsplit(url)

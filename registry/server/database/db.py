@@ -242,7 +242,7 @@ def bulk_insert(session: Session, rows: Sequence[SQLModel]) -> None:
     """
     if rows:
         statement, columns = _build_bulk_insert(type(rows[0]))
-        session.connection().execute(statement, [{name: getattr(row, name) for name in columns} for row in rows])
+        session.connection().execute(statement, _column_values(rows, columns))
 
 
 def bulk_insert_with_ids(session: Session, rows: Sequence[SQLModel], key: tuple[str, ...]) -> None:
@@ -250,11 +250,16 @@ def bulk_insert_with_ids(session: Session, rows: Sequence[SQLModel], key: tuple[
     if rows:
         statement, columns = _build_bulk_insert(type(rows[0]))
         table = type(rows[0]).__table__  # type: ignore[attr-defined]
-        values = [{name: getattr(row, name) for name in columns} for row in rows]
+        values = _column_values(rows, columns)
         by_key = {tuple(getattr(row, name) for name in key): row for row in rows}
         returning = statement.returning(table.c.id, *(table.c[name] for name in key))
         for row_id, *row_key in session.connection().execute(returning, values):
             set_committed_value(by_key[tuple(row_key)], "id", row_id)
+
+
+def _column_values(rows: Sequence[SQLModel], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Column → value of each new row, past SQLAlchemy's attributes: a new row has all of its values."""
+    return [{name: values[name] for name in columns} for values in map(vars, rows)]
 
 
 @functools.cache

@@ -36,14 +36,30 @@ _MORE = getattr(socket, "MSG_MORE", 0)
 _LOG = logging.getLogger("registry.server")
 
 
+class ReceiveBuffer:
+    """Memory for the bodies that a thread receives one after the other. It is made for the first one."""
+
+    def __init__(self) -> None:
+        self._data = memoryview(b"")
+
+    def view(self, size_bytes: int) -> memoryview:
+        """Return memory for this many bytes, or for a full buffer if they are more."""
+        size_bytes = min(size_bytes, BUFFER_BYTES)
+        if len(self._data) < size_bytes:
+            self._data = memoryview(bytearray(size_bytes))
+        return self._data[:size_bytes]
+
+
 class Exchange:
     """One request and its response. `received` is what was read from the socket: the head, and what came with it.
 
     Afterwards `status` is the response's (0 if none was begun), and `rest` what was received of the next request.
     """
 
-    def __init__(self, sock: socket.socket, request: LinkRequest, context: LinkBackend, received: bytes) -> None:
-        self._socket, self._request, self._context = sock, request, context
+    def __init__(
+        self, sock: socket.socket, request: LinkRequest, context: LinkBackend, received: bytes, buffer: ReceiveBuffer
+    ) -> None:
+        self._socket, self._request, self._context, self._buffer = sock, request, context, buffer
         self._counter = StallCounter(context.stall_seconds)
         self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode("latin-1")).decode()
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
@@ -96,7 +112,7 @@ class Exchange:
         """Yield the body. A chunk is valid until the next one."""
         if "expect" in self._request.headers and not self.rest:
             self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        buffer = memoryview(bytearray(min(BUFFER_BYTES, self._remaining)))
+        buffer = self._buffer.view(self._remaining)
         while self._remaining:
             size = min(len(buffer), self._remaining)
             filled = min(size, len(self.rest))

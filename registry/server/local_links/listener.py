@@ -24,7 +24,7 @@ from registry.server.http.request_log import RequestLog
 from registry.server.local_links import connections
 from registry.server.local_links.backend import LinkBackend
 from registry.server.local_links.connections import ConnectionLimits
-from registry.server.local_links.exchange import Exchange
+from registry.server.local_links.exchange import Exchange, ReceiveBuffer
 from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, may_become_link, read_request
 from registry.server.storage.signed_links import LinkSigner, SignedLink
 
@@ -222,10 +222,11 @@ class LinkListener:
         """Handle one request, and those that follow at once, in a thread."""
         shares = _shares_of(request.link)
         following: LinkRequest | None = request
+        buffer = ReceiveBuffer()
         is_reusable = False
         try:
             while following is not None:
-                exchange = Exchange(connection.socket, following, self._context, connection.received)
+                exchange = Exchange(connection.socket, following, self._context, connection.received, buffer)
                 is_reusable = exchange.run()
                 connection.received = exchange.rest
                 if exchange.status:

@@ -172,7 +172,8 @@ def inspect_files(
     )
     measured = None
     if inline:
-        measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, read_first.measuring)
+        whole = memoryview(read(weights.path, 0, weights.size_bytes))
+        measured = measure(lambda at, n: whole[at : at + n], weights.size_bytes, read_first.measuring)
     facts = {**facts, **claims}
     is_loadable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     testable = spec.is_registered and is_loadable

@@ -1,7 +1,9 @@
 """`LocalBlobs`: the default store, blobs as files in one folder.
 
-    ROOT/blobs/sha256/ab/<hex>   ROOT/staging/<push id>/<hex>   ROOT/tmp/<random>   ROOT/aside/<hex>-<random>
+    ROOT/blobs/sha256/ab/<hex>   ROOT/staging/9f/<push id>.<hex>   ROOT/tmp/<random>   ROOT/aside/<hex>-<random>
 
+- A path is its key. Only staged files share folders, by the end of their push's id: to make and remove a folder for
+  each push takes longer than all other names of its blobs together.
 - A file is written under `tmp/`, forced to disk and renamed to its key; then the folder is forced to disk. A power cut
   or `kill -9` leaves the whole blob, or a leftover in `tmp/`: never half a blob under its key.
 - A staged blob may be missing after a power cut, as a whole: it is sent again. A commit makes all of its group durable
@@ -36,6 +38,7 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 """Errors of a file system without hard links, or with a full link count."""
 _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Errors for a path where no file is."""
+_STAGING = "staging/"
 
 
 class LocalBlobs(blobs.BlobStore):
@@ -50,7 +53,15 @@ class LocalBlobs(blobs.BlobStore):
 
     def _path(self, key: str) -> str:
         """The path of a key as text: a `Path` takes longer to make than its file to be looked up."""
-        return self._folder + key
+        if not key.startswith(_STAGING):
+            return self._folder + key
+        push_id, _, rest = key.removeprefix(_STAGING).partition("/")
+        return f"{self._folder}{_STAGING}{push_id[-2:]}/{push_id}.{rest.replace('/', '.')}"
+
+    def _key(self, path: str) -> str:
+        """The key of a path; no key for a file that is none of the store's."""
+        key = path.removeprefix(self._folder)
+        return _STAGING + os.path.basename(key).replace(".", "/") if key.startswith(_STAGING) else key
 
     @classmethod
     def from_url(cls, url: str) -> LocalBlobs:
@@ -64,7 +75,7 @@ class LocalBlobs(blobs.BlobStore):
     def local_path(self, key: str) -> Path | None:
         """Return the path of the key's file."""
         blobs.digest_of(key)
-        return self.root / key
+        return Path(self._path(key))
 
     def stat(self, key: str) -> blobs.Stat | None:
         """Look a file up. Its digest was verified before it got its name."""
@@ -81,6 +92,13 @@ class LocalBlobs(blobs.BlobStore):
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield a range of the file in chunks. A reader keeps its bytes if the file is deleted meanwhile."""
+        return self._open(key, start, blobs.WHOLE_BYTES if length is None else length, CHUNK_BYTES)
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Return the bytes of a small range: one piece, which need not be copied."""
+        return b"".join(self._open(key, start, length, length))
+
+    def _open(self, key: str, start: int, length: int, chunk_bytes: int) -> Iterator[bytes]:
         blobs.digest_of(key)
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
@@ -91,16 +109,17 @@ class LocalBlobs(blobs.BlobStore):
         if not modes.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             blobs.raise_unknown(key)
-        return _read_chunks(descriptor, start, blobs.WHOLE_BYTES if length is None else length)
+        return _read_chunks(descriptor, start, length, chunk_bytes)
 
     def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> blobs.BlobWriter:
         """Begin to write a file under `tmp/`."""
-        return FileWriter(self._folder, key, blobs.DigestVerifier(key, limit_bytes, is_hashed=is_hashed))
+        verifier = blobs.DigestVerifier(key, limit_bytes, is_hashed=is_hashed)
+        return FileWriter(self._folder, key, self._path(key), verifier)
 
     def copy(self, key: str, target: str, size_bytes: int) -> None:
         """Link a file to another staging key. Where it cannot be linked, and to final keys, it is written."""
         blobs.require_digest(target, blobs.digest_of(key))
-        if not (target.startswith("staging/") and self._link_staged(self._path(key), self._path(target))):
+        if not (target.startswith(_STAGING) and self._link_staged(self._path(key), self._path(target))):
             super().copy(key, target, size_bytes)
 
     def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
@@ -128,7 +147,7 @@ class LocalBlobs(blobs.BlobStore):
                 sync_folder(folder)
 
     def _link_staged(self, staged: str, target: str) -> bool:
-        """Whether the file has this name now. A racing delete may have removed the folder while it was empty."""
+        """Whether the file has this name now."""
         with _translate_errors():
             _make_folder(os.path.dirname(target), durable=False)
             try:
@@ -136,7 +155,7 @@ class LocalBlobs(blobs.BlobStore):
             except FileExistsError:
                 return True
             except OSError as e:
-                if e.errno not in _NO_LINKS | {errno.ENOENT}:
+                if e.errno not in _NO_LINKS | {errno.ENOENT}:  # the source may be gone
                     raise
                 return False
         return True
@@ -180,24 +199,23 @@ class LocalBlobs(blobs.BlobStore):
         return self.links.sign(method, key, size_bytes, seconds=seconds, owner=owner) if self.links else None
 
     def delete(self, key: str) -> None:
-        """Delete a file, and a staging folder that is empty then."""
+        """Delete a file."""
         blobs.digest_of(key)
         path = self._path(key)
         with _translate_errors():
             self._move_aside(path)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            if key.startswith("staging/"):
-                with contextlib.suppress(OSError):  # not empty yet, or gone already
-                    os.rmdir(os.path.dirname(path))
 
     def list(self, prefix: str) -> Iterator[blobs.Stat]:
         """Yield every key under a prefix that ends in `/`, in the file system's order. Files may come and go."""
-        for folder, _, files in os.walk(self.root / prefix, onerror=_raise_unreadable):
+        of_push = prefix.startswith(_STAGING) and prefix != _STAGING
+        top = os.path.dirname(self._path(prefix)) if of_push else self._folder + prefix
+        for folder, _, files in os.walk(top, onerror=_raise_unreadable):
             for name in files:
-                key = str(Path(folder, name).relative_to(self.root))
+                key = self._key(os.path.join(folder, name))
                 with contextlib.suppress(FileNotFoundError, ValueError):
-                    stat = self.stat(key)
+                    stat = self.stat(key) if key.startswith(prefix) else None
                     if stat is not None:
                         yield stat
 
@@ -218,9 +236,9 @@ class LocalBlobs(blobs.BlobStore):
 class FileWriter:
     """Writes one file under `tmp/` and renames it to its key in `finish`."""
 
-    def __init__(self, root: str, key: str, verifier: blobs.DigestVerifier) -> None:
+    def __init__(self, root: str, key: str, path: str, verifier: blobs.DigestVerifier) -> None:
         self._verifier = verifier
-        self._key, self._final = key, os.path.join(root, key)
+        self._key, self._final = key, path
         self._flushed_bytes = 0
         self._temporary = os.path.join(root, "tmp", f"{self._verifier.digest.short}-{secrets.token_hex(8)}")
         with _translate_errors():
@@ -247,16 +265,12 @@ class FileWriter:
     def finish(self) -> blobs.Stat:
         """Verify the digest and move the file to its key."""
         self._verifier.verify()
-        folder, durable = os.path.dirname(self._final), not self._key.startswith("staging/")
+        folder, durable = os.path.dirname(self._final), not self._key.startswith(_STAGING)
         with _translate_errors():
             os.fsync(self._descriptor)
             self._close()
             _make_folder(folder, durable=durable)
-            try:
-                os.rename(self._temporary, self._final)
-            except FileNotFoundError:  # a racing delete removed the empty staging folder
-                _make_folder(folder, durable=durable)
-                os.rename(self._temporary, self._final)
+            os.rename(self._temporary, self._final)
             if durable:
                 sync_folder(folder)
         return blobs.Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
@@ -273,11 +287,11 @@ class FileWriter:
             self._descriptor = -1
 
 
-def _read_chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
+def _read_chunks(descriptor: int, start: int, length: int, chunk_bytes: int) -> Iterator[bytes]:
     try:
         while length > 0:
             with _translate_errors():
-                chunk = os.pread(descriptor, min(CHUNK_BYTES, length), start)
+                chunk = os.pread(descriptor, min(chunk_bytes, length), start)
             if not chunk:
                 return
             yield chunk
