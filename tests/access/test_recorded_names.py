@@ -22,7 +22,7 @@ from tests.memory_blobs import MemoryBlobs
 
 @pytest.fixture
 def tenants(harness: Harness) -> Tenants:
-    """What its pushes still do after their answers has ended: records are counted here."""
+    """What its pushes still do after their responses has ended: records are counted here."""
     tenants = Tenants(harness)
     harness.transport.settle()
     return tenants

@@ -170,7 +170,7 @@ def test_many_names_of_trained_tokens_and_many_rows_do_not_multiply() -> None:
 @pytest.mark.security
 @pytest.mark.parametrize("field", ["layers_pattern", "modules_to_save"])
 def test_many_names_in_a_configuration_and_many_modules_do_not_multiply(field: str) -> None:
-    """A plan judges headers: 100 KB of names kept a server busy for minutes."""
+    """A plan evaluates headers: 100 KB of names kept a server busy for minutes."""
 
     def run(count: int) -> None:
         base = samples.llama(layers=max(1, count // 20))

@@ -140,7 +140,7 @@ def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
     assert len(wire.requests) == ATTEMPTS_LIMIT
 
 
-def test_an_unknown_certificate_authority_is_answered_with_the_setting() -> None:
+def test_an_unknown_certificate_authority_is_refused_with_the_setting() -> None:
     reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate"
     wire = ScriptedServer(script(*[httpx.ConnectError(reason)] * ATTEMPTS_LIMIT))
     with pytest.raises(Unavailable, match=r"registry\.test is unreachable") as caught:
