@@ -11,6 +11,7 @@ A stage's word is pass, warn, fail or unknown; `refused`, if the push is an erro
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,6 @@ from registry.client.transfer import push as pushing
 from registry.compat import check
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import add_up, summarize
-from registry.names import AdapterName
 from registry.server.database import schema
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
@@ -88,20 +88,17 @@ class Product:
 
     def evaluate(self, folders: dict[str, Path]) -> dict[str, Said]:
         """The stages after `check` of these adapters (id → folder): all are pushed, then the worker runs."""
+        cases = {folder: case for case, folder in folders.items()}
+        names = [(folder, f"truth/{hashlib.sha256(case.encode()).hexdigest()}") for folder, case in cases.items()]
         answers: dict[str, Said] = {}
         refs: dict[str, str] = {}
-        for case, folder in folders.items():
-            name = "truth/" + "".join(c if c.isalnum() else "-" for c in case.rpartition("/")[0].lower())
-            try:
-                version = pushing.push_folder(
-                    self._harness.admin, folder, AdapterName.parse(name), base=self._base
-                ).version
-                refs[case] = f"{name}@{version.number}"
-            except RegistryError as e:
-                word = "crash" if e.code == "INTERNAL" else "refused"
-                answers[case] = {"compat": (word, str(e)[:TEXT])}
-            except Exception as e:
-                answers[case] = {"compat": ("crash", f"{type(e).__name__}: {e}"[:TEXT])}
+        for result in pushing.push_all(self._harness.admin, names, base=self._base):
+            case = cases[result.folder]
+            if result.value is not None:
+                refs[case] = f"{result.name}@{result.value.version.number}"
+            elif result.error is not None:
+                word = "crash" if result.error.code == "INTERNAL" else "refused"
+                answers[case] = {"compat": (word, str(result.error)[:TEXT])}
         self._worker.run(once=True)
         return answers | {case: self._stored(ref) for case, ref in refs.items()}
 
