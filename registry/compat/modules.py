@@ -23,6 +23,8 @@ _FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gat
           "up_proj": "gate_up_proj"}  # fmt: skip
 """Separate projection → the fused one that some architectures have in its place."""
 _LINEAR = ("linear", "conv1d")
+_SHAPED = ("embedding", "conv")
+"""Kinds whose updates have names or dimensions of their own."""
 FUSED = ("gate_up_proj", "down_proj")
 """The parameters of a block of experts, as transformers 5 fuses them."""
 _HEADS = ("lm_head", "embed_out")
@@ -146,7 +148,7 @@ def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
         module = lookup.find_sized(update.path)
         if module is None:
             continue
-        if any((module.kind == kind) != (update.kind == kind) for kind in ("embedding", "conv")):
+        if module.kind != update.kind and (module.kind in _SHAPED or update.kind in _SHAPED):
             message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
             lookup.findings.report("compat.kind", update.path, message, module.kind, update.kind)
         elif module.kind in ("norm", "experts", "parameter"):

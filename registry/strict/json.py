@@ -14,9 +14,12 @@ from registry.findings import Finding
 from registry.structs import Value
 
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+SPLIT_BYTES = 2**20
+"""How much may be split at its quotes at once: a part takes up to 40 bytes of memory."""
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_ODD_INTEGER = re.compile(r"-0(?![.0-9eE])|[0-9]{41}")
+_SIGNED_ZERO, _LONG_INTEGER = re.compile(r"-0(?![.0-9eE])"), re.compile(r"[0-9][0-9]{40}")
+"""Two patterns of which `re` knows how they begin: as one, or with `{41}`, they take three times as long."""
 
 
 class Dialect(Value, frozen=True):
@@ -45,7 +48,8 @@ def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
         refuse(dialect, file, dialect.unreadable, "begins with a byte order mark, which JSON does not allow")
     if depth_of(data, stop_at=dialect.depth) > dialect.depth:
         refuse(dialect, file, "too_deep", f"nests objects and arrays deeper than {dialect.depth}")
-    odd = _ODD_INTEGER.search(text)  # looked for once, because a callback for each integer is slow
+    # looked for once, because a callback for each integer is slow
+    odd = _SIGNED_ZERO.search(text) or _LONG_INTEGER.search(text)
     try:
         value = json.loads(
             text,
@@ -77,7 +81,9 @@ def depth_of(data: bytes, *, stop_at: int) -> int:
 
     All texts are cut out, then the innermost pairs are cut out layer by layer: `stop_at` passes at C's speed.
     """
-    brackets = _TEXT.sub(b"", data).translate(_TO_SQUARE, _NOT_BRACKETS)
+    few = len(data) <= SPLIT_BYTES and b"\\" not in data  # then every second part lies between two quotes
+    outside = b"".join(data.split(b'"')[::2]) if few else _TEXT.sub(b"", data)
+    brackets = outside.translate(_TO_SQUARE, _NOT_BRACKETS)
     for depth in range(stop_at + 1):
         if not brackets:
             return depth

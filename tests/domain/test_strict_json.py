@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.errors import Invalid
-from registry.strict.json import Dialect, depth_of, parse
+from registry.strict.json import SPLIT_BYTES, Dialect, depth_of, parse
 from tests import effort
 
 DIALECT = Dialect("CONFIG_INVALID", "config", depth=4)
@@ -45,6 +45,13 @@ def test_good_text_is_read() -> None:
 )
 def test_depth_counts_brackets_outside_texts(text: str, depth: int) -> None:
     assert depth_of(text.encode(), stop_at=4) == depth
+
+
+@pytest.mark.parametrize("text", ['["a[", {"b": "]"}]', '["[[', '"[" "', '""[""', "[]"])
+def test_a_backslash_or_more_bytes_change_no_depth(text: str) -> None:
+    depth = depth_of(text.encode(), stop_at=4)
+    assert depth_of(text.replace("a", "\\\\").encode(), stop_at=4) == depth
+    assert depth_of(b" " * SPLIT_BYTES + text.encode(), stop_at=4) == depth
 
 
 @pytest.mark.parametrize("text", [b"[" * 8_000_000, b"]" * 8_000_000, b'"' + b'\\"' * 4_000_000, b"[]" * 4_000_000])
