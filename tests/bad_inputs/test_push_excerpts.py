@@ -94,7 +94,7 @@ def test_a_strict_namespace_refuses_before_a_byte_is_sent(based: Harness, tmp_pa
     other = samples.write(samples.lora(samples.llama(hidden=128), seed=9), tmp_path / "other")
     with based.session() as session:
         before = len(rows(session, PushRow))
-    with pytest.raises(Refused, match=r"does not fit its base 'tiny-llama': .*expected") as refusal:
+    with pytest.raises(Refused, match=r"does not fit its base 'tiny-llama': .*takes \[8, 64\] there") as refusal:
         push.push_folder(based.admin, other, NAME, base="tiny-llama")
     assert (refusal.value.code, refusal.value.findings[0].code) == ("INCOMPATIBLE", "compat.shape")
     with based.session() as session:
