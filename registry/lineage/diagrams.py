@@ -117,7 +117,7 @@ def svg(lineage: Lineage, paths: Mapping[str, str] | None = None) -> Iterator[st
     _check_drawable(lineage, column)
     slots = _slots(lineage, column)
     widths = [
-        max([LETTER * len(_longest(nodes[n])) + 20 for n, c in each if column[n] == c], default=0) for each in slots
+        max([LETTER * len(_longest(nodes[n])) + 32 for n, c in each if column[n] == c], default=0) for each in slots
     ]
     heights = [sum(ROW if column[n] == c else TRACK for n, c in each) for each in slots]
     tallest = max(heights, default=0)

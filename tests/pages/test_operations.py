@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from registry.errors import Unavailable
 from registry.server.pages.operations import audit
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
+from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness
 from tests.pages.conftest import Browser
@@ -45,6 +47,27 @@ def test_the_fleet_shows_nodes_versions_and_convergence(signed_in: Browser) -> N
     assert "node-of-acme" in page
     assert "&lt;i&gt;loaded&lt;/i&gt;" in page
     assert "No nodes" in signed_in.get("/fleet?base=nothing").text
+
+
+def test_the_fleet_stays_small_with_many_nodes_and_adapters(tmp_path: Path) -> None:
+    """And shows what a node refuses before what it serves, and both before what it has not reported."""
+    with Harness(f"sqlite:///{tmp_path}/registry.db") as harness:
+        many_adapters.fill(harness, 200)
+        digests = {name: harness.admin.version(name).digest for name in (many_adapters.PUSHED, "acme/shop-000197")}
+        slots = [
+            SlotReport(adapter=name, digest=digest, served_name=name, state=state)
+            for (name, digest), state in zip(digests.items(), (SlotState.SERVING, SlotState.REFUSED), strict=True)
+        ]
+        for number in range(20):
+            harness.admin.report_node(f"n{number}", "vllm", NodeReport(base="tiny-llama", alias="main", slots=slots))
+        with Browser(harness) as browser:
+            browser.sign_in(harness.secret)
+            page = browser.get("/fleet")
+    assert len(page.content) < 150_000
+    node = text_of(page.text.partition('aria-label="vllm on n0"')[2])
+    assert node.index("refused") < node.index("serving") < node.index("absent")
+    assert "and 189 more: filter by adapter" in node
+    assert "and 149 more: filter by adapter or base" in text_of(page.text)
 
 
 def test_a_job_and_a_campaign_show_their_progress_and_a_job_can_be_cancelled(

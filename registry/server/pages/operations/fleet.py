@@ -9,6 +9,8 @@ from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()
 PAGE_NODES = 20
+SHOWN = {"versions": 50, "slots": 10}
+"""How many versions of the convergence, and of each node. What a node does not serve comes first."""
 
 
 @router.get("/fleet")
@@ -19,4 +21,5 @@ def show_fleet(
     """Show the serving nodes as they reported last."""
     filters = {"base": base.strip(), "alias": alias.strip(), "adapter": adapter.strip()}
     page = status.nodes(session, visitor.actor, status.NodeFilter(**filters), cursor=cursor, limit=PAGE_NODES)
-    return render(request, "fleet.html", is_live=True, title="Fleet", page=page, filters=filters, cursor=cursor)
+    return render(request, "fleet.html", is_live=True, title="Fleet", page=page, filters=filters, cursor=cursor,
+                  shown=SHOWN)  # fmt: skip
