@@ -14,7 +14,7 @@ from registry import names
 from registry.api.catalog import Resolved
 from registry.client.transfer import pull as pulling
 from registry.client.transfer.bulk import Result
-from registry.errors import Invalid
+from registry.errors import Invalid, NotFound
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
 from registry.versions.files import WEIGHTS_ENDINGS
@@ -101,12 +101,15 @@ def cat(ref: Ref, file: str) -> None:
 def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     """Download every adapter of a base into DIR/NAMESPACE/NAME.
 
-    One failure does not stop the others.
+    One failure does not stop the others. Exit 4 if there is no such adapter.
     """
     selector = names.selector(alias or names.NEWEST)
     with session.versions() as registry, ProgressLine(base) as progress:
         views = pulling.adapters_of(registry, base, namespace=namespace, alias=alias)
         adapters = [AdapterName.parse(view.name) for view in views]
+        if not adapters:
+            raise NotFound("ADAPTER_UNKNOWN", f"no adapter of the base '{base}' is selected",
+                           next_step="`adapter base list` shows the bases, `adapter list` the adapters")  # fmt: skip
         refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapters]
         progress.total_items = len(refs)
         results = pulling.pull_all(

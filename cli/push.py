@@ -378,7 +378,10 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
 
 
 def _refuse_folder_of_adapters(folder: Path, name: AdapterName) -> None:
-    """`Invalid` (FOLDER_INVALID) if the folder is no adapter, and folders in it are."""
+    """`Invalid` (FOLDER_INVALID) if the folder is no adapter, and folders in it are; or if the name is the folder."""
+    if not folder.exists() and Path(str(name)).is_dir():
+        raise Invalid("FOLDER_INVALID", f"folder {str(folder)!r} does not exist",
+                      next_step=f"the folder comes first: adapter push {name} {folder}")  # fmt: skip
     if _is_adapter(folder):
         return
     count = sum(path.is_dir() and _is_adapter(path) for path in folder.iterdir())

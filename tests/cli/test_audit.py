@@ -74,6 +74,8 @@ def test_the_log_is_filtered_by_actor_and_time_and_a_date_is_a_day(cli: CommandR
     assert [event["seq"] for event in earlier] == [event["seq"] for event in events if event["at"] <= middle]
     assert cli("audit", "log", "--actor", "somebody", "--json").json["items"] == []
     assert cli("audit", "log", "--until", "2020-01-02").stdout == "No events that you may see.\n"
+    assert len(cli("audit", "log", "--since", "1w", "--json").json["items"]) == len(events)
+    assert cli("audit", "log", "--until", "1w", "--json").json["items"] == []
     assert "is not a time" in cli("audit", "log", "--since", "yesterday", expect=2).stderr
     assert "without --until" in cli("audit", "log", "--until", today, "--follow", expect=2).stderr
 

@@ -286,6 +286,13 @@ def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
     )
 
 
+def test_a_name_in_the_place_of_the_folder_is_noticed(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.make_adapter("out/good")
+    monkeypatch.chdir(cli.folder / "adapters")
+    refused = cli("push", "acme/support", "out/good", "--json", expect=2).problem
+    assert refused["next_step"] == "the folder comes first: adapter push out/good acme/support"
+
+
 def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     folders = [cli.make_adapter(name) for name in ("a", "b", "c")]
@@ -301,10 +308,9 @@ def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
         assert weights == (folder / "adapter_model.safetensors").read_bytes()
     items = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--json").json["items"]
     assert [item["resolved"]["number"] for item in items] == [1, 1, 1]
-    none = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--namespace", "elsewhere")
-    assert none.stdout.startswith("0 adapters")
-    none = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--alias", "production")
-    assert none.stdout.startswith("0 adapters")
+    for words in (["tiny-llama", "--namespace", "elsewhere"], ["tiny-llama", "--alias", "production"], ["tiny-lama"]):
+        none = cli("pull-all", tmp_path / "new", "--base", *words, "--json", expect=4)
+        assert none.problem["code"] == "ADAPTER_UNKNOWN", "a mistyped word must not end a deployment as done"
 
 
 def test_the_audit_log_is_complete_and_in_order(released: CommandRunner) -> None:
@@ -334,6 +340,7 @@ def test_base_show_and_list(cli: CommandRunner) -> None:
         (["pull", "acme/x:prod@3"], 2, "name 'x:prod' must be"),
         (["push", "nowhere", "acme/x", "--base", "b"], 2, "folder 'nowhere' does not exist"),
         (["push-all", "nowhere", "acme"], 2, "nowhere"),
+        (["base", "show", "tiny-lama"], 4, "`adapter base list` shows"),
         (["history", "acme/x@3"], 2, "NAME or NAME:ALIAS"),
         (["history", "acme/x", "--at", "yesterday"], 2, "is not a time"),
         (["promote", "acme/x", "3"], 4, "there is no adapter"),
