@@ -93,7 +93,13 @@ def _sizes(
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)
     is_new = there[0].kind != "conv" or there[0].kernel  # older records of a base have no kernels
-    factors = (1, math.prod(there[0].kernel)) if is_new else _KERNELS
+    factors = (*((1,) if module.is_conv else ()), math.prod(there[0].kernel)) if is_new else _KERNELS
+    kernel = there[0].kernel or (module.kernel if there[0].kind == "conv" else (1,) * len(module.kernel))
+    if module.kernel and module.kernel != kernel:
+        kernels = (list(kernel), list(module.kernel))
+        message = f"{module.path} updates a kernel of {kernels[1]}; {base.name} has {kernels[0]} there"
+        findings.report("compat.shape", module.path, message, *kernels, group=f"kernel {kernels}")
+        return
     if module.out_features == expected[0] and module.in_features in [expected[1] * factor for factor in factors]:
         return
     sizes = (module.out_features, module.in_features)

@@ -12,6 +12,11 @@ import pytest
 from registry.adapters import formats, safetensors
 from registry.adapters.formats import images as image_facts
 from registry.adapters.formats.facts import FileFacts
+from registry.bases import BaseSpec
+from registry.bases.fingerprints import Fingerprints
+from registry.bases.modules import Kind, ModuleShape
+from registry.compat.files import check_file
+from registry.digest import Digest
 from tests import samples
 from tests.samples import Tensor
 
@@ -304,3 +309,28 @@ def test_dora_and_components_are_seen() -> None:
     facts = facts_of(names)
     assert facts.has_dora
     assert facts.components == ("text_encoder", "unet")
+
+
+@pytest.mark.parametrize(("kind", "of_base", "kernel", "mid", "fits"), [
+    ("conv", (3, 3), (3, 3), False, True), ("conv", (3, 3), (5, 5), False, False), ("conv", (3, 3), (), False, False),
+    ("conv", (3, 3), (1, 1), True, True), ("conv", (3, 3), (1, 1), False, False), ("conv", (), (3, 3), False, True),
+    ("linear", (), (1, 1), False, True), ("linear", (), (3, 3), False, False),
+])  # fmt: skip
+def test_a_pair_for_a_convolution_has_the_kernel_of_the_base(
+    kind: Kind, of_base: tuple[int, ...], kernel: tuple[int, ...], mid: bool, fits: bool
+) -> None:
+    """A base's record may have no kernel, if it is old. With `mid`, a third factor has the kernel."""
+    at = "lora_unet_mid_block_resnets_0_conv1"
+    tensors: dict[str, Tensor] = {
+        f"{at}.lora_down.weight": ("F32", (R, D, *kernel), None),
+        f"{at}.lora_up.weight": ("F32", (D, R, *(1 for _ in kernel)), None),
+    }
+    if mid:
+        tensors[f"{at}.lora_mid.weight"] = ("F32", (R, R, 3, 3), None)
+    module = ModuleShape(kind=kind, in_features=D, out_features=D, kernel=of_base)
+    base = BaseSpec(
+        name="sd", components=("unet",), modules={"unet.mid_block.resnets.0.conv1": module},
+        fingerprints=Fingerprints(architecture=Digest.of(b"sd")),
+    )  # fmt: skip
+    codes = {finding.code for finding in check_file(facts_of(tensors), base) if finding.severity == "error"}
+    assert codes == (set() if fits else {"compat.shape"})

@@ -14,7 +14,8 @@ class FileModule(FrozenModel):
     """One module that is updated: [out_features, in_features], 0 where the file does not tell.
 
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
-    then counts channels times the kernel where the format stores them so. `a` and `b` name the tensors of a plain pair
+    then counts channels times the kernel where the format stores them so, and `kernel` is that of a pair which has one.
+    `a` and `b` name the tensors of a plain pair
     (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
     `is_half`: one of the two is missing. `fault`: what else makes the update impossible, in words.
     """
@@ -25,6 +26,7 @@ class FileModule(FrozenModel):
     in_features: int = 0
     out_features: int = 0
     is_conv: bool = False
+    kernel: tuple[int, ...] = ()
     multiplier: float | None = None
     a: str = ""
     b: str = ""

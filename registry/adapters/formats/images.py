@@ -131,7 +131,8 @@ def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     down = by_end.get("lora_A") or by_end.get("lora_down") or by_end.get("down") or by_end.get("hada_w1_b")
     up = by_end.get("lora_B") or by_end.get("lora_up") or by_end.get("up") or by_end.get("hada_w1_a")
     if down and up and len(down) >= 2 and "hada_t1" not in halves:
-        return {"out_features": up[0], "in_features": down[1], "is_conv": len(down) > 2}
+        kernel = () if "lora_mid.weight" in halves else down[2:]
+        return {"out_features": up[0], "in_features": down[1], "is_conv": len(down) > 2, "kernel": kernel}
     first, second = _kronecker(by_end, "1"), _kronecker(by_end, "2")
     if first and second:
         return {"out_features": first[0] * second[0], "in_features": first[1] * second[1], "is_conv": len(second) > 2}
