@@ -20,7 +20,7 @@ from registry.api.audit.webhooks import (
     DeliveryView,
     WebhookCreate,
     WebhookCreated,
-    WebhookList,
+    WebhookPage,
     WebhookView,
 )
 from registry.client.core import AnyRef, Versions, path_of
@@ -78,9 +78,9 @@ class Audit(Versions):
         """Create a webhook. Only this response has its secret."""
         return self._post("/webhooks", request, WebhookCreated)
 
-    def webhooks(self) -> WebhookList:
-        """All webhooks."""
-        return self._get("/webhooks", WebhookList)
+    def webhooks(self) -> WebhookPage:
+        """All webhooks, oldest first, of as many pages as there are."""
+        return self._get_all("/webhooks", WebhookPage)
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
         """Delete a webhook and its deliveries."""

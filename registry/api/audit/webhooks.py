@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api.models import ItemList, Request, Response
+from registry.api.models import ItemList, ItemPage, Request, Response
 from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
 
@@ -34,8 +34,8 @@ class WebhookCreated(Response):
     secret: str
 
 
-class WebhookList(ItemList[WebhookView]):
-    """The webhooks that the caller administers."""
+class WebhookPage(ItemPage[WebhookView]):
+    """A page of the webhooks that the caller administers."""
 
 
 class DeliveryView(Response):

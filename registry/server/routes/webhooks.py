@@ -9,7 +9,7 @@ from registry.api.audit.webhooks import (
     DeliveryView,
     WebhookCreate,
     WebhookCreated,
-    WebhookList,
+    WebhookPage,
     WebhookView,
 )
 from registry.events import DeliveryState
@@ -34,9 +34,11 @@ def create_webhook(
 
 
 @router.get("/webhooks")
-def list_webhooks(session: deps.SessionDep, actor: deps.Admin) -> WebhookList:
+def list_webhooks(
+    session: deps.SessionDep, actor: deps.Admin, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
+) -> WebhookPage:
     """List the webhooks of the namespaces that the caller administers."""
-    return WebhookList(items=webhooks.list_webhooks(session, actor))
+    return webhooks.list_webhooks(session, actor, cursor=cursor, limit=limit)
 
 
 @router.delete("/webhooks/{webhook_id}")

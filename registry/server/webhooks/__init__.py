@@ -10,13 +10,13 @@ import secrets
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import func
+from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.audit import EventView
-from registry.api.audit.webhooks import DeliveryView, WebhookCreate, WebhookView
-from registry.errors import Invalid, NotFound
+from registry.api.audit.webhooks import DeliveryView, WebhookCreate, WebhookPage, WebhookView
+from registry.errors import Invalid, NotFound, invalid_cursor
 from registry.events import DeliveryState, EventType
 from registry.roles import Scope
 from registry.server import audit
@@ -24,6 +24,7 @@ from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
 from registry.server.webhooks.target import check_url
@@ -59,10 +60,21 @@ def create(
     return db.to_view(row, WebhookView), secret_of(row, keys)
 
 
-def list_webhooks(session: Session, actor: Actor) -> list[WebhookView]:
-    """Return the webhooks that the actor administers, oldest first."""
-    rows = session.exec(select(WebhookRow).order_by(col(WebhookRow.created_at), col(WebhookRow.id))).all()
-    return [db.to_view(row, WebhookView) for row in rows if _administers(actor, row)]
+def list_webhooks(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> WebhookPage:
+    """Return the webhooks that the actor administers, oldest first, from the one that follows `cursor`."""
+    order = (col(WebhookRow.created_at), col(WebhookRow.id))
+    statement = select(WebhookRow).order_by(*order).limit(limit + 1)
+    namespaces = actor.namespaces_with(Scope.ADMIN)
+    if namespaces is not None:
+        statement = statement.where(any_of(col(WebhookRow.namespace), sorted(namespaces)))
+    if cursor:
+        last = session.get(WebhookRow, cursor[:80])
+        if last is None or not _administers(actor, last):
+            raise invalid_cursor()
+        statement = statement.where(tuple_(*order) > tuple_(last.created_at, last.id))
+    rows = session.exec(statement).all()
+    items = [db.to_view(row, WebhookView) for row in rows[:limit] if _administers(actor, row)]
+    return WebhookPage(items=items, next_cursor=rows[limit - 1].id if len(rows) > limit else "")
 
 
 def delete_webhook(session: Session, actor: Actor, webhook_id: str) -> WebhookView:

@@ -10,7 +10,7 @@ from registry.errors import Denied
 from registry.events import WEBHOOK_DEFAULT, DeliveryState, EventType
 from registry.roles import Scope
 from registry.server import webhooks
-from registry.server.http.dependencies import AuditLogDep, SessionDep, SettingsDep
+from registry.server.http.dependencies import AuditLogDep, CursorDep, SessionDep, SettingsDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.settings.namespaces import SETTINGS
@@ -19,13 +19,14 @@ from registry.server.sessions.visitors import SignedInDep, Visitor
 
 router = create_router()
 WEBHOOKS = SETTINGS + "/webhooks"
+WEBHOOKS_SHOWN = 50
 DELIVERIES_SHOWN = 100
 
 
 @router.get(WEBHOOKS)
-def show_webhooks(request: Request, session: SessionDep, visitor: SignedInDep) -> Response:
+def show_webhooks(request: Request, session: SessionDep, visitor: SignedInDep, cursor: CursorDep) -> Response:
     """Show the webhooks of the namespaces that the visitor administers."""
-    return _render(request, session, visitor)
+    return _render(request, session, visitor, cursor=cursor)
 
 
 @router.post(WEBHOOKS)
@@ -79,10 +80,13 @@ def retry_delivery(
     return redirect(f"{WEBHOOKS}/{webhook_id}")
 
 
-def _render(request: Request, session: Session, visitor: Visitor, *, created: str = "", secret: str = "") -> Response:
+def _render(
+    request: Request, session: Session, visitor: Visitor, *, cursor: str = "", created: str = "", secret: str = ""
+) -> Response:
     _require_owner(visitor)
+    page = webhooks.list_webhooks(session, visitor.actor, cursor=cursor, limit=WEBHOOKS_SHOWN)
     return render(
-        request, "webhooks.html", title="Webhooks", webhooks=webhooks.list_webhooks(session, visitor.actor),
+        request, "webhooks.html", title="Webhooks", webhooks=page, cursor=cursor,
         created=created, secret=secret, events=sorted(EventType), default=" ".join(WEBHOOK_DEFAULT),
         may_create=bool(visitor.form_token), may_create_for_all=visitor.actor.may_everywhere(Scope.ADMIN),
     )  # fmt: skip
