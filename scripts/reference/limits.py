@@ -96,6 +96,9 @@ LIMITS = {
             "PATTERNS_LIMIT": "patterns in an object",
             "PATTERN_STEPS_LIMIT": "steps to match one path with the patterns of an object, about",
         },
+        "registry.adapters.peft.targets": {
+            "COMPARED_LIMIT": "characters of paths times patterns beyond plain names",
+        },
         "registry.strict.patterns": {
             "LENGTH_LIMIT": "characters of a pattern",
             "DEPTH_LIMIT": "nesting of a pattern",

@@ -12,11 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from registry.adapters.peft.config import AdapterConfig
+from registry.errors import Invalid
+from registry.findings import Finding
 from registry.strict import patterns
+from registry.versions.files import CONFIG
 
 ALL_LINEAR = "all-linear"
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that may be tied, and whose base weights PEFT stores beside the adapter when they are targets."""
+
+COMPARED_LIMIT = 2**26
+"""Characters of paths that patterns are matched with, some seconds at most. 16 MiB of names and 1,024 patterns took
+minutes."""
 
 T = TypeVar("T")
 _FIRST_NUMBER = re.compile(r"\.[^.]+\.(\d{1,9})\.")
@@ -24,12 +31,16 @@ _NUMBER = re.compile(r"\.(\d{1,9})(?=\.)")
 
 
 class Choice(Generic[T]):
-    """A value by pattern: `pick(path)` is the value of the first key that matches the end of the path."""
+    """A value by pattern: `pick(path)` is the value of the first key that matches the end of the path.
+
+    `Invalid` (CONFIG_INVALID) if paths and patterns are so many that matching them would take long.
+    """
 
     def __init__(self, by_key: Mapping[str, T]) -> None:
         self._values = list(by_key.values())
         self._plain: dict[str, int] = {}
         self._matching: list[tuple[int, patterns.Pattern]] = []
+        self._compared = 0
         for index, key in enumerate(by_key):
             if patterns.is_plain(key):
                 self._plain.setdefault(key, index)
@@ -40,6 +51,10 @@ class Choice(Generic[T]):
         """The value for this path; None where no key matches."""
         matches = [self._plain[end] for end in endings(path) if end in self._plain] if self._plain else []
         best = min(matches, default=len(self._values))
+        self._compared += len(path) * len(self._matching)
+        if self._compared > COMPARED_LIMIT:
+            message = f"{len(self._matching)} patterns beyond plain names take too long on so many tensors"
+            raise Invalid.from_finding("CONFIG_INVALID", Finding("config.pattern_refused", CONFIG, message))
         for index, pattern in self._matching:
             if index < best and pattern.matches(path):
                 best = index
