@@ -99,6 +99,9 @@ def test_waiting_merges_into_a_namespace_are_limited(harness: Harness, monkeypat
     with pytest.raises(Unavailable, match="into 'acme' are waiting") as refused:
         merge(0.3)
     assert refused.value.code == "RATE_LIMITED"
-    assert merge(0.3, into="globex/merged")
+    with harness.statements() as sent:
+        assert merge(0.3, into="globex/merged")
+    counted = [statement for statement in sent if "LIKE" in statement and "job.payload" in statement]
+    assert [statement.startswith("SELECT count(*)") for statement in counted] == [True], "no payload is read"
     harness.admin.cancel(first)
     assert merge(0.3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, String, cast, func, or_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -130,13 +130,13 @@ def _enqueue(
 
 def _check_waiting(session: Session, into: str) -> None:
     """`Unavailable` (RATE_LIMITED) if too many merges, fuses and conversions into this namespace wait already."""
-    waiting = select(JobRow.payload).where(
-        col(JobRow.kind) != Kind.SMOKE_TEST, col(JobRow.state).in_([State.QUEUED, State.RUNNING])
-    )
     namespace = into.partition("/")[0].lower()
-    count = sum(
-        str(payload.get("into", "")).partition("/")[0].lower() == namespace for payload in session.exec(waiting)
-    )
+    payload = func.lower(cast(col(JobRow.payload), String))  # as text: of others no payload is read
+    waiting = select(JobRow.id).where(
+        col(JobRow.kind) != Kind.SMOKE_TEST, col(JobRow.state).in_([State.QUEUED, State.RUNNING]),
+        or_(*(payload.contains(f'"into": "{namespace}{end}', autoescape=True) for end in '/"')),
+    )  # fmt: skip
+    count = db.count_rows(session, waiting.limit(WAITING_LIMIT))
     if count >= WAITING_LIMIT:
         raise Unavailable(
             "RATE_LIMITED",
