@@ -140,6 +140,17 @@ def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
     assert len(wire.requests) == ATTEMPTS_LIMIT
 
 
+def test_a_request_that_waits_for_a_change_may_be_silent_as_long_as_it_waits() -> None:
+    """Beyond ADAPTER_TIMEOUT, which may be shorter: an agent would take a quiet registry for one that is away."""
+    wire = ScriptedServer(script(problem(404, "BASE_UNKNOWN"), problem(404, "BASE_UNKNOWN")))
+    registry = wire.registry()
+    registry.connection.timeout_seconds = 10
+    for wait in (0, 20):
+        with pytest.raises(NotFound):
+            registry.desired_state("tiny-llama", "prod", wait=wait)
+    assert [request.extensions["timeout"]["read"] for request in wire.requests] == [10, 30]
+
+
 def test_an_unknown_certificate_authority_is_refused_with_the_setting() -> None:
     reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate"
     wire = ScriptedServer(script(*[httpx.ConnectError(reason)] * ATTEMPTS_LIMIT))

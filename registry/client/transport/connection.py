@@ -134,10 +134,11 @@ class Connection:
             content = texts.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             sent["Content-Type"] = "application/json"
         target = self.url + PREFIX + quote(path, safe=_PATH_CHARACTERS) + _query(params)
-        timeout = seconds or self.timeout_seconds
+        wait_seconds = dict(params).get("wait", 0)  # for which the registry may be silent
+        timeout = (seconds or self.timeout_seconds) + wait_seconds
 
         def once() -> HttpResponse:
-            with self._watch(seconds is None and "wait" not in dict(params)):
+            with self._watch(seconds is None and not wait_seconds):
                 stream = self._own_transport.open(method, target, sent, content, seconds=timeout)
                 return stream.read(limit_bytes)
 
