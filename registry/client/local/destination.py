@@ -7,6 +7,7 @@ never costs a file. The next write of a folder removes what a killed process lef
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import re
 import secrets
@@ -23,6 +24,8 @@ from registry.versions.files import NOTE, PARTIAL_NOTE, kind_of
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 LEFT_SECONDS = 3600
+NAMES_SECONDS = 60
+"""How long the names in a folder count: many adapters go into one, and what was left behind is older."""
 _NEW_SUFFIX = re.compile(r"(\.[0-9a-f]{12})+(\.old)?")
 
 
@@ -58,11 +61,11 @@ class Destination:
 
     def _clear(self) -> None:
         """Remove abandoned new folders of this destination, also those of a merge's child process."""
-        with contextlib.suppress(OSError):
-            for name in os.listdir(self.path.parent):
-                if not (name.startswith(".") and self._is_ours(name)):
-                    continue
-                path = self.path.with_name(name)
+        for name in _hidden_names(self.path.parent, int(time.monotonic() / NAMES_SECONDS)):
+            if not self._is_ours(name):
+                continue
+            path = self.path.with_name(name)
+            with contextlib.suppress(OSError):
                 status = path.lstat()
                 if stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > LEFT_SECONDS:
                     with _held(path) as free:
@@ -104,6 +107,14 @@ class Destination:
             os.rename(self.path, old)
             os.rename(self._new, self.path)
             shutil.rmtree(old, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _hidden_names(folder: Path, _minute: int) -> tuple[str, ...]:
+    """The names in a folder that begin with a dot, as they were in this minute; none if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return tuple(name for name in os.listdir(folder) if name.startswith("."))
+    return ()
 
 
 @contextlib.contextmanager
