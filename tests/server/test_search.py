@@ -295,3 +295,19 @@ def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str
     explain = "EXPLAIN QUERY PLAN " if harness.engine.dialect.name == "sqlite" else "EXPLAIN "
     with harness.engine.connect() as connection:
         return [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters)]
+
+
+def test_a_count_that_would_look_at_too_many_adapters_is_missing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_adapters.fill(harness, 30)
+    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", 5)
+    monkeypatch.setattr(adapters, "WIDE_WINDOW", 30)
+
+    def count(**search: Any) -> int | None:
+        return harness.admin.adapters(limit=1, count=True, **search).total
+
+    assert (count(), count(text="shop"), count(text="shop 000003")) == (30, 28, 1)
+    monkeypatch.setattr(adapters, "WIDE_WINDOW", 29)
+    assert (count(), count(text="shop"), count(text="shop 000003")) == (None, None, 1)
+    assert count(prefix="acme/shop-00001") == 10

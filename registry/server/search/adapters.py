@@ -79,7 +79,10 @@ class Search:
 def search_adapters(
     session: Session, actor: Actor, search: Search, *, cursor: str = "", limit: int, count: bool = False
 ) -> AdapterPage:
-    """Adapters by name, from the one that follows `cursor`. With `count` also how many match."""
+    """Adapters by name, from the one that follows `cursor`.
+
+    With `count` also how many match, unless each filter has many and there are more than `WIDE_WINDOW` to look at.
+    """
     visible, base_ids = versions.visible(actor), _find_base_ids(session, search)
     match = text_index.match_text(session, search.text, visible) if search.text.strip() else None
     selections = [*_selections(session, search, base_ids), *([match.selection] if match else [])]
@@ -87,7 +90,9 @@ def search_adapters(
     within = [visible, *_name_filters(search)]
     statement = _newest().where(*within, *_adapter_filters(search, base_ids), *_version_filters(search))
     statement = statement if few is None else statement.where(few)
-    total = db.count_rows(session, statement.where(match.to_count) if match else statement) if count else None
+    total = None
+    if count and (few is not None or _find_end(session, within, WIDE_WINDOW + 1) is None):
+        total = db.count_rows(session, statement.where(match.to_count) if match else statement)
     statement = statement.where(match.to_list) if match else statement
     if cursor:
         last = AdapterName.parse(cursor)
