@@ -2,7 +2,8 @@
 
 Rule of this folder: see script.py.mako. Values only (ADR 41): what a token without a subject is recorded as begins with
 `token:` from now on. Events and moves of aliases keep what the log's hashes cover. Where a token and a person have one
-name, neither approves a version that one of them pushed. A server of the step before this one records names alone.
+name, neither approves a version that one of them pushed. A server of the step before this one records names alone. A
+million versions take a minute or two; changes of these versions wait, and pushes do at its end.
 
 Revision: 0038
 Follows: 0037

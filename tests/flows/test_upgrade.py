@@ -135,6 +135,10 @@ def test_a_registry_of_an_older_schema_works_after_a_migration(
             harness.admin.resolve("acme/old@1")
         assert refused.value.code == "QUARANTINED"
         assert logs.replayed(harness).problems == []
+        approvals = harness.admin.approvals("acme/support@2").items
+        assert [(approval.identity, approval.counts) for approval in approvals] == [("bob@example.org", True)]
+        pusher = harness.actor("promote", "pull", name="admin")
+        assert not pusher.approve("acme/support@2", "prod").counts, "the token of this name has pushed it"
 
         harness.admin.promote("acme/support", "prod", "2", generation=3, reason="again")
         harness.bases["tiny-llama"] = spec_of(samples.llama())
