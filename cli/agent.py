@@ -30,7 +30,7 @@ from registry.serving.engines.openai import KEY_VARIABLE
 from registry.serving.store import eviction, in_use
 from registry.serving.store.local_store import LocalStore
 
-from .console import logs, output, session
+from .console import arguments, logs, output, session
 
 SIGNAL_CHECK_SECONDS = 0.5
 """Python handles a signal only in the main thread, which therefore must wake up."""
@@ -49,8 +49,8 @@ Say = Callable[[str], None]
               help="Seconds for which an old version stays loaded after the switch.")  # fmt: skip
 @click.option("--keep-days", type=click.FloatRange(min=0), default=eviction.KEEP_DAYS, show_default=True,
               metavar="DAYS", help="Days for which an unused version stays in the store; inf: always.")  # fmt: skip
-@click.option("--keep-bytes", type=click.IntRange(min=0),
-              help="Above this size, delete unused versions earlier, an hour after their last use.")  # fmt: skip
+@click.option("--keep-bytes", type=arguments.SIZE,
+              help="Above this size, such as 500GB, delete unused versions an hour after their last use.")  # fmt: skip
 @click.option("--node", default="", help="Name of this node. Default: the host name.")
 @click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics here.")
 @click.option("--once", is_flag=True, help="Run one pass and exit; 6 if an adapter is not ready, 4 if there is none.")

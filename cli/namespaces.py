@@ -73,7 +73,7 @@ def _print_namespace(view: NamespaceView) -> None:
     default=None,
     help="Store adapters whose base is not registered, or refuse them.",
 )
-@click.option("--quota-bytes", type=click.IntRange(0), help="Maximum total bytes of its versions; 0: unlimited.")
+@click.option("--quota-bytes", type=arguments.SIZE, help="Maximum size of its versions, such as 500GB; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
 def change(

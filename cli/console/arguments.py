@@ -3,6 +3,7 @@
 What does not parse ends in the parser's `Invalid`, with its next step unless the command cannot be undone.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
@@ -18,6 +19,7 @@ from registry.names import AdapterName, Ref
 from .. import main
 
 Value = TypeVar("Value")
+_SIZE = re.compile(r"([0-9]{1,12})(?:([kKMGT])(i?)B)?")
 
 
 class ParsedArgument(click.ParamType[Value]):
@@ -49,12 +51,21 @@ def parse_subject(text: str) -> AdapterName | Ref:
     return Ref.parse(text) if ":" in text or "@" in text else AdapterName.parse(text)
 
 
+def parse_size(text: str) -> int:
+    """Bytes from a number and a unit, if any: `500MB` is in powers of ten, `10GiB` in powers of two."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise Invalid("REQUEST_INVALID", f"{text[:40]!r} is not a size such as 500MB, 10GiB or 1000000 (bytes)")
+    return int(match[1]) * int((1024 if match[3] else 1000) ** ("KMGT".index(match[2].upper()) + 1 if match[2] else 0))
+
+
 REF = ParsedArgument("ref", Ref.parse)
 SUBJECT = ParsedArgument("subject", parse_subject)
 """An adapter, or with @ or : one of its versions."""
 DELETABLE = ParsedArgument("name", parse_subject, {":": "an alias, which may move; name a version as @3"})
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
+SIZE = ParsedArgument("size", parse_size)
 DURATION = ParsedArgument("duration", parse_duration)
 """Seconds, from `12h`, `7d` or `4w`."""
 

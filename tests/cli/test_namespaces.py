@@ -19,6 +19,9 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     shown = cli("namespace", "set", "acme", "--public", "--quota-versions", 5, "--json").json
     assert (shown["public"], shown["quota_versions"]) == (True, 5)
     assert shown["roles"] == {"alice@example.org": "owner", "bob@example.org": "pusher"}
+    for text, size_bytes in (("1500", 1500), ("2GiB", 2**31), ("500MB", 500_000_000), ("0", None)):
+        assert cli("namespace", "set", "acme", "--quota-bytes", text, "--json").json["quota_bytes"] == size_bytes
+    assert "500MB" in cli("namespace", "set", "acme", "--quota-bytes", "1 MB", expect=2).stderr
     assert "not registered" in cli("namespace", "set", "acme", "--unregistered-bases").stdout
     folder = cli.make_adapter("other", samples.llama("nobody/unknown"))
     assert "smoke   not tested: no base to load" in cli("push", folder, "acme/other").stdout
