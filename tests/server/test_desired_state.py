@@ -241,6 +241,7 @@ def test_one_task_looks_for_all_waiting_requests(harness: Harness, monkeypatch: 
     with ThreadPoolExecutor(10) as pool:
         waiting = [pool.submit(desired, http(harness), since=cursor, wait=60) for _ in range(10)]
         while harness.app.state.change_watcher._waiting < len(waiting):
+            assert not any(future.done() for future in waiting)
             time.sleep(0.01)  # no event tells that all of them wait
         monkeypatch.setattr(freshness, "stamp", record_task)
         assert same.wait(50)
@@ -275,6 +276,7 @@ def test_waiting_requests_learn_that_the_database_is_away(harness: Harness, monk
         query: dict[str, str | int] = {"since": cursor, "wait": 60, "alias": "canary"}
         waiting = [pool.submit(http(harness).get, DESIRED_STATE, params=query) for _ in range(2)]
         while watcher._waiting < len(waiting):
+            assert not any(future.done() for future in waiting)
             time.sleep(0.01)  # no event tells that both wait
         with monkeypatch.context() as patch:
             patch.setattr(watcher._freshness, "stamp", hang)
