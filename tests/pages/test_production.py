@@ -21,7 +21,8 @@ def filled(registry: Harness) -> Harness:
         registry.push("acme/shop")
     for number in (1, 2):
         registry.validate(f"acme/shop@{number}")
-    registry.admin.promote("acme/shop", "prod", "1", generation=0, reason="first")
+    registry.admin.promote("acme/shop", "prod", "2", generation=0, reason="before")  # where a rollback would return
+    registry.admin.promote("acme/shop", "prod", "1", generation=1, reason="first")
     return registry
 
 
