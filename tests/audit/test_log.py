@@ -28,6 +28,7 @@ from registry.server.settings import Settings
 from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
+from tests.access.tenants import send
 from tests.audit import logs
 from tests.bulk import plan_pull
 from tests.cli.runner import CommandRunner
@@ -86,6 +87,18 @@ def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(harness: Ha
     expected = {tiles.tile_path(*tile) for tile in tiles.widths(601)}
     expected |= {tiles.tile_path("entries", index, width) for level, index, width in tiles.widths(601) if level == 0}
     assert paths == expected
+
+
+def test_a_tile_of_a_size_between_two_checkpoints_is_read_from_a_wider_one(harness: Harness) -> None:
+    for count, width in ((5, 3), (6, 8), (300, 200)):
+        logs.append(harness, count)
+        entries, hashes = (
+            send(harness, "GET", f"/api/v1/audit/tile/{kind}/000.p/{width}{query}", harness.secret)
+            for kind, query in (("entries", ""), ("0", "?stored=true"))
+        )
+        assert (entries.status_code, hashes.status_code) == (200, 200)
+        assert len(list(tiles.entries_of(entries.content))) == width
+        assert hashes.content == send(harness, "GET", f"/api/v1/audit/tile/0/000.p/{width}", harness.secret).content
 
 
 def test_every_event_has_a_proof_that_verifies_without_the_server(harness: Harness) -> None:

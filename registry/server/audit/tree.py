@@ -103,7 +103,7 @@ def write_once(blobs: BlobStore, path: str, data: bytes) -> None:
 def read_stored_tile(blobs: BlobStore, level: int, index: int, width: int, *, expected: bytes) -> bytes:
     """Read the stored bytes of a tile. `Corrupt` (DIGEST_MISMATCH) if it is missing."""
     data = _read_stored(blobs, tiles.tile_path(level, index, width), expected)
-    return data if data is not None else _read_full(blobs, level, index)[: width * HASH_BYTES]
+    return data if data is not None else _read_wider(blobs, level, index, width)[: width * HASH_BYTES]
 
 
 def read_stored_entries(blobs: BlobStore, index: int, width: int, *, expected: bytes) -> bytes:
@@ -111,7 +111,7 @@ def read_stored_entries(blobs: BlobStore, index: int, width: int, *, expected: b
     data = _read_stored(blobs, tiles.tile_path("entries", index, width), expected)
     if data is not None:
         return data
-    return tiles.bundle(list(tiles.entries_of(_read_full(blobs, "entries", index)))[:width])
+    return tiles.bundle(list(tiles.entries_of(_read_wider(blobs, "entries", index, width)))[:width])
 
 
 def find_lost_copies(engine: Engine, blobs: BlobStore) -> dict[str, tuple[int, int]]:
@@ -146,12 +146,16 @@ def _find_missing(engine: Engine, blobs: BlobStore) -> dict[str, tuple[int, int]
     return missing
 
 
-def _read_full(blobs: BlobStore, level: int | str, index: int) -> bytes:
-    path = tiles.tile_path(level, index, TILE_WIDTH)
-    data = _read_stored(blobs, path, b"")
-    if data is None:
-        raise Corrupt("DIGEST_MISMATCH", f"the store has no {path} of the audit log")
-    return data
+def _read_wider(blobs: BlobStore, level: int | str, index: int, width: int) -> bytes:
+    """Read the widest copy, which begins with this tile: one is stored for each checkpoint, not for each size."""
+    prefix = f"{PREFIX}{tiles.tile_path(level, index)}.p/"
+    partial = {int(stat.key[len(prefix) :].partition("/")[0]) for stat in blobs.list(prefix)}
+    for stored_width in (max(partial, default=0), TILE_WIDTH):  # partial ones are deleted once the full one is there
+        data = _read_stored(blobs, tiles.tile_path(level, index, stored_width), b"") if stored_width > width else None
+        if data is not None:
+            return data
+    path = tiles.tile_path(level, index, width)
+    raise Corrupt("DIGEST_MISMATCH", f"the store has no {path} of the audit log")
 
 
 def _read_stored(blobs: BlobStore, path: str, expected: bytes) -> bytes | None:
