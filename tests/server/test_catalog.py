@@ -11,6 +11,7 @@ from sqlmodel import select
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
+from registry.bases.modules import ModuleShape
 from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.server.database import db
@@ -294,6 +295,18 @@ def test_a_base_is_added_once_and_never_changed(harness: Harness) -> None:
     assert "fingerprints.architecture" in str(caught.value)
     assert harness.admin.base(spec.name).spec == spec
     assert [b.name for b in harness.admin.bases().items] == [spec.name]
+
+
+def test_a_base_that_was_stored_without_kernels_is_added_again(harness: Harness) -> None:
+    """An earlier release recorded no kernels of convolutions, and clients of it send none."""
+    new = ModuleShape(kind="conv", in_features=64, out_features=64, kernel=(3, 3))
+    former = new.model_copy(update={"kernel": ()})
+    spec = spec_of(samples.llama())
+    stored, sent = (spec.model_copy(update={"modules": spec.modules | {"conv": conv}}) for conv in (former, new))
+    for first, second in ((stored, sent), (sent, stored)):
+        harness.admin.add_base(BaseAdd(spec=first))
+        assert harness.admin.add_base(BaseAdd(spec=second)).spec == first
+        harness.admin.delete_base(spec.name)
 
 
 def test_a_base_counts_the_visible_adapters(harness: Harness) -> None:

@@ -96,12 +96,18 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
 
 
 def _differing_fields(stored: BaseSpec, new: BaseSpec) -> list[str]:
+    stored, new = _without_kernels(stored), _without_kernels(new)  # the fingerprint has them, an old record does not
     pairs = [(field, getattr(stored, field), getattr(new, field)) for field in BaseSpec.model_fields]
     before, after = stored.fingerprints, new.fingerprints
     pairs += [
         (f"fingerprints.{kind}", getattr(before, kind), getattr(after, kind)) for kind in type(before).model_fields
     ]
     return [field for field, old, now in pairs if old != now and field != "fingerprints"]
+
+
+def _without_kernels(spec: BaseSpec) -> BaseSpec:
+    bare = {path: m.model_copy(update={"kernel": (), "groups": 0}) for path, m in spec.modules.items() if m.kernel}
+    return spec.model_copy(update={"modules": spec.modules | bare})
 
 
 def require_may_add(session: Session, actor: Actor, name: str) -> None:
