@@ -19,7 +19,7 @@ from registry.names import AdapterName, Ref
 from .. import main
 
 Value = TypeVar("Value")
-_SIZE = re.compile(r"([0-9]{1,12})(?:([kKMGT])(i?)B)?")
+_SIZE = re.compile(r"([0-9]{1,19})(?:([kKMGT])(i?)B)?")
 
 
 class ParsedArgument(click.ParamType[Value]):

@@ -19,7 +19,7 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     shown = cli("namespace", "set", "acme", "--public", "--quota-versions", 5, "--json").json
     assert (shown["public"], shown["quota_versions"]) == (True, 5)
     assert shown["roles"] == {"alice@example.org": "owner", "bob@example.org": "pusher"}
-    for text, size_bytes in (("1500", 1500), ("2GiB", 2**31), ("500MB", 500_000_000), ("0", None)):
+    for text, size_bytes in (("1500", 1500), (str(2**40), 2**40), ("2GiB", 2**31), ("500MB", 500_000_000), ("0", None)):
         assert cli("namespace", "set", "acme", "--quota-bytes", text, "--json").json["quota_bytes"] == size_bytes
     assert "500MB" in cli("namespace", "set", "acme", "--quota-bytes", "1 MB", expect=2).stderr
     assert "not registered" in cli("namespace", "set", "acme", "--unregistered-bases").stdout
