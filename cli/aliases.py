@@ -149,7 +149,7 @@ def history(name: str, at: str, actor: str, since: str, until: str, limit: int |
     """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first.
 
     Times without an offset are UTC. A date stands for the whole day: --since for its start, --at and --until for its
-    end. A duration such as 12h or 7d is so long ago.
+    end. A duration such as 12h or 7d counts back from now.
     """
     ref = Ref.parse(name)
     if not isinstance(ref.selector, str) or "@" in name:

@@ -65,8 +65,8 @@ def log(
 ) -> None:  # fmt: skip
     """Show what happened in the registry, oldest first.
 
-    Times without an offset are UTC; a date is the whole day, a duration such as 7d so long ago. Exits 70 if the log
-    does not extend the one this machine saw before.
+    Times without an offset are UTC; a date is the whole day, and a duration such as 7d counts back from now. Exits 70
+    if the log does not extend the one this machine saw before.
     """
     if follow and until:
         raise click.UsageError("--follow never ends: use it without --until")

@@ -96,14 +96,14 @@ def tags(texts: Iterable[str]) -> dict[str, str]:
 def read_time(text: str, option: str, *, end_of_day: bool = False) -> datetime:
     """An ISO 8601 time, in UTC if it has no offset; a date is its first moment, or with `end_of_day` its last.
 
-    Or a duration such as `12h`: so long ago. `Invalid` (REQUEST_INVALID) for anything else.
+    Or a duration such as `12h`, counted back from now. `Invalid` (REQUEST_INVALID) for anything else.
     """
     with suppress(Invalid):
         return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError as e:
-        problem = f"{option} {text[:60]!r} is not a time such as 2026-05-03T14:05Z or, for so long ago, 12h or 7d"
+        problem = f"{option} {text[:60]!r} is not a time such as 2026-05-03T14:05Z, nor a duration such as 12h or 7d"
         raise Invalid("REQUEST_INVALID", problem) from e
     if end_of_day and len(text) == len("2026-05-03") and "W" not in text:
         parsed = datetime.combine(parsed, time.max)

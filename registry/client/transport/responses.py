@@ -37,7 +37,7 @@ def unreachable(url: str, error: TransportError) -> Unavailable:
         )
     next_step = "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it"
     if _UNTRUSTED in why:
-        next_step = "if its certificate is of a private authority, set SSL_CERT_FILE to the authority's certificate"
+        next_step = "if a private authority issued its certificate, set SSL_CERT_FILE to that authority's certificate"
     return Unavailable("SERVER_UNREACHABLE", f"the registry at {url} is unreachable: {why}", next_step=next_step)
 
 

@@ -46,7 +46,7 @@ def find(session: Session, name: str) -> BaseRow:
 
 def unknown_base(name: str) -> NotFound:
     """The error for a base that does not exist."""
-    next_step = f"`adapter base list` shows those that there are; or run `adapter base add {name[:200]} DIR`"
+    next_step = f"`adapter base list` shows the registered ones; `adapter base add {name[:200]} DIR` adds this one"
     return NotFound("BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=next_step)
 
 
