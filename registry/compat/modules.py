@@ -3,6 +3,7 @@
 Where the base's module names were only assumed (`names_known` false), a module that is not found is unknown.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -198,8 +199,9 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup
         if size is not None and (max(size, default=0) != module.out_features or not is_vector):
             message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
             lookup.findings.report("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
-    if update.rank > min(inputs, module.out_features):
-        message = f"{update.path} has rank {update.rank}, and a full update of its {inputs} inputs and "
+    width = inputs * math.prod(update.a_shape[2:])  # of a convolution, with its kernel
+    if update.rank > min(width, module.out_features):
+        message = f"{update.path} has rank {update.rank}, and a full update of its {width} inputs and "
         message += f"{module.out_features} outputs has a smaller one"
         lookup.findings.report("compat.rank_over_width", update.path, message, group="rank")
     if update.bias_shape is not None and not module.bias:

@@ -11,6 +11,7 @@ import pytest
 from registry import compat
 from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
+from registry.bases.modules import ModuleShape
 from registry.compat.files import check_file
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
@@ -414,6 +415,20 @@ def test_keys_that_are_compiled_again_for_every_module_fail(keys: int, is_slow: 
 
 def test_a_rank_over_the_width_of_a_module_is_a_warning() -> None:
     assert codes(evaluate(samples.lora(LLAMA, rank=64), LLAMA), "warning") == {"compat.rank_over_width"}
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [((3, 3), set()), ((1, 1), {"compat.rank_over_width"})])
+def test_the_width_of_a_convolution_counts_its_kernel(kernel: tuple[int, ...], expected: set[str]) -> None:
+    """As of the first one of an image model, with 4 channels."""
+    conv = ModuleShape(kind="conv", in_features=4, out_features=64, kernel=kernel, groups=1)
+    base = LLAMA_SPEC.model_copy(update={"modules": {"conv_in": conv}})
+    tensors: dict[str, samples.Tensor] = {
+        "base_model.model.conv_in.lora_A.weight": ("F32", (8, 4, *kernel), None),
+        "base_model.model.conv_in.lora_B.weight": ("F32", (64, 8, 1, 1), None),
+    }
+    files = samples.lora(LLAMA, rank=8, config={"target_modules": ["conv_in"]}, change=lambda _: tensors)
+    findings = compat.check_fit(lora_spec(files), base)
+    assert (codes(findings), codes(findings, "warning")) == (set(), expected)
 
 
 def test_a_field_that_peft_ignores_is_a_warning() -> None:
