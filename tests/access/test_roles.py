@@ -10,6 +10,9 @@ import pytest
 from registry.api.access import NamespaceSet, TokenCreate, TokenCreated
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.names import AdapterName
+from registry.roles import Role, Scope
+from registry.server.actors import Actor
 from registry.server.actors.secret import sha256_of
 from registry.server.database.models import EventRow, RoleRow, TokenRow
 from tests.access.tenants import Tenants, of_subject, send
@@ -80,6 +83,16 @@ def test_a_token_narrows_what_the_role_gives(tenants: Tenants) -> None:
     elsewhere = tenants.harness.client(of_subject(tenants.harness, "owner@acme", ["pull"], ["other"]))
     with pytest.raises(NotFound):
         elsewhere.resolve("acme/support")
+
+
+def test_a_token_for_one_adapter_is_refused_at_others_for_itself_and_not_for_the_role() -> None:
+    bound = Actor(
+        "ci", "tok_1", frozenset({"push"}), frozenset({"acme"}), subject="owner@acme", roles={"acme": Role.OWNER},
+        adapters=frozenset({"acme/support"}), public=frozenset({"acme"}),
+    )  # fmt: skip
+    bound.require(Scope.PUSH, AdapterName.parse("acme/support"))
+    with pytest.raises(Denied, match="token 'ci' lacks the scope 'push' in namespace 'acme'"):
+        bound.require(Scope.PUSH, AdapterName.parse("acme/other"))
 
 
 def test_only_an_administrator_of_all_namespaces_creates_tokens_for_other_subjects(tenants: Tenants) -> None:

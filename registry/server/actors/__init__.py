@@ -179,7 +179,7 @@ class Actor:
         where = " in all namespaces" if namespace == EVERY_NAMESPACE else f" in namespace '{namespace}'"
         where = where if namespace else ""
         is_of_token = self._has_token_scope(scope) and (not namespace or self._has_namespace(namespace))
-        if self.roles is not None and is_of_token:
+        if self.roles is not None and is_of_token and not (namespace and self._role_gives(scope, namespace)):
             return Denied("DENIED", f"{self.subject!r} has no role that allows '{scope}'{where}")
         return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}'{where}")
 
