@@ -1,7 +1,10 @@
 """The page of the fleet: how far each version has come, and which node serves what."""
 
+from collections.abc import Sequence
+
 from fastapi import Request, Response
 
+from registry.api.serving import SlotState, SlotView
 from registry.server.http.dependencies import CursorDep, SessionDep, Text
 from registry.server.pages.rendering import create_router, render
 from registry.server.serving import status
@@ -10,7 +13,7 @@ from registry.server.sessions.visitors import SignedInDep
 router = create_router()
 PAGE_NODES = 20
 SHOWN = {"versions": 50, "slots": 10}
-"""How many versions of the convergence, and of each node. What a node does not serve comes first."""
+"""How many versions of the convergence, and of each node."""
 
 
 @router.get("/fleet")
@@ -22,4 +25,17 @@ def show_fleet(
     filters = {"base": base.strip(), "alias": alias.strip(), "adapter": adapter.strip()}
     page = status.nodes(session, visitor.actor, status.NodeFilter(**filters), cursor=cursor, limit=PAGE_NODES)
     return render(request, "fleet.html", is_live=True, title="Fleet", page=page, filters=filters, cursor=cursor,
-                  shown=SHOWN)  # fmt: skip
+                  shown=SHOWN, problems_first=_problems_first)  # fmt: skip
+
+
+def _problems_first(slots: Sequence[SlotView]) -> list[SlotView]:
+    """What was refused, failed or is under way, what is not as desired, the rest, and last what is not there."""
+
+    def rank(slot: SlotView) -> int:
+        if slot.state not in (SlotState.SERVING, SlotState.ABSENT):
+            return 0
+        if slot.desired_digest is not None and slot.digest != slot.desired_digest:
+            return 1
+        return 2 if slot.state is SlotState.SERVING else 3
+
+    return sorted(slots, key=rank)
