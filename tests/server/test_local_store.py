@@ -99,6 +99,19 @@ def test_pushes_share_the_folders_of_staged_blobs_and_see_only_their_own(
     assert list(store.list("staging/psh_a/")) == []
 
 
+def test_gc_deletes_what_an_earlier_release_staged_once_it_is_old(local: Harness) -> None:
+    root = file_of(local, DIGEST).parents[3]
+    old, hub, new = (root / "staging" / name / DIGEST.hex for name in ("psh_1a", "psh_21a/any", "psh_2b"))
+    for path in (old, hub, new):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(DATA)
+    for path in (old, hub):
+        os.utime(path, (1, 1))
+    assert collect(local).uploads_aborted == 2
+    assert [path.name for path in (root / "staging").glob("???*")] == ["psh_2b"]
+    assert new.exists(), "a server of that release may still commit it"
+
+
 def test_a_commit_forces_each_folder_to_disk_once(
     local: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,16 +220,22 @@ class LocalBlobs(blobs.BlobStore):
                         yield stat
 
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
-        """Delete the files that a process was writing when it died. None with a `prefix`, which they do not have."""
+        """Delete the files that a process was writing when it died. None with a `prefix`, which they do not have.
+
+        So are files that an earlier release staged, in a folder for each push: no key leads to them any more.
+        """
         count = 0
         if prefix:
             return count
-        limit = (datetime.now(UTC) - older_than).timestamp()
-        for path in (self.root / "tmp").glob("*"):
+        limit, staging = (datetime.now(UTC) - older_than).timestamp(), self.root / "staging"
+        for path in (*(self.root / "tmp").glob("*"), *staging.glob("???*/**/*")):
             with _translate_errors(), contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no writer's folder
                 if path.lstat().st_mtime < limit:
                     path.unlink()
                     count += 1
+        for folder in sorted(staging.glob("???*/**"), reverse=True):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
         return count
 
 
