@@ -90,7 +90,12 @@ class Targets:
         is_target = self.all_linear or self.means_weight(path) or self._names_target(path)
         if not is_target or self._excluded.has(path):
             return False
-        return not self._saved or self._saved.isdisjoint(_runs(path))
+        return not self._saved or not self._lies_in_saved(path)
+
+    def _lies_in_saved(self, path: str) -> bool:
+        """Whether whole parts of the path, one after the other, are a saved name."""
+        ends = ((start, name) for start in starts(path) for name in self._endings.of(start))
+        return any(len(name) == len(start) or start[-len(name) - 1] == "." for start, name in ends)
 
     def _names_target(self, path: str) -> bool:
         """Whether a name or the pattern in `target_modules` means the module, in a layer that is meant."""
@@ -208,11 +213,3 @@ def starts(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def _runs(path: str) -> Iterator[str]:
-    """Every run of neighboring parts of the path."""
-    for end in endings(path):
-        parts = end.split(".")
-        for length in range(1, len(parts) + 1):
-            yield ".".join(parts[:length])
