@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 
 from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Invalid, Unauthenticated
 from registry.evaluation.gates import Gate
-from registry.server.database.models import RoleRow, TokenRow
+from registry.server.database.models import RoleRow, TokenRow, VersionRow
 from tests.access.tenants import of_subject
 from tests.harness import Harness
 
@@ -43,6 +44,18 @@ def test_a_person_approves_what_a_machine_of_her_name_has_pushed(harness: Harnes
     ]  # fmt: skip
     assert alice.check_gate("acme/support@1", "prod").missing, "she would move it on her own approval"
     assert machine.promote("acme/support", "prod", "1", generation=0).moved_by == f"token:{ALICE}"
+
+
+def test_neither_of_one_name_approves_what_a_release_without_kinds_has_recorded(
+    harness: Harness, machine: Registry
+) -> None:
+    """A server that is replaced later than others, or a record of the metadata backup."""
+    harness.admin.set_gate("acme", "prod", Gate(approvals=1))
+    alice = person(harness)
+    with harness.session(write=True) as session:
+        session.connection().execute(update(VersionRow).values(created_by=ALICE, pushed_by=ALICE))
+    assert [actor.approve("acme/support@1", "prod").counts for actor in (machine, alice)] == [False, False]
+    assert machine.check_gate("acme/support@1", "prod").missing
 
 
 def test_the_log_tells_a_machine_from_a_person_of_its_name(harness: Harness, machine: Registry) -> None:

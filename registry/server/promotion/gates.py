@@ -26,7 +26,7 @@ from registry.findings import Finding
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.actors import Actor
+from registry.server.actors import TOKEN, Actor
 from registry.server.catalog import base_rows, verdicts, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -309,7 +309,9 @@ def _soak_seconds(session: Session, soaking: Sequence[tuple[VersionRow, str]]) -
 
 
 def _pushers(version: VersionRow) -> frozenset[str]:
-    return frozenset({version.created_by, version.pushed_by or version.created_by})
+    """Who pushed it. A server or a backup from before ADR 41 has a name alone, which may be that of a token."""
+    names = {version.created_by, version.pushed_by or version.created_by}
+    return frozenset({*names, *(f"{TOKEN}{name}" for name in names)})
 
 
 def find_approvals(session: Session, version_ids: Iterable[int]) -> list[ApprovalRow]:
