@@ -1,7 +1,8 @@
 """Indexes for lists that few adapters match, and for counts: of outcomes, of beginnings of names, of open pushes
 
 Rule of this folder: see script.py.mako. On PostgreSQL the index of names is over `namespace/name` in the order of
-bytes, whatever the collation; on SQLite the index of the unique name has that order.
+bytes, whatever the collation; on SQLite the index of the unique name has that order. On PostgreSQL pushes wait while
+the step indexes what is there; it drops the former index last, because readers wait for that.
 
 Revision: 0039
 Follows: 0038

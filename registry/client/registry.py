@@ -53,8 +53,8 @@ from registry.lineage.graph import Lineage
 from registry.versions.retention import RetentionRule
 
 MAINTENANCE_SECONDS = 900.0
-NODES_OF_PAGE = 200
 """Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""
+NODES_OF_PAGE = 200
 
 
 class Registry(Aliases):

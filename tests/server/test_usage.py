@@ -201,13 +201,14 @@ def test_a_restore_does_not_wait_for_an_alias_that_waits_for_it(
 
     def adopt_during_restore(*arguments: Any) -> None:
         restoration.start()
-        while not restored.wait(0.02) and not waited:
+        while not restored.wait(0.02) and not waited and restoration.is_alive():
             waited.extend([True] * is_waiting(harness))
         adopt(*arguments)
 
     monkeypatch.setattr(base_rows, "adopt", adopt_during_restore)
     harness.admin.set_base_aliases(BASES[0], [UNREGISTERED])
     restoration.join()
+    assert restored.is_set()
     assert not waited
     assert usage.find_differences(harness.engine) == []
     assert harness.admin.base(BASES[0]).adapters == 1
