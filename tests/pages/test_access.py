@@ -89,7 +89,7 @@ def test_a_page_with_bytes_of_a_version_is_in_the_audit_log(filled: Harness, bro
 
 def test_a_search_shows_no_other_tenant(filled: Harness, browser: Browser) -> None:
     browser.sign_in(filled.issue("pull", namespaces=["library"])[1])
-    for query in ("text=acme", "text=support", "base=tiny-llama", "owner=admin", "alias=main", "check=compat"):
+    for query in ("text=acme", "text=support", "base=tiny-llama", "owner=token:admin", "alias=main", "check=compat"):
         assert "acme/<b>support" not in browser.get(f"/search?{query}").text, query
 
 

@@ -23,7 +23,7 @@ STEPS = 20
 API = "/api/v1"
 SEARCHES = (
     "", "text=shop", "text=acme+shop", "text=quokka", "text=quok", "text=kind3", "base=tiny-llama", "base=rare-llama",
-    "alias=rare", "alias=main", "owner=rare-owner", "owner=admin", "method=loha", "method=lora", "rank_max=4",
+    "alias=rare", "alias=main", "owner=rare-owner", "owner=token:admin", "method=loha", "method=lora", "rank_max=4",
     "rank_min=8", "namespace=acme", "check=compat&outcome=pass", "check=compat&outcome=warn",
     "check=weights&outcome=unknown", "check=smoke", "base=tiny-llama&method=loha", "base=tiny-llama&text=kind3",
     "text=kind3&rank_max=8",
