@@ -28,13 +28,13 @@ _PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+
 _EFFECT_WORDS = {
     "refuses": "refuses it",
     "ignores_silently": "loads it and silently ignores this part",
-    "wrong_output": "loads it and answers wrongly",
+    "wrong_output": "loads it and computes wrong outputs",
     "needs_setting": "needs another setting",
 }
 _EFFECT_WORDS_IF_UNEXAMINED = {
     "refuses": "would refuse it",
     "ignores_silently": "would load it and silently ignore this part",
-    "wrong_output": "would load it and answer wrongly",
+    "wrong_output": "would load it and compute wrong outputs",
     "needs_setting": "would need another setting",
 }
 
@@ -197,12 +197,12 @@ def _finding(rules: EngineRules, topic: str, severity: Any, message: str, expect
 def _finding_of_rule(rules: EngineRules, rule: Rule, values: Mapping[str, Any], profile: EngineProfile) -> Finding:
     texts = {name: _shown(value) for name, value in {**values, **profile.settings}.items()}
     message = rule.message.format_map(texts)
-    answer = f' It answers: "{rule.answer.format_map(texts)}"' if rule.answer else ""
+    reported = f' It reports: "{rule.engine_message.format_map(texts)}"' if rule.engine_message else ""
     fix = f" {rule.fix.format_map(texts)}." if rule.fix else ""
     nearest = _nearest_examined(rules, version_of(profile.version))
     effect = f"{_EFFECT_WORDS_IF_UNEXAMINED[rule.effect]} by the rules of {nearest}" if nearest else ""
     message = (
-        f"{rules.title} {profile.version} {effect or _EFFECT_WORDS[rule.effect]}: {message}.{answer}{fix}"
+        f"{rules.title} {profile.version} {effect or _EFFECT_WORDS[rule.effect]}: {message}.{reported}{fix}"
         f" [{rule.verified}: {rule.source}]"
     )
     return _finding(rules, rule.property, rule.severity, message, expected=rule.effect)

@@ -106,13 +106,13 @@ class Works(_Statement):
 
 
 class Rule(_Statement):
-    """What the engine does instead. `severity` other than error: it depends, or we cannot tell from the facts."""
+    """What the engine does instead, and its message. `severity` other than error: the facts do not show enough."""
 
     effect: Effect
     when: tuple[Condition, ...] = ()
     message: str = Field(min_length=10)
     fix: str = ""
-    answer: str = ""
+    engine_message: str = ""
     severity: Severity = "error"
 
 

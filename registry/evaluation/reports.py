@@ -19,7 +19,7 @@ from registry.structs import pattern
 
 MODULES_LIMIT = 4000
 TOOLS_LIMIT = 64
-"""Tools that a report is made by: every answer about the version holds them."""
+"""Tools that made a report, which every response about the version contains."""
 Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
 
 

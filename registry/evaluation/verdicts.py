@@ -21,7 +21,7 @@ from registry.structs import FrozenStruct, Moment
 PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
 FINDINGS_LIMIT = 200
-"""Findings kept per verdict; `summary` counts the rest, so a million wrong tensors stay a small answer."""
+"""Findings kept per verdict; `summary` counts the rest, so the response about a million wrong tensors stays small."""
 
 
 class Check(StrEnum):

@@ -22,7 +22,7 @@ is `unknown`.
 |---|---|
 | ok | It loads, and the output matches training. |
 | refuses | It does not load, with an error. |
-| ignores | It loads, but this part has no effect, and no one is told. |
+| ignores | It loads, but this part has no effect, and no message says so. |
 | wrong | It loads, but the output differs from training. |
 | setting | It loads only with another setting. |
 | depends | One of these, depending on circumstances that the facts do not show. |
@@ -159,8 +159,8 @@ def _words(statement: Rule | Works) -> str:
     if isinstance(statement, Works):
         return "ok" + (f"; {statement.note}" if statement.note else "")
     parts = [f"{_WORDS[statement.effect]}: {statement.message}"]
-    if statement.answer:
-        parts.append(f"it answers `{statement.answer}`")
+    if statement.engine_message:
+        parts.append(f"it reports `{statement.engine_message}`")
     if statement.fix:
         parts.append(statement.fix)
     return "; ".join(parts).replace("|", "\\|")

@@ -58,12 +58,12 @@ W = "/webhooks/{webhook_id}"
 RETRY = f"POST {W}/deliveries/{{delivery_id}}/retry"
 NOT_CHANGES = {
     "POST /pushes": "a plan holds bytes and changes nothing that anybody sees",
-    "POST /pulls": "an answer",
+    "POST /pulls": "it only reads",
     "PUT /links/{key:path}": "staged bytes are nobody's yet",
     "POST /jobs/claim": "a lease is a moment's; what comes of it is an event",
     "POST /jobs/{job_id}/renew": "the same",
-    "POST /bases/{base:path}/similarity": "an answer",
-    "POST /check": "an answer",
+    "POST /bases/{base:path}/similarity": "it only reads",
+    "POST /check": "it only reads",
 }
 
 

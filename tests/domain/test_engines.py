@@ -259,7 +259,7 @@ def test_image_files_are_evaluated_by_format(
 def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRules) -> None:
     values = dict.fromkeys([*EngineFacts.model_fields, *source_facts.FIELDS, *engine.settings], "x")
     for rule in engine.rules:
-        for text in (rule.message, rule.fix, rule.answer):
+        for text in (rule.message, rule.fix, rule.engine_message):
             text.format_map(values)
         assert not rule.message.endswith(".")
         assert not rule.fix.endswith(".")

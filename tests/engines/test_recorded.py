@@ -44,12 +44,12 @@ def test_the_rules_refuse_what_the_engine_refuses_and_nothing_more(engine: str, 
 
 
 @pytest.mark.parametrize(("engine", "case"), QUESTIONS)
-def test_the_quoted_answer_is_the_one_that_the_engine_gave(engine: str, case: str) -> None:
+def test_the_quoted_message_is_the_one_that_the_engine_gave(engine: str, case: str) -> None:
     profile = engines.profile(f"{engine},max_lora_rank=16")
     if profile.engine != "vllm" or RECORDED[engine][case] == "ok" or case in LATER["vllm"]:
         return
-    quotes = [f.message.split('It answers: "')[1].split('"')[0] for f in engines.evaluate(FACTS[case], profile)
-              if 'It answers: "' in f.message]  # fmt: skip
+    quotes = [f.message.split('It reports: "')[1].split('"')[0] for f in engines.evaluate(FACTS[case], profile)
+              if 'It reports: "' in f.message]  # fmt: skip
     parts = [part.strip(" .") for quote in quotes for part in quote.split("...")]
     assert any(part and part in RECORDED[engine][case] for part in parts), (quotes, RECORDED[engine][case])
 

@@ -53,8 +53,8 @@ def test_a_yes_acts_as_meant_and_a_no_is_refused_or_goes_wrong(case: str) -> Non
 
 
 @pytest.mark.parametrize("case", sorted(case for case in CASES if ROWS[case]["answer"] != "ok"))
-def test_the_quoted_answer_is_the_one_that_diffusers_gave(case: str) -> None:
-    quoted = [f.message.split('It answers: "')[1].split('"')[0] for f in findings(case) if "It answers" in f.message]
+def test_the_quoted_message_is_the_one_that_diffusers_gave(case: str) -> None:
+    quoted = [f.message.split('It reports: "')[1].split('"')[0] for f in findings(case) if "It reports" in f.message]
     assert not quoted or any(part in ROWS[case]["answer"] for part in quoted), (quoted, ROWS[case])
 
 

@@ -24,8 +24,8 @@ def main() -> None:
         request = urllib.request.Request(
             f"{server.listening_address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            response_body = json.load(answer)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            response_body = json.load(response)
         listed = response_body["completion_probabilities"][0]["top_logprobs"]
         by_id = {row["id"]: row["logprob"] for row in listed}
         answers[name] = [by_id[token] for token in range(512)]

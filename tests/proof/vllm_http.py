@@ -186,10 +186,10 @@ def next_log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str
     for end in range(1, len(reference.PROMPT)):
         request = {"model": model, "prompt": list(reference.PROMPT[:end]), "max_tokens": 1, "temperature": 0,
                  "logprobs": 1, "allowed_token_ids": [reference.PROMPT[end]]}  # fmt: skip
-        answer = client.post("/v1/completions", json=request)
-        if answer.status_code != 200:
-            return f"{answer.status_code}: {_sentence(answer)}"
-        values.append(float(answer.json()["choices"][0]["logprobs"]["token_logprobs"][0]))
+        response = client.post("/v1/completions", json=request)
+        if response.status_code != 200:
+            return f"{response.status_code}: {_sentence(response)}"
+        values.append(float(response.json()["choices"][0]["logprobs"]["token_logprobs"][0]))
     return tuple(values)
 
 

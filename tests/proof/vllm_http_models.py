@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 
 def ask(architectures: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Architecture → `answers` by case. Raises RuntimeError if a server does not start, or answers wrongly alone."""
+    """Architecture → `answers` by case. Raises RuntimeError if a server does not start, or is wrong alone."""
     return {name: _ask(name, folder / name) for name in architectures}
 
 

@@ -32,7 +32,7 @@ from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 @dataclass(frozen=True, slots=True)
 class VersionPush:
-    """A version to push: what it is, the blobs that an upload stages for it, and what is told about it."""
+    """A version to push: what it is, the blobs that an upload stages for it, and its message and alias."""
 
     manifest: Manifest
     staged: Mapping[Digest, PushBlobRow]

@@ -59,7 +59,7 @@ class LocalBlobs(blobs.BlobStore):
         return f"{self._folder}{_STAGING}{push_id[-2:]}/{push_id}.{rest.replace('/', '.')}"
 
     def _key(self, path: str) -> str:
-        """The key of a path; no key for a file that is none of the store's."""
+        """The key of a path. The path of a file that is not the store's is no key."""
         key = path.removeprefix(self._folder)
         return _STAGING + os.path.basename(key).replace(".", "/") if key.startswith(_STAGING) else key
 

@@ -105,12 +105,12 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor], base: BaseSpec) -> dic
     # kohya's files for SDXL number the blocks of the original model.
     blocks = {"unet_config": SimpleNamespace(layers_per_block=layers)} if layers else {}
     try:
-        answer = pipeline.lora_state_dict(dict(tensors), return_alphas=True, **blocks)
+        state = pipeline.lora_state_dict(dict(tensors), return_alphas=True, **blocks)
     except TypeError:
-        answer = pipeline.lora_state_dict(dict(tensors))
+        state = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError) as e:
         raise refusal(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
-    converted, alphas = answer if isinstance(answer, tuple) else (answer, {})
+    converted, alphas = state if isinstance(state, tuple) else (state, {})
     by_path = {_without_half(name.removesuffix(".alpha")): float(alpha) for name, alpha in (alphas or {}).items()}
     result: dict[str, Tensor] = {}
     for name, tensor in converted.items():

@@ -139,16 +139,17 @@ def _effect(largest: float, result: SmokeResult) -> None:
 
 def _drift(baseline: Baseline, steps: list[torch.Tensor], result: SmokeResult, kind: str) -> None:
     limits, kl = result.thresholds, result.measurements["kl_nats"] or 0.0
-    was, now = _perplexity(baseline.steps), _perplexity(steps)
-    result.measure("base_perplexity", was)
-    result.measure("perplexity", now)
-    ratio = now / was if was else 1.0
+    base_perplexity, perplexity = _perplexity(baseline.steps), _perplexity(steps)
+    result.measure("base_perplexity", base_perplexity)
+    result.measure("perplexity", perplexity)
+    ratio = perplexity / base_perplexity if base_perplexity else 1.0
     if kl > limits.drift_fail_kl_nats:
         message = f"the adapter changes neutral text too strongly: KL {kl:.2f} nats a token"
         limit = f"at most {limits.drift_fail_kl_nats:g}"
         result.note("error", "smoke.drift", "logits", message, limit, f"{kl:.3f}")
     elif kind == "text" and ratio > limits.drift_fail_perplexity_ratio:
-        message = f"the perplexity of neutral text is {ratio:.0f} times that of the bare base ({was:.1f} to {now:.3g})"
+        change = f"from {base_perplexity:.1f} to {perplexity:.3g}"
+        message = f"the adapter multiplies the perplexity of neutral text by {ratio:.0f}, {change}"
         limit = f"at most {limits.drift_fail_perplexity_ratio:g} times"
         result.note("error", "smoke.drift", "logits", message, limit, f"{ratio:.3g} times")
     elif kl > limits.drift_warn_kl_nats:

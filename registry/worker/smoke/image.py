@@ -96,10 +96,10 @@ def _load(base: Pipeline, file: Path) -> None:
     loader = getattr(diffusers.loaders, LOADERS[base.kind])
     # kohya's files for SDXL name the blocks of the original model, whose numbers follow from the configuration.
     blocks = {"unet_config": base.denoiser.config} if base.kind == "UNet2DConditionModel" else {}
-    answer = loader.lora_state_dict(
+    loaded = loader.lora_state_dict(
         str(file.parent), weight_name=file.name, return_alphas=True, local_files_only=True, **blocks
     )
-    state, alphas = answer if isinstance(answer, tuple) else (answer, None)
+    state, alphas = loaded if isinstance(loaded, tuple) else (loaded, None)
     if base.kind == "UNet2DConditionModel":
         loader.load_lora_into_unet(state, network_alphas=alphas, unet=base.denoiser, adapter_name=SLOT)
         if "text_encoder" in base.parts and any(name.startswith("text_encoder.") for name in state):

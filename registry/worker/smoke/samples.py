@@ -51,13 +51,13 @@ def _measure(
         message = f"the sample has {len(prompt)} + {len(answer)} tokens; each needs one, both at most {TOKENS_LIMIT}"
         result.note("unknown", "smoke.golden_skipped", location, message)
         return None
-    with_it = base.forward.rows_of_answer(wrapped, prompt, answer)
+    adapter_logits = base.forward.rows_of_answer(wrapped, prompt, answer)
     with getattr(wrapped, "disable_adapter", nullcontext)():
-        without = base.forward.rows_of_answer(wrapped, prompt, answer)
-    likelihood, was = _mean_log_p(with_it, answer), _mean_log_p(without, answer)
-    margin, required = likelihood - was, sample.margin_nats
+        base_logits = base.forward.rows_of_answer(wrapped, prompt, answer)
+    adapter_log_p, base_log_p = _mean_log_p(adapter_logits, answer), _mean_log_p(base_logits, answer)
+    margin, required = adapter_log_p - base_log_p, sample.margin_nats
     required = result.thresholds.golden_margin_nats if required is None else required
-    ends = int(with_it[-1].argmax()) == base.tokenizer.eos_token_id
+    ends = int(adapter_logits[-1].argmax()) == base.tokenizer.eos_token_id
     if not margin >= required:
         message = (
             f"the expected answer is {margin:+.3f} nats a token likelier than on the base; {required:g} is required"
@@ -65,7 +65,8 @@ def _measure(
         result.note("error", "smoke.golden_missed", location, message, f"{required:g} nats a token", f"{margin:.4f}")
     if sample.ends and not ends:
         result.note("error", "smoke.golden_not_ended", location, "the text does not end after the expected answer")
-    return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
+    log_ps = {"log_p": adapter_log_p, "base_log_p": base_log_p, "margin_nats": margin}
+    return {**{name: round(value, 5) for name, value in log_ps.items()}, "ends": ends}
 
 
 def _prompt(base: LoadedBase, sample: Golden) -> list[int]:
