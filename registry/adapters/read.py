@@ -95,7 +95,7 @@ class NonPeftContents:
 
     @property
     def pairs(self) -> Iterator[Pair]:
-        """Those whose scale the file tells; other methods than LoRA have none."""
+        """Those whose scale the file states; only LoRA has one."""
         for module in self.file.modules:
             if module.a and module.rank and module.scale is not None:
                 yield Pair(module.path, module.rank, module.scale, module.a, module.b, module.is_turned)

@@ -140,7 +140,7 @@ def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
         raise refusal(f"{config.initialization} changed the base before training", step)
     odd = [field for field in methods.LORA_VARIANTS if config.other.get(field)]
     if odd:
-        raise refusal(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
+        raise refusal(f"{odd[0]} changes what the factors mean in a plain LoRA")
 
 
 def _canonical(contents: AdapterContents, conversion: Conversion, _base: BaseSpec) -> RunsOn:

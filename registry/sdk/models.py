@@ -98,7 +98,7 @@ def _config_of(model: TrainedModel, adapter: str) -> bytes:
 
 @contextmanager
 def _in_memory(files: dict[str, bytes]) -> Iterator[dict[str, Path]]:
-    """A path for each content: an anonymous file in memory; on other systems than Linux a temporary file."""
+    """A path for each content: an anonymous file in memory; on systems other than Linux a temporary file."""
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
             paths = {name: Path(folder) / name for name in files}

@@ -66,7 +66,7 @@ class Keys:
         return _derive(signers[-1], purpose)
 
     def derive_current_secret(self, purpose: str) -> str:
-        """Derive a secret of 256 bits in hex from the key that signs now; a rotation ends an older key's power."""
+        """Derive a secret of 256 bits in hex from the key that signs now; a rotation replaces it."""
         return _derive(self.signer, purpose)
 
 

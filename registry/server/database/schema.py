@@ -93,7 +93,7 @@ def _migrate_one_step(engine: Engine, target: str) -> str:
 
 
 def prepare(engine: Engine) -> str:
-    """Initialize an empty database; return the revision. `Conflict` (SCHEMA_OLD) for any other revision than ours.
+    """Initialize an empty database; return the revision. `Conflict` (SCHEMA_OLD) for a revision that is not ours.
 
     Servers may start at once: those that see no tables wait for the first one's migration. The tables are read before
     the revision, because both appear together: tables without a revision belong to another program.

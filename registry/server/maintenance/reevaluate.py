@@ -1,6 +1,6 @@
 """Evaluate stored versions again after the rules of an engine, or the meaning of the facts, have changed.
 
-- A verdict `engine` is outdated if its `made_by` names other rules than the installed ones, or if there is none. Only
+- A verdict `engine` is outdated if its `made_by` names rules that are not installed, or if there is none. Only
   outdated ones are evaluated, so a second run writes nothing.
 - A verdict `compat` is outdated if its base was not registered then, or has got the name as an alias by now that the
   adapter's configuration claims.

@@ -352,7 +352,7 @@ def _reader(
         else:
             is_same = blobs.read(keys[file.digest], start, length) == data
         if not is_same:
-            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store returned other bytes than those it had verified")
+            raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store returned bytes that were not verified")
         return data
 
     return read

@@ -1,9 +1,9 @@
-"""The adapters that the filters of a search leave, if they are few.
+"""Candidates of a search: the adapters of a filter that matches few.
 
-A list is read in the order of names until a page is full. If few adapters match, that would read all others, too. So
-each filter is asked for up to `CANDIDATES_LIMIT` adapters, all from indexes, and if there are no more, the list is read
-of these. If there are more, a page of them may be near; if it is not, they are asked for up to `MORE_CANDIDATES_LIMIT`.
-They are candidates: the search still applies every filter, and who may see what.
+A list is read in the order of names until its page is full. If few adapters match, that reads almost all of them. So
+the search first reads up to `CANDIDATES_LIMIT` adapters of each filter from an index. If a filter matches no more, the
+list is read from its adapters only. If all match more, the next names likely fill a page; if they do not, the search
+tries again with `MORE_CANDIDATES_LIMIT`. Every filter, and who may see what, is still applied to the candidates.
 """
 
 from collections.abc import Collection, Iterable, Sequence
