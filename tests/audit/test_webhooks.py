@@ -8,7 +8,9 @@ import hmac
 import json
 import socket
 import threading
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,7 +28,7 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import DeliveryRow, WebhookRow
-from registry.server.webhooks import dispatch, target
+from registry.server.webhooks import DueDelivery, dispatch, target
 from tests.harness import Harness, rows
 
 LOOPBACK = "127.0.0.1/32"
@@ -371,6 +373,53 @@ def test_a_webhook_does_not_wait_for_others_that_never_respond(
     sender.join(60)
     assert not sender.is_alive()
     assert len(receiver.received) == events
+
+
+@pytest.mark.security
+def test_slow_receivers_of_a_namespace_leave_requests_to_others(
+    harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them has failed yet: each takes as long as a receiver may."""
+    monkeypatch.setattr(dispatch, "RESPONSE_SECONDS", 60.0)
+    silent = SilentReceiver()
+    try:
+        actions = [EventType.VERSION_PUSH]
+        create = Audit(harness.admin).create_webhook
+        slow = [
+            create(WebhookCreate(url=silent.url, namespace="globex", actions=actions)).webhook.id
+            for _ in range(dispatch.PARALLEL)
+        ]
+        create(WebhookCreate(url=receiver.url, namespace="acme", actions=actions))
+        harness.push("globex/support")
+        harness.push("acme/support")
+        harness.app.state.audit_log.step()
+        for webhook_id in slow:  # theirs are the oldest
+            dispatch._enqueue_deliveries(harness.engine, webhook_id, ProcessLock())
+        sender = threading.Thread(target=step, args=(harness,))
+        sender.start()
+        receiver.wait_for(1)
+        assert silent.connections <= dispatch.PER_NAMESPACE
+    finally:
+        silent.close()
+    sender.join(60)
+    assert not sender.is_alive()
+
+
+@pytest.mark.security
+def test_a_freed_request_goes_to_the_namespace_with_the_fewest() -> None:
+    sender = dispatch._Sender(*[None] * 5)  # type: ignore[arg-type]
+    event, ids = None, iter(range(100))
+
+    def due(namespace: str, webhook_id: str) -> DueDelivery:
+        row = WebhookRow(id=webhook_id, namespace=namespace)
+        return DueDelivery(DeliveryRow(id=next(ids)), row, event)  # type: ignore[arg-type]
+
+    sender._waiting = {f"{kind}{i}": deque([due(kind, f"{kind}{i}")]) for kind in ("slow", "other") for i in range(20)}
+    taken = []
+    while len(taken) < dispatch.PARALLEL:
+        taken.append(sender._take_next())
+        sender._in_flight[Future()] = taken[-1]  # type: ignore[assignment]
+    assert Counter(each.webhook.namespace for each in taken if each) == {"slow": 8, "other": 8}
 
 
 @pytest.mark.security

@@ -2,7 +2,8 @@
 
 - A webhook's cursor and its new deliveries are written in one transaction, so an event becomes exactly one delivery.
 - A delivery is sent at least once. A receiver recognizes repeats by `webhook-id`, which is the same in each attempt.
-- One process at a time sends. No transaction is open during a request. Webhooks do not wait for each other.
+- One process at a time sends. No transaction is open during a request. Webhooks do not wait for each other, and those
+  of a namespace hold no more requests than their share.
 - A receiver has `RESPONSE_SECONDS` and `RESPONSE_LIMIT_BYTES`. Any status but 2xx is a failure, including redirects.
 
 Messages are signed as Standard Webhooks requires: base64 of HMAC-SHA256 over `id.timestamp.body`.
@@ -23,6 +24,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Engine, func
@@ -52,6 +54,8 @@ PARALLEL = 16
 PER_WEBHOOK = 2
 FAILING_PARALLEL = 8
 """Webhooks whose last attempt failed share so many requests, so that the others do not wait for them."""
+PER_NAMESPACE = 12
+"""The webhooks of one namespace share so many: receivers that are slow and never fail do not hold all of them."""
 STEP_SECONDS = 1.0
 _LOG = logging.getLogger("registry.server.webhooks")
 
@@ -110,7 +114,7 @@ class _Sender:
         self._engine, self._settings, self._keys = engine, settings, keys
         self._lock, self._closing = lock, closing
         self._waiting: dict[str, deque[webhooks.DueDelivery]] = {}
-        self._in_flight: dict[Future[tuple[int | None, str]], DeliveryRow] = {}
+        self._in_flight: dict[Future[tuple[int | None, str]], webhooks.DueDelivery] = {}
         self._failing: set[str] = set()
 
     def send_all(self, webhook_ids: Sequence[str]) -> int:
@@ -127,7 +131,7 @@ class _Sender:
                     break
                 done, _ = wait(self._in_flight, STEP_SECONDS, FIRST_COMPLETED)
                 for future in done:
-                    self._record(self._in_flight.pop(future), *future.result())
+                    self._record(self._in_flight.pop(future).delivery, *future.result())
                 count += len(done)
         return count
 
@@ -136,7 +140,7 @@ class _Sender:
             while _enqueue_deliveries(self._engine, webhook_id, self._lock):
                 self._lock.check()
         self._waiting = {}
-        in_flight = {delivery.id for delivery in self._in_flight.values()}
+        in_flight = {due.delivery.id for due in self._in_flight.values()}
         with db.session(self._engine, write=False) as session:
             for due in webhooks.read_due_deliveries(session, DELIVERIES_PER_READ):
                 if due.delivery.id not in in_flight:
@@ -145,18 +149,22 @@ class _Sender:
 
     def _submit(self, pool: ThreadPoolExecutor) -> None:
         """Start as many requests as the limits allow."""
-        busy = Counter(delivery.webhook_id for delivery in self._in_flight.values())
-        failing = sum(busy[webhook_id] for webhook_id in self._failing)
-        for webhook_id, waiting in self._waiting.items():
-            is_failing = webhook_id in self._failing
-            while waiting and busy[webhook_id] < PER_WEBHOOK and len(self._in_flight) < PARALLEL:
-                if is_failing and failing >= FAILING_PARALLEL:
-                    break
-                due = waiting.popleft()
-                future = pool.submit(_send, due.webhook, due.event, self._settings, self._keys())
-                self._in_flight[future] = due.delivery
-                busy[webhook_id] += 1
-                failing += is_failing
+        while len(self._in_flight) < PARALLEL and (due := self._take_next()) is not None:
+            future = pool.submit(_send, due.webhook, due.event, self._settings, self._keys())
+            self._in_flight[future] = due
+
+    def _take_next(self) -> webhooks.DueDelivery | None:
+        """The oldest delivery of the namespace with the fewest requests, of those that the limits allow."""
+        busy = Counter(due.webhook.id for due in self._in_flight.values())
+        shares = Counter(due.webhook.namespace for due in self._in_flight.values())
+        failing_wait = sum(busy[webhook_id] for webhook_id in self._failing) >= FAILING_PARALLEL
+        allowed = [
+            (shares[waiting[0].webhook.namespace], waiting)
+            for webhook_id, waiting in self._waiting.items()
+            if waiting and busy[webhook_id] < PER_WEBHOOK and not (failing_wait and webhook_id in self._failing)
+        ]
+        share, waiting = min(allowed, key=itemgetter(0), default=(PER_NAMESPACE, deque()))
+        return waiting.popleft() if share < PER_NAMESPACE else None
 
     def _record(self, delivery: DeliveryRow, status: int | None, error: str) -> None:
         (self._failing.add if error else self._failing.discard)(delivery.webhook_id)
