@@ -154,11 +154,12 @@ class Versions:
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version."""
-        return self._send("PATCH", f"{path_of(ref)}/metadata", catalog.VersionView, change)
+        return self._send_to_version("PATCH", ref, "/metadata", change)
 
     def describe_adapter(self, name: Name, change: catalog.MetadataChange) -> catalog.AdapterView:
         """Change description, tags and links of an adapter."""
-        return self._send("PATCH", f"{path_of_adapter(name)}/metadata", catalog.AdapterView, change)
+        response = self._send("PATCH", f"{path_of_adapter(name)}/metadata", catalog.AdapterView, change)
+        return response_checks.check_adapter(parsed_name(name), response)
 
     def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""
@@ -201,6 +202,13 @@ class Versions:
     def _send(self, method: str, path: str, shape: type[Shape], request: Document | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None
         return parse_response(self.connection.send(method, path, json=body, **how), shape)
+
+    def _send_to_version(
+        self, method: str, ref: AnyRef, path: str, request: Document | None = None, **how: Any
+    ) -> catalog.VersionView:
+        """A change of one version. Its response is about this version."""
+        response = self._send(method, f"{path_of(ref)}{path}", catalog.VersionView, request, **how)
+        return response_checks.check_version(parsed_ref(ref), response)
 
     def _post(self, path: str, request: Document, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)

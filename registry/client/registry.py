@@ -8,6 +8,7 @@ from registry.api import access, catalog, evaluation, maintenance, serving
 from registry.api.aliases import (
     ApprovalList,
     ApprovalView,
+    ApproveItem,
     ApproveRequest,
     GateCheck,
     GateList,
@@ -42,7 +43,7 @@ from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import response_checks
 from registry.client.aliases import Aliases
-from registry.client.core import AnyRef, Name, parsed_ref, path_of, path_of_adapter
+from registry.client.core import AnyRef, Name, parsed_name, parsed_ref, path_of, path_of_adapter
 from registry.client.transport import LIST_LIMIT_BYTES
 from registry.client.transport.responses import Shape, parse_response
 from registry.digest import Digest
@@ -63,7 +64,9 @@ class Registry(Aliases):
     # ------------------------------------------------------------ adapters and versions
     def rename(self, name: Name, to: Name) -> catalog.AdapterView:
         """Rename an adapter."""
-        return self._post(f"{path_of_adapter(name)}/rename", access.RenameRequest(to=str(to)), catalog.AdapterView)
+        request = access.RenameRequest(to=str(to))
+        response = self._post(f"{path_of_adapter(name)}/rename", request, catalog.AdapterView)
+        return response_checks.check_adapter(parsed_name(to), response)
 
     def delete_adapter(self, name: Name) -> catalog.DeleteResult:
         """Delete an adapter with its versions."""
@@ -72,25 +75,23 @@ class Registry(Aliases):
     def delete_version(self, ref: AnyRef, reason: str = "", *, force: bool = False) -> catalog.VersionView:
         """Delete a version. `force`: although something needs it."""
         query = {"reason": reason, "force": "true" if force else ""}
-        return self._send("DELETE", path_of(ref), catalog.VersionView, query=query)
+        return self._send_to_version("DELETE", ref, "", query=query)
 
     def undelete_version(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Restore a deleted version."""
-        return self._post(f"{path_of(ref)}/undelete", WithdrawRequest(reason=reason), catalog.VersionView)
+        return self._send_to_version("POST", ref, "/undelete", WithdrawRequest(reason=reason))
 
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
         """Yank a version, or undo that."""
-        return self._post(
-            f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), catalog.VersionView
-        )
+        return self._send_to_version("POST", ref, "/unyank" if undo else "/yank", WithdrawRequest(reason=reason))
 
     def quarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Quarantine a version."""
-        return self._post(f"{path_of(ref)}/quarantine", WithdrawRequest(reason=reason), catalog.VersionView)
+        return self._send_to_version("POST", ref, "/quarantine", WithdrawRequest(reason=reason))
 
     def unquarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """End the quarantine of a version."""
-        return self._post(f"{path_of(ref)}/unquarantine", WithdrawRequest(reason=reason), catalog.VersionView)
+        return self._send_to_version("POST", ref, "/unquarantine", WithdrawRequest(reason=reason))
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """Return the ancestors and descendants of a version."""
@@ -175,7 +176,9 @@ class Registry(Aliases):
 
     def approve(self, ref: AnyRef, alias: str, comment: str = "") -> ApprovalView:
         """Approve a version for an alias."""
-        return self._post(f"{path_of(ref)}/approvals", ApproveRequest(alias=alias, comment=comment), ApprovalView)
+        response = self._post(f"{path_of(ref)}/approvals", ApproveRequest(alias=alias, comment=comment), ApprovalView)
+        response_checks.check_approval(ApproveItem(ref=str(parsed_ref(ref)), alias=alias), response)
+        return response
 
     def approvals(self, ref: AnyRef) -> ApprovalList:
         """Return the approvals of a version."""

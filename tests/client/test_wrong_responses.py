@@ -14,6 +14,7 @@ import pytest
 from cli.console import output
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import moment as audit_moment
+from registry.api.catalog import MetadataChange, VersionMetadataChange
 from registry.api.jobs import ClaimRequest
 from registry.client import core, response_checks
 from registry.client.aliases import Groups
@@ -178,6 +179,38 @@ def test_another_version_as_the_result_of_a_push_is_refused(
     tampered.alter("/commit", in_first_item(lambda result: result | {"version": wrong}))
     with pytest.raises(Corrupt, match="digest"):
         push.push_folder(tampered.registry, folder, NAME)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        ("/metadata", lambda registry, ref: registry.describe(ref, VersionMetadataChange(tags={"team": "nlp"}))),
+        ("/yank", lambda registry, ref: registry.yank(ref, "wrong")),
+        ("/unyank", lambda registry, ref: registry.yank(ref, "wrong", undo=True)),
+        ("/quarantine", lambda registry, ref: registry.quarantine(ref, "wrong")),
+        ("/unquarantine", lambda registry, ref: registry.unquarantine(ref, "right")),
+        ("/undelete", lambda registry, ref: registry.undelete_version(ref, "right")),
+    ],
+)
+def test_another_version_as_the_result_of_a_change_is_refused(
+    harness: Harness, tampered: TamperedRegistry, suffix: str, change: Callable[[Registry, Ref], object]
+) -> None:
+    """A push with tags moves its alias to the version in the response, and the next checkpoint names it as parent."""
+    ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
+    wrong = harness.admin.version("acme/other@1").model_dump(mode="json")
+    tampered.alter(suffix, lambda _: wrong)
+    with pytest.raises(Corrupt, match="name of acme/support"):
+        change(tampered.registry, ref)
+
+
+def test_another_adapter_as_the_result_of_a_change_is_refused(harness: Harness, tampered: TamperedRegistry) -> None:
+    wrong = harness.admin.adapter("acme/other").model_dump(mode="json")
+    tampered.alter("/metadata", lambda _: wrong)
+    with pytest.raises(Corrupt, match="name of acme/support"):
+        tampered.registry.describe_adapter(NAME, MetadataChange(description="ours"))
+    tampered.alter("/rename", lambda _: wrong)
+    with pytest.raises(Corrupt, match="name of acme/helpdesk"):
+        tampered.registry.rename(NAME, AdapterName("acme", "helpdesk"))
 
 
 @pytest.mark.parametrize(
