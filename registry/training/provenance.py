@@ -58,7 +58,8 @@ def find_run() -> dict[str, str]:
     """The active run of Weights & Biases or MLflow; empty without one."""
     run = getattr(sys.modules.get("wandb"), "run", None)
     if run is not None:
-        return {"tool": "wandb", "id": str(run.id), "url": without_user(str(run.url or ""))}
+        url = without_user(str(run.url or "")).partition("?")[0]  # of an anonymous run, it has the key of the account
+        return {"tool": "wandb", "id": str(run.id), "url": url}
     mlflow = sys.modules.get("mlflow")
     active = mlflow.active_run() if mlflow is not None and hasattr(mlflow, "active_run") else None
     if mlflow is None or active is None:

@@ -21,7 +21,7 @@ def test_the_active_run_is_declared_with_its_address(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     url = "https://mlflow.example/#/experiments/7/runs/4f1c"
     assert find_run() == {"tool": "mlflow", "id": "4f1c", "url": url}
-    run = SimpleNamespace(id="abc", url="https://wandb.example/acme/runs/abc")
+    run = SimpleNamespace(id="abc", url="https://wandb.example/acme/runs/abc?apiKey=hidden")
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run))
     assert find_run() == {"tool": "wandb", "id": "abc", "url": "https://wandb.example/acme/runs/abc"}
 
