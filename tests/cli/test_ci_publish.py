@@ -249,6 +249,12 @@ def test_secrets_are_masked_before_anything_else_and_printed_nowhere_else(
     assert not [line for line in lines[3:-1] if line.lstrip().startswith("::")]
 
 
+@pytest.mark.security
+def test_a_secret_that_a_registry_chose_is_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    script.GitHub({}).mask("lra_a\n::set-output name=outcome::pass\r%0A")
+    assert capsys.readouterr().out == "::add-mask::lra_a%0A::set-output name=outcome::pass%0D%250A\n"
+
+
 def test_a_fail_and_a_refused_comment_end_with_6(
     capfd: pytest.CaptureFixture[str],
     cli: CommandRunner,

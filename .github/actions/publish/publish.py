@@ -39,7 +39,8 @@ PAGE = 100
 MARGIN_SECONDS = 20
 """Waiting ends so long before the token does."""
 SECRETS = ("GITLAB_NOTES_TOKEN", "ADAPTER_IDENTITY_TOKEN", "ADAPTER_TOKEN", "GITHUB_TOKEN",
-           "ACTIONS_ID_TOKEN_REQUEST_TOKEN")  # fmt: skip
+           "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "ACTIONS_RUNTIME_TOKEN", "CI_JOB_TOKEN", "CI_REPOSITORY_URL",
+           "CI_REGISTRY_PASSWORD", "CI_DEPENDENCY_PROXY_PASSWORD", "CI_DEPLOY_PASSWORD")  # fmt: skip
 """Variables that `adapter` does not need, so it does not see them."""
 MARKS = {"pass": "✅", "warn": "⚠️", "fail": "❌"}
 FINDINGS_SHOWN = 5
@@ -140,7 +141,8 @@ class GitHub(CiService):
 
     def mask(self, secret: str) -> None:
         """Register the secret with the log, which then hides it."""
-        print(f"::add-mask::{secret}", flush=True)
+        data = secret.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")  # a line break ends a command
+        print(f"::add-mask::{data}", flush=True)
 
     @contextlib.contextmanager
     def commands_stopped(self) -> Iterator[None]:
