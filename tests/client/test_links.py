@@ -59,6 +59,23 @@ def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.Mon
         )
 
 
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "169.254.7.7", "169.254.169.254", "93.184.216.34"])
+def test_a_token_goes_unencrypted_to_loopback_addresses_only(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Names of neighbors (`registry.local`) are link-local, and one name can resolve to this machine and another."""
+    monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
+    infos = [*resolve_to("127.0.0.1")(""), *resolve_to(address)("")]
+    for resolved in (infos, infos[1:]):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, resolved=resolved, **__: resolved)
+        with pytest.raises(Invalid, match="plain http"):
+            Connection("http://registry.local:8000", "token")
+        Connection("http://registry.local:8000", "token", insecure=True).close()
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
+    with Connection("http://registry.local:8000", "token") as connection:
+        connection._check_peer(connection.url, "127.0.0.1")
+        with pytest.raises(Invalid, match="plain http"):  # the name resolves to another address now
+            connection._check_peer(connection.url, address)
+
+
 @pytest.mark.parametrize(
     ("registry", "link"),
     [

@@ -81,8 +81,11 @@ class Connection:
         self.url = _parsed_url(url)
         self._in_process = transport is not None
         token = _parsed_token(token)
-        if token and not self._in_process and not insecure and os.environ.get("ADAPTER_INSECURE", "") in ("", "0"):
-            check_token_target(self.url)
+        is_accepted = insecure or os.environ.get("ADAPTER_INSECURE", "") not in ("", "0")
+        self._stays_here = bool(token) and not self._in_process and not is_accepted and origin(self.url)[0] == "http"
+        """Whether the token is sent to this machine only."""
+        if self._stays_here and not is_this_machine(origin(self.url)[1]):
+            raise _unencrypted(self.url)
         self._token = token
         self._wait = wait
         self._has_responded = False
@@ -250,8 +253,14 @@ class Connection:
         return self._other_transport, target, dict(headers or {})
 
     def _check_peer(self, url: str, address: str) -> None:
-        """`Corrupt` (RESPONSE_INVALID) if a link leads to this machine, unless the registry itself is there."""
-        if self._in_process or origin(url) == origin(self.url) or not is_local_address(address):
+        """`Corrupt` (RESPONSE_INVALID) if a link leads to this machine, unless the registry itself is there.
+
+        `Invalid` (SETTING_INVALID) before a token goes unencrypted to another machine: a name can resolve to both.
+        """
+        is_own = origin(url) == origin(self.url)
+        if is_own and self._stays_here and not _is_loopback(address):
+            raise _unencrypted(self.url)
+        if self._in_process or is_own or not is_local_address(address):
             return
         if not is_local(origin(self.url)[1]):
             raise invalid_response(f"the registry links to {_shown(url)}, which is {address} now")
@@ -441,31 +450,47 @@ def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -
     return target
 
 
-def check_token_target(url: str) -> None:
-    """`Invalid` (SETTING_INVALID) if a token for this URL would be sent unencrypted to another machine."""
-    scheme, host, _ = origin(url)
-    if scheme == "http" and not is_local(host):
-        raise Invalid(
-            "SETTING_INVALID",
-            f"a token is not sent over plain http to {host}: anyone on the network path could read it",
-            next_step="use https, or accept the risk with `adapter login --insecure` or ADAPTER_INSECURE=1",
-        )
+def _unencrypted(url: str) -> Invalid:
+    return Invalid(
+        "SETTING_INVALID",
+        f"a token is not sent over plain http to {origin(url)[1]}: anyone on the network path could read it",
+        next_step="use https, or accept the risk with `adapter login --insecure` or ADAPTER_INSECURE=1",
+    )
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host is a loopback address, or resolves to nothing else. A link-local address is another machine's."""
+    addresses = _addresses_of(host)
+    return bool(addresses) and all(map(_is_loopback, addresses))
 
 
 def is_local(host: str) -> bool:
     """Whether a host is, or resolves to, a loopback, link-local or metadata address."""
+    return any(map(is_local_address, _addresses_of(host)))
+
+
+def _addresses_of(host: str) -> list[str]:
+    """The addresses that a host is or resolves to; none for one that does not resolve."""
     try:
-        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
-        return False
-    return any(is_local_address(str(info[4][0])) for info in addresses)
+        return []
 
 
 def is_local_address(text: str) -> bool:
     """Whether an address is a loopback, link-local or metadata address."""
+    address = _parse_address(text)
+    return _is_loopback(text) or address.is_link_local or address in _METADATA
+
+
+def _is_loopback(text: str) -> bool:
+    address = _parse_address(text)
+    return address.is_loopback or address.is_unspecified
+
+
+def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(text.partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _shown(url: str) -> str:
