@@ -27,7 +27,7 @@ from registry import engines, names
 from registry.api.serving import SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, printable
 from registry.evaluation.verdicts import Check
 from registry.filesystem import user_folder
 from registry.names import Alias, Ref
@@ -50,6 +50,7 @@ FLAGS = {
     "--lora-target-modules": "target_modules",
 }  # fmt: skip
 """Flags of vLLM's command line that the engine rules use."""
+REASON_LIMIT = 1000
 _LOG = logging.getLogger("vllm.adapter_registry")
 
 
@@ -81,13 +82,13 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
         try:
             resolution = await asyncio.to_thread(lambda: self._resolver_for(base_model_name).find(lora_name))
         except Exception as e:
-            _LOG.warning("adapter registry: %r is not resolved: %s", lora_name[:200], e)
+            _LOG.warning("adapter registry: %r is not resolved: %s", lora_name[:200], _reason(e))
             return None
         if resolution.folder is None:
-            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], resolution.reason)
+            _LOG.warning("adapter registry: %r is not served: %s", lora_name[:200], _reason(resolution.reason))
             return None
         if resolution.reason:
-            _LOG.warning("adapter registry: %r is served although: %s", lora_name, resolution.reason)
+            _LOG.warning("adapter registry: %r is served although: %s", lora_name, _reason(resolution.reason))
         _LOG.info("adapter registry: %r is %s", lora_name, resolution.digest)
         if resolution.digest is not None:
             self._slots.set(lora_name, str(Ref.parse(lora_name).name), resolution.digest, SlotState.SERVING)
@@ -106,7 +107,7 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
             self._open_registry(settings), self._slots, node=node,
             engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(settings, model), alias=_alias(settings),
             profile=_engine(settings, self._arguments), on_demand=True,
-            say=lambda line: _LOG.warning("adapter registry: %s", line),
+            say=_log_line,
         )  # fmt: skip
 
     def evictor(self) -> Evictor:
@@ -118,7 +119,7 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
         )
         node = self._node()
         leases = leases_of(self._open_registry(settings), node) if node != "off" else set[Digest]
-        return Evictor(self._store(settings), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
+        return Evictor(self._store(settings), limits, leases, _log_line)
 
     def _start_background(self, model: str) -> None:
         """Start heartbeat and eviction, once per process."""
@@ -130,7 +131,7 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
             try:
                 background = create()
             except Exception as e:
-                _LOG.warning("adapter registry: no %s on this node: %s", name, e)
+                _LOG.warning("adapter registry: no %s on this node: %s", name, _reason(e))
                 continue
             if background is not None:
                 threading.Thread(target=background.run, args=(threading.Event(),), name=name, daemon=True).start()
@@ -166,6 +167,15 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
             namespaces=frozenset(map(names.namespace, _listed(settings.get("ADAPTER_PLUGIN_NAMESPACES", "")))),
             checks=frozenset(Check(word) for word in _listed(settings.get("ADAPTER_PLUGIN_CHECKS", ""))),
         )  # fmt: skip
+
+
+def _reason(text: object) -> str:
+    """A text for one line of the log: the registry chooses it."""
+    return printable(str(text), REASON_LIMIT)
+
+
+def _log_line(line: str) -> None:
+    _LOG.warning("adapter registry: %s", _reason(line))
 
 
 def _number(settings: Mapping[str, str], setting: str, default: float) -> float:

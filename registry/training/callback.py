@@ -18,7 +18,7 @@ from registry.client.core import AnyRef, Name
 from registry.errors import RegistryError
 from registry.sdk.registry import AdapterRegistry
 from registry.training.provenance import describe_training, find_code
-from registry.training.uploads import LOG, SavedCheckpoint, Uploads
+from registry.training.uploads import LOG, SavedCheckpoint, Uploads, reason_of
 from registry.versions.files import kind_of
 from registry.versions.provenance import Provenance
 from registry.versions.retention import RetentionRule
@@ -111,7 +111,7 @@ def _declarable(checkpoint: SavedCheckpoint) -> Provenance | None:
     try:
         return Provenance.read(checkpoint.provenance)
     except RegistryError as e:
-        LOG.warning("checkpoint %d is pushed without provenance: %s", checkpoint.step, e)
+        LOG.warning("checkpoint %d is pushed without provenance: %s", checkpoint.step, reason_of(e))
         return None
 
 
@@ -120,4 +120,4 @@ def _logged(message: str, subject: object) -> Iterator[None]:
     try:
         yield
     except Exception as e:  # a training goes on whatever the registry does
-        LOG.warning(f"{message}: %s", subject, e)
+        LOG.warning(f"{message}: %s", subject, reason_of(e))

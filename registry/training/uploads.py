@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.errors import Unavailable
+from registry.errors import Unavailable, printable
 
 LIMIT = 8
 """Checkpoints that wait."""
 LOG = logging.getLogger("registry.training")
+REASON_LIMIT = 1000
+
+
+def reason_of(error: Exception) -> str:
+    """An error for the log, which may be a terminal: a registry chooses its text."""
+    return printable(str(error), REASON_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,11 @@ class Uploads:
         try:
             self._push(checkpoint)
         except Unavailable as e:
-            LOG.warning("checkpoint %d was not pushed, and is tried again at the next save: %s", checkpoint.step, e)
+            LOG.warning(
+                "checkpoint %d was not pushed, and is tried again at the next save: %s", checkpoint.step, reason_of(e)
+            )
             return False
         except Exception as e:  # a training goes on whatever the registry does
-            LOG.warning("checkpoint %d was not pushed: %s", checkpoint.step, e)
+            LOG.warning("checkpoint %d was not pushed: %s", checkpoint.step, reason_of(e))
         checkpoint.discard()
         return True

@@ -15,7 +15,7 @@ from registry.findings import Finding
 from registry.serving import vllm
 from registry.serving.store import resolver as finders
 from registry.serving.store.local_store import LocalStore
-from registry.serving.store.resolver import Resolver
+from registry.serving.store.resolver import Resolution, Resolver
 from tests.harness import URL, Harness
 from tests.samples import WEIGHTS
 from tests.serving.node import Clock, FaultyTransport
@@ -292,3 +292,18 @@ def test_registering_never_raises_and_sends_no_request(
     vllm.register()
     monkeypatch.setattr(vllm, "LoRAResolverRegistry", None)
     vllm.register()
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("folder", [None, Path("/versions/x")])
+def test_what_a_registry_says_is_one_line_of_the_log(
+    folder: Path | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
+    resolver = vllm.RegistryResolver({"ADAPTER_REGISTRY": URL}, [])
+    said = Resolution(folder, "no\x1b]52;c;aGk=\x07\nroot did it")
+    monkeypatch.setattr(Resolver, "find", lambda _self, _text: said)
+    resolver._resolver = Resolver.__new__(Resolver)
+    asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support"))
+    assert "root did it" in caplog.text
+    assert all(record.getMessage().isprintable() for record in caplog.records)

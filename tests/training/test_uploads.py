@@ -75,3 +75,15 @@ def test_a_refused_checkpoint_does_not_keep_the_next_ones_from_being_pushed(capl
     assert uploads.flush(60) == 0
     assert (pushed, discarded) == ([2], [1, 2])
     assert "checkpoint 1 was not pushed: no weights" in caplog.text
+
+
+@pytest.mark.security
+def test_what_a_registry_says_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_checkpoint: SavedCheckpoint) -> None:
+        raise Invalid("REQUEST_INVALID", "no\x1b]52;c;aGk=\x07\nroot did it")
+
+    uploads = Uploads(fail)
+    uploads.add(SavedCheckpoint(Path(), 1, {}, lambda: None))
+    assert uploads.flush(60) == 0
+    [record] = caplog.records
+    assert record.getMessage().isprintable()

@@ -45,7 +45,7 @@ from registry.client.transport import (
 from registry.client.transport.http_transport import HttpTransport
 from registry.client.transport.logged_transport import LoggedTransport
 from registry.client.transport.responses import error_of, store_error_of, unreachable
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid, Unavailable, printable
 
 ATTEMPTS_LIMIT = 4
 PATIENT_ATTEMPTS_LIMIT = 16
@@ -54,6 +54,7 @@ TIMEOUT_SETTING = "ADAPTER_TIMEOUT"
 SILENT_SECONDS = 5.0
 """A response that takes longer is reported."""
 SAY_AGAIN_SECONDS = 5.0
+LINE_LIMIT = 1000
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
@@ -323,7 +324,7 @@ class Connection:
         now = time.monotonic()
         if self.on_wait is not None and now - self._said_at >= SAY_AGAIN_SECONDS:
             self._said_at = now
-            self.on_wait(line)
+            self.on_wait(printable(line, LINE_LIMIT))
 
     def _check_checkpoint(self, response: HttpResponse) -> None:
         checkpoint = response.headers.get(CHECKPOINT_HEADER, "")
