@@ -13,6 +13,7 @@ import logging
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,9 @@ def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: b
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     is_embedded = ipaddress.ip_address(host).is_loopback and settings.database_url.startswith("sqlite:")
-    link = f"{url}/sign-in/{app.state.sign_in_links.create()}" if is_embedded and settings.pages != "off" else ""
+    is_read = is_document or sys.stdout.isatty()  # else it is a log, whose readers would be administrators
+    has_link = is_embedded and is_read and settings.pages != "off"
+    link = f"{url}/sign-in/{app.state.sign_in_links.create()}" if has_link else ""
     if is_document:
         click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return

@@ -8,13 +8,18 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from cli.server import serve
+from registry.server.sessions.one_time_links import OneTimeLinks
+from registry.server.settings import Settings
 from tests.access.identity import ISSUER, Provider
 from tests.cli.runner import COMMAND, CommandRunner, served
 from tests.import_table import ROOT
@@ -82,6 +87,20 @@ def test_serve_prints_a_link_that_signs_in_to_the_pages_once(server: dict[str, s
         assert browser.get(link).headers["location"] == "/"
         assert "Sign out" in browser.get(server["url"] + "/search").text
         assert httpx.get(link).status_code == 403
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_link_of_an_administrator_is_printed_on_terminals_and_not_in_logs(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    state = SimpleNamespace(
+        settings=Settings(database_url="sqlite:///x", blobs="file:///x"), sign_in_links=OneTimeLinks()
+    )
+    listener = SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8080))
+    serve._announce(listener, SimpleNamespace(state=state), "", is_document=False)  # type: ignore[arg-type]
+    assert ("/sign-in/" in capsys.readouterr().out) is is_terminal
 
 
 def test_a_port_in_use_is_an_error(cli: CommandRunner, tmp_path: Path) -> None:
