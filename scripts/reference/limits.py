@@ -261,6 +261,11 @@ LIMITS = {
         },
         "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
         "registry.server.promotion.approvals": {"ALIASES_LIMIT": "aliases for which one identity approves a version"},
+        "registry.server.promotion.attestations.signatures": {
+            "SIGNATURES_LIMIT": "signatures of a version",
+            "SIGNATURES_OF_ACTOR_LIMIT": "the same, by one actor",
+            "SIGNATURES_LIMIT_BYTES": "size of all signatures of a version; a quarter of it by one actor",
+        },
         "registry.server.promotion.aliases": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},
     },
     "Jobs and nodes": {

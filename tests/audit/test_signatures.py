@@ -17,14 +17,14 @@ from registry.attestations import models
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.client import signing
 from registry.client.audit import Audit
-from registry.errors import Denied, Invalid, NotFound
+from registry.errors import Denied, Invalid, NotFound, TooLarge
 from registry.names import Ref
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
-from registry.server.promotion.attestations import signers_by_version
+from registry.server.promotion.attestations import signatures, signers_by_version
 from registry.server.promotion.attestations.attester import Attester
 from registry.tlog.notes import Signer, Verifier
 from tests.harness import Harness, rows
@@ -191,6 +191,25 @@ def test_a_signature_of_other_files_is_refused_and_not_stored(pushed: Harness) -
         Audit(pushed.actor("pull")).sign(NAME, good)
     with pytest.raises(NotFound):
         Audit(pushed.actor("push", namespaces=["globex"])).sign(NAME, good)
+
+
+def test_the_signatures_of_a_version_are_limited_and_one_actor_leaves_space_for_others(
+    pushed: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No quota counts them, and white space makes another bundle of the same signature."""
+    monkeypatch.setattr(signatures, "SIGNATURES_OF_ACTOR_LIMIT", 3)
+    good = request(pushed, PrivateKey.of_seed(b"\1" * 32))
+    thief = Audit(pushed.actor("push", name="thief", namespaces=["acme"]))
+    for spaces in range(3):
+        thief.sign(NAME, SignRequest(bundle=good.bundle + " " * spaces, public_key=good.public_key))
+    with pytest.raises(TooLarge, match="at most 3 signatures"):
+        thief.sign(NAME, SignRequest(bundle=good.bundle + " " * 3, public_key=good.public_key))
+    thief.sign(NAME, good)  # it is there
+    large = SignRequest(bundle=good.bundle + " " * 300_000, public_key=good.public_key)
+    monkeypatch.setattr(signatures, "SIGNATURES_LIMIT_BYTES", 1_000_000)
+    with pytest.raises(TooLarge, match="250000 bytes"):
+        Audit(pushed.admin).sign(NAME, large)
+    assert Audit(pushed.admin).sign(NAME, request(pushed, PrivateKey.of_seed(b"\2" * 32))).kind == "signature"
 
 
 def test_garbage_collection_keeps_attestations(pushed: Harness) -> None:

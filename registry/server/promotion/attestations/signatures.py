@@ -1,19 +1,20 @@
 """Signatures that users add to versions.
 
 A signature is verified against the version's own manifest before it is stored. The row that refers to its blob is
-written before the bytes; it is shown once its blob is live.
+written before the bytes; it is shown once its blob is live. No quota counts them, and the same signature can be written
+in any number of ways, so a version has a limited number of bytes of them, and each actor a part of it.
 """
 
 from pathlib import Path
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from registry.api.audit.attestations import AttestationView, SignRequest
 from registry.attestations import models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PublicKey
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName, Selector, is_alias
 from registry.roles import Scope
@@ -21,12 +22,17 @@ from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.models import AttestationRow
+from registry.server.database.models import AttestationRow, VersionRow
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED, attestation_row, view
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import BlobState
 from registry.versions.manifest import Manifest
+
+SIGNATURES_LIMIT = 100
+SIGNATURES_OF_ACTOR_LIMIT = 20
+SIGNATURES_LIMIT_BYTES = 8 * 2**20
+"""Bytes of all signatures of a version; a quarter of them for one actor."""
 
 
 def add_signature(
@@ -48,6 +54,8 @@ def add_signature(
     db.begin_writing(session)
     same = select(AttestationRow).where(AttestationRow.version_id == version.id, AttestationRow.digest == digest)
     row = session.exec(same).first()
+    if row is None:
+        _check_limits(session, actor, version, len(data))
     states = references.reserve(session, {digest: len(data)})
     if row is not None and states[digest] == BlobState.LIVE:
         return view(row, store), False
@@ -63,6 +71,25 @@ def add_signature(
     audit.append(session, actor, EventType.VERSION_SIGN, f"{name}@{version.number}", detail)
     session.flush()
     return view(row, store), True
+
+
+def _check_limits(session: Session, actor: Actor, version: VersionRow, size_bytes: int) -> None:
+    """`TooLarge` (QUOTA_EXCEEDED) if the version, or the actor for it, has too many signatures. Locks the version."""
+    session.exec(select(VersionRow.id).where(VersionRow.id == version.id).with_for_update(key_share=True)).one()
+    attached = select(AttestationRow.made_by, AttestationRow.size_bytes).where(
+        AttestationRow.version_id == version.id, col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED))
+    )
+    of_all = session.exec(attached).all()
+    own = [row for row in of_all if row[0] == actor.identity]
+    for rows, who, count, limit_bytes in (
+        (own, f"{actor.identity!r} for it", SIGNATURES_OF_ACTOR_LIMIT, SIGNATURES_LIMIT_BYTES // 4),
+        (of_all, "it", SIGNATURES_LIMIT, SIGNATURES_LIMIT_BYTES),
+    ):
+        if len(rows) >= count or sum(size for _, size in rows) + size_bytes > limit_bytes:
+            detail = (
+                f"a version has at most {count} signatures of {limit_bytes} bytes in all, and {who} has no space left"
+            )
+            raise TooLarge("QUOTA_EXCEEDED", detail)
 
 
 def _verify(request: SignRequest, manifest: Manifest, trusted_roots: str) -> tuple[str, str, str]:
