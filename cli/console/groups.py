@@ -111,6 +111,7 @@ def select(registry: Versions, options: Options, alias: str = "") -> list[Adapte
         )
     )
     views = [view for page in pages for view in page.items]
+    response_checks.check_namespace(options.namespace, views)
     views = [view for view in views if all(fnmatchcase(view.name.partition("/")[2], text) for text in patterns)]
     if not views:
         having = f" with the alias '{alias}'" if alias else ""

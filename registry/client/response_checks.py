@@ -85,6 +85,12 @@ def check_adapter(name: AdapterName, response: AdapterView) -> AdapterView:
     return response
 
 
+def check_namespace(namespace: str, responses: Iterable[AdapterView]) -> None:
+    """Adapters of this namespace. Callers change what a list names."""
+    for response in responses:
+        _equal(f"the namespace of {response.name[:80]!r}", response.name.partition("/")[0], namespace)
+
+
 def check_alias(name: str, response: AliasView) -> AliasView:
     """The alias of this name."""
     _equal("the name of the alias", response.alias, name)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.console import output
+from cli.console import groups, output
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import moment as audit_moment
 from registry.api.catalog import MetadataChange, VersionMetadataChange
@@ -201,6 +201,15 @@ def test_another_version_as_the_result_of_a_change_is_refused(
     tampered.alter(suffix, lambda _: wrong)
     with pytest.raises(Corrupt, match="name of acme/support"):
         change(tampered.registry, ref)
+
+
+def test_adapters_of_another_namespace_are_not_selected_for_a_change(tampered: TamperedRegistry) -> None:
+    options = groups.Options(namespace="acme")
+    assert len(groups.select(tampered.registry, options)) == 2
+    other = {"name": "globex/support"}
+    tampered.alter("/adapters", lambda page: page | {"items": [page["items"][0] | other, *page["items"][1:]]})
+    with pytest.raises(Corrupt, match="namespace of 'globex/support'"):
+        groups.select(tampered.registry, options)
 
 
 def test_another_adapter_as_the_result_of_a_change_is_refused(harness: Harness, tampered: TamperedRegistry) -> None:
