@@ -491,7 +491,8 @@ def _is_loopback(text: str) -> bool:
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(text.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
+    mapped: ipaddress.IPv4Address | None = getattr(address, "ipv4_mapped", None)
+    return mapped or address
 
 
 def _shown(url: str) -> str:

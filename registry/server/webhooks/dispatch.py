@@ -163,7 +163,9 @@ class _Sender:
             for webhook_id, waiting in self._waiting.items()
             if waiting and busy[webhook_id] < PER_WEBHOOK and not (failing_wait and webhook_id in self._failing)
         ]
-        share, waiting = min(allowed, key=itemgetter(0), default=(PER_NAMESPACE, deque()))
+        if not allowed:
+            return None
+        share, waiting = min(allowed, key=itemgetter(0))
         return waiting.popleft() if share < PER_NAMESPACE else None
 
     def _record(self, delivery: DeliveryRow, status: int | None, error: str) -> None:
