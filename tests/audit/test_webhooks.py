@@ -10,7 +10,6 @@ import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -404,19 +403,15 @@ def test_slow_receivers_of_a_namespace_leave_requests_to_others(
 
 @pytest.mark.security
 def test_a_freed_request_goes_to_the_namespace_with_the_fewest() -> None:
-    sender = dispatch._Sender(*[None] * 5)  # type: ignore[arg-type]
-    event, ids = None, iter(range(100))
-
-    def due(namespace: str, webhook_id: str) -> DueDelivery:
-        row = WebhookRow(id=webhook_id, namespace=namespace)
-        return DueDelivery(DeliveryRow(id=next(ids)), row, event)  # type: ignore[arg-type]
-
-    sender._waiting = {f"{kind}{i}": deque([due(kind, f"{kind}{i}")]) for kind in ("slow", "other") for i in range(20)}
-    taken = []
-    while len(taken) < dispatch.PARALLEL:
-        taken.append(sender._take_next())
-        sender._in_flight[Future()] = taken[-1]  # type: ignore[assignment]
-    assert Counter(each.webhook.namespace for each in taken if each) == {"slow": 8, "other": 8}
+    sender: Any = dispatch._Sender(*[None] * 5)  # type: ignore[arg-type]
+    for namespace in ("slow", "other"):
+        for number in range(20):
+            hook: Any = WebhookRow.model_construct(id=f"{namespace}{number}", namespace=namespace)
+            sender._waiting[hook.id] = deque([DueDelivery(DeliveryRow.model_construct(), hook, None)])  # type: ignore[arg-type]
+    for number in range(dispatch.PARALLEL):
+        sender._in_flight[number] = sender._take_next()
+    counts = Counter(due.webhook.namespace for due in sender._in_flight.values())
+    assert counts == {"slow": 8, "other": 8}
 
 
 @pytest.mark.security

@@ -61,7 +61,7 @@ def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("address", ["fe80::1%eth0", "169.254.7.7", "169.254.169.254", "93.184.216.34"])
 def test_a_token_goes_unencrypted_to_loopback_addresses_only(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Names of neighbors (`registry.local`) are link-local, and one name can resolve to this machine and another."""
+    """A name such as `registry.local` is often link-local, and one name can resolve to this machine and another."""
     monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
     infos = [*resolve_to("127.0.0.1")(""), *resolve_to(address)("")]
     for resolved in (infos, infos[1:]):

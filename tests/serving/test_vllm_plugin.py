@@ -301,8 +301,8 @@ def test_what_a_registry_says_is_one_line_of_the_log(
 ) -> None:
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     resolver = vllm.RegistryResolver({"ADAPTER_REGISTRY": URL}, [])
-    said = Resolution(folder, "no\x1b]52;c;aGk=\x07\nroot did it")
-    monkeypatch.setattr(Resolver, "find", lambda _self, _text: said)
+    resolution = Resolution(folder, "no\x1b]52;c;aGk=\x07\nroot did it")
+    monkeypatch.setattr(Resolver, "find", lambda _self, _text: resolution)
     resolver._resolver = Resolver.__new__(Resolver)
     asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support"))
     assert "root did it" in caplog.text
