@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import DeliveryRow, WebhookRow
-from registry.server.webhooks import DueDelivery, dispatch, target
+from registry.server.webhooks import dispatch, target
 from tests.harness import Harness, rows
 
 LOOPBACK = "127.0.0.1/32"
@@ -406,8 +407,8 @@ def test_a_freed_request_goes_to_the_namespace_with_the_fewest() -> None:
     sender: Any = dispatch._Sender(*[None] * 5)  # type: ignore[arg-type]
     for namespace in ("slow", "other"):
         for number in range(20):
-            hook: Any = WebhookRow.model_construct(id=f"{namespace}{number}", namespace=namespace)
-            sender._waiting[hook.id] = deque([DueDelivery(DeliveryRow.model_construct(), hook, None)])  # type: ignore[arg-type]
+            hook: Any = SimpleNamespace(id=f"{namespace}{number}", namespace=namespace)
+            sender._waiting[hook.id] = deque([SimpleNamespace(webhook=hook)])
     for number in range(dispatch.PARALLEL):
         sender._in_flight[number] = sender._take_next()
     counts = Counter(due.webhook.namespace for due in sender._in_flight.values())
