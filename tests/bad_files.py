@@ -103,6 +103,7 @@ _MAKERS: dict[str, tuple[Callable[[], bytes] | bytes, str, str]] = {
     "21-nul-in-name": (_one(_entry([4], [0, 16]), name="a\0b"), INVALID, "safetensors.tensor_name_invalid"),
     "21-climbing-name": (_one(_entry([4], [0, 16]), name="../../x"), INVALID, "safetensors.tensor_name_invalid"),
     "21-long-name": (_one(_entry([4], [0, 16]), name="a" * 513), INVALID, "safetensors.tensor_name_invalid"),
+    "21-deep-name": (_one(_entry([4], [0, 16]), name="a" + ".a" * 64), INVALID, "safetensors.tensor_name_invalid"),
     "21-look-alike-name": (_one(_entry([4], [0, 16]), name="lоra_A"), INVALID, "safetensors.tensor_name_invalid"),
     "22-number-in-metadata": (
         samples.raw_safetensors('{"__metadata__":{"x":1},' + _TEXT[1:] + "}", bytes(16)),

@@ -22,6 +22,8 @@ Read = Callable[[int, int], bytes]
 HEADER_LIMIT_BYTES = 16 * 2**20
 TENSORS_LIMIT = 200_000
 NAME_LIMIT_BYTES = 512
+NAME_PARTS_LIMIT = 64
+"""Rules compare a name part by part. The deepest modules that we know have some fifteen."""
 DIMENSIONS_LIMIT = 8
 SIDE_LIMIT = 2**40
 METADATA_LIMIT_BYTES = 2**20
@@ -235,6 +237,8 @@ class _Reader:
     def _problem_with_name(self, name: str) -> str:
         if not name or len(name.encode()) > NAME_LIMIT_BYTES:
             return f"a tensor's name must have 1 to {NAME_LIMIT_BYTES} bytes"
+        if name.count(".") >= NAME_PARTS_LIMIT:
+            return f"a tensor's name must have at most {NAME_PARTS_LIMIT} parts"
         if not (name.isascii() and name.isprintable()) or " " in name:
             return "a tensor's name must be printable ASCII without spaces"
         if "\\" in name or ".." in name or name.startswith("/"):

@@ -60,6 +60,7 @@ LIMITS = {
             "HEADER_LIMIT_BYTES": "header of a safetensors file",
             "TENSORS_LIMIT": "tensors of a safetensors file",
             "NAME_LIMIT_BYTES": "length of a tensor's name",
+            "NAME_PARTS_LIMIT": "parts of a tensor's name",
             "DIMENSIONS_LIMIT": "dimensions of a tensor",
             "SIDE_LIMIT": "one dimension of a tensor",
             "METADATA_LIMIT_BYTES": "metadata of a safetensors file",

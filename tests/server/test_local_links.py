@@ -223,11 +223,9 @@ def test_a_blob_that_is_gone_and_a_range_behind_its_end_are_refused(
 def test_finished_requests_leave_nothing_for_the_garbage_collector(
     server: RunningServer, client: http.client.HTTPConnection
 ) -> None:
-    """The least of four rounds: threads of earlier tests may leave something meanwhile."""
-    many, target = 100, server.read_link(SMALL)
+    many, target, unreachable = 100, server.read_link(SMALL), []
     other = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    unreachable = []
-    for _ in range(4):
+    for _ in range(4):  # threads of earlier tests may leave something in one of them
         gc.collect()
         gc.disable()
         try:
