@@ -124,7 +124,8 @@ def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: Comma
     jobs, people = server.providers
     publisher = next(line for line in typed_lines(page("access")) if line.startswith("adapter publisher add"))
     cli(*shlex.split(publisher.replace("https://token.actions.githubusercontent.com", jobs.issuer))[1:])
-    job = cli("token", "exchange", "--adapter", "acme/support", stdin=jobs.sign(), ADAPTER_TOKEN="").stdout.strip()
+    assertion = jobs.sign(repository_owner_id="1234567")
+    job = cli("token", "exchange", "--adapter", "acme/support", stdin=assertion, ADAPTER_TOKEN="").stdout.strip()
     cli("push", "out", "acme/support", "--base", "smollm2", ADAPTER_TOKEN=job)
     member = people.sign(email="carol@example.org", email_verified=True, groups=["ml-platform", "others"])
     carol = cli("token", "exchange", stdin=member, ADAPTER_TOKEN="").stdout.strip()
