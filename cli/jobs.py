@@ -186,7 +186,8 @@ def smoke_test(
     """Have a worker test the version REF on its base, or (--all) every version of a base.
 
     A campaign skips yanked versions and those whose header does not fit, and runs after new pushes. Waiting ends with
-    a table of changed verdicts; with exit 75 if no worker takes a test for ten minutes, or after --timeout seconds.
+    a table of changed verdicts; with exit 75 if no worker takes a first test for ten minutes, or after --timeout
+    seconds.
     """
     if (ref is not None) + all_versions + bool(campaign_id) != 1:
         raise click.UsageError("name a version, or use --all with --base, or --campaign")
