@@ -198,7 +198,7 @@ def test_a_response_with_a_secret_is_not_stored_and_not_repeated(
     secret = losing.responses[0].json()["secret"]
     with harness.session() as session:
         assert [row.name for row in rows(session, TokenRow)] == ["admin", "ci"]
-        assert all(secret not in row.answer for row in rows(session, IdempotencyRow))
+        assert all(secret not in row.response for row in rows(session, IdempotencyRow))
 
 
 def test_a_failed_mutation_frees_its_key(harness: Harness) -> None:

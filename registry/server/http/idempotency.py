@@ -64,7 +64,7 @@ Lookup = Callable[[Connection, KeyedRequest], StoredResponse | None]
 
 def claim(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
     """Claim the key before the first change, or return the response that this request had."""
-    values = asdict(request) | {"status": _CLAIMED, "answer": "", "created_at": db.now()}
+    values = asdict(request) | {"status": _CLAIMED, "response": "", "created_at": db.now()}
     if db.insert_new(connection, IdempotencyRow, values):
         return None
     response = find(connection, request)
@@ -75,7 +75,7 @@ def claim(connection: Connection, request: KeyedRequest) -> StoredResponse | Non
 
 def find(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
     """Return the response that this request had. `Conflict` (IDEMPOTENCY_REUSED) if the key had another request."""
-    statement = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.answer).where(_has_key(request))
+    statement = select(_ROW.c.request_sha256, _ROW.c.status, _ROW.c.response).where(_has_key(request))
     row = connection.execute(statement).first()
     if row is None or (row.status == _CLAIMED and row.request_sha256 == request.request_sha256):
         return None
@@ -85,7 +85,7 @@ def find(connection: Connection, request: KeyedRequest) -> StoredResponse | None
             f"Idempotency-Key {request.key!r} was used for another request",
             next_step="use a new key for a new request",
         )
-    document = json.loads(row.answer)
+    document = json.loads(row.response)
     return StoredResponse(row.status, document["etag"], document["body"])
 
 
@@ -99,7 +99,7 @@ def store(
     if response.status == 204:
         connection.execute(delete(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED))
         return None
-    values = {"status": response.status, "answer": json.dumps({"etag": response.etag, "body": response.body})}
+    values = {"status": response.status, "response": json.dumps({"etag": response.etag, "body": response.body})}
     if claimed:
         statement = update(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED).values(**values)
         if connection.execute(statement).rowcount:

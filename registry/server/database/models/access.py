@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Text, false
+from sqlalchemy import JSON, BigInteger, Column, Text, false
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, UtcTime
@@ -131,5 +131,6 @@ class IdempotencyRow(SQLModel, table=True):
     key: str = Field(primary_key=True)
     request_sha256: str
     status: int
-    answer: str = Field(sa_type=Text)
+    # The column keeps its first name: servers of the step before read it while they are replaced.
+    response: str = Field(sa_column=Column("answer", Text, key="response", nullable=False))
     created_at: datetime = Field(sa_type=UtcTime, index=True)
