@@ -30,7 +30,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "base": {"base": "tiny-llama"},
     "rank": {"rank_min": 8, "rank_max": 64},
     "target": {"target": ["q_proj"]},
-    "owner": {"owner": "admin"},
+    "owner": {"owner": "token:admin"},
     "text": {"text": "shop"},
     "words": {"text": "acme shop"},
     "annotation": {"annotation": ["tier=gold"]},
