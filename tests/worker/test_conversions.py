@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFReader
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from registry.adapters.peft.names import PREFIX
 from registry.api.catalog import VersionView
@@ -31,6 +31,7 @@ from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
+from tests.truth import architectures, methods
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 
@@ -79,6 +80,25 @@ def test_the_canonical_form_of_every_mergeable_lora_gives_the_same_logits(tmp_pa
             wrong[name] = "a module is scaled or has a rank of its own"
     assert wrong == {}
     assert set(refused) == {"lora-r64", "lora-dora", "lora-pissa", "lora-olora", "lora-pickle-bin"}, refused
+
+
+def test_a_convolution_in_groups_is_padded_within_each_group(tmp_path: Path) -> None:
+    base, source, out = tmp_path / "base", tmp_path / "source", tmp_path / "made"
+    model = architectures.build("squeezebert", "SqueezeBertForMaskedLM", base)
+    config = LoraConfig(r=6, lora_alpha=3, target_modules=["query", "post_attention.conv1d"], rank_pattern={"query": 4})
+    methods.make_from(model, config, source)
+    tensors = {name: t.double() for name, t in load_file(source / WEIGHTS).items()}  # 32 bits would round them
+    save_file({name: t + 1e-12 for name, t in tensors.items()}, source / WEIGHTS)
+    assert to_canonical.convert(conversion_request("canonical", base, source, out)).rank == 8  # four groups divide it
+    answers = []
+    for folder in (source, out):
+        bare = AutoModelForMaskedLM.from_pretrained(base, dtype=torch.float32)
+        with torch.no_grad():
+            answers.append(PeftModel.from_pretrained(bare, str(folder)).eval()(IDS).logits)
+    assert float((answers[0] - answers[1]).abs().max()) < 1e-6
+    padded = load_file(out / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("query.lora_A.weight"))
+    assert torch.equal(padded[name].reshape(4, 2, -1)[:, 0], tensors[name].reshape(4, -1) + 1e-12)
 
 
 def test_a_scale_that_bfloat16_cannot_hold_is_kept_exactly_in_32_bits() -> None:

@@ -2,11 +2,13 @@
 
     scale · B·A  =  (scale · B)·A,   and zeros beside A and B change nothing
 
+Of convolutions in groups, PEFT divides the rank by the groups: the common rank is a multiple of each.
 Everything else stays: saved modules, biases, trained tokens, the names of targets. scale · B is computed in 64 bits and
 rounded once; a tensor whose dtype cannot hold it exactly is stored in 32 bits.
 """
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -31,25 +33,27 @@ def convert(request: ConversionRequest) -> Converted:
     """Write the adapter in canonical form."""
     folder, out = read_adapter(Path(request.source)), Path(request.out)
     spec = folder.peft.lora
-    tensors, widened = fold_scales(spec, load_file(folder.path / WEIGHTS))
+    groups = math.lcm(*(module.groups for module in spec.modules))
+    rank = -(-spec.rank // groups) * groups
+    tensors, widened = fold_scales(spec, load_file(folder.path / WEIGHTS), rank)
     config = json.loads((folder.path / CONFIG).read_bytes())
-    plain = {"r": spec.rank, "lora_alpha": spec.rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    plain = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     save_adapter(out, tensors, config | plain)
     copy_others(folder, out)
     scales = sorted({m.scale for m in spec.modules})
     span = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
-    padded = sum(m.rank < spec.rank for m in spec.modules)
-    notes = [f"{padded} modules padded with zeros to rank {spec.rank}"] if padded else []
+    padded = sum(m.rank < rank for m in spec.modules)
+    notes = [f"{padded} modules padded with zeros to rank {rank}"] if padded else []
     if widened:
         notes.append(f"{widened} tensors stored in 32 bits, because their dtype cannot hold the product exactly")
     return Converted(
-        message=f"scale {span} folded into {len(spec.modules)} modules of rank {spec.rank}",
-        modules=len(spec.modules), rank=spec.rank, tensors=len(tensors), widened=widened, error=0.0, notes=tuple(notes),
+        message=f"scale {span} folded into {len(spec.modules)} modules of rank {rank}",
+        modules=len(spec.modules), rank=rank, tensors=len(tensors), widened=widened, error=0.0, notes=tuple(notes),
     )  # fmt: skip
 
 
-def fold_scales(spec: LoraSpec, tensors: Tensors) -> tuple[Tensors, int]:
-    """Return the tensors with every scale in B and every pair at the adapter's rank, and how many were widened."""
+def fold_scales(spec: LoraSpec, tensors: Tensors, rank: int) -> tuple[Tensors, int]:
+    """Return the tensors with every scale in B and every pair at this rank, and how many were widened."""
     result, widened = dict(tensors), 0
     for module in spec.modules:
         a, b, bias = names_of(module, tensors)
@@ -57,9 +61,10 @@ def fold_scales(spec: LoraSpec, tensors: Tensors) -> tuple[Tensors, int]:
             if name:
                 result[name] = scale_tensor(tensors[name], module.scale)
                 widened += result[name].dtype != tensors[name].dtype
-        if module.rank < spec.rank:
-            result[a] = _padded(tensors[a], (-1, module.rank, *module.a_shape[1:]), spec.rank).flatten(0, 1)
-            result[b] = _padded(result[b], (module.b_shape[0], module.rank, -1), spec.rank)
+        if module.rank < rank:
+            share, new_share = module.rank // module.groups, rank // module.groups
+            result[a] = _padded(tensors[a], (-1, share, *module.a_shape[1:]), new_share).flatten(0, 1)
+            result[b] = _padded(result[b], (module.b_shape[0], share, -1), new_share)
             result[b] = result[b].reshape(module.b_shape[0], -1, *module.b_shape[2:])
     return result, widened
 
@@ -86,11 +91,13 @@ def scale_tensor(tensor: Tensor, scale: float) -> Tensor:
 def _padded(tensor: Tensor, shape: tuple[int, ...], rank: int) -> Tensor:
     """Pad the tensor with zeros to the new rank, the second side of this shape.
 
-    One matrix is a block of one expert: A is [experts, rank, in], B is [out, rank, experts].
+    One matrix is a block of one expert: A is [experts, rank, in], B is [out, rank, experts]. So are the groups of a
+    convolution in A.
     """
-    whole = tensor.float().reshape(shape)
-    missing = torch.zeros((whole.shape[0], rank - whole.shape[1], *whole.shape[2:]))
-    return torch.cat([whole, missing], 1).to(tensor.dtype)
+    whole = tensor.reshape(shape)
+    result = whole.new_zeros((whole.shape[0], rank, *whole.shape[2:]))
+    result[:, : whole.shape[1]] = whole
+    return result
 
 
 def copy_others(folder: Folder, out: Path) -> None:

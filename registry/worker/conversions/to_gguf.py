@@ -27,7 +27,7 @@ def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as one GGUF file. A module without a name in llama.cpp is a refusal."""
     folder, out, base = read_adapter(Path(request.source)), Path(request.out), request.base
     spec = folder.peft.lora
-    tensors, _ = to_canonical.fold_scales(spec, load_file(folder.path / WEIGHTS))
+    tensors, _ = to_canonical.fold_scales(spec, load_file(folder.path / WEIGHTS), spec.rank)
     architecture = conversions.GGUF_ARCHITECTURES[base.model_type]
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(numbers[architecture], base.layers)
