@@ -15,7 +15,7 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
 from registry.compat.catalog import CompatFindings, compat_finding
 from registry.compat.files import check_file
-from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates
+from registry.compat.modules import TASK_HEADS, ModuleLookup, check_completeness, check_full, check_updates
 from registry.compat.tensors import check_tensors
 from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
@@ -30,6 +30,8 @@ MATCHER_CACHE = 512
 """How many patterns Python's `re` keeps (`re._MAXCACHE`). PEFT has it compile any more again for each module."""
 COMPILATIONS_LIMIT = 2**20
 """How many patterns PEFT may have compiled on all modules of a base: about a minute."""
+_CLASSIFYING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "LMHeadModel")
 _GENERATING_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _WITHOUT_GENERATION = (
     "ForMaskedLM", "ForMultipleChoice", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification",
@@ -93,23 +95,28 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
         check_completeness(lora, lookup)
     check_full(lora, lookup)
     _tokens(lora, lookup)
-    _check_task(lora.config.task, lookup)
+    _check_task(lora, lookup)
     _care(lora, base, findings)
     return [*lora.findings, *findings.on(base)]
 
 
-def _check_task(task: str, lookup: ModuleLookup) -> None:
-    """PEFT loads an adapter that generates text only on a class that does.
+def _check_task(lora: LoraSpec, lookup: ModuleLookup) -> None:
+    """PEFT loads an adapter that generates text only on a class that does; a classifier needs a head from somewhere.
 
     Source: peft/peft_model.py PeftModelForCausalLM and PeftModelForSeq2SeqLM read the model's
-    `prepare_inputs_for_generation`.
+    `prepare_inputs_for_generation`; PeftModelForSequenceClassification and its kin save the head with the adapter.
     """
-    name = lookup.base.architecture
+    task, name = lora.config.task, lookup.base.architecture
     generates = not name.endswith(_WITHOUT_GENERATION) or name.endswith(_WITH_GENERATION) or lookup.base.needs_code
     if task in _GENERATING_TASKS and not generates:
         message = f"the adapter is for the task {task}, and {name} does not generate text: PEFT cannot load it"
         location = f"{CONFIG}: task_type"
         lookup.findings.report("compat.other_task", location, message, "a task of the base", task)
+    has_head = not name.endswith(_LANGUAGE_MODELS) or any(lookup.find(piece.path) is None for piece in lora.full)
+    is_announced = not {*lora.config.saved_modules}.isdisjoint(TASK_HEADS)  # then check_full reports its absence
+    if task in _CLASSIFYING_TASKS and not (has_head or is_announced or lookup.base.needs_code):
+        message = f"the adapter is for the task {task}, and neither its file nor {name} has a head for it"
+        lookup.findings.report("compat.other_task", f"{CONFIG}: task_type", message, "a saved head", "none")
 
 
 def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:

@@ -31,7 +31,7 @@ FUSED = ("gate_up_proj", "down_proj")
 _HEADS = ("lm_head", "embed_out")
 Shape = tuple[int, ...]
 _TASK_MODELS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-_TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 
 
 class ModuleLookup:
@@ -305,15 +305,15 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
         for paths in (saved, lookup.base.modules)
     )
     absent = [name for name in names if name not in present_names]
-    heads = [name for name in names if name in _TASK_HEADS]
+    heads = [name for name in names if name in TASK_HEADS]
     has_head = any(name not in absent for name in [h for h in heads if h in expected_names] or heads)
     # A task's model has a head of its own, under a name that PEFT may not know: Splinter's is `splinter_qass`.
     has_own = lookup.base.architecture.endswith(_TASK_MODELS) or any(
-        path.startswith(_TASK_HEADS) for path in lookup.base.modules
+        path.startswith(TASK_HEADS) for path in lookup.base.modules
     )
     for name in absent:
         location, message = (f"{CONFIG}: {name}", f"modules_to_save names {name}, and the file does not hold it")
-        is_head = name in _TASK_HEADS
+        is_head = name in TASK_HEADS
         if not (is_head and has_head) and (name in expected_names or (is_head and not has_own)):
             group = "head" * is_head
             lookup.findings.report("compat.saved_module_absent", location, message, name, "nothing", group=group)
@@ -358,7 +358,7 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     location = f"{piece.path}.{piece.name}"
     module = lookup.find(piece.path)
     if module is None:
-        if piece.path.startswith(_TASK_HEADS) and lookup.config.task not in ("", "CAUSAL_LM"):
+        if piece.path.startswith(TASK_HEADS) and lookup.config.task not in ("", "CAUSAL_LM"):
             message = f"{location} is the head of a {lookup.config.task} model: the base's own head is not used"
             lookup.findings.report("compat.other_task", location, message, group="head", severity="warning")
         elif not lookup.is_part(piece.path):
@@ -375,11 +375,13 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     shape = list(piece.shape)
     per_head = module.kind == "other" and len(shape) == 2  # Chameleon's norms have weights and biases for each head
     is_vector = module.kind == "norm" or (piece.name == "bias" and not per_head)
-    expected = [module.out_features] if is_vector else [rows, columns]
+    expected = [module.out_features] if is_vector else [rows, columns, *module.kernel]
+    # A transposed convolution has no groups here and counts its outputs elsewhere; older records have no kernels.
+    is_unsure = module.kind == "conv" and not (module.groups if is_vector else module.kernel)
     if piece.name == "bias" and not module.bias:
         message = f"{piece.path} has no bias in this base"
         lookup.findings.report("compat.bias_unknown", location, message, "no bias", shape)
-    elif module.is_known and shape != expected and module.kind != "conv":
+    elif module.is_known and shape != expected and not is_unsure:
         by_token = is_token_table(piece.path) or rows == lookup.base.vocab
         vocabulary = by_token and len(shape) == 2 and shape[1:] == expected[1:]
         code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")

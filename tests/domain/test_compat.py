@@ -254,6 +254,23 @@ def test_an_adapter_that_generates_text_needs_a_base_that_does(architecture: str
     assert codes(assumed, "unknown") == ({"compat.other_task"} if is_refused else set())
 
 
+@pytest.mark.parametrize(("architecture", "task", "head", "is_refused"), [
+    ("LlamaForCausalLM", "SEQ_CLS", "", True), ("BertForMaskedLM", "TOKEN_CLS", "", True),
+    ("BartForConditionalGeneration", "QUESTION_ANS", "", True), ("LlamaForCausalLM", "SEQ_CLS", "score", False),
+    ("LlamaForSequenceClassification", "SEQ_CLS", "", False), ("LlamaForCausalLM", "FEATURE_EXTRACTION", "", False),
+    ("XLNetForQuestionAnsweringSimple", "QUESTION_ANS", "", False), ("", "SEQ_CLS", "", False),
+    ("LlamaForCausalLM", "", "", False),
+])  # fmt: skip
+def test_a_classifier_needs_a_head_in_its_file_or_in_the_base(
+    architecture: str, task: str, head: str, is_refused: bool
+) -> None:
+    whole: dict[str, samples.Tensor] = {f"base_model.model.{head}.weight": ("F32", (2, 64), None)} if head else {}
+    config = {"task_type": task or None, "modules_to_save": [head] if head else None}
+    adapter = lora_spec(samples.lora(LLAMA, config=config, change=whole.__ror__))
+    base = base_spec(LLAMA).model_copy(update={"architecture": architecture})
+    assert codes(compat.check_fit(adapter, base)) == ({"compat.other_task"} if is_refused else set())
+
+
 def test_a_saved_name_means_every_module_that_ends_in_it() -> None:
     norms = {f"model.layers.{n}.{name}.weight": (64,) for n in range(4)
              for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip
@@ -446,6 +463,24 @@ def test_a_saved_module_needs_each_of_its_tensors_in_every_layer() -> None:
     assert [(f.code, f.location) for f in findings] == [
         ("compat.saved_module_absent", "model.layers.2.input_layernorm.weight")
     ]
+
+
+@pytest.mark.parametrize(("groups", "kernel", "weight", "bias", "is_refused"), [
+    (1, (3, 3), (64, 16, 3, 3), (64,), False), (1, (3, 3), (64, 16, 5, 5), (64,), True),
+    (1, (3, 3), (64, 144), (64,), True), (2, (3,), (64, 16, 3), (64,), False), (2, (3,), (64, 32, 3), (64,), True),
+    (2, (3,), (64, 16, 3), (16,), True), (0, (3,), (64, 16, 3), (16,), False), (0, (), (64, 16, 9), (16,), False),
+])  # fmt: skip
+def test_a_saved_convolution_has_the_channels_and_the_kernel_of_the_base(
+    groups: int, kernel: samples.Shape, weight: samples.Shape, bias: samples.Shape, is_refused: bool
+) -> None:
+    """Without groups it may be transposed, whose bias has other sizes; without a kernel the record is an older one."""
+    conv = ModuleShape(kind="conv", in_features=16, out_features=64, bias=True, kernel=kernel, groups=groups)
+    base = LLAMA_SPEC.model_copy(update={"modules": {**LLAMA_SPEC.modules, "patches": conv}})
+    whole: dict[str, samples.Tensor] = {
+        f"base_model.model.patches.{name}": ("F32", shape, None) for name, shape in (("weight", weight), ("bias", bias))
+    }
+    files = samples.lora(LLAMA, config={"modules_to_save": ["patches"]}, change=whole.__ror__)
+    assert codes(compat.check_fit(lora_spec(files), base)) == ({"compat.shape"} if is_refused else set())
 
 
 def test_a_saved_module_needs_its_bias() -> None:
