@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ MORE_KINDS = (
 TARGETS = {
     "BertForTokenClassification": ["query", "value"],
     "BertForQuestionAnswering": ["query", "value"],
+    "GPT2ForQuestionAnswering": ["c_attn"],
     "MambaForCausalLM": ["in_proj", "x_proj"],
 }
 """Where PEFT refuses all linear modules: it saves these heads itself, and Mamba's kernel reads some weights."""
@@ -72,6 +74,12 @@ def change(folder: Path, copy: Path, edit: Callable[[Tensors], Tensors]) -> Path
     (copy / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
     save_file({name: t.contiguous() for name, t in edit(load_file(folder / WEIGHTS)).items()}, copy / WEIGHTS)
     return copy
+
+
+def in_head(edit: Callable[[torch.Tensor], torch.Tensor | None], tensors: Tensors) -> Tensors:
+    """The adapter with other matrices in the head that it saves, or without them."""
+    edited = {n: edit(t) if re.search(r"(classifier|score|qa_outputs)\..*weight", n) else t for n, t in tensors.items()}
+    return {name: tensor for name, tensor in edited.items() if tensor is not None}
 
 
 def wrong_shape(tensors: Tensors) -> Tensors:
@@ -138,6 +146,39 @@ def test_a_prompt_beside_a_saved_head_passes_and_a_lost_bias_of_the_head_or_anot
     }
     assert {outcomes["honest"][check] for check in (Check.COMPAT, Check.SMOKE)} == {Outcome.PASS}
     assert outcomes["lost"][Check.COMPAT] is outcomes["other-task"][Check.COMPAT] is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("model_type", "name", "task"), [
+    ("llama", "LlamaForCausalLM", "SEQ_CLS"), ("bert", "BertForMaskedLM", "TOKEN_CLS"),
+    pytest.param("gpt2", "GPT2LMHeadModel", "QUESTION_ANS", marks=pytest.mark.deep),
+    pytest.param("roberta", "RobertaForMaskedLM", "SEQ_CLS", marks=pytest.mark.deep),
+])  # fmt: skip
+def test_an_adapter_that_brings_its_head_is_tested_with_it_on_a_language_model(
+    setup: WorkerSetup, worker: Make, tmp_path: Path, model_type: str, name: str, task: str
+) -> None:
+    """transformers puts the head in place of the base's own; what lost it, or its head's numbers, is refused."""
+    config = architectures.build(model_type, name, tmp_path / "base").config
+    choice = tasks.class_with_head(config, task)
+    assert choice is not None
+    model = choice[0].from_pretrained(tmp_path / "base", num_labels=2 if task == "QUESTION_ANS" else 3)
+    save_adapter(model, tmp_path / "honest", task)
+    setup.add_base("kind", tmp_path / "base")
+    setup.push(tmp_path / "honest", "acme/honest", base="kind")
+    edits: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
+        "nan": lambda t: t * float("nan"), "wide": lambda t: torch.cat((t, t), 1), "lost": lambda _t: None
+    }  # fmt: skip
+    for edit, of_matrix in edits.items():
+        bad = change(tmp_path / "honest", tmp_path / edit, partial(in_head, of_matrix))
+        setup.push(bad, f"acme/{edit}", base="kind")
+    assert worker().run(once=True).failed == 0
+    outcomes = {
+        name: {v.check: v.outcome for v in setup.harness.admin.version(f"acme/{name}").verdicts}
+        for name in ("honest", *edits)
+    }
+    assert (outcomes["honest"][Check.COMPAT], outcomes["honest"][Check.SMOKE]) == (Outcome.WARN, Outcome.PASS)
+    for edit in edits:
+        assert Outcome.FAIL in outcomes[edit].values()
+        assert outcomes[edit].get(Check.SMOKE) is not Outcome.PASS
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@
 - `LoadedBase.load` runs no forward pass and starts no thread, so its process may fork afterwards.
 """
 
+import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
@@ -66,6 +67,25 @@ class LoadedBase:
             load_seconds=perf_counter() - started,
             tokenizer=tokenizer, dtype=str(target_dtype).removeprefix("torch."), device=device,
         )  # fmt: skip
+
+    def with_head(self, task_type: str, labels: int) -> Self | None:
+        """This base with a new head of a classifying task instead of its own, as a training of such an adapter begins.
+
+        The weights are shared, not copied. None if transformers has no such class, or the base is on several devices.
+        """
+        config = copy.deepcopy(self.model.config)
+        config.num_labels = labels
+        choice, devices = tasks.class_with_head(config, task_type), {p.device for p in self.model.parameters()}
+        if choice is None or len(devices) > 1:
+            return None
+        maker, task = choice
+        torch.manual_seed(0)
+        model = maker.from_pretrained(
+            None, config=config, state_dict=self.model.state_dict(), dtype=getattr(torch, self.dtype),
+            **({} if self.device == CPU else {"device_map": {"": devices.pop()}}),
+        ).eval().requires_grad_(False)  # fmt: skip
+        originals = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return replace(self, model=model, originals=originals, forward=ForwardPass(model, task))
 
     @property
     def task(self) -> ModelTask:

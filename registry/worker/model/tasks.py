@@ -56,6 +56,11 @@ class ModelTask:
         """Whether its output predicts the next token of a text."""
         return self.predictions is Predictions.NEXT_TOKENS
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether PEFT has a task for such a model, and saves the head with the adapter."""
+        return bool(self.name) and self.predictions is Predictions.LABELS
+
     def takes(self, task_type: str) -> bool:
         """Whether adapters of this PEFT task are for such a model."""
         return not task_type or not self.adapters or task_type in self.adapters
@@ -127,6 +132,13 @@ def class_of(config: Any) -> tuple[Any, ModelTask]:
     if writes or type(config) not in transformers.MODEL_MAPPING:
         return transformers.AutoModelForCausalLM, CAUSAL
     return transformers.AutoModel, ENCODER
+
+
+def class_with_head(config: Any, task_type: str) -> tuple[Any, ModelTask] | None:
+    """The class of this architecture with the head of a classifying task of PEFT; None if transformers has none."""
+    task = next((task for task in TASKS if task_type and task.name == task_type), ANY)
+    table = getattr(transformers, f"MODEL_FOR_{task.classes[0]}_MAPPING") if task.is_classifier else {}
+    return (table[type(config)], task) if type(config) in table else None
 
 
 def embedding_of(model: Any) -> torch.Tensor | None:

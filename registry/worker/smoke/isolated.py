@@ -16,6 +16,7 @@ import transformers
 from registry.adapters import methods
 from registry.adapters.peft import initializations
 from registry.adapters.peft.config import AdapterConfig
+from registry.compat.modules import TASK_HEADS
 from registry.evaluation.thresholds import Thresholds
 from registry.findings import Severity
 from registry.versions.files import CONFIG, WEIGHTS
@@ -118,9 +119,22 @@ class IsolatedTest(LanguageTest):
         task, base = self._config.task, self.base
         if base.task.takes(task):
             return True
+        if (labels := self._labels_of_head()) and self._reference is None:
+            with_head = base.with_head(task, labels)
+            if with_head is not None:
+                self.base = with_head
+                self.structures = Structures(with_head.model) if self.structures is not None else None
+                return True
         message = f"the adapter is for the task {task}, and {base.name} is a {base.task.label}: it has no head for it"
         self.result.note("unknown", "smoke.task_unsupported", f"{CONFIG}: task_type", message)
         return False
+
+    def _labels_of_head(self) -> int:
+        """How many labels the head in the file has: the fewest rows of its tensors; 0 without a head."""
+        shapes = structure.shapes_in_file(self.folder / WEIGHTS)
+        paths = {name.removeprefix("base_model.").removeprefix("model."): shape for name, shape in shapes.items()}
+        heads = [shape for path, shape in paths.items() if path.startswith(TASK_HEADS)]
+        return min((shape[0] for shape in heads if shape), default=0)
 
     def check_structure(self) -> bool:
         """Whether the tensors are those that PEFT builds."""
