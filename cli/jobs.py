@@ -11,7 +11,7 @@ from functools import partial
 import click
 
 from registry import names
-from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView, JobSubmit
+from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView, JobSubmit, QueuePosition
 from registry.client import waiting
 from registry.client.registry import Registry
 from registry.errors import Conflict, RegistryError, Unavailable
@@ -43,17 +43,21 @@ def wait_for(
 
     `names_subject`: each step names the version, because the command waits for several.
     """
-    noted, steps_shown = False, 0
+    note, steps_shown = "", 0
 
-    def show(job: Job, waited: float) -> None:
-        nonlocal noted, steps_shown
+    def show(job: Job, waited: float, position: QueuePosition | None) -> None:
+        nonlocal note, steps_shown
         for step in job.steps[steps_shown:]:
             attempt = "" if step.attempt == 1 else f"attempt {step.attempt}: "
             output.note(f"  {f'{job.subject}: ' if names_subject else ''}{attempt}{step.message}")
         steps_shown = max(steps_shown, len(job.steps))
-        if job.waits_for_a_worker and waited >= NO_WORKER_NOTE_SECONDS and not noted:
-            output.note(NO_WORKER_NOTE)
-            noted = True
+        if job.waits_for_a_worker and waited >= NO_WORKER_NOTE_SECONDS:
+            current = NO_WORKER_NOTE
+            if position is not None and position.worker_is_busy:
+                current = f"queued behind {output.plural(position.jobs_ahead, 'job')}; the workers are busy"
+            if current != note:
+                output.note(current)
+            note = current
 
     return waiting.wait_for_job(registry, job_id, timeout, queued_timeout=queued_timeout, on_poll=show)
 
@@ -186,7 +190,7 @@ def smoke_test(
     """Have a worker test the version REF on its base, or (--all) every version of a base.
 
     A campaign skips yanked versions and those whose header does not fit, and runs after new pushes. Waiting ends with
-    a table of changed verdicts; with exit 75 if no worker takes a first test for ten minutes, or after --timeout
+    a table of changed verdicts; with exit 75 once no worker has been at work for ten minutes, or after --timeout
     seconds.
     """
     if (ref is not None) + all_versions + bool(campaign_id) != 1:
@@ -237,7 +241,8 @@ def _print_verdict(job: Job, verdict: Verdict | None) -> None:
 
 
 def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: float | None) -> CampaignView:
-    started, noted = time.monotonic(), False
+    started = queued_since = time.monotonic()
+    noted = False
     if not campaign.finished:
         again = f"Ctrl-C stops waiting; `adapter smoke-test --campaign {campaign.id} --wait` waits again"
         output.note(f"{output.plural(campaign.total, 'version')} of {campaign.base} queued; {again}")
@@ -245,16 +250,18 @@ def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: floa
         length=campaign.total, label="tested", show_pos=True, file=sys.stderr, hidden=not on_terminal()
     ) as bar:
         while not campaign.finished:
-            waited = time.monotonic() - started
-            all_queued = campaign.states.get(State.QUEUED, 0) == campaign.total
-            limit = waiting.QUEUED_SECONDS if timeout is None and all_queued else timeout
-            if limit is not None and waited >= limit:
+            now = time.monotonic()
+            if campaign.worker_is_busy:
+                queued_since, noted = now, False
+            queued = now - queued_since
+            if queued >= waiting.QUEUED_SECONDS if timeout is None else now - started >= timeout:
+                condition = "" if campaign.worker_is_busy else ", once a worker runs (`adapter worker`)"
                 raise Unavailable(
                     "TRY_LATER",
                     f"campaign {campaign.id} is not finished: {_states(campaign)}",
-                    next_step=f"it continues: `adapter smoke-test --campaign {campaign.id} --wait`",
+                    next_step=f"it continues{condition}: `adapter smoke-test --campaign {campaign.id} --wait`",
                 )
-            if all_queued and waited >= NO_WORKER_NOTE_SECONDS and not noted:
+            if queued >= NO_WORKER_NOTE_SECONDS and not noted:
                 output.note(NO_WORKER_NOTE)
                 noted = True
             time.sleep(CAMPAIGN_POLL_SECONDS)

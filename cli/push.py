@@ -75,8 +75,8 @@ def push(
 
     --wait ends with the version's smoke verdict, and requests the test if none is under way. A version that failed
     `compat` or `weights` is not tested. The alias then moves unless one of these checks says fail. A worker must run:
-    if none takes the test for ten minutes, or after --timeout seconds, the command ends with exit 75, and the same
-    command continues later.
+    if none is at work for ten minutes, or after --timeout seconds, the command ends with exit 75, and the same command
+    continues later.
     """
     _refuse_folder_of_adapters(folder, name)
     sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)

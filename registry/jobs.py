@@ -44,6 +44,10 @@ class Kind(StrEnum):
     CONVERT_ON_BASE = "convert-on-base"
 
 
+KINDS_WITHOUT_BASE = (Kind.MERGE, Kind.CONVERT)
+"""Kinds that read no weights of a base; a worker claims every other kind only for bases that it has."""
+
+
 class State(StrEnum):
     """State of a job. `failed`: no attempt is left."""
 

@@ -74,6 +74,13 @@ class JobPage(ItemPage[Job]):
     total: int | None = None
 
 
+class QueuePosition(Response):
+    """What a job waits for. Of jobs that the caller may not see it says only that they keep a worker busy."""
+
+    worker_is_busy: bool = False
+    jobs_ahead: int = 0
+
+
 class CampaignRequest(Request):
     """Test the versions of a base again."""
 
@@ -104,5 +111,6 @@ class CampaignView(Response):
     total: int
     states: dict[State, int]
     finished: bool
+    worker_is_busy: bool = False
     changed: int
     items: list[CampaignItem]

@@ -34,6 +34,7 @@ from registry.api.jobs import (
     FinishRequest,
     JobPage,
     JobSubmit,
+    QueuePosition,
     RenewRequest,
 )
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
@@ -288,6 +289,10 @@ class Registry(Aliases):
     def job(self, job_id: str) -> Job:
         """Return one job."""
         return response_checks.check_job(job_id, self._get(_path("jobs", job_id), Job))
+
+    def queue_position(self, job_id: str) -> QueuePosition:
+        """What a queued job waits for."""
+        return self._get(_path("jobs", job_id, "queue"), QueuePosition)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""

@@ -17,6 +17,7 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import NEWEST, AdapterName, Ref
 
 if TYPE_CHECKING:  # a push does not load these schemas
+    from registry.api.jobs import QueuePosition
     from registry.client.registry import Registry
     from registry.jobs import Job
 
@@ -26,7 +27,10 @@ NO_TEST_CODES = ("TEST_UNSUPPORTED", "BASE_UNKNOWN")
 PENDING_SECONDS = 120.0
 """How long a caller without a limit of its own waits for the verdict on large weights."""
 QUEUED_SECONDS = 600.0
-"""How long a caller without a limit of its own waits while no worker has the job: a CI job must end without one."""
+"""How long a caller without a limit of its own waits while no worker has the job, nor one that takes such jobs is
+busy: a CI job must end without a worker."""
+POSITION_SECONDS = 5.0
+"""How often the position of a job that waits is read."""
 
 
 def is_pending(verdicts: Iterable[Verdict]) -> bool:
@@ -118,32 +122,53 @@ def ref_of(version: VersionView) -> Ref:
 
 def wait_for_job(
     registry: Registry, job_id: str, timeout: float | None = None, *, queued_timeout: float | None = None,
-    on_poll: Callable[[Job, float], None] = lambda _job, _waited: None,
+    on_poll: Callable[[Job, float, QueuePosition | None], None] = lambda _job, _waited, _position: None,
 ) -> Job:  # fmt: skip
     """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before.
 
-    `queued_timeout`: how long no worker may have the job, if there is no `timeout`; None is `QUEUED_SECONDS`. `on_poll`
-    is called with each response and the seconds waited so far.
+    `queued_timeout`: how long no worker may have the job while none that takes such jobs is busy, if there is no
+    `timeout`; None is `QUEUED_SECONDS`. `on_poll` is called with each response, the seconds waited so far, and the
+    position of a job that has waited for `POSITION_SECONDS`.
     """
     queued_timeout = QUEUED_SECONDS if queued_timeout is None else queued_timeout
-    started = queued_since = time.monotonic()
+    started = queued_since = position_at = time.monotonic()
+    position: QueuePosition | None = None
     while True:
         job = registry.job(job_id)
         now = time.monotonic()
-        on_poll(job, now - started)
+        if not job.waits_for_a_worker:
+            position = None
+        elif now - position_at >= min(POSITION_SECONDS, queued_timeout):
+            position, position_at = _position(registry, job_id), now
+        on_poll(job, now - started, position)
         if job.finished_at is not None:
             return job
-        queued_since = queued_since if job.waits_for_a_worker else now
+        is_busy = position is not None and position.worker_is_busy
+        queued_since = queued_since if job.waits_for_a_worker and not is_busy else now
         has_queued_limit = timeout is None and job.waits_for_a_worker
         limit, since = (queued_timeout, queued_since) if has_queued_limit else (timeout, started)
-        if limit is not None and now - since >= limit:
-            reason = "no worker has it" if job.waits_for_a_worker else "the time to wait has passed"
-            raise Unavailable(
-                "TRY_LATER",
-                f"job {job.id} is still {job.state}, and {reason}",
-                next_step=f"it continues, once a worker runs (`adapter worker`): `adapter job show {job.id}`",
-            )
+        if limit is not None and now - since >= limit and not (has_queued_limit and is_busy):
+            raise _late(job, is_busy=is_busy)
         time.sleep(POLL_SECONDS)
+
+
+def _position(registry: Registry, job_id: str) -> QueuePosition | None:
+    try:
+        return registry.queue_position(job_id)
+    except NotFound:  # an older server, or a deleted job, which the next poll reports
+        return None
+
+
+def _late(job: Job, *, is_busy: bool) -> Unavailable:
+    reason, condition = "the time to wait has passed", ""
+    if job.waits_for_a_worker:
+        reason = "workers are busy with other jobs" if is_busy else "no worker has it"
+        condition = "" if is_busy else ", once a worker runs (`adapter worker`)"
+    return Unavailable(
+        "TRY_LATER",
+        f"job {job.id} is still {job.state}, and {reason}",
+        next_step=f"it continues{condition}: `adapter job show {job.id}`",
+    )
 
 
 def pending_error(version: VersionView) -> Unavailable:

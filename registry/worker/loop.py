@@ -16,7 +16,7 @@ from typing import Self
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.client.registry import Registry
 from registry.errors import NotFound, RegistryError, Unavailable, printable
-from registry.jobs import Kind, State, backoff_seconds
+from registry.jobs import KINDS_WITHOUT_BASE, Kind, State, backoff_seconds
 from registry.worker import smoke_job
 from registry.worker.conversions import runner as conversions
 from registry.worker.merge import runner as merges
@@ -33,8 +33,6 @@ RUNNERS: Mapping[Kind, Callable[[Task], Done]] = {
     Kind.CONVERT_ON_BASE: conversions.convert,
 }
 """The kinds of job that are claimed."""
-BASELESS = (Kind.MERGE, Kind.CONVERT)
-"""Kinds that read no weights of a base; every other kind is claimed only for bases that are here."""
 IDLE_SECONDS = (0.5, 5.0)
 """The pause of an idle worker: it starts with the first and doubles up to the second."""
 GRACE_SECONDS = 10.0
@@ -147,11 +145,11 @@ class Worker:
         """Claim a job for a base that is here, warm bases first; else one that needs no base."""
         warm = [name for name in self._pool.warm if name in sources]
         names = [*warm, *(name for name in sources if name not in warm)][:BASES_LIMIT]
-        on_base = [kind for kind in RUNNERS if kind not in BASELESS]
+        on_base = [kind for kind in RUNNERS if kind not in KINDS_WITHOUT_BASE]
         claimed = None
         if names:
             claimed = self._registry.claim(ClaimRequest(worker=self._name, kinds=on_base, bases=names))
-        return claimed or self._registry.claim(ClaimRequest(worker=self._name, kinds=list(BASELESS)))
+        return claimed or self._registry.claim(ClaimRequest(worker=self._name, kinds=list(KINDS_WITHOUT_BASE)))
 
     def _work(self, claimed: Claimed, source: BaseSource | None) -> None:
         job = claimed.job

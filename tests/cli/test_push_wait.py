@@ -14,6 +14,7 @@ from cli.console import session
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest
 from registry.client.registry import Registry
 from registry.findings import Finding
+from registry.jobs import FINAL
 from tests import non_peft_files, samples
 from tests.cli.runner import CommandRunner
 
@@ -143,6 +144,55 @@ def test_push_all_gives_up_once_the_only_worker_is_silent(
     result = pushed("push-all", folder_of(pushed), "acme", "--wait", "--json", expect=75)
     assert [item["error"]["code"] for item in result.json["items"]] == ["TRY_LATER", "TRY_LATER"]
     assert "running" in [state for _, state in jobs(pushed)]
+
+
+def test_waiting_goes_on_behind_a_busy_worker_and_ends_once_it_is_silent(
+    pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a queue of an hour the last test is waited for, of a worker that died none."""
+    seconds, ends_after = 0.0, 3600.0
+
+    def sleep(_seconds: float) -> None:
+        nonlocal seconds
+        seconds += 100
+        assert seconds < ends_after + 1000, "the command waits on"
+        if seconds == ends_after:
+            cancel_jobs()
+
+    def cancel_jobs() -> None:
+        with session.embedded(Registry) as registry:
+            for job in registry.jobs(ref="acme/a").items:
+                if job.state not in FINAL:
+                    registry.cancel(job.id)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: seconds)
+    monkeypatch.setattr("registry.client.waiting.time", clock)
+    monkeypatch.setattr("cli.jobs.time", clock)
+    monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 7200)
+    for words in (
+        ("push", str(folder_of(pushed, "b")), "acme/b"), ("smoke-test", "acme/b"),
+        ("smoke-test", "--all", "--base", "tiny-llama"),
+    ):  # fmt: skip
+        seconds = 0.0
+        cancel_jobs()
+        pushed("smoke-test", "acme/a", "--priority", "1")
+        with session.embedded(Registry) as registry:
+            assert registry.claim(ClaimRequest(worker="w")) is not None
+        result = pushed(*words, "--wait", expect=75)
+        assert ends_after + 500 <= seconds <= ends_after + 700, words
+        assert "waiting for a worker" in result.stderr
+        if "--all" not in words:
+            assert "queued behind 1 job; the workers are busy" in result.stderr, words
+    assert "Next: it continues, once a worker runs (`adapter worker`)" in result.stderr
+
+
+def test_a_limit_of_time_says_that_the_workers_are_busy(pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.client.waiting.POSITION_SECONDS", 0.0)
+    with session.embedded(Registry) as registry:
+        assert registry.claim(ClaimRequest(worker="w")) is not None
+    problem = pushed("smoke-test", "acme/b", *NOW, "--json", expect=75).problem
+    assert problem["detail"].endswith("is still queued, and workers are busy with other jobs")
+    assert problem["next_step"].startswith("it continues: `adapter job show job_")
 
 
 def test_an_unchanged_push_joins_the_test_that_waits(pushed: CommandRunner, between_polls: Any) -> None:

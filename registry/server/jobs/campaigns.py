@@ -17,7 +17,7 @@ from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView
 from registry.errors import NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Outcome
 from registry.events import EventType
-from registry.jobs import Kind, State
+from registry.jobs import FINAL, Kind, State
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
@@ -33,7 +33,7 @@ from registry.server.database.models import (
     VerdictRow,
     VersionRow,
 )
-from registry.server.jobs import queue
+from registry.server.jobs import queue, queue_position
 from registry.server.jobs.requests import can_be_tested
 
 JOBS_LIMIT = 5000
@@ -131,9 +131,17 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
         total=len(visible),
         states={state: counts[state] for state in State if counts[state]},
         finished=not counts[State.QUEUED] and not counts[State.RUNNING],
+        worker_is_busy=_has_busy_worker(session, [job for _, job, _, _ in visible]),
         changed=len(changed),
         items=changed[:ITEMS_LIMIT],
     )
+
+
+def _has_busy_worker(session: Session, rows: Sequence[JobRow]) -> bool:
+    """Whether a worker runs one of these jobs now, or may take one next."""
+    waiting = [row for row in rows if queue.to_job(row).waits_for_a_worker]
+    is_running = len(waiting) < sum(row.state not in FINAL for row in rows)
+    return is_running or queue_position.has_busy_worker(session, waiting)
 
 
 def list_newest(session: Session, actor: Actor, base: str = "") -> Sequence[CampaignRow]:

@@ -10,7 +10,7 @@ from registry.server.catalog import bases, versions
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.request_body import limit_body
-from registry.server.jobs import campaigns, queue, requests, results
+from registry.server.jobs import campaigns, queue, queue_position, requests, results
 
 router = routing.create_router("jobs")
 
@@ -70,6 +70,12 @@ def show_campaign(session: deps.SessionDep, actor: deps.Puller, campaign_id: str
 def show_job(session: deps.SessionDep, actor: deps.Puller, job_id: str) -> Job:
     """Show one job with its steps."""
     return requests.show_job(session, actor, job_id)
+
+
+@router.get("/jobs/{job_id}/queue")
+def show_queue_position(session: deps.SessionDep, actor: deps.Puller, job_id: str) -> jobs.QueuePosition:
+    """Show what a queued job waits for."""
+    return queue_position.show_position(session, actor, job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")
