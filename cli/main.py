@@ -30,6 +30,8 @@ _DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json
 
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
+SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN"})
+"""Errors that get the nearest name."""
 
 
 class CommandSpec(NamedTuple):
@@ -212,6 +214,8 @@ class LazyGroup(click.Group):
         except (KeyboardInterrupt, click.Abort):
             ctx.exit(load(".console.output", "print_interrupted")(ctx))
         except Exception as error:
+            if getattr(error, "code", "") in SUGGESTED and DESTRUCTIVE.isdisjoint(ctx.meta["cli.words"]):
+                load(".console.completion", "suggest")(error)
             code: int | None = load(".console.output", "print_error")(error, ctx)
             if code is None:
                 raise

@@ -4,6 +4,7 @@ A completion asks the registry once or twice, for `CANDIDATES_LIMIT` names and `
 it is away. The embedded registry is asked only if it is there.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from click.shell_completion import (
 from click.shell_completion import split_arg_string as split_words
 
 from registry.client.core import Versions
+from registry.errors import RegistryError
 from registry.filesystem import replace_file
 from registry.names import NEWEST, AdapterName
 
@@ -124,6 +126,18 @@ def candidates(kind: str, incomplete: str) -> list[str]:
             return [name for name in names if name.startswith(incomplete) and _PLAIN.match(name)]
     except Exception:  # a completion has no place for an error
         return []
+
+
+_UNKNOWN = re.compile(r"adapter '([^/']+/[^'])([^']*)'(?: has no alias '([^']+)')?")
+
+
+def suggest(error: RegistryError) -> None:
+    """Begin the next step of an error about an unknown adapter or alias with the nearest one, if one is near."""
+    if match := _UNKNOWN.search(error.detail):
+        start, rest, alias = match.groups("")
+        name, near = f"{start}{rest}", f"{start}{rest}:" if alias else start
+        if nearest := difflib.get_close_matches(f"{near}{alias}" if alias else name, candidates("ref", near), n=1):
+            error.next_step = f"did you mean '{nearest[0]}'? {error.next_step}"
 
 
 _KINDS = {"base_name": "base", "onto": "base", "group_alias": "alias", "soak_in": "alias", "scope": "name"}

@@ -105,6 +105,8 @@ def select(registry: Versions, options: Options, alias: str = "") -> list[Adapte
     """The adapters that the options select, of those with this alias, by name. `NotFound` for none."""
     tags = [text.removeprefix("tag=") for text in options.select if text.startswith("tag=")]
     patterns = [text for text in options.select if not text.startswith("tag=")]
+    if mistaken := next((text for text in patterns if "=" in text), ""):
+        raise click.UsageError(f"--select: {mistaken!r} is no pattern of a name; a tag is 'tag={mistaken}'")
     pages = response_checks.all_pages(
         lambda cursor: registry.adapters(
             namespace=options.namespace, alias=alias, tag=tags, cursor=cursor, limit=PAGE_LIMIT

@@ -34,3 +34,26 @@ def test_help_is_a_word_too(cli: CommandRunner) -> None:
     assert cli("version").stdout == cli("--version").stdout
     assert cli("help", "token", "create").stdout == cli("token", "create", "--help").stdout
     assert "Did you mean 'pull'?" in cli("help", "pul", expect=2).stderr
+
+
+def test_a_misspelled_adapter_or_alias_gets_the_nearest_where_no_harm_is_done(cli: CommandRunner) -> None:
+    cli.add_base()
+    cli.push("acme/support", "--alias", "canary")
+    cli.push("acme/sales", seed=2)
+    for words, nearest in (
+        (("show", "acme/suport"), "acme/support"), (("cat", "acme/slaes:main", "README.md"), "acme/sales"),
+        (("promote", "acme/support:canry", "prod"), "acme/support:canary"),
+    ):  # fmt: skip
+        assert f"Next: did you mean '{nearest}'? `adapter " in cli(*words, expect=4).stderr
+        assert cli(*words, "--json", expect=4).problem["next_step"].startswith(f"did you mean '{nearest}'?")
+    for words in (
+        ("delete", "acme/suport", "--yes"),
+        ("yank", "acme/support:canry", "--reason", "x"),
+        ("show", "acme/billing"),
+    ):
+        assert "did you mean" not in cli(*words, expect=4).stderr
+
+
+def test_a_tag_among_patterns_of_names_is_an_error(cli: CommandRunner) -> None:
+    words = ("promote", "--namespace", "acme", "--from", "canary", "--to", "prod", "--select", "team=nlp")
+    assert "a tag is 'tag=team=nlp'" in cli(*words, expect=2).stderr

@@ -96,10 +96,10 @@ def test_a_worker_counts_where_it_took_jobs_within_a_day(harness: Harness) -> No
     other = harness.admin.claim(ClaimRequest(worker="w", bases=["other"]))
     assert other is not None
     assert position(harness, "acme/a") == (False, 0)
-    taken = claim(harness.actor("work", "pull", namespaces=["acme"]))
-    give_back(harness.admin, taken)
+    earlier = claim(harness.actor("work", "pull", namespaces=["acme"]))
+    give_back(harness.admin, earlier)
     assert position(harness, "acme/b")[0]
-    change(harness, taken.job.id, started_at=db.now() - timedelta(days=2))
+    change(harness, earlier.job.id, started_at=db.now() - timedelta(days=2))
     assert not position(harness, "acme/b")[0]
 
 

@@ -62,8 +62,8 @@ def has_busy_worker(session: Session, waiting: Sequence[JobRow]) -> bool:
 
 def _takes_jobs(session: Session, running: Sequence[JobRow], namespace: str, base: str) -> bool:
     since = db.now() - timedelta(seconds=TAKEN_SECONDS)
-    taken = select(JobRow.id).where(_taken_by(running, [namespace], since), _needs(base))
-    return session.exec(taken.limit(1)).first() is not None
+    statement = select(JobRow.id).where(_taken_by(running, [namespace], since), _needs(base))
+    return session.exec(statement.limit(1)).first() is not None
 
 
 def _passes_none_by(session: Session, running: Sequence[JobRow], waiting: Sequence[JobRow]) -> bool:
