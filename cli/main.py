@@ -4,9 +4,11 @@ Help and completion import only click. A command's module is imported when the c
 error of the registry end in a message and the exit code of the error's class (cli/console/output.py).
 """
 
+import codecs
 import contextlib
 import gc
 import importlib
+import io
 import os
 import re
 import sys
@@ -164,6 +166,7 @@ class LazyGroup(click.Group):
         """Run the command line, or complete one for a shell."""
         if COMPLETION in os.environ:
             load(".console.completion", "register")()
+        _accept_all_characters()
         return super().main(*args, **options)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -226,6 +229,17 @@ class LazyGroup(click.Group):
         for section in dict.fromkeys(spec.section for spec in COMMANDS.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, spec.help) for name, spec in COMMANDS.items() if spec.section == section])
+
+
+def _accept_all_characters() -> None:
+    """Write UTF-8 into pipes and files: the code pages of Windows and old locales lack characters that we print.
+
+    A terminal, and PYTHONIOENCODING, keep their encoding, and show such a character as an escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            keeps = stream.isatty() or "PYTHONIOENCODING" in os.environ
+            stream.reconfigure(encoding=None if keeps else "utf-8", errors="backslashreplace")
 
 
 def keep_option(ctx: click.Context, option: click.Parameter, value: Any) -> None:

@@ -57,6 +57,12 @@ def typed_lines(text: str) -> Iterator[str]:
                 yield typed
 
 
+def test_pages_install_from_a_checkout_as_nothing_is_published() -> None:
+    lines = [line for page in WRITTEN for line in page.read_text().splitlines() if "pip install" in line]
+    assert len(lines) > 5
+    assert [line for line in lines if re.search(r"pip install.*\badapter-registry", line)] == []
+
+
 def faults(typed: str) -> list[str]:
     """What of a typed line the command line does not know."""
     words = shlex.split(re.split(r" [|>;&]", typed)[0], comments=True)

@@ -1,5 +1,7 @@
 """The commands on the pages of docs/ run, in the order of the page, against a real server with what the page presumes.
 
+Its database is PostgreSQL, its store S3, as on the page about teams.
+
 Left out are commands that need another machine, a real model or an outside service; other tests run those.
 """
 
@@ -20,7 +22,7 @@ from registry.attestations import keys
 from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
-from tests import non_peft_files, samples
+from tests import non_peft_files, samples, services
 from tests.access.identity import LOGIN_ISSUER, Provider
 from tests.cli.runner import CommandRunner
 from tests.faults.servers import Server
@@ -43,18 +45,25 @@ class PagesServer(Server):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[PagesServer]:
+def server(
+    tmp_path: Path, postgres_server: str, s3_url: str, store_server: services.ObjectStore
+) -> Iterator[PagesServer]:
     folders = [tmp_path / name for name in ("jobs", "people")]
     for folder in folders:
         folder.mkdir()
     jobs = Provider(folders[0])
     people = Provider(folders[1], LOGIN_ISSUER, login_claim="email", groups_claim="groups")
     jobs.also_trust(people)
-    environment = {"REGISTRY_ENGINES": "vllm==0.33.0", "REGISTRY_ISSUERS": jobs.settings}
-    server = PagesServer({"REGISTRY_DATA": str(tmp_path / "data"), **environment})
-    server.providers = jobs, people
-    with server.running():
-        yield server
+    environment = {
+        "REGISTRY_ENGINES": "vllm==0.33.0", "REGISTRY_ISSUERS": jobs.settings, "REGISTRY_DATA": str(tmp_path / "data"),
+        "REGISTRY_BLOBS": s3_url, "REGISTRY_S3_ENDPOINT": store_server.endpoint, "AWS_REGION": store_server.region,
+        "AWS_ACCESS_KEY_ID": store_server.access_key, "AWS_SECRET_ACCESS_KEY": store_server.secret_key,
+    }  # fmt: skip
+    with services.fresh_database(postgres_server) as url:
+        server = PagesServer(environment | {"REGISTRY_DATABASE_URL": url})
+        server.providers = jobs, people
+        with server.running():
+            yield server
 
 
 def page(name: str) -> str:

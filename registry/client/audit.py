@@ -141,17 +141,17 @@ def export_log(audit: Audit, folder: Path) -> Checkpoint:
     checkpoint = Checkpoint.of_text(note.rpartition("\n\n")[0] + "\n")
     if checkpoint is None:
         raise Invalid("REQUEST_INVALID", "the registry's checkpoint cannot be read")
-    (folder / "keys").write_text("".join(f"{key}\n" for key in keys.keys))
+    (folder / "keys").write_bytes("".join(f"{key}\n" for key in keys.keys).encode())
     for level, index, width in tiles.widths(checkpoint.size):
         _put(folder, tiles.tile_path(level, index, width), audit.tile(level, index, width, stored=True))
         if level == 0:
             _put(folder, tiles.tile_path("entries", index, width), audit.entries(index, width))
-    with (folder / "events.jsonl").open("w") as file:
+    with (folder / "events.jsonl").open("wb") as file:
         for event in audit.events():
             if event.seq > checkpoint.size:
                 break
-            file.write(event.model_dump_json() + "\n")
-    (folder / "checkpoint").write_text(note)
+            file.write(event.model_dump_json().encode() + b"\n")
+    (folder / "checkpoint").write_bytes(note.encode())
     return checkpoint
 
 
@@ -170,14 +170,14 @@ class FolderLog:
     def checkpoint(self) -> str:
         """`Invalid` (FOLDER_INVALID) for a folder without one."""
         try:
-            return (self._folder / "checkpoint").read_text()
+            return (self._folder / "checkpoint").read_text("utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise Invalid("FOLDER_INVALID", f"{self._folder} holds no exported log: no 'checkpoint'") from e
 
     def keys(self) -> tuple[Verifier, ...]:
         """The keys that lie in the folder."""
         try:
-            lines = (self._folder / "keys").read_text().splitlines()
+            lines = (self._folder / "keys").read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as e:
             raise Invalid("FOLDER_INVALID", f"{self._folder} holds no exported log: no 'keys'") from e
         return tuple(Verifier.parse(line) for line in LogKeys(origin="", keys=lines).keys)

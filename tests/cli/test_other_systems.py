@@ -26,12 +26,16 @@ for name in [name for name in vars(fcntl) if name.startswith(("F_OFD", "FICLONE"
     delattr(fcntl, name)
 """
 WINDOWS = """
-import errno, os, select, shutil, socket, subprocess, tempfile, sys
-sys.modules["fcntl"] = None
+import errno, os, select, shutil, signal, socket, subprocess, tempfile, sys, urllib.request
+sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios")))
 shutil._USE_CP_SENDFILE = shutil._use_fd_functions = False
 for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_DIRECTORY", "pread", "pwrite", "preadv", "pwritev", "sendfile",
-             "posix_fadvise", "memfd_create", "sched_getaffinity", "getuid", "fchmod"):
+             "posix_fadvise", "memfd_create", "sched_getaffinity", "getuid", "geteuid", "getgid", "fchmod", "chown",
+             "fork", "killpg", "getpgid", "uname", "O_NONBLOCK"):
     delattr(os, name)
+del signal.SIGHUP, signal.SIGKILL, socket.AF_UNIX
+sys.stdout.reconfigure(encoding="cp1252", errors="strict")
+sys.stderr.reconfigure(encoding="cp1252", errors="backslashreplace")
 del select.poll, select.epoll
 system = {name: getattr(os, name) for name in ("open", "rename", "replace", "unlink", "symlink")}
 
@@ -61,13 +65,15 @@ os.open, os.rename, os.symlink = open_, rename, symlink
 os.replace, os.unlink = must_be_writable(system["replace"]), must_be_writable(system["unlink"])
 os.remove = os.unlink
 """
+NARROW_TEXT = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+"""Text files are ASCII by default, as they have a code page on Windows."""
 PROGRAM = """
 import sys
 from cli.main import main
 from registry.client.local import cache
 from registry.client.transfer import file_transfer
 cache.LINK_FROM_BYTES = file_transfer.RANGES_FROM_BYTES = 1  # a small file takes the way of a large one
-for line in sys.stdin.read().splitlines():
+for line in sys.stdin.buffer.read().decode().splitlines():
     if main(line.split(), standalone_mode=False):
         sys.exit(line)
 """
@@ -91,13 +97,22 @@ def test_a_client_pushes_pulls_and_replaces_without_what_its_system_lacks(
         f"pull {name} {tmp_path}/served --verify",
         f"cat {name} adapter_config.json",
         "doctor",
+        f"promote {name}@1 stable",
+        f"versions {name}",
+        f"show {name} --norms",
+        f"describe {name} résumé",
+        f"list --namespace {name.partition('/')[0]} -o json",
+        f"audit export {tmp_path}/log",
+        f"audit verify {tmp_path}/log",
     ]
     command = [sys.executable, "-c", system + PROGRAM]
     ran = subprocess.run(
         command, input="\n".join(lines), capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
-        env=os.environ,
+        env=os.environ | NARROW_TEXT, encoding="utf-8",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr + ran.stdout
+    assert f"{name}:stable → @1" in ran.stdout
+    assert '"description": "résumé"' in ran.stdout
     for folder, pulled in ((second, "served"), (first, "again")):
         weights = "adapter_model.safetensors"
         assert (tmp_path / pulled / weights).read_bytes() == (folder / weights).read_bytes()
