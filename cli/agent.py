@@ -142,7 +142,7 @@ def _make_agent(
     say = say if only else _with_prefix(title, say)
     reconciler = Reconciler(
         parse.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, store, drain_seconds=task.drain,
-        metrics=engine_metrics, alias_file=_alias_file("" if only else title),
+        metrics=engine_metrics, alias_file=_alias_file("" if only else title), say=say,
     )  # fmt: skip
     reporter = heartbeat.Heartbeat(
         registry, reconciler.slots, node=task.node, engine=title, base=task.base, alias=task.alias, profile=profile,

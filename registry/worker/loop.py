@@ -93,15 +93,19 @@ class Worker:
 
     def run(self, *, once: bool = False) -> RunSummary:
         """Work until `stop`; with `once`, until no job is left that this worker can do, its own retries included."""
-        pause = IDLE_SECONDS[0]
+        pause, is_away = IDLE_SECONDS[0], False
         while not self._stopping.is_set():
             try:
                 worked = self._round()
+                if is_away:
+                    self._say("the registry responds again")
+                is_away = False
             except Unavailable as e:
                 if once:
                     raise
-                self._say(f"waiting for the registry: {e.detail}")
-                worked = False
+                if not is_away:
+                    self._say(f"waiting for the registry: {e.detail}")
+                worked, is_away = False, True
             if worked:
                 pause = IDLE_SECONDS[0]
             elif once and not self._awaits_retry():

@@ -75,8 +75,9 @@ class Node:
         """The agent's process begins anew, and knows what lies on the disk."""
         self.metrics = Metrics()
         self.reconciler = Reconciler(
-            self.driver, self.registry, self.store, drain_seconds=10, clock=self.clock, metrics=self.metrics
-        )
+            self.driver, self.registry, self.store, drain_seconds=10, clock=self.clock, metrics=self.metrics,
+            say=self.lines.append,
+        )  # fmt: skip
         heartbeat = Heartbeat(
             self.registry, self.reconciler.slots, node="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
             metrics=self.metrics, say=self.lines.append,

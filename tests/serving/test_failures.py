@@ -221,7 +221,9 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
         wait_for("the engine at")
         node.push("acme/support")
         node.engine.start()
+        wait_for("passes succeed again")
         node.transport.cut = False
+        wait_for("the registry responds again")
         wait_for("acme-support-v2  ready")
     finally:
         stop.set()

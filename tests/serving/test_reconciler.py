@@ -109,12 +109,14 @@ def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(node: Node
     node.harness.admin.yank("acme/support@1", "leaks addresses")
     assert node.states() == {}
     assert node.reconciler.aliases == {}
+    assert node.lines[-1] == "acme/support  acme-support-v1  leaves: 'canary' has no version to serve"
     node.start()  # in the middle of the drain
     assert node.states() == {}
     assert node.loaded == ["acme-support-v1"]
     node.clock.now += 11
     node.states()
     assert node.loaded == []
+    assert node.lines[-1].endswith("acme-support-v1  unloaded")
     assert len(list(node.store.versions.iterdir())) == 1
 
 

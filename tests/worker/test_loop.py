@@ -17,7 +17,7 @@ import transformers
 from registry.api.bases import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.client.local.base_folder import base_spec_from
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Outcome
 from registry.jobs import Kind, State
@@ -232,6 +232,28 @@ def test_a_worker_without_a_base_says_once_what_it_can_do(harness: Harness) -> N
         worker.run(once=True)
     assert lines == [NO_BASE]
     assert "--base NAME=DIR" in NO_BASE
+
+
+def test_a_worker_says_once_that_the_registry_is_away_and_once_that_it_is_back(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    registry = harness.actor("work")
+    with Worker(registry, Sources(), say=lines.append) as worker:
+        rounds = 0
+
+        def claim(_request: object) -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds in (2, 3):
+                raise Unavailable("STORE_UNAVAILABLE", "the database is away")
+            if rounds > 4:
+                worker.stop()
+
+        monkeypatch.setattr("registry.worker.loop.IDLE_SECONDS", (0.0, 0.0))
+        monkeypatch.setattr(registry, "claim", claim)
+        worker.run()
+    assert lines == [NO_BASE, "waiting for the registry: the database is away", "the registry responds again"]
 
 
 def test_only_jobs_of_bases_that_are_here_are_claimed(setup: WorkerSetup, worker: Make, tmp_path: Path) -> None:

@@ -77,7 +77,12 @@ class Agent:
         for slot in slots:
             if self._said_statuses.get(slot.name) != slot:
                 self._say(f"{slot.name}  {slot.served_name}  {slot.state}  {slot.reason}".rstrip())
-        self._said_statuses = {slot.name: slot for slot in slots}
+        statuses = {slot.name: slot for slot in slots}
+        for name in self._said_statuses.keys() - statuses.keys():
+            self._say(
+                f"{name}  {self._said_statuses[name].served_name}  leaves: {self._alias!r} has no version to serve"
+            )
+        self._said_statuses = statuses
         return slots
 
     def has_no_adapters(self) -> bool:
@@ -98,7 +103,7 @@ class Agent:
             self._changed.clear()
             try:
                 self.step()
-                self._last_lines.pop("pass", None)
+                self._say_recovered("pass", "passes succeed again")
             except RegistryError as e:
                 self._say_once("pass", e.detail)
             except Exception as e:  # the engine continues to serve, and so does the loop
@@ -116,7 +121,7 @@ class Agent:
             try:
                 if self.fetch(wait=WAIT_SECONDS):
                     self._changed.set()
-                self._last_lines.pop("desired", None)
+                self._say_recovered("desired", "the registry responds again")
             except RegistryError as e:
                 self._say_once("desired", f"cannot fetch the desired state: {e.detail}")
                 stop.wait(RETRY_SECONDS)
@@ -125,6 +130,11 @@ class Agent:
         """Log a line unless it repeats the last one about this subject."""
         if self._last_lines.get(about) != line:
             self._last_lines[about] = line
+            self._say(line)
+
+    def _say_recovered(self, about: str, line: str) -> None:
+        """Log a line if the last one about this subject was an error."""
+        if self._last_lines.pop(about, None) is not None:
             self._say(line)
 
     def _save_desired(self, desired: DesiredState) -> None:

@@ -68,10 +68,11 @@ class Reconciler:
     def __init__(
         self, engine: EngineDriver, registry: Registry, store: LocalStore, *, drain_seconds: float = DRAIN_SECONDS,
         clock: Callable[[], float] = time.monotonic, metrics: Metrics | None = None, alias_file: str = "aliases.json",
+        say: Callable[[str], None] = lambda _line: None,
     ) -> None:  # fmt: skip
         self._engine, self._registry, self._store = engine, registry, store
         self._drain_seconds, self._clock = drain_seconds, clock
-        self._metrics = metrics or Metrics()
+        self._metrics, self._say = metrics or Metrics(), say
         self._alias_file = store.root / alias_file
         self._load_check = LoadCheck(engine, registry, store)
         self.slots = SlotTable()
@@ -179,6 +180,7 @@ class Reconciler:
     def _unload(self, served: str) -> None:
         self._engine.unload(served)
         self._metrics.add("unloads")
+        self._say(f"{self._adapters.get(served, served)}  {served}  unloaded")
 
     # ---------------------------------------------------------------- all of them
     def _switch(self, slots: list[AdapterStatus], loaded: Mapping[str, str]) -> None:
