@@ -20,7 +20,8 @@ from registry.server.jobs import queue
 
 TAKEN_SECONDS = 24 * 60 * 60
 """How far back jobs say what a worker takes."""
-AHEAD_LIMIT = 1000
+AHEAD_ROWS = 1000
+"""How many jobs ahead are counted at most."""
 
 
 def show_position(session: Session, actor: Actor, job_id: str) -> QueuePosition:
@@ -33,7 +34,7 @@ def show_position(session: Session, actor: Actor, job_id: str) -> QueuePosition:
     ahead = select(JobRow.id).where(
         queue.visible(actor), col(JobRow.state).in_([State.QUEUED, State.RUNNING]), goes_first, col(JobRow.id) != row.id
     )
-    count = db.count_rows(session, ahead.where(_needs(_loaded(row))).limit(AHEAD_LIMIT))
+    count = db.count_rows(session, ahead.where(_needs(_loaded(row))).limit(AHEAD_ROWS))
     return QueuePosition(worker_is_busy=has_busy_worker(session, [row]), jobs_ahead=count)
 
 
