@@ -42,13 +42,23 @@ def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> No
     assert after[f"registry_request_seconds_count{{{labels}}}"] == 2
     assert after[f'registry_request_seconds_bucket{{le="+Inf",{labels}}}'] == 2
     assert any(name.startswith('registry_build_info{python="3.') for name in after)
-    assert before["registry_job_queue_age_seconds"] == 0 <= after["registry_job_queue_age_seconds"]
+    assert before["registry_job_queue_age_seconds"] == 0 < after["registry_job_queue_age_seconds"]
     scrape(harness, "reg_unknown")
     assert values(scrape(harness))["registry_failed_sign_ins_total"] == 1
     assert "acme" not in response.text
     assert "gpu-1" not in response.text
     typed = re.findall(r"^# TYPE (\S+)", response.text, re.MULTILINE)
     assert len(typed) == len(set(typed)) == len(re.findall(r"^# HELP", response.text, re.MULTILINE))
+
+
+def test_jobs_that_no_worker_may_get_do_not_age_the_queue(harness: Harness) -> None:
+    harness.add_base()
+    for number in (1, 2):
+        harness.push("acme/support")
+        assert values(scrape(harness))["registry_job_queue_age_seconds"] > 0
+        withdraw = harness.admin.quarantine if number == 1 else harness.admin.delete_version
+        withdraw(f"acme/support@{number}", reason="leaks addresses")
+        assert values(scrape(harness))["registry_job_queue_age_seconds"] == 0
 
 
 def test_metrics_are_for_administrators_and_unknown_methods_share_a_series(harness: Harness) -> None:

@@ -31,6 +31,7 @@ from registry.server.database.models import (
     PushRow,
 )
 from registry.server.http.request_log import BUCKETS_SECONDS, RequestLog
+from registry.server.jobs import queue
 from registry.server.serving import reports
 from registry.server.storage.references import PushState
 
@@ -49,7 +50,7 @@ REQUEST_LABELS = ("method", "status")
 SECONDS = "request_seconds", "Seconds until a response was sent."
 SECONDS_LABELS = ("method", "route")
 BUILD = "build_info", "1, with the `version` of this server and of its `python`."
-QUEUE_AGE = "job_queue_age_seconds", "Age of the oldest queued job, 0 without one."
+QUEUE_AGE = "job_queue_age_seconds", "Age of the oldest job that waits for a worker, 0 without one."
 
 
 def text(session: Session, requests: RequestLog) -> bytes:
@@ -93,7 +94,8 @@ class _Server(Collector):
 
     def _queue_age(self) -> float:
         """Seconds for which the oldest queued job waits, by the database's clock."""
-        oldest = select(func.min(JobRow.created_at)).where(col(JobRow.state) == jobs.State.QUEUED)
+        waits = col(JobRow.state) == jobs.State.QUEUED
+        oldest = select(func.min(JobRow.created_at)).where(waits, ~queue.IS_WITHHELD)
         created_at = self._session.exec(oldest).one()
         return max(0.0, (db.now() - created_at).total_seconds()) if created_at is not None else 0.0
 

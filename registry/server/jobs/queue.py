@@ -33,6 +33,9 @@ from registry.server.database.models import EventRow, JobRow, JobStepRow, Versio
 AFFINITY_SECONDS = 120
 """How long jobs for another base wait while a worker takes those for its loaded one."""
 
+IS_WITHHELD = exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None))
+"""The condition on `job` that its version is in quarantine or deleted: no worker gets it until that ends."""
+
 
 def enqueue(
     session: Session, actor: Actor, kind: Kind, version: VersionRow, *, name: AdapterName, base: str,
@@ -113,7 +116,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
         col(JobRow.run_after) <= moment,
         _may_work(actor),
         col(JobRow.id).not_in(_find_invisible_jobs(session, actor, request.kinds)),
-        ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
+        ~IS_WITHHELD,
     ]
     base_order: Any = literal(0)
     if request.bases:

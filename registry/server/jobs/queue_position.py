@@ -15,7 +15,7 @@ from registry.jobs import KINDS_WITHOUT_BASE, State
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import JobRow, VersionRow
+from registry.server.database.models import JobRow
 from registry.server.jobs import queue
 
 TAKEN_SECONDS = 24 * 60 * 60
@@ -32,7 +32,11 @@ def show_position(session: Session, actor: Actor, job_id: str) -> QueuePosition:
     same_priority = and_(col(JobRow.priority) == row.priority, col(JobRow.created_at) < row.created_at)
     goes_first = or_(col(JobRow.state) == State.RUNNING, col(JobRow.priority) > row.priority, same_priority)
     ahead = select(JobRow.id).where(
-        queue.visible(actor), col(JobRow.state).in_([State.QUEUED, State.RUNNING]), goes_first, col(JobRow.id) != row.id
+        queue.visible(actor),
+        col(JobRow.state).in_([State.QUEUED, State.RUNNING]),
+        goes_first,
+        col(JobRow.id) != row.id,
+        ~queue.IS_WITHHELD,
     )
     count = db.count_rows(session, ahead.where(_needs(_loaded(row))).limit(AHEAD_ROWS))
     return QueuePosition(worker_is_busy=has_busy_worker(session, [row]), jobs_ahead=count)
@@ -48,12 +52,10 @@ def has_busy_worker(session: Session, waiting: Sequence[JobRow]) -> bool:
     running = session.exec(select(JobRow).where(is_running)).all() if waiting else []
     if not running:
         return False
-    ids = {row.version_id for row in waiting}
-    withdrawn = select(VersionRow.id).where(col(VersionRow.id).in_(ids), col(VersionRow.quarantined_at).is_not(None))
-    quarantined = set(session.exec(withdrawn))
+    withheld = set(session.exec(select(JobRow.id).where(col(JobRow.state) == State.QUEUED, queue.IS_WITHHELD)))
     groups: dict[tuple[str, str], list[JobRow]] = {}
     for row in waiting:
-        if row.version_id not in quarantined:
+        if row.id not in withheld:
             groups.setdefault((row.namespace, _loaded(row)), []).append(row)
     return any(
         _takes_jobs(session, running, namespace, base) or _passes_none_by(session, running, rows)
