@@ -28,6 +28,7 @@ from registry.server.storage.blobs import digest_of, key_of, staging_key_of
 from registry.server.storage.references import BlobState
 from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import Bucket
+from registry.server.storage.s3.signed_puts import SignedPuts
 from registry.server.storage.s3.store import S3Blobs
 from tests import maintenance, samples
 from tests.bulk import commit_push, plan_push
@@ -57,13 +58,19 @@ def blobs(s3_url: str, object_store: str) -> S3Blobs:
 
 
 @pytest.fixture
-def calls(blobs: S3Blobs) -> list[str]:
-    """The operation of every request that boto3 sends."""
+def calls(blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operation of every request that boto3 sends, and `SignedPut` for those that the server signs itself."""
     operations: list[str] = []
+    put = SignedPuts.put
 
     def record(model: Any, **_: Any) -> None:
         operations.append(model.name)
 
+    def put_signed(self: SignedPuts, *args: Any) -> bool:
+        operations.append("SignedPut")
+        return put(self, *args)
+
+    monkeypatch.setattr(SignedPuts, "put", put_signed)
     for client in (blobs.bucket._internal, blobs.bucket._patient):
         client.meta.events.register("before-call.s3", record)
     return operations
@@ -88,8 +95,8 @@ def test_a_push_makes_few_calls_besides_those_that_move_bytes(
     # The weights: begin and marker; list, marker and complete; the inspection reads them. The configuration: put.
     # Afterwards: list the staged keys, delete the marker, write a record.
     assert Counter(calls) == Counter(
-        CreateMultipartUpload=1, ListParts=1, CompleteMultipartUpload=1, PutObject=4, GetObject=1, ListObjectsV2=1,
-        DeleteObject=1,
+        CreateMultipartUpload=1, ListParts=1, CompleteMultipartUpload=1, PutObject=2, SignedPut=2, GetObject=1,
+        ListObjectsV2=1, DeleteObject=1,
     )  # fmt: skip
 
 
@@ -109,7 +116,7 @@ def test_a_push_of_a_small_adapter_writes_each_blob_once(
     push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
     harness.transport.settle()
     # Weights, configuration and record are put. Nothing of this size is staged, so nothing is listed.
-    assert Counter(calls) == Counter(PutObject=3, **reads)
+    assert Counter(calls) == Counter(SignedPut=3, **reads)
     assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in files.values())
     assert list(blobs.list("staging/")) == []
 
@@ -122,7 +129,7 @@ def test_a_file_that_is_a_whole_xorb_is_copied_within_the_store(harness: Harness
     client = XetClient(pusher)
     calls.clear()
     client.upload(weights)
-    assert Counter(calls) == Counter(PutObject=1, CopyObject=1)
+    assert Counter(calls) == Counter(SignedPut=1, CopyObject=1)
     assert commit(pusher, {samples.WEIGHTS: weights}, **files).status_code == 200
     harness.transport.settle()
     assert pusher.send("GET", f"/acme/support/raw/main/{samples.WEIGHTS}").status_code == 200

@@ -35,8 +35,8 @@ from tests.stub_bucket import StoredObject, StubBucket
 pytestmark = pytest.mark.security
 
 CEPH = Capabilities(
-    ranges=True, copies=True, conditional=True, conditional_copy=False, checksums=False, links=True,
-    signed_headers=False, checksum_links=False, conditional_links=True, parts=True, checksum_parts=False,
+    ranges=True, copies=True, conditional=True, conditional_copy=False, checksums=False, signed_puts=False,
+    links=True, signed_headers=False, checksum_links=False, conditional_links=True, parts=True, checksum_parts=False,
 )  # fmt: skip
 """What the probe finds at a store that keeps metadata which nobody signed."""
 MIB = 2**20

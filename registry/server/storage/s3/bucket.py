@@ -14,10 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
+import urllib3
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -33,6 +36,7 @@ from botocore.parsers import ResponseParserError
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.server.storage.blobs import RequestRejected, invalid_store, raise_unknown
+from registry.server.storage.s3.signed_puts import SignedPuts
 from registry.versions.files import CHUNK_BYTES
 
 _LOG = logging.getLogger("registry.server")
@@ -40,7 +44,7 @@ READ_BYTES = 32 * 2**20
 """Bytes of one ranged read. SeaweedFS streams larger ones at a tenth of the speed if its reader cache is small."""
 CONNECT_SECONDS = 5
 READ_SECONDS = 10
-"""Timeout of one attempt. All attempts together are shorter than the timeout of a client."""
+"""Timeout of one attempt. All attempts together, with one of `put_signed`, are shorter than the timeout of a client."""
 LONG_READ_SECONDS = 60
 """Timeout of calls in which the store itself moves bytes; these are tried twice at most."""
 LONG_CALLS = frozenset({"copy_object", "upload_part_copy", "complete_multipart_upload"})
@@ -86,7 +90,8 @@ class Bucket:
             raise invalid_store(url)
         self.name = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-        self._session = session = _open_session()
+        session, self._certificates = _open_session()
+        self._session = session
         self._internal = _create_client(session, endpoint)
         self._patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
         same = public_endpoint in ("", endpoint)
@@ -136,6 +141,20 @@ class Bucket:
     def put(self, key: str, data: bytes | bytearray, **parameters: Any) -> bool:
         """Write an object; False if a condition among the parameters does not hold."""
         return self._call_if_condition_holds("put_object", Key=key, Body=data, **parameters)
+
+    def put_signed(self, key: str, data: bytes | bytearray, digest: Digest, headers: dict[str, str]) -> bool:
+        """Write an object by one request of `SignedPuts`; False if that failed, for whatever reason: then `put` it."""
+        self._check_breaker("put_object")
+        is_written = self._signed_puts.put(key, data, digest, headers, *self.credentials())
+        if is_written:
+            self._breaker.record(responded=True)
+        return is_written
+
+    @cached_property
+    def _signed_puts(self) -> SignedPuts:
+        url = self.presign("put_object", 1, internal=True, Key="x").partition("?")[0].removesuffix("x")
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+        return SignedPuts(url, certificates=self._certificates, timeout=timeout, connections=CONNECTIONS)
 
     def copy(self, source_key: str, key: str, **conditions: Any) -> bool:
         """Copy an object; False if a condition does not hold. `ObjectMissing` if there is no source."""
@@ -262,9 +281,11 @@ def checksum_of(digest: Digest) -> str:
     return base64.b64encode(bytes.fromhex(digest.hex)).decode()
 
 
-def _open_session() -> Any:
+def _open_session() -> tuple[Any, str | None]:
+    """A session of boto3, and the file of certificates that it trusts, if one is configured."""
+    core = botocore.session.Session()
     try:
-        return boto3.session.Session()
+        return boto3.session.Session(botocore_session=core), core.get_config_variable("ca_bundle")
     except ProfileNotFound as e:
         raise _missing_credentials(e) from e
 

@@ -6,8 +6,6 @@
 """
 
 import contextlib
-import hashlib
-import hmac
 import http.client
 import secrets
 from collections.abc import Callable, Mapping
@@ -20,11 +18,12 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.storage.blobs import RequestRejected
 from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_of
+from registry.server.storage.s3.signatures import LINK_SECONDS, presign_at
 
-LINK_SECONDS = 60
 TIMEOUT_SECONDS = 20
 ATTEMPTS = 3
 """How often to try what failed: networks and stores have hiccups, and a result lasts for the life of a server."""
+MD5_HEADER = "content-md5"
 RIGHT = checksum_of(Digest.of(b"right"))
 
 
@@ -42,6 +41,8 @@ class Capabilities:
     """So does a CopyObject."""
     checksums: bool
     """A PUT that contradicts its `x-amz-checksum-sha256` is rejected, and HEAD returns the checksum."""
+    signed_puts: bool
+    """A PUT that this server signs itself works (`Bucket.put_signed`); not through a proxy."""
     links: bool
     """A presigned GET works; an altered or expired one does not."""
     signed_headers: bool
@@ -72,6 +73,7 @@ def probe(bucket: Bucket) -> Capabilities:
             conditional=attempt.works(attempt.conditional),
             conditional_copy=attempt.works(attempt.conditional_copy),
             checksums=attempt.works(attempt.checksums),
+            signed_puts=attempt.works(attempt.signed_puts),
             links=links,
             signed_headers=links and attempt.works(attempt.signed_headers),
             checksum_links=links and attempt.works(attempt.checksum_links),
@@ -132,6 +134,10 @@ class _Probe:
         except RequestRejected:
             return returned and self._bucket.head(wrong) is None
         return False
+
+    def signed_puts(self) -> bool:
+        key = self._new_key()
+        return self._bucket.put_signed(key, b"right", Digest.of(b"right"), {}) and self._read(key) == b"right"
 
     def links(self) -> bool:
         link = self._presign("get_object", self.key)
@@ -228,25 +234,3 @@ def _send(method: str, url: str, body: bytes = b"", headers: Mapping[str, str] |
         return connection.getresponse().status
     finally:
         connection.close()
-
-
-def presign_at(moment: datetime, link: str, credentials: Any, region: str) -> str:
-    """Presign a GET for the minute after any moment (AWS Signature Version 4, query form); boto3 only knows now."""
-    parts = urlsplit(link)
-    scope = f"{moment:%Y%m%d}/{region}/s3/aws4_request"
-    query = {
-        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
-        "X-Amz-Credential": f"{credentials.access_key}/{scope}",
-        "X-Amz-Date": f"{moment:%Y%m%dT%H%M%SZ}",
-        "X-Amz-Expires": "60",
-        "X-Amz-SignedHeaders": "host",
-    }
-    if credentials.token:
-        query["X-Amz-Security-Token"] = credentials.token
-    encoded = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(query.items()))
-    canonical = f"GET\n{parts.path}\n{encoded}\nhost:{parts.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
-    to_sign = f"AWS4-HMAC-SHA256\n{query['X-Amz-Date']}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-    key = f"AWS4{credentials.secret_key}".encode()
-    for word in (*scope.split("/"), to_sign):
-        key = hmac.new(key, word.encode(), hashlib.sha256).digest()
-    return f"{parts.scheme}://{parts.netloc}{parts.path}?{encoded}&X-Amz-Signature={key.hex()}"

@@ -15,7 +15,7 @@
 - A link to a whole blob would write again once its key is deleted. So when a push ends, an empty object stays under
   each of its keys until its links have expired, where links can be bound to a key that does not exist.
 - The store's checksum counts if the probe saw it reject a wrong one; else the bytes are hashed here.
-- Only calls and small reads go through boto3; memory stays constant whatever the size.
+- Only calls and small bodies pass through this process; memory stays constant whatever the size.
 - A promotion makes the same calls whether or not the final key exists; if it does, the copy goes to a dummy key. Else a
   push of a blob that another tenant has would end sooner.
 """
@@ -213,7 +213,7 @@ class S3Blobs(blobs.BlobStore):
     def open_writer(self, key: str, *, limit_bytes: int, is_hashed: bool = False) -> blobs.BlobWriter:
         """Begin to write an object that passes through this server."""
         verifier = blobs.DigestVerifier(key, limit_bytes, is_hashed=is_hashed)
-        return uploads.ObjectWriter(self.bucket, key, verifier, checksums=self.capabilities.checksums)
+        return uploads.ObjectWriter(self.bucket, key, verifier, self.capabilities)
 
     def upload_key_of(self, staging_key: str) -> str:
         """Return the final key: a copy costs more than the bytes. Writing replaces equal or damaged bytes."""

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.server.storage.blobs import Bytes, DigestVerifier, PartLink, Stat
-from registry.server.storage.s3.bucket import Bucket, checksum_of
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_of
+from registry.server.storage.s3.capabilities import MD5_HEADER, Capabilities
 
 PARTS_FROM_BYTES = 64 * 2**20
 PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS = 2**30
@@ -29,6 +31,8 @@ AUTO = 0
 PART_BYTES = 32 * 2**20
 """S3 allows 10,000 parts; that many of these are more than the largest file that a manifest may name."""
 WRITER_PART_BYTES = 16 * 2**20
+_HEADERS = {"ChecksumSHA256": CHECKSUM_HEADER, "ContentMD5": MD5_HEADER}
+"""boto3's name of a parameter → the header that it becomes."""
 
 
 def presign_missing_parts(
@@ -168,9 +172,9 @@ class ObjectWriter:
     It has one part in memory, whatever the size. A wrong or interrupted blob leaves nothing under the key.
     """
 
-    def __init__(self, bucket: Bucket, key: str, verifier: DigestVerifier, *, checksums: bool) -> None:
+    def __init__(self, bucket: Bucket, key: str, verifier: DigestVerifier, capabilities: Capabilities) -> None:
         self._bucket = bucket
-        self._checksums = checksums
+        self._capabilities = capabilities
         self._key = key
         self._verifier = verifier
         self._buffer = bytearray()
@@ -190,14 +194,19 @@ class ObjectWriter:
         self._verifier.verify()
         data = self._buffer
         if self._upload is None:
-            digest = self._verifier.digest
-            checksum = {"ChecksumSHA256": checksum_of(digest)} if self._checksums else {"ContentMD5": _md5(data)}
-            self._bucket.put(self._key, data, **checksum)
+            self._put(data, self._verifier.digest)
         else:
             if data:
                 self._upload.send_part(data)
             self._upload.complete()
         return Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
+
+    def _put(self, data: bytearray, digest: Digest) -> None:
+        able = self._capabilities
+        parameter, checksum = ("ChecksumSHA256", checksum_of(digest)) if able.checksums else ("ContentMD5", _md5(data))
+        header = {_HEADERS[parameter]: checksum}
+        if not (able.signed_puts and self._bucket.put_signed(self._key, data, digest, header)):
+            self._bucket.put(self._key, data, **{parameter: checksum})
 
     def abort(self) -> None:
         """Discard what was written."""
