@@ -7,6 +7,7 @@ acknowledged version has its rows and its bytes, and every stored blob has a row
 from __future__ import annotations
 
 import gc as reference_cycles
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -292,7 +293,7 @@ def scheduled_registry(database_url: str) -> Iterator[Garbage]:
         if harness.engine.dialect.name == "sqlite":  # no run ends in a power cut
             event.listen(harness.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
             harness.engine.dispose()
-        patch.setattr(harness.engine.pool, "_pre_ping", False)  # nothing cuts a connection
+        patch.setattr("registry.server.database.engine.PING_AFTER_SECONDS", math.inf)  # nothing cuts a connection
         event.listen(harness.engine, "checkout", lambda *_: scheduler.pause("checkout"))
         event.listen(harness.engine, "begin", lambda connection: _begin(scheduler, connection))
         event.listen(

@@ -3,7 +3,7 @@
 They can change, and no digest covers them. What a push sealed is in the manifest: annotations and provenance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,9 +38,13 @@ _SELECTS = {
 
 def read(session: Session, table: type[SQLModel], ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Id of an adapter or version → the fields `description`, `tags`, `links` and `expires_at` of its view."""
-    statement = _SELECTS[table]
+    return fields_of(ids, session.exec(_SELECTS[table], params={"ids": list(ids)}))
+
+
+def fields_of(ids: Iterable[int], rows: Iterable[tuple[int, str, str, str]]) -> dict[int, dict[str, Any]]:
+    """As `read`, of rows with the owner's id, kind, key and value."""
     fields: dict[int, dict[str, Any]] = {row_id: {"description": "", "tags": {}, "links": {}} for row_id in ids}
-    for row_id, kind, key, value in sorted(session.exec(statement, params={"ids": list(ids)})):
+    for row_id, kind, key, value in sorted(rows):
         if kind == DESCRIPTION:
             fields[row_id]["description"] = value
         elif kind == EXPIRES:

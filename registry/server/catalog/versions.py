@@ -9,7 +9,21 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 from msgspec import structs
-from sqlalchemy import ColumnElement, Integer, and_, bindparam, null, or_, true, tuple_, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    literal_column,
+    null,
+    or_,
+    true,
+    tuple_,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy import select as plain_select
 from sqlalchemy.orm import aliased, defer
 from sqlmodel import Session, col, select
 
@@ -408,42 +422,53 @@ def build_view(session: Session, name: AdapterName, row: VersionRow) -> VersionV
     return build_views(session, [(name, row)])[0]
 
 
-_ALIASES = select(AliasRow.version_id, AliasRow.alias).where(any_of(col(AliasRow.version_id), parameter="ids"))
-_BASES = select(BaseRow.id, BaseRow.name).where(any_of(col(BaseRow.id), parameter="ids"))
-_DAMAGED = (
-    select(VersionFileRow.version_id, VersionFileRow.path)
+_NOTHING: ColumnElement[str] = literal_column("''")
+
+
+def _beside(kind: str, version_id: Any, first: Any, second: Any = _NOTHING, third: Any = _NOTHING) -> Select[Any]:
+    return plain_select(literal_column(f"'{kind}'"), version_id, first, second, third)
+
+
+# One statement: most of what a small statement takes is the same for all of them.
+_BESIDE = union_all(
+    _beside("alias", AliasRow.version_id, AliasRow.alias).where(any_of(col(AliasRow.version_id), parameter="ids")),
+    _beside("base", VersionRow.id, BaseRow.name)
+    .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
+    .where(any_of(col(VersionRow.id), parameter="ids")),
+    _beside("damaged", VersionFileRow.version_id, VersionFileRow.path)
     .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
-    .where(any_of(col(VersionFileRow.version_id), parameter="ids"), col(BlobRow.state) == BlobState.CORRUPT)
-    .order_by(col(VersionFileRow.path))
-)
+    .where(any_of(col(VersionFileRow.version_id), parameter="ids"), col(BlobRow.state) == BlobState.CORRUPT),
+    _beside(
+        "metadata", VersionMetadataRow.version_id, VersionMetadataRow.kind, VersionMetadataRow.key,
+        VersionMetadataRow.value,
+    ).where(any_of(col(VersionMetadataRow.version_id), parameter="ids")),
+)  # fmt: skip
+"""What views show of versions that other tables have: which of these, the id of the version, and one or three texts."""
 
 
 def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, VersionRow]]) -> list[VersionView]:
-    """Rows as the API returns them, in the same order. Five statements however many they are."""
+    """Rows as the API returns them, in the same order. Two statements however many they are."""
     if not named_rows:
         return []
     rows = [row for _, row in named_rows]
     ids = [row.id or 0 for row in rows]
     newest = verdicts.newest_by_version(session, rows)
-    damaged, aliases = _texts_by_version(session, _DAMAGED, ids), _texts_by_version(session, _ALIASES, ids)
-    bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
-    described = metadata.read(session, VersionMetadataRow, ids)
-    manifests = [Manifest.model_validate_json(row.manifest) for row in rows]
+    texts: dict[tuple[str, int], list[str]] = defaultdict(list)
+    metadata_rows: list[tuple[int, str, str, str]] = []
+    for kind, version_id, first, second, third in session.connection().execute(_BESIDE, {"ids": ids}):
+        if kind == "metadata":
+            metadata_rows.append((version_id, first, second, third))
+        else:
+            texts[kind, version_id].append(first)
+    described = metadata.fields_of(ids, metadata_rows)
     return [
         _view(
-            name, row, bases[row.base_id], manifest, newest[row.id or 0], aliases[row.id or 0], damaged[row.id or 0],
+            name, row, texts["base", row.id or 0][0], Manifest.model_validate_json(row.manifest),
+            newest[row.id or 0], texts["alias", row.id or 0], sorted(texts["damaged", row.id or 0]),
             **described[row.id or 0],
         )
-        for (name, row), manifest in zip(named_rows, manifests, strict=True)
+        for name, row in named_rows
     ]  # fmt: skip
-
-
-def _texts_by_version(session: Session, statement: Any, ids: Sequence[int]) -> dict[int, list[str]]:
-    """Version id → the texts that `statement` selects beside it."""
-    texts: dict[int, list[str]] = defaultdict(list)
-    for version_id, text in session.exec(statement, params={"ids": list(ids)}):
-        texts[version_id].append(text)
-    return texts
 
 
 def build_new_view(

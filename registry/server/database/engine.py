@@ -5,6 +5,7 @@ that is installed; otherwise the journal stays in its safe mode.
 """
 
 import contextlib
+import select
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, ExceptionContext, create_engine, event, text
+from sqlalchemy import Connection, Dialect, ExceptionContext, create_engine, event, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 
 from registry.errors import Invalid, Unavailable
 from registry.server.database import db
@@ -36,6 +37,9 @@ LOCK_LIMIT_MS = 15_000
 IDLE_LIMIT_MS = 10_000
 """How long a transaction may wait for its client: a replica that is frozen holds row locks no longer than this."""
 CLOCK_SECONDS = 10.0
+PING_AFTER_SECONDS = 1.0
+_USED_AT = "used_at"
+"""The key in a connection's `info` of when it was last used."""
 SILENCE_SECONDS = "silence_seconds"
 """The key in a connection's `info` of a different limit from `HANG_SECONDS`."""
 HANG_SECONDS = 65
@@ -92,11 +96,12 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
         url.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         connect_args={"options": options, "connect_timeout": 10, **_KEEPALIVE},
     )
     event.listen(engine, "connect", _require_utf8, insert=True)  # before SQLAlchemy reads a text
     event.listen(engine, "connect", _limit_silence)
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", _Ping(engine.dialect))
     event.listen(engine, "checkout", _ClockReader(engine.dialect.loaded_dbapi.Error))
 
     @event.listens_for(engine, "handle_error")
@@ -123,6 +128,37 @@ def require_limits(engine: Engine) -> None:
             f"REGISTRY_DATABASE_URL: sessions have no {', '.join(absent)}, because a pooler drops the startup options",
             next_step=f"set them for the role: {commands}",
         )
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info[_USED_AT] = time.monotonic()
+
+
+class _Ping:
+    """Asks at a checkout whether a connection still works: if it was idle for a while, or if its socket is readable.
+
+    That is the socket of a connection which the database closed. `pool_pre_ping` asks at every checkout, which takes a
+    request two statements more.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    def __call__(self, connection: Any, record: Any, *_: Any) -> None:
+        used_at = record.info.get(_USED_AT)
+        if used_at is None:
+            return
+        try:
+            if time.monotonic() - used_at >= PING_AFTER_SECONDS or _is_readable(connection):
+                self._dialect.do_ping(connection)
+        except self._dialect.loaded_dbapi.Error as e:
+            raise InvalidatePoolError from e
+
+
+def _is_readable(connection: Any) -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _ClockReader:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import exists, func
+from sqlalchemy import exists, func, literal_column, union_all
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
@@ -45,21 +45,22 @@ from registry.server.promotion.owner_rules import Owner
 from registry.versions.manifest import Manifest
 
 _Row = AdapterGateRow | NamespaceGateRow
-_OF_ADAPTERS = (
-    select(AdapterGateRow)
-    .where(
+_GATES: Any = union_all(
+    plain_select(
+        col(AdapterGateRow.adapter_id), literal_column("''").label("namespace"), col(AdapterGateRow.alias),
+        col(AdapterGateRow.gate), col(AdapterGateRow.set_at), col(AdapterGateRow.set_by),
+    ).where(
         any_of(col(AdapterGateRow.adapter_id), parameter="ids"), any_of(col(AdapterGateRow.alias), parameter="aliases")
-    )
-    .execution_options(populate_existing=True)
-)
-_OF_NAMESPACES = (
-    select(NamespaceGateRow)
-    .where(
+    ),
+    plain_select(
+        literal_column("0"), col(NamespaceGateRow.namespace), col(NamespaceGateRow.alias), col(NamespaceGateRow.gate),
+        col(NamespaceGateRow.set_at), col(NamespaceGateRow.set_by),
+    ).where(
         any_of(col(NamespaceGateRow.namespace), parameter="namespaces"),
         any_of(col(NamespaceGateRow.alias), parameter="aliases"),
-    )
-    .execution_options(populate_existing=True)
-)
+    ),
+)  # fmt: skip
+"""The gates of adapters, without a namespace, and those of namespaces, with an id of 0."""
 _MOVES = (
     plain_select(
         col(AliasMoveRow.adapter_id),
@@ -87,22 +88,21 @@ _APPROVALS_FOR = _APPROVALS.where(any_of(col(ApprovalRow.alias), parameter="alia
 
 def find_gates(session: Session, aliases: Sequence[tuple[AdapterName, int | None, str]]) -> list[GateView]:
     """The gate that counts for each alias of an adapter, in order. An id of None: only its namespace counts."""
-    params: dict[str, Any] = {"aliases": sorted({alias for _, _, alias in aliases})}
-    ids = sorted({adapter_id for _, adapter_id, _ in aliases if adapter_id})
-    own = {(row.adapter_id, row.alias): row for row in session.exec(_OF_ADAPTERS, params={**params, "ids": ids})}
-    namespaces = sorted({name.namespace for name, _, _ in aliases})
-    inherited = {
-        (row.namespace, row.alias): row
-        for row in session.exec(_OF_NAMESPACES, params={**params, "namespaces": namespaces})
+    params = {
+        "ids": sorted({adapter_id for _, adapter_id, _ in aliases if adapter_id}),
+        "namespaces": sorted({name.namespace for name, _, _ in aliases}),
+        "aliases": sorted({alias for _, _, alias in aliases}),
     }
+    rows = {(row.adapter_id, row.namespace, row.alias): row for row in session.exec(_GATES, params=params)}
     gates = []
     for name, adapter_id, alias in aliases:
-        if (adapter_id, alias) in own:
-            gates.append(_view(own[adapter_id or 0, alias], str(name)))
-        elif (name.namespace, alias) in inherited:
-            gates.append(_view(inherited[name.namespace, alias], name.namespace))
-        else:
+        own, inherited = rows.get((adapter_id, "", alias)), rows.get((0, name.namespace, alias))
+        row = own or inherited
+        if row is None:
             gates.append(GateView(alias=alias, gate=domain.gate_of(alias)))
+        else:
+            where = str(name) if own else name.namespace
+            gates.append(GateView(alias=alias, gate=row.gate, set_on=where, set_at=row.set_at, set_by=row.set_by))
     return gates
 
 
@@ -212,7 +212,8 @@ def gather_evidence(
     ids = sorted({version.id or 0 for version in rows})
     newest = verdicts.newest_by_version(session, rows)
     approvals: dict[tuple[int, str], list[Approval]] = defaultdict(list)
-    for row in session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": sorted({alias for _, alias, _ in moves})}):
+    approved = sorted({alias for (_, alias, _), view in zip(moves, views, strict=True) if view.gate.approvals})
+    for row in session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": approved}) if approved else ():
         approvals[row.version_id, row.alias].append(Approval(identity=row.identity, at=row.at))
     soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
     signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
