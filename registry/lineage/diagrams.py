@@ -4,6 +4,7 @@ Any text of a node may be hostile: each format escapes it by its own rules.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import pairwise
@@ -117,7 +118,8 @@ def svg(lineage: Lineage, paths: Mapping[str, str] | None = None) -> Iterator[st
     _check_drawable(lineage, column)
     slots = _slots(lineage, column)
     widths = [
-        max([LETTER * len(_longest(nodes[n])) + 32 for n, c in each if column[n] == c], default=0) for each in slots
+        max([max(map(_text_width, _texts(nodes[n]))) + 32 for n, c in each if column[n] == c], default=0)
+        for each in slots
     ]
     heights = [sum(ROW if column[n] == c else TRACK for n, c in each) for each in slots]
     tallest = max(heights, default=0)
@@ -196,8 +198,28 @@ def _slots(lineage: Lineage, column: dict[str, int]) -> list[list[_Slot]]:
     return slots
 
 
-def _longest(node: LineageNode) -> str:
-    return max(label(node), remark(node), key=len)
+def _texts(node: LineageNode) -> tuple[str, str]:
+    return label(node), remark(node)
+
+
+def _text_width(text: str) -> float:
+    """How wide a text is drawn, in pixels: an estimate, since fonts differ. Compatibility forms count as they read."""
+    return LETTER * sum(map(_letter_width, unicodedata.normalize("NFKC", text)))
+
+
+def _letter_width(letter: str) -> float:
+    category = unicodedata.category(letter)
+    if category in ("Mn", "Me", "Cf"):
+        return 0.0
+    if category == "So" or unicodedata.east_asian_width(letter) in "WF":
+        return 2.3
+    return 1.35 if letter.isupper() or letter in "mw@%" else 1.0
+
+
+def _draw_text(x: float, y: float, text: str, look: str = "") -> str:
+    """A line in the middle of a node. One that is not ASCII keeps to its estimated width, whatever the font."""
+    fit = "" if text.isascii() else f' textLength="{_text_width(text) or LETTER:.1f}" lengthAdjust="spacingAndGlyphs"'
+    return f'<text{look} x="{x:.1f}" y="{y:.1f}" text-anchor="middle"{fit}>{escape(text)}</text>'
 
 
 def _arrow(edge: LineageEdge, way: list[_Place]) -> Iterator[str]:
@@ -233,6 +255,6 @@ def _draw_node(node: LineageNode, position: _Place, path: str, *, root: bool) ->
         f'rx="{corner:.0f}" fill="{_FILLS.get(node.kind, "#fff")}"/>'
     )
     middle = x + width / 2
-    yield f'<text x="{middle:.1f}" y="{line - 3:.1f}" text-anchor="middle">{escape(label(node))}</text>'
-    yield f'<text class="kind" x="{middle:.1f}" y="{line + 11:.1f}" text-anchor="middle">{escape(remark(node))}</text>'
+    for text, down, look in zip(_texts(node), (-3, 11), ("", ' class="kind"'), strict=True):
+        yield _draw_text(middle, line + down, text, look)
     yield f"{end}</g>"

@@ -112,6 +112,17 @@ def test_no_rectangle_covers_another(graph: Lineage) -> None:
             assert right <= other[0] or other[2] <= x_min or bottom <= other[1] or other[3] <= top
 
 
+@pytest.mark.parametrize("name", ["日本語" * 10, "👩‍💻" * 20, "\ufdfd" * 8, "M" * 50, "n\u0301" * 30, "\u200b"])
+def test_a_label_of_wide_letters_stays_within_its_rectangle(name: str) -> None:
+    """Fonts differ, so a text that is not ASCII is drawn as wide as it was estimated."""
+    graph = chain(1)
+    named = graph.nodes[0].model_copy(update={"name": name, "number": None})
+    tree = ElementTree.fromstring("\n".join(svg(graph.model_copy(update={"nodes": [named, *graph.nodes[1:]]}))))
+    rectangle, text = (next(tree.iter(f"{{http://www.w3.org/2000/svg}}{tag}")) for tag in ("rect", "text"))
+    estimate = float(text.attrib["textLength"]) if not name.isascii() else 9.8 * len(name)
+    assert 0 < estimate <= float(rectangle.attrib["width"]) - 30
+
+
 @pytest.mark.security
 def test_a_long_chain_is_not_drawn() -> None:
     """Of 2,500 versions on one base the drawing would have 156 MB and take a minute."""
