@@ -13,14 +13,17 @@ import click
 
 from registry import __version__, engines
 from registry.adapters import read
+from registry.api import PAGE_LIMIT
 from registry.api.bases import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
 from registry.client import checks, response_checks, waiting
 from registry.client.local import folder as folders
 from registry.client.local.adapter_folder import AdapterFolder, read_adapter
 from registry.client.registry import Registry
+from registry.client.transport import invalid_response
 from registry.digest import Digest
 from registry.engines import EngineProfile
+from registry.engines.settings import combine
 from registry.errors import Unavailable
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -110,7 +113,20 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
 def engine_settings(base: str, texts: tuple[str, ...], slots: int | None) -> None:
     """Recommend engine settings that serve the newest version of every adapter of BASE."""
     profiles = [str(engines.profile(text)) for text in texts]
-    session.print_response(lambda registry: registry.engine_settings(base, profiles, slots=slots), _print_settings)
+    session.print_response(lambda registry: _read_settings(registry, base, profiles, slots), _print_settings)
+
+
+def _read_settings(registry: Registry, base: str, profiles: list[str], slots: int | None) -> EngineSettingsList:
+    """The settings for all adapters of the base, from all pages."""
+    first, *others = response_checks.all_pages(
+        lambda cursor: registry.engine_settings(base, profiles, slots=slots, cursor=cursor, limit=PAGE_LIMIT)
+    )
+    pages = [first, *others]
+    if any([item.profile for item in page.items] != [item.profile for item in first.items] for page in pages):
+        raise invalid_response("the pages of the settings are not about the same engines")
+    by_engine = zip(*(page.items for page in pages), strict=True)
+    whole = {"adapters": sum(page.adapters for page in pages), "next_cursor": ""}
+    return first.model_copy(update=whole | {"items": [combine(items, slots=slots) for items in by_engine]})
 
 
 def _print_settings(settings: EngineSettingsList) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from registry.adapters.safetensors import HEADER_LIMIT_BYTES
-from registry.api.models import ItemList, Request, Response
+from registry.api.models import ItemList, ItemPage, Request, Response
 from registry.digest import Digest
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
@@ -37,12 +37,11 @@ class VerdictList(ItemList[Verdict]):
     """Verdicts about a version or about files."""
 
 
-class EngineSettingsList(Response):
-    """Per engine, the settings that serve the newest version of every adapter of a base."""
+class EngineSettingsList(ItemPage[EngineSettings]):
+    """Per engine, the settings that serve the newest versions of a page of a base's adapters."""
 
     base: str
     adapters: int
-    items: list[EngineSettings]
 
 
 class RecheckEnginesRequest(Request):

@@ -240,16 +240,13 @@ class Registry(Aliases):
         return response_checks.check_desired_state(name, alias, response)
 
     def engine_settings(
-        self, base: str, engines: Sequence[str], *, slots: int | None = None
+        self, base: str, engines: Sequence[str], *, slots: int | None = None, cursor: str = "", limit: int | None = None
     ) -> evaluation.EngineSettingsList:
-        """What to set so that these engines serve the newest version of every adapter of the base."""
+        """What to set so that these engines serve the newest versions of a page of the base's adapters."""
         return self._get(
-            "/engine-settings",
-            evaluation.EngineSettingsList,
-            base=str(names.base_name(base)),
-            engine=list(engines),
-            slots=slots,
-        )
+            "/engine-settings", evaluation.EngineSettingsList, base=str(names.base_name(base)), engine=list(engines),
+            slots=slots, cursor=cursor, limit=limit,
+        )  # fmt: skip
 
     def report_node(self, node: str, engine: str, report: serving.NodeReport) -> serving.ReportAccepted:
         """Report everything that this engine on this node holds and serves. Renews the lease."""

@@ -4,7 +4,7 @@ vLLM and engines like it allocate each slot at the rank limit for *every* module
 makes every slot larger. Adapters that the engine refuses at any setting are named, and their ranks do not count.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from registry import engines
@@ -36,26 +36,54 @@ def settings_for(
     }
     ranks = {name: int(values["max_rank"]) for name, values in served.items()}
     largest = max(ranks.values(), default=0)
-    raised = tuple(sorted(name for name, rank in ranks.items() if rank == largest))
-    rest = max((rank for rank in ranks.values() if rank < largest), default=0)
-    limit, without = _allowed(rules, largest), _allowed(rules, rest)
-    count = slots or min(max(len(served), 1), SLOTS_LIMIT)
-    modules = tuple(sorted({m for values in served.values() for m in values["modules"]}))
-    return EngineSettings(
+    settings = EngineSettings(
         profile=str(parsed),
         adapters=len(adapters),
         left_out=tuple(sorted(set(adapters) - set(served))),
         unknown=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in evaluated[name]))),
         max_rank=largest,
-        rank_limit=limit,
-        rank_limit_without_largest=without,
-        raised_by=raised if rest and without < limit else (),
-        slots=count,
-        modules=modules,
-        bytes_per_slot=slot_bytes(base, limit),
-        bytes_per_slot_without_largest=slot_bytes(base, without),
-        flags=_flags(rules, limit, count, len(served), modules) if served else (),
+        max_rank_without_largest=max((rank for rank in ranks.values() if rank < largest), default=0),
+        raised_by=tuple(sorted(name for name, rank in ranks.items() if rank == largest)),
+        modules=tuple(sorted({m for values in served.values() for m in values["modules"]})),
     )
+    return _complete(settings, rules, slot_bytes(base, 1), slots)
+
+
+def combine(pages: Sequence[EngineSettings], *, slots: int | None = None) -> EngineSettings:
+    """The settings for the adapters of all these, at least one, which are for one engine on one base.
+
+    `raised_by` is empty unless the rank limit is lower without those adapters.
+    """
+    largest = max(page.max_rank for page in pages)
+    lower = (page.max_rank if page.max_rank < largest else page.max_rank_without_largest for page in pages)
+    settings = EngineSettings(
+        profile=pages[0].profile,
+        adapters=sum(page.adapters for page in pages),
+        left_out=tuple(sorted(name for page in pages for name in page.left_out)),
+        unknown=tuple(sorted(name for page in pages for name in page.unknown)),
+        max_rank=largest,
+        max_rank_without_largest=max(lower),
+        raised_by=tuple(sorted(name for page in pages if page.max_rank == largest for name in page.raised_by)),
+        modules=tuple(sorted({module for page in pages for module in page.modules})),
+    )
+    rank_bytes = next((page.bytes_per_slot // page.rank_limit for page in pages if page.rank_limit), 0)
+    whole = _complete(settings, engine(engines.profile(settings.profile).engine), rank_bytes, slots)
+    is_lower = 0 < whole.rank_limit_without_largest < whole.rank_limit
+    return whole if is_lower else whole.model_copy(update={"raised_by": ()})
+
+
+def _complete(settings: EngineSettings, rules: EngineRules, rank_bytes: int, slots: int | None) -> EngineSettings:
+    """Add what follows from the ranks and the modules. `rank_bytes`: what a slot costs for each rank."""
+    limit, without = _allowed(rules, settings.max_rank), _allowed(rules, settings.max_rank_without_largest)
+    served = settings.adapters - len(settings.left_out)
+    count = slots or min(max(served, 1), SLOTS_LIMIT)
+    flags = _flags(rules, limit, count, served, settings.modules) if served else ()
+    return settings.model_copy(
+        update={
+            "rank_limit": limit, "rank_limit_without_largest": without, "slots": count, "flags": flags,
+            "bytes_per_slot": rank_bytes * limit, "bytes_per_slot_without_largest": rank_bytes * without,
+        }
+    )  # fmt: skip
 
 
 def slot_bytes(base: BaseSpec, rank: int) -> int:

@@ -317,6 +317,25 @@ def test_an_adapter_whose_verdict_is_unknown_counts_and_is_named() -> None:
     assert (settings.unknown, settings.rank_limit, settings.left_out) == (("acme/experts",), 64, ())
 
 
+def test_settings_of_pages_combine_to_those_of_all_adapters() -> None:
+    ranks = {"acme/a": 8, "acme/b": 64, "acme/c": 16, "acme/d": 64, "acme/e": 32}
+    fleet: dict[str, EngineFacts] = {
+        name: PLAIN.model_copy(update={"max_rank": rank, "config_rank": rank}) for name, rank in ranks.items()
+    } | {"acme/f": facts_of(CASES["dora"]), "acme/g": PLAIN.model_copy(update={"fused_experts": True})}
+    for profile in ("vllm==0.33.0", "sglang==0.5.23"):
+        whole = engine_settings.settings_for(profile, fleet, base_spec(), slots=3)
+        for size in range(1, len(fleet) + 1):
+            pages = [dict(list(fleet.items())[start : start + size]) for start in range(0, len(fleet), size)]
+            parts = [engine_settings.settings_for(profile, page, base_spec()) for page in pages]
+            assert engine_settings.combine(parts, slots=3) == whole
+    assert whole.raised_by == ("acme/b", "acme/d")
+
+
+def test_adapters_of_one_rank_raise_nothing() -> None:
+    alike = [engine_settings.settings_for("vllm==0.33.0", {name: PLAIN}, base_spec()) for name in ("a/b", "a/c")]
+    assert engine_settings.combine(alike).raised_by == ()
+
+
 def test_an_engine_that_extends_another_has_its_rules_under_its_own_source() -> None:
     tgi, lorax = rulebook.engine("tgi"), rulebook.engine("lorax")
     assert {(r.property, r.message) for r in tgi.rules} == {(r.property, r.message) for r in lorax.rules}

@@ -189,6 +189,10 @@ def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(harness
     assert (vllm.rank_limit, vllm.raised_by) == (64, ("acme/large",))
     assert "--max-lora-rank 64" in vllm.flags
     assert harness.actor("pull", namespaces=["other"]).engine_settings("tiny-llama", [VLLM]).adapters == 0
+    first = harness.admin.engine_settings("tiny-llama", [VLLM], limit=1)
+    assert (first.adapters, first.items[0].max_rank) == (1, 8)
+    second = harness.admin.engine_settings("tiny-llama", [VLLM], limit=1, cursor=first.next_cursor)
+    assert (second.adapters, second.items[0].max_rank, second.next_cursor) == (1, 64, "")
 
 
 # ------------------------------------------------------------------ renewal

@@ -94,19 +94,28 @@ def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
 
 
 def settings_for_base(
-    session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None
-) -> EngineSettingsList:
-    """The settings that the newest versions of all adapters of this base need: those that the actor may see."""
+    session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None = None, *, cursor: str = "",
+    limit: int,
+) -> EngineSettingsList:  # fmt: skip
+    """The settings that the newest versions of a page of this base's adapters need: of those that the actor may see.
+
+    Pages follow the index of versions by base, so `cursor` is the id of the last adapter.
+    """
     base = base_rows.find(session, names.base_name(base_name))
+    after = versions.parse_cursor(cursor, digits=18)
     statement = (
-        select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
+        select(VersionRow.adapter_id, AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
         .select_from(AdapterRow)
         .join(VersionRow, versions.is_newest())
         .where(col(VersionRow.base_id) == base.id, ~availability.WITHDRAWN, versions.visible(actor))
+        .where(col(VersionRow.adapter_id) > after)
+        .order_by(col(VersionRow.adapter_id))
     )
-    spec = base_rows.load_spec(base)
-    facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
+    rows = session.exec(statement.limit(limit + 1)).all()
+    spec, page = base_rows.load_spec(base), rows[:limit]
+    facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for _, namespace, name, facts in page}
     items = [
         engine_settings.settings_for(str(p), facts_of, spec, slots=slots) for p in engine_profiles.parse_profiles(texts)
     ]
-    return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items)
+    next_cursor = str(page[-1][0]) if len(rows) > limit else ""
+    return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items, next_cursor=next_cursor)

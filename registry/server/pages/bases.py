@@ -15,7 +15,8 @@ router = create_router()
 PAGE_BASES = 50
 ADAPTERS_SHOWN = 20
 MODULES_SHOWN = 200
-SETTINGS_LIMIT = 2000
+SETTINGS_ADAPTERS = 200
+"""For how many adapters a page shows engine settings: they are computed from the facts of each."""
 
 
 @router.get("/bases")
@@ -33,12 +34,11 @@ def show_base(
     view = bases.show(session, visitor.actor, base)
     page = adapters.search_adapters(session, visitor.actor, Search(base=view.name), limit=ADAPTERS_SHOWN)
     profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
-    is_small = view.adapters <= SETTINGS_LIMIT  # settings read the facts of every adapter
     engines = None
-    if profiles and is_small:
-        engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, None)
+    if profiles:
+        engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, limit=SETTINGS_ADAPTERS)
     return render(
-        request, "base.html", title=view.name, base=view, adapters=page, engines=engines, is_small=is_small,
+        request, "base.html", title=view.name, base=view, adapters=page, engines=engines,
         campaigns=campaigns.list_newest(session, visitor.actor, view.name),
         modules=list(view.spec.modules.items())[:MODULES_SHOWN],
     )  # fmt: skip

@@ -45,10 +45,11 @@ def show_norms(target: deps.VersionForPuller) -> NormsView:
 
 @router.get("/engine-settings")
 def recommend_engine_settings(
-    session: deps.SessionDep, actor: deps.Puller, base: str, engines: Engines, slots: Slots = None
-) -> EngineSettingsList:
-    """The engine settings that serve all adapters of a base model."""
-    return engine_compat.settings_for_base(session, actor, base, engines, slots)
+    session: deps.SessionDep, actor: deps.Puller, base: str, engines: Engines, cursor: deps.CursorDep,
+    slots: Slots = None, limit: deps.LimitDep = deps.PAGE,
+) -> EngineSettingsList:  # fmt: skip
+    """The engine settings that serve a page of the adapters of a base model. Clients combine the pages."""
+    return engine_compat.settings_for_base(session, actor, base, engines, slots, cursor=cursor, limit=limit)
 
 
 @attestation_router.get(deps.VERSION + "/attestations")
