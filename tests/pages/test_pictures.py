@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ def test_an_adapter_shows_its_trend_and_a_version_its_loss(registry: Harness, si
     for _ in range(2):
         registry.push("acme/drawn", registry.files() | {"trainer_state.json": state})
     page = signed_in.get("/adapters/acme/drawn").text
-    assert "Trend of verdicts" in page
+    assert "Trend of verdicts and sizes" in page
+    assert len(re.findall(r'<polyline points="0\.0,[\d.]+ 240\.0,[\d.]+"/>', page)) == 1
     assert "--lora-paths acme-drawn=./drawn" in page
     assert 'aria-label="Training loss from 2 to 1.7 at step 3"' in signed_in.get("/adapters/acme/drawn/versions/1").text
     versions = [registry.admin.version(f"acme/drawn@{number}") for number in (2, 1)]

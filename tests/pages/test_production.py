@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from registry.api.aliases import AliasMove
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
+from registry.server.pages.aliases import build_timeline
 from tests.access.tenants import send
 from tests.harness import URL, Harness
 from tests.pages.conftest import Browser
@@ -39,6 +43,31 @@ def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Ha
     assert "It pointed at nothing then" in signed_in.get(f"{PAGE}?at=2001-05-03T14:05").text
     assert "it pointed at" in signed_in.get(f"{PAGE}?at=2100-05-03T14:05").text
     assert "This is not a time" in signed_in.get(f"{PAGE}?at=yesterday").text
+
+
+def test_a_timeline_leads_to_what_served_in_each_span(filled: Harness, signed_in: Browser) -> None:
+    moves = filled.admin.history("acme/shop", alias="prod").moves
+    page = signed_in.get(PAGE).text
+    links = re.findall(r'<li class="share\d"><a href="([^"]*)">version (\d+)', page)
+    assert [int(number) for _, number in links] == [move.number for move in reversed(moves)]
+    first, second = (signed_in.get(html.unescape(path)).text for path, _ in links[:2])
+    assert re.findall(r'aria-current="true">version (\d)', first + second) == ["2", "1"]
+    assert re.findall(r"it pointed at <a[^>]*>version (\d)", first + second) == ["2", "1"]
+    assert "timeline" not in signed_in.get("/adapters/acme/shop/aliases/absent").text
+
+
+def test_spans_are_as_wide_as_they_are_long_and_never_too_narrow_to_press() -> None:
+    start = datetime.now(UTC) - timedelta(hours=100)
+    changes = [(number, start + timedelta(hours=after)) for number, after in ((1, 0), (2, 40), (3, 41))]
+    moves = [
+        AliasMove(
+            alias="prod", generation=number, from_number=None, number=number, digest=None, at=at, actor="", reason=""
+        )
+        for number, at in reversed(changes)
+    ]  # fmt: skip
+    spans = build_timeline(moves, moves[1])
+    assert [(span.number, span.share, span.is_shown) for span in spans] == [(1, 4, False), (2, 1, True), (3, 6, False)]
+    assert build_timeline(moves[:1], None) == []
 
 
 def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_reasons(

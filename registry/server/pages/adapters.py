@@ -20,7 +20,7 @@ from registry.server.catalog.verdicts import label
 from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, BlobsDep, CursorDep, NameDep, SessionDep
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
-from registry.server.pages.rendering import create_router, render
+from registry.server.pages.rendering import create_router, render, sparkline_points
 from registry.server.promotion import aliases, gates
 from registry.server.search import adapters
 from registry.server.sessions.visitors import VisitorDep, record_page_read
@@ -54,6 +54,7 @@ def show_adapter(
         readme=readme, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
         trend=verdict_trend(page.items),
+        sizes=sparkline_points([(version.number, version.size_bytes) for version in reversed(page.items)]),
     )  # fmt: skip
 
 

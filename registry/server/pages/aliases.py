@@ -1,12 +1,13 @@
 """The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Query, Request, Response
 
 from registry import names
-from registry.api.aliases import ApproveRequest, PromoteRequest, RollbackRequest
+from registry.api.aliases import AliasMove, ApproveRequest, PromoteRequest, RollbackRequest
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
@@ -29,6 +30,7 @@ ALIAS = ADAPTER + "/aliases/{alias}"
 PAGE_ADAPTERS = 50
 VERSIONS_OFFERED = 30
 MOVES_SHOWN = 50
+SPANS_SHOWN, SHARES = 12, 6
 Candidate = Annotated[str, Query(max_length=100)]
 Moment = Annotated[str, Query(max_length=40)]
 
@@ -65,12 +67,14 @@ def show_alias(
     history = aliases.list_history(session, actor, name, alias=alias, cursor=cursor, limit=MOVES_SHOWN)
     may_promote = alias != NEWEST and may_change(visitor, Scope.PROMOTE, name)
     approved = approvals.list_approvals(session, actor, name, candidate).items if shows_gate else []
+    in_effect = _in_effect(session, actor, name, alias, at)
     return render(
         request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
         requirements=describe_gate(checked.gate.gate) if checked else [], history=history, at=at, cursor=cursor,
         versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
         may_break_glass=may_promote and may_change(visitor, Scope.ADMIN, name),
-        **_in_effect(session, actor, name, alias, at),
+        timeline=[] if cursor else build_timeline(history.moves, in_effect["held"]),
+        **in_effect,
     )  # fmt: skip
 
 
@@ -85,6 +89,32 @@ def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str,
     except (ValueError, Invalid):
         return {"held": None, "at_problem": "This is not a time such as 2026-05-03T14:05."}
     return {"held": moves[0] if moves else None, "at_problem": "" if moves else "It pointed at nothing then."}
+
+
+class Span(NamedTuple):
+    """How long an alias pointed at a version. `share`: how wide it is drawn, from 1 to `SHARES`."""
+
+    number: int | None
+    start: datetime
+    share: int
+    is_shown: bool
+
+
+def build_timeline(moves: Sequence[AliasMove], shown: AliasMove | None) -> list[Span]:
+    """The spans between the newest moves, oldest first; none for a single one. `shown` is the move that is looked at.
+
+    The longest span is `SHARES` times as wide as a short one: on a true scale most would be too narrow to press.
+    """
+    spans = list(reversed(moves[:SPANS_SHOWN]))
+    if len(spans) < 2:
+        return []
+    ends = [*(move.at for move in spans[1:]), datetime.now(UTC)]
+    seconds = [max((end - move.at).total_seconds(), 0.0) for move, end in zip(spans, ends, strict=True)]
+    longest = max(seconds) or 1.0
+    return [
+        Span(move.number, move.at, max(1, round(SHARES * length / longest)), move == shown)
+        for move, length in zip(spans, seconds, strict=True)
+    ]
 
 
 @router.post(ALIAS + "/approve")

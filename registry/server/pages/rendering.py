@@ -7,6 +7,7 @@
 """
 
 import datetime
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,22 @@ def format_amount(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count) if count else "–"
+
+
+SPARK_WIDTH, SPARK_HEIGHT = 240, 48
+
+
+def sparkline_points(values: Sequence[tuple[float, float]]) -> str:
+    """Return the points of a line through these x and y, at least one, for the macro `sparkline`.
+
+    >>> sparkline_points([(1, 10), (2, 30), (3, 20)])
+    '0.0,48.0 120.0,0.0 240.0,24.0'
+    """
+    xs, ys = zip(*values, strict=True)
+    left, high, width, height = min(xs), max(ys), max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
+    return " ".join(
+        f"{(x - left) / width * SPARK_WIDTH:.1f},{(high - y) / height * SPARK_HEIGHT:.1f}" for x, y in values
+    )
 
 
 def short_label(label: str) -> str:

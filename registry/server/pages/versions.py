@@ -30,7 +30,15 @@ from registry.server.evaluation import engine_compat, engine_profiles, weights
 from registry.server.http import dependencies as deps
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import usage_examples
-from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, adapter_path, create_router, redirect, render
+from registry.server.pages.rendering import (
+    PRIVATE,
+    SECURITY_HEADERS,
+    adapter_path,
+    create_router,
+    redirect,
+    render,
+    sparkline_points,
+)
 from registry.server.promotion import attestations, withdraw
 from registry.server.sessions.forms import FORM_BYTES, may_change, read_fields, to_request
 from registry.server.sessions.visitors import VisitorDep, record_page_read
@@ -104,9 +112,6 @@ def evaluate_engines(
 
 
 # ------------------------------------------------------------------ loss
-SPARK_WIDTH, SPARK_HEIGHT = 240, 48
-
-
 class LossCurve(NamedTuple):
     """The losses that the trainer's log claims: points of a drawing, the first and last value, and the last step."""
 
@@ -122,13 +127,8 @@ def loss_curve(facts: Mapping[str, Any]) -> LossCurve | None:
     losses = trainer.get("losses") if isinstance(trainer, dict) else None
     if not losses or len(losses) < 2:
         return None
-    steps, values = [float(step) for step, _ in losses], [float(value) for _, value in losses]
-    width, height = max(steps) - min(steps) or 1.0, max(values) - min(values) or 1.0
-    points = (
-        f"{(step - min(steps)) / width * SPARK_WIDTH:.1f},{(max(values) - value) / height * SPARK_HEIGHT:.1f}"
-        for step, value in zip(steps, values, strict=True)
-    )
-    return LossCurve(" ".join(points), values[0], values[-1], int(steps[-1]))
+    points = [(float(step), float(value)) for step, value in losses]
+    return LossCurve(sparkline_points(points), points[0][1], points[-1][1], int(points[-1][0]))
 
 
 # ------------------------------------------------------------------ norms
