@@ -7,6 +7,7 @@ import click
 
 from registry import errors
 from registry.api.serving import DesiredAdapter, DesiredState
+from registry.client import desired_state
 from registry.client.transfer import pull
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as kubernetes_objects
@@ -49,7 +50,7 @@ def export(
     if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
         raise click.UsageError("pass either DEST, or --kubernetes KIND and --from LOCATION")
     with session.registry() as registry:
-        desired = registry.desired_state(base, alias, engine=engine)
+        desired = desired_state.read(registry, base, alias, engine=engine)
         if kubernetes:
             labels = arguments.pairs(selectors, "--selector", "KEY=VALUE")
             _print_objects(

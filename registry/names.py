@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NewType
 
@@ -181,6 +183,18 @@ def served_name(name: AdapterName, number: int) -> str:
     if len(words) > SERVED_WORDS_LIMIT:
         words = f"{words[: SERVED_WORDS_LIMIT - 9]}-{Digest.of(str(name).encode()).hex[:8]}"
     return f"{words}-v{number}"
+
+
+def distinguish_served_names(plain: Sequence[str], digests: Iterable[Digest]) -> list[str]:
+    """The names of these versions in one engine: those that are not unique get a piece of the digest.
+
+    >>> distinguish_served_names(["a-v1", "b-v1", "a-v1"], [Digest.of(b"1"), Digest.of(b"2"), Digest.of(b"3")])
+    ['a-v1-6b86b273', 'b-v1', 'a-v1-4e074085']
+    """
+    often = Counter(plain)
+    return [
+        name if often[name] == 1 else f"{name}-{digest.hex[:8]}" for name, digest in zip(plain, digests, strict=True)
+    ]
 
 
 _SERVED_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,119}\Z")

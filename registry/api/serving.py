@@ -120,8 +120,8 @@ class FleetNodes(ItemPage[NodeView]):
 class DesiredAdapter(Response):
     """One adapter of a desired state: the version that the alias points at.
 
-    `served_name` is unique in the desired state and belongs to the version, not to the adapter: an engine never gets
-    other weights under a name that it knows.
+    `served_name` is unique on a page of the desired state. It belongs to the version, not to the adapter: an engine
+    never gets other weights under a name that it knows.
     """
 
     name: str
@@ -139,7 +139,10 @@ class DesiredAdapter(Response):
 
 
 class DesiredState(Response):
-    """The versions that an alias of each adapter of a base points at, without yanked ones."""
+    """The versions that an alias of each adapter of a base points at, without yanked ones; or a page of them.
+
+    `cursor` is of the whole state, and on its first page only. `ranks` and `settings` are of the listed adapters.
+    """
 
     base: str
     base_fingerprint: str
@@ -148,3 +151,4 @@ class DesiredState(Response):
     adapters: list[DesiredAdapter]
     ranks: dict[str, int]
     settings: EngineSettings | None = None
+    next_after: str = ""

@@ -228,13 +228,17 @@ class Registry(Aliases):
 
     # ------------------------------------------------------------ serving
     def desired_state(
-        self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0
-    ) -> serving.DesiredState:
-        """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
+        self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0, after: str = "",
+        limit: int | None = None,
+    ) -> serving.DesiredState:  # fmt: skip
+        """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed.
+
+        With `limit`, a page of it (`desired_state.read` reads all of them).
+        """
         path = f"{_path_of_base(base)}/adapters"
         response = self._get(
             path, serving.DesiredState, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
-            wait=wait or "",
+            wait=wait or "", after=after, limit=limit,
         )  # fmt: skip
         name = base if response.base == base else self.base(base).name  # it was requested by an alias
         return response_checks.check_desired_state(name, alias, response)

@@ -304,6 +304,9 @@ LIMITS = {
             "SLOTS_OF_PAGE": "reported versions on a page of nodes, unless its first node has more",
             "CONVERGENCE_LIMIT": "versions whose convergence is listed, those first that are behind",
         },
+        "registry.server.serving.desired": {
+            "WHOLE_LIMIT": "adapters of a desired state in one response; the agent reads more page by page",
+        },
         "registry.server.serving.reports": {
             "NODES_LIMIT": "engines of one reporter",
             "SERVED_ON_LIMIT": "nodes listed in a response that withdraws a version",

@@ -14,9 +14,11 @@ import httpx
 import pytest
 
 from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
+from registry.client import desired_state
+from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.engines import rulebook
-from registry.errors import Unavailable
+from registry.errors import Corrupt, TooLarge, Unavailable
 from registry.events import EventType
 from registry.names import AdapterName, served_name
 from registry.server import audit
@@ -186,6 +188,36 @@ def test_equal_served_names_are_made_unique(harness: Harness) -> None:
     assert len(set(served)) == 2
     assert all(name.startswith("a-b-c-v1-") for name in served)
     assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 500])
+def test_the_pages_of_a_desired_state_add_up_to_the_whole(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(desired_state, "PAGE_ADAPTERS", size)
+    fill(harness, "a-b/c", "a-b/d")
+    for name, rank in (("a/b-c", 8), ("a/b-d", 16), ("z/last", 4)):
+        harness.push(name, harness.files(rank=rank))
+        harness.admin.promote(name, "canary", "1", generation=0)
+    whole = harness.admin.desired_state(BASE, "canary", engine="vllm==0.33.0")
+    assert len({entry.served_name for entry in whole.adapters}) == 5
+    assert desired_state.read(harness.admin, BASE, "canary", engine="vllm==0.33.0") == whole
+
+
+def test_a_desired_state_of_many_adapters_is_read_page_by_page_only(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(harness, "acme/a", "acme/b", "acme/c")
+    monkeypatch.setattr(desired_states, "WHOLE_LIMIT", 2)
+    with pytest.raises(TooLarge, match="more than 2 adapters of 'tiny-llama' have the alias 'canary'"):
+        harness.admin.desired_state(BASE, "canary")
+    first = harness.admin.desired_state(BASE, "canary", limit=2)
+    last = harness.admin.desired_state(BASE, "canary", limit=2, after=first.next_after)
+    assert ([entry.name for entry in last.adapters], last.next_after, last.cursor) == (["acme/c"], "", "")
+    assert first.cursor
+    monkeypatch.setattr(Registry, "desired_state", lambda *_, **__: first)
+    with pytest.raises(Corrupt, match="continues at 'acme/b' again"):
+        desired_state.read(harness.admin, BASE, "canary")
 
 
 @pytest.mark.security

@@ -63,15 +63,15 @@ class _DesiredStateReader:
 
         return await self._shared.get(self._key("cursor", actor), counts, read)
 
-    async def load(self, counts: Counts | None) -> DesiredState:
-        """Return the state, now or at these counts."""
+    async def load(self, counts: Counts | None, page: desired.Page) -> DesiredState:
+        """Return the state, or a page of it, now or at these counts."""
         actor = self._actor
 
         def read() -> DesiredState:
             with db.session(self._engine, write=False) as session:
-                return desired.load(session, actor, self._base, self._alias, self._profile)
+                return desired.load(session, actor, self._base, self._alias, self._profile, page)
 
-        key = self._key("state", actor)
+        key = (self._key("state", actor), page)
         state = await self._shared.get(key, counts, read)
         self._shared.forget(key)
         return state
@@ -96,9 +96,14 @@ async def show_desired_state(
     profile: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
     since: Annotated[str, Query(max_length=100)] = "",
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
+    after: deps.Text = "",
+    limit: Annotated[int | None, Query(ge=1, le=desired.WHOLE_LIMIT)] = None,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> DesiredState | Response:
-    """Show what nodes of this base model should serve. With `since` and `wait`, returns when it changes."""
+    """Show what nodes of this base model should serve. With `since` and `wait`, returns when it changes.
+
+    The pages that follow the first one have no cursor: what changes while they are read is seen with the first one's.
+    """
     profiles = engine_profiles.parse_profiles([profile] if profile else [])
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
     counts = None
@@ -110,8 +115,9 @@ async def show_desired_state(
         headers = _headers(await reader.read_cursor(None))
         if etag_matches(if_none_match, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-    state = await reader.load(counts)
-    response.headers.update(_headers(state.cursor))
+    state = await reader.load(counts, desired.Page(after, limit))
+    if state.cursor:
+        response.headers.update(_headers(state.cursor))
     return state
 
 

@@ -6,9 +6,9 @@ Withdrawn versions, and those that the actor may not see, are left out. The numb
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func
+from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -19,6 +19,7 @@ from registry.bases import BaseSpec
 from registry.digest import Digest
 from registry.engines import EngineProfile, rulebook
 from registry.engines import settings as engine_settings
+from registry.errors import TooLarge
 from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
@@ -29,15 +30,39 @@ from registry.server.database.models import AdapterRow, AliasRow, BaseRow, Verdi
 from registry.server.evaluation import engine_compat
 
 _Row = tuple[AdapterRow, VersionRow, int]
+WHOLE_LIMIT = 2000
+"""How many adapters one response lists without `limit`."""
 
 
-def load(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> DesiredState:
-    """The desired state, adapters ordered by name. `NotFound` (BASE_UNKNOWN)."""
+class Page(NamedTuple):
+    """Which adapters to list: `limit` of those that follow `after`, a name; without `limit` all of them."""
+
+    after: str = ""
+    limit: int | None = None
+
+
+WHOLE = Page()
+
+
+def load(
+    session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None, page: Page = WHOLE
+) -> DesiredState:
+    """The desired state, or a page of it, adapters ordered by name. `NotFound` (BASE_UNKNOWN), `TooLarge`."""
     base = base_rows.find(session, names.base_name(base_name))
     alias = names.alias(alias)
-    cursor = state_cursor(session, actor, base, alias, profile)
-    statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
-    adapters: list[_Row] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
+    cursor = "" if page.after else state_cursor(session, actor, base, alias, profile)
+    order = (col(AdapterRow.namespace), col(AdapterRow.name))
+    statement = _pointed_at(base, alias, actor).order_by(*order)
+    if page.after:
+        last = AdapterName.parse(page.after)
+        statement = statement.where(tuple_(*order) > tuple_(last.namespace, last.name))
+    limit = page.limit or WHOLE_LIMIT
+    rows = session.exec(statement.limit(limit + 1)).all()
+    has_more = len(rows) > limit
+    if has_more and page.limit is None:
+        message = f"more than {WHOLE_LIMIT} adapters of '{base.name}' have the alias '{alias}'"
+        raise TooLarge("SIZE_INVALID", message, next_step="read them page by page, with `limit` and `after`")
+    adapters: list[_Row] = [(adapter, version, at.generation) for adapter, version, at in rows[:limit]]
     files = _files(session, adapters)
     verdicts_of = verdicts.newest_by_version(session, [version for _, version, _ in adapters])
     served = _served_names(adapters)
@@ -53,6 +78,7 @@ def load(session: Session, actor: Actor, base_name: str, alias: str, profile: En
         base=base.name, base_fingerprint=base.fingerprint, alias=alias, cursor=cursor, adapters=entries,
         ranks={str(rank): count for rank, count in sorted(Counter(e.rank for e in entries if e.rank).items())},
         settings=engine_settings.settings_for(str(profile), facts, spec) if profile else None,
+        next_after=entries[-1].name if has_more else "",
     )  # fmt: skip
 
 
@@ -93,12 +119,9 @@ def _files(session: Session, adapters: Iterable[_Row]) -> dict[int, list[Version
 
 def _served_names(adapters: Sequence[_Row]) -> dict[int, str]:
     """Version id → its name in engines, with a digest at the end if two adapters would have the same."""
-    plain = {v.id or 0: names.served_name(AdapterName(a.namespace, a.name), v.number) for a, v, _ in adapters}
-    often = Counter(plain.values())
-    return {
-        version.id or 0: name if often[name] == 1 else f"{name}-{Digest(version.digest).hex[:8]}"
-        for (_, version, _), name in zip(adapters, plain.values(), strict=True)
-    }
+    plain = [names.served_name(AdapterName(adapter.namespace, adapter.name), v.number) for adapter, v, _ in adapters]
+    distinct = names.distinguish_served_names(plain, (Digest(version.digest) for _, version, _ in adapters))
+    return {version.id or 0: name for (_, version, _), name in zip(adapters, distinct, strict=True)}
 
 
 def _entry(

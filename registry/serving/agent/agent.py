@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from registry.api.serving import DesiredState
+from registry.client import desired_state
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
@@ -46,8 +47,8 @@ class Agent:
         """Fetch the desired state; whether it changed. Without the registry, use the stored one."""
         since = self._desired.cursor if self._desired else ""
         try:
-            desired = self._registry.desired_state(
-                self._base, self._alias, engine=self._profile, since=since, wait=wait
+            desired = desired_state.read(
+                self._registry, self._base, self._alias, engine=self._profile, since=since, wait=wait
             )
         except RegistryError as e:
             if self._desired is None:

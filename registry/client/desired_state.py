@@ -1,0 +1,54 @@
+"""Read the whole desired state of a base, page by page."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from registry.api.serving import DesiredAdapter, DesiredState
+from registry.client import response_checks
+from registry.client.registry import Registry
+from registry.client.transport import invalid_response
+from registry.engines import settings as engine_settings
+from registry.names import AdapterName, distinguish_served_names, served_name
+
+PAGE_ADAPTERS = 500
+PAGES_LIMIT = 2000
+
+
+def read(
+    registry: Registry, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0
+) -> DesiredState:
+    """Return what the alias of every adapter points at; with `since` and `wait`, once that has changed.
+
+    An alias that moves while the pages are read may be listed with either version: the cursor is that of the first
+    page, so the next request with it returns at once.
+    """
+    pages = [registry.desired_state(base, alias, engine=engine, since=since, wait=wait, limit=PAGE_ADAPTERS)]
+    while after := pages[-1].next_after:
+        if len(pages) > PAGES_LIMIT or after in (page.next_after for page in pages[:-1]):
+            raise invalid_response(f"the desired state of {base} has a page that continues at {after[:80]!r} again")
+        pages.append(registry.desired_state(base, alias, engine=engine, after=after, limit=PAGE_ADAPTERS))
+    return pages[0] if len(pages) == 1 else _combine(pages)
+
+
+def _combine(pages: Sequence[DesiredState]) -> DesiredState:
+    entries = [entry for page in pages for entry in page.adapters]
+    names = distinguish_served_names([_plain_name(entry) for entry in entries], (entry.digest for entry in entries))
+    ranks = sum((Counter(page.ranks) for page in pages), Counter[str]())
+    settings = [page.settings for page in pages if page.settings is not None]
+    return pages[0].model_copy(
+        update={
+            "adapters": [
+                entry.model_copy(update={"served_name": name}) for entry, name in zip(entries, names, strict=True)
+            ],
+            "ranks": dict(sorted(ranks.items(), key=lambda item: int(item[0]))),
+            "settings": engine_settings.combine(settings) if len(settings) == len(pages) else None,
+            "next_after": "",
+        }
+    )
+
+
+def _plain_name(entry: DesiredAdapter) -> str:
+    """The served name without a digest; that of an entry that cannot be used stays as it is."""
+    if response_checks.problem_of(entry):
+        return entry.served_name
+    return served_name(AdapterName.parse(entry.name), entry.number)
