@@ -57,7 +57,7 @@ COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fleet": ("/fleet", (f"{API}/fleet/nodes?limit=20",)),
     "jobs": ("/jobs", (f"{API}/jobs?limit=50",)),
     "proof": ("/audit/7", (f"{API}/audit/events/7/proof", f"{API}/audit/keys")),
-    "audit": ("/audit", (f"{API}/events?limit=100",)),
+    "audit": ("/audit", (f"{API}/events?limit=60",)),
     "namespace": ("/namespaces/acme", (f"{API}/adapters?namespace=acme&limit=50",)),
     "settings": ("/settings", (f"{API}/namespaces?limit=50",)),
     "members": (
@@ -74,7 +74,7 @@ GROWING = {
     "search": "/search",
     "word_of_all": "/search?text=shop", "word_of_one": "/search?text=quokka", "prefix_of_all": "/search?text=sho",
     "prefix_of_one": "/search?text=quo", "base_of_one": "/search?base=rare-llama", "alias_of_one": "/search?alias=rare",
-    "check": "/search?check=compat&outcome=pass",
+    "check": "/search?check=compat&outcome=pass", "two_of_many": "/search?text=kind3&rank_max=8",
     "adapter": f"/adapters/{PUSHED}", "version": f"/adapters/{PUSHED}/versions/1",
     "lineage": f"/adapters/{PUSHED}/versions/1/lineage", "alias": f"/adapters/{PUSHED}/aliases/main",
     "namespace": "/namespaces/acme", "bases": "/bases", "base": "/bases/tiny-llama", "jobs": "/jobs",
@@ -124,7 +124,7 @@ def measure_growth(database: str, many: int) -> tuple[dict[str, float], dict[str
             urls = [stack.enter_context(services.fresh_database(server)) for _ in range(2)]
         clients = []
         for url, adapters in zip(urls, (1000, many), strict=True):
-            harness = stack.enter_context(Harness(url))
+            harness = stack.enter_context(Harness(url, engines=ENGINES))
             many_adapters.fill(harness, adapters)
             clients.append(stack.enter_context(client_of(harness)))
         for name, path in GROWING.items():

@@ -17,6 +17,7 @@ from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness
 from tests.many_adapters import PUSHED, RARE
+from tests.pages.conftest import ENGINES
 
 FEW, MANY = 160, 3200
 STEPS = 20
@@ -40,7 +41,8 @@ PATHS = (
     "/namespaces/acme", "/bases", "/bases/tiny-llama", "/bases/rare-llama", "/fleet", "/jobs", f"/jobs?ref={RARE}",
     "/jobs?state=failed", "/audit", f"/audit?object={RARE}", "/settings", "/settings/namespaces/acme",
     f"/settings/adapters/{PUSHED}", "/settings/tokens", "/settings/webhooks", "/status", f"{API}/metrics",
-    f"{API}/bases/tiny-llama", f"{API}/bases", f"{API}/namespaces", f"{API}/jobs?limit=50", f"{API}/jobs?ref={RARE}",
+    f"{API}/bases/tiny-llama", f"{API}/engine-settings?base=tiny-llama&engine=vllm==0.33.0", f"{API}/bases",
+    f"{API}/namespaces", f"{API}/jobs?limit=50", f"{API}/jobs?ref={RARE}",
 )  # fmt: skip
 
 
@@ -48,7 +50,8 @@ PATHS = (
 def registries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Harness]]:
     """One with few adapters and one with many."""
     folder: Path = tmp_path_factory.mktemp("growth")
-    with Harness(f"sqlite:///{folder}/few.db") as few, Harness(f"sqlite:///{folder}/many.db") as many:
+    databases = [Harness(f"sqlite:///{folder}/{name}.db", engines=ENGINES) for name in ("few", "many")]
+    with databases[0] as few, databases[1] as many:
         for harness, adapters in ((few, FEW), (many, MANY)):
             many_adapters.fill(harness, adapters)
             report_node(harness)

@@ -28,6 +28,8 @@ MARKUP = (
     "<style>*{display:none}</style><base href=//evil.example><iframe src=//evil.example></iframe>{{ 7 * 7 }}${7*7}<!--"
 )
 LONG = "w" * 300
+WIDE = "日本語" * 12 + "👩‍💻" * 6 + "\ufdfd" * 3 + "Z" + "\u0301\u0323\u0489" * 30
+"""Letters that are wider, or higher, than Latin ones."""
 README = (
     b"""---
 base_model: "<script>alert(1)</script>"
@@ -92,7 +94,10 @@ def fill(harness: Harness) -> None:
     name = MARKUP[:100].replace("\n", " ")
     pusher = harness.client(registry.create_token(TokenCreate(name=name, scopes=["admin"], namespaces=["*"])).secret)
     provenance = Provenance(
-        datasets=(Dataset(name=MARKUP[:200], uri="https://evil.example/d", digest=Digest.of(b"d")),),
+        datasets=(
+            Dataset(name=MARKUP[:200], uri="https://evil.example/d", digest=Digest.of(b"d")),
+            Dataset(name=WIDE, uri="https://evil.example/wide", digest=Digest.of(b"wide")),
+        ),
         run=Run(tool="mlflow", id="run", url="https://evil.example/run"),
         code=Code(repository="https://evil.example/code", commit="4" * 40),
         parameters={"learning_rate": MARKUP, "b": LONG},

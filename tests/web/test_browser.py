@@ -55,6 +55,23 @@ def test_hostile_content_opens_no_dialog_sends_no_request_and_breaks_no_layout(h
 
 
 @pytest.mark.security
+def test_every_label_of_a_lineage_is_within_its_node(hostile_site: Site) -> None:
+    outside = """nodes => nodes.flatMap(node => {
+        const frame = node.querySelector("rect").getBBox();
+        return [...node.querySelectorAll("text")].filter(text => {
+            const area = text.getBBox();
+            return area.x < frame.x || area.x + area.width > frame.x + frame.width;
+        }).map(text => text.textContent);
+    })"""
+    with chromium() as context:
+        page = context.new_page()
+        page.goto(hostile_site.sign_in_link())
+        page.goto(f"{hostile_site.url}/adapters/{hostile.REF}/versions/1/lineage")
+        assert page.locator(".graph g").count() > 4
+        assert page.locator(".graph g").evaluate_all(outside) == []
+
+
+@pytest.mark.security
 def test_another_site_cannot_frame_a_page(site: Site) -> None:
     with chromium() as context:
         page = context.new_page()

@@ -21,7 +21,8 @@ from registry.server.pages.rendering import (
 from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
-NODES_SHOWN = 120
+NODES_SHOWN = 100
+EDGES_SHOWN = 50
 
 
 @router.get(VERSION + "/lineage")
@@ -39,10 +40,10 @@ def show_lineage(
     drawing = Markup("\n".join(diagrams.svg(drawn, paths)))  # noqa: S704  # every text in it is escaped
     return render(
         request, "lineage.html", title=f"Lineage of {name}@{version.number}", name=name, number=version.number,
-        graph=graph, drawn=drawn, drawing=drawing, titles=titles, paths=paths,
+        graph=graph, drawn=drawn, shown=EDGES_SHOWN, drawing=drawing, titles=titles, paths=paths,
         sides=(
-            ("Made from", upwards.edges[:NODES_SHOWN]),
-            ("Made into", [edge for edge in downwards.edges if edge.child != graph.root][:NODES_SHOWN]),
+            ("Made from", upwards.edges),
+            ("Made into", [edge for edge in downwards.edges if edge.child != graph.root]),
         ),
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ from registry.server.storage.blobs import BlobStore, key_of
 from registry.structs import pattern
 
 router = create_router()
-PAGE_EVENTS = 100
+PAGE_EVENTS = 60
 EXPORT_PAGE_EVENTS = 1000
 CURSOR_DIGITS = 15
 Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern=pattern("^[0-9]*$", "must be digits only"))]
