@@ -175,8 +175,13 @@ class Harness:
         return Manifest.build(BaseRef(name=base, fingerprint=self.bases[base].fingerprint), described, parents)
 
     # ------------------------------------------------------------ verdicts
-    def validate(self, ref: str, findings: Sequence[Finding] = (), *, by: Registry | None = None) -> None:
-        """Take the smoke test of this version from the queue, as a worker does, and end it with these findings."""
+    def validate(
+        self, ref: str, findings: Sequence[Finding] = (), *, by: Registry | None = None, **values: Any
+    ) -> None:
+        """Take the smoke test of this version from the queue, as a worker does, and end it with these findings.
+
+        `values` are other fields of the report.
+        """
         worker = by or self.admin
         version = worker.version(ref)
         passed_over = []
@@ -186,7 +191,7 @@ class Harness:
             if claimed.job.subject == f"{version.name}@{version.number}":
                 break
             passed_over.append(claimed)
-        report = self.report(version.digest, version.base, findings)
+        report = self.report(version.digest, version.base, findings).model_copy(update=values)
         worker.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
         self.give_back([other.job.id for other in passed_over])
 

@@ -5,9 +5,12 @@ python -m tests.web.site                serve it until Ctrl-C, and print a link 
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ import uvicorn
 
 from registry.api.access import NamespaceSet, PublisherAdd
 from registry.api.audit.webhooks import WebhookCreate
+from registry.api.bases import BaseAdd
 from registry.api.jobs import CampaignRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
@@ -31,6 +35,7 @@ from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.access.identity import ISSUER, LoginServer, Provider
 from tests.access.tenants import send
+from tests.engines import image_cases
 from tests.harness import Harness
 from tests.processes import free_port
 
@@ -64,6 +69,13 @@ customers agreed to share.
 print("Where is my order?")
 ```
 """
+GOLDEN = (
+    {"prompt": "Where is my order 4711?", "expected": "It left our warehouse this morning."},
+    {"prompt": "Wie schicke ich etwas zurück?", "expected": "Mit dem Etikett aus dem Paket, innerhalb von 30 Tagen."},
+)
+GOLDEN_RESULTS = (
+    {"base_log_p": -2.31, "log_p": -0.42, "margin_nats": 0.1}, {"base_log_p": -1.9, "log_p": -2.05, "margin_nats": 0.1},
+)  # fmt: skip
 LONG = "a-very-long-adapter-name-that-somebody-generated-0123456789-tenant"
 
 
@@ -130,11 +142,12 @@ def fill(harness: Harness) -> None:
         files = dict(harness.files(base, rank=rank)) | {
             "README.md": README.encode(),
             "trainer_state.json": _trainer_state(rank),
+            "golden.jsonl": b"".join(json.dumps(sample).encode() + b"\n" for sample in GOLDEN),
         }
         harness.push("acme/support", files, message=message, provenance=provenance)
     harness.validate("acme/support@1")
     harness.validate("acme/support@2", [_warning()])
-    harness.validate("acme/support@3")
+    harness.validate("acme/support@3", golden=GOLDEN_RESULTS)
     harness.validate("acme/support@4", [_failure()])
     registry = harness.admin
     registry.promote("acme/support", "prod", "1", generation=0, reason="first release")
@@ -154,9 +167,30 @@ def fill(harness: Harness) -> None:
     harness.push(f"globex/{LONG[:64]}")
     for number in range(24):
         harness.push(f"acme/merchant-{number:03}")
+    _push_image_adapter(harness)
     report_nodes(harness)
     _fill_settings(harness)
     send(harness, "GET", "/api/v1/events", harness.secret)  # numbers and signs the events
+
+
+def _push_image_adapter(harness: Harness) -> None:
+    """A style whose smoke test has made an image without it, and one with it."""
+    spec = harness.bases["flux-tiny"] = image_cases.bases()["flux-tiny"]
+    harness.admin.add_base(BaseAdd(spec=spec))
+    files = {"sketch.safetensors": image_cases.CASES["flux-kohya"].file, "README.md": b"# Pencil sketch\n"}
+    harness.push("acme/sketch", files, base="flux-tiny", message="after 2,000 steps")
+    images = {name: base64.b64encode(_png(shade)).decode() for name, shade in (("before", 0), ("after", 90))}
+    harness.validate("acme/sketch@1", images=images, measurements={"mean_pixel_delta": 0.21})
+
+
+def _png(shade: int, side: int = 256) -> bytes:
+    """A gradient."""
+    numbers = range(side)
+    rows = (bytes(value for x in numbers for value in (x // 2 + shade, y // 2 + shade, 120)) for y in numbers)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT" + pixels, b"IEND")
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def _trainer_state(rank: int) -> bytes:
