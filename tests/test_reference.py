@@ -160,7 +160,8 @@ INTERNAL_LIMITS = {
         "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.audit_log.ENTRIES_LIMIT",
         "registry.server.audit.audit_log.PATHS_LIMIT", "registry.server.audit.audit_log.READS_LIMIT",
         "registry.server.search.candidates.CANDIDATES_LIMIT",
-        "registry.server.search.candidates.MORE_CANDIDATES_LIMIT", "registry.server.http.metrics.COUNT_LIMIT",
+        "registry.server.search.candidates.MORE_CANDIDATES_LIMIT", "registry.server.search.candidates.COMMON_LIMIT",
+        "registry.server.http.metrics.COUNT_LIMIT",
     ],
     "a cache forgets and reads again": [
         "registry.adapters.read.PIECES_LIMIT", "registry.adapters.read.BYTES_LIMIT",

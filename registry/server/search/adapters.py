@@ -112,16 +112,16 @@ def _read_windows(
 ) -> tuple[Sequence[Any], str]:
     """The rows of a page if each filter has many adapters, and where a short page ended although others follow.
 
-    The page may be among the first adapters. If it is not, a filter may have few enough to look at all of them. Else
-    more adapters are read, but not all: there are filters that each match many and together few.
+    The page may be among the first adapters. If it is not, the filters may have few adapters in common. Else more
+    adapters are read, but not all: a filter may match very many, and few of those that the actor may see.
     """
     end = _find_end(session, within, WINDOW)
     rows = session.exec(_up_to(ordered, end)).all()
     if len(rows) > limit or end is None:
         return rows, ""
-    few = candidates.find_few(session, selections, candidates.MORE_CANDIDATES_LIMIT)
-    if few is not None:
-        return session.exec(ordered.where(few)).all(), ""
+    common = candidates.find_common(session, selections)
+    if common is not None:
+        return session.exec(ordered.where(common)).all(), ""
     end = _find_end(session, within, WIDE_WINDOW)
     rows = session.exec(_up_to(ordered, end)).all()
     return rows, "" if end is None else str(end)

@@ -3,7 +3,8 @@
 A list is read in the order of names until its page is full. If few adapters match, that reads almost all of them. So
 the search first reads up to `CANDIDATES_LIMIT` adapters of each filter from an index. If a filter matches no more, the
 list is read from its adapters only. If all match more, the next names likely fill a page; if they do not, the search
-tries again with `MORE_CANDIDATES_LIMIT`. Every filter, and who may see what, is still applied to the candidates.
+reads up to `MORE_CANDIDATES_LIMIT` of each filter and keeps those that all of these have: filters that match many may
+match few together. Every filter, and who may see what, is still applied to the candidates.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -28,7 +29,8 @@ from registry.server.database.models import (
 )
 
 CANDIDATES_LIMIT = 2000
-MORE_CANDIDATES_LIMIT = 5000
+MORE_CANDIDATES_LIMIT = 50_000
+COMMON_LIMIT = 5000
 _AFTER_EVERY_NAME = "~"
 """Sorts by bytes after every character of a name."""
 _PATH: ColumnElement[str] = literal_column(ADAPTER_PATH)
@@ -41,6 +43,19 @@ def find_few(session: Session, selections: Iterable[Any], limit: int) -> ColumnE
         if len(ids) <= limit:
             return any_of(col(AdapterRow.id), ids)
     return None
+
+
+def find_common(session: Session, selections: Iterable[Any]) -> ColumnElement[bool] | None:
+    """The condition on `adapter` that it is one of those that all selections have; None if they are many.
+
+    A selection of more than `MORE_CANDIDATES_LIMIT` leaves nothing out.
+    """
+    common: set[int] | None = None
+    for statement in selections:
+        ids = session.connection().execute(statement.limit(MORE_CANDIDATES_LIMIT + 1)).scalars().all()
+        if len(ids) <= MORE_CANDIDATES_LIMIT:
+            common = common.intersection(ids) if common is not None else set(ids)
+    return None if common is None or len(common) > COMMON_LIMIT else any_of(col(AdapterRow.id), sorted(common))
 
 
 _OF_VERSION = col(VersionRow.adapter_id)
