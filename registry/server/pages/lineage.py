@@ -37,13 +37,14 @@ def show_lineage(
     drawn = _nearest(graph, NODES_SHOWN)
     titles = {node.id: node_title(node) for node in graph.nodes}
     paths = {node.id: _node_path(node, with_bases=visitor.signed_in) for node in graph.nodes}
+    from_versions = {node.id for node in downwards.nodes if node.kind == "version"}
     drawing = Markup("\n".join(diagrams.svg(drawn, paths)))  # noqa: S704  # every text in it is escaped
     return render(
         request, "lineage.html", title=f"Lineage of {name}@{version.number}", name=name, number=version.number,
         graph=graph, drawn=drawn, shown=EDGES_SHOWN, drawing=drawing, titles=titles, paths=paths,
         sides=(
             ("Made from", upwards.edges),
-            ("Made into", [edge for edge in downwards.edges if edge.child != graph.root]),
+            ("Made into", [e for e in downwards.edges if e.child != graph.root and e.parent in from_versions]),
         ),
     )  # fmt: skip
 
