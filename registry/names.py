@@ -86,7 +86,8 @@ def _problem_with_word(text: str, pattern: re.Pattern[str]) -> str:
         odd = next(c for c in text if not c.isascii())
         return f"holds U+{ord(odd):04X} ({unicodedata.name(odd, 'no name')}), which is not ASCII"
     if not pattern.match(text):
-        return "must be lower-case letters, digits, '.', '_' and '-', and begin and end with a letter or digit"
+        letters = "lower-case letters" if pattern is _WORD else "letters"
+        return f"must be {letters}, digits, '.', '_' and '-', and begin and end with a letter or digit"
     if ".." in text:
         return "holds '..'"
     if text.lower().split(".")[0] in _DEVICES:

@@ -121,7 +121,7 @@ def evaluate(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> 
         message = "another release of this registry stored the facts; `adapter recheck-engines` reads the header again"
         return [_finding(rules, "facts", "unknown", message)]
     if values.get("kind", "text") != rules.kind:
-        message = f"{rules.title} serves {rules.kind} models, and this is an adapter of a model for {values['kind']}"
+        message = f"{rules.title} serves {rules.kind} models, and this adapter is for {values['kind']} models"
         return [_finding(rules, "kind", "error", message)]
     format_name = values.get("format", "peft")
     if rules.kind == "text" and format_name != "peft" and rules.name not in TAKES.get(format_name, ()):

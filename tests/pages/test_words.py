@@ -15,7 +15,7 @@ from tests.pages.conftest import Browser
 def test_the_error_of_a_filter_is_shown_before_the_filters(signed_in: Browser) -> None:
     page = signed_in.get("/search?base=a+b")
     assert page.status_code == 422
-    assert page.text.index("Base name &#39;a b&#39; must be lower-case letters") < page.text.index("<form class=")
+    assert page.text.index("Base name &#39;a b&#39; must be letters") < page.text.index("<form class=")
 
 
 def test_what_stands_in_backticks_is_code_and_stays_text(signed_in: Browser) -> None:

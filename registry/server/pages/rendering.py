@@ -179,6 +179,16 @@ def format_prose(text: str) -> Markup:
     return Markup("").join(code.format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
+def section_of(address: str) -> str:
+    """Return the link at the top of a page to which the page at this address belongs.
+
+    >>> section_of("/adapters/acme/support"), section_of("/settings/tokens?cursor=1")
+    ('/search', '/settings')
+    """
+    first = address.partition("?")[0].split("/")[1]
+    return {"": "/search", "adapters": "/search", "namespaces": "/search", "campaigns": "/jobs"}.get(first, f"/{first}")
+
+
 def base_path(name: str) -> str:
     """Return the path of the page of a base."""
     return f"/bases/{quote(name)}"
@@ -202,7 +212,7 @@ _ENVIRONMENT.filters |= {
 }  # fmt: skip
 _ENVIRONMENT.globals |= {
     "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,
-    "registry_version": __version__,
+    "registry_version": __version__, "section_of": section_of,
 }  # fmt: skip
 
 
