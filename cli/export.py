@@ -7,8 +7,8 @@ import click
 
 from registry import errors
 from registry.api.serving import DesiredAdapter, DesiredState
-from registry.client import desired_state
 from registry.client.transfer import pull
+from registry.serving import desired_state
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as kubernetes_objects
 from registry.serving.export.export import Exported, ExportTarget, Item

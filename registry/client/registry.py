@@ -233,7 +233,7 @@ class Registry(Aliases):
     ) -> serving.DesiredState:  # fmt: skip
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed.
 
-        With `limit`, a page of it (`desired_state.read` reads all of them).
+        With `limit`, a page of it (`registry.serving.desired_state` reads all of them).
         """
         path = f"{_path_of_base(base)}/adapters"
         response = self._get(

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
-from registry.client import desired_state
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.engines import rulebook
@@ -25,6 +24,7 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.resolve_cache.freshness import ChangeCounter
 from registry.server.serving import desired as desired_states
+from registry.serving import desired_state
 from tests.harness import URL, Harness
 
 BASE = "tiny-llama"

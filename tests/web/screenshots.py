@@ -18,7 +18,7 @@ from tests.web.site import ENGINES, LONG, Site, fill, report_nodes, serve
 WIDTHS = (390, 1280, 1920)
 PAGES = {
     "search": "/search",
-    "search-filtered": "/search?text=support&check=smoke&outcome=pass",
+    "search-filtered": "/search?text=support&check=compat&outcome=pass",
     "search-empty": "/search?text=nothing-like-it",
     "search-invalid": "/search?base=a+b",
     "adapter": "/adapters/acme/support",

@@ -57,9 +57,9 @@ def test_hostile_content_opens_no_dialog_sends_no_request_and_breaks_no_layout(h
 @pytest.mark.security
 def test_every_label_of_a_lineage_is_within_its_node(hostile_site: Site) -> None:
     outside = """nodes => nodes.flatMap(node => {
-        const frame = node.querySelector("rect").getBBox();
+        const frame = node.querySelector("rect").getBoundingClientRect();
         return [...node.querySelectorAll("text")].filter(text => {
-            const area = text.getBBox();
+            const area = text.getBoundingClientRect();
             return area.x < frame.x || area.x + area.width > frame.x + frame.width;
         }).map(text => text.textContent);
     })"""

@@ -91,7 +91,7 @@ def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str,
     return {"held": moves[0] if moves else None, "at_problem": "" if moves else "It pointed at nothing then."}
 
 
-class Span(NamedTuple):
+class AliasSpan(NamedTuple):
     """How long an alias pointed at a version. `share`: how wide it is drawn, from 1 to `SHARES`."""
 
     number: int | None
@@ -100,8 +100,8 @@ class Span(NamedTuple):
     is_shown: bool
 
 
-def build_timeline(moves: Sequence[AliasMove], shown: AliasMove | None) -> list[Span]:
-    """The spans between the newest moves, oldest first; none for a single one. `shown` is the move that is looked at.
+def build_timeline(moves: Sequence[AliasMove], current: AliasMove | None) -> list[AliasSpan]:
+    """The spans between the newest moves, oldest first; none for a single one. `current` is the move that is looked at.
 
     The longest span is `SHARES` times as wide as a short one: on a true scale most would be too narrow to press.
     """
@@ -112,7 +112,7 @@ def build_timeline(moves: Sequence[AliasMove], shown: AliasMove | None) -> list[
     seconds = [max((end - move.at).total_seconds(), 0.0) for move, end in zip(spans, ends, strict=True)]
     longest = max(seconds) or 1.0
     return [
-        Span(move.number, move.at, max(1, round(SHARES * length / longest)), move == shown)
+        AliasSpan(move.number, move.at, max(1, round(SHARES * length / longest)), move == current)
         for move, length in zip(spans, seconds, strict=True)
     ]
 

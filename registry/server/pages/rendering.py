@@ -151,9 +151,9 @@ def sparkline_points(values: Sequence[tuple[float, float]]) -> str:
     '0.0,48.0 120.0,0.0 240.0,24.0'
     """
     xs, ys = zip(*values, strict=True)
-    left, high, width, height = min(xs), max(ys), max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
+    lowest, highest, width, height = min(xs), max(ys), max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
     return " ".join(
-        f"{(x - left) / width * SPARK_WIDTH:.1f},{(high - y) / height * SPARK_HEIGHT:.1f}" for x, y in values
+        f"{(x - lowest) / width * SPARK_WIDTH:.1f},{(highest - y) / height * SPARK_HEIGHT:.1f}" for x, y in values
     )
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from registry.api.serving import DesiredState
-from registry.client import desired_state
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.filesystem import replace_file
+from registry.serving import desired_state
 from registry.serving.agent.heartbeat import Heartbeat
 from registry.serving.agent.reconciler import AdapterStatus, Reconciler
 from registry.serving.store.local_store import LocalStore
