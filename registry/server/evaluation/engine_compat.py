@@ -22,8 +22,10 @@ from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, base_weights, verdicts, versions
 from registry.server.database import db
+from registry.server.database.expressions import without_index
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_profiles
+from registry.server.search import candidates
 from registry.versions.files import CONFIG
 from registry.versions.manifest import Descriptor
 
@@ -99,18 +101,20 @@ def settings_for_base(
 ) -> EngineSettingsList:  # fmt: skip
     """The settings that the newest versions of a page of this base's adapters need: of those that the actor may see.
 
-    Pages follow the index of versions by base, so `cursor` is the id of the last adapter.
+    `cursor` is the id of the last adapter.
     """
     base = base_rows.find(session, names.base_name(base_name))
     after = versions.parse_cursor(cursor, digits=18)
     statement = (
-        select(VersionRow.adapter_id, AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
+        select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
         .select_from(AdapterRow)
         .join(VersionRow, versions.is_newest())
-        .where(col(VersionRow.base_id) == base.id, ~availability.WITHDRAWN, versions.visible(actor))
-        .where(col(VersionRow.adapter_id) > after)
-        .order_by(col(VersionRow.adapter_id))
+        .where(without_index(VersionRow.base_id) == base.id, ~availability.WITHDRAWN, versions.visible(actor))
+        .where(col(AdapterRow.id) > after)
+        .order_by(col(AdapterRow.id))
     )
+    few = candidates.find_few(session, [candidates.on_bases([base.id or 0])], candidates.CANDIDATES_LIMIT)
+    statement = statement if few is None else statement.where(few)
     rows = session.exec(statement.limit(limit + 1)).all()
     spec, page = base_rows.load_spec(base), rows[:limit]
     facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for _, namespace, name, facts in page}
