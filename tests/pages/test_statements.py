@@ -17,7 +17,7 @@ STATEMENTS = {
     "/compare?first=acme/counted@1&second=acme/counted@1": 30,
     "/namespaces/acme": 6,
     "/bases": 8,
-    "/bases/tiny-llama": 17,
+    "/bases/tiny-llama": 18,
     "/fleet": 9,
     "/jobs": 5,
     "/audit": 5,
