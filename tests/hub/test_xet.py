@@ -15,7 +15,7 @@ from sqlmodel import col, update
 from registry.api.access import NamespaceSet
 from registry.digest import Hasher
 from registry.server.database import db
-from registry.server.database.models import PushRow, XorbRow
+from registry.server.database.models import PushBlobRow, PushRow, XorbRow
 from registry.server.hub.xet import access_tokens, files, sessions
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.signed_links import LIMIT_SECONDS
@@ -215,6 +215,27 @@ def test_what_does_not_hash_to_its_name_is_not_stored(harness: Harness, pusher: 
     assert staged(harness) == ["xet"]
     shard = shard_of((oid(b"a"), [xorb.segment()]), (oid(b"a"), [xorb.segment(0, 1)]))
     refused(client.send_shard(shard), 400, "two sizes")
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_a_shard_with_a_wrong_file_leaves_none_of_its_files(harness: Harness, pusher: Pusher) -> None:
+    """Neither bytes nor what they count for in a quota; files of earlier shards and drafts stay, and it can be sent
+    again."""
+    client, xorb = XetClient(pusher), xorb_of([b"one", b"two", b"six"])
+    client.send_xorb(xorb)
+    whole, first, wrong = (oid(b"onetwosix"), [xorb.segment()]), (oid(b"one"), [xorb.segment(0, 1)]), oid(b"other")
+    assert client.send_shard(shard_of((oid(b"two"), [xorb.segment(1, 2)]))).status_code == 200
+    before = sorted(stat.key for stat in harness.blobs.list("staging/"))
+    for described in ([whole, first, (wrong, [xorb.segment(0, 1)])], [(wrong, [xorb.segment(1)]), first]):
+        refused(client.send_shard(shard_of(*described)), 422, "hash to")
+        assert sorted(stat.key for stat in harness.blobs.list("staging/")) == before
+    with harness.session() as session:
+        held = [row.digest for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")]
+    assert held == [f"sha256:{oid(b'two')}"]
+    assert client.send_shard(shard_of(whole, first)).status_code == 200
+    assert commit(pusher, {"LICENSE": b"onetwosix", "README.md": b"one", "more/README.md": b"two"}).status_code == 200
+    assert pusher.send("GET", "/acme/support/resolve/main/README.md").content == b"one"
 
 
 @pytest.mark.security

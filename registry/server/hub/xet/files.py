@@ -2,7 +2,7 @@
 
 - A file that has arrived, or that a version visible to the actor has, needs no xorb: so a repeated shard succeeds.
 - All segments are checked before anything is written. Then each file is written and hashed piece by piece. One that is
-  a whole xorb is copied within the store: it was hashed when the xorb arrived.
+  a whole xorb is copied within the store: it was hashed when the xorb arrived. If one is wrong, none stays.
 - Quotas count a xorb until its session ends. So the files of the first shard count only for what they have beyond the
   xorbs: otherwise an upload needed twice its size until the commit.
 """
@@ -22,7 +22,7 @@ from registry.hub.xet.xorbs import XORB_LIMIT_BYTES
 from registry.server import failpoints
 from registry.server.database import db
 from registry.server.database.models import XorbRow
-from registry.server.hub import uploads, version_push
+from registry.server.hub import drafts, uploads, version_push
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession
 from registry.server.push import commit
@@ -91,13 +91,24 @@ def _write(
     with db.session(xet.engine) as session:
         reserved = {digest: sizes[digest] for digest in spans}
         upload = uploads.reserve(session, xet.actor, xet.name, reserved, xet.settings, counted_bytes=counted_bytes)
-    for digest, ranges in spans.items():
-        key, first = staging_key_of(upload.id, digest), ranges[0]
-        if len(ranges) == 1 and first.is_all and digest_of(first.key) == digest:
-            commit.copy_upload(xet.engine, xet.blobs, first.key, key, sizes[digest])
-            continue
-        chunks = chain.from_iterable(xet.blobs.open(span.key, span.start, span.size_bytes) for span in ranges)
-        version_push.write_blob(xet.engine, xet.blobs, key, chunks, sizes[digest])
+        upload_id = upload.id
+    try:
+        for digest, ranges in spans.items():
+            _write_file(xet, staging_key_of(upload_id, digest), ranges, sizes[digest])
+    except Invalid:
+        with db.session(xet.engine) as session:
+            released = drafts.release(session, upload_id, spans)
+        drafts.delete_released(xet.engine, xet.blobs, released)
+        raise
+
+
+def _write_file(xet: XetSession, key: str, ranges: Sequence[Span], size_bytes: int) -> None:
+    first = ranges[0]
+    if len(ranges) == 1 and first.is_all and digest_of(first.key) == digest_of(key):
+        commit.copy_upload(xet.engine, xet.blobs, first.key, key, size_bytes)
+        return
+    chunks = chain.from_iterable(xet.blobs.open(span.key, span.start, span.size_bytes) for span in ranges)
+    version_push.write_blob(xet.engine, xet.blobs, key, chunks, size_bytes)
 
 
 def _sizes_of(files: Iterable[ShardFile]) -> dict[Digest, int]:
