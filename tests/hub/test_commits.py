@@ -69,6 +69,19 @@ def test_a_repeated_commit_returns_the_version_that_it_made(harness: Harness, pu
     assert len(commits) == harness.admin.adapter("acme/support").versions == 1
 
 
+def test_a_commit_on_a_parent_that_is_repeated_returns_its_version(harness: Harness, pusher: Pusher) -> None:
+    """Clients repeat a commit whose response was lost. One that would have made another version is refused."""
+    parent = commit_id(harness.push("acme/support", {**harness.files(), CARD: b"# Old\n"}).version.digest)
+    for lines in ((delete(CARD), add("LICENSE", b"MIT")), (add(CARD, b"# New\n"),)):
+        responses = [pusher.commit(*lines, parentCommit=parent) for _ in range(2)]
+        assert [response.status_code for response in responses] == [200, 200]
+        assert len({response.json()["commitOid"] for response in responses}) == 1
+        for others in ((add(CARD, b"# Other\n"),), (delete("absent"),), (add_large(samples.WEIGHTS, "0" * 64, 9),)):
+            assert pusher.commit(*others, parentCommit=parent).status_code == 412
+        parent = responses[0].json()["commitOid"]
+    assert harness.admin.adapter("acme/support").versions == 3
+
+
 def test_of_two_commits_on_one_parent_one_is_refused(harness: Harness, pusher: Pusher) -> None:
     parent = commit_id(harness.push("acme/support").version.digest)
     responses = [pusher.commit(add(CARD, text), parentCommit=parent) for text in (b"one", b"two")]

@@ -4,10 +4,11 @@
 
 - A whole adapter becomes a version by the push of the registry, with the version at the branch as its parent.
 - Files that are no adapter yet become a draft. A malformed adapter is an error, and nothing is kept but staged bytes.
-- A commit that changes nothing returns the head, so a repeated commit does no harm.
+- A commit that changes nothing returns the head, and so does one that is repeated on its parent.
 - No transaction is open while bytes are read. The branch is still there at the end, else the commit is refused.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from registry.adapters.read import read_any
 from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
@@ -96,6 +97,8 @@ class Committer:
         _check_message(self.request.message)
         head = find_head(self.engine, self.actor, self.name, self.branch)
         if self.request.parent and not (head.commit and head.commit.startswith(self.request.parent)):
+            if self._has_made(head):
+                return CommitOutcome(head.commit)
             raise drafts.moved(self.name, self.branch)
         with db.session(self.engine, write=False) as session:
             tree = self._apply(session, head)
@@ -109,6 +112,17 @@ class Committer:
         if contents is None:
             return self._write_draft(head, tree, staged)
         return self._push(head, tree, staged, contents)
+
+    def _has_made(self, head: Head) -> bool:
+        """Whether the head is the version that this commit has made: clients repeat one whose response was lost."""
+        edges = Manifest.model_validate_json(head.version.manifest).parents if head.version and not head.draft else ()
+        with db.session(self.engine, write=False) as session, contextlib.suppress(NotFound, Conflict):
+            for edge in edges:
+                if hub.commit_id(edge.digest).startswith(self.request.parent):
+                    parent = versions.find(session, self.actor, self.name, edge.digest)
+                    tree = self._apply(session, Head(parent, None, _files_of(parent), 0))
+                    return _descriptors(tree) == _descriptors(head.files)
+        return False
 
     # ---------------------------------------------------------------- files
     def _apply(self, session: Session, head: Head) -> dict[str, File]:
