@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -14,13 +15,14 @@ from registry.api.access import NamespaceSet
 from registry.client.audit import Audit
 from registry.hub import commit_id
 from registry.hub.operations import BODY_LIMIT_BYTES
-from registry.server.database.models import VersionRow
+from registry.server.database.models import PushBlobRow, PushRow, VersionRow
 from registry.server.hub.commits import Committer
 from registry.server.routes.hub import writing
 from tests import raw_asgi, samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, header, staged, warning
+from tests.hub.xet import XetClient
 
 
 # ------------------------------------------------------------------ versions
@@ -204,6 +206,34 @@ def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: 
 
 
 # ------------------------------------------------------------------ refusals
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("case", ["strict", "malformed", "unknown base"])
+def test_a_refused_commit_leaves_only_the_draft_before_it(harness: Harness, pusher: Pusher, case: str) -> None:
+    """Neither bytes nor open pushes: else a trainer that is refused fills the quota, and may push nothing more."""
+    harness.admin.create_namespace("acme", owner="alice")
+    harness.admin.change_namespace("acme", NamespaceSet(strict=True))
+    pusher.create()
+    pusher.commit(add(CARD, b"# Mine\n"))
+    before = staged(harness)
+    for _ in range(2):
+        base = samples.llama(hidden=128) if case == "strict" else samples.llama()
+        name = "another/base" if case == "unknown base" else "tiny-llama"
+        files = harness.files(dataclasses.replace(base, name=name))
+        good = files.pop(samples.WEIGHTS)
+        weights = b"no tensors" if case == "malformed" else good
+        XetClient(pusher).upload(weights)
+        lines = [add(path, data) for path, data in {**files, CARD: b"# Mine\n", "LICENSE": b"MIT"}.items()]
+        refused = pusher.commit(add_large(samples.WEIGHTS, sha256(weights).hexdigest(), len(weights)), *lines)
+        assert refused.status_code in (400, 404, 422), refused.text
+        harness.transport.settle()
+        assert (staged(harness), pusher.files()) == (before, [CARD])
+        with harness.session() as session:
+            pushes = [row.id.split("_")[0] for row in rows(session, PushRow) if row.state == "open"]
+            held = [row.digest for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")]
+        assert (pushes, len(held)) == (["hub"], 1)
+    assert pusher.push(harness.files()).status_code == 200
+
+
 def test_staged_bytes_count_towards_the_quota(harness: Harness, pusher: Pusher) -> None:
     harness.admin.create_namespace("acme", owner="owner@acme")
     harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))

@@ -3,7 +3,8 @@
     head → operations → files → bytes staged and complete → whole adapter? version : draft
 
 - A whole adapter becomes a version by the push of the registry, with the version at the branch as its parent.
-- Files that are no adapter yet become a draft. A malformed adapter is an error, and nothing is kept but staged bytes.
+- Files that are no adapter yet become a draft. A commit that is refused leaves nothing but the draft before it; after a
+  conflict its uploads stay, for the client that commits again.
 - A commit that changes nothing returns the head, and so does one that is repeated on its parent.
 - No transaction is open while bytes are read. The branch is still there at the end, else the commit is refused.
 """
@@ -21,7 +22,7 @@ from registry.adapters.read import read_any
 from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
@@ -38,6 +39,7 @@ from registry.server.hub.drafts import DraftCommit
 from registry.server.hub.version_push import VersionPush, choose_base
 from registry.server.hub.xet import sessions
 from registry.server.settings import Settings
+from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of, staging_key_of
 from registry.versions.files import CARD, WEIGHTS_ENDINGS
 from registry.versions.manifest import FILES_LIMIT, Descriptor, Edge, Manifest, Relation, check_files
@@ -91,6 +93,7 @@ class Committer:
     branch: str
     request: CommitRequest
     _sources: dict[str, AddFile] = field(default_factory=dict)
+    _planned: list[str] = field(default_factory=list)
 
     def run(self) -> CommitOutcome:
         """Commit. `Invalid`, `NotFound`, `Conflict` (PARENT_MOVED, UPLOAD_INCOMPLETE), and the errors of a push."""
@@ -107,11 +110,31 @@ class Committer:
         check_files(tuple(tree[path].descriptor for path in sorted(tree)), needs_weights=False)
         self._stage(tree)
         failpoints.reach("hub.commit.staged")
-        staged = self._complete(tree)
-        contents = self._read_adapter(tree, staged)
-        if contents is None:
-            return self._write_draft(head, tree, staged)
-        return self._push(head, tree, staged, contents)
+        try:
+            staged = self._complete(tree)
+            contents = self._read_adapter(tree, staged)
+            if contents is None:
+                return self._write_draft(head, tree, staged)
+            return self._push(head, tree, staged, contents)
+        except RegistryError as error:
+            # Repeating a refused commit does not help. After a conflict, what was uploaded is not sent again.
+            self._clean_up({} if isinstance(error, Conflict | Unavailable) else tree)
+            raise
+
+    def _clean_up(self, refused: Mapping[str, File]) -> None:
+        """End what was planned, and delete the bytes of refused files that no draft has. Optional: they expire, too."""
+        released: list[str] = []
+        xorbs: list[str] = []
+        with contextlib.suppress(Unavailable):
+            with db.session(self.engine) as session:
+                references.end_pushes(session, self._planned)
+                upload = drafts.find_upload(session, self.actor, self.name)
+                if refused and upload is not None:
+                    digests = {file.descriptor.digest for file in refused.values()}
+                    released = drafts.release_unused(session, [upload.id], digests)
+                    xorbs = sessions.end_used(session, self.actor, self.name)
+            drafts.delete_released(self.engine, self.blobs, released)
+            sessions.delete_xorbs(self.blobs, xorbs)
 
     def _has_made(self, head: Head) -> bool:
         """Whether the head is the version that this commit has made: clients repeat one whose response was lost."""
@@ -294,10 +317,10 @@ class Committer:
             base = choose_base(session, self.name.namespace, claim, text, head.version)
             files = [file.descriptor for file in tree.values()]
             manifest = Manifest.build(base, files, self._parents(head))
-            push = VersionPush(manifest, staged, self.request.message, alias)
-            push_id, result = version_push.push_version(
-                session, self.actor, self.name, push, blobs=self.blobs, engines=engines, settings=self.settings
-            )
+            push = VersionPush(manifest, staged, self.request.message)
+            push_id = version_push.plan_version(session, self.actor, self.name, push, self.settings)
+            self._planned.append(push_id)
+            result = version_push.commit_version(session, self.actor, push_id, alias, blobs=self.blobs, engines=engines)
             moved = find_generation(session, self.name, self.branch) - head.generation
             if result.created and not result.alias_refused and moved != 1:  # its files are not those read at the start
                 raise drafts.moved(self.name, self.branch)

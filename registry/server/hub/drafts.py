@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,9 +252,15 @@ def discard(session: Session, drafts: Sequence[DraftRow]) -> list[str]:
     _lock_uploads(session, push_ids)
     digests = set(session.exec(select(DraftFileRow.digest).where(col(DraftFileRow.draft_id).in_(ids))).all())
     end(session, drafts)
-    others = select(DraftFileRow.digest).join(DraftRow, col(DraftRow.id) == col(DraftFileRow.draft_id))
-    unused = digests.difference(session.exec(others.where(col(DraftRow.push_id).in_(push_ids))).all())
-    return [key for push_id in push_ids for key in release(session, push_id, map(Digest, unused))]
+    return release_unused(session, push_ids, map(Digest, digests))
+
+
+def release_unused(session: Session, push_ids: Collection[str], digests: Iterable[Digest]) -> list[str]:
+    """Stop staging those of these blobs in these uploads that no draft has; return their staging keys."""
+    _lock_uploads(session, push_ids)
+    of_drafts = select(DraftFileRow.digest).join(DraftRow, col(DraftRow.id) == col(DraftFileRow.draft_id))
+    unused = set(digests).difference(session.exec(of_drafts.where(col(DraftRow.push_id).in_(push_ids))).all())
+    return [key for push_id in push_ids for key in release(session, push_id, unused)]
 
 
 def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:

@@ -32,12 +32,11 @@ from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 @dataclass(frozen=True, slots=True)
 class VersionPush:
-    """A version to push: what it is, the blobs that an upload stages for it, and its message and alias."""
+    """A version to push: what it is, the blobs that an upload stages for it, and its message."""
 
     manifest: Manifest
     staged: Mapping[Digest, PushBlobRow]
     message: str
-    alias: str
 
 
 def find_readable(session: Session, actor: Actor, sizes: Mapping[Digest, int]) -> set[Digest]:
@@ -51,13 +50,10 @@ def write_blob(engine: Engine, blobs: BlobStore, key: str, chunks: Iterable[byte
     write_all(commit.open_upload(engine, blobs, key, limit_bytes=size_bytes), chunks)
 
 
-def push_version(
-    session: Session, actor: Actor, name: AdapterName, push: VersionPush, *,
-    blobs: BlobStore, engines: Sequence[EngineProfile], settings: Settings,
-) -> tuple[str, PushResult]:  # fmt: skip
-    """The id of the push, and its version. Errors as of a commit; then nothing but the push remains.
+def plan_version(session: Session, actor: Actor, name: AdapterName, push: VersionPush, settings: Settings) -> str:
+    """Plan a push and return its id. `Conflict` (UPLOAD_INCOMPLETE) for files that are not staged.
 
-    `session` must have begun by reading. It writes when this returns, so the caller may add to the transaction.
+    `session` must have begun by reading. The plan is durable when this returns.
     """
     manifest = push.manifest
     sizes = plan.blob_sizes(manifest)
@@ -73,11 +69,21 @@ def push_version(
     db.bulk_insert(session, rows)
     db.commit_early(session)
     failpoints.reach("hub.version.planned")
-    item = CommitItem(push_id=row.id, alias=push.alias)
+    return row.id
+
+
+def commit_version(
+    session: Session, actor: Actor, push_id: str, alias: str, *, blobs: BlobStore, engines: Sequence[EngineProfile]
+) -> PushResult:
+    """Commit a planned push, and move the alias if one is named. Errors as of a commit; the plan remains then.
+
+    `session` writes when this returns, so the caller may add to the transaction.
+    """
+    item = CommitItem(push_id=push_id, alias=alias)
     [result] = commit.commit_pushes(session, actor, [item], blobs=blobs, engines=engines)
     if isinstance(result, RegistryError):
         raise result
-    return row.id, result
+    return result
 
 
 def _blob_row(push_id: str, digest: Digest, size_bytes: int, staged: PushBlobRow | None) -> PushBlobRow:

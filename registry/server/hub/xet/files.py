@@ -97,7 +97,7 @@ def _write(
             _write_file(xet, staging_key_of(upload_id, digest), ranges, sizes[digest])
     except Invalid:
         with db.session(xet.engine) as session:
-            released = drafts.release(session, upload_id, spans)
+            released = drafts.release_unused(session, [upload_id], spans)
         drafts.delete_released(xet.engine, xet.blobs, released)
         raise
 
