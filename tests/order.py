@@ -37,7 +37,9 @@ FIRST = (
 """Longest first. What is not named comes after them."""
 
 DEEP = (
-    "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_merge_flow.py", "tests/cli/test_merge.py",
+    "tests/light/", "tests/merge/", "tests/flows/test_merge_flow.py", "tests/cli/test_merge.py",
+    "tests/hub/test_api.py", "tests/hub/test_newest_client.py", "tests/hub/test_older_clients.py",
+    "tests/hub/test_pushing_clients.py", "tests/hub/test_relay.py",
     "tests/worker/test_good_and_bad_adapters.py", "tests/worker/test_image_smoke.py",
     "tests/worker/test_conversions.py", "tests/worker/test_image_conversions.py",
     "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",

@@ -15,10 +15,13 @@ await hub.uploadFile({ repo, file: await file("README.md"), ...common });
 const drafted = (await all(hub.listFiles({ repo, ...common }))).map((f) => f.path);
 const files = await Promise.all(["README.md", "adapter_config.json", "adapter_model.safetensors"].map(file));
 const pushed = await hub.uploadFiles({ repo, files, title: "Train", ...common });
+const blob = await hub.downloadFile({ repo, path: "adapter_model.safetensors", ...common });
+const pulled = Buffer.from(await blob.arrayBuffer()).equals(await readFile(join(order.folder, "adapter_model.safetensors")));
 const deleted = await hub.deleteFile({ repo, path: "README.md", ...common });
 const responses = {
   url: created.repoUrl,
   drafted,
+  pulled,
   pushed: pushed.commit.oid,
   deleted: deleted.commit.oid,
   files: (await all(hub.listFiles({ repo, ...common }))).map((f) => f.path),

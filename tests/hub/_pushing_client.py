@@ -8,7 +8,7 @@ import sys
 from typing import Any, Callable  # noqa: UP035 - also runs with old Pythons
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, hf_hub_download
 
 ORDER = json.loads(sys.argv[1])
 NAME, FOLDER = ORDER["name"], pathlib.Path(ORDER["folder"])
@@ -37,6 +37,8 @@ def push(api: HfApi) -> "dict[str, Any]":
     responses["draft"] = [card.oid, api.model_info(NAME).sha, api.list_repo_files(NAME)]
     first = api.upload_folder(repo_id=NAME, folder_path=FOLDER, commit_message="Train\n\nFor long.")
     responses["first"] = [first.oid, api.model_info(NAME).sha, sorted(api.list_repo_files(NAME))]
+    with open(hf_hub_download(NAME, WEIGHTS), "rb") as pulled:
+        responses["pulled"] = pulled.read() == (FOLDER / WEIGHTS).read_bytes()
     responses["unchanged"] = api.upload_folder(repo_id=NAME, folder_path=FOLDER).oid
     second = api.create_commit(
         repo_id=NAME,

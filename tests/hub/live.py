@@ -131,12 +131,16 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 @contextlib.contextmanager
-def running(object_store: str, bucket: str, folder: Path) -> Iterator[LiveServer]:
-    """A server with two versions of `NAME`: `canary` is the first, `main` the second."""
+def running(object_store: str, bucket: str, folder: Path, *, store_host: str = "127.0.0.1") -> Iterator[LiveServer]:
+    """A server with two versions of `NAME`: `canary` is the first, `main` the second.
+
+    Clients see the store at `store_host`; the server itself has the host name 127.0.0.1.
+    """
     with RecordingProxy(object_store) as proxy:
         environment = {
             "REGISTRY_DATA": str(folder), "REGISTRY_S3_ENDPOINT": object_store,
-            "REGISTRY_BLOBS": f"s3://{bucket}/{uuid.uuid4().hex}", "REGISTRY_S3_PUBLIC_ENDPOINT": proxy.endpoint,
+            "REGISTRY_BLOBS": f"s3://{bucket}/{uuid.uuid4().hex}",
+            "REGISTRY_S3_PUBLIC_ENDPOINT": proxy.endpoint.replace("127.0.0.1", store_host),
             **{key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")},
         }  # fmt: skip
         with (

@@ -45,7 +45,7 @@ def _check_push(live: LiveServer, name: str, responses: dict[str, Any]) -> None:
     draft, newest, files = responses["draft"]
     assert (draft, files) == (newest, [CARD])
     first, newest, files = responses["first"]
-    assert (first, responses["unchanged"], files) == (newest, first, WHOLE)
+    assert (first, responses["unchanged"], files, responses["pulled"]) == (newest, first, WHOLE, True)
     second, url, files = responses["second"]
     assert url == f"{live.server.url}/{name}/commit/{second}"
     assert files == ["LICENSE", *WHOLE, f"copy/{samples.WEIGHTS}"]

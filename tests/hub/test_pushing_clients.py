@@ -44,9 +44,16 @@ def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterat
         yield live
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(scope="module")
+def other_host(object_store: str, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server whose store has another host name: clients redirect to it by other rules."""
+    with lives.running(object_store, bucket, tmp_path_factory.mktemp("other"), store_host="localhost") as live:
+        yield live
+
+
+@pytest.fixture(params=["live", "other_host", "local"])
 def store(request: pytest.FixtureRequest) -> LiveServer:
-    served: LiveServer = request.getfixturevalue("live" if request.param == "s3" else "local")
+    served: LiveServer = request.getfixturevalue(request.param)
     return served
 
 
@@ -210,7 +217,7 @@ def test_the_javascript_client_pushes(store: LiveServer, tmp_path: Path) -> None
     digests = [store.registry.version(Ref(AdapterName("acme", "javascript"), number)).digest for number in (1, 2)]
     assert [responses["pushed"], responses["deleted"]] == [commit_id(digest) for digest in digests]
     assert (responses["url"], responses["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
-    assert responses["files"] == [samples.CONFIG, samples.WEIGHTS]
+    assert (responses["files"], responses["pulled"]) == ([samples.CONFIG, samples.WEIGHTS], True)
     assert (responses["pickle"][0], "may be a pickle" in responses["pickle"][1]) == ("415", True)
     assert (responses["model"][0], "a whole model" in responses["model"][1]) == ("415", True)
 
