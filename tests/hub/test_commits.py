@@ -168,6 +168,16 @@ def test_creating_in_a_namespace_of_others_is_denied_with_the_ones_to_push_to(ha
 
 
 # ------------------------------------------------------------------ the base
+def test_the_name_of_a_deleted_adapter_is_refused_with_a_text_that_clients_show(
+    harness: Harness, pusher: Pusher
+) -> None:
+    """They take a 409 for a repository that exists, and look for its URL."""
+    harness.push("acme/support")
+    harness.admin.delete_adapter("acme/support")
+    response = pusher.create()
+    assert (response.status_code, "never used again" in response.headers["x-error-message"]) == (422, True)
+
+
 def test_an_unknown_base_is_refused_with_how_to_add_it(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     config = {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}

@@ -69,8 +69,8 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
                 upload = drafts.open_upload(session, actor, name, {}, settings, seconds=settings.draft_seconds)
                 drafts.write(session, actor, name, upload, EMPTY, "")
     except Conflict as error:
-        if error.code != "PARENT_MOVED":
-            raise
+        if error.code != "PARENT_MOVED":  # of a 409, clients with `exist_ok` read the URL and show nothing
+            raise Invalid("NAME_INVALID", error.detail, next_step=error.next_step) from None
         exists = True  # another request has created it meanwhile: each process of a training does so
     if exists:
         message = f"there is an adapter '{name}' already"
