@@ -178,6 +178,12 @@ def test_the_name_of_a_deleted_adapter_is_refused_with_a_text_that_clients_show(
     assert (response.status_code, "never used again" in response.headers["x-error-message"]) == (422, True)
 
 
+@pytest.mark.parametrize("kind", ["datasets", "spaces"])
+def test_an_upload_to_a_repository_of_another_type_says_where_it_belongs(pusher: Pusher, kind: str) -> None:
+    response = pusher.send("POST", f"/api/{kind}/acme/support/preupload/main", json={"files": []})
+    assert (response.status_code, "keep them in another Hub" in response.headers["x-error-message"]) == (404, True)
+
+
 def test_an_unknown_base_is_refused_with_how_to_add_it(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     config = {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}

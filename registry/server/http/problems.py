@@ -175,8 +175,15 @@ def _finding(item: Any) -> Finding:
     return Finding(f"request.{item['type'].replace('-', '_')}", location, state_rule(str(item["msg"]))[:500])
 
 
+_OTHER_REPOSITORIES = ("/api/datasets/", "/api/spaces/", "/datasets/", "/spaces/")
+"""Of the Hub API. Clients that upload without creating a repository ask here first."""
+
+
 def _handle_unknown_route(request: Request, _exception: Exception) -> Response:
-    return problem_response(request, NotFound("ROUTE_UNKNOWN", f"there is no route {request.url.path[:200]!r}"))
+    message = f"there is no route {request.url.path[:200]!r}"
+    if request.url.path.startswith(_OTHER_REPOSITORIES):
+        message = "this registry holds adapters, and no data sets or spaces: keep them in another Hub"
+    return problem_response(request, NotFound("ROUTE_UNKNOWN", message))
 
 
 def _handle_unknown_method(request: Request, exception: Exception) -> Response:
