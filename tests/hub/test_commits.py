@@ -245,8 +245,8 @@ def test_a_refused_commit_leaves_only_the_draft_before_it(harness: Harness, push
         assert (staged(harness), pusher.files()) == (before, [CARD])
         with harness.session() as session:
             pushes = [row.id.split("_")[0] for row in rows(session, PushRow) if row.state == "open"]
-            held = [row.digest for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")]
-        assert (pushes, len(held)) == (["hub"], 1)
+            digests = [row.digest for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")]
+        assert (pushes, len(digests)) == (["hub"], 1)
     assert pusher.push(harness.files()).status_code == 200
 
 

@@ -231,8 +231,8 @@ def test_a_shard_with_a_wrong_file_leaves_none_of_its_files(harness: Harness, pu
         refused(client.send_shard(shard_of(*described)), 422, "hash to")
         assert sorted(stat.key for stat in harness.blobs.list("staging/")) == before
     with harness.session() as session:
-        held = [row.digest for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")]
-    assert held == [f"sha256:{oid(b'two')}"]
+        digests = [row.digest for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")]
+    assert digests == [f"sha256:{oid(b'two')}"]
     assert client.send_shard(shard_of(whole, first)).status_code == 200
     assert commit(pusher, {"LICENSE": b"onetwosix", "README.md": b"one", "more/README.md": b"two"}).status_code == 200
     assert pusher.send("GET", "/acme/support/resolve/main/README.md").content == b"one"
