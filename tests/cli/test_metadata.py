@@ -107,3 +107,10 @@ def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> No
     assert "adapter is permanent" in released("delete", "acme/support", "--undo", expect=2).stderr
     assert "are about a version" in released("delete", "acme/support", "--force", expect=2).stderr
     assert "no version '9'" in released("delete", "acme/support@9", expect=4).stderr, "before the question"
+
+
+def test_a_version_is_pushed_with_an_expiry_that_is_shown(released: CommandRunner) -> None:
+    pushed = released.push("acme/support", "--expires", "30d")["version"]
+    assert "\n  expires " in released("show", "acme/support@3").stdout
+    assert pushed["expires_at"] == released("show", "acme/support@3", "--json").json["expires_at"]
+    assert "\n  expires " not in released("show", "acme/support@1").stdout
