@@ -283,6 +283,10 @@ LIMITS = {
             "RESULT_LIMIT_BYTES": "result of a job",
             "LEASE_SECONDS": "lease of a job, which its worker renews",
         },
+        "registry.worker.sandbox.program": {
+            "LINE_LIMIT_BYTES": "a report of a merge, a conversion or another program of a worker",
+            "OUTPUT_LIMIT_BYTES": "all that such a program writes to standard output",
+        },
         "registry.evaluation.reports": {
             "MODULES_LIMIT": "modules with norms in a worker's report",
             "TOOLS_LIMIT": "tools in a worker's report",

@@ -1,12 +1,17 @@
-"""How a program of the worker's own is started: as a module is, but without collecting garbage while it imports."""
+"""How a program of the worker's own is started, and how much of what it writes the worker reads."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from registry.errors import Unavailable
 from registry.worker.sandbox import program
 
 PROBE = """
@@ -30,3 +35,63 @@ def test_a_program_imports_without_the_collector_and_works_with_it(tmp_path: Pat
     assert done.stdout.splitlines() == [
         "False False", "True True", "__main__ probe ['one', 'two']",
     ]  # fmt: skip
+
+
+class Nothing(program.ProgramRequest):
+    """A request without folders."""
+
+    FOLDERS = ()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Runs a program of this text."""
+
+    def run_text(text: str) -> dict[str, Any]:
+        (tmp_path / "probe.py").write_text(f"import sys\nsys.stdin.read()\nwrite = sys.stdout.write\n{text}\n")
+        path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+        start = program.command("probe")
+        start[2] = f"import sys; sys.path[:0] = {path.split(os.pathsep)!r}; {start[2]}"
+        monkeypatch.setattr(program, "command", lambda _module: start)
+        return program.run_program("probe", Nothing(), work="the merge")
+
+    return run_text
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("while True: write('x' * 2**16)", id="a line without an end"),
+        pytest.param("while True: write('x' * 2**10 + chr(10))", id="lines without an end"),
+    ],
+)
+def test_a_program_that_writes_without_an_end_is_stopped(
+    run: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(program, "LINE_LIMIT_BYTES", 2**20)
+    monkeypatch.setattr(program, "OUTPUT_LIMIT_BYTES", 2**22)
+    with pytest.raises(Unavailable, match="the merge could not be done: it wrote over 1048576 bytes in a line or"):
+        run(text)
+
+
+@pytest.mark.security
+def test_only_the_end_of_what_a_program_writes_to_standard_error_is_kept(
+    run: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went to a file of any size, which was then read as a whole."""
+    readers: list[program._Errors] = []
+
+    class Errors(program._Errors):
+        def start(self) -> None:
+            readers.append(self)
+            super().start()
+
+    monkeypatch.setattr(program, "_Errors", Errors)
+    with pytest.raises(Unavailable, match=r"exit status 3: the reason$"):
+        run("for _ in range(100): sys.stderr.write('x' * 2**16)\nprint('\\nthe reason', file=sys.stderr); sys.exit(3)")
+    assert [len(errors._end) for errors in readers] == [program.ERRORS_KEPT_BYTES]
+
+
+def test_other_lines_of_a_program_are_skipped(run: Callable[[str], dict[str, Any]]) -> None:
+    assert run("print('loading'); print('{not json'); print('{\"report\": {\"a\": 1}}')") == {"a": 1}

@@ -180,6 +180,8 @@ class ModelProcess:
                     end = f"signal {-status}" if status < 0 else f"exit status {status}"
                     raise ProcessExited(f"the model process of {self.source.name} died ({end})")
                 self._rest += data
+                if len(self._rest) > program.LINE_LIMIT_BYTES:
+                    raise ProcessExited(f"the model process of {self.source.name} sent too long a line")
         line, self._rest = self._rest.split(b"\n", 1)
         try:
             message = json.loads(line)

@@ -8,6 +8,7 @@ A program gets no secret: an allow-list of variables, and folders. It has no net
 folders where Linux can do that, and ends with its parent. The parent imports no torch and may kill it at any time.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,11 @@ TICK_SECONDS = 1.0
 END_SECONDS = 10.0
 """Time to clean up after SIGTERM."""
 ERROR_CHARACTERS_LIMIT = 1000
+LINE_LIMIT_BYTES = 64 * 2**20
+OUTPUT_LIMIT_BYTES = 4 * LINE_LIMIT_BYTES
+"""Limits of what a program writes to standard output: a line, such as its report, and all lines."""
+ERRORS_KEPT_BYTES = 16 * 2**10
+"""How much of what a program writes to standard error is kept: the end."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BOOTSTRAP = (
     # No garbage collection while importing: torch and PEFT create a million objects that stay (a sixth of the start).
@@ -87,31 +93,32 @@ def run_program(
     """Run the module's `serve` on this request and return its report.
 
     `progress` gets each progress message; `check` is called every second. An exception of either ends the program and
-    propagates. Raises the error that the program reported, or `Unavailable` (TRY_LATER) if it died or took over
-    `seconds` (0: no limit). `work` names what is being done in messages ("the merge").
+    propagates. Raises the error that the program reported, or `Unavailable` (TRY_LATER) if it died, wrote too much or
+    took over `seconds` (0: no limit). `work` names what is being done in messages ("the merge").
     """
     hidden = os.pathsep.join(confine.secret_places(os.environ))
     environment = clean_environment(os.environ) | {confine.HIDDEN_PLACES: hidden}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     deadline = time.monotonic() + seconds if seconds else None
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
-        )
-        try:
-            message = _converse(process, request, progress, check, deadline)
-        except TimeoutError:
-            raise Unavailable("TRY_LATER", f"{work} took over {seconds:g} seconds and was stopped") from None
-        finally:
-            end(process)
-        if "report" in message:
-            report: dict[str, Any] = message["report"]
-            return report
-        if "problem" in message:
-            raise from_problem(message["problem"])
-        reason = message.get("error") or _end_of(process.returncode, errors)
-        raise Unavailable("TRY_LATER", f"{work} could not be done: {reason}")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command(module), stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    errors = _Errors(process)
+    try:
+        message = _converse(process, request, progress, check, deadline)
+    except TimeoutError:
+        raise Unavailable("TRY_LATER", f"{work} took over {seconds:g} seconds and was stopped") from None
+    except OverflowError as e:
+        raise Unavailable("TRY_LATER", f"{work} could not be done: {e}") from None
+    finally:
+        end(process)
+    if "report" in message:
+        report: dict[str, Any] = message["report"]
+        return report
+    if "problem" in message:
+        raise from_problem(message["problem"])
+    reason = message.get("error") or errors.end_of(process.returncode)
+    raise Unavailable("TRY_LATER", f"{work} could not be done: {reason}")
 
 
 def _converse(
@@ -128,16 +135,17 @@ def _converse(
     except BrokenPipeError:
         return message
     for line in _lines(process.stdout, check, deadline):
-        if line.startswith(b"{"):  # libraries may print other lines
-            message = json.loads(line)
+        if line.startswith(b"{"):
+            with contextlib.suppress(ValueError, RecursionError):  # libraries may print other lines
+                message = json.loads(line)
             if progress is not None and "progress" in message:
                 progress(str(message["progress"]))
     return message
 
 
 def _lines(pipe: IO[bytes], check: Callable[[], None] | None, deadline: float | None) -> Iterator[bytes]:
-    """Yield complete lines of the pipe as they arrive. `TimeoutError` at the deadline."""
-    rest = b""
+    """Yield complete lines of the pipe as they arrive. `TimeoutError` at the deadline, `OverflowError` at a limit."""
+    rest, size = bytearray(), 0
     with pipe, selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:
@@ -149,18 +157,39 @@ def _lines(pipe: IO[bytes], check: Callable[[], None] | None, deadline: float | 
                 check()
             if ready:
                 data = os.read(pipe.fileno(), 65536)
-                *lines, rest = (rest + data).split(b"\n")
-                yield from lines
+                size += len(data)
+                if size > OUTPUT_LIMIT_BYTES or len(rest) + len(data) > LINE_LIMIT_BYTES:
+                    limits = f"{LINE_LIMIT_BYTES} bytes in a line or {OUTPUT_LIMIT_BYTES} in all"
+                    raise OverflowError(f"it wrote over {limits} to standard output")
+                rest += data
+                if b"\n" in data:
+                    *lines, rest = rest.split(b"\n")
+                    yield from map(bytes, lines)
                 if not data:
                     return
 
 
-def _end_of(status: int, errors: IO[bytes]) -> str:
-    """How the process ended, and the last line that it wrote to standard error."""
-    errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    reason = f"it was ended by signal {-status}" if status < 0 else f"exit status {status}"
-    return f"{reason}: {lines[-1][:500]}" if lines else reason
+class _Errors(threading.Thread):
+    """Reads what a process writes to standard error, so that it never waits, and keeps the end."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(name="errors", daemon=True)
+        self._pipe, self._end = process.stderr, b""
+        self.start()
+
+    def run(self) -> None:
+        """Read until the process ends."""
+        if self._pipe is not None:
+            with self._pipe as pipe:
+                while data := os.read(pipe.fileno(), 65536):
+                    self._end = (self._end + data)[-ERRORS_KEPT_BYTES:]
+
+    def end_of(self, status: int) -> str:
+        """How the process ended, and the last line that it wrote."""
+        self.join(TICK_SECONDS)  # a process that it started may still have the pipe
+        lines = self._end.decode("utf-8", "replace").strip().splitlines()
+        reason = f"it was ended by signal {-status}" if status < 0 else f"exit status {status}"
+        return f"{reason}: {lines[-1][:500]}" if lines else reason
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
