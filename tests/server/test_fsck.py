@@ -6,7 +6,9 @@ import errno
 import itertools
 import os
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,29 @@ def test_counters_are_corrected_beside_a_push(harness: Harness, monkeypatch: pyt
 
     monkeypatch.setattr(fsck_usage, "_repair", push_then_repair)
     assert findings(harness, deep=True) == ["usage.counters_differ acme"]
+    assert usage.find_differences(harness.engine) == []
+
+
+@pytest.mark.security
+def test_counters_that_two_runs_correct_are_corrected_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both had found the difference, and each added it: a quota could be emptied."""
+    harness.add_base()
+    harness.push("acme/support")
+    with harness.session(write=True) as session:
+        _change(NamespaceUsageRow, versions=7, size_bytes=9)(session)
+        session.connection().execute(delete(BaseUsageRow))
+    repair = fsck_usage._repair
+    both_found = threading.Barrier(2, timeout=30)
+
+    def repair_together(*arguments: Any) -> None:
+        both_found.wait()
+        repair(*arguments)
+
+    monkeypatch.setattr(fsck_usage, "_repair", repair_together)
+    with ThreadPoolExecutor(2) as pool:
+        request = FsckRequest(deep=True, cursor="usage:")
+        pages = [run.result() for run in [pool.submit(harness.admin.fsck, request) for _ in range(2)]]
+    assert [[f.code for f in page.findings] for page in pages] == [["usage.counters_differ"]] * 2
     assert usage.find_differences(harness.engine) == []
 
 

@@ -1,25 +1,27 @@
 """Check the counters of usage against a recount, some namespaces at a time; `deep` adds the differences to them.
 
 Counters change in the transactions that change what they count, so in one snapshot they equal a recount. A difference
-stays the same while others push, so adding it later is right without a lock.
+stays the same while others push, so adding it later is right. Only another correction changes it: one at a time
+recounts and adds.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import text
+from sqlmodel import Session
 
 from registry.errors import invalid_cursor
 from registry.server.database import db
 from registry.server.maintenance.fsck.run import FsckRun
 
 BATCH = 100
+LOCK = 0x61646170_75736167  # "adapusag"
 _PAGE = text(
     "SELECT namespace FROM (SELECT namespace FROM adapter UNION SELECT namespace FROM namespace_usage "
     "UNION SELECT namespace FROM base_usage) AS known WHERE namespace > :after ORDER BY namespace LIMIT :batch"
 )
 _NAMESPACES = text(
-    "SELECT namespace, shard, sum(size_bytes), sum(versions) FROM ("
+    "SELECT namespace, shard, sum(size_bytes) AS size_bytes, sum(versions) AS versions FROM ("
     "SELECT namespace, adapter.id % 8 AS shard, sum(size_bytes) AS size_bytes, count(*) AS versions "
     "FROM adapter JOIN version ON version.adapter_id = adapter.id "
     "WHERE namespace > :after AND namespace <= :last AND purged_at IS NULL GROUP BY namespace, adapter.id % 8 "
@@ -28,7 +30,7 @@ _NAMESPACES = text(
     "GROUP BY namespace, shard HAVING sum(size_bytes) <> 0 OR sum(versions) <> 0 ORDER BY namespace, shard"
 )
 _BASES = text(
-    "SELECT base_id, namespace, shard, sum(adapters) FROM ("
+    "SELECT base_id, namespace, shard, sum(adapters) AS adapters FROM ("
     "SELECT base_id, namespace, adapter.id % 8 AS shard, count(DISTINCT adapter.id) AS adapters "
     "FROM adapter JOIN version ON version.adapter_id = adapter.id "
     "WHERE namespace > :after AND namespace <= :last AND deleted_at IS NULL "
@@ -61,33 +63,36 @@ def check_usage(run: FsckRun, after: str) -> str:
     if not (after.isascii() and after.isprintable()):
         raise invalid_cursor()
     with run.snapshot() as session:
-        connection = session.connection()
-        page = connection.execute(_PAGE, {"after": after, "batch": BATCH}).scalars().all()
+        page = session.connection().execute(_PAGE, {"after": after, "batch": BATCH}).scalars().all()
         where = {"after": after, "last": page[-1] if page else after}
-        of_namespaces = connection.execute(_NAMESPACES, where).all()
-        of_bases = connection.execute(_BASES, where).all()
-    keys = ("namespace", "shard", "size_bytes", "versions"), ("base_id", "namespace", "shard", "adapters")
-    namespaces, bases = (
-        [{**dict(zip(key, row, strict=True)), key[-1]: int(row[-1])} for row in rows]
-        for key, rows in zip(keys, (of_namespaces, of_bases), strict=True)
-    )
-    if run.deep and (namespaces or bases):
-        _repair(run, namespaces, bases, where)
-    for namespace in sorted({str(row["namespace"]) for row in (*namespaces, *bases)}):
+        differences = _recount(session, where)
+    if run.deep and any(differences):
+        _repair(run, where)
+    for namespace in sorted({str(row["namespace"]) for rows in differences for row in rows}):
         message = f"its counters of usage are wrong{', and were corrected' if run.deep else ''}"
         run.add("usage.counters_differ", namespace, message, severity="warning" if run.deep else "error")
     run.count("namespaces", len(page))
     return str(page[-1]) if len(page) == BATCH else ""
 
 
-def _repair(
-    run: FsckRun, namespaces: Sequence[dict[str, Any]], bases: Sequence[dict[str, Any]], where: dict[str, str]
-) -> None:
-    """Add the differences, in the order in which pushes lock counters."""
+def _recount(session: Session, where: dict[str, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the counters of namespaces and those of bases lack (or have too much, below zero)."""
+    rows = session.connection().execute(_NAMESPACES, where).mappings()
+    of_namespaces = [
+        {**row, "size_bytes": int(row["size_bytes"]), "versions": int(row["versions"])} for row in rows
+    ]  # fmt: skip
+    rows = session.connection().execute(_BASES, where).mappings()
+    return of_namespaces, [{**row, "adapters": int(row["adapters"])} for row in rows]
+
+
+def _repair(run: FsckRun, where: dict[str, str]) -> None:
+    """Recount, and add the differences in the order in which pushes lock counters."""
     with db.session(run.engine) as session:
-        for row in namespaces:
-            session.connection().execute(_ADD_TO_NAMESPACE, {**row, "size_bytes": int(row["size_bytes"])})
-        for row in bases:
-            session.connection().execute(_ADD_TO_BASE, row)
+        connection = session.connection()
+        if not db.is_sqlite(session):
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        for statement, rows in zip((_ADD_TO_NAMESPACE, _ADD_TO_BASE), _recount(session, where), strict=True):
+            for row in rows:
+                connection.execute(statement, row)
         for statement in _DELETE_ZEROS:
-            session.connection().execute(statement, where)
+            connection.execute(statement, where)
