@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import update
+from sqlmodel import select
 
 from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Invalid, Unauthenticated
 from registry.evaluation.gates import Gate
-from registry.server.database.models import RoleRow, TokenRow, VersionRow
+from registry.server.database.models import ApprovalRow, RoleRow, TokenRow, VersionRow
 from tests.access.tenants import of_subject
 from tests.harness import Harness
 
@@ -56,6 +57,27 @@ def test_neither_of_one_name_approves_what_a_release_without_kinds_has_recorded(
         session.connection().execute(update(VersionRow).values(created_by=ALICE, pushed_by=ALICE))
     assert [actor.approve("acme/support@1", "prod").counts for actor in (machine, alice)] == [False, False]
     assert machine.check_gate("acme/support@1", "prod").missing
+
+
+def test_what_a_release_without_kinds_has_approved_counts_as_the_token(harness: Harness, machine: Registry) -> None:
+    """A server that is replaced later than others records the bare name: one token was two people to a gate."""
+    harness.push("acme/support")
+    harness.admin.set_gate("acme", "prod", Gate(approvals=2))
+    machine.approve("acme/support@2", "prod")
+    with harness.session(write=True) as session:
+        approval = session.exec(select(ApprovalRow)).one()
+        former = approval.model_dump(exclude={"id"}) | {"identity": ALICE}
+        session.add(ApprovalRow(**former))
+    own = [(f"token:{ALICE}", True)] * 2
+    assert [(a.identity, a.counts) for a in machine.approvals("acme/support@2").items] == own
+    (missing,) = machine.check_gate("acme/support@2", "prod").missing
+    assert missing.message.startswith("1 of 2 approvals")
+    harness.admin.grant_role("acme", "bob@acme", "promoter")
+    assert harness.client(of_subject(harness, "bob@acme")).approve("acme/support@2", "prod").counts
+    assert not machine.check_gate("acme/support@2", "prod").missing
+    harness.admin.set_gate("acme", "prod", Gate(approvals=2, two_person=True))
+    (missing,) = machine.check_gate("acme/support@2", "prod").missing
+    assert missing.message.startswith("1 of 2 approvals"), "neither of its approvals counts if it moves the alias"
 
 
 def test_the_log_tells_a_machine_from_a_person_of_its_name(harness: Harness, machine: Registry) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import exists, func, literal_column, union_all
 from sqlalchemy import select as plain_select
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -36,6 +37,7 @@ from registry.server.database.models import (
     ApprovalRow,
     BaseRow,
     NamespaceGateRow,
+    TokenRow,
     UtcTime,
     VersionRow,
 )
@@ -80,8 +82,16 @@ _SPANS = plain_select(_MOVES).where(any_of(_MOVES.c.version_id, parameter="versi
 """How long aliases pointed at versions: only these moves are read, however long the history is."""
 _WITH_FACTS = select(VersionRow).where(any_of(col(VersionRow.id), parameter="ids"))
 _BASES = select(BaseRow).where(any_of(col(BaseRow.id), parameter="ids"))
+_BY_BARE_NAME = exists().where(
+    col(TokenRow.id) == col(ApprovalRow.token_id),
+    col(TokenRow.subject) == "",
+    col(TokenRow.name) == col(ApprovalRow.identity),
+)
 _APPROVALS = (
-    select(ApprovalRow).where(any_of(col(ApprovalRow.version_id), parameter="ids")).order_by(col(ApprovalRow.id))
+    select(ApprovalRow, _BY_BARE_NAME.correlate(ApprovalRow))
+    .where(any_of(col(ApprovalRow.version_id), parameter="ids"))
+    .order_by(col(ApprovalRow.id))
+    .execution_options(populate_existing=True)
 )
 _APPROVALS_FOR = _APPROVALS.where(any_of(col(ApprovalRow.alias), parameter="aliases"))
 
@@ -213,7 +223,8 @@ def gather_evidence(
     newest = verdicts.newest_by_version(session, rows)
     approvals: dict[tuple[int, str], list[Approval]] = defaultdict(list)
     approved = sorted({alias for (_, alias, _), view in zip(moves, views, strict=True) if view.gate.approvals})
-    for row in session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": approved}) if approved else ():
+    rows_of_approvals = session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": approved}) if approved else ()
+    for row in _with_kinds(rows_of_approvals):
         approvals[row.version_id, row.alias].append(Approval(identity=row.identity, at=row.at))
     soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
     signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
@@ -317,7 +328,17 @@ def _pushers(version: VersionRow) -> frozenset[str]:
 
 def find_approvals(session: Session, version_ids: Iterable[int]) -> list[ApprovalRow]:
     """The approvals of these versions, oldest first."""
-    return list(session.exec(_APPROVALS, params={"ids": sorted(version_ids)}))
+    return _with_kinds(session.exec(_APPROVALS, params={"ids": sorted(version_ids)}))
+
+
+def _with_kinds(rows: Iterable[tuple[ApprovalRow, bool]]) -> list[ApprovalRow]:
+    """Approvals, those that a server from before ADR 41 has recorded by a token's bare name as `token:NAME`."""
+    approvals = []
+    for row, by_bare_name in rows:
+        if by_bare_name:
+            set_committed_value(row, "identity", f"{TOKEN}{row.identity}")  # the stored row stays
+        approvals.append(row)
+    return approvals
 
 
 def approval_counts(row: ApprovalRow, version: VersionRow, gate: Gate) -> bool:
