@@ -6,6 +6,7 @@ import itertools
 from contextlib import ExitStack
 
 import pytest
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from registry import names
@@ -16,6 +17,7 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Refused, TooLarge, Unavailable
 from registry.names import AdapterName
+from registry.server import app
 from registry.server.access import quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
 from registry.server.database import db
@@ -379,3 +381,21 @@ def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants) -> None:
             tenants.harness.admin.create_namespace(name)
         with pytest.raises(Invalid, match=f"'{name}' is reserved"):
             tenants.harness.push(f"{name}/support")
+
+
+@pytest.mark.security
+def test_no_namespace_has_the_name_of_a_path_beside_it() -> None:
+    """Adapters of a namespace `jobs` had the addresses of the pages of jobs; a new page must not add such a name."""
+    routes = [route for router in app.ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    paths = {tuple(route.path.strip("/").split("/")) for route in routes}
+    literals = {
+        other[index]
+        for path in paths
+        for index in range(len(path))
+        if path[index] == "{namespace}"
+        for other in paths
+        if len(other) > index and all(a == b or "{" in a + b for a, b in zip(path[:index], other, strict=False))
+        if other[index] and "{" not in other[index]
+    }
+    assert {"api", "jobs", "sign-in"} <= literals
+    assert literals - names.RESERVED == {"info"}, "`info` is below an adapter"

@@ -32,6 +32,6 @@ def test_an_unreadable_folder_stops_no_other_push(
 
     monkeypatch.setattr(os, "stat", look)
     monkeypatch.setattr(os, "scandir", scan)
-    result = cli("push-all", tmp_path / "adapters", "fleet", expect=2).stdout
-    assert "fleet/good@1  new  compat pass" in result
-    assert "fleet/locked  refused" in result
+    result = cli("push-all", tmp_path / "adapters", "globex", expect=2).stdout
+    assert "globex/good@1  new  compat pass" in result
+    assert "globex/locked  refused" in result

@@ -271,17 +271,17 @@ def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
     cli.make_adapter("wrong", samples.llama(hidden=32))
     broken = cli.make_adapter("broken")
     (broken / "adapter_model.safetensors").write_bytes(b"not safetensors")
-    result = cli("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", expect=2)
-    assert "fleet/good@1  new  compat pass" in result.stdout
-    assert "fleet/wrong@1  new  compat fail" in result.stdout
-    assert "fleet/broken  refused" in result.stdout
+    result = cli("push-all", tmp_path / "adapters", "globex", "--base", "tiny-llama", expect=2)
+    assert "globex/good@1  new  compat pass" in result.stdout
+    assert "globex/wrong@1  new  compat fail" in result.stdout
+    assert "globex/broken  refused" in result.stdout
     assert result.stdout.splitlines()[-1] == "2 new versions, 0 unchanged, 1 refused; 1 with a failing verdict"
-    items = cli("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", "--json", expect=2).json["items"]
+    items = cli("push-all", tmp_path / "adapters", "globex", "--base", "tiny-llama", "--json", expect=2).json["items"]
     assert [bool(item["pushed"]) for item in items] == [False, True, True]
     assert items[0]["error"]["code"] == "TENSORS_INVALID"
-    refused = cli("push", tmp_path / "adapters", "fleet/all", expect=2).stderr
+    refused = cli("push", tmp_path / "adapters", "globex/all", expect=2).stderr
     assert (
-        f"3 folders in it may be\nNext: push one of them, or all: `adapter push-all {tmp_path}/adapters fleet`"
+        f"3 folders in it may be\nNext: push one of them, or all: `adapter push-all {tmp_path}/adapters globex`"
         in refused
     )
 
@@ -296,15 +296,15 @@ def test_a_name_in_the_place_of_the_folder_is_noticed(cli: CommandRunner, monkey
 def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     folders = [cli.make_adapter(name) for name in ("a", "b", "c")]
-    cli("push-all", tmp_path / "adapters", "fleet")
-    there = tmp_path / "out" / "fleet" / "b"
+    cli("push-all", tmp_path / "adapters", "globex")
+    there = tmp_path / "out" / "globex" / "b"
     there.mkdir(parents=True)
     (there / "mine.txt").write_text("not yours")
     result = cli("pull-all", tmp_path / "out", "--base", "tiny-llama", expect=2)
     assert result.stdout.splitlines()[-1] == f"2 adapters in {tmp_path / 'out'}, 1 failed"
-    assert "fleet/b  refused" in result.stdout
+    assert "globex/b  refused" in result.stdout
     for folder in (folders[0], folders[2]):
-        weights = (tmp_path / "out" / "fleet" / folder.name / "adapter_model.safetensors").read_bytes()
+        weights = (tmp_path / "out" / "globex" / folder.name / "adapter_model.safetensors").read_bytes()
         assert weights == (folder / "adapter_model.safetensors").read_bytes()
     items = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--json").json["items"]
     assert [item["resolved"]["number"] for item in items] == [1, 1, 1]

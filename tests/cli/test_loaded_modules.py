@@ -105,10 +105,10 @@ def test_a_command_loads_only_the_modules_that_it_needs(adapters: Path, tmp_path
     )
     look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 49, 56), (UNUSED_BY_ALL + UNUSED_BY_READS, 66, 155)
     for words, (unused, most_modules, most_schemas) in (
-        (("push-all", str(adapters), "fleet", "--base", "tiny-llama", "--json"), bulk),
-        (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "fleet", "--json"), pull),
-        (("push", str(adapters / "one"), "fleet/one", "--json"), push),
-        (("pull", "fleet/two", str(tmp_path / "two"), "--json"), pull),
+        (("push-all", str(adapters), "globex", "--base", "tiny-llama", "--json"), bulk),
+        (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "globex", "--json"), pull),
+        (("push", str(adapters / "one"), "globex/one", "--json"), push),
+        (("pull", "globex/two", str(tmp_path / "two"), "--json"), pull),
         (("list", "--json"), look),
         (("whoami", "--json"), ask),
     ):
@@ -119,7 +119,7 @@ def test_a_command_loads_only_the_modules_that_it_needs(adapters: Path, tmp_path
         assert len(own_modules) <= most_modules, sorted(own_modules)
         assert schemas <= most_schemas
         assert dataclasses <= (DATACLASSES_LIMIT if words[0].startswith(("push", "pull")) else 12)
-    assert len(list((tmp_path / "served" / "fleet").iterdir())) == 2
+    assert len(list((tmp_path / "served" / "globex").iterdir())) == 2
 
 
 def test_tables_build_no_validators() -> None:

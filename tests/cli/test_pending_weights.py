@@ -51,7 +51,7 @@ def test_strict_waits_for_the_verdict_on_large_weights(large: CommandRunner) -> 
     assert outcomes(good["version"])["weights"] == "pass"
     broken = large("push", adapter(large, "broken", math.nan), "acme/broken", "--strict", "--json", expect=6).json
     assert outcomes(broken["version"])["weights"] == "fail"
-    items = large("push-all", large.folder / "adapters", "fleet", "--strict", "--json", expect=6).json["items"]
+    items = large("push-all", large.folder / "adapters", "globex", "--strict", "--json", expect=6).json["items"]
     assert [outcomes(item["pushed"]["version"])["weights"] for item in items] == ["fail", "pass"]
 
 
@@ -82,7 +82,7 @@ def test_a_verdict_that_does_not_come_is_pending_and_exits_75(pending: CommandRu
     assert "still pending" in pending("check", "acme/broken", expect=75).stderr
     assert (
         "1 with a pending verdict"
-        in pending("push-all", pending.folder / "adapters", "fleet", "--strict", expect=75).stdout
+        in pending("push-all", pending.folder / "adapters", "globex", "--strict", expect=75).stdout
     )
     pending("push", folder, "acme/broken")
 
