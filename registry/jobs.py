@@ -112,6 +112,6 @@ class Job(FrozenModel):
 class Lease(FrozenModel):
     """A worker's time-limited claim. `token` must come with every renewal and with the result."""
 
-    token: str
+    token: str = Field(repr=False)
     expires_at: datetime
     seconds: int = LEASE_SECONDS

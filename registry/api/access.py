@@ -52,7 +52,7 @@ class TokenCreated(Response):
     """A token and its secret, which is shown once."""
 
     token: TokenView
-    secret: str
+    secret: str = Field(repr=False)
 
 
 class TokenRotate(Request):
@@ -157,5 +157,5 @@ class PublisherList(ItemList[PublisherView]):
 class ExchangeRequest(Request):
     """An identity token, in exchange for a token of the registry."""
 
-    assertion: str = Field(min_length=1, max_length=16_384)
+    assertion: str = Field(min_length=1, max_length=16_384, repr=False)
     adapter: str = Field(default="", max_length=200)

@@ -16,7 +16,7 @@ from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 
 BASES_LIMIT = 500
 """How many bases a claim may name: each is part of a statement for which the whole queue waits."""
-LeaseToken = Annotated[str, Field(max_length=100, pattern=r"^[!-~]*$")]
+LeaseToken = Annotated[str, Field(max_length=100, pattern=r"^[!-~]*$", repr=False)]
 
 
 class JobSubmit(Request):

@@ -19,7 +19,7 @@ _KUBERNETES = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|U
 """Variables that Kubernetes sets in every pod beside a service called `registry`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Settings:
     """What a server is started with. The variable of a field is `REGISTRY_` and its name in upper case."""
 
@@ -122,6 +122,10 @@ class Settings:
         values["s3_public_endpoint"] = self.s3_public_endpoint or self.s3_endpoint
         return Settings(**values)
 
+    def __repr__(self) -> str:
+        values = (f"{field.name}={hide_secrets(str(getattr(self, field.name)))!r}" for field in fields(self))
+        return f"Settings({', '.join(values)})"
+
 
 FILE_ENDING = "_file"
 URLS = ("blobs", "hub_upstream", "public_url", "s3_endpoint", "s3_public_endpoint", "second_copy")
@@ -141,8 +145,10 @@ def hide_secrets(text: str) -> str:
     >>> hide_secrets("postgresql://app:a?b@db/registry?sslpassword=c")
     'postgresql://app:…@db/registry?…'
     """
-    without_password = re.sub(r"(://[^:/?#@\s]*):\S*@", r"\1:…@", text)
-    return re.sub(r"(://[^?\s]*)\?\S+", r"\1?…", without_password)
+    if re.search(r"@.*\?.*@", text, re.DOTALL):  # where the password ends is not certain
+        text = f"{text.partition('@')[0]}@…"
+    without_password = re.sub(r"(://[^:/?#@\s]*):.*@", r"\1:…@", text, flags=re.DOTALL)
+    return re.sub(r"(://[^?\s]*)\?.+", r"\1?…", without_password, flags=re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +212,14 @@ def _refuse_unknown(name: str, origin: str) -> None:
 
 def _check_url(source: SettingSource) -> None:
     try:
-        _ = urlsplit(source.text).port
+        parts = urlsplit(source.text)
+        _ = parts.port
     except ValueError as e:
         masked_text = hide_secrets(source.text)[:120]
         raise Invalid("SETTING_INVALID", f"{source.origin}: {masked_text!r} is not a URL: {e}") from e
+    if parts.username is not None:  # it would be in links, messages and logs
+        problem = f"{source.origin} holds a user name or a password"
+        raise Invalid("SETTING_INVALID", problem, next_step="set the keys of a store by AWS_… variables")
 
 
 def _whole_number(variable: str, text: str) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry.errors import Invalid
-from registry.server.settings import Settings, read_sources
+from registry.server.settings import SECRETS, URLS, Settings, read_sources
+from registry.server.storage.s3.bucket import Bucket
 from tests.cli.conftest import command_runner
 
 URL = "postgresql+psycopg://app:s3@cret@db.example.org/registry?password=s3cret"
@@ -80,10 +82,36 @@ def test_a_start_that_fails_and_config_show_print_no_password(
 ) -> None:
     cli = command_runner(tmp_path, monkeypatch)
     monkeypatch.setenv("REGISTRY_DATABASE_URL", url)
-    monkeypatch.setenv("REGISTRY_S3_ENDPOINT", "https://app:s-cret@store.example.org")
     failed = cli("migrate", expect=2 if "not a URL" in shown else 75)
     assert shown in failed.stderr
     assert "cret" not in failed.stderr + cli("config", "show").stdout
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("setting", sorted(URLS))
+@pytest.mark.parametrize(
+    "url", ["s3://KEY:s-cret@bucket/prefix", "https://s-cret@host", "file://app:s-cret@localhost/x"]
+)
+def test_a_url_with_a_password_stops_the_start_without_printing_it(
+    setting: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = command_runner(tmp_path, monkeypatch)
+    monkeypatch.setenv(f"REGISTRY_{setting.upper()}", url)
+    for words in (("serve", "--port", 0), ("config", "show"), ("migrate",)):
+        failed = cli(*words, expect=2)
+        assert f"REGISTRY_{setting.upper()} holds a user name or a password" in failed.stderr
+        assert "s-cret" not in failed.stdout + failed.stderr
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("password", ["s-cret", "s cret", "s/cret", "s@cret", "s:cret?x=cret#cret", "s\ncret"])
+def test_no_password_is_in_the_text_of_settings(password: str) -> None:
+    url = f"postgresql://app:{password}@db/registry?password={password}"
+    urls: dict[str, Any] = dict.fromkeys((*URLS, *SECRETS), url)
+    assert "cret" not in repr(Settings(**urls))
+    with pytest.raises(Invalid) as caught:
+        Bucket(f"s3://KEY:{password}@bucket/prefix")
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", ["blobs", "hub_upstream", "public_url", "s3_endpoint", "second_copy"])

@@ -31,7 +31,7 @@ class WebhookCreated(Response):
     """A webhook and its secret, which is shown once."""
 
     webhook: WebhookView
-    secret: str
+    secret: str = Field(repr=False)
 
 
 class WebhookPage(ItemPage[WebhookView]):

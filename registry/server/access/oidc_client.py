@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class OidcClient:
 
     name: str
     client_id: str
-    client_secret: str
+    client_secret: str = field(repr=False)
     client_auth: str
     authorization_url: str
     token_url: str

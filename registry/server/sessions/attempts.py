@@ -8,7 +8,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from registry.server.sessions.visitors import local_path
@@ -18,7 +18,7 @@ from registry.server.sessions.visitors import local_path
 class SignInAttempt:
     """`secret` is random. `confirms`: the provider must ask the person again. `path`: where to go afterwards."""
 
-    secret: str
+    secret: str = field(repr=False)
     provider: str
     confirms: bool
     path: str

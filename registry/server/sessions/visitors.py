@@ -9,7 +9,7 @@
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
 
@@ -44,7 +44,7 @@ class Visitor:
 
     actor: Actor
     signed_in: bool
-    form_token: str = ""
+    form_token: str = field(default="", repr=False)
     provider: str = ""
     is_confirmed: bool = False
 

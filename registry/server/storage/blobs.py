@@ -28,6 +28,7 @@ from urllib.parse import quote
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.findings import Finding
+from registry.server.settings import hide_secrets
 from registry.server.storage.signed_links import LinkSigner
 
 WHOLE_BYTES = 2**40
@@ -288,7 +289,7 @@ def require_digest(key: str, digest: Digest) -> None:
 def invalid_store(url: str) -> Invalid:
     """The error for a URL that names no store."""
     settings, forms = "REGISTRY_BLOBS or REGISTRY_SECOND_COPY", "'file:///FOLDER' nor 's3://BUCKET/PREFIX'"
-    return Invalid("SETTING_INVALID", f"{settings}: {url[:120]!r} is neither {forms}")
+    return Invalid("SETTING_INVALID", f"{settings}: {hide_secrets(url)[:120]!r} is neither {forms}")
 
 
 class RequestRejected(Unavailable):

@@ -40,7 +40,7 @@ class JobRow(CreatedColumns, table=True):
     error: str = Field(default="", sa_type=Text)
     report: str | None = Field(default=None, index=True)
     worker: str = ""
-    lease_token: str = ""
+    lease_token: str = Field(default="", repr=False)
     lease_expires_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
     run_after: datetime = Field(sa_type=UtcTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcTime)

@@ -10,6 +10,7 @@
 import base64
 import io
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from botocore.parsers import ResponseParserError
 
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
+from registry.server.settings import hide_secrets
 from registry.server.storage.blobs import RequestRejected, invalid_store, raise_unknown
 from registry.server.storage.s3.signed_puts import SignedPuts
 from registry.versions.files import CHUNK_BYTES
@@ -86,7 +88,7 @@ class Bucket:
     def __init__(self, url: str, *, endpoint: str = "", public_endpoint: str = "") -> None:
         """Open `s3://BUCKET/PREFIX`. boto3 finds credentials and region in its usual places."""
         parts = urlsplit(url)
-        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+        if parts.scheme != "s3" or not re.fullmatch(r"[^@:]+", parts.netloc) or parts.query or parts.fragment:
             raise invalid_store(url)
         self.name = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
@@ -309,7 +311,9 @@ def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, atte
     except _NO_CREDENTIALS as e:
         raise _missing_credentials(e) from e
     except (BotoCoreError, ValueError) as e:
-        raise Invalid("SETTING_INVALID", f"REGISTRY_S3_ENDPOINT: {endpoint[:120]!r} cannot be used: {e}") from e
+        raise Invalid(
+            "SETTING_INVALID", f"REGISTRY_S3_ENDPOINT: {hide_secrets(endpoint)[:120]!r} cannot be used: {e}"
+        ) from e
 
 
 def _missing_credentials(error: BotoCoreError) -> Invalid:

@@ -1,0 +1,66 @@
+"""No secret is in the text of a value: texts of values end up in logs, errors and reports of crashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import BaseModel
+
+from tests.import_table import modules
+
+SECRET = re.compile(r"(^|_)(secret|secrets|password|token|assertion|verifier|nonce|cookie|seed|private_key)$")
+NOT_SECRET = {
+    "PageSessionRow.owns_token", "Settings.streams_per_token", "Settings.waits_per_token", "TokenCreated.token",
+    "_State.of_token",
+}  # fmt: skip
+"""What has the name of a secret and is none."""
+PACKAGES = ("registry.api", "registry.attestations", "registry.jobs", "registry.server", "registry.tlog")
+
+
+def secret_fields() -> Iterator[tuple[type, str]]:
+    for name in modules():
+        if name.startswith(PACKAGES):
+            for value in vars(__import__(name, fromlist=["_"])).values():
+                if inspect.isclass(value) and value.__module__ == name:
+                    yield from ((value, field) for field in fields_of(value) if SECRET.search(field))
+
+
+def fields_of(kind: type) -> list[str]:
+    if issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    if issubclass(kind, msgspec.Struct):
+        return list(kind.__struct_fields__)
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(getattr(kind, "_fields", ()))
+
+
+CASES = {f"{kind.__name__}.{field}": (kind, field) for kind, field in secret_fields()}
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("case", sorted(CASES.keys() - NOT_SECRET))
+def test_no_text_of_a_value_has_its_secret(case: str) -> None:
+    kind: Any
+    kind, field = CASES[case]
+    values: dict[str, Any] = {name: "s-cret" if name == field else "" for name in fields_of(kind)}
+    if issubclass(kind, BaseModel):
+        value = kind.model_construct(**values)
+    elif issubclass(kind, msgspec.Struct | tuple):
+        value = kind(**values)
+    else:
+        value = object.__new__(kind)
+        for name, text in values.items():
+            object.__setattr__(value, name, text)
+    assert "s-cret" not in repr(value) + str(value)
+
+
+def test_the_fields_of_secrets_are_found() -> None:
+    assert {"SignInAttempt.secret", "OidcClient.client_secret", "Lease.token", "Signer.seed"} <= CASES.keys()
+    assert CASES.keys() >= NOT_SECRET
