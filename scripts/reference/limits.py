@@ -216,6 +216,7 @@ LIMITS = {
             "PATHS_LIMIT": "paths of a Hub API request",
             "FILTERS_LIMIT": "filters of a Hub API search",
         },
+        "registry.server.outgoing.documents": {"DOCUMENT_LIMIT_BYTES": "response of an identity provider"},
         "registry.server.hub.upstream": {
             "RESPONSE_LIMIT_BYTES": "response of an upstream Hub that is relayed, files aside"
         },

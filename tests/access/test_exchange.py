@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import io
 import json
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 
 from registry.api.access import PublisherAdd, TokenCreate
@@ -26,6 +23,7 @@ from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.token_exchange import matches_pattern
 from registry.server.database import db
 from registry.server.database.models import EventRow, PublisherRow, TokenRow, UsedAssertionRow
+from registry.server.outgoing import documents
 from tests.access.identity import ISSUER, LOGIN_ISSUER, Provider, other_key, rsa_key
 from tests.access.tenants import of_subject, send
 from tests.harness import Harness, rows
@@ -287,13 +285,13 @@ def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
     fetches: list[str] = []
     requested, response = threading.Event(), threading.Event()
 
-    def fail(client: jwt.PyJWKClient) -> Any:
-        fetches.append(client.uri)
+    def fail(_method: str, url: str, **_: Any) -> Any:
+        fetches.append(url)
         requested.set()
         assert response.wait(60)
-        raise jwt.PyJWKClientConnectionError("no response")
+        raise ValueError("no response")
 
-    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
+    monkeypatch.setattr(documents, "request_document", fail)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(issuer.key_of, provider.sign())
         assert requested.wait(60)
@@ -315,7 +313,7 @@ def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
 
 
 @pytest.mark.security
-@pytest.mark.parametrize("response", [{"keys": "good"}, {"keys": []}, "no keys", b"<html>"])
+@pytest.mark.parametrize("response", [{"keys": "good"}, {"keys": []}, "no keys", None])
 def test_requests_with_unknown_keys_cause_one_download(
     monkeypatch: pytest.MonkeyPatch, provider: Provider, response: Any
 ) -> None:
@@ -323,16 +321,16 @@ def test_requests_with_unknown_keys_cause_one_download(
     config = {"issuer": ISSUER, "audience": "a", "jwks_url": "https://ci.example.org/keys", "algorithms": ["ES256"]}
     issuer = issuers.Issuer(config, Path())
     is_good = response == {"keys": "good"}
-    body = (
-        json.dumps({"keys": [provider.public]} if is_good else response).encode() if response != b"<html>" else response
-    )
+    document = {"keys": [provider.public]} if is_good else response
     requests: list[str] = []
 
-    def respond(_opener: Any, request: Any, **_: Any) -> Any:
-        requests.append(request.full_url)
-        return io.BytesIO(body)
+    def respond(_method: str, url: str, **_: Any) -> Any:
+        requests.append(url)
+        if document is None:
+            raise ValueError("not JSON")
+        return 200, document
 
-    monkeypatch.setattr(urllib.request.OpenerDirector, "open", respond)
+    monkeypatch.setattr(documents, "request_document", respond)
     for number in range(20):
         with pytest.raises(Unauthenticated if is_good else Unavailable):
             issuer.key_of(provider.sign(kid=f"unknown-{number}"))
@@ -341,7 +339,7 @@ def test_requests_with_unknown_keys_cause_one_download(
         assert issuer.key_of(provider.sign()) is not None
     monkeypatch.setattr(issuers, "RETRY_FETCH_SECONDS", 0)
     issuer._fetch_again_at = 0.0
-    body = json.dumps({"keys": [provider.public | {"kid": "new"}]}).encode()
+    document = {"keys": [provider.public | {"kid": "new"}]}
     assert issuer.key_of(provider.sign(kid="new")) is not None, "a new key is found once the pause is over"
 
 

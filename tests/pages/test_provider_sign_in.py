@@ -221,7 +221,7 @@ def test_a_provider_that_does_not_respond_is_said_to_be_unavailable(
         monkeypatch.setattr(provider, "redeem", response)
         assert return_to(browser, callback).status_code == 403
         callback = leave(browser)
-    monkeypatch.setattr(httpx, "post", _refuse_connection)
+    monkeypatch.setattr(httpx.Client, "stream", _refuse_connection)
     response_of_page = return_to(browser, callback)
     assert response_of_page.status_code == 503
     assert "acme-login cannot be reached now" in response_of_page.text

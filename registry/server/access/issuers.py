@@ -13,7 +13,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +23,7 @@ from registry.server.access import oidc_client
 from registry.server.access.oidc_client import OidcClient
 from registry.server.actors import GROUP, is_subject
 from registry.server.database import db
+from registry.server.outgoing import documents
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 LEEWAY_SECONDS = 30
@@ -55,6 +55,17 @@ class IdentityToken:
     groups: tuple[str, ...] = ()
 
 
+class _KeySet(jwt.PyJWKClient):
+    """The keys at a URL. PyJWT's own request has no limit of bytes, and of time only for each read."""
+
+    def fetch_data(self) -> Any:
+        """Fetch the keys. `ValueError` if there are none."""
+        status, keys = documents.request_document("GET", self.uri, seconds=FETCH_SECONDS)
+        if status != 200 or not isinstance(keys, dict):
+            raise ValueError(f"{self.uri} responds with status {status} and no key set")
+        return keys
+
+
 class Issuer:
     """One issuer and its keys, from a file or from the URL that the operator configured."""
 
@@ -84,7 +95,7 @@ class Issuer:
             self.client = OidcClient.parse(config, folder)
         except Invalid as e:
             raise _setting_error(f"{self.name}: {e.detail}") from e
-        self._client = jwt.PyJWKClient(url, lifespan=KEY_CACHE_SECONDS, timeout=FETCH_SECONDS) if url else None
+        self._client = _KeySet(url, lifespan=KEY_CACHE_SECONDS) if url else None
         self._fetching = threading.Lock()
         self._fetch_again_at = 0.0
         self._fetched = False
@@ -127,7 +138,7 @@ class Issuer:
             if not self._fetched:
                 raise self._unavailable()
             return self._find_cached_key(client, kid)
-        except (jwt.PyJWTError, ValueError, HTTPException) as e:
+        except (jwt.PyJWTError, ValueError) as e:
             raise self._unavailable() from e
         finally:
             self._fetching.release()

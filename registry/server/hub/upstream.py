@@ -22,6 +22,7 @@ import httpx
 
 from registry import __version__
 from registry.errors import Invalid, Unavailable
+from registry.server.outgoing import deadlines
 from registry.server.settings import hide_secrets
 
 HOPS_LIMIT = 3
@@ -125,10 +126,10 @@ class Upstream:
         timeout = httpx.Timeout(SECONDS).as_dict()
         try:
             url = httpx.URL(self.url).copy_with(raw_path=target.encode("ascii"))  # no target can change the host
-            request = httpx.Request(
-                method, url, headers={**headers, **ours}, content=body, extensions={"timeout": timeout}
-            )
-            response = self._transport.handle_request(request)
+            with deadlines.shut_down_after(RESPONSE_SECONDS) as watch:  # until the headers have arrived
+                extensions = {"timeout": timeout, **deadlines.trace(watch)}
+                request = httpx.Request(method, url, headers={**headers, **ours}, content=body, extensions=extensions)
+                response = self._transport.handle_request(request)
         except (ValueError, httpx.HTTPError, httpx.InvalidURL) as e:
             raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not respond: {type(e).__name__}") from e
         passed = {name: response.headers[name] for name in PASSED if name in response.headers}

@@ -7,13 +7,13 @@ exchanges the code for an identity token, which `registry/server/access/issuers.
 
 from urllib.parse import parse_qsl
 
-import httpx
 from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_request
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
 from registry.errors import Unauthenticated, Unavailable
 from registry.server.access.oidc_client import OidcClient
+from registry.server.outgoing import documents
 from registry.server.sessions.attempts import SignInAttempt
 
 REDEEM_SECONDS = 10
@@ -41,15 +41,16 @@ def redeem_code(client: OidcClient, attempt: SignInAttempt, code: str, redirect_
     if not client.free.acquire(timeout=1):
         raise _unavailable(client)
     try:
-        response = httpx.post(url, data=dict(parse_qsl(body)), headers=headers, timeout=REDEEM_SECONDS)
-        document = response.json()
-    except (httpx.HTTPError, ValueError) as e:
+        status, document = documents.request_document(
+            "POST", url, headers=headers, form=dict(parse_qsl(body)), seconds=REDEEM_SECONDS
+        )
+    except ValueError as e:
         raise _unavailable(client) from e
     finally:
         client.free.release()
-    if response.status_code >= 500:
+    if status >= 500:
         raise _unavailable(client)
-    token = document.get("id_token") if response.status_code == 200 and isinstance(document, dict) else None
+    token = document.get("id_token") if status == 200 and isinstance(document, dict) else None
     if not isinstance(token, str):
         raise Unauthenticated("UNAUTHORIZED", f"{client.name} did not accept the code of this sign-in")
     return token

@@ -40,6 +40,7 @@ from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
 from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
+from registry.server.outgoing import deadlines
 from registry.server.settings import Settings
 from registry.server.webhooks.target import WebhookAddress, resolve_target
 
@@ -265,27 +266,14 @@ def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dic
 
 def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
     """POST to the checked address and return the status. Reads at most `RESPONSE_LIMIT_BYTES` of the response."""
-    deadline = time.monotonic() + RESPONSE_SECONDS
     connection = http.client.HTTPConnection(target.host, target.port, timeout=RESPONSE_SECONDS)
-    connection.sock = socket.create_connection((target.address, target.port), timeout=RESPONSE_SECONDS)
-    try:
+    with deadlines.shut_down_after(RESPONSE_SECONDS) as watch, contextlib.closing(connection):
+        connection.sock = socket.create_connection((target.address, target.port), timeout=RESPONSE_SECONDS)
+        watch(connection.sock)
         if target.scheme == "https":
             context = ssl.create_default_context()
             connection.sock = context.wrap_socket(connection.sock, server_hostname=target.host)
-        timer = threading.Timer(max(0.1, deadline - time.monotonic()), _shut_down, (connection.sock,))
-        timer.start()
-        try:
-            connection.request("POST", target.path, body, headers | {"Host": target.host_header})
-            response = connection.getresponse()
-            response.read(RESPONSE_LIMIT_BYTES)
-            return response.status
-        finally:
-            timer.cancel()
-    finally:
-        connection.close()
-
-
-def _shut_down(sock: socket.socket) -> None:
-    """End a connection whose receiver responds too slowly."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        connection.request("POST", target.path, body, headers | {"Host": target.host_header})
+        response = connection.getresponse()
+        response.read(RESPONSE_LIMIT_BYTES)
+        return response.status
