@@ -280,8 +280,8 @@ LIMITS = {
             "ATTEMPTS_LIMIT": "attempts of a job",
             "PRIORITY_LIMIT": "priority of a job, and its negative the lowest",
             "STEPS_LIMIT": "steps kept of a job",
-            "PAYLOAD_LIMIT_BYTES": "payload of a job",
-            "RESULT_LIMIT_BYTES": "result of a job",
+            "PAYLOAD_LIMIT_BYTES": "payload of a job, and result of a smoke test beside its report",
+            "RESULT_LIMIT_BYTES": "report of a smoke test; result of another job",
             "LEASE_SECONDS": "lease of a job, which its worker renews",
         },
         "registry.worker.sandbox.program": {

@@ -9,10 +9,13 @@ import pytest
 from registry.api.jobs import ClaimRequest, FinishRequest, JobSubmit
 from registry.client.audit import Audit
 from registry.client.registry import Registry
-from registry.errors import NotFound, Refused
+from registry.digest import Digest
+from registry.errors import NotFound, Refused, TooLarge
 from registry.findings import Finding
 from registry.jobs import Kind
-from tests.harness import Harness
+from registry.server.database.models import VerdictRow
+from tests.harness import Harness, rows
+from tests.maintenance import check, collect, states
 
 pytestmark = pytest.mark.security
 REF = "acme/support@1"
@@ -89,3 +92,49 @@ def test_the_registrys_verdict_and_the_owners_do_not_replace_each_other(harness:
     verdicts = harness.admin.resolve("acme/support").verdicts
     assert (verdicts["smoke"], verdicts["smoke (owner)"]) == ("fail", "pass")
     assert attested_checks(harness).count("verdict") == 1
+
+
+def test_of_an_owners_reports_of_a_version_the_newest_is_kept(harness: Harness) -> None:
+    """No quota counts them: the token of one namespace could fill the store."""
+    harness.validate(REF)
+    collect(harness)
+    before = states(harness)
+    owner = harness.actor("work", "push", namespaces=["acme"], name="acme-worker")
+    for number in range(3):
+        owner.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=REF))
+        fail = [Finding.of("error", "smoke.no_effect", "", f"changes nothing, test {number}")]
+        harness.validate(REF, fail, by=owner)
+    reports = [v.report for v in harness.admin.version(REF).verdicts if v.check == "smoke" and v.by_owner]
+    assert len(reports) == 1
+    collect(harness)
+    collect(harness)
+    assert states(harness).keys() - before.keys() == set(reports)
+    assert owner.report(REF, Digest(reports[0] or "")).findings[0].message == "changes nothing, test 2"
+    assert check(harness)[-1].findings == []
+
+
+def test_a_report_stays_while_an_older_verdict_of_it_counts(harness: Harness) -> None:
+    owner = harness.actor("work", namespaces=["acme"], name="acme-worker")
+    no = [Finding.of("error", "compat.peft_refused", "", "PEFT refuses it")]
+    compat_says(harness, no, by=owner)
+    compat_says(harness, no, by=owner)
+    harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=REF))
+    harness.validate(REF, by=owner)
+    with harness.session() as session:
+        own = [row for row in rows(session, VerdictRow) if row.by_owner]
+    reported = [(row.check, row.report is not None) for row in sorted(own, key=lambda row: row.id or 0)]
+    assert reported == [
+        ("smoke", False), ("compat", False), ("smoke", False), ("compat", True), ("smoke", True)
+    ]  # fmt: skip
+
+
+def test_the_result_of_a_smoke_test_is_small(harness: Harness) -> None:
+    """It is stored in the row of the job, which stays."""
+    harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=REF))
+    claimed = harness.admin.claim(ClaimRequest(worker="test"))
+    assert claimed is not None
+    report = harness.report(harness.admin.version(REF).digest, "tiny-llama")
+    request = FinishRequest(lease_token=claimed.lease.token, report=report, result={"text": "x" * 70_000})
+    with pytest.raises(TooLarge, match="65536 bytes"):
+        harness.admin.finish(claimed.job.id, request)
+    harness.admin.finish(claimed.job.id, request.model_copy(update={"result": {"text": "x" * 60_000}}))

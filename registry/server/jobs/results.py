@@ -5,13 +5,16 @@
 - A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
   from its findings. What it says about `compat` counts if the header could not decide that check, or if PEFT says no.
 - A worker whose token may not work everywhere evaluates for the version's own namespace: its verdicts say so
-  (`by_owner`), and the registry does not attest them.
+  (`by_owner`), and the registry does not attest them. No quota counts its reports, so only those of verdicts that
+  count are kept.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlalchemy import func, update
+from sqlmodel import Session, col, select
 
 from registry import jobs
 from registry.api.jobs import FinishRequest
@@ -27,7 +30,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts
 from registry.server.database import db
-from registry.server.database.models import BaseRow, JobRow, VersionRow
+from registry.server.database.models import BaseRow, JobRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.jobs import queue
 from registry.server.storage import blobs, references
@@ -68,6 +71,8 @@ def _check_report(session: Session, row: JobRow, request: FinishRequest) -> Repo
     report = request.report
     if report is None:
         raise Invalid("REQUEST_INVALID", "report: a smoke test needs one")
+    if len(json.dumps(request.result)) > jobs.PAYLOAD_LIMIT_BYTES:  # what was measured is in the report
+        raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.PAYLOAD_LIMIT_BYTES} bytes of a smoke test")
     if report.check is not Check.SMOKE or report.subject != row.subject_digest or report.base != row.base:
         covers = f"{report.check} of {report.subject} on {report.base}"
         expected = f"{Check.SMOKE} of {row.subject_digest} on {row.base}"
@@ -114,7 +119,18 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
         if compat.outcome is not Outcome.UNKNOWN and not by_owner:
             engine_compat.renew_verdicts(session, version, base)
         detail["compat"] = compat.outcome
+    if by_owner:
+        _release_former_reports(session, version)
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
+
+
+def _release_former_reports(session: Session, version: VersionRow) -> None:
+    """Let garbage collection delete the owner's reports of this version that no newest verdict refers to."""
+    session.flush()
+    own = (col(VerdictRow.version_id) == version.id, col(VerdictRow.by_owner), col(VerdictRow.report).is_not(None))
+    newest = select(func.max(VerdictRow.id)).where(own[0], own[1]).group_by(VerdictRow.check, VerdictRow.profile)
+    former = update(VerdictRow).where(*own, col(VerdictRow.id).not_in(newest))
+    session.connection().execute(former.values(report=None))
 
 
 def _counts(compat: Verdict, newest: Sequence[Verdict]) -> bool:
