@@ -171,6 +171,10 @@ LIMITS = {
             "BASES_LIMIT": "bases",
             "BASES_PER_ORG_LIMIT": "bases of an organization, added by a right in its namespace",
         },
+        "registry.server.catalog.base_weights": {
+            "COMPARED_LIMIT": "bases with which the weights of a new base are compared",
+            "COMPUTED_LIMIT": "missing comparisons that one request does; the others are `unknown`",
+        },
         "registry.server.catalog.base_rows": {
             "UNREGISTERED_LIMIT": "bases that are not registered, of the versions of one namespace"
         },

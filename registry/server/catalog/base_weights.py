@@ -2,14 +2,14 @@
 
 - Other weights under the name of a base are refused. Only norms may be added to an identity, by reading the same
   weights again.
-- Similarities are computed when an identity is stored. If two servers store identities at the same moment they miss
-  that pair; it is computed on request.
+- Similarities are computed when an identity is stored, of `COMPARED_LIMIT` pairs: anyone who may push somewhere adds
+  bases, and an identity may have a megabyte. Pairs that are missing are computed on request, `COMPUTED_LIMIT` of them.
 """
 
 from collections.abc import Iterable
 from typing import Any, cast
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, case, false, func
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -28,6 +28,10 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseSimilarityRow
 
+COMPARED_LIMIT = 100
+"""With how many bases a new identity is compared: equal ones first, then those of its organization, then the oldest."""
+COMPUTED_LIMIT = 10
+"""How many missing pairs one request computes. The others are `unknown`."""
 # Built once: every push executes it. The identity itself is large and rarely needed.
 _SELECT_IDENTITY = (
     select(BaseIdentityRow)
@@ -62,15 +66,28 @@ def store_identity(session: Session, actor: Actor, base: BaseRow, identity: Iden
         if may_identify:
             _add_norms(session, base, identity)
         return False
-    for row in session.exec(select(BaseIdentityRow).where(col(BaseIdentityRow.base_id) != base_id)):
-        similarity = identities.compare(identity, _parse_identity(row)).model_dump(mode="json", exclude={"other"})
-        for own_id, other_id in ((base_id, row.base_id), (row.base_id, base_id)):
-            values = {"base_id": own_id, "other_id": other_id, "similarity": similarity}
+    for other_id in session.exec(_select_compared(base, identity)).all():
+        other = _read_identity(session, other_id)  # one at a time
+        similarity = identities.compare(identity, other).model_dump(mode="json", exclude={"other"})
+        for pair in ((base_id, other_id), (other_id, base_id)):
+            values = {"base_id": pair[0], "other_id": pair[1], "similarity": similarity}
             db.insert_new(session, BaseSimilarityRow, values)
     base.recorded_at = None  # its record is written again
     session.add(base)
     audit.append(session, actor, EventType.BASE_IDENTIFY, base.name, {"exact": str(identity.exact)})
     return True
+
+
+def _select_compared(base: BaseRow, identity: Identity) -> Any:
+    organization = f"{base.name.partition('/')[0].lower()}/" if "/" in base.name else ""
+    is_near = func.lower(BaseRow.name).startswith(organization, autoescape=True) if organization else false()
+    return (
+        select(BaseIdentityRow.base_id)
+        .join(BaseRow, col(BaseRow.id) == col(BaseIdentityRow.base_id))
+        .where(col(BaseIdentityRow.base_id) != base.id)
+        .order_by(case((col(BaseIdentityRow.exact) == identity.exact, 0), (is_near, 1), else_=2), col(BaseRow.id))
+        .limit(COMPARED_LIMIT)
+    )
 
 
 def _add_norms(session: Session, base: BaseRow, identity: Identity) -> None:
@@ -127,15 +144,34 @@ def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
         .where(col(BaseRow.id) != base.id)
         .order_by(col(BaseRow.name))
     )
-    relatives = []
+    relatives, computed = [], 0
     for name, other_id, stored in session.exec(statement).all():
         if stored:
             similarity = Similarity.model_validate(stored)
+        elif computed < COMPUTED_LIMIT:
+            computed += 1
+            similarity = identities.compare(_parse_identity(own), _read_identity(session, other_id))
         else:
-            other = session.get_one(BaseIdentityRow, other_id)
-            similarity = identities.compare(_parse_identity(own), _parse_identity(other))
+            similarity = Similarity(match=BaseMatch.UNKNOWN)
         relatives.append(similarity.model_copy(update={"other": name}))
     return [*aliases, *relatives]
+
+
+def are_unrelated(session: Session, base: BaseRow, other: BaseRow) -> bool:
+    """Whether two bases are known to have weights that are not related."""
+    stored = session.get(BaseSimilarityRow, (base.id, other.id))
+    if stored is not None:
+        return Similarity.model_validate(stored.similarity).match is BaseMatch.UNRELATED
+    own, of_other = (session.get(BaseIdentityRow, row.id) for row in (base, other))
+    if own is None or of_other is None:
+        return False
+    return identities.compare(_parse_identity(own), _parse_identity(of_other)).match is BaseMatch.UNRELATED
+
+
+def _read_identity(session: Session, base_id: int) -> Identity:
+    """The identity alone: a row would stay in the session's memory."""
+    statement = select(BaseIdentityRow.identity).where(BaseIdentityRow.base_id == base_id)
+    return Identity.model_validate_json(session.exec(statement).one())
 
 
 def _parse_identity(row: BaseIdentityRow) -> Identity:

@@ -177,8 +177,7 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} has a different architecture from {base.name}")
     if other_spec.quantization:
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is quantized ({other_spec.quantization}), too")
-    relatives = base_weights.find_relatives(session, base)
-    if any(relative.other == other.name and relative.match == "unrelated" for relative in relatives):
+    if base_weights.are_unrelated(session, base, other):
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")
 
 
