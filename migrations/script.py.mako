@@ -2,7 +2,8 @@
 
 Rule of this folder: the code before this step must keep working after it (expand, move, contract), because servers
 are replaced one by one. A step has an `upgrade` and a `downgrade`, imports nothing from `registry`, and writes plain
-column types. Whatever locks or rewrites a table says here, in one sentence, why that is safe.
+column types. Whatever locks or rewrites a table says here, in one sentence, why that is safe. What readers wait for
+(dropping an index or a column) is a step of its own, or locks all of its tables first.
 
 Revision: ${up_revision}
 Follows: ${down_revision | comma,n}

@@ -2,7 +2,8 @@
 
 Rule of this folder: see script.py.mako. On PostgreSQL the index of names is over `namespace/name` in the order of
 bytes, whatever the collation; on SQLite the index of the unique name has that order. On PostgreSQL pushes wait while
-the step indexes what is there; it drops the former index last, because readers wait for that.
+the step indexes what is there. It locks the tables in the order in which commits of pushes write them, and against
+writers only, so no transaction that has read one of them waits for it and it for none.
 
 Revision: 0039
 Follows: 0038
@@ -19,7 +20,6 @@ branch_labels = None
 depends_on = None
 
 _OPEN = sa.text("state = 'open'")
-_FAILED = sa.text("outcome = 'fail'")
 
 
 def upgrade() -> None:
@@ -27,15 +27,11 @@ def upgrade() -> None:
         op.execute("CREATE INDEX ix_adapter_path ON adapter ((namespace || '/' || name) text_pattern_ops)")
     op.create_index("ix_push_open", "push", ["namespace"], postgresql_where=_OPEN, sqlite_where=_OPEN)
     op.create_index("ix_verdict_outcome", "verdict", ["check", "profile", "outcome", "version_id"])
-    op.drop_index("ix_verdict_failure", table_name="verdict")
 
 
 def downgrade() -> None:
     if op.get_bind().dialect.name != "sqlite":
+        op.execute("LOCK TABLE adapter, push, verdict")
         op.execute("DROP INDEX ix_adapter_path")
-    op.create_index(
-        "ix_verdict_failure", "verdict", ["check", "profile", "version_id"],
-        postgresql_where=_FAILED, sqlite_where=_FAILED,
-    )  # fmt: skip
     op.drop_index("ix_verdict_outcome", table_name="verdict")
     op.drop_index("ix_push_open", table_name="push")

@@ -121,6 +121,20 @@ def test_no_table_stays_locked_while_a_later_revision_waits(engine: Engine, monk
     assert schema.migrate(engine) == schema.revisions()[-1]
 
 
+@pytest.mark.security
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_no_step_waits_for_readers_while_writers_wait_for_it(engine: Engine) -> None:
+    """A worker's result reads verdicts and then writes one: a step that had kept writers out and then waited for
+    readers was waited for itself, and the database ended one of the two."""
+    downgrade(engine, "0038")
+    with engine.begin() as reader:
+        verdicts = reader.execute(text("SELECT count(*) FROM verdict")).scalar()
+        assert schema.migrate(engine, "0039") == "0039", "it does not wait for the reader"
+        reader.execute(text("UPDATE verdict SET summary = summary"))
+        assert reader.execute(text("SELECT count(*) FROM verdict")).scalar() == verdicts
+    assert schema.migrate(engine) == schema.revisions()[-1]
+
+
 @pytest.mark.parametrize("database_kind", ["postgres"])
 def test_a_migration_waits_for_another_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_ALEMBIC", contextlib.nullcontext())  # two processes have no lock in common
