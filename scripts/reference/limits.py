@@ -272,6 +272,8 @@ LIMITS = {
             "SIGNATURES_OF_ACTOR_LIMIT": "the same, by one actor",
             "SIGNATURES_LIMIT_BYTES": "size of all signatures of a version; a quarter of it by one actor",
         },
+        "registry.server.promotion.moves": {"ALIASES_LIMIT": "aliases of an adapter"},
+        "registry.server.promotion.gates": {"GATES_LIMIT": "gates of an adapter, and of a namespace"},
         "registry.server.promotion.aliases": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},
     },
     "Jobs and nodes": {

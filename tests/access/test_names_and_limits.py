@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from registry import names
 from registry.api.access import NamespaceSet, TokenCreate
@@ -16,6 +17,7 @@ from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Refused, TooLarge, Unavailable
+from registry.evaluation.gates import Gate
 from registry.names import AdapterName
 from registry.server import app
 from registry.server.access import quotas, rate_limits, reserved_names
@@ -29,9 +31,11 @@ from registry.server.database.models import (
     NamespaceRow,
     PushBlobRow,
     PushRow,
+    RoleRow,
     TakenNameRow,
     VersionRow,
 )
+from registry.server.promotion import gates, moves
 from tests import samples
 from tests.access.tenants import Tenants, send
 from tests.bulk import PUSHES, commit_push, plan_push, push_body, response_about
@@ -399,3 +403,41 @@ def test_no_namespace_has_the_name_of_a_path_beside_it() -> None:
     }
     assert {"api", "jobs", "sign-in"} <= literals
     assert literals - names.RESERVED == {"info"}, "`info` is below an adapter"
+
+
+@pytest.mark.security
+def test_the_aliases_and_gates_of_an_adapter_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reader of a list gets them: one promoter could make the lists of all readers large."""
+    harness.add_base()
+    harness.push("acme/support")
+    monkeypatch.setattr(moves, "ALIASES_LIMIT", 3)
+    monkeypatch.setattr(gates, "GATES_LIMIT", 1)
+    for alias in ("a", "b"):
+        harness.admin.promote("acme/support", alias, "1", generation=0)
+    with pytest.raises(TooLarge, match="at most 3 aliases"):
+        harness.admin.promote("acme/support", "c", "1", generation=0)
+    harness.push("acme/support")
+    assert harness.admin.promote("acme/support", "a", "2", generation=1).number == 2
+    for owner in ("acme", "acme/support"):
+        harness.admin.set_gate(owner, "a", Gate(approvals=1))
+        with pytest.raises(TooLarge, match="gates of 1 aliases"):
+            harness.admin.set_gate(owner, "b", Gate(approvals=1))
+        harness.admin.set_gate(owner, "a", Gate(approvals=2))
+
+
+@pytest.mark.security
+def test_a_list_of_namespaces_reads_the_roles_of_those_that_one_administers(tenants: Tenants) -> None:
+    tenants.harness.admin.change_namespace("globex", NamespaceSet(public=True))
+    for number in range(3):
+        tenants.harness.admin.grant_role("globex", f"person{number}@globex", "reader")
+    reader = tenants.harness.actor("pull", namespaces=["acme"])
+    loaded: list[RoleRow] = []
+
+    def record(row: RoleRow, _: object) -> None:
+        loaded.append(row)
+
+    event.listen(RoleRow, "load", record)
+    listed = {item.name: (item.public, item.roles) for item in reader.namespaces().items}
+    event.remove(RoleRow, "load", record)
+    assert listed["globex"] == (True, None)
+    assert [row.subject for row in loaded if row.namespace == "globex"] == ["*"]

@@ -6,7 +6,7 @@ all namespaces create namespaces and set limits; owners give roles. Each change 
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import delete
+from sqlalchemy import delete, or_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -179,7 +179,9 @@ def _delete_role(session: Session, actor: Actor, name: str, subject: str) -> Non
 
 def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list[NamespaceView]:
     roles: dict[str, dict[str, str]] = {row.name: {} for row in rows}
-    statement = select(RoleRow).where(col(RoleRow.namespace).in_(list(roles))).order_by(col(RoleRow.subject))
+    own = [row.name for row in rows if actor.may(Scope.ADMIN, row.name)]  # all others see whether it is public
+    is_shown = or_(col(RoleRow.namespace).in_(own), col(RoleRow.subject) == EVERY_SUBJECT)
+    statement = select(RoleRow).where(col(RoleRow.namespace).in_(list(roles)), is_shown).order_by(col(RoleRow.subject))
     for role in session.exec(statement):
         roles[role.namespace][role.subject] = role.role
     usage = quotas.read_usage(session, list(roles))

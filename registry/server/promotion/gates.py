@@ -18,7 +18,7 @@ from registry import names
 from registry.api.aliases import GateCheck, GateList, GateView
 from registry.bases import BaseSpec
 from registry.digest import Digest, canonical_json
-from registry.errors import Invalid, Refused
+from registry.errors import Invalid, Refused, TooLarge
 from registry.evaluation import gates as domain
 from registry.evaluation.gates import Approval, Evidence, Gate
 from registry.evaluation.verdicts import Verdict
@@ -46,6 +46,8 @@ from registry.server.promotion import attestations, owner_rules
 from registry.server.promotion.owner_rules import Owner
 from registry.versions.manifest import Manifest
 
+GATES_LIMIT = 100
+"""Gates of an adapter, and of a namespace: all who may read it list them."""
 _Row = AdapterGateRow | NamespaceGateRow
 _GATES: Any = union_all(
     plain_select(
@@ -144,9 +146,12 @@ def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gat
     key = owner_rules.lock_owner(session, actor, owner) | {"alias": alias}
     if alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{alias}' has no gate: it follows the newest version")
+    table = AdapterGateRow if isinstance(owner, AdapterName) else NamespaceGateRow
     if gate is not None:
         _check_gate(gate, alias)
-    table = AdapterGateRow if isinstance(owner, AdapterName) else NamespaceGateRow
+        others = select(table.alias).filter_by(**{**key, "alias": table.alias}).where(table.alias != alias)
+        if db.count_rows(session, others) >= GATES_LIMIT:
+            raise TooLarge("QUOTA_EXCEEDED", f"'{owner}' has gates of {GATES_LIMIT} aliases, which is the limit")
     after = gate.model_dump(mode="json") if gate is not None else None
     before = owner_rules.replace_rule(session, actor, table, key, ("gate", after))
     if before != after:

@@ -7,19 +7,20 @@
 - A generation is never used twice, history rows never change, and the times of an alias's moves strictly grow.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import SQLColumnExpression, literal_column
+from sqlalchemy import SQLColumnExpression, func, literal_column
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.aliases import MovedAlias
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
 from registry.evaluation.gates import WEIGHTS_PENDING
 from registry.events import EventType
 from registry.findings import Finding
@@ -35,6 +36,8 @@ from registry.server.promotion import aliases, gates
 from registry.server.promotion.aliases import PastMove
 from registry.server.promotion.group import Member, only, results_of, without_error
 
+ALIASES_LIMIT = 1000
+"""Aliases of an adapter: every list of adapters shows them."""
 BREAK_GLASS = "break_glass"
 """Marks a move through a closed gate in the evidence, with what was missing."""
 PENDING_RETRY_SECONDS = 2
@@ -57,7 +60,11 @@ _BY_ID = (
     select(VersionRow).options(defer(cast(Any, VersionRow.facts))).where(any_of(col(VersionRow.id), parameter="ids"))
 )
 _LOCKED = (
-    select(VersionRow.id, VersionRow.deleted_at)
+    select(
+        VersionRow.id,
+        VersionRow.deleted_at,
+        select(func.count()).where(AliasRow.adapter_id == VersionRow.adapter_id).scalar_subquery(),
+    )
     .where(any_of(col(VersionRow.id), parameter="ids"))
     .order_by(col(VersionRow.id))
     .with_for_update(read=True)
@@ -280,18 +287,29 @@ def _closed_gate(move: Move, missing: Sequence[Finding]) -> Refused | Unavailabl
     return Refused("GATE_CLOSED", detail, findings=missing, next_step=next_step)
 
 
+def _check_count(moves: Sequence[Move], counts: Mapping[int | None, int]) -> None:
+    """Set the error of moves that give an adapter too many aliases. `counts`: version → aliases of its adapter."""
+    new = Counter(move.version.adapter_id for move in moves if move.before is None)
+    for move in moves:
+        if move.before is None and counts[move.version.id] + new[move.version.adapter_id] > ALIASES_LIMIT:
+            detail = f"an adapter has at most {ALIASES_LIMIT} aliases, and '{move.name}' has no space left"
+            move.error = TooLarge("QUOTA_EXCEEDED", detail, next_step="move one that exists")
+
+
 # ------------------------------------------------------------------ the pointers
 def _write(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
     """Move the pointers, and write their history rows and events. `Conflict` (ALIAS_MOVED) for those that lost a race.
 
     The versions are locked first, so that a deletion sees the pointer or is seen here. Aliases are locked by name.
     """
-    deleted = dict(session.exec(_LOCKED, params={"ids": sorted({move.version.id or 0 for move in moves})}).all())
+    locked = session.exec(_LOCKED, params={"ids": sorted({move.version.id or 0 for move in moves})}).all()
+    deleted = {version_id: deleted_at for version_id, deleted_at, _ in locked}
     for move in moves:
         if deleted.get(move.version.id) is not None:
             session.refresh(move.version)
             with move.collect_error():
                 availability.require_not_deleted(move.name, move.version)
+    _check_count(without_error(moves), {version_id: count for version_id, _, count in locked})
     moves = sorted(without_error(moves), key=lambda move: (str(move.name), move.alias))
     times = {move.key: _next_time(move.before.moved_at if move.before else None) for move in moves}
     values = [
