@@ -35,6 +35,8 @@ LEFT_OUT = (
     "adapter publisher add", "adapter token exchange", # an issuer: tests/access
     "adapter sign acme/support@3 --bundle",            # another program makes the bundle: tests/signing
     "adapter webhook create",                          # a public address: tests/server
+    "adapter agent", "adapter convert acme/support:prod --to gguf", "adapter convert art/style --to diffusers --into "
+    "art/style-diffusers --wait",                      # an engine or a worker: tests/serving, tests/proof
 )  # fmt: skip
 
 
@@ -45,8 +47,13 @@ class PagesServer(Server):
 
 
 @pytest.fixture
+def engines() -> str:
+    return "vllm==0.33.0"
+
+
+@pytest.fixture
 def server(
-    tmp_path: Path, postgres_server: str, s3_url: str, store_server: services.ObjectStore
+    engines: str, tmp_path: Path, postgres_server: str, s3_url: str, store_server: services.ObjectStore
 ) -> Iterator[PagesServer]:
     folders = [tmp_path / name for name in ("jobs", "people")]
     for folder in folders:
@@ -55,7 +62,8 @@ def server(
     people = Provider(folders[1], LOGIN_ISSUER, login_claim="email", groups_claim="groups")
     jobs.also_trust(people)
     environment = {
-        "REGISTRY_ENGINES": "vllm==0.33.0", "REGISTRY_ISSUERS": jobs.settings, "REGISTRY_DATA": str(tmp_path / "data"),
+        "REGISTRY_ENGINES": engines, "REGISTRY_ISSUERS": jobs.settings,
+        "REGISTRY_DATA": str(tmp_path / "data"),
         "REGISTRY_BLOBS": s3_url, "REGISTRY_S3_ENDPOINT": store_server.endpoint, "AWS_REGION": store_server.region,
         "AWS_ACCESS_KEY_ID": store_server.access_key, "AWS_SECRET_ACCESS_KEY": store_server.secret_key,
     }  # fmt: skip
@@ -121,7 +129,7 @@ def run_pages(cli: CommandRunner, *pages: str, replacements: dict[str, str]) -> 
     for line in lines:
         for shown, actual in replacements.items():
             line = line.replace(shown, actual)
-        cli(*map(os.path.expanduser, shlex.split(line, comments=True)[1:]))
+        cli(*map(os.path.expanduser, shlex.split(line.partition(" > ")[0], comments=True)[1:]))
     return lines
 
 
@@ -199,12 +207,13 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     }
     ran = run_pages(cli, "bases", "signing", replacements=replacements)
     cli("promote", "acme/support@2", "prod")
-    ran += run_pages(cli, "checks", "find", "promotion", "operations", "deploy", "rest", replacements=replacements)
+    pages = ("checks", "find", "promotion", "operations", "deploy", "rest", "lineage")
+    ran += run_pages(cli, *pages, replacements=replacements)
     ran += run_pages(cli, "push-and-pull", replacements=replacements)
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     ran += run_pages(cli, "auditors", replacements=replacements | {"2026-11-01": today, "2026-11-30": today})
     assert (cli.folder / "adapters-of-smollm2/acme/support/adapter_config.json").is_file()
-    assert len(ran) >= 79
+    assert len(ran) >= 82
 
 
 def test_the_commands_on_the_page_about_other_registries_push_what_comes_from_there(
@@ -242,3 +251,31 @@ def test_the_commands_on_the_pages_about_trainers_and_images_push_what_diffusers
     samples.write({"style.safetensors": non_peft_files.kohya(metadata={"ss_epoch": "2"})}, cli.folder / "out/kohya")
     samples.write({"neon.safetensors": non_peft_files.kohya(metadata={"ss_epoch": "3"})}, cli.folder / "styles/neon")
     assert len(run_pages(cli, "image-adapters", replacements={})) == 15
+
+
+@pytest.mark.parametrize("engines", ["vllm==0.33.0 comfyui==2026.8"])
+def test_the_commands_on_the_pages_about_engines_export_and_check_what_prod_has(
+    cli: CommandRunner, server: PagesServer, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.environment["REGISTRY_S3_ENDPOINT"])
+    llama, smollm2 = samples.llama("llama3"), samples.llama("smollm2")
+    cli("base", "add", "llama3", samples.write(llama.files, cli.folder / "models/llama3"))
+    cli("base", "add", "flux", str(non_peft_files.pipeline(cli.folder / "models/flux")))
+    samples.write(samples.lora(smollm2), cli.folder / "out/support")
+    samples.write(samples.lora(llama), cli.folder / "out/other")
+    samples.write(non_peft_files.gguf_adapter(smollm2), cli.folder / "out/gguf")
+    samples.write({"style.safetensors": non_peft_files.kohya()}, cli.folder / "out/style")
+    for folder, name, base in (
+        ("support", "acme/support", "smollm2"), ("other", "acme/other", "llama3"), ("style", "art/style", "flux"),
+        ("gguf", "acme/support-gguf", "smollm2"),
+    ):  # fmt: skip
+        cli("push", f"out/{folder}", name, "--base", base)
+        cli("gate", "set", name, "prod", "--require", "compat")
+        if folder != "gguf":
+            cli("promote", name, "prod")
+    places = {"s3://models/prod": f"{s3_url}-prod", "/mnt/": f"{cli.folder}/mnt/", "/srv/": f"{cli.folder}/srv/"}
+    ran = []
+    for path in sorted((ROOT / "docs/serving").glob("*.md")):
+        ran += run_pages(cli, f"serving/{path.stem}", replacements=places)
+    assert len(ran) >= 40
+    assert (cli.folder / "srv/gguf/support").is_dir()
