@@ -68,14 +68,18 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Calls:
     for name in ("link", "rename", "unlink", "fsync"):
         monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
 
-    for name in ("call",):
-        inner = getattr(Bucket, name)
+    call, put_signed = Bucket.call, Bucket.put_signed
 
-        def asked(self: Bucket, operation: str, *, inner: Any = inner, **parameters: Any) -> Any:
-            calls.append(operation)
-            return inner(self, operation, **parameters)
+    def recorded_call(self: Bucket, operation: str, **parameters: Any) -> Any:
+        calls.append(operation)
+        return call(self, operation, **parameters)
 
-        monkeypatch.setattr(Bucket, name, asked)
+    def recorded_put(self: Bucket, *args: Any) -> bool:
+        calls.append("put_object")
+        return put_signed(self, *args)
+
+    monkeypatch.setattr(Bucket, "call", recorded_call)
+    monkeypatch.setattr(Bucket, "put_signed", recorded_put)
     return calls
 
 
