@@ -17,8 +17,9 @@ from registry.client.transport import (
     Transport,
     invalid_response,
 )
-from registry.client.transport.connection import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Connection, Retries
+from registry.client.transport.connection import Connection
 from registry.client.transport.responses import Shape, parse_response
+from registry.client.transport.retries import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Retries
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref

@@ -1,7 +1,7 @@
 """Compares every response of a registry with its request. A registry may be hostile, taken over or misconfigured.
 
 Each function returns the response, or raises `Corrupt` that names the field. Bytes are verified where they arrive
-(transfer/file_transfer.py), links where they are followed (transport/connection.py), and limits of size and time by
+(transfer/file_transfer.py), links where they are followed (transport/links.py), and limits of size and time by
 transport/http_transport.py.
 """
 

@@ -124,7 +124,7 @@ def test_an_unreadable_profile_is_an_error_with_its_path(cli: CommandRunner, tex
 
 
 def test_an_unreachable_registry_exits_75(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
     result = cli("list", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert result.stdout == ""
     assert result.problem["code"] == "SERVER_UNREACHABLE"
@@ -182,7 +182,7 @@ def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
     assert checks["server"]["state"] == "ok"
     assert checks["server"]["message"].startswith("0.")
     assert checks["registry"]["message"].startswith("embedded: your data folder")
-    monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
     result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert "is unreachable" in json.dumps(result.json)
 
@@ -215,7 +215,7 @@ def test_doctor_names_the_options_of_a_store_in_one_line() -> None:
 def test_doctor_reports_an_outage_and_does_not_wait_for_its_end(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
     paths: list[str] = []
     monkeypatch.setattr(_Unavailable, "paths", paths, raising=False)
     away = HTTPServer(("127.0.0.1", 0), _Unavailable)

@@ -13,7 +13,8 @@ from registry.api.access import TokenCreate
 from registry.api.catalog import FileLink
 from registry.api.transfer import Upload
 from registry.client.registry import Registry
-from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
+from registry.client.transport.connection import Connection
+from registry.client.transport.retries import ATTEMPTS_LIMIT
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
 from tests.bulk import commit_push

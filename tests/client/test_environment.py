@@ -18,7 +18,8 @@ from registry.api.transfer import CommitItem
 from registry.client.core import Versions
 from registry.client.local.destination import Destination
 from registry.client.transport import TransportError, http_transport
-from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
+from registry.client.transport.connection import Connection
+from registry.client.transport.retries import ATTEMPTS_LIMIT
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.versions.files import NOTE
 from tests.httpx_transports import HttpxTransport, MockTransport

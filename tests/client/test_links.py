@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from registry.client.registry import Registry
-from registry.client.transport import connection as urls
+from registry.client.transport import links as urls
 from registry.client.transport.connection import Connection
 from registry.errors import Corrupt, Invalid
 from tests.httpx_transports import MockTransport

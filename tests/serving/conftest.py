@@ -14,7 +14,7 @@ from tests.serving.node import Clock, FaultyTransport, Node
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.transport.connection.PAUSE_LIMIT_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.retries.PAUSE_LIMIT_SECONDS", 0.0)
 
 
 @pytest.fixture

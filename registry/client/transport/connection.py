@@ -3,29 +3,24 @@
 - The token is sent to the registry's own origin only, whatever a link or a redirect says.
 - Every mutation has its own Idempotency-Key, so any request may be sent again after a broken connection.
 - An error response raises the class that the server raised; nothing raises an exception of the HTTP library.
-- A registry may be hostile. Its links must not lead from https to http, nor to services of the client's own machine or
-  network segment (cloud metadata), unless the registry is there itself. The address is checked again when the
-  connection is made, because a name may have another one by then. A proxy connects by its own rules.
+- A registry may be hostile: links.py says where its links may lead. The address is checked again when the connection is
+  made, because a name may have another one by then. A proxy connects by its own rules.
 """
 
 from __future__ import annotations
 
-import functools
 import io
-import ipaddress
 import json as texts
 import math
 import os
-import random
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
@@ -43,28 +38,31 @@ from registry.client.transport import (
     invalid_response,
 )
 from registry.client.transport.http_transport import HttpTransport
+from registry.client.transport.links import (
+    VISIBLE_ASCII,
+    is_local,
+    is_local_address,
+    is_loopback,
+    is_this_machine,
+    origin,
+    resolve_link,
+    shown,
+)
 from registry.client.transport.logged_transport import LoggedTransport
 from registry.client.transport.responses import error_of, store_error_of, unreachable
+from registry.client.transport.retries import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Retries
 from registry.errors import Invalid, Unavailable, printable
 
-ATTEMPTS_LIMIT = 4
-PATIENT_ATTEMPTS_LIMIT = 16
-"""For 502, 503 and 504, and for a restart that a patient request meets: until time is up."""
 TIMEOUT_SETTING = "ADAPTER_TIMEOUT"
 SILENT_SECONDS = 5.0
 """A response that takes longer is reported."""
 SAY_AGAIN_SECONDS = 5.0
 LINE_LIMIT = 1000
-PAUSE_SECONDS = 0.2
-PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
 _HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/commit\Z|pulls\Z)")
 """Paths whose responses carry the newest checkpoint of the audit log."""
 
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"
-_METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
-"""Cloud metadata services that are at no link-local address."""
-_VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 
 class Connection:
@@ -259,12 +257,12 @@ class Connection:
         `Invalid` (SETTING_INVALID) before a token goes unencrypted to another machine: a name can resolve to both.
         """
         is_own = origin(url) == origin(self.url)
-        if is_own and self._stays_here and not _is_loopback(address):
+        if is_own and self._stays_here and not is_loopback(address):
             raise _unencrypted(self.url)
         if self._in_process or is_own or not is_local_address(address):
             return
         if not is_local(origin(self.url)[1]):
-            raise invalid_response(f"the registry links to {_shown(url)}, which is {address} now")
+            raise invalid_response(f"the registry links to {shown(url)}, which is {address} now")
 
     def _followed(self, base: str, link: str) -> str:
         return resolve_link(base, link, self.url, in_process=self._in_process)
@@ -333,46 +331,11 @@ class Connection:
             self.on_checkpoint(checkpoint)
 
 
-class Retries:
-    """Counts the attempts of one operation, and waits between them.
-
-    `moves_files`: an attempt may take hours, so a few attempts are made however long they take.
-    """
-
-    def __init__(self, connection: Connection, *, moves_files: bool = False) -> None:
-        self._connection, self._moves_files = connection, moves_files
-        self._attempt, self._began, self._paused = 0, time.monotonic(), 0.0
-
-    def wait(self, error: Unavailable, limit: int = PATIENT_ATTEMPTS_LIMIT) -> bool:
-        """Wait before another attempt. False if there were `limit` attempts, time is up, or nothing is repeated."""
-        self._attempt += 1
-        pause = _pause(self._attempt, error.retry_after_seconds)
-        if self._moves_files and self._attempt == 1:
-            self._began = time.monotonic()
-        timeout = self._connection.timeout_seconds
-        remaining = timeout - max(time.monotonic() - self._began, self._paused)
-        is_few = self._moves_files and self._attempt < ATTEMPTS_LIMIT and pause <= timeout
-        if not self._connection.repeats or self._attempt >= limit or (pause > remaining and not is_few):
-            return False
-        line = f"{error.detail}; trying again for {max(remaining, pause):.0f} seconds"
-        self._connection.wait(pause, line if self._attempt > 2 else "")
-        self._paused += pause
-        return True
-
-
 def _query(params: list[tuple[str, Any]]) -> str:
     """Return the query of a URL, with its `?` if there is one. A list is a parameter for each item."""
     pairs = [(key, item) for key, value in params for item in (value if isinstance(value, list | tuple) else [value])]
     texts_of = [(key, str(item).lower() if isinstance(item, bool) else str(item)) for key, item in pairs]
     return f"?{urlencode(texts_of, quote_via=quote)}" if pairs else ""
-
-
-def _pause(attempt: int, retry_after_seconds: int | None) -> float:
-    """Seconds to wait, with jitter: at least what the server asks for, else growing by two up to a limit."""
-    if retry_after_seconds:
-        return retry_after_seconds * random.uniform(1.0, 1.2)  # noqa: S311 - spreads load, guards nothing
-    seconds: float = min(PAUSE_SECONDS * 2**attempt, PAUSE_LIMIT_SECONDS)
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def _timeout() -> float:
@@ -407,7 +370,7 @@ def _parsed_url(url: str) -> str:
 def _parsed_token(token: str) -> str:
     """A token without the space around it. `Invalid` (SETTING_INVALID), without the token, if no header can hold it."""
     token = token.strip()
-    if token and not _VISIBLE_ASCII.fullmatch(token):
+    if token and not VISIBLE_ASCII.fullmatch(token):
         raise Invalid(
             "SETTING_INVALID",
             "the token holds a space, a line break or a character outside ASCII",
@@ -416,85 +379,9 @@ def _parsed_token(token: str) -> str:
     return token
 
 
-@functools.lru_cache(maxsize=64)
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port of a URL."""
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme, parts.hostname or "", parts.port or default
-
-
-def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -> str:
-    """Return the absolute URL of a link or redirect. `Corrupt` (RESPONSE_INVALID) for one that must not be followed.
-
-    `in_process`: the registry is in this process, so local addresses are its own.
-    """
-    try:
-        if link.startswith(f"{PREFIX}/") and origin(base) == origin(registry_url):
-            target = registry_url + link  # it may be below a path
-        else:
-            target = urljoin(base, link)
-        scheme, host, _ = origin(target)
-        if not _VISIBLE_ASCII.fullmatch(target):
-            raise ValueError("it holds a character that no URL has")
-    except ValueError as e:
-        raise invalid_response(f"the registry links to {_shown(link)!r}, which is not a URL") from e
-    own_scheme, own_host, _ = origin(registry_url)
-    if origin(target) == origin(registry_url):
-        return target
-    if scheme not in ("http", "https") or not host:
-        raise invalid_response(f"the registry links to {_shown(target)}; only http and https are followed")
-    if scheme == "http" and own_scheme == "https":
-        raise invalid_response(f"the registry at {registry_url} links to {_shown(target)}; https never leads to http")
-    if not in_process and is_local(host) and not is_local(own_host):
-        raise invalid_response(f"the registry links to {_shown(target)}, an address of this machine or network segment")
-    return target
-
-
 def _unencrypted(url: str) -> Invalid:
     return Invalid(
         "SETTING_INVALID",
         f"a token is not sent over plain http to {origin(url)[1]}: anyone on the network path could read it",
         next_step="use https, or accept the risk with `adapter login --insecure` or ADAPTER_INSECURE=1",
     )
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a host is a loopback address, or resolves to nothing else. A link-local address is another machine's."""
-    addresses = _addresses_of(host)
-    return bool(addresses) and all(map(_is_loopback, addresses))
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is, or resolves to, a loopback, link-local or metadata address."""
-    return any(map(is_local_address, _addresses_of(host)))
-
-
-def _addresses_of(host: str) -> list[str]:
-    """The addresses that a host is or resolves to; none for one that does not resolve."""
-    try:
-        return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except (OSError, UnicodeError):
-        return []
-
-
-def is_local_address(text: str) -> bool:
-    """Whether an address is a loopback, link-local or metadata address."""
-    address = _parse_address(text)
-    return _is_loopback(text) or address.is_link_local or address in _METADATA
-
-
-def _is_loopback(text: str) -> bool:
-    address = _parse_address(text)
-    return address.is_loopback or address.is_unspecified
-
-
-def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped: ipaddress.IPv4Address | None = getattr(address, "ipv4_mapped", None)
-    return mapped or address
-
-
-def _shown(url: str) -> str:
-    """Return a URL without its query, which holds a signature."""
-    return url.partition("?")[0][:200]
