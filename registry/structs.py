@@ -4,12 +4,14 @@ msgspec validates and encodes them in C and takes a tenth of pydantic's time to 
 pay. They have the methods of pydantic's models that the code uses, and may be fields of such models (ADR 33).
 """
 
+import functools
 import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from datetime import datetime
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self, get_origin, get_type_hints
 
 import msgspec
 
@@ -86,6 +88,9 @@ class Value(msgspec.Struct, frozen=True):
 class FrozenStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Immutable; unknown fields are refused. What is read is validated, what is constructed is not."""
 
+    is_hashed: ClassVar[bool] = False
+    """Whether a digest covers every field, so that a reader must know all of them, in a response, too (ADR 43)."""
+
     @classmethod
     def model_validate(cls, value: Any) -> Self:
         """From plain values. `ValueError` names the field (`first_problem`)."""
@@ -141,10 +146,15 @@ class FrozenStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"{location}: {message}" if location else message) from e
 
 
-def field_names(document: type[Document]) -> tuple[str, ...]:
-    """The names of the fields of a struct or a model."""
-    names: Any = getattr(document, "__struct_fields__", None) or getattr(document, "model_fields", ())
-    return tuple(names)
+@functools.cache
+def field_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a struct, a model or a dataclass, by their names in JSON; empty for other types."""
+    plain = get_origin(kind) or kind
+    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
+        return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    if fields := getattr(kind, "model_fields", None):
+        return {name: field.annotation for name, field in fields.items()}
+    return get_type_hints(plain) if is_dataclass(plain) else {}
 
 
 def msgspec_builtins(value: Any) -> Any:

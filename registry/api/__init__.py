@@ -1,6 +1,6 @@
 """Schemas of REST requests and responses that are not domain models. The server and its clients use the same ones.
 
-Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields; responses may gain fields.
+Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields; responses may gain fields (ADR 43).
 """
 
 import re

@@ -81,6 +81,7 @@ class BaseRef(FrozenStruct, frozen=True, kw_only=True):
 class ManifestDraft(FrozenStruct, frozen=True, kw_only=True, dict=True):
     """A manifest whose base may still have to be chosen."""
 
+    is_hashed = True
     schema_version: Literal[1] = 1
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
     base: BaseRef | None = None

@@ -199,3 +199,12 @@ def test_the_page_shows_every_operation_and_schema_without_other_hosts(
     assert {link for link in links if link.removeprefix("#") not in anchors} == {"/openapi.json"}
     assert {operation["operationId"] for *_, operation in operations(document)} <= anchors
     assert {f"schema-{name}" for name in document["components"]["schemas"]} <= anchors
+
+
+def test_schemas_of_responses_may_gain_fields_and_those_of_requests_may_not(document: dict[str, Any]) -> None:
+    closed = {
+        name for name, schema in document["components"]["schemas"].items()
+        if schema.get("additionalProperties") is False
+    }  # fmt: skip
+    assert not closed & {"Verdict", "Job", "Lease", "Problem", "VersionView", "Similarity", "EngineSettings"}
+    assert closed >= {"Manifest", "ManifestDraft", "Descriptor", "Gate", "BaseSpec", "JobSubmit", "BulkPushRequest"}

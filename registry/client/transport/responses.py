@@ -4,15 +4,17 @@ A problem document of the registry becomes the class that the server raised. Tho
 store become messages, never a parse error. The query of a link is never in a message: it holds a signature.
 """
 
+import json as texts
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from registry import errors
 from registry.client.transport import HttpResponse, TransportError, invalid_response
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
-from registry.structs import Document, first_problem
+from registry.structs import Document, field_types, first_problem
 
 Shape = TypeVar("Shape", bound=Document)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
@@ -106,12 +108,44 @@ def store_error_of(response: HttpResponse) -> RegistryError:
 
 
 def parse_response(response: HttpResponse, shape: type[Shape]) -> Shape:
-    """The body of a response as this schema. `Corrupt` for another one: another program, a newer server."""
+    """The body of a response as this schema. `Corrupt` for another one: of another program, or damaged."""
     path = urlsplit(response.url).path
     try:
-        return shape.model_validate_json(response.content)
+        return read_tolerantly(shape, response.content)
     except (ValueError, RecursionError) as e:
         location, message = first_problem(e, "the document")
         raise invalid_response(f"the registry's response to {path} is not what we expect: {location}: {message}") from e
     except RegistryError as e:  # a rule of the domain, such as a manifest's
         raise invalid_response(f"the registry's response to {path} is not what we expect: {e.detail}") from e
+
+
+def read_tolerantly(shape: type[Shape], data: bytes) -> Shape:
+    """JSON as this schema, at every level without fields that it does not know: a newer server sends them (ADR 43).
+
+    `ValueError` names the field that is wrong. Without such fields, only the first line runs.
+    """
+    try:
+        return shape.model_validate_json(data)
+    except ValueError:
+        known = _without_unknown_fields(shape, texts.loads(data))
+        return shape.model_validate_json(texts.dumps(known, ensure_ascii=False))
+
+
+def _without_unknown_fields(kind: Any, value: Any) -> Any:
+    """Plain values of JSON, as far as this type has fields for them. Of a union, one option has fields."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _without_unknown_fields(arguments[0], value)
+    if get_origin(kind) in (Union, UnionType):
+        for option in arguments:
+            value = _without_unknown_fields(option, value)
+        return value
+    if isinstance(value, list) and arguments:
+        return [_without_unknown_fields(arguments[0], item) for item in value]
+    if not isinstance(value, dict) or getattr(kind, "is_hashed", False):
+        return value
+    if fields := field_types(kind):
+        return {name: _without_unknown_fields(fields[name], value[name]) for name in value if name in fields}
+    if len(arguments) == 2:
+        return {key: _without_unknown_fields(arguments[1], item) for key, item in value.items()}
+    return value

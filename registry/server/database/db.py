@@ -23,7 +23,7 @@ from sqlmodel import Session as Session
 from sqlmodel import SQLModel, select
 
 from registry.errors import Invalid, Unavailable
-from registry.structs import Document, field_names
+from registry.structs import Document, field_types
 
 ViewType = TypeVar("ViewType", bound=Document)
 Row = TypeVar("Row", bound=SQLModel)
@@ -172,7 +172,7 @@ def is_sqlite(session: Session) -> bool:
 
 def to_view(row: SQLModel, view: type[ViewType], **values: Any) -> ViewType:
     """Build a view of the API from `values`, and from the row's columns for the other fields of these names."""
-    columns = {name: getattr(row, name) for name in field_names(view) if name in type(row).model_fields}
+    columns = {name: getattr(row, name) for name in field_types(view) if name in type(row).model_fields}
     return view(**columns | values)
 
 

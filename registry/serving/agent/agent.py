@@ -8,10 +8,9 @@
 import threading
 from collections.abc import Callable
 
-from pydantic import ValidationError
-
 from registry.api.serving import DesiredState
 from registry.client.registry import Registry
+from registry.client.transport.responses import read_tolerantly
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.filesystem import replace_file
@@ -155,6 +154,6 @@ class Agent:
 
     def _read_desired(self) -> DesiredState | None:
         try:
-            return DesiredState.model_validate_json(self._file.read_bytes())
-        except (OSError, ValidationError):
+            return read_tolerantly(DesiredState, self._file.read_bytes())
+        except (OSError, ValueError):
             return None

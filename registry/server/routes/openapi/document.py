@@ -6,6 +6,7 @@ document allows and looks for one (tests/access).
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -66,6 +67,7 @@ for an identity token.
 
 Each operation names the scope that the token needs; `admin` includes every scope, and every scope but `metrics`
 includes `pull`."""
+_REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 _FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""
 
@@ -94,7 +96,25 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     for path, operations in content["paths"].items():
         for method, operation in operations.items():
             _complete(operation, method, by_operation[path, method])
+    _let_responses_gain_fields(content)
     return content
+
+
+def _let_responses_gain_fields(content: dict[str, Any]) -> None:
+    """Allow further fields in schemas that no request has, except in the manifest, whose digest covers all (ADR 43)."""
+    schemas = content["components"]["schemas"]
+    bodies = [operation.get("requestBody") for methods in content["paths"].values() for operation in methods.values()]
+    pending, strict = _schemas_in(bodies), {"Manifest"}
+    while pending:
+        strict |= pending
+        pending = set().union(*(_schemas_in(schemas[name]) for name in pending)) - strict
+    for name in set(schemas) - strict:
+        if schemas[name].get("additionalProperties") is False:
+            del schemas[name]["additionalProperties"]
+
+
+def _schemas_in(value: Any) -> set[str]:
+    return set(_REFERENCE.findall(json.dumps(value)))
 
 
 def scope_of(route: APIRoute) -> str | None:
