@@ -42,7 +42,7 @@ class Aliases(Versions):
         request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
         headers = {"If-Match": f'"{generation}"'}
         response = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
-        return response_checks.check_alias(alias, response)
+        return response_checks.check_alias(alias, response, response_checks.ref_of(str(name), version))
 
     def check_right_to_move(self, name: Name, alias: str, version: str) -> None:
         """`Denied` if the token may not move the alias. Nothing changes, and a closed gate is no error."""
@@ -54,14 +54,17 @@ class Aliases(Versions):
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""
         request = RollbackRequest(to=to, reason=reason)
-        return response_checks.check_alias(
-            alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView)
-        )
+        response = self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView)
+        ref = response_checks.ref_of(str(name), to) if to else None
+        return response_checks.check_alias(alias, response, ref)
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""
         moment = at.isoformat() if at else ""
-        return self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
+        response = self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
+        for move in response.moves if alias else ():
+            response_checks.check_fields(move, alias=alias)
+        return response_checks.check_fields(response, name=str(name))
 
 
 def _path_of_alias(name: Name, alias: str) -> str:

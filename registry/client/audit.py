@@ -7,6 +7,7 @@ Only `registry.tlog` verifies, with keys that the caller trusts; not with those 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from registry.api.audit.webhooks import (
     WebhookView,
 )
 from registry.client.core import AnyRef, Versions, path_of
+from registry.client.response_checks import check_fields
 from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
@@ -40,11 +42,15 @@ class Audit(Versions):
 
     def proof(self, seq: int) -> audit.EventProof:
         """The proof that an event is in the log. `NotFound` until the log has numbered it."""
-        return self._get(f"/audit/events/{seq}/proof", audit.EventProof)
+        return check_fields(self._get(f"/audit/events/{seq}/proof", audit.EventProof), seq=seq)
 
     def page(self, after: int = 0, **search: Any) -> audit.EventPage:
         """One page. `search`: wait (seconds), limit, action (a list), object, by, first_at, last_at."""
-        return self._get("/events", audit.EventPage, after=str(after), **search)
+        page = self._get("/events", audit.EventPage, after=str(after), **search)
+        numbers = [after, *(event.seq for event in page.items)]
+        if any(number <= before for before, number in pairwise(numbers)):
+            raise invalid_response(f"the events after {after} are not in their order")
+        return page
 
     def events(self, after: int = 0, **search: Any) -> Iterator[audit.EventView]:
         """All events from the one that follows `after`, that are there now."""
@@ -76,7 +82,11 @@ class Audit(Versions):
 
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""
-        return self._post("/webhooks", request, WebhookCreated)
+        created = self._post("/webhooks", request, WebhookCreated)
+        check_fields(
+            created.webhook, url=request.url, namespace=request.namespace, actions=sorted(set(request.actions))
+        )
+        return created
 
     def webhooks(self) -> WebhookPage:
         """All webhooks, oldest first, of as many pages as there are."""
@@ -84,7 +94,7 @@ class Audit(Versions):
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
         """Delete a webhook and its deliveries."""
-        return self._send("DELETE", _webhook(webhook_id), WebhookView)
+        return check_fields(self._send("DELETE", _webhook(webhook_id), WebhookView), id=webhook_id)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""
@@ -92,7 +102,8 @@ class Audit(Versions):
 
     def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
         """Send a delivery again."""
-        return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", DeliveryView)
+        path = f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry"
+        return check_fields(self._send("POST", path, DeliveryView), id=delivery_id)
 
 
 def _webhook(webhook_id: str) -> str:

@@ -147,7 +147,8 @@ class Versions:
     ) -> catalog.VersionPage:  # fmt: skip
         """Return one page of the versions of an adapter, newest first; with `count` also how many there are."""
         path, deleted = f"{path_of_adapter(name)}/versions", include_deleted or None
-        return self._get(path, catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit, count=count)
+        page = self._get(path, catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit, count=count)
+        return response_checks.check_items(page, name=str(name))
 
     def version(self, ref: AnyRef) -> catalog.VersionView:
         """Return one version with its verdicts."""
@@ -180,7 +181,8 @@ class Versions:
 
     def consistency(self, old: int, new: int) -> Consistency:
         """Return the proof that a smaller log is the beginning of a larger one."""
-        return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
+        proof = self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
+        return response_checks.check_fields(proof, old=old, new=new)
 
     # ------------------------------------------------------------ inside
     def _get_all(self, path: str, shape: type[Page], **query: Any) -> Page:

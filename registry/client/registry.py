@@ -45,6 +45,7 @@ from registry.bases.library import LibraryModules
 from registry.client import response_checks
 from registry.client.aliases import Aliases
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref, path_of, path_of_adapter
+from registry.client.response_checks import check_fields, check_items
 from registry.client.transport import LIST_LIMIT_BYTES
 from registry.client.transport.responses import Shape, parse_response
 from registry.digest import Digest
@@ -71,7 +72,7 @@ class Registry(Aliases):
 
     def delete_adapter(self, name: Name) -> catalog.DeleteResult:
         """Delete an adapter with its versions."""
-        return self._send("DELETE", path_of_adapter(name), catalog.DeleteResult)
+        return check_fields(self._send("DELETE", path_of_adapter(name), catalog.DeleteResult), name=str(name))
 
     def delete_version(self, ref: AnyRef, reason: str = "", *, force: bool = False) -> catalog.VersionView:
         """Delete a version. `force`: although something needs it."""
@@ -96,11 +97,17 @@ class Registry(Aliases):
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """Return the ancestors and descendants of a version."""
-        return self._get(f"{path_of(ref)}/lineage", Lineage, direction="down" if down else "up")
+        response = self._get(f"{path_of(ref)}/lineage", Lineage, direction="down" if down else "up")
+        response_checks.check_version(parsed_ref(ref), response_checks.check_root(response))
+        return response
 
     def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> Lineage:
         """The lineage from a data set (its digest or URI) or from a base on."""
-        return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
+        response = self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
+        root = response_checks.check_root(response)
+        if base:
+            check_fields(root, name=self._name_of_base(base, root.name))
+        return response
 
     # ------------------------------------------------------------ evaluation
     def check(self, request: evaluation.CheckRequest) -> evaluation.VerdictList:
@@ -114,7 +121,9 @@ class Registry(Aliases):
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
         """The report of one of this version's verdicts."""
-        return self._get(f"{path_of(ref)}/reports/{digest}", Report)
+        response = self.connection.send("GET", f"{path_of(ref)}/reports/{digest}")
+        response_checks.check_bytes(digest, response.content)
+        return parse_response(response, Report)
 
     def norms(self, ref: AnyRef) -> evaluation.NormsView:
         """The size of the update of each module of this version."""
@@ -131,11 +140,12 @@ class Registry(Aliases):
 
     def start_campaign(self, request: CampaignRequest) -> CampaignView:
         """Queue smoke tests of the affected versions of a base."""
-        return self._post("/campaigns", request, CampaignView)
+        view = self._post("/campaigns", request, CampaignView)
+        return check_fields(view, base=self._name_of_base(request.base, view.base))
 
     def campaign(self, campaign_id: str) -> CampaignView:
         """The progress of a campaign, and what has changed so far."""
-        return self._get(_path("campaigns", campaign_id), CampaignView)
+        return check_fields(self._get(_path("campaigns", campaign_id), CampaignView), id=campaign_id)
 
     # ------------------------------------------------------------ gates
     def gates(self, scope: str) -> GateList:
@@ -144,15 +154,18 @@ class Registry(Aliases):
 
     def gate(self, scope: str, alias: str) -> GateView:
         """Return the gate of an alias."""
-        return self._get(f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
+        return check_fields(self._get(f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView), alias=alias)
 
     def set_gate(self, scope: str, alias: str, gate: Gate) -> GateView:
         """Set the gate of an alias."""
-        return self._send("PUT", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
+        path = f"{_path_of_gates(scope)}/{names.alias(alias)}"
+        view = self._send("PUT", path, GateView, GateSet(gate=gate))
+        return check_fields(view, alias=alias, gate=gate if view.set_on == scope else view.gate)
 
     def delete_gate(self, scope: str, alias: str) -> GateView:
         """Delete the gate of an alias."""
-        return self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
+        view = self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
+        return check_fields(view, alias=alias)
 
     def retention(self, scope: str) -> RetentionView:
         """The retention rule in force for a scope: an adapter (with a slash) or a namespace."""
@@ -160,7 +173,8 @@ class Registry(Aliases):
 
     def set_retention(self, scope: str, rule: RetentionRule) -> RetentionView:
         """Set which versions garbage collection keeps."""
-        return self._send("PUT", f"{_path_of_scope(scope)}/retention", RetentionView, RetentionSet(rule=rule))
+        view = self._send("PUT", f"{_path_of_scope(scope)}/retention", RetentionView, RetentionSet(rule=rule))
+        return check_fields(view, set_on=scope, rule=rule)
 
     def delete_retention(self, scope: str) -> RetentionView:
         """Delete a retention rule."""
@@ -173,7 +187,8 @@ class Registry(Aliases):
 
     def check_gate(self, ref: AnyRef, alias: str) -> GateCheck:
         """What a version lacks for an alias now."""
-        return self._get(f"{path_of(ref)}/gates/{names.alias(alias)}", GateCheck)
+        response = self._get(f"{path_of(ref)}/gates/{names.alias(alias)}", GateCheck)
+        return response_checks.check_gate(parsed_ref(ref), alias, response)
 
     def approve(self, ref: AnyRef, alias: str, comment: str = "") -> ApprovalView:
         """Approve a version for an alias."""
@@ -183,7 +198,9 @@ class Registry(Aliases):
 
     def approvals(self, ref: AnyRef) -> ApprovalList:
         """Return the approvals of a version."""
-        return self._get(f"{path_of(ref)}/approvals", ApprovalList)
+        response = self._get(f"{path_of(ref)}/approvals", ApprovalList)
+        response_checks.check_numbers(parsed_ref(ref), response.items)
+        return response
 
     # ------------------------------------------------------------ bases
     def bases(self) -> BasePage:
@@ -199,11 +216,13 @@ class Registry(Aliases):
 
     def add_base(self, request: BaseAdd) -> BaseView:
         """Register a base model."""
-        return self._post("/bases", request, BaseView)
+        view = response_checks.check_spec(self._post("/bases", request, BaseView))
+        return check_fields(view, name=request.spec.name, fingerprint=request.spec.fingerprint)
 
     def set_base_aliases(self, name: str, aliases: Sequence[str]) -> BaseView:
         """Set the aliases of a base."""
-        return self._send("PUT", f"{_path_of_base(name)}/aliases", BaseView, BaseAliases(aliases=list(aliases)))
+        view = self._send("PUT", f"{_path_of_base(name)}/aliases", BaseView, BaseAliases(aliases=list(aliases)))
+        return check_fields(response_checks.check_spec(view), aliases=sorted(set(aliases) - {view.name}))
 
     def delete_base(self, name: str) -> catalog.DeleteResult:
         """Delete a base that nothing uses."""
@@ -211,11 +230,13 @@ class Registry(Aliases):
 
     def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Set which weights a base has. Possible once."""
-        return self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, IdentityRequest(identity=identity))
+        request = IdentityRequest(identity=identity)
+        return response_checks.check_base(name, self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, request))
 
     def set_base_modules(self, name: str, modules: LibraryModules) -> BaseView:
         """Set the modules of a base as a library here builds them. Those of a newer version stay."""
-        return self._send("PUT", f"{_path_of_base(name)}/modules", BaseView, ModulesRequest(modules=modules))
+        request = ModulesRequest(modules=modules)
+        return response_checks.check_base(name, self._send("PUT", f"{_path_of_base(name)}/modules", BaseView, request))
 
     def similarity(self, name: str, identity: Identity) -> Similarity:
         """How the weights with this identity are related to those of a base."""
@@ -224,7 +245,8 @@ class Registry(Aliases):
     def set_thresholds(self, base: str, thresholds: dict[str, float]) -> BaseView:
         """Set the thresholds of smoke tests on this base; the defaults apply for the others."""
         request = ThresholdsRequest(thresholds=thresholds)
-        return self._send("PUT", f"{_path_of_base(base)}/thresholds", BaseView, request)
+        view = self._send("PUT", f"{_path_of_base(base)}/thresholds", BaseView, request)
+        return response_checks.check_base(base, view)
 
     # ------------------------------------------------------------ serving
     def desired_state(
@@ -240,41 +262,49 @@ class Registry(Aliases):
             path, serving.DesiredState, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
             wait=wait or "", after=after, limit=limit,
         )  # fmt: skip
-        name = base if response.base == base else self.base(base).name  # it was requested by an alias
-        return response_checks.check_desired_state(name, alias, response)
+        return response_checks.check_desired_state(self._name_of_base(base, response.base), alias, response)
+
+    def _name_of_base(self, base: str, actual: str) -> str:
+        """The name of a base that a request named, perhaps by an alias. `actual`: as the response names it."""
+        return base if actual == base else self.base(base).name
 
     def engine_settings(
         self, base: str, engines: Sequence[str], *, slots: int | None = None, cursor: str = "", limit: int | None = None
     ) -> evaluation.EngineSettingsList:
         """What to set so that these engines serve the newest versions of a page of the base's adapters."""
-        return self._get(
+        response = self._get(
             "/engine-settings", evaluation.EngineSettingsList, base=str(names.base_name(base)), engine=list(engines),
             slots=slots, cursor=cursor, limit=limit,
         )  # fmt: skip
+        return check_fields(response, base=self._name_of_base(base, response.base))
 
     def report_node(self, node: str, engine: str, report: serving.NodeReport) -> serving.ReportAccepted:
         """Report everything that this engine on this node holds and serves. Renews the lease."""
         path = _path("fleet", "nodes", names.node_name(node), names.node_name(engine))
-        return self._send("PUT", path, serving.ReportAccepted, report)
+        response = self._send("PUT", path, serving.ReportAccepted, report)
+        response_checks.check_unknown(report, response)
+        return response
 
     def nodes(
         self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = "",
         limit: int | None = None,
     ) -> serving.FleetNodes:  # fmt: skip
         """One page of nodes; the first has the convergence of all."""
-        return self._get(
+        page = self._get(
             "/fleet/nodes", serving.FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor,
             limit=limit,
         )  # fmt: skip
+        return check_items(page, node=node)
 
     def all_nodes(self, **search: str) -> serving.FleetNodes:
         """All pages of `nodes` as one."""
-        return self._get_all("/fleet/nodes", serving.FleetNodes, **search, limit=NODES_OF_PAGE)
+        nodes = self._get_all("/fleet/nodes", serving.FleetNodes, **search, limit=NODES_OF_PAGE)
+        return check_items(nodes, node=search.get("node", ""))
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:
         """Submit a job."""
-        return self._post("/jobs", request, Job)
+        return response_checks.check_submitted(request, self._post("/jobs", request, Job))
 
     def submit_smoke_test(self, ref: AnyRef) -> Job:
         """Have a worker test a version. An equal job that is queued or running is returned instead of a second one."""
@@ -285,7 +315,11 @@ class Registry(Aliases):
         count: bool | None = None,
     ) -> JobPage:  # fmt: skip
         """Return one page of jobs; with `count` also how many there are."""
-        return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
+        page = self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
+        check_items(page, kind=kind, state=state)
+        for job in page.items if ref else ():
+            response_checks.check_subject(parsed_ref(ref), job)
+        return page
 
     def job(self, job_id: str) -> Job:
         """Return one job."""
@@ -308,7 +342,7 @@ class Registry(Aliases):
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         """Renew the lease of a job."""
-        return self._post(_path("jobs", job_id, "renew"), request, Lease)
+        return check_fields(self._post(_path("jobs", job_id, "renew"), request, Lease), token=request.lease_token)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
         """Finish a job with its result."""
@@ -325,41 +359,46 @@ class Registry(Aliases):
 
     def namespace(self, name: str) -> access.NamespaceView:
         """Return one namespace."""
-        return self._get(_path("namespaces", name), access.NamespaceView)
+        return check_fields(self._get(_path("namespaces", name), access.NamespaceView), name=name)
 
     def create_namespace(self, name: str, *, owner: str = "") -> access.NamespaceView:
         """Create a namespace."""
-        return self._post("/namespaces", access.NamespaceCreate(name=name, owner=owner), access.NamespaceView)
+        request = access.NamespaceCreate(name=name, owner=owner)
+        return check_fields(self._post("/namespaces", request, access.NamespaceView), name=name)
 
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
         """Change a namespace."""
-        return self._send("PATCH", _path("namespaces", name), access.NamespaceView, request)
+        view = self._send("PATCH", _path("namespaces", name), access.NamespaceView, request)
+        return check_fields(view, name=name, **request.model_dump(exclude_unset=True))
 
     def delete_namespace(self, name: str) -> catalog.DeleteResult:
         """Delete an empty namespace."""
-        return self._send("DELETE", _path("namespaces", name), catalog.DeleteResult)
+        return check_fields(self._send("DELETE", _path("namespaces", name), catalog.DeleteResult), name=name)
 
     def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
         """Grant a role in a namespace."""
-        return self._send(
-            "PUT", _path("namespaces", name, "roles", subject), access.NamespaceView, access.RoleGrant(role=role)
-        )
+        request = access.RoleGrant(role=role)
+        view = self._send("PUT", _path("namespaces", name, "roles", subject), access.NamespaceView, request)
+        return response_checks.check_role(name, subject, role, view)
 
     def revoke_role(self, name: str, subject: str) -> access.NamespaceView:
         """Revoke a role in a namespace."""
-        return self._send("DELETE", _path("namespaces", name, "roles", subject), access.NamespaceView)
+        view = self._send("DELETE", _path("namespaces", name, "roles", subject), access.NamespaceView)
+        return response_checks.check_role(name, subject, None, view)
 
     def publishers(self, name: Name) -> access.PublisherList:
         """Return the trusted publishers of an adapter."""
-        return self._get(f"{path_of_adapter(name)}/publishers", access.PublisherList)
+        return check_items(self._get(f"{path_of_adapter(name)}/publishers", access.PublisherList), adapter=str(name))
 
     def add_publisher(self, name: Name, request: access.PublisherAdd) -> access.PublisherView:
         """Add a trusted publisher."""
-        return self._post(f"{path_of_adapter(name)}/publishers", request, access.PublisherView)
+        view = self._post(f"{path_of_adapter(name)}/publishers", request, access.PublisherView)
+        return check_fields(view, adapter=str(name), issuer=request.issuer, claims=request.claims)
 
     def delete_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
         """Delete a trusted publisher."""
-        return self._send("DELETE", path_of_adapter(name) + _path("publishers", publisher_id), access.PublisherView)
+        view = self._send("DELETE", path_of_adapter(name) + _path("publishers", publisher_id), access.PublisherView)
+        return check_fields(view, adapter=str(name), id=publisher_id)
 
     # ------------------------------------------------------------ tokens
     def whoami(self) -> access.Whoami:
@@ -372,23 +411,29 @@ class Registry(Aliases):
 
     def create_token(self, request: access.TokenCreate) -> access.TokenCreated:
         """Create a token; its secret is in this response only."""
-        return self._post("/tokens", request, access.TokenCreated)
+        created = self._post("/tokens", request, access.TokenCreated)
+        rights = {name: sorted(set(getattr(request, name))) for name in ("scopes", "namespaces", "adapters")}
+        check_fields(created.token, name=request.name, **rights)
+        return created
 
     def revoke_token(self, token_id: str) -> access.TokenView:
         """Revoke a token."""
-        return self._send("DELETE", _path("tokens", token_id), access.TokenView)
+        return check_fields(self._send("DELETE", _path("tokens", token_id), access.TokenView), id=token_id)
 
     def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> access.TokenCreated:
         """Give a token a new secret."""
-        return self._post(
-            _path("tokens", token_id, "rotate"), access.TokenRotate(keep_seconds=keep_seconds), access.TokenCreated
-        )
+        request = access.TokenRotate(keep_seconds=keep_seconds)
+        created = self._post(_path("tokens", token_id, "rotate"), request, access.TokenCreated)
+        check_fields(created.token, id=token_id)
+        return created
 
     def exchange_token(self, assertion: str, *, adapter: str = "") -> access.TokenCreated:
         """A short-lived token for an identity token. Needs no token of the registry."""
-        return self._post(
-            "/tokens/exchange", access.ExchangeRequest(assertion=assertion, adapter=adapter), access.TokenCreated
-        )
+        request = access.ExchangeRequest(assertion=assertion, adapter=adapter)
+        created = self._post("/tokens/exchange", request, access.TokenCreated)
+        if adapter:
+            check_fields(created.token, adapters=[adapter])
+        return created
 
     # ------------------------------------------------------------ maintenance
     def health(self, *, store: bool = False) -> maintenance.Health:

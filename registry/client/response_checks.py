@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from registry import names
 from registry.api import Problem
@@ -24,24 +24,28 @@ from registry.names import AdapterName, Ref, is_served_name
 from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
+    from registry.api.access import NamespaceView
     from registry.api.aliases import (
         AliasView,
         ApprovalView,
         ApproveItem,
         DescribedSubject,
         DescribeItem,
+        GateCheck,
         MovedAlias,
         MoveItem,
     )
     from registry.api.bases import BaseView
     from registry.api.evaluation import NormsView
-    from registry.api.jobs import Claimed
-    from registry.api.serving import DesiredAdapter, DesiredState
+    from registry.api.jobs import Claimed, JobSubmit
+    from registry.api.serving import DesiredAdapter, DesiredState, NodeReport, ReportAccepted
     from registry.jobs import Job
+    from registry.lineage.graph import Lineage, LineageNode
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", covariant=True)
-Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias")
+Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias", "LineageNode")
+Numbered = TypeVar("Numbered", "AliasView", "ApprovalView", "GateCheck")
 PAGES_LIMIT = 10_000
 """Pages of one list (of tokens or adapters, millions of items), or of one run, each of a few seconds."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -63,15 +67,48 @@ class _Page(Protocol):
 Page = TypeVar("Page", bound=_Page)
 
 
+class _Listing(Protocol):
+    @property
+    def items(self) -> Sequence[Any]: ...
+
+
+Listing = TypeVar("Listing", bound=_Listing)
+
+
 def check_version(ref: Ref, response: Version) -> Version:
     """The version that `ref` names: the same name, and the number or the digest that was requested."""
     _equal(f"the name of {ref}", response.name, str(ref.name))
-    if isinstance(ref.selector, int):
-        _equal(f"the number of {ref}", response.number, ref.selector)
+    _check_number(ref, response.number)
     return check_digests(ref, [response.digest], response)
 
 
-def check_digests(ref: Ref, digests: Iterable[Digest], response: Shape) -> Shape:
+def check_fields(response: Shape, **expected: object) -> Shape:
+    """A response with these values of its request in its fields."""
+    for name, value in expected.items():
+        _equal(f"the field {name} of the response", getattr(response, name), value)
+    return response
+
+
+def check_items(response: Listing, **expected: object) -> Listing:
+    """A list whose items all have these values; empty ones of the request filter nothing."""
+    expected = {name: value for name, value in expected.items() if value not in ("", None)}
+    for item in response.items:
+        check_fields(item, **expected)
+    return response
+
+
+def check_numbers(ref: Ref, responses: Iterable[Numbered]) -> None:
+    """What is about the version that `ref` names, if it names a number."""
+    for response in responses:
+        _check_number(ref, response.number)
+
+
+def _check_number(ref: Ref, number: int | None) -> None:
+    if isinstance(ref.selector, int):
+        _equal(f"the number of {ref}", number, ref.selector)
+
+
+def check_digests(ref: Ref, digests: Iterable[str], response: Shape) -> Shape:
     """A response about these digests, each of which must be the one that `ref` names, if it names one."""
     if isinstance(ref.selector, Digest | DigestPrefix):
         for digest in digests:
@@ -91,16 +128,26 @@ def check_namespace(namespace: str, responses: Iterable[AdapterView]) -> None:
         _equal(f"the namespace of {response.name[:80]!r}", response.name.partition("/")[0], namespace)
 
 
-def check_alias(name: str, response: AliasView) -> AliasView:
-    """The alias of this name."""
-    _equal("the name of the alias", response.alias, name)
+def check_alias(alias: str, response: AliasView, ref: Ref | None = None) -> AliasView:
+    """The alias of this name, at the number or digest that `ref` names."""
+    _equal("the name of the alias", response.alias, alias)
+    if ref is not None:
+        check_numbers(ref, [response])
+        check_digests(ref, [response.digest], response)
     return response
+
+
+def ref_of(name: str, version: str) -> Ref:
+    """The version of an adapter that a selector or a ref names."""
+    return Ref(
+        AdapterName.parse(name),
+        Ref.parse(version).selector if "/" in version else names.selector(version or names.NEWEST),
+    )
 
 
 def check_move(item: MoveItem, response: MovedAlias) -> None:
     """The requested alias, at the requested number or digest."""
-    selector = Ref.parse(item.version).selector if "/" in item.version else names.selector(item.version or names.NEWEST)
-    check_version(Ref(AdapterName.parse(item.name), selector), response)
+    check_version(ref_of(item.name, item.version), response)
     check_alias(item.alias, response)
 
 
@@ -108,8 +155,15 @@ def check_approval(item: ApproveItem, response: ApprovalView) -> None:
     """The approval for the requested alias, of the requested number."""
     ref = Ref.parse(item.ref)
     _equal(f"the alias of the approval of {ref}", response.alias, item.alias)
-    if isinstance(ref.selector, int):
-        _equal(f"the number of {ref}", response.number, ref.selector)
+    _check_number(ref, response.number)
+
+
+def check_gate(ref: Ref, alias: str, response: GateCheck) -> GateCheck:
+    """The gate of the requested alias for the requested version."""
+    _equal("the name of the alias", response.alias, alias)
+    check_fields(response.gate, alias=alias)
+    check_numbers(ref, [response])
+    return response
 
 
 def check_description(item: DescribeItem, response: DescribedSubject) -> None:
@@ -221,6 +275,25 @@ def check_push_result(name: AdapterName, digest: Digest, response: PushResult) -
     return response
 
 
+def check_bytes(digest: Digest, data: bytes) -> None:
+    """The bytes with this digest."""
+    _equal("the digest of the response", Digest.of(data), digest, "DIGEST_MISMATCH")
+
+
+def check_role(name: str, subject: str, role: str | None, response: NamespaceView) -> NamespaceView:
+    """The namespace, where the subject has this role, or none."""
+    check_fields(response, name=name)
+    if response.roles is not None:
+        _equal(f"the role of {subject}", response.roles.get(subject), role)
+    return response
+
+
+def check_unknown(report: NodeReport, response: ReportAccepted) -> None:
+    """The response to a report: it can only miss what was reported."""
+    if others := set(response.unknown) - {slot.served_name for slot in report.slots}:
+        raise invalid_response(f"the registry does not know {min(others)[:80]!r}, which was not reported")
+
+
 def check_desired_state(base: str, alias: str, response: DesiredState) -> DesiredState:
     """The desired state of this base and alias. Its entries are checked one by one (`problem_of`)."""
     _equal("the base of the desired state", response.base, base)
@@ -266,6 +339,29 @@ def check_job(job_id: str, response: Job) -> Job:
     return response
 
 
+def check_submitted(request: JobSubmit, response: Job) -> Job:
+    """A job of the requested kind, about the requested version."""
+    check_fields(response, kind=request.kind)
+    return check_subject(Ref.parse(request.ref), response) if request.ref else response
+
+
+def check_subject(ref: Ref, response: Job) -> Job:
+    """A job about the version that `ref` names."""
+    subject = _subject_of(response)
+    _equal(f"the name in job {response.id}", str(subject.name), str(ref.name))
+    if isinstance(subject.selector, int):
+        _check_number(ref, subject.selector)
+    return check_digests(ref, filter(None, [response.subject_digest]), response)
+
+
+def check_root(response: Lineage) -> LineageNode:
+    """The node of a lineage that it begins at."""
+    root = next((node for node in response.nodes if node.id == response.root), None)
+    if root is None:
+        raise invalid_response(f"the lineage has no node {response.root[:80]!r}, at which it begins")
+    return root
+
+
 def check_claim(kinds: Collection[str], bases: Collection[str], response: Claimed) -> Claimed:
     """A job of a requested kind and base, with the version that it is about."""
     if kinds and response.job.kind not in set(kinds):
@@ -280,13 +376,17 @@ def check_claim(kinds: Collection[str], bases: Collection[str], response: Claime
         _equal(f"the base of job {response.job.id}", response.base.name, response.job.base)
         check_spec(response.base)
     if response.subject is not None:
-        try:
-            name = Ref.parse(response.job.subject).name
-        except RegistryError as e:
-            raise invalid_response(f"job {response.job.id} is about an invalid name: {e.detail}") from e
+        name = _subject_of(response.job).name
         digest = response.job.subject_digest or response.subject.digest
         check_resolved(Ref(name, digest), response.subject)
     return response
+
+
+def _subject_of(job: Job) -> Ref:
+    try:
+        return Ref.parse(job.subject)
+    except RegistryError as e:
+        raise invalid_response(f"job {job.id} is about an invalid name: {e.detail}") from e
 
 
 def _digest_of(manifest: Manifest, ref: Ref) -> Digest:

@@ -1,0 +1,308 @@
+"""Every method of the client, called again with changed responses: wrong ones, and those of a newer server."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import pytest
+
+from registry.client.transport.responses import read_tolerantly
+from registry.errors import Corrupt, RegistryError
+from registry.names import AdapterName, Ref
+from registry.structs import field_types
+from tests.access.identity import Provider
+from tests.access.tenants import send
+from tests.client import every_call
+from tests.client.every_call import Call
+from tests.harness import Harness
+
+pytestmark = pytest.mark.security
+Location = tuple[str | int, ...]
+NOT_IDENTITIES = frozenset({"spec", "manifest", "facts", "payload", "detail", "settings"})
+"""Fields whose contents say what something is, not which one."""
+NUMBERS = frozenset({"number", "seq", "id", "old", "new"})
+SHOWN = "people read it, nothing acts on it"
+BY_ALIAS = "an alias may name the base"
+UNCOMPARED = {
+    "Aliases.aliases items.*.alias": "aliases of other requests in this test",
+    "Aliases.promote reason": SHOWN,
+    "Audit.page items.*.seq": "events ascend from the requested number on",
+    "Audit.retry_delivery seq": "that of the event",
+    "Audit.sign bundle": "an equal signature may be there already",
+    "Audit.sign public_key": "an equal signature may be there already",
+    "Registry.all_nodes convergence.*.base": BY_ALIAS,
+    "Registry.all_nodes items.*.base": BY_ALIAS,
+    "Registry.approve comment": SHOWN,
+    "Registry.add_base source": SHOWN,
+    "Registry.base source": SHOWN,
+    "Registry.check items.*.base": BY_ALIAS,
+    "Registry.check items.*.profile": "it is written in another order",
+    "Registry.check_gate gate.set_on": "the namespace may have set it",
+    "Registry.delete_base name": BY_ALIAS,
+    "Registry.delete_version delete_reason": SHOWN,
+    "Registry.desired_state source": SHOWN,
+    "Registry.engine_settings items.*.profile": "it is written in another order",
+    "Registry.fail error": SHOWN,
+    "Registry.finish base": "the id names the job",
+    "Registry.finish subject_digest": "the id names the job",
+    "Registry.gate set_on": "the namespace may have set it",
+    "Registry.gates items.*.set_on": "the namespace may have set it",
+    "Registry.lineage nodes.*.name": "only the first node was requested",
+    "Registry.quarantine quarantine_reason": SHOWN,
+    "Registry.retention set_on": "the namespace may have set it",
+    "Registry.set_base_aliases source": SHOWN,
+    "Registry.set_gate set_on": "the namespace may have set it",
+    "Registry.verdicts items.*.profile": "it is written in another order",
+    "Registry.yank yank_reason": SHOWN,
+    "Versions.adapters items.*.base": BY_ALIAS,
+    "Versions.describe description": SHOWN,
+    "Versions.describe tags.team": SHOWN,
+    "Versions.describe_adapter description": SHOWN,
+    "Versions.describe_adapter tags.team": SHOWN,
+    "Versions.plan_pulls items.*.result.resolved.selector": "name and digest say which version it is",
+    "Versions.resolve selector": "name and digest say which version it is",
+    "Versions.version aliases.*": "an alias may have moved meanwhile",
+    "Versions.version verdicts.*.subject": "who can change it can change the outcome",
+    "Versions.versions items.*.aliases.*": "an alias of this test has the name of an adapter",
+}
+"""Method and field that repeats a value of the request, and may differ."""
+NOTHING_TO_COMPARE = {
+    "Aliases.aliases": "aliases do not name their adapter",
+    "Audit.attestations": "attestations do not name their version; signing.py verifies their statements",
+    "Audit.deliveries": "deliveries do not name their webhook",
+    "Audit.entries": "the tree's hashes cover them",
+    "Audit.events": "`page` compares",
+    "Audit.page": "numbers only; they ascend from the requested one (below)",
+    "Audit.sign": "the response may be an equal signature",
+    "Audit.tile": "the checkpoint covers it",
+    "Audit.webhooks": "a list of all",
+    "Registry.all_nodes": "an alias may name the base; `nodes` compares the node",
+    "Registry.bases": "a list of all, each with the fingerprint of its spec",
+    "Registry.check": "verdicts about files that have no name",
+    "Registry.collect": "counts",
+    "Registry.delete_base": BY_ALIAS,
+    "Registry.delete_retention": "the rule in force, perhaps the namespace's",
+    "Registry.fsck": "counts and findings",
+    "Registry.gates": "gates in force, perhaps the namespace's",
+    "Registry.health": "of the server",
+    "Registry.namespaces": "a list of all",
+    "Registry.recheck_engines": "counts",
+    "Registry.reindex": "counts",
+    "Registry.report_node": "an end of the lease, and names (below)",
+    "Registry.retention": "the rule in force, perhaps the namespace's",
+    "Registry.retention_plan": "decisions do not name their adapter",
+    "Registry.similarity": "a measure of two weights",
+    "Registry.tokens": "a list of all",
+    "Registry.whoami": "of the token that was sent",
+    "Versions.adapters": "a search; `check_namespace` compares what is changed",
+    "Versions.checkpoint": "signed",
+    "Versions.commit_pushes": "the request names plans; `check_push_result` compares the version",
+    "Versions.log_keys": "the first are trusted, later ones chained",
+}
+"""Methods whose responses repeat nothing that could be compared."""
+NOT_IN_RESPONSES = {"CampaignItem", "KeyReplacement", "ServedOn", "UploadPart"}
+"""Types of responses that the recorded ones do not have."""
+FREE_FORM = frozenset({"payload", "result"})
+"""Fields of requests with any keys. Those of others have values of one type, which the unknown field has not."""
+OTHER_VALUES: list[tuple[str, dict[str, Any]]] = [
+    ("Registry.add_base", {"fingerprint": "sha256:" + "0" * 64}),
+    ("Registry.change_namespace", {"public": False}),
+    ("Registry.report_node", {"unknown": ["other"]}),
+    ("Registry.revoke_role", {"roles": {"bob@example.org": "owner"}}),
+    ("Registry.set_gate", {"gate": {"approvals": 0}}),
+    ("Registry.set_retention", {"rule": {"keep_newest": 1}}),
+    ("Registry.lineage", {"root": "sha256:" + "0" * 64}),
+]
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Call]]:
+    folder: Path = tmp_path_factory.mktemp("calls")
+    provider = Provider(folder)
+    with Harness(f"sqlite:///{folder}/registry.db", issuers=provider.settings, engines="vllm==0.33.0") as harness:
+        yield every_call.record(harness, provider)
+
+
+def test_every_method_of_the_client_is_called(calls: list[Call]) -> None:
+    assert {call.name for call in calls} == every_call.methods()
+
+
+# ------------------------------------------------------------ wrong responses
+def requested_values(value: Any) -> set[str | int]:
+    """What the arguments of a call name: texts of two characters and more, and numbers."""
+    if value is None or isinstance(value, bool | float):
+        return set()
+    if isinstance(value, int):
+        return {value}
+    if isinstance(value, AdapterName | Ref | str):
+        text, ref = str(value), _ref_of(str(value))
+        values: set[str | int] = {text} if len(text) > 1 else set()
+        values |= {int(text)} if text.isascii() and text.isdigit() else set()
+        return values | ({str(ref.name), ref.selector} if ref is not None else set())
+    if isinstance(value, dict | list | tuple):
+        items = value.values() if isinstance(value, dict) else value
+        return set().union(*map(requested_values, items))
+    return requested_values(value.model_dump(mode="json"))
+
+
+def _ref_of(text: str) -> Ref | None:
+    try:
+        return Ref.parse(text)
+    except RegistryError:
+        return None
+
+
+def leaves(document: Any, location: Location = ()) -> Iterator[tuple[Location, Any]]:
+    if isinstance(document, dict | list):
+        for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+            if key not in NOT_IDENTITIES:
+                yield from leaves(value, (*location, key))
+    else:
+        yield location, document
+
+
+def repeated_fields(call: Call) -> Iterator[tuple[str, list[Any]]]:
+    """Each field of a response that has a value of the request, and responses in which it has another one."""
+    values = requested_values([*call.arguments, *call.options.values()])
+    fields = set()
+    for position, exchange in enumerate(call.exchanges):
+        for location, value in leaves(exchange.received) if exchange.shape is not None else ():
+            field = ".".join("*" if isinstance(key, int) else key for key in location)
+            is_number = isinstance(value, int) and location[-1] in NUMBERS
+            if field in fields or not (is_number or isinstance(value, str)) or value not in values:
+                continue
+            fields.add(field)
+            document = copy.deepcopy(exchange.received)
+            holder = reduce(lambda inner, key: inner[key], location[:-1], document)
+            holder[location[-1]] = value + 1 if is_number else value[:-1] + ("1" if value[-1] != "1" else "2")
+            yield field, [document if other == position else None for other in range(len(call.exchanges))]
+
+
+def test_a_response_that_repeats_its_request_wrongly_is_refused(calls: list[Call]) -> None:
+    """A new method, or a new field, is compared or listed above."""
+    accepted, comparing = set(), set()
+    for call in calls:
+        for field, documents in repeated_fields(call):
+            try:
+                call.repeat(documents)
+                accepted.add(f"{call.name} {field}")
+            except Corrupt:
+                comparing.add(call.name)
+    assert accepted == set(UNCOMPARED)
+    assert every_call.methods() - comparing == set(NOTHING_TO_COMPARE)
+
+
+@pytest.mark.parametrize(("name", "change"), OTHER_VALUES)
+def test_a_response_with_another_value_than_the_requested_one_is_refused(
+    calls: list[Call], name: str, change: dict[str, Any]
+) -> None:
+    call = next(call for call in calls if call.name == name)
+    with pytest.raises(Corrupt):
+        call.repeat_changed(lambda exchange: exchange.received | change)
+
+
+def test_events_that_do_not_ascend_are_refused(calls: list[Call]) -> None:
+    call = next(call for call in calls if call.name == "Audit.page")
+    with pytest.raises(Corrupt, match="order"):
+        call.repeat_changed(lambda exchange: exchange.received | {"items": exchange.received["items"][::-1]})
+
+
+# ------------------------------------------------------------ responses of a newer server, requests of a newer client
+def with_unknown_fields(kind: Any, value: Any, levels: set[Any]) -> Any:
+    """The document with an unknown field in each object that has fields and no digest; their types go into `levels`."""
+    arguments = inner_types(kind)
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        return reduce(lambda inner, option: with_unknown_fields(option, inner, levels), arguments, value)
+    if isinstance(value, list) and arguments:
+        return [with_unknown_fields(arguments[0], item, levels) for item in value]
+    if not isinstance(value, dict) or getattr(kind, "is_hashed", False):
+        return value
+    if fields := field_types(kind):
+        levels.add(kind)
+        known = {name: with_unknown_fields(fields[name], inner, levels) for name, inner in value.items()}
+        return known | {"added_later": [{"more": 1}]}
+    return {key: with_unknown_fields(arguments[1], item, levels) for key, item in value.items()} if arguments else value
+
+
+def inner_types(kind: Any) -> tuple[Any, ...]:
+    """The types that a list, a mapping or a union is of."""
+    return get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+
+
+def reachable_types(kind: Any, types: set[Any]) -> set[Any]:
+    """The types with fields in a response of this type, except in hashed ones."""
+    if getattr(kind, "is_hashed", False) or kind in types:
+        return types
+    fields = field_types(kind)
+    if fields:
+        types.add(kind)
+    for inner in fields.values() or inner_types(kind):
+        reachable_types(inner, types)
+    options = [option for option in get_args(kind) if field_types(option)]
+    assert len(options) < 2 or get_origin(kind) not in (Union, UnionType), f"{kind}: the fields of which option?"
+    return types
+
+
+def test_a_response_with_unknown_fields_at_every_level_is_read(calls: list[Call]) -> None:
+    levels, types = set[Any](), set[Any]()
+    for call in calls:
+        for exchange in call.exchanges:
+            if exchange.shape is None:
+                continue
+            reachable_types(exchange.shape, types)
+            data = json.dumps(with_unknown_fields(exchange.shape, exchange.received, levels)).encode()
+            assert b"added_later" in data
+            assert read_tolerantly(exchange.shape, data) == exchange.shape.model_validate_json(
+                exchange.response.content
+            )
+        if call.name != "Registry.report":  # its bytes have a digest
+            result = call.repeat_changed(lambda e: with_unknown_fields(e.shape, e.received, set()))
+            assert repr(result) == repr(call.result), call.name
+    assert {kind.__name__ for kind in types - levels} == NOT_IN_RESPONSES
+
+
+def test_an_unknown_field_of_a_hashed_document_is_refused(calls: list[Call]) -> None:
+    call = next(call for call in calls if call.name == "Versions.resolve")
+    for name in ("manifest", "files"):
+        document = copy.deepcopy(call.exchanges[0].received)
+        holder = document["manifest"] if name == "manifest" else document["manifest"]["files"][0]
+        holder["added_later"] = ""
+        with pytest.raises(Corrupt, match="added_later: is not a field here"):
+            call.repeat([document])
+
+
+def test_a_request_with_an_unknown_field_at_any_level_is_refused(calls: list[Call]) -> None:
+    """Else a new condition of a gate would be lost at a server that does not know it."""
+    tried = set()
+    for call in calls:
+        for exchange in call.exchanges:
+            for where, body in with_one_unknown_field(exchange.sent):
+                request = exchange.request
+                if (request.method, request.url.path, where) in tried:
+                    continue
+                tried.add((request.method, request.url.path, where))
+                response = send(
+                    call.transport.harness, request.method, str(request.url), call.transport.harness.secret,
+                    headers={"If-Match": request.headers.get("If-Match", '"0"')}, json=body,
+                )  # fmt: skip
+                refusal = (response.status_code, response.json()["code"])
+                assert refusal == (400, "REQUEST_INVALID"), (call.name, where, response.text)
+
+
+def with_one_unknown_field(document: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """The document with an unknown field in one of its objects that are not free-form, for each."""
+    if isinstance(document, dict):
+        if where.rpartition(".")[2] not in FREE_FORM:
+            yield where, document | {"added_later": {"more": 1}}
+        for key, value in document.items():
+            for inner, changed in with_one_unknown_field(value, f"{where}.{key}"):
+                yield inner, document | {key: changed}
+    elif isinstance(document, list) and document:
+        for inner, changed in with_one_unknown_field(document[0], where):
+            yield inner, [changed, *document[1:]]
