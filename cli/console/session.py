@@ -46,6 +46,7 @@ class Context(Value, frozen=True):
     url: str
     token: str
     insecure: bool = False
+    hidden_fields = frozenset({"token"})
 
 
 class LoginProfile(Value, frozen=True):
@@ -59,6 +60,7 @@ class LoginProfile(Value, frozen=True):
     """Registries by the names that `adapter context add` gave them."""
     context: str = ""
     """The context in use; empty for the registry of the last login."""
+    hidden_fields = frozenset({"tokens"})
 
     def with_token(self, url: str, token: str, *, insecure: bool) -> LoginProfile:
         """The profile after a login at a URL, which becomes the registry in use."""
@@ -81,6 +83,7 @@ class RegistryTarget(Value, frozen=True):
     source: str
     insecure: bool = False
     context: str = ""
+    hidden_fields = frozenset({"token"})
 
     @property
     def embedded(self) -> bool:

@@ -84,8 +84,7 @@ class Signer(Value, frozen=True):
     name: str
     seed: bytes
 
-    def __repr__(self) -> str:
-        return f"Signer(name={self.name!r})"
+    hidden_fields = frozenset({"seed"})
 
     @classmethod
     def make(cls, name: str) -> Signer:

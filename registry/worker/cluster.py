@@ -30,7 +30,7 @@ class ClusterPlan:
     """Bases by name (with a folder, or None for the registered source), and the number of actors for each."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     bases: Mapping[str, Path | None]
     actors: int = 1
     cpus: float = 1.0

@@ -52,6 +52,7 @@ class HttpResponse(Value, frozen=True):
     status: int
     headers: email.message.Message
     content: bytes = b""
+    hidden_fields = frozenset({"content"})
 
     @property
     def is_error(self) -> bool:

@@ -159,6 +159,7 @@ class _Route(Value, frozen=True):
     tunnel: tuple[str, int] | None = None
     names_url: bool = False
     authorization: tuple[tuple[str, str], ...] = ()
+    hidden_fields = frozenset({"authorization"})
     """The header for the proxy, which a tunnel gets in its CONNECT, and other proxies in each request."""
 
     @classmethod
