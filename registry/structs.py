@@ -79,8 +79,8 @@ class Value(msgspec.Struct, frozen=True):
     """What `repr` leaves out: secrets, since logs and tracebacks print values."""
 
     def __repr__(self) -> str:
-        shown = [name for name in self.__struct_fields__ if name not in self.hidden_fields]
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        names = [name for name in self.__struct_fields__ if name not in self.hidden_fields]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values of some fields."""

@@ -48,7 +48,7 @@ class Audit(Versions):
         """One page. `search`: wait (seconds), limit, action (a list), object, by, first_at, last_at."""
         page = self._get("/events", audit.EventPage, after=str(after), **search)
         numbers = [after, *(event.seq for event in page.items)]
-        if any(number <= before for before, number in pairwise(numbers)):
+        if any(number <= before for before, number in pairwise(numbers)) or page.last < numbers[-1]:
             raise invalid_response(f"the events after {after} are not in their order")
         return page
 

@@ -117,6 +117,8 @@ class Registry(Aliases):
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> evaluation.VerdictList:
         """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
         response = self._get(f"{path_of(ref)}/verdicts", evaluation.VerdictList, engine=list(engines))
+        if engines:
+            response_checks.check_engines(response)
         return response_checks.check_digests(parsed_ref(ref), [verdict.subject for verdict in response.items], response)
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
@@ -369,7 +371,8 @@ class Registry(Aliases):
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
         """Change a namespace."""
         view = self._send("PATCH", _path("namespaces", name), access.NamespaceView, request)
-        return check_fields(view, name=name, **request.model_dump(exclude_unset=True))
+        switches = {field: value for field, value in request.model_dump().items() if isinstance(value, bool)}
+        return check_fields(view, name=name, **switches)
 
     def delete_namespace(self, name: str) -> catalog.DeleteResult:
         """Delete an empty namespace."""

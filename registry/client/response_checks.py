@@ -8,6 +8,7 @@ transport/http_transport.py.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from registry.client.transport import invalid_response
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError
-from registry.evaluation.verdicts import Outcome
+from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName, Ref, is_served_name
 from registry.versions.manifest import Manifest
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
         MoveItem,
     )
     from registry.api.bases import BaseView
-    from registry.api.evaluation import NormsView
+    from registry.api.evaluation import NormsView, VerdictList
     from registry.api.jobs import Claimed, JobSubmit
     from registry.api.serving import DesiredAdapter, DesiredState, NodeReport, ReportAccepted
     from registry.jobs import Job
@@ -275,6 +276,12 @@ def check_push_result(name: AdapterName, digest: Digest, response: PushResult) -
     return response
 
 
+def check_engines(response: VerdictList) -> None:
+    """Verdicts about engines, of which there is one at least: callers serve what no verdict refuses."""
+    if not response.items or any(verdict.check is not Check.ENGINE for verdict in response.items):
+        raise invalid_response("the response has no verdicts about the engines that were named")
+
+
 def check_bytes(digest: Digest, data: bytes) -> None:
     """The bytes with this digest."""
     _equal("the digest of the response", Digest.of(data), digest, "DIGEST_MISMATCH")
@@ -298,6 +305,9 @@ def check_desired_state(base: str, alias: str, response: DesiredState) -> Desire
     """The desired state of this base and alias. Its entries are checked one by one (`problem_of`)."""
     _equal("the base of the desired state", response.base, base)
     _equal("the alias of the desired state", response.alias, alias)
+    served = Counter(entry.served_name for entry in response.adapters)
+    if repeated := next((name for name, count in served.items() if count > 1), ""):
+        raise invalid_response(f"the desired state serves two versions as {repeated[:80]!r}")
     return response
 
 

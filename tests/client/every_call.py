@@ -233,6 +233,7 @@ def _jobs(call: Recorder) -> None:
     call(registry.finish, claimed.job.id, FinishRequest(lease_token=token, report=report))
     job = call(registry.submit, JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1"))
     call(registry.job, claimed.job.id)
+    call(registry.queue_position, job.id)
     call(registry.jobs, ref="acme/support@1", kind="smoke-test", count=True)
     call(registry.cancel, job.id)
     call(registry.submit_smoke_test, "acme/support@2")

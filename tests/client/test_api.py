@@ -242,7 +242,7 @@ def test_what_is_not_the_url_of_a_registry_is_refused(url: str) -> None:
 
 
 def test_every_method_of_the_client_has_its_route_below_the_prefix() -> None:
-    wire = ScriptedServer(lambda _: httpx.Response(200, json={"items": [], "moves": [], "name": "a/b"}))
+    wire = ScriptedServer(lambda _: httpx.Response(200, json={"items": [], "moves": [], "name": "acme/support"}))
     registry = wire.registry()
     registry.adapters(namespace="acme", limit=3)
     registry.history("acme/support", alias="prod")

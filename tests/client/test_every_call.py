@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -19,7 +19,7 @@ from registry.structs import field_types
 from tests.access.identity import Provider
 from tests.access.tenants import send
 from tests.client import every_call
-from tests.client.every_call import Call
+from tests.client.every_call import Call, Exchange
 from tests.harness import Harness
 
 pytestmark = pytest.mark.security
@@ -32,7 +32,6 @@ BY_ALIAS = "an alias may name the base"
 UNCOMPARED = {
     "Aliases.aliases items.*.alias": "aliases of other requests in this test",
     "Aliases.promote reason": SHOWN,
-    "Audit.page items.*.seq": "events ascend from the requested number on",
     "Audit.retry_delivery seq": "that of the event",
     "Audit.sign bundle": "an equal signature may be there already",
     "Audit.sign public_key": "an equal signature may be there already",
@@ -78,7 +77,6 @@ NOTHING_TO_COMPARE = {
     "Audit.deliveries": "deliveries do not name their webhook",
     "Audit.entries": "the tree's hashes cover them",
     "Audit.events": "`page` compares",
-    "Audit.page": "numbers only; they ascend from the requested one (below)",
     "Audit.sign": "the response may be an equal signature",
     "Audit.tile": "the checkpoint covers it",
     "Audit.webhooks": "a list of all",
@@ -92,6 +90,7 @@ NOTHING_TO_COMPARE = {
     "Registry.gates": "gates in force, perhaps the namespace's",
     "Registry.health": "of the server",
     "Registry.namespaces": "a list of all",
+    "Registry.queue_position": "counts",
     "Registry.recheck_engines": "counts",
     "Registry.reindex": "counts",
     "Registry.report_node": "an end of the lease, and names (below)",
@@ -208,9 +207,32 @@ def test_a_response_with_another_value_than_the_requested_one_is_refused(
 
 
 def test_events_that_do_not_ascend_are_refused(calls: list[Call]) -> None:
+    """`adapter audit log --follow` would print them for ever."""
     call = next(call for call in calls if call.name == "Audit.page")
-    with pytest.raises(Corrupt, match="order"):
-        call.repeat_changed(lambda exchange: exchange.received | {"items": exchange.received["items"][::-1]})
+    events = call.exchanges[0].received["items"]
+    assert len(events) > 1
+    for change in ({"items": events[::-1]}, {"last": 0}):
+        with pytest.raises(Corrupt, match="order"):
+            call.repeat_changed(partial(_with, change))
+
+
+def test_a_desired_state_serves_each_name_once(calls: list[Call]) -> None:
+    call = next(call for call in calls if call.name == "Registry.desired_state")
+    with pytest.raises(Corrupt, match="two versions"):
+        call.repeat_changed(lambda exchange: exchange.received | {"adapters": 2 * exchange.received["adapters"]})
+
+
+def test_a_response_about_engines_has_a_verdict(calls: list[Call]) -> None:
+    """The plugin serves what no verdict refuses."""
+    call = next(call for call in calls if call.name == "Registry.verdicts" and len(call.arguments) > 1)
+    stored = next(call for call in calls if call.name == "Registry.verdicts" and len(call.arguments) == 1)
+    for items in (list[Any](), stored.exchanges[0].received["items"]):
+        with pytest.raises(Corrupt, match="no verdicts about the engines"):
+            call.repeat_changed(partial(_with, {"items": items}))
+
+
+def _with(change: dict[str, Any], exchange: Exchange) -> Any:
+    return exchange.received | change
 
 
 # ------------------------------------------------------------ responses of a newer server, requests of a newer client
@@ -225,8 +247,8 @@ def with_unknown_fields(kind: Any, value: Any, levels: set[Any]) -> Any:
         return value
     if fields := field_types(kind):
         levels.add(kind)
-        known = {name: with_unknown_fields(fields[name], inner, levels) for name, inner in value.items()}
-        return known | {"added_later": [{"more": 1}]}
+        inner_values = {name: with_unknown_fields(fields[name], inner, levels) for name, inner in value.items()}
+        return inner_values | {"added_later": [{"more": 1}]}
     return {key: with_unknown_fields(arguments[1], item, levels) for key, item in value.items()} if arguments else value
 
 

@@ -440,8 +440,8 @@ def test_a_list_ends(tampered: TamperedRegistry, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_events_of_the_log_only_go_forward(tampered: TamperedRegistry) -> None:
-    tampered.alter("/events", lambda document: document | {"next_cursor": "1", "last": 1})
-    with pytest.raises(Corrupt, match="continues after 1"):
+    tampered.alter("/events", lambda document: document | {"items": [], "next_cursor": "0", "last": 0})
+    with pytest.raises(Corrupt, match="continues after 0"):
         list(Audit(tampered.registry).events())
 
 

@@ -12,7 +12,7 @@ from registry.errors import Invalid, Unavailable
 from registry.serving.engines import parse
 from registry.serving.engines.folder import FolderEngine
 from registry.serving.engines.llama_cpp import LlamaCpp
-from registry.serving.engines.openai import SGLang
+from registry.serving.engines.openai import VLLM, SGLang
 from registry.serving.store.local_store import LocalStore
 from registry.versions.manifest import Edge, Relation
 from tests import non_peft_files, samples
@@ -245,3 +245,14 @@ def test_engines_are_named_by_kind_and_place() -> None:
     for wrong in ("vllm", "vllm=", "vllm=localhost:8000", "tgi=http://h", "dir=", "=http://h"):
         with pytest.raises(Invalid, match="must be KIND=LOCATION, such as vllm="):
             parse.engine(wrong)
+
+
+def test_a_key_goes_over_plain_http_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
+    for url in ("http://127.0.0.1:8000", "http://localhost:8000", "https://192.0.2.1:8000"):
+        assert isinstance(parse.engine(f"vllm={url}", "sesame"), VLLM)
+    with pytest.raises(Invalid, match=r"not sent over plain http to 192\.0\.2\.1"):
+        parse.engine("vllm=http://192.0.2.1:8000", "sesame")
+    assert isinstance(parse.engine("vllm=http://192.0.2.1:8000"), VLLM)
+    monkeypatch.setenv("ADAPTER_INSECURE", "1")
+    assert isinstance(parse.engine("vllm=http://192.0.2.1:8000", "sesame"), VLLM)

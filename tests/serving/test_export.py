@@ -14,7 +14,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome
 from registry.names import Ref
-from registry.serving.export import export
+from registry.serving.export import export, s3
 from registry.serving.export.export import Exported, ExportTarget
 from registry.serving.export.folder import FolderTarget
 from registry.serving.export.s3 import BucketTarget
@@ -227,3 +227,14 @@ def test_new_adapters_are_planned_with_one_request(
     filled_harness.admin.promote("acme/third", "canary", "1", generation=0)
     assert sorted(states(run(filled_harness, location())).values()) == ["new", "unchanged", "unchanged"]
     assert planned == [2, 1]
+
+
+def test_a_note_or_an_index_has_a_limit(
+    filled_harness: Harness, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may write to the bucket: what they put there fills no memory."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
+    run(filled_harness, BucketTarget(s3_url))
+    monkeypatch.setattr(s3, "NOTE_LIMIT_BYTES", 100)
+    with pytest.raises(Invalid, match=r"index\.json is over the limit of 100 bytes"):
+        run(filled_harness, BucketTarget(s3_url))

@@ -40,6 +40,7 @@ from registry.client.transport import (
 from registry.client.transport.http_transport import HttpTransport
 from registry.client.transport.links import (
     VISIBLE_ASCII,
+    accepts_plain_http,
     is_local,
     is_local_address,
     is_loopback,
@@ -80,7 +81,7 @@ class Connection:
         self.url = _parsed_url(url)
         self._in_process = transport is not None
         token = _parsed_token(token)
-        is_accepted = insecure or os.environ.get("ADAPTER_INSECURE", "") not in ("", "0")
+        is_accepted = insecure or accepts_plain_http()
         self._stays_here = bool(token) and not self._in_process and not is_accepted and origin(self.url)[0] == "http"
         """Whether the token is sent to this machine only."""
         if self._stays_here and not is_this_machine(origin(self.url)[1]):

@@ -6,6 +6,7 @@ registry is there itself. `Connection` checks the address again when it connects
 
 import functools
 import ipaddress
+import os
 import re
 import socket
 from urllib.parse import urljoin, urlsplit
@@ -51,6 +52,11 @@ def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -
     if not in_process and is_local(host) and not is_local(own_host):
         raise invalid_response(f"the registry links to {shown(target)}, an address of this machine or network segment")
     return target
+
+
+def accepts_plain_http() -> bool:
+    """Whether ADAPTER_INSECURE lets secrets go over plain http to other machines."""
+    return os.environ.get("ADAPTER_INSECURE", "") not in ("", "0")
 
 
 def is_this_machine(host: str) -> bool:

@@ -127,8 +127,8 @@ def read_tolerantly(shape: type[Shape], data: bytes) -> Shape:
     try:
         return shape.model_validate_json(data)
     except ValueError:
-        known = _without_unknown_fields(shape, texts.loads(data))
-        return shape.model_validate_json(texts.dumps(known, ensure_ascii=False))
+        document = _without_unknown_fields(shape, texts.loads(data))
+        return shape.model_validate_json(texts.dumps(document, ensure_ascii=False))
 
 
 def _without_unknown_fields(kind: Any, value: Any) -> Any:

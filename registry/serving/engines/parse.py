@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from registry.client.transport.links import accepts_plain_http, is_this_machine
 from registry.errors import Invalid
 from registry.serving.engines.folder import FolderEngine
 from registry.serving.engines.llama_cpp import LlamaCpp
@@ -18,11 +19,22 @@ POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for 
 
 
 def engine(text: str, key: str = "") -> EngineDriver:
-    """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) otherwise."""
+    """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) otherwise.
+
+    A key is sent over plain http to this machine only, unless ADAPTER_INSECURE accepts other machines.
+    """
     kind, _, location = text.partition("=")
     if location and kind in IN_FOLDER:
         return IN_FOLDER[kind](Path(location).expanduser())
     if kind in AT_URL and urlsplit(location).scheme in ("http", "https") and urlsplit(location).hostname:
+        url = urlsplit(location)
+        is_safe = url.scheme == "https" or is_this_machine(url.hostname or "")
+        if key and not is_safe and not accepts_plain_http():
+            raise Invalid(
+                "SETTING_INVALID",
+                f"the engine's key is not sent over plain http to {url.hostname}: anyone on the path could read it",
+                next_step="use https, or accept the risk with ADAPTER_INSECURE=1",
+            )
         return AT_URL[kind](location, key)
     raise Invalid(
         "SETTING_INVALID",

@@ -34,6 +34,8 @@ from registry.versions.files import CONFIG, NOTE
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
 ATTEMPTS_LIMIT = 4
+NOTE_LIMIT_BYTES = 256 * 2**20
+"""Of a note or an index: as much as a desired state, from which they are made."""
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 _SUM = "sha256"
 
@@ -134,7 +136,10 @@ class BucketTarget:
         if response is None:
             return None
         with self._errors_of("get_object"):
-            return bytes(response["Body"].read())
+            data = bytes(response["Body"].read(NOTE_LIMIT_BYTES + 1))
+        if len(data) > NOTE_LIMIT_BYTES:
+            raise Invalid("FOLDER_INVALID", f"{self.title}{key} is over the limit of {NOTE_LIMIT_BYTES} bytes")
+        return data
 
     def _get(self, operation: str, key: str) -> dict[str, Any] | None:
         with self._errors_of(operation):
