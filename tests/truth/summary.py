@@ -177,6 +177,9 @@ torch 2.13.0+cpu), 1956 of them honest adapters, none of these without a verdict
 `check`, 1 in `compat`, 1 in `engine`, 0 in all stages together. The false yes were two kinds of cases on classifiers;
 they were fixed, and all 15 of their kind asked again at 54804fb0. These answers are not recorded by subject.
 
+The 26 unknown cases `config:another-task` are adapters that claim the task of a classifier and have no head, on a
+causal language model. All were asked again at b532a932: 25 times PEFT says yes and once no, and `check` fails all 26.
+
 51 architectures are built since. All of them are in the records; of DeepSeek-OCR 2 and Unlimited-OCR PEFT does not
 load what it saved, and both say no.
 """
