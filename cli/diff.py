@@ -15,13 +15,15 @@ import click
 
 from registry.adapters import module_grid
 from registry.api.catalog import VersionView
+from registry.client import waiting
 from registry.client.core import Versions
 from registry.client.local import folder as folders
 from registry.client.local.adapter_folder import read_adapter
 from registry.client.transfer import pull
+from registry.client.transport import invalid_response
 from registry.engines import version_facts
 from registry.names import Ref
-from registry.versions.files import CONFIG
+from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES
 
 from . import main
 from .console import heatmap, output, session
@@ -103,14 +105,25 @@ def _side(registry: Versions, text: str) -> Side:
         fields = {"base": {"base": adapter.contents.claim.name}, "config": config, "facts": _shown(facts)}
         return Side(text, facts, fields, files)
     version = registry.version(Ref.parse(text))
-    config = {}
-    for link in registry.resolve(f"{version.name}@{version.digest}").files:
-        if link.path == CONFIG:
-            with registry.read(link) as chunks:
-                config = json.loads(b"".join(chunks))
+    config = _config_of(registry, version) if any(file.path == CONFIG for file in version.files) else {}
     files = {f.path: str(f.digest) for f in version.files}
     fields = {"base": {"base": version.base}, "config": config, "facts": _shown(version.facts), **_declared(version)}
     return Side(f"{version.name}@{version.number}", version.facts, fields, files)
+
+
+def _config_of(registry: Versions, version: VersionView) -> Any:
+    """The configuration of a version, whose bytes are verified."""
+    ref = waiting.ref_of(version)
+    with tempfile.TemporaryDirectory(prefix="adapter-diff-") as folder:
+        pull.pull(registry, ref, Path(folder) / "version", cache=None, include=[CONFIG])
+        with (Path(folder) / "version" / CONFIG).open("rb") as file:
+            data = file.read(CONFIG_LIMIT_BYTES + 1)
+    try:
+        if len(data) <= CONFIG_LIMIT_BYTES:
+            return dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise invalid_response(f"{CONFIG} of {ref} is not a JSON object of at most {CONFIG_LIMIT_BYTES} bytes")
 
 
 def _declared(version: VersionView) -> dict[str, dict[str, Any]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from cli import diff
 from cli.console import groups, output
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import moment as audit_moment
@@ -426,6 +429,23 @@ def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: Ta
     for requested, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
         with pytest.raises(Corrupt, match=field):
             tampered.registry.norms(requested)
+
+
+@pytest.mark.parametrize("suffix", ["/pulls", "/links/"])
+def test_a_comparison_reads_no_configuration_that_is_not_of_the_version(
+    tampered: TamperedRegistry, suffix: str
+) -> None:
+    """Other bytes than the manifest's come with the plan, or by a link."""
+    config = diff._side(tampered.registry, "acme/support@1").fields["config"]
+    link = next(f for f in tampered.registry.resolve("acme/support@1").files if f.path == "adapter_config.json")
+    other = b'{"r": 4096}'.ljust(link.size_bytes)
+    small = {"digest": str(link.digest), "data": base64.b64encode(other).decode()}
+    if suffix == "/pulls":
+        tampered.alter(suffix, lambda document: document | {"small": [small]})
+    else:
+        tampered.alter(urlsplit(link.url).path, lambda document: document)
+        tampered.transport.raw = other
+    assert diff._side(tampered.registry, "acme/support@1").fields["config"] == config
 
 
 def test_a_list_ends(tampered: TamperedRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
