@@ -139,3 +139,20 @@ def test_a_campaign_says_whether_a_worker_is_busy(harness: Harness) -> None:
     change(harness, claimed.job.id, lease_expires_at=db.now() - timedelta(seconds=1))
     view = harness.admin.campaign(campaign.id)
     assert (view.worker_is_busy, view.states) == (False, {State.QUEUED: 3, State.RUNNING: 1})
+
+
+def test_a_campaign_over_more_namespaces_takes_no_more_statements(harness: Harness) -> None:
+    """The only worker runs a job on another base, so no namespace ends the search for one."""
+    harness.add_base(samples.llama("other"))
+    harness.push("acme/other", base="other")
+    assert harness.admin.claim(ClaimRequest(worker="w", bases=["other"])) is not None
+    counts = []
+    for namespaces in ((), ("initech", "hooli", "umbrella")):
+        for namespace in namespaces:
+            harness.push(f"{namespace}/a")
+        campaign = harness.admin.start_campaign(CampaignRequest(base="tiny-llama"))
+        with harness.statements() as sent:
+            view = harness.admin.campaign(campaign.id)
+        assert (view.total, view.worker_is_busy) == (4 + len(namespaces), False)
+        counts.append(len(sent))
+    assert counts[0] == counts[1]
