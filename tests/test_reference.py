@@ -161,6 +161,7 @@ INTERNAL_LIMITS = {
         "registry.server.audit.audit_log.PATHS_LIMIT", "registry.server.audit.audit_log.READS_LIMIT",
         "registry.server.search.candidates.CANDIDATES_LIMIT",
         "registry.server.search.candidates.MORE_CANDIDATES_LIMIT", "registry.server.search.candidates.COMMON_LIMIT",
+        "registry.server.search.candidates.SELECTIONS_LIMIT",
         "registry.server.http.metrics.COUNT_LIMIT",
     ],
     "a cache forgets and reads again": [

@@ -232,6 +232,22 @@ def test_pages_of_filters_that_match_many_and_together_few_hold_the_same(
         assert other_tenant.adapters(**search) == AdapterPage(items=[])
 
 
+def test_of_many_filters_only_some_are_read_beyond_a_few_matches(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_adapters.fill(harness, 20)
+    for module, name, limit in (
+        (candidates, "CANDIDATES_LIMIT", 1), (candidates, "MORE_CANDIDATES_LIMIT", 0), (adapters, "WINDOW", 3),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, limit)
+    statements = []
+    for filters in (candidates.SELECTIONS_LIMIT, candidates.SELECTIONS_LIMIT + 12):
+        with harness.statements() as sent:
+            harness.admin.adapters(annotation=["parity=odd"] * filters, limit=4)
+        statements.append(len(sent))
+    assert statements[1] - statements[0] == 12, "each filter is read once, for a few matches"
+
+
 SEARCHES: tuple[dict[str, Any], ...] = (
     {}, {"namespace": "acme"}, {"text": "shop"}, {"base": "tiny-llama"}, {"alias": "main"}, {"method": "lora"},
     {"rank_min": 8}, {"owner": "token:admin"},

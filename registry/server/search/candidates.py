@@ -8,6 +8,7 @@ match few together. Every filter, and who may see what, is still applied to the 
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, literal_column, union_all
@@ -31,6 +32,8 @@ from registry.server.database.models import (
 CANDIDATES_LIMIT = 2000
 MORE_CANDIDATES_LIMIT = 50_000
 COMMON_LIMIT = 5000
+SELECTIONS_LIMIT = 8
+"""How many filters of a search are read so far: a search may have a hundred."""
 _AFTER_EVERY_NAME = "~"
 """Sorts by bytes after every character of a name."""
 _PATH: ColumnElement[str] = literal_column(ADAPTER_PATH)
@@ -46,16 +49,19 @@ def find_few(session: Session, selections: Iterable[Any], limit: int) -> ColumnE
 
 
 def find_common(session: Session, selections: Iterable[Any]) -> ColumnElement[bool] | None:
-    """The condition on `adapter` that it is one of those that all selections have; None if they are many.
+    """The condition on `adapter` that it is one of those that selections have in common; None if they are many.
 
-    A selection of more than `MORE_CANDIDATES_LIMIT` leaves nothing out.
+    It reads no more selections than it takes, and `SELECTIONS_LIMIT` at most: the others are applied as filters. One of
+    more than `MORE_CANDIDATES_LIMIT` leaves nothing out.
     """
     common: set[int] | None = None
-    for statement in selections:
+    for statement in islice(selections, SELECTIONS_LIMIT):
         ids = session.connection().execute(statement.limit(MORE_CANDIDATES_LIMIT + 1)).scalars().all()
         if len(ids) <= MORE_CANDIDATES_LIMIT:
             common = common.intersection(ids) if common is not None else set(ids)
-    return None if common is None or len(common) > COMMON_LIMIT else any_of(col(AdapterRow.id), sorted(common))
+            if len(common) <= COMMON_LIMIT:
+                return any_of(col(AdapterRow.id), sorted(common))
+    return None
 
 
 _OF_VERSION = col(VersionRow.adapter_id)
