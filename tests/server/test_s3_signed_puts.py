@@ -97,6 +97,17 @@ def test_boto3_repeats_what_failed(blobs: S3Blobs, proxy: FaultProxy, puts_by_bo
     assert b"".join(blobs.open(KEY)) == DATA
 
 
+def test_a_store_that_responds_again_is_noticed_by_a_put_that_fails_at_first(
+    blobs: S3Blobs, proxy: FaultProxy, puts_by_boto3: list[str]
+) -> None:
+    breaker = blobs.bucket._breaker
+    breaker.record(responded=False)
+    breaker._open_until = 0.0  # its pause is over
+    proxy.fail("put", "503", times=1)
+    blobs.put(KEY, [DATA], limit_bytes=len(DATA))
+    assert (proxy.happened("put"), puts_by_boto3, breaker.is_open) == (1, [KEY], False)
+
+
 @pytest.mark.security
 @pytest.mark.parametrize("checksums", [True, False])
 def test_flipped_bits_are_never_stored(blobs: S3Blobs, proxy: FaultProxy, checksums: bool) -> None:

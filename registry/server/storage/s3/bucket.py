@@ -145,8 +145,12 @@ class Bucket:
         return self._call_if_condition_holds("put_object", Key=key, Body=data, **parameters)
 
     def put_signed(self, key: str, data: bytes | bytearray, digest: Digest, headers: dict[str, str]) -> bool:
-        """Write an object by one request of `SignedPuts`; False if that failed, for whatever reason: then `put` it."""
-        self._check_breaker("put_object")
+        """Write an object by one request of `SignedPuts`; False if that failed, for whatever reason: then `put` it.
+
+        After a timeout `put` tries first: its responses say whether the store is back.
+        """
+        if self._breaker.is_open:
+            return False
         is_written = self._signed_puts.put(key, data, digest, headers, *self.credentials())
         if is_written:
             self._breaker.record(responded=True)
@@ -260,6 +264,11 @@ class CircuitBreaker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open_until: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no call has had a response since the last timeout."""
+        return self._open_until is not None
 
     def rejects_call(self) -> bool:
         """Whether a call should fail now. The first one after the pause may try, and begins the next pause."""
