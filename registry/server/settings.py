@@ -211,13 +211,15 @@ def _refuse_unknown(name: str, origin: str) -> None:
 
 
 def _check_url(source: SettingSource) -> None:
+    """Raise `Invalid` (SETTING_INVALID) without a quote: keys in a URL may look like a port, a path or a fragment."""
     try:
         parts = urlsplit(source.text)
         _ = parts.port
-    except ValueError as e:
-        masked_text = hide_secrets(source.text)[:120]
-        raise Invalid("SETTING_INVALID", f"{source.origin}: {masked_text!r} is not a URL: {e}") from e
-    if parts.username is not None:  # it would be in links, messages and logs
+    except ValueError:
+        raise Invalid("SETTING_INVALID", f"{source.origin} is not a URL: its host or its port is malformed") from None
+    if parts.username is not None or (
+        "@" in source.text and parts.scheme != "file"
+    ):  # it would be in links, messages and logs
         problem = f"{source.origin} holds a user name or a password"
         raise Invalid("SETTING_INVALID", problem, next_step="set the keys of a store by AWS_… variables")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,13 @@ def test_a_start_that_fails_and_config_show_print_no_password(
 @pytest.mark.security
 @pytest.mark.parametrize("setting", sorted(URLS))
 @pytest.mark.parametrize(
-    "url", ["s3://KEY:s-cret@bucket/prefix", "https://s-cret@host", "file://app:s-cret@localhost/x"]
+    "url",
+    [
+        "s3://KEY:s-cret@bucket/prefix",
+        "s3://KEY:12/s-cret@bucket",
+        "https://s-cret@host",
+        "file://app:s-cret@localhost/x",
+    ],
 )
 def test_a_url_with_a_password_stops_the_start_without_printing_it(
     setting: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,12 +120,15 @@ def test_no_password_is_in_the_text_of_settings(password: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["blobs", "hub_upstream", "public_url", "s3_endpoint", "second_copy"])
-@pytest.mark.parametrize("url", ["http://[", "s3://[x", "http://app:s-cret@host:99999"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://[", "s3://[x", "http://app:s-cret@host:99999", "s3://KEY:s-cret/s-cret@bucket", "s3://KEY:s-cret/s-cret"],
+)
 def test_a_broken_url_stops_the_start_with_its_setting(
     setting: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = command_runner(tmp_path, monkeypatch)
     monkeypatch.setenv(f"REGISTRY_{setting.upper()}", url)
     failed = cli("serve", "--port", 0, expect=2).stderr
-    assert re.search(f"REGISTRY_{setting.upper()}: '.*' is not a URL", failed)
+    assert f"REGISTRY_{setting.upper()} is not a URL" in failed
     assert "s-cret" not in failed
