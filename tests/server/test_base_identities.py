@@ -77,6 +77,23 @@ def test_similarities_are_read_and_not_computed_again(family: Harness, monkeypat
     assert len(reads) <= 8, "a slow test writes the use of its token once more"
 
 
+def test_a_new_identity_is_compared_with_bases_of_its_architecture_first(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most descendants are of other organizations than the model that they were trained from."""
+    monkeypatch.setattr(base_weights, "COMPARED_LIMIT", 1)
+    monkeypatch.setattr(base_weights, "COMPUTED_LIMIT", 0)
+    for name, hidden, identity in (("acme/wide", 128, OTHER), ("tiny-llama", 64, SAME), ("acme/tuned", 64, TUNED)):
+        spec = spec_of(samples.llama(name, hidden=hidden))
+        shown = harness.admin.add_base(BaseAdd(spec=spec, identity=identity)).relatives
+    matches = {relative.other: relative.match for relative in shown}
+    assert matches == {"tiny-llama": BaseMatch.DESCENDANT, "acme/wide": BaseMatch.UNKNOWN}
+    monkeypatch.setattr(base_weights, "COMPUTED_LIMIT", 1)
+    harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama("a/new")), identity=CAST))
+    relatives = {relative.other: relative.match for relative in harness.admin.base("acme/tuned").relatives}
+    assert relatives["a/new"] is not BaseMatch.UNKNOWN, "before the older base of another architecture"
+
+
 @pytest.mark.security
 def test_a_new_identity_is_compared_with_few_bases_and_a_request_computes_few_pairs(
     family: Harness, monkeypatch: pytest.MonkeyPatch

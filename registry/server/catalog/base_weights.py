@@ -29,9 +29,10 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseSimilarityRow
 
 COMPARED_LIMIT = 100
-"""With how many bases a new identity is compared: equal ones first, then those of its organization, then the oldest."""
+"""With how many bases a new identity is compared: equal ones first, then those of its architecture, since others are
+hardly ever related; of these those of its organization first, then the oldest."""
 COMPUTED_LIMIT = 10
-"""How many missing pairs one request computes. The others are `unknown`."""
+"""How many missing pairs one request computes, of bases of the same architecture first. The others are `unknown`."""
 # Built once: every push executes it. The identity itself is large and rarely needed.
 _SELECT_IDENTITY = (
     select(BaseIdentityRow)
@@ -81,11 +82,12 @@ def store_identity(session: Session, actor: Actor, base: BaseRow, identity: Iden
 def _select_compared(base: BaseRow, identity: Identity) -> Any:
     organization = f"{base.name.partition('/')[0].lower()}/" if "/" in base.name else ""
     is_near = func.lower(BaseRow.name).startswith(organization, autoescape=True) if organization else false()
+    nearest = (col(BaseIdentityRow.exact) == identity.exact, col(BaseRow.fingerprint) == base.fingerprint, is_near)
     return (
         select(BaseIdentityRow.base_id)
         .join(BaseRow, col(BaseRow.id) == col(BaseIdentityRow.base_id))
         .where(col(BaseIdentityRow.base_id) != base.id)
-        .order_by(case((col(BaseIdentityRow.exact) == identity.exact, 0), (is_near, 1), else_=2), col(BaseRow.id))
+        .order_by(*(case((condition, 0), else_=1) for condition in nearest), col(BaseRow.id))
         .limit(COMPARED_LIMIT)
     )
 
@@ -135,7 +137,7 @@ def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
     if own is None:
         return aliases
     statement = (
-        select(BaseRow.name, BaseIdentityRow.base_id, BaseSimilarityRow.similarity)
+        select(BaseRow.name, BaseIdentityRow.base_id, BaseRow.fingerprint, BaseSimilarityRow.similarity)
         .join(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
         .outerjoin(
             BaseSimilarityRow,
@@ -144,12 +146,15 @@ def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
         .where(col(BaseRow.id) != base.id)
         .order_by(col(BaseRow.name))
     )
-    relatives, computed = [], 0
-    for name, other_id, stored in session.exec(statement).all():
+    relatives, rows = [], session.exec(statement).all()
+    missing = sorted(
+        (fingerprint != base.fingerprint, other_id) for _, other_id, fingerprint, stored in rows if not stored
+    )
+    computed = {other_id for _, other_id in missing[:COMPUTED_LIMIT]}
+    for name, other_id, _, stored in rows:
         if stored:
             similarity = Similarity.model_validate(stored)
-        elif computed < COMPUTED_LIMIT:
-            computed += 1
+        elif other_id in computed:
             similarity = identities.compare(_parse_identity(own), _read_identity(session, other_id))
         else:
             similarity = Similarity(match=BaseMatch.UNKNOWN)
