@@ -145,11 +145,13 @@ SPARK_WIDTH, SPARK_HEIGHT = 240, 48
 
 
 def sparkline_points(values: Sequence[tuple[float, float]]) -> str:
-    """Return the points of a line through these x and y, at least one, for the macro `sparkline`.
+    """Return the points of a line through these x and y for the macro `sparkline`; without any, an empty text.
 
     >>> sparkline_points([(1, 10), (2, 30), (3, 20)])
     '0.0,48.0 120.0,0.0 240.0,24.0'
     """
+    if not values:
+        return ""
     xs, ys = zip(*values, strict=True)
     lowest, highest, width, height = min(xs), max(ys), max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
     return " ".join(
