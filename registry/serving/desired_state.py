@@ -19,7 +19,7 @@ def read(
 ) -> DesiredState:
     """Return what the alias of every adapter points at; with `since` and `wait`, once that has changed.
 
-    An alias that moves while the pages are read may be listed with either version: the cursor is that of the first
+    An alias that moves while the pages are read may be counts with either version: the cursor is that of the first
     page, so the next request with it returns at once.
     """
     pages = [registry.desired_state(base, alias, engine=engine, since=since, wait=wait, limit=PAGE_ADAPTERS)]
@@ -32,6 +32,9 @@ def read(
 
 def _combine(pages: Sequence[DesiredState]) -> DesiredState:
     entries = [entry for page in pages for entry in page.adapters]
+    counts = Counter(entry.name for entry in entries)
+    if repeated := next((name for name, count in counts.items() if count > 1), ""):  # as by a server without pages
+        raise invalid_response(f"two pages of the desired state list {repeated[:80]!r}")
     names = distinguish_served_names([_plain_name(entry) for entry in entries], (entry.digest for entry in entries))
     ranks = sum((Counter(page.ranks) for page in pages), Counter[str]())
     settings = [page.settings for page in pages if page.settings is not None]

@@ -218,6 +218,10 @@ def test_a_desired_state_of_many_adapters_is_read_page_by_page_only(
     monkeypatch.setattr(Registry, "desired_state", lambda *_, **__: first)
     with pytest.raises(Corrupt, match="continues at 'acme/b' again"):
         desired_state.read(harness.admin, BASE, "canary")
+    without_pages = last.model_copy(update={"adapters": [*first.adapters, *last.adapters]})
+    monkeypatch.setattr(Registry, "desired_state", lambda *_, after="", **__: without_pages if after else first)
+    with pytest.raises(Corrupt, match="two pages of the desired state list 'acme/a'"):
+        desired_state.read(harness.admin, BASE, "canary")
 
 
 @pytest.mark.security
