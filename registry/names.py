@@ -179,7 +179,7 @@ def served_name(name: AdapterName, number: int) -> str:
     """The name of one version in a serving engine: `acme-support-v3`. Letters, digits and `-`, at most 100 characters.
 
     That is what every engine, a Kubernetes object and an S3 prefix take. Two adapters may read the same here
-    (`a-b/c` and `a/b-c`): who serves both adds a piece of the digest.
+    (`a-b/c` and `a/b-c`): `distinguish_served_names` adds what tells them apart.
     """
     words = re.sub(r"[^a-z0-9]+", "-", f"{name.namespace}-{name.name}")
     if len(words) > SERVED_WORDS_LIMIT:
@@ -187,15 +187,19 @@ def served_name(name: AdapterName, number: int) -> str:
     return f"{words}-v{number}"
 
 
-def distinguish_served_names(plain: Sequence[str], digests: Iterable[Digest]) -> list[str]:
-    """The names of these versions in one engine: those that are not unique get a piece of the digest.
+def distinguish_served_names(plain: Sequence[str], versions: Iterable[tuple[str, str]]) -> list[str]:
+    """The names of these versions (adapter, digest) in one engine: those that are not unique get a piece of a hash.
 
-    >>> distinguish_served_names(["a-v1", "b-v1", "a-v1"], [Digest.of(b"1"), Digest.of(b"2"), Digest.of(b"3")])
-    ['a-v1-6b86b273', 'b-v1', 'a-v1-4e074085']
+    It is of the adapter, too, because two may have the same bytes, and long enough that no one can make a version with
+    the name of another adapter's.
+
+    >>> distinguish_served_names(["a-b-c-v1", "b-v1", "a-b-c-v1"], [("a-b/c", "1"), ("b/b", "2"), ("a/b-c", "1")])
+    ['a-b-c-v1-9d172deed6be30b5', 'b-v1', 'a-b-c-v1-c7bc8a52876e065d']
     """
     often = Counter(plain)
     return [
-        name if often[name] == 1 else f"{name}-{digest.hex[:8]}" for name, digest in zip(plain, digests, strict=True)
+        name if often[name] == 1 else f"{name}-{Digest.of(f'{adapter}@{digest}'.encode()).hex[:16]}"
+        for name, (adapter, digest) in zip(plain, versions, strict=True)
     ]
 
 

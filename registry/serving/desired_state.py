@@ -35,7 +35,8 @@ def _combine(pages: Sequence[DesiredState]) -> DesiredState:
     counts = Counter(entry.name for entry in entries)
     if repeated := next((name for name, count in counts.items() if count > 1), ""):  # as by a server without pages
         raise invalid_response(f"two pages of the desired state list {repeated[:80]!r}")
-    names = distinguish_served_names([_plain_name(entry) for entry in entries], (entry.digest for entry in entries))
+    versions = [(entry.name, entry.digest) for entry in entries]
+    names = distinguish_served_names([_plain_name(entry) for entry in entries], versions)
     ranks = sum((Counter(page.ranks) for page in pages), Counter[str]())
     settings = [page.settings for page in pages if page.settings is not None]
     return pages[0].model_copy(
@@ -43,7 +44,7 @@ def _combine(pages: Sequence[DesiredState]) -> DesiredState:
             "adapters": [
                 entry.model_copy(update={"served_name": name}) for entry, name in zip(entries, names, strict=True)
             ],
-            "ranks": dict(sorted(ranks.items(), key=lambda item: int(item[0]))),
+            "ranks": dict(sorted(ranks.items(), key=lambda item: (len(item[0]), item[0]))),
             "settings": engine_settings.combine(settings) if len(settings) == len(pages) else None,
             "next_after": "",
         }

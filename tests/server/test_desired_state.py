@@ -15,6 +15,7 @@ import pytest
 
 from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
 from registry.client.registry import Registry
+from registry.client.response_checks import problem_of
 from registry.digest import Digest
 from registry.engines import rulebook
 from registry.errors import Corrupt, TooLarge, Unavailable
@@ -188,6 +189,19 @@ def test_equal_served_names_are_made_unique(harness: Harness) -> None:
     assert len(set(served)) == 2
     assert all(name.startswith("a-b-c-v1-") for name in served)
     assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
+
+
+def test_equal_bytes_under_equal_served_names_get_two_names(harness: Harness) -> None:
+    """Whoever has a copy of a version could otherwise push it under such a name, and no node could read the state."""
+    harness.add_base()
+    files = harness.files()
+    for name in ("a-b/c", "a/b-c"):
+        harness.push(name, files)
+        harness.admin.promote(name, "canary", "1", generation=0)
+    entries = harness.admin.desired_state(BASE, "canary").adapters
+    assert len({entry.digest for entry in entries}) == 1
+    assert len({entry.served_name for entry in entries}) == 2
+    assert not any(map(problem_of, entries))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 500])

@@ -254,6 +254,26 @@ def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytes
     ]
 
 
+def test_a_bug_in_reading_the_desired_state_is_said_and_it_is_read_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0.01)
+    stop, reads = threading.Event(), list[int]()
+
+    def broken(**_: object) -> bool:
+        reads.append(1)
+        if len(reads) > 2:
+            stop.set()
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setattr(node.agent, "fetch", broken)
+    node.agent._watch(stop)
+    assert len(reads) == 3
+    assert [line for line in node.lines if "bug" in line] == [
+        "the desired state cannot be read because of a bug: ZeroDivisionError('nobody thought of it')"
+    ]
+
+
 def test_a_registry_that_knows_no_fleet_is_said_once_and_harms_nothing(node: Node) -> None:
     node.push("acme/support")
     node.states()

@@ -118,9 +118,9 @@ def _files(session: Session, adapters: Iterable[_Row]) -> dict[int, list[Version
 
 
 def _served_names(adapters: Sequence[_Row]) -> dict[int, str]:
-    """Version id → its name in engines, with a digest at the end if two adapters would have the same."""
+    """Version id → its name in engines, with a hash at the end if two adapters would have the same."""
     plain = [names.served_name(AdapterName(adapter.namespace, adapter.name), v.number) for adapter, v, _ in adapters]
-    distinct = names.distinguish_served_names(plain, (Digest(version.digest) for _, version, _ in adapters))
+    distinct = names.distinguish_served_names(plain, ((f"{a.namespace}/{a.name}", v.digest) for a, v, _ in adapters))
     return {version.id or 0: name for (_, version, _), name in zip(adapters, distinct, strict=True)}
 
 

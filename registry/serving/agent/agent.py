@@ -125,6 +125,9 @@ class Agent:
             except RegistryError as e:
                 self._say_once("desired", f"cannot fetch the desired state: {e.detail}")
                 stop.wait(RETRY_SECONDS)
+            except Exception as e:  # or this node would never follow a change again
+                self._say_once("desired", f"the desired state cannot be read because of a bug: {e!r}")
+                stop.wait(RETRY_SECONDS)
 
     def _say_once(self, about: str, line: str) -> None:
         """Log a line unless it repeats the last one about this subject."""
