@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from registry.evaluation.verdicts import Check, Outcome
 from registry.worker.loop import Worker
 from registry.worker.model import tasks
+from registry.worker.smoke.isolated import LABELS_LIMIT, labels_of_head
 from tests.truth import architectures
 from tests.worker.setup import WorkerSetup
 
@@ -179,6 +180,20 @@ def test_an_adapter_that_brings_its_head_is_tested_with_it_on_a_language_model(
     for edit in edits:
         assert Outcome.FAIL in outcomes[edit].values()
         assert outcomes[edit].get(Check.SMOKE) is not Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("shapes", "labels"),
+    [({"score.weight": (3, 8)}, 3), ({"qa_outputs.weight": (2, 8), "qa_outputs.bias": (2,)}, 2), ({}, 0),
+     ({"classifier.dense.weight": (8, 8), "classifier.dense.bias": (8,), "classifier.out_proj.weight": (12, 8)}, 12),
+     ({"score.weight": (LABELS_LIMIT, 1)}, LABELS_LIMIT), ({"score.weight": (LABELS_LIMIT + 1, 1)}, 0)],
+)  # fmt: skip
+def test_the_labels_of_a_head_are_those_of_its_last_layer_and_few(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], labels: int
+) -> None:
+    tensors = {f"base_model.model.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors | {"base_model.model.other": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    assert labels_of_head(tmp_path / "adapter_model.safetensors") == labels
 
 
 @pytest.mark.parametrize(

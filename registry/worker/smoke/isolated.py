@@ -31,6 +31,9 @@ from registry.worker.smoke.result import LibraryFailed, SmokeResult, exceptions_
 from registry.worker.smoke.structure import Structures
 from registry.worker.smoke.tensors import check_finite, measure_norms, tensors_of, weight_norm
 
+LABELS_LIMIT = 2**16
+"""Labels of a head in a file. The model gets a row of its own width for each, however narrow those of the file are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -119,7 +122,7 @@ class IsolatedTest(LanguageTest):
         task, base = self._config.task, self.base
         if base.task.takes(task):
             return True
-        if (labels := self._labels_of_head()) and self._reference is None:
+        if (labels := labels_of_head(self.folder / WEIGHTS)) and self._reference is None:
             with_head = base.with_head(task, labels)
             if with_head is not None:
                 self.base = with_head
@@ -128,13 +131,6 @@ class IsolatedTest(LanguageTest):
         message = f"the adapter is for the task {task}, and {base.name} is a {base.task.label}: it has no head for it"
         self.result.note("unknown", "smoke.task_unsupported", f"{CONFIG}: task_type", message)
         return False
-
-    def _labels_of_head(self) -> int:
-        """How many labels the head in the file has: the fewest rows of its tensors; 0 without a head."""
-        shapes = structure.shapes_in_file(self.folder / WEIGHTS)
-        paths = {name.removeprefix("base_model.").removeprefix("model."): shape for name, shape in shapes.items()}
-        heads = [shape for path, shape in paths.items() if path.startswith(TASK_HEADS)]
-        return min((shape[0] for shape in heads if shape), default=0)
 
     def check_structure(self) -> bool:
         """Whether the tensors are those that PEFT builds."""
@@ -232,3 +228,15 @@ class IsolatedTest(LanguageTest):
         message = f"{subject} stay changed after unloading, {reason}"
         severity: Severity = "warning" if announced else "error"
         self.result.note(severity, "smoke.base_changed", location, message, "bit-equal", "changed")
+
+
+def labels_of_head(weights: Path) -> int:
+    """How many labels the head in the file has: the fewest rows of its last layer; 0 without one, or for too many.
+
+    Some heads have a layer `dense` before it, with as many rows as the model is wide (RobertaClassificationHead).
+    """
+    shapes = structure.shapes_in_file(weights)
+    paths = {name.removeprefix("base_model.").removeprefix("model."): shape for name, shape in shapes.items()}
+    heads = [shape for path, shape in paths.items() if path.startswith(TASK_HEADS) and ".dense." not in path]
+    labels = min((shape[0] for shape in heads if shape), default=0)
+    return labels if labels <= LABELS_LIMIT else 0
