@@ -44,16 +44,16 @@ class Nothing(program.ProgramRequest):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Runs a program of this text."""
 
-    def run_text(text: str) -> dict[str, Any]:
+    def run_text(text: str, progress: program.Progress | None = None) -> dict[str, Any]:
         (tmp_path / "probe.py").write_text(f"import sys\nsys.stdin.read()\nwrite = sys.stdout.write\n{text}\n")
         path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
         start = program.command("probe")
         start[2] = f"import sys; sys.path[:0] = {path.split(os.pathsep)!r}; {start[2]}"
         monkeypatch.setattr(program, "command", lambda _module: start)
-        return program.run_program("probe", Nothing(), work="the merge")
+        return program.run_program("probe", Nothing(), work="the merge", progress=progress)
 
     return run_text
 
@@ -93,5 +93,8 @@ def test_only_the_end_of_what_a_program_writes_to_standard_error_is_kept(
     assert [len(errors._end) for errors in readers] == [program.ERRORS_KEPT_BYTES]
 
 
-def test_other_lines_of_a_program_are_skipped(run: Callable[[str], dict[str, Any]]) -> None:
-    assert run("print('loading'); print('{not json'); print('{\"report\": {\"a\": 1}}')") == {"a": 1}
+def test_other_lines_of_a_program_are_skipped(run: Callable[..., dict[str, Any]]) -> None:
+    steps: list[str] = []
+    lines = ("loading", '{"progress": "half"}', "{not json", '{"report": {"a": 1}}')
+    assert run(f"print({chr(10).join(lines)!r})", steps.append) == {"a": 1}
+    assert steps == ["half"]

@@ -159,8 +159,8 @@ class _Route(Value, frozen=True):
     tunnel: tuple[str, int] | None = None
     names_url: bool = False
     authorization: tuple[tuple[str, str], ...] = ()
-    hidden_fields = frozenset({"authorization"})
     """The header for the proxy, which a tunnel gets in its CONNECT, and other proxies in each request."""
+    hidden_fields = frozenset({"authorization"})
 
     @classmethod
     def of(cls, scheme: str, location: str, is_link: bool) -> _Route:

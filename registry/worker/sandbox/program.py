@@ -8,7 +8,6 @@ A program gets no secret: an allow-list of variables, and folders. It has no net
 folders where Linux can do that, and ends with its parent. The parent imports no torch and may kill it at any time.
 """
 
-import contextlib
 import gc
 import json
 import os
@@ -135,11 +134,14 @@ def _converse(
     except BrokenPipeError:
         return message
     for line in _lines(process.stdout, check, deadline):
-        if line.startswith(b"{"):
-            with contextlib.suppress(ValueError, RecursionError):  # libraries may print other lines
-                message = json.loads(line)
-            if progress is not None and "progress" in message:
-                progress(str(message["progress"]))
+        if not line.startswith(b"{"):
+            continue
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):  # libraries may print other lines
+            continue
+        if progress is not None and "progress" in message:
+            progress(str(message["progress"]))
     return message
 
 
