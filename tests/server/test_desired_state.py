@@ -191,6 +191,16 @@ def test_equal_served_names_are_made_unique(harness: Harness) -> None:
     assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
 
 
+def test_a_rename_changes_the_cursor(harness: Harness) -> None:
+    """Nodes pull by this name. On pages an adapter can go to one that is read already: only the cursor says so."""
+    fill(harness, "acme/support")
+    before = harness.admin.desired_state(BASE, "canary")
+    harness.admin.rename("acme/support", "acme/help")
+    after = harness.admin.desired_state(BASE, "canary")
+    assert [entry.name for entry in after.adapters] == ["acme/help"]
+    assert after.cursor != before.cursor
+
+
 def test_equal_bytes_under_equal_served_names_get_two_names(harness: Harness) -> None:
     """Whoever has a copy of a version could otherwise push it under such a name, and no node could read the state."""
     harness.add_base()

@@ -83,11 +83,13 @@ def load(
 
 
 def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, profile: EngineProfile | None) -> str:
-    """A digest over each entry's version and newest verdict, and the engine rules."""
+    """A digest over each entry's name, version and newest verdict, and the engine rules."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
     rows = session.connection().execute(
-        statement.with_only_columns(AdapterRow.id, VersionRow.id, AliasRow.generation, newest)
+        statement.with_only_columns(
+            AdapterRow.id, AdapterRow.namespace, AdapterRow.name, VersionRow.id, AliasRow.generation, newest
+        )
     )
     rules = str(rulebook.digest(profile.engine)) if profile else ""
     return Digest.of(repr([base.id, alias, str(profile or ""), rules, *map(tuple, rows)]).encode()).hex
