@@ -142,13 +142,16 @@ _FIELDS = tuple(field.name for field in fields(Settings))
 def hide_secrets(text: str) -> str:
     """Return the text of a setting for people: without passwords and queries of URLs.
 
-    >>> hide_secrets("postgresql://app:a?b@db/registry?sslpassword=c")
+    >>> hide_secrets("postgresql://app:a@db/registry?sslpassword=b")
     'postgresql://app:…@db/registry?…'
+    >>> hide_secrets("postgresql://app:a?b@db/registry")
+    'postgresql://app:…@…'
     """
-    if re.search(r"@.*\?.*@", text, re.DOTALL):  # where the password ends is not certain
-        text = f"{text.partition('@')[0]}@…"
-    without_password = re.sub(r"(://[^:/?#@\s]*):.*@", r"\1:…@", text, flags=re.DOTALL)
-    return re.sub(r"(://[^?\s]*)\?.+", r"\1?…", without_password, flags=re.DOTALL)
+    if re.search(r"\?.*@", text, re.DOTALL):  # where the password ends is not certain
+        text = f"{text.partition('?')[0]}@…"
+    without_password = re.sub(r"((?:^|[:/])[^:/?#@\s]*):(?!//).*@", r"\1:…@", text, flags=re.DOTALL)
+    without_query = re.sub(r"(://[^?\s]*)\?.+", r"\1?…", without_password, flags=re.DOTALL)
+    return re.sub(r"(password\s*=).*", r"\1…", without_query, flags=re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

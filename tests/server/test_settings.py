@@ -119,6 +119,28 @@ def test_no_password_is_in_the_text_of_settings(password: str) -> None:
     assert "cret" not in str(caught.value)
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://db:5432/registry?password=p@s-cret",
+        "postgresql://db/registry?user=app:x&password=s-cret@s-cret",
+        "postgresql://[::1]:5432/registry?password=p@s-cret",
+        "postgresql:app:s-cret@db/registry",
+        "postgresql//app:s-cret@db/registry",
+        "host=db user=app password = s-cret",
+    ],
+)
+def test_no_password_is_shown_of_a_setting_that_is_no_good_url(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = command_runner(tmp_path, monkeypatch)
+    monkeypatch.setenv("REGISTRY_DATABASE_URL", text)
+    shown = cli("config", "show").stdout
+    assert "database_url" in shown
+    assert "s-cret" not in shown + repr(Settings(database_url=text))
+
+
 @pytest.mark.parametrize("setting", ["blobs", "hub_upstream", "public_url", "s3_endpoint", "second_copy"])
 @pytest.mark.parametrize(
     "url",
