@@ -20,7 +20,7 @@ from registry.errors import Conflict, Invalid, NotFound, Refused, TooLarge, Unav
 from registry.evaluation.gates import Gate
 from registry.names import AdapterName
 from registry.server import app
-from registry.server.access import quotas, rate_limits, reserved_names
+from registry.server.access import namespaces, quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.models import (
@@ -441,3 +441,15 @@ def test_a_list_of_namespaces_reads_the_roles_of_those_that_one_administers(tena
     event.remove(RoleRow, "load", record)
     assert listed["globex"] == (True, None)
     assert [row.subject for row in loaded if row.namespace == "globex"] == ["*"]
+
+
+@pytest.mark.security
+def test_the_roles_of_a_namespace_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Administrators list those of all namespaces: one owner could make that list as large as it liked."""
+    harness.admin.create_namespace("acme", owner="owner@acme")
+    monkeypatch.setattr(namespaces, "ROLES_LIMIT", 2)
+    harness.admin.grant_role("acme", "alice@acme", "reader")
+    with pytest.raises(TooLarge, match="roles of 2 subjects"):
+        harness.admin.grant_role("acme", "bob@acme", "reader")
+    roles = harness.admin.grant_role("acme", "alice@acme", "pusher").roles
+    assert roles == {"alice@acme": "pusher", "owner@acme": "owner"}

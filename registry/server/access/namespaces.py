@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.access import SUBJECT_LIMIT, NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
-from registry.errors import Conflict, Invalid
+from registry.errors import Conflict, Invalid, TooLarge
 from registry.events import EventType
 from registry.roles import Role, Scope
 from registry.server import audit
@@ -33,6 +33,8 @@ _STORING = select(NamespaceRow.name).where(
     any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.unregistered_bases)
 )
 RULES = {"strict": EventType.NAMESPACE_STRICT, "unregistered_bases": EventType.NAMESPACE_BASES}
+ROLES_LIMIT = 1000
+"""Roles in a namespace: administrators list those of all. A group has one for all its members."""
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 
@@ -108,6 +110,10 @@ def grant_role(session: Session, actor: Actor, name: str, subject: str, role: st
     _check_subject(subject)
     if role not in list(Role):
         raise Invalid("REQUEST_INVALID", f"role: {role[:40]!r} is not one of {', '.join(Role)}")
+    others = select(RoleRow.subject).where(RoleRow.namespace == name, RoleRow.subject != subject)
+    if db.count_rows(session, others) >= ROLES_LIMIT:
+        problem = f"namespace '{name}' has roles of {ROLES_LIMIT} subjects, which is the limit"
+        raise TooLarge("QUOTA_EXCEEDED", problem, next_step="grant a role to a group")
     _set_role(session, actor, name, subject, Role(role))
     return _show_roles(session, actor, name)
 
