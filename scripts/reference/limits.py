@@ -256,6 +256,7 @@ LIMITS = {
             "BULK_SMALL_BYTES": "small files in one response to a pull",
             "BULK_MANIFESTS_BYTES": "manifests in one response to a pull; the others are requested again",
         },
+        "registry.server.access.namespaces": {"ROLES_LIMIT": "roles of a namespace"},
         "registry.server.access.quotas": {
             "PUSHES_OF_TOKEN_LIMIT": "open pushes of a token",
             "PUSHES_OF_NAMESPACE_LIMIT": "open pushes of a namespace",
@@ -299,7 +300,10 @@ LIMITS = {
             "TOOLS_LIMIT": "tools in a worker's report",
         },
         "registry.api.jobs": {"BASES_LIMIT": "bases that a worker names when it claims a job"},
-        "registry.server.jobs.requests": {"WAITING_LIMIT": "waiting merges and conversions of a namespace"},
+        "registry.server.jobs.requests": {
+            "WAITING_LIMIT": "waiting merges and conversions of a namespace",
+            "LISTED_RESULT_LIMIT": "characters of a result in a list of jobs; a longer one is left out",
+        },
         "registry.server.jobs.campaigns": {
             "NEWEST_LIMIT": "campaigns listed, the newest",
             "JOBS_LIMIT": "jobs of a campaign",

@@ -111,6 +111,9 @@ def test_of_an_owners_reports_of_a_version_the_newest_is_kept(harness: Harness) 
     assert states(harness).keys() - before.keys() == set(reports)
     assert owner.report(REF, Digest(reports[0] or "")).findings[0].message == "changes nothing, test 2"
     assert check(harness)[-1].findings == []
+    with harness.session() as session:
+        own = [row for row in rows(session, VerdictRow) if row.by_owner and row.check == "smoke"]
+    assert [len(row.findings) for row in sorted(own, key=lambda row: row.id or 0)] == [0, 0, 1], "a megabyte each"
 
 
 def test_a_report_stays_while_an_older_verdict_of_it_counts(harness: Harness) -> None:

@@ -116,6 +116,25 @@ def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shar
     cancel_all(shared)
 
 
+@pytest.mark.security
+@pytest.mark.parametrize("limit", [1, 200])
+def test_a_list_of_jobs_leaves_long_results_out(filled_harness: Harness, limit: int) -> None:
+    """A namespace's own worker may send a megabyte for each job: a page of 200 ended the server of all."""
+    filled_harness.push("acme/other")
+    worker = filled_harness.actor("work", namespaces=["acme"])
+    results = [{"message": "done", "notes": "x" * 2**19}, {"message": "done"}]
+    for into, result in zip(("a", "b"), results, strict=True):
+        payload = {"to": "gguf", "into": f"acme/{into}"}
+        job = filled_harness.admin.submit(JobSubmit(kind=Kind.CONVERT, ref=NAME, payload=payload))
+        claimed = worker.claim(ClaimRequest(worker="w", kinds=[Kind.CONVERT]))
+        assert claimed is not None
+        worker.finish(job.id, FinishRequest(lease_token=claimed.lease.token, result=result))
+        [newest, *_] = worker.jobs(kind=Kind.CONVERT, limit=limit).items
+        assert (newest.id, newest.result) == (job.id, {} if "notes" in result else result)
+        assert worker.job(job.id).result == result
+    cancel_all(filled_harness)
+
+
 def test_the_bases_of_a_claim_are_limited(filled_harness: Harness) -> None:
     """Tens of thousands held the queue, and with SQLite everybody, for as long as the statement took."""
     with pytest.raises(ValidationError):

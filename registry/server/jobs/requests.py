@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, cast, func, or_
+from sqlalchemy import ColumnElement, String, Text, cast, func, or_
+from sqlalchemy.orm import defer
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -29,6 +31,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, base_weights, bases, verdicts, versions
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
@@ -39,6 +42,8 @@ SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 PEFT = "peft"
 WAITING_LIMIT = 100
 WORKER_JOBS = 200
+LISTED_RESULT_LIMIT = 4096
+"""Characters of the longest result in a list of jobs: a page of whole ones would have hundreds of megabytes."""
 OPEN_LIMIT = 1000
 """Merges, fuses and conversions that wait or run, for one namespace that their results go to."""
 
@@ -185,7 +190,10 @@ def list_jobs(
     session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int,
     count: bool = False,
 ) -> JobPage:  # fmt: skip
-    """Jobs that the actor may see, newest first. `ref` is an adapter, or one of its versions by number or digest."""
+    """Jobs that the actor may see, newest first. `ref` is an adapter, or one of its versions by number or digest.
+
+    Long results are left out (`LISTED_RESULT_LIMIT`), as steps are: `show_job` has them.
+    """
     statement = select(JobRow).where(queue.visible(actor))
     if state:
         statement = statement.where(col(JobRow.state) == _require_member(State, "state", state))
@@ -200,9 +208,20 @@ def list_jobs(
         same_moment = (col(JobRow.created_at) == last.created_at) & (col(JobRow.id) < last.id)
         statement = statement.where(or_(older, same_moment))
     ordered = statement.order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc())
-    rows = session.exec(ordered.limit(limit + 1)).all()
+    rows = _read_listed(session, ordered.limit(limit + 1))
     items = [_redact(actor, row) for row in rows[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "", total=total)
+
+
+def _read_listed(session: Session, statement: Any) -> list[JobRow]:
+    """The rows, without long results."""
+    rows = list(session.exec(statement.options(defer(col(JobRow.result)))).all())
+    is_short = func.length(cast(col(JobRow.result), Text)) <= LISTED_RESULT_LIMIT
+    ids = [row.id for row in rows]
+    results = dict(session.exec(select(JobRow.id, JobRow.result).where(any_of(col(JobRow.id), ids), is_short)).all())
+    for row in rows:
+        set_committed_value(row, "result", results.get(row.id, {}))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +237,7 @@ def list_workers(session: Session, actor: Actor) -> list[WorkerActivity]:
     """The workers of the newest `WORKER_JOBS` jobs that the actor may see, the one that was active last first."""
     began = select(JobRow).where(queue.visible(actor), col(JobRow.worker) != "")
     workers: dict[str, WorkerActivity] = {}
-    for row in session.exec(began.order_by(col(JobRow.created_at).desc()).limit(WORKER_JOBS)):
+    for row in _read_listed(session, began.order_by(col(JobRow.created_at).desc()).limit(WORKER_JOBS)):
         before = workers.get(row.worker)
         running = before.job if before else None
         if row.state == State.RUNNING:

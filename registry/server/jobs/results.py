@@ -6,7 +6,7 @@
   from its findings. What it says about `compat` counts if the header could not decide that check, or if PEFT says no.
 - A worker whose token may not work everywhere evaluates for the version's own namespace: its verdicts say so
   (`by_owner`), and the registry does not attest them. No quota counts its reports, so only those of verdicts that
-  count are kept.
+  count are kept, and only these keep their findings.
 """
 
 import json
@@ -125,12 +125,15 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
 
 
 def _release_former_reports(session: Session, version: VersionRow) -> None:
-    """Let garbage collection delete the owner's reports of this version that no newest verdict refers to."""
+    """Let garbage collection delete the owner's reports of this version that no newest verdict refers to.
+
+    Former verdicts lose their findings, too, which can have as many bytes.
+    """
     session.flush()
     own = (col(VerdictRow.version_id) == version.id, col(VerdictRow.by_owner), col(VerdictRow.report).is_not(None))
     newest = select(func.max(VerdictRow.id)).where(own[0], own[1]).group_by(VerdictRow.check, VerdictRow.profile)
     former = update(VerdictRow).where(*own, col(VerdictRow.id).not_in(newest))
-    session.connection().execute(former.values(report=None))
+    session.connection().execute(former.values(report=None, findings=[]))
 
 
 def _counts(compat: Verdict, newest: Sequence[Verdict]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Delete, Engine, Table, bindparam, update
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
+from sqlalchemy.orm import defer
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.catalog import DeleteResult
@@ -173,6 +174,7 @@ def _delete_with_references(table: Table, which: ColumnElement[bool]) -> Iterato
 
 def _rename_jobs(session: Session, adapter: AdapterRow, to: AdapterName) -> None:
     own = select(JobRow).join(VersionRow, col(VersionRow.id) == col(JobRow.version_id))
-    for job in session.exec(own.where(col(VersionRow.adapter_id) == adapter.id)).all():
+    own = own.where(col(VersionRow.adapter_id) == adapter.id).options(defer(col(JobRow.result)))  # may be large
+    for job in session.exec(own).all():
         values: dict[str, Any] = {"namespace": to.namespace, "subject": f"{to}@{job.subject.rpartition('@')[2]}"}
         session.add(job.sqlmodel_update(values))

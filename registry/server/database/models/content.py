@@ -257,7 +257,7 @@ class AdapterTextRow(SQLModel, table=True):
 
 class VerdictRow(SQLModel, table=True):
     """A verdict. Rows are only appended: the newest one of (version, check, profile, by_owner) counts. One of an owner
-    that no longer counts loses its `report`.
+    that no longer counts loses its `report` and its `findings`.
 
     `judged_by`: whose token reported it (`reported_by` over REST); empty for a check of the server. `by_owner`: it is
     the verdict of the version's own namespace and not of the registry.
