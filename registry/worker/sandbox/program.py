@@ -55,9 +55,10 @@ TICK_SECONDS = 1.0
 END_SECONDS = 10.0
 """Time to clean up after SIGTERM."""
 ERROR_CHARACTERS_LIMIT = 1000
-LINE_LIMIT_BYTES = 64 * 2**20
-OUTPUT_LIMIT_BYTES = 4 * LINE_LIMIT_BYTES
-"""Limits of what a program writes to standard output: a line, such as its report, and all lines."""
+LINE_LIMIT_BYTES = 16 * 2**20
+OUTPUT_LIMIT_BYTES = 16 * LINE_LIMIT_BYTES
+"""Limits of what a program writes to standard output: a line, such as its report, and all lines. Read as JSON, a line
+can take 25 times its bytes."""
 ERRORS_KEPT_BYTES = 16 * 2**10
 """How much of what a program writes to standard error is kept: the end."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
