@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from itertools import accumulate
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -22,6 +23,8 @@ PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so the response about a million wrong tensors stays small."""
+FINDINGS_TEXT_LIMIT = 64 * 2**10
+"""Characters of all findings kept per verdict: a page of versions has the verdicts of 200."""
 
 
 class Check(StrEnum):
@@ -89,10 +92,17 @@ class Verdict(FrozenStruct, frozen=True, kw_only=True):
             base=base,
             base_fingerprint=base_fingerprint,
             outcome=add_up(findings),
-            findings=tuple(sorted(findings, key=lambda f: _ORDER[f.severity])[:FINDINGS_LIMIT]),
+            findings=_worst(findings),
             summary=summarize(findings),
             **rest,
         )
+
+
+def _worst(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings for which a verdict has space, the worst first."""
+    ordered = sorted(findings, key=lambda f: _ORDER[f.severity])[:FINDINGS_LIMIT]
+    sizes = accumulate(sum(map(len, finding.to_dict().values())) for finding in ordered)
+    return tuple(finding for finding, size in zip(ordered, sizes, strict=True) if size <= FINDINGS_TEXT_LIMIT)
 
 
 _ORDER: dict[str, int] = {"error": 0, "unknown": 1, "warning": 2, "info": 3}

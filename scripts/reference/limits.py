@@ -49,6 +49,7 @@ LIMITS = {
         },
         "registry.evaluation.verdicts": {
             "FINDINGS_LIMIT": "findings kept of a verdict",
+            "FINDINGS_TEXT_LIMIT": "characters of the findings kept of a verdict",
             "PROFILE_LIMIT": "characters of an engine's profile",
         },
         "registry.server.evaluation.norms": {

@@ -8,7 +8,15 @@ import pytest
 
 from registry.digest import Digest
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Outcome, Verdict, add_up, summarize
+from registry.evaluation.verdicts import (
+    FINDINGS_LIMIT,
+    FINDINGS_TEXT_LIMIT,
+    Check,
+    Outcome,
+    Verdict,
+    add_up,
+    summarize,
+)
 from registry.findings import Finding, Severity
 
 SUBJECT = Digest.of(b"version")
@@ -51,6 +59,17 @@ def test_a_verdict_keeps_the_worst_findings_within_the_limit() -> None:
         FINDINGS_LIMIT,
         "error",
     )
+
+
+@pytest.mark.security
+def test_the_findings_of_a_verdict_are_small_together() -> None:
+    """A page of versions has the verdicts of 200: long findings made responses of hundreds of megabytes."""
+    long = Finding("smoke.no_effect", "x" * 600, "m" * 2000, "error", "e" * 600, "a" * 600)
+    verdict = Verdict.of(Check.SMOKE, SUBJECT, "llama", BASE, [finding("warning"), *[long] * 100])
+    assert (verdict.outcome, {f.severity for f in verdict.findings}) == (Outcome.FAIL, {"error"})
+    size = len(verdict.to_json())
+    assert FINDINGS_TEXT_LIMIT - 8000 < size < FINDINGS_TEXT_LIMIT + 8000
+    assert verdict.summary.endswith("(and 100 more findings)")
 
 
 def test_a_verdict_survives_json() -> None:
