@@ -207,3 +207,15 @@ def test_a_conflict_of_the_registry_is_no_response_of_a_proxy() -> None:
     with pytest.raises(Unavailable, match="responded with 503: the database is away") as caught:
         scripted.registry.health()
     assert "proxy" not in caught.value.next_step
+
+
+@pytest.mark.parametrize("seconds", [-5, 10**400, 1.5, "5", True])
+def test_a_wrong_time_to_wait_is_no_internal_error(seconds: object) -> None:
+    problem = {"code": "TRY_LATER", "detail": "busy", "retry_after_seconds": seconds}
+    response = httpx.Response(503, json=problem)
+    waits: list[float] = []
+    with Registry(URL, "", MockTransport(lambda _: response)) as registry:
+        registry.connection._wait = waits.append
+        with pytest.raises(Unavailable, match="busy"):
+            registry.whoami()
+    assert all(wait >= 0 for wait in waits)

@@ -147,7 +147,7 @@ def test_a_campaign_over_more_namespaces_takes_no_more_statements(harness: Harne
     harness.push("acme/other", base="other")
     assert harness.admin.claim(ClaimRequest(worker="w", bases=["other"])) is not None
     counts = []
-    for namespaces in ((), ("initech", "hooli", "umbrella")):
+    for namespaces in ((), ("initech", "hooli", "stark")):
         for namespace in namespaces:
             harness.push(f"{namespace}/a")
         campaign = harness.admin.start_campaign(CampaignRequest(base="tiny-llama"))
