@@ -9,9 +9,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, String, Text, cast, func, or_
+from sqlalchemy import ColumnElement, String, Text, func, or_
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import defer
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
@@ -136,7 +137,7 @@ def _enqueue(
 def _check_waiting(session: Session, into: str) -> None:
     """`Unavailable` (RATE_LIMITED) if too many merges, fuses and conversions into this namespace wait already."""
     namespace = into.partition("/")[0].lower()
-    payload = func.lower(cast(col(JobRow.payload), String))  # as text: of others no payload is read
+    payload = func.lower(sql_cast(col(JobRow.payload), String))  # as text: of others no payload is read
     waiting = select(JobRow.id).where(
         col(JobRow.kind) != Kind.SMOKE_TEST, col(JobRow.state).in_([State.QUEUED, State.RUNNING]),
         or_(*(payload.contains(f'"into": "{namespace}{end}', autoescape=True) for end in '/"')),
@@ -215,8 +216,8 @@ def list_jobs(
 
 def _read_listed(session: Session, statement: Any) -> list[JobRow]:
     """The rows, without long results."""
-    rows = list(session.exec(statement.options(defer(col(JobRow.result)))).all())
-    is_short = func.length(cast(col(JobRow.result), Text)) <= LISTED_RESULT_LIMIT
+    rows: list[JobRow] = list(session.exec(statement.options(defer(cast(Any, JobRow.result)))).all())
+    is_short = func.length(sql_cast(col(JobRow.result), Text)) <= LISTED_RESULT_LIMIT
     ids = [row.id for row in rows]
     results = dict(session.exec(select(JobRow.id, JobRow.result).where(any_of(col(JobRow.id), ids), is_short)).all())
     for row in rows:

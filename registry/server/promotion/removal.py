@@ -11,7 +11,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Delete, Engine, Table, bindparam, update
 from sqlalchemy import delete as delete_rows
@@ -174,7 +174,7 @@ def _delete_with_references(table: Table, which: ColumnElement[bool]) -> Iterato
 
 def _rename_jobs(session: Session, adapter: AdapterRow, to: AdapterName) -> None:
     own = select(JobRow).join(VersionRow, col(VersionRow.id) == col(JobRow.version_id))
-    own = own.where(col(VersionRow.adapter_id) == adapter.id).options(defer(col(JobRow.result)))  # may be large
+    own = own.where(col(VersionRow.adapter_id) == adapter.id).options(defer(cast(Any, JobRow.result)))  # may be large
     for job in session.exec(own).all():
         values: dict[str, Any] = {"namespace": to.namespace, "subject": f"{to}@{job.subject.rpartition('@')[2]}"}
         session.add(job.sqlmodel_update(values))
