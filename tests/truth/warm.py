@@ -67,27 +67,30 @@ class _Server:
         return int(self._socket.recv(MESSAGE_BYTES))
 
     def start(
-        self, arguments: list[str], *, stdin: int, stdout: int, env: dict[str, str], stderr: IO[bytes] | None = None,
+        self, arguments: list[str], *, stdin: int, stdout: int, env: dict[str, str], stderr: int | None = None,
         start_new_session: bool = False,
     ) -> _Fork:  # fmt: skip
-        """Run a module. As `subprocess.Popen`, with pipes for standard input and output."""
+        """Run a module. As `subprocess.Popen`, with pipes for standard input and output, and for errors if asked."""
         if (stdin, stdout) != (subprocess.PIPE, subprocess.PIPE):
             raise ValueError("a program has pipes")
         theirs_in, ours_in = os.pipe()
         ours_out, theirs_out = os.pipe()
         message = {"arguments": arguments, "environment": env, "session": start_new_session}
-        errors = 2 if stderr is None else stderr.fileno()
-        pid = self.ask(message, [theirs_in, theirs_out, errors])
-        os.close(theirs_in)
-        os.close(theirs_out)
-        return _Fork(self, pid, os.fdopen(ours_in, "wb"), os.fdopen(ours_out, "rb"))
+        ours_errors, theirs_errors = os.pipe() if stderr == subprocess.PIPE else (None, os.dup(2))
+        pid = self.ask(message, [theirs_in, theirs_out, theirs_errors])
+        for descriptor in (theirs_in, theirs_out, theirs_errors):
+            os.close(descriptor)
+        errors = None if ours_errors is None else os.fdopen(ours_errors, "rb")
+        return _Fork(self, pid, os.fdopen(ours_in, "wb"), os.fdopen(ours_out, "rb"), errors)
 
 
 class _Fork:
     """What the worker uses of `subprocess.Popen`."""
 
-    def __init__(self, server: _Server, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
-        self.pid, self.stdin, self.stdout = pid, stdin, stdout
+    def __init__(
+        self, server: _Server, pid: int, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes] | None
+    ) -> None:  # fmt: skip
+        self.pid, self.stdin, self.stdout, self.stderr = pid, stdin, stdout, stderr
         self.returncode: int | None = None
         self._server = server
         self._handle = os.pidfd_open(pid)
