@@ -177,7 +177,7 @@ def test_ended_pushes_and_old_responses_are_deleted(stored_harness: Harness) -> 
         for row in rows(session, PushRow):
             row.expires_at = long_ago
             session.add(row)
-        response = {"request_sha256": "", "status": 200, "answer": "{}"}
+        response = {"request_sha256": "", "status": 200, "response": "{}"}
         session.add(IdempotencyRow.model_validate({"token_id": "t", "key": "old", "created_at": long_ago} | response))
     report = collect(stored_harness)
     assert (report.pushes_deleted, report.responses_deleted) == (1, 1)
