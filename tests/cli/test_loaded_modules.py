@@ -103,7 +103,7 @@ def test_a_command_loads_only_the_modules_that_it_needs(adapters: Path, tmp_path
         (UNUSED + UNUSED_BY_PULL + ("pydantic", "registry.bases"), 54, 0),
         (UNUSED, 80, 64),
     )
-    look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 49, 56), (UNUSED_BY_ALL + UNUSED_BY_READS, 66, 155)
+    look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 51, 58), (UNUSED_BY_ALL + UNUSED_BY_READS, 68, 157)
     for words, (unused, most_modules, most_schemas) in (
         (("push-all", str(adapters), "globex", "--base", "tiny-llama", "--json"), bulk),
         (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "globex", "--json"), pull),
