@@ -209,20 +209,25 @@ def list_jobs(
         same_moment = (col(JobRow.created_at) == last.created_at) & (col(JobRow.id) < last.id)
         statement = statement.where(or_(older, same_moment))
     ordered = statement.order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc())
-    rows = _read_listed(session, ordered.limit(limit + 1))
+    rows = _read_without_results(session, ordered.limit(limit + 1))
+    _add_short_results(session, rows[:limit])
     items = [_redact(actor, row) for row in rows[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "", total=total)
 
 
-def _read_listed(session: Session, statement: Any) -> list[JobRow]:
-    """The rows, without long results."""
+def _read_without_results(session: Session, statement: Any) -> list[JobRow]:
     rows: list[JobRow] = list(session.exec(statement.options(defer(cast(Any, JobRow.result)))).all())
+    for row in rows:
+        set_committed_value(row, "result", {})
+    return rows
+
+
+def _add_short_results(session: Session, rows: Sequence[JobRow]) -> None:
     is_short = func.length(sql_cast(col(JobRow.result), Text)) <= LISTED_RESULT_LIMIT
     ids = [row.id for row in rows]
     results = dict(session.exec(select(JobRow.id, JobRow.result).where(any_of(col(JobRow.id), ids), is_short)).all())
     for row in rows:
         set_committed_value(row, "result", results.get(row.id, {}))
-    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +243,7 @@ def list_workers(session: Session, actor: Actor) -> list[WorkerActivity]:
     """The workers of the newest `WORKER_JOBS` jobs that the actor may see, the one that was active last first."""
     began = select(JobRow).where(queue.visible(actor), col(JobRow.worker) != "")
     workers: dict[str, WorkerActivity] = {}
-    for row in _read_listed(session, began.order_by(col(JobRow.created_at).desc()).limit(WORKER_JOBS)):
+    for row in _read_without_results(session, began.order_by(col(JobRow.created_at).desc()).limit(WORKER_JOBS)):
         before = workers.get(row.worker)
         running = before.job if before else None
         if row.state == State.RUNNING:
