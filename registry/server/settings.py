@@ -220,9 +220,8 @@ def _check_url(source: SettingSource) -> None:
         _ = parts.port
     except ValueError:
         raise Invalid("SETTING_INVALID", f"{source.origin} is not a URL: its host or its port is malformed") from None
-    if parts.username is not None or (
-        "@" in source.text and parts.scheme != "file"
-    ):  # it would be in links, messages and logs
+    # It would be in links, messages and logs. A secret with a slash stands behind the host; a folder may hold an @.
+    if parts.username is not None or (parts.scheme != "file" and "@" in source.text):
         problem = f"{source.origin} holds a user name or a password"
         raise Invalid("SETTING_INVALID", problem, next_step="set the keys of a store by AWS_… variables")
 
