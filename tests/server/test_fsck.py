@@ -198,14 +198,18 @@ def test_wrong_counters_of_usage_are_found_and_corrected(harness: Harness, damag
     assert findings(harness, deep=False) == []
 
 
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_counters_are_corrected_beside_a_push(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A push that commits after the recount and before the correction counts as well."""
+def push_and_damage_counters(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
     with harness.session(write=True) as session:
         _change(NamespaceUsageRow, versions=7, size_bytes=9)(session)
         session.connection().execute(delete(BaseUsageRow))
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_counters_are_corrected_beside_a_push(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push that commits after the recount and before the correction counts as well."""
+    push_and_damage_counters(harness)
     repair = fsck_usage._repair
 
     def push_then_repair(*arguments: Any) -> None:
@@ -220,11 +224,7 @@ def test_counters_are_corrected_beside_a_push(harness: Harness, monkeypatch: pyt
 @pytest.mark.security
 def test_counters_that_two_runs_correct_are_corrected_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both had found the difference, and each added it: a quota could be emptied."""
-    harness.add_base()
-    harness.push("acme/support")
-    with harness.session(write=True) as session:
-        _change(NamespaceUsageRow, versions=7, size_bytes=9)(session)
-        session.connection().execute(delete(BaseUsageRow))
+    push_and_damage_counters(harness)
     repair = fsck_usage._repair
     both_found = threading.Barrier(2, timeout=30)
 
