@@ -18,6 +18,7 @@ from registry.errors import Invalid
 Version = tuple[int, ...]
 
 
+@lru_cache(maxsize=1024)  # rules compare the same versions for every adapter
 def version_of(text: str) -> Version:
     """`0.32.0.post1` → (0, 32, 0): the leading numbers. `Invalid` (SETTING_INVALID) if there are none."""
     numbers: list[int] = []
