@@ -113,7 +113,8 @@ def _copies(connection: Connection, numbers: range) -> None:
     connection.execute(
         text(f"INSERT INTO verdict ({column_names}) SELECT {chosen} FROM verdict WHERE version_id = 1"), names
     )
-    copy("alias", False, "alias = 'prod' AND version_id = 1", adapter_id=":id", version_id=":id")
+    copied = "adapter_id = (SELECT adapter_id FROM version WHERE id = 1)"
+    copy("alias", False, copied, adapter_id=":id", version_id=":id")
 
 
 @contextlib.contextmanager
