@@ -98,3 +98,21 @@ def test_other_lines_of_a_program_are_skipped(run: Callable[..., dict[str, Any]]
     lines = ("loading", '{"progress": "half"}', "{not json", '{"report": {"a": 1}}')
     assert run(f"print({chr(10).join(lines)!r})", steps.append) == {"a": 1}
     assert steps == ["half"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "registry.worker.conversions.to_peft",
+        "registry.worker.merge.combine",
+        "registry.worker.merge.fuse",
+        "registry.worker.model.fingerprints",
+        "registry.worker.model.library",
+        "registry.worker.model_process.host",
+    ],
+)
+def test_a_program_imports_no_client_that_speaks_http(module: str) -> None:
+    """It reaches no network, and its start waits for no import that it does not use."""
+    script = f"import sys, {module}; print(*(m for m in sys.modules if m in ('httpx', 'registry.client.registry')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()

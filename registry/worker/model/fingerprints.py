@@ -19,7 +19,7 @@ from registry.bases import identity
 from registry.bases.identity import SKETCH_SIZE, Identity, TensorMark
 from registry.digest import Hasher
 from registry.worker.model import weights
-from registry.worker.model.identify import IdentifyRequest
+from registry.worker.model.request import IdentifyRequest
 from registry.worker.model.weights import Progress, Stored, Weights
 from registry.worker.sandbox import program
 

@@ -15,31 +15,14 @@ from registry.bases.library import LibraryModules, is_newer
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
+from registry.worker.model.request import IdentifyRequest, LibraryRequest, installed_library
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import program
-
-BUILDER = "transformers"
 
 
 def is_possible() -> bool:
     """Whether the worker's packages are installed here."""
     return importlib.util.find_spec("torch") is not None
-
-
-class IdentifyRequest(program.ProgramRequest):
-    """The folder to identify."""
-
-    FOLDERS = ("folder",)
-
-    folder: program.FolderPath
-
-
-class LibraryRequest(program.ProgramRequest):
-    """The folder of the base to build."""
-
-    FOLDERS = ("folder",)
-
-    folder: program.FolderPath
 
 
 def identify(folder: str | Path, progress: Progress = program.ignore_progress) -> Identity:
@@ -53,11 +36,6 @@ def identify(folder: str | Path, progress: Progress = program.ignore_progress) -
     except RegistryError as e:
         raise Invalid("BASE_INVALID", f"the weights in {folder} have no identity: {e.detail}") from e
     return Identity.model_validate(report)
-
-
-def installed_library() -> str:
-    """The library that builds bases here, with its version."""
-    return f"{BUILDER} {importlib.metadata.version(BUILDER)}"
 
 
 def build_modules(folder: str | Path, check: Callable[[int], None] = program.ignore_progress) -> LibraryModules:

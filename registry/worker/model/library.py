@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from registry.bases.library import LibraryModules
 from registry.bases.modules import HEAD, Kind, ModuleShape
 from registry.worker.model import tasks
-from registry.worker.model.identify import LibraryRequest, installed_library
+from registry.worker.model.request import LibraryRequest, installed_library
 from registry.worker.sandbox import confine, program
 
 LIBRARY = installed_library()
