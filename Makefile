@@ -20,6 +20,9 @@ RELEASE := .cache/release
 # Number of test processes, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
 JOBS ?= 2
 ARGS ?=
+# Random sequences of 50 steps, and random requests, of `make model`
+MODEL_EXAMPLES ?= 300
+SCHEMA_EXAMPLES ?= 3000
 # Generated interleavings of garbage collection, for each database, and the seed of the first (to go on where a run ended)
 COUNT ?= 100000
 FIRST ?= 0
@@ -84,7 +87,7 @@ faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races
 	@$(PYTEST) -n $(JOBS) -m faults tests/faults $(ARGS)
 
 model: venv  ## compare the registry with a model of its rules in 300 × 50 random steps; send 3,000 requests that OpenAPI allows
-	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTEST) -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)
+	@MODEL_EXAMPLES=$(MODEL_EXAMPLES) MODEL_STEPS=50 SCHEMA_EXAMPLES=$(SCHEMA_EXAMPLES) $(PYTEST) -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)
 
 ## Parts, and figures
 
