@@ -69,18 +69,20 @@ class Document(Protocol):
         """A copy with other values of some fields."""
 
 
-class Value(msgspec.Struct, frozen=True):
-    """The base of immutable values that the code builds. Python takes ten times as long to define a dataclass.
-
-    Commands import these; what only servers and workers import may be a dataclass.
-    """
-
+class _Printed(msgspec.Struct, frozen=True):
     hidden_fields: ClassVar[frozenset[str]] = frozenset()
     """What `repr` leaves out: secrets, since logs and tracebacks print values."""
 
     def __repr__(self) -> str:
         names = [name for name in self.__struct_fields__ if name not in self.hidden_fields]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+class Value(_Printed, frozen=True):
+    """The base of immutable values that the code builds. Python takes ten times as long to define a dataclass.
+
+    Commands import these; what only servers and workers import may be a dataclass.
+    """
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values of some fields."""
@@ -92,7 +94,7 @@ class Value(msgspec.Struct, frozen=True):
         return values
 
 
-class FrozenStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FrozenStruct(_Printed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Immutable; unknown fields are refused. What is read is validated, what is constructed is not."""
 
     is_hashed: ClassVar[bool] = False

@@ -168,6 +168,8 @@ class AdapterPage(StructPage[AdapterView], frozen=True, kw_only=True):
 class FileLink(ResponseStruct, frozen=True, kw_only=True):
     """A file and where its bytes are."""
 
+    hidden_fields = frozenset({"url"})
+
     path: str
     media_type: str
     digest: Digest

@@ -101,6 +101,8 @@ class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
 class UploadPart(ResponseStruct, frozen=True, kw_only=True):
     """Where to PUT the bytes `start` to `start + size_bytes` of a large blob. The store keeps received parts."""
 
+    hidden_fields = frozenset({"url"})
+
     number: int
     start: int
     size_bytes: int
@@ -109,6 +111,8 @@ class UploadPart(ResponseStruct, frozen=True, kw_only=True):
 
 class Upload(ResponseStruct, frozen=True, kw_only=True):
     """Where to send one missing blob. A large one may have `parts` instead of a `url`: the parts still missing."""
+
+    hidden_fields = frozenset({"url"})
 
     digest: Digest
     size_bytes: int

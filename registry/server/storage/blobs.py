@@ -60,7 +60,7 @@ class Stat:
 class Link:
     """A presigned URL for an upload, and the headers that it needs."""
 
-    url: str
+    url: str = field(repr=False)
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ class PartLink:
     number: int
     start: int
     size_bytes: int
-    url: str
+    url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class AnyUpload:
     """
 
     key: str
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = field(repr=False)
     part_bytes: int = 0
 
 
