@@ -97,6 +97,14 @@ def test_an_invalid_host_header_is_refused(server: Server, host: str) -> None:
         assert server.status(server.send(request)) == 200
 
 
+def test_two_host_headers_are_refused(server: Server) -> None:
+    """Two layers could read different ones: a proxy routes by the first, and links are built from the last."""
+    for hosts in (("good.example", "evil.example"), ("good.example", "good.example")):
+        lines = [f"GET {WHOAMI} HTTP/1.1", *(f"Host: {host}" for host in hosts)]
+        lines += [f"Authorization: Bearer {server.token}", "Connection: close"]
+        assert server.status(server.send("\r\n".join([*lines, "", ""]).encode())) == 400
+
+
 def test_ten_thousand_ranges_are_refused(server: Server) -> None:
     ranges = ",".join(f"{n}-{n}" for n in range(10_000))
     response = server.ask("GET", "/api/v1/adapters/a/b/versions/1/files/x", f"Range: bytes={ranges}")

@@ -1,7 +1,7 @@
 """`RequestMiddleware`: an outer ASGI layer. It sets the request id and rejects requests that are malformed.
 
 - Every response carries X-Request-Id: the client's if it is well-formed, else a new one.
-- The Host header must be a host with or without a port.
+- At most one Host header, which must be a host with or without a port.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
 - At most one Authorization header, so that no two layers can read different ones.
 - A request whose body arrives too slowly is ended (`SlowBodyGuard`).
@@ -22,6 +22,7 @@ BODY_BYTES_PER_SECOND = 16 * 2**10
 
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
 _BAD_HOST = Invalid("REQUEST_INVALID", "the Host header is not a host")
+_SEVERAL_HOSTS = Invalid("REQUEST_INVALID", "the request has several Host headers: send one")
 _SEVERAL_TOKENS = Invalid("REQUEST_INVALID", "the request has several Authorization headers: send one")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])?(?::[0-9]{0,5})?\Z")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
@@ -29,7 +30,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
 
 def has_several_tokens(scope: Scope) -> bool:
     """Whether a request has more than one Authorization header."""
-    return [key for key, _ in scope["headers"]].count(b"authorization") > 1
+    return _count(scope, b"authorization") > 1
+
+
+def _count(scope: Scope, header: bytes) -> int:
+    return [key for key, _ in scope["headers"]].count(header)
 
 
 def choose_request_id(header: bytes) -> bytes:
@@ -63,6 +68,8 @@ class RequestMiddleware:
             await _send_problem(send_with_id, request_id, _NUL)
         elif not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
             await _send_problem(send_with_id, request_id, _BAD_HOST)
+        elif _count(scope, b"host") > 1:
+            await _send_problem(send_with_id, request_id, _SEVERAL_HOSTS)
         elif has_several_tokens(scope):
             await _send_problem(send_with_id, request_id, _SEVERAL_TOKENS)
         else:
