@@ -197,6 +197,17 @@ def test_two_clients_with_one_url_do_not_end_the_session_of_each_other(harness: 
 
 # ------------------------------------------------------------------ hostile requests
 @pytest.mark.security
+@pytest.mark.parametrize("word", ["x", "A" * 24, "a" * 25, "a" * 4000])
+def test_a_url_that_the_registry_did_not_give_out_names_no_session(harness: Harness, pusher: Pusher, word: str) -> None:
+    """Its word was stored as it came, as long as a request's head may be."""
+    client, xorb = XetClient(pusher), xorb_of([b"one"])
+    client.url = f"{client.url.rpartition('/')[0]}/{word}"
+    refused(client.send_xorb(xorb), 400, "names no upload session")
+    refused(client.send_shard(shard_of((oid(b"one"), [xorb.segment()]))), 400, "names no upload session")
+    assert (staged(harness), xorbs_of(harness)) == ([], 0)
+
+
+@pytest.mark.security
 def test_what_does_not_hash_to_its_name_is_not_stored(harness: Harness, pusher: Pusher) -> None:
     client, xorb = XetClient(pusher), xorb_of([b"one", b"two"])
     refused(client.send_xorb(Xorb(xorb.hash, pack(b"one"), ())), 422, "the xorb hashes to")

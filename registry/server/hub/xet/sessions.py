@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,8 @@ from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import PushState
 
+_WORD_BYTES = 12
+_WORD = re.compile(f"[0-9a-f]{{{2 * _WORD_BYTES}}}")
 XORBS_LIMIT = 1024
 """Xorbs of one session: 64 GiB of full ones."""
 CLOSED_SECONDS = 900
@@ -60,6 +63,11 @@ class XetSession:
         return "xet_" + hashlib.sha256(key.encode()).hexdigest()[:32] + "_"
 
 
+def is_word(text: str) -> bool:
+    """Whether this may be the word of a session: what a client made up could have any length."""
+    return _WORD.fullmatch(text) is not None
+
+
 def choose_word(engine: Engine, actor: Actor, name: AdapterName, settings: Settings) -> str:
     """Return the part of a URL that names the actor's session for this repository: the one that lasts, or a new one."""
     of_token = _of_token(actor, name)
@@ -68,11 +76,11 @@ def choose_word(engine: Engine, actor: Actor, name: AdapterName, settings: Setti
         lasting = select(XetSessionRow.word).join(PushRow).where(*of_token, _IS_GIVEN_OUT, has_xorb)
         word = session.exec(lasting.order_by(col(PushRow.created_at).desc()).limit(1)).first()
         if word is None:
-            return secrets.token_hex(12)
+            return secrets.token_hex(_WORD_BYTES)
         db.begin_writing(session)
         rows = _lock(session, *of_token, _IS_GIVEN_OUT, col(XetSessionRow.word) == word)
         if not rows:  # a commit came first
-            return secrets.token_hex(12)
+            return secrets.token_hex(_WORD_BYTES)
         _change(session, rows, is_shared=True)
         until = db.now() + timedelta(seconds=settings.push_hold_seconds)
         references.extend_pushes(session, [row.push_id for row in rows], until=until)

@@ -105,6 +105,8 @@ async def find_chunk(_actor: XetPusher) -> Response:
 
 
 def _session_of(request: Request, actor: Actor, word: str) -> XetSession:
+    if not sessions.is_word(word):
+        raise Invalid("REQUEST_INVALID", "the URL names no upload session of this registry")
     state = request.app.state
     return XetSession(state.engine, state.blobs, state.settings, actor, protocol.adapter_of(request), word)
 
