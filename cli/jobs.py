@@ -251,7 +251,7 @@ def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: floa
     ) as bar:
         while not campaign.finished:
             now = time.monotonic()
-            if campaign.worker_is_busy:
+            if campaign.worker_is_busy is not False:  # None: an older server does not say
                 queued_since, noted = now, False
             queued = now - queued_since
             if queued >= waiting.QUEUED_SECONDS if timeout is None else now - started >= timeout:

@@ -77,7 +77,7 @@ class JobPage(ItemPage[Job]):
 class QueuePosition(Response):
     """What a job waits for. Of jobs that the caller may not see it says only that they keep a worker busy."""
 
-    worker_is_busy: bool = False
+    worker_is_busy: bool | None = None
     jobs_ahead: int = 0
 
 
@@ -111,6 +111,6 @@ class CampaignView(Response):
     total: int
     states: dict[State, int]
     finished: bool
-    worker_is_busy: bool = False
+    worker_is_busy: bool | None = None
     changed: int
     items: list[CampaignItem]

@@ -143,7 +143,7 @@ def wait_for_job(
         on_poll(job, now - started, position)
         if job.finished_at is not None:
             return job
-        is_busy = position is not None and position.worker_is_busy
+        is_busy = position is not None and position.worker_is_busy is not False  # None: by an older server
         queued_since = queued_since if job.waits_for_a_worker and not is_busy else now
         has_queued_limit = timeout is None and job.waits_for_a_worker
         limit, since = (queued_timeout, queued_since) if has_queued_limit else (timeout, started)

@@ -56,7 +56,7 @@ def change(harness: Harness, job_id: str, **fields: Any) -> None:
 
 def position(harness: Harness, name: str, registry: Registry | None = None) -> tuple[bool, int]:
     view = (registry or harness.admin).queue_position(job_of(harness, name))
-    return view.worker_is_busy, view.jobs_ahead
+    return bool(view.worker_is_busy), view.jobs_ahead
 
 
 def test_without_a_worker_only_the_jobs_ahead_are_counted(harness: Harness) -> None:

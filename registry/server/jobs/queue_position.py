@@ -29,7 +29,7 @@ def show_position(session: Session, actor: Actor, job_id: str) -> QueuePosition:
     """The position of a job that the actor may see; of one that no longer waits, that nothing is before it."""
     row = queue.find_job(session, actor, Scope.PULL, job_id)
     if not queue.to_job(row).waits_for_a_worker:
-        return QueuePosition()
+        return QueuePosition(worker_is_busy=False)
     same_priority = and_(col(JobRow.priority) == row.priority, col(JobRow.created_at) < row.created_at)
     goes_first = or_(col(JobRow.state) == State.RUNNING, col(JobRow.priority) > row.priority, same_priority)
     ahead = select(JobRow.id).where(
