@@ -248,11 +248,12 @@ def test_engines_are_named_by_kind_and_place() -> None:
 
 
 def test_a_key_goes_over_plain_http_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
+    monkeypatch.delenv("ADAPTER_ENGINE_INSECURE", raising=False)
+    monkeypatch.setenv("ADAPTER_INSECURE", "1")  # that is about the registry's token
     for url in ("http://127.0.0.1:8000", "http://localhost:8000", "https://192.0.2.1:8000"):
         assert isinstance(parse.engine(f"vllm={url}", "sesame"), VLLM)
     with pytest.raises(Invalid, match=r"not sent over plain http to 192\.0\.2\.1"):
         parse.engine("vllm=http://192.0.2.1:8000", "sesame")
     assert isinstance(parse.engine("vllm=http://192.0.2.1:8000"), VLLM)
-    monkeypatch.setenv("ADAPTER_INSECURE", "1")
+    monkeypatch.setenv("ADAPTER_ENGINE_INSECURE", "1")
     assert isinstance(parse.engine("vllm=http://192.0.2.1:8000", "sesame"), VLLM)

@@ -54,9 +54,9 @@ def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -
     return target
 
 
-def accepts_plain_http() -> bool:
-    """Whether ADAPTER_INSECURE lets secrets go over plain http to other machines."""
-    return os.environ.get("ADAPTER_INSECURE", "") not in ("", "0")
+def accepts_plain_http(variable: str = "ADAPTER_INSECURE") -> bool:
+    """Whether this environment variable lets secrets go over plain http to other machines."""
+    return os.environ.get(variable, "") not in ("", "0")
 
 
 def is_this_machine(host: str) -> bool:

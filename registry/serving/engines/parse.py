@@ -21,7 +21,8 @@ POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for 
 def engine(text: str, key: str = "") -> EngineDriver:
     """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) otherwise.
 
-    A key is sent over plain http to this machine only, unless ADAPTER_INSECURE accepts other machines.
+    A key is sent over plain http to this machine only, unless ADAPTER_ENGINE_INSECURE accepts other machines. That
+    of the registry's token is a setting of its own: whoever accepts one need not accept the other.
     """
     kind, _, location = text.partition("=")
     if location and kind in IN_FOLDER:
@@ -29,11 +30,11 @@ def engine(text: str, key: str = "") -> EngineDriver:
     if kind in AT_URL and urlsplit(location).scheme in ("http", "https") and urlsplit(location).hostname:
         url = urlsplit(location)
         is_safe = url.scheme == "https" or is_this_machine(url.hostname or "")
-        if key and not is_safe and not accepts_plain_http():
+        if key and not is_safe and not accepts_plain_http("ADAPTER_ENGINE_INSECURE"):
             raise Invalid(
                 "SETTING_INVALID",
                 f"the engine's key is not sent over plain http to {url.hostname}: anyone on the path could read it",
-                next_step="use https, or accept the risk with ADAPTER_INSECURE=1",
+                next_step="use https, or accept the risk with ADAPTER_ENGINE_INSECURE=1",
             )
         return AT_URL[kind](location, key)
     raise Invalid(
