@@ -50,9 +50,9 @@ _PATH_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits} /{_PATH_SIG
 """What every file system, URL and HTTP header can hold; a part of a path begins and ends with fewer of them."""
 _LOOKS_LIKE = {"l": "1", "i": "1", "o": "0"}
 _SERVER_PATHS = {
-    "adapters", "admin", "api", "assets", "audit", "bases", "campaigns", "compare", "docs", "fleet", "health", "jobs",
-    "live", "livez", "metrics", "namespaces", "openapi.json", "readyz", "registry", "resolve", "sign-in", "sign-out",
-    "static", "status",
+    "adapters", "admin", "api", "assets", "audit", "bases", "campaigns", "compare", "docs", "favicon.ico", "fleet",
+    "health", "jobs", "live", "livez", "metrics", "namespaces", "openapi.json", "readyz", "registry", "resolve",
+    "robots.txt", "sign-in", "sign-out", "static", "status",
 }  # fmt: skip
 _HUB_PATHS = {
     "blob", "blobs", "collections", "commit", "commits", "datasets", "discussions", "join", "login", "logout", "models",
