@@ -52,6 +52,7 @@ LIMITS = {
             "FINDINGS_TEXT_LIMIT": "characters of the findings kept of a verdict",
             "PROFILE_LIMIT": "characters of an engine's profile",
         },
+        "registry.server.push.inspect": {"FACTS_LIMIT_BYTES": "facts of a version, which its header and README say"},
         "registry.server.evaluation.norms": {
             "FACTOR_ELEMENTS_LIMIT": "elements of a factor whose norm is measured",
         },
@@ -209,6 +210,9 @@ LIMITS = {
         "registry.api.catalog": {
             "DESCRIPTION_LIMIT": "characters of a description",
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
+        },
+        "registry.server.catalog.page_size": {
+            "PAGE_CHARACTERS": "characters of manifests, facts and findings on a page of versions; others follow"
         },
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
 from registry.bases.modules import ModuleShape
 from registry.client.registry import Registry
-from registry.errors import Conflict, Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound, TooLarge
+from registry.server.catalog import page_size
 from registry.server.database import db
 from registry.server.database.models import VerdictRow, VersionRow
+from registry.server.push.inspect import FACTS_LIMIT_BYTES
 from registry.versions.manifest import Edge, Relation
 from tests import samples
 from tests.base_specs import spec_of
@@ -82,6 +85,50 @@ def test_versions_come_newest_first_in_pages(harness: Harness) -> None:
         if not cursor:
             break
     assert numbers == [5, 4, 3, 2, 1]
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_a_page_of_large_versions_has_fewer_of_them(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest may have a megabyte, as may facts: a page of 200 had hundreds of megabytes, for every reader."""
+    harness.add_base()
+    for number in range(5):
+        harness.push(NAME, message="x" * number)
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 1)
+    pages: list[list[int]] = []
+    cursor = ""
+    while not pages or cursor:
+        page = harness.admin.versions(NAME, cursor=cursor, limit=200)
+        pages.append([version.number for version in page.items])
+        cursor = page.next_cursor
+    assert pages == [[5], [4], [3], [2], [1]]
+    with harness.session(write=True) as session:
+        newest = session.exec(select(VersionRow).order_by(col(VersionRow.number).desc())).first()
+        assert newest is not None
+        size = len(newest.manifest) + len(json.dumps(newest.facts))
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 5 * size // 2)
+    page = harness.admin.versions(NAME, limit=200)
+    assert ([version.number for version in page.items], page.next_cursor) == ([5, 4], "4")
+    with harness.session(write=True) as session:
+        for row in session.exec(select(VerdictRow).where(VerdictRow.check == "compat")):
+            row.findings = [{"code": "smoke.no_effect", "location": "", "message": "m" * size, "severity": "info"}]
+            session.add(row)
+    assert [version.number for version in harness.admin.versions(NAME, limit=200).items] == [5], "findings count"
+
+
+@pytest.mark.security
+def test_facts_of_a_version_are_limited(harness: Harness) -> None:
+    """Names of modules stand in facts several times: a header of 16 MiB made a row of 50."""
+    harness.add_base()
+
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        names = [f"base_model.model.{'m' * 100}{number}" for number in range(3000)]
+        rest = {f"{name}.lora_{side}.weight": ("F32", (1, 1), None) for name in names for side in "AB"}
+        return {**tensors, **rest}
+
+    with pytest.raises(TooLarge, match=f"over the limit of {FACTS_LIMIT_BYTES}"):
+        harness.push(NAME, harness.files(rank=1, change=change))
+    assert harness.push(NAME).version.number == 1
 
 
 def test_the_list_is_searched_and_paged_and_costs_four_statements(harness: Harness) -> None:

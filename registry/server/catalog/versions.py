@@ -36,7 +36,7 @@ from registry.names import NEWEST, AdapterName, Alias, Ref, Selector, is_alias
 from registry.roles import Scope
 from registry.server.access import epoch
 from registry.server.actors import Actor, public_namespaces, unknown_adapter
-from registry.server.catalog import availability, metadata, verdicts
+from registry.server.catalog import availability, metadata, page_size, verdicts
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -399,17 +399,17 @@ def list_versions(
     session: Session, actor: Actor, name: AdapterName, *, include_deleted: bool = False, cursor: str = "", limit: int,
     count: bool = False,
 ) -> VersionPage:  # fmt: skip
-    """The versions of an adapter, newest first; `cursor` is the number of the last one on the previous page."""
+    """The versions of an adapter, newest first, fewer than `limit` if they are large; `cursor` is the last number."""
     adapter = find_adapter(session, actor, name)
-    statement = select(VersionRow).where(col(VersionRow.adapter_id) == adapter.id)
+    statement = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.number).desc())
     if not include_deleted:
         statement = statement.where(col(VersionRow.deleted_at).is_(None))
     total = db.count_rows(session, statement) if count else None
     if cursor:
         statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
-    rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()
-    items = build_views(session, [(name, row) for row in rows[:limit]])
-    return VersionPage(items=items, next_cursor=str(items[-1].number) if len(rows) > limit else "", total=total)
+    shown, has_more = page_size.fit(session, statement, limit)
+    items = build_views(session, [(name, row) for row in session.exec(statement.limit(shown))])
+    return VersionPage(items=items, next_cursor=str(items[-1].number) if has_more else "", total=total)
 
 
 def show(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:

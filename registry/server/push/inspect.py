@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest
 from registry.engines import version_facts
-from registry.errors import Conflict, Invalid, Refused, Unavailable
+from registry.errors import Conflict, Invalid, Refused, TooLarge, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.server.database import db
@@ -36,6 +37,9 @@ from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore, Stat
 from registry.versions.files import CARD, CONFIG, GOLDEN, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
+
+FACTS_LIMIT_BYTES = 512 * 2**10
+"""Bytes of the facts of a version: a header may name 30,000 modules that have nothing in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,9 @@ def inspect_files(
         whole = memoryview(read(weights.path, 0, weights.size_bytes))
         measured = measure(lambda at, n: whole[at : at + n], weights.size_bytes, read_first.measuring)
     facts = {**facts, **claims}
+    if (size_bytes := len(json.dumps(facts))) > FACTS_LIMIT_BYTES:
+        detail = f"the names of modules, ranks and scales in its header have {size_bytes} bytes"
+        raise TooLarge("SIZE_INVALID", f"{weights.path}: {detail}, over the limit of {FACTS_LIMIT_BYTES}")
     is_loadable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     testable = spec.is_registered and is_loadable
     card = read(CARD, 0, min(sizes[CARD], text_index.CARD_LIMIT_BYTES)) if CARD in sizes else b""
