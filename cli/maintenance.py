@@ -38,6 +38,8 @@ _LABELS = (
     ("assertions_deleted", "records of used identity tokens deleted"),
     ("sessions_deleted", "ended sessions of web pages deleted"),
     ("deliveries_deleted", "records of webhook deliveries deleted"),
+    ("jobs_deleted", "jobs that ended long ago deleted"),
+    ("campaigns_deleted", "campaigns without jobs deleted"),
 )
 
 

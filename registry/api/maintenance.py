@@ -50,6 +50,8 @@ class GcReport(Response):
     assertions_deleted: int = 0
     sessions_deleted: int = 0
     deliveries_deleted: int = 0
+    jobs_deleted: int = 0
+    campaigns_deleted: int = 0
     blobs_marked: int = 0
     blobs_deleted: int = 0
     bytes_deleted: int = 0

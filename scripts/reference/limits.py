@@ -305,12 +305,17 @@ LIMITS = {
             "TOOLS_LIMIT": "tools in a worker's report",
         },
         "registry.api.jobs": {"BASES_LIMIT": "bases that a worker names when it claims a job"},
+        "registry.server.jobs.ended": {
+            "ENDED_LIMIT": "ended jobs of each kind that a version keeps, those of campaigns aside",
+            "ENDED_RETENTION": "how long an ended job is kept",
+        },
         "registry.server.jobs.requests": {
             "WAITING_LIMIT": "waiting merges and conversions of a namespace",
             "LISTED_RESULT_LIMIT": "characters of a result in a list of jobs; a longer one is left out",
         },
         "registry.server.jobs.campaigns": {
             "NEWEST_LIMIT": "campaigns listed, the newest",
+            "DAILY_LIMIT": "campaigns that one actor begins in a day",
             "JOBS_LIMIT": "jobs of a campaign",
             "ITEMS_LIMIT": "changed versions listed of a campaign",
         },

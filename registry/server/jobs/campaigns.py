@@ -7,6 +7,7 @@ import itertools
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import and_
@@ -21,6 +22,7 @@ from registry.jobs import FINAL, Kind, State
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
+from registry.server.access import rate_limits
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
@@ -37,6 +39,8 @@ from registry.server.jobs import queue, queue_position
 from registry.server.jobs.requests import can_be_tested
 
 JOBS_LIMIT = 5000
+DAILY_LIMIT = 100
+DAY = timedelta(days=1)
 READ_ROWS = 500
 NEWEST_LIMIT = 10
 ITEMS_LIMIT = 1000
@@ -50,6 +54,7 @@ Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
 def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> CampaignView:
     """Queue the affected versions of a base. `TooLarge` (SIZE_INVALID) over `JOBS_LIMIT`."""
     base = base_rows.find(session, names.base_name(request.base))
+    _check_count(session, actor)
     affected = list(itertools.islice(_affected(session, actor, base, request), JOBS_LIMIT + 1))
     if len(affected) > JOBS_LIMIT:
         raise TooLarge(
@@ -72,6 +77,17 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
     audit.append(session, actor, EventType.CAMPAIGN_START, row.id, {"base": base.name, "jobs": len(affected)})
     session.flush()
     return show_campaign(session, actor, row.id)
+
+
+def _check_count(session: Session, actor: Actor) -> None:
+    """`Unavailable` (RATE_LIMITED) if the actor began too many campaigns in the last day: each may have 5,000 rows."""
+    began = select(CampaignRow.created_at).where(
+        CampaignRow.created_by == actor.identity, col(CampaignRow.created_at) > db.now() - DAY
+    )
+    moments = session.exec(began.order_by(col(CampaignRow.created_at).desc()).limit(DAILY_LIMIT)).all()
+    if len(moments) >= DAILY_LIMIT:
+        wait = (moments[-1] + DAY - db.now()).total_seconds()
+        raise rate_limits.rate_limited(f"campaigns by {actor.identity!r}", DAILY_LIMIT, wait, "day")
 
 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:

@@ -29,6 +29,7 @@ from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import EventRow, JobRow, JobStepRow, VersionRow
+from registry.server.jobs import ended
 
 AFFINITY_SECONDS = 120
 """How long jobs for another base wait while a worker takes those for its loaded one."""
@@ -60,6 +61,7 @@ def enqueue(
         waiting.automatic = False  # it was asked for now
         session.add(waiting)
         return waiting
+    ended.delete_surplus(session, version.id, kind)
     row, event = build(session, actor, kind, version, name=name, base=base, payload=payload, priority=priority)
     session.add(row)
     db.bulk_insert(session, [event])
@@ -310,7 +312,13 @@ def find_job(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, subject_adapter(row).name):
-        raise NotFound("JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it")
+        retention = (
+            f"{ended.ENDED_RETENTION.days} days, and of a version beyond {ended.ENDED_LIMIT} of a kind"
+        )
+        raise NotFound(
+            "JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it",
+            next_step=f"see `adapter job list`; ended jobs are deleted after {retention}",
+        )  # fmt: skip
     return row
 
 

@@ -43,15 +43,18 @@ from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import (
     BlobRow,
+    CampaignRow,
     DeliveryRow,
     DraftRow,
     IdempotencyRow,
+    JobRow,
     PageSessionRow,
     PushRow,
     TokenRow,
     UsedAssertionRow,
 )
 from registry.server.evaluation import weights
+from registry.server.jobs import ended
 from registry.server.maintenance import reindex
 from registry.server.promotion import deletion
 from registry.server.retention import plan as retention
@@ -432,6 +435,8 @@ def _conditions() -> dict[str, tuple[type[SQLModel], ColumnElement[bool]]]:
         "assertions_deleted": (UsedAssertionRow, col(UsedAssertionRow.expires_at) < now),
         "sessions_deleted": (PageSessionRow, col(PageSessionRow.expires_at) < now),
         "deliveries_deleted": (DeliveryRow, delivered),
+        "jobs_deleted": (JobRow, ended.is_old()),
+        "campaigns_deleted": (CampaignRow, ended.is_empty_campaign()),
     }
 
 
@@ -450,6 +455,10 @@ def delete_batch(engine: Engine) -> dict[str, int]:
     """
     counts = {}
     for name, (table, condition) in _conditions().items():
+        if table is JobRow:
+            with db.session(engine) as session:
+                counts[name] = ended.delete_old(session, BATCH)
+            continue
         keys = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
         picked = select(*keys).where(condition).limit(BATCH).with_for_update(skip_locked=True).cte("picked")
         statement = delete(table).where(tuple_(*keys).in_(select(*picked.c)))
