@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from registry.api.access import NamespaceSet
 from registry.api.jobs import ClaimRequest, FinishRequest, JobSubmit
 from registry.client.audit import Audit
 from registry.client.registry import Registry
@@ -13,7 +14,7 @@ from registry.digest import Digest
 from registry.errors import NotFound, Refused, TooLarge
 from registry.findings import Finding
 from registry.jobs import Kind
-from registry.server.database.models import VerdictRow
+from registry.server.database.models import BlobRow, VerdictRow
 from tests.harness import Harness, rows
 from tests.maintenance import check, collect, states
 
@@ -114,6 +115,30 @@ def test_of_an_owners_reports_of_a_version_the_newest_is_kept(harness: Harness) 
     with harness.session() as session:
         own = [row for row in rows(session, VerdictRow) if row.by_owner and row.check == "smoke"]
     assert [len(row.findings) for row in sorted(own, key=lambda row: row.id or 0)] == [0, 0, 1], "a megabyte each"
+
+
+def test_an_owners_report_has_to_fit_into_the_quota(harness: Harness) -> None:
+    """They stood outside it: two megabytes for each version."""
+    harness.push("acme/other")
+    owner = harness.actor("work", "push", namespaces=["acme"], name="acme-worker")
+    harness.validate(REF, by=owner)
+    with harness.session() as session:
+        [size] = [row.size_bytes for row in rows(session, BlobRow) if row.digest == reports_of(harness, REF)[0]]
+    used = harness.admin.namespace("acme").used_bytes
+    harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=used + size + 10))
+    harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=REF))
+    harness.validate(REF, by=owner)  # it takes the place of the one before it
+    before = states(harness)
+    with pytest.raises(TooLarge, match=r"the quota of namespace 'acme' is full: .* and this report has"):
+        harness.validate("acme/other@1", by=owner)
+    assert (states(harness), reports_of(harness, "acme/other@1")) == (before, [])
+    harness.give_back([job.id for job in harness.admin.jobs(state="running").items])
+    harness.validate("acme/other@1")  # the registry's own is outside of it
+    assert len(reports_of(harness, "acme/other@1")) == 1
+
+
+def reports_of(harness: Harness, ref: str) -> list[Digest]:
+    return [verdict.report for verdict in harness.admin.version(ref).verdicts if verdict.report]
 
 
 def test_a_report_stays_while_an_older_verdict_of_it_counts(harness: Harness) -> None:

@@ -2,7 +2,7 @@
 
 A quota counts each version in full, even if another namespace holds the same bytes, so that no one learns from it what
 others hold. Before a push sends bytes, those that other open pushes may have staged count, too. A push is checked again
-under the namespace's lock before its rows are written.
+under the namespace's lock before its rows are written. Reports of the namespace's own workers are checked as they come.
 """
 
 from collections import Counter
@@ -23,10 +23,12 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     AdapterRow,
+    BlobRow,
     NamespaceRow,
     NamespaceUsageRow,
     PushBlobRow,
     PushRow,
+    VerdictRow,
     VersionRow,
 )
 from registry.server.storage.references import PushState
@@ -193,6 +195,22 @@ def check_before_commit(session: Session, versions: Sequence[tuple[AdapterName, 
             usage.used_bytes += manifest.size_bytes
             usage.used_versions += 1
     return errors
+
+
+def check_before_report(session: Session, namespace: str, version_id: int | None, size_bytes: int) -> None:
+    """Check that a report of the namespace's own worker fits beside its versions and such reports. `TooLarge`.
+
+    It replaces those of its version. Pushes do not count reports: to add them up reads a row for each version.
+    """
+    row = session.get(NamespaceRow, namespace)
+    if row is not None and row.quota_bytes is not None:
+        usage = _lock_usages(session, {row.name: row})[row.name]
+        of_others = select(VerdictRow.report).join(VersionRow).join(AdapterRow).where(
+            AdapterRow.namespace == namespace, col(VerdictRow.by_owner), VerdictRow.version_id != version_id
+        )  # fmt: skip
+        reports = select(func.coalesce(func.sum(BlobRow.size_bytes), 0)).where(col(BlobRow.digest).in_(of_others))
+        usage.used_bytes += int(session.exec(reports).one())
+        _require_space(session, row, usage, size_bytes, 0, "report")
 
 
 def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) -> None:

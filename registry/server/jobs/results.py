@@ -5,8 +5,8 @@
 - A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
   from its findings. What it says about `compat` counts if the header could not decide that check, or if PEFT says no.
 - A worker whose token may not work everywhere evaluates for the version's own namespace: its verdicts say so
-  (`by_owner`), and the registry does not attest them. No quota counts its reports, so only those of verdicts that
-  count are kept, and only these keep their findings.
+  (`by_owner`), and the registry does not attest them. Its reports have to fit into the quota; only those of
+  verdicts that count are kept, and only these keep their findings.
 """
 
 import json
@@ -27,6 +27,7 @@ from registry.findings import Finding
 from registry.jobs import Job, Kind
 from registry.roles import Scope
 from registry.server import audit
+from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts
 from registry.server.database import db
@@ -45,7 +46,7 @@ def finish_job(session: Session, actor: Actor, job_id: str, request: FinishReque
         return queue.to_job(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
     _refuse_deleted(session, row)
     report = _check_report(session, row, request)
-    digest = _store(session, row, report, store)
+    digest = _store(session, actor, row, report, store)
     row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
     if ended_now:
         _refuse_deleted(session, row)
@@ -87,11 +88,13 @@ def _base(session: Session, row: JobRow) -> BaseRow:
     return session.get_one(BaseRow, session.get_one(VersionRow, row.version_id).base_id)
 
 
-def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> Digest:
+def _store(session: Session, actor: Actor, row: JobRow, report: Report, store: BlobStore) -> Digest:
     """Store the report as a blob that the job refers to. Commits the transaction of `session` and begins another."""
     data = report.model_dump_json().encode()
     if len(data) > jobs.RESULT_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"report: {len(data)} bytes are over {jobs.RESULT_LIMIT_BYTES}")
+    if not actor.may_everywhere(Scope.WORK):
+        quotas.check_before_report(session, row.namespace, row.version_id, len(data))
     digest = Digest.of(data)
     references.reserve(session, {digest: len(data)})
     row.report = digest
