@@ -194,11 +194,16 @@ def _print_base(view: BaseView) -> None:
         ]
     )
     closest_first = list(BaseMatch)
+    in_one_line: dict[str, list[str]] = {}
     for relative in sorted(view.relatives, key=lambda relative: closest_first.index(relative.match)):
-        if relative.match is not BaseMatch.UNRELATED:
+        if relative.match is BaseMatch.UNRELATED:
+            in_one_line.setdefault("unrelated", []).append(relative.other)
+        elif relative.match is BaseMatch.UNKNOWN and not relative.compared:  # there may be thousands
+            in_one_line.setdefault("unknown", []).append(relative.other)
+        else:
             output.line(f"  {relative.match:<12} {output.strong(relative.other)} {relative.message}")
-    if unrelated := [relative.other for relative in view.relatives if relative.match is BaseMatch.UNRELATED]:
-        output.line(output.faint(f"  unrelated    {output.some(unrelated, UNRELATED_SHOWN)}"))
+    for match, others in in_one_line.items():
+        output.line(output.faint(f"  {match:<12} {output.some(others, UNRELATED_SHOWN)}"))
 
 
 def _sizes(spec: BaseSpec) -> str:

@@ -30,6 +30,18 @@ def test_identified_bases_show_how_they_are_related(cli: CommandRunner) -> None:
 
 
 @needs_torch
+def test_bases_that_are_not_compared_are_unknown_in_one_line(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry may have 10,000 of them."""
+    for limit in ("COMPARED_LIMIT", "COMPUTED_LIMIT"):
+        monkeypatch.setattr(f"registry.server.catalog.base_weights.{limit}", 0)
+    for seed, name in enumerate(("first", "second", "third")):
+        cli("base", "add", name, samples.llama(name, seed=seed).write(cli.folder / name), "--identify")
+    assert "unknown      second, third" in cli("base", "show", "first").stdout
+
+
+@needs_torch
 def test_other_weights_under_the_name_of_a_base_are_refused(cli: CommandRunner) -> None:
     cli("base", "add", "first", samples.llama("first").write(cli.folder / "first"), "--identify")
     other = samples.llama("first", seed=2).write(cli.folder / "other")
