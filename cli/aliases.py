@@ -1,4 +1,4 @@
-"""`adapter promote`, `rollback` and `history`.
+"""`adapter promote`, `rollback`, `history` and `alias delete`.
 
 A promotion is a compare-and-swap: it names the generation that this command read and the number that REF had then, and
 fails if someone else moved the alias in between.
@@ -112,6 +112,31 @@ def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **gr
         lambda registry: registry.rollback(adapter, alias, to=selector, reason=reason),
         lambda moved: _print_moved(adapter, moved),
     )
+
+
+@click.group()
+def alias() -> None:
+    """Aliases: delete. `promote`, `rollback` and `history` move and show them."""
+
+
+@alias.command()
+@click.argument("name", metavar="NAME")
+@click.argument("word", required=False, default="", metavar="ALIAS")
+@click.option("--reason", default="", help="Reason; kept in the history.")
+@click.option("--force", is_flag=True, help="Delete it although nodes serve the adapter by it.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def delete(name: str, word: str, reason: str, force: bool, yes: bool) -> None:
+    """Delete ALIAS of NAME. Its history and its gate stay.
+
+    Nodes that follow the alias unload the adapter; while some serve it, the command lists them and exits 5.
+    """
+    name, word = arguments.split_alias(name, word)
+    adapter = AdapterName.parse(name)
+    with session.registry() as registry:
+        pointer = registry.alias(adapter, word)
+        output.confirm(f"Delete {adapter}:{word}, which points at @{pointer.number}?", yes)
+        move = registry.delete_alias(adapter, word, generation=pointer.generation, reason=reason, force=force)
+    output.result(move, lambda: output.line(f"{adapter}:{word} deleted; it pointed at @{move.from_number}."))
 
 
 def _ref_of(adapter: AdapterName, text: str) -> Ref:

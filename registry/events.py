@@ -69,6 +69,7 @@ class EventType(StrEnum):
     VERSION_REINDEX = "version.reindex", ObjectKind.VERSION, "restored {object} from the bucket"
     VERDICT_ADD = "verdict.add", ObjectKind.VERSION, "checked {object}: {check} {outcome}"
     ALIAS_MOVE = "alias.move", ObjectKind.ALIAS, "pointed {object} at version {to}"
+    ALIAS_DELETE = "alias.delete", ObjectKind.ALIAS, "deleted {object}, which pointed at version {from}"
     GATE_SET = "gate.set", ObjectKind.GATE, "set the gate of {object}"
     GATE_DELETE = "gate.delete", ObjectKind.GATE, "deleted the gate of {object}"
     RETENTION_SET = "retention.set", ObjectKind.NAME, "set the retention of {object}: {rule}"
@@ -146,6 +147,7 @@ WEBHOOK_DEFAULT: tuple[EventType, ...] = (
     EventType.VERSION_PUSH,
     EventType.VERDICT_ADD,
     EventType.ALIAS_MOVE,
+    EventType.ALIAS_DELETE,
     EventType.VERSION_YANK,
     EventType.VERSION_UNYANK,
     EventType.VERSION_QUARANTINE,

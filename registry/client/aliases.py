@@ -9,7 +9,7 @@ from typing import Any
 
 from registry import names
 from registry.api import GROUP_LIMIT, aliases
-from registry.api.aliases import AliasList, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
+from registry.api.aliases import AliasList, AliasMove, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
 from registry.client import response_checks
 from registry.client.core import Name, Versions, path_of_adapter
 from registry.errors import Denied, Invalid, NotFound, RegistryError
@@ -57,6 +57,14 @@ class Aliases(Versions):
         response = self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView)
         ref = response_checks.ref_of(str(name), to) if to else None
         return response_checks.check_alias(alias, response, ref)
+
+    def delete_alias(
+        self, name: Name, alias: str, *, generation: int, reason: str = "", force: bool = False
+    ) -> AliasMove:
+        """Delete an alias if it still is at `generation`. `force`: although nodes serve the adapter by it."""
+        headers, query = {"If-Match": f'"{generation}"'}, {"reason": reason, "force": "true" if force else ""}
+        response = self._send("DELETE", _path_of_alias(name, alias), AliasMove, headers=headers, query=query)
+        return response_checks.check_fields(response, alias=alias, generation=generation + 1, number=None)
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""

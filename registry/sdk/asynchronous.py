@@ -74,6 +74,7 @@ class AsyncAdapterRegistry:
     smoke_test = _in_thread(AdapterRegistry.smoke_test)
     promote = _in_thread(AdapterRegistry.promote)
     rollback = _in_thread(AdapterRegistry.rollback)
+    delete_alias = _in_thread(AdapterRegistry.delete_alias)
     resolve = _in_thread(AdapterRegistry.resolve)
     version = _in_thread(AdapterRegistry.version)
     lineage = _in_thread(AdapterRegistry.lineage)

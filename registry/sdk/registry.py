@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from registry import names
 from registry.api import PAGE_LIMIT
-from registry.api.aliases import AliasView
+from registry.api.aliases import AliasMove, AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
 from registry.api.transfer import PushResult
 from registry.client import checks, response_checks, waiting
@@ -196,6 +196,11 @@ class AdapterRegistry:
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Point an alias back at the version before, or at the version `to`."""
         return self.client.rollback(name, alias, to=to, reason=reason)
+
+    def delete_alias(self, name: Name, alias: str, *, reason: str = "", force: bool = False) -> AliasMove:
+        """Delete an alias; its history stays. `Conflict` (ALIAS_IN_USE) while nodes serve by it, unless `force`."""
+        generation = self.client.generation(name, alias)
+        return self.client.delete_alias(name, alias, generation=generation, reason=reason, force=force)
 
     # ------------------------------------------------------------ look up
     def resolve(self, ref: AnyRef) -> Resolved:

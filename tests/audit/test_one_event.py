@@ -130,6 +130,8 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     call(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
     call(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
     call(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
+    call(f"DELETE {A}/aliases/{{alias}}", lambda: admin.delete_alias("acme/support", "canary", generation=3))
+    call(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
     _a_node_reports(call)
     _about_the_base(call)
     _about_gates_and_retention(call)

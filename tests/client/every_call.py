@@ -258,6 +258,8 @@ def _aliases(call: Recorder) -> None:
     call(registry.promote, "acme/support", "canary", "1", generation=0)
     call(registry.promote, "acme/support", "canary", "2", generation=1, reason="better")
     call(registry.rollback, "acme/support", "canary")
+    call(registry.delete_alias, "acme/support", "canary", generation=3, reason="not used")
+    call(registry.promote, "acme/support", "canary", "1", generation=0)
     call(registry.aliases, "acme/support")
     call(registry.alias, "acme/support", "canary")
     call(registry.generation, "acme/support", "canary")

@@ -4,7 +4,8 @@
 - A move is one transaction: the pointer (compare-and-swap on its generation), its history row, its event.
 - `main` moves only when a push creates a version. Every other move passes the gate of its alias; going back to a
   version that the alias has held needs no new evidence, but never leads to a withdrawn version.
-- A generation is never used twice, history rows never change, and the times of an alias's moves strictly grow.
+- A generation is never used twice, not even after a deletion (`alias_deletion`). History rows never change, and the
+  times of an alias's moves strictly grow.
 """
 
 from collections import Counter
@@ -56,6 +57,11 @@ _POINTERS = (
     .where(any_of(col(AliasRow.adapter_id), parameter="ids"), any_of(col(AliasRow.alias), parameter="aliases"))
     .execution_options(populate_existing=True)
 )
+_DELETED = (  # of aliases without a pointer: a generation is never used twice
+    select(AliasMoveRow.adapter_id, AliasMoveRow.alias, func.max(AliasMoveRow.generation), func.max(AliasMoveRow.at))
+    .where(any_of(col(AliasMoveRow.adapter_id), parameter="ids"), any_of(col(AliasMoveRow.alias), parameter="aliases"))
+    .group_by(col(AliasMoveRow.adapter_id), col(AliasMoveRow.alias))
+)
 _BY_ID = (
     select(VersionRow).options(defer(cast(Any, VersionRow.facts))).where(any_of(col(VersionRow.id), parameter="ids"))
 )
@@ -94,6 +100,8 @@ class Move(Member):
     break_glass: bool = False
     is_rollback: bool = False
     before: AliasRow | None = field(default=None, init=False)
+    deleted_at: tuple[int, datetime] | None = field(default=None, init=False)
+    """The generation and the time at which an alias was deleted that moves again now."""
     from_number: int | None = field(default=None, init=False)
     evidence: list[dict[str, Any]] = field(default_factory=list, init=False)
     result: MovedAlias | None = field(default=None, init=False)
@@ -114,8 +122,16 @@ class Move(Member):
 
     @property
     def generation(self) -> int:
-        """The generation that the alias is at now."""
-        return self.before.generation if self.before is not None else 0
+        """The generation that the alias is at now; that of its deletion for a deleted one."""
+        if self.before is not None:
+            return self.before.generation
+        return self.deleted_at[0] if self.deleted_at is not None else 0
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether the alias is at the generation that the client has seen; 0 also stands for a deleted alias."""
+        accepted = {None, self.generation} if self.before is not None else {None, self.generation, 0}
+        return self.expected_generation in accepted
 
     def show(self, at: datetime, by: str, *, moved: bool) -> MovedAlias:
         """Set the result: where the alias points now."""
@@ -204,6 +220,10 @@ def _find_pointers(session: Session, moves: Sequence[Move]) -> None:
         if move.key in keys:
             move.error = Invalid("REQUEST_INVALID", f"items: '{move.name}:{move.alias}' is named twice")
         keys.add(move.key)
+    if new := {move.key: move for move in without_error(moves) if move.before is None}:
+        for adapter_id, alias, generation, at in session.connection().execute(_DELETED, _of([*new.values()])):
+            if (adapter_id, alias) in new:
+                new[adapter_id, alias].deleted_at = (generation, at)
 
 
 def _of(moves: Sequence[Move]) -> dict[str, Any]:
@@ -214,8 +234,8 @@ def _of(moves: Sequence[Move]) -> dict[str, Any]:
 def _is_there(move: Move) -> bool:
     """Whether the alias is there already. Errors if the version is withdrawn or the alias at another generation."""
     availability.require_available(move.name, move.version)
-    if move.expected_generation not in (None, move.generation):
-        raise _moved_error(move, move.expected_generation or 0, move.generation)
+    if not move.is_expected:
+        raise moved_error(move.name, move.alias, move.expected_generation or 0, move.generation)
     if move.is_rollback or move.before is None or move.before.version_id != move.version.id:
         return False
     move.reason = move.before.reason
@@ -293,7 +313,7 @@ def _check_count(moves: Sequence[Move], counts: Mapping[int | None, int]) -> Non
     for move in moves:
         if move.before is None and counts[move.version.id] + new[move.version.adapter_id] > ALIASES_LIMIT:
             detail = f"an adapter has at most {ALIASES_LIMIT} aliases, and '{move.name}' has no space left"
-            move.error = TooLarge("QUOTA_EXCEEDED", detail, next_step="move one that exists")
+            move.error = TooLarge("QUOTA_EXCEEDED", detail, next_step="delete one: `adapter alias delete`")
 
 
 # ------------------------------------------------------------------ the pointers
@@ -311,7 +331,7 @@ def _write(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
                 availability.require_not_deleted(move.name, move.version)
     _check_count(without_error(moves), {version_id: count for version_id, _, count in locked})
     moves = sorted(without_error(moves), key=lambda move: (str(move.name), move.alias))
-    times = {move.key: _next_time(move.before.moved_at if move.before else None) for move in moves}
+    times = {move.key: next_time(_last_time(move)) for move in moves}
     values = [
         {
             "adapter_id": move.version.adapter_id, "alias": move.alias, "version_id": move.version.id,
@@ -325,7 +345,7 @@ def _write(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
     done = {(adapter_id, alias) for adapter_id, alias in swapped}
     for move in moves:
         if move.key not in done:
-            move.error = _moved_error(move, move.generation, move.generation + 1)
+            move.error = moved_error(move.name, move.alias, move.generation, move.generation + 1)
             continue
         from_id = move.before.version_id if move.before is not None else None
         row, event = _record(session, actor, move, from_id, move.generation + 1, times[move.key])
@@ -353,17 +373,24 @@ def _record(
     return row, audit.build(session, actor, EventType.ALIAS_MOVE, f"{move.name}:{move.alias}", detail)
 
 
-def _next_time(moved_at: datetime | None) -> datetime:
+def _last_time(move: Move) -> datetime | None:
+    if move.before is not None:
+        return move.before.moved_at
+    return move.deleted_at[1] if move.deleted_at is not None else None
+
+
+def next_time(moved_at: datetime | None) -> datetime:
     """The time of a move after one at `moved_at`: a clock that was set back must not reorder history."""
     now = db.now()
     return moved_at + TIME_STEP if moved_at is not None and moved_at >= now else now
 
 
-def _moved_error(move: Move, expected: int, actual: int) -> Conflict:
+def moved_error(name: AdapterName, alias: str, expected: int, actual: int) -> Conflict:
+    """The error for an alias that is at another generation than the client has seen."""
     return Conflict(
         "ALIAS_MOVED",
-        f"alias '{move.alias}' of '{move.name}' is at generation {actual}, not {expected}: someone moved it",
-        next_step=f"look at it again with `adapter history {move.name}:{move.alias}`",
+        f"alias '{alias}' of '{name}' is at generation {actual}, not {expected}: someone moved it",
+        next_step=f"look at it again with `adapter history {name}:{alias}`",
     )
 
 
@@ -398,7 +425,7 @@ def move_all_newest(
     rows, events = [], []
     for name, version in created:
         from_id, generation, moved_at = pointers.get(version.adapter_id, (None, 0, None))
-        at = _next_time(moved_at)
+        at = next_time(moved_at)
         pointers[version.adapter_id] = (version.id or 0, generation + 1, at)
         move = Move(name, names.NEWEST, version, reason=PUSHED)
         move.version = version

@@ -11,6 +11,7 @@ from fastapi import Header, Query, Request, Response
 from registry import names
 from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
 from registry.api.aliases import (
+    AliasMove,
     AliasView,
     ApprovalGroup,
     ApprovalList,
@@ -42,7 +43,7 @@ from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import limit_body
-from registry.server.promotion import aliases, approvals, deletion, describe, gates, moves, withdraw
+from registry.server.promotion import alias_deletion, aliases, approvals, deletion, describe, gates, moves, withdraw
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.describe import Description
 from registry.server.promotion.group import fail_all, has_error, only, run_readable
@@ -54,6 +55,7 @@ gate_router = routing.create_router("gates")
 ALIAS = deps.ADAPTER + "/aliases/{alias}"
 GATE = "/gates/{alias}"
 IfMatch = Annotated[str | None, Header(max_length=100)]
+Reason = Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)]
 
 
 @router.get(ALIAS)
@@ -68,15 +70,18 @@ def promote_alias(
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
     target.actor.require(Scope.PROMOTE, target.name)
-    expected = _generation(if_match)
-    if expected is None:
-        raise Conflict(
-            "PRECONDITION_REQUIRED",
-            f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
-        )
+    expected = _require_generation(if_match, alias)
     to = parse_selector(request.version, target.name)
     move = Move(target.name, alias, to, expected, request.reason, request.break_glass)
     return _tagged(moves.move_alias(target.session, target.actor, move), response)
+
+
+@router.delete(ALIAS)
+def delete_alias(
+    target: deps.AdapterForPromoter, alias: str, if_match: IfMatch = None, reason: Reason = "", force: bool = False
+) -> AliasMove:
+    """Delete an alias; its history stays. Needs `If-Match` with the generation of the alias."""
+    return alias_deletion.delete_alias(*target, alias, _require_generation(if_match, alias), reason=reason, force=force)
 
 
 @router.post(ALIAS + "/rollback")
@@ -133,6 +138,16 @@ def _generation(if_match: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise Invalid("REQUEST_INVALID", f'If-Match: {if_match[:40]!r} is not a generation such as "3"')
     return int(text)
+
+
+def _require_generation(if_match: str | None, alias: str) -> int:
+    expected = _generation(if_match)
+    if expected is None:
+        raise Conflict(
+            "PRECONDITION_REQUIRED",
+            f"changing alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
+        )
+    return expected
 
 
 def parse_selector(text: str, name: AdapterName) -> Selector:
@@ -225,7 +240,7 @@ def unyank_version(target: deps.VersionForPromoter, request: WithdrawRequest) ->
 @router.delete(deps.VERSION)
 def delete_version(
     target: deps.VersionForAdmin,
-    reason: Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)] = "",
+    reason: Reason = "",
     force: bool = False,
 ) -> VersionView:
     """Delete a version. It can be restored within the grace time; its number is never used again."""

@@ -74,10 +74,11 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
     return ReportAccepted(expires_at=lease["expires_at"], unknown=unknown)
 
 
-def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
-    """The live nodes that have this version, or any version of the adapter."""
+def find_serving_nodes(session: Session, name: AdapterName, digest: str = "", alias: str = "") -> list[ServedOn]:
+    """The live nodes that have this version, or any version of the adapter; of those that follow `alias`."""
     conditions = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
     conditions += [col(FleetSlotRow.digest) == digest] if digest else []
+    conditions += [col(FleetNodeRow.alias) == alias] if alias else []
     joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
     statement = joined.where(*conditions, lease_is_live(), col(FleetSlotRow.state).in_(STATES_WITH_BYTES))
     records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(SERVED_ON_LIMIT))

@@ -146,7 +146,7 @@ def _check_aliases(run: FsckRun, session: Session, adapter: AdapterRow, versions
     for move in session.exec(statement.order_by(col(AliasMoveRow.alias), col(AliasMoveRow.generation))).all():
         moves.setdefault(move.alias, []).append(move)
     events: dict[str, list[EventRow]] = {}
-    for alias, event in _select_events(session, name, ":", (EventType.ALIAS_MOVE,)):
+    for alias, event in _select_events(session, name, ":", (EventType.ALIAS_MOVE, EventType.ALIAS_DELETE)):
         events.setdefault(alias, []).append(event)
     for alias, history in moves.items():
         location = f"{name}:{alias}"
@@ -172,6 +172,8 @@ def _check_alias_row(
     run: FsckRun, location: str, row: AliasRow | None, history: list[AliasMoveRow], versions: dict[int, VersionRow]
 ) -> None:
     newest = history[-1] if history else None
+    if row is None and newest is not None and newest.to_version_id is None:
+        return  # it was deleted
     if row is None or newest is None or (row.version_id, row.generation) != (newest.to_version_id, newest.generation):
         run.add("alias.row_differs", location, "does not point where its newest move says")
     elif row.version_id not in versions:
@@ -195,7 +197,7 @@ def _compare_with_events(
     previous_at = None
     for move, event in zip(history, sorted(events, key=lambda e: int(e.detail.get("generation", 0))), strict=True):
         version = versions.get(move.to_version_id or 0)
-        digest = version.digest if version else ""
+        digest = version.digest if version else None if move.to_version_id is None else ""
         in_row = (move.actor, move.generation, digest, move.reason, _missing_evidence(move.evidence))
         keys = ("generation", "digest", "reason", BREAK_GLASS)
         in_event = (event.actor, *(event.detail.get(key) for key in keys))

@@ -1,0 +1,72 @@
+"""Delete an alias: its row goes, its history stays and ends with a move to no version.
+
+Its gate and the approvals for it stay, and what a soak counts ends. Nodes that follow the alias unload the adapter. An
+alias of this name that is promoted again goes on with the next generation.
+"""
+
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api.aliases import AliasMove
+from registry.errors import Conflict, NotFound, Refused
+from registry.events import EventType
+from registry.findings import Finding
+from registry.names import AdapterName
+from registry.roles import Scope
+from registry.server import audit
+from registry.server.actors import Actor
+from registry.server.catalog import versions
+from registry.server.database import db
+from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
+from registry.server.promotion.moves import moved_error, next_time
+from registry.server.serving import reports
+
+
+def delete_alias(
+    session: Session, actor: Actor, name: AdapterName, alias: str, generation: int, *, reason: str = "",
+    force: bool = False,
+) -> AliasMove:  # fmt: skip
+    """Delete an alias that is at this generation. `NotFound`, `Denied`, `Conflict` (ALIAS_MOVED, ALIAS_IN_USE).
+
+    `force` deletes it although live nodes serve the adapter by it. `Refused` (GATE_CLOSED) for `main`.
+    """
+    actor.require(Scope.PROMOTE, name)
+    if names.alias(alias) == names.NEWEST:
+        raise Refused("GATE_CLOSED", f"alias '{alias}' follows the newest version: it lasts as long as the adapter")
+    adapter = versions.find_adapter(session, actor, name, lock=True)
+    statement = select(AliasRow).where(AliasRow.adapter_id == adapter.id, AliasRow.alias == alias).with_for_update()
+    row = session.exec(statement.execution_options(populate_existing=True)).first()
+    if row is None:
+        raise NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'")
+    if row.generation != generation:
+        raise moved_error(name, alias, generation, row.generation)
+    if not force:
+        _require_unused(session, name, alias)
+    number = session.exec(select(VersionRow.number).where(VersionRow.id == row.version_id)).one()
+    move = db.new_row(
+        AliasMoveRow,
+        adapter_id=row.adapter_id, alias=alias, generation=generation + 1, at=next_time(row.moved_at),
+        actor=actor.identity, token_id=actor.token_id, from_version_id=row.version_id, reason=reason,
+    )  # fmt: skip
+    key = (col(AliasRow.adapter_id) == row.adapter_id, col(AliasRow.alias) == alias)
+    session.connection().execute(delete(AliasRow).where(*key))
+    session.expunge(row)
+    session.add(move)
+    detail = {"from": number, "generation": move.generation, "reason": reason}
+    audit.append(session, actor, EventType.ALIAS_DELETE, f"{name}:{alias}", detail)
+    session.flush()
+    return db.to_view(move, AliasMove, from_number=number, number=None, digest=None)
+
+
+def _require_unused(session: Session, name: AdapterName, alias: str) -> None:
+    nodes = reports.find_serving_nodes(session, name, alias=alias)
+    if nodes:
+        findings = [
+            Finding.of("error", "version.on_node", node.node, f"node {node.node} reports it as {node.state}")
+            for node in nodes
+        ]
+        raise Conflict(
+            "ALIAS_IN_USE", f"{len(nodes)} nodes serve {name} by its alias '{alias}', and would unload it",
+            findings=findings, next_step="let them follow another alias, or pass --force",
+        )  # fmt: skip
