@@ -89,6 +89,18 @@ def test_the_desired_state_takes_as_many_statements_for_two_adapters_as_for_ten(
     assert len(ours[0]) == len(ours[1]) <= 4, ours
 
 
+@pytest.mark.security
+def test_the_desired_state_reads_neither_manifests_nor_findings(harness: Harness) -> None:
+    """A page has up to 2,000 versions, each with a megabyte of the one and hundreds of kilobytes of the other."""
+    harness.add_base()
+    harness.push("acme/one")
+    harness.admin.promote("acme/one", "canary", "1", generation=0)
+    with harness.statements() as sent:
+        [adapter] = harness.admin.desired_state("tiny-llama", "canary").adapters
+    assert adapter.verdicts == {"compat": "pass", "weights": "pass"}
+    assert not [statement for statement in sent if "version.manifest" in statement or "verdict.findings" in statement]
+
+
 def test_the_cursor_changes_with_the_rules_of_the_engine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(harness, "acme/support")
     client = http(harness)

@@ -38,7 +38,7 @@ from registry.server.storage.blobs import BlobStore, Stat
 from registry.versions.files import CARD, CONFIG, GOLDEN, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
-FACTS_LIMIT_BYTES = 512 * 2**10
+FACTS_LIMIT_BYTES = 256 * 2**10
 """Bytes of the facts of a version: a header may name 30,000 modules that have nothing in common."""
 
 

@@ -6,9 +6,10 @@ Withdrawn versions, and those that the actor may not see, are left out. The numb
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import func, tuple_
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -20,7 +21,7 @@ from registry.digest import Digest
 from registry.engines import EngineProfile, rulebook
 from registry.engines import settings as engine_settings
 from registry.errors import TooLarge
-from registry.evaluation.verdicts import Verdict
+from registry.evaluation.verdicts import Check
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, verdicts, versions
@@ -64,11 +65,11 @@ def load(
         raise TooLarge("SIZE_INVALID", message, next_step="read them page by page, with `limit` and `after`")
     adapters: list[_Row] = [(adapter, version, at.generation) for adapter, version, at in rows[:limit]]
     files = _files(session, adapters)
-    verdicts_of = verdicts.newest_by_version(session, [version for _, version, _ in adapters])
+    outcomes = verdicts.newest_outcomes(session, [version.id or 0 for _, version, _ in adapters])
     served = _served_names(adapters)
     spec = base_rows.load_spec(base)
     entries = [
-        _entry(row, served[row[1].id or 0], files[row[1].id or 0], verdicts_of[row[1].id or 0], profile, spec)
+        _entry(row, served[row[1].id or 0], files[row[1].id or 0], outcomes[row[1].id or 0], profile, spec)
         for row in adapters
     ]
     facts = {
@@ -100,6 +101,7 @@ def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
         select(AdapterRow, VersionRow, AliasRow)
         .join(AliasRow, col(AliasRow.adapter_id) == col(AdapterRow.id))
         .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
+        .options(defer(cast(Any, VersionRow.manifest)))  # up to a megabyte each
         .where(
             col(VersionRow.base_id) == base.id,
             col(AliasRow.alias) == alias,
@@ -127,19 +129,14 @@ def _served_names(adapters: Sequence[_Row]) -> dict[int, str]:
 
 
 def _entry(
-    item: _Row, served: str, files: list[VersionFileRow], verdicts_of: list[Verdict], profile: EngineProfile | None,
+    item: _Row, served: str, files: list[VersionFileRow], outcomes: dict[str, str], profile: EngineProfile | None,
     spec: BaseSpec,
 ) -> DesiredAdapter:  # fmt: skip
     adapter, version, generation = item
     name = f"{adapter.namespace}/{adapter.name}"
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
-    loaded = (
-        engine_compat.evaluate_profile(
-            version.facts, profile, version.digest, spec, *engine_compat.newest_outcomes(verdicts_of)
-        )
-        if profile
-        else None
-    )
+    stored = outcomes.get(Check.COMPAT, ""), outcomes.get(Check.WEIGHTS, "")
+    loaded = engine_compat.evaluate_profile(version.facts, profile, version.digest, spec, *stored) if profile else None
     return db.to_view(
         version,
         DesiredAdapter,
@@ -150,7 +147,7 @@ def _entry(
             FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
         ],
-        verdicts={verdicts.label(v.check, v.profile, v.by_owner): v.outcome for v in verdicts_of},
+        verdicts=outcomes,
         engine_outcome=loaded.outcome if loaded else None,
         findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
     )  # fmt: skip
