@@ -107,7 +107,7 @@ def test_only_those_who_may_promote_move_an_alias_and_only_by_a_form_of_their_se
     page = browser.get(PAGE)
     assert page.status_code == 200
     assert "Promote</h2>" not in page.text
-    for action in ("promote", "rollback"):
+    for action in ("promote", "rollback", "delete"):
         token = browser.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
         fields = {"version": "2", "generation": str(before), "form_token": token}
         assert browser.post(f"{PAGE}/{action}", data=fields, headers={"Origin": URL}).status_code == 403
@@ -237,3 +237,12 @@ def test_only_those_who_may_withdraw_or_approve_do_and_only_by_a_form_of_their_s
         response = promoter.post(f"{path}/withdrawal/unquarantine", data=fields, headers={"Origin": URL})
         assert response.status_code == 403, "only an owner ends a quarantine"
     assert filled.admin.version("acme/shop@1").yanked_at is None
+
+
+def test_an_alias_is_deleted_from_where_the_page_has_shown_it(filled: Harness, signed_in: Browser) -> None:
+    old = str(generation(filled) - 1)
+    assert signed_in.submit(PAGE, f"{PAGE}/delete", generation=old).status_code == 412
+    assert signed_in.submit(PAGE, f"{PAGE}/delete", reason="not used").status_code == 303
+    assert [view.alias for view in filled.admin.aliases("acme/shop").items if view.alias == "prod"] == []
+    page = signed_in.get(PAGE).text
+    assert ("points at nothing" in page, "not used" in page, f"{PAGE}/delete" in page) == (True, True, False)

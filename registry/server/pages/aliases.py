@@ -17,7 +17,7 @@ from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, Nam
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
-from registry.server.promotion import aliases, approvals, gates, moves
+from registry.server.promotion import alias_deletion, aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.group import only
 from registry.server.search import adapters
@@ -157,6 +157,17 @@ def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, n
     moves.move_alias(
         session, visitor.actor, moves.Move(name, alias, None, _generation(fields), reason, is_rollback=True)
     )
+    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
+
+
+@router.post(ALIAS + "/delete")
+@limit_body(FORM_BYTES)
+def delete_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
+    """Delete an alias that no live node follows, if it is still where the page has shown it."""
+    fields = read_fields(request, visitor)
+    visitor.actor.require(Scope.PROMOTE, name)
+    reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
+    alias_deletion.delete_alias(session, visitor.actor, name, names.alias(alias), _generation(fields), reason=reason)
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 
