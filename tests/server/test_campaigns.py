@@ -86,6 +86,16 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(filled_harness
     }
 
 
+@pytest.mark.security
+def test_a_campaign_reads_no_results_of_its_jobs(filled_harness: Harness) -> None:
+    """It may have 5,000 jobs, each with 64 KiB that a namespace's own worker sent."""
+    view = begin(filled_harness)
+    filled_harness.validate("acme/one@1")
+    with filled_harness.statements() as sent:
+        assert filled_harness.admin.campaign(view.id).states == {State.QUEUED: 2, State.DONE: 1}
+    assert not [statement for statement in sent if "job.result" in statement]
+
+
 def test_only_versions_tested_by_another_tool_version_are_affected(filled_harness: Harness) -> None:
     view = begin(filled_harness, made_by={"torch": "2.13.0"})
     assert {job.subject for job in filled_harness.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
