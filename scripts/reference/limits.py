@@ -272,7 +272,10 @@ LIMITS = {
             "SESSION_LIMIT_SECONDS": "the same, at most",
         },
         "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
-        "registry.server.promotion.approvals": {"ALIASES_LIMIT": "aliases for which one identity approves a version"},
+        "registry.server.promotion.approvals": {
+            "ALIASES_LIMIT": "aliases for which one identity approves a version",
+            "APPROVALS_LIMIT": "approvals of a version",
+        },
         "registry.server.promotion.attestations.signatures": {
             "SIGNATURES_LIMIT": "signatures of a version",
             "SIGNATURES_OF_ACTOR_LIMIT": "the same, by one actor",

@@ -32,6 +32,7 @@ def filled_harness(harness: Harness) -> Harness:
 
 
 def test_a_deleted_alias_is_gone_and_its_history_stays(filled_harness: Harness) -> None:
+    assert [filled_harness.admin.resolve(f"{NAME}:canary").number for _ in range(2)] == [2, 2], "from memory, too"
     move = filled_harness.admin.delete_alias(NAME, "canary", generation=2, reason="not used")
     assert (move.alias, move.generation, move.from_number, move.number) == ("canary", 3, 2, None)
     with pytest.raises(NotFound) as missing:

@@ -117,6 +117,19 @@ def test_an_identity_approves_a_version_for_a_limited_number_of_aliases(
 
 
 @pytest.mark.security
+def test_a_version_has_a_limited_number_of_approvals(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reader of the list gets all: one owner could approve by any number of tokens."""
+    monkeypatch.setattr(approvals, "APPROVALS_LIMIT", 2)
+    bob, eve = promoter(filled_harness, "bob"), promoter(filled_harness, "eve")
+    bob.approve(f"{NAME}@1", "one")
+    eve.approve(f"{NAME}@1", "one")
+    assert code_of(lambda: eve.approve(f"{NAME}@1", "two")) == "QUOTA_EXCEEDED"
+    eve.approve(f"{NAME}@1", "one")  # it is there
+    eve.approve(f"{NAME}@2", "two")
+    assert len(bob.approvals(f"{NAME}@1").items) == 2
+
+
+@pytest.mark.security
 def test_a_rollback_and_a_soak_read_a_bounded_part_of_a_long_history(filled_harness: Harness) -> None:
     """Of evidence and reasons nothing. A version that the alias held longer ago needs evidence, as any other."""
     admin, count = filled_harness.admin, aliases.HISTORY_LIMIT + 2

@@ -1,10 +1,10 @@
 """Approvals of versions for aliases, in groups: each has its own outcome. One approval is a group of one."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -24,9 +24,16 @@ from registry.server.promotion.group import Member, results_of, without_error
 
 ALIASES_LIMIT = 32
 """For how many aliases one identity approves a version."""
+APPROVALS_LIMIT = 1000
+"""Approvals of a version by all identities: an owner may make any number of tokens."""
 _KEY = (col(ApprovalRow.version_id), col(ApprovalRow.alias))
 _OWN = select(ApprovalRow).where(
     any_of(col(ApprovalRow.version_id), parameter="ids"), col(ApprovalRow.identity) == bindparam("identity")
+)
+_COUNTS = (
+    select(ApprovalRow.version_id, func.count())
+    .where(any_of(col(ApprovalRow.version_id), parameter="ids"))
+    .group_by(col(ApprovalRow.version_id))
 )
 _Key = tuple[int, str]
 
@@ -64,7 +71,7 @@ def approve(
             availability.require_available(approval.ref.name, row)
             approval.version = row
     own = _find_own(session, actor, without_error(approvals))
-    _check_limit(without_error(approvals), own)
+    _check_limits(session, without_error(approvals), own)
     if not (atomic and len(without_error(approvals)) < len(approvals)):
         _write(session, actor, without_error(approvals), own, dry_run=dry_run)
     return results_of(approvals, atomic=atomic)
@@ -77,15 +84,20 @@ def _find_own(session: Session, actor: Actor, approvals: Sequence[NewApproval]) 
     return {(row.version_id, row.alias): row for row in rows}
 
 
-def _check_limit(approvals: Sequence[NewApproval], own: Iterable[_Key]) -> None:
-    keys = dict.fromkeys(own)
+def _check_limits(session: Session, approvals: Sequence[NewApproval], own: Collection[_Key]) -> None:
+    keys = {(a.version.id or 0, a.alias) for a in approvals if a.version is not None}
+    if keys <= set(own):
+        return
+    of_identity = Counter(version_id for version_id, _ in keys.union(own))
+    of_all = Counter(dict(session.exec(_COUNTS, params={"ids": sorted({version_id for version_id, _ in keys})}).all()))
+    of_all.update(version_id for version_id, _ in keys.difference(own))
     for approval in approvals:
-        if approval.version is not None:
-            keys[approval.version.id or 0, approval.alias] = None
-    counts = Counter(version_id for version_id, _ in keys)
-    for approval in approvals:
-        if approval.version is not None and counts[approval.version.id or 0] > ALIASES_LIMIT:
+        version_id = approval.version.id or 0 if approval.version is not None else 0
+        if of_identity[version_id] > ALIASES_LIMIT:
             detail = f"one identity approves a version for at most {ALIASES_LIMIT} aliases"
+            approval.error = TooLarge("QUOTA_EXCEEDED", f"'{approval.ref}': {detail}")
+        elif of_all[version_id] > APPROVALS_LIMIT:
+            detail = f"it has at most {APPROVALS_LIMIT} approvals"
             approval.error = TooLarge("QUOTA_EXCEEDED", f"'{approval.ref}': {detail}")
 
 
