@@ -28,5 +28,5 @@ def fit(session: Session, ordered: Select[Any], limit: int) -> tuple[int, bool]:
     ids = [version_id for version_id, _ in lengths[:limit]]
     of_findings = dict(session.exec(_OF_FINDINGS, params={"ids": ids}).all()) if ids else {}
     totals = accumulate(length + int(of_findings.get(version_id, 0)) for version_id, length in lengths[:limit])
-    shown = max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(lengths)))
-    return shown, len(lengths) > shown
+    count = max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(lengths)))
+    return count, len(lengths) > count

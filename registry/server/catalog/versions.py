@@ -407,8 +407,8 @@ def list_versions(
     total = db.count_rows(session, statement) if count else None
     if cursor:
         statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
-    shown, has_more = page_size.fit(session, statement, limit)
-    items = build_views(session, [(name, row) for row in session.exec(statement.limit(shown))])
+    page_length, has_more = page_size.fit(session, statement, limit)
+    items = build_views(session, [(name, row) for row in session.exec(statement.limit(page_length))])
     return VersionPage(items=items, next_cursor=str(items[-1].number) if has_more else "", total=total)
 
 

@@ -51,6 +51,6 @@ def delete_old(session: Session, limit: int) -> int:
 
 
 def _delete(session: Session, job_ids: Sequence[str]) -> None:
-    for column in (col(JobStepRow.job_id), col(CampaignJobRow.job_id), col(JobRow.id)):
-        statement = delete(column.class_).where(any_of(column, job_ids))
-        session.connection().execute(statement)
+    jobs = {JobStepRow: col(JobStepRow.job_id), CampaignJobRow: col(CampaignJobRow.job_id), JobRow: col(JobRow.id)}
+    for table, column in jobs.items():
+        session.connection().execute(delete(table).where(any_of(column, job_ids)))

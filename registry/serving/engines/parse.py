@@ -21,8 +21,8 @@ POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for 
 def engine(text: str, key: str = "") -> EngineDriver:
     """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) otherwise.
 
-    A key is sent over plain http to this machine only, unless ADAPTER_ENGINE_INSECURE accepts other machines. That
-    of the registry's token is a setting of its own: whoever accepts one need not accept the other.
+    A key is sent over plain http to this machine only, unless ADAPTER_ENGINE_INSECURE accepts other machines.
+    ADAPTER_INSECURE, which is about the registry's token, does not.
     """
     kind, _, location = text.partition("=")
     if location and kind in IN_FOLDER:
