@@ -27,13 +27,14 @@ from .console.heatmap import HeatMap
 @click.option("--norms", "with_norms", is_flag=True, help="Also show the size of the update per layer, as bars.")
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the norms (.svg).")
 @click.option("--metadata", is_flag=True, help="Print only the metadata of the weights file, private texts included.")
-def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
+@click.option("--answers", is_flag=True, help="Print only how base and adapter begin to answer, by the smoke test.")
+def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool, answers: bool) -> None:
     """Show a version: aliases, verdicts, tags, facts and declared inputs.
 
     With --norms, '0.12 x W' is the update's share of the base weight, if the base was identified.
     """
-    if metadata:
-        _show_metadata(ref)
+    if metadata or answers:
+        (_show_metadata if metadata else _show_answers)(ref)
         return
     needs_norms = bool(plot or (with_norms and output.is_text()))
     with session.registry() if needs_norms else session.opened(Aliases) as registry:
@@ -77,6 +78,27 @@ def _show_metadata(ref: Ref) -> None:
         output.facts([(key, value.splitlines()) for key, value in texts.items()])
 
     output.result({"metadata": texts}, text)
+
+
+def _show_answers(ref: Ref) -> None:
+    with session.registry() as registry:
+        report = _newest_report(registry, registry.version(ref))
+    answers = report.answers if report is not None else ()
+
+    def text() -> None:
+        if not answers:
+            output.line("No smoke test of this version has recorded answers.")
+        for answer in answers:
+            output.line(answer.prompt)
+            output.facts([("base", answer.base or "–"), ("adapter", answer.adapter or "–")])
+
+    output.result({"answers": answers}, text)
+
+
+def _newest_report(registry: Any, version: VersionView) -> Any:
+    """The report of the newest smoke test, if there is one."""
+    reports = [verdict.report for verdict in version.verdicts if verdict.check is Check.SMOKE and verdict.report]
+    return registry.report(Ref(AdapterName.parse(version.name), version.digest), reports[-1]) if reports else None
 
 
 def _print_version(version: VersionView, adapter: AdapterView, aliases: list[AliasView], norms: list[str]) -> None:
@@ -140,10 +162,8 @@ def _norms_of(registry: Any, version: VersionView) -> Norms:
         weights = {path: norms.weight for path, norms in measured.modules.items() if norms.weight is not None}
         hint = "" if measured.base_measured else f"adapter base identify {version.base} DIR"
         return Norms(version.base, {path: norms.update for path, norms in measured.modules.items()}, weights, hint)
-    reports = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
-    if not reports:
-        return Norms(version.base, {}, {})
-    rows = registry.report(ref, reports[-1]).module_norms
+    report = _newest_report(registry, version)
+    rows = report.module_norms if report is not None else {}
     weights = {path: row[3] for path, row in rows.items() if row[3] is not None}
     return Norms(version.base, {path: row[2] for path, row in rows.items()}, weights)
 

@@ -43,6 +43,8 @@ DEFAULTS = ProcessLimits()
               metavar="SECONDS", help="Seconds after which the test of an adapter is killed.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, show_default=True,
               help="CPU threads per adapter.")  # fmt: skip
+@click.option("--answers", type=click.IntRange(0, 64), default=DEFAULTS.answer_tokens, show_default=True,
+              metavar="TOKENS", help="Tokens that base and adapter generate for the answers in reports.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
               help="Device for bases.")  # fmt: skip
 @click.option("--ray", "address", default="", metavar="ADDRESS", help="Address of a Ray cluster to run on.")
@@ -50,8 +52,8 @@ DEFAULTS = ProcessLimits()
               help="With --ray: workers per base.")  # fmt: skip
 @click.option("--gpus", type=click.FloatRange(0), help="With --ray: GPUs per worker. Default: 1 with cuda.")
 def worker(
-    once: bool, bases: tuple[str, ...], deadline: float, threads: int, device: str, address: str, actors: int,
-    gpus: float | None,
+    once: bool, bases: tuple[str, ...], deadline: float, threads: int, answers: int, device: str, address: str,
+    actors: int, gpus: float | None,
 ) -> None:  # fmt: skip
     """Run a worker: smoke-test adapters on their base, merge and convert.
 
@@ -61,7 +63,7 @@ def worker(
     """
     _require_packages()
     folders = dict(_base(text) for text in bases)
-    limits = ProcessLimits(deadline_seconds=deadline, threads=threads)
+    limits = ProcessLimits(deadline_seconds=deadline, threads=threads, answer_tokens=answers)
     say = logs.reporter("worker", once=once)
     if address:
         summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)

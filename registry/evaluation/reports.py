@@ -7,9 +7,10 @@ schemas 0014 and 0019 are converted when they are read.
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from registry.digest import Digest
+from registry.errors import printable
 from registry.evaluation.golden import SAMPLES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check
@@ -62,13 +63,27 @@ class Execution(FrozenModel):
         return sorted(ISOLATION - set(self.confined_by))
 
 
+ANSWERS_LIMIT, ANSWER_LIMIT = 8, 400
+"""Answers of a report, and characters of each of their texts."""
+AnswerText = Annotated[str, Field(max_length=ANSWER_LIMIT), AfterValidator(lambda text: printable(text, ANSWER_LIMIT))]
+
+
+class Answer(FrozenModel):
+    """How the base begins to continue a prompt, alone and with the adapter. Untrusted; no verdict depends on it."""
+
+    prompt: AnswerText
+    base: AnswerText
+    adapter: AnswerText
+
+
 class Report(FrozenModel):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
     `reference_logprobs`: what a serving node compares after loading. `images`: name → PNG in base64, of image models.
     `thresholds`: the limits behind the findings. `compat`: what the library itself says of names and shapes,
     where the header alone could not tell; None, and then left out, where it was not asked. `golden`: the numbers of
-    each golden sample. A process that read the adapter made all of this, so every field is typed and bounded.
+    each golden sample. `answers`: texts for people to read, left out where there are none. A process that read the
+    adapter made all of this, so every field is typed and bounded.
     """
 
     check: Check
@@ -85,6 +100,7 @@ class Report(FrozenModel):
     images: dict[Literal["before", "after"], Image] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
     compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
+    answers: tuple[Answer, ...] = Field(default=(), max_length=ANSWERS_LIMIT, exclude_if=lambda answers: not answers)
 
     @model_validator(mode="before")
     @classmethod

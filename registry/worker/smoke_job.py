@@ -115,6 +115,7 @@ def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], pro
         measurements=measurements | {name: value for name, value in of_process.items() if value is not None},
         made_by=dict(process.get("versions", {})), reference_logprobs=result.get("reference_logprobs"),
         images=result.get("images", {}), module_norms=result.get("module_norms", {}), golden=result.get("golden", ()),
+        answers=result.get("answers", ()),
         execution=execution, thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
     )  # fmt: skip
 

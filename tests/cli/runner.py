@@ -26,7 +26,7 @@ from cli.console import session
 from cli.main import main
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.registry import Registry
-from registry.evaluation.reports import Report
+from registry.evaluation.reports import Answer, Report
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from registry.server.audit import audit_log
@@ -108,7 +108,7 @@ class CommandRunner:
         folder = self.make_adapter(f"{next(self._seeds)}-{name.replace('/', '-')}", **how)
         return self("push", folder, name, "--base", "tiny-llama", "--json", *words).json
 
-    def finish_smoke_test(self, ref: str, *findings: Finding) -> None:
+    def finish_smoke_test(self, ref: str, *findings: Finding, answers: tuple[Answer, ...] = ()) -> None:
         """Finish the oldest queued smoke test, which must be of `ref`."""
         with session.embedded(Registry) as registry:
             version = registry.version(ref)
@@ -122,6 +122,7 @@ class CommandRunner:
                 base_fingerprint=version.base_fingerprint,
                 findings=findings,
                 made_by={"worker": "test"},
+                answers=answers,
             )
             registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
 

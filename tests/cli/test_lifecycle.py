@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from registry.digest import Digest
+from registry.evaluation.reports import Answer
 from registry.findings import Finding
 from tests import samples
 from tests.cli.runner import CommandRunner, lines
@@ -40,6 +41,17 @@ def test_show_prints_everything_about_a_version(released: CommandRunner) -> None
         "            by kind of module",
         *[f"            {module} BAR" for module in ("q_proj", "v_proj")],
     ]
+
+
+def test_show_answers_prints_what_base_and_adapter_say(released: CommandRunner) -> None:
+    none = "No smoke test of this version has recorded answers.\n"
+    assert released("show", "acme/support@2", "--answers").stdout == none
+    released.push("acme/support", "--message", "friendlier")
+    released.finish_smoke_test("acme/support@3", answers=(Answer(prompt="Shop:", base=" No\n", adapter="\x1b[2J"),))
+    printed = released("show", "acme/support", "--answers").stdout
+    assert printed == "Shop:\n  base      No\\n\n  adapter  \\x1b[2J\n"
+    answers = released("show", "acme/support", "--answers", "--json").json["answers"]
+    assert answers == [{"prompt": "Shop:", "base": " No\\n", "adapter": "\\x1b[2J"}]
 
 
 def test_history_shows_who_moved_what_why_and_on_which_evidence(released: CommandRunner) -> None:

@@ -136,6 +136,7 @@ def _finish_smoke_test(harness: Harness, ref: str) -> None:
     image = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
     values: dict[str, Any] = {
         "golden": ({"log_p": -1.0, "base_log_p": -2.0, "margin_nats": 0.5},), "images": {"before": image},
+        "answers": [{"prompt": text[:400], "base": text[:400], "adapter": text[:400]} for text in (MARKUP, LONG, WIDE)],
         "made_by": {MARKUP[:100]: MARKUP[:300]}, "measurements": {"largest_difference": 0.25},
     }  # fmt: skip
     report = Report(

@@ -26,6 +26,7 @@ from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
+from registry.evaluation.reports import Answer
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from registry.server.access.issuers import Issuers
@@ -76,6 +77,20 @@ GOLDEN = (
 GOLDEN_RESULTS = (
     {"base_log_p": -2.31, "log_p": -0.42, "margin_nats": 0.1}, {"base_log_p": -1.9, "log_p": -2.05, "margin_nats": 0.1},
 )  # fmt: skip
+ANSWERS = (
+    Answer(
+        prompt="Customer: My order has not arrived yet. What can I do?\nShop:",
+        base=" I'm sorry, but I can't help you with that.\nCustomer: I'm sorry",
+        adapter=" We are sorry for the wait. Please send us the number of your order.",
+    ),
+    Answer(prompt="The train to the coast leaves at nine, and the", base=" train to", adapter=" last one at ten"),
+    Answer(prompt=str(GOLDEN[0]["prompt"]), base=" I", adapter="It left our warehouse this morning."),
+)  # fmt: skip
+NEXT_TOKENS = (
+    Answer(
+        prompt=ANSWERS[0].prompt, base="' I' 31%, ' The' 12%, ' We' 9%", adapter="' We' 64%, ' Please' 20%, ' I' 3%"
+    ),
+)
 LONG = "a-very-long-adapter-name-that-somebody-generated-0123456789-tenant"
 
 
@@ -146,8 +161,8 @@ def fill(harness: Harness) -> None:
         }
         harness.push("acme/support", files, message=message, provenance=provenance)
     harness.validate("acme/support@1")
-    harness.validate("acme/support@2", [_warning()])
-    harness.validate("acme/support@3", golden=GOLDEN_RESULTS)
+    harness.validate("acme/support@2", [_warning()], answers=NEXT_TOKENS)
+    harness.validate("acme/support@3", golden=GOLDEN_RESULTS, answers=ANSWERS)
     harness.validate("acme/support@4", [_failure()])
     registry = harness.admin
     registry.promote("acme/support", "prod", "1", generation=0, reason="first release")

@@ -57,6 +57,7 @@ class VersionComparison:
     norms: list[Difference]
     cosines: HeatTable | None
     no_cosines: str
+    golden: list[Difference]
     answers: list[Difference]
 
 
@@ -86,7 +87,7 @@ def compare_versions(
 def _compare(
     request: Request, session: Session, visitor: Visitor, texts: tuple[str, str], settings: Settings, blobs: BlobStore
 ) -> VersionComparison:  # fmt: skip
-    sides, answers = [], []
+    sides, golden, answers = [], [], []
     for text in texts:
         ref = Ref.parse(text.strip())
         view = versions.show(session, visitor.actor, ref.name, ref.selector)
@@ -96,7 +97,8 @@ def _compare(
         report, samples = read_smoke_test(session, visitor.actor, ref.name, view, blobs)
         if report is not None:
             record_page_read(request, visitor, ref.name, view.number)
-        answers.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
+        golden.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
+        answers.append({answer.prompt: answer.adapter for answer in report.answers} if report is not None else {})
         sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
     (first_view, first_engines, first_norms), (second_view, second_engines, second_norms) = sides
     cosines, no_cosines = _compare_updates(session, visitor, blobs, first_view, second_view)
@@ -117,7 +119,7 @@ def _compare(
         )),
         engines=_differences(*({v.profile: v.outcome for v in engines} for engines in (first_engines, second_engines))),
         norms=_differences(first_norms, second_norms), cosines=cosines, no_cosines=no_cosines,
-        answers=_differences(*answers),
+        golden=_differences(*golden), answers=_differences(*answers),
     )  # fmt: skip
 
 

@@ -86,7 +86,10 @@ class IsolatedRun:
         config, base = read_adapter(folder).config, self.base(send)
         structures = None if request.get("any_name") else Structures(base.model)
         thresholds, say = thresholds_of(request), progress_to(send)
-        return IsolatedTest(base, folder, config, thresholds, structures=structures, say=say).run()
+        tokens = request["answer_tokens"]
+        return IsolatedTest(
+            base, folder, config, thresholds, structures=structures, say=say, answer_tokens=tokens
+        ).run()
 
 
 class SharedRun(IsolatedRun):
@@ -109,7 +112,7 @@ class SharedRun(IsolatedRun):
             return {"isolate": reason}
         try:
             if self._shared is None:
-                self._shared = SharedModel(base)
+                self._shared = SharedModel(base, request["answer_tokens"])
             self._shared.say = progress_to(send)
             if beside:
                 result = self._shared.examine_beside(folder, contents.config, thresholds, any_name=any_name)

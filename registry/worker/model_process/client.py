@@ -25,6 +25,7 @@ from registry.worker.sandbox.program import Progress, ignore_progress
 class ProcessLimits:
     """Limits of one child. `memory_bytes` is on top of what the model process has mapped.
 
+    `answer_tokens`: how many tokens base and adapter generate after each short probe.
     `isolate` runs every adapter in a process of its own. `any_name` lets adapters with names that neither rules nor
     PEFT expect reach the shared process: for tests of the checksum that stops them there.
     """
@@ -32,6 +33,7 @@ class ProcessLimits:
     deadline_seconds: float = 300.0
     memory_bytes: int = 8 * 2**30
     threads: int = max(1, os.cpu_count() or 1)
+    answer_tokens: int = 0
     isolate: bool = False
     any_name: bool = False
 

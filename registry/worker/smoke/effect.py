@@ -32,15 +32,18 @@ class Baseline:
     top: list[torch.Tensor]
     steps: list[torch.Tensor]
     dtype: str = "float32"
+    texts: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, prompts: Sequence[tuple[int, ...]], logits: Logits, dtype: str = "float32") -> Baseline:
-        """Compute what every comparison needs."""
+    def of(
+        cls, prompts: Sequence[tuple[int, ...]], logits: Logits, dtype: str = "float32", texts: Sequence[str] = ()
+    ) -> Baseline:
+        """Compute what every comparison needs. `texts`: how the base continues the first prompts."""
         normalizer = [torch.logsumexp(values, dim=-1) for values in logits]
         p = [torch.softmax(values, dim=-1) for values in logits]
         top = [values.argmax(-1, keepdim=True) for values in logits]
         steps = [_steps(*row) for row in zip(prompts, logits, normalizer, strict=True)]
-        return cls(list(prompts), logits, p, normalizer, top, steps, dtype)
+        return cls(list(prompts), logits, p, normalizer, top, steps, dtype, tuple(texts))
 
     @property
     def tokens(self) -> int:

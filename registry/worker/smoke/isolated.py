@@ -24,7 +24,7 @@ from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_updates
 from registry.worker.sandbox.program import Progress, ignore_progress
-from registry.worker.smoke import dialogue, effect, samples, structure
+from registry.worker.smoke import answers, dialogue, effect, samples, structure
 from registry.worker.smoke.checks import SmokeTest
 from registry.worker.smoke.effect import Baseline
 from registry.worker.smoke.result import LibraryFailed, SmokeResult, exceptions_as, library_message, machine_fault
@@ -58,9 +58,12 @@ def announces_change(config: AdapterConfig) -> bool:
 class LanguageTest(SmokeTest):
     """The checks that a language model answers, however the adapter was loaded."""
 
-    def __init__(self, base: LoadedBase, folder: Path, result: SmokeResult, structures: Structures | None) -> None:
+    def __init__(
+        self, base: LoadedBase, folder: Path, result: SmokeResult, structures: Structures | None, answer_tokens: int
+    ) -> None:
         """Without `structures` the tensors of the file are not compared with those that PEFT expects."""
         super().__init__(result)
+        self.answer_tokens = answer_tokens
         self.base, self.folder, self.structures = base, folder, structures
         self.wrapped: Any = None
         self.baseline: Baseline | None = None
@@ -94,7 +97,12 @@ class LanguageTest(SmokeTest):
         after = self.base.logits(self.baseline.prompts, self.wrapped)
         self.result.measure("adapter_forward_seconds", perf_counter() - started)
         finite = effect.compare(self.baseline, after, self.result, self.base.task, kind=self.base.probe_kind)
-        return after if finite else None
+        if not finite:
+            return None
+        if self.baseline.texts:
+            texts = answers.continue_probes(self.base, self.wrapped, after, self.answer_tokens)
+            self.result.answers += answers.pair(self.base, self.base.probes, self.baseline.texts, texts)
+        return after
 
     def check_dialogue(self) -> bool:
         """Test the chat template and the added tokens, if there are any."""
@@ -113,8 +121,9 @@ class IsolatedTest(LanguageTest):
     def __init__(
         self, base: LoadedBase, folder: Path, config: AdapterConfig, thresholds: Thresholds,
         reference: Reference | None = None, *, structures: Structures | None, say: Progress = ignore_progress,
+        answer_tokens: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(base, folder, SmokeResult(thresholds, say=say), structures)
+        super().__init__(base, folder, SmokeResult(thresholds, say=say), structures, answer_tokens)
         self._config, self._reference = config, reference
 
     def check_task(self) -> bool:
@@ -160,7 +169,8 @@ class IsolatedTest(LanguageTest):
             with exceptions_as("unknown", "smoke.task_unsupported", "base", message + "text, noise or an image"):
                 before = base.logits(prompts)
             self.result.measure("base_forward_seconds", perf_counter() - started)
-            baseline = Baseline.of(prompts, before, base.dtype)
+            texts = answers.continue_probes(base, base.model, before, self.answer_tokens)
+            baseline = Baseline.of(prompts, before, base.dtype, texts)
             self._reference = Reference(baseline, base.fingerprint(), shared=self._reference is not None)
         return self.use_baseline(self._reference.baseline)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
+from registry.evaluation.reports import ANSWERS_LIMIT, Answer
 from registry.evaluation.thresholds import Thresholds
 from registry.findings import Finding, Severity
 from registry.worker.sandbox.program import Progress, ignore_progress
@@ -32,6 +33,7 @@ class SmokeResult:
     execution: dict[str, Any] = field(default_factory=dict)
     reference_logprobs: ReferenceLogprobs | None = None
     images: dict[str, str] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
     structure: list[Finding] | None = None
     say: Progress = ignore_progress
 
@@ -67,6 +69,7 @@ class SmokeResult:
             "execution": self.execution,
             "reference_logprobs": logprobs.model_dump(mode="json") if logprobs is not None else None,
             "images": self.images,
+            "answers": [answer.model_dump() for answer in self.answers[:ANSWERS_LIMIT]],
             "structure": [finding.to_dict() for finding in self.structure or ()],
         }
 

@@ -33,7 +33,7 @@ from registry.worker.model.language import LoadedBase
 from registry.worker.model.tasks import CAUSAL
 from registry.worker.model.updates import updates_of
 from registry.worker.sandbox.program import Progress, ignore_progress
-from registry.worker.smoke import isolated, structure
+from registry.worker.smoke import answers, isolated, structure
 from registry.worker.smoke.effect import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
 from registry.worker.smoke.result import SmokeResult
@@ -101,14 +101,17 @@ def agrees_with_peft(config: Any, spec: LoraSpec) -> bool:
 class SharedModel:
     """A base with two slots. The constructor runs the bare base once."""
 
-    def __init__(self, base: LoadedBase) -> None:
+    def __init__(self, base: LoadedBase, answer_tokens: int = 0) -> None:
         started = perf_counter()
+        self.answer_tokens = answer_tokens
         self.base = base
         self.say: Progress = ignore_progress
         self.structures = Structures(base.model)
         before = base.logits(base.probes)
         self.forward_seconds = perf_counter() - started
-        self.reference = Reference(Baseline.of(base.probes, before, base.dtype), base.fingerprint(), shared=True)
+        texts = answers.continue_probes(base, base.model, before, answer_tokens)
+        baseline = Baseline.of(base.probes, before, base.dtype, texts)
+        self.reference = Reference(baseline, base.fingerprint(), shared=True)
         self.short = base.probes[0][:SHORT_TOKENS]
         self.answers: dict[str, torch.Tensor] = {}
         self.wrapped: Any = None
@@ -130,8 +133,9 @@ class SharedModel:
         self._clear()
         structures = None if any_name else self.structures
         result = IsolatedTest(
-            self.base, folder, config, thresholds, self.reference, structures=structures, say=self.say
-        ).run()
+            self.base, folder, config, thresholds, self.reference, structures=structures, say=self.say,
+            answer_tokens=self.answer_tokens,
+        ).run()  # fmt: skip
         if result.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
             raise Discard(result.findings[-1].message)
         result.execution["mode"] = "loaded"
@@ -259,7 +263,8 @@ class SwappedTest(LanguageTest):
     notes_exceptions = False
 
     def __init__(self, shared: SharedModel, folder: Path, contents: PeftContents, thresholds: Thresholds) -> None:
-        super().__init__(shared.base, folder, SmokeResult(thresholds, say=shared.say), shared.structures)
+        result = SmokeResult(thresholds, say=shared.say)
+        super().__init__(shared.base, folder, result, shared.structures, shared.answer_tokens)
         self._shared, self._contents = shared, contents
         self._tensors: dict[str, torch.Tensor] = {}
         self._slot = ""
