@@ -317,6 +317,7 @@ LORA_VARIANTS: Mapping[str, str] = {
 }
 """Field of a LoRA configuration → what its factors mean instead of a plain update."""
 
+CLASSIFYING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 TASKS = frozenset({"CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"})
 
 CODE_FIELDS = frozenset(

@@ -15,7 +15,7 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
 from registry.compat.catalog import CompatFindings, compat_finding
 from registry.compat.files import check_file
-from registry.compat.modules import TASK_HEADS, ModuleLookup, check_completeness, check_full, check_updates
+from registry.compat.modules import TASK_HEADS, ModuleLookup, as_trained, check_completeness, check_full, check_updates
 from registry.compat.tensors import check_tensors
 from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
@@ -30,8 +30,7 @@ MATCHER_CACHE = 512
 """How many patterns Python's `re` keeps (`re._MAXCACHE`). PEFT has it compile any more again for each module."""
 COMPILATIONS_LIMIT = 2**20
 """How many patterns PEFT may have compiled on all modules of a base: about a minute."""
-_CLASSIFYING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-_LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "LMHeadModel")
+_LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "Model")
 _GENERATING_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _WITHOUT_GENERATION = (
     "ForMaskedLM", "ForMultipleChoice", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification",
@@ -80,7 +79,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
 
     `relatives` are the other bases whose weights are known, and how they are related to this one.
     """
-    findings = CompatFindings()
+    findings, base = CompatFindings(), as_trained(base, lora)
     lookup = ModuleLookup(base, lora.config, findings)
     base_match.check_claim(lora.config.base, base, relatives, findings)
     keys = sum(map(len, lora.config.patterns.values()))
@@ -114,7 +113,7 @@ def _check_task(lora: LoraSpec, lookup: ModuleLookup) -> None:
         lookup.findings.report("compat.other_task", location, message, "a task of the base", task)
     has_head = not name.endswith(_LANGUAGE_MODELS) or any(lookup.find(piece.path) is None for piece in lora.full)
     is_announced = not {*lora.config.saved_modules}.isdisjoint(TASK_HEADS)  # then check_full reports its absence
-    if task in _CLASSIFYING_TASKS and not (has_head or is_announced or lookup.base.needs_code):
+    if task in methods.CLASSIFYING_TASKS and not (has_head or is_announced or lookup.base.needs_code):
         message = f"the adapter is for the task {task}, and neither its file nor {name} has a head for it"
         lookup.findings.report("compat.other_task", f"{CONFIG}: task_type", message, "a saved head", "none")
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from registry.adapters.methods import find
+from registry.adapters.methods import CLASSIFYING_TASKS, find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.expected import names_targets
@@ -32,6 +32,35 @@ _HEADS = ("lm_head", "embed_out")
 Shape = tuple[int, ...]
 _TASK_MODELS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+
+
+def as_trained(base: BaseSpec, lora: LoraSpec) -> BaseSpec:
+    """The base as the class has it that PEFT loads for this adapter's task, where its paths are of that class.
+
+    Without a head (AutoModel), paths lack the prefix of the class with one, such as `model.`; a classifier's have it
+    where the base is registered without a head. Source: peft/auto.py.
+    """
+    gets_head = lora.config.task in CLASSIFYING_TASKS and base.architecture.endswith("Model") and not base.needs_code
+    if not (lora.config.may_lack_head or gets_head):
+        return base
+    paths = [*(u.path for u in lora.modules), *(p.path for p in (*lora.pieces, *lora.full) if p.path), *lora.incomplete]
+    if not paths or (paths[0] in base.modules and not gets_head):
+        return base
+    if gets_head:  # a path without the prefix becomes one that the base lacks
+        prefix, _, rest = paths[0].partition(".")
+        before = f"{prefix}." if rest in base.modules else "."
+        modules = {f"{before}{path}": module for path, module in base.modules.items()}
+        # The class may lack modules, such as BERT's pooler. Without a saved head the adapter is wrong anyway.
+        return base.model_copy(update={"modules": modules, "names_known": base.names_known and not lora.full})
+    names, tops = ({path.partition(".")[0] for path in of} for of in (paths, base.modules))
+    if names.isdisjoint(tops):
+        for top in tops:
+            body = {p.removeprefix(f"{top}."): m for p, m in base.modules.items() if p.startswith(f"{top}.")}
+            inner = {path.partition(".")[0] for path in body}
+            if not names.isdisjoint(inner):  # what the class adds, such as BERT's pooler, is not known here
+                is_whole = base.names_known and names <= inner
+                return base.model_copy(update={"modules": body, "tied": False, "names_known": is_whole})
+    return base
 
 
 class ModuleLookup:

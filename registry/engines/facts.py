@@ -16,14 +16,14 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 9
+FACTS_VERSION = 10
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image", 8: "image"}
-"""Older version → the kind whose facts of that version are still right: 5 and 7 to 9 changed facts that images lack."""
+_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image", 8: "image", 9: "image"}
+"""Older version → the kind whose facts of it are still right: 5 and 7 to 10 changed facts that images lack."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
-_LAYER = re.compile(r"\.(?:layers|h|blocks|layer)\.(\d{1,6})\.")
+_LAYER = re.compile(r"(?:\A|\.)(?:layers|h|blocks|layer)\.(\d{1,6})\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -45,6 +45,8 @@ class EngineFacts(FrozenModel):
     modules: tuple[str, ...] = ()
     layers: int = 0
     partial_layers: bool = False
+    headless_names: bool = False
+    """Paths begin with the layers: those of a model without a head (AutoModel)."""
     use_rslora: bool = False
     use_dora: bool = False
     bias: str = "none"
@@ -94,6 +96,7 @@ class EngineFacts(FrozenModel):
     base_multimodal: bool = False
     base_experts: bool = False
     base_conv1d: bool = False
+    base_headless: bool = False
     base_tied: bool = False
 
 
@@ -116,6 +119,7 @@ def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -
         modules=tuple(sorted(modules)),
         layers=len({int(match[1]) for path in paths if (match := _LAYER.search(path))}),
         partial_layers=_partial(paths),
+        headless_names=any(_LAYER.match(path) for path in paths),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         bias=config.bias if spec.method == "LORA" else "none",
@@ -194,6 +198,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),
         "base_tied": base.tied,
+        "base_headless": base.architecture.endswith("Model") and not base.architecture.endswith("HeadModel"),
         "base_conv1d": any(m.kind == "conv1d" for m in base.modules.values()),
     }
 

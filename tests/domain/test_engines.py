@@ -195,6 +195,14 @@ def test_facts_of_another_registry_are_unknown() -> None:
     assert codes({}, "vllm==0.33.0") == ["vllm.facts"]
 
 
+def test_names_without_the_prefix_of_the_head_work_in_vllm_as_a_pooling_model_only() -> None:
+    facts = PLAIN.model_copy(update={"headless_names": True})
+    for setting, expected in (("", ["vllm.headless_names"]), (",pooling=true", []), (",classify=true", [])):
+        assert codes(facts, f"vllm==0.33.0{setting}") == expected
+    assert codes(facts.model_copy(update={"base_headless": True}), "vllm==0.33.0") == []
+    assert codes(facts, "sglang==0.5.23") == codes(facts, "peft==0.21.2") == []
+
+
 def test_stored_facts_are_small() -> None:
     assert len(json.dumps(engine_facts.to_stored(PLAIN))) < 400
 
@@ -203,8 +211,8 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     """Stored facts without a new field would be read as if it were at its default: raise FACTS_VERSION, then this."""
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
-        9,
-        "sha256:53eb18de9898800fa4311d9b5271cb13acbf0b61d3a1d55cd15adc78bd866d9d",
+        10,
+        "sha256:8912f946355c03f275a198c8f882764a5d8884b9994baa3babdf928720425996",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import peft
 import torch
+import transformers
 
 from registry.versions.files import CONFIG
 from tests.truth import architectures, cases, methods, oracle
@@ -237,6 +238,33 @@ ODD: dict[str, dict[str, Odd]] = {
             "with-head": stated(target_modules=["embed_tokens", "lm_head"]), "tied": stated(ensure_weight_tying=True),
         }),
     },
+    "llama-body": {
+        "plain": Odd(QV, {
+            "lost": without("lora_B", 1), "wide": numbers("lora_A", lambda t: torch.cat([t, t], 1)),
+            "prefixed": renamed(r"^base_model\.model\.", "base_model.model.model."), "no-task": stated(task_type=None),
+            "mapped": stated(task_type=None, auto_mapping={
+                "base_model_class": "LlamaModel", "parent_library": "transformers.models.llama.modeling_llama"}),
+            "writes": stated(task_type="CAUSAL_LM"), "more": stated(target_modules=["q_proj", "v_proj", "o_proj"]),
+        }),
+        "layers": Odd(QV | {"layers_to_transform": [1]}, {"other": stated(layers_to_transform=[0])}),
+        "saved": Odd(QV | {"modules_to_save": ["norm"]}, {"lost": without("norm"), "head": stated(
+            modules_to_save=["norm", "lm_head"])}),
+        "embedding": Odd({"r": 4, "target_modules": ["embed_tokens"]}),
+        "prompt": Odd({"num_virtual_tokens": 6}, kind=peft.PromptTuningConfig),
+        "ia3": Odd({"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}, {
+            "lost": without("ia3_l", 1)}, peft.IA3Config),
+    },
+    "bert-body": {
+        "plain": Odd({"r": 4, "target_modules": ["query"]}, {"lost": without("lora_A", 1)}),
+        "pooler": Odd({"r": 4, "target_modules": ["query", "pooler.dense"]}, {"lost": without("pooler.*lora_B")}),
+    },
+    "bert-headed": {
+        "plain": Odd({"r": 4, "target_modules": ["query"]}, {"lost": without("lora_A", 1), "headless": without(
+            "classifier"), "bare": renamed(r"model\.bert\.", "model.")}),
+        "dense": Odd({"r": 4, "target_modules": ["dense"]}, {
+            "wide": numbers("lora_A", lambda t: torch.cat([t, t], 1)),
+        }),
+    },
     "BertForSequenceClassification": {
         "bias-lora-only": Odd({"r": 4, "target_modules": ["query"], "bias": "lora_only"}, {
             "lost": without(r"query.*\.bias", 1), "all": stated(bias="all"), "none": stated(bias="none"),
@@ -280,6 +308,11 @@ BASES = {
     "squeezebert": ("squeezebert", "SqueezeBertForMaskedLM"),
 }  # fmt: skip
 """Of `architectures.build`; the Llamas are those of the methods."""
+OTHER_CLASSES = {
+    "llama-body": ("llama", "LlamaForCausalLM", "AutoModel"), "bert-body": ("bert", "BertForMaskedLM", "AutoModel"),
+    "bert-headed": ("bert", "BertModel", "AutoModelForSequenceClassification"),
+}  # fmt: skip
+"""As which class PEFT loads these for the tasks of their adapters."""
 
 
 def plans() -> Iterator[Plan]:
@@ -292,6 +325,11 @@ def plans() -> Iterator[Plan]:
 def _base(name: str, folder: Path) -> Base:
     if name in BASES:
         return cases.architecture_base(*BASES[name], folder)
+    if name in OTHER_CLASSES:
+        *saved, loaded = OTHER_CLASSES[name]
+        inputs = cases.architecture_base(*saved, folder).subject.inputs
+        torch.manual_seed(0)
+        return Base(folder, oracle.subject_of(getattr(transformers, loaded).from_pretrained(folder).eval(), inputs))
     base = cases.methods_base("", folder)
     if name == "llama-tied":
         base.subject.model.config.tie_word_embeddings = True
@@ -306,7 +344,7 @@ def _group(base: Base, name: str, folder: Path) -> Group:
     """The group of one odd adapter."""
     odd = ODD[name.partition("/")[0].removeprefix("odd@")][name.partition("/")[2]]
     model = copy.deepcopy(base.subject.model)
-    task = architectures.task_of(model)
+    task = "FEATURE_EXTRACTION" if type(model).__name__.endswith("Model") else architectures.task_of(model)
     methods.make_from(model, odd.kind(task_type=task, **odd.fields), folder)
     tolerated = oracle.tolerance(base.subject, folder)
     tensors, written = cases.read(folder)

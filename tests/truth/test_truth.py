@@ -23,6 +23,10 @@ pytestmark = [
 SEED = os.environ.get("TRUTH_SEED", "1")
 GROUPS, OTHER_GROUPS, CASES, ARCHITECTURES = 10, 4, 3, ("gpt2", "t5", "BertForSequenceClassification")
 OTHER_ARCHITECTURES = 2
+OTHER_BASES = (
+    "methods@classifier", "methods@encoder-decoder", "odd@llama", "odd@llama-tied", "odd@llama-body", "odd@bert-body",
+    "odd@bert-headed",
+)  # fmt: skip
 HELD = ("weights", "smoke", "all")
 """Stages that must agree. Those from headers alone may pass what only the worker can see."""
 WRONG = ("false yes", "false no", "crash")
@@ -54,7 +58,7 @@ def test_a_sample_of_methods_and_mutations_gets_the_verdict_of_peft(tmp_path: Pa
     assert_agreement(tmp_path, [f"{group}/*" for group in sample(plan.groups, GROUPS)])
 
 
-@pytest.mark.parametrize("base", ["methods@classifier", "methods@encoder-decoder", "odd@llama", "odd@llama-tied"])
+@pytest.mark.parametrize("base", OTHER_BASES)
 def test_a_sample_on_other_bases_gets_the_verdict_of_peft(base: str, tmp_path: Path) -> None:
     from tests.truth.run import every_plan
 

@@ -159,7 +159,7 @@ def test_an_adapter_that_brings_its_head_is_tested_with_it_on_a_language_model(
 ) -> None:
     """transformers puts the head in place of the base's own; what lost it, or its head's numbers, is refused."""
     config = architectures.build(model_type, name, tmp_path / "base").config
-    choice = tasks.class_with_head(config, task)
+    choice = tasks.class_for(config, task)
     assert choice is not None
     model = choice[0].from_pretrained(tmp_path / "base", num_labels=2 if task == "QUESTION_ANS" else 3)
     save_adapter(model, tmp_path / "honest", task)

@@ -101,12 +101,14 @@ class AdapterConfig(FrozenModel):
     `targets` is None (not written), one pattern or `all-linear` (text), or names (a tuple): a name means every
     module whose path is it or ends in `.name`. `alpha` is None when it is not written.
     `patterns`: every field of the method that gives values by pattern. `nulls`: fields that are written as null.
-    `unwritten`: which of `REQUIRED_ELSEWHERE` are not in the file at all.
+    `unwritten`: which of `REQUIRED_ELSEWHERE` are not in the file at all. `may_lack_head`: by its task, or by the class
+    that PEFT notes instead of one, it may have been trained on a model without its head (AutoModel).
     `pattern_steps`: about how many steps a backtracking matcher needs for one path and all patterns.
     """
 
     method: str
     task: str = ""
+    may_lack_head: bool = False
     rank: int = 0
     alpha: float | None = None
     use_rslora: bool = False
@@ -186,6 +188,7 @@ class _Reader:
         return AdapterConfig(
             method=method,
             task=task,
+            may_lack_head=task == "FEATURE_EXTRACTION" or (not task and bool(self._values.get("auto_mapping"))),
             rank=fields.whole_number(row.rank_field, 1 if row.has_pairs else 0, RANK_LIMIT)
             or (peft_fields.default(method, row.rank_field) if row.has_pairs else 0),
             alpha=fields.number("lora_alpha" if row.has_pairs else "alpha", ALPHA_LIMIT),

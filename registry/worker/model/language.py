@@ -68,14 +68,14 @@ class LoadedBase:
             tokenizer=tokenizer, dtype=str(target_dtype).removeprefix("torch."), device=device,
         )  # fmt: skip
 
-    def with_head(self, task_type: str, labels: int) -> Self | None:
-        """This base with a new head of a classifying task instead of its own, as a training of such an adapter begins.
+    def as_class_of(self, task_type: str, labels: int) -> Self | None:
+        """This base as the class for this task: with a new head of a classifying one instead of its own, or without it.
 
         The weights are shared, not copied. None if transformers has no such class, or the base is on several devices.
         """
         config = copy.deepcopy(self.model.config)
         config.num_labels = labels
-        choice, devices = tasks.class_with_head(config, task_type), {p.device for p in self.model.parameters()}
+        choice, devices = tasks.class_for(config, task_type), {p.device for p in self.model.parameters()}
         if choice is None or len(devices) > 1:
             return None
         maker, task = choice

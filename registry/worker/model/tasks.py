@@ -68,7 +68,9 @@ class ModelTask:
 
 _STATES = ("logits", "prediction_logits", "last_hidden_state", "pooler_output", "logits_per_image")
 _WRITERS = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
-CAUSAL = ModelTask("CAUSAL_LM", "causal language model", ("CAUSAL_LM",), _WRITERS, Predictions.NEXT_TOKENS)
+CAUSAL = ModelTask(
+    "CAUSAL_LM", "causal language model", ("CAUSAL_LM", "FEATURE_EXTRACTION"), _WRITERS, Predictions.NEXT_TOKENS
+)  # fmt: skip
 DECODER = replace(CAUSAL, adapters=("CAUSAL_LM", "SEQ_2_SEQ_LM"))
 """In transformers' table of encoder-decoders, without an encoder: a writer of text from images or sound."""
 ENCODER_DECODER = ModelTask(
@@ -134,8 +136,13 @@ def class_of(config: Any) -> tuple[Any, ModelTask]:
     return transformers.AutoModel, ENCODER
 
 
-def class_with_head(config: Any, task_type: str) -> tuple[Any, ModelTask] | None:
-    """The class of this architecture with the head of a classifying task of PEFT; None if transformers has none."""
+def class_for(config: Any, task_type: str) -> tuple[Any, ModelTask] | None:
+    """The class of this architecture with the head of a classifying task of PEFT, and without any for
+    `FEATURE_EXTRACTION`; None if transformers has none.
+    """
+    if task_type == ENCODER.name:
+        table = transformers.MODEL_MAPPING
+        return (table[type(config)], ENCODER) if type(config) in table else None
     task = next((task for task in TASKS if task_type and task.name == task_type), ANY)
     table = getattr(transformers, f"MODEL_FOR_{task.classes[0]}_MAPPING") if task.is_classifier else {}
     return (table[type(config)], task) if type(config) in table else None

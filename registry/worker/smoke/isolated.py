@@ -4,6 +4,7 @@ The adapter's header already fits the base (registry.compat). An exception of PE
 Without the adapter the base must be the base again, by every parameter's bits and by its logits' bits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +23,7 @@ from registry.findings import Severity
 from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
+from registry.worker.model.tasks import ENCODER
 from registry.worker.model.updates import read_updates
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import answers, dialogue, effect, samples, structure
@@ -128,14 +130,17 @@ class IsolatedTest(LanguageTest):
 
     def check_task(self) -> bool:
         """Whether the base takes the task of the adapter."""
-        task, base = self._config.task, self.base
-        if base.task.takes(task):
+        task, base, weights = self._config.task, self.base, self.folder / WEIGHTS
+        lacks_head = self._config.may_lack_head and is_of_body(base.model, structure.shapes_in_file(weights))
+        if base.task.takes(task) and not lacks_head:
             return True
-        if (labels := labels_of_head(self.folder / WEIGHTS)) and self._reference is None:
-            with_head = base.with_head(task, labels)
-            if with_head is not None:
-                self.base = with_head
-                self.structures = Structures(with_head.model) if self.structures is not None else None
+        loaded_as = ENCODER.name if lacks_head else task
+        labels = 1 if loaded_as == ENCODER.name else labels_of_head(weights)
+        if labels and self._reference is None:
+            other = base.as_class_of(loaded_as, labels)
+            if other is not None:
+                self.base = other
+                self.structures = Structures(other.model) if self.structures is not None else None
                 return True
         message = f"the adapter is for the task {task}, and {base.name} is a {base.task.label}: it has no head for it"
         self.result.note("unknown", "smoke.task_unsupported", f"{CONFIG}: task_type", message)
@@ -238,6 +243,14 @@ class IsolatedTest(LanguageTest):
         message = f"{subject} stay changed after unloading, {reason}"
         severity: Severity = "warning" if announced else "error"
         self.result.note(severity, "smoke.base_changed", location, message, "bit-equal", "changed")
+
+
+def is_of_body(model: Any, names: Iterable[str]) -> bool:
+    """Whether the names of an adapter's tensors are those of the model without its head: they lack its prefix."""
+    body = getattr(model, model.base_model_prefix or " ", None)
+    firsts = {path.removeprefix("base_model.model.").partition(".")[0] for path in names}
+    inner, outer = ({name for name, _ in part.named_children()} for part in (body or model, model))
+    return body is not None and not firsts.isdisjoint(inner) and firsts.isdisjoint(outer)
 
 
 def labels_of_head(weights: Path) -> int:

@@ -57,12 +57,14 @@ class Discard(Exception):
 def reason_to_isolate(base: LoadedBase, contents: PeftContents) -> str:
     """Why an adapter must not share a model object with others; empty if it may."""
     config, spec = contents.config, contents.lora
+    paths = [module.path for module in spec.modules]
     odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
     for reason, holds in (
         ("its configuration says that it changes the base", isolated.announces_change(config)),
         ("it holds more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
         (f"its module {odd[0] if odd else ''} is not a plain linear module", bool(odd)),
         ("it acts only after certain tokens", bool(config.invocation_tokens or config.token_indices)),
+        ("its names are of the model without a head", config.may_lack_head and isolated.is_of_body(base.model, paths)),
         ("the base is not a causal language model", base.task.name != CAUSAL.name or not CAUSAL.takes(config.task)),
     ):
         if holds:
@@ -74,6 +76,7 @@ def may_share_base(contents: PeftContents) -> bool:
     """Whether an adapter that cannot be swapped can be loaded and removed on a model object that others use."""
     config, spec = contents.config, contents.lora
     extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
+    extras = extras or config.may_lack_head
     return methods.find(config.method).hot_swappable and not extras and not isolated.announces_change(config)
 
 
