@@ -5,7 +5,6 @@ A case's id is `group/variant/mutation`, such as `lora/plain/drop-one:lora_A.wei
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -128,10 +127,10 @@ def of_method(base: Base, name: str, folder: Path) -> Group:
     """The group of one variant of a method."""
     method, variant, kind = methods.method_of(name), name.partition("/")[2], methods.BASES[methods.base_kind_of(name)]
     if method == "XLORA":  # PEFT takes it on a model without a cache only
-        model = copy.deepcopy(base.subject.model)
+        model = base.subject.copy()
         model.config.use_cache = False
-        base = Base(base.folder, dataclasses.replace(base.subject, model=model))
-    methods.make(copy.deepcopy(base.subject.model), name, folder)
+        base = Base(base.folder, oracle.subject_of(model, base.subject.inputs))
+    methods.make(base.subject.copy(), name, folder)
     tolerated = oracle.tolerance(base.subject, folder)
     inner = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
     tensors, written = read(folder)
@@ -149,7 +148,7 @@ def architecture_base(model_type: str, maker: str, folder: Path) -> Base:
 
 def of_architecture(base: Base, name: str, folder: Path) -> Group:
     """The group of one kind of LoRA adapter on an architecture."""
-    model = copy.deepcopy(base.subject.model)
+    model = base.subject.copy()
     config = architectures.configuration(model, name.partition("/")[2])
     methods.make_from(model, config, folder, scale=architectures.SCALES.get(name, 0.05))
     tolerated = oracle.tolerance(base.subject, folder)

@@ -5,7 +5,6 @@ Each is an honest adapter that PEFT saves and what was done to its files afterwa
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import re
@@ -343,7 +342,7 @@ def _base(name: str, folder: Path) -> Base:
 def _group(base: Base, name: str, folder: Path) -> Group:
     """The group of one odd adapter."""
     odd = ODD[name.partition("/")[0].removeprefix("odd@")][name.partition("/")[2]]
-    model = copy.deepcopy(base.subject.model)
+    model = base.subject.copy()
     task = "FEATURE_EXTRACTION" if type(model).__name__.endswith("Model") else architectures.task_of(model)
     methods.make_from(model, odd.kind(task_type=task, **odd.fields), folder)
     tolerated = oracle.tolerance(base.subject, folder)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import io
+import pickle
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,8 @@ class Subject:
     model: Any
     inputs: dict[str, Any]
     answers: torch.Tensor
+    copy: Callable[[], Any]
+    """Make a copy of the model."""
 
 
 class TooSlow(Exception):
@@ -57,7 +62,40 @@ class TooSlow(Exception):
 
 def subject_of(model: Any, inputs: dict[str, Any]) -> Subject:
     """The base with its own outputs. Errors are the model's own."""
-    return Subject(model, inputs, outputs(model, inputs))
+    answers = outputs(model, inputs)
+    return Subject(model, inputs, answers, _copier(model, inputs, answers))
+
+
+def _copier(model: Any, inputs: dict[str, Any], answers: torch.Tensor) -> Callable[[], Any]:
+    """What copies the model: by pickle in a tenth of the time that `copy.deepcopy` takes, where that does the same."""
+    tensors: list[torch.Tensor] = []
+    numbers: dict[int, int] = {}
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=5)
+
+    def number_of(item: Any) -> int | None:
+        if not isinstance(item, torch.Tensor):
+            return None
+        if id(item) not in numbers:
+            numbers[id(item)] = len(tensors)
+            tensors.append(item)
+        return numbers[id(item)]
+
+    def unpickled() -> Any:
+        copies: dict[Any, Any] = {}
+        unpickler = pickle.Unpickler(io.BytesIO(text))
+        unpickler.persistent_load = lambda number: copy.deepcopy(tensors[number], copies)
+        return unpickler.load()
+
+    pickler.persistent_id = number_of
+    try:
+        pickler.dump(model)
+        text = stream.getvalue()
+        if torch.equal(outputs(unpickled(), inputs), answers):
+            return unpickled
+    except Exception:  # closures, locks
+        pass
+    return functools.partial(copy.deepcopy, model)
 
 
 def ask(subject: Subject, folder: Path, *, tolerated: frozenset[str] = frozenset()) -> Answer:
@@ -80,7 +118,7 @@ def _ask(subject: Subject, folder: Path, tolerated: frozenset[str]) -> Answer:
     for seed in (1, 2):
         torch.manual_seed(seed)
         try:
-            wrapped, missing, unexpected = load(copy.deepcopy(subject.model), folder)
+            wrapped, missing, unexpected = load(subject.copy(), folder)
         except Exception as e:
             return Answer("load", one_line(e))
         if config.is_prompt_learning:  # PEFT loads these apart, and still lists them; `differences` sees the others
@@ -155,7 +193,7 @@ def is_finite(folder: Path) -> bool:
 
 def tolerance(subject: Subject, folder: Path) -> frozenset[str]:
     """The names by which an honest file differs from what PEFT would write after loading it."""
-    wrapped, _, unexpected = load(copy.deepcopy(subject.model), folder)
+    wrapped, _, unexpected = load(subject.copy(), folder)
     surplus, absent = differences(wrapped, folder)
     return frozenset(surplus | absent | {*unexpected})
 
