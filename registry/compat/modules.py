@@ -41,7 +41,7 @@ def as_trained(base: BaseSpec, lora: LoraSpec) -> BaseSpec:
     where the base is registered without a head. Source: peft/auto.py.
     """
     gets_head = lora.config.task in CLASSIFYING_TASKS and base.architecture.endswith("Model") and not base.needs_code
-    if not (lora.config.may_lack_head or gets_head):
+    if base.is_pipeline or not (lora.config.may_lack_head or gets_head):
         return base
     paths = [*(u.path for u in lora.modules), *(p.path for p in (*lora.pieces, *lora.full) if p.path), *lora.incomplete]
     if not paths or (paths[0] in base.modules and not gets_head):
