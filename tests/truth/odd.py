@@ -240,12 +240,11 @@ ODD: dict[str, dict[str, Odd]] = {
     "llama-body": {
         "plain": Odd(QV, {
             "lost": without("lora_B", 1), "wide": numbers("lora_A", lambda t: torch.cat([t, t], 1)),
-            "prefixed": renamed(r"^base_model\.model\.", "base_model.model.model."), "no-task": stated(task_type=None),
+            "layers": stated(layers_to_transform=[0]), "no-task": stated(task_type=None),
             "mapped": stated(task_type=None, auto_mapping={
                 "base_model_class": "LlamaModel", "parent_library": "transformers.models.llama.modeling_llama"}),
             "writes": stated(task_type="CAUSAL_LM"), "more": stated(target_modules=["q_proj", "v_proj", "o_proj"]),
         }),
-        "layers": Odd(QV | {"layers_to_transform": [1]}, {"other": stated(layers_to_transform=[0])}),
         "saved": Odd(QV | {"modules_to_save": ["norm"]}, {"lost": without("norm"), "head": stated(
             modules_to_save=["norm", "lm_head"])}),
         "embedding": Odd({"r": 4, "target_modules": ["embed_tokens"]}),
