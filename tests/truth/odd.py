@@ -324,8 +324,8 @@ def _base(name: str, folder: Path) -> Base:
     if name in BASES:
         return cases.architecture_base(*BASES[name], folder)
     if name in OTHER_CLASSES:
-        *saved, loaded = OTHER_CLASSES[name]
-        inputs = cases.architecture_base(*saved, folder).subject.inputs
+        model_type, saved, loaded = OTHER_CLASSES[name]
+        inputs = cases.architecture_base(model_type, saved, folder).subject.inputs
         torch.manual_seed(0)
         return Base(folder, oracle.subject_of(getattr(transformers, loaded).from_pretrained(folder).eval(), inputs))
     base = cases.methods_base("", folder)

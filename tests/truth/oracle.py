@@ -66,31 +66,40 @@ def subject_of(model: Any, inputs: dict[str, Any]) -> Subject:
     return Subject(model, inputs, answers, _copier(model, inputs, answers))
 
 
-def _copier(model: Any, inputs: dict[str, Any], answers: torch.Tensor) -> Callable[[], Any]:
-    """What copies the model: by pickle in a tenth of the time that `copy.deepcopy` takes, where that does the same."""
-    tensors: list[torch.Tensor] = []
-    numbers: dict[int, int] = {}
-    stream = io.BytesIO()
-    pickler = pickle.Pickler(stream, protocol=5)
+class _Pickler(pickle.Pickler):
+    """Leaves tensors out, in `tensors`."""
 
-    def number_of(item: Any) -> int | None:
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, protocol=5)
+        self.tensors: dict[int, torch.Tensor] = {}
+
+    def persistent_id(self, item: Any) -> int | None:
         if not isinstance(item, torch.Tensor):
             return None
-        if id(item) not in numbers:
-            numbers[id(item)] = len(tensors)
-            tensors.append(item)
-        return numbers[id(item)]
+        self.tensors[id(item)] = item
+        return id(item)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts copies of these tensors in."""
+
+    def __init__(self, stream: io.BytesIO, tensors: dict[int, torch.Tensor]) -> None:
+        super().__init__(stream)
+        self._tensors, self._copies = tensors, dict[int, Any]()
+
+    def persistent_load(self, number: int) -> torch.Tensor:
+        return copy.deepcopy(self._tensors[number], self._copies)
+
+
+def _copier(model: Any, inputs: dict[str, Any], answers: torch.Tensor) -> Callable[[], Any]:
+    """What copies the model: by pickle, four times as fast as `copy.deepcopy`, where that does the same."""
+    pickler = _Pickler(stream := io.BytesIO())
 
     def unpickled() -> Any:
-        copies: dict[Any, Any] = {}
-        unpickler = pickle.Unpickler(io.BytesIO(text))
-        unpickler.persistent_load = lambda number: copy.deepcopy(tensors[number], copies)
-        return unpickler.load()
+        return _Unpickler(io.BytesIO(stream.getvalue()), pickler.tensors).load()
 
-    pickler.persistent_id = number_of
     try:
         pickler.dump(model)
-        text = stream.getvalue()
         if torch.equal(outputs(unpickled(), inputs), answers):
             return unpickled
     except Exception:  # closures, locks

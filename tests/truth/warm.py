@@ -24,6 +24,8 @@ from unittest import mock
 from registry.worker.sandbox import confine, program
 
 LIBRARIES = ("torch", "transformers", "peft", "registry.worker.model_process.child", "registry.worker.model.tasks")
+IF_INSTALLED = ("sklearn.cluster", "scipy.stats")
+"""PEFT imports them for AdaMSS, otherwise in each child that tests one: a second for every adapter."""
 MESSAGE_BYTES = 2**20
 
 
@@ -132,6 +134,9 @@ def main(descriptor: int) -> None:
     gc.disable()
     for name in LIBRARIES:
         __import__(name)
+    for name in IF_INSTALLED:
+        with contextlib.suppress(ImportError):
+            __import__(name)
     gc.freeze()
     gc.enable()
     with socket.socket(fileno=descriptor) as control:

@@ -76,8 +76,8 @@ def may_share_base(contents: PeftContents) -> bool:
     """Whether an adapter that cannot be swapped can be loaded and removed on a model object that others use."""
     config, spec = contents.config, contents.lora
     extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
-    extras = extras or config.may_lack_head
-    return methods.find(config.method).hot_swappable and not extras and not isolated.announces_change(config)
+    changes = isolated.announces_change(config) or config.may_lack_head
+    return methods.find(config.method).hot_swappable and not extras and not changes
 
 
 def layout_of(config: Any, contents: PeftContents) -> Layout:
