@@ -69,7 +69,7 @@ SENTENCES = {
     "tag": ("HfHubHTTPError", "the numbers of its versions"),
     "data set": ("HfHubHTTPError", "no repositories of type 'dataset'"),
     "squash": ("HfHubHTTPError", "are not squashed"),
-    "alias": ("HfHubHTTPError", "never deleted"),
+    "alias": ("HfHubHTTPError", "adapter alias delete"),
     "absent file": ("EntryNotFoundError", "has no file 'absent.txt'"),
     "malformed": ("HfHubHTTPError", "a safetensors file begins with 8 bytes of length"),
 }

@@ -223,7 +223,7 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, blobs: Blo
     with db.session(engine) as session:
         own_drafts = [d for d in revisions.require_repository(session, actor, adapter) if d.branch == alias]
         if revisions.find_parent(session, adapter, alias) or alias == NEWEST:
-            refusals.refuse("an alias is never deleted: its history stays", "move it with `adapter promote`")
+            refusals.refuse("a branch is an alias, which this API does not delete", "run `adapter alias delete`")
         if not own_drafts:
             raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
         released = drafts.discard(session, own_drafts)
