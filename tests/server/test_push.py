@@ -10,19 +10,22 @@ import pytest
 from starlette.testclient import TestClient
 
 from registry.adapters.peft import targets
+from registry.api.access import NamespaceSet
 from registry.api.transfer import PushPlan, PushRequest
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
+from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.verdicts import Outcome
 from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
+from registry.server.storage.references import PushState
 from registry.versions.manifest import BaseRef, Edge, Relation
 from tests import samples
 from tests.access.tenants import of_subject
 from tests.bulk import COMMITS, commit_body, commit_push, plan_push
 from tests.harness import Harness, rows, send_blob, upload
+from tests.maintenance import collect
 
 STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
@@ -148,6 +151,37 @@ def test_an_expired_push_is_gone(filled_harness: Harness) -> None:
         session.add(row)
     with pytest.raises(NotFound, match="no open push"):
         commit_push(filled_harness.admin, planned.push_id)
+
+
+@pytest.mark.parametrize("case", ["malformed", "strict"])
+def test_a_refused_commit_ends_its_push_and_deletes_its_bytes(filled_harness: Harness, case: str) -> None:
+    """Else both count for a day, and 500 refused pushes keep a token from pushing anything."""
+    filled_harness.admin.create_namespace("acme", owner="alice")
+    filled_harness.admin.change_namespace("acme", NamespaceSet(strict=True))
+    files = filled_harness.files(samples.llama(hidden=32) if case == "strict" else None)
+    files |= {samples.WEIGHTS: b"no tensors"} if case == "malformed" else {}
+    for _ in range(2):
+        planned = plan(filled_harness, files)
+        send(filled_harness, planned, files)
+        with pytest.raises((Invalid, Refused)):
+            commit_push(filled_harness.admin, planned.push_id)
+        assert [*filled_harness.blobs.list("staging/")] == []
+        with filled_harness.session() as session:
+            assert session.get_one(PushRow, planned.push_id).state == PushState.EXPIRED
+        with pytest.raises(NotFound, match="no open push"):
+            commit_push(filled_harness.admin, planned.push_id)
+    assert collect(filled_harness).blobs_marked == len(files)
+    assert filled_harness.push("acme/support").created
+
+
+def test_a_push_of_wrong_bytes_or_an_invalid_request_stays_open(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
+    send(filled_harness, planned, files)
+    item = {"digest": Digest.of(files[samples.CONFIG]), "data": "no base64"}
+    with pytest.raises(Invalid, match="not base64"):
+        commit_push(filled_harness.admin, planned.push_id, small=[item])
+    assert commit_push(filled_harness.admin, planned.push_id).created
 
 
 def test_a_push_near_its_end_is_kept_open_while_it_is_committed(filled_harness: Harness) -> None:

@@ -28,7 +28,7 @@ from registry.api.transfer import CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -44,7 +44,15 @@ from registry.server.push import background, inspect, plan, rows
 from registry.server.push.commit_member import Commit, MemberFailed
 from registry.server.push.received import RECEIVED
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, BlobWriter, DigestVerifier, Stat, digest_of, key_of
+from registry.server.storage.blobs import (
+    BlobStore,
+    BlobWriter,
+    DigestVerifier,
+    Stat,
+    digest_of,
+    key_of,
+    staging_key_of,
+)
 from registry.server.storage.references import BlobState, PushState
 from registry.versions.manifest import Manifest
 
@@ -176,6 +184,7 @@ def _commit(
     atomic: bool, blobs: BlobStore, engines: Sequence[EngineProfile],
 ) -> list[PushResult | RegistryError]:  # fmt: skip
     _inspect(session, actor, _find_unfinished(session, commits), blobs)
+    _end_refused(session, commits, blobs)
     while without_error(commits) and not (atomic and any(commit.error for commit in commits)):
         db.begin_writing(session)
         try:
@@ -183,7 +192,31 @@ def _commit(
             break
         except MemberFailed:  # the others again, in another transaction
             session.rollback()
+            _end_refused(session, commits, blobs)
     return results_of(commits, atomic=atomic)
+
+
+def _end_refused(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> None:
+    """End the pushes of files that are refused, and delete what they staged: else both would count until they expire.
+
+    A push stays open whose bytes can be sent again or whose request was wrong: repeating its commit may help.
+    """
+    refused = [commit for commit in commits if _is_refused(commit.error)]
+    if not refused:
+        return
+    db.begin_writing(session)
+    references.end_pushes(session, [commit.push.id for commit in refused], state=PushState.EXPIRED)
+    db.commit_early(session)
+    with contextlib.suppress(Unavailable):  # `gc` deletes it, too
+        for commit in refused:
+            for digest, blob in commit.requested.items():
+                if blob.staging_key == staging_key_of(commit.push.id, digest):  # else an upload of a Hub client has it
+                    blobs.end_staging(blob.staging_key)
+
+
+def _is_refused(error: RegistryError | None) -> bool:
+    is_invalid = isinstance(error, Invalid) and error.code not in ("REQUEST_INVALID", "BLOB_MISMATCH")
+    return is_invalid or (isinstance(error, Refused) and error.code == "INCOMPATIBLE")
 
 
 def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit:

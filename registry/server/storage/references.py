@@ -201,8 +201,12 @@ _OPEN_PUSHES = (
     .with_for_update()
 )
 _STATES = select(PushRow.id, PushRow.state).where(any_of(col(PushRow.id), parameter="ids"))
-_COMMIT = update(PushRow).where(col(PushRow.id).in_(_OPEN_PUSHES)).values(state=PushState.COMMITTED)
-_COMMIT_OPEN = _COMMIT.returning(col(PushRow.id))
+_END_OPEN = (
+    update(PushRow)
+    .where(col(PushRow.id).in_(_OPEN_PUSHES))
+    .values(state=bindparam("final_state"))
+    .returning(col(PushRow.id))
+)
 
 
 def extend_pushes(session: Session, push_ids: Iterable[str], *, until: datetime) -> dict[str, PushState]:
@@ -213,9 +217,9 @@ def extend_pushes(session: Session, push_ids: Iterable[str], *, until: datetime)
     return {push_id: PushState(state) for push_id, state in session.exec(_STATES, params=ids)}
 
 
-def end_pushes(session: Session, push_ids: Iterable[str]) -> set[str]:
-    """Commit open pushes, which ends their references; return the ids of those that were open."""
-    rows = session.connection().execute(_COMMIT_OPEN, {"ids": sorted(push_ids)})
+def end_pushes(session: Session, push_ids: Iterable[str], *, state: PushState = PushState.COMMITTED) -> set[str]:
+    """End open pushes, and with them their references; return the ids of those that were open."""
+    rows = session.connection().execute(_END_OPEN, {"ids": sorted(push_ids), "final_state": state})
     return set(rows.scalars())
 
 
