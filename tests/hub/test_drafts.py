@@ -15,14 +15,15 @@ from registry.digest import Digest
 from registry.names import AdapterName
 from registry.server.actors import TRUSTED
 from registry.server.database import db
-from registry.server.database.models import DraftRow, PushBlobRow, PushRow
+from registry.server.database.models import BlobRow, DraftRow, PushBlobRow, PushRow
 from registry.server.hub import drafts
 from registry.server.hub.commits import Committer
 from registry.server.storage import references
 from registry.server.storage.blobs import staging_key_of
 from tests import samples
 from tests.harness import Harness, rows
-from tests.hub.commits import CARD, Pusher, add, delete, drafts_of, staged
+from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, staged
+from tests.hub.xet import XetClient
 from tests.maintenance import collect
 
 OTHER = "/api/models/acme/support/branch/other"
@@ -99,6 +100,39 @@ def test_a_draft_ends_with_its_time(harness: Harness, pusher: Pusher) -> None:
     with harness.session() as session:
         assert [row.state for row in rows(session, PushRow)] == ["expired"]
     assert pusher.create().status_code == 200
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_bytes_that_are_never_committed_end_while_their_pusher_goes_on(harness: Harness, pusher: Pusher) -> None:
+    """A client that is killed between upload and commit. The commits after it renew the upload that has its bytes."""
+    pusher.create()
+    lost = harness.files()[samples.WEIGHTS]
+    XetClient(pusher).upload(lost)
+    assert pusher.push(harness.files()).status_code == 200
+    pusher.commit(delete(samples.CONFIG), add(CARD, b"# Draft\n"))
+    harness.transport.settle()
+    before = staged(harness)
+    assert (sum(str(Digest.of(lost).hex) in key for key in before), len(before)) == (1, 2)
+
+    def make_older(session: Session, *tables: type[BlobRow | PushRow]) -> None:
+        for table in tables:
+            session.connection().execute(update(table).values(created_at=db.now() - timedelta(days=8)))
+
+    for tables in ((), (BlobRow,), (PushRow,)):  # the bytes are new, or the upload is
+        with harness.session(write=True) as session:
+            make_older(session, *tables)
+            assert drafts.release_abandoned(session, timedelta(days=7), 10)[0] == 0
+            session.rollback()
+    with harness.session(write=True) as session:
+        make_older(session, BlobRow, PushRow)
+    assert (collect(harness, dry_run=True).staged_deleted, staged(harness)) == (1, before)
+    assert collect(harness).staged_deleted == 1
+    assert staged(harness) == [key for key in before if str(Digest.of(lost).hex) not in key]
+    assert pusher.files() == [CARD, samples.WEIGHTS]
+    XetClient(pusher).upload(lost)
+    large = add_large(samples.WEIGHTS, Digest.of(lost).hex, len(lost))
+    assert pusher.commit(large, add(samples.CONFIG, harness.files()[samples.CONFIG])).status_code == 200
+    assert harness.admin.adapter("acme/support").versions == 2
 
 
 def test_a_deleted_repository_leaves_no_draft_and_no_bytes(harness: Harness, pusher: Pusher) -> None:

@@ -172,7 +172,7 @@ def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing
     monkeypatch.setattr(type(harness.blobs), "delete", freeze_and_delete)
     with locks.acquire(harness.engine, gc.LOCK) as lock:
         no = timedelta(0)
-        run = gc.GcRun(harness.engine, harness.blobs, lock, no, no, no, no, dry_run=False)
+        run = gc.GcRun(harness.engine, harness.blobs, lock, no, no, no, no, no, dry_run=False)
         with pytest.raises(Unavailable, match="took over"):
             gc.collect_blobs(run)
     assert states(harness)[weights] == "corrupt"

@@ -12,9 +12,11 @@ import contextlib
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, and_, case, delete, exists, func, not_, or_, update
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest, canonical_json
@@ -26,12 +28,12 @@ from registry.server import failpoints
 from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow
+from registry.server.database.models import BlobRow, DraftFileRow, DraftRow, PushBlobRow, PushRow
 from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.server.storage.references import PushState
+from registry.server.storage.references import BlobState, PushState
 from registry.versions.files import kind_of
 from registry.versions.manifest import Descriptor
 
@@ -270,6 +272,44 @@ def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:
     ended = references.end_pushes(session, [upload.id for upload in uploads])  # locks them before drafts, as commits do
     end(session, own_drafts)
     return ended
+
+
+def release_abandoned(session: Session, age: timedelta, limit: int, *, dry_run: bool = False) -> tuple[int, list[str]]:
+    """Stop staging blobs that were sent this long ago and never committed; return how many, and their staging keys.
+
+    A pusher uses one upload for all of an adapter, and each commit renews it: without this they would stay. A blob that
+    only this upload has is as old as its row.
+    """
+    before, other = db.now() - age, aliased(PushBlobRow)
+    in_draft = exists().where(
+        col(DraftRow.push_id) == col(PushBlobRow.push_id), col(DraftFileRow.draft_id) == col(DraftRow.id),
+        col(DraftFileRow.digest) == col(PushBlobRow.digest),
+    )  # fmt: skip
+    in_other_push = (
+        select(other)
+        .join(PushRow, col(PushRow.id) == col(other.push_id))
+        .where(col(other.digest) == col(PushBlobRow.digest), col(other.push_id) != col(PushBlobRow.push_id))
+        .where(PushRow.state == PushState.OPEN)
+    )
+    uploads = select(PushRow.id).where(
+        col(PushRow.id).between("hub_", "hub_z"), PushRow.state == PushState.OPEN, col(PushRow.created_at) < before
+    )
+    abandoned = (
+        select(PushBlobRow.push_id, PushBlobRow.digest)
+        .join(BlobRow, col(BlobRow.digest) == col(PushBlobRow.digest))
+        .where(col(PushBlobRow.push_id).in_(uploads), PushBlobRow.staging_key != "")
+        .where(BlobRow.state == BlobState.PENDING, col(BlobRow.created_at) < before)
+        .where(not_(in_draft), not_(in_other_push.correlate(PushBlobRow).exists()))
+    )
+    if dry_run:
+        return session.exec(select(func.count()).select_from(abandoned.subquery())).one(), []
+    digests: dict[str, list[Digest]] = {}
+    rows = session.exec(abandoned.limit(limit)).all()
+    for push_id, digest in rows:
+        digests.setdefault(push_id, []).append(Digest(digest))
+    _lock_uploads(session, digests)
+    keys = [key for push_id, unused in digests.items() for key in release_unused(session, [push_id], unused)]
+    return len(rows), keys
 
 
 def delete_released(engine: Engine, blobs: BlobStore, keys: Iterable[str]) -> None:

@@ -1,7 +1,8 @@
 """Garbage collection: delete what nothing references, in small steps that may stop anywhere and be repeated.
 
     retention    versions that a rule or their expiry deletes
-    end pushes   open pushes past their time, with their drafts, reference nothing any more
+    end pushes   open pushes past their time, with their drafts, reference nothing any more, and what a Hub client has
+                 sent and not committed is deleted
     purge        versions deleted longer ago than their grace time lose their files
     mark         unreferenced blobs become `dead`
     delete       blobs dead for longer than the grace period: claim as `deleting`, delete the bytes, then the row
@@ -54,6 +55,7 @@ from registry.server.database.models import (
     UsedAssertionRow,
 )
 from registry.server.evaluation import weights
+from registry.server.hub import drafts
 from registry.server.jobs import ended
 from registry.server.maintenance import reindex
 from registry.server.promotion import deletion
@@ -101,6 +103,8 @@ class GcRun:
     """How long a deleted version can be restored."""
     links: timedelta
     """How long a link of a push may work, with a margin for the store's clock."""
+    drafts: timedelta
+    """How long a draft of a Hub client lasts after its last commit."""
     dry_run: bool
     counts: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -167,7 +171,8 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     delete_grace = timedelta(seconds=settings.delete_grace_seconds)
     with locks.acquire(engine, LOCK) as lock:
         links = timedelta(seconds=settings.link_seconds) + CLOCK_MARGIN
-        run = GcRun(engine, blobs, lock, grace, hold, delete_grace, links, request.dry_run)
+        drafts_last = timedelta(seconds=settings.draft_seconds)
+        run = GcRun(engine, blobs, lock, grace, hold, delete_grace, links, drafts_last, request.dry_run)
         next_cursor = _continue(run, request.cursor)
     deleted = {name: run.counts[name] for name in AUDITED if run.counts.get(name)}
     if deleted and not request.dry_run:
@@ -208,6 +213,7 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
     No request scans again what an earlier one has scanned, so a run ends however many blobs are referenced.
     """
     _end_pushes(run)
+    _release_abandoned(run)
     while not run.is_over and (count := deletion.purge_expired(run.engine, run.delete_grace)):
         run.count("versions_purged", count)
     _delete_dead(run)
@@ -238,6 +244,7 @@ def _count_collectable(run: GcRun) -> None:
         ):
             run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
         run.count("versions_purged", deletion.count_expired(session, run.delete_grace))
+        run.count("staged_deleted", drafts.release_abandoned(session, run.drafts, BATCH, dry_run=True)[0])
         for name, number in count(session).items():
             run.count(name, number)
     run.count("blobs_deleted", blobs)
@@ -271,6 +278,16 @@ def _end_pushes(run: GcRun) -> None:
         for push_id in ids:
             run.count("uploads_aborted", run.blobs.delete_unfinished(timedelta(0), f"staging/{push_id}/"))
         if len(ids) < BATCH:
+            return
+
+
+def _release_abandoned(run: GcRun) -> None:
+    while not run.is_over:
+        with db.session(run.engine) as session:
+            number, keys = drafts.release_abandoned(session, run.drafts, BATCH)
+        drafts.delete_released(run.engine, run.blobs, keys)
+        run.count("staged_deleted", number)
+        if number < BATCH:
             return
 
 
