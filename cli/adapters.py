@@ -49,12 +49,12 @@ ADAPTERS: Table[AdapterView] = Table((
 ))  # fmt: skip
 VERSIONS: Table[VersionView] = Table((
     Column("version", lambda item: item.number, lambda item: output.strong(f"@{item.number}")),
-    Column("digest", lambda item: item.digest, lambda item: str(item.digest)[: versions.SHORT_DIGEST]),
     *map(_check_column, (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)),
     Column("aliases", lambda item: item.aliases),
     Column("state", versions.state_of, versions.styled_state_of),
     Column("pushed", lambda item: item.created_at),
     Column("by", lambda item: item.created_by),
+    Column("digest", lambda item: item.digest, lambda item: str(item.digest)[: versions.SHORT_DIGEST]),
     Column("tags", lambda item: versions.tag_texts(item.tags)),
     Column("method", lambda item: versions.method_name(str(item.facts.get("method") or ""))),
     Column("size", lambda item: item.size_bytes, lambda item: output.size(item.size_bytes)),
@@ -103,7 +103,8 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
     with session.versions() as registry:
         search: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in query.items()}
         items, total = session.first_items(partial(registry.adapters, **search), limit)
-    ADAPTERS.print(items, total=total, empty="No adapter matches." if any(query.values()) else EMPTY)
+        others = 0 if items or not any(query.values()) else registry.adapters(limit=1, count=True).total or 0
+    ADAPTERS.print(items, total=total, empty=f"No adapter matches; {others} without filters." if others else EMPTY)
 
 
 # ------------------------------------------------------------------ versions

@@ -83,7 +83,8 @@ def describe_move(item: MoveItem, moved: MovedAlias | None) -> tuple[str, str]:
 
 def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None:
     output.line(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}{already}  {output.faint(moved.digest)}")
-    output.line(output.faint(f"  generation {moved.generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
+    generation = f"generation {moved.generation}" if moved.generation > 1 else "a new alias"
+    output.line(output.faint(f"  {generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
 
 
 @click.command()

@@ -25,14 +25,20 @@ from .console.tables import Column, Table
 
 CAMPAIGN_POLL_SECONDS = 1.0
 NO_WORKER_NOTE_SECONDS = 5.0
-NO_WORKER_NOTE = "waiting for a worker: run `adapter worker` on a machine with the base's weights"
+
+
+def _no_worker_note() -> str:
+    if session.target().embedded:
+        return "waiting for a worker: run `adapter worker --once` in another terminal"
+    return "waiting for a worker: run `adapter worker` on a machine with the base's weights"
 
 
 def print_submitted(job: Job) -> None:
     """Print a job that was just submitted, and how to follow it."""
     output.line(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
     if job.state not in FINAL:
-        output.line(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker` runs it"))
+        once = " --once" if session.target().embedded else ""
+        output.line(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker{once}` runs it"))
 
 
 def wait_for(
@@ -52,7 +58,7 @@ def wait_for(
             output.note(f"  {f'{job.subject}: ' if names_subject else ''}{attempt}{step.message}")
         steps_shown = max(steps_shown, len(job.steps))
         if job.waits_for_a_worker and waited >= NO_WORKER_NOTE_SECONDS:
-            current = NO_WORKER_NOTE
+            current = _no_worker_note()
             if position is not None and position.worker_is_busy:
                 current = f"queued behind {output.plural(position.jobs_ahead, 'job')}; the workers are busy"
             if current != note:
@@ -262,7 +268,7 @@ def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: floa
                     next_step=f"it continues{condition}: `adapter smoke-test --campaign {campaign.id} --wait`",
                 )
             if queued >= NO_WORKER_NOTE_SECONDS and not noted:
-                output.note(NO_WORKER_NOTE)
+                output.note(_no_worker_note())
                 noted = True
             time.sleep(CAMPAIGN_POLL_SECONDS)
             campaign = registry.campaign(campaign.id)

@@ -12,7 +12,7 @@ from registry.api.catalog import AdapterView, ServedOn, VersionView
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
 
-from . import output
+from . import output, session
 
 FINDINGS_SHOWN = 5
 UPDATES_SHOWN = 12
@@ -162,7 +162,8 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
     if Check.SMOKE not in checks:
         failed = {check for (check, _, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
         is_registered = all(f.code != "compat.base_unregistered" for v in newest.values() for f in v.findings)
-        reason = f"not tested yet: adapter smoke-test {ref} --wait" if is_registered else "not tested: no base to load"
+        step = f"{ref}, then adapter worker --once" if session.target().embedded else f"{ref} --wait"
+        reason = f"not tested yet: adapter smoke-test {step}" if is_registered else "not tested: no base to load"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:
             reason = "not tested: it does not fit" if Check.COMPAT in failed else "not tested: its weights are broken"
         lines.append(f"{'smoke':<8}{output.faint(reason)}")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from tests.cli.runner import CommandRunner, lines
 
 
+def test_list_without_a_match_says_how_many_there_are(released: CommandRunner) -> None:
+    assert released("list", "--text", "none").stdout == "No adapter matches; 1 without filters.\n"
+
+
 def test_list_has_one_line_for_each_adapter(released: CommandRunner) -> None:
     released.push("beta/other")
     assert lines(released("list").stdout) == [

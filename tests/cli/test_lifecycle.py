@@ -209,7 +209,7 @@ def test_a_push_lists_skipped_files_and_finds_the_base(cli: CommandRunner) -> No
     (folder / "optimizer.pt").write_bytes(b"state")
     result = cli("push", folder, "acme/support")
     assert "left out: optimizer.pt" in result.stderr
-    assert "smoke   not tested yet: adapter smoke-test acme/support@1 --wait" in result.stdout
+    assert "smoke   not tested yet: adapter smoke-test acme/support@1, then adapter worker --once" in result.stdout
 
 
 def test_a_whole_model_is_refused_before_it_is_sent(cli: CommandRunner) -> None:
@@ -237,11 +237,17 @@ def test_prod_opens_only_after_a_passed_smoke_test(cli: CommandRunner) -> None:
     cli.add_base()
     cli.push("acme/support")
     result = cli("promote", "acme/support", "prod", expect=6)
-    assert "Next: run `adapter smoke-test acme/support@1 --wait`" in result.stderr
+    assert "Next: run `adapter smoke-test acme/support@1`, then `adapter worker --once`" in result.stderr
     cli.finish_smoke_test(
         "acme/support", Finding(code="smoke.not_finite", severity="error", location="logits", message="NaN")
     )
     assert "says fail: NaN" in cli("promote", "acme/support", "prod", expect=6).stderr
+
+
+def test_a_promotion_says_if_the_alias_is_new(released: CommandRunner) -> None:
+    """It may be misspelled."""
+    for alias, is_new in (("porduction", True), ("porduction", True), ("prod", False)):
+        assert ("a new alias, " in released("promote", "acme/support@2", alias).stdout) is is_new
 
 
 def test_a_promotion_against_a_stale_generation_is_a_conflict(released: CommandRunner) -> None:

@@ -10,10 +10,10 @@ def test_versions_lists_verdicts_aliases_tags_and_who(released: CommandRunner) -
     released("yank", "acme/support@1", "--reason", "diverged")
     table = lines(released("versions", "acme/support").stdout)
     assert [row.split() for row in table] == [
-        ["VERSION", "DIGEST", "COMPAT", "WEIGHTS", "SMOKE", "ALIASES", "STATE", "PUSHED", "BY", "TAGS", "METHOD",
+        ["VERSION", "COMPAT", "WEIGHTS", "SMOKE", "ALIASES", "STATE", "PUSHED", "BY", "DIGEST", "TAGS", "METHOD",
          "SIZE"],
-        ["@2", "sha256:SHORT", "pass", "pass", "pass", "main", "-", "TIME", "owner", "-", "LoRA", "31.2", "kB"],
-        ["@1", "sha256:SHORT", "pass", "pass", "pass", "prod", "yanked", "TIME", "owner", "reviewed,team=nlp", "LoRA",
+        ["@2", "pass", "pass", "pass", "main", "-", "TIME", "owner", "sha256:SHORT", "-", "LoRA", "31.2", "kB"],
+        ["@1", "pass", "pass", "pass", "prod", "yanked", "TIME", "owner", "sha256:SHORT", "reviewed,team=nlp", "LoRA",
          "31.2", "kB"],
     ]  # fmt: skip
     assert [item["number"] for item in released("versions", "acme/support", "--limit", 1, "--json").json["items"]] == [
@@ -100,7 +100,7 @@ def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> No
     released("rollback", "acme/support", "prod", "--to", "2")
     assert "is deleted. Restore it with" in released("delete", "acme/support@1", "--yes", "--force").stdout
     assert [item["number"] for item in released("versions", "acme/support", "--json").json["items"]] == [2]
-    assert released("versions", "acme/support", "--deleted").stdout.splitlines()[-1].split()[6] == "deleted"
+    assert released("versions", "acme/support", "--deleted").stdout.splitlines()[-1].split()[5] == "deleted"
     assert released("pull", "acme/support@1", "x", "--json", expect=4).problem["code"] == "VERSION_DELETED"
     assert "is restored" in released("delete", "acme/support@1", "--undo").stdout
     assert "acme/support@1 was not deleted" in released("delete", "acme/support@1", "--undo").stdout

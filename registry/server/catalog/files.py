@@ -26,7 +26,7 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import availability, versions
+from registry.server.catalog import availability, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.settings import Settings
@@ -117,7 +117,7 @@ def find_reference_logprobs(
     raise NotFound(
         "BLOB_UNKNOWN",
         f"no smoke test of version {version.number} of '{name}' has recorded reference log-probabilities yet",
-        next_step=f"run `adapter smoke-test {name}@{version.number} --wait`",
+        next_step=verdicts.testing_step(actor, f"{name}@{version.number}"),
     )
 
 

@@ -11,6 +11,7 @@ from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import convert_old_finding
+from registry.server.actors import TRUSTED, Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
@@ -104,3 +105,10 @@ def newest_of(session: Session, version: VersionRow) -> list[Verdict]:
 def label(check: str, profile: str, by_owner: bool = False) -> str:
     """A check with its profile as JSON keys name it: `compat`, `engine vllm==0.33.0`, `smoke (owner)`."""
     return f"{check} {profile}".strip() + (" (owner)" if by_owner else "")
+
+
+def testing_step(actor: Actor, ref: str) -> str:
+    """The commands that have a version tested. An embedded registry has no workers that wait for its jobs."""
+    if actor == TRUSTED:
+        return f"run `adapter smoke-test {ref}`, then `adapter worker --once`"
+    return f"run `adapter smoke-test {ref} --wait`"

@@ -194,17 +194,17 @@ def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Sele
     version = versions.find(session, actor, name, selector)
     ((gate, evidence),) = gather_evidence(session, actor, [(name, names.alias(alias), version)])
     missing = gate.gate.missing(evidence)
-    step = next_step(name, version, alias, missing)
+    step = next_step(actor, name, version, alias, missing)
     return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step)
 
 
-def next_step(name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]) -> str:
+def next_step(actor: Actor, name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]) -> str:
     """The command that helps with the first of what is missing; empty if nothing is."""
     if not missing:
         return ""
     code, ref = missing[0].code, f"{name}@{version.number}"
     if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
-        return f"run `adapter smoke-test {ref} --wait`"
+        return verdicts.testing_step(actor, ref)
     steps = {
         "gate.approvals_missing": f"run `adapter approve {ref} {alias}`",
         "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
