@@ -282,12 +282,12 @@ def _end_pushes(run: GcRun) -> None:
 
 
 def _release_abandoned(run: GcRun) -> None:
-    while not run.is_over:
+    while True:
         with db.session(run.engine) as session:
             number, keys = drafts.release_abandoned(session, run.drafts, BATCH)
         drafts.delete_released(run.engine, run.blobs, keys)
         run.count("staged_deleted", number)
-        if number < BATCH:
+        if number < BATCH or run.is_over:
             return
 
 
