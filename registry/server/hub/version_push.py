@@ -117,7 +117,8 @@ def choose_base(session: Session, namespace: str, claim: BaseClaim, card: bytes,
     if not claims:
         raise NotFound(
             "BASE_UNKNOWN", "neither the configuration nor README.md names the base of this adapter",
-            next_step="set `base_model` in README.md to the name of a registered base",
+            next_step="set `base_model` in README.md to the name of a registered base, or push the first version with "
+            "`adapter push --base`: later ones have its base",
         )  # fmt: skip
     unregistered = next((each.name for each in claims if each.names_unregistered(bases)), "")
     if unregistered and namespaces.find_storing_unregistered(session, [namespace]):
