@@ -199,7 +199,8 @@ def test_an_unknown_base_is_refused_with_how_to_add_it(harness: Harness, pusher:
 def test_a_base_that_is_a_folder_is_taken_from_the_readme_or_the_parent(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     files = harness.files(config={"base_model_name_or_path": "/home/trainer/base"})
-    assert pusher.push({**files, CARD: b"# No base\n"}).status_code == 404
+    refused = pusher.push({**files, CARD: b"# No base\n"})
+    assert (refused.status_code, "`adapter push --base`" in refused.headers["x-error-message"]) == (404, True)
     assert pusher.push({**files, CARD: b"---\nbase_model: tiny-llama\n---\n"}).status_code == 200
     assert pusher.commit(add(CARD, b"# No base\n")).status_code == 200
     assert harness.admin.version("acme/support@2").base == "tiny-llama"
