@@ -31,6 +31,8 @@ _TAGS = frozenset(
     }
 )  # fmt: skip
 _ATTRIBUTES = {"a": {"href"}, "ol": {"start"}}
+_SCROLLABLE = {tag: {"tabindex": "0"} for tag in ("pre", "table")}
+"""What scrolls sideways on a narrow screen, by keyboard too."""
 _SCHEMES = frozenset({"http", "https", "mailto"})
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
 _HEADINGS_DOWN = 2
@@ -54,6 +56,7 @@ def render_readme(data: bytes) -> Markup:
         tags=set(_TAGS),
         attributes=_ATTRIBUTES,
         attribute_filter=_filter_attribute,
+        set_tag_attribute_values=_SCROLLABLE,
         url_schemes=set(_SCHEMES),
         link_rel="noopener noreferrer nofollow",
     )
