@@ -72,6 +72,19 @@ def test_svd_to_a_rank_errs_as_little_as_the_dense_one(tmp_path: Path) -> None:
     assert [m.relative_error for m in report.modules] == sorted(errors.values(), reverse=True)
 
 
+def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            _combine(MIXED, tmp_path / str(count), method=Method.SVD, rank=8)
+            assert torch.get_num_threads() == count
+            results.append((tmp_path / str(count) / "adapter_model.safetensors").read_bytes())
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
+
+
 def test_the_averaged_factors_of_peft_are_another_update_than_the_sum() -> None:
     base = fixtures.tiny_bases() / "llama-a"
     model = peft.PeftModel.from_pretrained(

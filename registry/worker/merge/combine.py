@@ -37,12 +37,16 @@ def combine(
     modules = _modules(sources)
     dtype = widest([name for _, source in sources for name in source.lora.dtypes])
     updates, losses = [], []
-    for done, (key, parts) in enumerate(modules.items()):
-        update, target, to_sum = _module(recipe, key, parts, dtype)
-        updates.append(update)
-        losses.append((key[0], update.rank, target, to_sum))
-        if done % 32 == 0:
-            progress(f"{done} of {len(modules)} modules")
+    with lowrank.thread_pool() as pool:
+        is_dense = recipe.method in _AIMS  # its matrices are large: one at a time
+        results = (map if is_dense else pool.map)(
+            lambda item: _module(recipe, item[0], item[1], dtype), modules.items()
+        )
+        for done, ((path, _), (update, target, to_sum)) in enumerate(zip(modules, results, strict=True)):
+            updates.append(update)
+            losses.append((path, update.rank, target, to_sum))
+            if done % 32 == 0:
+                progress(f"{done} of {len(modules)} modules")
     config = adapters.config_like([source.config for _, source in sources], updates)
     adapters.write_adapter(out, updates, config, dtype)
     return report(recipe.operation, str(recipe.method), losses)

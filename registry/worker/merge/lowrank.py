@@ -7,7 +7,9 @@ product is never formed: cost grows with (rows + columns) * rank².
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,21 @@ from torch import Tensor
 
 NOISE = 1e-6
 """Singular values below this share of the largest are rounding noise of 32-bit factors."""
+
+
+@contextmanager
+def thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that each compute a module with one thread of torch: sharing out small matrices costs more than it saves.
+
+    What waits is dropped after an error.
+    """
+    count = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "merge", torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)
 
 
 class Factors(NamedTuple):
