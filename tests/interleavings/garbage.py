@@ -303,7 +303,7 @@ def scheduled_registry(database_url: str) -> Iterator[Garbage]:
 
 
 def _begin(scheduler: Scheduler, connection: Connection) -> None:
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+    if connection.get_execution_options().get(db.TRANSACTION) != db.NO_TRANSACTION:
         scheduler.begin_transaction(connection.connection.dbapi_connection)
 
 

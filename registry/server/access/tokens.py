@@ -199,6 +199,7 @@ def list_tokens(session: Session, actor: Actor, *, cursor: str = "", limit: int)
         same_moment = (col(TokenRow.created_at) == last.created_at) & (col(TokenRow.id) > last.id)
         statement = statement.where(or_(col(TokenRow.created_at) < last.created_at, same_moment))
     ordered = statement.order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))
+    db.begin_transaction(session)
     rows = session.exec(ordered.execution_options(yield_per=SCAN_ROWS))
     revocable = itertools.islice((row for row in rows if _may_revoke(actor, row)), limit + 1)
     items = [db.to_view(row, TokenView) for row in revocable]

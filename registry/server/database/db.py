@@ -2,11 +2,14 @@
 
 - A `session()` is one transaction: it commits when the block ends and rolls back on an error.
 - A transaction that writes takes SQLite's write lock when it begins (BEGIN IMMEDIATE), never half-way through.
+- On PostgreSQL a session that only reads has no transaction: at READ COMMITTED each statement has its own snapshot,
+  and BEGIN and COMMIT cost a round trip each. `refuse_writes` rejects a write there, because nothing could undo it.
 - A database that is away or busy raises `Unavailable` (DATABASE_UNAVAILABLE), whatever the driver calls it.
 """
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,6 +36,12 @@ CLOCK_TOLERANCE = timedelta(seconds=0.5)
 _LOG = logging.getLogger("registry.server")
 BEGIN = "sqlite_begin"
 """The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
+TRANSACTION = "postgresql_transaction"
+"""The execution option that says how a transaction begins on PostgreSQL: what follows BEGIN, or `NO_TRANSACTION`."""
+NO_TRANSACTION = "none"
+_LOCKS_OR_WRITES = re.compile(
+    r"\A\s*(?:INSERT|UPDATE|DELETE)\b|\bFOR (?:NO KEY )?(?:UPDATE|SHARE|KEY SHARE)\b|_xact_lock"
+)
 READ_ONLY_SQLSTATE = "25006"
 """PostgreSQL's, of a standby."""
 _ENDED_SQLSTATE = "25P03"
@@ -82,10 +91,30 @@ def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
 
     With `write=False` it only reads, and takes no lock on SQLite. `begin_writing` turns it into one that writes.
     """
-    bind = engine.execution_options(**{BEGIN: "IMMEDIATE" if write else "DEFERRED"})
-    with translate_errors(), Session(bind, expire_on_commit=False) as transaction:
+    with translate_errors(), Session(_bind(engine, write), expire_on_commit=False) as transaction:
         yield transaction
         transaction.commit()
+
+
+@functools.lru_cache(maxsize=8)
+def _bind(engine: Engine, write: bool) -> Engine:
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**{BEGIN: "IMMEDIATE" if write else "DEFERRED"})
+    return engine if write else without_transactions(engine)
+
+
+def without_transactions(engine: Engine) -> Engine:
+    """Return this engine of PostgreSQL, for connections that only read."""
+    return engine.execution_options(**{TRANSACTION: NO_TRANSACTION})
+
+
+def refuse_writes(connection: Connection, _cursor: Any, statement: str, _values: Any, context: Any, _many: Any) -> None:
+    """RuntimeError for a statement that writes or locks on a connection without a transaction."""
+    if connection.get_execution_options().get(TRANSACTION) != NO_TRANSACTION:
+        return
+    is_write = context is not None and (context.isinsert or context.isupdate or context.isdelete)
+    if is_write or _LOCKS_OR_WRITES.search(statement):
+        raise RuntimeError("a session that only reads was asked to write or to lock: call begin_writing first")
 
 
 @contextmanager
@@ -93,7 +122,7 @@ def snapshot(engine: Engine) -> Iterator[Session]:
     """Run a transaction that only reads, and whose statements all see the same moment."""
     with session(engine, write=False) as transaction:
         if not is_sqlite(transaction):
-            transaction.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            transaction.connection(execution_options={TRANSACTION: "ISOLATION LEVEL REPEATABLE READ"})
         yield transaction
 
 
@@ -145,11 +174,25 @@ def begin_writing(session: Session) -> None:
     """
     if session.new or session.dirty or session.deleted:
         raise RuntimeError("begin_writing was called after a change")
-    if session.get_bind().dialect.name != "sqlite":
-        return
+    if is_sqlite(session):
+        _begin_again(session, **{BEGIN: "IMMEDIATE"})
+    else:
+        begin_transaction(session)
+
+
+def begin_transaction(session: Session) -> None:
+    """Turn a session on PostgreSQL that only reads into a transaction, which a cursor of the server needs."""
+    options = session.get_bind().get_execution_options()
+    if session.in_transaction():
+        options = session.connection().get_execution_options()
+    if options.get(TRANSACTION) == NO_TRANSACTION:
+        _begin_again(session, **{TRANSACTION: ""})
+
+
+def _begin_again(session: Session, **options: Any) -> None:
     if session.in_transaction():
         session.commit()
-    session.connection(execution_options={BEGIN: "IMMEDIATE"})
+    session.connection(execution_options=options)
 
 
 def commit_early(session: Session) -> None:

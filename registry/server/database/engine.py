@@ -96,8 +96,10 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
         url.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=pool_size,
-        connect_args={"options": options, "connect_timeout": 10, **_KEEPALIVE},
+        connect_args={"options": options, "connect_timeout": 10, "autocommit": True, **_KEEPALIVE},
     )
+    event.listen(engine, "begin", _begin_postgresql)
+    event.listen(engine, "before_cursor_execute", db.refuse_writes)
     event.listen(engine, "connect", _require_utf8, insert=True)  # before SQLAlchemy reads a text
     event.listen(engine, "connect", _limit_silence)
     event.listen(engine, "checkin", _note_use)
@@ -111,6 +113,13 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
             context.is_disconnect = True
 
     return engine
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    """Begin a transaction, which the driver of an `autocommit` connection leaves to this function."""
+    mode = connection.get_execution_options().get(db.TRANSACTION, "")
+    if mode != db.NO_TRANSACTION:
+        connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 def require_limits(engine: Engine) -> None:

@@ -113,7 +113,7 @@ class Freshness:
         try:
             with db.translate_errors():
                 if self._connection is None:
-                    self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                    self._connection = db.without_transactions(self._engine).connect()
                 return self._connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar_one()
         except Unavailable:
             self._close()

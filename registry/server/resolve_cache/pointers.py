@@ -32,8 +32,8 @@ class Pointers:
     """Reads pointers from one database."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
+        self._engine = engine if self._is_sqlite else db.without_transactions(engine)
         self._statements = {kind: _compile(engine.dialect.name, kind) for kind in _COLUMNS}
         self._connection: Any = None
 
