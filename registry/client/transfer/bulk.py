@@ -60,12 +60,11 @@ def run_each(
 
 
 def in_batches(
-    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Result[Output]]],
-    items: Sequence[Item],
-) -> list[Result[Output]]:  # fmt: skip
+    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Output]], items: Sequence[Item],
+) -> list[Output]:  # fmt: skip
     """`prepare` and `finish` as many items as a request may have, again and again. The next ones are prepared early."""
     batches = [items[start : start + BULK_LIMIT] for start in range(0, len(items), BULK_LIMIT)]
-    results: list[Result[Output]] = []
+    results: list[Output] = []
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
         prepared = [pool.submit(prepare, batch) for batch in batches[:1]]
         for position in range(len(batches)):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence, Set
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -64,7 +65,8 @@ def push_folder(
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
     draft = read.draft(all_edges, annotations, provenance)
     push = _Push(read, name, draft, base, message, alias, check=signature.check if signature is not None else None)
-    _push_group(registry, [push], _Counter(progress or Silent()))
+    counter = _Counter(progress or Silent())
+    _commit_group(registry, [push], _send_group(registry, [push], counter), counter)
     pushed = push.required_result
     if signature is not None:
         signature.attach(registry, Ref(name, push.manifest.digest), push.manifest)
@@ -78,20 +80,29 @@ def push_all(
 ) -> list[Result[transfer.PushResult]]:  # fmt: skip
     """Push each folder as the newest version of its name, many with one request.
 
-    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result. Folders are read
-    while the ones before them are sent.
+    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result, in another thread.
+    Folders are read, and sent, while the ones before them are committed.
     """
     prepare = _preparation(base, message, declared)
     counter = _Counter(SharedProgress(progress or Silent()))
 
-    def push(items: Sequence[Result[_Push]]) -> list[Result[transfer.PushResult]]:
-        _push_in_groups(registry, [item.value for item in items if item.value is not None], counter)
+    def finish(items: Sequence[Result[_Push]], commit: Future[None] | None) -> list[Result[transfer.PushResult]]:
+        if commit is not None:
+            commit.result()  # raises what is no outcome of a push
         results = _results(items, lambda push: push.result)
         for result in results:
             on_result(result)
         return results
 
-    return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
+    with ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
+        commits = _Commits(thread)
+
+        def push(items: Sequence[Result[_Push]]) -> list[Future[list[Result[transfer.PushResult]]]]:
+            _push_in_groups(registry, [item.value for item in items if item.value is not None], counter, commits)
+            return [thread.submit(finish, items, commits.last)]
+
+        batches = in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
+        return [result for batch in batches for result in batch.result()]
 
 
 def read_manifests(
@@ -145,6 +156,8 @@ class _Push:
         self.folder, self.name, self.draft, self.base = folder, name, draft, base
         self.message, self.alias, self._check = message, alias, check
         self.sizes = {file.digest: file.size_bytes for file in draft.files}
+        self.keys = {name} | {digest for digest, size in self.sizes.items() if size > transfer.SMALL_BLOB_BYTES}
+        """What makes one push wait for the commit of another."""
         self.text = draft.to_json()
         self._sources = {file.digest: folder.sources[file.path] for file in draft.files}
         self.plan: transfer.PushPlan | None = None
@@ -212,14 +225,42 @@ class _Push:
         return transfer.SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
-def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
-    stored: set[Digest] = set()
+class _Commits:
+    """Commits a group of pushes in a thread while the next one is sent."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._group: Sequence[_Push] = ()
+        self.last: Future[None] | None = None
+        self.stored: set[Digest] = set()
+        """Blobs of the pushes that were committed."""
+
+    def start(self, group: Sequence[_Push], commit: Callable[[], None]) -> None:
+        """Commit a group after the one before it."""
+        self.wait()
+        self._group, self.last = group, self._thread.submit(commit)
+
+    def wait(self) -> None:
+        """Wait until the group is committed."""
+        if self.last is not None:
+            self.last.result()
+        self.stored |= {digest for push in self._group if push.result is not None for digest in push.sizes}
+        self._group = ()
+
+    def concern(self, pushes: Sequence[_Push]) -> bool:
+        """Whether the group under way has a name or a large blob of these pushes."""
+        keys = {key for push in self._group for key in push.keys}
+        return any(not keys.isdisjoint(push.keys) for push in pushes)
+
+
+def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Counter, commits: _Commits) -> None:
     pending = list(pushes)
     while pending:
-        group, pending = _next_group(pending, stored)
-        with contextlib.suppress(RegistryError):  # it is the error of each push of the group
-            _push_group(registry, group, counter)
-        stored |= {digest for push in group if push.result is not None for digest in push.sizes}
+        if commits.concern(pending):
+            commits.wait()
+        group, pending = _next_group(pending, commits.stored)
+        small = _send_group(registry, group, counter)
+        commits.start(group, partial(_commit_group, registry, group, small, counter))
 
 
 def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Push], list[_Push]]:
@@ -268,22 +309,34 @@ def _excerpts_bytes(push: _Push, read: set[frozenset[bytes]]) -> int:
     return sum(map(len, excerpts)) * 4 // 3
 
 
-def _push_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
-    """Plan, send what is missing, commit; set the outcome of each push. An error of a request is that of all."""
+@contextlib.contextmanager
+def _error_of_all(pushes: Sequence[_Push]) -> Iterator[None]:
+    """An error of a request is that of each push without an outcome."""
     try:
-        _plan(registry, pushes)
-        counter.start(_missing_bytes(pushes))
-        small = _choose_small(pushes)
-        _send(registry, pushes, small, counter)
-        _commit(registry, [push for push in pushes if push.error is None], small, counter)
+        yield
     except RegistryError as e:
         for push in pushes:
             if push.result is None and push.error is None:
                 push.error = e
-        raise
-    finally:
-        for push in pushes:
-            vars(push).pop("excerpts", None)  # as large as headers are
+
+
+def _send_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> set[_Blob]:
+    """Plan, and send what is missing. Returns what the commit carries; sets the error of each push that has one."""
+    small: set[_Blob] = set()
+    with _error_of_all(pushes):
+        _plan(registry, pushes)
+        counter.start(_missing_bytes(pushes))
+        small = _choose_small(pushes)
+        _send(registry, pushes, small, counter)
+    return small
+
+
+def _commit_group(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
+    """Commit the pushes without an error; set the outcome of each."""
+    with _error_of_all(pushes):
+        _commit(registry, [push for push in pushes if push.error is None], small, counter)
+    for push in pushes:
+        vars(push).pop("excerpts", None)  # as large as headers are
 
 
 def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False) -> None:
