@@ -25,12 +25,19 @@ def test_showing_a_version_takes_four_statements(harness: Harness) -> None:
 
 
 def test_a_promotion_takes_twelve_statements(harness: Harness) -> None:
-    """Who asks; the key; name, version, alias, gates and verdicts; lock, move, history and event; the response."""
+    """Who asks; the key; name, version, alias, gates and verdicts; lock, move, history and event; the response.
+
+    A new alias takes one more: whether it existed before.
+    """
     harness.add_base()
     harness.push("acme/support")
-    with harness.statements() as sent:
-        harness.admin.promote("acme/support", "canary", "1", generation=0)
-    assert len(sent) == 12
+    harness.push("acme/support")
+    counts = []
+    for generation in range(2):
+        with harness.statements() as sent:
+            harness.admin.promote("acme/support", "canary", str(generation + 1), generation=generation)
+        counts.append(len(sent))
+    assert counts == [13, 12]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
