@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
@@ -46,8 +48,8 @@ def test_a_deleted_alias_is_gone_and_its_history_stays(filled_harness: Harness) 
     [before] = filled_harness.admin.history(NAME, alias="canary", at=history[1].at).moves
     [after] = filled_harness.admin.history(NAME, alias="canary", at=history[0].at).moves
     assert (before.number, after.number) == (2, None)
-    [event] = Audit(filled_harness.admin).events(object=f"{NAME}:canary", action=["alias.delete"])
-    assert event.detail == {"from": 2, "generation": 3, "reason": "not used"}
+    [deletion] = Audit(filled_harness.admin).events(object=f"{NAME}:canary", action=["alias.delete"])
+    assert deletion.detail == {"from": 2, "generation": 3, "reason": "not used"}
     assert findings(filled_harness) == []
 
 
@@ -147,4 +149,30 @@ def test_deletions_and_promotions_at_once_give_one_chain(filled_harness: Harness
     assert set(outcomes) <= {"done", "ALIAS_MOVED", "ALIAS_UNKNOWN"}
     moved = filled_harness.admin.history(NAME, alias="canary").moves
     assert [move.generation for move in moved] == [3, 2, 1]
+    assert findings(filled_harness) == []
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])  # SQLite has one writer
+@pytest.mark.parametrize("was_deleted", [False, True])
+def test_a_first_promotion_that_another_one_has_overtaken_is_no_deleted_alias(
+    filled_harness: Harness, was_deleted: bool
+) -> None:
+    """The other one is committed between the two statements that read the pointer and its deletion."""
+    alias, others = "canary" if was_deleted else "beta", list[int]()
+    if was_deleted:
+        filled_harness.admin.delete_alias(NAME, alias, generation=2)
+
+    def overtake(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "max(alias_move.generation)" in statement and not others:
+            others.append(0)
+            others.append(filled_harness.admin.promote(NAME, alias, "1", generation=0).generation)
+
+    event.listen(filled_harness.engine, "before_cursor_execute", overtake)
+    try:
+        with pytest.raises(Conflict) as late:
+            filled_harness.admin.promote(NAME, alias, "2", generation=0)
+    finally:
+        event.remove(filled_harness.engine, "before_cursor_execute", overtake)
+    assert (late.value.code, others[1:]) == ("ALIAS_MOVED", [4 if was_deleted else 1])
+    assert filled_harness.admin.alias(NAME, alias).number == 1
     assert findings(filled_harness) == []

@@ -57,8 +57,10 @@ _POINTERS = (
     .where(any_of(col(AliasRow.adapter_id), parameter="ids"), any_of(col(AliasRow.alias), parameter="aliases"))
     .execution_options(populate_existing=True)
 )
-_DELETED = (  # of aliases without a pointer: a generation is never used twice
+# Of deletions alone: a move that was committed since the pointers were read would pass for one.
+_DELETED = (
     select(AliasMoveRow.adapter_id, AliasMoveRow.alias, func.max(AliasMoveRow.generation), func.max(AliasMoveRow.at))
+    .where(col(AliasMoveRow.to_version_id).is_(None))
     .where(any_of(col(AliasMoveRow.adapter_id), parameter="ids"), any_of(col(AliasMoveRow.alias), parameter="aliases"))
     .group_by(col(AliasMoveRow.adapter_id), col(AliasMoveRow.alias))
 )
