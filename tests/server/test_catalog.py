@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 from sqlmodel import col, select
 
 from registry.api.bases import BaseAdd
@@ -114,6 +115,26 @@ def test_a_page_of_large_versions_has_fewer_of_them(harness: Harness, monkeypatc
             row.findings = [{"code": "smoke.no_effect", "location": "", "message": "m" * size, "severity": "info"}]
             session.add(row)
     assert [version.number for version in harness.admin.versions(NAME, limit=200).items] == [5], "findings count"
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])  # SQLite has one writer
+def test_a_version_that_comes_while_a_page_is_read_hides_no_other(harness: Harness) -> None:
+    harness.add_base()
+    for _ in range(2):
+        harness.push(NAME)
+    pushed = list[int]()
+
+    def push(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "length(" in statement and "verdict" in statement and not pushed:
+            pushed.append(0)
+            pushed.append(harness.push(NAME).version.number)
+
+    event.listen(harness.engine, "before_cursor_execute", push)
+    try:
+        page = harness.admin.versions(NAME)
+    finally:
+        event.remove(harness.engine, "before_cursor_execute", push)
+    assert (pushed[1:], [version.number for version in page.items], page.next_cursor) == ([3], [2, 1], "")
 
 
 @pytest.mark.security

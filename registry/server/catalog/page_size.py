@@ -21,12 +21,12 @@ _OF_FINDINGS = (
 )
 
 
-def fit(session: Session, ordered: Select[Any], limit: int) -> tuple[int, bool]:
-    """How many of these versions fit on a page of `limit`, and whether more follow. Reads lengths only."""
-    measured = ordered.with_only_columns(col(VersionRow.id), _OF_VERSION).limit(limit + 1)
-    lengths = session.connection().execute(measured).all()
-    ids = [version_id for version_id, _ in lengths[:limit]]
+def fit(session: Session, ordered: Select[Any], limit: int) -> tuple[list[int], str]:
+    """The ids of those of these versions that fit on a page of `limit`, and its `next_cursor`. Reads lengths only."""
+    columns = (col(VersionRow.id), col(VersionRow.number), _OF_VERSION)
+    measured = session.connection().execute(ordered.with_only_columns(*columns).limit(limit + 1)).all()
+    ids = [version_id for version_id, _, _ in measured[:limit]]
     of_findings = dict(session.exec(_OF_FINDINGS, params={"ids": ids}).all()) if ids else {}
-    totals = accumulate(length + int(of_findings.get(version_id, 0)) for version_id, length in lengths[:limit])
-    count = max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(lengths)))
-    return count, len(lengths) > count
+    totals = accumulate(length + int(of_findings.get(version_id, 0)) for version_id, _, length in measured[:limit])
+    count = max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(ids)))
+    return ids[:count], str(measured[count - 1].number) if len(measured) > count else ""

@@ -407,9 +407,9 @@ def list_versions(
     total = db.count_rows(session, statement) if count else None
     if cursor:
         statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
-    page_length, has_more = page_size.fit(session, statement, limit)
-    items = build_views(session, [(name, row) for row in session.exec(statement.limit(page_length))])
-    return VersionPage(items=items, next_cursor=str(items[-1].number) if has_more else "", total=total)
+    ids, next_cursor = page_size.fit(session, statement, limit)  # versions may come and go before the next statement
+    rows = session.exec(statement.where(any_of(col(VersionRow.id), ids))).all()
+    return VersionPage(items=build_views(session, [(name, row) for row in rows]), next_cursor=next_cursor, total=total)
 
 
 def show(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:
