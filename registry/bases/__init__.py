@@ -132,6 +132,11 @@ class BaseSpec(FrozenModel):
         """Whether this is an image model: several models in one folder (`registry.bases.pipelines`)."""
         return bool(self.components)
 
+    @property
+    def lacks_head(self) -> bool:
+        """Whether its class is one without a head (`LlamaModel`), and not one like `GPT2LMHeadModel`."""
+        return self.architecture.endswith("Model") and not self.architecture.endswith(("HeadModel", "HeadsModel"))
+
     def is_of(self, family: str) -> bool:
         """Whether an image adapter's family is this pipeline's; yes where one of them is not known."""
         return not family or not self.model_type or family[:2] == self.model_type[:2]

@@ -40,27 +40,28 @@ def as_trained(base: BaseSpec, lora: LoraSpec) -> BaseSpec:
     Without a head (AutoModel), paths lack the prefix of the class with one, such as `model.`; a classifier's have it
     where the base is registered without a head. Source: peft/auto.py.
     """
-    gets_head = lora.config.task in CLASSIFYING_TASKS and base.architecture.endswith("Model") and not base.needs_code
+    gets_head = lora.config.task in CLASSIFYING_TASKS and base.lacks_head and not base.needs_code
     if base.is_pipeline or not (lora.config.may_lack_head or gets_head):
         return base
     paths = [*(u.path for u in lora.modules), *(p.path for p in (*lora.pieces, *lora.full) if p.path), *lora.incomplete]
     if not paths or (paths[0] in base.modules and not gets_head):
         return base
-    if gets_head:  # a path without the prefix becomes one that the base lacks
-        prefix, _, rest = paths[0].partition(".")
-        before = f"{prefix}." if rest in base.modules else "."
-        modules = {f"{before}{path}": module for path, module in base.modules.items()}
+    if gets_head:  # without a path that has the prefix, all become some that the base lacks
+        prefix = next((path.partition(".")[0] for path in paths if path.partition(".")[2] in base.modules), "")
+        modules = {f"{prefix}.{path}": module for path, module in base.modules.items()}
         # The class may lack modules, such as BERT's pooler. Without a saved head the adapter is wrong anyway.
         return base.model_copy(update={"modules": modules, "names_known": base.names_known and not lora.full})
-    names, tops = ({path.partition(".")[0] for path in of} for of in (paths, base.modules))
-    if names.isdisjoint(tops):
-        for top in tops:
-            body = {p.removeprefix(f"{top}."): m for p, m in base.modules.items() if p.startswith(f"{top}.")}
-            inner = {path.partition(".")[0] for path in body}
-            if not names.isdisjoint(inner):  # what the class adds, such as BERT's pooler, is not known here
-                is_whole = base.names_known and names <= inner
-                return base.model_copy(update={"modules": body, "tied": False, "names_known": is_whole})
-    return base
+    names, inner = {path.partition(".")[0] for path in paths}, dict[str, set[str]]()
+    for path in base.modules:
+        top, _, rest = path.partition(".")
+        inner.setdefault(top, set()).add(rest.partition(".")[0])
+    bodies = [top for top, parts in inner.items() if not names.isdisjoint(parts)]
+    if len(bodies) != 1 or not names.isdisjoint(inner):  # an encoder and a decoder are two parts, and no body
+        return base
+    [top] = bodies
+    body = {p.removeprefix(f"{top}."): m for p, m in base.modules.items() if p.startswith(f"{top}.")}
+    is_whole = base.names_known and names <= inner[top]  # what the class adds, such as BERT's pooler, is not known here
+    return base.model_copy(update={"modules": body, "tied": False, "names_known": is_whole})
 
 
 class ModuleLookup:

@@ -198,7 +198,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),
         "base_tied": base.tied,
-        "base_headless": base.architecture.endswith("Model") and not base.architecture.endswith("HeadModel"),
+        "base_headless": base.lacks_head,
         "base_conv1d": any(m.kind == "conv1d" for m in base.modules.values()),
     }
 

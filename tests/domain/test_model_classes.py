@@ -61,3 +61,38 @@ def test_a_classifier_on_a_base_without_a_head_has_the_prefix_and_its_head(
     bare = {path.removeprefix("model."): module for path, module in LLAMA_SPEC.modules.items() if path != "lm_head"}
     base = LLAMA_SPEC.model_copy(update={"architecture": "LlamaModel", "modules": bare})
     assert {f.severity for f in compat.check_fit(adapter, base)} - {"warning"} == ({severity} if severity else set())
+
+
+def with_head(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
+    return tensors | {"base_model.model.score.weight": ("F32", (2, 64), None)}
+
+
+def test_a_language_model_whose_class_ends_in_head_model_keeps_its_paths() -> None:
+    base = samples.gpt2()
+    config = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    findings = evaluate(samples.lora(base, targets=["c_attn"], config=config, change=with_head), base)
+    assert {f.code for f in findings} == {"compat.other_task"}, "its head is used instead of the base's"
+
+
+def test_the_prefix_of_a_classifier_is_found_beside_lora_on_its_head() -> None:
+    head: dict[str, samples.Tensor] = {
+        "base_model.model.classifier.dense.lora_A.weight": ("F32", (8, 64), None),
+        "base_model.model.classifier.dense.lora_B.weight": ("F32", (64, 8), None),
+        "base_model.model.classifier.out_proj.weight": ("F32", (2, 64), None),
+    }
+    config = {"task_type": "SEQ_CLS", "target_modules": ["q_proj", "v_proj", "dense"], "modules_to_save": ["out_proj"]}
+    adapter = lora_spec(samples.lora(LLAMA, config=config, change=lambda tensors: tensors | head))
+    bare = {path.removeprefix("model."): module for path, module in LLAMA_SPEC.modules.items() if path != "lm_head"}
+    base = LLAMA_SPEC.model_copy(update={"architecture": "LlamaModel", "modules": bare})
+    unsure = {f.location for f in compat.check_fit(adapter, base) if f.severity in ("error", "unknown")}
+    assert unsure == {"classifier.dense"}, "the base has no such module, and the rest is compared"
+
+
+def test_names_of_one_of_two_stacks_are_no_names_of_a_model_without_its_head() -> None:
+    """Which of both would be chance."""
+    adapter = lora_spec(samples.lora(LLAMA, config={"task_type": "FEATURE_EXTRACTION"}, change=unprefixed))
+    layers = {path.removeprefix("model."): m for path, m in LLAMA_SPEC.modules.items() if path.startswith("model.")}
+    for stacks, is_refused in ((("encoder",), False), (("encoder", "decoder"), True)):
+        modules = {f"{stack}.{path}": module for stack in stacks for path, module in layers.items()}
+        base = LLAMA_SPEC.model_copy(update={"modules": modules})
+        assert ("compat.module_unknown" in codes(compat.check_fit(adapter, base))) is is_refused

@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from registry.evaluation.verdicts import Check, Outcome
@@ -180,6 +181,24 @@ def test_an_adapter_that_brings_its_head_is_tested_with_it_on_a_language_model(
     for edit in edits:
         assert Outcome.FAIL in outcomes[edit].values()
         assert outcomes[edit].get(Check.SMOKE) is not Outcome.PASS
+
+
+@pytest.mark.parametrize(("model_type", "name", "lacks_head"), [
+    ("bart", "BartForConditionalGeneration", False), ("funnel", "FunnelForMaskedLM", True),
+    pytest.param("bert", "BertForSequenceClassification", False, marks=pytest.mark.deep),
+])  # fmt: skip
+def test_an_adapter_for_features_is_tested_on_the_class_that_has_its_names(
+    setup: WorkerSetup, worker: Make, tmp_path: Path, model_type: str, name: str, lacks_head: bool
+) -> None:
+    """PEFT takes any class for them; transformers has two without a head for Funnel."""
+    model = architectures.build(model_type, name, tmp_path / "base")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "base") if lacks_head else model
+    save_adapter(model, tmp_path / "honest", "FEATURE_EXTRACTION")
+    setup.add_base("kind", tmp_path / "base")
+    setup.push(tmp_path / "honest", base="kind")
+    assert worker().run(once=True).failed == 0
+    verdicts = {v.check: v.outcome for v in setup.harness.admin.version("acme/support").verdicts}
+    assert (verdicts[Check.COMPAT], verdicts[Check.SMOKE]) == (Outcome.PASS, Outcome.PASS)
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,12 @@ def class_for(config: Any, task_type: str) -> tuple[Any, ModelTask] | None:
     """The class of this architecture with the head of a classifying task of PEFT, and without any for
     `FEATURE_EXTRACTION`; None if transformers has none.
     """
-    if task_type == ENCODER.name:
-        table = transformers.MODEL_MAPPING
-        return (table[type(config)], ENCODER) if type(config) in table else None
-    task = next((task for task in TASKS if task_type and task.name == task_type), ANY)
-    table = getattr(transformers, f"MODEL_FOR_{task.classes[0]}_MAPPING") if task.is_classifier else {}
-    return (table[type(config)], task) if type(config) in table else None
+    task = next((task for task in (ENCODER, *TASKS) if task_type and task.name == task_type), ANY)
+    table_name = "MODEL_MAPPING" if task is ENCODER else f"MODEL_FOR_{(*task.classes, '')[0]}_MAPPING"
+    table = getattr(transformers, table_name) if task is ENCODER or task.is_classifier else {}
+    maker = table.get(type(config), None)
+    maker = maker[0] if isinstance(maker, tuple) else maker  # of Funnel: with its decoder, and without
+    return (maker, task) if maker is not None else None
 
 
 def embedding_of(model: Any) -> torch.Tensor | None:

@@ -132,12 +132,11 @@ class IsolatedTest(LanguageTest):
         """Whether the base takes the task of the adapter."""
         task, base, weights = self._config.task, self.base, self.folder / WEIGHTS
         lacks_head = self._config.may_lack_head and is_of_body(base.model, structure.shapes_in_file(weights))
-        if base.task.takes(task) and not lacks_head:
+        if (base.task.takes(task) or task == ENCODER.name) and not lacks_head:  # PEFT extracts features from any class
             return True
-        loaded_as = ENCODER.name if lacks_head else task
-        labels = 1 if loaded_as == ENCODER.name else labels_of_head(weights)
+        labels = 1 if lacks_head else labels_of_head(weights)
         if labels and self._reference is None:
-            other = base.as_class_of(loaded_as, labels)
+            other = base.as_class_of(ENCODER.name if lacks_head else task, labels)
             if other is not None:
                 self.base = other
                 self.structures = Structures(other.model) if self.structures is not None else None
