@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +22,7 @@ from registry.server.hub import drafts
 from registry.server.hub.commits import Committer
 from registry.server.storage import references
 from registry.server.storage.blobs import staging_key_of
+from registry.server.storage.references import BlobState, PushState
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, staged
@@ -133,6 +136,44 @@ def test_bytes_that_are_never_committed_end_while_their_pusher_goes_on(harness: 
     large = add_large(samples.WEIGHTS, Digest.of(lost).hex, len(lost))
     assert pusher.commit(large, add(samples.CONFIG, harness.files()[samples.CONFIG])).status_code == 200
     assert harness.admin.adapter("acme/support").versions == 2
+
+
+def test_bytes_that_a_client_sends_now_are_not_abandoned(
+    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upload is old, and so may be the row of the blob: of a deleted version, or of an upload that was given up."""
+    pusher.create()
+    weights = harness.files()[samples.WEIGHTS]
+    XetClient(pusher).upload(weights)
+    old = db.now() - timedelta(days=8)
+    with harness.session(write=True) as session:
+        session.connection().execute(update(PushRow).values(created_at=old))
+        ended = update(PushRow).where(col(PushRow.id).startswith("xet_")).values(state=PushState.EXPIRED)
+        session.connection().execute(ended)
+        for state in (BlobState.PENDING, BlobState.DEAD):
+            session.connection().execute(update(BlobRow).values(created_at=old, state=state))
+            references.reserve(session, {Digest.of(weights): len(weights)})
+            assert drafts.release_abandoned(session, timedelta(days=7), 10) == (0, [])
+        session.connection().execute(update(BlobRow).values(created_at=old))
+    lock = drafts._lock_uploads
+
+    def commit_before(session: Session, push_ids: Iterable[str]) -> None:
+        references.reserve(session, {Digest.of(weights): len(weights)})
+        lock(session, push_ids)
+
+    def is_kept() -> bool:
+        collect(harness)
+        return any(key.startswith("staging/hub_") for key in staged(harness))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "_lock_uploads", commit_before)
+        assert is_kept()
+    with harness.session(write=True) as session:
+        session.connection().execute(update(BlobRow).values(created_at=old))
+    harness.app.state.settings = replace(harness.settings, draft_seconds=1, push_hold_seconds=9 * 86400)
+    assert is_kept(), "as long as a push"
+    harness.app.state.settings = harness.settings
+    assert not is_kept()
 
 
 def test_a_deleted_repository_leaves_no_draft_and_no_bytes(harness: Harness, pusher: Pusher) -> None:

@@ -14,12 +14,14 @@ from registry.api.access import NamespaceSet
 from registry.api.transfer import PushPlan, PushRequest
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
+from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError, TooLarge
+from registry.evaluation.golden import SAMPLES_LIMIT
 from registry.evaluation.verdicts import Outcome
 from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
 from registry.server.storage.references import PushState
+from registry.versions.files import GOLDEN
 from registry.versions.manifest import BaseRef, Edge, Relation
 from tests import samples
 from tests.access.tenants import of_subject
@@ -153,17 +155,18 @@ def test_an_expired_push_is_gone(filled_harness: Harness) -> None:
         commit_push(filled_harness.admin, planned.push_id)
 
 
-@pytest.mark.parametrize("case", ["malformed", "strict"])
+@pytest.mark.parametrize("case", ["malformed", "strict", "large"])
 def test_a_refused_commit_ends_its_push_and_deletes_its_bytes(filled_harness: Harness, case: str) -> None:
     """Else both count for a day, and 500 refused pushes keep a token from pushing anything."""
     filled_harness.admin.create_namespace("acme", owner="alice")
     filled_harness.admin.change_namespace("acme", NamespaceSet(strict=True))
     files = filled_harness.files(samples.llama(hidden=32) if case == "strict" else None)
     files |= {samples.WEIGHTS: b"no tensors"} if case == "malformed" else {}
+    files |= {GOLDEN: b"{}\n" * (SAMPLES_LIMIT + 1)} if case == "large" else {}
     for _ in range(2):
         planned = plan(filled_harness, files)
         send(filled_harness, planned, files)
-        with pytest.raises((Invalid, Refused)):
+        with pytest.raises((Invalid, Refused, TooLarge)):
             commit_push(filled_harness.admin, planned.push_id)
         assert [*filled_harness.blobs.list("staging/")] == []
         with filled_harness.session() as session:

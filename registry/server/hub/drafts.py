@@ -277,8 +277,8 @@ def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:
 def release_abandoned(session: Session, age: timedelta, limit: int, *, dry_run: bool = False) -> tuple[int, list[str]]:
     """Stop staging blobs that were sent this long ago and never committed; return how many, and their staging keys.
 
-    A pusher uses one upload for all of an adapter, and each commit renews it: without this they would stay. A blob that
-    only this upload has is as old as its row.
+    A pusher uses one upload for all of an adapter, and each commit renews it: without this they would stay. The row of
+    a blob whose bytes no version has is as old as the newest request to send them (`references.reserve`).
     """
     before, other = db.now() - age, aliased(PushBlobRow)
     in_draft = exists().where(
@@ -303,11 +303,12 @@ def release_abandoned(session: Session, age: timedelta, limit: int, *, dry_run: 
     )
     if dry_run:
         return session.exec(select(func.count()).select_from(abandoned.subquery())).one(), []
+    push_ids = {push_id for push_id, _ in session.exec(abandoned.limit(limit))}
+    _lock_uploads(session, push_ids)
     digests: dict[str, list[Digest]] = {}
-    rows = session.exec(abandoned.limit(limit)).all()
-    for push_id, digest in rows:
+    rows = session.exec(abandoned.where(col(PushBlobRow.push_id).in_(push_ids)).limit(limit)).all()
+    for push_id, digest in rows:  # read again: a commit may have come first
         digests.setdefault(push_id, []).append(Digest(digest))
-    _lock_uploads(session, digests)
     keys = [key for push_id, unused in digests.items() for key in release_unused(session, [push_id], unused)]
     return len(rows), keys
 

@@ -104,7 +104,7 @@ class GcRun:
     links: timedelta
     """How long a link of a push may work, with a margin for the store's clock."""
     drafts: timedelta
-    """How long a draft of a Hub client lasts after its last commit."""
+    """How long what a Hub client has sent is kept without a commit: as long as a draft, or a push."""
     dry_run: bool
     counts: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -171,7 +171,7 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     delete_grace = timedelta(seconds=settings.delete_grace_seconds)
     with locks.acquire(engine, LOCK) as lock:
         links = timedelta(seconds=settings.link_seconds) + CLOCK_MARGIN
-        drafts_last = timedelta(seconds=settings.draft_seconds)
+        drafts_last = timedelta(seconds=max(settings.draft_seconds, settings.push_hold_seconds))
         run = GcRun(engine, blobs, lock, grace, hold, delete_grace, links, drafts_last, request.dry_run)
         next_cursor = _continue(run, request.cursor)
     deleted = {name: run.counts[name] for name in AUDITED if run.counts.get(name)}

@@ -28,7 +28,7 @@ from registry.api.transfer import CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -201,22 +201,28 @@ def _end_refused(session: Session, commits: Sequence[Commit], blobs: BlobStore) 
 
     A push stays open whose bytes can be sent again or whose request was wrong: repeating its commit may help.
     """
-    refused = [commit for commit in commits if _is_refused(commit.error)]
+    refused = [commit for commit in commits if _is_refused(commit)]
     if not refused:
         return
     db.begin_writing(session)
-    references.end_pushes(session, [commit.push.id for commit in refused], state=PushState.EXPIRED)
+    ended = references.end_pushes(session, [commit.push.id for commit in refused], state=PushState.EXPIRED)
+    keys = [
+        blob.staging_key
+        for commit in refused
+        for digest, blob in commit.requested.items()
+        if commit.push.id in ended
+        and blob.staging_key == staging_key_of(commit.push.id, digest)  # else an upload of a Hub client has it
+    ]
     db.commit_early(session)
     with contextlib.suppress(Unavailable):  # `gc` deletes it, too
-        for commit in refused:
-            for digest, blob in commit.requested.items():
-                if blob.staging_key == staging_key_of(commit.push.id, digest):  # else an upload of a Hub client has it
-                    blobs.end_staging(blob.staging_key)
+        _run(blobs.end_staging, keys, blobs)
 
 
-def _is_refused(error: RegistryError | None) -> bool:
+def _is_refused(commit: Commit) -> bool:
+    error = commit.error
     is_invalid = isinstance(error, Invalid) and error.code not in ("REQUEST_INVALID", "BLOB_MISMATCH")
-    return is_invalid or (isinstance(error, Refused) and error.code == "INCOMPATIBLE")
+    is_too_large = isinstance(error, TooLarge) and error.code == "SIZE_INVALID" and commit.inspection is None
+    return is_invalid or is_too_large or (isinstance(error, Refused) and error.code == "INCOMPATIBLE")
 
 
 def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal, not_, or_, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal, literal_column, not_, or_, update
 from sqlmodel import Session, col, select
 
 from registry.api.serving import STATES_WITH_BYTES
@@ -89,7 +89,10 @@ def is_unneeded(*, by_expired_pushes: bool = True) -> ColumnElement[bool]:
 
 # ------------------------------------------------------------------ blobs
 _WAS_DEAD = col(BlobRow.state) == BlobState.DEAD
+_IS_AWAITED = or_(_WAS_DEAD, col(BlobRow.state) == BlobState.PENDING)
 _REVIVE = (
+    # So that `gc` does not take for abandoned what a client begins to send now.
+    ("created_at", case((_IS_AWAITED, literal_column("excluded.created_at")), else_=col(BlobRow.created_at))),
     ("state", case((_WAS_DEAD, BlobState.PENDING), else_=col(BlobRow.state))),
     ("marked_at", case((_WAS_DEAD, None), else_=col(BlobRow.marked_at))),
 )
