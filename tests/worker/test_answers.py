@@ -113,9 +113,23 @@ def test_answers_need_no_pass_unless_the_operator_has_them_generated(folder: Pat
 
 
 def test_a_model_that_cannot_generate_has_no_answers(folder: Path) -> None:
+    """Nor has one that lacks memory for it: the test does not need answers. A broken GPU ends the process."""
     base = LoadedBase.load(folder, "tiny")
+    logits = base.logits(base.probes)
+    base.model.generation_config.return_dict_in_generate = True  # a base's own settings do not matter
+    assert len(answers.continue_probes(base, base.model, logits, TOKENS)) == answers.PROMPTS
     base.model.generate = None
-    assert answers.continue_probes(base, base.model, base.logits(base.probes), TOKENS) == []
+    assert answers.continue_probes(base, base.model, logits, TOKENS) == []
+    error: Exception = torch.OutOfMemoryError("out of memory")
+
+    def generate(**_: object) -> None:
+        raise error
+
+    base.model.generate = generate
+    assert answers.continue_probes(base, base.model, logits, TOKENS) == []
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        answers.continue_probes(base, base.model, logits, TOKENS)
 
 
 def test_numbers_that_the_tokenizer_does_not_know_are_no_text(folder: Path) -> None:

@@ -14,7 +14,7 @@ from registry.errors import printable
 from registry.evaluation.reports import ANSWER_LIMIT, Answer
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.tasks import CAUSAL, Logits, Probe
-from registry.worker.smoke.result import machine_fault
+from registry.worker.smoke.result import machine_fault, out_of_memory
 
 PROMPTS = 3
 """The short probes, which have equal length."""
@@ -33,18 +33,19 @@ def continue_probes(base: LoadedBase, model: Any, logits: Logits, tokens: int) -
     if not tokens:
         return [_next_tokens(base, rows[-1]) for rows in logits[:PROMPTS]]
     prompts, padding = base.probes[:PROMPTS], base.tokenizer.pad_token_id
-    ids = torch.tensor(prompts, dtype=torch.long, device=next(model.parameters()).device)
     try:
+        ids = torch.tensor(prompts, dtype=torch.long, device=next(model.parameters()).device)
         with torch.inference_mode():
             rows = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, max_time=SECONDS_LIMIT,
-                do_sample=False, num_beams=1, pad_token_id=base.tokenizer.eos_token_id if padding is None else padding,
-            )  # fmt: skip
+                do_sample=False, num_beams=1, return_dict_in_generate=False,
+                pad_token_id=base.tokenizer.eos_token_id if padding is None else padding,
+            ).tolist()  # fmt: skip
     except Exception as e:
-        if machine_fault(e):
+        if machine_fault(e) and not out_of_memory(e):
             raise
         return []
-    return [text_of(base, row[len(prompts[0]) :]) for row in rows.tolist()]
+    return [text_of(base, row[len(prompts[0]) :]) for row in rows]
 
 
 def _next_tokens(base: LoadedBase, logits: torch.Tensor) -> str:
