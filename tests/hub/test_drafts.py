@@ -221,6 +221,21 @@ def test_a_commit_fails_if_another_branch_takes_its_bytes_with_it(
     assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Shared\n"
 
 
+def test_a_draft_becomes_a_version_at_an_alias_that_was_deleted(harness: Harness) -> None:
+    """The generation of an alias goes on after its deletion."""
+    pusher, files = Pusher(harness, harness.issue("push", "promote", namespaces=["acme"])[1]), harness.files()
+    pusher.create()
+    pusher.send("POST", OTHER, json={})
+    assert pusher.commit(add(CARD, files[CARD]), revision="other").status_code == 200
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "other", "1", generation=0)
+    harness.admin.delete_alias("acme/support", "other", generation=1)
+    rest = [add(path, files[path]) for path in (samples.CONFIG, samples.WEIGHTS)]
+    response = pusher.commit(*rest, revision="other")
+    assert response.status_code == 200, response.text
+    assert harness.admin.alias("acme/support", "other").generation == 3
+
+
 def test_bytes_that_are_staged_again_are_not_deleted(
     harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

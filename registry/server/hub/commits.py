@@ -13,8 +13,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlalchemy import Engine, func
+from sqlmodel import Session, select
 
 from registry import hub
 from registry.adapters.peft.config import BaseClaim
@@ -32,7 +32,7 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, AliasRow, DraftRow, PushBlobRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasMoveRow, DraftRow, PushBlobRow, VersionRow
 from registry.server.evaluation import engine_profiles
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
 from registry.server.hub.drafts import DraftCommit
@@ -413,6 +413,6 @@ def _files_of(version: VersionRow | None) -> dict[str, File]:
 
 
 def find_generation(session: Session, name: AdapterName, alias: str) -> int:
-    """How often an alias has moved; 0 if there is none."""
-    statement = select(AliasRow.generation).join(AdapterRow, col(AdapterRow.id) == col(AliasRow.adapter_id))
-    return session.exec(statement.where(versions.has_name(name), AliasRow.alias == alias)).first() or 0
+    """How often an alias has moved, also before it was deleted; 0 if it never has."""
+    newest = select(func.max(AliasMoveRow.generation)).join(AdapterRow).where(versions.has_name(name))
+    return session.exec(newest.where(AliasMoveRow.alias == alias)).one() or 0
