@@ -246,3 +246,4 @@ def test_an_alias_is_deleted_from_where_the_page_has_shown_it(filled: Harness, s
     assert [view.alias for view in filled.admin.aliases("acme/shop").items if view.alias == "prod"] == []
     page = signed_in.get(PAGE).text
     assert ("points at nothing" in page, "not used" in page, f"{PAGE}/delete" in page) == (True, True, False)
+    assert "it pointed at nothing: it was deleted" in signed_in.get(f"{PAGE}?at=2100-05-03T14:05").text
