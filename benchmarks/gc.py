@@ -20,6 +20,7 @@ from sqlalchemy import Connection, event, text
 from sqlmodel import select
 
 from registry.api.maintenance import GcReport, GcRequest
+from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.storage.blobs import Stat
 from tests import services
@@ -78,7 +79,7 @@ def fill(harness: Harness) -> None:
         ):
             session.connection().execute(text("SET LOCAL statement_timeout = 0"))
             session.connection().execute(text(statement))
-    with harness.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with db.without_transactions(harness.engine).connect() as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
 
