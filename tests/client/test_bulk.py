@@ -110,6 +110,35 @@ def test_a_group_waits_for_the_commit_of_what_it_shares(
     assert requests == ["plan", "commit", "plan", "commit"]
 
 
+def test_an_interrupt_does_not_wait_for_a_commit(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.add_base()
+    registry, release, committed, plans = harness.admin, threading.Event(), threading.Event(), list[int]()
+    plan, commit = registry.plan_pushes, registry.commit_pushes
+
+    def planning(*args: Any, **kwargs: Any) -> Any:
+        plans.append(len(plans))
+        if len(plans) == 2:
+            raise KeyboardInterrupt
+        return plan(*args, **kwargs)
+
+    def committing(*args: Any, **kwargs: Any) -> Any:
+        release.wait(10)
+        results = commit(*args, **kwargs)
+        committed.set()
+        return results
+
+    monkeypatch.setattr(bulk, "BULK_LIMIT", 1)
+    monkeypatch.setattr(registry, "plan_pushes", planning)
+    monkeypatch.setattr(registry, "commit_pushes", committing)
+    with pytest.raises(KeyboardInterrupt):
+        push.push_all(registry, folders(harness, tmp_path, 2))
+    assert not committed.is_set()
+    release.set()
+    assert committed.wait(60)
+
+
 def test_a_commit_that_fails_by_a_bug_is_no_result(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import Generic, Self, TypeVar
 
 from registry.api.transfer import BULK_LIMIT
 from registry.client.transfer.file_transfer import Progress
@@ -72,6 +73,40 @@ def in_batches(
             prepared += [pool.submit(prepare, batch) for batch in batches[position + 1 : position + 2]]
             results += finish(ready)
     return results
+
+
+class BackgroundThread:
+    """Runs functions one after the other. Ctrl-C does not wait for it, as it does for a `ThreadPoolExecutor`."""
+
+    def __init__(self, name: str) -> None:
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        if kind is None or issubclass(kind, Exception):
+            self._thread.join()
+
+    def submit(self, work: Callable[[], Output]) -> Future[Output]:
+        """Run `work` after what was submitted before."""
+        future: Future[Output] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as e:
+                future.set_exception(e)
+
+        self._queue.put(run)
+        return future
+
+    def _run(self) -> None:
+        while (run := self._queue.get()) is not None:
+            run()
 
 
 class SharedProgress:

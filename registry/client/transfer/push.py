@@ -11,7 +11,7 @@ import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,15 @@ from registry.client import response_checks
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import file_transfer
-from registry.client.transfer.bulk import Output, Result, SharedProgress, in_batches, result_of, run_each
+from registry.client.transfer.bulk import (
+    BackgroundThread,
+    Output,
+    Result,
+    SharedProgress,
+    in_batches,
+    result_of,
+    run_each,
+)
 from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
@@ -94,12 +102,12 @@ def push_all(
             on_result(result)
         return results
 
-    with ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
+    with BackgroundThread("commit") as thread:
         commits = _Commits(thread)
 
         def push(items: Sequence[Result[_Push]]) -> list[Future[list[Result[transfer.PushResult]]]]:
             _push_in_groups(registry, [item.value for item in items if item.value is not None], counter, commits)
-            return [thread.submit(finish, items, commits.last)]
+            return [thread.submit(partial(finish, items, commits.last))]
 
         batches = in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
         return [result for batch in batches for result in batch.result()]
@@ -228,7 +236,7 @@ class _Push:
 class _Commits:
     """Commits a group of pushes in a thread while the next one is sent."""
 
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, thread: BackgroundThread) -> None:
         self._thread = thread
         self._group: Sequence[_Push] = ()
         self.last: Future[None] | None = None
