@@ -74,8 +74,10 @@ class _Printed(msgspec.Struct, frozen=True):
     """What `repr` leaves out: secrets, since logs and tracebacks print values."""
 
     def __repr__(self) -> str:
-        names = [name for name in self.__struct_fields__ if name not in self.hidden_fields]
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in self.hidden_fields]
 
 
 class Value(_Printed, frozen=True):

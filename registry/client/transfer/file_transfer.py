@@ -77,6 +77,7 @@ class Direct(Value, frozen=True):
 
     url: str = ""
     until: float = 0.0
+    hidden_fields = frozenset({"url"})
 
 
 NO_LINK = Direct()

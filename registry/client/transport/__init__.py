@@ -52,7 +52,7 @@ class HttpResponse(Value, frozen=True):
     status: int
     headers: email.message.Message
     content: bytes = b""
-    hidden_fields = frozenset({"content"})
+    hidden_fields = frozenset({"url", "content"})  # a store's URL is a presigned one
 
     @property
     def is_error(self) -> bool:
