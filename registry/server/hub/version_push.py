@@ -114,9 +114,10 @@ def choose_base(session: Session, namespace: str, claim: BaseClaim, card: bytes,
             return base_rows.reference(base_rows.find(session, matching[0]))
     if parent is not None and (not claims or claim.is_local):
         return Manifest.model_validate_json(parent.manifest).base
-    if not claims:
+    if all(each.is_local for each in claims):
+        folder = f", only a folder that ends in {claims[0].name!r}" if claims else ""
         raise NotFound(
-            "BASE_UNKNOWN", "neither the configuration nor README.md names the base of this adapter",
+            "BASE_UNKNOWN", f"neither the configuration nor README.md names the base of this adapter{folder}",
             next_step="set `base_model` in README.md to the name of a registered base, or push the first version with "
             "`adapter push --base`: later ones have its base",
         )  # fmt: skip
