@@ -106,7 +106,7 @@ NOTHING_TO_COMPARE = {
     "Versions.log_keys": "the first are trusted, later ones chained",
 }
 """Methods whose responses repeat nothing that could be compared."""
-NOT_IN_RESPONSES = {"CampaignItem", "KeyReplacement", "ServedOn", "UploadPart"}
+NOT_IN_RESPONSES = {"Answer", "CampaignItem", "KeyReplacement", "ServedOn", "UploadPart"}
 """Types of responses that the recorded ones do not have."""
 FREE_FORM = frozenset({"payload", "result"})
 """Fields of requests with any keys. Those of others have values of one type, which the unknown field has not."""
