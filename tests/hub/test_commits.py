@@ -16,6 +16,7 @@ from registry.client.audit import Audit
 from registry.hub import commit_id
 from registry.hub.operations import BODY_LIMIT_BYTES
 from registry.server.database.models import PushBlobRow, PushRow, VersionRow
+from registry.server.hub import commits, revisions
 from registry.server.hub.commits import Committer
 from registry.server.routes.hub import writing
 from tests import raw_asgi, samples
@@ -113,6 +114,28 @@ def test_a_commit_during_which_the_branch_moves_is_refused(
     monkeypatch.setattr(Committer, "_stage", stage)
     assert harness.admin.adapter("acme/support").newest == 2
     assert pusher.commit(add(CARD, b"on the newest"), revision=revision).status_code == 200
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])  # SQLite reads a snapshot
+def test_a_move_while_the_head_is_read_is_noticed(
+    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit would leave out what the other one added."""
+    harness.push("acme/support")
+    find_head, find_parent = commits.find_head, revisions.find_parent
+
+    def find_and_push(*args: Any) -> str:
+        parent = find_parent(*args)
+        harness.push("acme/support")
+        return parent
+
+    def find_head_slowly(*args: Any) -> commits.Head:
+        with monkeypatch.context() as patch:
+            patch.setattr(revisions, "find_parent", find_and_push)
+            return find_head(*args)
+
+    monkeypatch.setattr(commits, "find_head", find_head_slowly)
+    assert pusher.commit(add(CARD, b"on the first")).status_code == 412
 
 
 def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, pusher: Pusher) -> None:

@@ -375,13 +375,13 @@ def find_head(engine: Engine, actor: Actor, name: AdapterName, branch: str) -> H
     actor.require(Scope.PUSH, name)
     branch = parse_branch(name, branch)
     with db.session(engine, write=False) as session:
+        generation = find_generation(session, name, branch)  # first: whatever moves from now on is noticed
         parent = revisions.find_parent(session, name, branch)
         draft = next((d for d in drafts.list_drafts(session, actor, name) if d.branch == branch), None)
         files = drafts.read_files(session, draft) if draft is not None else {}
         if draft is None and not parent:
             _require_empty_branch(session, actor, name, branch)
         version = versions.find(session, actor, name, Digest(parent)) if parent else None
-        generation = find_generation(session, name, branch)
     if draft is not None and draft.parent != parent:
         with db.session(engine) as session:
             drafts.end(session, [draft])
