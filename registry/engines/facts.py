@@ -24,6 +24,7 @@ HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
 _LAYER = re.compile(r"(?:\A|\.)(?:layers|h|blocks|layer)\.(\d{1,6})\.")
+_HEADLESS = re.compile(r"(?:(?:en|de)coder\.)?(?:layers|h|blocks|layer)\.\d")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -46,7 +47,7 @@ class EngineFacts(FrozenModel):
     layers: int = 0
     partial_layers: bool = False
     headless_names: bool = False
-    """Paths begin with the layers: those of a model without a head (AutoModel)."""
+    """Paths begin with the layers, or their stack: those of a model without a head (AutoModel)."""
     use_rslora: bool = False
     use_dora: bool = False
     bias: str = "none"
@@ -97,6 +98,8 @@ class EngineFacts(FrozenModel):
     base_experts: bool = False
     base_conv1d: bool = False
     base_headless: bool = False
+    base_under_model: bool = False
+    """The modules of its text model are below `model`."""
     base_tied: bool = False
 
 
@@ -119,7 +122,7 @@ def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -
         modules=tuple(sorted(modules)),
         layers=len({int(match[1]) for path in paths if (match := _LAYER.search(path))}),
         partial_layers=_partial(paths),
-        headless_names=any(_LAYER.match(path) for path in paths),
+        headless_names=any(_HEADLESS.match(path) for path in paths),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         bias=config.bias if spec.method == "LORA" else "none",
@@ -199,6 +202,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),
         "base_tied": base.tied,
         "base_headless": base.lacks_head,
+        "base_under_model": any(path.startswith("model.layers.") for path in base.modules),
         "base_conv1d": any(m.kind == "conv1d" for m in base.modules.values()),
     }
 

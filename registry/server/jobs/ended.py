@@ -16,7 +16,7 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import CampaignJobRow, CampaignRow, JobRow, JobStepRow
 
-ENDED_LIMIT = 10
+ENDED_LIMIT = 50
 ENDED_RETENTION = timedelta(days=90)
 _IS_ENDED = col(JobRow.state).in_(sorted(FINAL))
 _IN_CAMPAIGN = exists().where(col(CampaignJobRow.job_id) == col(JobRow.id))

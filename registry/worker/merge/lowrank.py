@@ -17,6 +17,8 @@ from torch import Tensor
 
 NOISE = 1e-6
 """Singular values below this share of the largest are rounding noise of 32-bit factors."""
+THREADS_LIMIT = 8
+"""Each thread holds the factors of one module: 0.2 GB for a rank of 512 and 28,672 rows."""
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
     What waits is dropped after an error.
     """
     count = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "merge", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(min(count, THREADS_LIMIT), "merge", torch.set_num_threads, (1,))
     try:
         yield pool
     finally:
