@@ -52,6 +52,7 @@ PAGES = {
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/approve"): 400,
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/promote"): 400,
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/rollback"): 400,
+    ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/delete"): 400,
     ("POST", "/adapters/{namespace}/{name}/versions/{selector}/withdrawal/{change}"): 400,
     ("GET", "/namespaces/{namespace}"): 404,
     ("GET", "/bases"): 401,
