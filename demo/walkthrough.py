@@ -102,7 +102,7 @@ def _start_the_services(demo: Demonstration, trained: Path) -> subprocess.Popen[
         f"the base was registered by reading {read / 1e3:.0f} kB of its {size / 1e6:.0f} MB: the header only"
     )
     created = demo.ask("token", "create", "gpu-1", "--scope", "work", "--scope", "pull")
-    worker = demo.start("worker", "--answers", "24", log="worker.log", token=created["secret"])
+    worker = demo.start("worker", "--answers", "12", log="worker.log", token=created["secret"])
     demo.print_text("  it has a token for its jobs, no database and no key to the store\n")
     return worker
 
