@@ -267,7 +267,7 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     push = PushRow(**values, created_at=db.now(), expires_at=db.now())
     pushed = Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
     pushed.inspection = cast(Any, object())
-    with tenants.harness.session() as session, pytest.raises(MemberFailed):
+    with tenants.harness.session(write=True) as session, pytest.raises(MemberFailed):
         rows._lock_adapters(session, TRUSTED, [pushed])
     assert pushed.error is not None
     assert pushed.error.code == "NAME_TOMBSTONED"

@@ -159,7 +159,10 @@ def test_a_folder_may_have_a_name_that_is_not_utf_8(cli: CommandRunner) -> None:
 
 
 def test_groups_of_commands_use_one_verb_for_one_act() -> None:
-    """`add` names what exists elsewhere, `create` makes something here; `revoke` and `cancel` leave a record."""
+    """`add` names what exists elsewhere, `create` makes something here; `revoke` and `cancel` leave a record.
+
+    An alias comes into being when it is promoted.
+    """
     context = click.Context(main.main)
     groups: dict[str, set[str]] = {}
     for name in main.COMMANDS:
@@ -169,7 +172,7 @@ def test_groups_of_commands_use_one_verb_for_one_act() -> None:
                 groups.setdefault(verb, set()).add(name)
     assert groups["add"] == {"base", "context", "publisher", "tag"}
     assert groups["create"] == {"namespace", "token", "webhook"}
-    assert groups["delete"] == (groups["add"] | groups["create"] | groups["set"]) - {"token"}
+    assert groups["delete"] == (groups["add"] | groups["create"] | groups["set"] | {"alias"}) - {"token"}
     assert groups["revoke"] == {"namespace", "token"}, "of a namespace, a role is revoked"
     synonyms = {"remove", "rm", "new", "register", "drop", "destroy", "get", "describe", "ls", "edit", "update"}
     assert synonyms.isdisjoint(groups)

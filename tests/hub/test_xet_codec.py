@@ -66,7 +66,7 @@ def test_a_shard_is_read_as_it_was_written(number: int, data: st.DataObject) -> 
     assert [(f.digest.hex, list(f.segments)) for f in read_files(shard_of(*files))] == files
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 10**6), st.integers(0, 255))
 def test_damaged_bodies_are_errors_or_values(noise: bytes, position: int, value: int) -> None:
     segment = Segment("ab" * 32, 5, 0, 1)
