@@ -208,5 +208,6 @@ def test_gc_reports_what_the_disk_refuses(local: Harness, monkeypatch: pytest.Mo
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr(local.admin.connection, "repeats", False)  # it would ask for a minute
     with pytest.raises(Unavailable, match="No locks available"):
         collect(local)
