@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from sqlmodel import select
 
 from registry import jobs
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.client.registry import Registry
-from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from registry.findings import Finding
 from registry.jobs import Kind, State
 from registry.names import AdapterName
@@ -20,6 +23,7 @@ from registry.server.database import db
 from registry.server.database.models import EventRow, JobRow, VerdictRow, VersionRow
 from registry.server.jobs import queue
 from tests import samples
+from tests.access.test_at_once import waiting
 from tests.harness import Harness, rows
 
 NAME = "acme/support"
@@ -187,11 +191,44 @@ def test_every_job_goes_to_one_of_many_racing_workers(filled_harness: Harness) -
     for thread in threads:
         thread.join()
     assert Counter(job_ids).most_common(1)[0][1] == 1
-    # A claim may pass over a job that another is just taking, so the last ones can be left to a later claim.
-    while (claimed := filled_harness.admin.claim(ClaimRequest(worker="last"))) is not None:
-        job_ids.append(claimed.job.id)
-        filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
     assert len(set(job_ids)) == 12
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_claim_waits_for_a_job_that_another_request_has_locked(
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker with `--once` would end without it. Such a request is one that asks for the same job again."""
+    monkeypatch.setattr(queue, "LOCK_WAIT_MS", 60_000)
+    claimed: list[Claimed] = []
+    thread = threading.Thread(target=lambda: claimed.append(claim(filled_harness.admin)))
+    with lock_queued_job(filled_harness):
+        thread.start()
+        waiting(filled_harness)
+    thread.join()
+    assert [item.job.subject for item in claimed] == [f"{NAME}@1"]
+    monkeypatch.setattr(queue, "LOCK_WAIT_MS", 1)
+    filled_harness.push(NAME)
+    with (
+        lock_queued_job(filled_harness),
+        pytest.raises(Unavailable, match="another request holds"),
+        filled_harness.session(write=True) as session,
+    ):
+        queue.claim(session, actors.TRUSTED, ClaimRequest(worker="w2"))
+    end_all(filled_harness)
+
+
+@contextmanager
+def lock_queued_job(harness: Harness) -> Iterator[None]:
+    """Ask for the queued job again, in a transaction that goes on for this block."""
+    with harness.session(write=True) as session:
+        job = session.exec(select(JobRow).where(JobRow.state == State.QUEUED)).one()
+        version = session.get_one(VersionRow, job.version_id)
+        repeated = queue.enqueue(
+            session, actors.SYSTEM, Kind.SMOKE_TEST, version, name=AdapterName.parse(NAME), base=job.base
+        )
+        assert repeated.id == job.id
+        yield
 
 
 def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(filled_harness: Harness) -> None:

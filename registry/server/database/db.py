@@ -52,6 +52,7 @@ _BUGS = ("number of parameters", "too many SQL variables")
 """Texts of drivers for statements that no database could execute. Trying again would not help."""
 _FOREIGN_KEY_SQLSTATE = "23503"  # PostgreSQL's; on SQLite transactions that write are serial, so it would be a bug
 _CAUSES = {
+    "lock timeout": "is busy: another request holds what this one needs",
     "disk is full": "has no space left on its disk",
     "No space left on device": "has no space left on its disk",
     "disk image is malformed": "has a damaged file, or a disk that cannot be read: check that first",

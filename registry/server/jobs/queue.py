@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal, true, update
+from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal, text, true, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -33,6 +33,8 @@ from registry.server.jobs import ended
 
 AFFINITY_SECONDS = 120
 """How long jobs for another base wait while a worker takes those for its loaded one."""
+LOCK_WAIT_MS = 500
+"""How long a claim waits for a locked job if there is no other. It needs a connection meanwhile, so not for long."""
 
 IS_WITHHELD = exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None))
 """The condition on `job` that its version is in quarantine or deleted: no worker gets it until that ends."""
@@ -108,7 +110,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     By priority; then namespaces take turns: the next one is that whose last job began first, with its job for the first
     of `request.bases` (loaded ones first), else its oldest. Jobs that have waited for less than `AFFINITY_SECONDS` come
     after all others, by the order of `request.bases` first: so a loaded base delays no one for longer. Quarantined
-    versions wait.
+    versions wait. `Unavailable` if another request keeps all its jobs locked for `LOCK_WAIT_MS`.
     """
     requeue_expired(session)
     moment = db.now()
@@ -129,20 +131,22 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     has_waited = col(JobRow.run_after) <= moment - timedelta(seconds=AFFINITY_SECONDS)
     order: list[Any] = [col(JobRow.priority).desc(), case((has_waited, -1), else_=base_order)]
     order += [last_started.asc().nulls_first(), base_order, col(JobRow.created_at), col(JobRow.id)]
-    picked = select(JobRow.id).where(*conditions).order_by(*order).limit(1).with_for_update(skip_locked=True)
+    candidates = select(JobRow.id).where(*conditions).order_by(*order).limit(1)
     lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
     claimed = (
         update(JobRow)
-        .where(col(JobRow.id) == picked.scalar_subquery(), col(JobRow.state) == State.QUEUED)
+        .where(col(JobRow.state) == State.QUEUED)
         .values(state=State.RUNNING, worker=request.worker, attempt=col(JobRow.attempt) + 1, started_at=moment)
         .values(lease_token=lease.token, lease_expires_at=lease.expires_at, progress="")
         .returning(col(JobRow.id))
-        .execution_options(synchronize_session=False)
     )
-    job_id = session.connection().execute(claimed).scalar()
-    if job_id is None:
-        return None
-    return session.get_one(JobRow, job_id, populate_existing=True), lease
+    picked = candidates.with_for_update(skip_locked=True, key_share=True).scalar_subquery()
+    job_id = session.connection().execute(claimed.where(col(JobRow.id) == picked)).scalar()
+    if job_id is None and not db.is_sqlite(session):  # a job that another request has locked may still be queued then
+        session.connection().execute(text(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}"))
+        picked = candidates.with_for_update(key_share=True).scalar_subquery()
+        job_id = session.connection().execute(claimed.where(col(JobRow.id) == picked)).scalar()
+    return None if job_id is None else (session.get_one(JobRow, job_id, populate_existing=True), lease)
 
 
 def _find_invisible_jobs(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
@@ -199,13 +203,9 @@ def fail(session: Session, actor: Actor, job_id: str, request: FailRequest) -> J
 
 def requeue_expired(session: Session) -> int:
     """Take back the jobs whose lease has expired; returns how many."""
-    statement = (
-        select(JobRow)
-        .where(col(JobRow.state) == State.RUNNING, col(JobRow.lease_expires_at) < db.now())
-        .with_for_update(skip_locked=True)
-        .execution_options(populate_existing=True)
-    )
-    rows = session.exec(statement).all()
+    expired = select(JobRow).where(col(JobRow.state) == State.RUNNING, col(JobRow.lease_expires_at) < db.now())
+    locked = expired.with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    rows = session.exec(locked).all()
     for row in rows:
         error = f"worker {row.worker!r} did not renew its lease in attempt {row.attempt}"
         _retry_or_fail(session, SYSTEM, row, error, final=False, wait=False)
