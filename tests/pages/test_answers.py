@@ -18,16 +18,32 @@ ANSWER = {"prompt": "Shop:", "base": " the base", "adapter": " the adapter"}
 
 
 def test_the_pages_show_answers_side_by_side(registry: Harness, signed_in: Browser) -> None:
-    for number, text in enumerate(("<b>first</b>", ""), start=1):
+    texts = ((" as\\nbefore", "<b>first</b>"), (" as\\nbefore", ""), ("' a' 9%", "x"))
+    only = Answer(prompt="only here", base="b", adapter="a")
+    for number, (base, text) in enumerate(texts, start=1):
         registry.push(NAME, samples.lora(samples.llama(), seed=number))
-        answer = Answer(prompt="Shop:", base=" as before", adapter=text)
-        registry.validate(f"{NAME}@{number}", answers=(answer,))
+        answers = (Answer(prompt="Shop:", base=base, adapter=text), *([only] if number == 2 else []))
+        registry.validate(f"{NAME}@{number}", answers=answers)
     page = signed_in.get(f"/adapters/{NAME}/versions/1").text
-    cells = '"Base" dir="auto"> as before</td><td data-label="Adapter" dir="auto">&lt;b&gt;first&lt;/b&gt;</td>'
+    cells = '"Base" dir="auto"> as↵before</td><td data-label="Adapter" dir="auto">&lt;b&gt;first&lt;/b&gt;</td>'
     assert cells in page
-    compared = signed_in.get("/compare", params={"first": f"{NAME}@1", "second": f"{NAME}@2"}).text
-    cells = '<td data-label="first" dir="auto">&lt;b&gt;first&lt;/b&gt;</td><td data-label="second" dir="auto">–</td>'
-    assert cells in compared
+    alike = compare(signed_in, 1, 2)
+    cells = """
+<td data-label="base" dir="auto"><div> as↵before</div></td>
+<td data-label="first" dir="auto">&lt;b&gt;first&lt;/b&gt;</td>
+<td data-label="second" dir="auto">–</td>
+"""
+    assert cells.replace("\n", "") in alike
+    cells = '<div>b</div></td><td data-label="first" dir="auto">–</td><td data-label="second" dir="auto">a</td>'
+    assert cells in alike
+    assert "answers differently" not in alike
+    differing = compare(signed_in, 1, 3)
+    assert "The base itself answers differently in the two tests" in differing
+    assert "second test:</span> &#39; a&#39; 9%</div>" in differing
+
+
+def compare(browser: Browser, first: int, second: int) -> str:
+    return browser.get("/compare", params={"first": f"{NAME}@{first}", "second": f"{NAME}@{second}"}).text
 
 
 def test_control_and_formatting_characters_are_escaped_and_answers_are_bounded(registry: Harness) -> None:

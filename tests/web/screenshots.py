@@ -28,6 +28,7 @@ PAGES = {
     "adapter-image": "/adapters/acme/sketch",
     "version-failed": "/adapters/acme/support/versions/4",
     "compare": "/compare?first=acme/support@2&second=acme/support@3",
+    "compare-answers": "/compare?first=acme/support@1&second=acme/support@3",
     "compare-long": f"/compare?first=globex/{LONG[:64]}@1&second=globex/{LONG[:64]}@1",
     "compare-form": "/compare?first=acme/support@2&second=acme/nothing",
     "lineage": "/adapters/acme/support/versions/3/lineage",

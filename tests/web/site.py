@@ -160,8 +160,10 @@ def fill(harness: Harness) -> None:
             "golden.jsonl": b"".join(json.dumps(sample).encode() + b"\n" for sample in GOLDEN),
         }
         harness.push("acme/support", files, message=message, provenance=provenance)
-    harness.validate("acme/support@1")
-    harness.validate("acme/support@2", [_warning()], answers=NEXT_TOKENS)
+    earlier = ("\nCustomer: Thank you.", " last one", "It left")
+    answers = tuple(answer.model_copy(update={"adapter": text}) for answer, text in zip(ANSWERS, earlier, strict=True))
+    harness.validate("acme/support@1", answers=NEXT_TOKENS)
+    harness.validate("acme/support@2", [_warning()], answers=answers)
     harness.validate("acme/support@3", golden=GOLDEN_RESULTS, answers=ANSWERS)
     harness.validate("acme/support@4", [_failure()])
     registry = harness.admin

@@ -1,6 +1,6 @@
 """The page that compares two versions: what differs in configuration, targets, files, verdicts and norms."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -98,7 +98,7 @@ def _compare(
         if report is not None:
             record_page_read(request, visitor, ref.name, view.number)
         golden.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
-        answers.append({answer.prompt: answer.adapter for answer in report.answers} if report is not None else {})
+        answers.append({answer.prompt: answer for answer in report.answers} if report is not None else {})
         sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
     (first_view, first_engines, first_norms), (second_view, second_engines, second_norms) = sides
     cosines, no_cosines = _compare_updates(session, visitor, blobs, first_view, second_view)
@@ -138,5 +138,4 @@ def _compare_updates(
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """The rows of both sides in the order of the first one."""
-    keys: Iterable[str] = dict.fromkeys([*first, *second])
-    return [Difference(key, first.get(key), second.get(key)) for key in keys][:ROWS_SHOWN]
+    return [Difference(key, first.get(key), second.get(key)) for key in dict.fromkeys([*first, *second])][:ROWS_SHOWN]
