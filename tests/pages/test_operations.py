@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.jobs import CampaignRequest, ClaimRequest
+from registry.api.jobs import CampaignRequest, ClaimRequest, FinishRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.errors import Unavailable
 from registry.server.pages.operations import audit
@@ -86,8 +86,23 @@ def test_a_job_and_a_campaign_show_their_progress_and_a_job_can_be_cancelled(
     page = signed_in.get(f"/jobs/{job}").text
     assert "cancelled" in page
     assert f"/jobs/{job}/cancel" not in page, "what has ended has no form"
+    assert 'href="/adapters/acme/fleet/versions/1"' in page
+    assert 'href="/bases/tiny-llama"' in page
     assert f"1 of {campaign.total} jobs have ended" in text_of(signed_in.get(f"/campaigns/{campaign.id}").text)
     assert signed_in.get("/jobs?state=none").status_code == 400
+
+
+def test_a_job_that_has_ended_shows_its_result(filled: Harness, signed_in: Browser) -> None:
+    filled.push("acme/tested")
+    claimed = filled.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    assert claimed.subject is not None
+    report = filled.report(claimed.subject.digest, claimed.job.base)
+    request = FinishRequest(lease_token=claimed.lease.token, report=report, result={"message": "<b>smoke</b>: pass"})
+    filled.admin.finish(claimed.job.id, request)
+    page = signed_in.get(f"/jobs/{claimed.job.id}").text
+    assert "<dd>&lt;b&gt;smoke&lt;/b&gt;: pass</dd>" in page
+    assert "<dt>Ended</dt>" in page
 
 
 @pytest.mark.security

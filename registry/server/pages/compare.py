@@ -24,7 +24,7 @@ from registry.server.storage.blobs import BlobStore
 
 router = create_router()
 ROWS_SHOWN = 200
-_FACTS = ("format", "method", "task", "rank", "ranks", "alpha", "scales", "use_dora", "use_rslora", "bias", "dtypes",
+_FACTS = ("format", "method", "task", "ranks", "alpha", "scales", "use_dora", "use_rslora", "bias", "dtypes",
           "parameters", "modules", "trained_tokens", "saved_modules", "trigger_words", "peft_version")  # fmt: skip
 Reference = Annotated[str, Query(max_length=4 * NAME_LIMIT)]
 
