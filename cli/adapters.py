@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from registry.api.catalog import AdapterView, VersionView
+from registry.api.catalog import AdapterView, DeleteResult, VersionView
 from registry.bases import BaseMatch
 from registry.client.core import Versions
-from registry.errors import Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
@@ -132,22 +132,28 @@ def _outcome(version: VersionView, check: Check) -> str:
 @click.option("--reason", default="", help="Reason; shown to everyone who requests the version.")
 @click.option("--force", is_flag=True, help="Delete a version although children, jobs, nodes or signatures need it.")
 @click.option("--undo", is_flag=True, help="Restore a deleted version, within the grace time.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted, and what needs it.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes: bool) -> None:
+def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, dry_run: bool, yes: bool) -> None:
     """Delete one version (NAME@3), or an adapter with all its versions (NAME).
 
     A version can be restored with --undo until its grace time ends; its number is never used again. What still
     needs it is listed: move aliases first; --force ignores the rest. An adapter is deleted permanently: its name and
     look-alikes are never reused.
     """
+    if dry_run and undo:
+        raise click.UsageError("--dry-run is about a deletion: leave --undo out")
+    if undo and isinstance(subject, AdapterName):
+        raise Invalid("REQUEST_INVALID", f"{subject} is not restored: the deletion of an adapter is permanent",
+                      next_step=f"--undo restores a version: adapter delete {subject}@NUMBER --undo")  # fmt: skip
+    if (reason or force) and isinstance(subject, AdapterName):
+        raise click.UsageError("--reason and --force are about a version: NAME@3")
+    if dry_run:
+        _preview(subject, force=force)
+        return
     if isinstance(subject, Ref):
         _delete_version(subject, reason, force=force, undo=undo, yes=yes)
         return
-    if undo:
-        raise Invalid("REQUEST_INVALID", f"{subject} is not restored: the deletion of an adapter is permanent",
-                      next_step=f"--undo restores a version: adapter delete {subject}@NUMBER --undo")  # fmt: skip
-    if reason or force:
-        raise click.UsageError("--reason and --force are about a version: NAME@3")
     output.confirm(f"Delete {subject} and all its versions permanently?", yes)
     with session.registry() as registry:
         deleted = registry.delete_adapter(subject)
@@ -157,6 +163,34 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes
         versions.print_served_on(deleted.served_on)
 
     output.result(deleted, text)
+
+
+def _preview(subject: AdapterName | Ref, *, force: bool) -> None:
+    """Print what a deletion would do, and what needs it. An adapter is deleted although something needs it."""
+    next_step = ""
+    with session.registry() as registry:
+        if isinstance(subject, AdapterName):
+            result = registry.delete_adapter(subject, dry_run=True)
+        else:
+            try:
+                version = registry.delete_version(subject, force=force, dry_run=True)
+                name, count = f"{version.name}@{version.number}", int(version.deleted_at is None)
+                result = DeleteResult(name=name, versions=count, served_on=version.served_on)
+            except Conflict as e:
+                result, next_step = DeleteResult(name=str(subject), needs=list(e.findings)), e.next_step
+
+    def text() -> None:
+        is_adapter = isinstance(subject, AdapterName)
+        versions_text = f" and its {output.plural(result.versions, 'version')} permanently" if is_adapter else ""
+        verb = "Would delete" if result.versions else "Would not delete"
+        output.line(f"{verb} {output.strong(result.name)}{versions_text}.")
+        for need in result.needs:
+            output.line(f"  {need.message}")
+        if next_step:
+            output.line(f"Next: {next_step}")
+        versions.print_served_on(result.served_on)
+
+    output.result(result, text)
 
 
 def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool) -> None:

@@ -45,7 +45,7 @@ class StubBucket(Bucket):
     def __init__(self) -> None:
         self.name, self.prefix = "stub", ""
         self.objects: dict[str, StoredObject] = {}
-        self._breaker = CircuitBreaker()
+        self._breaker = CircuitBreaker(self.name)
         self.on_call: Callable[[str, str], object] = lambda _operation, _key: None
 
     def presign(self, operation: str, seconds: int, *, internal: bool = False, **parameters: Any) -> str:  # noqa: ARG002

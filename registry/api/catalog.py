@@ -9,6 +9,7 @@ from msgspec import Meta
 from registry.api import RequestStruct, ResponseStruct, StructPage, check_field, check_printable
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
+from registry.findings import Finding
 from registry.structs import Moment, pattern
 from registry.versions.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
 from registry.versions.provenance import URI_LIMIT, Provenance
@@ -55,11 +56,12 @@ class ServedOn(ResponseStruct, frozen=True, kw_only=True):
 
 
 class DeleteResult(ResponseStruct, frozen=True, kw_only=True):
-    """What was deleted. Its name stays reserved."""
+    """What was deleted, or would be. Its name stays reserved."""
 
     name: str
     versions: int = 0
     served_on: list[ServedOn] = []
+    needs: list[Finding] = []
 
 
 class MetadataChange(RequestStruct, frozen=True, kw_only=True):

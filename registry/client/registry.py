@@ -70,13 +70,17 @@ class Registry(Aliases):
         response = self._post(f"{path_of_adapter(name)}/rename", request, catalog.AdapterView)
         return response_checks.check_adapter(parsed_name(to), response)
 
-    def delete_adapter(self, name: Name) -> catalog.DeleteResult:
-        """Delete an adapter with its versions."""
-        return check_fields(self._send("DELETE", path_of_adapter(name), catalog.DeleteResult), name=str(name))
+    def delete_adapter(self, name: Name, *, dry_run: bool = False) -> catalog.DeleteResult:
+        """Delete an adapter with its versions. `dry_run`: only return what needs them."""
+        query = {"dry_run": "true" if dry_run else ""}
+        response = self._send("DELETE", path_of_adapter(name), catalog.DeleteResult, query=query)
+        return check_fields(response, name=str(name))
 
-    def delete_version(self, ref: AnyRef, reason: str = "", *, force: bool = False) -> catalog.VersionView:
-        """Delete a version. `force`: although something needs it."""
-        query = {"reason": reason, "force": "true" if force else ""}
+    def delete_version(
+        self, ref: AnyRef, reason: str = "", *, force: bool = False, dry_run: bool = False
+    ) -> catalog.VersionView:
+        """Delete a version. `force`: although something needs it. `dry_run`: only check; the errors are the same."""
+        query = {"reason": reason, "force": "true" if force else "", "dry_run": "true" if dry_run else ""}
         return self._send_to_version("DELETE", ref, "", query=query)
 
     def undelete_version(self, ref: AnyRef, reason: str) -> catalog.VersionView:

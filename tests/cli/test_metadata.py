@@ -64,6 +64,22 @@ def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) ->
         "  - it is the only version of acme/support",
         "  - the alias acme/support:canary points at it",
     ]
+    assert cli("delete", "acme/support@1", "--dry-run").stdout.splitlines() == [
+        "Would not delete acme/support@1.",
+        "  it is the only version of acme/support",
+        "  the alias acme/support:canary points at it",
+        "Next: delete the adapter: adapter delete acme/support",
+    ]
+    plan = cli("delete", "acme/support", "--dry-run")
+    assert plan.stdout.splitlines() == [
+        "Would delete acme/support and its 1 version permanently.",
+        "  the alias acme/support:canary points at it",
+    ]
+    cli.push("acme/support", "--message", "another")
+    plan = cli("delete", "acme/support@2", "--dry-run", "--json").json
+    assert (plan["name"], plan["versions"], plan["needs"]) == ("acme/support@2", 1, [])
+    assert cli("show", "acme/support@2", "--json").json["deleted_at"] is None
+    assert "leave --undo out" in cli("delete", "acme/support@2", "--dry-run", "--undo", expect=2).stderr
 
 
 def cli_detail(cli: CommandRunner, *words: str) -> str:

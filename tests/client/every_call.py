@@ -338,9 +338,11 @@ def _withdraw(call: Recorder) -> None:
     call(registry.unquarantine, "acme/old@1", "a false alarm")
     call(registry.yank, "acme/old@1", "wrong")
     call(registry.yank, "acme/old@1", "right", undo=True)
+    call(registry.delete_version, "acme/old@1", dry_run=True)
     call(registry.delete_version, "acme/old@1", "old")
     call(registry.undelete_version, "acme/old@1", "needed")
     call(registry.rename, "acme/old", "acme/older")
+    call(registry.delete_adapter, "acme/older", dry_run=True)
     call(registry.delete_adapter, "acme/older")
 
 

@@ -308,3 +308,24 @@ def test_the_circuit_breaker_rejects_calls_after_a_timeout(blobs: S3Blobs, proxy
     blobs.bucket._breaker._open_until = 0.0  # its pause is over
     assert blobs.stat(key) is None
     assert blobs.stat(key) is None
+
+
+@pytest.mark.parametrize("act", ["reset_before", "503", "hang"])
+def test_an_outage_has_one_line_when_it_begins_and_one_when_it_ends(
+    blobs: S3Blobs, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, act: str
+) -> None:
+    assert blobs.capabilities.ranges
+    caplog.clear()
+    proxy.fail("head", act)
+    key = key_of(Digest.of(b""))
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            blobs.stat(key)
+        blobs.bucket._breaker._open_until = blobs.bucket._breaker._open_until and 0.0  # its pause is over
+    name = blobs.bucket.name
+    begin = f"the blob store is unavailable: bucket '{name}' cannot serve head_object now: "
+    assert [message[: len(begin)] for message in caplog.messages] == [begin]
+    proxy.heal()
+    for _ in range(2):
+        assert blobs.stat(key) is None
+    assert caplog.messages[1:] == [f"the blob store is available again: bucket '{name}'"]

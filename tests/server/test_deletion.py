@@ -130,9 +130,18 @@ def test_what_needs_a_version_is_named(harness: Harness) -> None:
         ("version.job_runs", claimed.job.id), ("version.has_child", "acme/child@1"),
     ]  # fmt: skip
     assert caught.value.next_step.startswith("move it first: adapter rollback acme/support:canary")
+    with pytest.raises(Conflict) as planned:
+        harness.admin.delete_version("acme/support@1", dry_run=True)
+    assert planned.value.to_problem() == caught.value.to_problem()
+    plan = harness.admin.delete_adapter("acme/support", dry_run=True)
+    assert (plan.name, plan.versions, plan.needs) == ("acme/support", 2, list(caught.value.findings))
     with pytest.raises(Conflict, match="cannot delete acme/support@1: the alias acme/support:canary points at it"):
         harness.admin.delete_version("acme/support@1", force=True)
     harness.admin.promote("acme/support", "canary", "2", generation=1)
+    events = list(Audit(harness.admin).events())
+    assert harness.admin.delete_version("acme/support@1", force=True, dry_run=True).deleted_at is None
+    assert list(Audit(harness.admin).events()) == events
+    assert harness.admin.delete_adapter("acme/child", dry_run=True).needs == []
     assert [node.node for node in harness.admin.delete_version("acme/support@1", force=True).served_on] == ["gpu-1"]
     nodes = harness.admin.lineage("acme/child").nodes
     assert {node.name: node.withdrawn for node in nodes if node.kind == "version"} == {

@@ -1,9 +1,11 @@
-"""Which thread handles the requests with signed links that follow each other on one connection."""
+"""Which thread handles the requests with signed links that follow each other on one connection, and what it logs."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
+import json
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from registry.errors import Unavailable
 from registry.server.local_links import listener
 from registry.server.local_links.request import LinkRequest
 from tests.link_server import RunningServer
@@ -53,3 +56,18 @@ def test_a_thread_responds_what_follows_at_once_unless_others_need_it(
     assert len(begun) == threads
     assert ask(client, "GET", server.read_link(DATA, owner="tok_2")) == (200, DATA), "counts for another person"
     assert [request.link.owner for request in begun] == ["tok_1"] * threads + ["tok_2"]
+
+
+def test_a_link_that_fails_with_the_store_is_logged_and_counted_as_a_fault_of_the_store(
+    server: RunningServer, client: http.client.HTTPConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.refuse = Unavailable("STORE_UNAVAILABLE", "the bucket is away")
+    status, body = ask(client, "PUT", server.write_link(DATA, "psh_1"), DATA)
+    assert (status, json.loads(body)["code"]) == (503, "STORE_UNAVAILABLE")
+    server.stop()  # the line follows the response
+    [record] = [record for record in caplog.records if record.name == "registry.server.requests"]
+    fields = record.fields  # type: ignore[attr-defined]
+    assert (record.levelno, fields["problem"], fields["detail"]) == (
+        logging.ERROR, "STORE_UNAVAILABLE", "the bucket is away"
+    )  # fmt: skip
+    assert (fields["out"], server.requests.store_errors) == (len(body), 1)

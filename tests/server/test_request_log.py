@@ -108,6 +108,7 @@ def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
     fields = record.fields  # type: ignore[attr-defined]
     assert (record.levelname, fields["problem"]) == ("ERROR", "STORE_UNAVAILABLE")
     assert (fields["detail"], fields["id"]) == ("the bucket does not respond", response.headers["x-request-id"])
+    assert harness.app.state.requests.store_errors == 1
 
 
 @pytest.mark.security

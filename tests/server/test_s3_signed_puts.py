@@ -101,7 +101,7 @@ def test_a_store_that_responds_again_is_noticed_by_a_put_that_fails_at_first(
     blobs: S3Blobs, proxy: FaultProxy, puts_by_boto3: list[str]
 ) -> None:
     breaker = blobs.bucket._breaker
-    breaker.record(responded=False)
+    breaker.record_failure("no response", timed_out=True)
     breaker._open_until = 0.0  # its pause is over
     proxy.fail("put", "503", times=1)
     blobs.put(KEY, [DATA], limit_bytes=len(DATA))

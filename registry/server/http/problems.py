@@ -147,9 +147,10 @@ def _handle_registry_error(request: Request, exception: Exception) -> Response:
 
 def _report(request: Request, error: RegistryError, about: str = "") -> None:
     """Log failures of the server, and record denials. `about` names one item of a request."""
-    if status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
+    if about and status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
+        # The line of the request names, and counts, only the error of the whole.
         request.app.state.requests.store_errors += error.code == "STORE_UNAVAILABLE"
-        if about and error.code != "TRY_LATER":  # the line of the request names only the error of the whole
+        if error.code != "TRY_LATER":
             _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):
         request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__, about)

@@ -72,6 +72,7 @@ class RequestLog:
         with self._lock:
             self.counts[method, request.status] += 1
             self.failed_sign_ins += request.status == 401
+            self.store_errors += request.problem == "STORE_UNAVAILABLE"
             self.seconds.setdefault((method, request.route), Durations()).add(request.seconds)
         level = logging.ERROR if request.status >= 500 and request.problem != "TRY_LATER" else logging.INFO
         if self.writes_lines and _LOG.isEnabledFor(level):

@@ -66,6 +66,7 @@ class Exchange:
         self.rest = received[request.head_bytes :]
         self.status = 0
         self._sent_bytes = 0
+        self._error: RegistryError | None = None
         self._started_at = time.perf_counter()
 
     def run(self) -> bool:
@@ -85,9 +86,11 @@ class Exchange:
     def describe(self) -> RequestRecord:
         """What the log says about it. The bytes of a response count as a whole."""
         received = self._request.link.size_bytes - self._remaining if self._request.method == "PUT" else 0
+        problem, detail = (self._error.code, self._error.detail) if self._error else ("", "")
         return RequestRecord(
             self._request_id, self._request.link.owner, self._request.method, LINK_ROUTE, self.status,
             time.perf_counter() - self._started_at, received, self._sent_bytes,
+            problem, detail if self.status >= 500 else "",
         )  # fmt: skip
 
     @property
@@ -174,10 +177,12 @@ class Exchange:
 
     def _refuse(self, error: RegistryError) -> None:
         """Response with a problem document. The connection is closed unless the whole body was read."""
+        self._error = error
         if self.status:
             self._remaining = 1  # the response is incomplete
             return
         status, body, headers = problem_of(error, self._request_id)
+        self._sent_bytes = len(body)
         with contextlib.suppress(OSError, RegistryError):
             self._respond(status, headers, body)
             if self._remaining:

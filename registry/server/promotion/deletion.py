@@ -60,11 +60,12 @@ _COLUMNS = {"quarantine", "deleted_by", *(column for each in _WITHDRAWALS for co
 
 
 def delete_version(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, reason: str = "", force: bool = False
-) -> VersionView:
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, reason: str = "", force: bool = False,
+    dry_run: bool = False,
+) -> VersionView:  # fmt: skip
     """Delete a version; a second time changes nothing. `Conflict` (VERSION_IN_USE) names what needs it.
 
-    `force` passes over all but aliases that point at it, and over the last version of an adapter.
+    `force` passes over all but aliases that point at it and the last version of an adapter. `dry_run` only checks.
     """
     version = withdraw.lock(session, actor, Scope.ADMIN, name, selector, include_deleted=True)
     if version.deleted_at is None:
@@ -77,7 +78,8 @@ def delete_version(
                 findings=needs,
                 next_step=_next_step(name, needs[0]),
             )
-        withhold(session, actor, name, version, reason)
+        if not dry_run:
+            withhold(session, actor, name, version, reason)
     return withdraw.view_with_nodes(session, name, version)
 
 
@@ -125,39 +127,49 @@ def _find_needs(session: Session, actor: Actor, name: AdapterName, version: Vers
     )
     if session.exec(others.limit(1)).first() is None:
         yield Finding.of("error", ONLY_VERSION, str(name), f"it is the only version of {name}")
-    pointing = select(AliasRow.alias).where(AliasRow.version_id == version.id, AliasRow.alias != names.NEWEST)
+    yield from find_uses(session, actor, name, col(VersionRow.id) == version.id, version)
+
+
+def find_uses(
+    session: Session, actor: Actor, name: AdapterName, owned: ColumnElement[bool], version: VersionRow | None = None
+) -> Iterator[Finding]:
+    """What needs the version, or without one the adapter, whose versions `owned` selects."""
+    ids = select(VersionRow.id).where(owned).correlate(None)
+    pointing = select(AliasRow.alias).where(col(AliasRow.version_id).in_(ids), AliasRow.alias != names.NEWEST)
     for alias in session.exec(pointing.order_by(col(AliasRow.alias))):
         yield Finding.of("error", ALIAS_POINTS, f"{name}:{alias}", f"the alias {name}:{alias} points at it")
-    for node in reports.find_serving_nodes(session, name, version.digest):
+    for node in reports.find_serving_nodes(session, name, version.digest if version else ""):
         message = f"node {node.node} reports it as {node.state}"
         yield Finding.of("error", "version.on_node", node.node, message)
-    running = select(JobRow.id).where(JobRow.version_id == version.id, JobRow.state == State.RUNNING)
+    running = select(JobRow.id).where(col(JobRow.version_id).in_(ids), JobRow.state == State.RUNNING)
     sources = queue.find_sources(session, name, (State.RUNNING,))
-    uses = [*session.exec(running), *(job_id for job_id, number in sources if number == version.number)]
+    uses = [*session.exec(running), *(job for job, number in sources if version is None or number == version.number)]
     for job_id in list(dict.fromkeys(uses))[:NEEDS_LIMIT]:
         yield Finding.of("error", "version.job_runs", job_id, f"the running job {job_id} uses it")
-    yield from _find_children(session, actor, version)
+    yield from _find_children(session, actor, owned)
     signed = select(AttestationRow.identity).where(
-        AttestationRow.version_id == version.id, AttestationRow.made_by != actor.identity,
+        col(AttestationRow.version_id).in_(ids), AttestationRow.made_by != actor.identity,
         col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
     )  # fmt: skip
     for identity in session.exec(signed.limit(NEEDS_LIMIT)):
         yield Finding.of("error", "version.signed_by_other", identity, f"{identity} has signed it")
 
 
-def _find_children(session: Session, actor: Actor, version: VersionRow) -> Iterator[Finding]:
-    """What was made from the version, of what the actor may see."""
+def _find_children(session: Session, actor: Actor, owned: ColumnElement[bool]) -> Iterator[Finding]:
+    """What was made from the versions, apart from these, of what the actor may see."""
+    digests = select(VersionRow.digest).where(owned).correlate(None)
     children = (
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.number, EdgeRow.relation)
         .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
         .join(EdgeRow, col(EdgeRow.child_id) == col(VersionRow.id))
-        .where(EdgeRow.parent_digest == version.digest, col(VersionRow.deleted_at).is_(None), versions.visible(actor))
+        .where(col(EdgeRow.parent_digest).in_(digests), col(VersionRow.deleted_at).is_(None), versions.visible(actor))
+        .where(~owned)
     )
     for namespace, word, number, relation in session.exec(children.limit(NEEDS_LIMIT)):
         child = f"{namespace}/{word}@{number}"
         yield Finding.of("error", "version.has_child", child, f"it is a parent of {child} ({relation})")
     fused = select(BaseRow.name).join(BaseEdgeRow, col(BaseEdgeRow.base_id) == col(BaseRow.id))
-    for base in session.exec(fused.where(BaseEdgeRow.parent_digest == version.digest).limit(NEEDS_LIMIT)):
+    for base in session.exec(fused.where(col(BaseEdgeRow.parent_digest).in_(digests)).limit(NEEDS_LIMIT)):
         yield Finding.of("error", "version.has_child", base, f"it was fused into the base {base}")
 
 

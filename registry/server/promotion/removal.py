@@ -41,7 +41,7 @@ from registry.server.database.models import (
     VerdictRow,
     VersionRow,
 )
-from registry.server.promotion import gates
+from registry.server.promotion import deletion, gates
 from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
@@ -51,11 +51,15 @@ RECORDS_LIMIT = 100
 _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
 
-def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> DeleteResult:
-    """Delete an adapter with all its versions. `NotFound`, `Denied`."""
+def delete_adapter(session: Session, actor: Actor, name: AdapterName, *, dry_run: bool = False) -> DeleteResult:
+    """Delete an adapter with all its versions. `dry_run`: only find what needs them. `NotFound`, `Denied`."""
     actor.require(Scope.ADMIN, name)
     adapter = versions.find_adapter(session, actor, name, lock=True)
-    own = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.id))
+    owned = col(VersionRow.adapter_id) == adapter.id
+    own = select(VersionRow.digest).where(owned).order_by(col(VersionRow.id))
+    if dry_run:
+        uses = list(deletion.find_uses(session, actor, name, owned))
+        return DeleteResult(name=str(name), versions=len(session.exec(own).all()), needs=uses)
     digests = session.exec(own.with_for_update()).all()  # locked: nothing may refer to a version from now on
     _end_name(session, name)  # it locks the access epoch before rows of usage, as a rename does
     for statement in _build_delete():

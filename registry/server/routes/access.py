@@ -152,10 +152,13 @@ def revoke_role(session: deps.SessionDep, actor: deps.Admin, namespace: str, sub
 # ------------------------------------------------------------------ adapters
 @namespace_router.delete(deps.ADAPTER)
 def delete_adapter(
-    target: deps.AdapterForAdmin, blobs: deps.BlobsHandleDep, engine: deps.EngineDep, after: BackgroundTasks
-) -> DeleteResult:
+    target: deps.AdapterForAdmin, blobs: deps.BlobsHandleDep, engine: deps.EngineDep, after: BackgroundTasks,
+    dry_run: bool = False,
+) -> DeleteResult:  # fmt: skip
     """Delete an adapter with all its versions. Its name stays reserved."""
-    removed = removal.delete_adapter(*target)
+    removed = removal.delete_adapter(*target, dry_run=dry_run)
+    if dry_run:
+        return removed
     background.forget_plans(engine)
     after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
     return removed

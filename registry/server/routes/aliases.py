@@ -242,9 +242,10 @@ def delete_version(
     target: deps.VersionForAdmin,
     reason: Reason = "",
     force: bool = False,
+    dry_run: bool = False,
 ) -> VersionView:
     """Delete a version. It can be restored within the grace time; its number is never used again."""
-    return deletion.delete_version(*target, reason=reason, force=force)
+    return deletion.delete_version(*target, reason=reason, force=force, dry_run=dry_run)
 
 
 @router.post(deps.VERSION + "/undelete")

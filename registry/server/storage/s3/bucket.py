@@ -98,7 +98,7 @@ class Bucket:
         self._patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
         same = public_endpoint in ("", endpoint)
         self._public = self._internal if same else _create_client(session, public_endpoint)
-        self._breaker = CircuitBreaker()
+        self._breaker = CircuitBreaker(self.name)
 
     def head(self, key: str) -> dict[str, Any] | None:
         """Return the headers of an object, with its checksum if the store has one; None if it does not exist."""
@@ -153,7 +153,7 @@ class Bucket:
             return False
         is_written = self._signed_puts.put(key, data, digest, headers, *self.credentials())
         if is_written:
-            self._breaker.record(responded=True)
+            self._breaker.record_response()
         return is_written
 
     @cached_property
@@ -176,7 +176,7 @@ class Bucket:
             self._check_breaker(operation)
             client = self._patient if operation in LONG_CALLS else self._internal
             response: dict[str, Any] = getattr(client, operation)(**self._qualify(parameters))
-            self._breaker.record(responded=True)
+            self._breaker.record_response()
             return response
 
     def call_if_exists(self, operation: str, **parameters: Any) -> dict[str, Any] | None:
@@ -197,7 +197,9 @@ class Bucket:
         """Yield the pages of a listing."""
         with self.translate_errors(operation):
             self._check_breaker(operation)
-            yield from self._internal.get_paginator(operation).paginate(**self._qualify(parameters))
+            for page in self._internal.get_paginator(operation).paginate(**self._qualify(parameters)):
+                self._breaker.record_response()
+                yield page
 
     def presign(self, operation: str, seconds: int, *, internal: bool = False, **parameters: Any) -> str:
         """Presign a URL at the public endpoint, or at the internal one, without a request."""
@@ -236,18 +238,19 @@ class Bucket:
         try:
             yield
         except ClientError as e:
-            self._breaker.record(responded=True)
             code = str(e.response.get("Error", {}).get("Code", ""))
             status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = _ERRORS.get(code) or (RequestRejected if 400 <= status < 500 else Unavailable)
-            raise kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS) from e
+            error = kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS)
+            self._breaker.record_response(error.detail if status >= 500 else "")
+            raise error from e
         except _NO_CREDENTIALS as e:
             raise _missing_credentials(e) from e
         except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: the response makes no sense
-            if isinstance(e, _TIMEOUTS):
-                self._breaker.record(responded=False)
             cause = str(e).split("\n", 1)[0][:200]
-            raise Unavailable(*self._describe(operation, cause), retry_after_seconds=RETRY_AFTER_SECONDS) from e
+            error = Unavailable(*self._describe(operation, cause), retry_after_seconds=RETRY_AFTER_SECONDS)
+            self._breaker.record_failure(error.detail, timed_out=isinstance(e, _TIMEOUTS))
+            raise error from e
 
     def _describe(self, operation: str, cause: str) -> tuple[str, str]:
         hint = "; are the credentials right?" if cause in _DENIED else ""
@@ -256,14 +259,16 @@ class Bucket:
 
 
 class CircuitBreaker:
-    """Rejects calls after a timeout until any response, even an error. Thread-safe.
+    """Rejects calls after a timeout until any response, even an error; logs begin and end of an outage. Thread-safe.
 
     Meanwhile one call in `PAUSE_SECONDS` may try again on behalf of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bucket: str) -> None:
+        self._bucket = bucket
         self._lock = threading.Lock()
         self._open_until: float | None = None
+        self._is_outage = False
 
     @property
     def is_open(self) -> bool:
@@ -278,13 +283,24 @@ class CircuitBreaker:
                 self._open_until = now + PAUSE_SECONDS
             return open_until is not None and now < open_until
 
-    def record(self, *, responded: bool) -> None:
-        """Record whether the store responded to a call."""
+    def record_response(self, failure: str = "") -> None:
+        """Record that the store responded; `failure` is its own, as of a proxy without a store behind it."""
         with self._lock:
-            was_open = self._open_until is not None
-            self._open_until = None if responded else time.monotonic() + PAUSE_SECONDS
-        if was_open == responded:
-            _LOG.warning("the blob store responds again" if responded else "the blob store does not respond")
+            self._open_until = None
+            self._log_outage(failure)
+
+    def record_failure(self, failure: str, *, timed_out: bool) -> None:
+        """Record that the store did not respond. Only after a timeout are calls rejected: others fail at once."""
+        with self._lock:
+            self._open_until = time.monotonic() + PAUSE_SECONDS if timed_out else self._open_until
+            self._log_outage(failure)
+
+    def _log_outage(self, failure: str) -> None:
+        if failure and not self._is_outage:
+            _LOG.warning("the blob store is unavailable: %s", failure)
+        elif self._is_outage and not failure:
+            _LOG.warning("the blob store is available again: bucket '%s'", self._bucket)
+        self._is_outage = bool(failure)
 
 
 def checksum_of(digest: Digest) -> str:
