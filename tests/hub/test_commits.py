@@ -219,7 +219,14 @@ def test_an_unknown_base_is_refused_with_how_to_add_it(harness: Harness, pusher:
     assert harness.admin.version("acme/support@1").base == "tiny-llama"
 
 
-def test_a_base_that_is_a_folder_is_taken_from_the_readme_or_the_parent(harness: Harness, pusher: Pusher) -> None:
+def test_a_base_that_is_a_folder_is_the_base_of_that_name_or_that_of_the_readme_or_the_parent(
+    harness: Harness, pusher: Pusher
+) -> None:
+    by_folder = Pusher(harness, pusher.secret, "acme/by-folder")
+    by_folder.create()
+    named = harness.files(config={"base_model_name_or_path": "/home/trainer/models/Tiny-Llama/"})
+    assert by_folder.push(named).status_code == 200
+    assert harness.admin.version("acme/by-folder@1").base == "tiny-llama"
     pusher.create()
     files = harness.files(config={"base_model_name_or_path": "/home/trainer/base"})
     refused = pusher.push({**files, CARD: b"# No base\n"})
