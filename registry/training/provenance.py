@@ -3,6 +3,7 @@
 Nothing is asked for that the training does not have at hand, and a package is used only if the training imported it.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from registry.versions.provenance import VALUE_LIMIT
+from registry.versions.provenance import PARAMETERS_LIMIT, VALUE_LIMIT
 
 PARAMETERS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -19,6 +20,8 @@ PARAMETERS = (
 )  # fmt: skip
 """Fields of `TrainingArguments`, and of TRL's, that a checkpoint declares."""
 GIT_SECONDS = 10
+METRIC_CHARACTERS = 90
+"""Of a metric's name. That of a parameter has up to 100, and begins with `metrics.` here."""
 
 
 def describe_training(args: Any, state: Any, dataset: Any, code: Mapping[str, str] | None) -> dict[str, Any]:
@@ -26,21 +29,25 @@ def describe_training(args: Any, state: Any, dataset: Any, code: Mapping[str, st
     parameters = {name: value for name in PARAMETERS if (value := getattr(args, name, None)) is not None}
     parameters |= {"step": state.global_step} | ({"epoch": state.epoch} if state.epoch is not None else {})
     parameters |= {f"metrics.{name}": value for name, value in newest_metrics(state.log_history).items()}
-    plain = {name: str(getattr(value, "value", value))[:VALUE_LIMIT] for name, value in parameters.items()}
+    declared = list(parameters.items())[:PARAMETERS_LIMIT]
+    plain = {name: str(getattr(value, "value", value))[:VALUE_LIMIT] for name, value in declared}
     described: dict[str, Any] = {"parameters": plain, "code": code, "run": find_run()}
     described["datasets"] = [entry for entry in (describe_dataset(dataset),) if entry]
     return {field: value for field, value in described.items() if value}
 
 
 def newest_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """The last value of each logged number.
+    """The last value of each logged number. Trainers log any names; `_` replaces what a parameter's name cannot hold.
 
     Example
-        >>> newest_metrics([{"loss": 2.0, "step": 1}, {"eval_loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
-        {'loss': 1.0, 'eval_loss': 1.5}
+        >>> newest_metrics([{"loss": 2.0, "step": 1}, {"memory (GiB)": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
+        {'loss': 1.0, 'memory_GiB_': 1.5}
     """
     metrics = {name: value for entry in log_history for name, value in entry.items() if isinstance(value, int | float)}
-    return {name: value for name, value in metrics.items() if name not in ("step", "epoch")}
+    return {
+        re.sub(r"[^A-Za-z0-9_./:-]+", "_", name)[:METRIC_CHARACTERS]: value
+        for name, value in metrics.items() if name not in ("step", "epoch")
+    }  # fmt: skip
 
 
 def describe_dataset(dataset: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from registry.training.provenance import describe_training, find_code, find_run
+from registry.versions.provenance import PARAMETERS_LIMIT, Provenance
 
 
 def test_the_active_run_is_declared_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +43,10 @@ def test_another_data_set_and_missing_fields_are_left_out() -> None:
     state = SimpleNamespace(global_step=3, epoch=None, log_history=[])
     described = describe_training(SimpleNamespace(learning_rate=None), state, ["a list"], None)
     assert described == {"parameters": {"step": "3"}}
+
+
+def test_metrics_of_any_names_and_numbers_are_declared() -> None:
+    logged = {"memory/max_active (GiB)": 1.5, "x" * 200: float("nan"), **{f"m{n}": n for n in range(300)}}
+    state = SimpleNamespace(global_step=3, epoch=1.0, log_history=[logged])
+    parameters = Provenance.read(describe_training(SimpleNamespace(), state, [], None)).parameters
+    assert (parameters["metrics.memory/max_active_GiB_"], len(parameters)) == ("1.5", PARAMETERS_LIMIT)
