@@ -48,5 +48,7 @@ def test_another_data_set_and_missing_fields_are_left_out() -> None:
 def test_metrics_of_any_names_and_numbers_are_declared() -> None:
     logged = {"memory/max_active (GiB)": 1.5, "x" * 200: float("nan"), **{f"m{n}": n for n in range(300)}}
     state = SimpleNamespace(global_step=3, epoch=1.0, log_history=[logged])
-    parameters = Provenance.read(describe_training(SimpleNamespace(), state, [], None)).parameters
+    provenance = Provenance.read(describe_training(SimpleNamespace(), state, [], None))
+    assert provenance is not None
+    parameters = provenance.parameters
     assert (parameters["metrics.memory/max_active_GiB_"], len(parameters)) == ("1.5", PARAMETERS_LIMIT)
