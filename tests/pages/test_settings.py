@@ -148,6 +148,18 @@ def test_a_session_alone_gets_no_secret(registry: Harness, owner: Browser, own: 
     assert registry.client(own).whoami().token_id == token_id
 
 
+def test_who_signed_in_by_the_link_is_told_to_sign_in_with_a_token_first(registry: Harness, browser: Browser) -> None:
+    """The link's own token is known to no one, so there is none to paste."""
+    fields: Any = {"name": "first", "namespaces": "acme", "scope_pull": "yes", "token": registry.secret}
+    browser.get(f"/sign-in/{registry.app.state.sign_in_links.create()}")
+    refused = browser.submit("/settings/tokens", "/settings/tokens", **fields)
+    assert refused.status_code == 403
+    assert "sign in with this one" in refused.text
+    browser.submit("/", "/sign-out")
+    browser.sign_in(registry.secret)
+    assert secret_on(browser.submit("/settings/tokens", "/settings/tokens", **fields)).startswith("lra_")
+
+
 @pytest.mark.security
 def test_a_session_alone_lets_no_one_in(registry: Harness, owner: Browser) -> None:
     """What it grants would outlast it: a role, a trusted publisher, and a webhook that hears of everything."""

@@ -46,7 +46,8 @@ def confirm_identity(request: Request, session: Session, visitor: Visitor, secre
         record_failure(request, secret)
         actor = None
     if actor is None or actor.superseded or actor.owner != visitor.actor.owner:
-        raise Denied("DENIED", "the token is not one of yours", next_step="paste the token again")
+        next_step = "paste a token of yours, or sign out, sign in with this one, and paste it again"
+        raise Denied("DENIED", "the token is not one of yours", next_step=next_step)
 
 
 def to_request(shape: Callable[..., Shape], **values: Any) -> Shape:
