@@ -8,10 +8,13 @@ from registry.client import response_checks
 from registry.client.registry import Registry
 from registry.client.transport import invalid_response
 from registry.engines import settings as engine_settings
+from registry.errors import TooLarge
 from registry.names import AdapterName, distinguish_served_names, served_name
 
 PAGE_ADAPTERS = 500
 PAGES_LIMIT = 2000
+FILES_LIMIT = 1_000_000
+"""Files of all pages, which a node has in memory."""
 
 
 def read(
@@ -19,11 +22,16 @@ def read(
 ) -> DesiredState:
     """Return what the alias of every adapter points at; with `since` and `wait`, once that has changed.
 
-    An alias that moves while the pages are read may be counts with either version: the cursor is that of the first
+    An alias that moves while the pages are read may be listed with either version: the cursor is that of the first
     page, so the next request with it returns at once.
     """
     pages = [registry.desired_state(base, alias, engine=engine, since=since, wait=wait, limit=PAGE_ADAPTERS)]
+    files = 0
     while after := pages[-1].next_after:
+        files += sum(len(entry.files) for entry in pages[-1].adapters)
+        if files > FILES_LIMIT:
+            message = f"the desired state of '{base}' by the alias '{alias}' has more than {FILES_LIMIT} files"
+            raise TooLarge("SIZE_INVALID", message, next_step="give fewer adapters this alias")
         if len(pages) > PAGES_LIMIT or after in (page.next_after for page in pages[:-1]):
             raise invalid_response(f"the desired state of {base} has a page that continues at {after[:80]!r} again")
         pages.append(registry.desired_state(base, alias, engine=engine, after=after, limit=PAGE_ADAPTERS))

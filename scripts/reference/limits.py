@@ -212,7 +212,8 @@ LIMITS = {
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
         },
         "registry.server.catalog.page_size": {
-            "PAGE_CHARACTERS": "characters of manifests, facts and findings on a page of versions; others follow"
+            "PAGE_CHARACTERS": "characters of manifests, facts and findings on a page of versions, and of facts and "
+            "files on one of a desired state; others follow"
         },
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},
@@ -309,7 +310,7 @@ LIMITS = {
         },
         "registry.api.jobs": {"BASES_LIMIT": "bases that a worker names when it claims a job"},
         "registry.server.jobs.ended": {
-            "ENDED_LIMIT": "ended jobs of each kind that a version keeps, those of campaigns aside",
+            "ENDED_CHARACTERS": "characters of ended jobs of each kind that a version keeps, those of campaigns aside",
             "ENDED_RETENTION": "how long an ended job is kept",
         },
         "registry.server.jobs.requests": {
@@ -328,6 +329,7 @@ LIMITS = {
             "REASON_LIMIT": "characters of a node's reason",
             "LEASE_SECONDS": "lease of a node",
         },
+        "registry.serving.desired_state": {"FILES_LIMIT": "files of a desired state that a node reads"},
         "registry.server.serving.status": {
             "SLOTS_OF_PAGE": "reported versions on a page of nodes, unless its first node has more",
             "CONVERGENCE_LIMIT": "versions whose convergence is listed, those first that are behind",

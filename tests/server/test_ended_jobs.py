@@ -26,14 +26,14 @@ def filled_harness(harness: Harness) -> Harness:
     return harness
 
 
-def convert(harness: Harness) -> Job:
+def convert(harness: Harness, length: int = 2**19) -> Job:
     """Convert the version with a result of half a megabyte, by the namespace's own worker."""
     worker = harness.actor("work", namespaces=["acme"])
     job = harness.admin.submit(JobSubmit(kind=Kind.CONVERT, ref=NAME, payload={"to": "gguf", "into": "acme/gguf"}))
     claimed = worker.claim(ClaimRequest(worker="w", kinds=[Kind.CONVERT]))
     assert claimed is not None
     worker.renew(job.id, RenewRequest(lease_token=claimed.lease.token, progress="converting"))
-    return worker.finish(job.id, FinishRequest(lease_token=claimed.lease.token, result={"notes": "x" * 2**19}))
+    return worker.finish(job.id, FinishRequest(lease_token=claimed.lease.token, result={"notes": "x" * length}))
 
 
 def end_long_ago(harness: Harness, **changes: Any) -> None:
@@ -53,22 +53,33 @@ def ids(harness: Harness, **how: Any) -> list[str]:
 
 
 @pytest.mark.security
-def test_a_version_keeps_its_newest_ended_jobs_of_each_kind(
-    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_a_version_keeps_its_newest_ended_jobs_of_each_kind(filled_harness: Harness) -> None:
     """A namespace's own worker may send a megabyte for each job, which no quota counts, and queue the next one."""
-    monkeypatch.setattr(ended, "ENDED_LIMIT", 2)
     [smoke_test] = ids(filled_harness)
-    jobs = [convert(filled_harness) for _ in range(5)]
-    assert ids(filled_harness, kind=Kind.CONVERT) == [job.id for job in reversed(jobs[-3:])]
+    jobs = [convert(filled_harness) for _ in range(6)]
+    assert ids(filled_harness, kind=Kind.CONVERT) == [job.id for job in reversed(jobs[-4:])], "three, and the new one"
     filled_harness.admin.cancel(filled_harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)).id)
     assert ids(filled_harness, kind=Kind.SMOKE_TEST) == [smoke_test]
     with pytest.raises(NotFound) as missing:
         filled_harness.admin.job(jobs[0].id)
-    assert "of a version beyond 2 of a kind" in missing.value.next_step
+    assert f"beyond {ended.ENDED_CHARACTERS} characters of a version and kind" in missing.value.next_step
     with filled_harness.session() as session:
-        assert {row.job_id for row in rows(session, JobStepRow)} == {job.id for job in jobs[-3:]}
+        assert {row.job_id for row in rows(session, JobStepRow)} == {job.id for job in jobs[-4:]}
         assert {row.object for row in rows(session, EventRow)} >= {job.id for job in jobs}
+
+
+def test_a_sweep_of_many_jobs_with_short_results_stays(
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ended, "ENDED_CHARACTERS", 2**16)
+    jobs = [convert(filled_harness, length=10) for _ in range(30)]
+    assert len(ids(filled_harness, kind=Kind.CONVERT)) == 30
+    long = convert(filled_harness, length=2**17)
+    assert convert(filled_harness, length=10).id
+    assert ids(filled_harness, kind=Kind.CONVERT)[1:] == [long.id], "the newest ended one stays however long"
+    with pytest.raises(NotFound):
+        filled_harness.admin.job(jobs[-1].id)
 
 
 def test_old_jobs_are_deleted_with_their_steps_and_what_they_led_to_stays(filled_harness: Harness) -> None:
@@ -94,7 +105,7 @@ def test_old_jobs_are_deleted_with_their_steps_and_what_they_led_to_stays(filled
 def test_jobs_of_a_campaign_stay_as_long_as_it_and_go_with_it(
     filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ended, "ENDED_LIMIT", 0)
+    monkeypatch.setattr(ended, "ENDED_CHARACTERS", 0)
     begun = [filled_harness.admin.start_campaign(CampaignRequest(base="tiny-llama")) for _ in range(2)]
     [of_both] = ids(filled_harness)
     filled_harness.admin.cancel(of_both)

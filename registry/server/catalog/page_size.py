@@ -1,5 +1,6 @@
 """How many versions a page shows: lists of files, facts and findings of 200 would have hundreds of megabytes."""
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +13,8 @@ from registry.server.database.models import VerdictRow, VersionRow
 
 PAGE_CHARACTERS = 8 * 2**20
 """Characters of manifests, facts and findings on a page of versions, which has one version at least."""
-_OF_VERSION = func.length(VersionRow.manifest) + func.length(cast(col(VersionRow.facts), Text))
+OF_FACTS = func.length(cast(col(VersionRow.facts), Text))
+_OF_VERSION = func.length(VersionRow.manifest) + OF_FACTS
 _OF_FINDINGS = (
     select(VerdictRow.version_id, func.sum(func.length(cast(col(VerdictRow.findings), Text))))
     .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
@@ -27,6 +29,11 @@ def fit(session: Session, ordered: Select[Any], limit: int) -> tuple[list[int], 
     measured = session.connection().execute(ordered.with_only_columns(*columns).limit(limit + 1)).all()
     ids = [version_id for version_id, _, _ in measured[:limit]]
     of_findings = dict(session.exec(_OF_FINDINGS, params={"ids": ids}).all()) if ids else {}
-    totals = accumulate(length + int(of_findings.get(version_id, 0)) for version_id, _, length in measured[:limit])
-    count = max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(ids)))
+    count = count_fitting(length + int(of_findings.get(version_id, 0)) for version_id, _, length in measured[:limit])
     return ids[:count], str(measured[count - 1].number) if len(measured) > count else ""
+
+
+def count_fitting(lengths: Iterable[int]) -> int:
+    """How many of these items a page shows: one at least, if there is one."""
+    totals = [*accumulate(lengths)]
+    return max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(totals)))

@@ -24,7 +24,7 @@ from registry.errors import TooLarge
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import availability, base_rows, verdicts, versions
+from registry.server.catalog import availability, base_rows, page_size, verdicts, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
@@ -33,10 +33,13 @@ from registry.server.evaluation import engine_compat
 _Row = tuple[AdapterRow, VersionRow, int]
 WHOLE_LIMIT = 2000
 """How many adapters one response lists without `limit`."""
+_FILE_CHARACTERS = 400  # of a file beside its path, which its link repeats
+_OF_FILES = select(func.coalesce(func.sum(func.length(VersionFileRow.path) * 2 + _FILE_CHARACTERS), 0))
+_OF_ADAPTER = _OF_FILES.where(col(VersionFileRow.version_id) == VersionRow.id).scalar_subquery() + page_size.OF_FACTS
 
 
 class Page(NamedTuple):
-    """Which adapters to list: `limit` of those that follow `after`, a name; without `limit` all of them."""
+    """Which adapters to list: up to `limit` of those that follow `after`, a name; without `limit` all of them."""
 
     after: str = ""
     limit: int | None = None
@@ -57,13 +60,13 @@ def load(
     if page.after:
         last = AdapterName.parse(page.after)
         statement = statement.where(tuple_(*order) > tuple_(last.namespace, last.name))
-    limit = page.limit or WHOLE_LIMIT
-    rows = session.exec(statement.limit(limit + 1)).all()
-    has_more = len(rows) > limit
-    if has_more and page.limit is None:
-        message = f"more than {WHOLE_LIMIT} adapters of '{base.name}' have the alias '{alias}'"
-        raise TooLarge("SIZE_INVALID", message, next_step="read them page by page, with `limit` and `after`")
-    adapters: list[_Row] = [(adapter, version, at.generation) for adapter, version, at in rows[:limit]]
+    ids, next_after = _fit(session, statement, page.limit or WHOLE_LIMIT)
+    if next_after and page.limit is None:
+        limits = f"{WHOLE_LIMIT} adapters or {page_size.PAGE_CHARACTERS} characters of files and facts"
+        message = f"the desired state of '{base.name}' by the alias '{alias}' has more than {limits}"
+        raise TooLarge("SIZE_INVALID", message, next_step="read it page by page, with `limit` and `after`")
+    rows = session.exec(statement.where(any_of(col(AdapterRow.id), ids)))  # whichever versions they serve by now
+    adapters: list[_Row] = [(adapter, version, at.generation) for adapter, version, at in rows]
     files = _files(session, adapters)
     outcomes = verdicts.newest_outcomes(session, [version.id or 0 for _, version, _ in adapters])
     served = _served_names(adapters)
@@ -79,8 +82,17 @@ def load(
         base=base.name, base_fingerprint=base.fingerprint, alias=alias, cursor=cursor, adapters=entries,
         ranks={str(rank): count for rank, count in sorted(Counter(e.rank for e in entries if e.rank).items())},
         settings=engine_settings.settings_for(str(profile), facts, spec) if profile else None,
-        next_after=entries[-1].name if has_more else "",
+        next_after=next_after,
     )  # fmt: skip
+
+
+def _fit(session: Session, ordered: Any, limit: int) -> tuple[list[int], str]:
+    """The ids of the adapters on a page of up to `limit`, and its `next_after`. Reads lengths only."""
+    columns = (AdapterRow.id, AdapterRow.namespace, AdapterRow.name, _OF_ADAPTER)
+    measured = session.connection().execute(ordered.with_only_columns(*columns).limit(limit + 1)).all()
+    count = page_size.count_fitting(length for *_, length in measured[:limit])
+    last = f"{measured[count - 1][1]}/{measured[count - 1][2]}" if len(measured) > count else ""
+    return [adapter_id for adapter_id, *_ in measured[:count]], last
 
 
 def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, profile: EngineProfile | None) -> str:
