@@ -160,6 +160,22 @@ def test_a_repeated_commit_is_still_reported_as_created(harness: Harness, client
         assert len(rows(session, VersionRow)) == 1
 
 
+def test_a_repeated_commit_of_refused_files_is_refused_for_the_same_reason(
+    harness: Harness, client: Registry, losing: Losing
+) -> None:
+    """It was PUSH_UNKNOWN, and whoever pushed again sent all bytes again to learn why."""
+    harness.add_base()
+    files = {**harness.files(), samples.WEIGHTS: b"no tensors"}
+    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
+    upload(harness.admin, plan, files)
+    losing.lose = 2
+    with pytest.raises(Invalid) as refused:
+        commit_push(client, plan.push_id)
+    assert (refused.value.code, refused.value.findings[0].location) == ("TENSORS_INVALID", samples.WEIGHTS)
+    first, *repeated = [response.json()["items"][0]["problem"] for response in losing.responses]
+    assert [{**problem, "request_id": first["request_id"]} for problem in repeated] == [first] * 2
+
+
 def test_one_key_with_two_requests_is_a_conflict_and_acts_once(harness: Harness) -> None:
     harness.add_base()
     promote(harness, harness.admin)

@@ -156,23 +156,34 @@ def test_an_expired_push_is_gone(filled_harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("case", ["malformed", "strict", "large"])
-def test_a_refused_commit_ends_its_push_and_deletes_its_bytes(filled_harness: Harness, case: str) -> None:
-    """Else both count for a day, and 500 refused pushes keep a token from pushing anything."""
+def test_a_refused_commit_ends_its_push_and_deletes_its_bytes(
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Else both count for a day, and 500 refused pushes keep a token from pushing anything. The error is kept."""
     filled_harness.admin.create_namespace("acme", owner="alice")
     filled_harness.admin.change_namespace("acme", NamespaceSet(strict=True))
     files = filled_harness.files(samples.llama(hidden=32) if case == "strict" else None)
     files |= {samples.WEIGHTS: b"no tensors"} if case == "malformed" else {}
     files |= {GOLDEN: b"{}\n" * (SAMPLES_LIMIT + 1)} if case == "large" else {}
-    for _ in range(2):
+    for limit in (commit.REFUSAL_LIMIT, 1):
+        monkeypatch.setattr(commit, "REFUSAL_LIMIT", limit)
         planned = plan(filled_harness, files)
         send(filled_harness, planned, files)
-        with pytest.raises((Invalid, Refused, TooLarge)):
+        with pytest.raises((Invalid, Refused, TooLarge)) as refused:
             commit_push(filled_harness.admin, planned.push_id)
         assert [*filled_harness.blobs.list("staging/")] == []
         with filled_harness.session() as session:
-            assert session.get_one(PushRow, planned.push_id).state == PushState.EXPIRED
-        with pytest.raises(NotFound, match="no open push"):
+            row = session.get_one(PushRow, planned.push_id)
+        assert (row.state, row.manifest) == (PushState.EXPIRED, "")
+        with pytest.raises(type(refused.value)) as repeated:
             commit_push(filled_harness.admin, planned.push_id)
+        expected = refused.value.to_problem()
+        assert repeated.value.to_problem() == {
+            **expected,
+            "findings": expected["findings"][: 1 if limit == 1 else None],
+        }
+        with pytest.raises(NotFound, match="no open push"):
+            commit_push(filled_harness.actor("push"), planned.push_id)
     assert collect(filled_harness).blobs_marked == len(files)
     assert filled_harness.push("acme/support").created
 

@@ -272,7 +272,7 @@ def _end_pushes(run: GcRun) -> None:
             expired = select(PushRow.id).where(_is_expired_push()).limit(BATCH).with_for_update(skip_locked=True)
             ids = session.exec(expired).all()
             rows = update(PushRow).where(col(PushRow.id).in_(ids), _is_expired_push())
-            session.connection().execute(rows.values(state=PushState.EXPIRED))
+            session.connection().execute(rows.values(state=PushState.EXPIRED, manifest=""))
             session.connection().execute(delete(DraftRow).where(col(DraftRow.push_id).in_(ids)))
         run.count("pushes_expired", len(ids))
         for push_id in ids:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from registry.api.transfer import CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable, from_problem
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -58,6 +59,8 @@ from registry.versions.manifest import Manifest
 
 COMMIT_SECONDS = 3600
 """How long a push stays open, at least, once its commit has begun."""
+REFUSAL_LIMIT = 2**16
+"""Characters of the error that a refused push keeps; of a longer one, its first finding."""
 INSPECTED_AT_ONCE = 4
 _ANY_KEY = key_of(Digest.of(b""))
 Item = TypeVar("Item")
@@ -139,6 +142,9 @@ _SET_STORED = (
     .where(col(PushBlobRow.push_id) == bindparam("of_push"), col(PushBlobRow.digest) == bindparam("of_digest"))
     .values(is_stored=True)
 )
+_SET_REFUSAL = (
+    update(PushRow).where(col(PushRow.id) == bindparam("of_push")).values(refusal=bindparam("problem"), manifest="")
+)
 _REPAIRING = (
     select(PushBlobRow.push_id)
     .join(BlobRow, col(PushBlobRow.digest) == col(BlobRow.digest))
@@ -199,13 +205,17 @@ def _commit(
 def _end_refused(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> None:
     """End the pushes of files that are refused, and delete what they staged: else both would count until they expire.
 
-    A push stays open whose bytes can be sent again or whose request was wrong: repeating its commit may help.
+    The row keeps the error in place of the manifest, for a client whose response was lost. A push stays open whose
+    bytes can be sent again or whose request was wrong: repeating its commit may help.
     """
     refused = [commit for commit in commits if _is_refused(commit)]
     if not refused:
         return
     db.begin_writing(session)
     ended = references.end_pushes(session, [commit.push.id for commit in refused], state=PushState.EXPIRED)
+    refusals = [{"of_push": c.push.id, "problem": _to_refusal(c.error)} for c in refused if c.push.id in ended]
+    if refusals:
+        session.connection().execute(_SET_REFUSAL, refusals)
     keys = [
         blob.staging_key
         for commit in refused
@@ -218,6 +228,12 @@ def _end_refused(session: Session, commits: Sequence[Commit], blobs: BlobStore) 
         _run(blobs.end_staging, keys, blobs)
 
 
+def _to_refusal(error: RegistryError | None) -> str:
+    problem = error.to_problem() if error is not None else {}
+    text = json.dumps(problem)
+    return text if len(text) <= REFUSAL_LIMIT else json.dumps({**problem, "findings": problem["findings"][:1]})
+
+
 def _is_refused(commit: Commit) -> bool:
     error = commit.error
     is_invalid = isinstance(error, Invalid) and error.code not in ("REQUEST_INVALID", "BLOB_MISMATCH")
@@ -226,6 +242,8 @@ def _is_refused(commit: Commit) -> bool:
 
 
 def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit:
+    if row is not None and row.token_id == actor.token_id and row.refusal:
+        raise from_problem(json.loads(row.refusal))
     push = _check_push(row, actor.token_id, item.push_id)
     name = AdapterName(push.namespace, push.name)
     actor.require(Scope.PUSH, name)

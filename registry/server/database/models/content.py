@@ -303,7 +303,10 @@ class BlobRow(SQLModel, table=True):
 
 
 class PushRow(CreatedColumns, table=True):
-    """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`."""
+    """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`.
+
+    `refusal`: the problem body of a push whose files were refused. Then it has no manifest any more.
+    """
 
     __tablename__ = "push"
     __table_args__ = (Index("ix_push_open", "namespace", postgresql_where=_IS_OPEN, sqlite_where=_IS_OPEN),)
@@ -316,6 +319,7 @@ class PushRow(CreatedColumns, table=True):
     state: str = "open"
     token_id: str = ""
     expires_at: datetime = Field(sa_type=UtcTime, index=True)
+    refusal: str | None = Field(default=None, sa_type=Text)
 
 
 class PushBlobRow(SQLModel, table=True):
