@@ -10,25 +10,29 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlmodel import Session, SQLModel, col, select
 
+from registry.api.access import PublisherAdd
+from registry.api.audit.webhooks import WebhookCreate
 from registry.api.catalog import DeleteResult
-from registry.api.jobs import JobSubmit
+from registry.api.jobs import CampaignRequest, JobSubmit
 from registry.api.transfer import CommitItem
+from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.jobs import Job, Kind, State
 from registry.names import AdapterName
-from registry.server import app
+from registry.server import app, webhooks
+from registry.server.access import namespaces, token_exchange
 from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, VersionRow
-from registry.server.jobs import queue
-from registry.server.promotion import deletion, removal
+from registry.server.jobs import campaigns, queue
+from registry.server.promotion import approvals, deletion, removal
 from registry.server.push import rows
 from registry.server.push.commit_member import Commit, MemberFailed
 from tests.access.tenants import Tenants, of_subject
@@ -306,3 +310,68 @@ def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, target: str
     for thread in threads:
         thread.join()
     assert len(setters) == 30
+
+
+def start_between(harness: Harness, statement_part: str, act: Callable[[], object]) -> threading.Thread:
+    """A thread that acts once a statement of another begins with this, which waits until the act ended or waits."""
+    thread = threading.Thread(target=act)
+
+    def begin(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(statement_part) and thread.ident is None:
+            thread.start()
+            while thread.is_alive() and not is_waiting(harness):
+                thread.join(0.02)
+
+    event.listen(harness.engine, "before_cursor_execute", begin)
+    return thread
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+@pytest.mark.parametrize("what", ["approval", "campaign", "namespace_role", "webhook", "publisher"])
+def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Each counted before the other had committed."""
+    harness, errors = tenants.harness, list[str]()
+    monkeypatch.setattr(approvals, "APPROVALS_LIMIT", 1)
+    monkeypatch.setattr(campaigns, "DAILY_LIMIT", 1)
+    monkeypatch.setattr(namespaces, "ROLES_LIMIT", 5)  # an owner and three others have one
+    monkeypatch.setattr(webhooks, "WEBHOOKS_LIMIT", 1)
+    monkeypatch.setattr(token_exchange, "RULES_LIMIT", 1)
+    clients = [harness.client(harness.secret), tenants.client("owner")]
+    acts: dict[str, Callable[[int], object]] = {
+        "approval": lambda number: clients[number].approve("acme/support@1", "prod"),
+        "campaign": lambda _: clients[0].start_campaign(CampaignRequest(base="tiny-llama")),
+        "namespace_role": lambda number: clients[number].grant_role("acme", f"new-{number}@acme", "reader"),
+        "webhook": lambda number: Audit(clients[number]).create_webhook(
+            WebhookCreate(url="https://hooks.example/x", namespace="acme")
+        ),
+        "publisher": lambda number: clients[number].add_publisher(
+            "acme/support", PublisherAdd(issuer="https://issuer.example", claims={"repository": f"acme/{number}"})
+        ),
+    }
+    for client in clients:
+        client.connection._wait = lambda _seconds: None
+
+    def act(number: int) -> None:
+        try:
+            acts[what](number)
+        except RegistryError as error:
+            errors.append(error.code)
+
+    other = start_between(harness, f"INSERT INTO {what} ", lambda: act(1))
+    act(0)
+    other.join()
+    assert errors in (["QUOTA_EXCEEDED"], ["RATE_LIMITED"], ["REQUEST_INVALID"], ["SIZE_INVALID"])
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_deletion_waits_for_a_branch_that_is_being_created(tenants: Tenants) -> None:
+    """Its version was looked up without a lock, and was gone when its verdicts were read or the alias was written."""
+    harness = tenants.harness
+    deletion = start_between(harness, "SELECT alias.", lambda: harness.admin.delete_adapter("acme/support"))
+    with httpx.Client(transport=harness.transport, base_url=URL) as http:
+        headers = {"Authorization": f"Bearer {harness.secret}"}
+        response = http.post("/api/models/acme/support/branch/canary", headers=headers, json={})
+        deletion.join()
+    assert response.status_code == 200, response.text
+    with pytest.raises(NotFound):
+        harness.admin.adapter("acme/support")

@@ -110,6 +110,7 @@ def grant_role(session: Session, actor: Actor, name: str, subject: str, role: st
     _check_subject(subject)
     if role not in list(Role):
         raise Invalid("REQUEST_INVALID", f"role: {role[:40]!r} is not one of {', '.join(Role)}")
+    db.lock_names(session, f"roles of {name}")
     others = select(RoleRow.subject).where(RoleRow.namespace == name, RoleRow.subject != subject)
     if db.count_rows(session, others) >= ROLES_LIMIT:
         problem = f"namespace '{name}' has roles of {ROLES_LIMIT} subjects, which is the limit"

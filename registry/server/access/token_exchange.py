@@ -44,6 +44,7 @@ def add(
     actor.require(Scope.ADMIN, name)
     if request.issuer in issuers.login_issuers:
         raise Invalid("REQUEST_INVALID", f"issuer: {request.issuer!r} is for sign-in and cannot have publishers")
+    db.lock_names(session, f"publishers of {name.namespace}")
     count = select(func.count(col(PublisherRow.id))).where(PublisherRow.namespace == name.namespace)
     if session.exec(count).one() >= RULES_LIMIT:
         raise TooLarge("SIZE_INVALID", f"namespace '{name.namespace}' has {RULES_LIMIT} trusted publishers, the limit")

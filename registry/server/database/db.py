@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, SQLColumnExpression, event, func, insert, literal
+from sqlalchemy import Connection, Engine, SQLColumnExpression, event, func, insert, literal, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -194,6 +194,21 @@ def _begin_again(session: Session, **options: Any) -> None:
     if session.in_transaction():
         session.commit()
     session.connection(execution_options=options)
+
+
+_LOCK_KEYS = text(
+    "SELECT pg_advisory_xact_lock(key) FROM (SELECT hashtextextended(name, 0) AS key"
+    " FROM unnest(CAST(:names AS text[])) AS name ORDER BY key) AS ordered"
+)
+
+
+def lock_names(session: Session, *names: str) -> None:
+    """Wait until this transaction is the only one that has locked one of these names; read after it what they protect.
+
+    A count at its limit needs it: rows that others have not committed are not in it.
+    """
+    if not is_sqlite(session):  # it has one writer at a time
+        session.connection().execute(_LOCK_KEYS, {"names": list(names)})
 
 
 def commit_early(session: Session) -> None:

@@ -99,6 +99,8 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
         connect_args={"options": options, "connect_timeout": 10, "autocommit": True, **_KEEPALIVE},
     )
     event.listen(engine, "begin", _begin_postgresql)
+    for level in ("connection", "engine"):
+        event.listen(engine, f"set_{level}_execution_options", _refuse_isolation_level)
     event.listen(engine, "before_cursor_execute", db.refuse_writes)
     event.listen(engine, "connect", _require_utf8, insert=True)  # before SQLAlchemy reads a text
     event.listen(engine, "connect", _limit_silence)
@@ -120,6 +122,12 @@ def _begin_postgresql(connection: Connection) -> None:
     mode = connection.get_execution_options().get(db.TRANSACTION, "")
     if mode != db.NO_TRANSACTION:
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _refuse_isolation_level(_target: Any, options: dict[str, Any]) -> None:
+    """RuntimeError: with this option SQLAlchemy leaves connections of the pool in transactions that no one ends."""
+    if "isolation_level" in options:
+        raise RuntimeError(f"isolation_level is not for this engine: set {db.TRANSACTION}")
 
 
 def require_limits(engine: Engine) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 from datetime import timedelta
 
-from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from registry.names import AdapterName
@@ -43,7 +42,7 @@ def open_push(
     actor.require(Scope.PUSH, name)
     rows = find_pushes(session, prefix, name)
     if not rows:
-        _lock_creation(session, prefix, name)
+        db.lock_names(session, f"{prefix} {name}")  # so that two requests of a client find one upload
         rows = find_pushes(session, prefix, name)
     quotas.check_before_staging(session, actor, name, size_bytes, is_new=not rows)
     now = db.now()
@@ -58,10 +57,3 @@ def open_push(
     )  # fmt: skip
     db.bulk_insert(session, [row])
     return row
-
-
-def _lock_creation(session: Session, prefix: str, name: AdapterName) -> None:
-    """Wait until no other transaction is about to create such a push: two requests of a client find one upload."""
-    if not db.is_sqlite(session):  # it has one writer at a time
-        lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:push, 0))")
-        session.connection().execute(lock, {"push": f"{prefix} {name}"})

@@ -83,6 +83,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
 
 def _check_count(session: Session, actor: Actor) -> None:
     """`Unavailable` (RATE_LIMITED) if the actor began too many campaigns in the last day: each may have 5,000 rows."""
+    db.lock_names(session, f"campaigns of {actor.identity}")
     began = select(CampaignRow.created_at).where(
         CampaignRow.created_by == actor.identity, col(CampaignRow.created_at) > db.now() - DAY
     )

@@ -70,6 +70,8 @@ def approve(
                 raise row
             availability.require_available(approval.ref.name, row)
             approval.version = row
+    if not dry_run:
+        db.lock_names(session, *(f"approvals of {a.version.id}" for a in approvals if a.version is not None))
     own = _find_own(session, actor, without_error(approvals))
     _check_limits(session, without_error(approvals), own)
     if not (atomic and len(without_error(approvals)) < len(approvals)):

@@ -41,6 +41,7 @@ def create(
     else:
         actor.require_in(Scope.ADMIN, names.namespace(request.namespace))
     check_url(request.url, settings.webhook_private)
+    db.lock_names(session, f"webhooks of {request.namespace}")
     existing = session.exec(select(WebhookRow.id).where(WebhookRow.namespace == request.namespace)).all()
     if len(existing) >= WEBHOOKS_LIMIT:
         raise Invalid("REQUEST_INVALID", f"'{request.namespace}' has {WEBHOOKS_LIMIT} webhooks, which is the limit")

@@ -17,6 +17,7 @@ from starlette.background import BackgroundTask
 
 from registry import names
 from registry.adapters import card
+from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.hub.shapes import Json
 from registry.names import NEWEST, AdapterName
@@ -206,7 +207,8 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
         ):
             raise Conflict("NAME_TAKEN", f"'{adapter}' has a branch '{alias}' already")
         if at.version is not None:
-            move = moves.Move(adapter, alias, at.version, expected_generation=0, reason="created as a branch")
+            to = Digest(at.version.digest)
+            move = moves.Move(adapter, alias, to, expected_generation=0, reason="created as a branch")
             moves.move_alias(session, actor, move)
             return {}
         upload = drafts.open_upload(session, actor, adapter, {}, settings, seconds=settings.draft_seconds)
