@@ -50,9 +50,10 @@ _PATH_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits} /{_PATH_SIG
 """What every file system, URL and HTTP header can hold; a part of a path begins and ends with fewer of them."""
 _LOOKS_LIKE = {"l": "1", "i": "1", "o": "0"}
 _SERVER_PATHS = {
-    "adapters", "admin", "api", "assets", "audit", "bases", "campaigns", "compare", "docs", "favicon.ico", "fleet",
-    "health", "jobs", "live", "livez", "metrics", "namespaces", "openapi.json", "readyz", "registry", "resolve",
-    "robots.txt", "sign-in", "sign-out", "static", "status",
+    "adapters", "admin", "ads.txt", "api", "app-ads.txt", "apple-touch-icon-precomposed.png", "apple-touch-icon.png",
+    "assets", "audit", "bases", "browserconfig.xml", "campaigns", "compare", "docs", "favicon.ico", "fleet", "health",
+    "humans.txt", "jobs", "live", "livez", "metrics", "namespaces", "openapi.json", "readyz", "registry", "resolve",
+    "robots.txt", "security.txt", "sign-in", "sign-out", "site.webmanifest", "sitemap.xml", "static", "status",
 }  # fmt: skip
 _HUB_PATHS = {
     "blob", "blobs", "collections", "commit", "commits", "datasets", "discussions", "join", "login", "logout", "models",

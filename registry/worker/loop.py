@@ -15,7 +15,7 @@ from typing import Self
 
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.client.registry import Registry
-from registry.errors import NotFound, RegistryError, Unavailable, printable
+from registry.errors import NotFound, RegistryError, TooLarge, Unavailable, printable
 from registry.jobs import KINDS_WITHOUT_BASE, Kind, State, backoff_seconds
 from registry.worker import smoke_job
 from registry.worker.conversions import runner as conversions
@@ -177,7 +177,7 @@ class Worker:
         self.summary.failed += 1
         expected = isinstance(error, Failed | RegistryError)
         message = printable(str(error) if expected else f"{type(error).__name__}: {error}", ERROR_LIMIT)
-        final = isinstance(error, Failed) and error.final
+        final = isinstance(error, TooLarge) or (isinstance(error, Failed) and error.final)  # another would be as large
         self._say(f"{label}: attempt {claimed.job.attempt} failed: {message}")
         try:
             request = FailRequest(lease_token=claimed.lease.token, error=message, final=final)

@@ -52,6 +52,7 @@ LIMITS = {
             "FINDINGS_TEXT_LIMIT": "characters of the findings kept of a verdict",
             "PROFILE_LIMIT": "characters of an engine's profile",
         },
+        "registry.server.push.commit": {"MANIFESTS_LIMIT": "characters of the manifests of one commit"},
         "registry.server.push.inspect": {"FACTS_LIMIT_BYTES": "facts of a version, which its header and README say"},
         "registry.server.evaluation.norms": {
             "FACTOR_ELEMENTS_LIMIT": "elements of a factor whose norm is measured",

@@ -380,7 +380,8 @@ def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
 
 @pytest.mark.security
 def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants) -> None:
-    for name in ("v1", "v2", "robots.txt", "login", "tree", "blob", "settings", "models", "null", "latest", "spaces"):
+    files = ("robots.txt", "security.txt", "sitemap.xml", "apple-touch-icon.png")
+    for name in (*files, "v1", "v2", "login", "tree", "blob", "settings", "models", "null", "latest", "spaces"):
         with pytest.raises(Invalid, match=f"'{name}' is reserved"):
             tenants.harness.admin.create_namespace(name)
         with pytest.raises(Invalid, match=f"'{name}' is reserved"):

@@ -13,10 +13,10 @@ from registry.api.access import NamespaceSet
 from registry.api.transfer import CommitItem, PullPlan, PushItem, PushPlan, PushResult
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, RegistryError, TooLarge
 from registry.server.catalog import files as downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
-from registry.server.push import background
+from registry.server.push import background, commit
 from registry.versions.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES, BaseRef
 from tests import samples
 from tests.bulk import PULLS
@@ -127,6 +127,20 @@ def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(filled_harness: Harne
     assert codes(outcomes) == ["SIZE_INVALID", "SIZE_INVALID", "", ""]
     with filled_harness.session() as session:
         assert sorted(row.name for row in rows(session, PushRow)) == ["a2", "a3"]
+
+
+@pytest.mark.security
+def test_the_manifests_of_one_commit_are_limited(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit names pushes of many plans: 100 manifests of a megabyte each were read, and repeated in one response."""
+    plans = planned(filled_harness, new_adapters(filled_harness, 3))
+    items = [CommitItem(push_id=plan.push_id) for plan in plans]
+    with filled_harness.session() as session:
+        lengths = [len(row.manifest) for row in rows(session, PushRow)]
+    monkeypatch.setattr(commit, "MANIFESTS_LIMIT", sum(lengths) - 1)
+    with pytest.raises(TooLarge, match=f"have {sum(lengths)} characters, over the limit of {sum(lengths) - 1}"):
+        filled_harness.admin.commit_pushes(items)
+    results = of_type(PushResult, filled_harness.admin.commit_pushes(items[:2]))
+    assert [result.created for result in results] == [True, True]
 
 
 def test_an_atomic_commit_creates_all_versions_or_none(filled_harness: Harness) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from registry.api.access import NamespaceSet
 from registry.api.bases import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.client.local.base_folder import base_spec_from
@@ -28,7 +29,7 @@ from registry.worker.sandbox import namespaces
 from registry.worker.task import Done, Failed, Task
 from tests.harness import Harness
 from tests.worker import models
-from tests.worker.setup import WorkerSetup
+from tests.worker.setup import BASE, WorkerSetup
 
 Make = Callable[..., Worker]
 
@@ -152,6 +153,28 @@ def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
     message = setup.harness.admin.job(job_id).result["message"]
     assert message.isprintable()
     assert 1000 < len(message) <= 2000
+
+
+@pytest.mark.security
+def test_a_report_beyond_the_quota_costs_one_attempt(
+    setup: WorkerSetup, good: Path, monkeypatch: pytest.MonkeyPatch, pool: Pool
+) -> None:
+    """The next attempt would take the GPU as long, and its report would be as large."""
+    job_id = setup.push(good).job_id
+    used = setup.harness.admin.namespace("acme").used_bytes
+    setup.harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=used + 1))
+
+    def finish(task: Task) -> Done:
+        fingerprint = str(task.base.fingerprint)
+        report = Report(check=Check.SMOKE, subject=task.subject.digest, base=BASE, base_fingerprint=fingerprint)
+        return Done("smoke: pass", report)
+
+    monkeypatch.setattr("registry.worker.loop.RUNNERS", {Kind.SMOKE_TEST: finish})
+    registry = setup.harness.actor("work", "pull", namespaces=["acme"])
+    summary = Worker(registry, Sources(), say=setup.lines.append, limits=ProcessLimits(), pool=pool).run(once=True)
+    job = setup.harness.admin.job(job_id)
+    assert (summary.failed, job.state, job.attempt) == (1, State.FAILED, 1)
+    assert "the quota of namespace 'acme' is full" in job.error
 
 
 def test_a_cancelled_job_is_dropped_and_files_nothing(

@@ -25,7 +25,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.transfer import CommitItem, PushResult
+from registry.api.transfer import BULK_BODY_BYTES, CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.engines import EngineProfile
@@ -59,6 +59,8 @@ from registry.versions.manifest import Manifest
 
 COMMIT_SECONDS = 3600
 """How long a push stays open, at least, once its commit has begun."""
+MANIFESTS_LIMIT = BULK_BODY_BYTES
+"""Characters of the manifests of one commit, whose response repeats them."""
 REFUSAL_LIMIT = 2**16
 """Characters of the error that a refused push keeps; of a longer one, its first finding."""
 INSPECTED_AT_ONCE = 4
@@ -175,12 +177,16 @@ def commit_pushes(
     """The version of each push, new or existing, with its verdicts, or why there is none, in the same order.
 
     `atomic`: an error of one, or a refused alias, lets all fail, and none of these versions is created. `session` must
-    have begun by reading; it writes from the last check on. `Invalid` (REQUEST_INVALID) for a push that is named twice.
+    have begun by reading; it writes from the last check on. `Invalid` (REQUEST_INVALID) for a push that is named twice,
+    `TooLarge` for manifests over `MANIFESTS_LIMIT`, as one plan cannot have.
     """
     push_ids = {item.push_id for item in items}
     if len(push_ids) < len(items):
         raise Invalid("REQUEST_INVALID", "items: a push is named twice")
     pushes = _find_pushes(session, push_ids)
+    if (length := sum(len(push.manifest) for push in pushes.values())) > MANIFESTS_LIMIT:
+        message = f"items: their manifests have {length} characters, over the limit of {MANIFESTS_LIMIT}"
+        raise TooLarge("SIZE_INVALID", message, next_step="commit fewer at once")
     run = partial(_commit, session, actor, atomic=atomic, blobs=blobs, engines=engines)
     return run_readable(items, lambda item: _begin(actor, item, pushes.get(item.push_id)), run, atomic=atomic)
 
