@@ -26,6 +26,8 @@ from registry.versions.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDE
 
 CONFIG_LIMIT_BYTES = 2**20
 SIZE_LIMIT = 2**31
+MODULES_LIMIT = 100_000
+"""Modules of a base; each has up to 800 bytes of memory. Experts of a layer are one."""
 """The largest size (hidden, vocabulary, heads …) that a configuration may state."""
 
 UNREGISTERED = Digest.of(b"a base of which only the name is known")
@@ -113,7 +115,7 @@ class BaseSpec(FrozenModel):
     library: str = Field(default="", max_length=100)
     library_problem: str = Field(default="", max_length=1000)
     components: tuple[ComponentName, ...] = Field(default=(), max_length=20)
-    modules: dict[str, ModuleShape]
+    modules: dict[str, ModuleShape] = Field(max_length=MODULES_LIMIT)
     template: str = Field(default="", max_length=2**16)
     fingerprints: Fingerprints
 
@@ -166,7 +168,7 @@ def base_spec(
     facts = facts_of(config)
     tensors = all_tensors(headers)
     logical = base_modules.logical(tensors, facts)
-    modules = base_modules.modules(logical, facts)
+    modules = check_modules(name, base_modules.modules(logical, facts))
     tied = _is_tied(sizes, logical, facts)
     template = template_text(chat_template, tokenizer_config)
     return BaseSpec(
@@ -185,6 +187,13 @@ def base_spec(
             template=Digest.of(template.encode()) if template else None,
         ),
     )  # fmt: skip
+
+
+def check_modules(name: str, modules: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
+    """`Invalid` (BASE_INVALID) for too many modules; returns them."""
+    if len(modules) > MODULES_LIMIT:
+        raise Invalid("BASE_INVALID", f"{name}: the headers have {len(modules)} modules, over {MODULES_LIMIT}")
+    return modules
 
 
 def facts_of(config: Mapping[str, Any]) -> Facts:

@@ -59,7 +59,7 @@ def pipeline_spec(name: str, index: Mapping[str, Any], components: Mapping[str, 
         name=name,
         architecture=str(index.get("_class_name") or config.get("_class_name") or "")[:128],
         model_type=family_of(config),
-        dtype=dtypes[denoiser], parameters=parameters, weights_bytes=size, modules=modules,
+        dtype=dtypes[denoiser], parameters=parameters, weights_bytes=size, modules=bases.check_modules(name, modules),
         components=tuple(sorted(components)),
         fingerprints=Fingerprints(architecture=Digest.of(json.dumps(covered, sort_keys=True).encode())),
     )  # fmt: skip

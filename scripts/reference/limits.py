@@ -173,6 +173,7 @@ LIMITS = {
         "registry.server.catalog.bases": {
             "BASES_LIMIT": "bases",
             "BASES_PER_ORG_LIMIT": "bases of an organization, added by a right in its namespace",
+            "SPECS_PER_ORG_LIMIT": "characters of their specs",
         },
         "registry.server.catalog.base_weights": {
             "COMPARED_LIMIT": "bases with which the weights of a new base are compared",
@@ -213,8 +214,8 @@ LIMITS = {
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
         },
         "registry.server.catalog.page_size": {
-            "PAGE_CHARACTERS": "characters of manifests, facts and findings on a page of versions, and of facts and "
-            "files on one of a desired state; others follow"
+            "PAGE_CHARACTERS": "characters on a page of versions (manifests, facts, findings), of bases (specs) or "
+            "of a desired state (facts, files); others follow"
         },
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},

@@ -15,10 +15,11 @@ from registry.api.bases import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushRequest
+from registry.bases import MODULES_LIMIT
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
-from registry.server.catalog import base_rows, bases, metadata_backup
+from registry.server.catalog import base_rows, bases, metadata_backup, page_size
 from registry.server.database.models import BaseRow, TakenNameRow
 from tests import samples
 from tests.base_specs import spec_of
@@ -71,6 +72,45 @@ def test_bases_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bases, "BASES_LIMIT", 2)
     with pytest.raises(TooLarge, match="this registry has 2 bases"):
         harness.admin.add_base(base("llama"))
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_specs_of_bases_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of 8 MiB took 250 MiB as a spec; a pusher added 100 of these, and a page of 200 had gigabytes."""
+    specs = {name: base(f"{name}/one") for name in ("acme", "globex", "initech")}
+    size = len(specs["acme"].spec.model_dump_json())
+    monkeypatch.setattr(bases, "SPECS_PER_ORG_LIMIT", 2 * size)
+    pusher = harness.actor("push", namespaces=[*specs])
+    for request in specs.values():
+        pusher.add_base(request)
+    with pytest.raises(TooLarge, match=f"over {2 * size} characters"):
+        pusher.add_base(base("acme/two"))
+    harness.admin.add_base(base("acme/two"))
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 5 * size // 2)
+    path, pages = "/bases", list[list[str]]()
+    cursor = ""
+    while not pages or cursor:
+        page = harness.admin.connection.send("GET", path, query={"cursor": cursor, "limit": 200}).json()
+        pages.append([item["name"] for item in page["items"]])
+        cursor = page["next_cursor"]
+    assert pages == [["acme/one", "acme/two"], ["globex/one", "initech/one"]]
+    assert [item.name for item in harness.admin.bases().items] == [name for names in pages for name in names]
+    shape = specs["acme"].spec.modules["lm_head"]
+    many = specs["acme"].spec.model_copy(update={"modules": {str(n): shape for n in range(MODULES_LIMIT + 1)}})
+    body = BaseAdd.model_construct(spec=many, source="").model_dump(mode="json", exclude_defaults=True)
+    with pytest.raises(Invalid, match=f"modules: .* at most {MODULES_LIMIT} items"):
+        harness.admin.connection.send("POST", path, json=body)
+
+
+def test_the_specs_that_a_process_keeps_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_rows, "_SPECS", {})
+    count = len(base("any").spec.modules)
+    monkeypatch.setattr(base_rows, "CACHED_MODULES", 2 * count)
+    for number in range(5):
+        harness.admin.add_base(base(f"llama-{number}"))
+        assert len(base_rows._SPECS) <= 2
+    assert base_rows._SPECS
 
 
 def test_a_base_is_deleted_while_nothing_refers_to_it(harness: Harness) -> None:

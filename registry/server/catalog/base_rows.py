@@ -22,6 +22,8 @@ from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, Ver
 from registry.versions.manifest import BaseRef
 
 CACHED_SPECS = 64
+CACHED_MODULES = 250_000
+"""Of all cached specs."""
 _SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
 UNREGISTERED_LIMIT = 100
 """Bases that are not registered, of the versions of one namespace."""
@@ -86,11 +88,12 @@ def load_spec(base: BaseRow) -> BaseSpec:
     key = (base.name, base.fingerprint, base.created_at, base.library or "")
     spec = _SPECS.get(key)
     if spec is None:
-        if len(_SPECS) >= CACHED_SPECS:
-            _SPECS.clear()
         spec = BaseSpec.model_validate(base.spec)
         if base.library_modules:
             spec = LibraryModules.model_validate(base.library_modules).apply(spec)
+        cached = sum(len(other.modules) for other in [*_SPECS.values()])
+        if len(_SPECS) >= CACHED_SPECS or cached + len(spec.modules) > CACHED_MODULES:
+            _SPECS.clear()
         _SPECS[key] = spec
     return spec
 

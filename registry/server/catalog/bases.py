@@ -9,8 +9,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
+from sqlalchemy import Text, func, tuple_
+from sqlalchemy import cast as sql_cast
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -27,7 +28,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, base_weights, versions
+from registry.server.catalog import base_rows, base_weights, page_size, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -46,6 +47,9 @@ from registry.versions.manifest import Edge
 BASES_LIMIT = 10_000
 BASES_PER_ORG_LIMIT = 100
 """Bases of one organization, for those who add them by a right in its namespace."""
+SPECS_PER_ORG_LIMIT = 32 * 2**20
+"""Characters of their specs: a body of 8 MiB becomes one of 47 MiB, and 250 MiB of memory."""
+_OF_SPEC = func.length(sql_cast(col(BaseRow.spec), Text))
 
 
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
@@ -57,7 +61,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     base_rows.lock_names(session)
     existing = base_rows.find_named(session, name)
     if existing is None:
-        require_may_add(session, actor, name)
+        require_may_add(session, actor, name, len(request.spec.model_dump_json()))
     elif existing.name != name:
         next_step = f"use '{existing.name}', or delete the alias first"
         raise Conflict("BASE_EXISTS", f"'{name}' is an alias of the base '{existing.name}'", next_step=next_step)
@@ -110,8 +114,11 @@ def _without_kernels(spec: BaseSpec) -> BaseSpec:
     return spec.model_copy(update={"modules": spec.modules | bare})
 
 
-def require_may_add(session: Session, actor: Actor, name: str) -> None:
-    """`Denied` unless the actor may add a base of this name; `TooLarge` (SIZE_INVALID) over a limit."""
+def require_may_add(session: Session, actor: Actor, name: str, characters: int = 0) -> None:
+    """`Denied` unless the actor may add a base of this name; `TooLarge` (SIZE_INVALID) over a limit.
+
+    `characters`: of its spec, if it is known.
+    """
     org = _org_of(name)
     count = select(func.count(col(BaseRow.id))).where(base_rows.REGISTERED)
     if not _is_trusted(actor):
@@ -122,9 +129,13 @@ def require_may_add(session: Session, actor: Actor, name: str) -> None:
                 next_step="ask an administrator, or name it NAMESPACE/NAME with a namespace where the token may push",
             )
         reserved_names.check_base_available(session, name)
-        of_org = count.where(func.lower(BaseRow.name).startswith(f"{org}/", autoescape=True))
-        if session.exec(of_org).one() >= BASES_PER_ORG_LIMIT:
+        sizes = select(_OF_SPEC).where(func.lower(BaseRow.name).startswith(f"{org}/", autoescape=True))
+        of_org = session.exec(sizes.where(base_rows.REGISTERED)).all()
+        if len(of_org) >= BASES_PER_ORG_LIMIT:
             raise TooLarge("SIZE_INVALID", f"'{org}' has {BASES_PER_ORG_LIMIT} bases, which is the limit")
+        if sum(of_org) + characters > SPECS_PER_ORG_LIMIT:
+            message = f"'{org}' would have specs of bases of over {SPECS_PER_ORG_LIMIT} characters, which is the limit"
+            raise TooLarge("SIZE_INVALID", message, next_step="delete a base, or ask an administrator to add this one")
     if session.exec(count).one() >= BASES_LIMIT:
         raise TooLarge("SIZE_INVALID", f"this registry has {BASES_LIMIT} bases, which is the limit")
 
@@ -235,10 +246,13 @@ def show(session: Session, actor: Actor, name: str) -> BaseView:
 
 def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> BasePage:
     """Bases by name, from the one that follows `cursor`."""
-    statement = select(BaseRow).where(col(BaseRow.name) > cursor, base_rows.REGISTERED).order_by(col(BaseRow.name))
-    rows = session.exec(statement.limit(limit + 1)).all()
-    items = _views(session, actor, rows[:limit])
-    return BasePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
+    ordered = select(BaseRow).where(col(BaseRow.name) > cursor, base_rows.REGISTERED).order_by(col(BaseRow.name))
+    length = _OF_SPEC + func.coalesce(func.length(sql_cast(col(BaseRow.library_modules), Text)), 0)
+    measured = session.connection().execute(ordered.with_only_columns(BaseRow.name, length).limit(limit + 1)).all()
+    names_shown = [name for name, _ in measured[: page_size.count_fitting(size for _, size in measured[:limit])]]
+    rows = session.exec(ordered.where(any_of(col(BaseRow.name), names_shown))).all()
+    has_more = len(measured) > len(names_shown)
+    return BasePage(items=_views(session, actor, rows), next_cursor=names_shown[-1] if has_more else "")
 
 
 def view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
