@@ -48,7 +48,7 @@ LATE = {"copy", "complete"}
 FAULTS = [(o, act) for o in OPERATIONS for act in ACTS if act != "error_in_200" or o in LATE]
 OTHERS = 5
 """Kinds of runs that kill nothing; each wave has one."""
-ADAPTERS_LIMIT = 40
+ADAPTERS_LIMIT = 16
 """Acknowledged pushes of one registry, before an empty one: each check reads all of its bytes again."""
 POINTS = crash_points.PUSH | crash_points.GC | crash_points.AUDIT
 Kind = tuple[str, str]
