@@ -195,7 +195,7 @@ INTERNAL_LIMITS = {
         "registry.server.database.engine.REASON_LIMIT", "registry.server.http.problems.FINDINGS_LIMIT",
         "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
         "registry.bases.identity.MARKS_LIMIT", "registry.server.jobs.requests.OPEN_LIMIT",
-        "registry.training.uploads.REASON_LIMIT",
+        "registry.training.uploads.REASON_LIMIT", "registry.server.push.commit.REFUSAL_LIMIT",
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
         "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.readme.CELLS_LIMIT",
         "registry.server.pages.versions.CELLS_LIMIT",

@@ -185,6 +185,7 @@ LIMITS = {
         "registry.bases": {
             "CONFIG_LIMIT_BYTES": "configuration of a base",
             "SIZE_LIMIT": "size (hidden, vocabulary, heads …) in a base's configuration",
+            "MODULES_LIMIT": "modules of a base",
         },
         "registry.server.catalog.lineage": {"EDGES_LIMIT": "edges in a lineage"},
         "registry.lineage.diagrams": {"PIECES_LIMIT": "columns that all arrows of an SVG of a lineage cross together"},

@@ -327,8 +327,8 @@ def start_between(harness: Harness, statement_part: str, act: Callable[[], objec
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-@pytest.mark.parametrize("what", ["approval", "campaign", "namespace_role", "webhook", "publisher"])
-def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+@pytest.mark.parametrize("table", ["approval", "campaign", "namespace_role", "webhook", "publisher"])
+def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     """Each counted before the other had committed."""
     harness, errors = tenants.harness, list[str]()
     monkeypatch.setattr(approvals, "APPROVALS_LIMIT", 1)
@@ -353,11 +353,11 @@ def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.M
 
     def act(number: int) -> None:
         try:
-            acts[what](number)
+            acts[table](number)
         except RegistryError as error:
             errors.append(error.code)
 
-    other = start_between(harness, f"INSERT INTO {what} ", lambda: act(1))
+    other = start_between(harness, f"INSERT INTO {table} ", lambda: act(1))
     act(0)
     other.join()
     assert errors in (["QUOTA_EXCEEDED"], ["RATE_LIMITED"], ["REQUEST_INVALID"], ["SIZE_INVALID"])

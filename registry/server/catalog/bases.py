@@ -248,7 +248,7 @@ def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) 
     """Bases by name, from the one that follows `cursor`."""
     ordered = select(BaseRow).where(col(BaseRow.name) > cursor, base_rows.REGISTERED).order_by(col(BaseRow.name))
     length = _OF_SPEC + func.coalesce(func.length(sql_cast(col(BaseRow.library_modules), Text)), 0)
-    measured = session.connection().execute(ordered.with_only_columns(BaseRow.name, length).limit(limit + 1)).all()
+    measured = session.connection().execute(ordered.with_only_columns(col(BaseRow.name), length).limit(limit + 1)).all()
     names_shown = [name for name, _ in measured[: page_size.count_fitting(size for _, size in measured[:limit])]]
     rows = session.exec(ordered.where(any_of(col(BaseRow.name), names_shown))).all()
     has_more = len(measured) > len(names_shown)

@@ -1,7 +1,7 @@
 """Delete ended jobs, whose payloads, results and steps no quota counts.
 
-- Queueing a job deletes those of its version and kind that the newest leave no room for in `ENDED_CHARACTERS`, those of
-  campaigns aside: however fast a namespace's own worker ends them, long results go and the short ones of a sweep stay.
+- Queueing a job deletes those of its version and kind that do not fit beside the newest into `ENDED_CHARACTERS`, those
+  of campaigns aside: long results go, however fast a namespace's own worker ends them, and many short ones stay.
 - All go `ENDED_RETENTION` after they ended (`adapter gc`). Verdicts, reports and events stay.
 """
 

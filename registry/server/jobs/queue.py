@@ -312,9 +312,7 @@ def find_job(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, subject_adapter(row).name):
-        retention = (
-            f"{ended.ENDED_RETENTION.days} days, of a version beyond {ended.ENDED_CHARACTERS} characters of a kind"
-        )
+        retention = f"{ended.ENDED_RETENTION.days} days, and beyond {ended.ENDED_CHARACTERS} characters of a version"
         raise NotFound(
             "JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it",
             next_step=f"see `adapter job list`; ended jobs are deleted after {retention}",
