@@ -23,6 +23,7 @@ from registry.names import AdapterName
 from registry.server.app import create_app
 from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow
+from registry.server.push import commit as server_commit
 from registry.server.push import received
 from registry.server.storage.blobs import digest_of, key_of, staging_key_of
 from registry.server.storage.references import BlobState
@@ -119,6 +120,25 @@ def test_a_push_of_a_small_adapter_writes_each_blob_once(
     assert Counter(calls) == Counter(SignedPut=3, **reads)
     assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in files.values())
     assert list(blobs.list("staging/")) == []
+
+
+def test_a_file_that_adapters_share_is_read_once_in_a_group(
+    harness: Harness, blobs: S3Blobs, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_commit, "INSPECTED_AT_ONCE", 1)
+    blobs._direct_from_bytes = direct_upload.FROM_BYTES
+    push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))
+    harness.transport.settle()
+    calls.clear()
+    fleet = []
+    for seed in (11, 12, 13):
+        files = harness.files(seed=seed)
+        small = {name: files[name] for name in (samples.CONFIG, samples.WEIGHTS)}
+        fleet.append((samples.write(small, tmp_path / f"m{seed}"), f"acme/m{seed}"))
+    assert all(result.value for result in push.push_all(harness.admin, fleet))
+    harness.transport.settle()
+    # Weights and record of each are put. The configuration was there before: it is looked for and read once.
+    assert Counter(calls) == Counter(SignedPut=6, HeadObject=1, GetObject=1)
 
 
 def test_a_file_that_is_a_whole_xorb_is_copied_within_the_store(harness: Harness, calls: list[str]) -> None:

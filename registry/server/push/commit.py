@@ -294,10 +294,12 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
     damaged = _secure_blobs(session, commits)
     db.commit_early(session)
 
+    shared = inspect.SharedReads()
+
     def inspect_one(commit: Commit) -> None:
         with commit.collect_error():
             small = _decode_small(commit)
-            _inspect_and_promote(commit, small, *subjects[commit.base_row.name], damaged, blobs)
+            _inspect_and_promote(commit, small, *subjects[commit.base_row.name], damaged, blobs, shared)
 
     _run(inspect_one, commits, blobs)
     _store_small(without_error(commits), damaged, blobs)
@@ -371,7 +373,7 @@ def _store_small(commits: Sequence[Commit], damaged: Set[Digest], blobs: BlobSto
 
 def _inspect_and_promote(
     commit: Commit, small: Mapping[Digest, bytes], spec: BaseSpec, relatives: Sequence[Similarity],
-    damaged: Set[Digest], blobs: BlobStore,
+    damaged: Set[Digest], blobs: BlobStore, shared: inspect.SharedReads,
 ) -> None:  # fmt: skip
     """Inspect the bytes and move them to their final keys; also sets which damaged blobs they replaced.
 
@@ -381,11 +383,13 @@ def _inspect_and_promote(
     keys = {digest: plan.key_of_sent(blob) or key_of(digest) for digest, blob in commit.requested.items()}
     stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged | small.keys()
     try:
-        with inspect.verified_blobs(blobs, keys, stored, commit.manifest, damaged & set(staged)) as verified:
+        replaced = damaged & set(staged)
+        with inspect.verified_blobs(blobs, keys, stored, commit.manifest, replaced, shared) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
             data_of = {**_take_received(commit), **small}
-            inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=data_of)
+            files = blobs, keys, commit.manifest
+            inspection = inspect.inspect_files(*files, spec, relatives, small=data_of, shared=shared)
             failpoints.reach("push.before_promote")
             for digest in staged:
                 if digest not in small:
@@ -401,7 +405,7 @@ def _inspect_and_promote(
         commit.error_without_version = error
     else:
         commit.inspection, commit.promoted, commit.carried = inspection, staged, small
-        commit.repaired = damaged & set(staged)
+        commit.repaired = replaced
 
 
 def _take_received(commit: Commit) -> dict[Digest, bytes]:

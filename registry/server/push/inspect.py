@@ -23,7 +23,7 @@ from registry.adapters.companions import check_companions
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
 from registry.adapters.templates import check_templates
-from registry.api.transfer import PushItem
+from registry.api.transfer import SMALL_BLOB_BYTES, PushItem
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest
@@ -34,12 +34,14 @@ from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.search import text_index
-from registry.server.storage.blobs import BlobStore, Stat
+from registry.server.storage.blobs import BlobStore, Stat, key_of
 from registry.versions.files import CARD, CONFIG, GOLDEN, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 FACTS_LIMIT_BYTES = 256 * 2**10
 """Bytes of the facts of a version: a header may name 30,000 modules that have nothing in common."""
+SHARED_BYTES = 16 * 2**20
+"""Bytes of small files that the pushes of one group share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,27 @@ class BlobMismatch(Invalid):
         self.key = key
 
 
+class SharedReads:
+    """What the pushes of one group found in the store, which is asked once about files that they share. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.stats: dict[str, Stat] = {}
+        """Final key → the verified blob."""
+        self.data: dict[Digest, bytes] = {}
+        """The verified bytes of small files, `SHARED_BYTES` at most (some more if threads read at once)."""
+        self._size_bytes = 0
+
+    def keep(self, digest: Digest, data: bytes) -> None:
+        """Keep the bytes of a file if they are few."""
+        if len(data) <= SMALL_BLOB_BYTES and self._size_bytes + len(data) <= SHARED_BYTES:
+            self._size_bytes += len(data)
+            self.data[digest] = data
+
+
 @contextmanager
 def verified_blobs(
     blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest,
-    damaged: Set[Digest] = frozenset(),
+    damaged: Set[Digest] = frozenset(), shared: SharedReads | None = None,
 ) -> Iterator[dict[Digest, Stat]]:  # fmt: skip
     """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
@@ -79,7 +98,7 @@ def verified_blobs(
     """
     snapshots: list[str] = []
     try:
-        yield _verify_blobs(blobs, keys, stored, manifest, damaged, snapshots)
+        yield _verify_blobs(blobs, keys, stored, manifest, damaged, shared or SharedReads(), snapshots)
     finally:
         with contextlib.suppress(Unavailable):  # `gc` deletes them with what else the push has staged
             for key in snapshots:
@@ -88,7 +107,7 @@ def verified_blobs(
 
 def _verify_blobs(
     blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest, damaged: Set[Digest],
-    snapshots: list[str],
+    shared: SharedReads, snapshots: list[str],
 ) -> dict[Digest, Stat]:  # fmt: skip
     verified: dict[Digest, Stat] = {}
     missing: list[Finding] = []
@@ -98,7 +117,7 @@ def _verify_blobs(
         if file.digest in stored:
             verified[file.digest] = Stat(key, file.size_bytes, file.digest, db.now())
             continue
-        stat = verified.get(file.digest) or _stat(blobs, key, file.size_bytes)
+        stat = verified.get(file.digest) or shared.stats.get(key) or _stat(blobs, key, file.size_bytes)
         if stat is None:
             missing.append(_unknown(file))
             lost = lost or not key.startswith("staging/")
@@ -115,6 +134,8 @@ def _verify_blobs(
             findings = [Finding("blob.size_mismatch", file.path, message)]
             raise BlobMismatch(key, f"{file.path} {message}", findings)
         verified[file.digest] = stat
+        if stat.key == key == key_of(file.digest):
+            shared.stats[key] = stat
     if missing:
         raise _incomplete(missing, lost)
     return verified
@@ -155,14 +176,16 @@ def _stat(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
 def inspect_files(
     blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec,
     relatives: Sequence[Similarity] = (), *, measure_small: bool = True, small: Mapping[Digest, bytes] = {},
+    shared: SharedReads | None = None,
 ) -> Inspection:  # fmt: skip
     """Read the configuration, the headers and the tokenizer's files, and compare them with the base.
 
     `measure_small`: measure the weights, too, if they are small. `small`: verified bytes that need not be read.
     """
+    shared = shared or SharedReads()
     weights = weights_of(manifest.files)
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
-    read = _reader(blobs, keys, manifest, small, keep=weights.path if inline else "")
+    read = _reader(blobs, keys, manifest, small, shared, keep=weights.path if inline else "")
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_beside({path: size for path, size in sizes.items() if path not in (weights.path, CONFIG, CARD)}, read)
     read_first = read_contents(manifest.files, read)
@@ -337,14 +360,16 @@ def refusal_of(name: AdapterName, base: str, findings: Iterable[Finding]) -> Ref
 
 
 def _reader(
-    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, small: Mapping[Digest, bytes], *, keep: str
-) -> Read:
+    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, small: Mapping[Digest, bytes], shared: SharedReads,
+    *, keep: str,
+) -> Read:  # fmt: skip
     """Reads pieces of the manifest's files and detects bits that flip between the store and here.
 
     The file `keep` is read once as a whole and hashed; its pieces come from that. `Unavailable` when bytes differ.
     """
     by_path = {file.path: file for file in manifest.files}
-    whole = {file.path: small[file.digest] for file in manifest.files if file.digest in small}
+    data_of = {**shared.data, **small}
+    whole = {file.path: data_of[file.digest] for file in manifest.files if file.digest in data_of}
 
     def read(path: str, start: int, length: int) -> bytes:
         file = by_path[path]
@@ -355,11 +380,13 @@ def _reader(
             return whole[path][start : start + length]
         data = blobs.read(keys[file.digest], start, length)
         if start == 0 and length >= file.size_bytes:
-            is_same = Digest.of(data) == file.digest
+            is_same, is_whole = Digest.of(data) == file.digest, True
         else:
-            is_same = blobs.read(keys[file.digest], start, length) == data
+            is_same, is_whole = blobs.read(keys[file.digest], start, length) == data, False
         if not is_same:
             raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store returned bytes that were not verified")
+        if is_whole:
+            shared.keep(file.digest, data)
         return data
 
     return read

@@ -10,8 +10,8 @@ from registry.server.storage.blobs import BlobWriter, Bytes, Stat
 
 BLOB_LIMIT_BYTES = 8 * 2**20
 """Larger blobs are not kept."""
-LIMIT_BYTES = 64 * 2**20
-"""All bytes that are kept by a process."""
+LIMIT_BYTES = 256 * 2**20
+"""All bytes that are kept by a process: two groups of 100 adapters of 1 MB, as one is sent while the other commits."""
 ENTRY_BYTES = 1024
 """What a blob counts beyond its bytes: a client may send any number of tiny ones, and never commit."""
 
