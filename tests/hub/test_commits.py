@@ -19,7 +19,7 @@ from registry.server.database.models import PushBlobRow, PushRow, VersionRow
 from registry.server.hub import commits, revisions
 from registry.server.hub.commits import Committer
 from registry.server.routes.hub import writing
-from tests import raw_asgi, samples
+from tests import non_peft_files, raw_asgi, samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, header, staged, warning
@@ -234,6 +234,23 @@ def test_a_base_that_is_a_folder_is_the_base_of_that_name_or_that_of_the_readme_
     assert pusher.push({**files, CARD: b"---\nbase_model: tiny-llama\n---\n"}).status_code == 200
     assert pusher.commit(add(CARD, b"# No base\n")).status_code == 200
     assert harness.admin.version("acme/support@2").base == "tiny-llama"
+
+
+def test_a_script_that_uploads_files_without_a_base_needs_a_readme_first(harness: Harness, pusher: Pusher) -> None:
+    """As kohya's `--huggingface_repo_id` does: one file a commit, each of another name with `--save_every_n_epochs`."""
+    pusher.create()
+    refused = pusher.commit(add("style.safetensors", non_peft_files.kohya()))
+    message = refused.headers["x-error-message"]
+    assert (refused.status_code, "`base_model` in README.md" in message) == (404, True)
+    pusher.commit(add(CARD, b"---\nbase_model: tiny-llama\n---\n"))
+    for epoch in ("1", "2"):
+        weights = non_peft_files.kohya(metadata={"ss_epoch": epoch})
+        assert pusher.commit(add("style.safetensors", weights)).status_code == 200
+    second = harness.admin.version("acme/support@2")
+    assert [edge.digest for edge in second.parents] == [harness.admin.version("acme/support@1").digest]
+    several = pusher.commit(add("style-000003.safetensors", weights))
+    assert 400 <= several.status_code < 500, several.headers
+    assert "style" in several.headers["x-error-message"]
 
 
 def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: Pusher) -> None:
