@@ -64,7 +64,7 @@ def test_any_number_of_items_costs_the_same_statements(fleet: Harness) -> None:
             lambda names: groups.move_aliases(moves("", "staging", names, rollback=True)),
         ),
         "approve": (
-            APPROVE_STATEMENTS,
+            APPROVE_STATEMENTS + (fleet.engine.dialect.name == "postgresql"),  # where it locks what it counts
             lambda names: groups.approve_versions([ApproveItem(ref=f"{name}@2", alias="prod") for name in names]),
         ),
         "describe": (DESCRIBE_STATEMENTS, lambda names: describe(names, "nlp")),
