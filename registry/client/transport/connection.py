@@ -242,12 +242,12 @@ class Connection:
             if not stream.head.location:
                 return stream
             stream.close()
-            url = self._followed(target, stream.head.location)
+            url = resolve_link(target, stream.head.location, self.url, in_process=self._in_process)
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Transport, str, dict[str, str]]:
         """The transport, absolute URL and headers of a link; the token only for the registry's own origin."""
-        target = self._followed(self.url + "/", url)
+        target = resolve_link(self.url + "/", url, self.url, in_process=self._in_process)
         if origin(target) == origin(self.url):
             return self._own_transport, target, self._own_headers(headers)
         return self._other_transport, target, dict(headers or {})
@@ -264,9 +264,6 @@ class Connection:
             return
         if not is_local(origin(self.url)[1]):
             raise invalid_response(f"the registry links to {shown(url)}, which is {address} now")
-
-    def _followed(self, base: str, link: str) -> str:
-        return resolve_link(base, link, self.url, in_process=self._in_process)
 
     def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}

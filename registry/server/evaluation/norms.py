@@ -177,25 +177,30 @@ class _Layout:
     a: _Rows
     b: _Rows
 
-    def read_factors(self, read: Read) -> tuple[Any, Any]:
-        """A [pairs, experts, rank, in] and B [pairs, experts, out, rank]."""
-        count, pair = len(self.pairs), self.pairs[0]
-        a, b = self.a.read(read), self.b.read(read)
-        if pair.is_turned:
-            a = a.reshape(count, -1, pair.rank).transpose(0, 2, 1)
-            b = b.reshape(count, pair.rank, -1).transpose(0, 2, 1)
-        a = a.reshape(count, pair.experts, pair.rank, -1)
-        return a, b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
+    def read_a(self, read: Read) -> Any:
+        """A [pairs, experts, rank, in]."""
+        count, pair, a = len(self.pairs), self.pairs[0], self.a.read(read)
+        a = a.reshape(count, -1, pair.rank).transpose(0, 2, 1) if pair.is_turned else a
+        return a.reshape(count, pair.experts, pair.rank, -1)
+
+    def read_b(self, read: Read) -> Any:
+        """B [pairs, experts, out, rank]."""
+        count, pair, b = len(self.pairs), self.pairs[0], self.b.read(read)
+        b = b.reshape(count, pair.rank, -1).transpose(0, 2, 1) if pair.is_turned else b
+        return b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
 
     def compute_norms(self, read: Read) -> dict[str, FactorNorms]:
-        """Module → its norms."""
-        pair = self.pairs[0]
-        a, b = self.read_factors(read)
+        """Module → its norms. Of A and B only one is in memory at a time."""
         with np.errstate(over="ignore", invalid="ignore"):
-            aa, bb = a @ a.swapaxes(2, 3), b.swapaxes(2, 3) @ b
+            pair, a = self.pairs[0], self.read_a(read)
+            aa, width = a @ a.swapaxes(2, 3), a.shape[3]
+            del a
+            b = self.read_b(read)
+            bb, elements = b.swapaxes(2, 3) @ b, pair.experts * width * b.shape[2]
+            del b
             a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
-            squares = (bb * aa).sum(axis=(1, 2, 3)).tolist()
-        elements = pair.experts * a.shape[3] * b.shape[2]
+            bb *= aa
+            squares = bb.sum(axis=(1, 2, 3)).tolist()
         return {
             pair.path: _factor_norms(a_squared, b_squared, squared, pair.scale, elements)
             for pair, a_squared, b_squared, squared in zip(self.pairs, a_squares, b_squares, squares, strict=True)
@@ -238,7 +243,7 @@ def read_updates(fetch: Read, size_bytes: int, plan: MeasuringPlan) -> Factors:
     factors: Factors = {}
     for _, _, layouts in plan.windows:
         for layout in layouts:
-            a, b = layout.read_factors(read)
+            a, b = layout.read_a(read), layout.read_b(read)
             factors |= {pair.path: (a[at], b[at], pair.scale) for at, pair in enumerate(layout.pairs)}
     return factors
 
