@@ -49,8 +49,10 @@ took = time.perf_counter() - began
 """
 SAY = """
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"seconds": took, "peak_mb": int(peak.split()[1]) / 1024, "cpu": time.process_time()}))
+print(json.dumps({"seconds": took, "peak_mb": int(peak.split()[1]) / 1024, "cpu": time.process_time()}), flush=True)
 """
+END = "import os; os._exit(0)"
+"""As `program.serve` ends."""
 
 
 class ProcessResult(NamedTuple):
@@ -66,8 +68,9 @@ def run(script: str, *arguments: Path) -> ProcessResult:
     """Run a script with these arguments in a Python of its own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     began = time.perf_counter()
+    script += SAY + (END if script == FUSE else "")
     process = subprocess.Popen(
-        [sys.executable, "-c", script + SAY, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env=environment,
     )  # fmt: skip
     output, _ = process.communicate()

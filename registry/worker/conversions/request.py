@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from typing import NoReturn
 
 from registry.bases import BaseSpec
 from registry.errors import Unavailable
@@ -49,6 +50,6 @@ class ConversionRequest(program.ProgramRequest):
         return Converted.model_validate(report)
 
 
-def serve(convert: Callable[[ConversionRequest], Converted]) -> int:
-    """The `main` of a conversion's program: one request from standard input; the exit status."""
-    return program.serve(ConversionRequest, lambda request, _progress: convert(request))
+def serve(convert: Callable[[ConversionRequest], Converted]) -> NoReturn:
+    """The `main` of a conversion's program: one request from standard input."""
+    program.serve(ConversionRequest, lambda request, _progress: convert(request))

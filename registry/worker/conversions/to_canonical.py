@@ -10,7 +10,6 @@ rounded once; a tensor whose dtype cannot hold it exactly is stored in 32 bits.
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -108,4 +107,4 @@ def copy_others(folder: Folder, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(convert))
+    serve(convert)

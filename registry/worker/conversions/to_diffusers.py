@@ -5,7 +5,6 @@ to a component of diffusers, and the squared norm of all updates, scale · B·A,
 10^4. alpha / rank is folded into B for loaders that ignore alpha.
 """
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,4 +177,4 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(convert))
+    serve(convert)

@@ -5,7 +5,6 @@ architecture `llama` its converter reorders the rows of q and k from halves to p
 LlamaModel.permute), and so those of lora_B. Tensors are F16 where the original is F16, else F32: nothing is rounded.
 """
 
-import sys
 from pathlib import Path
 
 import gguf
@@ -67,4 +66,4 @@ def to_pairs(b: Tensor, heads: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(convert))
+    serve(convert)

@@ -5,7 +5,6 @@ torchtune   rows of lora_B for q and k stand in pairs (x0, y0, x1, y1 …), PEFT
 mlx         A is [in, r] and B [r, out]; the multiplier `scale` becomes alpha = scale · rank
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,4 +82,4 @@ def _config(pairs: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec,
 
 
 if __name__ == "__main__":
-    sys.exit(serve(convert))
+    serve(convert)

@@ -6,7 +6,6 @@ computed again here, and PEFT subtracts them (`save_pretrained(path_initial_mode
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -57,4 +56,4 @@ def _base(request: ConversionRequest) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(convert))
+    serve(convert)

@@ -5,7 +5,6 @@ A program like process.py. Only it imports PEFT, which takes seconds; `MergeRequ
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,4 +60,4 @@ def _widen(wrapped: Any, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(process.main(PeftMerger))
+    process.main(PeftMerger)

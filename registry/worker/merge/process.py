@@ -7,9 +7,9 @@
 It imports torch, so its parent may kill it at any moment. It knows no registry, and only folders (sandbox/program.py).
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
@@ -72,10 +72,10 @@ def _count_bytes(progress: Callable[[str], None]) -> Callable[[int], None]:
     return count
 
 
-def main(make_merger: MakeMerger | None = None) -> int:
+def main(make_merger: MakeMerger | None = None) -> NoReturn:
     """Serve one merge; `make_merger` as for `fuse.fuse`."""
-    return program.serve(MergeRequest, lambda request, progress: run(request, progress, make_merger))
+    program.serve(MergeRequest, lambda request, progress: run(request, progress, make_merger))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,6 @@ Memory does not grow with the base. Packed values are unpacked for the sketch: N
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -204,7 +203,7 @@ def read_whole(stored: Stored) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(program.serve(
+    program.serve(
         IdentifyRequest,
         lambda request, progress: identify(Weights.of(request.folder), lambda count: progress(str(count))),
-    ))  # fmt: skip
+    )  # fmt: skip

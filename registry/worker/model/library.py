@@ -4,7 +4,6 @@ No weight is read and no code of the folder runs. A module's kind is its class, 
 linear. An output embedding that is not named `lm_head` has the kind `other`: PEFT's "all-linear" leaves it out.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,4 +110,4 @@ def list_modules(request: LibraryRequest, _progress: program.Progress) -> Librar
 
 
 if __name__ == "__main__":
-    sys.exit(program.serve(LibraryRequest, list_modules))
+    program.serve(LibraryRequest, list_modules)

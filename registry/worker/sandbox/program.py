@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, Any, ClassVar, TypeVar
+from typing import IO, Annotated, Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import AfterValidator
 
@@ -206,24 +206,27 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]) -> int:
-    """Handle the request on standard input, respond on standard output; return the exit status."""
+def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]) -> NoReturn:
+    """Handle the request on standard input, respond on standard output, and end the process.
+
+    What was imported is not torn down, which takes half a second of CPU with torch.
+    """
     finish_start()
     exit_on_signals()
     confine.die_with_parent(signal.SIGTERM)  # a partial result may be as large as the base, so it is cleaned up
+    status = 1
     try:
         request = model.model_validate_json(sys.stdin.buffer.read())
         visible = namespaces.visible_folders(*request.existing_folders)
         namespaces.isolate(os.environ.get(confine.HIDDEN_PLACES, "").split(os.pathsep), visible, read_only=False)
         report = work(request, lambda text: _send({"progress": text}))
+        _send({"report": report.model_dump(mode="json")})
+        status = 0
     except RegistryError as e:
         _send({"problem": e.to_problem()})
-        return 1
     except (OSError, ValueError, LookupError, RuntimeError) as e:
         _send({"error": f"{type(e).__name__}: {e}"[:ERROR_CHARACTERS_LIMIT]})
-        return 1
-    _send({"report": report.model_dump(mode="json")})
-    return 0
+    os._exit(status)
 
 
 def _send(message: dict[str, Any]) -> None:
