@@ -287,9 +287,9 @@ def _is_tied(config: Mapping[str, Any], tensors: Sequence[LogicalTensor], facts:
 
 
 def _vocabulary(modules: Mapping[str, ModuleShape], facts: Facts) -> int:
-    """Rows of the token embedding; the configuration's figure where no such module is known."""
+    """Rows of the token embedding; the configuration's figure where its size is not known."""
     rows = [m.in_features for p, m in modules.items() if base_modules.is_token_table(p) and m.kind == "embedding"]
-    return max(rows, default=facts.vocab)
+    return max(rows, default=0) or facts.vocab
 
 
 def _main_dtype(tensors: Sequence[TensorInfo]) -> str:

@@ -86,9 +86,13 @@ _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,6})\.(.+)\Z")
 _SIDE = re.compile(
     r"\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..+|SCB|weight_format|scales|qzeros|g_idx"
-    r"|weight_scale|weight_scale_inv|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale"
+    r"|weight_scale(_2|_inv)?|biases|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale"
     r"|input_global_scale|activation_scale|k_scale|v_scale)\Z|_scales\Z"
 )
+_PACKED_DTYPES = frozenset({"U8", "I16", "I32", "U32"})
+"""Of matrices with several numbers in each integer: bitsandbytes, ModelOpt's NVFP4, BitNet, HIGGS, MLX."""
+_UNREADABLE = frozenset({"codes", "indices", "W_q", "dense_weights", "_data", "_weight_qdata"})
+"""What AQLM, VPTQ, HQQ, SpQR, Quanto and TorchAO store for a matrix. Its sizes are not those of the matrix."""
 _GATES, _DOWNS = ("w1", "w3", "gate_proj", "up_proj"), ("w2", "down_proj")
 
 
@@ -130,7 +134,7 @@ def modules(tensors: Iterable[LogicalTensor], facts: Facts) -> dict[str, ModuleS
             )
     by_path = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
     if facts.is_head_model and not any(path.startswith(_HEADS) for path in by_path):
-        tables = (m for path, m in by_path.items() if m.kind == "embedding" and is_token_table(path))
+        tables = (m for path, m in by_path.items() if m.kind == "embedding" and m.is_known and is_token_table(path))
         rows, width = max(((m.in_features, m.out_features) for m in tables), default=(facts.vocab, facts.hidden))
         by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows, bias=HEAD in biases)
     return _with_experts(by_path)
@@ -194,11 +198,21 @@ def _with_experts(by_path: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
     return result
 
 
+def _packs(stored: Shape, matrix: Shape) -> bool:
+    """Whether the matrix may be stored so: flat, two numbers a byte (bitsandbytes), or with one axis packed."""
+    (rows, columns), (outputs, inputs) = stored, matrix
+    if columns == 1:
+        return 2 * rows == outputs * inputs
+    return (rows == outputs and inputs % columns == 0) or (columns == inputs and outputs % rows == 0)
+
+
 def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> LogicalTensor:
     """The tensor under its logical name (`.weight`) and shape."""
     path, _, leaf = name.rpartition(".")
     shape, bits = tensor.shape, facts.bits
     per_word = 32 // bits if bits and 32 % bits == 0 else 0
+    if facts.quantization and (leaf in _UNREADABLE or (leaf == "qweight" and tensor.dtype != "I32")):
+        return LogicalTensor(f"{path.removesuffix('.weight')}.weight", (), tensor.dtype, tensor.elements)
     if leaf == "qweight" and len(shape) == 2:
         name = f"{path}.weight"
         if facts.quantization == "awq":
@@ -210,11 +224,12 @@ def _unpacked(tensor: TensorInfo, name: str, facts: Facts) -> LogicalTensor:
         shape = (shape[0], shape[1] * (per_word if tensor.dtype == "I32" else 2))
     elif name.endswith("_blocks") and len(shape) == 4:
         name, shape = name.removesuffix("_blocks"), (shape[0], shape[1], shape[2] * 32)
-    elif facts.quantization == "bitsandbytes" and tensor.dtype == "U8" and shape[-1:] == (1,):
-        shape = _configured(path, facts)
-        if shape and shape[0] * shape[1] != 2 * tensor.elements:
-            shape = ()
-        return LogicalTensor(name, shape, tensor.dtype, 2 * tensor.elements)
+    elif leaf == "weight" and len(shape) == 2 and tensor.dtype in _PACKED_DTYPES:
+        matrix = _configured(path, facts)
+        factor = 2 if tensor.dtype == "U8" else per_word or 1
+        if not matrix or not _packs(shape, matrix):
+            return LogicalTensor(name, (), tensor.dtype, factor * tensor.elements)
+        shape = matrix
     if 0 in shape and tensor.elements:
         return LogicalTensor(name, (), tensor.dtype, 0)
     elements = 1
@@ -231,6 +246,7 @@ def _configured(path: str, facts: Facts) -> Shape:
         "o_proj": (facts.hidden, query), "gate_proj": (facts.intermediate, facts.hidden),
         "up_proj": (facts.intermediate, facts.hidden), "down_proj": (facts.hidden, facts.intermediate),
         "qkv_proj": (query + 2 * kv, facts.hidden), "gate_up_proj": (2 * facts.intermediate, facts.hidden),
+        "embed_tokens": (facts.vocab, facts.hidden), HEAD: (facts.vocab, facts.hidden),
     }  # fmt: skip
     shape = sizes.get(path.rpartition(".")[2], ())
     return shape if all(shape) else ()
@@ -241,6 +257,7 @@ def facts_of(config: Mapping[str, Any], number: Callable[..., int]) -> Facts:
     heads, hidden = number("num_attention_heads", "n_head", "num_heads"), number("hidden_size", "n_embd", "d_model")
     quantization = config.get("quantization_config")
     quantization = quantization if isinstance(quantization, dict) else {}
+    method = quantization.get("quant_method") or ("mlx" if "bits" in quantization else "")
     architectures = config.get("architectures")
     first = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     inner = number("intermediate_size", "n_inner", "ffn_dim")
@@ -251,7 +268,7 @@ def facts_of(config: Mapping[str, Any], number: Callable[..., int]) -> Facts:
         kv_heads=number("num_key_value_heads", "num_kv_heads") or heads,
         head_size=(number("head_dim") if config.get("head_dim") else 0) or (hidden // heads if heads else 0),
         vocab=number("vocab_size"),
-        quantization=str(quantization.get("quant_method") or "")[:40], bits=_bits(quantization),
+        quantization=str(method)[:40], bits=_bits(quantization),
     )  # fmt: skip
 
 

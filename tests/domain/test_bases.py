@@ -112,6 +112,12 @@ def test_nf4_shapes_come_from_the_configuration_and_are_unknown_without_it() -> 
           f"{Q}.weight_shape": ("I64", (2,))}),
         ({"quant_method": "fp8"}, {f"{Q}.weight": ("F8_E4M3", (64, 64)), f"{Q}.weight_scale_inv": ("F32", (1, 1))}),
         ({"quant_method": "bitsandbytes"}, {f"{Q}.weight": ("I8", (64, 64)), f"{Q}.SCB": ("F32", (64,))}),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"},
+         {f"{Q}.weight": ("U8", (64, 32)), f"{Q}.weight_scale": ("F8_E4M3", (64, 4)),
+          f"{Q}.weight_scale_2": ("F32", ()), f"{Q}.input_scale": ("F32", ())}),
+        ({"quant_method": "bitnet"}, {f"{Q}.weight": ("U8", (16, 64)), f"{Q}.weight_scale": ("BF16", (1,))}),
+        ({"group_size": 64, "bits": 4},
+         {f"{Q}.weight": ("U32", (64, 8)), f"{Q}.scales": ("BF16", (64, 1)), f"{Q}.biases": ("BF16", (64, 1))}),
     ],
 )  # fmt: skip
 def test_a_packed_matrix_counts_as_the_matrix_it_stands_for(
@@ -121,9 +127,31 @@ def test_a_packed_matrix_counts_as_the_matrix_it_stands_for(
     spec = spec_of(packed, quantization_config=method)
     module = spec.modules[Q]
     assert (module.in_features, module.out_features, module.is_known) == (64, 64, True)
-    assert spec.quantization == method["quant_method"]
+    assert spec.quantization == method.get("quant_method", "mlx")
     assert spec.fingerprint == plain.fingerprint
     assert spec.parameters == plain.parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "dtype", "shape"),
+    [
+        ("aqlm", "codes", "I8", (64, 8, 1)), ("vptq", "indices", "I32", (1, 8, 64)), ("hqq", "W_q", "U8", (32, 64)),
+        ("spqr", "dense_weights", "I64", (16, 16)), ("quanto", "weight._data", "I8", (64, 64)),
+        ("torchao", "_weight_qdata", "U8", (64, 32)), ("fp_quant", "qweight", "U8", (64, 32)),
+        ("modelopt", "weight", "U8", (48, 32)),
+    ],
+)  # fmt: skip
+def test_a_matrix_that_is_packed_in_another_way_is_a_module_of_unknown_size(
+    method: str, name: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    spec = spec_of({f"{Q}.{name}": (dtype, shape)}, quantization_config={"quant_method": method})
+    assert not spec.modules[Q].is_known
+
+
+def test_a_packed_token_embedding_leaves_the_vocabulary_to_the_configuration() -> None:
+    packing = {"group_size": 64, "bits": 6}
+    spec = spec_of({"model.embed_tokens.weight": ("U32", (512, 12))}, quantization_config=packing)
+    assert (spec.vocab, spec.modules["lm_head"].out_features, spec.modules["lm_head"].in_features) == (512, 512, 64)
 
 
 # ---------------------------------------------------------------------- fingerprints

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from tests.truth import architectures
 from tests.truth.methods import VARIANTS, base_kind_of, method_of
 from tests.truth.oracle import Answer
 from tests.truth.product import Said
@@ -56,6 +57,13 @@ class Line:
             return "architectures"
         kind = base_kind_of(self.subject)
         return f"methods on a {kind}" if kind else "methods"
+
+    @property
+    def is_buildable(self) -> bool:
+        """Whether any of its groups can be built. `unbuilt` may hold some groups of a subject that was not asked."""
+        names = {item[0] for item in self.unbuilt}
+        groups = VARIANTS.get(method_of(self.subject), architectures.VARIANTS)
+        return self.subject not in names and not names.issuperset(f"{self.subject}/{group}" for group in groups)
 
 
 def read() -> dict[str, Line]:
@@ -208,7 +216,7 @@ def page(lines: Sequence[Line]) -> str:
     }
     head = HEAD.format(**figures, kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
     notes = NOTES.format(unbuilt=sum(len(line.unbuilt) for line in lines))
-    totals = Counter(line.part for line in lines if line.cases or not line.unbuilt)
+    totals = Counter(line.part for line in lines if line.is_buildable)
     text = [head + "\n".join(table), notes.rstrip("\n"), *_sources(built, totals), ""]
     for kind in WRONG:
         cases = [f"- `{case}`: {stage}" for line in lines for case, stage, fault in line.wrong if fault == kind]

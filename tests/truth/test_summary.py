@@ -73,8 +73,9 @@ def test_a_run_replaces_its_lines_and_writes_the_pages(tmp_path: Path, monkeypat
         monkeypatch.setattr(summary, name, tmp_path / name)
     gpt2, loha = summary.lines_of(results(), GROUPS)
     summary.write([gpt2], ["gpt2", "opt"])
-    summary.write([loha], [])
-    assert summary.read() == {"gpt2": gpt2, "loha@classifier": loha, "opt": summary.Line("opt")}
+    opt = summary.Line("opt", unbuilt=[["opt/default", "PEFT", "ValueError: no targets"]])
+    summary.write([loha, opt], [])
+    assert summary.read() == {"gpt2": gpt2, "loha@classifier": loha, "opt": opt}
     page, unbuilt = summary.PAGE.read_text(), summary.UNBUILT_PAGE.read_text()
     assert "3 cases of 1 methods and 1\narchitectures" in page
     assert "| check | 1 | 1 | 0 | 0 | 0 |" in page
