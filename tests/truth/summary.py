@@ -56,7 +56,8 @@ class Line:
         if method_of(self.subject) not in VARIANTS:
             return "architectures"
         kind = base_kind_of(self.subject)
-        return f"methods on a {kind}" if kind else "methods"
+        article = "an" if kind.startswith(tuple("aeiou")) else "a"
+        return f"methods on {article} {kind}" if kind else "methods"
 
     @property
     def is_buildable(self) -> bool:
@@ -169,9 +170,9 @@ PEFT says yes if its configuration class reads the configuration, its loader fin
 other, two loads answer alike, and the outputs are finite and differ from the bare base's. {unbuilt} models and adapters
 [could not be built](truth-unbuilt.md).
 
-A case takes about 0.1 s of a processor, so a whole run takes hours; it continues where it stopped. `make test-truth
-ARGS=--record` asks, and writes the subjects that it asked whole into `tests/truth/answers.jsonl` and this page from
-that file. Reproduce a case with
+A case takes about 0.1 s of a processor, so a whole run takes hours; it continues where it stopped. No GPU is used: a
+CUDA release beside torch's version names PyPI's build. `make test-truth ARGS=--record` asks, and writes the subjects
+that it asked whole into `tests/truth/answers.jsonl` and this page from that file. Reproduce a case with
 `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`. What is recorded was asked with these libraries and commits;
 what cannot be built is not counted:
 
