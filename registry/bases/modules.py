@@ -201,8 +201,8 @@ def _with_experts(by_path: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
 def _packs(stored: Shape, matrix: Shape) -> bool:
     """Whether the matrix may be stored so: flat, two numbers a byte (bitsandbytes), or with one axis packed."""
     (rows, columns), (outputs, inputs) = stored, matrix
-    if columns == 1:
-        return 2 * rows == outputs * inputs
+    if columns == 1 or 0 in stored:
+        return 2 * rows * columns == outputs * inputs
     return (rows == outputs and inputs % columns == 0) or (columns == inputs and outputs % rows == 0)
 
 

@@ -138,7 +138,8 @@ def test_a_packed_matrix_counts_as_the_matrix_it_stands_for(
         ("aqlm", "codes", "I8", (64, 8, 1)), ("vptq", "indices", "I32", (1, 8, 64)), ("hqq", "W_q", "U8", (32, 64)),
         ("spqr", "dense_weights", "I64", (16, 16)), ("quanto", "weight._data", "I8", (64, 64)),
         ("torchao", "_weight_qdata", "U8", (64, 32)), ("fp_quant", "qweight", "U8", (64, 32)),
-        ("modelopt", "weight", "U8", (48, 32)),
+        ("modelopt", "weight", "U8", (48, 32)), ("modelopt", "weight", "U8", (64, 0)),
+        ("bitnet", "weight", "U8", (0, 64)),
     ],
 )  # fmt: skip
 def test_a_matrix_that_is_packed_in_another_way_is_a_module_of_unknown_size(
