@@ -310,6 +310,17 @@ def test_the_circuit_breaker_rejects_calls_after_a_timeout(blobs: S3Blobs, proxy
     assert blobs.stat(key) is None
 
 
+def test_a_store_that_asks_for_fewer_requests_is_no_outage(
+    blobs: S3Blobs, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert blobs.capabilities.ranges
+    caplog.clear()
+    proxy.fail("list", "503")
+    with pytest.raises(Unavailable, match="SlowDown"):
+        list(blobs.list("blobs/"))
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("act", ["reset_before", "503", "hang"])
 def test_an_outage_has_one_line_when_it_begins_and_one_when_it_ends(
     blobs: S3Blobs, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, act: str
