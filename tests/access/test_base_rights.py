@@ -16,6 +16,7 @@ from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushRequest
 from registry.bases import MODULES_LIMIT
+from registry.client.transport import LIST_LIMIT_BYTES
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
@@ -80,6 +81,8 @@ def test_specs_of_bases_are_limited(harness: Harness, monkeypatch: pytest.Monkey
     """A body of 8 MiB took 250 MiB as a spec; a pusher added 100 of these, and a page of 200 had gigabytes."""
     specs = {name: base(f"{name}/one") for name in ("acme", "globex", "initech")}
     size = len(specs["acme"].spec.model_dump_json())
+    assert bases.SPECS_PER_ORG_LIMIT <= page_size.PAGE_CHARACTERS  # a worker reads all before each job
+    assert 30 * bases.SPECS_PER_ORG_LIMIT < LIST_LIMIT_BYTES
     monkeypatch.setattr(bases, "SPECS_PER_ORG_LIMIT", 2 * size)
     pusher = harness.actor("push", namespaces=[*specs])
     for request in specs.values():
