@@ -26,9 +26,9 @@ from registry.versions.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDE
 
 CONFIG_LIMIT_BYTES = 2**20
 SIZE_LIMIT = 2**31
+"""The largest size (hidden, vocabulary, heads …) that a configuration may state."""
 MODULES_LIMIT = 100_000
 """Modules of a base; each has up to 800 bytes of memory. Experts of a layer are one."""
-"""The largest size (hidden, vocabulary, heads …) that a configuration may state."""
 
 UNREGISTERED = Digest.of(b"a base of which only the name is known")
 """The fingerprint of every base that is not registered: in manifests, and in rows that only have a name."""
