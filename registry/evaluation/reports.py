@@ -27,7 +27,8 @@ Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_len
 MeasurementName = Annotated[
     str, Field(pattern=pattern(r"^[a-z0-9_]{1,60}$", "must be 1 to 60 lowercase letters, digits and _"))
 ]
-Number = Annotated[StrictBool | StrictInt | StrictFloat, Field(ge=-(2**63), le=2**63)]
+NUMBER_LIMIT = 2**63
+Number = Annotated[StrictBool | StrictInt | StrictFloat, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT)]
 ModulePath = Annotated[str, Field(max_length=600)]
 ModuleNorms = tuple[Number | None, Number | None, Number | None, Number | None]
 """|A|, |B|, |scale · BA| and |W| of one module."""

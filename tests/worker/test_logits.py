@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from registry.digest import Digest
+from registry.evaluation.reports import Report
 from registry.evaluation.thresholds import Thresholds
+from registry.evaluation.verdicts import Check
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_adapter
 from registry.worker.smoke import effect
 from registry.worker.smoke.effect import ROWS, Baseline
-from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.result import SmokeResult, reportable
 from registry.worker.smoke.shared import Discard, SharedModel
 
 
@@ -63,6 +66,23 @@ def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> No
     )
     perplexity = float((-log_p.gather(-1, next_tokens[:, None]).mean()).exp())
     assert measurements["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+
+
+def test_an_adapter_that_makes_text_e_to_the_50_times_as_unlikely_gets_a_verdict() -> None:
+    """Such a perplexity is no number of a report, and its job failed without a verdict."""
+    prompt = (1, 2, 3)
+    before, after = torch.zeros(3, 50), torch.zeros(3, 50)
+    after[:, 7] = 50
+    result = SmokeResult(Thresholds())
+    assert effect.compare(Baseline.of([prompt], [before]), [after], result, kind="text")
+    assert [finding.code for finding in result.findings] == ["smoke.drift"]
+    norms = [reportable(number, 4) for number in (1e30, -1e30, float("nan"), None)]
+    report = Report(
+        check=Check.SMOKE, subject=Digest.of(b""), base="tiny", base_fingerprint="", findings=tuple(result.findings),
+        measurements=result.measurements, module_norms={"q_proj": tuple(norms)},
+    )  # fmt: skip
+    assert report.measurements["perplexity"] == pytest.approx(2**63, rel=1e-5)
+    assert report.module_norms["q_proj"] == (9.223e18, -9.223e18, None, None)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])

@@ -1,7 +1,8 @@
 """`SmokeResult`: the findings and measurements of a smoke test; and which errors are not the adapter's fault.
 
 A measurement has its unit in its name; a number that is not finite is None. Running out of memory is no finding: it is
-raised, and the attempt fails.
+raised, and the attempt fails. Numbers beyond the limits of a report are those limits: an adapter that makes answers
+e^44 times as unlikely gets its verdict.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
-from registry.evaluation.reports import ANSWERS_LIMIT, Answer
+from registry.evaluation.reports import ANSWERS_LIMIT, NUMBER_LIMIT, Answer
 from registry.evaluation.thresholds import Thresholds
 from registry.findings import Finding, Severity
 from registry.worker.sandbox.program import Progress, ignore_progress
@@ -52,7 +53,7 @@ class SmokeResult:
 
     def measure(self, name: str, value: float) -> None:
         """Add a measurement."""
-        self.measurements[name] = float(f"{value:.6g}") if math.isfinite(value) else None
+        self.measurements[name] = reportable(value)
 
     def has(self, *codes: str) -> bool:
         """Whether a finding has one of these codes."""
@@ -72,6 +73,13 @@ class SmokeResult:
             "answers": [answer.model_dump() for answer in self.answers[:ANSWERS_LIMIT]],
             "structure": [finding.to_dict() for finding in self.structure or ()],
         }
+
+
+def reportable(value: float | None, digits: int = 6) -> float | None:
+    """Round a number to significant digits and to the limits of a report; None if it is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{max(-NUMBER_LIMIT, min(value, NUMBER_LIMIT)):.{digits}g}")
 
 
 def first_line(error: BaseException) -> str:

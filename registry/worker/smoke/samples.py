@@ -12,7 +12,7 @@ import torch
 from registry.errors import RegistryError, printable
 from registry.evaluation import golden
 from registry.evaluation.golden import Golden
-from registry.evaluation.reports import ANSWER_LIMIT, Answer
+from registry.evaluation.reports import ANSWER_LIMIT, NUMBER_LIMIT, Answer
 from registry.versions.files import GOLDEN
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.answers import agreed_text
@@ -70,7 +70,8 @@ def _measure(
     if sample.ends and not ends:
         result.note("error", "smoke.golden_not_ended", location, "the text does not end after the expected answer")
     log_ps = {"log_p": adapter_log_p, "base_log_p": base_log_p, "margin_nats": margin}
-    return {**{name: round(value, 5) for name, value in log_ps.items()}, "ends": ends}
+    bounded = {name: max(-NUMBER_LIMIT, min(value, NUMBER_LIMIT)) for name, value in log_ps.items()}
+    return {**{name: round(value, 5) for name, value in bounded.items()}, "ends": ends}
 
 
 def _prompt(base: LoadedBase, sample: Golden) -> list[int]:

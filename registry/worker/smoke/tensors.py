@@ -11,7 +11,7 @@ from safetensors import safe_open
 from registry.evaluation.reports import MODULES_LIMIT
 from registry.findings import Finding
 from registry.worker.model import updates
-from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.result import SmokeResult, reportable
 
 
 def tensors_of(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -51,9 +51,7 @@ def measure_norms(
             break
         size = update.norms()
         numbers = (size.a, size.b, size.update, weight_norm(update.path))
-        result.module_norms[update.path] = [
-            float(f"{n:.4g}") if n is not None and math.isfinite(n) else None for n in numbers
-        ]
+        result.module_norms[update.path] = [reportable(number, 4) for number in numbers]
     if result.module_norms:
         result.measure("norms_seconds", perf_counter() - started)
 
