@@ -203,6 +203,10 @@ def variants(base: str = "") -> Iterator[tuple[str, str]]:
     return ((method, name) for method in sorted(VARIANTS.keys() & peft_types) for name in VARIANTS[method])
 
 
+SCALES = {"randlora@encoder-decoder": 0.005}
+"""Of trained numbers that leave a base able to do something; others take the default."""
+
+
 def make(model: Any, group: str, folder: Path) -> None:
     """Save an honest adapter. Errors are PEFT's own: this method cannot be made on this base."""
     method, base, variant = method_of(group), BASES[base_kind_of(group)], group.partition("/")[2]
@@ -215,7 +219,8 @@ def make(model: Any, group: str, folder: Path) -> None:
             make_from(copy.deepcopy(model), config, expert)
         paths = {number: str(path) for number, path in experts.items()}
         fields = {"hidden_size": model.config.hidden_size, "xlora_size": 16, "adapters": paths}
-    make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type=base.task, **fields), folder)
+    scale = SCALES.get(group.partition("/")[0], 0.05)
+    make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type=base.task, **fields), folder, scale=scale)
 
 
 def make_from(model: Any, config: Any, folder: Path, *, scale: float = 0.05) -> None:
