@@ -308,6 +308,7 @@ LIMITS = {
             "OUTPUT_LIMIT_BYTES": "all that such a program writes to standard output",
         },
         "registry.evaluation.reports": {
+            "NUMBER_LIMIT": "number of a measurement; a worker reports a larger one as the limit",
             "MODULES_LIMIT": "modules with norms in a worker's report",
             "TOOLS_LIMIT": "tools in a worker's report",
         },

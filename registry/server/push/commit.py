@@ -294,7 +294,7 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
     damaged = _secure_blobs(session, commits)
     db.commit_early(session)
 
-    shared = inspect.SharedReads()
+    shared = inspect.GroupReads()
 
     def inspect_one(commit: Commit) -> None:
         with commit.collect_error():
@@ -373,7 +373,7 @@ def _store_small(commits: Sequence[Commit], damaged: Set[Digest], blobs: BlobSto
 
 def _inspect_and_promote(
     commit: Commit, small: Mapping[Digest, bytes], spec: BaseSpec, relatives: Sequence[Similarity],
-    damaged: Set[Digest], blobs: BlobStore, shared: inspect.SharedReads,
+    damaged: Set[Digest], blobs: BlobStore, shared: inspect.GroupReads,
 ) -> None:  # fmt: skip
     """Inspect the bytes and move them to their final keys; also sets which damaged blobs they replaced.
 

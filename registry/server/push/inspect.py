@@ -68,7 +68,7 @@ class BlobMismatch(Invalid):
         self.key = key
 
 
-class SharedReads:
+class GroupReads:
     """What the pushes of one group found in the store, which is asked once about files that they share. Thread-safe."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class SharedReads:
 @contextmanager
 def verified_blobs(
     blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest,
-    damaged: Set[Digest] = frozenset(), shared: SharedReads | None = None,
+    damaged: Set[Digest] = frozenset(), shared: GroupReads | None = None,
 ) -> Iterator[dict[Digest, Stat]]:  # fmt: skip
     """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
@@ -98,7 +98,7 @@ def verified_blobs(
     """
     snapshots: list[str] = []
     try:
-        yield _verify_blobs(blobs, keys, stored, manifest, damaged, shared or SharedReads(), snapshots)
+        yield _verify_blobs(blobs, keys, stored, manifest, damaged, shared or GroupReads(), snapshots)
     finally:
         with contextlib.suppress(Unavailable):  # `gc` deletes them with what else the push has staged
             for key in snapshots:
@@ -107,7 +107,7 @@ def verified_blobs(
 
 def _verify_blobs(
     blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest, damaged: Set[Digest],
-    shared: SharedReads, snapshots: list[str],
+    shared: GroupReads, snapshots: list[str],
 ) -> dict[Digest, Stat]:  # fmt: skip
     verified: dict[Digest, Stat] = {}
     missing: list[Finding] = []
@@ -176,13 +176,13 @@ def _stat(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
 def inspect_files(
     blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec,
     relatives: Sequence[Similarity] = (), *, measure_small: bool = True, small: Mapping[Digest, bytes] = {},
-    shared: SharedReads | None = None,
+    shared: GroupReads | None = None,
 ) -> Inspection:  # fmt: skip
     """Read the configuration, the headers and the tokenizer's files, and compare them with the base.
 
     `measure_small`: measure the weights, too, if they are small. `small`: verified bytes that need not be read.
     """
-    shared = shared or SharedReads()
+    shared = shared or GroupReads()
     weights = weights_of(manifest.files)
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
     read = _reader(blobs, keys, manifest, small, shared, keep=weights.path if inline else "")
@@ -360,7 +360,7 @@ def refusal_of(name: AdapterName, base: str, findings: Iterable[Finding]) -> Ref
 
 
 def _reader(
-    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, small: Mapping[Digest, bytes], shared: SharedReads,
+    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, small: Mapping[Digest, bytes], shared: GroupReads,
     *, keep: str,
 ) -> Read:  # fmt: skip
     """Reads pieces of the manifest's files and detects bits that flip between the store and here.
