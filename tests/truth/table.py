@@ -14,6 +14,8 @@ from tests.truth.product import NO, YES, Said
 
 STAGES = ("check", "compat", "weights", "engine", "smoke", "all")
 KINDS = ("false yes", "false no", "stricter", "unknown", "crash")
+MAY_NOT_KNOW = frozenset({"check", "engine"})
+"""Stages whose unknown is not counted: the worker asks PEFT itself what they leave open."""
 
 
 class Fault(NamedTuple):
@@ -67,7 +69,7 @@ class Row:
                 faults.append(Fault(stage, "false no" if self.honest else "stricter"))
             elif not self.answer.is_yes and word in YES and self._shows(stage):
                 faults.append(Fault(stage, "false yes"))
-            elif word == "unknown" and stage not in ("check", "engine") and self.together == "unknown":
+            elif word == "unknown" and stage not in MAY_NOT_KNOW and self.together == "unknown":
                 faults.append(Fault(stage, "unknown"))
         return faults
 
@@ -126,12 +128,17 @@ def text(rows: Sequence[Row], unmade: Sequence[Unmade] = (), *, show: bool = Fal
     return "\n".join(lines)
 
 
+def cell(stage: str, kind: str, number: int) -> str:
+    """A number of the table; a dash where it is not counted."""
+    return "–" if kind == "unknown" and stage in MAY_NOT_KNOW else str(number)
+
+
 def _table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     counts = count(rows)
     stages = [
         stage for stage in STAGES if any(stage in row.said for row in rows) or any(f.stage == stage for f in counts)
     ]
-    return [(stage, *(str(counts[Fault(stage, kind)]) for kind in KINDS)) for stage in stages]
+    return [(stage, *(cell(stage, kind, counts[Fault(stage, kind)]) for kind in KINDS)) for stage in stages]
 
 
 def _difference(row: Row, stage: str) -> str:

@@ -78,7 +78,7 @@ def test_a_run_replaces_its_lines_and_writes_the_pages(tmp_path: Path, monkeypat
     assert summary.read() == {"gpt2": gpt2, "loha@classifier": loha, "opt": opt}
     page, unbuilt = summary.PAGE.read_text(), summary.UNBUILT_PAGE.read_text()
     assert "3 cases of 1 methods and 1\narchitectures" in page
-    assert "| check | 1 | 1 | 0 | 0 | 0 |" in page
+    assert "| check | 1 | 1 | 0 | – | 0 |" in page
     assert "| architectures | 1 of 2 | 2 |" in page
     assert "- `gpt2/plain/lost`: smoke" in page
     assert "- `ValueError: no DoRA`: `gpt2/dora`" in unbuilt
