@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.api.access import NamespaceSet
 from registry.client.audit import Audit
 from registry.server.access.issuers import Issuers
 from registry.versions.retention import RetentionRule
@@ -50,7 +51,7 @@ def secret_on(page: httpx.Response) -> str:
 def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, signed_in: Browser) -> None:
     response = signed_in.submit("/settings", "/settings/namespaces", name="globex", owner="bob@globex.example")
     assert response.headers["location"] == "/settings/namespaces/globex"
-    fields: Any = {"quota_mib": "2", "quota_versions": "5", "pushes_per_hour": ""}
+    fields: Any = {"quota_bytes": "2097152", "quota_versions": "5", "pushes_per_hour": ""}
     path = "/settings/namespaces/globex"
     assert signed_in.submit(path, path, public="yes", strict="yes", unregistered_bases="yes").status_code == 303
     assert signed_in.submit(path, path, **fields).status_code == 303
@@ -58,8 +59,33 @@ def test_an_administrator_creates_a_namespace_and_limits_it(registry: Harness, s
     assert (view.public, view.strict, view.unregistered_bases) == (True, True, True)
     assert (view.quota_bytes, view.quota_versions, view.pushes_per_hour) == (2 * 2**20, 5, None)
     assert "bob@globex.example" in signed_in.get(path).text
-    assert signed_in.submit(path, path, quota_mib="-1").status_code == 400
+    assert signed_in.submit(path, path, quota_bytes="-1").status_code == 400
     assert "globex" in signed_in.get("/settings").text
+
+
+@pytest.mark.parametrize("quota_bytes", [1, 900_000, 1_572_864, 7 * 2**50 + 1])
+def test_saving_a_limit_changes_no_other(registry: Harness, signed_in: Browser, quota_bytes: int) -> None:
+    path = "/settings/namespaces/library"
+    registry.admin.change_namespace("library", NamespaceSet(quota_bytes=quota_bytes))
+    page = signed_in.get(path).text
+    field = re.findall(r'id="quota_bytes"[^>]* value="([^"]*)"', page)[0]
+    assert field == str(quota_bytes)
+    fields = {"quota_bytes": field, "pushes_per_hour": ""}
+    assert signed_in.submit(path, path, **fields, quota_versions=str(quota_bytes % 89 + 1)).status_code == 303
+    view = registry.admin.namespace("library")
+    assert (view.quota_bytes, view.quota_versions, view.pushes_per_hour) == (quota_bytes, quota_bytes % 89 + 1, None)
+
+
+def test_a_form_keeps_what_changed_after_its_page_was_read(registry: Harness, signed_in: Browser) -> None:
+    path = "/settings/namespaces/initech"
+    registry.admin.create_namespace("initech")
+    registry.admin.change_namespace("initech", NamespaceSet(quota_bytes=5, public=False, strict=False))
+    limits, access = {"quota_bytes": "5", "shown_quota_bytes": "5"}, {"public": "no", "shown_public": "no"}
+    registry.admin.change_namespace("initech", NamespaceSet(quota_bytes=900_000, public=True))
+    assert signed_in.submit(path, path, **limits, quota_versions="7").status_code == 303
+    assert signed_in.submit(path, path, **access, strict="yes").status_code == 303
+    view = registry.admin.namespace("initech")
+    assert (view.quota_bytes, view.quota_versions, view.public, view.strict) == (900_000, 7, True, True)
 
 
 def test_an_owner_gives_and_takes_roles(registry: Harness, owner: Browser, own: str) -> None:

@@ -26,7 +26,6 @@ router = create_router()
 PAGE_NAMESPACES = 50
 PAGE_ADAPTERS = 50
 SETTINGS = "/settings"
-MIB = 2**20
 
 
 @router.get(SETTINGS)
@@ -70,13 +69,11 @@ def show_namespace_settings(
 @router.post(SETTINGS + NAMESPACE)
 @limit_body(FORM_BYTES)
 def change_namespace(request: Request, session: SessionDep, visitor: SignedInDep, namespace: str) -> Response:
-    """Change who may read a namespace, its rules, and its limits."""
+    """Change who may read a namespace, its rules, and its limits: the fields that differ from what the page showed."""
     fields = read_fields(request, visitor)
-    choices = ("public", *namespaces.RULES)
-    values: dict[str, Any] = {key: fields[key] == "yes" for key in choices if key in fields}
-    limits = {"quota_mib": ("quota_bytes", MIB), "quota_versions": ("quota_versions", 1),
-              "pushes_per_hour": ("pushes_per_hour", 1)}  # fmt: skip
-    values |= {key: read_number(fields, name) * size for name, (key, size) in limits.items() if name in fields}
+    changed = {key: text for key, text in fields.items() if text.strip() != fields.get(f"shown_{key}")}
+    values: dict[str, Any] = {key: changed[key] == "yes" for key in ("public", *namespaces.RULES) if key in changed}
+    values |= {key: read_number(changed, key) for key in namespaces.LIMITS if key in changed}
     namespaces.update(session, visitor.actor, namespace, to_request(NamespaceSet, **values))
     return redirect(namespace_path(namespace))
 
@@ -128,6 +125,6 @@ def read_rule(fields: dict[str, str]) -> RetentionRule | None:
 def read_number(fields: dict[str, str], key: str) -> int:
     """Return a number of a form; 0 for an empty field. `Invalid`."""
     text = fields.get(key, "").strip() or "0"
-    if not (text.isascii() and text.isdigit() and len(text) < 12):
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise Invalid("REQUEST_INVALID", f"{key}: must be a whole number")
     return int(text)
