@@ -70,7 +70,7 @@ def test_saving_a_limit_changes_no_other(registry: Harness, signed_in: Browser, 
     page = signed_in.get(path).text
     field = re.findall(r'id="quota_bytes"[^>]* value="([^"]*)"', page)[0]
     assert field == str(quota_bytes)
-    fields = {"quota_bytes": field, "pushes_per_hour": ""}
+    fields: Any = {"quota_bytes": field, "pushes_per_hour": ""}
     assert signed_in.submit(path, path, **fields, quota_versions=str(quota_bytes % 89 + 1)).status_code == 303
     view = registry.admin.namespace("library")
     assert (view.quota_bytes, view.quota_versions, view.pushes_per_hour) == (quota_bytes, quota_bytes % 89 + 1, None)
@@ -80,7 +80,8 @@ def test_a_form_keeps_what_changed_after_its_page_was_read(registry: Harness, si
     path = "/settings/namespaces/initech"
     registry.admin.create_namespace("initech")
     registry.admin.change_namespace("initech", NamespaceSet(quota_bytes=5, public=False, strict=False))
-    limits, access = {"quota_bytes": "5", "shown_quota_bytes": "5"}, {"public": "no", "shown_public": "no"}
+    limits: Any = {"quota_bytes": "5", "shown_quota_bytes": "5"}
+    access: Any = {"public": "no", "shown_public": "no"}
     registry.admin.change_namespace("initech", NamespaceSet(quota_bytes=900_000, public=True))
     assert signed_in.submit(path, path, **limits, quota_versions="7").status_code == 303
     assert signed_in.submit(path, path, **access, strict="yes").status_code == 303

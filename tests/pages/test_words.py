@@ -53,3 +53,18 @@ def test_a_search_that_stops_before_the_end_says_so_and_goes_on(
         [further] = re.findall(r'href="(/search[^"]*)">Search further</a>', page)
         page = signed_in.get(html.unescape(further)).text
     assert "acme/<b>rare-c</b>" in page
+
+
+def test_a_search_says_why_an_outcome_or_a_check_does_not_filter(registry: Harness, signed_in: Browser) -> None:
+    registry.push("acme/passing")
+    for query, why in (
+        ("outcome=fail", "choose the check that must have the outcome fail"),
+        ("check=nonsense", "this server searches compat, weights, smoke, vllm==0.33.0,max_lora_rank=32"),
+        ("check=compat&outcome=nonsense", "must be one of pass, warn, fail"),
+    ):
+        page = signed_in.get(f"/search?{query}")
+        assert page.status_code == 422, query
+        assert why in page.text, query
+        assert "passing" not in page.text, query
+    assert "passing" in signed_in.get("/search?check=compat").text
+    assert "passing" not in signed_in.get("/search?check=compat&outcome=fail").text

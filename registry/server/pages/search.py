@@ -9,7 +9,7 @@ from fastapi import Query, Request, Response
 
 from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS
 from registry.adapters.methods import METHODS
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
 from registry.server.evaluation import engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
@@ -74,8 +74,14 @@ def show_search(
 
 
 def _search(filters: dict[str, str], profiles: list[str]) -> Search:
-    """Return the filters as the catalog has them. What no option of the form offers is ignored."""
+    """Return the filters as the catalog has them. `Invalid` for a check or an outcome that the form does not offer."""
     check, outcome = filters["check"], filters["outcome"]
+    if check and check not in (*CHECKS, *profiles):
+        raise Invalid("REQUEST_INVALID", f"check: this server searches {', '.join((*CHECKS, *profiles))}")
+    if outcome and outcome not in set(Outcome):
+        raise Invalid("REQUEST_INVALID", f"outcome: must be one of {', '.join(Outcome)}")
+    if outcome and not check:
+        raise Invalid("REQUEST_INVALID", f"outcome: choose the check that must have the outcome {outcome}")
     numbers: dict[str, Any] = {
         key: min(int(filters[key]), 2**31 - 1) if filters[key] else None for key in ("rank_min", "rank_max")
     }
@@ -85,6 +91,6 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
         owner=filters["owner"].strip(),
         engine=engine_profiles.parse_profiles([check])[0] if check in profiles else None,
         check=Check(check) if check in CHECKS else None,
-        outcome=Outcome(outcome) if outcome in set(Outcome) else None,
+        outcome=Outcome(outcome) if outcome else None,
         **numbers,
     )  # fmt: skip
