@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -40,9 +40,22 @@ def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Ha
     assert "the gate is closed" in closed
     assert "gate.smoke_absent" in closed
     assert "the gate is open" in signed_in.get(f"{PAGE}?version=2").text
-    assert "It pointed at nothing then" in signed_in.get(f"{PAGE}?at=2001-05-03T14:05").text
-    assert "it pointed at" in signed_in.get(f"{PAGE}?at=2100-05-03T14:05").text
-    assert "This is not a time" in signed_in.get(f"{PAGE}?at=yesterday").text
+    assert "It pointed at nothing at 2001-05-03 14:05:00 UTC" in signed_in.get(f"{PAGE}?at=2001-05-03T14:05").text
+    assert "it pointed at" in signed_in.get(PAGE, params={"at": datetime.now(UTC).isoformat()}).text
+    for wrong in ("yesterday", "0001-01-01T00:00+14:00"):
+        assert "This is not a time" in signed_in.get(PAGE, params={"at": wrong}).text
+
+
+def test_a_moment_is_shown_in_utc_and_the_future_is_not_stated(filled: Harness, signed_in: Browser) -> None:
+    move = filled.admin.history("acme/shop", alias="prod").moves[0]
+    east, shown = timezone(timedelta(hours=5, minutes=30)), f"{move.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    for at in (move.at, move.at.astimezone(east)):
+        page = signed_in.get(PAGE, params={"at": at.isoformat()}).text
+        assert f"At {shown} UTC it pointed at" in page
+        assert f'value="{shown.replace(" ", "T")}"' in page, "the field holds what the sentence says"
+    page = signed_in.get(f"{PAGE}?at=2999-01-01T00:00").text
+    assert "2999-01-01 00:00:00 UTC is in the future." in page
+    assert "it pointed at" not in page
 
 
 def test_a_timeline_leads_to_what_served_in_each_span(filled: Harness, signed_in: Browser) -> None:
@@ -136,13 +149,19 @@ def test_a_rotated_secret_promotes_nothing(filled: Harness, browser: Browser) ->
     assert "Promote</h2>" not in browser.get(PAGE).text
 
 
-def test_a_namespace_lists_its_aliases_and_an_empty_one_does_not_exist(filled: Harness, signed_in: Browser) -> None:
+def test_a_namespace_lists_its_aliases_and_one_without_adapters_says_so(filled: Harness, signed_in: Browser) -> None:
     assert "prod → 1" in signed_in.get("/namespaces/acme").text
+    empty = signed_in.get("/namespaces/library")
+    assert (empty.status_code, "No adapters." in empty.text) == (200, True)
+    assert "adapter push FOLDER library/NAME" in empty.text
+    assert signed_in.get("/namespaces/acme?cursor=acme/zzz").status_code == 200
     assert signed_in.get("/namespaces/nowhere").status_code == 404
     with Browser(filled) as nobody:
-        private, absent = nobody.get("/namespaces/acme"), nobody.get("/namespaces/nowhere")
-        assert private.status_code == absent.status_code == 404
-        assert private.text.replace("acme", "X") == absent.text.replace("nowhere", "X").replace("acme", "X")
+        absent = nobody.get("/namespaces/nowhere")
+        for name in ("acme", "library"):
+            private = nobody.get(f"/namespaces/{name}")
+            assert private.status_code == absent.status_code == 404
+            assert private.text.replace(name, "X") == absent.text.replace("nowhere", "X").replace(name, "X")
 
 
 def test_an_approval_opens_a_gate_and_is_shown_with_its_comment(filled: Harness, browser: Browser) -> None:
@@ -246,4 +265,5 @@ def test_an_alias_is_deleted_from_where_the_page_has_shown_it(filled: Harness, s
     assert [view.alias for view in filled.admin.aliases("acme/shop").items if view.alias == "prod"] == []
     page = signed_in.get(PAGE).text
     assert ("points at nothing" in page, "not used" in page, f"{PAGE}/delete" in page) == (True, True, False)
-    assert "it pointed at nothing: it was deleted" in signed_in.get(f"{PAGE}?at=2100-05-03T14:05").text
+    now = datetime.now(UTC).isoformat()
+    assert "it pointed at nothing: it was deleted" in signed_in.get(PAGE, params={"at": now}).text

@@ -11,6 +11,7 @@ from registry.api.aliases import AliasMove, ApproveRequest, PromoteRequest, Roll
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
+from registry.server.access import namespaces
 from registry.server.actors import Actor, unknown_namespace
 from registry.server.catalog import versions
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
@@ -46,7 +47,7 @@ def show_namespace(
         session, visitor.actor, Search(namespace=namespace), cursor=cursor, limit=PAGE_ADAPTERS
     )
     if not page.items:
-        raise unknown_namespace(namespace)
+        namespaces.show(session, visitor.actor, namespace)  # raises if there is no such namespace
     title = f"Production of {namespace}"
     return render(request, "namespace.html", title=title, namespace=namespace, adapters=page, cursor=cursor)
 
@@ -79,16 +80,22 @@ def show_alias(
 
 
 def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str, at: str) -> dict[str, Any]:
-    """The move that was in effect at a moment, which is UTC, or why the text is no moment."""
+    """The move that was in effect at a moment, the moment in UTC, or why there is none. A text without zone is UTC."""
+    shown: dict[str, Any] = {"held": None, "moment": "", "at_problem": ""}
     if not at:
-        return {"held": None, "at_problem": ""}
+        return shown
     try:
         moment = datetime.fromisoformat(at)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        moves = aliases.list_history(session, actor, name, alias=alias, at=moment, limit=1).moves
-    except (ValueError, Invalid):
-        return {"held": None, "at_problem": "This is not a time such as 2026-05-03T14:05."}
-    return {"held": moves[0] if moves else None, "at_problem": "" if moves else "It pointed at nothing then."}
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return shown | {"at_problem": "This is not a time such as 2026-05-03T14:05."}
+    shown["moment"] = moment.isoformat(sep=" ")[:19]
+    if moment > datetime.now(UTC):
+        return shown | {"at_problem": f"{shown['moment']} UTC is in the future."}
+    moves = aliases.list_history(session, actor, name, alias=alias, at=moment, limit=1).moves
+    if not moves:
+        return shown | {"at_problem": f"It pointed at nothing at {shown['moment']} UTC."}
+    return shown | {"held": moves[0]}
 
 
 class AliasSpan(NamedTuple):
