@@ -267,3 +267,22 @@ def test_an_alias_is_deleted_from_where_the_page_has_shown_it(filled: Harness, s
     assert ("points at nothing" in page, "not used" in page, f"{PAGE}/delete" in page) == (True, True, False)
     now = datetime.now(UTC).isoformat()
     assert "it pointed at nothing: it was deleted" in signed_in.get(PAGE, params={"at": now}).text
+
+
+def test_the_pages_of_adapter_and_version_lead_to_a_first_promotion(filled: Harness, signed_in: Browser) -> None:
+    filled.push("acme/fresh")
+    filled.push("acme/fresh")
+    adapter, aliases = "/adapters/acme/fresh", "/adapters/acme/fresh/aliases"
+    for page, number in ((adapter, "2"), (f"{adapter}/versions/1", "1")):
+        form = re.findall(rf'<form action="{aliases}">.*?</form>', signed_in.get(page).text, re.DOTALL)[0]
+        hidden = dict(re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', form))
+        response = signed_in.get(aliases, params=hidden | {"alias": "stage"})
+        assert (response.status_code, response.headers["location"]) == (303, f"{aliases}/stage?version={number}")
+    assert signed_in.submit(response.headers["location"], f"{aliases}/stage/promote").status_code == 303
+    assert filled.admin.alias("acme/fresh", "stage").number == 1
+    for wrong in ({"alias": "../../../audit"}, {"alias": "//evil.example"}, {"alias": "prod", "version": "1&x=y"}):
+        assert signed_in.get(aliases, params=wrong).status_code == 422, wrong
+    with Browser(filled) as reader:
+        reader.sign_in(filled.issue("pull", namespaces=["acme"])[1])
+        assert reader.get("/adapters/library/secret/aliases?alias=prod").status_code == 404
+        assert f'action="{aliases}"' not in reader.get(adapter).text + reader.get(f"{adapter}/versions/1").text

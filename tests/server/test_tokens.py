@@ -48,6 +48,7 @@ PAGES = {
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/lineage"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/lineage.{ending}"): 404,
     ("GET", "/adapters/{namespace}/{name}/versions/{selector}/reports/{digest}/{image}.png"): 400,
+    ("GET", "/adapters/{namespace}/{name}/aliases"): 404,
     ("GET", "/adapters/{namespace}/{name}/aliases/{alias}"): 404,
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/approve"): 400,
     ("POST", "/adapters/{namespace}/{name}/aliases/{alias}/promote"): 400,

@@ -14,6 +14,7 @@ from registry.api.catalog import VersionView
 from registry.errors import RegistryError
 from registry.evaluation.gates import Gate
 from registry.names import NEWEST, AdapterName
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog.verdicts import label
@@ -23,6 +24,7 @@ from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render, sparkline_points
 from registry.server.promotion import aliases, gates
 from registry.server.search import adapters
+from registry.server.sessions.forms import may_change
 from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD
@@ -53,7 +55,7 @@ def show_adapter(
         newest=newest, aliases=pointers, gates={view.alias: describe_gate(view.gate) for view in effective},
         readme=readme, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
-        trend=verdict_trend(page.items),
+        trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
         sizes=sparkline_points([(version.number, version.size_bytes) for version in reversed(page.items)]),
     )  # fmt: skip
 

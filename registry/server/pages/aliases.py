@@ -12,7 +12,7 @@ from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
 from registry.server.access import namespaces
-from registry.server.actors import Actor, unknown_namespace
+from registry.server.actors import Actor, unknown_adapter, unknown_namespace
 from registry.server.catalog import versions
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
@@ -50,6 +50,15 @@ def show_namespace(
         namespaces.show(session, visitor.actor, namespace)  # raises if there is no such namespace
     title = f"Production of {namespace}"
     return render(request, "namespace.html", title=title, namespace=namespace, adapters=page, cursor=cursor)
+
+
+@router.get(ADAPTER + "/aliases")
+def find_alias(visitor: VisitorDep, name: NameDep, alias: Candidate = "", version: Candidate = "") -> Response:
+    """Lead a form to the page of an alias, also of one that does not exist yet, with a version to check for it."""
+    if not visitor.actor.sees(name):
+        raise unknown_adapter(name)
+    chosen = f"?version={names.selector(version)}" if version else ""
+    return redirect(adapter_path(str(name), rest=f"aliases/{names.alias(alias.strip())}") + chosen)
 
 
 @router.get(ALIAS)
