@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.digest import Digest
+from registry.errors import Unavailable
 from registry.evaluation.reports import ANSWER_LIMIT, ANSWERS_LIMIT, Answer, Report
 from tests import samples
 from tests.harness import Harness
@@ -40,6 +41,30 @@ def test_the_pages_show_answers_side_by_side(registry: Harness, signed_in: Brows
     differing = compare(signed_in, 1, 3)
     assert "The base itself answers differently in the two tests" in differing
     assert "second test:</span> &#39; a&#39; 9%</div>" in differing
+
+
+def test_the_pages_say_that_the_store_cannot_be_reached(
+    registry: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "acme/away"
+    for seed in (1, 2):
+        registry.push(name, samples.lora(samples.llama(), seed=seed) | {"README.md": b"# Read me"})
+        registry.validate(f"{name}@{seed}", answers=(Answer(prompt="Shop:", base="b", adapter="a"),))
+    pages = {
+        f"/adapters/{name}": "README",
+        f"/adapters/{name}/versions/1": "Smoke test",
+        f"/compare?first={name}@1&second={name}@2": "Answers and golden samples",
+    }
+    assert [path for path in pages if "the store cannot be reached" in signed_in.get(path).text] == []
+
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise Unavailable("STORE_UNAVAILABLE", "the bucket is away")
+
+    monkeypatch.setattr(registry.app.state.blobs, "read", fail)
+    for path, missing in pages.items():
+        page = signed_in.get(path)
+        assert page.status_code == 200, path
+        assert f"<b>{missing}: the store cannot be reached.</b> The bucket is away." in page.text, path
 
 
 def compare(browser: Browser, first: int, second: int) -> str:

@@ -11,7 +11,7 @@ from sqlmodel import Session
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.api import PREFIX
 from registry.api.catalog import VersionView
-from registry.errors import RegistryError
+from registry.errors import RegistryError, Unavailable
 from registry.evaluation.gates import Gate
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
@@ -46,28 +46,32 @@ def show_adapter(
     effective = gates.find_gates(session, [(name, adapter_id, pointer.alias) for pointer in pointers])
     newest = page.items[0] if page.items and not cursor else None
     has_readme = newest is not None and any(file.path == CARD for file in newest.files)
-    readme = _read_readme(session, actor, name, adapter.newest, blobs) if has_readme else ""
+    readme, problem = _read_readme(session, actor, name, adapter.newest, blobs) if has_readme else ("", "")
     if readme:
         record_page_read(request, visitor, name, adapter.newest)
     shown_alias = next((p.alias for p in pointers if p.alias in ("prod", "production")), NEWEST)
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
         newest=newest, aliases=pointers, gates={view.alias: describe_gate(view.gate) for view in effective},
-        readme=readme, alias=shown_alias,
+        readme=readme, readme_problem=problem, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
         sizes=sparkline_points([(version.number, version.size_bytes) for version in reversed(page.items)]),
     )  # fmt: skip
 
 
-def _read_readme(session: Session, actor: Actor, name: AdapterName, number: int, blobs: BlobStore) -> Markup | str:
-    """The README of a version as HTML; empty if it cannot be read: the rest of the page does not depend on it."""
+def _read_readme(
+    session: Session, actor: Actor, name: AdapterName, number: int, blobs: BlobStore
+) -> tuple[Markup | str, str]:
+    """The README of a version as HTML, and why it cannot be read now: the rest of the page does not depend on it."""
     try:
         file = files.find_file(session, actor, name, number, CARD)
         db.commit_early(session)
-        return render_readme(bytes(blobs.read(key_of(file.digest), 0, min(file.size_bytes, READ_LIMIT_BYTES))))
+        return render_readme(bytes(blobs.read(key_of(file.digest), 0, min(file.size_bytes, READ_LIMIT_BYTES)))), ""
+    except Unavailable as e:
+        return "", e.detail
     except RegistryError:
-        return ""
+        return "", ""
 
 
 def describe_gate(gate: Gate) -> list[str]:

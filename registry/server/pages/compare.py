@@ -59,6 +59,7 @@ class VersionComparison:
     no_cosines: str
     golden: list[Difference]
     answers: list[Difference]
+    report_problem: str
 
 
 @router.get("/compare")
@@ -87,14 +88,15 @@ def compare_versions(
 def _compare(
     request: Request, session: Session, visitor: Visitor, texts: tuple[str, str], settings: Settings, blobs: BlobStore
 ) -> VersionComparison:  # fmt: skip
-    sides, golden, answers = [], [], []
+    sides, golden, answers, problems = [], [], [], []
     for text in texts:
         ref = Ref.parse(text.strip())
         view = versions.show(session, visitor.actor, ref.name, ref.selector)
         engines = evaluate_engines(session, visitor.actor, ref.name, view, settings)
         norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
         updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
-        report, samples = read_smoke_test(session, visitor.actor, ref.name, view, blobs)
+        report, samples, problem = read_smoke_test(session, visitor.actor, ref.name, view, blobs)
+        problems.append(problem)
         if report is not None:
             record_page_read(request, visitor, ref.name, view.number)
         golden.append({sample.golden.prompt: sample.log_p for sample in samples if sample.golden is not None})
@@ -120,6 +122,7 @@ def _compare(
         engines=_differences(*({v.profile: v.outcome for v in engines} for engines in (first_engines, second_engines))),
         norms=_differences(first_norms, second_norms), cosines=cosines, no_cosines=no_cosines,
         golden=_differences(*golden), answers=_differences(*answers),
+        report_problem=next(filter(None, problems), ""),
     )  # fmt: skip
 
 

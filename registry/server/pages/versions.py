@@ -17,7 +17,7 @@ from registry.api.catalog import VersionView
 from registry.api.evaluation import NormsView
 from registry.digest import Digest
 from registry.engines import rulebook
-from registry.errors import Invalid, NotFound, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.evaluation.golden import Golden, read_golden
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Verdict
@@ -67,14 +67,14 @@ def show_version(
     norms = weights.show_norms(session, actor, name, version.number)
     signatures = attestations.list_attestations(session, actor, name, version.number, None).items
     engines = evaluate_engines(session, actor, name, version, settings)
-    report, samples = read_smoke_test(session, actor, name, version, blobs)
+    report, samples, problem = read_smoke_test(session, actor, name, version, blobs)
     if report is not None:
         record_page_read(request, visitor, name, version.number)
     return render(
         request, "version.html", title=f"{name}@{version.number}", version=version, name=name,
         checks=[verdict for verdict in version.verdicts if verdict.check is not Check.ENGINE], engines=engines,
         heat=heat_map(norms), curve=loss_curve(version.facts), norms=norms, signatures=signatures, report=report,
-        samples=samples,
+        samples=samples, report_problem=problem,
         examples=usage_examples(request, name, str(version.number), version),
         may_promote=may_change(visitor, Scope.PROMOTE, name), may_release=may_change(visitor, Scope.ADMIN, name),
     )  # fmt: skip
@@ -190,25 +190,28 @@ class Sample(NamedTuple):
 
 def read_smoke_test(
     session: Session, actor: Actor, name: AdapterName, version: VersionView, blobs: BlobStore
-) -> tuple[Report | None, list[Sample]]:
-    """The newest report of the smoke test, and its samples; nothing if it cannot be read: the page stays useful."""
+) -> tuple[Report | None, list[Sample], str]:
+    """The newest report of the smoke test, its samples, and why it cannot be read now: the page stays useful."""
     digests = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
     if not digests:
-        return None, []
+        return None, [], ""
     try:
         file = files.find_report(session, actor, name, version.number, digests[-1])
         db.commit_early(session)
         report = read_report(blobs, file)
         described = next((f for f in version.files if f.path == GOLDEN), None) if report.golden else None
         texts = read_golden(_read(blobs, described)) if described is not None else ()
+    except Unavailable as e:
+        return None, [], e.detail
     except (RegistryError, ValueError):
-        return None, []
+        return None, [], ""
     rows = report.golden[:ANSWERS_SHOWN]
     goldens = [*texts[: len(rows)], *[None] * (len(rows) - len(texts))]
-    return report, [
+    samples = [
         Sample(golden, row.get("base_log_p"), row.get("log_p"), row.get("margin_nats"))
         for golden, row in zip(goldens, rows, strict=True)
     ]
+    return report, samples, ""
 
 
 def read_report(blobs: BlobStore, file: Descriptor) -> Report:
