@@ -281,6 +281,12 @@ class AuditLog:
             self.latest = LatestCheckpoint(row.size, row.note)
         return self.latest
 
+    def stored_note(self) -> str:
+        """The note of the checkpoint that is stored. Before the first one, a step is made and waited for."""
+        if not self.read_latest().note:
+            self.step()
+        return self.latest.note
+
     @property
     def checkpoint_header(self) -> dict[str, str]:
         """The response header with the latest checkpoint; empty before the first one."""
