@@ -39,6 +39,8 @@ class ProgressLine:
         self.total_bytes, self.total_items = 0, total_items
         self._label, self.is_watched = label, on_terminal()
         self._moved_bytes, self._items, self._started_at, self._drawn_at = 0, 0, time.monotonic(), 0.0
+        self._sized_items = 0
+        """For how many adapters at least the total has their bytes. Until it has all, the adapters give the time left."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> ProgressLine:
@@ -54,6 +56,7 @@ class ProgressLine:
         if not self.total_bytes:
             self._started_at = time.monotonic()
         self.total_bytes = total_bytes
+        self._sized_items += 1
 
     def advance(self, count: int) -> None:
         """Count bytes that have moved, and draw the line if that is due."""
@@ -93,7 +96,8 @@ class ProgressLine:
         if self.total_bytes:
             parts.append(f"{output.size(self._moved_bytes)} of {output.size(self.total_bytes)}")
             parts.append(f"{output.size(round(self._moved_bytes / seconds))}/s")
-            share = max(share, self._moved_bytes / self.total_bytes)
+            if self._sized_items >= self.total_items:
+                share = max(share, self._moved_bytes / self.total_bytes)
         if 0 < share < 1 and seconds >= ETA_AFTER_SECONDS:
             parts.append(f"{output.duration(seconds * (1 - share) / share)} left")
         return "  ".join(parts)

@@ -162,6 +162,20 @@ def test_progress_has_counts_and_the_time_that_is_left(monkeypatch: pytest.Monke
     assert progress.text(110.0) == "acme  1 of 4  2.0 MB of 8.0 MB  200 kB/s  30 s left"
 
 
+def test_the_time_left_comes_from_the_adapters_until_the_bytes_of_all_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cli.console.progress.on_terminal", lambda: True)
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    progress = ProgressLine("acme", total_items=3)
+    for known, moved in ((1_000_000, 900_000), (2_000_000, 600_000)):
+        progress.start(known)
+        progress.advance(moved)
+        assert " left" not in progress.text(110.0)
+    progress.start(3_000_000)
+    assert progress.text(110.0).endswith("10 s left")
+
+
 def test_the_table_of_adapters_fits_80_columns() -> None:
     shown = tables._fit([len(column.name) + 20 for column in adapters.ADAPTERS.columns], 80, flows=False)
     assert sum(shown) + 2 * (len(shown) - 1) <= 80
