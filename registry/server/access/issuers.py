@@ -43,7 +43,7 @@ GROUPS_LIMIT = 200
 class IdentityToken:
     """A verified identity token. `signs_in`: its issuer has a `login_claim`, and `login` is the value of that.
 
-    `groups`: the values of its `groups_claim` as subjects of roles, such as `group:ml-platform`.
+    `groups`: subjects of roles, such as `group:ml-platform` for the value `ml-platform` of its `groups_claim`.
     """
 
     issuer: str
