@@ -135,6 +135,7 @@ def test_what_needs_a_version_is_named(harness: Harness) -> None:
     assert planned.value.to_problem() == caught.value.to_problem()
     plan = harness.admin.delete_adapter("acme/support", dry_run=True)
     assert (plan.name, plan.versions, plan.needs) == ("acme/support", 2, list(caught.value.findings))
+    assert [node.node for node in plan.served_on] == ["gpu-1"]
     with pytest.raises(Conflict, match="cannot delete acme/support@1: the alias acme/support:canary points at it"):
         harness.admin.delete_version("acme/support@1", force=True)
     harness.admin.promote("acme/support", "canary", "2", generation=1)

@@ -59,7 +59,8 @@ def delete_adapter(session: Session, actor: Actor, name: AdapterName, *, dry_run
     own = select(VersionRow.digest).where(owned).order_by(col(VersionRow.id))
     if dry_run:
         uses = list(deletion.find_uses(session, actor, name, owned))
-        return DeleteResult(name=str(name), versions=len(session.exec(own).all()), needs=uses)
+        nodes = reports.find_serving_nodes(session, name)
+        return DeleteResult(name=str(name), versions=len(session.exec(own).all()), needs=uses, served_on=nodes)
     digests = session.exec(own.with_for_update()).all()  # locked: nothing may refer to a version from now on
     _end_name(session, name)  # it locks the access epoch before rows of usage, as a rename does
     for statement in _build_delete():
