@@ -154,8 +154,10 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, dry
     if isinstance(subject, Ref):
         _delete_version(subject, reason, force=force, undo=undo, yes=yes)
         return
-    output.confirm(f"Delete {subject} and all its versions permanently?", yes)
     with session.registry() as registry:
+        needs = [] if yes else registry.delete_adapter(subject, dry_run=True).needs
+        question = f"Delete {subject} and all its versions permanently? Its name is never used again."
+        output.confirm("\n".join([*(f"  {need.message}" for need in needs), question]), yes)
         deleted = registry.delete_adapter(subject)
 
     def text() -> None:

@@ -75,6 +75,9 @@ def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) ->
         "Would delete acme/support and its 1 version permanently.",
         "  the alias acme/support:canary points at it",
     ]
+    prompt = cli("delete", "acme/support", stdin="n\n", expect=2).stderr.splitlines()
+    assert prompt[0] == "  the alias acme/support:canary points at it"
+    assert "permanently? Its name is never used again. [y/N]" in prompt[1]
     cli.push("acme/support", "--message", "another")
     plan = cli("delete", "acme/support@2", "--dry-run", "--json").json
     assert (plan["name"], plan["versions"], plan["needs"]) == ("acme/support@2", 1, [])
