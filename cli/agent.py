@@ -71,6 +71,8 @@ def agent(
         raise click.UsageError("two engines have one kind and one port: run an agent for each, with --node and a --dir")
     profile_of = {engine: _profile(engine, engines, profiles) for engine in engines}
     with session.registry() as registry, contextlib.ExitStack() as resources:
+        if logs.writes_lines(once=once):
+            registry.connection.on_wait = logs.warner("agent")
         alias_files = [_alias_file(title) for title in titles]
         for file in [_alias_file(""), *alias_files] if len(titles) == 1 else alias_files:
             _claim(resources, task, file)
@@ -88,7 +90,9 @@ def agent(
         if once:
             _run_once(agents, evictor)
         else:
+            say(f"following {task.alias!r} of {task.base!r} on {task.node}: {', '.join(titles)}")
             _run(list(agents.values()), evictor)
+            say("stopped")
             output.result({"items": []}, lambda: None)
 
 

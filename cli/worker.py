@@ -64,20 +64,25 @@ def worker(
     _require_packages()
     folders = dict(_base(text) for text in bases)
     limits = ProcessLimits(deadline_seconds=deadline, threads=threads, answer_tokens=answers)
-    say = logs.reporter("worker", once=once)
+    say, writes_lines = logs.reporter("worker", once=once), logs.writes_lines(once=once)
     if address:
         summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
     else:
         pool = Pool(device=select_device(device))
         with session.registry() as registry, ProgressLine("jobs") as line:
             progress = _QueueProgress(registry, line, say)
+            if writes_lines:
+                warn = logs.warner("worker")
+                registry.connection.on_wait = lambda text: line.above(lambda: warn(text))
             with Worker(registry, Sources(folders), say=progress.report, limits=limits, pool=pool) as worker:
                 progress.summary = worker.summary
                 _stop_on_signals(worker)
                 if not once:
                     say("taking jobs; stop with Ctrl-C")
                 summary = worker.run(once=once)
-    output.result(asdict(summary), lambda: output.line(_summary_line(summary)))
+    if writes_lines:
+        say(f"stopped: {_summary_line(summary)}")
+    output.result(asdict(summary), lambda: None if writes_lines else output.line(_summary_line(summary)))
     if once and summary.unfinished:
         output.exit_with(output.TRY_LATER)
 

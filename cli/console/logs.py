@@ -92,8 +92,18 @@ def reporter(program: str, *, once: bool) -> Callable[[str], None]:
     `ADAPTER_LOG` always prints log lines. With `--json` only they are printed.
     """
     log_format = os.environ.get(FORMAT_VARIABLE, "")
-    if once and not log_format:
+    if not writes_lines(once=once):
         return output.line if output.is_text() else (lambda _text: None)
     level = os.environ.get(LEVEL_VARIABLE, "") or "info"
     configure(log_format or "text", level, variables=(FORMAT_VARIABLE, LEVEL_VARIABLE))
     return logging.getLogger(f"registry.{program}").info
+
+
+def writes_lines(*, once: bool) -> bool:
+    """Whether a worker or an agent writes log lines."""
+    return not once or bool(os.environ.get(FORMAT_VARIABLE))
+
+
+def warner(program: str) -> Callable[[str], None]:
+    """What a worker or an agent that writes log lines reports with why a request is repeated."""
+    return logging.getLogger(f"registry.{program}").warning

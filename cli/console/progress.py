@@ -40,7 +40,7 @@ class ProgressLine:
         self._label, self.is_watched = label, on_terminal()
         self._moved_bytes, self._items, self._started_at, self._drawn_at = 0, 0, time.monotonic(), 0.0
         self._sized_items = 0
-        """For how many adapters at least the total has their bytes. Until it has all, the adapters give the time left."""
+        """How many totals came; a group has one. Until each adapter has one, the adapters give the time left."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> ProgressLine:

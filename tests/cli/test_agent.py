@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 
 import pytest
@@ -81,6 +83,19 @@ def test_a_signal_ends_the_agent_and_leaves_the_engines_unchanged(
                 signal.signal(number, handler)
         assert [list(engine.loaded) for engine in (first, second)] == [["acme-support-v1"]] * 2
         assert f"vllm-{first.url.rpartition(':')[2]}: acme/support  acme-support-v1  ready" in result
+        lines = result.splitlines()
+        assert all(re.match(r"\S+Z (INFO|WARNING) ", line) for line in lines), result
+        assert "INFO following 'canary' of 'tiny-llama' on " in lines[0]
+        assert any(line.endswith("INFO stopped") for line in lines)
+
+
+def test_notes_about_a_registry_that_is_away_are_log_lines(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
+    words = ["agent", "--base", "tiny-llama", "--engine", f"dir={cli.folder / 'served'}", "--dir", cli.folder / "store"]
+    away = {"ADAPTER_LOG": "json", "ADAPTER_REGISTRY": "http://127.0.0.1:9", "ADAPTER_TOKEN": "t"}
+    note = json.loads(cli(*words, "--once", expect=75, **away).stderr.splitlines()[0])
+    assert note["level"] == "WARNING"
+    assert "refused; trying again for" in note["message"]
 
 
 def test_an_engine_in_use_for_one_alias_is_not_emptied_for_another(cli: CommandRunner) -> None:

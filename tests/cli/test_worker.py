@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cli.console.progress import ProgressLine
@@ -21,6 +23,9 @@ def test_a_job_that_is_left_for_another_attempt_is_exit_75(
     result = cli("worker", "--once", expect=exit_code)
     assert ("2 failed jobs left for another attempt" in result.stdout) is bool(remaining)
     assert cli("worker", "--once", "--json", expect=exit_code).json["unfinished"] == remaining
+    logged = cli("worker", "--once", expect=exit_code, ADAPTER_LOG="json")
+    assert json.loads(logged.stderr)["message"].startswith("stopped: 1 job done")
+    assert logged.stdout == ""
 
 
 def test_a_watched_worker_counts_the_jobs_that_are_done_and_queued(
