@@ -151,6 +151,31 @@ def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, 
     assert pusher.send("POST", "/api/models/acme/support/branch/other", json={}).status_code == 403
 
 
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+def test_a_commit_to_a_branch_whose_gate_stays_closed_is_refused_and_leaves_nothing(harness: Harness) -> None:
+    """A client takes a response of 200 for a moved branch: older ones print no warning."""
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    promoter = Pusher(harness, harness.issue("push", "promote", namespaces=["acme"])[1])
+    wide = samples.lora(dataclasses.replace(samples.llama(hidden=128), name="tiny-llama"))
+    weights = wide[samples.WEIGHTS]
+    for _ in range(2):
+        XetClient(promoter).upload(weights)
+        large = add_large(samples.WEIGHTS, sha256(weights).hexdigest(), len(weights))
+        refused = promoter.commit(large, add(samples.CONFIG, wide[samples.CONFIG]), revision="canary")
+        message = refused.headers["x-error-message"]
+        assert refused.status_code == 422, message
+        assert "nothing was stored" in message
+        assert "may not become 'canary'" in message
+        assert "adapter promote" in message
+        harness.transport.settle()
+        assert (harness.admin.adapter("acme/support").aliases, staged(harness)) == ({"main": 1, "canary": 1}, [])
+        with harness.session() as session:
+            assert [row.number for row in rows(session, VersionRow)] == [1]
+            assert [row.id for row in rows(session, PushRow) if row.state == "open"] == []
+    assert promoter.push(wide).status_code == 200, "main has no gate"
+
+
 def test_a_name_without_a_namespace_is_in_the_only_one_that_the_token_may_push_to(harness: Harness) -> None:
     """`model.push_to_hub("support")`, and a trainer that takes the name of its output folder."""
     body = {"name": "support", "organization": None}

@@ -22,7 +22,7 @@ from registry.adapters.read import read_any
 from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
@@ -321,8 +321,10 @@ class Committer:
             push_id = version_push.plan_version(session, self.actor, self.name, push, self.settings)
             self._planned.append(push_id)
             result = version_push.commit_version(session, self.actor, push_id, alias, blobs=self.blobs, engines=engines)
+            if result.alias_refused:
+                raise _closed_branch(self.branch, result.alias_refused)
             moved = find_generation(session, self.name, self.branch) - head.generation
-            if result.created and not result.alias_refused and moved != 1:  # its files are not those read at the start
+            if result.created and moved != 1:  # its files are not those read at the start
                 raise drafts.moved(self.name, self.branch)
             released = self._end_draft(session, head, manifest)
             xorbs = sessions.end_used(session, self.actor, self.name)
@@ -352,6 +354,14 @@ def _check_message(message: str) -> None:
 
 def _descriptors(tree: Mapping[str, File]) -> dict[str, Descriptor]:
     return {path: file.descriptor for path, file in tree.items()}
+
+
+def _closed_branch(branch: str, reason: str) -> Refused:
+    """The error for a branch whose gate the new version does not pass: a client takes a response of 200 for a move."""
+    step = f"commit to main, then move the branch: adapter promote NAME@VERSION {branch}"
+    return Refused(
+        "GATE_CLOSED", f"nothing was stored, because branch '{branch}' cannot move: {reason}", next_step=step
+    )
 
 
 def _mismatch(file: Descriptor, message: str) -> Invalid:

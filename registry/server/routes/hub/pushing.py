@@ -220,8 +220,7 @@ def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
     version = outcome.pushed.version
     checks = [_verdict(verdict) for verdict in version.verdicts]
     checks += ["smoke test queued"] if outcome.pushed.job_id else []
-    refused = f"; {outcome.pushed.alias_refused}" if outcome.pushed.alias_refused else ""
-    return f"{name}@{version.number} on {version.base}: {'; '.join(checks)}{refused}"
+    return f"{name}@{version.number} on {version.base}: {'; '.join(checks)}"
 
 
 def _verdict(verdict: Verdict) -> str:
