@@ -42,7 +42,8 @@ class Settings:
     push_hold_seconds: int = 24 * 3600
     """Seconds after which an unfinished push expires."""
     draft_seconds: int = 7 * 24 * 3600
-    """Seconds after its last commit at which a draft of a Hub client ends (`adapter gc` deletes it)."""
+    """Seconds after its last commit at which a draft of a Hub client ends (`adapter gc` deletes it); at least
+    `REGISTRY_PUSH_HOLD_SECONDS`, since a draft's files are those of an open push."""
     gc_grace_seconds: int = 7 * 24 * 3600
     """Seconds for which `adapter gc` keeps unreferenced blobs."""
     delete_grace_seconds: int = 30 * 24 * 3600
@@ -110,7 +111,11 @@ class Settings:
                 if source.text not in (choices := CHOICES.get(field.name, (source.text,))):
                     problem = f"{source.origin}: {source.text[:40]!r} is not one of {', '.join(choices)}"
                     raise Invalid("SETTING_INVALID", problem)
-        return cls(**values).with_defaults()  # type: ignore[arg-type]
+        settings = cls(**values).with_defaults()  # type: ignore[arg-type]
+        if "draft_seconds" in sources and settings.draft_seconds < settings.push_hold_seconds:
+            problem = f"{sources['draft_seconds'].origin}: {settings.draft_seconds} is below push_hold_seconds"
+            raise Invalid("SETTING_INVALID", f"{problem} ({settings.push_hold_seconds})", next_step="lower that, too")
+        return settings
 
     def with_defaults(self) -> Settings:
         """The same with `data`, `database_url`, `blobs` and `s3_public_endpoint` derived where they are empty."""

@@ -27,6 +27,12 @@ def test_a_variable_wins_over_the_file_and_the_file_over_the_default(tmp_path: P
     assert read_sources(env)["link_seconds"].origin == f"{tmp_path}/server.toml: link_seconds"
 
 
+def test_drafts_may_last_as_long_as_a_push_and_a_longer_push_needs_no_other_setting() -> None:
+    both = {"REGISTRY_DRAFT_SECONDS": "6", "REGISTRY_PUSH_HOLD_SECONDS": "6"}
+    assert Settings.from_env(both).draft_seconds == 6
+    assert Settings.from_env({"REGISTRY_PUSH_HOLD_SECONDS": "999999"}).push_hold_seconds == 999999
+
+
 def test_the_url_of_the_database_comes_from_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"{URL}\n")
     for env in ({"REGISTRY_DATABASE_URL_FILE": str(tmp_path / "url")},
@@ -39,6 +45,8 @@ def test_the_url_of_the_database_comes_from_a_file_of_its_own(tmp_path: Path) ->
     [
         ("link_second = 6", "link_second is not a setting"),
         ("link_seconds = 'soon'", "'soon' is not a whole number"),
+        ("draft_seconds = 86399", r"draft_seconds: 86399 is below push_hold_seconds \(86400\)"),
+        ("draft_seconds = 6\npush_hold_seconds = 7", r"draft_seconds: 6 is below push_hold_seconds \(7\)"),
         ("pages = 'maybe'", "'maybe' is not one of on, private, off"),
         ("pages = true", "pages is neither a text nor a whole number"),
         ("log_file = '/x'", "log_file is not a setting"),
