@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from registry.client.core import AnyRef, Name
 from registry.errors import RegistryError
 from registry.sdk.registry import AdapterRegistry
-from registry.training.provenance import describe_training, find_code
+from registry.training.provenance import describe_training, find_code, merge_declared
 from registry.training.uploads import LOG, SavedCheckpoint, Uploads, reason_of
 from registry.versions.files import kind_of
 from registry.versions.provenance import Provenance
@@ -33,7 +33,8 @@ class RegistryCallback(TrainerCallback):
 
     `registry`: default, that of ADAPTER_REGISTRY. `base`: default, the one that the configuration names.
     `keep_newest`: set this retention rule on the adapter after the first push. `provenance` adds to what the training
-    says about itself, and wins over it. `flush_seconds`: how long the end of the training waits for uploads.
+    says about itself, `parameters` name by name, and wins over it. `flush_seconds`: how long the end of the training
+    waits for uploads.
 
     A failure of the registry never stops a training. It is logged. While the registry is unavailable, checkpoints wait
     and are tried again at the next save and at the end.
@@ -71,14 +72,16 @@ class RegistryCallback(TrainerCallback):
             saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             folder = link_files(saved, Path(args.output_dir) / STAGING / saved.name)
             dataset = getattr(objects.get("train_dataloader"), "dataset", None)
-            described = describe_training(args, state, dataset, self._code) | self._declared
+            described = merge_declared(describe_training(args, state, dataset, self._code), self._declared)
             discard = partial(shutil.rmtree, folder, ignore_errors=True)
             self._uploads.add(SavedCheckpoint(folder, state.global_step, described, discard))
 
-    def on_train_end(self, _args: Any, state: Any, _control: Any, **_objects: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, _control: Any, **_objects: Any) -> None:
         """Wait for what is still to be pushed."""
         if state.is_world_process_zero and (remaining := self._uploads.flush(self._flush_seconds)):
-            LOG.warning("%d checkpoints were not pushed; their files are in the folder %s", remaining, STAGING)
+            staging = Path(args.output_dir) / STAGING
+            step = f"adapter push {staging}/checkpoint-N {self.name}" + (f" --base {self.base}" if self.base else "")
+            LOG.warning("%d checkpoints were not pushed; push those in %s, N by N: %s", remaining, staging, step)
 
     def _push(self, checkpoint: SavedCheckpoint) -> None:
         version = self.registry.push(

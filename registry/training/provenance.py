@@ -36,6 +36,24 @@ def describe_training(args: Any, state: Any, dataset: Any, code: Mapping[str, st
     return {field: value for field, value in described.items() if value}
 
 
+def merge_declared(described: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training says about itself with what its caller declares, which wins: parameters name by name.
+
+    Of the training's own parameters, the last ones give way at the limit of a version.
+
+    Example
+        >>> merge_declared({"parameters": {"seed": "7", "step": "1"}}, {"parameters": {"step": "2", "note": "mine"}})
+        {'parameters': {'seed': '7', 'step': '2', 'note': 'mine'}}
+    """
+    merged = {**described, **declared}
+    parameters = declared.get("parameters")
+    if isinstance(parameters, Mapping):
+        own = {name: value for name, value in described.get("parameters", {}).items() if name not in parameters}
+        fitting = dict(list(own.items())[: max(0, PARAMETERS_LIMIT - len(parameters))])
+        merged["parameters"] = fitting | dict(parameters)
+    return merged
+
+
 def newest_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
     """The last value of each logged number. Trainers log any names; `_` replaces what a parameter's name cannot hold.
 
