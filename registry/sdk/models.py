@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from registry.client.local.folder import Folder, read_files
-from registry.errors import Invalid
+from registry.errors import Invalid, printable
 from registry.versions.files import CONFIG, WEIGHTS
 
 DEFAULT_ADAPTER = "default"
 """PEFT's name for the adapter of a model that has one."""
+REASON_LIMIT = 500
+"""Characters of what PEFT says of a model that an adapter does not fit: torch lists every tensor."""
 
 
 @runtime_checkable
@@ -40,8 +42,11 @@ class TrainedModel(Protocol):
 def read_model(model: TrainedModel, *, adapter: str = DEFAULT_ADAPTER, golden: Path | None = None) -> Iterator[Folder]:
     """The adapter of a PeftModel as `save_pretrained` would write it, in memory until the block ends.
 
-    `Invalid` (FOLDER_INVALID) for a name that the model has no adapter of.
+    `Invalid` (FOLDER_INVALID) for a name that the model has no adapter of; (REQUEST_INVALID) for no PeftModel.
     """
+    if not isinstance(model, TrainedModel):
+        step = "push the PeftModel, before its adapter is merged or unloaded, or the folder that it was saved to"
+        raise Invalid("REQUEST_INVALID", f"a {type(model).__name__} is no PeftModel and no folder", next_step=step)
     if adapter not in model.peft_config:
         names = ", ".join(model.peft_config)
         raise Invalid("FOLDER_INVALID", f"the model has no adapter {adapter[:80]!r}; it has {names}")
@@ -54,21 +59,37 @@ def load_folder(folder: Path, model: Any, adapter: str) -> Any:
     """Load the adapter in `folder` onto a model as `adapter`, activate it, and return the model that has it.
 
     A diffusers pipeline and a PeftModel are returned themselves, another PyTorch model as a PeftModel around it.
-    `Invalid` (REQUEST_INVALID) for anything else, and for a PyTorch model without PEFT imported.
+    `Invalid` (REQUEST_INVALID) for anything else, for a PyTorch model without PEFT imported, and for a model that the
+    adapter does not fit.
     """
     if hasattr(model, "load_lora_weights"):  # a diffusers pipeline
-        model.load_lora_weights(str(folder), adapter_name=adapter)
+        with _refused_by(model):
+            model.load_lora_weights(str(folder), adapter_name=adapter)
         return model
     if isinstance(model, TrainedModel):
-        model.load_adapter(str(folder), adapter_name=adapter)
-        model.set_adapter(adapter)
+        with _refused_by(model):
+            model.load_adapter(str(folder), adapter_name=adapter)
+            model.set_adapter(adapter)
         return model
     peft = sys.modules.get("peft")
     if peft is None or not isinstance(model, sys.modules["torch"].nn.Module):
         title = type(model).__name__
         next_step = "pass a PeftModel, a diffusers pipeline, or a PyTorch model after `import peft`"
         raise Invalid("REQUEST_INVALID", f"no adapter can be loaded onto a {title}", next_step=next_step)
-    return peft.PeftModel.from_pretrained(model, str(folder), adapter_name=adapter)
+    with _refused_by(model):
+        return peft.PeftModel.from_pretrained(model, str(folder), adapter_name=adapter)
+
+
+@contextmanager
+def _refused_by(model: Any) -> Iterator[None]:
+    """Raise `Invalid` (REQUEST_INVALID) for what PEFT and torch raise if the files do not fit the model."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        detail = f"the adapter does not fit this {type(model).__name__}: {printable(' '.join(lines[:2]), REASON_LIMIT)}"
+        step = "load it onto a new model of its base: PEFT may have changed this one"
+        raise Invalid("REQUEST_INVALID", detail, next_step=step) from e
 
 
 def _weights_of(model: TrainedModel, adapter: str) -> bytes:

@@ -74,3 +74,26 @@ def test_an_adapter_that_the_model_does_not_have_is_named(registry: AdapterRegis
     wrapped = peft.get_peft_model(base_model(base_folder), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(Invalid, match="the model has no adapter 'other'; it has default"):
         registry.push(wrapped, "acme/support", adapter="other")
+
+
+def test_what_is_no_peft_model_is_refused_with_what_to_push(registry: AdapterRegistry, base_folder: Path) -> None:
+    plain = base_model(base_folder)
+    wrapped = peft.get_peft_model(base_model(base_folder), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    for source in (plain, wrapped.merge_and_unload(), {}, None):
+        with pytest.raises(Invalid, match=f"a {type(source).__name__} is no PeftModel and no folder") as caught:
+            registry.push(source, "acme/support")
+        assert "push the PeftModel, before its adapter is merged" in caught.value.next_step
+
+
+def test_a_model_of_another_base_is_refused_in_one_line(registry: AdapterRegistry, good: Path) -> None:
+    registry.push(good, "acme/support", base="tiny")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**sizes, vocab_size=64)
+    wrapped = peft.get_peft_model(
+        transformers.LlamaForCausalLM(config), peft.LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    for model in (transformers.LlamaForCausalLM(config), wrapped):
+        with pytest.raises(Invalid, match=f"does not fit this {type(model).__name__}: .*size mismatch") as caught:
+            registry.load("acme/support", model, adapter="support")
+        assert (len(caught.value.detail.splitlines()), len(caught.value.detail) < 700) == (1, True)
+        assert "a new model of its base" in caught.value.next_step
