@@ -39,7 +39,7 @@ class TrainedModel(Protocol):
 
 
 @contextmanager
-def read_model(model: TrainedModel, *, adapter: str = DEFAULT_ADAPTER, golden: Path | None = None) -> Iterator[Folder]:
+def read_model(model: object, *, adapter: str = DEFAULT_ADAPTER, golden: Path | None = None) -> Iterator[Folder]:
     """The adapter of a PeftModel as `save_pretrained` would write it, in memory until the block ends.
 
     `Invalid` (FOLDER_INVALID) for a name that the model has no adapter of; (REQUEST_INVALID) for no PeftModel.

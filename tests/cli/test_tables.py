@@ -168,9 +168,9 @@ def test_the_time_left_comes_from_the_adapters_until_the_bytes_of_all_are_known(
     monkeypatch.setattr("cli.console.progress.on_terminal", lambda: True)
     monkeypatch.setattr("time.monotonic", lambda: 100.0)
     progress = ProgressLine("acme", total_items=3)
-    for known, moved in ((1_000_000, 900_000), (2_000_000, 600_000)):
-        progress.start(known)
-        progress.advance(moved)
+    for size_bytes, moved_bytes in ((1_000_000, 900_000), (2_000_000, 600_000)):
+        progress.start(size_bytes)
+        progress.advance(moved_bytes)
         assert " left" not in progress.text(110.0)
     progress.start(3_000_000)
     assert progress.text(110.0).endswith("10 s left")

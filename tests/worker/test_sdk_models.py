@@ -79,7 +79,8 @@ def test_an_adapter_that_the_model_does_not_have_is_named(registry: AdapterRegis
 def test_what_is_no_peft_model_is_refused_with_what_to_push(registry: AdapterRegistry, base_folder: Path) -> None:
     plain = base_model(base_folder)
     wrapped = peft.get_peft_model(base_model(base_folder), peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    for source in (plain, wrapped.merge_and_unload(), {}, None):
+    sources: list[Any] = [plain, wrapped.merge_and_unload(), {}, None]
+    for source in sources:
         with pytest.raises(Invalid, match=f"a {type(source).__name__} is no PeftModel and no folder") as caught:
             registry.push(source, "acme/support")
         assert "push the PeftModel, before its adapter is merged" in caught.value.next_step

@@ -57,8 +57,8 @@ def find_alias(visitor: VisitorDep, name: NameDep, alias: Candidate = "", versio
     """Lead a form to the page of an alias, also of one that does not exist yet, with a version to check for it."""
     if not visitor.actor.sees(name):
         raise unknown_adapter(name)
-    chosen = f"?version={names.selector(version)}" if version else ""
-    return redirect(adapter_path(str(name), rest=f"aliases/{names.alias(alias.strip())}") + chosen)
+    query = f"?version={names.selector(version)}" if version else ""
+    return redirect(adapter_path(str(name), rest=f"aliases/{names.alias(alias.strip())}") + query)
 
 
 @router.get(ALIAS)
@@ -90,21 +90,21 @@ def show_alias(
 
 def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str, at: str) -> dict[str, Any]:
     """The move that was in effect at a moment, the moment in UTC, or why there is none. A text without zone is UTC."""
-    shown: dict[str, Any] = {"held": None, "moment": "", "at_problem": ""}
+    values: dict[str, Any] = {"held": None, "moment": "", "at_problem": ""}
     if not at:
-        return shown
+        return values
     try:
         moment = datetime.fromisoformat(at)
         moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        return shown | {"at_problem": "This is not a time such as 2026-05-03T14:05."}
-    shown["moment"] = moment.isoformat(sep=" ")[:19]
+        return values | {"at_problem": "This is not a time such as 2026-05-03T14:05."}
+    values["moment"] = moment.isoformat(sep=" ")[:19]
     if moment > datetime.now(UTC):
-        return shown | {"at_problem": f"{shown['moment']} UTC is in the future."}
+        return values | {"at_problem": f"{values['moment']} UTC is in the future."}
     moves = aliases.list_history(session, actor, name, alias=alias, at=moment, limit=1).moves
     if not moves:
-        return shown | {"at_problem": f"It pointed at nothing at {shown['moment']} UTC."}
-    return shown | {"held": moves[0]}
+        return values | {"at_problem": f"It pointed at nothing at {values['moment']} UTC."}
+    return values | {"held": moves[0]}
 
 
 class AliasSpan(NamedTuple):
