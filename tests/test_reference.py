@@ -196,6 +196,7 @@ INTERNAL_LIMITS = {
         "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
         "registry.bases.identity.MARKS_LIMIT", "registry.server.jobs.requests.OPEN_LIMIT",
         "registry.training.uploads.REASON_LIMIT", "registry.server.push.commit.REFUSAL_LIMIT",
+        "registry.sdk.models.REASON_LIMIT",
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
         "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.readme.CELLS_LIMIT",
         "registry.server.pages.versions.CELLS_LIMIT",
