@@ -60,7 +60,7 @@ _TIMEOUTS = (ReadTimeoutError, ConnectTimeoutError)
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound)
 """botocore looks for credentials once for each client: another try cannot find what is missing."""
 _DENIED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
-_RESPONDS_ALL_THE_SAME = frozenset({"SlowDown", "NotImplemented", "501"})
+_NO_OUTAGE = frozenset({"SlowDown", "NotImplemented", "501"})
 """Of the errors with a status from 500 on, those that are no outage: fewer requests, or others, would be served."""
 
 
@@ -244,7 +244,7 @@ class Bucket:
             status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = _ERRORS.get(code) or (RequestRejected if 400 <= status < 500 else Unavailable)
             error = kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS)
-            is_down = status >= 500 and code not in _RESPONDS_ALL_THE_SAME
+            is_down = status >= 500 and code not in _NO_OUTAGE
             self._breaker.record_response(error.detail if is_down else "")
             raise error from e
         except _NO_CREDENTIALS as e:
