@@ -7,7 +7,7 @@ Paths are those of the Python model (transformers 5): a missing `transformer.` i
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from registry.adapters.safetensors import TensorInfo
@@ -127,8 +127,8 @@ def modules(tensors: Iterable[LogicalTensor], facts: Facts) -> dict[str, ModuleS
             weights[path] = tensor
         elif leaf == "bias":
             biases.add(path)
-        elif len(tensor.shape) == 3:  # a fused block of experts: [experts, a, b]
-            count, rows, columns = tensor.shape
+        elif len(tensor.shape) == 3 or is_expert_bias(tensor.name, tensor.shape):  # a fused block: [experts, a, b]
+            count, rows, columns = (1, *tensor.shape)[-3:]
             single[tensor.name] = ModuleShape(
                 kind="parameter", in_features=columns, out_features=rows, count=count, dtype=tensor.dtype
             )
@@ -138,6 +138,14 @@ def modules(tensors: Iterable[LogicalTensor], facts: Facts) -> dict[str, ModuleS
         rows, width = max(((m.in_features, m.out_features) for m in tables), default=(facts.vocab, facts.hidden))
         by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows, bias=HEAD in biases)
     return _with_experts(by_path)
+
+
+def is_expert_bias(name: str, shape: Sequence[int]) -> bool:
+    """Whether this is one matrix with the biases of all experts of a block, as GPT-OSS has them: [experts, out].
+
+    PEFT changes it as it does the matrix of a linear module: peft/tuners/lora/layer.py, `ParamWrapper`.
+    """
+    return len(shape) == 2 and name.rpartition(".")[0].endswith(".experts") and name.endswith("_bias")
 
 
 def is_token_table(path: str) -> bool:

@@ -137,3 +137,28 @@ def test_experts_that_are_stacked_are_refused_with_the_tool_that_unstacks_them()
 def test_mixtrals_router_has_the_name_of_transformers_4_too() -> None:
     router = {"block_sparse_moe.gate": (4, HIDDEN, COUNT)}
     assert errors(adapter(Q | router, target_modules=["q_proj", "gate"]), base(model_type="mixtral")) == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "lost", "codes"),
+    [
+        (2 * INNER, COUNT, 0, []),
+        (2 * INNER, COUNT + 1, 0, ["compat.shape"]),
+        (2 * INNER, COUNT, 1, ["compat.module_missing"]),
+    ],
+)
+def test_the_biases_of_experts_are_one_matrix_that_target_parameters_may_name(
+    inputs: int, outputs: int, lost: int, codes: list[str]
+) -> None:
+    """As PEFT trains them on GPT-OSS: one pair for all experts."""
+    shapes: Shapes = {"model.embed_tokens.weight": (64, HIDDEN), "lm_head.weight": (64, HIDDEN)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        shapes[f"{at}.self_attn.q_proj.weight"] = (HIDDEN, HIDDEN)
+        shapes[f"{at}.mlp.experts.gate_up_proj"] = (COUNT, HIDDEN, 2 * INNER)
+        shapes[f"{at}.mlp.experts.gate_up_proj_bias"] = (COUNT, 2 * INNER)
+    fields = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_hidden_layers": LAYERS}
+    gpt_oss = bases.base_spec("moe", fields, [header(shapes)]).model_copy(update={"names_known": True})
+    targets = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj_bias"]}
+    spec = adapter(Q if lost else Q | {"mlp.experts": (4, inputs, outputs)}, **targets)
+    assert sorted({finding.code for finding in errors(spec, gpt_oss)}) == codes

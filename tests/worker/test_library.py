@@ -155,3 +155,14 @@ def test_the_modules_of_a_base_have_a_limit_of_memory(tmp_path: Path) -> None:
     )
     # Without memory the library may also crash, which `run_program` reports. What it must not do is go on.
     assert response.stdout == "True\n" or response.returncode
+
+
+def test_the_library_lists_the_biases_of_experts_as_peft_adapts_them(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = sizes | {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 100, "num_local_experts": 4}
+    names = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config | names))
+    modules = library.modules_of(tmp_path).modules
+    biases = modules["model.layers.0.mlp.experts.gate_up_proj_bias"]
+    assert (biases.kind, biases.count, biases.in_features, biases.out_features) == ("parameter", 1, 96, 4)
+    assert "model.layers.0.mlp.experts.down_proj_bias" in modules

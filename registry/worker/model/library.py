@@ -12,7 +12,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from registry.bases.library import LibraryModules
-from registry.bases.modules import HEAD, Kind, ModuleShape
+from registry.bases.modules import HEAD, Kind, ModuleShape, is_expert_bias
 from registry.worker.model import tasks
 from registry.worker.model.request import LibraryRequest, installed_library
 from registry.worker.sandbox import confine, program
@@ -77,8 +77,9 @@ def _shapes(model: Any, others: list[Any]) -> Iterator[tuple[str, ModuleShape]]:
             shape = _shape("other" if is_left_out else kind, weight, has_bias=own.get("bias") is not None)
             yield path, shape.model_copy(update={"groups": _groups(module)})
         for name, parameter in own.items():
-            if parameter.ndim == 3 and not isinstance(module, torch.nn.modules.conv._ConvNd):
-                count, rows, columns = parameter.shape
+            is_block = parameter.ndim == 3 and not isinstance(module, torch.nn.modules.conv._ConvNd)
+            if is_block or is_expert_bias(f"{path}.{name}", parameter.shape):
+                count, rows, columns = (1, *parameter.shape)[-3:]
                 shape = ModuleShape(kind="parameter", in_features=columns, out_features=rows, count=count)
                 yield f"{path}.{name}".removeprefix("."), shape
 
