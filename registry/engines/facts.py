@@ -16,15 +16,17 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 10
+FACTS_VERSION = 11
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image", 8: "image", 9: "image"}
-"""Older version → the kind whose facts of it are still right: 5 and 7 to 10 changed facts that images lack."""
+_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image", 8: "image", 9: "image", 10: "image"}
+"""Older version → the kind whose facts of it are still right: 5 and 7 to 11 changed facts that images lack."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
 _LAYER = re.compile(r"(?:\A|\.)(?:layers|h|blocks|layer)\.(\d{1,6})\.")
 _HEADLESS = re.compile(r"(?:(?:en|de)coder\.)?(?:layers|h|blocks|layer)\.\d")
+_SEES = re.compile(r"vision|visual|image|patch")
+"""Modules of encoder-decoders that read pictures, such as Pix2Struct and T5Gemma 2."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -198,13 +200,20 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
         "base_architecture": base.architecture,
         "base_text_architecture": base.text_architecture,
         "base_vocabulary": base.vocab,
-        "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
+        "base_multimodal": _is_multimodal(base),
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),
         "base_tied": base.tied,
         "base_headless": base.lacks_head,
         "base_under_model": any(path.startswith("model.layers.") for path in base.modules),
         "base_conv1d": any(m.kind == "conv1d" for m in base.modules.values()),
     }
+
+
+def _is_multimodal(base: BaseSpec) -> bool:
+    """Whether it wraps a text model. T5, BART and Whisper share the suffix, but are just an encoder and a decoder."""
+    parts = {path.removeprefix("model.").partition(".")[0] for path in base.modules}
+    is_encoder_decoder = {"encoder", "decoder"} <= parts and not any(map(_SEES.search, base.modules))
+    return base.architecture.endswith("ForConditionalGeneration") and not is_encoder_decoder
 
 
 def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFacts:

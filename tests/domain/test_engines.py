@@ -10,6 +10,7 @@ import pytest
 from registry import bases, engines
 from registry.adapters import safetensors
 from registry.adapters.formats.facts import FileFacts
+from registry.bases.modules import ModuleShape
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
 from registry.engines import rulebook, source_facts
@@ -184,6 +185,27 @@ def test_facts_read_back_from_json_give_equal_findings() -> None:
             assert engines.evaluate(stored, profile) == engines.evaluate(facts, profile)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "paths", "is_multimodal"),
+    [
+        ("T5ForConditionalGeneration", ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.0.v"], False),
+        ("BartForConditionalGeneration", ["model.encoder.layers.0.fc1", "model.decoder.layers.0.fc1"], False),
+        ("WhisperForConditionalGeneration", ["model.encoder.conv1", "model.decoder.layers.0.fc1"], False),
+        ("Gemma3ForConditionalGeneration", ["model.vision_tower.encoder.fc1", "model.language_model.layers.0.q"], True),
+        ("T5Gemma2ForConditionalGeneration", ["model.encoder.vision_tower.fc1", "model.decoder.layers.0.q"], True),
+        ("Pix2StructForConditionalGeneration", ["encoder.embeddings.patch_projection", "decoder.layer.0.q"], True),
+        ("LlavaForConditionalGeneration", [], True),
+    ],
+)
+def test_encoder_decoders_of_one_text_model_are_not_multimodal(
+    architecture: str, paths: list[str], is_multimodal: bool
+) -> None:
+    modules = {path: ModuleShape(kind="linear", in_features=64, out_features=64) for path in paths}
+    base = base_spec().model_copy(update={"architecture": architecture, "modules": modules})
+    facts = PLAIN.model_copy(update=engine_facts.of_base(base))
+    assert codes(facts, "peft==0.21.2") == (["peft.multimodal"] if is_multimodal else [])
+
+
 def test_facts_of_another_registry_are_unknown() -> None:
     stored = engine_facts.to_stored(PLAIN)
     assert codes({**stored, "facts_version": 0}, "vllm==0.33.0") == ["vllm.facts"]
@@ -213,7 +235,7 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     """Stored facts without a new field would be read as if it were at its default: raise FACTS_VERSION, then this."""
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
-        10,
+        11,
         "sha256:76e5f1803687f4ab64e5702c542e64e1c7fb8c0bf863e36861c4f2ebe037cac2",
     )
 
