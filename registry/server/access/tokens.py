@@ -3,7 +3,8 @@
 - A secret is shown once, when it is created; the database holds only its SHA-256.
 - No token can give a right that its creator does not hold, nor for longer than its creator holds it. A token that a
   subject creates belongs to that subject and loses its rights with the subject's role.
-- Every replica sees a revocation or a rotation at the next request.
+- Every replica sees a revocation or a rotation at the next request. Only look-ups that another server repeats from
+  memory (`resolve_cache`, PostgreSQL) see it up to a second later, usually within a tenth.
 """
 
 import contextlib

@@ -67,7 +67,7 @@ def rotate_token(
 
 @router.delete("/tokens/{token_id}")
 def revoke_token(session: deps.SessionDep, actor: deps.AnyActor, token_id: str) -> access.TokenView:
-    """Revoke a token: it ends for the next request on every server."""
+    """Revoke a token: it ends at the next request; for look-ups that other servers repeat from memory, in a second."""
     return tokens.revoke(session, actor, token_id)
 
 
