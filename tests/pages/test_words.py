@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Any
 
 import pytest
+from markupsafe import Markup
 
+from registry.server.pages.rendering import limit_marks
 from registry.server.search import adapters, candidates
 from tests.harness import Harness
 from tests.pages.conftest import Browser
@@ -68,3 +71,28 @@ def test_a_search_says_why_an_outcome_or_a_check_does_not_filter(registry: Harne
         assert "passing" not in page.text, query
     assert "passing" in signed_in.get("/search?check=compat").text
     assert "passing" not in signed_in.get("/search?check=compat&outcome=fail").text
+
+
+def test_a_page_shows_few_combining_marks_a_character(registry: Harness, signed_in: Browser) -> None:
+    stack = "\u0301\u20dd\u0489\u1dff\u0338\ufe0f"
+    registry.push("acme/marks")
+    registry.admin.promote("acme/marks", "trial", "1", generation=0, reason="Z" + stack * 300 + "Y\u0301\u0301")
+    page = signed_in.get("/adapters/acme/marks/aliases/trial").text
+    assert f"Z{stack}Y\u0301\u0301" in page
+    assert stack + stack[0] not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Z" + "\u0301" * 80, "Z" + "\u0301" * 6),
+        ("Z" + "\u0301\u200d" * 9, "Z" + "\u0301\u200d" * 6),
+        ("→" * 20 + "👍\ufe0f" * 20, "→" * 20 + "👍\ufe0f" * 20),
+        ("Tiếng Việt, בְּרֵאשִׁ֖ית, བསྒྲུབས, क्ष्म्य", "Tiếng Việt, בְּרֵאשִׁ֖ית, བསྒྲུབས, क्ष्म्य"),
+        (Markup("<b>e" + "\u0301" * 9 + "</b>"), Markup("<b>e" + "\u0301" * 6 + "</b>")),
+        (7, 7),
+    ],
+)
+def test_only_marks_beyond_the_limit_are_cut(text: Any, shown: Any) -> None:
+    assert limit_marks(text) == shown
+    assert type(limit_marks(text)) is type(shown)

@@ -7,6 +7,8 @@
 """
 
 import datetime
+import re
+import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,10 @@ from registry.server.http.dependencies import NO_TOKEN
 from registry.server.sessions.visitors import Visitor
 
 FOLDER = Path(__file__).parent
+MARKS_LIMIT = 6
+"""Combining marks after one character that a page shows: Hebrew with cantillation and Tibetan stacks have up to six."""
+_MANY_MARKS = re.compile(rf"[^\x00-\u02ff\w\s]{{{MARKS_LIMIT + 1},}}")
+"""Marks are neither letters nor spaces; other signs that match are let through."""
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
@@ -201,7 +207,29 @@ def _query(values: dict[str, Any], **changes: Any) -> str:
     return urlencode({key: value for key, value in (values | changes).items() if value not in ("", None)})
 
 
+def limit_marks(value: Any) -> Any:
+    """Return a text of a page with at most `MARKS_LIMIT` combining marks a character; other values as they are.
+
+    No line breaks inside a cluster: hundreds of marks would be painted over other lines, or thousands of pixels wide.
+    """
+    if not isinstance(value, str) or value.isascii():
+        return value
+    text = _MANY_MARKS.sub(_cut_marks, str(value))
+    return Markup(text) if isinstance(value, Markup) else text  # noqa: S704  # only marks went from safe text
+
+
+def _cut_marks(match: re.Match[str]) -> str:
+    characters, marks = [], 0
+    for character in match[0]:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category[0] == "M" else marks if category == "Cf" else 0
+        if marks <= MARKS_LIMIT:
+            characters.append(character)
+    return "".join(characters)
+
+
 _ENVIRONMENT = Environment(
+    finalize=limit_marks,
     loader=FileSystemLoader(FOLDER / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
