@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,12 @@ from sqlalchemy import event
 
 from registry.api.transfer import PushRequest
 from registry.digest import Digest
+from registry.errors import Unavailable
 from registry.server.http.routing import STORE_THREADS, STORE_THREADS_PER_GROUP, STORE_THREADS_PER_PERSON
 from registry.server.push import background, inspect
-from registry.server.storage.blobs import BlobWriter, Link, Stat
+from registry.server.storage.blobs import BlobWriter, Link, Stat, key_of
+from registry.server.storage.s3 import bucket
+from registry.server.storage.s3.store import S3Blobs
 from tests.access.tenants import send
 from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, send_blob, upload
@@ -211,3 +215,21 @@ def test_bodies_that_wait_for_the_store_delay_no_other_request(
         finally:
             blobs.resumes.set()
         assert {read.result().status_code for read in reads} == {200}
+
+
+def test_reads_of_pages_are_tried_once_and_close_no_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store accepts connections and never responds."""
+    monkeypatch.setattr(bucket, "QUICK_SECONDS", 0.2)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = S3Blobs.from_url("s3://pages", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for call in (store.quick.stat, store.quick.open, store.quick.stat):
+            with pytest.raises(Unavailable, match="bucket 'pages' cannot serve"):
+                call(key_of(Digest.of(b"x")))
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    assert store.quick.bucket._breaker.is_open
+    assert not store.bucket._breaker.is_open

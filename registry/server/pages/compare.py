@@ -15,7 +15,7 @@ from registry.names import NAME_LIMIT, AdapterName, Ref
 from registry.server.catalog import versions
 from registry.server.catalog.verdicts import label
 from registry.server.evaluation import weights
-from registry.server.http.dependencies import BlobsDep, SessionDep, SettingsDep
+from registry.server.http.dependencies import QuickBlobsDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
 from registry.server.pages.versions import HeatTable, evaluate_engines, heat_table, read_smoke_test
 from registry.server.sessions.visitors import Visitor, VisitorDep, record_page_read
@@ -68,7 +68,7 @@ def compare_versions(
     session: SessionDep,
     visitor: VisitorDep,
     settings: SettingsDep,
-    blobs: BlobsDep,
+    blobs: QuickBlobsDep,
     first: Reference = "",
     second: Reference = "",
 ) -> Response:

@@ -59,7 +59,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @router.get(deps.VERSION)
 def show_version(
     request: Request, session: deps.SessionDep, visitor: VisitorDep, settings: deps.SettingsDep, name: deps.NameDep,
-    selector: deps.SelectorDep, blobs: deps.BlobsDep,
+    selector: deps.SelectorDep, blobs: deps.QuickBlobsDep,
 ) -> Response:  # fmt: skip
     """Show one version."""
     actor = visitor.actor
@@ -231,7 +231,7 @@ def _read(blobs: BlobStore, file: Descriptor) -> bytes:
 @router.get(deps.VERSION + "/reports/{digest}/{image}.png")
 def show_image(
     request: Request, session: deps.SessionDep, visitor: VisitorDep, name: deps.NameDep, selector: deps.SelectorDep,
-    digest: str, image: Literal["before", "after"], blobs: deps.BlobsDep,
+    digest: str, image: Literal["before", "after"], blobs: deps.QuickBlobsDep,
 ) -> Response:  # fmt: skip
     """Show the image that a smoke test made without the adapter, or with it."""
     file = files.find_report(session, visitor.actor, name, selector, Digest(digest))

@@ -119,6 +119,11 @@ class BlobStore(ABC):
     link_limit_seconds: int = 7 * 24 * 3600
     """The longest life of a link."""
 
+    @property
+    def quick(self) -> "BlobStore":
+        """Return this store for reads that fail soon: a page shows its other parts meanwhile."""
+        return self
+
     @abstractmethod
     def stat(self, key: str) -> Stat | None:
         """Look a key up; None if nothing is there."""

@@ -8,6 +8,7 @@
 """
 
 import base64
+import copy
 import io
 import logging
 import re
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import boto3
@@ -49,6 +50,8 @@ READ_SECONDS = 10
 """Timeout of one attempt. All attempts together, with one of `put_signed`, are shorter than the timeout of a client."""
 LONG_READ_SECONDS = 60
 """Timeout of calls in which the store itself moves bytes; these are tried twice at most."""
+QUICK_SECONDS = 3
+"""Timeout of the reads of pages (`Bucket.quick`), which are tried once."""
 LONG_CALLS = frozenset({"copy_object", "upload_part_copy", "complete_multipart_upload"})
 ATTEMPTS_LIMIT = 4
 CONNECTIONS = 32
@@ -95,12 +98,20 @@ class Bucket:
         self.name = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         session, self._certificates = _open_session()
-        self._session = session
+        self._session, self._endpoint = session, endpoint
         self._internal = _create_client(session, endpoint)
         self._patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
         same = public_endpoint in ("", endpoint)
         self._public = self._internal if same else _create_client(session, public_endpoint)
         self._breaker = CircuitBreaker(self.name)
+
+    @cached_property
+    def quick(self) -> Self:
+        """Return this bucket with short timeouts and one try. What is too slow for it closes no other reads."""
+        quick = copy.copy(self)
+        quick._internal = _create_client(self._session, self._endpoint, read_seconds=QUICK_SECONDS, attempts=1)
+        quick._breaker = CircuitBreaker(self.name)
+        return quick
 
     def head(self, key: str) -> dict[str, Any] | None:
         """Return the headers of an object, with its checksum if the store has one; None if it does not exist."""
@@ -325,7 +336,7 @@ def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, atte
         raise Invalid("SETTING_INVALID", "REGISTRY_S3_ENDPOINT has a user; set the keys by AWS_… variables")
     config = Config(
         signature_version="s3v4",
-        connect_timeout=CONNECT_SECONDS,
+        connect_timeout=min(CONNECT_SECONDS, read_seconds or CONNECT_SECONDS),
         read_timeout=read_seconds or READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=CONNECTIONS,

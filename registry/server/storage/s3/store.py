@@ -21,12 +21,14 @@
 """
 
 import base64
+import copy
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, NoReturn, Self
 
 from registry.digest import Digest
@@ -141,6 +143,13 @@ class S3Blobs(blobs.BlobStore):
             raise
 
     # ---------------------------------------------------------------- read
+    @cached_property
+    def quick(self) -> Self:
+        """Return this store with `Bucket.quick`. It shares what is known of staged blobs."""
+        quick = copy.copy(self)
+        quick.bucket = self.bucket.quick
+        return quick
+
     def stat(self, key: str) -> blobs.Stat | None:
         """Look an object up; completes a direct upload whose part has arrived."""
         digest = blobs.digest_of(key)
