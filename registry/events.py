@@ -121,6 +121,7 @@ class EventType(StrEnum):
     BLOB_DAMAGE = "blob.damage", ObjectKind.BLOB, "found {object} damaged"
     BLOB_REPAIR = "blob.repair", ObjectKind.BLOB, "found {object} intact again"
     BYTES_READ = "bytes.read", ObjectKind.VERSION, "downloaded files of {object}"
+    PAGE_READ = "page.read", ObjectKind.VERSION, "saw files of {object} on a page"
     ACCESS_DENIED = "access.denied", ObjectKind.REQUEST, "was denied {object}"
     ACCESS_UNKNOWN = "access.unknown", ObjectKind.REQUEST, "tried {object} without a valid token"
     ACCESS_NOT_FOUND = ("access.not_found", ObjectKind.REQUEST, "got 404 Not Found for {object}")

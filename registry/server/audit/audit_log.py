@@ -41,6 +41,8 @@ READS_PER_OWNER = 2_500
 READS_PER_GROUP = 5_000
 """Entries of a batch: about denied requests, and about reads of bytes, which have space of their own: all together,
 those of one subject or token, and those of the tokens of one namespace."""
+PAGE_READ_SECONDS = 600
+"""Someone who sees the same version on pages within this time is recorded once."""
 PATHS_LIMIT = 50
 """How many paths of denied requests a batch records per token. Beyond that it records their routes."""
 DENIAL_ACTIONS = {
@@ -75,6 +77,8 @@ class EventBatch:
         self._overflow = 0
         self._numbers: Counter[str] = Counter()
         """How many entries count for each part of a limit."""
+        self._page_reads: dict[tuple[str, str, str], float] = {}
+        """Who saw a version on a page → since when that is recorded."""
         self._paths: dict[str, set[str]] = {}
         """Token id → the paths that were recorded for it."""
 
@@ -95,6 +99,19 @@ class EventBatch:
                 self._numbers.update(limits.keys())
             self._entries.setdefault(key, _Entry(actor, request_id)).count += 1
             return True
+
+    def add_page_read(self, actor: Actor, object: str, *, request_id: str) -> bool:
+        """As `add`, for a page with files of a version: one event for all that someone sees of it in a while."""
+        key, now = (actor.token_id, actor.identity, object), time.monotonic()
+        seen_at = self._page_reads.get(key)
+        if seen_at is not None and now - seen_at < PAGE_READ_SECONDS:
+            return True
+        is_recorded = self.add(actor, EventType.PAGE_READ, object, request_id=request_id)
+        if is_recorded:
+            if len(self._page_reads) >= READS_LIMIT:
+                self._page_reads.clear()
+            self._page_reads[key] = now
+        return is_recorded
 
     def add_denial(self, scope: Mapping[str, Any], error_class: str, about: str = "") -> None:
         """Count a denied request, given its ASGI scope, the class of the error, and which of its items was denied.
@@ -144,7 +161,7 @@ class EventBatch:
 
 def _limits_of(actor: Actor, event_type: EventType) -> dict[str, int]:
     """What a new entry counts for → how many entries that may have in a batch."""
-    if event_type != EventType.BYTES_READ:
+    if event_type not in (EventType.BYTES_READ, EventType.PAGE_READ):
         return {"denials": ENTRIES_LIMIT}
     owner, group = actor.shares
     of_group = {group: READS_PER_GROUP} if group else {}

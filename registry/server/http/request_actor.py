@@ -101,14 +101,19 @@ def _read_actor(request: Request) -> Actor:
     return actor
 
 
-def record_read(request: Request, name: AdapterName, selector: Selector) -> None:
-    """Record in the audit log that the actor of a request reads bytes of this version.
+def record_read(request: Request, name: AdapterName, selector: Selector, *, on_page: bool = False) -> None:
+    """Record in the audit log that the actor of a request reads bytes of this version, or sees some on a page.
 
     `Unavailable` (TRY_LATER) while the log has no space for it, if a thread writes it: no one reads unrecorded.
     """
     log: AuditLog = request.app.state.audit_log
     version = f"{name}{':' if is_alias(selector) else '@'}{selector}"
-    recorded = log.batch.add(request.state.actor, EventType.BYTES_READ, version, request_id=request.state.request_id)
+    actor: Actor = request.state.actor
+    request_id: str = request.state.request_id
+    if on_page:
+        recorded = log.batch.add_page_read(actor, version, request_id=request_id)
+    else:
+        recorded = log.batch.add(actor, EventType.BYTES_READ, version, request_id=request_id)
     if not recorded and log.is_running:
         raise Unavailable("TRY_LATER", "too many different versions are read at once", retry_after_seconds=1)
 

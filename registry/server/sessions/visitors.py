@@ -128,7 +128,7 @@ SignedInDep = Annotated[Visitor, Depends(require_visitor)]
 def record_page_read(request: Request, visitor: Visitor, name: AdapterName, selector: Selector) -> None:
     """Record in the audit log that a page shows bytes of this version. What everyone may read is not recorded."""
     if visitor.signed_in:
-        record_read(request, name, selector)
+        record_read(request, name, selector, on_page=True)
 
 
 # ------------------------------------------------------------------ forms
