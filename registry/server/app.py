@@ -16,6 +16,7 @@ from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
 from registry.server.hub.upstream import Upstream
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
+from registry.server.pages.rendering import render_unknown
 from registry.server.promotion.attestations.attester import Attester
 from registry.server.routes import (
     access,
@@ -76,6 +77,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
         blobs=blobs or open_store(settings),
     )  # fmt: skip
     app.state.issuers = Issuers.read(settings.issuers)
+    app.state.error_page = render_unknown if settings.pages != "off" else None
     log = app.state.audit_log
     log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
     app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None

@@ -67,6 +67,7 @@ def build_base_app(
     if state.blobs.links is None:  # links of one process, until a server that others join sets a secret of all
         state.blobs.links = LinkSigner(partial(str, secrets.token_hex(32)))
     state.trusted = trusted
+    state.error_page = None  # renders errors of addresses without a route for browsers, where there are pages
     log = state.audit_log = AuditLog(settings, state.engine, state.blobs)
     state.actor_cache = ActorCache()
     state.request_limiter = RequestLimiter(settings.requests_per_minute)

@@ -10,7 +10,10 @@ import pytest
 from registry.api.access import NamespaceSet
 from registry.client.audit import Audit
 from registry.evaluation.gates import Gate
+from registry.evaluation.reports import Answer
+from registry.events import describe
 from registry.server.app import create_app
+from registry.server.audit import audit_log
 from registry.server.settings import Settings
 from tests.access.tenants import Tenants
 from tests.harness import Harness
@@ -75,16 +78,47 @@ def test_names_of_people_reasons_and_gates_are_shown_after_signing_in(filled: Ha
     assert "words for readers" in browser.get("/adapters/library/named/versions/1").text
 
 
-def test_a_page_with_bytes_of_a_version_is_in_the_audit_log(filled: Harness, browser: Browser) -> None:
-    def reads() -> list[tuple[str, str]]:
-        return [(e.actor, e.object) for e in Audit(filled.admin).events(action=["bytes.read"]) if "/read" in e.object]
+def test_a_page_with_bytes_of_a_version_is_in_the_audit_log_once(
+    filled: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads() -> list[tuple[str, str, str]]:
+        events = Audit(filled.admin).events(action=["bytes.read", "page.read"])
+        return [(e.action, e.actor, e.object) for e in events if "/read" in e.object]
 
     filled.push("library/read", filled.files() | {"README.md": b"# Words\n"})
     assert "<h3>Words" in browser.get("/adapters/library/read").text
     assert reads() == []
     browser.sign_in(filled.issue("pull", namespaces=["library"], name="page-reader")[1])
+    filled.validate("library/read@1", answers=(Answer(prompt="p", base="b", adapter="a"),))
+    once = [("page.read", "token:page-reader", "library/read@1")]
+    for path in ("", "", "/versions/1"):
+        browser.get(f"/adapters/library/read{path}")
+        assert reads() == once, "one event for what someone sees of a version"
+    monkeypatch.setattr(audit_log, "PAGE_READ_SECONDS", 0)
     browser.get("/adapters/library/read")
-    assert reads() == [("token:page-reader", "library/read@1")]
+    assert reads() == once * 2
+    assert describe(*once[0][::2], {}).message == "saw files of library/read@1 on a page"
+
+
+def test_an_unknown_address_is_a_page_in_a_browser_and_json_for_programs(filled: Harness, signed_in: Browser) -> None:
+    html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path in ("/nothing", "/adapters/acme/support/", "/adapters", "/<script>"):
+        page = signed_in.get(path, headers=html)
+        assert page.status_code == 404, path
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["content-security-policy"]
+        assert "Sign out" in page.text
+        assert "<script>" not in page.text
+        assert "Sign out" not in page_without_session(filled, path)
+        assert signed_in.get(path).headers["content-type"] == "application/problem+json"
+    for path in ("/api/v1/nothing", "/api/nothing"):
+        assert signed_in.get(path, headers=html).headers["content-type"] == "application/problem+json", path
+
+
+def page_without_session(harness: Harness, path: str) -> str:
+    """What a browser without a session gets for an unknown address."""
+    with Browser(harness) as nobody:
+        return nobody.get(path, headers={"Accept": "text/html"}).text
 
 
 def test_a_search_shows_no_other_tenant(filled: Harness, browser: Browser) -> None:

@@ -7,7 +7,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -121,7 +121,8 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     route = request.scope.get("route")
-    own_response = route.error_response(request, error, status) if isinstance(route, SingleThreadRoute) else None
+    respond = route.error_response if isinstance(route, SingleThreadRoute) else _page_for_browser
+    own_response = respond(request, error, status)
     if own_response is not None:
         own_response.headers.update(headers)
         return own_response
@@ -132,6 +133,13 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
         headers["X-Error-Message"] = header_text(error.detail)
     media_type = "application/json" if hub_headers else "application/problem+json"  # Hub clients read no other
     return Response(json.dumps(body), status, headers | hub_headers, media_type=media_type)
+
+
+def _page_for_browser(request: Request, error: RegistryError, status: int) -> Response | None:
+    """Return a page about an address without a route, for a browser and outside of the REST API."""
+    is_for_browser = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+    render: Callable[[Request, RegistryError, int], Response] | None = request.app.state.error_page
+    return render(request, error, status) if render is not None and is_for_browser else None
 
 
 def header_text(text: str) -> str:

@@ -8,12 +8,14 @@
 
 import datetime
 import re
+import secrets
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -23,9 +25,10 @@ from registry import __version__
 from registry.digest import Digest
 from registry.durations import format_duration
 from registry.errors import NotFound, RegistryError
+from registry.server.database import db
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
-from registry.server.sessions.visitors import Visitor
+from registry.server.sessions.visitors import Visitor, find_visitor, local_path
 
 FOLDER = Path(__file__).parent
 MARKS_LIMIT = 6
@@ -63,7 +66,29 @@ class PageRoute(routing.SingleThreadRoute):
         visitor: Visitor | None = getattr(request.state, "visitor", None)
         if error.code == "VERSION_DELETED" and not (visitor and visitor.signed_in):
             error = NotFound(error.code, "this version was deleted")
-        return render(request, "error.html", status, title=error.TITLE, error=error, status=status)
+        return _render_error(request, error, status)
+
+
+def render_unknown(request: Request, error: RegistryError, status: int) -> Response:
+    """Return the page for an address that no route has."""
+    with suppress(RegistryError), db.session(request.app.state.engine, write=False) as session:
+        request.state.visitor = find_visitor(request, session)
+    return _render_error(request, error, status)
+
+
+def _render_error(request: Request, error: RegistryError, status: int) -> Response:
+    back = _page_of_form(request)
+    return render(request, "error.html", status, title=error.TITLE, error=error, status=status, back=back)
+
+
+def _page_of_form(request: Request) -> str:
+    """The page from which a form was sent; empty for other requests, or if the browser does not say."""
+    try:
+        parts = urlsplit(request.headers.get("referer", "") if request.method == "POST" else "")
+    except ValueError:
+        return ""
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    return local_path(path) if parts.netloc and parts.netloc == request.headers.get("host") else ""
 
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[NO_TOKEN])
@@ -115,9 +140,9 @@ def format_size(size_bytes: int) -> str:
     return f"{size:.0f} {unit}" if size >= 100 or size == int(size) else f"{size:.1f} {unit}"
 
 
-def format_time(at: datetime.datetime) -> str:
-    """Return a time for people: UTC, to the minute."""
-    return at.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+def format_time(at: datetime.datetime, *, seconds: bool = False) -> str:
+    """Return a time for people: UTC, to the minute or the second."""
+    return at.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
 
 
 def format_number(value: float | None) -> str:
@@ -187,6 +212,31 @@ def format_prose(text: str) -> Markup:
     return Markup("").join(code.format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
+_STEPS_ON_PAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(expression), step)
+    for expression, step in (
+        (r"run `adapter approve .*`", "approve the version with the form on the page of the alias"),
+        (r", then look at `adapter gate show .*`", ": the page of the alias says how long it still takes"),
+        (r"look at `adapter show .*`", "look at the page of the version"),
+        (r"look at it again with `adapter history .*`", "open the page of the alias again: it shows the last move"),
+        (r"name one with --to", "promote one with the form on the page of the alias"),
+        (r", or pass --force", ", or delete it with `adapter alias delete --force`"),
+        (r"delete one: `adapter alias delete`", "delete one on its page"),
+    )
+)
+
+
+def format_step(text: str) -> Markup:
+    """Return the next step after an error for people who are on a page: a form instead of a command, if there is one.
+
+    >>> format_step("run `adapter approve acme/support@3 prod`")
+    Markup('Approve the version with the form on the page of the alias')
+    """
+    for expression, step in _STEPS_ON_PAGES:
+        text = expression.sub(step, text)
+    return format_prose(text)
+
+
 def section_of(address: str) -> str:
     """Return the link at the top of a page to which the page at this address belongs.
 
@@ -239,10 +289,11 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters |= {
     "amount": format_amount, "base_path": base_path, "duration": format_duration, "moment": format_time,
     "number": format_number, "prose": format_prose, "short_label": short_label, "size": format_size,
+    "step": format_step,
 }  # fmt: skip
 _ENVIRONMENT.globals |= {
     "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,
-    "registry_version": __version__, "section_of": section_of,
+    "random_text": partial(secrets.token_urlsafe, 12), "registry_version": __version__, "section_of": section_of,
 }  # fmt: skip
 
 
