@@ -20,8 +20,9 @@ class TokenCreate(Request):
     """A new token."""
 
     name: PrintableText = Field(
-        min_length=1, max_length=100, pattern=pattern(r"^[^\n\t]*$", "must have no line breaks and no tabs")
-    )
+        min_length=1, max_length=100,
+        pattern=pattern(r"^[^\n\t]*\S[^\n\t]*$", "must have a visible character, no line breaks and no tabs"),
+    )  # fmt: skip
     scopes: list[str]
     namespaces: list[str] = ["*"]
     expires_in_seconds: int | None = Field(default=None, ge=1, le=LIFETIME_LIMIT_SECONDS)

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 import pytest
@@ -149,6 +150,39 @@ def test_the_secret_of_a_token_is_on_one_page_only(registry: Harness, owner: Bro
 
 
 @pytest.mark.security
+def test_a_reloaded_page_of_a_secret_makes_no_second_one(registry: Harness, owner: Browser, own: str) -> None:
+    """A browser sends the form again."""
+    token_id = registry.issue("pull", namespaces=["acme"], name="to rotate")[0]
+    forms: Any = (
+        ("/settings/tokens", {"name": "reloaded", "scope_pull": "yes", "namespaces": "acme"}),
+        (f"/settings/tokens/{token_id}/rotate", {}),
+        ("/settings/webhooks", {"url": "https://hooks.example.org/r", "namespace": "acme", "actions": "version.push"}),
+    )
+    for action, fields in forms:
+        page = "/settings/webhooks" if "webhooks" in action else "/settings/tokens"
+        wrong = owner.submit(page, action, **fields, token=own, once="")
+        assert (wrong.status_code, "secret" in wrong.text) == (400, False)
+        created = owner.submit(page, action, **fields, token=own)
+        secret = secret_on(created)
+        sent = dict(parse_qsl(created.request.content.decode(), keep_blank_values=True))
+        again = owner.post(action, data=sent, headers={"Origin": URL})
+        assert (again.status_code, 'class="wrap secret"' in again.text) == (409, False), action
+        assert "was shown then" in again.text
+        if secret.startswith("lra_"):
+            assert registry.client(secret).whoami().token_id, "the first secret stays"
+    assert [view.name for view in registry.admin.tokens().items].count("reloaded") == 1
+    urls = [item.url for item in Audit(registry.admin).webhooks().items]
+    assert urls.count("https://hooks.example.org/r") == 1
+
+
+def test_a_form_of_a_secret_that_was_refused_may_be_sent_again(owner: Browser, own: str) -> None:
+    fields: Any = {"scope_pull": "yes", "namespaces": "acme", "token": own, "once": "the-same-text"}
+    for name in ("   ", "\N{NO-BREAK SPACE}\N{EM SPACE}"):
+        assert owner.submit("/settings/tokens", "/settings/tokens", **fields, name=name).status_code == 400, name
+    assert secret_on(owner.submit("/settings/tokens", "/settings/tokens", **fields, name="seen"))
+
+
+@pytest.mark.security
 def test_no_one_gives_rights_that_they_do_not_hold(owner: Browser, own: str) -> None:
     cases: Any = (
         ({"namespaces": "library", "scope_pull": "yes"}, 403),
@@ -179,6 +213,10 @@ def test_who_signed_in_by_the_link_is_told_to_sign_in_with_a_token_first(registr
     """The link's own token is known to no one, so there is none to paste."""
     fields: Any = {"name": "first", "namespaces": "acme", "scope_pull": "yes", "token": registry.secret}
     browser.get(f"/sign-in/{registry.app.state.sign_in_links.create()}")
+    assert "by the link of adapter serve" in browser.get("/settings").text
+    page = browser.get("/settings/tokens").text
+    assert '<a href="/sign-in?next=%2Fsettings%2Ftokens">sign in with one</a>' in page
+    assert 'name="token"' not in page
     refused = browser.submit("/settings/tokens", "/settings/tokens", **fields)
     assert refused.status_code == 403
     assert "sign in with this one" in refused.text

@@ -113,6 +113,18 @@ def _has_key(request: KeyedRequest) -> ColumnElement[bool]:
     return and_(_ROW.c.token_id == request.token_id, _ROW.c.key == request.key)
 
 
+def claim_once(session: Session, token_id: str, key: str) -> None:
+    """Claim the key of a form whose response shows a secret. `Conflict` (IDEMPOTENCY_REUSED) if it was sent before."""
+    keyed, connection = KeyedRequest.of(token_id, key, []), session.connection()
+    if claim(connection, keyed) is not None:
+        raise Conflict(
+            "IDEMPOTENCY_REUSED",
+            "this form was sent before, and the secret that it made was shown then",
+            next_step="open the page again: if the secret is lost, revoke or rotate it there",
+        )
+    store(connection, keyed, StoredResponse(200, "", None))
+
+
 class RepeatedRequest(Exception):
     """Ends a request that was processed before."""
 

@@ -10,6 +10,7 @@ from registry.errors import Denied, Invalid, Unauthenticated
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.access import sign_in
+from registry.server.http import idempotency
 from registry.server.http.request_actor import record_failure
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SESSION, Visitor
@@ -30,6 +31,16 @@ def read_fields(request: Request, visitor: Visitor) -> dict[str, str]:
     fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
     visitor.actor.require_current_secret()
     return fields
+
+
+def claim_form(session: Session, visitor: Visitor, fields: dict[str, str]) -> None:
+    """Let a form that makes a secret do so once: a browser sends it again when its response is reloaded.
+
+    `Conflict` (IDEMPOTENCY_REUSED), `Invalid` for a form without its random field.
+    """
+    if not fields.get("once"):
+        raise Invalid("REQUEST_INVALID", "once: the form lacks the random text of its page")
+    idempotency.claim_once(session, visitor.actor.token_id, f"form:{fields['once']}")
 
 
 def confirm_identity(request: Request, session: Session, visitor: Visitor, secret: str) -> None:

@@ -34,11 +34,15 @@ _SELECT = select(PageSessionRow).where(
 
 
 class BrowserSession(NamedTuple):
-    """Whose session it is. `provider`: by which they signed in, if by any. `is_confirmed`: it has just asked again."""
+    """Whose session it is. `provider`: by which they signed in, if by any. `is_confirmed`: it has just asked again.
+
+    `by_link`: by the link of `adapter serve`, whose token no one can paste.
+    """
 
     actor: Actor
     provider: str = ""
     is_confirmed: bool = False
+    by_link: bool = False
 
 
 def start(
@@ -92,7 +96,7 @@ def find(session: Session, session_id: str, cache: ActorCache) -> BrowserSession
     except Unauthenticated:
         return None
     is_confirmed = row.confirmed_at is not None and now - row.confirmed_at < timedelta(seconds=CONFIRMED_SECONDS)
-    return BrowserSession(actor, row.provider, is_confirmed)
+    return BrowserSession(actor, row.provider, is_confirmed, by_link=row.owns_token and not row.provider)
 
 
 def end(session: Session, session_id: str) -> None:

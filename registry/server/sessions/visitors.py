@@ -39,7 +39,8 @@ _LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*\Z")
 class Visitor:
     """`form_token`: what forms of this visitor's pages must repeat; empty for those who have no session.
 
-    `provider`: the identity provider by which they signed in. `is_confirmed`: it has just asked them again.
+    `provider`: the identity provider by which they signed in. `is_confirmed`: it has just asked them again. `by_link`:
+    they signed in by the link of `adapter serve`.
     """
 
     actor: Actor
@@ -47,6 +48,7 @@ class Visitor:
     form_token: str = field(default="", repr=False)
     provider: str = ""
     is_confirmed: bool = False
+    by_link: bool = False
 
     @property
     def name(self) -> str:
@@ -101,7 +103,7 @@ def find_visitor(request: Request, session: Session) -> Visitor:
     if browser is not None:
         state.request_limiter.take(browser.actor.token_id)
         request.state.actor = browser.actor  # the audit log names it if the request is denied
-        return Visitor(browser.actor, True, form_token(session_id), browser.provider, browser.is_confirmed)
+        return Visitor(browser.actor, True, form_token(session_id), *browser[1:])
     state.visit_limiter.take(read_network(request))
     public = frozenset[str]()
     if state.settings.pages != "private":

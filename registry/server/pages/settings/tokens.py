@@ -15,7 +15,7 @@ from registry.server.http.dependencies import CursorDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.settings.namespaces import SETTINGS
-from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, claim_form, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep, Visitor
 
 router = create_router()
@@ -43,6 +43,7 @@ def create_token(request: Request, session: SessionDep, visitor: SignedInDep) ->
         namespaces=fields.get("namespaces", "").split(), adapters=fields.get("adapters", "").split(),
         subject=fields.get("subject", "").strip(), expires_in_seconds=parse_duration(lifetime) if lifetime else None,
     )  # fmt: skip
+    claim_form(session, visitor, fields)
     view, secret = tokens.issue(session, visitor.actor, creation)
     return _render(request, session, visitor, "", created=view.name, secret=secret)
 
@@ -60,7 +61,9 @@ def revoke_token(request: Request, session: SessionDep, visitor: SignedInDep, to
 @limit_body(FORM_BYTES)
 def rotate_token(request: Request, session: SessionDep, visitor: SignedInDep, token_id: str) -> Response:
     """Give a token a new secret and show it. The old one ends at once."""
-    confirm_identity(request, session, visitor, read_fields(request, visitor).get("token", ""))
+    fields = read_fields(request, visitor)
+    confirm_identity(request, session, visitor, fields.get("token", ""))
+    claim_form(session, visitor, fields)
     view, secret = tokens.rotate(session, visitor.actor, token_id)
     return _render(request, session, visitor, "", created=view.name, secret=secret)
 

@@ -14,7 +14,7 @@ from registry.server.http.dependencies import AuditLogDep, CursorDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.settings.namespaces import SETTINGS
-from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
+from registry.server.sessions.forms import FORM_BYTES, claim_form, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep, Visitor
 
 router = create_router()
@@ -42,6 +42,7 @@ def create_webhook(
     )  # fmt: skip
     _require_owner(visitor)
     confirm_identity(request, session, visitor, fields.get("token", ""))
+    claim_form(session, visitor, fields)
     view, secret = webhooks.create(session, visitor.actor, creation, settings, log.keys)
     return _render(request, session, visitor, created=view.url, secret=secret)
 
