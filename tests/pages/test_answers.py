@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,15 +58,21 @@ def test_the_pages_say_that_the_store_cannot_be_reached(
         f"/compare?first={name}@1&second={name}@2": "Answers and golden samples",
     }
     assert [path for path in pages if "the store cannot be reached" in signed_in.get(path).text] == []
+    calls = Counter[str]()
 
     def fail(*_: Any, **__: Any) -> bytes:
+        calls["quick"] += 1
         raise Unavailable("STORE_UNAVAILABLE", "the bucket is away")
 
-    monkeypatch.setattr(registry.app.state.blobs, "read", fail)
+    # Only reads that fail soon: the store has nothing else.
+    quick = SimpleNamespace(kind="s3", read=fail, open=fail, stat=fail)
+    monkeypatch.setattr(registry.app.state, "blobs", SimpleNamespace(quick=quick))
+    assert "the bucket is away" in signed_in.get("/status").text
     for path, missing in pages.items():
         page = signed_in.get(path)
         assert page.status_code == 200, path
         assert f"<b>{missing}: the store cannot be reached.</b> The bucket is away." in page.text, path
+    assert calls["quick"] == 1 + 1 + 1 + 2, "each part is tried once"
 
 
 def compare(browser: Browser, first: int, second: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,45 @@ def test_the_export_has_the_events_of_the_rest_api_and_none_of_others(
         assert response.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
         assert [json.loads(line) for line in response.text.splitlines()] == items
         assert bool(items) == ("acme/fleet" not in filters.values())
+
+
+def test_the_events_of_a_person_and_a_time_are_those_of_the_rest_api(filled: Harness, signed_in: Browser) -> None:
+    filled.push("library/later", by=filled.actor("push", namespaces=["library"], name="late"))
+    items = send(filled, "GET", "/api/v1/events", filled.secret, params={"by": "token:late"}).json()["items"]
+    assert items
+    at = datetime.fromisoformat(items[-1]["at"])
+    day, second, local = f"{at:%Y-%m-%d}", f"{at:%Y-%m-%dT%H:%M:%S}", at.astimezone(timezone(timedelta(hours=-9)))
+    for filters, is_shown in (
+        ({"actor": "token:late"}, True),
+        ({"actor": "token:nobody"}, False),
+        ({"actor": "token:late", "since": second, "until": second}, True),
+        ({"actor": "token:late", "since": local.isoformat(), "until": day}, True),
+        ({"actor": "token:late", "until": f"{at - timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"}, False),
+        ({"actor": "token:late", "since": f"{at + timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"}, False),
+    ):
+        page = signed_in.get("/audit", params=filters)
+        assert page.status_code == 200
+        assert (f'href="/audit/{items[-1]["seq"]}"' in page.text) == is_shown, filters
+        link = html.unescape(re.findall(r'href="(/audit/export[^"]*)"', page.text)[0])
+        exported = [json.loads(line)["seq"] for line in signed_in.get(link).text.splitlines()]
+        assert (items[-1]["seq"] in exported) == is_shown, filters
+
+
+def test_a_filter_of_events_that_finds_nothing_or_is_wrong_says_why(signed_in: Browser) -> None:
+    for query, status, words in (
+        ("object=no/such@thing", 200, "No event that you may see is about “no/such@thing”."),
+        ("actor=nobody", 200, "No event that you may see was caused by “nobody”."),
+        ("since=2999-01-01", 200, "No event that you may see is of this type and time."),
+        ("since=yesterday", 422, "Since: &#39;yesterday&#39; is not a time such as 2026-05-03T14:05."),
+        ("until=0001-01-01T00:00%2B14:00", 422, "Until: &#39;0001-01-01T00:00+14:00&#39; is not a time"),
+        ("until=0500-01-01", 422, "Until: the year 500 is not between 1970 and 9000."),
+        ("action=nonsense", 422, "Event: &#39;nonsense&#39; is no type of event."),
+    ):
+        page = signed_in.get(f"/audit?{query}")
+        assert (page.status_code, words in page.text) == (status, True), (query, text_of(page.text))
+        assert signed_in.get(f"/audit/export?{query}").status_code == (200 if status == 200 else 400)
+        assert "<tbody>" not in page.text
+    assert "<tbody>" in signed_in.get("/audit?until=2999-01-01").text
 
 
 def test_the_status_shows_workers_the_queue_and_whether_the_store_responds(

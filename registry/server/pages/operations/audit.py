@@ -1,7 +1,8 @@
 """The pages for operators: the events of the audit log with filters and as a file, and the state of the server."""
 
-import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from time import perf_counter
 from typing import Annotated
 
 from fastapi import Depends, Query, Request, Response
@@ -11,12 +12,12 @@ from registry import __version__
 from registry.api.audit import EventView
 from registry.api.maintenance import Health
 from registry.digest import Digest
-from registry.errors import RegistryError
-from registry.events import EventText, EventType, describe
+from registry.errors import Invalid, RegistryError
+from registry.events import FORMER_TYPES, EventText, EventType, describe
 from registry.server import audit
 from registry.server.catalog import versions
 from registry.server.database import db, schema
-from registry.server.http.dependencies import AuditLogDep, BlobsDep, CursorDep, EngineDep, SessionDep, Text
+from registry.server.http.dependencies import AuditLogDep, CursorDep, EngineDep, QuickBlobsDep, SessionDep, Text
 from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
@@ -33,45 +34,95 @@ CURSOR_DIGITS = 15
 Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern=pattern("^[0-9]*$", "must be digits only"))]
 
 
+async def read_filters(
+    action: Text = "", object: Text = "", actor: Text = "", since: Text = "", until: Text = ""
+) -> dict[str, str]:
+    """The fields of the form, as it sends them."""
+    filters = {"object": object, "actor": actor, "action": action, "since": since, "until": until}
+    return {key: text.strip() for key, text in filters.items()}
+
+
+FiltersDep = Annotated[dict[str, str], Depends(read_filters)]
+
+
+def _search(filters: dict[str, str]) -> audit.EventSearch:
+    """The filters as the log has them. `Invalid` for an event or a time that is none."""
+    action = filters["action"]
+    if action and action not in {*EventType, *FORMER_TYPES}:
+        raise Invalid("REQUEST_INVALID", f"event: {action!r} is no type of event")
+    return audit.EventSearch(
+        (action,) if action else (), filters["object"], filters["actor"], _read_time("since", filters["since"]),
+        _read_time("until", filters["until"], is_end=True),
+    )  # fmt: skip
+
+
+def _read_time(field: str, text: str, *, is_end: bool = False) -> datetime | None:
+    """A moment, in UTC without an offset. `is_end`: the end of the day or of the second."""
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        if is_end:
+            length = timedelta(days=1) if len(text) == len("2026-05-03") else timedelta(seconds=1)
+            at += length - timedelta(microseconds=1)
+    except (ValueError, OverflowError) as e:
+        raise Invalid("REQUEST_INVALID", f"{field}: {text!r} is not a time such as 2026-05-03T14:05") from e
+    if not 1970 <= at.year <= 9000:
+        raise Invalid("REQUEST_INVALID", f"{field}: the year {at.year} is not between 1970 and 9000")
+    return at
+
+
+def _shown_times(search: audit.EventSearch | None) -> dict[str, str]:
+    """The times of a search as fields of a form show them: UTC, to the second."""
+    times = {"since": search.since, "until": search.until} if search is not None else {}
+    return {key: at.strftime("%Y-%m-%dT%H:%M:%S") if at is not None else "" for key, at in times.items()}
+
+
 @router.get("/audit")
 def show_events(
     request: Request,
     session: SessionDep,
     visitor: SignedInDep,
     cursor: CursorDep,
+    filters: FiltersDep,
     before: Number = "",
-    action: Text = "",
-    object: Text = "",
 ) -> Response:
     """Show the newest events first; with a filter from the oldest one on, as they are read."""
-    filters = {"action": action, "object": object.strip()}
     newest = audit.newest_position(session)
-    if any(filters.values()):
+    problem, search = None, None
+    try:
+        search = _search(filters)
+    except Invalid as e:  # the form stays as it was filled in
+        problem = e
+    items, following, earlier = [], "", 0
+    if search is not None and any(filters.values()):
         page = audit.read_page(
             session, visitor.actor, after=versions.parse_cursor(cursor, digits=CURSOR_DIGITS), limit=PAGE_EVENTS,
-            search=audit.EventSearch((action,) if action else (), filters["object"]),
+            search=search,
         )  # fmt: skip
-        items, following, earlier = page.items, page.next_cursor, 0
-    else:
+        items, following = page.items, page.next_cursor
+    elif search is not None:
         end = min(int(before) - 1, newest) if before else newest
         start = max(0, end - PAGE_EVENTS)
         page = audit.read_page(session, visitor.actor, after=start, limit=PAGE_EVENTS, until=end)
-        items, following, earlier = page.items[::-1], "", start + 1 if start else 0
+        items, earlier = page.items[::-1], start + 1 if start else 0
     texts: list[tuple[EventView, EventText]] = [
         (item, describe(item.action, item.object, item.detail)) for item in items
     ]
     return render(
-        request, "audit.html", title="Audit log", events=texts, filters=filters, actions=sorted(EventType),
+        request, "audit.html", 422 if problem else 200, title="Audit log", events=texts, filters=filters,
+        problem=problem, used=any(filters.values()), actions=sorted(EventType), shown=_shown_times(search),
         following=following, earlier=earlier, before=before, cursor=cursor, size=newest,
     )  # fmt: skip
 
 
 @router.get("/audit/export")
 async def export_events(
-    request: Request, _slot: Annotated[None, Depends(hold_stream)], action: Text = "", object: Text = ""
+    request: Request, _slot: Annotated[None, Depends(hold_stream)], filters: FiltersDep
 ) -> StreamingResponse:
     """Stream the events of a filter, oldest first: one a line, each as `GET /api/v1/events` shows it."""
-    search = audit.EventSearch((action,) if action else (), object.strip())
+    search = _search(filters)
     headers = SECURITY_HEADERS | PRIVATE | {"Content-Disposition": 'attachment; filename="events.jsonl"'}
     return StreamingResponse(_read_lines(request, search), headers=headers, media_type="application/jsonl")
 
@@ -104,26 +155,28 @@ def show_proof(request: Request, session: SessionDep, visitor: SignedInDep, log:
 
 @router.get("/status")
 def show_status(
-    request: Request, session: SessionDep, visitor: SignedInDep, engine: EngineDep, blobs: BlobsDep, log: AuditLogDep
-) -> Response:
+    request: Request, session: SessionDep, visitor: SignedInDep, engine: EngineDep, blobs: QuickBlobsDep,
+    log: AuditLogDep,
+) -> Response:  # fmt: skip
     """Show what `/api/v1/health` describes, the workers, and how far the audit log is signed."""
-    health = Health(
-        status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
-        schema_revision=schema.revision_of(engine), capabilities=blobs.describe(),
-    )  # fmt: skip
     workers, jobs = requests.list_workers(session, visitor.actor), requests.count_open(session, visitor.actor)
     db.commit_early(session)  # no connection is held while the store responds
+    probe = _probe(blobs)
+    health = Health(
+        status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
+        schema_revision=schema.revision_of(engine), capabilities={} if probe[0] else blobs.describe(),
+    )  # fmt: skip
     return render(
         request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
-        probe=_probe(blobs), workers=workers, jobs=jobs,
+        probe=probe, workers=workers, jobs=jobs,
     )  # fmt: skip
 
 
 def _probe(blobs: BlobStore) -> tuple[str, float]:
     """Ask the store for one blob: why it does not respond, or nothing, and how many milliseconds it took."""
-    started, problem = time.perf_counter(), ""
+    started, problem = perf_counter(), ""
     try:
         blobs.stat(key_of(Digest.of(b"")))
     except RegistryError as e:
         problem = e.detail
-    return problem, 1000 * (time.perf_counter() - started)
+    return problem, 1000 * (perf_counter() - started)
