@@ -5,12 +5,17 @@ from __future__ import annotations
 import html
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from urllib.parse import quote
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
+from registry.api.access import NamespaceSet
 from registry.api.aliases import AliasMove
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
+from registry.server.database.models import AliasMoveRow
 from registry.server.pages.aliases import build_timeline
 from tests.access.tenants import send
 from tests.harness import URL, Harness
@@ -48,7 +53,8 @@ def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Ha
 
 def test_a_moment_is_shown_in_utc_and_the_future_is_not_stated(filled: Harness, signed_in: Browser) -> None:
     move = filled.admin.history("acme/shop", alias="prod").moves[0]
-    east, shown = timezone(timedelta(hours=5, minutes=30)), f"{move.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    east = timezone(timedelta(hours=5, minutes=30))
+    shown = move.at.astimezone(UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
     for at in (move.at, move.at.astimezone(east)):
         page = signed_in.get(PAGE, params={"at": at.isoformat()}).text
         assert f"At {shown} UTC it pointed at" in page
@@ -265,8 +271,91 @@ def test_an_alias_is_deleted_from_where_the_page_has_shown_it(filled: Harness, s
     assert [view.alias for view in filled.admin.aliases("acme/shop").items if view.alias == "prod"] == []
     page = signed_in.get(PAGE).text
     assert ("points at nothing" in page, "not used" in page, f"{PAGE}/delete" in page) == (True, True, False)
+    assert re.search(r"deleted at <time[^>]*>[0-9: -]*:\d\d</time> UTC by token:admin: “not used”", page)
+    assert f'Deleted, with their history: <a href="{PAGE}">prod</a>' in signed_in.get("/adapters/acme/shop").text
     now = datetime.now(UTC).isoformat()
     assert "it pointed at nothing: it was deleted" in signed_in.get(PAGE, params={"at": now}).text
+    assert signed_in.submit(f"{PAGE}?version=1", f"{PAGE}/promote").status_code == 303
+    assert "Deleted, with" not in signed_in.get("/adapters/acme/shop").text
+
+
+def test_the_picker_and_the_timeline_agree_on_moves_within_a_second(filled: Harness, signed_in: Browser) -> None:
+    name, page = "acme/quick", "/adapters/acme/quick/aliases/trial"
+    filled.push(name)
+    filled.push(name)
+    at = datetime(2026, 5, 3, 14, 5, 23, tzinfo=UTC)
+    for generation_, number in enumerate((1, 2, 1, 2)):
+        filled.admin.promote(name, "trial", str(number), generation=generation_)
+    steps = {1: timedelta(), 2: timedelta(milliseconds=417, microseconds=523), 3: timedelta(seconds=20),
+             4: timedelta(seconds=20, milliseconds=900)}  # fmt: skip
+    with filled.session(write=True) as session:
+        for step, after in steps.items():
+            of_alias = (col(AliasMoveRow.alias) == "trial", col(AliasMoveRow.generation) == step)
+            session.connection().execute(update(AliasMoveRow).where(*of_alias).values(at=at + after))
+    links = re.findall(r'<a href="([^"]*\?at=[^"]*)"', signed_in.get(page).text)
+    assert len(links) == 4
+    for step, link in enumerate(links, start=1):
+        shown = signed_in.get(html.unescape(link)).text
+        version = f"version {2 - step % 2}</a>, moved"
+        assert version in shown
+        moment = re.findall(r'name="at" type="datetime-local" step="0?[.0-9]*1" value="([^"]*)"', shown)[0]
+        assert version in signed_in.get(page, params={"at": moment}).text, "the picker holds what the link has shown"
+    assert "2026-05-03 14:05:43" in signed_in.get(page).text
+    for second, number in (("23", 2), ("42", 2), ("43", 2)):
+        assert f"version {number}</a>, moved" in signed_in.get(f"{page}?at=2026-05-03T14:05:{second}").text, second
+    assert "pointed at nothing" in signed_in.get(f"{page}?at=2026-05-03T14:05:22").text
+
+
+def test_a_namespace_says_what_the_newest_version_lacks_for_its_aliases(filled: Harness, signed_in: Browser) -> None:
+    filled.push("acme/lacking")
+    filled.push("acme/lacking")
+    filled.admin.promote("acme/lacking", "trial", "1", generation=0)
+    filled.admin.set_gate("acme", "signed-off", Gate(approvals=1))
+
+    def row() -> str:
+        page = re.sub(r"\s+", " ", signed_in.get("/namespaces/acme").text)
+        return page.partition(">lacking</a>")[2].partition("</tr>")[0]
+
+    path = "/adapters/acme/lacking/aliases"
+    assert f'<a href="{path}/trial?version=2">trial</a>: its gate is open' in row()
+    assert f'<a href="{path}/signed-off?version=2">signed-off</a> lacks: 0 of 1 approvals' in row()
+    filled.actor("promote", namespaces=["acme"], name="second").approve("acme/lacking@2", "signed-off")
+    assert "signed-off</a>: its gate is open" in row()
+    filled.admin.promote("acme/lacking", "trial", "2", generation=1)
+    assert "trial?version=2" not in row(), "it points at the newest"
+    filled.admin.delete_gate("acme", "signed-off")
+    filled.admin.change_namespace("acme", NamespaceSet(public=True))
+    with Browser(filled) as nobody:
+        page = nobody.get("/namespaces/acme").text
+        assert ("lacking" in page, "may become" in page, "gate" in page) == (True, False, False)
+    filled.admin.change_namespace("acme", NamespaceSet(public=False))
+
+
+def test_the_error_of_a_form_leads_back_to_its_page_and_names_what_the_page_has(
+    filled: Harness, signed_in: Browser
+) -> None:
+    page = "/adapters/acme/shop/aliases/reviewed"
+    filled.admin.set_gate("acme/shop", "reviewed", Gate(approvals=1))
+    assert "Approve the version with the form on the page of the alias." in signed_in.get(f"{page}?version=2").text
+    for referer, link in (
+        (f"{URL}{page}?version=2", f'href="{page}?version=2">Back to the form'),
+        ("", ""), ("https://evil.example/adapters", ""), (f"{URL}//evil.example/", 'href="/">Back'), ("http://[", ""),
+    ):  # fmt: skip
+        response = signed_in.submit(f"{page}?version=2", f"{page}/promote", headers={"Referer": referer})
+        assert response.status_code == 422
+        assert link in response.text
+        assert bool(link) == ("Back to the form" in response.text), referer
+        assert "Approve the version with the form on the page of the alias." in response.text
+        assert "adapter approve" not in response.text
+
+
+def test_the_link_of_serve_is_told_how_to_pass_a_closed_gate(filled: Harness, browser: Browser) -> None:
+    page = "/adapters/acme/shop/aliases/guarded"
+    filled.admin.set_gate("acme/shop", "guarded", Gate(approvals=1))
+    browser.get(f"/sign-in/{filled.app.state.sign_in_links.create()}")
+    shown = browser.get(f"{page}?version=1").text
+    assert "break_glass" not in shown
+    assert f'<a href="/sign-in?next={quote(page, safe="")}%3Fversion%3D1">sign in with one</a>' in shown
 
 
 def test_the_pages_of_adapter_and_version_lead_to_a_first_promotion(filled: Harness, signed_in: Browser) -> None:

@@ -15,7 +15,7 @@ STATEMENTS = {
     "/adapters/acme/counted/versions/1/lineage": 8,
     "/adapters/acme/counted/aliases/canary": 27,
     "/compare?first=acme/counted@1&second=acme/counted@1": 30,
-    "/namespaces/acme": 6,
+    "/namespaces/acme": 11,
     "/bases": 8,
     "/bases/tiny-llama": 18,
     "/fleet": 9,

@@ -19,7 +19,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog.verdicts import label
 from registry.server.database import db
-from registry.server.http.dependencies import ADAPTER, BlobsDep, CursorDep, NameDep, SessionDep
+from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render, sparkline_points
 from registry.server.promotion import aliases, gates
@@ -31,11 +31,12 @@ from registry.versions.files import CARD
 
 router = create_router()
 PAGE_VERSIONS = 20
+DELETED_SHOWN = 20
 
 
 @router.get(ADAPTER)
 def show_adapter(
-    request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, blobs: BlobsDep, cursor: CursorDep
+    request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, blobs: QuickBlobsDep, cursor: CursorDep
 ) -> Response:
     """Show one adapter."""
     actor = visitor.actor
@@ -44,6 +45,7 @@ def show_adapter(
     page = versions.list_versions(session, actor, name, cursor=cursor, limit=PAGE_VERSIONS)
     adapter_id = versions.find_adapter(session, actor, name).id
     effective = gates.find_gates(session, [(name, adapter_id, pointer.alias) for pointer in pointers])
+    deleted = aliases.find_deleted(session, adapter_id, DELETED_SHOWN)
     newest = page.items[0] if page.items and not cursor else None
     has_readme = newest is not None and any(file.path == CARD for file in newest.files)
     readme, problem = _read_readme(session, actor, name, adapter.newest, blobs) if has_readme else ("", "")
@@ -52,7 +54,8 @@ def show_adapter(
     shown_alias = next((p.alias for p in pointers if p.alias in ("prod", "production")), NEWEST)
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
-        newest=newest, aliases=pointers, gates={view.alias: describe_gate(view.gate) for view in effective},
+        newest=newest, aliases=pointers, deleted=deleted,
+        gates={view.alias: describe_gate(view.gate) for view in effective},
         readme=readme, readme_problem=problem, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),

@@ -1,13 +1,16 @@
 """The pages of production: the aliases of a namespace, and one alias: its gate and history; approving and moving it."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Query, Request, Response
+from sqlmodel import Session
 
 from registry import names
-from registry.api.aliases import AliasMove, ApproveRequest, PromoteRequest, RollbackRequest
+from registry.api.aliases import AliasMove, ApproveRequest, GateCheck, PromoteRequest, RollbackRequest
+from registry.api.catalog import AdapterPage
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
@@ -29,6 +32,7 @@ from registry.server.sessions.visitors import VisitorDep
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"
 PAGE_ADAPTERS = 50
+ALIASES_SHOWN = 8
 VERSIONS_OFFERED = 30
 MOVES_SHOWN = 50
 SPANS_SHOWN, SHARES = 12, 6
@@ -48,8 +52,25 @@ def show_namespace(
     )
     if not page.items:
         namespaces.show(session, visitor.actor, namespace)  # raises if there is no such namespace
-    title = f"Production of {namespace}"
-    return render(request, "namespace.html", title=title, namespace=namespace, adapters=page, cursor=cursor)
+    checks = _check_newest(session, visitor.actor, namespace, page) if visitor.signed_in else {}
+    return render(
+        request, "namespace.html", title=f"Production of {namespace}", namespace=namespace, adapters=page,
+        shown=ALIASES_SHOWN, cursor=cursor, checks=checks,
+    )  # fmt: skip
+
+
+def _check_newest(session: Session, actor: Actor, namespace: str, page: AdapterPage) -> dict[str, list[GateCheck]]:
+    """Adapter → what its newest version still needs for each of its aliases, and those with a gate of the namespace."""
+    gated = [view.alias for view in gates.list_gates(session, actor, namespace).items]
+    channels = [
+        (Ref(AdapterName.parse(item.name), item.newest), alias)
+        for item in page.items
+        for alias in [alias for alias in dict.fromkeys([*item.aliases, *gated]) if alias != NEWEST][:ALIASES_SHOWN]
+    ]
+    checks: dict[str, list[GateCheck]] = defaultdict(list)
+    for (ref, _), check in gates.check_gates(session, actor, channels).items():
+        checks[str(ref.name)].append(check)
+    return checks
 
 
 @router.get(ADAPTER + "/aliases")
@@ -83,9 +104,14 @@ def show_alias(
         requirements=describe_gate(checked.gate.gate) if checked else [], history=history, at=at, cursor=cursor,
         versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
         may_break_glass=may_promote and may_change(visitor, Scope.ADMIN, name),
+        deletion=_find_deletion(history.moves) if pointer is None and not cursor else None,
         timeline=[] if cursor else build_timeline(history.moves, in_effect["held"]),
         **in_effect,
     )  # fmt: skip
+
+
+_SECOND, _MILLISECOND = timedelta(seconds=1), timedelta(milliseconds=1)
+"""A time is looked up at the end of the second, or millisecond, that the page shows: it is the time of a move, too."""
 
 
 def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str, at: str) -> dict[str, Any]:
@@ -96,15 +122,22 @@ def _in_effect(session: SessionDep, actor: Actor, name: AdapterName, alias: str,
     try:
         moment = datetime.fromisoformat(at)
         moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        end = moment + (_MILLISECOND if "." in at else _SECOND) - timedelta(microseconds=1)
     except (ValueError, OverflowError):
         return values | {"at_problem": "This is not a time such as 2026-05-03T14:05."}
-    values["moment"] = moment.isoformat(sep=" ")[:19]
+    text = moment.isoformat(sep=" ", timespec="milliseconds" if "." in at else "seconds")
+    values["moment"] = text.removesuffix("+00:00")
     if moment > datetime.now(UTC):
         return values | {"at_problem": f"{values['moment']} UTC is in the future."}
-    moves = aliases.list_history(session, actor, name, alias=alias, at=moment, limit=1).moves
+    moves = aliases.list_history(session, actor, name, alias=alias, at=end, limit=1).moves
     if not moves:
         return values | {"at_problem": f"It pointed at nothing at {values['moment']} UTC."}
     return values | {"held": moves[0]}
+
+
+def _find_deletion(moves: Sequence[AliasMove]) -> AliasMove | None:
+    """The move with which an alias that points at nothing was deleted; None for one that never was."""
+    return moves[0] if moves and moves[0].number is None else None
 
 
 class AliasSpan(NamedTuple):

@@ -71,6 +71,15 @@ def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> Alias
     return db.to_view(row, AliasView, number=version.number, digest=version.digest)
 
 
+def find_deleted(session: Session, adapter_id: int | None, limit: int) -> list[str]:
+    """The names of deleted aliases of an adapter, whose history stays."""
+    exists_now = exists().where(
+        col(AliasRow.adapter_id) == col(AliasMoveRow.adapter_id), col(AliasRow.alias) == col(AliasMoveRow.alias)
+    )
+    statement = select(AliasMoveRow.alias).where(AliasMoveRow.adapter_id == adapter_id, ~exists_now).distinct()
+    return list(session.exec(statement.order_by(AliasMoveRow.alias).limit(limit)))
+
+
 def list_history(
     session: Session, actor: Actor, name: AdapterName, *,
     alias: str = "", at: datetime | None = None, cursor: str = "", limit: int,

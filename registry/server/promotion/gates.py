@@ -24,7 +24,7 @@ from registry.evaluation.gates import Approval, Evidence, Gate
 from registry.evaluation.verdicts import Verdict
 from registry.events import EventType
 from registry.findings import Finding
-from registry.names import AdapterName, Selector
+from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import TOKEN, Actor
@@ -192,10 +192,28 @@ def _view(row: _Row, where: str) -> GateView:
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
     """What a version still needs to be promoted to an alias. Nothing moves."""
     version = versions.find(session, actor, name, selector)
-    ((gate, evidence),) = gather_evidence(session, actor, [(name, names.alias(alias), version)])
-    missing = gate.gate.missing(evidence)
-    step = next_step(actor, name, version, alias, missing)
-    return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step)
+    return _check(session, actor, [(name, names.alias(alias), version)])[0]
+
+
+def check_gates(
+    session: Session, actor: Actor, channels: Sequence[tuple[Ref, str]]
+) -> dict[tuple[Ref, str], GateCheck]:
+    """What each of these versions still needs for an alias, by both. Those that the actor may not see are left out."""
+    rows = versions.find_all(session, actor, [ref for ref, _ in channels])
+    existing = [(ref, alias, row) for ref, alias in channels if isinstance(row := rows[ref], VersionRow)]
+    checks = _check(session, actor, [(ref.name, alias, row) for ref, alias, row in existing])
+    return {(ref, alias): check for (ref, alias, _), check in zip(existing, checks, strict=True)}
+
+
+def _check(session: Session, actor: Actor, moves: Sequence[tuple[AdapterName, str, VersionRow]]) -> list[GateCheck]:
+    checks = []
+    for (name, alias, version), (gate, evidence) in zip(moves, gather_evidence(session, actor, moves), strict=True):
+        missing = gate.gate.missing(evidence)
+        step = next_step(actor, name, version, alias, missing)
+        checks.append(GateCheck(
+            alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step
+        ))  # fmt: skip
+    return checks
 
 
 def next_step(actor: Actor, name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]) -> str:
