@@ -30,6 +30,8 @@ MARKUP = (
 LONG = "w" * 300
 WIDE = "日本語" * 12 + "👩‍💻" * 6 + "\ufdfd" * 3 + "Z" + "\u0301\u0323\u0489" * 30
 """Letters that are wider, or higher, than Latin ones."""
+MARKS = "Z" + "\u0301\u20dd\u0489\u1dff\u0338" * 300
+"""One character with 1,500 marks, which no line breaks."""
 README = (
     b"""---
 base_model: "<script>alert(1)</script>"
@@ -68,11 +70,14 @@ PATHS = (
     f"/adapters/{REF}/versions/1", f"/adapters/{REF}/versions/2", f"/adapters/{REF}/versions/1/lineage",
     f"/adapters/{REF}/versions/1/lineage.html",
     f"/compare?first={REF}@1&second={REF}@2", f"/compare?first={MARKUP[:60]}&second=%00",
-    f"/adapters/{REF}/aliases/prod",
+    f"/adapters/{REF}/aliases/prod", f"/adapters/{REF}/aliases/marks", f"/adapters/{REF}-of-marks",
+    f"/adapters/{REF}-of-marks/versions/1", f"/adapters/{REF}-of-marks/versions/1/lineage",
     f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
     "/fleet", f"/fleet?adapter={MARKUP[:40]}", "/jobs", f"/jobs?ref={MARKUP[:60]}", f"/jobs/{MARKUP[:40]}",
     "/audit", "/audit/9", "/audit/12",
-    f"/audit?object={MARKUP[:90]}", "/settings", "/settings/namespaces/evil", f"/settings/adapters/{REF}",
+    f"/audit?object={MARKUP[:90]}", f"/audit?object={MARKS[:90]}&actor={MARKS[:90]}", f"/audit?since={MARKUP[:90]}",
+    f"/audit?action={MARKS[:90]}", "/audit?actor=token:admin",
+    "/settings", "/settings/namespaces/evil", f"/settings/adapters/{REF}",
     "/settings/tokens", "/settings/webhooks", "/settings/webhooks/WEBHOOK", f"/settings/tokens?cursor={MARKUP[:40]}",
     f"/sign-in/with/{MARKUP[:40]}", f"/live?page={MARKUP[:60]}", "/status",
     f"/adapters/{MARKUP[:40]}/x", f"/sign-in?next={MARKUP[:90]}",
@@ -118,6 +123,13 @@ def fill(harness: Harness) -> None:
     registry.describe_adapter(REF, change)
     registry.describe(f"{REF}@1", change)
     pusher.promote(REF, "prod", "1", generation=0, reason=MARKUP)
+    pusher.promote(REF, "marks", "1", generation=0, reason=MARKS)
+    harness.push(
+        f"{REF}-of-marks", {**harness.files(base), "README.md": f"# {MARKS}\n\n{MARKS}\n".encode()}, message=MARKS
+    )
+    registry.describe_adapter(f"{REF}-of-marks", MetadataChange(description=MARKS, tags={"note": MARKS[:200]}))
+    harness.issue("pull", name="lots of " + "\u0301" * 80)
+    harness.issue("pull", name=MARKS[:100])
     pusher.yank(f"{REF}@2", reason=MARKUP)
     pusher.quarantine(f"{REF}@1", reason=MARKUP + LONG)
     subject = re.sub(r"[^!-~]", "", MARKUP)[:190]

@@ -46,7 +46,9 @@ def test_hostile_content_opens_no_dialog_sends_no_request_and_breaks_no_layout(h
             assert response is not None
             if "html" not in response.headers["content-type"]:
                 continue
-            assert page.evaluate(OVERFLOW) <= 0, f"{path} is wider than the screen"
+            for width in (700, 390):  # tables of rows are tables only on a wider screen than the second one
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate(OVERFLOW) <= 0, f"{path} is wider than {width} px"
             assert page.locator("main").count() == 1
             assert page.locator("h1").count() == 1
             closed = page.locator("details:not([open]) > summary:visible")
