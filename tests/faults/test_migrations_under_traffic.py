@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -81,10 +82,10 @@ def test_each_revision_is_applied_and_reverted_while_clients_read(database_url: 
     reader = Reader(engine)
     reader.start()
     try:
-        for before in reversed(steps[:-1]):
+        for before, after in reversed(list(itertools.pairwise(steps))):
             downgrade(engine, before)
-            schema.migrate(engine, "head")
-        downgrade(engine, steps[0])
+            schema.migrate(engine, after)
+            downgrade(engine, before)
         for after in steps[1:]:
             schema.migrate(engine, after)
         rounds = reader.rounds
