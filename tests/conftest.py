@@ -22,6 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from registry.worker.model_process.client import Pool
     from tests import services
+    from tests.truth import warm
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled: a second less for each import of PEFT
@@ -124,6 +125,21 @@ def pool() -> Iterator[Pool]:
 
     with Pool() as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[warm.Server]:
+    from tests.truth.warm import Server
+
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def forked_programs(fork_server: warm.Server) -> Iterator[None]:
+    """The worker's programs are forks: for modules that start many, and test what they answer, not how they start."""
+    with fork_server.starts_programs():
+        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ needs_torch = pytest.mark.skipif(not identify.is_possible(), reason="the worker 
 
 
 @needs_torch
+@pytest.mark.usefixtures("forked_programs")
 def test_identified_bases_show_how_they_are_related(cli: CommandRunner) -> None:
     first = samples.llama("first").write(cli.folder / "first")
     cli("base", "add", "first", first, "--identify")
@@ -30,6 +31,7 @@ def test_identified_bases_show_how_they_are_related(cli: CommandRunner) -> None:
 
 
 @needs_torch
+@pytest.mark.usefixtures("forked_programs")
 def test_bases_that_are_not_compared_are_unknown_in_one_line(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,6 +44,7 @@ def test_bases_that_are_not_compared_are_unknown_in_one_line(
 
 
 @needs_torch
+@pytest.mark.usefixtures("forked_programs")
 def test_other_weights_under_the_name_of_a_base_are_refused(cli: CommandRunner) -> None:
     cli("base", "add", "first", samples.llama("first").write(cli.folder / "first"), "--identify")
     other = samples.llama("first", seed=2).write(cli.folder / "other")

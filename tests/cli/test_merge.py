@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from tests.cli.runner import CommandRunner
 from tests.worker import models
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

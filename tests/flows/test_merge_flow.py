@@ -32,6 +32,8 @@ from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 
 @pytest.fixture
 def database_kind() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests import fixtures
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("forked_programs"),
     pytest.mark.skipif(not fixtures.AVAILABLE, reason="the worker extra (torch, transformers, peft) is not installed"),
 ]
 
@@ -32,15 +32,6 @@ HELD = ("weights", "smoke", "all")
 WRONG = ("false yes", "false no", "crash")
 OPEN: tuple[str, ...] = ()
 """Patterns of cases' ids that are not right yet."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warm() -> Iterator[None]:
-    """The worker's programs are forks of one process."""
-    from tests.truth.warm import forked_programs
-
-    with forked_programs():
-        yield
 
 
 def test_every_method_of_the_installed_peft_is_tried() -> None:

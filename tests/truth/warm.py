@@ -32,20 +32,11 @@ MESSAGE_BYTES = 2**20
 @contextlib.contextmanager
 def forked_programs() -> Iterator[None]:
     """Inside the block, the worker's programs are forks."""
-    start = subprocess.Popen
-    with _Server() as server:
-
-        def popen(arguments: Sequence[str], **options: Any) -> Any:
-            head = program.command("")[:-1]
-            if list(arguments[: len(head)]) != head:
-                return start(arguments, **options)
-            return server.start(list(arguments[len(head) :]), **options)
-
-        with mock.patch.object(subprocess, "Popen", popen):
-            yield
+    with Server() as server, server.starts_programs():
+        yield
 
 
-class _Server:
+class Server:
     """The process that forks. It ends with this one."""
 
     def __init__(self) -> None:
@@ -56,12 +47,26 @@ class _Server:
                 stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
-    def __enter__(self) -> _Server:
+    def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._socket.close()
         self._process.wait()
+
+    @contextlib.contextmanager
+    def starts_programs(self) -> Iterator[None]:
+        """Inside the block, the worker's programs are forks of it."""
+        start = subprocess.Popen
+
+        def popen(arguments: Sequence[str], **options: Any) -> Any:
+            head = program.command("")[:-1]
+            if list(arguments[: len(head)]) != head:
+                return start(arguments, **options)
+            return self.start(list(arguments[len(head) :]), **options)
+
+        with mock.patch.object(subprocess, "Popen", popen):
+            yield
 
     def ask(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> int:
         """The answer to a message. Only the thread of the worker asks."""
@@ -90,7 +95,7 @@ class _Fork:
     """What the worker uses of `subprocess.Popen`."""
 
     def __init__(
-        self, server: _Server, pid: int, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes] | None
+        self, server: Server, pid: int, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes] | None
     ) -> None:  # fmt: skip
         self.pid, self.stdin, self.stdout, self.stderr = pid, stdin, stdout, stderr
         self.returncode: int | None = None

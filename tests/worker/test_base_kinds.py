@@ -22,6 +22,8 @@ from registry.worker.smoke.isolated import LABELS_LIMIT, labels_of_head
 from tests.truth import architectures
 from tests.worker.setup import WorkerSetup
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 WEIGHTS = "adapter_model.safetensors"
 Make = Callable[..., Worker]
 Tensors = dict[str, torch.Tensor]

@@ -35,6 +35,7 @@ from tests.truth import architectures, methods
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 IDS = torch.arange(1, 24).reshape(1, -1)
 
 

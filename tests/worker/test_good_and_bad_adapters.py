@@ -16,7 +16,7 @@ from registry.worker.smoke.result import LibraryFailed
 from tests import fixtures
 from tests.worker import models
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_programs")]
 LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
 CHANGES_ITS_BASE = {"lora-layer-replication", "lora-pissa", "lora-olora", "lora-bias-all", "lora-bias-only"}
 """They say so in their configuration, and are warned about."""

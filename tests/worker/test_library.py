@@ -21,6 +21,7 @@ from registry.worker.model.language import LoadedBase
 from registry.worker.model.weights import Weights
 from tests.worker.setup import BASE, WorkerSetup
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 Make = Callable[..., Worker]
 
 

@@ -20,6 +20,7 @@ from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
 from tests.worker import models
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
 NUMBERS = ("max_logit_delta", "mean_logit_delta", "kl_nats", "top1_agreement", "perplexity", "base_perplexity")
 ONLY_WARM = frozenset({"smoke.mixed_differs"})

@@ -30,6 +30,8 @@ if not fixtures.HAS_EXAMINED_PEFT:
     pytest.skip(fixtures.OLDER_PEFT, allow_module_level=True)
 from tests.truth import methods, mutations
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 STRUCTURAL = ("drop", "extra", "longer", "shorter", "halved", "unsqueezed", "trailing", "transposed", "flat", "module")
 OPTIONAL = "drop-one:base_layer.weight"
 """PEFT saves the layer of an embedding only if it is asked to (`save_embedding_layers`); else the base has it."""
