@@ -291,7 +291,7 @@ def test_a_drip_ends_the_transfer(tmp_path: Path, method: str) -> None:
                 else:
                     pytest.fail("the drip is still read")
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
             sock.sendall(head_of("GET", server.read_link(DATA * 4)))
             while not server.counts:
                 threading.Event().wait(0.01)
