@@ -25,6 +25,7 @@ from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 LIMITS = ProcessLimits(deadline_seconds=120, threads=1)
 TOKENS = 8
 
