@@ -77,7 +77,7 @@ lint: venv  ## run ruff and mypy
 	@$(PYTHON) -m ruff format --check --quiet . || { echo "run: $(PYTHON) -m ruff format ." >&2; exit 1; }
 	@$(PYTHON) -m mypy
 
-test: venv  ## run the main tests: some seven minutes on two cores (they start their own PostgreSQL and S3 store)
+test: venv  ## run the main tests: some eight minutes on two cores (they start their own PostgreSQL and S3 store)
 	@$(PYTEST) -n $(JOBS) $(MAIN) $(if $(ARGS),$(ARGS),$(COVERAGE))
 
 deep: venv  ## run what `make test` leaves out: real models, other programs, races, the light install, the other database
