@@ -118,7 +118,7 @@ def test_verdicts_on_good_and_bad_adapters_do_not_depend_on_their_order() -> Non
             if entry["base"] == "llama-a" and (folder / name / "adapter_model.safetensors").is_file():
                 batch[f"{folder.name[:3]} {name}"] = folder / name
     assert len(batch) > 70
-    compare_orders(batch, BaseSource("llama-a", bases / "llama-a", ""), permutations=3)
+    compare_orders(batch, BaseSource("llama-a", bases / "llama-a", ""), permutations=1)
 
 
 def test_the_structure_of_a_layout_is_built_once(
