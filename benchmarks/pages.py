@@ -58,7 +58,11 @@ COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "jobs": ("/jobs", (f"{API}/jobs?limit=50",)),
     "proof": ("/audit/7", (f"{API}/audit/events/7/proof", f"{API}/audit/keys")),
     "audit": ("/audit", (f"{API}/events?limit=60",)),
-    "namespace": ("/namespaces/acme", (f"{API}/adapters?namespace=acme&limit=50",)),
+    "namespace": (
+        "/namespaces/acme",
+        (f"{API}/adapters?namespace=acme&limit=50", f"{API}/namespaces/acme/gates", f"{ADAPTER}/versions/4/gates/prod",
+         f"{ADAPTER}/versions/4/gates/canary"),
+    ),
     "settings": ("/settings", (f"{API}/namespaces?limit=50",)),
     "members": (
         "/settings/namespaces/acme",

@@ -167,6 +167,8 @@ def test_a_reloaded_page_of_a_secret_makes_no_second_one(registry: Harness, owne
         sent = dict(parse_qsl(created.request.content.decode(), keep_blank_values=True))
         again = owner.post(action, data=sent, headers={"Origin": URL})
         assert (again.status_code, 'class="wrap secret"' in again.text) == (409, False), action
+        opened = owner.get(action)
+        assert (opened.status_code, "Sign out" in opened.text) == (405 if "rotate" in action else 200, True)
         assert "was shown then" in again.text
         if secret.startswith("lra_"):
             assert registry.client(secret).whoami().token_id, "the first secret stays"
@@ -217,6 +219,7 @@ def test_who_signed_in_by_the_link_is_told_to_sign_in_with_a_token_first(registr
     page = browser.get("/settings/tokens").text
     assert '<a href="/sign-in?next=%2Fsettings%2Ftokens">sign in with one</a>' in page
     assert 'name="token"' not in page
+    assert "<button disabled>Create token</button>" in page
     refused = browser.submit("/settings/tokens", "/settings/tokens", **fields)
     assert refused.status_code == 403
     assert "sign in with this one" in refused.text

@@ -66,6 +66,8 @@ class PageRoute(routing.SingleThreadRoute):
         visitor: Visitor | None = getattr(request.state, "visitor", None)
         if error.code == "VERSION_DELETED" and not (visitor and visitor.signed_in):
             error = NotFound(error.code, "this version was deleted")
+        if status == 405:  # as after the address of a form was opened: no dependency has run
+            return render_unknown(request, error, status)
         return _render_error(request, error, status)
 
 

@@ -161,22 +161,23 @@ def show_status(
     """Show what `/api/v1/health` describes, the workers, and how far the audit log is signed."""
     workers, jobs = requests.list_workers(session, visitor.actor), requests.count_open(session, visitor.actor)
     db.commit_early(session)  # no connection is held while the store responds
-    probe = _probe(blobs)
+    problem, milliseconds, capabilities = _probe(blobs)
     health = Health(
         status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
-        schema_revision=schema.revision_of(engine), capabilities={} if probe[0] else blobs.describe(),
+        schema_revision=schema.revision_of(engine), capabilities=capabilities,
     )  # fmt: skip
     return render(
         request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
-        probe=probe, workers=workers, jobs=jobs,
+        probe=(problem, milliseconds), workers=workers, jobs=jobs,
     )  # fmt: skip
 
 
-def _probe(blobs: BlobStore) -> tuple[str, float]:
-    """Ask the store for one blob: why it does not respond, or nothing, and how many milliseconds it took."""
-    started, problem = perf_counter(), ""
+def _probe(blobs: BlobStore) -> tuple[str, float, dict[str, bool]]:
+    """Ask the store for one blob: why it does not respond, or nothing, after how many milliseconds, and what it can."""
+    started = perf_counter()
     try:
         blobs.stat(key_of(Digest.of(b"")))
+        milliseconds = 1000 * (perf_counter() - started)
+        return "", milliseconds, blobs.describe()
     except RegistryError as e:
-        problem = e.detail
-    return problem, 1000 * (perf_counter() - started)
+        return e.detail, 1000 * (perf_counter() - started), {}
