@@ -178,6 +178,20 @@ def test_what_others_need_of_a_version_keeps_it(acme: Harness) -> None:
     }  # fmt: skip
 
 
+def test_a_child_of_an_equal_version_in_its_own_adapter_keeps_only_that(acme: Harness) -> None:
+    """Two adapters that start from one first checkpoint have equal versions."""
+    first = acme.files()
+    digest = acme.push(NAME, first).version.digest
+    assert acme.push("acme/mix", first).version.digest == digest
+    acme.push(NAME)
+    edge = Edge(relation=Relation.CONTINUED, digest=digest, name="acme/mix@1")
+    acme.push("acme/mix", parents=[edge])
+    rule = RetentionRule(keep_newest=1)
+    assert reasons(acme, rule)[1] == "- retention rule: keep the newest 1"
+    acme.push("acme/mix", parents=[edge.model_copy(update={"name": f"{NAME}@1"})])
+    assert reasons(acme, rule)[1] == "+ is what another adapter was made from", "it says so itself"
+
+
 def test_every_source_of_a_merge_that_waits_stays(acme: Harness) -> None:
     for name in (NAME, "acme/second"):
         for _ in range(2):

@@ -1,13 +1,14 @@
 """What keeps a version although a rule or its expiry would delete it: aliases, gates, nodes, jobs, descendants, people.
 
 No reason names what its reader may not see. A descendant counts if it is in the same namespace or in one that everyone
-may read; one in the same adapter does not, else a chain of checkpoints would stay as a whole. The lineage of a deleted
-version stays with its row.
+may read; one in the same adapter does not, else a chain of checkpoints would stay as a whole. Nor does one whose own
+adapter has an equal version, unless it names this adapter's as its parent. The lineage of a deleted version stays with
+its row.
 """
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_
+from sqlalchemy import ColumnElement, and_, exists, func, not_, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -75,14 +76,20 @@ def _used(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> It
         col(JobRow.state) == State.RUNNING, and_(col(JobRow.state) == State.QUEUED, col(JobRow.automatic).is_(False))
     )
     used_by_job = exists().where(col(JobRow.version_id) == col(VersionRow.id), at_work)
-    child, owner = aliased(VersionRow), aliased(AdapterRow)
+    child, owner, equal = aliased(VersionRow), aliased(AdapterRow), aliased(VersionRow)
+    name = f"{adapter.namespace}/{adapter.name}"
+    names_this = or_(col(EdgeRow.parent_name) == name, col(EdgeRow.parent_name).startswith(f"{name}@", autoescape=True))
+    has_equal = exists().where(
+        col(equal.adapter_id) == col(child.adapter_id), col(equal.digest) == col(EdgeRow.parent_digest),
+        col(equal.deleted_at).is_(None),
+    )  # fmt: skip
     everyone = exists().where(
         col(RoleRow.subject) == "*", or_(col(RoleRow.namespace) == owner.namespace, col(RoleRow.namespace) == "*")
     )
     has_child = exists().where(
         col(EdgeRow.parent_digest) == col(VersionRow.digest), col(EdgeRow.child_id) == col(child.id),
         col(child.deleted_at).is_(None), col(child.adapter_id) != adapter.id, col(owner.id) == col(child.adapter_id),
-        or_(col(owner.namespace) == adapter.namespace, everyone),
+        or_(col(owner.namespace) == adapter.namespace, everyone), or_(names_this, not_(has_equal)),
     )  # fmt: skip
     has_base = exists().where(col(BaseEdgeRow.parent_digest) == col(VersionRow.digest))
     for condition, reason in (
