@@ -377,10 +377,14 @@ def test_checkpoints_in_folders_are_left_out(pusher: Pusher, folder: str) -> Non
     """Training scripts leave them beside the adapter, and push all."""
     pusher.create()
     paths = [samples.WEIGHTS, f"{folder}/{samples.WEIGHTS}"]
-    body = {"files": [{"path": path, "size": 1} for path in paths]}
+    body: dict[str, list[Any]] = {"files": [{"path": path, "size": 1} for path in paths]}
     response = pusher.send("POST", "/api/models/acme/support/preupload/main", json=body)
     assert [file["shouldIgnore"] for file in response.json()["files"]] == [False, True]
     assert "push that folder as its own adapter" in warning(response)
+    body["files"].append({"path": "training_args.bin", "size": 1})
+    other = pusher.send("POST", "/api/models/acme/support/preupload/main", json=body)
+    topics = [warning(each).partition(";")[0] for each in (response, other)]
+    assert topics[0] != topics[1], "clients print one warning for each topic"
 
 
 def test_bytes_that_never_arrived_are_named(harness: Harness, pusher: Pusher) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
+from zlib import crc32
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -84,7 +85,8 @@ def choose_modes(
     ignored = [mode.ignored for mode in modes if mode.ignored]
     if ignored:
         more = f" (and {len(ignored) - 1} more files)" if ignored[1:] else ""
-        _warn(response, f"left out of {name}", f"left out: {ignored[0]}{more}")
+        topic = f"left out of {name} {crc32(repr(ignored).encode()):08x}"  # other files get a warning of their own
+        _warn(response, topic, f"left out: {ignored[0]}{more}")
     return response
 
 
