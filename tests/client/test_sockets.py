@@ -20,9 +20,10 @@ from registry.api.catalog import FileLink
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer.file_transfer import Silent, fetch
-from registry.client.transport import HttpResponse
+from registry.client.transport import READ_SECONDS, HttpResponse
 from registry.client.transport.connection import Connection
 from registry.client.transport.responses import store_error_of
+from registry.client.transport.retries import ATTEMPTS_LIMIT, PAUSE_LIMIT_SECONDS
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
 
@@ -234,6 +235,20 @@ def test_a_store_that_cannot_be_reached_is_not_taken_for_the_registry(
         fetch(registry, link(f"{store.url}/x"), tmp_path / "x", Silent())
     assert caught.value.code == "STORE_UNAVAILABLE"
     assert "REGISTRY_S3_PUBLIC_ENDPOINT" in str(caught.value.next_step)
+
+
+def test_a_refused_connection_is_repeated_until_the_time_is_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    pauses: list[float] = []
+    lines: list[str] = []
+    with Connection(url, wait=pauses.append) as connection:
+        connection.on_wait = lines.append
+        with pytest.raises(Unavailable, match="refused"):
+            connection.send("GET", "/x")
+    assert len(pauses) >= ATTEMPTS_LIMIT
+    assert READ_SECONDS - PAUSE_LIMIT_SECONDS < sum(pauses) <= READ_SECONDS
+    assert "refused; trying again for" in lines[0]
 
 
 def test_a_disk_that_is_full_is_no_failure_of_the_line(

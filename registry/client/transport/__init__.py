@@ -38,11 +38,14 @@ def invalid_response(message: str, code: str = "RESPONSE_INVALID", *, next_step:
 
 
 class TransportError(Exception):
-    """A request got no whole response. `broke`: the connection failed, as connections do while a registry restarts."""
+    """A request got no whole response. `broke`: the connection failed, as connections do while a registry restarts.
 
-    def __init__(self, message: str, url: str, *, broke: bool = False) -> None:
+    `refused`: there was none, because nothing listens on the port now.
+    """
+
+    def __init__(self, message: str, url: str, *, broke: bool = False, refused: bool = False) -> None:
         super().__init__(message)
-        self.url, self.broke = url, broke
+        self.url, self.broke, self.refused = url, broke, refused
 
 
 class HttpResponse(Value, frozen=True):

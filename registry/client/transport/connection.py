@@ -279,7 +279,7 @@ class Connection:
                 response = once()
             except TransportError as e:
                 error, cause = unreachable(self.url, e), e
-                is_restart = patient and self._has_responded and e.broke
+                is_restart = e.refused or (patient and self._has_responded and e.broke)
                 limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
             else:
                 self._has_responded = True

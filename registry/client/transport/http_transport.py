@@ -297,7 +297,8 @@ def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
     except TimeoutError as e:
         raise TransportError(f"no byte moved for {seconds:.0f} seconds", url) from e
     except (OSError, http.client.HTTPException) as e:
-        raise TransportError(str(e) or type(e).__name__, url, broke=True) from e
+        refused = isinstance(e, ConnectionRefusedError)
+        raise TransportError(str(e) or type(e).__name__, url, broke=True, refused=refused) from e
 
 
 class _TooSlow(TimeoutError):

@@ -8,7 +8,7 @@ from registry.errors import Unavailable
 
 ATTEMPTS_LIMIT = 4
 PATIENT_ATTEMPTS_LIMIT = 16
-"""For 502, 503 and 504, and for a restart that a patient request meets: until time is up."""
+"""For 502, 503, 504 and a refused connection, and for a restart that a patient request meets: until time is up."""
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 
@@ -44,7 +44,8 @@ class Retries:
         is_few = self._moves_files and self._attempt < ATTEMPTS_LIMIT and pause <= timeout
         if not self._connection.repeats or self._attempt >= limit or (pause > remaining and not is_few):
             return False
-        line = f"{error.detail}; trying again for {max(remaining, pause):.0f} seconds"
+        duration = f" for {max(remaining, pause):.0f} seconds" if limit > ATTEMPTS_LIMIT else ""
+        line = f"{error.detail}; trying again{duration}"
         self._connection.wait(pause, line if self._attempt > 2 else "")
         self._paused += pause
         return True
