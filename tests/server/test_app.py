@@ -261,6 +261,8 @@ def test_health_queries_the_store_on_request(
     assert http.get("/health").status_code == 200
     response = http.get("/health", params={"store": "true"})
     assert (response.status_code, response.json()["status"]) == (503, "unavailable")
+    harness.transport.settle()
+    assert harness.app.state.requests.store_errors == 1
     with pytest.raises(Unavailable, match="503: bucket 'adapters' cannot serve"):
         harness.admin.health(store=True)
 

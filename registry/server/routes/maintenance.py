@@ -66,6 +66,7 @@ async def check_health(request: Request, response: Response, store: bool = False
         if e.code == "RATE_LIMITED":
             raise
         response.status_code = 503
+        request.state.problem, request.state.problem_detail = e.code, e.detail
         return Health(status="unavailable", reason=e.detail if described else "the server cannot reach its database")
     return health
 
