@@ -114,7 +114,7 @@ def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diag
 
 
 def _failed(about: str, error: Exception) -> Diagnosis:
-    next_step = getattr(error, "next_step", "")
+    next_step = getattr(error, "next_step", "").removesuffix(" `adapter doctor` diagnoses it")
     return Diagnosis(about, "wrong", f"{error}" + (f" ({next_step})" if next_step else ""), output.exit_code_of(error))
 
 

@@ -185,6 +185,7 @@ def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
     monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
     result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert "is unreachable" in json.dumps(result.json)
+    assert "diagnoses it" not in json.dumps(result.json)
 
 
 class _Unavailable(BaseHTTPRequestHandler):

@@ -289,6 +289,7 @@ def test_what_a_store_returns_becomes_a_sentence() -> None:
 
     assert (error(400, "BadDigest").code, type(error(400, "BadDigest"))) == ("BLOB_MISMATCH", Invalid)
     assert error(503, "SlowDown").code == "STORE_UNAVAILABLE"
+    assert error(503, "SlowDown").next_step == "try again once the store responds"
     assert error(416, "InvalidRange").code == "DIGEST_MISMATCH"
     assert error(403, "AccessDenied").next_step.startswith("links expire")
     assert "Signature" not in error(403, "AccessDenied").detail

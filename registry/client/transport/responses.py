@@ -25,6 +25,7 @@ _PROXY = {
 }  # fmt: skip
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 """In what OpenSSL says of a certificate that no trusted authority has signed."""
+_STORE_NEXT_STEP = "try again once the store responds"
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -101,7 +102,7 @@ def store_error_of(response: HttpResponse) -> RegistryError:
     if code in _MISMATCH:
         return Invalid("BLOB_MISMATCH", f"{message}: the bytes differ from those of the plan")
     if response.status in _LATER:
-        return Unavailable("STORE_UNAVAILABLE", message)
+        return Unavailable("STORE_UNAVAILABLE", message, next_step=_STORE_NEXT_STEP)
     if response.status == 416:
         return Corrupt("DIGEST_MISMATCH", f"{message}: the file there is shorter than the registry says")
     return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: try again to get new ones")

@@ -56,6 +56,7 @@ LONG_CALLS = frozenset({"copy_object", "upload_part_copy", "complete_multipart_u
 ATTEMPTS_LIMIT = 4
 CONNECTIONS = 32
 RETRY_AFTER_SECONDS = 5
+NEXT_STEP = "try again once the store responds"
 PAUSE_SECONDS = 5.0
 """How long calls are rejected after one that timed out."""
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
@@ -243,7 +244,7 @@ class Bucket:
     def _check_breaker(self, operation: str) -> None:
         if self._breaker.rejects_call():
             code, detail = self._describe(operation, "it did not respond a moment ago")
-            raise Unavailable(code, detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+            raise Unavailable(code, detail, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     @contextmanager
     def translate_errors(self, operation: str) -> Iterator[None]:
@@ -262,7 +263,8 @@ class Bucket:
             raise _missing_credentials(e) from e
         except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: the response makes no sense
             cause = str(e).split("\n", 1)[0][:200]
-            error = Unavailable(*self._describe(operation, cause), retry_after_seconds=RETRY_AFTER_SECONDS)
+            described = self._describe(operation, cause)
+            error = Unavailable(*described, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS)
             self._breaker.record_failure(error.detail, timed_out=isinstance(e, _TIMEOUTS))
             raise error from e
 
