@@ -271,7 +271,7 @@ def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: floa
                 output.note(_no_worker_note())
                 noted = True
             time.sleep(CAMPAIGN_POLL_SECONDS)
-            campaign = registry.campaign(campaign.id)
+            campaign = registry.campaign(campaign.id, patient=True)
             pending = campaign.states.get(State.QUEUED, 0) + campaign.states.get(State.RUNNING, 0)
             bar.update(campaign.total - pending - bar.pos)
     return campaign

@@ -121,11 +121,17 @@ def candidates(kind: str, incomplete: str) -> list[str]:
             return []
         opened = session.registry if kind == "base" else session.versions  # only bases need the larger client
         with opened() as registry:
-            registry.connection.timeout_seconds = SECONDS
+            registry.connection.timeout_seconds, registry.connection.repeats = SECONDS, False
             names = _CANDIDATES[kind](registry, incomplete)
             return [name for name in names if name.startswith(incomplete) and _PLAIN.match(name)]
     except Exception:  # a completion has no place for an error
         return []
+
+
+def nearest(kind: str, text: str) -> str:
+    """The name of a kind that is nearest to an unknown one; empty if none is near, or if it is known."""
+    names = candidates(kind, "")
+    return "".join(difflib.get_close_matches(text, names, n=1)) if text not in names else ""
 
 
 _UNKNOWN = re.compile(r"adapter '([^/']+/[^'])([^']*)'(?: has no alias '([^']+)')?")

@@ -95,13 +95,18 @@ class Versions:
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
 
-    def plan_pulls(self, refs: Sequence[AnyRef]) -> tuple[list[transfer.PullPlan | RegistryError], dict[Digest, str]]:
-        """Plan pulls: the versions, with links to their files, and the bytes of small files (base64)."""
+    def plan_pulls(
+        self, refs: Sequence[AnyRef], *, patient: bool = False
+    ) -> tuple[list[transfer.PullPlan | RegistryError], dict[Digest, str]]:
+        """Plan pulls: the versions, with links to their files, and the bytes of small files (base64).
+
+        `patient`: wait for a registry that restarts. An engine that loads on demand does not.
+        """
         small: dict[Digest, str] = {}
 
         def plan(pending: Sequence[Ref]) -> list[transfer.PullPlan | RegistryError]:
             request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
-            response = self._post("/pulls", request, transfer.BulkPullPlan)
+            response = self._post("/pulls", request, transfer.BulkPullPlan, patient=patient)
             small.update((item.digest, item.data) for item in response.small)
             return response_checks.check_outcomes(pending, response.items, response_checks.check_pull_plan)
 
@@ -150,9 +155,10 @@ class Versions:
         page = self._get(path, catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit, count=count)
         return response_checks.check_items(page, name=str(name))
 
-    def version(self, ref: AnyRef) -> catalog.VersionView:
+    def version(self, ref: AnyRef, *, patient: bool = False) -> catalog.VersionView:
         """Return one version with its verdicts."""
-        return response_checks.check_version(parsed_ref(ref), self._get(path_of(ref), catalog.VersionView))
+        view = self._get(path_of(ref), catalog.VersionView, patient=patient)
+        return response_checks.check_version(parsed_ref(ref), view)
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version."""
@@ -199,8 +205,12 @@ class Versions:
         items = [*first.items, *(item for page in others for item in page.items)]
         return first.model_copy(update={"items": items, "next_cursor": ""})
 
-    def _get(self, path: str, shape: type[Shape], *, limit_bytes: int = RESPONSE_LIMIT_BYTES, **query: Any) -> Shape:
-        return parse_response(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
+    def _get(
+        self, path: str, shape: type[Shape], *, limit_bytes: int = RESPONSE_LIMIT_BYTES, patient: bool = False,
+        **query: Any,
+    ) -> Shape:  # fmt: skip
+        response = self.connection.send("GET", path, query=query, limit_bytes=limit_bytes, patient=patient)
+        return parse_response(response, shape)
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Document | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None

@@ -149,9 +149,9 @@ class Registry(Aliases):
         view = self._post("/campaigns", request, CampaignView)
         return check_fields(view, base=self._name_of_base(request.base, view.base))
 
-    def campaign(self, campaign_id: str) -> CampaignView:
+    def campaign(self, campaign_id: str, *, patient: bool = False) -> CampaignView:
         """The progress of a campaign, and what has changed so far."""
-        return check_fields(self._get(_path("campaigns", campaign_id), CampaignView), id=campaign_id)
+        return check_fields(self._get(_path("campaigns", campaign_id), CampaignView, patient=patient), id=campaign_id)
 
     # ------------------------------------------------------------ gates
     def gates(self, scope: str) -> GateList:
@@ -327,9 +327,9 @@ class Registry(Aliases):
             response_checks.check_subject(parsed_ref(ref), job)
         return page
 
-    def job(self, job_id: str) -> Job:
-        """Return one job."""
-        return response_checks.check_job(job_id, self._get(_path("jobs", job_id), Job))
+    def job(self, job_id: str, *, patient: bool = False) -> Job:
+        """Return one job. `patient`: wait for a registry that restarts."""
+        return response_checks.check_job(job_id, self._get(_path("jobs", job_id), Job, patient=patient))
 
     def queue_position(self, job_id: str) -> QueuePosition:
         """What a queued job waits for."""

@@ -69,7 +69,7 @@ def wait_for_weights(registry: Versions, version: VersionView, until: float) -> 
     """Poll until the version has the verdict `weights`, or until this monotonic time."""
     while is_pending(version.verdicts) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
-        version = registry.version(ref_of(version))
+        version = registry.version(ref_of(version), patient=True)
     return version
 
 
@@ -134,7 +134,7 @@ def wait_for_job(
     started = queued_since = position_at = time.monotonic()
     position: QueuePosition | None = None
     while True:
-        job = registry.job(job_id)
+        job = registry.job(job_id, patient=True)
         now = time.monotonic()
         if not job.waits_for_a_worker:
             position = None

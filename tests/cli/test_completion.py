@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from cli.console import completion
+from registry.client.transport import TransportError
+from registry.client.transport.http_transport import HttpTransport
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -52,6 +54,20 @@ def test_a_registry_that_is_away_or_silent_completes_nothing_and_says_nothing(
     monkeypatch.setenv("ADAPTER_REGISTRY", "no url")
     assert completion.candidates("ref", "acme/") == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("cli")
+def test_a_completion_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
+    urls: list[str] = []
+
+    def refuse(_transport: HttpTransport, _method: str, url: str, *_: object, **__: object) -> None:
+        urls.append(url)
+        raise TransportError("Connection refused", url, broke=True, refused=True)
+
+    monkeypatch.setattr(HttpTransport, "open", refuse)
+    monkeypatch.setenv("ADAPTER_REGISTRY", "http://127.0.0.1:9")
+    assert (completion.candidates("ref", "acme/"), len(urls)) == ([], 1)
 
 
 @pytest.mark.security

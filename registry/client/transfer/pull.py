@@ -52,7 +52,7 @@ def pull(
     With `include`, only the files whose paths match one of these patterns, and `.adapter.partial.json` instead.
     `Invalid` (FOLDER_INVALID) if `dest` has a whole version; `NotFound` (BLOB_UNKNOWN) if no file matches.
     """
-    source = only(_plan(registry, [ref], include))
+    source = only(_plan(registry, [ref], include, patient=True))
     _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
     return source.resolved
 
@@ -68,7 +68,7 @@ def pull_all(
 
     def plan(batch: Sequence[tuple[Ref, Path]]) -> list[Planned]:
         try:
-            sources = _plan(registry, [ref for ref, _ in batch])
+            sources = _plan(registry, [ref for ref, _ in batch], patient=True)
         except RegistryError as e:
             sources = [e] * len(batch)
         return [(ref, folder, source) for (ref, folder), source in zip(batch, sources, strict=True)]
@@ -145,7 +145,7 @@ def verify(
 
     A folder in which a file is missing or damaged is replaced, as by `pull`. Without `include`, a partial one is, too.
     """
-    source = only(_plan(registry, [ref], include))
+    source = only(_plan(registry, [ref], include, patient=True))
     store = cache() if callable(cache) else cache
     damaged, whole = [], (dest / NOTE).is_file() or (bool(include) and (dest / PARTIAL_NOTE).is_file())
     for link in source.links:
@@ -192,9 +192,11 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
         (folder / (PARTIAL_NOTE if source.include else NOTE)).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
 
 
-def _plan(registry: Versions, refs: Sequence[Ref | str], include: Sequence[str] = ()) -> list[_Source | RegistryError]:
+def _plan(
+    registry: Versions, refs: Sequence[Ref | str], include: Sequence[str] = (), *, patient: bool = False
+) -> list[_Source | RegistryError]:
     """A source for each ref, or why it cannot be pulled. `NotFound` (BLOB_UNKNOWN) if no file matches `include`."""
-    outcomes, small = registry.plan_pulls(refs)
+    outcomes, small = registry.plan_pulls(refs, patient=patient)
     return [o if isinstance(o, RegistryError) else _Source(registry, o, small, include) for o in outcomes]
 
 

@@ -459,5 +459,5 @@ class _Counter:
 
 
 def _edge(registry: Versions, parent: Ref) -> Edge:
-    version = registry.version(parent)
+    version = registry.version(parent, patient=True)
     return Edge(relation=Relation.CONTINUED, digest=version.digest, name=f"{version.name}@{version.number}")

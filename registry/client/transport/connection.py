@@ -125,7 +125,8 @@ class Connection:
     ) -> HttpResponse:  # fmt: skip
         """One request to a route below the API's prefix, its response read whole.
 
-        `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
+        `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts and
+        refuses connections. Without it, that fails after a few attempts: most often the URL is wrong.
         `Corrupt` (RESPONSE_INVALID) for a response over `limit_bytes`.
         """
         params = [(key, value) for key, value in (query or {}).items() if value not in (None, "")]
@@ -279,7 +280,7 @@ class Connection:
                 response = once()
             except TransportError as e:
                 error, cause = unreachable(self.url, e), e
-                is_restart = e.refused or (patient and self._has_responded and e.broke)
+                is_restart = patient and e.broke and (e.refused or self._has_responded)
                 limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
             else:
                 self._has_responded = True
@@ -307,7 +308,8 @@ class Connection:
         if self.on_wait is None or not active:
             yield
             return
-        line = f"no response from {self.url} yet; waiting for {self.timeout_seconds:.0f} seconds ({TIMEOUT_SETTING})"
+        peer = "the registry in this process" if self._in_process else self.url
+        line = f"no response from {peer} yet; waiting for {self.timeout_seconds:.0f} seconds ({TIMEOUT_SETTING})"
         timer = threading.Timer(SILENT_SECONDS, self._say, [line])
         timer.daemon = True
         timer.start()

@@ -8,7 +8,7 @@ from registry.errors import Unavailable
 
 ATTEMPTS_LIMIT = 4
 PATIENT_ATTEMPTS_LIMIT = 16
-"""For 502, 503, 504 and a refused connection, and for a restart that a patient request meets: until time is up."""
+"""For 502, 503 and 504, and for a restart that a patient request meets: until time is up."""
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 
