@@ -447,3 +447,12 @@ def test_a_token_that_ends_in_the_middle_is_refused_as_by_the_hub(harness: Harne
     response = pusher.commit(add(CARD, b"z"))
     expected = (401, "Invalid credentials in Authorization header")
     assert (response.status_code, response.headers["x-error-message"]) == expected
+
+
+def test_an_upload_to_a_name_without_a_namespace_says_what_is_missing(harness: Harness) -> None:
+    """`create_repo` returns the full name; who does not call it sends the name as it is."""
+    for namespaces, full_name in ((["acme"], "acme/support"), (["acme", "globex"], "NAMESPACE/support")):
+        pusher = Pusher(harness, harness.issue("push", namespaces=namespaces)[1])
+        response = pusher.send("POST", "/api/models/support/preupload/main", json={"files": []})
+        assert response.status_code == 422
+        assert response.headers["x-error-message"] == f"the repository 'support' has no namespace; name it {full_name}"

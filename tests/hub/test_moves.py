@@ -53,3 +53,14 @@ def test_the_drafts_of_a_renamed_adapter_go_along(harness: Harness) -> None:
     renamed = Pusher(harness, pusher.secret, "acme/renamed")
     assert samples.WEIGHTS not in renamed.files()
     assert renamed.info("v1").json()["sha"] == commit_id(version.digest)
+
+
+def test_an_adapter_does_not_move_to_a_namespace_that_does_not_exist(harness: Harness) -> None:
+    """A typo would create it, and end the old name for good."""
+    pusher = Pusher(harness, harness.secret)
+    harness.push(pusher.name)
+    refused = move(pusher, "nowhere/support")
+    assert (refused.status_code, refused.json()["code"]) == (404, "NAMESPACE_UNKNOWN")
+    assert pusher.info().status_code == 200
+    harness.admin.create_namespace("nowhere")
+    assert move(pusher, "nowhere/support").status_code == 200

@@ -111,6 +111,15 @@ def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
     assert harness.app.state.requests.store_errors == 1
 
 
+def test_what_is_meant_to_be_refused_is_no_fault(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "registry")
+    body = {"name": "support", "organization": "acme", "type": "dataset"}
+    assert send(harness, "POST", "/api/repos/create", harness.secret, json=body).status_code == 501
+    harness.transport.settle()  # the line follows the response
+    [record] = [record for record in caplog.records if record.name == REQUESTS]
+    assert (record.levelname, record.fields["problem"]) == ("INFO", "HUB_UNSUPPORTED")  # type: ignore[attr-defined]
+
+
 @pytest.mark.security
 @pytest.mark.usefixtures("clean_logging")
 def test_no_line_holds_a_secret_a_name_or_a_control_character(

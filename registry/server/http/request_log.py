@@ -17,6 +17,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 NO_ROUTE = "none"
+_EXPECTED = frozenset({"TRY_LATER", "HUB_UNSUPPORTED", "HUB_RELAY_REFUSED"})
+"""Problems with a status of faults that are none: what is meant to be refused must not fill the log of errors."""
 _LOG = logging.getLogger("registry.server.requests")
 
 
@@ -74,7 +76,7 @@ class RequestLog:
             self.failed_sign_ins += request.status == 401
             self.store_errors += request.problem == "STORE_UNAVAILABLE"
             self.seconds.setdefault((method, request.route), Durations()).add(request.seconds)
-        level = logging.ERROR if request.status >= 500 and request.problem != "TRY_LATER" else logging.INFO
+        level = logging.ERROR if request.status >= 500 and request.problem not in _EXPECTED else logging.INFO
         if self.writes_lines and _LOG.isEnabledFor(level):
             fields = {
                 "id": request.id, "actor": request.actor or "-", "method": method, "route": request.route,

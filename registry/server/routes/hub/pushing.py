@@ -90,6 +90,14 @@ def choose_modes(
     return response
 
 
+@router.post("/api/models/{name}/preupload/{revision}")
+def refuse_without_namespace(actor: Pusher, name: str) -> Response:
+    """The first request of an upload to a repository that was not created, which would have returned its full name."""
+    namespace = repositories.default_namespace(actor) or "NAMESPACE"
+    message, next_step = f"the repository {name[:80]!r} has no namespace", f"name it {namespace}/{name[:80]}"
+    raise Invalid("NAME_INVALID", message, next_step=next_step)
+
+
 def _files(fields: Json) -> Iterator[tuple[str, int]]:
     files = fields.get("files")
     if not isinstance(files, list) or len(files) > BATCH_LIMIT:
