@@ -4,6 +4,6 @@ torch, PEFT and diffusers are never imported here: a model that the caller passe
 """
 
 from registry.sdk.asynchronous import AsyncAdapterRegistry
-from registry.sdk.registry import AdapterRegistry
+from registry.sdk.registry import AdapterRegistry, NotTested
 
-__all__ = ["AdapterRegistry", "AsyncAdapterRegistry"]
+__all__ = ["AdapterRegistry", "AsyncAdapterRegistry", "NotTested"]

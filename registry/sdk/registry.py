@@ -1,7 +1,7 @@
 """`AdapterRegistry`: push, evaluate, promote, pull and find adapters from Python.
 
-Each method does what the command of its name does, with the same errors (`registry.errors`). Requests are repeated
-while the registry restarts; `on_wait` gets a line for people meanwhile.
+Each method does what the command of its name does, with the same errors (`registry.errors`). Pushes, pulls and
+waits are repeated while the registry restarts; `on_wait` gets a line for people meanwhile.
 """
 
 import os
@@ -38,6 +38,15 @@ from registry.versions.provenance import Provenance
 
 Source = str | Path | TrainedModel
 """What is pushed: a folder, or a PeftModel."""
+
+
+class NotTested(Unavailable):
+    """A version was pushed, and the verdict that `wait` is for is not there yet. `pushed`: the version."""
+
+    def __init__(self, pushed: PushResult, reason: Unavailable) -> None:
+        stored = f"{pushed.version.name}@{pushed.version.number} is stored, but {reason.detail}"
+        super().__init__(reason.code, stored, next_step=reason.next_step)
+        self.pushed = pushed
 
 
 class AdapterRegistry:
@@ -81,8 +90,8 @@ class AdapterRegistry:
 
         A PeftModel is serialized in memory; `adapter` names which of its adapters. `base`: default, the one that the
         configuration names. `wait`: until there is the verdict of a smoke test or one that makes it needless, at most
-        `timeout` seconds, after which `Unavailable` (TRY_LATER) is raised and the version stays. Then `alias` moves,
-        unless a verdict is fail. That raises nothing: read `version.verdicts` and `alias_refused`.
+        `timeout` seconds, after which `NotTested` is raised, an `Unavailable` whose `pushed` is this result. Then
+        `alias` moves, unless a verdict is fail. That raises nothing: read `version.verdicts` and `alias_refused`.
         """
         alias = names.alias(alias) if alias else ""
         declared = provenance if isinstance(provenance, Provenance | None) else Provenance.read(provenance)
@@ -105,7 +114,10 @@ class AdapterRegistry:
             version = self.client.describe(waiting.ref_of(pushed.version), change)
             pushed = pushed.model_copy(update={"version": version})
         if wait:
-            pushed = self._wait(pushed, alias, started, timeout)
+            try:
+                pushed = self._wait(pushed, alias, started, timeout)
+            except Unavailable as e:
+                raise NotTested(pushed, e) from e
             pushed = waiting.move_alias(self.client, pushed, alias, message)
         return pushed
 

@@ -79,7 +79,7 @@ class RegistryCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, _control: Any, **_objects: Any) -> None:
         """Wait for what is still to be pushed."""
         if state.is_world_process_zero and (remaining := self._uploads.flush(self._flush_seconds)):
-            staging = Path(args.output_dir) / STAGING
+            staging = (Path(args.output_dir) / STAGING).absolute()
             step = f"adapter push {staging}/checkpoint-N {self.name}" + (f" --base {self.base}" if self.base else "")
             LOG.warning("%d checkpoints were not pushed; push those in %s, N by N: %s", remaining, staging, step)
 

@@ -125,7 +125,8 @@ def test_a_dead_registry_does_not_stop_the_training_of_the_page_and_the_files_st
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
-    variables = setting(base_folder, tmp_path / "out", 3)
+    monkeypatch.chdir(tmp_path)
+    variables = setting(base_folder, Path("out"), 3)
     monkeypatch.setenv("ADAPTER_TIMEOUT", "0.1")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and never listens
