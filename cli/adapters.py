@@ -15,6 +15,7 @@ from registry.errors import Conflict, Invalid, NotFound
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
+from . import main
 from .console import arguments, output, session, tables, versions
 from .console.tables import Column, Table
 
@@ -104,7 +105,10 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
         search: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in query.items()}
         items, total = session.first_items(partial(registry.adapters, **search), limit)
         others = 0 if items or not any(query.values()) else registry.adapters(limit=1, count=True).total or 0
-    ADAPTERS.print(items, total=total, empty=f"No adapter matches; {others} without filters." if others else EMPTY)
+    empty = f"No adapter matches; {others} without filters." if others else EMPTY
+    if others and query["base"] and (near := main.load(".console.completion", "nearest")("base", query["base"])):
+        empty += f" Did you mean --base {near}?"
+    ADAPTERS.print(items, total=total, empty=empty)
 
 
 # ------------------------------------------------------------------ versions
@@ -169,7 +173,7 @@ def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, dry
 
 def _preview(subject: AdapterName | Ref, *, force: bool) -> None:
     """Print what a deletion would do, and what needs it. An adapter is deleted although something needs it."""
-    next_step = ""
+    reason = next_step = ""
     with session.registry() as registry:
         if isinstance(subject, AdapterName):
             result = registry.delete_adapter(subject, dry_run=True)
@@ -178,6 +182,8 @@ def _preview(subject: AdapterName | Ref, *, force: bool) -> None:
                 version = registry.delete_version(subject, force=force, dry_run=True)
                 name, count = f"{version.name}@{version.number}", int(version.deleted_at is None)
                 result = DeleteResult(name=name, versions=count, served_on=version.served_on)
+                if version.deleted_at is not None:
+                    reason = f": {versions.state_of(version)} since {output.moment(version.deleted_at)}"
             except Conflict as e:
                 result, next_step = DeleteResult(name=str(subject), needs=list(e.findings)), e.next_step
 
@@ -185,7 +191,7 @@ def _preview(subject: AdapterName | Ref, *, force: bool) -> None:
         is_adapter = isinstance(subject, AdapterName)
         versions_text = f" and its {output.plural(result.versions, 'version')} permanently" if is_adapter else ""
         verb = "Would delete" if result.versions else "Would not delete"
-        output.line(f"{verb} {output.strong(result.name)}{versions_text}.")
+        output.line(f"{verb} {output.strong(result.name)}{versions_text}{reason}.")
         for need in result.needs:
             output.line(f"  {need.message}")
         if next_step:

@@ -161,7 +161,9 @@ def _print_whoami(target: session.RegistryTarget, who: Whoami) -> None:
     roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
     token = [("token", who.token_id)] if who.token_id else []
-    output.facts([("rights", rights), *subject, *token, ("set by", target.source)])
+    output.facts([
+        ("rights", rights), *subject, ("groups", ", ".join(who.groups)), *token, ("set by", target.source)
+    ])  # fmt: skip
 
 
 def rights_of(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:

@@ -174,7 +174,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("base", version.base),
             ("method", versions.method_line(version.facts)),
             ("size", files),
-            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
+            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}", pushed.job_id)),
             ("aliases", ", ".join(version.aliases)),
             ("tags", " ".join(versions.tag_texts(version.tags))),
             ("expires", output.moment(version.expires_at) if version.expires_at else ""),

@@ -12,6 +12,8 @@ from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
 from registry.client.aliases import Aliases
+from registry.client.core import Versions
+from registry.client.transport.responses import parse_response
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
@@ -42,10 +44,11 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool, answers:
         aliases = registry.aliases(ref.name).items
         described = registry.adapter(ref.name)
         norms = _norms_of(registry, version) if needs_norms else None
+        job_id = _open_test(registry, version)
     if plot is not None and norms is not None:
         heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
     output.result(
-        version, lambda: _print_version(version, described, aliases, _norm_lines(norms if with_norms else None))
+        version, lambda: _print_version(version, described, aliases, _norm_lines(norms if with_norms else None), job_id)
     )
 
 
@@ -101,14 +104,26 @@ def _newest_report(registry: Any, version: VersionView) -> Any:
     return registry.report(Ref(AdapterName.parse(version.name), version.digest), reports[-1]) if reports else None
 
 
-def _print_version(version: VersionView, adapter: AdapterView, aliases: list[AliasView], norms: list[str]) -> None:
+def _open_test(registry: Versions, version: VersionView) -> str:
+    """The id of the job that will test the version, if there is one. An embedded registry runs none by itself."""
+    if session.target().embedded or not output.is_text() or any(v.check is Check.SMOKE for v in version.verdicts):
+        return ""
+    query = {"kind": "smoke-test", "ref": f"{version.name}@{version.digest}", "limit": 1}
+    response = registry.connection.send("GET", "/jobs", query=query)
+    jobs = parse_response(response, main.load("registry.api.jobs", "JobPage")).items
+    return next((job.id for job in jobs if job.finished_at is None), "")
+
+
+def _print_version(
+    version: VersionView, adapter: AdapterView, aliases: list[AliasView], norms: list[str], job_id: str
+) -> None:
     facts = version.facts
     output.line(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
     versions.print_warnings(version)
     output.facts(
         [
             ("aliases", _alias_lines(aliases, version.number) or output.faint("none")),
-            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
+            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}", job_id)),
             *((f"adapter {label}", lines) for label, lines in versions.metadata_rows(adapter)),
             *versions.metadata_rows(version),
             ("base", version.base),

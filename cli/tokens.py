@@ -122,7 +122,10 @@ TOKENS: Table[TokenView] = Table((
 @click.option("--service-accounts", is_flag=True, help="Only tokens that belong to no person: without a subject.")
 @tables.prints(TOKENS)
 def list_tokens(ended: bool, service_accounts: bool) -> None:
-    """List the tokens you may revoke, and when each was last used."""
+    """List the tokens you may revoke, and when each was last used.
+
+    The last use is recorded every ten minutes.
+    """
     with session.registry() as registry:
         tokens = [item for item in registry.tokens().items if not (service_accounts and item.subject)]
     items = [item for item in tokens if ended or not _has_ended(item)]

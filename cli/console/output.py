@@ -52,6 +52,7 @@ REFUSED = EXIT_CODES[errors.Refused]
 CORRUPT = EXIT_CODES[errors.Corrupt]
 TRY_LATER = EXIT_CODES[errors.Unavailable]
 INTERRUPTED = 130
+CLEAR_LINE = "\r\x1b[2K"
 FINDINGS_SHOWN = 12
 
 DOCUMENTS = ("json", "yaml")

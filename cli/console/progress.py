@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DRAW_EVERY_SECONDS = 0.1
 ETA_AFTER_SECONDS = 1.0
-_CLEAR = "\r\x1b[2K"
 
 
 def on_terminal() -> bool:
@@ -106,11 +105,11 @@ class ProgressLine:
         now = time.monotonic()
         if now - self._drawn_at >= DRAW_EVERY_SECONDS:
             self._drawn_at = now
-            click.echo(f"{_CLEAR}{self.text(now)}", nl=False, err=True)
+            click.echo(f"{output.CLEAR_LINE}{self.text(now)}", nl=False, err=True)
 
     def _clear(self) -> None:
         if self._drawn_at:
-            click.echo(_CLEAR, nl=False, err=True)
+            click.echo(output.CLEAR_LINE, nl=False, err=True)
 
 
 def result_reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Callable[[Result[Any]], None]:

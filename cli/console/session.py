@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+
+import click
 
 from registry.client import response_checks
 from registry.client.core import Versions
@@ -231,6 +234,8 @@ def configure(client: Versions) -> None:
     """Apply --timeout, --quiet and --verbose. Read here, because other threads have no click context."""
 
     def say(line: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(output.CLEAR_LINE, nl=False, err=True)  # a progress line, which is drawn again
         output.line(output.faint(line), err=True)
 
     connection = client.connection

@@ -140,8 +140,8 @@ def _span(numbers: list[float | None]) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
-    """The newest verdict of each check with its findings. A missing smoke test is listed, too."""
+def verdict_lines(verdicts: list[Verdict], ref: str = "REF", job_id: str = "") -> list[str]:
+    """The newest verdict of each check with its findings. A missing smoke test is listed, with the job of `job_id`."""
     newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict for verdict in verdicts}
     order = list(Check)
     lines = []
@@ -162,8 +162,12 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
     if Check.SMOKE not in checks:
         failed = {check for (check, _, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
         is_registered = all(f.code != "compat.base_unregistered" for v in newest.values() for f in v.findings)
-        step = f"{ref}, then adapter worker --once" if session.target().embedded else f"{ref} --wait"
-        reason = f"not tested yet: adapter smoke-test {step}" if is_registered else "not tested: no base to load"
+        step = f": adapter smoke-test {ref} --wait"
+        if session.target().embedded:
+            step = f": adapter smoke-test {ref}, then adapter worker --once"
+        elif job_id:
+            step = f", its job is queued or runs: adapter job show {job_id}"
+        reason = f"not tested yet{step}" if is_registered else "not tested: no base to load"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:
             reason = "not tested: it does not fit" if Check.COMPAT in failed else "not tested: its weights are broken"
         lines.append(f"{'smoke':<8}{output.faint(reason)}")

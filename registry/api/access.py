@@ -73,6 +73,7 @@ class Whoami(Response):
     subject: str = ""
     roles: dict[str, str] = {}
     adapters: list[str] = []
+    groups: list[str] = []
 
 
 QUOTA_LIMIT = 2**31 - 1

@@ -117,7 +117,7 @@ def test_groups_of_the_identity_provider_have_roles_while_their_members_are_sign
     harness.push("acme/support")
     person: dict[str, Any] = {"sub": "u1", "email": "alice@example.org", "email_verified": True}
     alice = harness.client(sign_in(harness, people.sign(groups=["ml platform", "ml", 7, "ops"], **person)).secret)
-    assert alice.whoami().roles == {}
+    assert (alice.whoami().roles, alice.whoami().groups) == ({}, ["group:ml", "group:ops"])
     harness.admin.grant_role("acme", "group:ml", "reader")
     harness.admin.grant_role("acme", "group:ops", "promoter")
     assert alice.whoami().roles == {"acme": "promoter"}

@@ -117,3 +117,16 @@ def test_a_strict_push_waits_for_the_verdict(cli: CommandRunner, monkeypatch: py
         ("weights", "pass"),
         ("smoke", "fail"),
     ]
+
+
+def test_show_names_the_job_that_will_test_a_version(
+    cli: CommandRunner, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_REGISTRY", server["url"])
+    monkeypatch.setenv("ADAPTER_TOKEN", server["token"])
+    cli.add_base()
+    job_id = cli.push("queued/support")["job_id"]
+    line = f"smoke   not tested yet, its job is queued or runs: adapter job show {job_id}"
+    assert line in cli("show", "queued/support").stdout
+    cli("job", "cancel", job_id)
+    assert "not tested yet: adapter smoke-test queued/support@1 --wait" in cli("show", "queued/support").stdout

@@ -82,6 +82,9 @@ def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) ->
     plan = cli("delete", "acme/support@2", "--dry-run", "--json").json
     assert (plan["name"], plan["versions"], plan["needs"]) == ("acme/support@2", 1, [])
     assert cli("show", "acme/support@2", "--json").json["deleted_at"] is None
+    cli("delete", "acme/support@2", "--yes")
+    gone = cli("delete", "acme/support@2", "--dry-run").stdout
+    assert gone.startswith("Would not delete acme/support@2: deleted since ")
     assert "leave --undo out" in cli("delete", "acme/support@2", "--dry-run", "--undo", expect=2).stderr
 
 

@@ -15,9 +15,10 @@ from typing import Any, cast
 import pytest
 
 from cli import doctor
-from cli.console import session
+from cli.console import output, session
 from registry import __version__
 from registry.api.maintenance import Health
+from registry.client.core import Versions
 from registry.client.transport import HttpResponse
 from registry.client.transport.connection import Connection
 from registry.errors import Invalid, NotFound
@@ -128,6 +129,17 @@ def test_an_unreachable_registry_exits_75(cli: CommandRunner, monkeypatch: pytes
     result = cli("list", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert result.stdout == ""
     assert result.problem["code"] == "SERVER_UNREACHABLE"
+
+
+def test_a_note_on_a_terminal_replaces_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(session, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr("click.echo", lambda text, **_: printed.append(output.unstyled(text)))
+    client = Versions("http://127.0.0.1:9")
+    session.configure(client)
+    client.connection.wait(0.0, "trying again")
+    assert printed[0] == output.CLEAR_LINE
+    assert "trying again" in printed[1]
 
 
 def test_an_invalid_url_is_bad_input(cli: CommandRunner) -> None:

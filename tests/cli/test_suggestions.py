@@ -50,6 +50,14 @@ def test_a_misspelled_adapter_or_alias_gets_the_nearest_where_no_harm_is_done(cl
         assert "did you mean" not in cli(*command.split(), expect=4).stderr
 
 
+def test_a_misspelled_base_of_a_list_gets_the_nearest(cli: CommandRunner) -> None:
+    cli.add_base()
+    assert "mean" not in cli("list", "--base", "tiny-lama").stdout, "there is no adapter that it could mean"
+    cli.push("acme/support")
+    assert "1 without filters. Did you mean --base tiny-llama?" in cli("list", "--base", "tiny-lama").stdout
+    assert "mean" not in cli("list", "--base", "tiny-llama", "--alias", "prod").stdout
+
+
 def test_a_tag_among_patterns_of_names_is_an_error(cli: CommandRunner) -> None:
     words = ("promote", "--namespace", "acme", "--from", "canary", "--to", "prod", "--select", "team=nlp")
     assert "a tag is 'tag=team=nlp'" in cli(*words, expect=2).stderr

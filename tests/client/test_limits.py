@@ -143,6 +143,25 @@ def test_a_silent_peer_is_reported_and_ends_by_the_timeout(monkeypatch: pytest.M
     assert connection.TIMEOUT_SETTING in lines[0]
 
 
+def test_a_registry_in_this_process_is_not_reported_by_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.0)
+    reported = threading.Event()
+    lines = list[str]()
+
+    def respond(_: httpx.Request) -> httpx.Response:
+        assert reported.wait(60)
+        return httpx.Response(200, json=WHO)
+
+    def report(line: str) -> None:
+        lines.append(line)
+        reported.set()
+
+    opened = Connection(URL, transport=MockTransport(ScriptedServer(respond)))
+    opened.on_wait = report
+    Registry(URL, connection=opened).whoami()
+    assert lines[0].startswith("no response from the registry in this process yet")
+
+
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
 def test_a_timeout_that_is_not_a_number_of_seconds_is_a_setting(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(connection.TIMEOUT_SETTING, text)

@@ -129,7 +129,7 @@ def test_what_needs_a_version_is_named(harness: Harness) -> None:
         ("version.alias_points", "acme/support:canary"), ("version.on_node", "gpu-1"),
         ("version.job_runs", claimed.job.id), ("version.has_child", "acme/child@1"),
     ]  # fmt: skip
-    assert caught.value.next_step.startswith("move it first: adapter rollback acme/support:canary")
+    assert caught.value.next_step.endswith("or delete it: adapter alias delete acme/support:canary")
     with pytest.raises(Conflict) as planned:
         harness.admin.delete_version("acme/support@1", dry_run=True)
     assert planned.value.to_problem() == caught.value.to_problem()

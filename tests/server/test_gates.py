@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -19,6 +20,7 @@ from registry.evaluation.verdicts import Check
 from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, EventRow, VersionRow
 from registry.server.promotion import aliases, approvals
+from tests import samples
 from tests.bulk import plan_push
 from tests.harness import Harness, rows
 
@@ -51,6 +53,19 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
         registry.promote(NAME, alias, version, generation=0)
     assert caught.value.code == "GATE_CLOSED"
     return [reason.code for reason in caught.value.findings]
+
+
+def test_the_next_step_is_about_the_check_that_failed(harness: Harness) -> None:
+    """Its smoke test is missing, too, and would not help."""
+    harness.add_base()
+    files = harness.files()
+    tensors = samples.tensors_of(files[samples.WEIGHTS])
+    name, (dtype, shape, _) = next(iter(tensors.items()))
+    tensors[name] = (dtype, shape, samples.constant(dtype, shape, math.nan))
+    harness.push(NAME, files | {samples.WEIGHTS: samples.safetensors(tensors)})
+    closed = harness.admin.check_gate(f"{NAME}@1", "prod")
+    assert [finding.code for finding in closed.missing] == ["gate.smoke_absent", "gate.weights_fail"]
+    assert closed.next_step == f"look at `adapter show {NAME}@1`"
 
 
 def test_a_namespace_sets_a_gate_and_an_adapter_its_own(filled_harness: Harness) -> None:

@@ -7,7 +7,7 @@
 - Each step counts `quarantine` up, so the newest record beside the blobs can be told from older ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Engine, and_, delete, func
@@ -76,7 +76,7 @@ def delete_version(
                 "VERSION_IN_USE",
                 f"cannot delete {name}@{version.number}: {reasons}",
                 findings=needs,
-                next_step=_next_step(name, needs[0]),
+                next_step=_next_step(name, needs),
             )
         if not dry_run:
             withhold(session, actor, name, version, reason)
@@ -112,11 +112,12 @@ def undelete_version(
     return versions.build_view(session, name, version)
 
 
-def _next_step(name: AdapterName, need: Finding) -> str:
-    if need.code == ONLY_VERSION:
+def _next_step(name: AdapterName, needs: Sequence[Finding]) -> str:
+    if needs[0].code == ONLY_VERSION:
         return f"delete the adapter: adapter delete {name}"
-    if need.code == ALIAS_POINTS:
-        return f"move it first: adapter rollback {need.location}, or adapter promote another version"
+    if aliases := [need.location for need in needs if need.code == ALIAS_POINTS]:
+        commands = ", ".join(f"adapter alias delete {alias}" for alias in aliases)
+        return f"promote another version to each alias, or delete it: {commands}"
     return "pass --force to delete it all the same"
 
 

@@ -217,10 +217,14 @@ def _check(session: Session, actor: Actor, moves: Sequence[tuple[AdapterName, st
 
 
 def next_step(actor: Actor, name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]) -> str:
-    """The command that helps with the first of what is missing; empty if nothing is."""
+    """The command that helps with the first of what is missing; empty if nothing is.
+
+    A check that failed comes first: for these bytes nothing else can help.
+    """
     if not missing:
         return ""
-    code, ref = missing[0].code, f"{name}@{version.number}"
+    ref = f"{name}@{version.number}"
+    code = next((finding.code for finding in missing if finding.code.endswith("_fail")), missing[0].code)
     if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
         return verdicts.testing_step(actor, ref)
     steps = {

@@ -83,6 +83,7 @@ def show_caller(actor: deps.AnyActor) -> access.Whoami:
         subject=actor.subject,
         roles={namespace: str(role) for namespace, role in sorted((actor.roles or {}).items())},
         adapters=sorted(actor.adapters),
+        groups=sorted(actor.groups),
     )
 
 
