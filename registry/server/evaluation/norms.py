@@ -1,7 +1,8 @@
 """Read the numbers of weights: are all finite, and how large are A, B and their product. The only module with numpy.
 
-The norm of an update is |scale · BA| (Frobenius), computed from |BA|² = sum((BᵀB) ∘ (AAᵀ)): rank² numbers. BA itself is
-never computed. Norms have four digits; a norm that 32-bit floats cannot hold is None.
+The norm of an update is |scale · BA| (Frobenius), computed from |BA|² = sum((BᵀB) ∘ (AAᵀ)), rank² numbers, or from BA,
+out · in numbers, whichever are fewer: so never more than A and B have. Norms have four digits; a norm that 32-bit floats
+cannot hold is None.
 """
 
 from __future__ import annotations
@@ -155,6 +156,11 @@ class _Rows:
     size_bytes: int
     starts: tuple[int, ...]
 
+    @property
+    def elements(self) -> int:
+        """The number of elements of one tensor."""
+        return self.size_bytes // _WORDS[self.dtype].itemsize
+
     def read(self, read: Read) -> Any:
         """Their elements as 32-bit floats, a row for each."""
         first, word = min(self.starts), _WORDS[self.dtype]
@@ -190,21 +196,34 @@ class _Layout:
         return b.reshape(count, -1, pair.rank, pair.experts).transpose(0, 3, 1, 2)
 
     def compute_norms(self, read: Read) -> dict[str, FactorNorms]:
-        """Module → its norms. Of A and B only one is in memory at a time."""
+        """Module → its norms."""
+        pair = self.pairs[0]
+        rows = pair.rank * pair.experts
+        area = (self.a.elements // rows) * (self.b.elements // rows)
         with np.errstate(over="ignore", invalid="ignore"):
-            pair, a = self.pairs[0], self.read_a(read)
-            aa, width = a @ a.swapaxes(2, 3), a.shape[3]
-            del a
-            b = self.read_b(read)
-            bb, elements = b.swapaxes(2, 3) @ b, pair.experts * width * b.shape[2]
-            del b
-            a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
-            bb *= aa
-            squares = bb.sum(axis=(1, 2, 3)).tolist()
+            squares = self._square_grams(read) if pair.rank**2 <= area else self._square_products(read)
         return {
-            pair.path: _factor_norms(a_squared, b_squared, squared, pair.scale, elements)
-            for pair, a_squared, b_squared, squared in zip(self.pairs, a_squares, b_squares, squares, strict=True)
+            pair.path: _factor_norms(a_squared, b_squared, squared, pair.scale, pair.experts * area)
+            for pair, a_squared, b_squared, squared in zip(self.pairs, *squares, strict=True)
         }
+
+    def _square_grams(self, read: Read) -> tuple[list[float], ...]:
+        """|A|², |B|² and |BA|² of each pair by matrices of rank × rank. Of A and B only one is in memory at a time."""
+        a = self.read_a(read)
+        aa = a @ a.swapaxes(2, 3)
+        del a
+        b = self.read_b(read)
+        bb = b.swapaxes(2, 3) @ b
+        del b
+        a_squares, b_squares = (np.trace(each, axis1=2, axis2=3).sum(axis=1).tolist() for each in (aa, bb))
+        bb *= aa
+        return a_squares, b_squares, bb.sum(axis=(1, 2, 3)).tolist()
+
+    def _square_products(self, read: Read) -> tuple[list[float], ...]:
+        """The same by matrices of out × in, of a rank that is larger than both."""
+        a, b = self.read_a(read), self.read_b(read)
+        product = b @ a
+        return tuple(np.square(each).sum(axis=(1, 2, 3)).tolist() for each in (a, b, product))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +270,7 @@ def read_updates(fetch: Read, size_bytes: int, plan: MeasuringPlan) -> Factors:
 def compute_cosines(first: Factors, second: Factors) -> dict[str, float]:
     """Module → the cosine of its two updates, in four digits, of modules of equal shape with an update on both sides.
 
-    <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
+    <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ; of high ranks the products are smaller.
     """
     cosines: dict[str, float] = {}
     for path in (path for path in first if path in second):
@@ -267,7 +286,9 @@ def compute_cosines(first: Factors, second: Factors) -> dict[str, float]:
 
 
 def _inner(a: Any, b: Any, other_a: Any, other_b: Any) -> float:
-    return float(((b.swapaxes(1, 2) @ other_b) * (a @ other_a.swapaxes(1, 2))).sum(dtype="f8"))
+    if a.shape[1] * other_a.shape[1] <= b.shape[1] * a.shape[2]:
+        return float(((b.swapaxes(1, 2) @ other_b) * (a @ other_a.swapaxes(1, 2))).sum(dtype="f8"))
+    return float(((b @ a) * (other_b @ other_a)).sum(dtype="f8"))
 
 
 def _plan_windows(header: Header, pairs: Iterable[Pair]) -> Iterator[tuple[int, int, tuple[_Layout, ...]]]:
