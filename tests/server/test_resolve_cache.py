@@ -15,13 +15,16 @@ import psycopg
 import pytest
 from sqlmodel import select
 
+from registry import names
 from registry.events import EventType
+from registry.names import AdapterName
 from registry.server import app
 from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log
 from registry.server.database import db
 from registry.server.database.models import VersionRow
+from registry.server.promotion import deletion, withdraw
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.harness import URL, Harness
@@ -288,6 +291,31 @@ def test_an_unreachable_database_gives_the_last_response_marked_as_stale(
     assert (fresh.status_code, "x-registry-stale" in fresh.headers) == (200, False)
 
 
+@pytest.mark.parametrize("withheld", ["token", "quarantine", "deletion"])
+def test_what_is_withheld_before_an_outage_stays_so_during_it(
+    harness: Harness, database_kind: str, database_url: str, withheld: str
+) -> None:
+    """Another server changed it, and this one was not asked since."""
+    if database_kind == "sqlite":
+        pytest.skip("a SQLite file is never away")
+    harness.add_base()
+    harness.push(NAME)
+    harness.push(NAME)  # the last version of an adapter is not deleted
+    token, secret = harness.issue("pull", namespaces=["acme"])
+    assert client(harness, secret).get(f"{PATH}/1").status_code == 200
+    name, selector = AdapterName.parse(NAME), names.selector("1")
+    with harness.session(write=True) as session:
+        if withheld == "token":
+            revoke(session, TRUSTED, token)
+        elif withheld == "quarantine":
+            withdraw.change_state(session, TRUSTED, name, selector, "quarantine", "leaked")
+        else:
+            deletion.delete_version(session, TRUSTED, name, selector, reason="leaked", force=True)
+    harness.app.state.freshness._poll()  # as the server's follower does, ten times a second
+    with database_unavailable(database_url):
+        assert client(harness, secret).get(f"{PATH}/1").status_code == 503
+
+
 @contextmanager
 def database_unavailable(url: str) -> Iterator[None]:
     """PostgreSQL takes no connection to this database, and ends those that are."""
@@ -333,9 +361,10 @@ def test_a_hanging_database_counts_as_unreachable(
     http.get(f"{PATH}/main")
     requested, released = threading.Event(), threading.Event()
 
-    def snapshot() -> None:
+    def snapshot() -> tuple[None, int]:
         requested.set()
         released.wait(60)
+        return None, 0
 
     monkeypatch.setattr(freshness, "_read_snapshot", snapshot)
     monkeypatch.setattr("registry.server.resolve_cache.freshness.SILENT_SECONDS", 0.0)

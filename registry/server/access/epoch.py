@@ -1,4 +1,4 @@
-"""The access epoch: one number that grows with every change of a right.
+"""The access epoch: one number that grows with every change of a right, and when a version is withheld.
 
 It grows in the transaction of the change. A process that remembers an actor reads the epoch in a statement that it
 sends anyway, and reads the actor again when the epoch has grown, so a revocation takes effect at once on every replica.
@@ -14,7 +14,7 @@ _ID = 1
 
 
 def advance(session: Session) -> None:
-    """Start a new epoch. Call it whenever a right is given or taken; concurrent callers wait for each other."""
+    """Start a new epoch. Call it when a right is given or taken or a version withheld; concurrent callers wait."""
     if not db.insert_new(session, AccessStateRow, {"id": _ID, "generation": 1}):
         statement = update(AccessStateRow).values(generation=col(AccessStateRow.generation) + 1)
         session.connection().execute(statement)

@@ -1,8 +1,8 @@
 """Read the numbers of weights: are all finite, and how large are A, B and their product. The only module with numpy.
 
 The norm of an update is |scale · BA| (Frobenius), computed from |BA|² = sum((BᵀB) ∘ (AAᵀ)), rank² numbers, or from BA,
-out · in numbers, whichever are fewer: so never more than A and B have. Norms have four digits; a norm that 32-bit floats
-cannot hold is None.
+out · in numbers, whichever are fewer: so never more than A and B have. Norms have four digits; a norm that 32-bit
+floats cannot hold is None.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from registry.events import EventType
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
+from registry.server.access import epoch
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
@@ -37,6 +38,8 @@ QUARANTINED = Withdrawal(
 )
 YANKED = Withdrawal("yanked_at", "yank_reason", EventType.VERSION_YANK, EventType.VERSION_UNYANK)
 DELETED = Withdrawal("deleted_at", "delete_reason", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE)
+_WITHHELD = frozenset({EventType.VERSION_QUARANTINE, EventType.VERSION_DELETE})
+"""Replicas must stop to serve these at once, from memory as well."""
 PURGED = Withdrawal("purged_at", "delete_reason", EventType.VERSION_PURGE, EventType.VERSION_PURGE)
 CHANGES = {
     "yank": (YANKED, True, Scope.PROMOTE),
@@ -99,6 +102,8 @@ def write(
     session.add(version.sqlmodel_update(values | {"recorded_at": None}))
     subject = f"{name}@{version.number}"
     audit.append(session, actor, event_type, subject, {"digest": version.digest, "reason": reason})
+    if event_type in _WITHHELD:
+        epoch.advance(session)
     session.flush()
     moves.follow_newest(session, actor, name, version.adapter_id, event_type.message.format(object=subject))
     text_index.forget_version(session, version)

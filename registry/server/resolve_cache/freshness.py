@@ -3,7 +3,8 @@
 - Two stamps are equal only if no transaction of any process was committed between them.
 - SQLite: `PRAGMA data_version` of a dedicated connection, read each time. It takes microseconds and is exact.
 - PostgreSQL: the latest snapshot (`pg_current_snapshot()`), which a thread reads every `POLL_SECONDS`. Commits of other
-  servers are seen after that time, those of this one at once. Without a recent snapshot the stamp is None.
+  servers are seen after that time, those of this one at once. Without a recent snapshot the stamp is None. The thread
+  reads the access epoch beside it: what was revoked or withheld before an outage stays so during it.
 - `stamp` raises `Unavailable` while the database hangs, so that requests do not wait for it.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, func
+from sqlalchemy import Engine, func, literal_column
 from sqlmodel import col, select
 
 from registry.errors import Unavailable
@@ -31,6 +32,7 @@ LATE_SECONDS = 1.0
 SILENT_SECONDS = 5.0
 """A database that has not responded to the thread for so long counts as unavailable."""
 _NEVER = float("-inf")
+_SNAPSHOT: Any = select(literal_column("pg_current_snapshot()::text"), epoch.current())
 _DATABASE_UNAVAILABLE = Unavailable(
     "DATABASE_UNAVAILABLE", "the database cannot be reached", next_step="try again in a moment", retry_after_seconds=2
 )
@@ -44,6 +46,8 @@ class Freshness:
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._connection: Any = None
         """Dedicated: SQLite's `data_version` ignores what its own connection writes, so it must never write."""
+        self.access = 0
+        """The largest access epoch that this process has read."""
         self._writes = 0
         self._snapshot: tuple[object, float] = (None, _NEVER)
         """The latest snapshot, and when it was read."""
@@ -90,7 +94,7 @@ class Freshness:
         before, started_at = self._snapshot, time.monotonic()
         self._query_started_at = started_at
         try:
-            snapshot = self._read_snapshot()
+            snapshot, access = self._read_snapshot()
         except Unavailable as e:
             if not self._unavailable:
                 _LOG.warning("the database cannot be reached: %s", e.detail)
@@ -101,11 +105,12 @@ class Freshness:
         if self._unavailable:
             _LOG.warning("the database can be reached again")
         self._unavailable = False
+        self.access = max(self.access, access)
         if not self._writes and self._snapshot is before:
             self._snapshot = (snapshot, started_at)
 
-    def _read_snapshot(self) -> object:
-        """Read the snapshot with one statement on an open connection, since this happens ten times a second.
+    def _read_snapshot(self) -> tuple[object, int]:
+        """Read snapshot and access epoch with one statement on an open connection, since it happens ten times a second.
 
         A connection may have ended although the database is available again: then it is opened again.
         """
@@ -114,7 +119,7 @@ class Freshness:
             with db.translate_errors():
                 if self._connection is None:
                     self._connection = db.without_transactions(self._engine).connect()
-                return self._connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar_one()
+                return tuple(self._connection.execute(_SNAPSHOT).one())
         except Unavailable:
             self._close()
             if not reused:

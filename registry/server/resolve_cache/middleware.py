@@ -5,7 +5,8 @@
     else                                                                →  the application responds, and that is cached
 
 - The cache repeats only responses that the application gave to this very token. Tokens expire to the second.
-- While the database is unavailable, the last response is sent with `Warning: 110` and `X-Registry-Stale`.
+- While the database is unavailable, the last response is sent with `Warning: 110` and `X-Registry-Stale`, but none of
+  before the newest change of rights, quarantine or deletion that this process knows of.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ class ResolveCache:
         stamp = self._stamp()
         if stamp is not None and stamp == entry.stamp:
             return True
-        if await self._pointers.read(path.removeprefix(_ROUTE).split("/")) != entry.pointer:
+        pointer = await self._pointers.read(path.removeprefix(_ROUTE).split("/"))
+        if pointer != entry.pointer:
+            self._note_access(pointer)
             return False
         entry.stamp, entry.verified_at = stamp, time.monotonic()
         return True
@@ -176,6 +179,7 @@ class ResolveCache:
         expires_at = actor.expires_at.timestamp() if actor and actor.expires_at else float("inf")
         token_id = actor.token_id if actor else ""
         headers = [(name, value) for name, value in response.headers if name not in _NOT_CACHED]
+        self._note_access(pointer)
         self._remove(key)
         self._entries[key] = Entry(
             response.body,
@@ -192,6 +196,10 @@ class ResolveCache:
         while len(self._entries) > ENTRIES_LIMIT or self._bytes > BYTES_LIMIT:
             self._remove(next(iter(self._entries)))
 
+    def _note_access(self, pointer: Pointer | None) -> None:
+        if pointer is not None:
+            self._freshness.access = max(self._freshness.access, pointer.access)
+
     def _remove(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
@@ -200,6 +208,8 @@ class ResolveCache:
     async def _send_stale(self, send: Send, entry: Entry, condition: bytes, request_id: bytes) -> bool:
         age = time.monotonic() - entry.verified_at
         if age > STALE_LIMIT_SECONDS or entry.expires_at <= db.now().timestamp():
+            return False
+        if entry.pointer.access < self._freshness.access:
             return False
         warning = [(b"warning", b'110 - "Response is Stale"'), (b"x-registry-stale", str(int(age)).encode())]
         await self._send_entry(send, entry, condition, request_id, warning)
