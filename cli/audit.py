@@ -180,18 +180,28 @@ def export(folder: Path) -> None:
 
 
 @audit.command()
-@click.option("--trust", is_flag=True, help="Trust these keys from now on instead of the remembered ones.")
-def key(trust: bool) -> None:
-    """Show the keys that sign the log; --trust accepts new ones."""
+@click.option("--trust", is_flag=True, help="Trust these keys from now on; older ones stay if the log goes on.")
+@click.option("--former", multiple=True, metavar="KEY", help="With --trust: a lost key of before (repeatable).")
+def key(trust: bool, former: tuple[str, ...]) -> None:
+    """Show the keys that sign the log; --trust accepts new ones.
+
+    Last come keys that only this machine remembers, such as one that the registry lost.
+    """
+    if former and not trust:
+        raise click.UsageError("--former needs --trust")
     with session.versions() as registry:
         keys, note = Audit(registry).log_keys(), Audit(registry).checkpoint()
+        checkpoints = session.trusted_checkpoints()
         if trust:
-            session.trusted_checkpoints().trust(registry, tuple(keys.keys), note)
+            remembered = checkpoints.trust(registry, tuple(keys.keys), note, former)
+        else:
+            remembered = checkpoints.find(registry, note)
+    older = [text for text in remembered.keys if text not in keys.keys]
 
     def text() -> None:
-        for line in keys.keys:
+        for line in (*keys.keys, *older):
             output.line(line)
         if trust:
             output.note("saved; from now on the log must extend this checkpoint")
 
-    output.result(keys, text)
+    output.result(keys.model_dump(mode="json") | {"remembered": older}, text)

@@ -294,7 +294,8 @@ def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier],
     by_identity = {keys.of_raw(v.public).identity: (keys.of_raw(v.public), v.name) for v in log_keys}
     if view.identity not in by_identity:
         raise attestations.signature_error(
-            f"the registry signed with {view.identity}, which this machine does not remember"
+            f"the registry signed with {view.identity}, which this machine does not remember "
+            "(`adapter audit key` shows what it does; a lost key: `adapter audit key --trust --former KEY`)"
         )
     key, origin = by_identity[view.identity]
     statement = attestations.verify_envelope(view.bundle.encode(), key)

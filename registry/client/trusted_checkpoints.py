@@ -133,9 +133,27 @@ class TrustedCheckpoints:
         """The remembered checkpoint of this registry; one without keys if there is none."""
         return _read(self._path(registry, note)) or TrustedCheckpoint((), "")
 
-    def trust(self, registry: Versions, keys: tuple[str, ...], note: str) -> None:
-        """Replace what is remembered by these keys and this checkpoint: a person's decision after a key change."""
-        _write(self._path(registry, note), TrustedCheckpoint(keys, note), shorter_too=True)
+    def trust(
+        self, registry: Versions, keys: tuple[str, ...], note: str, former: tuple[str, ...] = ()
+    ) -> TrustedCheckpoint:
+        """Remember these keys and this checkpoint, and return both: a person's decision after a key change.
+
+        If the log continues the remembered one, keys of before stay as older ones: they signed statements about
+        versions. So do `former` ones, which a person names. `Invalid` for what is no key.
+        """
+        path = self._path(registry, note)
+        remembered, trusted = _read(path), TrustedCheckpoint((*keys, *former), note)
+        if remembered is not None and self._continues(registry, remembered, trusted):
+            trusted = TrustedCheckpoint((*trusted.keys, *remembered.keys), note)
+        trusted = TrustedCheckpoint(tuple(dict.fromkeys(trusted.keys)), note)
+        _write(path, trusted, shorter_too=True)
+        return trusted
+
+    def _continues(self, registry: Versions, old: TrustedCheckpoint, new: TrustedCheckpoint) -> bool:
+        before, after = (Checkpoint.of_note(each.note, *each.verifiers) for each in (old, new))
+        if before is None or after is None or before.origin != after.origin or before.size > after.size:
+            return False
+        return _is_consistent(registry, before, after)
 
     def _path(self, registry: Versions, note: str) -> Path:
         name = note.partition("\n")[0] if self._by_origin else registry.url

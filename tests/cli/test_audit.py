@@ -169,14 +169,24 @@ def test_a_rotated_key_is_followed_by_every_command(cli: CommandRunner) -> None:
     assert cli("audit-key", "replace", "--reason", "no need", "--json", expect=5).problem["code"] == "KEY_NOT_LOST"
 
 
-def test_a_lost_key_is_replaced_and_trusted_by_a_person(cli: CommandRunner) -> None:
+def test_a_lost_key_is_replaced_and_trusted_by_a_person(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.push("acme/before")
+    assert cli("verify", "acme/before", "--json").json["ok"]
+    lost = cli("audit", "key", "--json").json["keys"][0]
     (cli.folder / "data" / "audit.key").unlink()
     assert "audit-key replace" in cli("audit", "log", expect=2).stderr
     new = cli("audit-key", "replace", "--reason", "the disk is gone", "--json").json["key"]
     problem = cli("audit", "log", "--json", expect=70).problem
     assert (problem["code"], "the disk is gone" in problem["detail"]) == ("LOG_KEY_REPLACED", True)
-    assert new in cli("audit", "key", "--trust").stdout
+    cli("audit", "key", "--former", lost, expect=2)
+    trusted = cli("audit", "key", "--trust", "--json").json
+    assert (trusted["keys"], trusted["remembered"]) == ([new], [lost])
     assert cli("audit", "verify", "--json").json["ok"]
+    assert cli("verify", "acme/before", "--json").json["ok"]
+    other = str(tmp_path / "other" / "profile.json")  # a machine that never saw the lost key
+    assert "--former" in cli("verify", "acme/before", expect=70, ADAPTER_CONFIG=other).stdout
+    cli("audit", "key", "--trust", "--former", lost, ADAPTER_CONFIG=other)
+    assert cli("verify", "acme/before", "--json", ADAPTER_CONFIG=other).json["ok"]
     replaced = cli("audit", "log", "--action", "audit.key_replace", "--json").json["items"]
     assert [item["detail"]["reason"] for item in replaced] == ["the disk is gone"]
 
