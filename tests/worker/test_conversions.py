@@ -18,6 +18,7 @@ from registry.api.jobs import JobSubmit
 from registry.client import convert as client_convert
 from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
+from registry.client.transfer.pull import pull
 from registry.engines.version_facts import facts_of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome
@@ -226,9 +227,10 @@ def converter(setup: WorkerSetup, pool: Pool) -> Worker:
 
 
 def pushed(setup: WorkerSetup, folder: Path) -> VersionView:
-    """The version, with its smoke test cancelled."""
+    """The version, with its smoke test cancelled if there is one."""
     result = setup.push(folder)
-    setup.harness.admin.cancel(result.job_id)
+    if result.job_id:
+        setup.harness.admin.cancel(result.job_id)
     return result.version
 
 
@@ -247,6 +249,21 @@ def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
     assert converted.facts["scales"] == [1.0]
     assert registry.job(job.id).result["version"] == "acme/plain@1"
     assert registry.version("acme/support@1").digest == first.digest
+
+
+def test_a_worker_converts_what_another_trainer_wrote(
+    setup: WorkerSetup, converter: Worker, base_folder: Path, attention: Path, tmp_path: Path
+) -> None:
+    registry, first = setup.harness.admin, pushed(setup, as_mlx(attention, tmp_path / "mlx"))
+    conversion = Conversion(to="peft", into="acme/made")
+    job = client_convert.convert(registry, Ref.parse("acme/support@1"), conversion).job
+    assert job is not None
+    converter.run(once=True)
+    assert str(registry.job(job.id).state) == "done", setup.lines
+    made = registry.version("acme/made@1")
+    assert [(str(e.relation), e.digest) for e in made.parents] == [("converted", first.digest)]
+    pull(registry, Ref.parse("acme/made@1"), tmp_path / "pulled")
+    assert difference(base_folder, attention, tmp_path / "pulled") == 0
 
 
 def test_a_conversion_that_the_bytes_do_not_allow_fails_with_the_reason(

@@ -23,7 +23,7 @@ def convert(task: Task) -> Done:
         task.lease.say(f"pulling {task.subject.name}@{task.subject.number}")
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
-            contents = read_adapter(folder).peft
+            contents = read_adapter(folder).contents
             location = conversions.runs_on(contents, conversion, base.spec)
             weights = str(task.ready_source().folder) if location is RunsOn.BASE else ""
             task.lease.say(f"converting to {conversion.to}")
