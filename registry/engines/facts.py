@@ -26,7 +26,7 @@ HEADS = frozenset({"classifier", "score"})
 _LAYER = re.compile(r"(?:\A|\.)(?:layers|h|blocks|layer)\.(\d{1,6})\.")
 _HEADLESS = re.compile(r"(?:(?:en|de)coder\.)?(?:layers|h|blocks|layer)\.\d")
 _SEES = re.compile(r"vision|visual|image|patch")
-"""Modules of encoder-decoders that read pictures, such as Pix2Struct and T5Gemma 2."""
+"""Modules of encoder-decoders that read images, such as Pix2Struct and T5Gemma 2."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 

@@ -20,6 +20,10 @@ from registry.attestations.keys import PrivateKey
 from registry.client import signing
 from registry.errors import RegistryError
 from registry.evaluation import golden
+from registry.hub.operations import AddFile, read_commit
+from registry.hub.xet import shards, xorbs
+from registry.server.local_links.request import read_request
+from registry.server.storage.signed_links import LinkSigner
 from registry.strict import json as strict_json
 from registry.tlog import notes, tiles
 from registry.versions.manifest import Manifest
@@ -29,6 +33,7 @@ CORPUS = Path(__file__).parent / "corpus"
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 MANIFEST = (CORPUS / "manifest" / "good").read_bytes()
 VERIFIER = (CORPUS / "verifier.txt").read_text().strip()
+LINKS = LinkSigner(lambda: "a secret of the corpus")
 DIALECT = strict_json.Dialect("CONFIG_INVALID", "config")
 
 
@@ -134,11 +139,34 @@ def _attestations(data: bytes) -> None:
     signing.examine_bundle(parsed, [notes.Verifier.parse(VERIFIER)])
 
 
+def _hub_commit(data: bytes) -> None:
+    for operation in read_commit(data).operations:
+        if isinstance(operation, AddFile):
+            assert operation.content.size_bytes == sum(map(len, operation.content.chunks()))
+
+
+def _xet_xorb(data: bytes) -> None:
+    assert all(xorbs.read_chunks(data))
+
+
+def _xet_shard(data: bytes) -> None:
+    shards.read_files(data)
+
+
+def _link_head(data: bytes) -> None:
+    """What is no request with a valid link goes to the application, never an error."""
+    request = read_request(data, LINKS)
+    if request is None:
+        raise Refused
+    assert data[: request.head_bytes].endswith(b"\r\n\r\n")
+
+
 PARSERS: dict[str, Callable[[bytes], None]] = {
     "strict_json": _strict_json, "manifest": _manifest, "safetensors": _safetensors, "gguf": _gguf,
     "peft_config": _peft_config, "companions": _companion, "templates": _template, "claims": _claims,
     "golden": _golden, "provenance": _provenance, "notes": _note,
     "proofs": _proof, "entry_bundles": _entry_bundle, "signatures": _signature, "attestations": _attestations,
+    "hub_commits": _hub_commit, "xet_xorbs": _xet_xorb, "xet_shards": _xet_shard, "link_heads": _link_head,
 }  # fmt: skip
 
 

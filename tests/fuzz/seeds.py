@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from registry.api import LINKS
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client import signing
@@ -16,7 +17,9 @@ from registry.tlog.notes import Checkpoint
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import non_peft_files, samples
 from tests.bad_inputs.test_companions import GOOD as TEMPLATE
+from tests.fuzz import parsers
 from tests.harness import Harness
+from tests.hub import xet
 
 CORPUS = Path(__file__).parent / "corpus"
 PAIR = {"blk.0.attn_q.weight.lora_a": ("F32", (4, 32), None), "blk.0.attn_q.weight.lora_b": ("F32", (32, 4), None)}
@@ -75,6 +78,25 @@ def main() -> None:
         harness.app.state.audit_log.step()
         resolved = harness.admin.resolve("acme/support")
         write("attestations", "bundle", signing.collect(Audit(harness.admin), resolved).to_bytes())
+    write_uploads()
+
+
+def write_uploads() -> None:
+    """What clients of the Hub and of signed links send."""
+    lines = (
+        {"key": "header", "value": {"summary": "first", "description": ""}},
+        {"key": "file", "value": {"path": "README.md", "content": "aGVsbG8gd29ybGQ=", "encoding": "base64"}},
+        {"key": "lfsFile", "value": {"path": samples.WEIGHTS, "algo": "sha256", "oid": "0" * 64, "size": 5}},
+        {"key": "deletedFile", "value": {"path": "old.txt"}},
+    )
+    write("hub_commits", "adds", "\n".join(map(json.dumps, lines)).encode())
+    xorb = xet.xorb_of([b"a", b"hello" * 20])
+    write("xet_xorbs", "plain", xorb.body)
+    write("xet_xorbs", "packed", b"".join(xet.pack(b"x" * 1001, scheme) for scheme in (0, 1, 2)))
+    write("xet_shards", "two", xet.shard_of(("0" * 64, [xorb.segment()]), ("1" * 64, [xorb.segment(0, 1)])))
+    target = f"{LINKS}staging/psh_1/{'0' * 64}?size=5&until=4102444800&owner=tok_1"  # until 2100
+    link = f"{target}&signature={parsers.LINKS.sign_text('PUT', target)}"
+    write("link_heads", "put", f"PUT {link} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello".encode())
 
 
 if __name__ == "__main__":
