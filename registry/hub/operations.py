@@ -56,14 +56,17 @@ class Content:
     path: str
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the decoded bytes. `Invalid` (REQUEST_INVALID) for text that is not base64."""
+        """Yield the decoded bytes, `size_bytes` in all. `Invalid` (REQUEST_INVALID) for text that is not base64."""
+        count = 0
         for at in range(self.start, self.end, _PIECE_BYTES):
             piece = self.body[at : min(at + _PIECE_BYTES, self.end)]
             try:
                 data = base64.b64decode(piece, validate=True)
             except ValueError:
                 raise Invalid("REQUEST_INVALID", f"{self.path}: its content is not base64") from None
-            if at + _PIECE_BYTES < self.end and len(data) != _PIECE_BYTES // 4 * 3:
+            count += len(data)
+            is_last = at + _PIECE_BYTES >= self.end
+            if count != self.size_bytes if is_last else len(data) != _PIECE_BYTES // 4 * 3:
                 raise Invalid("REQUEST_INVALID", f"{self.path}: its content is not one base64 text")
             yield data
 
