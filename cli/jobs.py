@@ -108,7 +108,7 @@ def _state(job: Job) -> str:
 
 
 JOBS: Table[Job] = Table((
-    Column("job", lambda job: job.id),
+    Column("job", lambda job: job.id, whole=True),
     Column("state", lambda job: job.state, _state),
     Column("kind", lambda job: job.kind),
     Column("version", lambda job: job.subject),

@@ -16,7 +16,7 @@ def publisher() -> None:
 
 
 PUBLISHERS: Table[PublisherView] = Table((
-    Column("id", lambda item: item.id),
+    Column("id", lambda item: item.id, whole=True),
     Column("issuer", lambda item: item.issuer),
     Column("claims", lambda item: dict(sorted(item.claims.items()))),
     Column("created by", lambda item: item.created_by),

@@ -106,7 +106,7 @@ def _end_of(item: TokenView) -> str:
 
 
 TOKENS: Table[TokenView] = Table((
-    Column("id", lambda item: item.id),
+    Column("id", lambda item: item.id, whole=True),
     Column("name", lambda item: item.name, lambda item: output.strong(item.name)),
     Column("subject", lambda item: item.subject),
     Column("scopes", lambda item: item.scopes),

@@ -36,13 +36,13 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
 
 
 WEBHOOKS: Table[WebhookView] = Table((
-    Column("id", lambda item: item.id),
+    Column("id", lambda item: item.id, whole=True),
     Column("namespace", lambda item: item.namespace),
     Column("url", lambda item: item.url),
     Column("actions", lambda item: item.actions, flows=True),
 ), empty="No webhooks.")  # fmt: skip
 DELIVERIES: Table[DeliveryView] = Table((
-    Column("id", lambda item: item.id),
+    Column("id", lambda item: item.id, whole=True),
     Column("event", lambda item: item.seq),
     Column("state", lambda item: item.state),
     Column("attempts", lambda item: item.attempt),

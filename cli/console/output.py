@@ -367,6 +367,18 @@ def cut(text: str, limit: int) -> str:
     return f"{style[0]}{short}{_MARK}0m" if style else short
 
 
+def wrap(text: str, limit: int) -> list[str]:
+    """The text in lines of at most `limit` characters, unless a word is longer."""
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        if width(lines[-1]) + 1 + width(word) <= limit:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
 def facts(rows: Iterable[tuple[str, str | Sequence[str]]], *, indent: str = "  ") -> None:
     """Label and value, one pair a line; empty values are left out. A sequence is a value of several lines."""
     filled = [(label, [value] if isinstance(value, str) else value) for label, value in rows if value]

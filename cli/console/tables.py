@@ -1,7 +1,8 @@
 """`Table`: prints every list of rows, as table, wide, JSON, YAML, CSV or names; commands only name columns.
 
-- A table shows times as `3 h ago` and is cut to the terminal: long cells first, then columns from the right. `wide`
-  and files get every column, whole, with exact times.
+- A table shows times as `3 h ago` and is fitted to the terminal: a last column of free text is wrapped, then long
+  cells are cut, then columns left out from the right. Times, numbers and ids are never cut. `wide` and files get
+  every column, whole, with exact times.
 - CSV has exact values, such as bytes and ISO times. A text that a spreadsheet would read as a formula begins with `'`.
 """
 
@@ -25,6 +26,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 LEAST_WIDTH = 14
 """Cells are not cut below this width; then columns are left out."""
+FLOW_WIDTH = 24
+"""A column that flows is not wrapped below this width; then it stands under its row."""
 _GAP = "  "
 _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t")
 
@@ -32,7 +35,8 @@ _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t")
 class Column(Value, Generic[Row], frozen=True):
     """`value`: the exact value of a row, for CSV and sorting. `text`: its cell for people, if it is not the value.
 
-    `wide`: shown by `-o wide` and `--columns` only. `flows`: the last column, which is never cut.
+    `wide`: shown by `-o wide` and `--columns` only. `flows`: the last column, which is wrapped and never cut. `whole`:
+    never cut, such as an id that the next command needs; times and numbers never are.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Column(Value, Generic[Row], frozen=True):
     text: Callable[[Row], str] | None = None
     wide: bool = False
     flows: bool = False
+    whole: bool = False
 
     def cell(self, row: Row, *, exact: bool) -> str:
         """The cell for people; a dash without a value."""
@@ -62,6 +67,12 @@ class Column(Value, Generic[Row], frozen=True):
         if value is None or not isinstance(value, int | float) or isinstance(value, bool):
             return value is None
         return self.text is None or not output.unstyled(self.text(row)).startswith("@")
+
+    def least_width(self, rows: Iterable[Row], width: int) -> int:
+        """How narrow the column may become on a terminal, if its widest cell has this width."""
+        if self.whole or any(isinstance(self.value(row), int | float | datetime) for row in rows):
+            return width
+        return min(width, FLOW_WIDTH if self.flows else LEAST_WIDTH)
 
     def sort_key(self, row: Row) -> Any:
         """Orders rows by value."""
@@ -140,7 +151,11 @@ class Table(Value, Generic[Row], frozen=True):
         widths = [
             max(len(column.name), *(output.width(line[n]) for line in cells), 0) for n, column in enumerate(columns)
         ]
-        fitting = widths if width is None else _fit(widths, width, flows=columns[-1].flows)
+        least = [column.least_width(rows, size) for column, size in zip(columns, widths, strict=True)]
+        fitting = widths if width is None else _fit(widths, least, width, flows=columns[-1].flows)
+        flows = columns[-1].flows and width is not None
+        is_beside = len(fitting) == len(columns)
+        indent = sum(fitting[:-1]) + len(_GAP) * (len(fitting) - 1) if is_beside else len(_GAP)
         numbers = [all(column.is_number(row) for row in rows) for column in columns]
 
         def align(texts: Sequence[str]) -> str:
@@ -149,10 +164,11 @@ class Table(Value, Generic[Row], frozen=True):
 
         printed = [output.faint(align([column.name.upper() for column in columns]))]
         for row, texts in zip(rows, cells, strict=True):
-            printed.append(align(texts))
+            flow = output.wrap(texts[-1], (width or 0) - indent) if flows else []
+            printed.append(align([*texts[:-1], *flow[:1]] if flows and is_beside else texts))
+            printed += [" " * indent + text for text in flow[is_beside:]]
             printed += details(row) if details is not None else ()
-        if len(fitting) < len(columns):
-            hidden = ", ".join(column.name for column in columns[len(fitting) :])
+        if hidden := ", ".join(column.name for column in columns[len(fitting) :] if not (flows and column.flows)):
             printed.append(output.faint(f"not shown: {hidden} (-o wide)"))
         return printed
 
@@ -226,15 +242,18 @@ def _align(text: str, width: int, is_number: bool) -> str:
     return " " * gap + text if is_number else text + " " * gap
 
 
-def _fit(widths: Sequence[int], width: int, *, flows: bool) -> list[int]:
-    """The widths of those columns that are shown: the widest are cut first; columns go once none can be cut more."""
+def _fit(widths: Sequence[int], least: Sequence[int], width: int, *, flows: bool) -> list[int]:
+    """The widths of those columns that are shown beside each other.
+
+    A last column that flows is narrowed first, then the widest; columns go once none can be narrowed more.
+    """
     fitting = list(widths)
     while (excess := sum(fitting) + len(_GAP) * (len(fitting) - 1) - width) > 0:
-        cuttable = [n for n, size in enumerate(fitting) if size > LEAST_WIDTH and not (flows and n == len(widths) - 1)]
-        if cuttable:
-            widest = max(cuttable, key=lambda n: fitting[n])
-            fitting[widest] = max(LEAST_WIDTH, fitting[widest] - excess)
-        elif len(fitting) == 1 or (flows and len(fitting) == len(widths)):
+        narrowable = [n for n, size in enumerate(fitting) if size > least[n]]
+        if narrowable:
+            widest = max(narrowable, key=lambda n: (flows and n == len(widths) - 1, fitting[n]))
+            fitting[widest] = max(least[widest], fitting[widest] - excess)
+        elif len(fitting) == 1:
             break
         else:
             fitting.pop()

@@ -12,10 +12,11 @@ import click
 import pytest
 import yaml
 
-from cli import adapters
+from cli import adapters, audit, jobs, publishers, tokens, webhooks
 from cli.console import output, tables
 from cli.console.progress import ProgressLine
 from cli.console.tables import Column, Table
+from registry.api.audit import EventView
 from tests.cli.runner import CommandRunner, lines
 from tests.cli.test_terminal import HOSTILE
 
@@ -49,6 +50,32 @@ def test_a_table_cuts_long_cells_then_leaves_out_columns_to_fit_the_terminal() -
     assert narrow[1:] == [f"{'b' * 17}…     4", f"{'ant':<18}     6", "not shown: born (-o wide)"]
     assert all(len(line) <= 24 for line in narrow[:-1])
     assert PETS.lines(ROWS, width=24)[1].startswith(output.strong("x").partition("x")[0]), "a cut cell keeps its style"
+
+
+EVENT = EventView(seq=1207, at=BORN, actor="token:nightly-training-of-acme", action="alias.move", object="acme/support",
+                  detail={})  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_free_text_is_wrapped_while_times_and_numbers_stay_whole(width: int) -> None:
+    text = "alias prod of acme/support moved from @3 to @4 and then, for reasons that take a while to tell, back again"
+    flow = Column[EventView]("event", lambda _item: text, flows=True)
+    shown = Table((*audit.EVENTS.columns[:-1], flow)).lines([EVENT], width=width)
+    heading, first, *others = map(output.unstyled, shown)
+    assert first.startswith(f"{EVENT.seq}  {output.moment(BORN)}  token:")
+    assert ("EVENT" in heading) == (width >= 80), "it stands under its row where it has no space beside it"
+    start = heading.index("EVENT") if width >= 80 else 2
+    assert all(line[:start].isspace() for line in others)
+    assert " ".join([*([first[start:]] if width >= 80 else []), *(line[start:] for line in others)]) == text
+    assert all(len(line) <= width for line in (first, *others))
+    assert "not shown" not in others[-1]
+
+
+def test_ids_that_the_next_command_needs_are_never_cut() -> None:
+    ids = [(table, column) for table, column in (
+        (jobs.JOBS, "job"), (tokens.TOKENS, "id"), (webhooks.WEBHOOKS, "id"), (publishers.PUBLISHERS, "id"),
+    ) if not table.column(column).whole]  # fmt: skip
+    assert ids == []
 
 
 def test_wide_has_every_column_and_exact_times(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,5 +204,6 @@ def test_the_time_left_comes_from_the_adapters_until_the_bytes_of_all_are_known(
 
 
 def test_the_table_of_adapters_fits_80_columns() -> None:
-    shown = tables._fit([len(column.name) + 20 for column in adapters.ADAPTERS.columns], 80, flows=False)
+    widths = [len(column.name) + 20 for column in adapters.ADAPTERS.columns]
+    shown = tables._fit(widths, [tables.LEAST_WIDTH] * len(widths), 80, flows=False)
     assert sum(shown) + 2 * (len(shown) - 1) <= 80
