@@ -28,7 +28,7 @@ def convert(
     If only names change, this machine converts; if values change, a worker does.
     """
     request = Conversion(to=TargetFormat(target), into=into or f"{ref.name}-{target}", repair=repair, message=message)
-    with session.registry() as registry:
+    with session.registry(patient=True) as registry:
         outcome = conversion.convert(registry, ref, request)
         job = outcome.job
         if job is not None and (wait or timeout):

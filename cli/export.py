@@ -49,7 +49,7 @@ def export(
     """
     if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
         raise click.UsageError("pass either DEST, or --kubernetes KIND and --from LOCATION")
-    with session.registry() as registry:
+    with session.registry(patient=True) as registry:
         desired = desired_state.read(registry, base, alias, engine=engine)
         if kubernetes:
             labels = arguments.pairs(selectors, "--selector", "KEY=VALUE")

@@ -207,7 +207,7 @@ def smoke_test(
     if ref is not None:
         _test_version(ref, wait, timeout, priority or 0)
         return
-    with session.registry() as registry:
+    with session.registry(patient=wait) as registry:
         if campaign_id:
             campaign = registry.campaign(campaign_id)
         else:
@@ -224,7 +224,7 @@ def smoke_test(
 
 
 def _test_version(ref: Ref, wait: bool, timeout: float | None, priority: int) -> None:
-    with session.registry() as registry:
+    with session.registry(patient=wait) as registry:
         job = registry.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(ref), priority=priority))
         if not wait:
             output.result(job, lambda: print_submitted(job))

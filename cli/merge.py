@@ -70,7 +70,7 @@ def merge(
         output.result({"folder": into, "report": report}, lambda: print_report(into, report))
         return
     kind = Kind.FUSE if fuse else Kind.MERGE
-    with session.registry() as registry:
+    with session.registry(patient=wait or timeout is not None) as registry:
         job = registry.submit(JobSubmit(kind=kind, payload=recipe.model_dump(mode="json")))
         if wait or timeout:
             job = jobs.wait_for(registry, job.id, timeout)
@@ -97,7 +97,7 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
         output.result({"folder": into, "report": report}, lambda: print_report(into, report))
         return
     name = AdapterName.parse(into)
-    with tempfile.TemporaryDirectory(prefix="adapter-extract-") as scratch, session.registry() as registry:
+    with tempfile.TemporaryDirectory(prefix="adapter-extract-") as scratch, session.registry(patient=True) as registry:
         out = Path(scratch) / "adapter"
         report = _run(request.model_copy(update={"out": str(out)}))
         pushed = push.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
@@ -127,7 +127,7 @@ def _run_locally(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeRepor
             folders, own_base = [str(Path(source).expanduser()) for source in recipe.sources], ""
             base = str(base_dir or "")
         else:
-            with session.registry() as registry:
+            with session.registry(patient=True) as registry:
                 folders, own_base = _pull_sources(registry, recipe.sources, Path(scratch))
                 view = registry.base(recipe.onto or own_base)
                 base = str(base_dir or view.source)

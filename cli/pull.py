@@ -37,7 +37,7 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
     """
     target = dest or Path(ref.name.name)
     damaged: list[Finding] = []
-    with session.versions() as registry, ProgressLine(str(ref)) as progress:
+    with session.versions(patient=True) as registry, ProgressLine(str(ref)) as progress:
         if verify:
             resolved, damaged = pulling.verify(registry, ref, target, progress=progress, include=include)
         else:
@@ -75,7 +75,7 @@ def cat(ref: Ref, file: str) -> None:
         raise binary
     with tempfile.TemporaryDirectory(prefix="adapter-cat-") as folder:
         version = Path(folder) / "version"
-        with session.versions() as registry, ProgressLine(f"{ref} {file}") as progress:
+        with session.versions(patient=True) as registry, ProgressLine(f"{ref} {file}") as progress:
             resolved = pulling.pull(registry, ref, version, cache=None, progress=progress, include=[pattern])
         copy = version / file
         if output.is_document():
@@ -104,7 +104,7 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     One failure does not stop the others. Exit 4 if there is no such adapter.
     """
     selector = names.selector(alias or names.NEWEST)
-    with session.versions() as registry, ProgressLine(base) as progress:
+    with session.versions(patient=True) as registry, ProgressLine(base) as progress:
         views = pulling.adapters_of(registry, base, namespace=namespace, alias=alias)
         adapters = [AdapterName.parse(view.name) for view in views]
         if not adapters:

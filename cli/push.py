@@ -90,7 +90,7 @@ def push(
     late: RegistryError | None = None
     started = time.monotonic()
     waits = wait or timeout is not None
-    with session.registry() if waits else session.versions() as registry:
+    with (session.registry if waits else session.versions)(patient=True) as registry:
         with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
                 registry, folder, name, base=base, alias="" if waits else alias, parents=parents, annotations=sealed,
@@ -155,7 +155,7 @@ def _with_alias(pushed: PushResult, late: RegistryError | None, alias: str, mess
     """The push with its alias moved, if no verdict is late, or with the reason why not."""
     try:
         if late is None:
-            with session.registry() as registry:
+            with session.registry(patient=True) as registry:
                 return waiting.move_alias(registry, pushed, alias, message), None
     except RegistryError as e:
         late = e
@@ -216,7 +216,7 @@ def push_all(
     waits = wait or timeout is not None
     needs_all = bool(waits or strict or alias or tags)
     with (
-        session.registry() if needs_all else session.versions() as registry,
+        (session.registry if needs_all else session.versions)(patient=True) as registry,
         ProgressLine(namespace, len(folders)) as progress,
     ):
         results = pushing.push_all(

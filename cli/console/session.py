@@ -188,14 +188,17 @@ def has_embedded() -> bool:
     return "REGISTRY_DATABASE_URL" in os.environ or (Path(folder).expanduser() / "registry.db").exists()
 
 
-def registry() -> AbstractContextManager[Registry]:
-    """A client of `target()` with all routes."""
-    return opened(main.load("registry.client.registry", "Registry"))
+def registry(*, patient: bool = False) -> AbstractContextManager[Registry]:
+    """A client of `target()` with all routes.
+
+    `patient`: of a command that pushes, pulls or waits: each of its requests waits for a registry that restarts.
+    """
+    return opened(main.load("registry.client.registry", "Registry"), patient=patient)
 
 
-def versions() -> AbstractContextManager[Versions]:
+def versions(*, patient: bool = False) -> AbstractContextManager[Versions]:
     """A client with only the routes of a push and a pull, which takes less time to import."""
-    return opened(Versions)
+    return opened(Versions, patient=patient)
 
 
 def print_response(request: Callable[[Registry], Response], text: Callable[[Response], None]) -> None:
@@ -220,12 +223,13 @@ def first_items(fetch: Callable[..., Any], limit: int | None) -> tuple[list[Any]
 
 
 @contextmanager
-def opened(routes: type[Routes]) -> Iterator[Routes]:
+def opened(routes: type[Routes], *, patient: bool = False) -> Iterator[Routes]:
     """A client of `target()` with these routes."""
     location = target()
     remote = partial(routes, location.url, location.token, insecure=location.insecure)
     with embedded(routes) if location.embedded else remote() as opened:
         configure(opened)
+        opened.connection.patient = patient
         trusted_checkpoints().watch(opened)
         yield opened
 

@@ -19,8 +19,10 @@ from cli.console import output, session
 from registry import __version__
 from registry.api.maintenance import Health
 from registry.client.core import Versions
-from registry.client.transport import HttpResponse
+from registry.client.transport import HttpResponse, TransportError
 from registry.client.transport.connection import Connection
+from registry.client.transport.http_transport import HttpTransport
+from registry.client.transport.retries import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT
 from registry.errors import Invalid, NotFound
 from tests.cli.runner import CommandRunner
 
@@ -269,3 +271,39 @@ def test_a_login_over_plain_http_to_another_machine_needs_insecure(
     session.write_profile(session.read_profile().with_token(url, "t", insecure=False))
     cli("whoami", expect=2)
     assert len(sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "waits"),
+    [
+        *((line, True) for line in (
+            "push {adapter} acme/support", "push {adapter} acme/support --wait --alias prod",
+            "push-all {parent} acme --wait", "pull acme/support {folder}/new", "cat acme/support adapter_config.json",
+            "pull-all {folder}/all --base tiny-llama",
+            "export tiny-llama {folder}/export",
+            "convert acme/support --to plain", "smoke-test acme/support --wait", "smoke-test --campaign c1 --wait",
+            "smoke-test --all --base tiny-llama --wait", "merge acme/a acme/b --into acme/c --wait",
+        )),
+        *((line, False) for line in (
+            "list", "show acme/support", "promote acme/support@1 prod", "job list", "smoke-test acme/support",
+            "smoke-test --all --base tiny-llama", "merge acme/a acme/b --into acme/c",
+        )),
+    ],
+)  # fmt: skip
+def test_every_request_of_a_command_that_pushes_pulls_or_waits_is_repeated_while_connections_are_refused(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, line: str, waits: bool
+) -> None:
+    urls: list[str] = []
+
+    def refuse(_transport: HttpTransport, _method: str, url: str, *_: object, **__: object) -> None:
+        urls.append(url)
+        raise TransportError("Connection refused", url, broke=True, refused=True)
+
+    monkeypatch.setattr(HttpTransport, "open", refuse)
+    monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
+    adapter = cli.make_adapter("support")
+    words = line.format(adapter=adapter, parent=adapter.parent, folder=cli.folder).split()
+    away = {"ADAPTER_REGISTRY": "http://127.0.0.1:9", "ADAPTER_TOKEN": "t"}
+    notes = cli(*words, expect=75, **away).stderr
+    assert len(urls) == (PATIENT_ATTEMPTS_LIMIT if waits else ATTEMPTS_LIMIT)
+    assert ("trying again for " in notes) == waits

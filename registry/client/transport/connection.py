@@ -95,6 +95,8 @@ class Connection:
         """Called with a line for people while a response takes long, or the request is repeated."""
         self.repeats = True
         """Whether a request that fails is sent again."""
+        self.patient = False
+        """Whether every request waits for a registry that refuses connections (`send`)."""
         self.timeout_seconds = _timeout()
         """How long a response may take, and how long a request is repeated while the registry is unavailable."""
         self._said_at = -math.inf
@@ -280,7 +282,7 @@ class Connection:
                 response = once()
             except TransportError as e:
                 error, cause = unreachable(self.url, e), e
-                is_restart = patient and e.broke and (e.refused or self._has_responded)
+                is_restart = (patient or self.patient) and e.broke and (e.refused or self._has_responded)
                 limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
             else:
                 self._has_responded = True
