@@ -13,7 +13,9 @@ import pytest
 from sqlmodel import col, update
 
 from registry.api.access import NamespaceSet
+from registry.client.audit import Audit
 from registry.digest import Hasher
+from registry.server.audit.audit_log import DENIAL_ACTIONS
 from registry.server.database import db
 from registry.server.database.models import PushBlobRow, PushRow, XorbRow
 from registry.server.hub.xet import access_tokens, files, sessions
@@ -273,7 +275,7 @@ def test_no_other_token_repository_or_tenant_reaches_a_session(harness: Harness,
 
 
 @pytest.mark.security
-def test_chunks_are_unknown_whether_or_not_they_are_stored(pusher: Pusher) -> None:
+def test_chunks_are_unknown_whether_or_not_they_are_stored(harness: Harness, pusher: Pusher) -> None:
     client, xorb = XetClient(pusher), xorb_of([b"one"])
     client.send_xorb(xorb)
     responses = [client.send("GET", f"/v1/chunks/default/{name}") for name in (xorb.hash, "0" * 64)]
@@ -282,6 +284,9 @@ def test_chunks_are_unknown_whether_or_not_they_are_stored(pusher: Pusher) -> No
     ] * 2
     for path in ("/v2/shards", f"/v1/xorb-grants/default/{xorb.hash}"):
         assert client.send("POST", path, content=b"x").status_code == 404, "clients try these first"
+    assert pusher.send("GET", "/api/models/acme/none/xet-write-token/main").status_code == 404
+    recorded = [event.object for event in Audit(harness.admin).events(action=[DENIAL_ACTIONS["NotFound"]])]
+    assert recorded == ["GET /api/models/acme/none/xet-write-token/main"], "answers of the protocol are no denials"
     refused(pusher.send("GET", "/api/models/acme/support/xet-read-token/main"), 501, "sends whole files")
 
 

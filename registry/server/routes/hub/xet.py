@@ -29,6 +29,7 @@ from registry.server.actors import Actor
 from registry.server.actors.secret import sha256_of
 from registry.server.database import db
 from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread, SettingsDep
+from registry.server.http.problems import problem_response
 from registry.server.http.request_actor import current_actor, read_secret, record_failure
 from registry.server.http.routing import run_for
 from registry.server.hub import commits, refusals
@@ -99,9 +100,9 @@ def refuse_read_token(_actor: Puller) -> Response:
 
 
 @router.get(SESSION + "/v1/chunks/default/{chunk}")
-async def find_chunk(_actor: XetPusher) -> Response:
-    """404, whatever is stored: the client then uploads the chunk."""
-    raise NotFound("BLOB_UNKNOWN", "this registry does not say which chunks it has")
+async def find_chunk(request: Request, _actor: XetPusher) -> Response:
+    """404, whatever is stored: the client then uploads the chunk. This is an answer and no denial to be recorded."""
+    return problem_response(request, NotFound("BLOB_UNKNOWN", "this registry does not say which chunks it has"))
 
 
 def _session_of(request: Request, actor: Actor, word: str) -> XetSession:
