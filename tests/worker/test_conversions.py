@@ -260,8 +260,8 @@ def test_a_worker_converts_what_another_trainer_wrote(
     assert job is not None
     converter.run(once=True)
     assert str(registry.job(job.id).state) == "done", setup.lines
-    made = registry.version("acme/made@1")
-    assert [(str(e.relation), e.digest) for e in made.parents] == [("converted", first.digest)]
+    converted = registry.version("acme/made@1")
+    assert [(str(e.relation), e.digest) for e in converted.parents] == [("converted", first.digest)]
     pull(registry, Ref.parse("acme/made@1"), tmp_path / "pulled")
     assert difference(base_folder, attention, tmp_path / "pulled") == 0
 
