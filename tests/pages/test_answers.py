@@ -71,7 +71,8 @@ def test_the_pages_say_that_the_store_cannot_be_reached(
     for path, missing in pages.items():
         page = signed_in.get(path)
         assert page.status_code == 200, path
-        assert f"<b>{missing}: the store cannot be reached.</b> The bucket is away." in page.text, path
+        assert f"<b>{missing}: the store cannot be reached; try again in a moment.</b>" in page.text, path
+        assert "the bucket is away" not in page.text, path
     assert calls["quick"] == 1 + 1 + 1 + 2, "each part is tried once"
 
 

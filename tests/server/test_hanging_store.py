@@ -217,16 +217,25 @@ def test_bodies_that_wait_for_the_store_delay_no_other_request(
         assert {read.result().status_code for read in reads} == {200}
 
 
-def test_reads_of_pages_are_tried_once_and_close_no_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store accepts connections and never responds."""
+def test_reads_of_pages_are_tried_once_and_close_no_other_calls(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store accepts connections and never responds. Only the log says which store, bucket and key it is."""
     monkeypatch.setattr(bucket, "QUICK_SECONDS", 0.2)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = S3Blobs.from_url("s3://pages", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        store = S3Blobs.from_url("s3://pages", endpoint=endpoint)
         for call in (store.quick.stat, store.quick.open, store.quick.stat):
-            with pytest.raises(Unavailable, match="bucket 'pages' cannot serve"):
+            with pytest.raises(Unavailable, match="the blob store cannot serve") as caught:
                 call(key_of(Digest.of(b"x")))
+            problem = str(caught.value.to_problem())
+            assert not any(part in problem for part in ("pages", "127.0.0.1", "sha256", Digest.of(b"x").hex))
+        assert (
+            f"bucket 'pages' cannot serve head_object now: Read timeout on endpoint URL: \"{endpoint}/pages/"
+            in caplog.text
+        )
         silent.setblocking(False)
         silent.accept()[0].close()
         with pytest.raises(BlockingIOError):

@@ -147,7 +147,7 @@ class Bucket:
             finally:
                 body.close()
             if remaining:
-                raise Unavailable("STORE_UNAVAILABLE", f"{key} ended {end - start} bytes too early")
+                raise Unavailable("STORE_UNAVAILABLE", f"a blob ended {end - start} bytes too early")
             if start < end:
                 following = self.get(key, start, min(READ_BYTES, end - start))
                 if following is None:
@@ -257,21 +257,28 @@ class Bucket:
             kind = _ERRORS.get(code) or (RequestRejected if 400 <= status < 500 else Unavailable)
             error = kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS)
             is_down = status >= 500 and code not in _NO_OUTAGE
-            self._breaker.record_response(error.detail if is_down else "")
+            self._breaker.record_response(self._describe(operation, code, self._title)[1] if is_down else "")
             raise error from e
         except _NO_CREDENTIALS as e:
             raise _missing_credentials(e) from e
         except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: the response makes no sense
-            cause = str(e).split("\n", 1)[0][:200]
+            timed_out = isinstance(e, _TIMEOUTS)
+            cause = "it did not respond in time" if timed_out else f"it gave no usable response ({type(e).__name__})"
             described = self._describe(operation, cause)
-            error = Unavailable(*described, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS)
-            self._breaker.record_failure(error.detail, timed_out=isinstance(e, _TIMEOUTS))
-            raise error from e
+            failure = self._describe(operation, str(e).split("\n", 1)[0][:200], self._title)[1]
+            self._breaker.record_failure(failure, timed_out=timed_out)
+            raise Unavailable(*described, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
-    def _describe(self, operation: str, cause: str) -> tuple[str, str]:
+    @property
+    def _title(self) -> str:
+        return f"bucket '{self.name}'"
+
+    @staticmethod
+    def _describe(operation: str, cause: str, title: str = "the blob store") -> tuple[str, str]:
+        """The code and detail of an error. Clients read it: only the log names the bucket, the endpoint and the key."""
         hint = "; are the credentials right?" if cause in _DENIED else ""
         hint = "; create it first" if cause == "NoSuchBucket" else hint
-        return "STORE_UNAVAILABLE", f"bucket '{self.name}' cannot serve {operation} now: {cause}{hint}"
+        return "STORE_UNAVAILABLE", f"{title} cannot serve {operation} now: {cause}{hint}"
 
 
 class CircuitBreaker:

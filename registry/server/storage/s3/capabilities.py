@@ -65,7 +65,7 @@ def probe(bucket: Bucket) -> Capabilities:
         bucket.put(attempt.key, b"probe")
         if not attempt.works(attempt.ranges):
             bucket.head(attempt.key)  # raises if the store is away
-            raise Unavailable("STORE_UNAVAILABLE", f"bucket '{bucket.name}' is in a store that cannot read ranges")
+            raise Unavailable("STORE_UNAVAILABLE", "the blob store cannot read ranges")
         links = attempt.works(attempt.links)
         capabilities = Capabilities(
             ranges=True,
