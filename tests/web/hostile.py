@@ -32,6 +32,8 @@ WIDE = "日本語" * 12 + "👩‍💻" * 6 + "\ufdfd" * 3 + "Z" + "\u0301\u0323
 """Letters that are wider, or higher, than Latin ones."""
 MARKS = "Z" + "\u0301\u20dd\u0489\u1dff\u0338" * 300
 """One character with 1,500 marks, which no line breaks."""
+CLUSTERS = ("👩\u200d", "\u1100", "क्", "\u0600", "❤️\u200d", "क\u093c्\u200d", "ﾞ", "ำ", "<b>👩\u200d</b>")
+"""Repeated, each is one character to a browser, which no line breaks."""
 README = (
     b"""---
 base_model: "<script>alert(1)</script>"
@@ -72,6 +74,7 @@ PATHS = (
     f"/compare?first={REF}@1&second={REF}@2", f"/compare?first={MARKUP[:60]}&second=%00",
     f"/adapters/{REF}/aliases/prod", f"/adapters/{REF}/aliases/marks", f"/adapters/{REF}-of-marks",
     f"/adapters/{REF}-of-marks/versions/1", f"/adapters/{REF}-of-marks/versions/1/lineage",
+    f"/adapters/{REF}-of-clusters-1", f"/adapters/{REF}-of-clusters-2/versions/1", "/search?text=clusters",
     f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
     "/fleet", f"/fleet?adapter={MARKUP[:40]}", "/jobs", f"/jobs?ref={MARKUP[:60]}", f"/jobs/{MARKUP[:40]}",
     "/audit", "/audit/9", "/audit/12",
@@ -128,6 +131,11 @@ def fill(harness: Harness) -> None:
         f"{REF}-of-marks", {**harness.files(base), "README.md": f"# {MARKS}\n\n{MARKS}\n".encode()}, message=MARKS
     )
     registry.describe_adapter(f"{REF}-of-marks", MetadataChange(description=MARKS, tags={"note": MARKS[:200]}))
+    text = "\n\n".join(cluster * 400 for cluster in CLUSTERS)
+    for number, cluster in enumerate(CLUSTERS):
+        name, files = f"{REF}-of-clusters-{number}", {**harness.files(base), "README.md": text.encode()}
+        harness.push(name, files, message=cluster * 300)
+        registry.describe_adapter(name, MetadataChange(description=cluster * 400, tags={"note": cluster * 60}))
     harness.issue("pull", name="lots of " + "\u0301" * 80)
     harness.issue("pull", name=MARKS[:100])
     pusher.yank(f"{REF}@2", reason=MARKUP)
