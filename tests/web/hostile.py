@@ -134,8 +134,10 @@ def fill(harness: Harness) -> None:
     text = "\n\n".join(cluster * 400 for cluster in CLUSTERS)
     for number, cluster in enumerate(CLUSTERS):
         name, files = f"{REF}-of-clusters-{number}", {**harness.files(base), "README.md": text.encode()}
-        harness.push(name, files, message=cluster * 300)
-        registry.describe_adapter(name, MetadataChange(description=cluster * 400, tags={"note": cluster * 60}))
+        harness.push(name, files, message=(cluster * 400)[:1900])
+        registry.describe_adapter(
+            name, MetadataChange(description=(cluster * 400)[:1900], tags={"note": (cluster * 60)[:200]})
+        )
     harness.issue("pull", name="lots of " + "\u0301" * 80)
     harness.issue("pull", name=MARKS[:100])
     pusher.yank(f"{REF}@2", reason=MARKUP)
