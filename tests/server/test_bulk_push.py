@@ -131,15 +131,24 @@ def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(filled_harness: Harne
 
 @pytest.mark.security
 def test_the_manifests_of_one_commit_are_limited(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit names pushes of many plans: 100 manifests of a megabyte each were read, and repeated in one response."""
-    plans = planned(filled_harness, new_adapters(filled_harness, 3))
+    """A commit names pushes of many plans: of 100 manifests of a megabyte each, only the lengths are read."""
+    adapters = new_adapters(filled_harness, 3)
+    adapters["acme/a0"]["LICENSE"] = b"The longest manifest has a file more."
+    plans = planned(filled_harness, adapters)
     items = [CommitItem(push_id=plan.push_id) for plan in plans]
     with filled_harness.session() as session:
-        lengths = [len(row.manifest) for row in rows(session, PushRow)]
+        lengths = [len(session.get_one(PushRow, item.push_id).manifest) for item in items]
     monkeypatch.setattr(commit, "MANIFESTS_LIMIT", sum(lengths) - 1)
-    with pytest.raises(TooLarge, match=f"have {sum(lengths)} characters, over the limit of {sum(lengths) - 1}"):
+    refusal = f"have {sum(lengths)} characters, over the limit of {sum(lengths) - 1}"
+    with filled_harness.statements() as sent, pytest.raises(TooLarge, match=refusal):
         filled_harness.admin.commit_pushes(items)
-    results = of_type(PushResult, filled_harness.admin.commit_pushes(items[:2]))
+    assert [statement for statement in sent if "SELECT push.id, coalesce(nullif(push.manifest" in statement] == []
+    other = filled_harness.client(filled_harness.issue("push", namespaces=["acme"])[1])
+    assert codes(other.commit_pushes(items)) == ["PUSH_UNKNOWN"] * 3  # else the sizes of their pushes would be told
+    monkeypatch.setattr(commit, "MANIFESTS_LIMIT", sum(lengths[:2]))
+    with filled_harness.statements() as sent:
+        results = of_type(PushResult, filled_harness.admin.commit_pushes(items[:2]))
+    assert len([statement for statement in sent if "SELECT push.id, coalesce(nullif(push.manifest" in statement]) == 1
     assert [result.created for result in results] == [True, True]
 
 
@@ -294,4 +303,15 @@ def test_large_manifests_do_not_fill_a_response_and_the_others_are_requested_aga
         ):
             items = http.post(PULLS, json={"refs": refs}).json()["items"]
             assert [(item["problem"] or {"code": ""})["code"] for item in items] == expected
+        monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", max(sizes))
+        with filled_harness.statements() as sent:
+            items = http.post(PULLS, json={"refs": names}).json()["items"]
+        assert [item["problem"] is None for item in items] == [True, False, False]
+        assert len([statement for statement in sent if "version.manifest," in statement]) == 1  # larger than a third
+        monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", min(sizes) - 1)
+        with filled_harness.statements() as sent:
+            items = http.post(PULLS, json={"refs": names}).json()["items"]
+        assert [item["problem"]["code"] for item in items] == ["TRY_LATER"] * 3
+        assert [statement for statement in sent if "version.manifest," in statement] == []  # else 100 MB for nothing
+    monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", sum(sizes[:2]))
     assert codes(filled_harness.admin.plan_pulls(names)[0]) == ["", "", ""]

@@ -76,6 +76,7 @@ def test_any_number_of_items_costs_the_same_statements(fleet: Harness) -> None:
                 outcomes = run(names)
             assert codes(outcomes) == [""] * len(outcomes)
             counts.append(len(statements))
+            assert [statement for statement in statements if "version.manifest," in statement] == []  # a megabyte each
         assert counts[0] == counts[1] == limit, act
 
 

@@ -78,8 +78,29 @@ def test_committing_twice_is_committing_once(filled_harness: Harness) -> None:
     files = filled_harness.files()
     planned = plan(filled_harness, files)
     send(filled_harness, planned, files)
-    assert commit_push(filled_harness.admin, planned.push_id).created is True
-    assert commit_push(filled_harness.admin, planned.push_id).created is False
+    created = commit_push(filled_harness.admin, planned.push_id)
+    repeated = commit_push(filled_harness.admin, planned.push_id)
+    assert (created.created, repeated.created, repeated.version.digest) == (True, False, created.version.digest)
+
+
+def test_an_ended_push_has_no_manifest(filled_harness: Harness) -> None:
+    """No quota counts it, and any number of pushes of one version kept a megabyte each for a week."""
+    files = filled_harness.files()
+    pushes = [filled_harness.push("acme/support", files)]
+    planned = [plan(filled_harness, files) for _ in range(2)]
+    pushes += [commit_push(filled_harness.admin, again.push_id) for again in planned]
+    assert [push.created for push in pushes] == [True, False, False]
+    with filled_harness.session() as session:
+        assert {(row.state, row.manifest) for row in rows(session, PushRow)} == {("committed", "")}
+    filled_harness.push("acme/support")
+    filled_harness.admin.delete_version("acme/support@1", "mistaken")
+    with pytest.raises(Conflict) as conflict:
+        commit_push(filled_harness.admin, planned[0].push_id)
+    assert conflict.value.code == "VERSION_TOMBSTONED"
+    filled_harness.admin.rename("acme/support", "acme/helper")
+    with pytest.raises(NotFound) as refusal:
+        commit_push(filled_harness.admin, planned[0].push_id)
+    assert refusal.value.code == "VERSION_UNKNOWN"
 
 
 def test_a_file_of_a_visible_version_is_not_requested_again(filled_harness: Harness) -> None:

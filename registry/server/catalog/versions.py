@@ -5,7 +5,7 @@ absence are distinguished only after it found nothing. A page starts after the k
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from msgspec import structs
@@ -15,6 +15,9 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
+    func,
+    inspect,
     literal_column,
     null,
     or_,
@@ -25,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import select as plain_select
 from sqlalchemy.orm import aliased, defer
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
@@ -205,8 +209,12 @@ def _resolved(
     )  # fmt: skip
 
 
-_LIGHT = select(VersionRow).options(defer(cast(Any, VersionRow.facts)))
-"""Without the facts, which are large."""
+_LENGTH = func.length(VersionRow.manifest)
+_MEASURED = (VersionRow, _LENGTH, case((bindparam("share") >= _LENGTH, col(VersionRow.manifest))))
+_DEFER_LARGE = [defer(cast(Any, column)) for column in (VersionRow.facts, VersionRow.manifest)]
+_LIGHT = select(*_MEASURED).options(*_DEFER_LARGE)
+"""Without the facts, which are large, and without manifests over `share` characters."""
+_MANIFESTS = select(VersionRow).options(_DEFER_LARGE[0]).where(any_of(col(VersionRow.id), parameter="ids"))
 NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
     tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
 )
@@ -220,35 +228,47 @@ _BY_DIGEST = _LIGHT.where(
     tuple_(col(VersionRow.adapter_id), col(VersionRow.digest)).in_(bindparam("keys", expanding=True))
 )
 _BY_ALIAS = (
-    select(VersionRow, AliasRow.alias, type_coerce(col(AliasRow.generation), Integer))
-    .options(defer(cast(Any, VersionRow.facts)))
+    _LIGHT.add_columns(col(AliasRow.alias), type_coerce(col(AliasRow.generation), Integer))
     .join(AliasRow, col(AliasRow.version_id) == col(VersionRow.id))
     .where(tuple_(col(AliasRow.adapter_id), col(AliasRow.alias)).in_(bindparam("keys", expanding=True)))
 )
-_Matches = tuple[list[VersionRow], int | None]
-"""The versions that a selector names, several only for a short digest; and the generation of the alias."""
+
+
+class _Match(NamedTuple):
+    """A version that a selector names, the characters of its manifest, and the generation of the alias."""
+
+    version: VersionRow
+    length: int
+    generation: int | None = None
+
+
+_Matches = list[_Match]
+"""What a selector names: several versions only for a short digest."""
 
 
 def resolve_all(
     session: Session, actor: Actor, refs: Collection[Ref], *, manifests_bytes: int
 ) -> dict[Ref, Resolved | RegistryError]:
-    """As `resolve`, for many refs: each ref → the response or its error. Five statements however many they are.
+    """As `resolve`, for many refs: each ref → the response or its error. Six statements however many they are.
 
     `Unavailable` (TRY_LATER) for those whose manifests would be beyond `manifests_bytes`, each counted as often as its
     ref is in `refs`.
     """
     times = Counter(refs)
     outcomes: dict[Ref, Resolved | RegistryError] = {}
-    matches = _match_all(session, actor, times)
-    versions = [match[0] for match in matches.values() if not isinstance(match, RegistryError)]
-    labels = verdicts.newest_outcomes(session, {row.id or 0 for row in versions})
+    matches = _match_all(session, actor, times, manifests_bytes // max(1, len(times)))
+    existing = {ref: match for ref, match in matches.items() if isinstance(match, _Match)}
+    _load_fitting(session, [(match, times[ref]) for ref, match in existing.items()], manifests_bytes)
+    labels = verdicts.newest_outcomes(session, {match.version.id or 0 for match in existing.values()})
     for ref, match in matches.items():
         if isinstance(match, RegistryError):
             outcomes[ref] = match
             continue
-        version, generation = match
+        version, length, generation = match
         try:
             availability.require_readable(actor, ref.name, version, ref.selector)
+            if length * times[ref] > manifests_bytes:
+                raise _no_space_for(ref)
             size_bytes = len(version.manifest.encode()) * times[ref]
             if size_bytes > manifests_bytes:
                 raise _no_space_for(ref)
@@ -259,34 +279,46 @@ def resolve_all(
     return outcomes
 
 
+def _load_fitting(session: Session, matches: Iterable[tuple[_Match, int]], characters: int) -> None:
+    """Load the larger manifests, as far as all, each so many times, have so many characters."""
+    ids = []
+    for match, times in matches:
+        if match.length * times <= characters:
+            characters -= match.length * times
+            if "manifest" in inspect(match.version).unloaded:
+                ids.append(match.version.id)
+    if ids:
+        session.exec(_MANIFESTS.execution_options(populate_existing=True), params={"ids": ids}).all()
+
+
 def find_all(
     session: Session, actor: Actor, refs: Iterable[Ref], *, lock_names: bool = False
 ) -> dict[Ref, VersionRow | RegistryError]:
-    """The row of each ref, without its facts, or the error that `find` raises; withdrawn and deleted ones, too.
+    """The row of each ref, or the error that `find` raises; withdrawn and deleted ones, too.
+
+    Facts and manifests are read where they are used: those of a group may have a hundred megabytes.
 
     `lock_names`: no adapter is renamed, moved or deleted until the transaction ends (PostgreSQL).
     """
     matches = _match_all(session, actor, dict.fromkeys(refs), lock_names=lock_names)
-    return {ref: match if isinstance(match, RegistryError) else match[0] for ref, match in matches.items()}
+    return {ref: match if isinstance(match, RegistryError) else match.version for ref, match in matches.items()}
 
 
 def _match_all(
-    session: Session, actor: Actor, refs: Collection[Ref], *, lock_names: bool = False
-) -> dict[Ref, tuple[VersionRow, int | None] | RegistryError]:
-    """The row of each ref and the generation of its alias, or why there is none."""
-    outcomes: dict[Ref, tuple[VersionRow, int | None] | RegistryError] = {
-        ref: unknown_adapter(ref.name) for ref in refs
-    }
+    session: Session, actor: Actor, refs: Collection[Ref], share: int = 0, *, lock_names: bool = False
+) -> dict[Ref, _Match | RegistryError]:
+    """What each ref names, with manifests of up to `share` characters, or why there is nothing."""
+    outcomes: dict[Ref, _Match | RegistryError] = {ref: unknown_adapter(ref.name) for ref in refs}
     statement = _NAMED_SHARED if lock_names else NAMED
     adapters = find_adapter_ids(session, actor, {ref.name for ref in refs}, statement)
     keys = {ref: (adapters[ref.name], ref.selector) for ref in refs if ref.name in adapters}
-    versions = _find_all(session, set(keys.values()))
+    versions = _find_all(session, set(keys.values()), share)
     for ref, key in keys.items():
         try:
             if key not in versions:
                 raise _unknown_selector(ref.name, ref.selector)
-            matches, generation = versions[key]
-            outcomes[ref] = _only(ref.name, ref.selector, matches), generation
+            _only(ref.name, ref.selector, [match.version for match in versions[key]])
+            outcomes[ref] = versions[key][0]
         except RegistryError as e:
             outcomes[ref] = e
     return outcomes
@@ -310,24 +342,33 @@ def _no_space_for(ref: Ref) -> Unavailable:
     )
 
 
-def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[tuple[int, Selector], _Matches]:
+def _find_all(
+    session: Session, keys: Collection[tuple[int, Selector]], share: int
+) -> dict[tuple[int, Selector], _Matches]:
     """(adapter, selector) → what it names, of those that exist."""
     numbers = [key for key in keys if isinstance(key[1], int)]
     digests = [key for key in keys if isinstance(key[1], Digest)]
     prefixes = [(adapter_id, picked) for adapter_id, picked in keys if isinstance(picked, DigestPrefix)]
     names_of = [key for key in keys if is_alias(key[1])]
     versions: dict[tuple[int, Selector], _Matches] = {}
-    for row in session.exec(_BY_NUMBER, params={"keys": numbers}) if numbers else ():
-        versions[row.adapter_id, row.number] = [row], None
-    for row in session.exec(_BY_DIGEST, params={"keys": digests}) if digests else ():
-        versions[row.adapter_id, Digest(row.digest)] = [row], None
-    for row, alias, generation in session.exec(_BY_ALIAS, params={"keys": names_of}) if names_of else ():
-        versions[row.adapter_id, Alias(alias)] = [row], generation
-    matches = [and_(col(VersionRow.adapter_id) == adapter_id, _selected(prefix)) for adapter_id, prefix in prefixes]
-    for row in session.exec(_LIGHT.where(or_(*matches))) if matches else ():
+
+    def read(statement: Any, **params: Any) -> Iterator[tuple[_Match, tuple[Any, ...]]]:
+        for row, length, manifest, *rest in session.exec(statement, params={"share": share, **params}):
+            if manifest is not None:
+                set_committed_value(row, "manifest", manifest)
+            yield _Match(row, length), tuple(rest)
+
+    for match, _ in read(_BY_NUMBER, keys=numbers) if numbers else ():
+        versions[match.version.adapter_id, match.version.number] = [match]
+    for match, _ in read(_BY_DIGEST, keys=digests) if digests else ():
+        versions[match.version.adapter_id, Digest(match.version.digest)] = [match]
+    for match, (alias, generation) in read(_BY_ALIAS, keys=names_of) if names_of else ():
+        versions[match.version.adapter_id, Alias(alias)] = [match._replace(generation=generation)]
+    conditions = [and_(col(VersionRow.adapter_id) == adapter_id, _selected(prefix)) for adapter_id, prefix in prefixes]
+    for match, _ in read(_LIGHT.where(or_(*conditions))) if conditions else ():
         for key in prefixes:
-            if row.adapter_id == key[0] and row.digest.startswith(key[1]):
-                versions.setdefault(key, ([], None))[0].append(row)
+            if match.version.adapter_id == key[0] and match.version.digest.startswith(key[1]):
+                versions.setdefault(key, []).append(match)
     return versions
 
 

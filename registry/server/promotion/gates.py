@@ -7,10 +7,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import exists, func, literal_column, union_all
 from sqlalchemy import select as plain_select
+from sqlalchemy.orm import defer
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
@@ -39,13 +40,17 @@ from registry.server.database.models import (
     NamespaceGateRow,
     TokenRow,
     UtcTime,
+    VersionFileRow,
     VersionRow,
 )
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.promotion import attestations, owner_rules
 from registry.server.promotion.owner_rules import Owner
-from registry.versions.manifest import Manifest
+from registry.versions.files import GOLDEN
 
+_WITH_GOLDEN = select(VersionFileRow.version_id).where(
+    any_of(col(VersionFileRow.version_id), parameter="ids"), col(VersionFileRow.path) == GOLDEN
+)
 GATES_LIMIT = 100
 """Gates of an adapter, and of a namespace: all who may read it list them."""
 _Row = AdapterGateRow | NamespaceGateRow
@@ -82,7 +87,9 @@ _MOVES = (
 )
 _SPANS = plain_select(_MOVES).where(any_of(_MOVES.c.version_id, parameter="version_ids"))
 """How long aliases pointed at versions: only these moves are read, however long the history is."""
-_WITH_FACTS = select(VersionRow).where(any_of(col(VersionRow.id), parameter="ids"))
+_WITH_FACTS = (
+    select(VersionRow).options(defer(cast(Any, VersionRow.manifest))).where(any_of(col(VersionRow.id), parameter="ids"))
+)
 _BASES = select(BaseRow).where(any_of(col(BaseRow.id), parameter="ids"))
 _BY_BARE_NAME = exists().where(
     col(TokenRow.id) == col(ApprovalRow.token_id),
@@ -256,6 +263,8 @@ def gather_evidence(
     soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
     signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
     signers = attestations.signers_by_version(session, signed)
+    golden = {v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.golden}
+    with_golden = set(session.exec(_WITH_GOLDEN, params={"ids": sorted(golden)})) if golden else set()
     specs = _load_for_engines(session, [v for v, g in zip(rows, views, strict=True) if g.gate.engines])
     evaluation = _EngineEvaluation(specs)
     return [
@@ -265,7 +274,7 @@ def gather_evidence(
                 verdicts=tuple(newest[version.id or 0]),
                 weights_pending=version.measured_at is None,
                 engines=evaluation.evaluate(version, gate.gate, newest[version.id or 0]),
-                files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
+                files=frozenset({GOLDEN} if version.id in with_golden else ()),
                 approvals=tuple(approvals[version.id or 0, alias]),
                 soak_seconds={soak: soaked[version.id or 0, soak]} if (soak := gate.gate.soak_in) else {},
                 signed_by=signers.get(version.id or 0, frozenset()),

@@ -13,14 +13,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Engine, bindparam, update
+from sqlalchemy import Engine, bindparam, case, func, update
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -39,7 +39,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import BlobRow, PushBlobRow, PushRow
+from registry.server.database.models import AdapterRow, BlobRow, PushBlobRow, PushRow, VersionRow
 from registry.server.promotion.group import results_of, run_readable, without_error
 from registry.server.push import background, inspect, plan, rows
 from registry.server.push.commit_member import Commit, MemberFailed
@@ -130,7 +130,21 @@ def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Ex
 
 
 # Built once: building a statement takes longer than running it.
-_PUSHES = select(PushRow).where(any_of(col(PushRow.id), parameter="ids"))
+_IS_COMMITTED = col(PushRow.state) == PushState.COMMITTED
+_OF_NAME = (col(AdapterRow.namespace) == col(PushRow.namespace)) & (col(AdapterRow.name) == col(PushRow.name))
+_MANIFEST = func.coalesce(func.nullif(PushRow.manifest, ""), VersionRow.manifest, "")
+"""A committed push has none any more: its version has it."""
+_PUSHES = (
+    select(PushRow, func.length(_MANIFEST), case((bindparam("share") >= func.length(_MANIFEST), _MANIFEST)))
+    .options(defer(cast(Any, PushRow.manifest)))
+    .outerjoin(AdapterRow, _IS_COMMITTED & _OF_NAME)
+    .outerjoin(
+        VersionRow,
+        (col(VersionRow.adapter_id) == col(AdapterRow.id)) & (col(VersionRow.digest) == col(PushRow.manifest_digest)),
+    )
+    .where(any_of(col(PushRow.id), parameter="ids"), col(PushRow.token_id) == bindparam("token"))
+)
+_MANIFESTS = _PUSHES.with_only_columns(col(PushRow.id), _MANIFEST)
 _UPLOAD = (
     select(PushRow, PushBlobRow)
     .outerjoin(
@@ -144,9 +158,7 @@ _SET_STORED = (
     .where(col(PushBlobRow.push_id) == bindparam("of_push"), col(PushBlobRow.digest) == bindparam("of_digest"))
     .values(is_stored=True)
 )
-_SET_REFUSAL = (
-    update(PushRow).where(col(PushRow.id) == bindparam("of_push")).values(refusal=bindparam("problem"), manifest="")
-)
+_SET_REFUSAL = update(PushRow).where(col(PushRow.id) == bindparam("of_push")).values(refusal=bindparam("problem"))
 _REPAIRING = (
     select(PushBlobRow.push_id)
     .join(BlobRow, col(PushBlobRow.digest) == col(BlobRow.digest))
@@ -159,8 +171,19 @@ _STAGED = select(PushBlobRow.push_id, PushBlobRow.staging_key, PushBlobRow.size_
 )
 
 
-def _find_pushes(session: Session, push_ids: Iterable[str]) -> dict[str, PushRow]:
-    return {row.id: row for row in session.exec(_PUSHES, params={"ids": sorted(push_ids)})}
+def _find_pushes(session: Session, token_id: str, push_ids: Collection[str]) -> dict[str, tuple[PushRow, str]]:
+    """The pushes of this token with their manifests, which are empty if the version is gone.
+
+    `TooLarge` for manifests over `MANIFESTS_LIMIT`. Large ones are read after the lengths of all.
+    """
+    params = {"ids": sorted(push_ids), "token": token_id, "share": MANIFESTS_LIMIT // len(push_ids)}
+    rows = session.exec(_PUSHES, params=params).all()
+    if (length := sum(length for _, length, _ in rows)) > MANIFESTS_LIMIT:
+        message = f"items: their manifests have {length} characters, over the limit of {MANIFESTS_LIMIT}"
+        raise TooLarge("SIZE_INVALID", message, next_step="commit fewer at once")
+    large = {"ids": [row.id for row, _, manifest in rows if manifest is None], "token": token_id}
+    manifests: dict[str, str] = dict(session.connection().execute(_MANIFESTS, large).all()) if large["ids"] else {}
+    return {row.id: (row, manifests.get(row.id, "") if manifest is None else manifest) for row, _, manifest in rows}
 
 
 def _check_push(row: PushRow | None, token_id: str, push_id: str) -> PushRow:
@@ -183,12 +206,11 @@ def commit_pushes(
     push_ids = {item.push_id for item in items}
     if len(push_ids) < len(items):
         raise Invalid("REQUEST_INVALID", "items: a push is named twice")
-    pushes = _find_pushes(session, push_ids)
-    if (length := sum(len(push.manifest) for push in pushes.values())) > MANIFESTS_LIMIT:
-        message = f"items: their manifests have {length} characters, over the limit of {MANIFESTS_LIMIT}"
-        raise TooLarge("SIZE_INVALID", message, next_step="commit fewer at once")
+    pushes = _find_pushes(session, actor.token_id, push_ids)
     run = partial(_commit, session, actor, atomic=atomic, blobs=blobs, engines=engines)
-    return run_readable(items, lambda item: _begin(actor, item, pushes.get(item.push_id)), run, atomic=atomic)
+    return run_readable(
+        items, lambda item: _begin(actor, item, *pushes.get(item.push_id, (None, ""))), run, atomic=atomic
+    )
 
 
 def _commit(
@@ -211,8 +233,8 @@ def _commit(
 def _end_refused(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> None:
     """End the pushes of files that are refused, and delete what they staged: else both would count until they expire.
 
-    The row keeps the error in place of the manifest, for a client whose response was lost. A push stays open whose
-    bytes can be sent again or whose request was wrong: repeating its commit may help.
+    The row keeps the error, for a client whose response was lost. A push stays open whose bytes can be sent again or
+    whose request was wrong: repeating its commit may help.
     """
     refused = [commit for commit in commits if _is_refused(commit)]
     if not refused:
@@ -247,7 +269,7 @@ def _is_refused(commit: Commit) -> bool:
     return is_invalid or is_too_large or (isinstance(error, Refused) and error.code == "INCOMPATIBLE")
 
 
-def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit:
+def _begin(actor: Actor, item: CommitItem, row: PushRow | None, manifest: str) -> Commit:
     if row is not None and row.token_id == actor.token_id and row.refusal:
         raise from_problem(json.loads(row.refusal))
     push = _check_push(row, actor.token_id, item.push_id)
@@ -256,7 +278,10 @@ def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit:
     alias = str(names.alias(item.alias)) if item.alias else ""
     if alias:
         actor.require(Scope.PROMOTE, name)
-    return Commit(item, push, name, alias, Manifest.parse(push.manifest.encode()))
+    if not manifest:
+        no_version = push.manifest_digest and rows.unknown_version(name, push.manifest_digest)
+        raise no_version or references.unknown_push(push.id)
+    return Commit(item, push, name, alias, Manifest.parse(manifest.encode()))
 
 
 def _find_unfinished(session: Session, commits: Sequence[Commit]) -> list[Commit]:

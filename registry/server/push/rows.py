@@ -98,7 +98,7 @@ def write(
             continue
         repeated.append(commit)
         if commit.key not in existing and commit.key not in new:
-            commit.error = commit.error_without_version or _deleted_version(commit)
+            commit.error = commit.error_without_version or unknown_version(commit.name, commit.manifest.digest)
     for position, error in quotas.check_before_commit(session, [(c.name, c.manifest) for c in new.values()]).items():
         [*new.values()][position].error = error
     _refuse_incompatible(session, new.values())
@@ -151,8 +151,9 @@ def _deletion_error(commit: Commit, version: VersionRow | None) -> Conflict | No
     return Conflict("VERSION_TOMBSTONED", availability.deletion_message(commit.name, version), next_step=step)
 
 
-def _deleted_version(commit: Commit) -> NotFound:
-    detail = f"the version {commit.manifest.digest} of '{commit.name}' was deleted in the meantime"
+def unknown_version(name: AdapterName, digest: str) -> NotFound:
+    """The error for a commit whose version is gone."""
+    detail = f"the version {digest} of '{name}' was deleted in the meantime"
     return NotFound("VERSION_UNKNOWN", detail)
 
 

@@ -305,7 +305,7 @@ class BlobRow(SQLModel, table=True):
 class PushRow(CreatedColumns, table=True):
     """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`.
 
-    `refusal`: the problem body of a push whose files were refused. Then it has no manifest any more.
+    Ended, it has no manifest any more. `refusal`: the problem body of a push whose files were refused.
     """
 
     __tablename__ = "push"
