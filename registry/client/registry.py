@@ -46,9 +46,11 @@ from registry.client import response_checks
 from registry.client.aliases import Aliases
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref, path_of, path_of_adapter
 from registry.client.response_checks import check_fields, check_items
-from registry.client.transport import LIST_LIMIT_BYTES
+from registry.client.transport import LIST_LIMIT_BYTES, HttpResponse
 from registry.client.transport.responses import Shape, parse_response
+from registry.client.transport.retries import Retries
 from registry.digest import Digest
+from registry.errors import Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
 from registry.jobs import Job, Kind, Lease
@@ -58,6 +60,7 @@ from registry.versions.retention import RetentionRule
 MAINTENANCE_SECONDS = 900.0
 """Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""
 NODES_OF_PAGE = 200
+_JOBS_HELD = Unavailable("TRY_LATER", "other requests hold the jobs that are left", retry_after_seconds=1)
 
 
 class Registry(Aliases):
@@ -209,9 +212,9 @@ class Registry(Aliases):
         return response
 
     # ------------------------------------------------------------ bases
-    def bases(self) -> BasePage:
-        """All bases by name, of as many pages as there are."""
-        page = self._get_all("/bases", BasePage)
+    def bases(self, *, modules: bool = True) -> BasePage:
+        """All bases by name, of as many pages as there are. Without `modules`, their specs have none."""
+        page = self._get_all("/bases", BasePage, modules="" if modules else "false")
         for view in page.items:
             response_checks.check_spec(view)
         return page
@@ -340,11 +343,17 @@ class Registry(Aliases):
         return response_checks.check_job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
-        """The next job, or None."""
-        response = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
-        if response.status == 204:
-            return None
+        """The next job, or None. Asks again, for a time, while other requests hold all jobs that are left."""
+        retries = Retries(self.connection)
+        response = self._send_claim(request)
+        while response.status == 204:
+            if not response.headers.get("Retry-After") or not retries.wait(_JOBS_HELD):
+                return None
+            response = self._send_claim(request)
         return response_checks.check_claim(request.kinds, request.bases, parse_response(response, Claimed))
+
+    def _send_claim(self, request: ClaimRequest) -> HttpResponse:
+        return self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         """Renew the lease of a job."""

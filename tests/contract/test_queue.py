@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from sqlmodel import select
 from registry import jobs
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.client.registry import Registry
-from registry.errors import Conflict, Denied, Invalid, NotFound, Unavailable
+from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.findings import Finding
 from registry.jobs import Kind, State
 from registry.names import AdapterName
@@ -23,7 +24,6 @@ from registry.server.database import db
 from registry.server.database.models import EventRow, JobRow, VerdictRow, VersionRow
 from registry.server.jobs import queue
 from tests import samples
-from tests.access.test_at_once import waiting
 from tests.harness import Harness, rows
 
 NAME = "acme/support"
@@ -195,27 +195,34 @@ def test_every_job_goes_to_one_of_many_racing_workers(filled_harness: Harness) -
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_claim_waits_for_a_job_that_another_request_has_locked(
+def test_a_claim_of_a_locked_job_does_not_wait_and_the_client_claims_again(
     filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a worker with `--once` would end without it. Such a request is one that asks for the same job again."""
-    monkeypatch.setattr(queue, "LOCK_WAIT_MS", 60_000)
-    claimed: list[Claimed] = []
-    thread = threading.Thread(target=lambda: claimed.append(claim(filled_harness.admin)))
-    with lock_queued_job(filled_harness):
-        thread.start()
-        waiting(filled_harness)
-    thread.join()
-    assert [item.job.subject for item in claimed] == [f"{NAME}@1"]
-    monkeypatch.setattr(queue, "LOCK_WAIT_MS", 1)
-    filled_harness.push(NAME)
-    with (
-        lock_queued_job(filled_harness),
-        pytest.raises(Unavailable, match="another request holds"),
-        filled_harness.session(write=True) as session,
-    ):
-        queue.claim(session, actors.TRUSTED, ClaimRequest(worker="w2"))
+    """Else a worker with `--once` would end without it. A campaign, say, holds jobs; the server waits for nothing."""
+    connection, pauses = filled_harness.admin.connection, list[float]()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_queued_job(filled_harness))
+        response = connection.send("POST", "/jobs/claim", json={"worker": "w1"})
+        assert (response.status, response.headers["Retry-After"]) == (204, "1")
+
+        def release(seconds: float) -> None:
+            pauses.append(seconds)
+            stack.close()
+
+        monkeypatch.setattr(connection, "_wait", release)
+        assert claim(filled_harness.admin).job.subject == f"{NAME}@1"
+    assert len(pauses) == 1
     end_all(filled_harness)
+
+
+def test_a_claim_that_finds_no_job_asks_twice_about_jobs(filled_harness: Harness) -> None:
+    """For leases that have run out, and whether there is a job: nothing is sorted or locked for idle workers."""
+    end_all(filled_harness)
+    with filled_harness.statements() as sent:
+        response = filled_harness.admin.connection.send("POST", "/jobs/claim", json={"worker": "w1"})
+    assert (response.status, response.headers["Retry-After"]) == (204, None)
+    assert len([statement for statement in sent if "FROM job" in statement]) == 2
+    assert [statement for statement in sent if "ORDER BY" in statement or "UPDATE job" in statement] == []
 
 
 @contextmanager

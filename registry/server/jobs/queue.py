@@ -11,9 +11,10 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from enum import Enum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal, text, true, update
+from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal, true, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -33,8 +34,14 @@ from registry.server.jobs import ended
 
 AFFINITY_SECONDS = 120
 """How long jobs for another base wait while a worker takes those for its loaded one."""
-LOCK_WAIT_MS = 500
-"""How long a claim waits for a locked job if there is no other. It needs a connection meanwhile, so not for long."""
+
+
+class Unclaimed(Enum):
+    """Why a claim brings no job: there is none, or another request has locked each, such as a campaign."""
+
+    NONE = "none"
+    LOCKED = "locked"
+
 
 IS_WITHHELD = exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None))
 """The condition on `job` that its version is in quarantine or deleted: no worker gets it until that ends."""
@@ -104,13 +111,13 @@ def supersede(session: Session, causes: Mapping[int, str]) -> None:
 
 
 # ------------------------------------------------------------------ the worker's side
-def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | None:
-    """The next job for this worker and its lease, or None.
+def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | Unclaimed:
+    """The next job for this worker and its lease, or why there is none. It never waits for another request.
 
     By priority; then namespaces take turns: the next one is that whose last job began first, with its job for the first
     of `request.bases` (loaded ones first), else its oldest. Jobs that have waited for less than `AFFINITY_SECONDS` come
     after all others, by the order of `request.bases` first: so a loaded base delays no one for longer. Quarantined
-    versions wait. `Unavailable` if another request keeps all its jobs locked for `LOCK_WAIT_MS`.
+    versions wait.
     """
     requeue_expired(session)
     moment = db.now()
@@ -126,27 +133,27 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     if request.bases:
         conditions.append(col(JobRow.base).in_(request.bases))
         base_order = case({base: i for i, base in enumerate(request.bases)}, value=col(JobRow.base))
+    if session.exec(select(JobRow.id).where(*conditions).limit(1)).first() is None:
+        return Unclaimed.NONE  # as for idle workers, which ask all the time: nothing is sorted or locked for them
     other = aliased(JobRow)
     last_started = select(func.max(other.started_at)).where(other.namespace == col(JobRow.namespace)).scalar_subquery()
     has_waited = col(JobRow.run_after) <= moment - timedelta(seconds=AFFINITY_SECONDS)
     order: list[Any] = [col(JobRow.priority).desc(), case((has_waited, -1), else_=base_order)]
     order += [last_started.asc().nulls_first(), base_order, col(JobRow.created_at), col(JobRow.id)]
-    candidates = select(JobRow.id).where(*conditions).order_by(*order).limit(1)
+    picked = select(JobRow.id).where(*conditions).order_by(*order).limit(1)
+    picked = picked.with_for_update(skip_locked=True, key_share=True)
     lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
     claimed = (
         update(JobRow)
-        .where(col(JobRow.state) == State.QUEUED)
+        .where(col(JobRow.id) == picked.scalar_subquery(), col(JobRow.state) == State.QUEUED)
         .values(state=State.RUNNING, worker=request.worker, attempt=col(JobRow.attempt) + 1, started_at=moment)
         .values(lease_token=lease.token, lease_expires_at=lease.expires_at, progress="")
         .returning(col(JobRow.id))
     )
-    picked = candidates.with_for_update(skip_locked=True, key_share=True).scalar_subquery()
-    job_id = session.connection().execute(claimed.where(col(JobRow.id) == picked)).scalar()
-    if job_id is None and not db.is_sqlite(session):  # a job that another request has locked may still be queued then
-        session.connection().execute(text(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}"))
-        picked = candidates.with_for_update(key_share=True).scalar_subquery()
-        job_id = session.connection().execute(claimed.where(col(JobRow.id) == picked)).scalar()
-    return None if job_id is None else (session.get_one(JobRow, job_id, populate_existing=True), lease)
+    job_id = session.connection().execute(claimed).scalar()
+    if job_id is None:
+        return Unclaimed.LOCKED
+    return session.get_one(JobRow, job_id, populate_existing=True), lease
 
 
 def _find_invisible_jobs(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
@@ -312,7 +319,7 @@ def find_job(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock:
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, subject_adapter(row).name):
-        retention = f"{ended.ENDED_RETENTION.days} days, and beyond {ended.ENDED_CHARACTERS} characters of a version"
+        retention = f"{ended.ENDED_RETENTION.days} days, of one version all beyond {ended.ENDED_CHARACTERS >> 20} MiB"
         raise NotFound(
             "JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it",
             next_step=f"see `adapter job list`; ended jobs are deleted after {retention}",

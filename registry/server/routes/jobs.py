@@ -1,5 +1,7 @@
 """Routes of jobs: submit, show and cancel for people; claim, renew, finish and fail for workers."""
 
+from typing import Any
+
 from fastapi import Response
 
 from registry.api import jobs
@@ -13,6 +15,8 @@ from registry.server.http.request_body import limit_body
 from registry.server.jobs import campaigns, queue, queue_position, requests, results
 
 router = routing.create_router("jobs")
+_UNCLAIMED: dict[int | str, dict[str, Any]] = {204: {"description": "No job for this worker now"}}
+_WAIT = {"Retry-After": "1"}
 
 
 @router.post("/jobs", status_code=201)
@@ -36,12 +40,12 @@ def list_jobs(
     return requests.list_jobs(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
 
 
-@router.post("/jobs/claim", response_model=jobs.Claimed, responses={204: {"description": "No job for this worker now"}})
+@router.post("/jobs/claim", response_model=jobs.Claimed, responses=_UNCLAIMED)
 def claim_job(session: deps.SessionDep, actor: deps.Worker, request: jobs.ClaimRequest) -> jobs.Claimed | Response:
-    """Claim the next job that this worker can do. 204 if there is none."""
+    """Claim the next job that this worker can do. 204 if there is none; `Retry-After` if other requests hold some."""
     claimed = queue.claim(session, actor, request)
-    if claimed is None:
-        return Response(status_code=204)
+    if isinstance(claimed, queue.Unclaimed):
+        return Response(status_code=204, headers=_WAIT if claimed is queue.Unclaimed.LOCKED else {})
     row, lease = claimed
     if row.subject_digest is None:
         return jobs.Claimed(job=queue.to_job(row), lease=lease)
