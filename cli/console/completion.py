@@ -92,7 +92,7 @@ def _names(registry: Versions, text: str) -> Iterable[str]:
 
 
 def _bases(registry: Any, _text: str) -> Iterable[str]:
-    return [view.name for view in registry.bases().items]
+    return [view.name for view in registry.bases(modules=False).items]
 
 
 def _aliases(registry: Versions, _text: str) -> Iterable[str]:

@@ -46,7 +46,7 @@ class ThresholdsRequest(Request):
 
 
 class BaseView(Response):
-    """A base. A list leaves out `relatives` and `thresholds`."""
+    """A base. A list leaves out `relatives` and `thresholds`, and on request the modules of the spec."""
 
     name: str
     fingerprint: Digest

@@ -81,6 +81,8 @@ class Similarity(FrozenModel):
 
 ComponentName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 """The folder of one of a pipeline's models."""
+ShortText = Annotated[str, Field(max_length=256)]
+"""Workers list the bases with all but their modules before each job."""
 
 
 class BaseSpec(FrozenModel):
@@ -95,9 +97,9 @@ class BaseSpec(FrozenModel):
     """
 
     name: str = Field(min_length=1, max_length=256)
-    architecture: str = ""
-    text_architecture: str = ""
-    model_type: str = ""
+    architecture: ShortText = ""
+    text_architecture: ShortText = ""
+    model_type: ShortText = ""
     hidden: int = 0
     intermediate: int = 0
     layers: int = 0
@@ -106,8 +108,8 @@ class BaseSpec(FrozenModel):
     head_size: int = 0
     vocab: int = 0
     tied: bool = False
-    quantization: str = ""
-    dtype: str = ""
+    quantization: ShortText = ""
+    dtype: ShortText = ""
     parameters: int = 0
     weights_bytes: int = 0
     names_known: bool = True

@@ -23,7 +23,7 @@ def check_folder(
 ) -> list[Verdict]:  # fmt: skip
     """`compat`, what `check_weights` says, then `engine` for each profile. `base`: default, the configured one."""
     if not base:
-        base = adapter.contents.claim.choose({view.name: view.aliases for view in registry.bases().items})
+        base = adapter.contents.claim.choose({view.name: view.aliases for view in registry.bases(modules=False).items})
     view = registry.base(base)
     subject = adapter.manifest(BaseRef(name=view.name, fingerprint=view.fingerprint)).digest
     first, *others = evaluate(adapter.contents, view.spec, subject, profiles, relatives=view.relatives)

@@ -15,7 +15,7 @@ from typing import Self
 
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.client.registry import Registry
-from registry.errors import NotFound, RegistryError, TooLarge, Unavailable, printable
+from registry.errors import Corrupt, NotFound, RegistryError, TooLarge, Unavailable, printable
 from registry.jobs import KINDS_WITHOUT_BASE, Kind, State, backoff_seconds
 from registry.worker import smoke_job
 from registry.worker.conversions import runner as conversions
@@ -100,7 +100,7 @@ class Worker:
                 if is_away:
                     self._say("the registry responds again")
                 is_away = False
-            except Unavailable as e:
+            except (Unavailable, Corrupt) as e:  # a wrong response may be another's fault, and be right in a moment
                 if once:
                     raise
                 if not is_away:
@@ -131,7 +131,7 @@ class Worker:
     def _round(self) -> bool:
         """Claim one job and do it; False when there is none."""
         try:
-            usable = self._sources.usable(self._registry.bases().items, self._inspector.problem)
+            usable = self._sources.usable(self._registry.bases(modules=False).items, self._inspector.problem)
         except Stopped:
             return False
         sources = {source.name: source for source in usable}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import delete, exists, text, update
+from sqlalchemy import JSON, ColumnElement, case, delete, exists, func, text, type_coerce, update
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -29,11 +29,8 @@ UNREGISTERED_LIMIT = 100
 """Bases that are not registered, of the versions of one namespace."""
 NAMES_LOCK = 0x61646170_62617365  # "adapbase"
 REGISTERED = col(BaseRow.fingerprint) != UNREGISTERED
-_LIGHT = (
-    select(BaseRow)
-    .options(*(defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)))
-    .where(REGISTERED)
-)
+DEFER_SPECS = [defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)]
+_LIGHT = select(BaseRow).options(*DEFER_SPECS).where(REGISTERED)
 _NAMED = _LIGHT.where(any_of(col(BaseRow.name), parameter="names"))
 """Built once: every push executes it. The spec may be large and is loaded only if it is not cached (`load_spec`)."""
 
@@ -88,14 +85,27 @@ def load_spec(base: BaseRow) -> BaseSpec:
     key = (base.name, base.fingerprint, base.created_at, base.library or "")
     spec = _SPECS.get(key)
     if spec is None:
-        spec = BaseSpec.model_validate(base.spec)
-        if base.library_modules:
-            spec = LibraryModules.model_validate(base.library_modules).apply(spec)
+        spec = parse_spec(base.spec, base.library_modules)
         cached = sum(len(other.modules) for other in [*_SPECS.values()])
         if len(_SPECS) >= CACHED_SPECS or cached + len(spec.modules) > CACHED_MODULES:
             _SPECS.clear()
         _SPECS[key] = spec
     return spec
+
+
+def parse_spec(spec: Mapping[str, Any], library_modules: Mapping[str, Any] | None) -> BaseSpec:
+    """The spec of these columns of a base, which may be `without_modules`."""
+    parsed = BaseSpec.model_validate({"modules": {}, **spec})
+    return LibraryModules.model_validate(library_modules).apply(parsed) if library_modules else parsed
+
+
+def without_modules(session: Session, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column of JSON without its modules, which may have megabytes: no process of this server parses them."""
+    if db.is_sqlite(session):
+        return type_coerce(func.json_remove(column, "$.modules"), JSON)
+    fields = func.json_each(case((func.json_typeof(column) == "object", column))).table_valued("key", "value")
+    merged = func.json_object_agg(fields.c.key, fields.c.value)
+    return select(type_coerce(merged, JSON)).where(fields.c.key != "modules").scalar_subquery()
 
 
 def with_exact_fingerprint(spec: BaseSpec, exact: Digest | None) -> BaseSpec:

@@ -8,8 +8,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
-from sqlalchemy import Text, func, tuple_
+from sqlalchemy import Text, func, literal, tuple_
 from sqlalchemy import cast as sql_cast
 from sqlalchemy import delete as delete_rows
 from sqlmodel import Session, col, select
@@ -48,7 +49,7 @@ BASES_LIMIT = 10_000
 BASES_PER_ORG_LIMIT = 100
 """Bases of one organization, for those who add them by a right in its namespace."""
 SPECS_PER_ORG_LIMIT = 8 * 2**20
-"""Characters of their specs. Each worker lists all bases before each job: 8 MiB take 0.4 s to read."""
+"""Characters of their specs: 8 MiB take 0.4 s to read."""
 _OF_SPEC = func.length(sql_cast(col(BaseRow.spec), Text))
 
 
@@ -244,20 +245,30 @@ def show(session: Session, actor: Actor, name: str) -> BaseView:
     return view(session, actor, base_rows.find(session, names.base_name(name)))
 
 
-def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> BasePage:
-    """Bases by name, from the one that follows `cursor`."""
+def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int, modules: bool = True) -> BasePage:
+    """Bases by name, from the one that follows `cursor`; without `modules` their specs have none."""
     ordered = select(BaseRow).where(col(BaseRow.name) > cursor, base_rows.REGISTERED).order_by(col(BaseRow.name))
-    length = _OF_SPEC + func.coalesce(func.length(sql_cast(col(BaseRow.library_modules), Text)), 0)
-    measured = session.connection().execute(ordered.with_only_columns(col(BaseRow.name), length).limit(limit + 1)).all()
+    columns: list[Any] = [BaseRow.spec, BaseRow.library_modules]
+    if not modules:
+        columns = [base_rows.without_modules(session, column) for column in columns]
+    lengths = (func.coalesce(func.length(sql_cast(column, Text)), 0) for column in columns)
+    page = ordered.with_only_columns(col(BaseRow.name), sum(lengths, literal(0))).limit(limit + 1)
+    measured = session.connection().execute(page).all()
     names_shown = [name for name, _ in measured[: page_size.count_fitting(size for _, size in measured[:limit])]]
-    rows = session.exec(ordered.where(any_of(col(BaseRow.name), names_shown))).all()
+    is_shown = any_of(col(BaseRow.name), names_shown)
+    if modules:
+        specs = [(row, base_rows.load_spec(row)) for row in session.exec(ordered.where(is_shown))]
+    else:
+        light = select(BaseRow, *columns).options(*base_rows.DEFER_SPECS).where(is_shown, base_rows.REGISTERED)
+        read: Iterable[Any] = session.exec(light.order_by(col(BaseRow.name)))
+        specs = [(row, base_rows.parse_spec(*parts)) for row, *parts in read]
     has_more = len(measured) > len(names_shown)
-    return BasePage(items=_views(session, actor, rows), next_cursor=names_shown[-1] if has_more else "")
+    return BasePage(items=_views(session, actor, specs), next_cursor=names_shown[-1] if has_more else "")
 
 
 def view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
     """One base as a response, with its relatives and thresholds."""
-    view = _views(session, actor, [base])[0]
+    view = _views(session, actor, [(base, base_rows.load_spec(base))])[0]
     row = session.get(BaseThresholdsRow, base.id)
     thresholds = dict(row.thresholds) if row is not None else {}
     relatives = [
@@ -266,7 +277,8 @@ def view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
     return view.model_copy(update={"relatives": relatives, "thresholds": thresholds})
 
 
-def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[BaseView]:
+def _views(session: Session, actor: Actor, bases: Sequence[tuple[BaseRow, BaseSpec]]) -> list[BaseView]:
+    rows = [row for row, _ in bases]
     adapters = _count_adapters(session, actor, [row.id or 0 for row in rows])
     exacts = base_weights.exact_fingerprints(session, rows)
     parents = _parents_by_name(session, actor, rows)
@@ -274,12 +286,12 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
         db.to_view(
             row,
             BaseView,
-            spec=base_rows.with_exact_fingerprint(base_rows.load_spec(row), exacts.get(row.id or 0)),
+            spec=base_rows.with_exact_fingerprint(spec, exacts.get(row.id or 0)),
             parents=parents[row.name],
             adapters=adapters[row.id or 0],
             aliases=row.aliases or [],
         )
-        for row in rows
+        for row, spec in bases
     ]
 
 

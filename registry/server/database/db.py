@@ -231,8 +231,8 @@ def is_sqlite(session: Session) -> bool:
 
 def to_view(row: SQLModel, view: type[ViewType], **values: Any) -> ViewType:
     """Build a view of the API from `values`, and from the row's columns for the other fields of these names."""
-    columns = {name: getattr(row, name) for name in field_types(view) if name in type(row).model_fields}
-    return view(**columns | values)
+    columns = type(row).model_fields.keys() & field_types(view).keys() - values.keys()
+    return view(**{name: getattr(row, name) for name in columns}, **values)
 
 
 def count_rows(session: Session, statement: Any) -> int:

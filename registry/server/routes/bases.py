@@ -53,10 +53,11 @@ def add_base(
 
 @router.get("/bases")
 def list_bases(
-    session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
-) -> BasePage:
-    """List base models by name."""
-    return bases.list_bases(session, actor, cursor=cursor, limit=limit)
+    session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE,
+    modules: bool = True,
+) -> BasePage:  # fmt: skip
+    """List base models by name; with `modules=false`, without the modules of their specs, which may have megabytes."""
+    return bases.list_bases(session, actor, cursor=cursor, limit=limit, modules=modules)
 
 
 @router.get("/bases/{base:path}")
