@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert
-from sqlmodel import select
+from sqlmodel import col, select
 
 from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
@@ -18,6 +18,7 @@ from registry.errors import Denied, Invalid, NotFound, Refused
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding, Severity
+from registry.server.catalog import page_size
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionAttributeRow, VersionRow
 from registry.server.evaluation import engine_profiles
 from registry.server.maintenance import reevaluate
@@ -193,6 +194,20 @@ def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(harness
     assert (first.adapters, first.items[0].max_rank) == (1, 8)
     second = harness.admin.engine_settings("tiny-llama", [VLLM], limit=1, cursor=first.next_cursor)
     assert (second.adapters, second.items[0].max_rank, second.next_cursor) == (1, 64, "")
+
+
+@pytest.mark.security
+def test_a_page_of_engine_settings_reads_few_facts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts have up to 256 KiB: 200 of these were read at once."""
+    for rank in (8, 16, 32):
+        harness.push(f"acme/rank-{rank}", harness.files(rank=rank))
+    with harness.session() as session:
+        lengths = session.exec(select(page_size.OF_FACTS).order_by(col(VersionRow.id))).all()
+    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", sum(lengths[:2]))
+    pages = [harness.admin.engine_settings("tiny-llama", [VLLM])]
+    while pages[-1].next_cursor:
+        pages.append(harness.admin.engine_settings("tiny-llama", [VLLM], cursor=pages[-1].next_cursor))
+    assert [(page.adapters, page.items[0].max_rank) for page in pages] == [(2, 16), (1, 32)]
 
 
 # ------------------------------------------------------------------ renewal
