@@ -32,7 +32,7 @@ from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, VersionRow
 from registry.server.jobs import campaigns, queue
-from registry.server.promotion import approvals, deletion, removal
+from registry.server.promotion import approvals, deletion, moves, removal
 from registry.server.push import rows
 from registry.server.push.commit_member import Commit, MemberFailed
 from tests.access.tenants import Tenants, of_subject
@@ -327,10 +327,11 @@ def start_between(harness: Harness, statement_part: str, act: Callable[[], objec
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-@pytest.mark.parametrize("table", ["approval", "campaign", "namespace_role", "webhook", "publisher"])
+@pytest.mark.parametrize("table", ["alias", "approval", "campaign", "namespace_role", "webhook", "publisher"])
 def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     """Each counted before the other had committed."""
     harness, errors = tenants.harness, list[str]()
+    monkeypatch.setattr(moves, "ALIASES_LIMIT", 2)  # one is `main`
     monkeypatch.setattr(approvals, "APPROVALS_LIMIT", 1)
     monkeypatch.setattr(campaigns, "DAILY_LIMIT", 1)
     monkeypatch.setattr(namespaces, "ROLES_LIMIT", 5)  # an owner and three others have one
@@ -338,6 +339,7 @@ def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.M
     monkeypatch.setattr(token_exchange, "RULES_LIMIT", 1)
     clients = [harness.client(harness.secret), tenants.client("owner")]
     acts: dict[str, Callable[[int], object]] = {
+        "alias": lambda number: clients[number].promote("acme/support", f"new-{number}", "1", generation=0),
         "approval": lambda number: clients[number].approve("acme/support@1", "prod"),
         "campaign": lambda _: clients[0].start_campaign(CampaignRequest(base="tiny-llama")),
         "namespace_role": lambda number: clients[number].grant_role("acme", f"new-{number}@acme", "reader"),

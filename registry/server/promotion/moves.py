@@ -65,7 +65,9 @@ _DELETED = (
     .group_by(col(AliasMoveRow.adapter_id), col(AliasMoveRow.alias))
 )
 _BY_ID = (
-    select(VersionRow).options(defer(cast(Any, VersionRow.facts))).where(any_of(col(VersionRow.id), parameter="ids"))
+    select(VersionRow)
+    .options(*(defer(cast(Any, column)) for column in (VersionRow.facts, VersionRow.manifest)))
+    .where(any_of(col(VersionRow.id), parameter="ids"))
 )
 _LOCKED = (
     select(
@@ -322,8 +324,12 @@ def _check_count(moves: Sequence[Move], counts: Mapping[int | None, int]) -> Non
 def _write(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
     """Move the pointers, and write their history rows and events. `Conflict` (ALIAS_MOVED) for those that lost a race.
 
-    The versions are locked first, so that a deletion sees the pointer or is seen here. Aliases are locked by name.
+    The versions are locked first, so that a deletion sees the pointer or is seen here. Aliases are locked by name, and
+    the count of an adapter's that gets another one; `main` is its first.
     """
+    new = {move.version.adapter_id for move in moves if move.before is None and move.alias != names.NEWEST}
+    if new:
+        db.lock_names(session, *(f"aliases of {adapter_id}" for adapter_id in new))
     locked = session.exec(_LOCKED, params={"ids": sorted({move.version.id or 0 for move in moves})}).all()
     deleted = {version_id: deleted_at for version_id, deleted_at, _ in locked}
     for move in moves:
