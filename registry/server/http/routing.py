@@ -7,22 +7,23 @@
 """
 
 import contextlib
+import difflib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Set
 from typing import Any, TypeVar, get_type_hints
 from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http import idempotency
@@ -36,6 +37,20 @@ async def require_nothing() -> None:
     """Declare that a route needs no token."""
 
 
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a change with a query parameter that its route has not: `?dryrun=true` would delete. `Invalid`."""
+    if request.method in idempotency.SAFE_METHODS:
+        return
+    names: Set[str] = request.scope["route"].query_names
+    for name in request.query_params:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+            listed = f"it takes {', '.join(sorted(names))}" if names else "it takes none"
+            next_step = f"the nearest one is {nearest[0]!r}" if nearest else listed
+            message = f"query: this route has no parameter {printable(name, 60)!r}"
+            raise Invalid("REQUEST_INVALID", message, next_step=next_step)
+
+
 class DeclaresScope:
     """A dependency that signs in and requires a scope; None requires only a valid token."""
 
@@ -44,9 +59,13 @@ class DeclaresScope:
 
 def dependencies_of(dependant: Dependant) -> Iterator[Any]:
     """Yield every dependency that a route asks for."""
+    return (inner.call for inner in _all_of(dependant) if inner is not dependant)
+
+
+def _all_of(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
     for inner in dependant.dependencies:
-        yield inner.call
-        yield from dependencies_of(inner)
+        yield from _all_of(inner)
 
 
 class SingleThreadRoute(APIRoute):
@@ -59,6 +78,11 @@ class SingleThreadRoute(APIRoute):
         self.needs_no_token = any(item.dependency is require_nothing for item in kwargs.get("dependencies") or ())
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
+
+    @functools.cached_property
+    def query_names(self) -> Set[str]:
+        """The names of all query parameters that the route and its dependencies declare."""
+        return {field.alias for dependant in _all_of(self.dependant) for field in dependant.query_params}
 
     def _read_body(self, request: Request) -> contextlib.AbstractAsyncContextManager[Request]:
         if self.body_limit_bytes is None:
@@ -162,10 +186,14 @@ def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
 
 
 def create_router(tag: str) -> APIRouter:
-    """Create the router of one resource of the REST API. An operation's id is the name of its function."""
+    """Create the router of one resource of the REST API. An operation's id is the name of its function.
+
+    Its changes refuse unknown parameters. Those of the Hub API ignore them: other programs' clients send their own.
+    """
     return APIRouter(
-        prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=lambda route: route.name
-    )
+        prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=lambda route: route.name,
+        dependencies=[Depends(refuse_unknown_parameters)],
+    )  # fmt: skip
 
 
 Result = TypeVar("Result")
