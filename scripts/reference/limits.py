@@ -214,7 +214,7 @@ LIMITS = {
             "DESCRIPTION_LIMIT": "characters of a description",
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
         },
-        "registry.server.catalog.page_size": {
+        "registry.server.catalog.version_groups": {
             "PAGE_CHARACTERS": "characters on a page of versions (manifests, facts, findings), of bases (specs) or "
             "of a desired state (facts, files); others follow"
         },

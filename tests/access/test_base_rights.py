@@ -21,7 +21,7 @@ from registry.client.transport import LIST_LIMIT_BYTES
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
-from registry.server.catalog import base_rows, bases, metadata_backup, page_size
+from registry.server.catalog import base_rows, bases, metadata_backup, version_groups
 from registry.server.database.models import BaseRow, TakenNameRow
 from tests import samples
 from tests.base_specs import spec_of
@@ -82,7 +82,7 @@ def test_specs_of_bases_are_limited(harness: Harness, monkeypatch: pytest.Monkey
     """A body of 8 MiB took 250 MiB as a spec; a pusher added 100 of these, and a page of 200 had gigabytes."""
     specs = {name: base(f"{name}/one") for name in ("acme", "globex", "initech")}
     size = len(specs["acme"].spec.model_dump_json())
-    assert bases.SPECS_PER_ORG_LIMIT <= page_size.PAGE_CHARACTERS  # a worker reads all before each job
+    assert bases.SPECS_PER_ORG_LIMIT <= version_groups.PAGE_CHARACTERS  # a worker reads all before each job
     assert 30 * bases.SPECS_PER_ORG_LIMIT < LIST_LIMIT_BYTES
     monkeypatch.setattr(bases, "SPECS_PER_ORG_LIMIT", 2 * size)
     pusher = harness.actor("push", namespaces=[*specs])
@@ -91,7 +91,7 @@ def test_specs_of_bases_are_limited(harness: Harness, monkeypatch: pytest.Monkey
     with pytest.raises(TooLarge, match=f"over {2 * size} characters"):
         pusher.add_base(base("acme/two"))
     harness.admin.add_base(base("acme/two"))
-    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 5 * size // 2)
+    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 5 * size // 2)
     path, pages = "/bases", list[list[str]]()
     cursor = ""
     while not pages or cursor:

@@ -16,7 +16,7 @@ from registry.api.catalog import VersionView
 from registry.bases.modules import ModuleShape
 from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound, TooLarge
-from registry.server.catalog import page_size
+from registry.server.catalog import version_groups
 from registry.server.database import db
 from registry.server.database.models import VerdictRow, VersionRow
 from registry.server.push.inspect import FACTS_LIMIT_BYTES
@@ -95,7 +95,7 @@ def test_a_page_of_large_versions_has_fewer_of_them(harness: Harness, monkeypatc
     harness.add_base()
     for number in range(5):
         harness.push(NAME, message="x" * number)
-    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 1)
+    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 1)
     pages: list[list[int]] = []
     cursor = ""
     while not pages or cursor:
@@ -107,7 +107,7 @@ def test_a_page_of_large_versions_has_fewer_of_them(harness: Harness, monkeypatc
         newest = session.exec(select(VersionRow).order_by(col(VersionRow.number).desc())).first()
         assert newest is not None
         size = len(newest.manifest) + len(json.dumps(newest.facts))
-    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", 5 * size // 2)
+    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 5 * size // 2)
     page = harness.admin.versions(NAME, limit=200)
     assert ([version.number for version in page.items], page.next_cursor) == ([5, 4], "4")
     with harness.session(write=True) as session:

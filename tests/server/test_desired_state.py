@@ -26,7 +26,7 @@ from registry.events import EventType
 from registry.names import AdapterName, served_name
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.catalog import page_size
+from registry.server.catalog import version_groups
 from registry.server.database.models import VersionRow
 from registry.server.resolve_cache.freshness import ChangeCounter
 from registry.server.serving import desired as desired_states
@@ -279,14 +279,14 @@ def test_a_page_of_the_desired_state_has_fewer_adapters_of_many_files(
     sizes = [sum(400 + 2 * len(file.path) for file in entry.files) for entry in whole.adapters]
     with harness.session() as session:
         facts = max(len(json.dumps(row.facts)) for row in session.exec(select(VersionRow)))
-    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", sizes[2] + sizes[3] + 2 * facts)
-    assert sizes[1] > page_size.PAGE_CHARACTERS
+    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", sizes[2] + sizes[3] + 2 * facts)
+    assert sizes[1] > version_groups.PAGE_CHARACTERS
     pages = [harness.admin.desired_state(BASE, "canary", limit=500)]
     while pages[-1].next_after:
         pages.append(harness.admin.desired_state(BASE, "canary", limit=500, after=pages[-1].next_after))
     assert [[entry.name for entry in page.adapters] for page in pages] == [["acme/a"], ["acme/b"], ["acme/c", "acme/d"]]
     assert desired_state.read(harness.admin, BASE, "canary").adapters == whole.adapters
-    with pytest.raises(TooLarge, match=f"or {page_size.PAGE_CHARACTERS} characters of files and facts"):
+    with pytest.raises(TooLarge, match=f"or {version_groups.PAGE_CHARACTERS} characters of files and facts"):
         harness.admin.desired_state(BASE, "canary")
     monkeypatch.setattr(desired_state, "FILES_LIMIT", len(whole.adapters[0].files))
     with pytest.raises(TooLarge, match=f"has more than {desired_state.FILES_LIMIT} files"):

@@ -18,7 +18,7 @@ from registry.errors import Denied, Invalid, NotFound, Refused
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding, Severity
-from registry.server.catalog import page_size
+from registry.server.catalog import version_groups
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionAttributeRow, VersionRow
 from registry.server.evaluation import engine_profiles
 from registry.server.maintenance import reevaluate
@@ -202,8 +202,8 @@ def test_a_page_of_engine_settings_reads_few_facts(harness: Harness, monkeypatch
     for rank in (8, 16, 32):
         harness.push(f"acme/rank-{rank}", harness.files(rank=rank))
     with harness.session() as session:
-        lengths = session.exec(select(page_size.OF_FACTS).order_by(col(VersionRow.id))).all()
-    monkeypatch.setattr(page_size, "PAGE_CHARACTERS", sum(lengths[:2]))
+        lengths = session.exec(select(version_groups.OF_FACTS).order_by(col(VersionRow.id))).all()
+    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", sum(lengths[:2]))
     pages = [harness.admin.engine_settings("tiny-llama", [VLLM])]
     while pages[-1].next_cursor:
         pages.append(harness.admin.engine_settings("tiny-llama", [VLLM], cursor=pages[-1].next_cursor))

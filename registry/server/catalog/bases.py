@@ -29,7 +29,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, base_weights, page_size, versions
+from registry.server.catalog import base_rows, base_weights, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -254,7 +254,7 @@ def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int, 
     lengths = (func.coalesce(func.length(sql_cast(column, Text)), 0) for column in columns)
     page = ordered.with_only_columns(col(BaseRow.name), sum(lengths, literal(0))).limit(limit + 1)
     measured = session.connection().execute(page).all()
-    names_shown = [name for name, _ in measured[: page_size.count_fitting(size for _, size in measured[:limit])]]
+    names_shown = [name for name, _ in measured[: version_groups.count_fitting(size for _, size in measured[:limit])]]
     is_shown = any_of(col(BaseRow.name), names_shown)
     if modules:
         specs = [(row, base_rows.load_spec(row)) for row in session.exec(ordered.where(is_shown))]

@@ -26,7 +26,7 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import availability, verdicts, versions
+from registry.server.catalog import availability, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.settings import Settings
@@ -135,7 +135,7 @@ def plan_downloads(
     """
     parsed = [_parse(text) for text in refs]
     valid = [ref for ref in parsed if isinstance(ref, Ref)]
-    resolved = versions.resolve_all(session, actor, valid, manifests_bytes=BULK_MANIFESTS_BYTES)
+    resolved = version_groups.resolve_all(session, actor, valid, manifests_bytes=BULK_MANIFESTS_BYTES)
     outcomes = [resolved[ref] if isinstance(ref, Ref) else ref for ref in parsed]
     plans = [outcome for outcome in outcomes if isinstance(outcome, Resolved)]
     damaged = references.find_damaged(session, {file.digest for version in plans for file in version.files})

@@ -4,9 +4,9 @@ What the actor may not see raises the same NotFound as what does not exist. `res
 absence are distinguished only after it found nothing. A page starts after the key of the last one (`next_cursor`).
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import structs
 from sqlalchemy import (
@@ -14,33 +14,27 @@ from sqlalchemy import (
     Integer,
     Select,
     and_,
-    bindparam,
-    case,
-    func,
-    inspect,
     literal_column,
     null,
     or_,
     true,
-    tuple_,
     type_coerce,
     union_all,
 )
 from sqlalchemy import select as plain_select
-from sqlalchemy.orm import aliased, defer
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
-from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
+from registry.api.catalog import FileLink, Resolved, VersionView
 from registry.digest import Digest, DigestPrefix
-from registry.errors import NotFound, RegistryError, Unavailable, invalid_cursor
+from registry.errors import NotFound, invalid_cursor
 from registry.evaluation.verdicts import Verdict
-from registry.names import NEWEST, AdapterName, Alias, Ref, Selector, is_alias
+from registry.names import NEWEST, AdapterName, Selector, is_alias
 from registry.roles import Scope
 from registry.server.access import epoch
 from registry.server.actors import Actor, public_namespaces, unknown_adapter
-from registry.server.catalog import availability, metadata, page_size, verdicts
+from registry.server.catalog import availability, metadata, verdicts
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -137,7 +131,8 @@ def alias_points_at_version() -> ColumnElement[bool]:
     return and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.version_id) == col(VersionRow.id))
 
 
-def _selected(selector: Selector) -> ColumnElement[bool]:
+def is_selected(selector: Selector) -> ColumnElement[bool]:
+    """The condition on `version`, joined to `alias` for an alias, that a selector names it."""
     if isinstance(selector, Digest):
         return col(VersionRow.digest) == selector
     if isinstance(selector, DigestPrefix):
@@ -172,7 +167,7 @@ def resolve_with_pointer(
         )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .outerjoin(VerdictRow, and_(col(VerdictRow.version_id) == col(VersionRow.id), verdicts.is_newest()))
-        .where(has_name(name), _selected(selector))
+        .where(has_name(name), is_selected(selector))
         .order_by(col(VerdictRow.id))
     )
     if is_alias(selector):
@@ -180,7 +175,7 @@ def resolve_with_pointer(
     rows = session.exec(statement).all()
     if not rows:
         raise not_found(session, name, selector)
-    version = _only(name, selector, [row[0] for row in rows])
+    version = only_version(name, selector, [row[0] for row in rows])
     *_, generation, access = rows[0]
     availability.require_readable(actor, name, version, selector)
     labels = {
@@ -188,14 +183,14 @@ def resolve_with_pointer(
         for _, _, check, profile, outcome, by_owner, *_ in rows
         if check
     }
-    resolved = _resolved(name, selector, version, labels, generation)
+    resolved = build_resolved(name, selector, version, labels, generation)
     newest_verdict = rows[-1][1] or 0
     return resolved, Pointer(
         access, version.id or 0, generation or 0, resolved.yanked, newest_verdict, version.quarantine
     )
 
 
-def _resolved(
+def build_resolved(
     name: AdapterName, selector: Selector, version: VersionRow, outcomes: dict[str, Any], generation: int | None
 ) -> Resolved:
     """The response about a version. `outcomes`: of its newest verdicts, by label."""
@@ -209,170 +204,7 @@ def _resolved(
     )  # fmt: skip
 
 
-_LENGTH = func.length(VersionRow.manifest)
-_MEASURED = (VersionRow, _LENGTH, case((bindparam("share") >= _LENGTH, col(VersionRow.manifest))))
-_DEFER_LARGE = [defer(cast(Any, column)) for column in (VersionRow.facts, VersionRow.manifest)]
-_LIGHT = select(*_MEASURED).options(*_DEFER_LARGE)
-"""Without the facts, which are large, and without manifests over `share` characters."""
-_MANIFESTS = select(VersionRow).options(_DEFER_LARGE[0]).where(any_of(col(VersionRow.id), parameter="ids"))
-NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
-    tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
-)
-_NAMED_ORDERED = NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name))
-NAMED_LOCKED = _NAMED_ORDERED.with_for_update()
-_NAMED_SHARED = _NAMED_ORDERED.with_for_update(read=True, key_share=True)
-_BY_NUMBER = _LIGHT.where(
-    tuple_(col(VersionRow.adapter_id), col(VersionRow.number)).in_(bindparam("keys", expanding=True))
-)
-_BY_DIGEST = _LIGHT.where(
-    tuple_(col(VersionRow.adapter_id), col(VersionRow.digest)).in_(bindparam("keys", expanding=True))
-)
-_BY_ALIAS = (
-    _LIGHT.add_columns(col(AliasRow.alias), type_coerce(col(AliasRow.generation), Integer))
-    .join(AliasRow, col(AliasRow.version_id) == col(VersionRow.id))
-    .where(tuple_(col(AliasRow.adapter_id), col(AliasRow.alias)).in_(bindparam("keys", expanding=True)))
-)
-
-
-class _Match(NamedTuple):
-    """A version that a selector names, the characters of its manifest, and the generation of the alias."""
-
-    version: VersionRow
-    length: int
-    generation: int | None = None
-
-
-_Matches = list[_Match]
-"""What a selector names: several versions only for a short digest."""
-
-
-def resolve_all(
-    session: Session, actor: Actor, refs: Collection[Ref], *, manifests_bytes: int
-) -> dict[Ref, Resolved | RegistryError]:
-    """As `resolve`, for many refs: each ref → the response or its error. Six statements however many they are.
-
-    `Unavailable` (TRY_LATER) for those whose manifests would be beyond `manifests_bytes`, each counted as often as its
-    ref is in `refs`.
-    """
-    times = Counter(refs)
-    outcomes: dict[Ref, Resolved | RegistryError] = {}
-    matches = _match_all(session, actor, times, manifests_bytes // max(1, len(times)))
-    existing = {ref: match for ref, match in matches.items() if isinstance(match, _Match)}
-    _load_fitting(session, [(match, times[ref]) for ref, match in existing.items()], manifests_bytes)
-    labels = verdicts.newest_outcomes(session, {match.version.id or 0 for match in existing.values()})
-    for ref, match in matches.items():
-        if isinstance(match, RegistryError):
-            outcomes[ref] = match
-            continue
-        version, length, generation = match
-        try:
-            availability.require_readable(actor, ref.name, version, ref.selector)
-            if length * times[ref] > manifests_bytes:
-                raise _no_space_for(ref)
-            size_bytes = len(version.manifest.encode()) * times[ref]
-            if size_bytes > manifests_bytes:
-                raise _no_space_for(ref)
-            manifests_bytes -= size_bytes
-            outcomes[ref] = _resolved(ref.name, ref.selector, version, labels[version.id or 0], generation)
-        except RegistryError as e:
-            outcomes[ref] = e
-    return outcomes
-
-
-def _load_fitting(session: Session, matches: Iterable[tuple[_Match, int]], characters: int) -> None:
-    """Load the larger manifests, as far as all, each so many times, have so many characters."""
-    ids = []
-    for match, times in matches:
-        if match.length * times <= characters:
-            characters -= match.length * times
-            if "manifest" in inspect(match.version).unloaded:
-                ids.append(match.version.id)
-    if ids:
-        session.exec(_MANIFESTS.execution_options(populate_existing=True), params={"ids": ids}).all()
-
-
-def find_all(
-    session: Session, actor: Actor, refs: Iterable[Ref], *, lock_names: bool = False
-) -> dict[Ref, VersionRow | RegistryError]:
-    """The row of each ref, or the error that `find` raises; withdrawn and deleted ones, too.
-
-    Facts and manifests are read where they are used: those of a group may have a hundred megabytes.
-
-    `lock_names`: no adapter is renamed, moved or deleted until the transaction ends (PostgreSQL).
-    """
-    matches = _match_all(session, actor, dict.fromkeys(refs), lock_names=lock_names)
-    return {ref: match if isinstance(match, RegistryError) else match.version for ref, match in matches.items()}
-
-
-def _match_all(
-    session: Session, actor: Actor, refs: Collection[Ref], share: int = 0, *, lock_names: bool = False
-) -> dict[Ref, _Match | RegistryError]:
-    """What each ref names, with manifests of up to `share` characters, or why there is nothing."""
-    outcomes: dict[Ref, _Match | RegistryError] = {ref: unknown_adapter(ref.name) for ref in refs}
-    statement = _NAMED_SHARED if lock_names else NAMED
-    adapters = find_adapter_ids(session, actor, {ref.name for ref in refs}, statement)
-    keys = {ref: (adapters[ref.name], ref.selector) for ref in refs if ref.name in adapters}
-    versions = _find_all(session, set(keys.values()), share)
-    for ref, key in keys.items():
-        try:
-            if key not in versions:
-                raise _unknown_selector(ref.name, ref.selector)
-            _only(ref.name, ref.selector, [match.version for match in versions[key]])
-            outcomes[ref] = versions[key][0]
-        except RegistryError as e:
-            outcomes[ref] = e
-    return outcomes
-
-
-def find_adapter_ids(
-    session: Session, actor: Actor, names: Collection[AdapterName], statement: Any = NAMED
-) -> dict[AdapterName, int]:
-    """Name → the id of its row, of those adapters that the actor may see. By `NAMED_LOCKED` as in `find_adapter`."""
-    visible = sorted((name.namespace, name.name) for name in names if actor.sees(name))
-    rows = session.exec(statement, params={"names": visible}).all() if visible else []
-    return {AdapterName(namespace, name): adapter_id or 0 for adapter_id, namespace, name in rows}
-
-
-def _no_space_for(ref: Ref) -> Unavailable:
-    return Unavailable(
-        "TRY_LATER",
-        f"'{ref}' does not fit into this response: its manifest and those before it are too large",
-        next_step="request it again, with fewer others",
-        retry_after_seconds=1,
-    )
-
-
-def _find_all(
-    session: Session, keys: Collection[tuple[int, Selector]], share: int
-) -> dict[tuple[int, Selector], _Matches]:
-    """(adapter, selector) → what it names, of those that exist."""
-    numbers = [key for key in keys if isinstance(key[1], int)]
-    digests = [key for key in keys if isinstance(key[1], Digest)]
-    prefixes = [(adapter_id, picked) for adapter_id, picked in keys if isinstance(picked, DigestPrefix)]
-    names_of = [key for key in keys if is_alias(key[1])]
-    versions: dict[tuple[int, Selector], _Matches] = {}
-
-    def read(statement: Any, **params: Any) -> Iterator[tuple[_Match, tuple[Any, ...]]]:
-        for row, length, manifest, *rest in session.exec(statement, params={"share": share, **params}):
-            if manifest is not None:
-                set_committed_value(row, "manifest", manifest)
-            yield _Match(row, length), tuple(rest)
-
-    for match, _ in read(_BY_NUMBER, keys=numbers) if numbers else ():
-        versions[match.version.adapter_id, match.version.number] = [match]
-    for match, _ in read(_BY_DIGEST, keys=digests) if digests else ():
-        versions[match.version.adapter_id, Digest(match.version.digest)] = [match]
-    for match, (alias, generation) in read(_BY_ALIAS, keys=names_of) if names_of else ():
-        versions[match.version.adapter_id, Alias(alias)] = [match._replace(generation=generation)]
-    conditions = [and_(col(VersionRow.adapter_id) == adapter_id, _selected(prefix)) for adapter_id, prefix in prefixes]
-    for match, _ in read(_LIGHT.where(or_(*conditions))) if conditions else ():
-        for key in prefixes:
-            if match.version.adapter_id == key[0] and match.version.digest.startswith(key[1]):
-                versions.setdefault(key, []).append(match)
-    return versions
-
-
-def _only(name: AdapterName, selector: Selector, rows: Sequence[VersionRow]) -> VersionRow:
+def only_version(name: AdapterName, selector: Selector, rows: Sequence[VersionRow]) -> VersionRow:
     """The one version that these rows are. `NotFound` (VERSION_UNKNOWN) for several, of which some may be deleted."""
     count = len({row.id for row in rows})
     if count > 1:
@@ -395,10 +227,10 @@ def find(
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     if is_alias(selector):
         statement = statement.join(AliasRow, alias_points_at_version())
-    rows = session.exec(statement.where(has_name(name), _selected(selector))).all()
+    rows = session.exec(statement.where(has_name(name), is_selected(selector))).all()
     if not rows:
         raise not_found(session, name, selector)
-    row = _only(name, selector, rows)
+    row = only_version(name, selector, rows)
     if not include_deleted:
         availability.require_not_deleted(name, row)
     if not include_withdrawn:
@@ -410,10 +242,11 @@ def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFou
     """The error that says which part of a reference is missing, for an actor who may see the adapter."""
     if session.exec(select(AdapterRow.id).where(has_name(name))).first() is None:
         return unknown_adapter(name)
-    return _unknown_selector(name, selector)
+    return unknown_selector(name, selector)
 
 
-def _unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
+def unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
+    """The error for a selector that names nothing."""
     code, noun = ("ALIAS_UNKNOWN", "alias") if is_alias(selector) else ("VERSION_UNKNOWN", "version")
     next_step = f"`adapter versions {name}` lists its versions and aliases; {name} alone is the newest"
     return NotFound(code, f"adapter '{name}' has no {noun} '{selector}'", next_step=next_step)
@@ -434,23 +267,6 @@ def parse_cursor(cursor: str, *, digits: int = 9) -> int:
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= digits):
         raise invalid_cursor()
     return int(cursor or 0)
-
-
-def list_versions(
-    session: Session, actor: Actor, name: AdapterName, *, include_deleted: bool = False, cursor: str = "", limit: int,
-    count: bool = False,
-) -> VersionPage:  # fmt: skip
-    """The versions of an adapter, newest first, fewer than `limit` if they are large; `cursor` is the last number."""
-    adapter = find_adapter(session, actor, name)
-    statement = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.number).desc())
-    if not include_deleted:
-        statement = statement.where(col(VersionRow.deleted_at).is_(None))
-    total = db.count_rows(session, statement) if count else None
-    if cursor:
-        statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
-    ids, next_cursor = page_size.fit(session, statement, limit)  # versions may come and go before the next statement
-    rows = session.exec(statement.where(any_of(col(VersionRow.id), ids))).all()
-    return VersionPage(items=build_views(session, [(name, row) for row in rows]), next_cursor=next_cursor, total=total)
 
 
 def show(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> VersionView:

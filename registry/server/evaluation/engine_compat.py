@@ -20,7 +20,7 @@ from registry.engines import settings as engine_settings
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import availability, base_rows, base_weights, page_size, verdicts, versions
+from registry.server.catalog import availability, base_rows, base_weights, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of, without_index
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
@@ -106,7 +106,7 @@ def settings_for_base(
     base = base_rows.find(session, names.base_name(base_name))
     after = versions.parse_cursor(cursor, digits=18)
     statement = (
-        select(AdapterRow.id, page_size.OF_FACTS)
+        select(AdapterRow.id, version_groups.OF_FACTS)
         .select_from(AdapterRow)
         .join(VersionRow, versions.is_newest())
         .where(without_index(VersionRow.base_id) == base.id, ~availability.WITHDRAWN, versions.visible(actor))
@@ -116,14 +116,14 @@ def settings_for_base(
     few = candidates.find_few(session, [candidates.on_bases([base.id or 0])], candidates.CANDIDATES_LIMIT)
     statement = statement if few is None else statement.where(few)
     measured = session.exec(statement.limit(limit + 1)).all()
-    shown = measured[: page_size.count_fitting(length for _, length in measured[:limit])]
+    on_page = measured[: version_groups.count_fitting(length for _, length in measured[:limit])]
     columns = (col(AdapterRow.namespace), col(AdapterRow.name), col(VersionRow.facts))
-    page = statement.with_only_columns(*columns).where(any_of(col(AdapterRow.id), [row_id for row_id, _ in shown]))
+    page = statement.with_only_columns(*columns).where(any_of(col(AdapterRow.id), [row_id for row_id, _ in on_page]))
     rows = session.connection().execute(page)
     facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in rows}
     spec = base_rows.load_spec(base)
     items = [
         engine_settings.settings_for(str(p), facts_of, spec, slots=slots) for p in engine_profiles.parse_profiles(texts)
     ]
-    next_cursor = str(shown[-1][0]) if len(measured) > len(shown) else ""
+    next_cursor = str(on_page[-1][0]) if len(measured) > len(on_page) else ""
     return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items, next_cursor=next_cursor)

@@ -16,7 +16,7 @@ from registry.hub import shapes
 from registry.hub.shapes import File, Json, Repository
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import files, versions
+from registry.server.catalog import files, version_groups, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, DraftRow, VersionRow
 from registry.server.hub import drafts, repositories, version_push
@@ -146,7 +146,7 @@ def list_commits(
         row = versions.find(session, actor, name, Digest(row.parent)) if row.parent else None
     if row is None:
         return commits, ""
-    page = versions.list_versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
+    page = version_groups.list_versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
     commits += [shapes.commit(v.digest, v.number, v.message, v.created_at, v.created_by) for v in page.items]
     return commits, page.next_cursor
 

@@ -16,7 +16,7 @@ from registry.evaluation.gates import Gate
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import files, versions
+from registry.server.catalog import files, version_groups, versions
 from registry.server.catalog.verdicts import label
 from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
@@ -42,7 +42,7 @@ def show_adapter(
     actor = visitor.actor
     adapter = adapters.show_adapter(session, actor, name)
     pointers = aliases.list_aliases(session, actor, name).items
-    page = versions.list_versions(session, actor, name, cursor=cursor, limit=PAGE_VERSIONS)
+    page = version_groups.list_versions(session, actor, name, cursor=cursor, limit=PAGE_VERSIONS)
     adapter_id = versions.find_adapter(session, actor, name).id
     effective = gates.find_gates(session, [(name, adapter_id, pointer.alias) for pointer in pointers])
     deleted = aliases.find_deleted(session, adapter_id, DELETED_SHOWN)

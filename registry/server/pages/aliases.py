@@ -16,7 +16,7 @@ from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
 from registry.server.access import namespaces
 from registry.server.actors import Actor, unknown_adapter, unknown_namespace
-from registry.server.catalog import versions
+from registry.server.catalog import version_groups
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import describe_gate
@@ -91,7 +91,7 @@ def show_alias(
     alias = names.alias(alias)
     actor = visitor.actor
     pointer = next((p for p in aliases.list_aliases(session, actor, name).items if p.alias == alias), None)
-    page = versions.list_versions(session, actor, name, limit=VERSIONS_OFFERED)
+    page = version_groups.list_versions(session, actor, name, limit=VERSIONS_OFFERED)
     candidate = names.selector(version) if version else page.items[0].number
     shows_gate = visitor.signed_in and alias != NEWEST
     checked = gates.check_gate(session, actor, name, candidate, alias) if shows_gate else None

@@ -15,7 +15,7 @@ from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import availability, versions
+from registry.server.catalog import availability, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import ApprovalRow, VersionRow
@@ -62,7 +62,7 @@ def approve(
             approval.alias = str(names.alias(approval.alias))
     refs = [approval.ref for approval in without_error(approvals)]
     # A move to another namespace removes approvals: none comes after it.
-    rows = versions.find_all(session, actor, refs, lock_names=not dry_run)
+    rows = version_groups.find_all(session, actor, refs, lock_names=not dry_run)
     for approval in without_error(approvals):
         with approval.collect_error():
             row = rows[approval.ref]

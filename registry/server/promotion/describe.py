@@ -22,7 +22,7 @@ from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, versions
+from registry.server.catalog import availability, version_groups
 from registry.server.catalog.metadata import expiry_text
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -135,8 +135,8 @@ def describe(
 
 def _find_subjects(session: Session, actor: Actor, descriptions: Sequence[Description]) -> None:
     """Lock the adapters, and find the versions."""
-    ids = versions.find_adapter_ids(session, actor, {d.name for d in descriptions}, versions.NAMED_LOCKED)
-    rows = versions.find_all(session, actor, [d.ref for d in descriptions if d.ref is not None])
+    ids = version_groups.find_adapter_ids(session, actor, {d.name for d in descriptions}, version_groups.NAMED_LOCKED)
+    rows = version_groups.find_all(session, actor, [d.ref for d in descriptions if d.ref is not None])
     for description in descriptions:
         with description.collect_error():
             if description.name not in ids:

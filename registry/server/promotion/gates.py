@@ -29,7 +29,7 @@ from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import TOKEN, Actor
-from registry.server.catalog import base_rows, verdicts, versions
+from registry.server.catalog import base_rows, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -206,7 +206,7 @@ def check_gates(
     session: Session, actor: Actor, channels: Sequence[tuple[Ref, str]]
 ) -> dict[tuple[Ref, str], GateCheck]:
     """What each of these versions still needs for an alias, by both. Those that the actor may not see are left out."""
-    rows = versions.find_all(session, actor, [ref for ref, _ in channels])
+    rows = version_groups.find_all(session, actor, [ref for ref, _ in channels])
     existing = [(ref, alias, row) for ref, alias in channels if isinstance(row := rows[ref], VersionRow)]
     checks = _check(session, actor, [(ref.name, alias, row) for ref, alias, row in existing])
     return {(ref, alias): check for (ref, alias, _), check in zip(existing, checks, strict=True)}

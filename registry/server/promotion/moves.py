@@ -29,7 +29,7 @@ from registry.names import AdapterName, Alias, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit, failpoints
 from registry.server.actors import Actor
-from registry.server.catalog import availability, versions
+from registry.server.catalog import availability, version_groups
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VersionRow
@@ -197,7 +197,7 @@ def _check_request(actor: Actor, move: Move) -> None:
 def _find_versions(session: Session, actor: Actor, moves: Sequence[Move], *, lock_names: bool) -> None:
     """Set the versions. The names stay until the pointers have moved: the rights and gates belong to the namespace."""
     refs = [move.ref for move in moves if move.ref is not None]
-    rows = versions.find_all(session, actor, refs, lock_names=lock_names)
+    rows = version_groups.find_all(session, actor, refs, lock_names=lock_names)
     for move in moves:
         with move.collect_error():
             if isinstance(move.to, VersionRow):

@@ -17,7 +17,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.lineage.graph import Lineage
-from registry.server.catalog import lineage, versions
+from registry.server.catalog import lineage, version_groups, versions
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
@@ -118,7 +118,7 @@ def list_versions(
     count: bool = False,
 ) -> catalog.VersionPage:
     """List the versions of an adapter, newest first."""
-    return versions.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit, count=count)
+    return version_groups.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit, count=count)
 
 
 @router.get(deps.VERSION)

@@ -24,7 +24,7 @@ from registry.errors import TooLarge
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import availability, base_rows, page_size, verdicts, versions
+from registry.server.catalog import availability, base_rows, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
@@ -35,7 +35,9 @@ WHOLE_LIMIT = 2000
 """How many adapters one response lists without `limit`."""
 _FILE_CHARACTERS = 400  # of a file beside its path, which its link repeats
 _OF_FILES = select(func.coalesce(func.sum(func.length(VersionFileRow.path) * 2 + _FILE_CHARACTERS), 0))
-_OF_ADAPTER = _OF_FILES.where(col(VersionFileRow.version_id) == VersionRow.id).scalar_subquery() + page_size.OF_FACTS
+_OF_ADAPTER = (
+    _OF_FILES.where(col(VersionFileRow.version_id) == VersionRow.id).scalar_subquery() + version_groups.OF_FACTS
+)
 
 
 class Page(NamedTuple):
@@ -62,7 +64,7 @@ def load(
         statement = statement.where(tuple_(*order) > tuple_(last.namespace, last.name))
     ids, next_after = _fit(session, statement, page.limit or WHOLE_LIMIT)
     if next_after and page.limit is None:
-        limits = f"{WHOLE_LIMIT} adapters or {page_size.PAGE_CHARACTERS} characters of files and facts"
+        limits = f"{WHOLE_LIMIT} adapters or {version_groups.PAGE_CHARACTERS} characters of files and facts"
         message = f"the desired state of '{base.name}' by the alias '{alias}' has more than {limits}"
         raise TooLarge("SIZE_INVALID", message, next_step="read it page by page, with `limit` and `after`")
     rows = session.exec(statement.where(any_of(col(AdapterRow.id), ids)))  # whichever versions they serve by now
@@ -90,7 +92,7 @@ def _fit(session: Session, ordered: Any, limit: int) -> tuple[list[int], str]:
     """The ids of the adapters on a page of up to `limit`, and its `next_after`. Reads lengths only."""
     columns = (AdapterRow.id, AdapterRow.namespace, AdapterRow.name, _OF_ADAPTER)
     measured = session.connection().execute(ordered.with_only_columns(*columns).limit(limit + 1)).all()
-    count = page_size.count_fitting(length for *_, length in measured[:limit])
+    count = version_groups.count_fitting(length for *_, length in measured[:limit])
     last = f"{measured[count - 1][1]}/{measured[count - 1][2]}" if len(measured) > count else ""
     return [adapter_id for adapter_id, *_ in measured[:count]], last
 

@@ -22,7 +22,7 @@ from registry.names import AdapterName, Ref
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
-from registry.server.catalog import versions
+from registry.server.catalog import version_groups, versions
 from registry.server.database import db, locks
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AttestationRow, BlobRow, EventRow, VersionRow
@@ -129,7 +129,7 @@ def _versions_of(session: Session, events: Sequence[EventRow]) -> dict[int | Non
     A deleted version counts: the deletion may be undone, and no event is attested later than its time.
     """
     refs = {event.position: Ref.parse(event.object) for event in events}
-    matches = versions.find_all(session, TRUSTED, refs.values())
+    matches = version_groups.find_all(session, TRUSTED, refs.values())
     versions_of: dict[int | None, VersionRow | None] = {}
     for event in events:
         match = matches[refs[event.position]]
