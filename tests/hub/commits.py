@@ -54,8 +54,8 @@ class Pusher:
     def post(self, body: bytes, revision: str = "main", query: str = "") -> httpx.Response:
         return self.send("POST", f"/api/models/{self.name}/commit/{revision}{query}", content=body)
 
-    def push(self, files: Mapping[str, bytes], **fields: Any) -> httpx.Response:
-        return self.commit(*(add(path, data) for path, data in files.items()), **fields)
+    def push(self, files: Mapping[str, bytes], revision: str = "main", **fields: Any) -> httpx.Response:
+        return self.commit(*(add(path, data) for path, data in files.items()), revision=revision, **fields)
 
     def info(self, revision: str = "main") -> httpx.Response:
         return self.send("GET", f"/api/models/{self.name}/revision/{revision}")

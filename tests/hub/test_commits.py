@@ -13,6 +13,7 @@ import pytest
 
 from registry.api.access import NamespaceSet
 from registry.client.audit import Audit
+from registry.evaluation.gates import Gate
 from registry.hub import commit_id
 from registry.server.database.models import PushBlobRow, PushRow, VersionRow
 from registry.server.hub import commits, revisions
@@ -167,13 +168,17 @@ def test_a_commit_to_a_branch_whose_gate_stays_closed_is_refused_and_leaves_noth
         assert refused.status_code == 422, message
         assert "nothing was stored" in message
         assert "may not become 'canary'" in message
-        assert "adapter promote" in message
+        assert "correct the adapter and commit again" in message
+        assert "adapter promote" not in message, "main would become the version that fails"
         harness.transport.settle()
         assert (harness.admin.adapter("acme/support").aliases, staged(harness)) == ({"main": 1, "canary": 1}, [])
         with harness.session() as session:
             assert [row.number for row in rows(session, VersionRow)] == [1]
             assert [row.id for row in rows(session, PushRow) if row.state == "open"] == []
     assert promoter.push(wide).status_code == 200, "main has no gate"
+    harness.admin.set_gate("acme/support", "canary", Gate(approvals=1))
+    refused = promoter.push(harness.files(), revision="canary")
+    assert "commit to main, then move the branch: adapter promote" in refused.headers["x-error-message"]
 
 
 def test_a_name_without_a_namespace_is_in_the_only_one_that_the_token_may_push_to(harness: Harness) -> None:

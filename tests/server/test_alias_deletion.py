@@ -95,7 +95,7 @@ def test_an_alias_that_nodes_follow_is_deleted_only_by_force(filled_harness: Har
     slot = SlotReport(served_name="support", adapter="acme/support", digest=digest, state=SlotState.SERVING)
     for node, alias in (("gpu-1", "canary"), ("gpu-2", "main")):
         admin.report_node(node, "vllm", NodeReport(base="tiny-llama", alias=alias, slots=[slot]))
-    with pytest.raises(Conflict, match="1 nodes serve acme/support by its alias 'canary'") as used:
+    with pytest.raises(Conflict, match="1 node serves acme/support by its alias 'canary'") as used:
         admin.delete_alias(NAME, "canary", generation=2)
     assert (used.value.code, [finding.location for finding in used.value.findings]) == ("ALIAS_IN_USE", ["gpu-1"])
     assert admin.alias(NAME, "canary").generation == 2

@@ -187,9 +187,12 @@ def test_a_child_of_an_equal_version_in_its_own_adapter_keeps_only_that(acme: Ha
     edge = Edge(relation=Relation.CONTINUED, digest=digest, name="acme/mix@1")
     acme.push("acme/mix", parents=[edge])
     rule = RetentionRule(keep_newest=1)
+    assert acme.admin.delete_version(f"{NAME}@1", dry_run=True).deleted_at is None, "a deletion has the same rule"
     assert reasons(acme, rule)[1] == "- retention rule: keep the newest 1"
     acme.push("acme/mix", parents=[edge.model_copy(update={"name": f"{NAME}@1"})])
     assert reasons(acme, rule)[1] == "+ is what another adapter was made from", "it says so itself"
+    with pytest.raises(Conflict, match="it is a parent of acme/mix@3"):
+        acme.admin.delete_version(f"{NAME}@1", dry_run=True)
 
 
 def test_every_source_of_a_merge_that_waits_stays(acme: Harness) -> None:

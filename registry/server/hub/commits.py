@@ -23,6 +23,7 @@ from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, Unavailable
+from registry.evaluation.verdicts import Outcome
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
@@ -322,7 +323,7 @@ class Committer:
             self._planned.append(push_id)
             result = version_push.commit_version(session, self.actor, push_id, alias, blobs=self.blobs, engines=engines)
             if result.alias_refused:
-                raise _closed_branch(self.branch, result.alias_refused)
+                raise _closed_branch(self.branch, result)
             moved = find_generation(session, self.name, self.branch) - head.generation
             if result.created and moved != 1:  # its files are not those read at the start
                 raise drafts.moved(self.name, self.branch)
@@ -356,12 +357,13 @@ def _descriptors(tree: Mapping[str, File]) -> dict[str, Descriptor]:
     return {path: file.descriptor for path, file in tree.items()}
 
 
-def _closed_branch(branch: str, reason: str) -> Refused:
+def _closed_branch(branch: str, result: PushResult) -> Refused:
     """The error for a branch whose gate the new version does not pass: a client takes a response of 200 for a move."""
     step = f"commit to main, then move the branch: adapter promote NAME@VERSION {branch}"
-    return Refused(
-        "GATE_CLOSED", f"nothing was stored, because branch '{branch}' cannot move: {reason}", next_step=step
-    )
+    if any(verdict.outcome is Outcome.FAIL for verdict in result.version.verdicts):
+        step = "correct the adapter and commit again: what has failed a check passes no gate later"
+    message = f"nothing was stored, because branch '{branch}' cannot move: {result.alias_refused}"
+    return Refused("GATE_CLOSED", message, next_step=step)
 
 
 def _mismatch(file: Descriptor, message: str) -> Invalid:

@@ -62,11 +62,12 @@ def delete_alias(
 def _require_unused(session: Session, name: AdapterName, alias: str) -> None:
     nodes = reports.find_serving_nodes(session, name, alias=alias)
     if nodes:
+        count = "1 node serves" if len(nodes) == 1 else f"{len(nodes)} nodes serve"
         findings = [
             Finding.of("error", "version.on_node", node.node, f"node {node.node} reports it as {node.state}")
             for node in nodes
         ]
         raise Conflict(
-            "ALIAS_IN_USE", f"{len(nodes)} nodes serve {name} by its alias '{alias}', and would unload it",
+            "ALIAS_IN_USE", f"{count} {name} by its alias '{alias}', and would unload it",
             findings=findings, next_step="let them follow another alias, or pass --force",
         )  # fmt: skip

@@ -10,7 +10,8 @@
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, func
+from sqlalchemy import ColumnElement, Engine, and_, delete, exists, func, not_, or_
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -147,7 +148,7 @@ def find_uses(
     uses = [*session.exec(running), *(job for job, number in sources if version is None or number == version.number)]
     for job_id in list(dict.fromkeys(uses))[:NEEDS_LIMIT]:
         yield Finding.of("error", "version.job_runs", job_id, f"the running job {job_id} uses it")
-    yield from _find_children(session, actor, owned)
+    yield from _find_children(session, actor, name, owned)
     signed = select(AttestationRow.identity).where(
         col(AttestationRow.version_id).in_(ids), AttestationRow.made_by != actor.identity,
         col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
@@ -156,15 +157,26 @@ def find_uses(
         yield Finding.of("error", "version.signed_by_other", identity, f"{identity} has signed it")
 
 
-def _find_children(session: Session, actor: Actor, owned: ColumnElement[bool]) -> Iterator[Finding]:
+def counts_as_child(name: AdapterName, child: type[VersionRow]) -> ColumnElement[bool]:
+    """Whether an edge of a version is about this adapter: it names it, or the version's adapter has no equal parent."""
+    equal, parent = aliased(VersionRow), col(EdgeRow.parent_name)
+    has_equal = exists().where(
+        col(equal.adapter_id) == col(child.adapter_id), col(equal.digest) == col(EdgeRow.parent_digest),
+        col(equal.deleted_at).is_(None),
+    )  # fmt: skip
+    return or_(parent == str(name), parent.startswith(f"{name}@", autoescape=True), not_(has_equal))
+
+
+def _find_children(session: Session, actor: Actor, name: AdapterName, owned: ColumnElement[bool]) -> Iterator[Finding]:
     """What was made from the versions, apart from these, of what the actor may see."""
     digests = select(VersionRow.digest).where(owned).correlate(None)
+    is_own = and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
     children = (
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.number, EdgeRow.relation)
         .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
         .join(EdgeRow, col(EdgeRow.child_id) == col(VersionRow.id))
         .where(col(EdgeRow.parent_digest).in_(digests), col(VersionRow.deleted_at).is_(None), versions.visible(actor))
-        .where(~owned)
+        .where(~owned, or_(is_own, counts_as_child(name, VersionRow)))
     )
     for namespace, word, number, relation in session.exec(children.limit(NEEDS_LIMIT)):
         child = f"{namespace}/{word}@{number}"

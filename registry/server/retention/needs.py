@@ -8,7 +8,7 @@ its row.
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, and_, exists, func, not_, or_
+from sqlalchemy import ColumnElement, and_, exists, func, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -35,7 +35,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.jobs import queue
-from registry.server.promotion import aliases
+from registry.server.promotion import aliases, deletion
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
 
@@ -76,20 +76,14 @@ def _used(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> It
         col(JobRow.state) == State.RUNNING, and_(col(JobRow.state) == State.QUEUED, col(JobRow.automatic).is_(False))
     )
     used_by_job = exists().where(col(JobRow.version_id) == col(VersionRow.id), at_work)
-    child, owner, equal = aliased(VersionRow), aliased(AdapterRow), aliased(VersionRow)
-    name = f"{adapter.namespace}/{adapter.name}"
-    names_this = or_(col(EdgeRow.parent_name) == name, col(EdgeRow.parent_name).startswith(f"{name}@", autoescape=True))
-    has_equal = exists().where(
-        col(equal.adapter_id) == col(child.adapter_id), col(equal.digest) == col(EdgeRow.parent_digest),
-        col(equal.deleted_at).is_(None),
-    )  # fmt: skip
+    child, owner, name = aliased(VersionRow), aliased(AdapterRow), AdapterName(adapter.namespace, adapter.name)
     everyone = exists().where(
         col(RoleRow.subject) == "*", or_(col(RoleRow.namespace) == owner.namespace, col(RoleRow.namespace) == "*")
     )
     has_child = exists().where(
         col(EdgeRow.parent_digest) == col(VersionRow.digest), col(EdgeRow.child_id) == col(child.id),
         col(child.deleted_at).is_(None), col(child.adapter_id) != adapter.id, col(owner.id) == col(child.adapter_id),
-        or_(col(owner.namespace) == adapter.namespace, everyone), or_(names_this, not_(has_equal)),
+        or_(col(owner.namespace) == adapter.namespace, everyone), deletion.counts_as_child(name, child),
     )  # fmt: skip
     has_base = exists().where(col(BaseEdgeRow.parent_digest) == col(VersionRow.digest))
     for condition, reason in (
@@ -100,7 +94,7 @@ def _used(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> It
     ):
         for version_id in session.exec(select(VersionRow.id).where(own, condition)):
             yield version_id or 0, reason
-    sources = queue.find_sources(session, AdapterName(adapter.namespace, adapter.name), (State.QUEUED, State.RUNNING))
+    sources = queue.find_sources(session, name, (State.QUEUED, State.RUNNING))
     numbers = select(VersionRow.id).where(own, col(VersionRow.number).in_([number for _, number in sources]))
     for version_id in session.exec(numbers) if sources else ():
         yield version_id or 0, "is needed by a job"
