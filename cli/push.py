@@ -30,9 +30,24 @@ from .console import arguments, output, session, versions
 from .console.progress import ProgressLine, end_with_results, result_reporter
 
 
+class _TargetName(arguments.ParsedArgument[AdapterName]):
+    """The name that a push goes to. If it names a folder and DIR does not, the error says that they are swapped."""
+
+    def __init__(self) -> None:
+        super().__init__("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterName:
+        """Parse the typed text. `Invalid` (FOLDER_INVALID) if the arguments are swapped."""
+        folder = ctx.params.get("folder") if ctx is not None else None
+        if folder is not None and not folder.exists() and Path(str(value)).is_dir():
+            raise Invalid("FOLDER_INVALID", f"folder {str(folder)!r} does not exist, and {str(value)!r} is one",
+                          next_step=f"the folder comes first: adapter push {value} {folder}")  # fmt: skip
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("name", type=arguments.NAME)
+@click.argument("name", type=_TargetName())
 @click.option("--base", default="", help="Base model of the adapter. Default: the one its configuration names.")
 @click.option("--alias", default="", help="Also move this alias to the new version, through its gate.")
 @click.option(
@@ -378,10 +393,7 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
 
 
 def _refuse_folder_of_adapters(folder: Path, name: AdapterName) -> None:
-    """`Invalid` (FOLDER_INVALID) if the folder is no adapter, and folders in it are; or if the name is the folder."""
-    if not folder.exists() and Path(str(name)).is_dir():
-        raise Invalid("FOLDER_INVALID", f"folder {str(folder)!r} does not exist",
-                      next_step=f"the folder comes first: adapter push {name} {folder}")  # fmt: skip
+    """`Invalid` (FOLDER_INVALID) if the folder is no adapter, and folders in it are."""
     if _is_adapter(folder):
         return
     count = sum(path.is_dir() and _is_adapter(path) for path in folder.iterdir())

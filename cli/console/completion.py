@@ -1,13 +1,14 @@
 """`adapter completion`: the shell's script, and what it completes from the registry: refs, names, bases, aliases.
 
-A completion asks the registry once or twice, for `CANDIDATES_LIMIT` names and `SECONDS` each, and completes nothing if
-it is away. The embedded registry is asked only if it is there.
+A completion asks the registry one to three times, for `CANDIDATES_LIMIT` names and `SECONDS` each, and completes
+nothing if it is away. The embedded registry is asked only if it is there.
 """
 
 import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from click.shell_completion import (
 from click.shell_completion import split_arg_string as split_words
 
 from registry.client.core import Versions
-from registry.errors import RegistryError
+from registry.errors import Denied, NotFound, RegistryError
 from registry.filesystem import replace_file
 from registry.names import NEWEST, AdapterName
 
@@ -95,9 +96,17 @@ def _bases(registry: Any, _text: str) -> Iterable[str]:
     return [view.name for view in registry.bases(modules=False).items]
 
 
-def _aliases(registry: Versions, _text: str) -> Iterable[str]:
-    views = registry.adapters(limit=CANDIDATES_LIMIT).items
-    return {alias: None for view in views for alias in view.aliases if alias != NEWEST}
+def _aliases(registry: Any, _text: str, name: str = "") -> Iterable[str]:
+    """Aliases of the adapter `name` and of its gates, those of its namespace, too; without a name those of any."""
+    if not name:
+        views = registry.adapters(limit=CANDIDATES_LIMIT).items
+        return {alias: None for view in views for alias in view.aliases if alias != NEWEST}
+    namespace = name.partition("/")[0]
+    aliases = list(registry.adapter(name).aliases) if name != namespace else []
+    for scope in dict.fromkeys((name, namespace)):
+        with suppress(Denied, NotFound):  # a token of one adapter does not read the gates of the namespace
+            aliases += [gate.alias for gate in registry.gates(scope).items]
+    return [alias for alias in dict.fromkeys(aliases) if alias != NEWEST]
 
 
 def _namespaces(registry: Versions, text: str) -> Iterable[str]:
@@ -109,20 +118,22 @@ _CANDIDATES: Mapping[str, Callable[[Versions, str], Iterable[str]]] = {
 }  # fmt: skip
 
 
-def candidates(kind: str, incomplete: str) -> list[str]:
+def candidates(kind: str, incomplete: str, name: str = "") -> list[str]:
     """The names of a kind that begin so; none if the registry does not respond, whatever the reason.
 
-    Contexts are names on this machine, which need no registry.
+    `name`: the adapter or namespace whose aliases are meant, if the line names it already. Contexts are names on this
+    machine, which need no registry.
     """
     try:
         if kind == "context":
             return [name for name in session.read_profile().contexts if name.startswith(incomplete)]
         if session.target().embedded and not session.has_embedded():
             return []
-        opened = session.registry if kind == "base" else session.versions  # only bases need the larger client
+        is_of_name = kind == "alias" and bool(name)
+        opened = session.registry if kind == "base" or is_of_name else session.versions  # others need no larger client
         with opened() as registry:
             registry.connection.timeout_seconds, registry.connection.repeats = SECONDS, False
-            names = _CANDIDATES[kind](registry, incomplete)
+            names = _aliases(registry, incomplete, name) if is_of_name else _CANDIDATES[kind](registry, incomplete)
             return [name for name in names if name.startswith(incomplete) and _PLAIN.match(name)]
     except Exception:  # a completion has no place for an error
         return []
@@ -167,7 +178,12 @@ def attach(command: click.Command, group: str = "adapter") -> None:
 
 
 def _completer(kind: str) -> Callable[[click.Context, str], list[CompletionItem]]:
-    return lambda _context, incomplete: [CompletionItem(name) for name in candidates(kind, incomplete)]
+    def complete(context: click.Context, incomplete: str) -> list[CompletionItem]:
+        subject = next(filter(None, map(context.params.get, ("ref", "scope", "name", "namespace"))), "")
+        adapter = re.split("[@:]", str(subject))[0]
+        return [CompletionItem(name) for name in candidates(kind, incomplete, adapter)]
+
+    return complete
 
 
 def _folder(variable: str, default: str) -> Path:

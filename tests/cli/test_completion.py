@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from cli.console import completion
+from cli.console.completion import AdapterBashComplete
+from cli.main import COMPLETION, main
 from registry.client.transport import TransportError
 from registry.client.transport.http_transport import HttpTransport
 from tests.cli.runner import CommandRunner
@@ -40,6 +42,26 @@ def test_names_of_the_registry_are_completed(
 ) -> None:
     monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
     assert completion.candidates(kind, text) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "aliases"),
+    [
+        (["gate", "show", "acme/support"], ["prod", "canary", "beta"]),
+        (["gate", "show", "acme"], ["beta"]),
+        (["promote", "acme/support@1"], ["prod", "canary", "beta"]),
+        (["rollback", "acme/support"], ["prod", "canary", "beta"]),
+    ],
+)
+def test_aliases_are_those_of_the_adapter_on_the_line_and_of_its_gates(
+    released: CommandRunner, monkeypatch: pytest.MonkeyPatch, words: list[str], aliases: list[str]
+) -> None:
+    monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
+    released("gate", "set", "acme/support", "canary", "--approvals", "1")
+    released("gate", "set", "acme", "beta", "--approvals", "1")
+    monkeypatch.setenv(COMPLETION, "bash_complete")  # commands are loaded with their completions
+    shell = AdapterBashComplete(main, {}, "adapter", COMPLETION)
+    assert [item.value for item in shell.get_completions(words, "")] == aliases
 
 
 @pytest.mark.usefixtures("cli")

@@ -307,8 +307,10 @@ def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
 def test_a_name_in_the_place_of_the_folder_is_noticed(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.make_adapter("out/good")
     monkeypatch.chdir(cli.folder / "adapters")
-    refused = cli("push", "acme/support", "out/good", "--json", expect=2).problem
-    assert refused["next_step"] == "the folder comes first: adapter push out/good acme/support"
+    cli.make_adapter("a1")
+    for folder in ("out/good", "a1"):
+        refused = cli("push", "acme/support", folder, "--json", expect=2).problem
+        assert refused["next_step"] == f"the folder comes first: adapter push {folder} acme/support"
 
 
 def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
