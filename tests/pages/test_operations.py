@@ -7,12 +7,15 @@ import json
 import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
 from registry.api.jobs import CampaignRequest, ClaimRequest, FinishRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.errors import Unavailable
+from registry.server import audit as events
+from registry.server.database import db
 from registry.server.pages.operations import audit
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
@@ -50,6 +53,14 @@ def test_the_fleet_shows_nodes_versions_and_convergence(signed_in: Browser) -> N
     assert "No nodes" in signed_in.get("/fleet?base=nothing").text
 
 
+def test_a_lost_node_serves_nothing(signed_in: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = db.now() + timedelta(minutes=30)
+    monkeypatch.setattr(db, "now", lambda: later)
+    page = signed_in.get("/fleet?adapter=acme/fleet").text
+    assert "acme/fleet – was serving" in text_of(page)
+    assert 'class="badge pass"' not in page
+
+
 def test_the_fleet_stays_small_with_many_nodes_and_adapters(tmp_path: Path) -> None:
     """And shows what a node refuses, then what it should serve and does not, before what it serves."""
     with Harness(f"sqlite:///{tmp_path}/registry.db") as harness:
@@ -67,6 +78,7 @@ def test_the_fleet_stays_small_with_many_nodes_and_adapters(tmp_path: Path) -> N
     assert len(page.content) < 150_000
     node = text_of(page.text.partition('aria-label="vllm on n0"')[2].partition("</section>")[0])
     assert node.index("refused") < node.index("absent")
+    assert "acme/shop-000197 – refused" in node, "what is refused is not what is served"
     assert "serving" not in node
     assert "and 189 more: filter by adapter" in node
     assert "and 149 more: filter by adapter or base" in text_of(page.text)
@@ -169,6 +181,24 @@ def test_the_events_of_a_person_and_a_time_are_those_of_the_rest_api(filled: Har
         link = html.unescape(re.findall(r'href="(/audit/export[^"]*)"', page.text)[0])
         exported = [json.loads(line)["seq"] for line in signed_in.get(link).text.splitlines()]
         assert (items[-1]["seq"] in exported) == is_shown, filters
+
+
+def test_events_are_shown_newest_first_with_and_without_a_filter(
+    filled: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "PAGE_EVENTS", 3)
+    monkeypatch.setattr(events, "SCAN_LIMIT", 5)
+    for filters in ({}, {"action": "version.push"}):
+        items = send(filled, "GET", "/api/v1/events", filled.secret, params=filters | {"limit": "1000"}).json()["items"]
+        numbers, link, pages = list[int](), f"/audit?{urlencode(filters)}", 0
+        while link:
+            page = signed_in.get(link).text
+            numbers += [int(number) for number in re.findall(r'href="/audit/([0-9]+)"', page)]
+            link = html.unescape((re.findall(r'rel="next" href="([^"]*)"', page) or [""])[0])
+            pages += 1
+        assert pages > 1
+        assert numbers == sorted(set(numbers), reverse=True)
+        assert {item["seq"] for item in items} <= set(numbers), "each is on one of the pages"
 
 
 def test_a_filter_of_events_that_finds_nothing_or_is_wrong_says_why(signed_in: Browser) -> None:

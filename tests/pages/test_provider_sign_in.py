@@ -166,6 +166,7 @@ def test_the_rights_of_groups_and_roles_end_with_them(
         assert browser.get("/adapters/acme/private").status_code == 404
     finally:
         registry.admin.grant_role("acme", "group:readers", "reader")
+    assert "Your roles say what you may do. Scopes" in browser.get("/settings").text
     with pytest.MonkeyPatch.context() as patch:
         later = db.now() + timedelta(seconds=601)
         patch.setattr(db, "now", lambda: later)

@@ -131,10 +131,12 @@ def read_page(
     limit: int,
     search: EventSearch = EVERY_EVENT,
     until: int | None = None,
+    newest_first: bool = False,
 ) -> EventPage:
     """Return the numbered events after the number `after` that the actor may see, in order.
 
-    A page reads at most `SCAN_LIMIT` events: its `last` says how far it came, and `next_cursor` continues there.
+    A page reads at most `SCAN_LIMIT` events: its `last` says how far it came, and `next_cursor` continues there. With
+    `newest_first` it begins at `until`, and the next page is that until the event before `last`.
     """
     conditions = [visible_to(actor), *search.conditions()]
     newest = newest_position(session)
@@ -144,12 +146,15 @@ def read_page(
     if search.until is not None:
         end = min(end, _position_near(session, search.until + CLOCK_SLACK, newest, last=True))
     conditions += [col(EventRow.position) > after, col(EventRow.position) <= end]
-    object = search.object
-    scan_end = min(end, after + max(OBJECT_SCAN_LIMIT if object else SCAN_LIMIT, limit))
-    statement = select(EventRow).where(*conditions, col(EventRow.position) <= scan_end)
-    rows = session.exec(statement.order_by(col(EventRow.position)).limit(limit + 1)).all()
+    position, scan_limit = col(EventRow.position), max(OBJECT_SCAN_LIMIT if search.object else SCAN_LIMIT, limit)
+    scan_start, scan_end = max(after, end - scan_limit), min(end, after + scan_limit)
+    in_scan, order = (position > scan_start, position.desc()) if newest_first else (position <= scan_end, position)
+    rows = session.exec(select(EventRow).where(*conditions, in_scan).order_by(order).limit(limit + 1)).all()
     items = [to_view(row) for row in rows[:limit]]
     more = len(rows) > limit
+    if newest_first:
+        last = items[-1].seq if more else scan_start + 1
+        return EventPage(items=items, next_cursor=str(last) if more or scan_start > after else "", last=last)
     last = items[-1].seq if more else max(scan_end, after)
     return EventPage(items=items, next_cursor=str(last) if more or last < end else "", last=last)
 

@@ -15,9 +15,8 @@ from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.events import FORMER_TYPES, EventText, EventType, describe
 from registry.server import audit
-from registry.server.catalog import versions
 from registry.server.database import db, schema
-from registry.server.http.dependencies import AuditLogDep, CursorDep, EngineDep, QuickBlobsDep, SessionDep, Text
+from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
 from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
@@ -84,36 +83,28 @@ def show_events(
     request: Request,
     session: SessionDep,
     visitor: SignedInDep,
-    cursor: CursorDep,
     filters: FiltersDep,
     before: Number = "",
 ) -> Response:
-    """Show the newest events first; with a filter from the oldest one on, as they are read."""
+    """Show the newest events first, also with a filter."""
     newest = audit.newest_position(session)
     problem, search = None, None
     try:
         search = _search(filters)
     except Invalid as e:  # the form stays as it was filled in
         problem = e
-    items, following, earlier = [], "", 0
-    if search is not None and any(filters.values()):
-        page = audit.read_page(
-            session, visitor.actor, after=versions.parse_cursor(cursor, digits=CURSOR_DIGITS), limit=PAGE_EVENTS,
-            search=search,
-        )  # fmt: skip
-        items, following = page.items, page.next_cursor
-    elif search is not None:
+    items, earlier = [], ""
+    if search is not None:
         end = min(int(before) - 1, newest) if before else newest
-        start = max(0, end - PAGE_EVENTS)
-        page = audit.read_page(session, visitor.actor, after=start, limit=PAGE_EVENTS, until=end)
-        items, earlier = page.items[::-1], start + 1 if start else 0
+        page = audit.read_page(session, visitor.actor, limit=PAGE_EVENTS, search=search, until=end, newest_first=True)
+        items, earlier = page.items, page.next_cursor
     texts: list[tuple[EventView, EventText]] = [
         (item, describe(item.action, item.object, item.detail)) for item in items
     ]
     return render(
         request, "audit.html", 422 if problem else 200, title="Audit log", events=texts, filters=filters,
         problem=problem, used=any(filters.values()), actions=sorted(EventType), shown=_shown_times(search),
-        following=following, earlier=earlier, before=before, cursor=cursor, size=newest,
+        earlier=earlier, before=before, size=newest,
     )  # fmt: skip
 
 
