@@ -202,6 +202,8 @@ def describe(event_type: str, object: str, detail: Mapping[str, Any]) -> EventTe
     if "break_glass" in fields:
         message += ", through a closed gate"
     reason = fields.pop("reason", "")
+    if fields.get("count") == "1":
+        del fields["count"]
     rest = ", ".join(f"{key} {value}" for key, value in fields.items() if f"{{{key}}}" not in template)
     return EventText(message, reason, rest)
 

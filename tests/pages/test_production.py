@@ -15,6 +15,7 @@ from registry.api.access import NamespaceSet
 from registry.api.aliases import AliasMove
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
+from registry.findings import Finding
 from registry.server.database.models import AliasMoveRow
 from registry.server.pages.aliases import build_timeline
 from tests.access.tenants import send
@@ -44,11 +45,24 @@ def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Ha
     closed = signed_in.get(f"{PAGE}?version=3").text
     assert "the gate is closed" in closed
     assert "gate.smoke_absent" in closed
+    assert '<button class="quiet">Point prod at version 3</button>' in closed
+    assert "Refused while the gate is closed." in closed
+    assert "<button>Point prod at version 2</button>" in signed_in.get(f"{PAGE}?version=2").text
     assert "the gate is open" in signed_in.get(f"{PAGE}?version=2").text
     assert "It pointed at nothing at 2001-05-03 14:05:00 UTC" in signed_in.get(f"{PAGE}?at=2001-05-03T14:05").text
     assert "it pointed at" in signed_in.get(PAGE, params={"at": datetime.now(UTC).isoformat()}).text
     for wrong in ("yesterday", "0001-01-01T00:00+14:00"):
         assert "This is not a time" in signed_in.get(PAGE, params={"at": wrong}).text
+
+
+def test_a_failed_check_that_the_gate_does_not_ask_for_is_said(registry: Harness, signed_in: Browser) -> None:
+    registry.push("acme/failing")
+    page = "/adapters/acme/failing/aliases/trial"
+    assert "has failed" not in signed_in.get(page).text
+    registry.validate("acme/failing@1", [Finding.of("error", "smoke.drift", "prompt 1", "is another answer")])
+    text = signed_in.get(page).text
+    assert "the gate is open" in text
+    assert "Its check smoke has failed, though the gate does not ask for it." in text
 
 
 def test_a_moment_is_shown_in_utc_and_the_future_is_not_stated(filled: Harness, signed_in: Browser) -> None:
@@ -336,7 +350,7 @@ def test_the_error_of_a_form_leads_back_to_its_page_and_names_what_the_page_has(
 ) -> None:
     page = "/adapters/acme/shop/aliases/reviewed"
     filled.admin.set_gate("acme/shop", "reviewed", Gate(approvals=1))
-    assert "Approve the version with the form on the page of the alias." in signed_in.get(f"{page}?version=2").text
+    assert "Approve the version with the form below." in signed_in.get(f"{page}?version=2").text
     for referer, link in (
         (f"{URL}{page}?version=2", f'href="{page}?version=2">Back to the form'),
         ("", ""), ("https://evil.example/adapters", ""), (f"{URL}//evil.example/", 'href="/">Back'), ("http://[", ""),

@@ -138,7 +138,11 @@ def usage_examples(request: Request, name: AdapterName, selector: str, version: 
         UsageExample("adapter", f"{environment}\nadapter pull {ref} ./{name.name}"),
         *engines,
         UsageExample("hf", f"{hub}\nhf download {name} --revision {revision}"),
-        UsageExample("curl", f'curl -H "Authorization: Bearer $ADAPTER_TOKEN" {url}{PREFIX}/resolve/{name}/{selector}'),
+        UsageExample(
+            "curl",
+            "export ADAPTER_TOKEN=…\n"
+            f'curl -H "Authorization: Bearer $ADAPTER_TOKEN" {url}{PREFIX}/resolve/{name}/{selector}',
+        ),
     ]
 
 
