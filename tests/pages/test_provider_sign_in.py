@@ -71,6 +71,8 @@ def test_a_person_signs_in_with_the_rights_of_their_roles(registry: Harness, bro
     assert (response.status_code, response.headers["location"]) == (303, "/search?text=a")
     assert "alice@acme.example" in browser.get("/").text
     assert browser.get("/adapters/acme/private").status_code == 200
+    tokens = browser.get("/settings/tokens").text
+    assert ("a session, begun by signing in" in tokens, "Rotate" in tokens) == (True, False)
     with registry.session() as session:
         token = next(row for row in rows(session, TokenRow) if row.subject == "alice@acme.example")
         assert token.expires_at is not None
