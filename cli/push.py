@@ -39,7 +39,7 @@ class _TargetName(arguments.ParsedArgument[AdapterName]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterName:
         """Parse the typed text. `Invalid` (FOLDER_INVALID) if the arguments are swapped."""
         folder = ctx.params.get("folder") if ctx is not None else None
-        if folder is not None and not folder.exists() and Path(str(value)).is_dir():
+        if folder is not None and not Path(folder).exists() and Path(str(value)).is_dir():
             raise Invalid("FOLDER_INVALID", f"folder {str(folder)!r} does not exist, and {str(value)!r} is one",
                           next_step=f"the folder comes first: adapter push {value} {folder}")  # fmt: skip
         return super().convert(value, param, ctx)
