@@ -83,7 +83,7 @@ TABLE = [
     _row("registry.worker.conversions.to_diffusers", "domain client worker", "diffusers safetensors torch"),
     _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf safetensors torch"),
     _row("registry.worker.model.image", "domain worker", "torch diffusers transformers"),
-    _row("registry.worker.smoke.image", "domain worker", "torch diffusers PIL"),
+    _row("registry.worker.smoke.image", "domain client worker", "torch diffusers PIL safetensors"),
     _row("registry.worker.model_process.image_host", "domain worker", "diffusers"),
     _row("registry.worker.cluster", "domain client worker", "ray"),
     _row("cli", "domain client cli", "click pydantic"),

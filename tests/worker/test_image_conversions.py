@@ -79,6 +79,11 @@ def kohya_of_all(
     return tensors
 
 
+def smoke_codes(base: Path, adapter: Path) -> list[str]:
+    """The codes of the findings of a smoke test."""
+    return [f.code for f in ImageTest(Pipeline.load(base, base.name), adapter, Thresholds()).run().findings]
+
+
 def sizes_of_updates(tensors: dict[str, torch.Tensor], halves: tuple[str, str]) -> list[float]:
     """The norm of every update, alpha / rank · B · A."""
     down, up = halves
@@ -109,6 +114,8 @@ def test_alphas_of_every_pair_count_in_the_feed_forward_layers_too(alphas: tuple
     converted_tensors = load_file(tmp_path / "made" / to_diffusers.FILE)
     sizes = sizes_of_updates(converted_tensors, (".lora_A.weight", ".lora_B.weight"))
     assert sizes == pytest.approx(sizes_of_updates(tensors, (".lora_down.weight", ".lora_up.weight")), rel=1e-5)
+    assert smoke_codes(base, tmp_path / "made") == []
+    assert smoke_codes(base, tmp_path / "kohya") == (["smoke.wrong_strength"] if len(alphas) > 1 else [])
     if len(alphas) > 1:  # diffusers 0.42 itself gives attention layers the default alpha where alphas differ
         return
 
@@ -210,23 +217,64 @@ def latents(base: Path, source: Path | None) -> torch.Tensor:
 ENCODERS = ("text_encoder", "text_encoder_2")
 
 
-def test_sdxl_renders_the_same_with_a_converted_kohya_adapter(sdxl: Path, tmp_path: Path) -> None:
+def kohya_of_sdxl(sdxl: Path, folder: Path, alphas: Sequence[float]) -> dict[str, torch.Tensor]:
+    """A file of kohya for SDXL, with pairs in the U-Net and in both text encoders, as its tools name them."""
     torch.manual_seed(7)
     unet = diffusers.UNet2DConditionModel.from_pretrained(sdxl / "unet")
     attentions = [(sgm_name(path), module) for path, module in unet.named_modules() if ".attentions." in path]
-    tensors = kohya_of_all(attentions, "lora_unet_", (4.0,))
+    tensors = kohya_of_all(attentions, "lora_unet_", alphas)
     for number, kind in enumerate((transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection), start=1):
         layers = kind.from_pretrained(sdxl / ENCODERS[number - 1]).named_modules()
-        tensors |= kohya_of_all(((path, m) for path, m in layers if ".layers." in path), f"lora_te{number}_", (4.0,))
+        names = [(f"text_model.{path.removeprefix('text_model.')}", m) for path, m in layers if ".layers." in path]
+        assert names
+        tensors |= kohya_of_all(names, f"lora_te{number}_", alphas)
     assert any("input_blocks_4_1_transformer_blocks_1_attn2" in name for name in tensors)
-    (tmp_path / "kohya").mkdir()
+    folder.mkdir()
+    save_file(tensors, folder / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
+    return tensors
+
+
+def test_alphas_of_an_sdxl_file_count_after_its_conversion_only(sdxl: Path, tmp_path: Path) -> None:
+    tensors = kohya_of_sdxl(sdxl, tmp_path / "kohya", (1.0, 4.0, 2.0))
+    smoke = ImageTest(Pipeline.load(sdxl, "sdxl-tiny"), tmp_path / "kohya", Thresholds()).run()
+    assert [(f.code, f.severity) for f in smoke.findings] == [("smoke.wrong_strength", "error")]
+    finding = smoke.findings[0]
+    alpha = float(tensors[f"{finding.location}.alpha"])
+    assert float(finding.expected) == alpha / 4
+    assert float(finding.actual) in {other / 4 for other in (1.0, 4.0, 2.0)} - {alpha / 4}
+    report = converted(tmp_path / "kohya", sdxl, tmp_path / "made")
+    assert report.modules == len(tensors) // 3
+    assert smoke_codes(sdxl, tmp_path / "made") == []
+
+
+def test_tensors_that_diffusers_drops_are_counted(sdxl: Path, tmp_path: Path) -> None:
+    tensors = kohya_of_sdxl(sdxl, tmp_path / "kohya", (4.0,))
+    stray = "lora_unet_mid_block_attentions_0_proj_in"  # beside names of diffusers, it drops the original model's
+    tensors |= {
+        name.replace("lora_unet_middle_block_1_proj_in", stray): tensors.pop(name)
+        for name in list(tensors)
+        if "lora_unet_middle_block_1_proj_in." in name
+    }
+    assert f"{stray}.alpha" in tensors
     save_file(tensors, tmp_path / "kohya" / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
     smoke = ImageTest(Pipeline.load(sdxl, "sdxl-tiny"), tmp_path / "kohya", Thresholds()).run()
-    assert smoke.findings == []
+    pairs = {name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")}
+    lost = [name for name in pairs if "lora_unet" in name and name != stray]
+    assert [f.code for f in smoke.findings] == ["smoke.tensors_not_loaded"]
+    assert (smoke.findings[0].expected, smoke.findings[0].actual) == (
+        f"{2 * len(pairs)} tensors", str(2 * (len(pairs) - len(lost))),
+    )  # fmt: skip
+    assert smoke.findings[0].location.removesuffix(".lora_down.weight") in lost
+
+
+def test_sdxl_renders_the_same_with_a_converted_kohya_adapter(sdxl: Path, tmp_path: Path) -> None:
+    kohya_of_sdxl(sdxl, tmp_path / "kohya", (4.0,))
+    assert smoke_codes(sdxl, tmp_path / "kohya") == []
     report = converted(tmp_path / "kohya", sdxl, tmp_path / "made")
     assert (report.error or 0) < 1e-6
     converted_tensors = load_file(tmp_path / "made" / to_diffusers.FILE)
     assert {name.partition(".")[0] for name in converted_tensors} == {"unet", *ENCODERS}
+    unet = diffusers.UNet2DConditionModel.from_pretrained(sdxl / "unet")
     paths = {path for path, _ in unet.named_modules()}
     assert {
         name.split(".lora_")[0].removeprefix("unet.") for name in converted_tensors if name.startswith("unet.")

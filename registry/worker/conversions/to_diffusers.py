@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +23,8 @@ from registry.merging import renaming
 from registry.merging.conversions import Converted, refusal
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
+from registry.worker.model import image_updates
+from registry.worker.model.image_updates import DOWN, UP
 
 PIPELINES = {
     "sd": "StableDiffusionPipeline", "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline",
@@ -33,9 +34,6 @@ PIPELINES = {
 """The base's family → the class whose `lora_state_dict` reads its adapters."""
 FILE = "pytorch_lora_weights.safetensors"
 TOLERANCE = 1e-4
-
-_DOWN = (".lora_A.weight", ".lora_down.weight", ".down.weight")
-_UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
 
 
 def convert(request: ConversionRequest) -> Converted:
@@ -58,7 +56,7 @@ def convert(request: ConversionRequest) -> Converted:
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
     to_canonical.copy_others(folder, out)
-    pairs = sum(name.endswith(_UP) for name in tensors)
+    pairs = sum(name.endswith(UP) for name in tensors)
     return Converted(
         message=f"{len(file.modules)} modules of {file.format} became {pairs} of diffusers, by {converter}",
         modules=pairs, rank=file.max_rank, tensors=len(tensors), renamed=len(tensors),
@@ -113,7 +111,7 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor], base: BaseSpec) -> dic
     by_path = {_without_half(name.removesuffix(".alpha")): float(alpha) for name, alpha in (alphas or {}).items()}
     result: dict[str, Tensor] = {}
     for name, tensor in converted.items():
-        alpha = by_path.pop(_without_half(name), None) if name.endswith(_UP) else None
+        alpha = by_path.pop(_without_half(name), None) if name.endswith(UP) else None
         if alpha is not None:
             tensor = to_canonical.scale_tensor(tensor, alpha / tensor.shape[1])
         result[renaming.modern(name)] = tensor
@@ -128,7 +126,7 @@ def _without_half(name: str) -> str:
     diffusers (0.42, `_get_alpha_name`) names an alpha by the down half; where `.lora.` stands in that name, by what
     comes before it.
     """
-    end = next((end for end in (*_DOWN, *_UP) if name.endswith(end)), "")
+    end = next((end for end in (*DOWN, *UP) if name.endswith(end)), "")
     return name.removesuffix(end).removesuffix(".lora")
 
 
@@ -143,37 +141,23 @@ def _require_all(before: dict[str, Tensor], after: dict[str, Tensor], file: File
 
 
 def _is_loaded(name: str, base: BaseSpec) -> bool:
-    """Whether diffusers finds a module for the tensor: it ignores one whose path the component does not have."""
-    end = next((end for end in (*_DOWN, *_UP) if name.endswith(end)), "")
+    """Whether diffusers finds a module for the tensor: it ignores one whose path the component does not have.
+
+    It drops the `text_model.` of a text encoder that does not have it (0.42, `_load_lora_into_text_encoder`).
+    """
+    end = next((end for end in (*DOWN, *UP) if name.endswith(end)), "")
     component, path = name.partition(".")[0], name.removesuffix(end)
-    return component in IMAGE_COMPONENTS and (component not in base.components or not end or path in base.modules)
+    paths = {path, path.replace(".text_model.", ".", 1)}
+    return component in IMAGE_COMPONENTS and (
+        component not in base.components or not end or not paths.isdisjoint(base.modules)
+    )
 
 
 def _difference(before_tensors: dict[str, Tensor], after_tensors: dict[str, Tensor], file: FileFacts) -> float:
     """The relative change of the norm of the whole update."""
-    scales = {module.path: module.scale for module in file.modules}
-    before = sum((_scale_of(path, scales) ** 2) * size for path, size in _sizes(before_tensors).items())
-    after = sum(_sizes(after_tensors).values())
+    before = sum(squared for _, squared in image_updates.stated(file, before_tensors.__getitem__))
+    after = sum(image_updates.unscaled(after_tensors).values())
     return abs(after - before) / before if before else abs(after)
-
-
-def _scale_of(path: str, scales: dict[str, float | None]) -> float:
-    """The scale of the pair at `path`; X-Labs' two pairs of one processor have paths that differ by a separator."""
-    scale = next((s for p, s in scales.items() if p == path or p.replace("_", ".") == path.replace("_", ".")), None)
-    return 1.0 if scale is None else scale
-
-
-def _sizes(tensors: dict[str, Tensor]) -> dict[str, float]:
-    """Path → |B·A|², from the small products: tr((A·Aᵀ)(Bᵀ·B)). Convolutions count with their kernels."""
-    sizes: dict[str, float] = {}
-    tensors = {renaming.without_adapter_name(name): tensor for name, tensor in tensors.items()}
-    for name, a in tensors.items():
-        end = next((end for end in _DOWN if name.endswith(end)), "")
-        b = tensors.get(name.removesuffix(end) + _UP[_DOWN.index(end)]) if end else None
-        if b is not None:
-            wide_a, wide_b = a.to(torch.float64).flatten(1), b.to(torch.float64).flatten(1)
-            sizes[name.removesuffix(end)] = float(((wide_a @ wide_a.T) * (wide_b.T @ wide_b)).sum())
-    return sizes
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from registry.versions.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model import language, tasks
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "vae")
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "vae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Pipeline:
         started = perf_counter()
         target_dtype = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)
         names = [part for part in COMPONENTS if (folder / part / BASE_CONFIG).is_file()]
+        if "unet" not in names:  # beside a transformer, the second text encoder is T5, which adapters leave alone
+            names = [part for part in names if part != "text_encoder_2"]
         parts = {part: _part(folder / part, part, target_dtype).to(device) for part in names}
         originals = {f"{part}.{n}": p for part, component in parts.items() for n, p in component.named_parameters()}
         return cls(name, parts, originals, perf_counter() - started)
@@ -45,6 +47,11 @@ class Pipeline:
     def denoiser(self) -> Any:
         """The U-Net or the transformer."""
         return self.parts.get("unet") or self.parts.get("transformer")
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """Names of the text encoders."""
+        return [name for name in self.parts if name.startswith("text_encoder")]
 
     @property
     def kind(self) -> str:
@@ -62,7 +69,7 @@ class Pipeline:
 
 def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     # The library itself loads in `dtype`, because it keeps some layers in 32 bits, which a cast afterwards would not.
-    if part == "text_encoder":
+    if part.startswith("text_encoder"):
         config = tasks.read_base_config(folder)
         maker = getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])
         model = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)

@@ -13,8 +13,12 @@ from typing import Any
 import diffusers
 import torch
 from PIL import Image
+from safetensors import safe_open
 
+from registry.adapters.read import NonPeftContents
+from registry.client.local.adapter_folder import read_contents
 from registry.evaluation.thresholds import Thresholds
+from registry.worker.model import image_updates
 from registry.worker.model.image import Pipeline
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke.checks import SmokeTest
@@ -70,7 +74,34 @@ class ImageTest(SmokeTest):
         with exceptions_as("unknown", "smoke.task_unsupported", self._files[0].name, message):
             _load(self._base, self._files[0])
         self.result.measure("load_seconds", perf_counter() - started)
+        self._compare_with_file()
         return True
+
+    def _compare_with_file(self) -> None:
+        """Note pairs of the file that are not in the models, or not at the strength that the file states."""
+        contents = read_contents(self._files[0].parent)
+        if not isinstance(contents, NonPeftContents):
+            return
+        paths = {name.rpartition(".")[0] for name in self._base.originals}
+        with safe_open(self._files[0], framework="pt") as file:
+            arrival = image_updates.compare(
+                contents.file, file.get_tensor, image_updates.loaded(self._base.parts, SLOT), paths
+            )
+        program = f"diffusers {diffusers.__version__}"
+        if arrival.absent:
+            absent, total, name = 2 * len(arrival.absent), 2 * arrival.pairs, arrival.absent[0].a
+            message = f"{program} ignores {absent} of {total} tensors, the first of them {name}"
+            expected, actual = f"{total} tensors", f"{total - absent}"
+            self.result.note("error", "smoke.tensors_not_loaded", name, message, expected, actual)
+        if arrival.wrong:
+            module, scale, loaded_scale = arrival.wrong[0]
+            message = (
+                f"{program} applies {len(arrival.wrong)} of {arrival.pairs} modules at another strength than the file "
+                f"states, the first of them {module.path}: B·A times {loaded_scale:.4g} instead of {scale:.4g}"
+            )
+            self.result.note(
+                "error", "smoke.wrong_strength", module.path, message, f"{scale:.4g}", f"{loaded_scale:.4g}"
+            )
 
     def check_forward(self) -> bool:
         """Render with the adapter and compare."""
@@ -96,18 +127,18 @@ def _load(base: Pipeline, file: Path) -> None:
     loader = getattr(diffusers.loaders, LOADERS[base.kind])
     # kohya's files for SDXL name the blocks of the original model, whose numbers follow from the configuration.
     blocks = {"unet_config": base.denoiser.config} if base.kind == "UNet2DConditionModel" else {}
-    loaded = loader.lora_state_dict(
-        str(file.parent), weight_name=file.name, return_alphas=True, local_files_only=True, **blocks
-    )
-    state, alphas = loaded if isinstance(loaded, tuple) else (loaded, None)
+    state, alphas, metadata = loader.lora_state_dict(
+        str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True, local_files_only=True,
+        **blocks,
+    )  # fmt: skip
+    options = {"network_alphas": alphas, "metadata": metadata, "adapter_name": SLOT}
     if base.kind == "UNet2DConditionModel":
-        loader.load_lora_into_unet(state, network_alphas=alphas, unet=base.denoiser, adapter_name=SLOT)
-        if "text_encoder" in base.parts and any(name.startswith("text_encoder.") for name in state):
-            loader.load_lora_into_text_encoder(
-                state, network_alphas=alphas, text_encoder=base.parts["text_encoder"], adapter_name=SLOT
-            )
+        loader.load_lora_into_unet(state, unet=base.denoiser, **options)
+        for name in base.text_encoders:
+            if any(tensor.startswith(f"{name}.") for tensor in state):
+                loader.load_lora_into_text_encoder(state, text_encoder=base.parts[name], prefix=name, **options)
     else:
-        loader.load_lora_into_transformer(state, network_alphas=alphas, transformer=base.denoiser, adapter_name=SLOT)
+        loader.load_lora_into_transformer(state, transformer=base.denoiser, **options)
 
 
 def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> None:
@@ -140,14 +171,15 @@ def _render(base: Pipeline) -> torch.Tensor:
 
 
 def _with_unet(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
-    unet, encoder = base.denoiser, base.parts.get("text_encoder")
+    unet, encoders = base.denoiser, [base.parts[name] for name in base.text_encoders]
     config = unet.config
     side = min(int(config.sample_size or SIDE), SIDE)
     latents = base.to_device(torch.randn(1, config.in_channels, side, side, generator=seeded))
     context = base.to_device(torch.randn(1, WORDS, config.cross_attention_dim, generator=seeded))
-    if encoder is not None and encoder.config.hidden_size == config.cross_attention_dim:
-        words = torch.arange(1, WORDS + 1, device=context.device)[None] % encoder.config.vocab_size
-        context = encoder(words).last_hidden_state
+    if encoders and sum(encoder.config.hidden_size for encoder in encoders) == config.cross_attention_dim:
+        words = torch.arange(1, WORDS + 1, device=context.device)[None]
+        states = [encoder(words % encoder.config.vocab_size).last_hidden_state for encoder in encoders]
+        context = torch.cat(states, dim=-1)
     extra: dict[str, Any] = {}
     if config.addition_embed_type == "text_time":
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

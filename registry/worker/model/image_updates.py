@@ -1,0 +1,101 @@
+"""The updates of an adapter of an image model, as squared norms: those that its file states, and those loaded.
+
+|scale · B·A|² comes from the small products, tr((A·Aᵀ)(Bᵀ·B)); convolutions count with their kernels. It stays the same
+where a loader splits a fused matrix into its parts or folds the scale into a factor.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.compat.paths import Paths
+from registry.merging import renaming
+
+DOWN = (".lora_A.weight", ".lora_down.weight", ".down.weight")
+UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
+TOLERANCE = 0.02
+"""Of a module's norm: factors of 16 bits are rounded when a loader folds the scale into them."""
+
+
+@torch.no_grad()
+def squared_norm(a: Tensor, b: Tensor, scale: float = 1.0) -> float:
+    """|scale · B·A|² of A [rank, in, ...] and B [out, rank, ...]."""
+    wide_a, wide_b = a.to(torch.float64).flatten(1), b.to(torch.float64).flatten(1)
+    return scale**2 * float(((wide_a @ wide_a.T) * (wide_b.T @ wide_b)).sum())
+
+
+def stated(file: FileFacts, read: Callable[[str], Tensor]) -> Iterator[tuple[FileModule, float]]:
+    """The file's pairs with their squared norms; the scale is 1 where the file states none."""
+    for module in file.modules:
+        if module.a and module.b:
+            yield module, squared_norm(read(module.a), read(module.b), 1.0 if module.scale is None else module.scale)
+
+
+def unscaled(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Path → |B·A|² of the pairs among tensors without alphas."""
+    norms: dict[str, float] = {}
+    tensors = {renaming.without_adapter_name(name): tensor for name, tensor in tensors.items()}
+    for name, a in tensors.items():
+        end = next((end for end in DOWN if name.endswith(end)), "")
+        b = tensors.get(name.removesuffix(end) + UP[DOWN.index(end)]) if end else None
+        if b is not None:
+            norms[name.removesuffix(end)] = squared_norm(a, b)
+    return norms
+
+
+def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, float]:
+    """Path → squared norm of the update that PEFT's layers in these models apply for `adapter`."""
+    return {
+        f"{component}.{path}": squared_norm(
+            layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
+        )
+        for component, model in components.items()
+        for path, layer in model.named_modules()
+        if adapter in getattr(layer, "lora_A", {})
+    }
+
+
+class WrongStrength(NamedTuple):
+    """A module that is not applied as the file states: what the product of its factors is multiplied by."""
+
+    module: FileModule
+    stated: float
+    loaded: float
+
+
+class Arrival(NamedTuple):
+    """Which of the file's pairs have arrived in the models; `pairs`: how many were compared."""
+
+    pairs: int
+    absent: list[FileModule]
+    wrong: list[WrongStrength]
+
+
+def compare(
+    file: FileFacts, read: Callable[[str], Tensor], norms: Mapping[str, float], paths: Collection[str]
+) -> Arrival:
+    """Compare the file's pairs with the loaded updates. `paths`: the modules of the models that the worker has.
+
+    Pairs of other components are left out, as are those of an update of zero. Where the file states no scale, any
+    strength is right.
+    """
+    resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
+    pairs, absent, wrong = 0, [], []
+    loaded_norms = defaultdict(float, norms)
+    for module, squared in stated(file, read):
+        matches = resolver.of(module.path) or ()
+        if not {path.partition(".")[0] for path in matches or file.components} <= components or not squared > 0:
+            continue
+        pairs += 1
+        if not any(path in norms for path in matches):
+            absent.append(module)
+            continue
+        ratio = math.sqrt(sum(loaded_norms[path] for path in matches) / squared)
+        if module.scale is not None and not abs(ratio - 1) <= TOLERANCE:
+            wrong.append(WrongStrength(module, abs(module.scale), abs(module.scale) * ratio))
+    return Arrival(pairs, absent, wrong)
