@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from registry import __version__, engines
 from registry.adapters import methods
 from registry.adapters.peft import LoraSpec, initializations
+from registry.adapters.peft.names import TOKEN_TABLES
 from registry.adapters.read import AdapterContents, PeftContents
 from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
@@ -141,6 +142,8 @@ def _tokens(lora: LoraSpec, lookup: ModuleLookup) -> None:
     if absent and pieces:  # a list stands for any embedding
         has_rows, is_module = _suffixes_of(piece.path for piece in pieces), _suffixes_of(base.modules)
         absent = [name for name in absent if not has_rows(name) and is_module(name)]
+        if lora.config.has_token_list and any(map(has_rows, TOKEN_TABLES)):
+            absent = []
     one_of_two = base.tied and len(absent) < len(lora.config.token_indices)
     if absent and not one_of_two and not (pieces and lora.config.ensure_weight_tying):
         of_module = f" of {absent[0]}" if pieces else ""

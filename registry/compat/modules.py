@@ -12,7 +12,8 @@ from registry.adapters.methods import CLASSIFYING_TASKS, find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.expected import names_targets
-from registry.adapters.peft.targets import Endings, Targets, endings, starts
+from registry.adapters.peft.names import TOKEN_TABLES
+from registry.adapters.peft.targets import EMBEDDINGS, Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
 from registry.compat.catalog import CompatFindings
@@ -282,6 +283,8 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
         message = f"the configuration targets {path}, but the file has no tensor for it"
         group = path.rpartition(".")[2]
         lookup.findings.report("compat.module_missing", path, message, path, "nothing", group=group)
+    if lora.method == "TRAINABLE_TOKENS":  # PEFT adds what is tied to a target; its own structure says which
+        present = {path for path in present if path.rpartition(".")[2] not in (*EMBEDDINGS, *TOKEN_TABLES)}
     for path in sorted(present - expected):
         if lookup.find(path) is not None and not lookup.covers(path):
             message = f"the file has tensors for {path}, which the configuration does not target: PEFT drops them"

@@ -69,7 +69,8 @@ class _TensorCheck:
         return tuple(_target(path, module) for path, module in modules if module is not None and module.is_known)
 
     def _module(self, path: str, module: ModuleShape, shapes: Shapes, rank: int | None) -> None:
-        if module.kind not in self._method.kinds and module.kind in _EVALUATED_KINDS:
+        is_tied = self._is_tied_head(path, module)
+        if module.kind not in self._method.kinds and module.kind in _EVALUATED_KINDS and not is_tied:
             message = f"{path} is a module of kind {module.kind}, and PEFT has {self._lora.method} only for "
             message += ", ".join(self._method.kinds)
             group = path.rpartition(".")[2]
@@ -81,6 +82,8 @@ class _TensorCheck:
                 self._lookup.findings.report("compat.method_not_evaluated", path, message, group=module.kind)
             return
         target = _target(path, module)
+        if is_tied:
+            target = TargetModule(path, "embedding", module.out_features, module.in_features)
         for formula in self._expect(lambda: self._expected.broken_needs(target)) or ():
             message = f"{self._lora.method} needs {formula}, and {path} has {target.inputs} inputs and "
             message += f"{target.outputs} outputs"
@@ -90,6 +93,11 @@ class _TensorCheck:
             )
         expected = self._expect(lambda: self._expected.of_module(target, rank))
         self._compare(shapes, expected, path)
+
+    def _is_tied_head(self, path: str, module: ModuleShape) -> bool:
+        """PEFT trains tokens of the head, too, if it is tied to the embedding (TrainableTokensModel.inject_adapter)."""
+        is_head = module.kind == "linear" and module.out_features == self._lookup.base.vocab
+        return self._lora.method == "TRAINABLE_TOKENS" and is_head and not self._lookup.targets.covers(path)
 
     def _expect(self, compute: Callable[[], T]) -> T | None:
         """What a formula gives; None, with a finding, where the configuration's fields make no sense in it."""

@@ -126,6 +126,8 @@ class AdapterConfig(FrozenModel):
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     layer_replication: tuple[tuple[int, int], ...] = ()
     token_indices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    has_token_list: bool = False
+    """`trainable_token_indices` is a bare list: rows of the input embedding, which need not be `embed_tokens`."""
     invocation_tokens: tuple[int, ...] = ()
     ensure_weight_tying: bool = False
     initialization: str = ""
@@ -209,6 +211,7 @@ class _Reader:
             nulls=tuple(name for name, value in self._values.items() if value is None),
             layer_replication=self._layer_replication(),
             token_indices=self._token_indices(method),
+            has_token_list=isinstance(self._values.get("trainable_token_indices"), list),
             invocation_tokens=fields.whole_numbers("alora_invocation_tokens"),
             ensure_weight_tying=fields.flag("ensure_weight_tying"),
             initialization=self._initialization(),
