@@ -215,7 +215,8 @@ def outputs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     for name in ("logits", "start_logits", "prediction_logits", "last_hidden_state"):
         values = getattr(out, name, None)
         if isinstance(values, torch.Tensor):
-            return values.float()
+            ends = getattr(out, "end_logits", None)  # Splinter has a head for each
+            return (torch.cat([values, ends], dim=-1) if torch.is_tensor(ends) else values).float()
     return next(v for v in out.to_tuple() if torch.is_tensor(v) and v.is_floating_point()).float()
 
 
