@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -55,6 +56,17 @@ def structures(base: Path) -> Structures:
 
 def variants() -> list[tuple[str, str]]:
     return [pair for pair in methods.variants() if pair[0] not in NEEDS_A_LIBRARY | ALONE]
+
+
+def test_a_head_of_a_model_without_input_embeddings_is_compared(tmp_path: Path) -> None:
+    """PEFT's "auto" asks Hubert for embeddings that it does not have."""
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
+    config = transformers.HubertConfig(**sizes, intermediate_size=32, num_conv_pos_embedding_groups=2)
+    wrapped = peft.get_peft_model(transformers.HubertForCTC(config), peft.LoraConfig(target_modules=["lm_head"]))
+    wrapped.save_pretrained(tmp_path, save_embedding_layers=False)
+    with torch.device("meta"):
+        structures = Structures(transformers.HubertForCTC(config))
+    assert [finding.code for finding in structures.compare(tmp_path)] == ["compat.peft_expects"]
 
 
 def compare(structures: Structures, folder: Path) -> list[Finding]:

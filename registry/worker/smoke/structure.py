@@ -6,6 +6,7 @@ some tensors only beside values (`needs_values` in registry/adapters/methods.py)
 PEFT has loaded the adapter into. A field that an older PEFT lacks counts as None.
 """
 
+import contextlib
 import copy
 import json
 import warnings
@@ -133,10 +134,7 @@ def _compare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = wrapped.state_dict()
-        saved = [
-            peft.get_peft_model_state_dict(wrapped, state_dict=dict(state), save_embedding_layers=embeddings)
-            for embeddings in (False, "auto")
-        ]
+        saved = [_saved(wrapped, state, with_embeddings=chosen) for chosen in (False, True)]
         required, permitted = ({name: tuple(tensor.shape) for name, tensor in kind.items()} for kind in saved)
         findings = list(_differences(required, permitted, shapes))
         if findings and _is_renamed(wrapped, state, saved[0], shapes, tensors):
@@ -145,6 +143,14 @@ def _compare(
             findings = list(_not_loaded(wrapped, state, saved[0], shapes))
     message = f"{PEFT} expects the {len(shapes)} tensors of this file, by names and shapes, and no other"
     return findings or [Finding.of("info", "compat.peft_expects", WEIGHTS, message)]
+
+
+def _saved(wrapped: Any, state: Mapping[str, torch.Tensor], *, with_embeddings: bool) -> dict[str, torch.Tensor]:
+    """What PEFT would save, with the embeddings or the head that it chooses (`save_embedding_layers`)."""
+    chosen: bool | str = "auto" if with_embeddings else False
+    with contextlib.suppress(NotImplementedError):  # a model without input embeddings, such as Hubert, has none to save
+        return dict(peft.get_peft_model_state_dict(wrapped, state_dict=dict(state), save_embedding_layers=chosen))
+    return _saved(wrapped, state, with_embeddings=False)
 
 
 def _not_loaded(
