@@ -122,8 +122,10 @@ def test_what_a_plan_brings_along_is_not_believed(
 ) -> None:
     honest = counting_client.registry.plan_pulls
 
-    def lying(refs: Sequence[Ref | str]) -> tuple[list[PullPlan | RegistryError], dict[Digest, str]]:
-        (plan,), small = honest(refs)
+    def lying(
+        refs: Sequence[Ref | str], *, patient: bool = False
+    ) -> tuple[list[PullPlan | RegistryError], dict[Digest, str]]:
+        (plan,), small = honest(refs, patient=patient)
         assert isinstance(plan, PullPlan)
         direct = {file.path: gone for file in plan.resolved.files}
         return [plan.model_copy(update={"direct": direct, "direct_seconds": 10**400})], dict.fromkeys(small, lie)
