@@ -95,7 +95,7 @@ def _serve(
     log = app.state.audit_log
     log.check_keys()
     app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
-    if problem := try_store(app.state.blobs):
+    if problem := try_store(app.state.blobs, settings.blobs):
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
         )

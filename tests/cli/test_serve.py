@@ -196,7 +196,7 @@ def test_a_bucket_that_does_not_exist_stops_the_start(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     error = cli("serve", "--port", 0, "--data", tmp_path / "data", expect=2).stderr
-    assert "REGISTRY_BLOBS: bucket 'absent'" in error
+    assert "REGISTRY_BLOBS: s3://absent/x: " in error
     assert "create it first" in error
     store.shutdown()
     store.server_close()

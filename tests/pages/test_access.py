@@ -185,4 +185,4 @@ def test_the_style_sheet_is_kept_for_good_and_is_all_that_a_page_needs(browser: 
 
 @pytest.mark.parametrize("cursor", ["\N{SUPERSCRIPT TWO}", "9" * 30, "x"])
 def test_a_cursor_of_no_page_is_refused(signed_in: Browser, cursor: str) -> None:
-    assert signed_in.get("/audit", params={"object": "acme", "cursor": cursor}).status_code == 400
+    assert signed_in.get("/audit", params={"object": "acme", "before": cursor}).status_code == 400

@@ -63,7 +63,7 @@ def test_a_version_keeps_its_newest_ended_jobs_of_each_kind(filled_harness: Harn
     assert ids(filled_harness, kind=Kind.SMOKE_TEST) == [smoke_test]
     with pytest.raises(NotFound) as missing:
         filled_harness.admin.job(jobs[0].id)
-    assert f"beyond {ended.ENDED_CHARACTERS} characters of a version" in missing.value.next_step
+    assert f"beyond {ended.ENDED_CHARACTERS // 2**20} MiB" in missing.value.next_step
     with filled_harness.session() as session:
         assert {row.job_id for row in rows(session, JobStepRow)} == {job.id for job in jobs[-4:]}
         assert {row.object for row in rows(session, EventRow)} >= {job.id for job in jobs}

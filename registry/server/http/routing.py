@@ -28,7 +28,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http import idempotency
 from registry.server.http.request_actor import look_up_actor, read_network, require_secret
-from registry.server.http.request_body import BODY_LIMIT_BYTES, Owner, check_values, read_body
+from registry.server.http.request_body import BODY_LIMIT_BYTES, Endpoint, Owner, check_values, read_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -37,11 +37,18 @@ async def require_nothing() -> None:
     """Declare that a route needs no token."""
 
 
+def reads_query(endpoint: Endpoint) -> Endpoint:
+    """Mark a route that checks its whole query by itself."""
+    endpoint.reads_query = True  # type: ignore[attr-defined]
+    return endpoint
+
+
 async def refuse_unknown_parameters(request: Request) -> None:
     """Refuse a change with a query parameter that its route has not: `?dryrun=true` would delete. `Invalid`."""
-    if request.method in idempotency.SAFE_METHODS:
+    route = request.scope["route"]
+    if request.method in idempotency.SAFE_METHODS or hasattr(route.endpoint, "reads_query"):
         return
-    names: Set[str] = request.scope["route"].query_names
+    names: Set[str] = route.query_names
     for name in request.query_params:
         if name not in names:
             nearest = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)

@@ -17,15 +17,15 @@ def open_second_copy(settings: Settings) -> BlobStore | None:
     return _open_url(settings.second_copy, settings) if settings.second_copy else None
 
 
-def try_store(store: BlobStore) -> str:
-    """List objects once. Returns why the store does not respond; empty if it does.
+def try_store(store: BlobStore, url: str) -> str:
+    """List objects once of the store at this URL. Returns why the store does not respond; empty if it does.
 
     `Invalid` (SETTING_INVALID): it responds, but rejects the request, as for a bucket that does not exist.
     """
     try:
         next(iter(store.list("staging/")), None)
     except RequestRejected as e:
-        raise Invalid("SETTING_INVALID", f"REGISTRY_BLOBS: {e.detail}") from e
+        raise Invalid("SETTING_INVALID", f"REGISTRY_BLOBS: {url}: {e.detail}") from e
     except Unavailable as e:
         return e.detail
     return ""

@@ -134,7 +134,7 @@ def _compare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = wrapped.state_dict()
-        saved = [_saved(wrapped, state, with_embeddings=chosen) for chosen in (False, True)]
+        saved = [_saved(wrapped, state, with_embeddings=embeddings) for embeddings in (False, True)]
         required, permitted = ({name: tuple(tensor.shape) for name, tensor in kind.items()} for kind in saved)
         findings = list(_differences(required, permitted, shapes))
         if findings and _is_renamed(wrapped, state, saved[0], shapes, tensors):
@@ -147,9 +147,9 @@ def _compare(
 
 def _saved(wrapped: Any, state: Mapping[str, torch.Tensor], *, with_embeddings: bool) -> dict[str, torch.Tensor]:
     """What PEFT would save, with the embeddings or the head that it chooses (`save_embedding_layers`)."""
-    chosen: bool | str = "auto" if with_embeddings else False
+    embeddings: bool | str = "auto" if with_embeddings else False
     with contextlib.suppress(NotImplementedError):  # a model without input embeddings, such as Hubert, has none to save
-        return dict(peft.get_peft_model_state_dict(wrapped, state_dict=dict(state), save_embedding_layers=chosen))
+        return dict(peft.get_peft_model_state_dict(wrapped, state_dict=dict(state), save_embedding_layers=embeddings))
     return _saved(wrapped, state, with_embeddings=False)
 
 
