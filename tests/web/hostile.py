@@ -32,7 +32,8 @@ WIDE = "日本語" * 12 + "👩‍💻" * 6 + "\ufdfd" * 3 + "Z" + "\u0301\u0323
 """Letters that are wider, or higher, than Latin ones."""
 MARKS = "Z" + "\u0301\u20dd\u0489\u1dff\u0338" * 300
 """One character with 1,500 marks, which no line breaks."""
-CLUSTERS = ("👩\u200d", "\u1100", "क्", "\u0600", "❤️\u200d", "क\u093c्\u200d", "ﾞ", "ำ", "<b>👩\u200d</b>")
+CLUSTERS = ("👩\u200d", "\u1100", "क्", "\u0600", "❤️\u200d", "क\u093c्\u200d", "ﾞ", "ำ", "<b>👩\u200d</b>",
+            "©\u200d", "®\ufe0f\u200d", "\U00011f02\U00011f42")  # fmt: skip
 """Repeated, each is one character to a browser, which no line breaks."""
 README = (
     b"""---
@@ -140,6 +141,7 @@ def fill(harness: Harness) -> None:
         )
     harness.issue("pull", name="lots of " + "\u0301" * 80)
     harness.issue("pull", name=MARKS[:100])
+    harness.issue("pull", name="x" * 90)
     pusher.yank(f"{REF}@2", reason=MARKUP)
     pusher.quarantine(f"{REF}@1", reason=MARKUP + LONG)
     subject = re.sub(r"[^!-~]", "", MARKUP)[:190]

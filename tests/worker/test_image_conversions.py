@@ -156,6 +156,27 @@ def test_every_module_of_onetrainers_flux_files_arrives(tmp_path: Path) -> None:
     }
 
 
+def test_modules_that_diffusers_knows_and_this_registry_does_not_are_not_called_absent(tmp_path: Path) -> None:
+    """X-Labs' names of single blocks are resolved by diffusers alone."""
+    base = fixtures.image_bases() / "flux-tiny"
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(base / "transformer")
+    width, block = transformer.inner_dim, transformer.single_transformer_blocks[0]
+    sizes = {"qkv": (3 * width, width), "proj": (width, block.proj_out.in_features)}
+    tensors: dict[str, torch.Tensor] = {}
+    for number in range(len(transformer.single_transformer_blocks)):
+        for name, (rows, columns) in sizes.items():
+            start = f"single_blocks.{number}.processor.{name}_lora"
+            tensors |= {f"{start}.down.weight": torch.randn(4, columns) * 0.1,
+                        f"{start}.up.weight": torch.randn(rows, 4) * 0.1}  # fmt: skip
+    for name in ("qkv_lora1", "proj_lora1"):  # without these names the format is another one
+        start, rows = f"double_blocks.0.processor.{name}", 3 * width if "qkv" in name else width
+        tensors |= {f"{start}.down.weight": torch.randn(4, width) * 0.1,
+                    f"{start}.up.weight": torch.randn(rows, 4) * 0.1}  # fmt: skip
+    (tmp_path / "xlabs").mkdir()
+    save_file(tensors, tmp_path / "xlabs" / "xlabs.safetensors")
+    assert "smoke.tensors_not_loaded" not in smoke_codes(base, tmp_path / "xlabs")
+
+
 # ------------------------------------------------------------------ SDXL
 SGM_BLOCKS = (
     (re.compile(r"down_blocks\.(\d)\.attentions\.(\d)"), "input_blocks", 1),

@@ -40,7 +40,7 @@ CLUSTER_LIMIT = 12
 _PREPENDED_LETTERS = "\u0d4e\U000111c2\U000111c3\U0001193f\U00011941\U00011d46" + "".join(map(chr, range(72324, 72330)))
 _APPENDED_LETTERS = "\u0e33\u0eb3\uff9e\uff9f"
 _LETTERS = rf"{_PREPENDED_LETTERS}{_APPENDED_LETTERS}\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7fb"
-_JOINED = rf"[^\x00-\u02ff\w\s]|[{_LETTERS}]"
+_JOINED = rf"[^\x00-\u02ff\w\s]|[\xa9\xae{_LETTERS}]"
 TAGS_BETWEEN = re.compile(rf"(?<=>)(?={_JOINED})|(?<=[{_LETTERS}])(?=<)|(?<=[^\x00-\u02ff\w\s])(?=<)")
 """Where a cluster may go on over a tag of formatted text."""
 _LONG_CLUSTERS = re.compile(rf"(?>{_JOINED}|[^\W\x00-\u02ff](?:{_JOINED})){{{CLUSTER_LIMIT // 2 + 1},}}\w?")
@@ -304,8 +304,10 @@ def _cut_marks(match: re.Match[str]) -> str:
 def _split_clusters(match: re.Match[str]) -> str:
     characters, before, length, is_linked = [], "", 0, False
     for character in match[0]:
-        is_mark = unicodedata.category(character)[0] == "M" or character in "\u200c\u200d"
-        is_joined = is_mark or is_linked or character in _APPENDED or _HANGUL.fullmatch(before + character)
+        category = unicodedata.category(character)  # "Cn": of a newer Unicode than Python's, perhaps a mark
+        is_mark = category[0] == "M" or character in "\u200c\u200d"
+        is_joined = is_mark or is_linked or category == "Cn" or character in _APPENDED
+        is_joined = is_joined or _HANGUL.fullmatch(before + character) is not None
         length = length + 1 if is_joined else 1
         if length > CLUSTER_LIMIT and not is_mark:
             characters.append("\u200b")

@@ -82,20 +82,25 @@ def compare(
     """Compare the file's pairs with the loaded updates. `paths`: the modules of the models that the worker has.
 
     Pairs of other components are left out, as are those of an update of zero. Where the file states no scale, any
-    strength is right.
+    strength is right. Pairs whose names this registry cannot resolve are absent if nothing but the others is loaded.
     """
     resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
     pairs, absent, wrong = 0, [], []
-    loaded_norms = defaultdict(float, norms)
+    loaded_norms, others = defaultdict(float, norms), {*norms}
+    unresolved: list[FileModule] = []
     for module, squared in stated(file, read):
         matches = resolver.of(module.path) or ()
         if not {path.partition(".")[0] for path in matches or file.components} <= components or not squared > 0:
             continue
         pairs += 1
+        others.difference_update(matches)
+        if not matches:
+            unresolved.append(module)
+            continue
         if not any(path in norms for path in matches):
             absent.append(module)
             continue
         ratio = math.sqrt(sum(loaded_norms[path] for path in matches) / squared)
         if module.scale is not None and not abs(ratio - 1) <= TOLERANCE:
             wrong.append(WrongStrength(module, abs(module.scale), abs(module.scale) * ratio))
-    return Arrival(pairs, absent, wrong)
+    return Arrival(pairs, absent + ([] if others else unresolved), wrong)
