@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from registry.api.aliases import DescribeItem, MoveItem
+from registry.api.aliases import DescribeItem, MovedAlias, MoveItem
 from registry.client.adapters_file import AdapterEntry, read_adapters_file
 from registry.client.aliases import Groups
 from registry.client.registry import Registry
@@ -37,6 +37,9 @@ class _Step:
             self.state, self.error = "refused", outcome
         else:
             self.state = state if changed else "unchanged"
+        if isinstance(outcome, MovedAlias):
+            before = f", instead of @{outcome.from_number}" if outcome.moved and outcome.from_number else ""
+            self.change = f"{outcome.alias} → @{outcome.number}{before}"
 
 
 STEPS: Table[groups.PlannedChange] = Table(

@@ -129,6 +129,10 @@ aliases = {{staging = 1}}
     again = cli("apply", "-f", file, "--json").json
     assert (again["done"], again["unchanged"]) == (0, 5)
     assert cli("show", "acme/support:canary", "--json").json["number"] == 1
+    cli.push("acme/support")
+    cli("promote", "acme/support@2", "canary")
+    back = cli("apply", "-f", file, "--dry-run", "--json").json["items"]
+    assert [item["change"] for item in back if item["state"] == "planned"] == ["canary → @1, instead of @2"]
     cli.make_adapter("fresh")
     folder = os.path.relpath(cli.folder / "adapters" / "fresh", tmp_path)
     closed = tmp_path / "closed.toml"
