@@ -14,6 +14,7 @@ import transformers
 from registry.api.bases import BaseAdd
 from registry.bases.library import LibraryModules
 from registry.client.local.base_folder import base_spec_from
+from registry.errors import Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.worker.loop import Worker
 from registry.worker.model import fingerprints, identify, library
@@ -57,6 +58,19 @@ def test_a_worker_builds_a_base_once_for_each_version_of_its_library(
     assert setup.harness.admin.base("other").spec == setup.harness.admin.base(BASE).spec.model_copy(
         update={"name": "other", "library": f"transformers {transformers.__version__}"}
     )
+
+
+def test_a_worker_goes_on_if_the_program_that_builds_a_base_dies(
+    setup: WorkerSetup, base_folder: Path, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_arguments: object) -> LibraryModules:
+        raise Unavailable("TRY_LATER", "building the base could not be done: it was ended by signal 9")
+
+    monkeypatch.setattr(identify, "build_modules", die)
+    add_without_library(setup, "other", base_folder)
+    setup.push(good)
+    assert worker().run(once=True).done == 1
+    assert any("modules are not recorded" in line and "signal 9" in line for line in setup.lines)
 
 
 def test_a_base_that_the_library_cannot_build_gives_an_unknown_verdict_with_its_error(

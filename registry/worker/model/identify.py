@@ -85,7 +85,12 @@ class Inspector:
         self._built.add((view.name, folder))
         self._say(f"building {view.name} with {installed_library()} once, to read the names of its modules")
         try:
-            self._registry.set_base_modules(view.name, build_modules(folder, self._check_stop))
+            modules = build_modules(folder, self._check_stop)
+        except RegistryError as e:  # also of a program that died: the worker goes on without
+            self._say(f"{view.name}: its modules are not recorded: {e.detail}")
+            return
+        try:
+            self._registry.set_base_modules(view.name, modules)
         except Unavailable:
             raise
         except RegistryError as e:
