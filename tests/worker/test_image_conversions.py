@@ -177,6 +177,17 @@ def test_modules_that_diffusers_knows_and_this_registry_does_not_are_not_called_
     assert "smoke.tensors_not_loaded" not in smoke_codes(base, tmp_path / "xlabs")
 
 
+def test_magnitudes_that_diffusers_drops_fail(tmp_path: Path) -> None:
+    base = fixtures.image_bases() / "sd-tiny"
+    unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet")
+    tensors = kohya_of_all(unet.named_modules(), "lora_unet_", (4.0,))
+    for name in [name for name in tensors if name.endswith(".lora_up.weight")]:
+        tensors[name.replace(".lora_up.weight", ".dora_scale")] = torch.ones(tensors[name].shape[0], 1)
+    (tmp_path / "dora").mkdir()
+    save_file(tensors, tmp_path / "dora" / "dora.safetensors", metadata={"ss_network_module": "networks.lora"})
+    assert "smoke.tensors_not_loaded" in smoke_codes(base, tmp_path / "dora")
+
+
 # ------------------------------------------------------------------ SDXL
 SGM_BLOCKS = (
     (re.compile(r"down_blocks\.(\d)\.attentions\.(\d)"), "input_blocks", 1),

@@ -60,6 +60,12 @@ def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, float]:
     }
 
 
+def has_magnitudes(components: Mapping[str, Any], adapter: str) -> bool:
+    """Whether a layer applies DoRA's magnitudes for `adapter`."""
+    layers = (layer for model in components.values() for layer in model.modules())
+    return any(adapter in getattr(layer, "lora_magnitude_vector", {}) for layer in layers)
+
+
 class WrongStrength(NamedTuple):
     """A module that is not applied as the file states: what the product of its factors is multiplied by."""
 
