@@ -70,9 +70,9 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(
     planned: list[list[str]] = []
     plan_pulls = Versions.plan_pulls
 
-    def count(registry: Versions, refs: Sequence[Any]) -> Any:
+    def count(registry: Versions, refs: Sequence[Any], **options: Any) -> Any:
         planned.append([str(ref) for ref in refs])
-        return plan_pulls(registry, refs)
+        return plan_pulls(registry, refs, **options)
 
     monkeypatch.setattr(Versions, "plan_pulls", count)
     _work(setup, pool)

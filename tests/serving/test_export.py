@@ -56,9 +56,9 @@ def planned(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[in
     counts: list[int] = []
     plan_pulls = filled_harness.admin.plan_pulls
 
-    def count(refs: Sequence[Ref | str]) -> Any:
+    def count(refs: Sequence[Ref | str], **options: Any) -> Any:
         counts.append(len(refs))
-        return plan_pulls(refs)
+        return plan_pulls(refs, **options)
 
     monkeypatch.setattr(filled_harness.admin, "plan_pulls", count)
     return counts
