@@ -49,8 +49,8 @@ FLUX_DOUBLE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 FLUX_SINGLE: dict[str, tuple[str, ...]] = {
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",),
-    "modulation.lin": ("norm.linear",), "processor.qkv_lora": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "processor.proj_lora": ("proj_out",),
+    "modulation.lin": ("norm.linear",), "processor.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "processor.proj": ("proj_out",),
 }  # fmt: skip
 FLUX_WHOLE: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",), "txt_in": ("context_embedder",), "final_layer.linear": ("proj_out",),

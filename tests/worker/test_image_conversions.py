@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from registry import compat
+from registry.adapters.read import NonPeftContents
 from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
 from registry.engines.version_facts import facts_of
@@ -25,6 +27,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from registry.worker.conversions import to_diffusers
+from registry.worker.model import image_updates
 from registry.worker.model.image import Pipeline
 from registry.worker.smoke.image import ImageTest
 
@@ -156,8 +159,7 @@ def test_every_module_of_onetrainers_flux_files_arrives(tmp_path: Path) -> None:
     }
 
 
-def test_modules_that_diffusers_knows_and_this_registry_does_not_are_not_called_absent(tmp_path: Path) -> None:
-    """X-Labs' names of single blocks are resolved by diffusers alone."""
+def test_single_blocks_of_x_labs_arrive_and_unknown_names_are_not_called_absent(tmp_path: Path) -> None:
     base = fixtures.image_bases() / "flux-tiny"
     transformer = diffusers.FluxTransformer2DModel.from_pretrained(base / "transformer")
     width, block = transformer.inner_dim, transformer.single_transformer_blocks[0]
@@ -175,6 +177,14 @@ def test_modules_that_diffusers_knows_and_this_registry_does_not_are_not_called_
     (tmp_path / "xlabs").mkdir()
     save_file(tensors, tmp_path / "xlabs" / "xlabs.safetensors")
     assert "smoke.tensors_not_loaded" not in smoke_codes(base, tmp_path / "xlabs")
+    contents = read_adapter(tmp_path / "xlabs").contents
+    assert isinstance(contents, NonPeftContents)
+    assert "format.names_unmapped" not in [f.code for f in compat.check(contents, base_spec_from(base, base.name)[0])]
+    modules = tuple(module.model_copy(update={"path": f"nowhere.{module.path}"}) for module in contents.file.modules)
+    unknown = contents.file.model_copy(update={"modules": modules})
+    paths = {"transformer.proj_out"}
+    for norms, absent in (({"transformer.x": 1.0}, 0), ({}, len(unknown.modules))):
+        assert len(image_updates.compare(unknown, tensors.__getitem__, norms, paths).absent) == absent
 
 
 def test_magnitudes_that_diffusers_drops_fail(tmp_path: Path) -> None:
