@@ -92,9 +92,9 @@ class ImageTest(SmokeTest):
         magnitudes = [name for name in names if name.endswith(".dora_scale")]
         if magnitudes and not image_updates.has_magnitudes(self._base.parts, SLOT):
             message = f"{program} ignores {len(magnitudes)} magnitudes of DoRA, the first of them {magnitudes[0]}"
-            kept = len(names) - len(magnitudes)
+            read_count = len(names) - len(magnitudes)
             self.result.note(
-                "error", "smoke.tensors_not_loaded", magnitudes[0], message, f"{len(names)} tensors", f"{kept}"
+                "error", "smoke.tensors_not_loaded", magnitudes[0], message, f"{len(names)} tensors", f"{read_count}"
             )
         if arrival.absent:
             absent, total, name = 2 * len(arrival.absent), 2 * arrival.pairs, arrival.absent[0].a
