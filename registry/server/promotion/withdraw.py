@@ -38,9 +38,9 @@ QUARANTINED = Withdrawal(
 )
 YANKED = Withdrawal("yanked_at", "yank_reason", EventType.VERSION_YANK, EventType.VERSION_UNYANK)
 DELETED = Withdrawal("deleted_at", "delete_reason", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE)
-_WITHHELD = frozenset({EventType.VERSION_QUARANTINE, EventType.VERSION_DELETE})
-"""Replicas must stop to serve these at once, from memory as well."""
 PURGED = Withdrawal("purged_at", "delete_reason", EventType.VERSION_PURGE, EventType.VERSION_PURGE)
+_WITHHELD = frozenset({EventType.VERSION_QUARANTINE, EventType.VERSION_DELETE})
+"""Replicas must stop serving these versions at once, from memory as well."""
 CHANGES = {
     "yank": (YANKED, True, Scope.PROMOTE),
     "unyank": (YANKED, False, Scope.PROMOTE),
