@@ -45,6 +45,19 @@ def test_workflows_only_install_packages_and_call_make_targets_that_exist(name: 
     assert {match.group(1) for match in called if match} <= TARGETS
 
 
+def test_actions_of_others_are_named_by_commit() -> None:
+    """A tag can be moved to other code, which would run with the job's rights."""
+    paths = [path for root in (".github", "docs", "templates") for path in (ROOT / root).rglob("*")]
+    used = [
+        (path.name, action)
+        for path in paths if path.suffix in (".md", ".yml", ".yaml")
+        for action in re.findall(r"^[ -]*uses: *(.+)$", path.read_text(), re.MULTILINE)
+        if not action.startswith(("./", "OWNER/adapter-registry/"))
+    ]  # fmt: skip
+    assert {name for name, _ in used} == {"ci.yml", "release.yml", "ci.md"}
+    assert [use for use in used if not re.fullmatch(r"[\w-]+/[\w/.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use[1])] == []
+
+
 def test_the_workflow_runs_what_the_ci_script_runs() -> None:
     lines = re.findall(r"^make (?:--\S+ )*([a-z -]+?)(?: [A-Z_]+=\S+)*$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     targets = " ".join(lines).split()
