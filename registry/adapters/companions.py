@@ -1,13 +1,14 @@
 """Files beside an adapter's weights: JSON and YAML that every reader reads alike, and that make no loader import code.
 
-`tokenizer.json` and `vocab.json` are not walked: their keys are tokens, and no loader takes code from them.
+`tokenizer.json` and `vocab.json` may have 64 MiB and a million tokens as keys: they are searched, not parsed.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from registry.adapters.methods import code_references
+from registry.adapters.methods import CODE_FIELDS, code_references
 from registry.adapters.safetensors import wrong_file
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
@@ -24,6 +25,13 @@ JSON_FILES = frozenset({files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS_MAP, files.
 _DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16)
 _TRAINERS_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16, not_finite=True)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
+_TOKEN_FILES = frozenset({files.TOKENIZER, files.VOCABULARY})
+_PIECE_BYTES = 16 * 2**20
+_LETTERS = {letter: rf"(?:{letter}|(?i:\\u00{ord(letter):02x}))" for letter in "".join(CODE_FIELDS)}
+_CODE_KEYS = "|".join("".join(map(_LETTERS.__getitem__, name)) for name in sorted(CODE_FIELDS))
+_CODE_KEY = re.compile(rf'("(?:{_CODE_KEYS})"):[^-0-9]'.encode())
+"""A key of JSON without spaces, each letter also as an escape. The value of a token is a number."""
+_KEY_LIMIT_BYTES = 256
 
 
 def check_companions(sizes: Mapping[str, int], read: files.Read) -> None:
@@ -41,6 +49,20 @@ def check_companions(sizes: Mapping[str, int], read: files.Read) -> None:
                 raise Invalid.from_finding("CONFIG_INVALID", Finding("config.yaml_refused", path, problem))
         elif name == files.SENTENCEPIECE:
             _check_sentencepiece(path, read(path, 0, min(size_bytes, 4096)))
+
+
+def check_token_files(sizes: Mapping[str, int], read: files.Read) -> None:
+    """Refuse code references in the files whose keys are tokens. `Invalid` (CONFIG_INVALID). Keeps one piece of a file.
+
+    No loader takes code from these files today.
+    """
+    for path, size_bytes in sizes.items():
+        searched = b""
+        for start in range(0, size_bytes if path.rpartition("/")[2] in _TOKEN_FILES else 0, _PIECE_BYTES):
+            piece = read(path, start, min(_PIECE_BYTES, size_bytes - start))
+            searched = searched[-_KEY_LIMIT_BYTES:] + piece.translate(None, b" \t\r\n")
+            if match := _CODE_KEY.search(searched):
+                refuse_code({json.loads(match[1]): None}, path)
 
 
 def check_json(path: str, data: bytes) -> dict[str, Any]:

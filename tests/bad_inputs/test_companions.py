@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from registry.adapters import templates
+from registry.adapters import companions, templates
+from registry.adapters.companions import check_token_files
 from registry.client.local.adapter_folder import read_adapter
 from registry.errors import Invalid
 from tests import non_peft_files, samples
@@ -26,6 +27,11 @@ COMPANIONS: dict[str, tuple[str, bytes, str]] = {
     "in a folder": ("tok/tokenizer_config.json", json.dumps(AUTO_MAP).encode(), "config.code_reference"),
     "in special tokens": ("special_tokens_map.json", json.dumps(AUTO_MAP).encode(), "config.code_reference"),
     "in a trainer's log": ("trainer_state.json", json.dumps({"args": AUTO_MAP}).encode(), "config.code_reference"),
+    "in a fast tokenizer": (
+        "tokenizer.json", json.dumps({"model": {"vocab": {"a": 1}}} | AUTO_MAP).encode(), "config.code_reference"),
+    "at depth, escaped and spaced": (
+        "tokenizer.json", b'{"model": [{"\\u0061uto\\u005Fm\\u0061p" \n : []}]}', "config.code_reference"),
+    "in a vocabulary": ("vocab.json", b'{"a": 1, "trust_remote_code": true}', "config.code_reference"),
     "in added tokens": ("added_tokens.json", json.dumps(AUTO_MAP).encode(), "config.value_invalid"),
     "a key twice": ("tokenizer_config.json", b'{"a": 1, "a": 2}', "config.duplicate_key"),
     "NaN": ("tokenizer_config.json", b'{"model_max_length": NaN}', "config.not_finite"),
@@ -182,6 +188,19 @@ def test_the_client_refuses_before_it_sends(tmp_path: Path) -> None:
     samples.write({**samples.lora(samples.llama()), "tokenizer_config.json": json.dumps(AUTO_MAP).encode()}, tmp_path)
     with pytest.raises(Invalid, match=r"tokenizer_config.json: auto_map makes a loader import code"):
         read_adapter(tmp_path)
+
+
+def test_code_references_are_found_between_pieces_and_tokens_may_have_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(data: bytes) -> None:
+        check_token_files({"tokenizer.json": len(data)}, lambda _path, start, length: data[start : start + length])
+
+    monkeypatch.setattr(companions, "_PIECE_BYTES", 300)
+    check(b'{"model": {"vocab": {"auto_map": 5, "trust_remote_code": 6}, "merges": ["auto_map", "a b"]}}')
+    for before in range(200, 320):
+        with pytest.raises(Invalid, match=r"tokenizer\.json: auto_map makes a loader import code"):
+            check(b'{"' + b"a" * before + b'": 1, "auto_map"' + b" " * 1000 + b": " + b" " * 1000 + b"{}}")
 
 
 def test_what_real_templates_use_is_accepted() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from registry.adapters import card, companions, safetensors, templates, trainer
 from registry.adapters.formats import gguf
+from registry.adapters.methods import CODE_FIELDS
 from registry.adapters.peft import config, describe
 from registry.attestations import models
 from registry.attestations.certificates import Trust
@@ -81,6 +82,24 @@ def _companion(data: bytes) -> None:
         companions.check_companions({name: len(data)}, lambda _path, start, length: data[start : start + length])
 
     _any_of(*(partial(attempt, name) for name in (*sorted(companions.JSON_FILES), "tokenizer.model")))
+
+
+def _token_file(data: bytes) -> None:
+    """Every code reference that a JSON parser finds, the search finds as well."""
+    references: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        numbers = (int, float)
+        references.extend(k for k, v in pairs if k in CODE_FIELDS and (isinstance(v, bool) or type(v) not in numbers))
+
+    try:
+        json.loads(data.decode(), object_pairs_hook=note)
+    except (ValueError, RecursionError):
+        references.clear()
+    companions.check_token_files(
+        {"tokenizer.json": len(data)}, lambda _path, start, length: data[start : start + length]
+    )
+    assert references == []
 
 
 def _template(data: bytes) -> None:
@@ -163,8 +182,8 @@ def _link_head(data: bytes) -> None:
 
 PARSERS: dict[str, Callable[[bytes], None]] = {
     "strict_json": _strict_json, "manifest": _manifest, "safetensors": _safetensors, "gguf": _gguf,
-    "peft_config": _peft_config, "companions": _companion, "templates": _template, "claims": _claims,
-    "golden": _golden, "provenance": _provenance, "notes": _note,
+    "peft_config": _peft_config, "companions": _companion, "token_files": _token_file, "templates": _template,
+    "claims": _claims, "golden": _golden, "provenance": _provenance, "notes": _note,
     "proofs": _proof, "entry_bundles": _entry_bundle, "signatures": _signature, "attestations": _attestations,
     "hub_commits": _hub_commit, "xet_xorbs": _xet_xorb, "xet_shards": _xet_shard, "link_heads": _link_head,
 }  # fmt: skip

@@ -44,6 +44,9 @@ def main() -> None:
     write("companions", "tokenizer", b'{"chat_template": "{{ a }}", "added_tokens_decoder": {"1": {"content": "<s>"}}}')
     write("companions", "added", b'{"<s>": 1, "</s>": 2}')
     write("companions", "tiktoken", b"YQ== 0\nYg== 1\n")
+    tokens = {"a": 1, "auto_map": 2, "trust_remote_code": 3, "code_revision": -4}
+    write("token_files", "named", json.dumps({"model": {"vocab": tokens, "merges": ["auto_map", ": {"]}}).encode())
+    write("token_files", "escaped", b'{"\\u0061uto_map" : 1, "x": [{"\\u0072emote\\u005Fcode"\n:\t2}]}')
     write("templates", "chat", TEMPLATE.encode())
     write("claims", "card", b"---\ndatasets:\n- a/b\nbase_model: c/d\n---\n### Framework versions\n\n- PEFT 0.18.0\n")
     write("claims", "trainer", b'{"global_step": 60, "epoch": 3.0, "log_history": [{"loss": 2.25, "step": 10}]}')

@@ -5,7 +5,7 @@ A push does not need it: the registry evaluates it. Checks, comparisons and conv
 
 from pathlib import Path
 
-from registry.adapters.companions import check_companions
+from registry.adapters.companions import check_companions, check_token_files
 from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any
 from registry.client.local.folder import Folder, describe, read_at, read_folder, select_files
 from registry.errors import Invalid
@@ -47,4 +47,5 @@ def read_contents(path: Path) -> AdapterContents:
     described = [describe(name, size) for name, (_, size) in selected.items()]
     sizes = {name: size for name, (_, size) in selected.items()}
     check_companions(sizes, read)
+    check_token_files(sizes, read)
     return _CONTENTS.compute(tuple(sizes.items()), read, lambda read: read_any(described, read))

@@ -19,7 +19,7 @@ from typing import Any
 
 from registry import compat
 from registry.adapters.card import check_card
-from registry.adapters.companions import check_companions
+from registry.adapters.companions import check_companions, check_token_files
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
 from registry.adapters.templates import check_templates
@@ -216,7 +216,8 @@ _BESIDE: ReadCache[bool] = ReadCache(limit=32, limit_bytes=math.inf)
 
 
 def check_beside(sizes: Mapping[str, int], read: Read) -> None:
-    """Refuse unsafe files beside weights and configuration. Safe ones are remembered by their bytes."""
+    """Refuse unsafe files beside weights and configuration. Most safe ones are remembered by their bytes."""
+    check_token_files(sizes, read)
 
     def check(read: Read) -> bool:
         check_companions(sizes, read)
