@@ -225,7 +225,7 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
             attestation = audit.sign(version, _existing_signature(bundle or Path(), public_key))
 
     def text() -> None:
-        name = output.strong(f"{resolved.name}@{resolved.number}")
+        name = output.strong(f"{ref.name}@{resolved.digest}")  # what was signed; its number is the registry's word
         if attestation.kind == "signature":
             output.line(f"{name} is signed by {attestation.identity}")
         else:

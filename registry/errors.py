@@ -151,16 +151,16 @@ def invalid_cursor() -> Invalid:
     return Invalid("REQUEST_INVALID", "invalid cursor: pass `next_cursor` unchanged")
 
 
-_CLASS_OF_CODE: dict[str, type[RegistryError]] = {code: cls for cls in CLASSES for code in cls.CODES}
+CLASS_OF_CODE: dict[str, type[RegistryError]] = {code: cls for cls in CLASSES for code in cls.CODES}
 
 
 def from_problem(problem: Mapping[str, Any]) -> RegistryError:
     """The exception that the other side raised, rebuilt from its problem body.
 
-    A code that this version does not know (a newer server) becomes a plain `RegistryError`.
+    `Corrupt` (RESPONSE_INVALID) for a code that this version does not know: of a newer server, or of another program.
     """
     code = str(problem.get("code", ""))
-    cls = _CLASS_OF_CODE.get(code)
+    cls = CLASS_OF_CODE.get(code)
     detail = str(problem.get("detail") or problem.get("title") or "the server gave no reason")
     findings = [
         finding for item in problem.get("findings") or () if isinstance(item, Mapping)
@@ -169,7 +169,8 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
     seconds = problem.get("retry_after_seconds")
     retry = seconds if isinstance(seconds, int) and 0 <= seconds <= RETRY_AFTER_LIMIT_SECONDS else None
     if cls is None:
-        return RegistryError("INTERNAL", f"{detail} ({code or 'no code'})", findings=findings)
+        unknown = f"the registry responded with the error {code[:80]!r}, which this version does not know: {detail}"
+        return Corrupt("RESPONSE_INVALID", unknown, findings=findings)
     return cls(
         code, detail, findings=findings, next_step=str(problem.get("next_step") or ""), retry_after_seconds=retry
     )

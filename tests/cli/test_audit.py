@@ -203,6 +203,9 @@ def test_verify_shows_pusher_signer_and_log_entry(cli: CommandRunner, tmp_path: 
     assert kinds["push"]["who"].startswith("owner, according to registry.local/")
     identity = kinds["signature"]["identity"]
     assert cli("sign", "acme/support", "--key", path, "--json").json["identity"] == identity
+    digest = cli("show", "acme/support", "--json").json["digest"]
+    signed = cli("sign", "acme/support", "--key", path).stdout
+    assert signed == f"acme/support@{digest} is signed by {identity}\n", "a registry can lie about the number"
     text = cli("verify", "acme/support", "--signed-by", identity).stdout
     assert f"signature  {identity}" in text
     assert "records this push" in text

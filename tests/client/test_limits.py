@@ -228,6 +228,23 @@ def test_a_conflict_of_the_registry_is_no_response_of_a_proxy() -> None:
     assert "proxy" not in caught.value.next_step
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 500])
+@pytest.mark.parametrize("code", ["FROM_THE_FUTURE", "", 401, None, ["UNAUTHORIZED"]])
+def test_an_error_with_an_unknown_code_is_a_wrong_response(status: int, code: object) -> None:
+    scripted = ScriptedRegistry(httpx.Response(status, json={"code": code, "detail": "go away"}))
+    with pytest.raises(Corrupt, match="does not know: go away") as caught:
+        scripted.registry.whoami()
+    assert caught.value.code == "RESPONSE_INVALID"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(413, TooLarge), (429, Unavailable), (503, Unavailable)])
+def test_a_proxy_may_name_its_errors_code_as_well(status: int, kind: type[RegistryError]) -> None:
+    document = {"code": status, "message": "upstream connect error"}
+    scripted = ScriptedRegistry(*[httpx.Response(status, json=document)] * 100)
+    with pytest.raises(kind, match=f"proxy before .*{status}"):
+        scripted.registry.whoami()
+
+
 @pytest.mark.parametrize("seconds", [-5, 10**400, 1.5, "5", True])
 def test_a_wrong_time_to_wait_is_no_internal_error(seconds: object) -> None:
     problem = {"code": "TRY_LATER", "detail": "busy", "retry_after_seconds": seconds}

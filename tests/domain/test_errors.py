@@ -43,10 +43,11 @@ def test_a_finding_in_one_line_repeats_nothing_that_its_message_says() -> None:
     assert Finding("a.b", "r", "is wrong").to_text() == "r: is wrong"
 
 
-def test_a_code_of_a_newer_server_becomes_a_plain_registry_error() -> None:
+def test_an_unknown_code_is_a_wrong_response_that_keeps_its_detail() -> None:
     rebuilt = errors.from_problem({"code": "FROM_THE_FUTURE", "detail": "it is new"})
-    assert type(rebuilt) is RegistryError
+    assert (type(rebuilt), rebuilt.code) == (errors.Corrupt, "RESPONSE_INVALID")
     assert "FROM_THE_FUTURE" in rebuilt.detail
+    assert "it is new" in rebuilt.detail
 
 
 def test_a_problem_with_odd_parts_is_still_an_error() -> None:

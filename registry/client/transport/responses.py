@@ -50,17 +50,22 @@ def error_of(response: HttpResponse, url: str) -> RegistryError:
         problem = response.json()
     except ValueError:
         problem = None
-    if isinstance(problem, dict) and "code" in problem:
+    if isinstance(problem, dict) and "code" in problem and not _is_of_proxy(response.status, problem):
         return error_of_problem(problem, response.headers.get("x-request-id") or "")
     return _error_of_proxy(response, url, problem)
+
+
+def _is_of_proxy(status: int, problem: Mapping[str, Any]) -> bool:
+    """Whether a document is of a program in front of the registry, which may name its errors `code` as well."""
+    return (status == 413 or status in _PROXY) and str(problem["code"]) not in errors.CLASS_OF_CODE
 
 
 def error_of_problem(problem: Mapping[str, Any], request_id: str = "") -> RegistryError:
     """The exception of a problem document. One that says nothing to this client names the request."""
     error = errors.from_problem(problem)
     request_id = str(problem.get("request_id") or request_id)
-    if type(error) is RegistryError and request_id:
-        return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", findings=error.findings)
+    if request_id and (type(error) is RegistryError or error.code == "RESPONSE_INVALID"):
+        return type(error)(error.code, f"{error.detail}; request {request_id}", findings=error.findings)
     return error
 
 
@@ -73,7 +78,7 @@ def _error_of_proxy(response: HttpResponse, url: str, problem: Any) -> RegistryE
             f"a proxy before {url} refused the body of this request as too large (413)",
             next_step="raise the proxy's limit of request bodies, such as client_max_body_size of nginx",
         )
-    if status in (408, 429, 502, 503, 504):
+    if status in _PROXY:
         reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # of /health
         text = response.headers.get("retry-after", "")
         who = url if reason else f"a proxy before {url}"
