@@ -18,7 +18,7 @@ from registry.versions.files import GOLDEN
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
 WEIGHTS_PENDING = "gate.weights_pending"
-GOLDEN_CODES = ("smoke", "golden")
+MISSED_GOLDEN = ".".join(("smoke", "golden"))
 """How the codes of findings begin that a golden sample left: `smoke.golden…`."""
 
 
@@ -127,7 +127,7 @@ class Gate(FrozenModel):
             yield Finding.of("error", "gate.golden_absent", GOLDEN, "no golden samples: push the version with --golden")
             return
         smoke = evidence.newest(Check.SMOKE)
-        missed = [f for f in smoke.findings if f.code.startswith(".".join(GOLDEN_CODES))] if smoke is not None else []
+        missed = [f for f in smoke.findings if f.code.startswith(MISSED_GOLDEN)] if smoke is not None else []
         if missed:
             yield Finding.of(
                 "error", "gate.golden_missed", missed[0].location, f"a golden sample failed: {missed[0].message}"

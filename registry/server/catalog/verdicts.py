@@ -28,10 +28,10 @@ def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: st
     return db.new_row(VerdictRow, version_id=version_id or 0, base_id=base_id, job_id=job_id, **columns)
 
 
-def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:
-    """The verdict of a row, about the version with the digest `subject` on the base of this name."""
-    stored: dict[str, Any] = {column: getattr(row, column) for column in _SHARED_COLUMNS}
-    stored["findings"] = [convert_old_finding(finding) for finding in row.findings]
+def from_row(row: Any, subject: str, base: str) -> Verdict:
+    """The verdict of a `VerdictRow`, or of its columns, about the version with the digest `subject` on this base."""
+    stored: dict[str, Any] = {column: getattr(row, column, ()) for column in _SHARED_COLUMNS}
+    stored["findings"] = [convert_old_finding(finding) for finding in stored["findings"]]
     return Verdict.model_validate(stored | {"subject": subject, "base": base, "reported_by": row.judged_by})
 
 
@@ -71,11 +71,27 @@ _NEWEST = (
 )
 
 
-def newest_by_version(session: Session, versions: Iterable[VersionRow]) -> dict[int, list[Verdict]]:
-    """Version id → its verdicts that count, oldest first. Every id of `versions` is a key."""
+_WITHOUT_FINDINGS = _NEWEST.with_only_columns(
+    *(col(getattr(VerdictRow, name)) for name in _SHARED_COLUMNS if name != "findings"),
+    col(VerdictRow.version_id), col(VerdictRow.judged_by), col(BaseRow.name).label("base"),
+)  # fmt: skip
+
+
+def newest_by_version(
+    session: Session, versions: Iterable[VersionRow], *, findings: bool = True
+) -> dict[int, list[Verdict]]:
+    """Version id → its verdicts that count, oldest first. Every id of `versions` is a key.
+
+    `findings`: False leaves out their findings: those of a version may have a megabyte.
+    """
     by_id = {version.id or 0: version for version in versions}
     verdicts: dict[int, list[Verdict]] = {version_id: [] for version_id in by_id}
-    for row, base in session.exec(_NEWEST, params={"ids": list(by_id)}):
+    params = {"ids": list(by_id)}
+    if findings:
+        rows: Iterable[tuple[Any, str]] = session.exec(_NEWEST, params=params)
+    else:
+        rows = ((row, row.base) for row in session.connection().execute(_WITHOUT_FINDINGS, params))
+    for row, base in rows:
         verdicts[row.version_id].append(from_row(row, by_id[row.version_id].digest, base))
     return verdicts
 

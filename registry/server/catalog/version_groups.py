@@ -5,7 +5,7 @@ first, and rows come without facts, and without manifests over their share of a 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from sqlmodel import Session, col, select
 from registry.api.catalog import Resolved, VersionPage
 from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError, Unavailable
+from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Alias, Ref, Selector, is_alias
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, verdicts, versions
@@ -29,12 +30,21 @@ PAGE_CHARACTERS = 8 * 2**20
 """Characters of manifests, facts and findings on a page of versions, which has one version at least."""
 OF_FACTS = func.length(sql_cast(col(VersionRow.facts), Text))
 _OF_VERSION = func.length(VersionRow.manifest) + OF_FACTS
+_LENGTH_OF_FINDINGS = func.length(sql_cast(col(VerdictRow.findings), Text))
 _OF_FINDINGS = (
-    select(VerdictRow.version_id, func.sum(func.length(sql_cast(col(VerdictRow.findings), Text))))
+    select(VerdictRow.version_id, func.sum(_LENGTH_OF_FINDINGS))
     .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
     .where(any_of(col(VersionRow.id), parameter="ids"), verdicts.is_newest())
     .group_by(col(VerdictRow.version_id))
 )
+_LAST_OF_CHECK = select(VerdictRow.id, _LENGTH_OF_FINDINGS).where(
+    col(VerdictRow.id).in_(
+        select(func.max(VerdictRow.id))
+        .where(any_of(col(VerdictRow.version_id), parameter="ids"), VerdictRow.check == bindparam("check"))
+        .group_by(col(VerdictRow.version_id))
+    )
+)
+_FINDINGS = select(VerdictRow.version_id, VerdictRow.findings).where(any_of(col(VerdictRow.id), parameter="ids"))
 
 
 def fit(session: Session, ordered: Select[Any], limit: int) -> tuple[list[int], str]:
@@ -51,6 +61,20 @@ def count_fitting(lengths: Iterable[int]) -> int:
     """How many of these items a page shows: one at least, if there is one."""
     totals = [*accumulate(lengths)]
     return max(sum(total <= PAGE_CHARACTERS for total in totals), min(1, len(totals)))
+
+
+def read_in_batches(session: Session, measured: Sequence[Any], statement: Any) -> Iterator[tuple[int, Any]]:
+    """(id, value) of rows, whose ids and lengths are `measured`: so many at a time as a page shows."""
+    while measured:
+        batch = measured[: count_fitting(row[1] for row in measured)]
+        yield from session.connection().execute(statement, {"ids": [row[0] for row in batch]})
+        measured = measured[len(batch) :]
+
+
+def last_findings(session: Session, version_ids: Collection[int], check: Check) -> Iterator[tuple[int, Any]]:
+    """Of each version the stored findings of its last verdict of a check."""
+    measured = session.exec(_LAST_OF_CHECK, params={"ids": sorted(version_ids), "check": check}).all()
+    return read_in_batches(session, measured, _FINDINGS)
 
 
 def list_versions(

@@ -6,25 +6,24 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 from sqlalchemy import exists, func, literal_column, union_all
 from sqlalchemy import select as plain_select
-from sqlalchemy.orm import defer
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.aliases import GateCheck, GateList, GateView
-from registry.bases import BaseSpec
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Refused, TooLarge
 from registry.evaluation import gates as domain
-from registry.evaluation.gates import Approval, Evidence, Gate
-from registry.evaluation.verdicts import Verdict
+from registry.evaluation.gates import MISSED_GOLDEN, Approval, Evidence, Gate
+from registry.evaluation.verdicts import Check, Verdict
 from registry.events import EventType
-from registry.findings import Finding
+from registry.findings import Finding, convert_old_finding
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
@@ -87,10 +86,14 @@ _MOVES = (
 )
 _SPANS = plain_select(_MOVES).where(any_of(_MOVES.c.version_id, parameter="version_ids"))
 """How long aliases pointed at versions: only these moves are read, however long the history is."""
-_WITH_FACTS = (
-    select(VersionRow).options(defer(cast(Any, VersionRow.manifest))).where(any_of(col(VersionRow.id), parameter="ids"))
+_MEASURED = (
+    select(VersionRow.id, version_groups.OF_FACTS, BaseRow)
+    .options(*base_rows.DEFER_SPECS)
+    .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
+    .where(any_of(col(VersionRow.id), parameter="ids"))
+    .order_by(col(VersionRow.base_id), col(VersionRow.id))
 )
-_BASES = select(BaseRow).where(any_of(col(BaseRow.id), parameter="ids"))
+_FACTS = plain_select(col(VersionRow.id), col(VersionRow.facts)).where(any_of(col(VersionRow.id), parameter="ids"))
 _BY_BARE_NAME = exists().where(
     col(TokenRow.id) == col(ApprovalRow.token_id),
     col(TokenRow.subject) == "",
@@ -254,7 +257,7 @@ def gather_evidence(
     views = find_gates(session, [(name, version.adapter_id, alias) for name, alias, version in moves])
     rows = [version for _, _, version in moves]
     ids = sorted({version.id or 0 for version in rows})
-    newest = verdicts.newest_by_version(session, rows)
+    newest = verdicts.newest_by_version(session, rows, findings=False)
     approvals: dict[tuple[int, str], list[Approval]] = defaultdict(list)
     approved = sorted({alias for (_, alias, _), view in zip(moves, views, strict=True) if view.gate.approvals})
     rows_of_approvals = session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": approved}) if approved else ()
@@ -265,15 +268,15 @@ def gather_evidence(
     signers = attestations.signers_by_version(session, signed)
     golden = {v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.golden}
     with_golden = set(session.exec(_WITH_GOLDEN, params={"ids": sorted(golden)})) if golden else set()
-    specs = _load_for_engines(session, [v for v, g in zip(rows, views, strict=True) if g.gate.engines])
-    evaluation = _EngineEvaluation(specs)
+    _add_golden_findings(session, newest, with_golden)
+    engines = _evaluate_engines(session, [(v, g.gate, newest[v.id or 0]) for v, g in zip(rows, views, strict=True)])
     return [
         (
             gate,
             Evidence(
                 verdicts=tuple(newest[version.id or 0]),
                 weights_pending=version.measured_at is None,
-                engines=evaluation.evaluate(version, gate.gate, newest[version.id or 0]),
+                engines=evaluated,
                 files=frozenset({GOLDEN} if version.id in with_golden else ()),
                 approvals=tuple(approvals[version.id or 0, alias]),
                 soak_seconds={soak: soaked[version.id or 0, soak]} if (soak := gate.gate.soak_in) else {},
@@ -282,8 +285,18 @@ def gather_evidence(
                 promoted_by=actor.identity,
             ),
         )
-        for (_, alias, version), gate in zip(moves, views, strict=True)
+        for (_, alias, version), gate, evaluated in zip(moves, views, engines, strict=True)
     ]
+
+
+def _add_golden_findings(session: Session, newest: Mapping[int, list[Verdict]], version_ids: Collection[int]) -> None:
+    """Give the last smoke test of each version its first finding about a golden sample: gates read no other."""
+    for version_id, stored in version_groups.last_findings(session, version_ids, Check.SMOKE) if version_ids else ():
+        findings = (Finding.from_dict(convert_old_finding(finding)) for finding in stored)
+        missed = (finding for finding in findings if finding is not None and finding.code.startswith(MISSED_GOLDEN))
+        own, update = newest[version_id], {"findings": tuple(islice(missed, 1))}
+        for position in [i for i, verdict in enumerate(own) if verdict.check is Check.SMOKE][-1:]:
+            own[position] = own[position].model_copy(update=update)
 
 
 def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
@@ -308,38 +321,42 @@ def _summarize(verdict: Verdict) -> dict[str, Any]:
     return summary | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
 
 
-def _load_for_engines(session: Session, rows: Sequence[VersionRow]) -> dict[int, BaseSpec]:
-    """The bases of these versions, by id. Also loads the facts of the versions, which other reads leave out."""
-    if not rows:
-        return {}
-    session.exec(_WITH_FACTS, params={"ids": sorted({row.id or 0 for row in rows})}).all()
-    bases = session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})})
-    return {base.id or 0: base_rows.load_spec(base) for base in bases}
+def _evaluate_engines(
+    session: Session, moves: Sequence[tuple[VersionRow, Gate, list[Verdict]]]
+) -> list[tuple[Verdict, ...]]:
+    """The verdicts of the engines that each gate names, in order.
 
-
-class _EngineEvaluation:
-    """Evaluates engines once for all versions with equal facts: of a fleet trained alike, most are equal."""
-
-    def __init__(self, specs: Mapping[int, BaseSpec]) -> None:
-        self._specs = specs
-        self._verdicts: dict[tuple[object, ...], list[Verdict]] = {}
-
-    def evaluate(self, version: VersionRow, gate: Gate, newest: list[Verdict]) -> tuple[Verdict, ...]:
-        if not gate.engines:
-            return ()
-        outcomes = engine_compat.newest_outcomes(newest)
-        key = (version.base_id, outcomes, gate.engines, canonical_json(version.facts.get("engine")))
-        if key not in self._verdicts:
-            base, profiles = self._specs[version.base_id], engine_profiles.parse_profiles(gate.engines)
-            self._verdicts[key] = [
-                engine_compat.evaluate_profile(version.facts, profile, version.digest, base, *outcomes)
-                for profile in profiles
-            ]
-        own = {"subject": Digest(version.digest)}
-        return tuple(
-            verdict.model_copy(update={**own, "profile": text})
-            for text, verdict in zip(gate.engines, self._verdicts[key], strict=True)
-        )
+    Facts are read some at a time, base by base: those of 500 versions may have 128 MB. Equal ones are evaluated once:
+    of a fleet trained alike, most are equal.
+    """
+    evaluated: list[tuple[Verdict, ...]] = [()] * len(moves)
+    positions: dict[int, list[int]] = defaultdict(list)
+    for position, (version, gate, _) in enumerate(moves):
+        if gate.engines:
+            positions[version.id or 0].append(position)
+    rows = session.exec(_MEASURED, params={"ids": sorted(positions)}).all() if positions else []
+    measured, bases = [(version_id, length) for version_id, length, _ in rows], {row[0]: row[2] for row in rows}
+    del rows  # so that the specs of bases go with their last version
+    of_equal: dict[tuple[object, ...], list[Verdict]] = {}
+    for version_id, facts in version_groups.read_in_batches(session, measured, _FACTS):
+        base = bases.pop(version_id)
+        digest = Digest.of(canonical_json(facts.get("engine")))
+        for position in positions[version_id]:
+            version, gate, newest = moves[position]
+            outcomes = engine_compat.newest_outcomes(newest)
+            key = (base.id, outcomes, gate.engines, digest)
+            if key not in of_equal:
+                spec = base_rows.load_spec(base)
+                of_equal[key] = [
+                    engine_compat.evaluate_profile(facts, profile, version.digest, spec, *outcomes)
+                    for profile in engine_profiles.parse_profiles(gate.engines)
+                ]
+            own = {"subject": Digest(version.digest)}
+            evaluated[position] = tuple(
+                verdict.model_copy(update={**own, "profile": text})
+                for text, verdict in zip(gate.engines, of_equal[key], strict=True)
+            )
+    return evaluated
 
 
 def _soak_seconds(session: Session, soaking: Sequence[tuple[VersionRow, str]]) -> dict[tuple[int, str], int]:
