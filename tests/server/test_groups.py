@@ -129,7 +129,7 @@ def test_facts_and_findings_of_a_group_are_read_a_few_at_a_time(
         findings = [getattr(outcome, "findings", ()) for outcome in outcomes]
         of_facts = [text for text in statements if "version.facts" in text and "length(" not in text]
         of_findings = [text for text in statements if "verdict.findings" in text and "length(" not in text]
-        return [[(f.code, f.location) for f in found] for found in findings], len(of_facts), len(of_findings)
+        return [[(f.code, f.location) for f in listed] for listed in findings], len(of_facts), len(of_findings)
 
     expected, of_facts, of_findings = closed()
     assert (of_facts, of_findings) == (1, 1)
