@@ -92,7 +92,21 @@ class Worker:
         timer.start()
 
     def run(self, *, once: bool = False) -> RunSummary:
-        """Work until `stop`; with `once`, until no job is left that this worker can do, its own retries included."""
+        """Work until `stop`; with `once`, until no job is left that this worker can do, its own retries included.
+
+        Raises what prevents further work. With `once`, while a failed job waits, the error is logged instead.
+        """
+        try:
+            self._rounds(once=once)
+        except RegistryError as e:
+            if not (once and self._retries):
+                raise
+            self._say(f"ending before the next attempt of a failed job: {e.detail}")
+        self.summary.base_loads = self._pool.base_loads
+        self.summary.unfinished = len(self._retries)
+        return self.summary
+
+    def _rounds(self, *, once: bool) -> None:
         pause, is_away = IDLE_SECONDS[0], False
         while not self._stopping.is_set():
             try:
@@ -113,9 +127,6 @@ class Worker:
             else:
                 self._stopping.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the workers' requests
                 pause = min(2 * pause, IDLE_SECONDS[1])
-        self.summary.base_loads = self._pool.base_loads
-        self.summary.unfinished = len(self._retries)
-        return self.summary
 
     def _awaits_retry(self) -> bool:
         """Whether a job that failed here is queued again, and its pause was not over long ago."""

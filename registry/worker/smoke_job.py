@@ -1,8 +1,8 @@
 """One smoke test job: pull the adapter, check its header again, test it on its base, write the report.
 
-A check that cannot run raises `Failed`: a failed job, never a failing verdict. An adapter whose header is incompatible
-is never loaded. If the header is not enough (unusual methods, packed bases), PEFT compares names and shapes on the meta
-device, and the report also has a `compat` verdict.
+A check that cannot run raises `Failed`: a failed attempt, never a failing verdict; after the last attempt, `unknown`.
+An adapter whose header is incompatible is never loaded. If the header is not enough (unusual methods, packed bases),
+PEFT compares names and shapes on the meta device, and the report also has a `compat` verdict.
 """
 
 import tempfile
@@ -16,14 +16,14 @@ from pydantic import TypeAdapter
 from registry import compat
 from registry.api.bases import BaseView
 from registry.client.local.adapter_folder import read_adapter
-from registry.errors import Invalid, TooLarge, printable
+from registry.errors import Invalid, RegistryError, TooLarge, printable
 from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
 from registry.findings import Finding
 from registry.versions.files import BASE_CONFIG, WEIGHTS
 from registry.worker.model_process.client import NotLoaded, ProcessExited
-from registry.worker.task import Done, Failed, Task
+from registry.worker.task import Done, Failed, Lost, Task
 
 TEXT_LIMIT = 2000
 _PROCESS_MEASUREMENTS = {
@@ -36,11 +36,24 @@ _PROCESS_MEASUREMENTS = {
 
 
 def smoke_test(task: Task) -> Done:
-    """Run the smoke test of the claimed version."""
+    """Run the smoke test of the claimed version. After the last attempt there is a verdict, if only `unknown`."""
+    try:
+        return _test(task)
+    except Exception as e:
+        is_of_registry = isinstance(e, Lost | RegistryError)
+        if is_of_registry or getattr(e, "final", False) or task.job.attempt < task.job.attempts_limit:
+            raise
+        reason = str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
+        message = f"none of {task.job.attempt} attempts ended with a result; the last one: {printable(reason, 1000)}"
+        return _unknown(task, "smoke.not_finished", WEIGHTS, message)
+
+
+def _test(task: Task) -> Done:
     base, lease = task.base, task.lease
     source = replace(task.ready_source(), thresholds=base.thresholds)
     if base.spec.library_problem:
-        return _unsupported(task, f"{base.spec.library} cannot build {base.name}: {base.spec.library_problem}")
+        message = f"{base.spec.library} cannot build {base.name}: {base.spec.library_problem}"
+        return _unknown(task, "smoke.base_unsupported", BASE_CONFIG, message)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         lease.say("pulling the adapter")
         folder = task.pull(Path(scratch) / "adapter")
@@ -51,20 +64,15 @@ def smoke_test(task: Task) -> Done:
         lease.say(f"testing the adapter on {base.name}")
         try:
             response = task.pool.try_adapter(source, folder, task.limits, progress=lease.set_progress)
-        except NotLoaded as e:
-            if not base.spec.quantization:
-                raise Failed(str(e)) from e
-            return _unsupported(task, f"{base.name} is quantized ({base.spec.quantization}), and this worker {e}")
         except ProcessExited as e:
-            raise Failed(str(e)) from e
+            if not (isinstance(e, NotLoaded) and base.spec.quantization):
+                raise Failed(str(e)) from e
+            message = f"{base.name} is quantized ({base.spec.quantization}), and this worker {e}"
+            return _unknown(task, "smoke.base_unsupported", BASE_CONFIG, message)
     lease.check()
     result = response.get("result")
     if result is None:
-        reason = str(response.get("failed") or "the smoke test ended without a result")
-        if response.get("stopped") or task.job.attempt < task.job.attempts_limit:
-            raise Failed(reason)
-        message = f"none of {task.job.attempt} attempts ended with a result; the last one: {printable(reason, 1000)}"
-        result = {"findings": [Finding.of("unknown", "smoke.not_finished", WEIGHTS, message).to_dict()]}
+        raise Failed(str(response.get("failed") or "the smoke test ended without a result"))
     report = _report(task, _findings(result.get("findings", ())), result, response["base"])
     structure, certain = _findings(result.get("structure", ())), [f for f in findings if f.severity != "unknown"]
     if structure:  # PEFT decides what headers could not; the registry keeps what it was sure of itself
@@ -72,10 +80,9 @@ def smoke_test(task: Task) -> Done:
     return _done(report)
 
 
-def _unsupported(task: Task, message: str) -> Done:
-    """A base that the library of this worker cannot build or load gives no verdict, however often it is tried."""
-    finding = Finding.of("unknown", "smoke.base_unsupported", BASE_CONFIG, printable(message, TEXT_LIMIT))
-    return _done(_report(task, [finding], {}, {}))
+def _unknown(task: Task, code: str, location: str, message: str) -> Done:
+    """The verdict `unknown` with its reason."""
+    return _done(_report(task, [Finding.of("unknown", code, location, printable(message, TEXT_LIMIT))], {}, {}))
 
 
 _FINDING = TypeAdapter(Finding)

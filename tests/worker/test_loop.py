@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from registry.evaluation.verdicts import Check, Outcome
 from registry.jobs import Kind, State
 from registry.worker.loop import NO_BASE, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import Pool, ProcessLimits
+from registry.worker.model_process.client import ModelProcess, Pool, ProcessLimits
 from registry.worker.sandbox import namespaces
 from registry.worker.task import Done, Failed, Task
 from tests.harness import Harness
@@ -233,6 +235,52 @@ def test_a_run_with_once_says_what_is_left(
     summary = worker().run(once=True)
     assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1)
     assert setup.harness.admin.job(job_id).state is State.QUEUED
+
+
+@pytest.mark.parametrize("change", ["vanishes", "gets other weights"])
+def test_a_run_with_once_counts_what_is_left_when_its_base(
+    change: str, setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
+    job_id = setup.push(good).job_id
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+
+    def lose_the_base() -> None:
+        os.kill(frozen.process_pid, signal.SIGKILL)
+        shutil.rmtree(folder)
+        if change == "gets other weights":
+            models.base(folder, seed=5)
+
+    frozen.then = lose_the_base
+    summary = worker(Sources({BASE: folder})).run(once=True)
+    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1)
+    assert setup.harness.admin.job(job_id).state is State.QUEUED
+    reason = {"vanishes": "the base tiny is not in ", "gets other weights": f"{folder} is not the base tiny: "}[change]
+    assert setup.lines[-1].startswith(f"ending before the next attempt of a failed job: {reason}")
+
+
+def test_a_model_process_that_dies_in_every_attempt_leaves_a_verdict(
+    setup: WorkerSetup, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    job_id = setup.push(good).job_id
+    whole = ModelProcess.try_adapter
+
+    def die_and_try(process: ModelProcess, *arguments: Any, **options: Any) -> dict[str, Any]:
+        os.kill(process.pid, signal.SIGKILL)
+        return whole(process, *arguments, **options)
+
+    monkeypatch.setattr(ModelProcess, "try_adapter", die_and_try)
+    summary = worker().run(once=True)
+    assert (summary.done, summary.failed, summary.unfinished) == (1, 2, 0)
+    assert setup.harness.admin.job(job_id).state is State.DONE
+    verdict = setup.smoke()
+    assert verdict is not None
+    assert (verdict.outcome, [finding.code for finding in verdict.findings]) == (
+        Outcome.UNKNOWN, ["smoke.not_finished"],
+    )  # fmt: skip
+    assert "none of 3 attempts ended with a result" in verdict.summary
 
 
 def test_a_retry_that_was_cancelled_is_not_waited_for(

@@ -79,11 +79,11 @@ class Sources:
             return f"the base {view.name} is not in {folder} here; name its folder: --base {view.name}=DIR"
         try:
             stamps = tuple(stamp for inner in ("", *view.spec.components) for stamp in _stamps(folder / inner))
-        except (OSError, Invalid) as e:
+            key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, stamps)
+            if key not in self._checked:
+                self._checked[key] = _read(view, folder, inspect)
+        except (OSError, Invalid) as e:  # files may vanish at any time
             return f"the base {view.name} in {folder}: {e}"
-        key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, stamps)
-        if key not in self._checked:
-            self._checked[key] = _read(view, folder, inspect)
         return self._checked[key]
 
 
