@@ -179,7 +179,8 @@ def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> 
 def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     file = contents.file
     if file.format not in ("torchtune", "mlx"):
-        raise refusal(f"there is no way from {file.format!r} to PEFT here; torchtune and mlx can be converted")
+        tool = "no tool that is known here" if file.format == formats.UNKNOWN else file.format
+        raise refusal(f"only torchtune and mlx can be converted to PEFT here, and the names in this file are of {tool}")
     if file.method != "lora" or file.has_dora:
         raise refusal(f"only plain LoRA is converted, and this is {'DoRA' if file.has_dora else file.method}")
     if any(m.scale is None or not m.rank for m in file.modules):
@@ -201,6 +202,8 @@ def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec
         raise refusal(f"--repair fixes names that are nearly diffusers'; these are from {file.format}")
     if file.format == "diffusers":
         raise refusal("it already has diffusers' names", "--repair fixes `.default` in names")
+    if file.format == formats.UNKNOWN:
+        raise refusal(f"{file.file} has tensor names of no tool that this registry knows", formats.ADVICE[file.format])
     if file.format not in _DIFFUSERS or file.method != "lora":
         raise refusal(f"diffusers has no converter for {file.format} with {file.method}; ComfyUI loads it as it is")
     if file.has_dora:

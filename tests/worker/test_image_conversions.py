@@ -159,6 +159,18 @@ def test_every_module_of_onetrainers_flux_files_arrives(tmp_path: Path) -> None:
     }
 
 
+def test_kohyas_file_for_a_flux_of_another_width_is_refused_with_the_widths(tmp_path: Path) -> None:
+    base = fixtures.image_bases() / "flux-tiny"
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(base / "transformer")
+    width, name = transformer.inner_dim, "lora_unet_single_blocks_0_linear1"
+    tensors = {f"{name}.lora_down.weight": torch.randn(4, width), f"{name}.lora_up.weight": torch.randn(7 * width, 4),
+               f"{name}.alpha": torch.tensor(4.0)}  # fmt: skip
+    (tmp_path / "kohya").mkdir()
+    save_file(tensors, tmp_path / "kohya" / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
+    with pytest.raises(Invalid, match=f"cannot convert it: .* Flux models of width 3072, and flux-tiny has {width}"):
+        converted(tmp_path / "kohya", base, tmp_path / "made")
+
+
 def test_single_blocks_of_x_labs_arrive_and_unknown_names_are_not_called_absent(tmp_path: Path) -> None:
     base = fixtures.image_bases() / "flux-tiny"
     transformer = diffusers.FluxTransformer2DModel.from_pretrained(base / "transformer")

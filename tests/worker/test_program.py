@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from registry.errors import Unavailable
+from registry.errors import Invalid, Unavailable
+from registry.merging.conversions import Conversion, TargetFormat
+from registry.worker.conversions.request import ConversionRequest
 from registry.worker.sandbox import program
+from tests import samples
+from tests.domain import specs
 
 PROBE = """
 import gc, logging, sys
@@ -91,6 +95,51 @@ def test_only_the_end_of_what_a_program_writes_to_standard_error_is_kept(
     with pytest.raises(Unavailable, match=r"exit status 3: the reason$"):
         run("for _ in range(100): sys.stderr.write('x' * 2**16)\nprint('\\nthe reason', file=sys.stderr); sys.exit(3)")
     assert [len(errors._end) for errors in readers] == [program.ERRORS_KEPT_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("assert len('ab') == 3, 'two'", "exit status 1: AssertionError: two", id="a traceback"),
+        pytest.param("print('the reason', file=sys.stderr); sys.exit(3)", "exit status 3: the reason", id="a line"),
+    ],
+)
+def test_the_exception_of_a_program_is_named_whatever_libraries_write_after_it(
+    run: Callable[[str], dict[str, Any]], text: str, reason: str
+) -> None:
+    late = "import atexit; atexit.register(sys.stderr.write, 'nanobind: leaked 3 types!\\n - see refleaks\\n')"
+    with pytest.raises(Unavailable) as e:
+        run(f"{late if 'assert' in text else ''}\n{text}")
+    assert e.value.detail == f"the merge could not be done: {reason}"
+
+
+def test_an_exception_without_a_message_is_named_by_the_code_that_raised_it(
+    run: Callable[[str], dict[str, Any]],
+) -> None:
+    with pytest.raises(Unavailable, match=r"AssertionError: `assert request is None` in fail$"):
+        run(
+            "import io; from registry.worker.sandbox import program; from tests.worker import test_program\n"
+            "sys.stdin = io.TextIOWrapper(io.BytesIO(b'{}'))\n"
+            "program.serve(test_program.Nothing, test_program.fail)"
+        )
+
+
+def fail(request: object, _progress: object) -> None:
+    """What a program's library may do."""
+    assert request is None
+
+
+def test_a_conversion_that_would_fail_again_is_refused(run: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    conversion = Conversion(to=TargetFormat.PEFT, into="acme/made")
+    request = ConversionRequest(
+        conversion=conversion, source=str(tmp_path), out=str(tmp_path / "out"), base=specs.base_spec(samples.llama())
+    )
+    with pytest.raises(Invalid, match=r"the conversion fails on this adapter: KeyError: 'layers'$"):
+        run(
+            "import io; from registry.worker.conversions.request import serve\n"
+            f"sys.stdin = io.TextIOWrapper(io.BytesIO({request.model_dump_json().encode()!r}))\n"
+            "serve(lambda request: {}['layers'])"
+        )
 
 
 def test_other_lines_of_a_program_are_skipped(run: Callable[..., dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from registry.bases import BaseSpec
 from registry.errors import Unavailable
-from registry.merging.conversions import Conversion, Converted, TargetFormat
+from registry.merging.conversions import Conversion, Converted, TargetFormat, refusal
 from registry.worker.sandbox import program
 
 LIBRARIES: dict[TargetFormat, tuple[str, str]] = {
@@ -17,6 +17,8 @@ LIBRARIES: dict[TargetFormat, tuple[str, str]] = {
     TargetFormat.GGUF: ("gguf", "gguf"),
 }
 """Target → the library that it needs, and the extra that installs it. The module of a target is `to_` and its name."""
+DETERMINISTIC = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""Exceptions that another attempt at the same adapter would raise again."""
 
 
 class ConversionRequest(program.ProgramRequest):
@@ -52,4 +54,11 @@ class ConversionRequest(program.ProgramRequest):
 
 def serve(convert: Callable[[ConversionRequest], Converted]) -> NoReturn:
     """The `main` of a conversion's program: one request from standard input."""
-    program.serve(ConversionRequest, lambda request, _progress: convert(request))
+
+    def respond(request: ConversionRequest, _progress: program.Progress) -> Converted:
+        try:
+            return convert(request)
+        except DETERMINISTIC as e:
+            raise refusal(f"the conversion fails on this adapter: {program.error_text(e)[:1000]}") from e
+
+    program.serve(ConversionRequest, respond)

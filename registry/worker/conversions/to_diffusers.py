@@ -22,9 +22,10 @@ from registry.compat.paths import IMAGE_COMPONENTS, Paths, layers_per_block
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refusal
 from registry.worker.conversions import to_canonical
-from registry.worker.conversions.request import ConversionRequest, serve
+from registry.worker.conversions.request import DETERMINISTIC, ConversionRequest, serve
 from registry.worker.model import image_updates
 from registry.worker.model.image_updates import DOWN, UP
+from registry.worker.sandbox import program
 
 PIPELINES = {
     "sd": "StableDiffusionPipeline", "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline",
@@ -33,6 +34,8 @@ PIPELINES = {
 }  # fmt: skip
 """The base's family → the class whose `lora_state_dict` reads its adapters."""
 FILE = "pytorch_lora_weights.safetensors"
+FLUX_WIDTH = 3072
+"""The width of Flux in diffusers' converter of fused layers (0.42, `_convert_kohya_flux_lora_to_diffusers`)."""
 TOLERANCE = 1e-4
 
 
@@ -102,11 +105,16 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor], base: BaseSpec) -> dic
     # kohya's files for SDXL number the blocks of the original model.
     blocks = {"unet_config": SimpleNamespace(layers_per_block=layers)} if layers else {}
     try:
-        state = pipeline.lora_state_dict(dict(tensors), return_alphas=True, **blocks)
-    except TypeError:
-        state = pipeline.lora_state_dict(dict(tensors))
-    except (ValueError, KeyError) as e:
-        raise refusal(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
+        try:
+            state = pipeline.lora_state_dict(dict(tensors), return_alphas=True, **blocks)
+        except TypeError:
+            state = pipeline.lora_state_dict(dict(tensors))
+    except DETERMINISTIC as e:
+        block = base.modules.get("transformer.single_transformer_blocks.0.attn.to_q")
+        reason = program.error_text(e)[:300]
+        if isinstance(e, AssertionError) and block is not None and block.in_features != FLUX_WIDTH:
+            reason = f"its converter is for Flux models of width {FLUX_WIDTH}, and {base.name} has {block.in_features}"
+        raise refusal(f"diffusers cannot convert it: {reason}") from e
     converted, alphas = state if isinstance(state, tuple) else (state, {})
     by_path = {_without_half(name.removesuffix(".alpha")): float(alpha) for name, alpha in (alphas or {}).items()}
     result: dict[str, Tensor] = {}

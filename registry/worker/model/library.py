@@ -36,8 +36,7 @@ def modules_of(folder: Path) -> LibraryModules:
         problem = f"MemoryError: its modules take over {MEMORY_LIMIT_BYTES} bytes of memory, without weights"
         return LibraryModules(library=LIBRARY, problem=problem)
     except Exception as e:
-        line = (str(e).strip().splitlines() or ["no reason given"])[0]
-        return LibraryModules(library=LIBRARY, problem=f"{type(e).__name__}: {line}"[:1000])
+        return LibraryModules(library=LIBRARY, problem=program.error_text(e, whole=False)[:1000])
     table = tasks.embedding_of(model)
     return LibraryModules(
         library=LIBRARY, modules=dict(_shapes(model, _not_linear(model, task))), vocab=len(table) if table is not None

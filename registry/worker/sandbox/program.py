@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -62,6 +63,7 @@ can take 25 times its bytes."""
 ERRORS_KEPT_BYTES = 16 * 2**10
 """How much of what a program writes to standard error is kept: the end."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TRACEBACK = "Traceback (most recent call last)"  # libraries write on after it, such as nanobind about leaks
 _BOOTSTRAP = (
     # No garbage collection while importing: torch and PEFT create a million objects that stay (a sixth of the start).
     "import gc, logging, runpy, sys; gc.disable(); "
@@ -188,11 +190,13 @@ class _Errors(threading.Thread):
                     self._end = (self._end + data)[-ERRORS_KEPT_BYTES:]
 
     def end_of(self, status: int) -> str:
-        """How the process ended, and the last line that it wrote."""
+        """How the process ended, and the exception of its last traceback, or else the last line that it wrote."""
         self.join(TICK_SECONDS)  # a process that it started may still have the pipe
         lines = self._end.decode("utf-8", "replace").strip().splitlines()
         reason = f"it was ended by signal {-status}" if status < 0 else f"exit status {status}"
-        return f"{reason}: {lines[-1][:500]}" if lines else reason
+        start = max((number for number, line in enumerate(lines, 1) if line.startswith(_TRACEBACK)), default=len(lines))
+        exceptions = [line for line in lines[start:] if line and not line.startswith(" ")]
+        return f"{reason}: {(exceptions[:1] or lines[-1:])[0][:500]}" if lines else reason
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -224,9 +228,18 @@ def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]
         status = 0
     except RegistryError as e:
         _send({"problem": e.to_problem()})
-    except (OSError, ValueError, LookupError, RuntimeError) as e:
-        _send({"error": f"{type(e).__name__}: {e}"[:ERROR_CHARACTERS_LIMIT]})
+    except Exception as e:
+        _send({"error": error_text(e)[:ERROR_CHARACTERS_LIMIT]})
     os._exit(status)
+
+
+def error_text(error: BaseException, *, whole: bool = True) -> str:
+    """The class of an exception and its message, or the first line of it; without one, the code that raised it."""
+    lines = str(error).strip().splitlines() or [""]
+    text = " ".join(" ".join(lines).split()) if whole else lines[0]
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):
+        text = f"`{frames[-1].line}` in {frames[-1].name}"
+    return f"{type(error).__name__}: {text or 'no reason given'}"
 
 
 def _send(message: dict[str, Any]) -> None:

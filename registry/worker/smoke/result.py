@@ -15,7 +15,7 @@ from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.reports import ANSWERS_LIMIT, NUMBER_LIMIT, Answer
 from registry.evaluation.thresholds import Thresholds
 from registry.findings import Finding, Severity
-from registry.worker.sandbox.program import Progress, ignore_progress
+from registry.worker.sandbox.program import Progress, error_text, ignore_progress
 
 
 @dataclass(slots=True)
@@ -84,12 +84,12 @@ def reportable(value: float | None, digits: int = 6) -> float | None:
 
 def first_line(error: BaseException) -> str:
     """Format an exception as one line: its class and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"[:1500]
+    return error_text(error, whole=False)[:1500]
 
 
 def library_message(error: BaseException) -> str:
     """Format a library's exception as one line: its class and its whole message, cut to 600 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"[:600]
+    return error_text(error)[:600]
 
 
 def out_of_memory(error: BaseException) -> bool:
