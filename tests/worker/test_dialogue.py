@@ -44,12 +44,14 @@ def tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model), unk_token="[UNK]")
 
 
-def findings(folder: Path, template: str, *, in_config: bool = False) -> list[tuple[str, str]]:
+def findings(
+    folder: Path, template: str, *, in_config: bool = False, has_tokenizer: bool = True
+) -> list[tuple[str, str]]:
     if in_config:
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     else:
         (folder / "chat_template.jinja").write_text(template)
-    result, base = SmokeResult(), SimpleNamespace(tokenizer=tokenizer(), vocabulary=512)
+    result, base = SmokeResult(), SimpleNamespace(tokenizer=tokenizer() if has_tokenizer else None, vocabulary=512)
     dialogue.examine(base, folder, result)  # type: ignore[arg-type]
     return [(finding.code, finding.severity) for finding in result.findings]
 
@@ -82,14 +84,31 @@ def test_honest_templates_pass_and_broken_ones_are_warned_about(tmp_path: Path) 
     assert findings(tmp_path, "{{ messages[0].content }}") == [("smoke.template_loses_text", "warning")]
 
 
+def test_templates_for_a_base_without_a_tokenizer_are_rendered_with_the_adapters_own_tokens(tmp_path: Path) -> None:
+    assert findings(tmp_path, GOOD, has_tokenizer=False) == []
+    assert findings(tmp_path, "{{ bos_token + eos_token }}" + GOOD, has_tokenizer=False) == []
+    assert findings(tmp_path, "{{ messages[0].content }}", has_tokenizer=False) == [
+        ("smoke.template_loses_text", "warning")
+    ]
+    (tmp_path / "chat_template.jinja").unlink()
+    settings = {"bos_token": {"content": dialogue.WORDS[0]}, "eos_token": dialogue.WORDS[1]}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{{ bos_token ~ eos_token }}"} | settings)
+    )
+    result = SmokeResult()
+    dialogue.examine(SimpleNamespace(tokenizer=None, vocabulary=512), tmp_path, result)  # type: ignore[arg-type]
+    assert result.findings == []
+
+
+@pytest.mark.parametrize("owner", ["base", "adapter"])
 def test_a_template_that_never_ends_is_a_failing_verdict_of_one_attempt(
-    pool: Pool, base_folder: Path, good: Path, tmp_path: Path
+    owner: str, pool: Pool, base_folder: Path, good: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(base_folder, tmp_path / "base")
-    tokenizer().save_pretrained(base)
     endless = shutil.copytree(good, tmp_path / "endless")
+    tokenizer().save_pretrained(base if owner == "base" else endless)
     (endless / "chat_template.jinja").write_text(UNBOUNDED["ten billion rounds"])
-    source, limits = BaseSource("talking", base, ""), ProcessLimits(deadline_seconds=120, threads=1)
+    source, limits = BaseSource(f"tokenizer of the {owner}", base, ""), ProcessLimits(deadline_seconds=120, threads=1)
     for limit in (limits, replace(limits, isolate=True)):
         response = pool.try_adapter(source, endless, limit)
         codes = {finding["code"]: finding["severity"] for finding in response["result"]["findings"]}

@@ -8,11 +8,13 @@ import json
 import os
 import selectors
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import SecurityError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from registry.adapters import templates
 from registry.errors import Invalid
@@ -23,6 +25,8 @@ from registry.worker.smoke.result import SmokeResult, first_line
 
 WORDS = ("What is in the blue cup?", "Tea and a little milk.")
 """A turn of the user and one of the assistant; both must occur in the rendered text."""
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""What templates may call the special tokens of a tokenizer."""
 CPU_SECONDS, MEMORY_BYTES, OUTPUT_LIMIT = 5, 256 * 2**20, 2**20
 """What the rendering of one dialogue may use, and how many characters it may have."""
 WALL_SECONDS = 120
@@ -41,9 +45,9 @@ def examine(base: LoadedBase, folder: Path, result: SmokeResult) -> None:
     try:
         for location, template in _templates(folder):
             templates.check_template(location, template)
-            if base.tokenizer is not None and hasattr(base.tokenizer, "apply_chat_template"):
-                is_default = location == CHAT_TEMPLATE or (not has_file and template == settings.get("chat_template"))
-                _render(base.tokenizer, location, template, result, is_default=is_default)
+            is_default = location == CHAT_TEMPLATE or (not has_file and template == settings.get("chat_template"))
+            render = partial(_dialogue, base.tokenizer, template, settings)
+            _render(render, location, result, is_default=is_default)
     except Invalid as e:
         result.note("error", "smoke.template_unsafe", CHAT_TEMPLATE if has_file else TOKENIZER_CONFIG, e.detail)
 
@@ -54,9 +58,18 @@ def _templates(folder: Path) -> Iterator[tuple[str, str]]:
             yield from templates.templates_in(name, name, (folder / name).read_bytes())
 
 
-def _render(tokenizer: Any, location: str, template: str, result: SmokeResult, *, is_default: bool) -> None:
+def _dialogue(tokenizer: Any, template: str, settings: Mapping[str, Any]) -> str:
+    """The dialogue as the base's tokenizer renders it; of a base without one, with the adapter's special tokens."""
     turns = [{"role": "user", "content": WORDS[0]}, {"role": "assistant", "content": WORDS[1]}]
-    outcome = _run_limited(lambda: str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)))
+    if hasattr(tokenizer, "apply_chat_template"):
+        return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False))
+    tokens = {name: settings.get(name) for name in SPECIAL_TOKENS}  # each a string, or an object with the string
+    texts = {name: str(t.get("content", "") if isinstance(t, dict) else t or "") for name, t in tokens.items()}
+    return str(render_jinja_template([turns], chat_template=template, **texts)[0][0])
+
+
+def _render(render: Callable[[], str], location: str, result: SmokeResult, *, is_default: bool) -> None:
+    outcome = _run_limited(render)
     if "limit" in outcome:
         message = f"the chat template exceeds its limit of {outcome['limit']} on a question and an answer"
         result.note("error", "smoke.template_unbounded", location, message, outcome["limit"], "more")
