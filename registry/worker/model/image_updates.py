@@ -6,7 +6,7 @@ where a loader splits a fused matrix into its parts or folds the scale into a fa
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from registry.merging import renaming
 
 DOWN = (".lora_A.weight", ".lora_down.weight", ".down.weight")
 UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
+MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 TOLERANCE = 0.02
 """Of a module's norm: factors of 16 bits are rounded when a loader folds the scale into them."""
 
@@ -60,10 +61,11 @@ def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, float]:
     }
 
 
-def has_magnitudes(components: Mapping[str, Any], adapter: str) -> bool:
-    """Whether a layer applies DoRA's magnitudes for `adapter`."""
+def dropped_magnitudes(names: Iterable[str], components: Mapping[str, Any], adapter: str) -> list[str]:
+    """The file's names of DoRA's magnitudes, if no layer of these models applies any for `adapter`."""
     layers = (layer for model in components.values() for layer in model.modules())
-    return any(adapter in getattr(layer, "lora_magnitude_vector", {}) for layer in layers)
+    are_applied = any(adapter in getattr(layer, "lora_magnitude_vector", {}) for layer in layers)
+    return [] if are_applied else sorted(name for name in names if name.endswith(MAGNITUDES))
 
 
 class WrongStrength(NamedTuple):

@@ -87,15 +87,12 @@ class ImageTest(SmokeTest):
             arrival = image_updates.compare(
                 contents.file, file.get_tensor, image_updates.loaded(self._base.parts, SLOT), paths
             )
-            names = sorted(file.keys())
+            names = list(file.keys())
         program = f"diffusers {diffusers.__version__}"
-        magnitudes = [name for name in names if name.endswith(".dora_scale")]
-        if magnitudes and not image_updates.has_magnitudes(self._base.parts, SLOT):
+        if magnitudes := image_updates.dropped_magnitudes(names, self._base.parts, SLOT):
             message = f"{program} ignores {len(magnitudes)} magnitudes of DoRA, the first of them {magnitudes[0]}"
-            read_count = len(names) - len(magnitudes)
-            self.result.note(
-                "error", "smoke.tensors_not_loaded", magnitudes[0], message, f"{len(names)} tensors", f"{read_count}"
-            )
+            expected, actual = f"{len(names)} tensors", f"{len(names) - len(magnitudes)}"
+            self.result.note("error", "smoke.tensors_not_loaded", magnitudes[0], message, expected, actual)
         if arrival.absent:
             absent, total, name = 2 * len(arrival.absent), 2 * arrival.pairs, arrival.absent[0].a
             message = f"{program} ignores {absent} of {total} tensors, the first of them {name}"
