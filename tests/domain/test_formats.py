@@ -228,6 +228,31 @@ def test_alphas_are_unknown_without_values_and_exact_with_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("alphas", "problems"),
+    [
+        ((1, 1, 1, 1, 8, 8), ()),
+        ((1, 1, 1, 2, 8, 8), ("image.attention_alphas",)),
+        ((1, 1, 2, 2, 8, 8), ("image.attention_alphas",)),
+        ((1, 1, 1, 1, 8, 9), ("image.text_alphas",)),
+        ((1, 2, 2, 2, 8, 9), ("image.attention_alphas", "image.text_alphas")),
+    ],
+)
+def test_alphas_that_diffusers_does_not_apply_are_seen_for_each_model(
+    alphas: tuple[float, ...], problems: tuple[str, ...]
+) -> None:
+    """Of the models of a U-Net's file, each may have one alpha; another counts outside its attention layers only."""
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"
+    text = "lora_te_text_model_encoder_layers_0_"
+    modules = [*(block + part for part in ("q", "k", "v", "out_0")), f"{text}self_attn_out_proj", f"{text}mlp_fc1"]
+    names = kohya_pairs("", modules)
+    names |= {f"{at}.alpha": ("F32", (), struct.pack("<f", n)) for at, n in zip(modules, alphas, strict=True)}
+    assert facts_of(names, values=True).problems == problems
+    assert facts_of(names).problems == ()
+    flux = {name.replace("down_blocks", "double_blocks"): tensor for name, tensor in names.items()}
+    assert facts_of(flux, values=True).problems == ()
+
+
+@pytest.mark.parametrize(
     ("dtype", "raw"),
     [
         ("F16", struct.pack("<e", 0.5)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from registry.adapters import formats, safetensors
@@ -127,6 +127,15 @@ def _kohya_sd(*, text: tuple[str, ...] = (), alpha: float | None = 2.0) -> Case:
     return kohya("sd-tiny", modules, alpha=alpha)
 
 
+def _of_alphas(case: Case, alphas: Mapping[int, float]) -> Case:
+    """With these alphas in place of those of the updates of these numbers."""
+    for number, alpha in alphas.items():
+        update = case.meant[number]
+        case.tensors[f"{update.a.removesuffix('.lora_down.weight')}.alpha"] = ("F32", (), struct.pack("<f", alpha))
+        case.meant[number] = replace(update, scale=alpha / RANK)
+    return case
+
+
 def _old() -> Case:
     """The attention processors of 2023."""
     case = Case("sd-tiny")
@@ -224,6 +233,10 @@ CASES: dict[str, Case] = {
     "sd-kohya-text-without-out": _kohya_sd(text=TEXT[:3]),
     "sd-kohya-half-a-pair": _without_b(_kohya_sd()),
     "sd-kohya-no-alpha": _kohya_sd(alpha=None),
+    "sd-kohya-alphas": _of_alphas(_kohya_sd(), {3: 16.0}),
+    "sd-kohya-alphas-of-half": _of_alphas(_kohya_sd(), dict.fromkeys(range(4), 16.0)),
+    "sd-kohya-alphas-of-text": _of_alphas(_kohya_sd(text=TEXT), dict.fromkeys(range(8, 10), 16.0)),
+    "sd-kohya-one-alpha-for-each-model": _of_alphas(_kohya_sd(text=TEXT), dict.fromkeys(range(8, 12), 16.0)),
     "sd-kohya-dora": _dora(_kohya_sd(), ".dora_scale", (WIDTH, 1)),
     "sd-diffusers-dora": _dora(peft("sd-tiny", "unet.", SD), ".lora_magnitude_vector", (WIDTH,)),
     "sd-loha": _lycoris("loha"),

@@ -47,7 +47,9 @@ class FileFacts(FrozenModel):
 
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
     `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
-    control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`).
+    control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`),
+    `image.attention_alphas` (different alphas in attention layers, in a kohya file for a U-Net), `image.text_alphas`
+    (in a text encoder, elsewhere).
     """
 
     format: str

@@ -7,8 +7,8 @@ only through `read`. Captions, prompts and paths of the training set may be priv
 import math
 import re
 import struct
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from registry.adapters.formats import Format
@@ -75,7 +75,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
         trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
-        problems=_problems(header, groups, format),
+        problems=(*_problems(header, groups, format), *sorted(set(_alpha_problems(groups, format, alphas, rule)))),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
@@ -162,6 +162,25 @@ def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], fo
         "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
     }
     return tuple(code for code, there in checks.items() if there)
+
+
+_ATTENTION = re.compile(r"lora_unet_\S+_attn[12]_to_(?:q|k|v|out_0)|lora_te[12]?_\S+_self_attn_(?:q|k|v|out)_proj")
+
+
+def _alpha_problems(groups: Iterable[str], format: Format, alphas: Mapping[str, float], rule: str) -> Iterator[str]:
+    """Where diffusers (0.42, `get_peft_kwargs`) gives modules the most frequent alpha of their component."""
+    components = {_component(path) for path in groups}
+    if format.name != "kohya" or rule != "alpha tensors" or "unet" not in components or "transformer" in components:
+        return
+    for component in sorted(components):
+        own = {path: alpha for path, alpha in alphas.items() if _component(path) == component}
+        in_attention = {alpha for path, alpha in own.items() if _ATTENTION.fullmatch(path)}
+        counts = Counter(own.values()).most_common()
+        frequent = [alpha for alpha, count in counts if count == counts[0][1]]  # it may take any of these
+        if frequent and all(in_attention - {alpha} for alpha in frequent):
+            yield "image.attention_alphas"
+        elif component != "unet" and len(counts) > 1:
+            yield "image.text_alphas"
 
 
 def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int, ...]:
