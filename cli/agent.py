@@ -64,7 +64,7 @@ def agent(
     unloaded. If the registry is unreachable, the agent continues with what it has. Stopping the agent leaves the engine
     as it is. Run one agent per engine and DIR. API keys of engines come from ADAPTER_ENGINE_KEY.
     """
-    say: Say = logs.reporter("agent", once=once)
+    say, warn = logs.reporters("agent", once=once)
     task = SyncTask(str(names.base_name(base)), names.alias(alias), folder, drain, node or heartbeat.this_node())
     titles = {parse.title(engine): engine for engine in engines}
     if len(titles) != len(engines):
@@ -72,14 +72,14 @@ def agent(
     profile_of = {engine: _profile(engine, engines, profiles) for engine in engines}
     with session.registry() as registry, contextlib.ExitStack() as resources:
         if logs.writes_lines(once=once):
-            registry.connection.on_wait = logs.warner("agent")
+            registry.connection.on_wait = say  # an outage itself is a warning, when it begins and when it ends
         alias_files = [_alias_file(title) for title in titles]
         for file in [_alias_file(""), *alias_files] if len(titles) == 1 else alias_files:
             _claim(resources, task, file)
         metrics_of = {title: metrics.Metrics() for title in titles}
         agents = {
             title: _make_agent(
-                registry, task, engine, profile_of[engine], metrics_of[title], say, only=len(titles) == 1
+                registry, task, engine, profile_of[engine], metrics_of[title], say, warn, only=len(titles) == 1
             )
             for title, engine in titles.items()
         }
@@ -137,24 +137,26 @@ def _with_prefix(title: str, say: Say) -> Say:
 
 
 def _make_agent(
-    registry: Registry, task: SyncTask, engine: str, profile: str, engine_metrics: metrics.Metrics, say: Say, *,
-    only: bool,
+    registry: Registry, task: SyncTask, engine: str, profile: str, engine_metrics: metrics.Metrics, say: Say,
+    warn: Say, *, only: bool,
 ) -> Agent:  # fmt: skip
     title = parse.title(engine)
     task_id = Digest.of(f"{task.base} {task.alias}".encode()).hex[:8]
     store = LocalStore(task.folder, user=f"{task.node}-{title}-{task_id}")
-    say = say if only else _with_prefix(title, say)
+    if not only:
+        say, warn = _with_prefix(title, say), _with_prefix(title, warn)
     reconciler = Reconciler(
         parse.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, store, drain_seconds=task.drain,
         metrics=engine_metrics, alias_file=_alias_file("" if only else title), say=say,
     )  # fmt: skip
     reporter = heartbeat.Heartbeat(
         registry, reconciler.slots, node=task.node, engine=title, base=task.base, alias=task.alias, profile=profile,
-        metrics=engine_metrics, say=say,
+        metrics=engine_metrics, say=say, warn=warn,
     )  # fmt: skip
     return Agent(
-        registry, reconciler, store, base=task.base, alias=task.alias, profile=profile, say=say, heartbeat=reporter
-    )
+        registry, reconciler, store, base=task.base, alias=task.alias, profile=profile, say=say, warn=warn,
+        heartbeat=reporter,
+    )  # fmt: skip
 
 
 def _run_once(agents: Mapping[str, Agent], evictor: eviction.Evictor) -> None:

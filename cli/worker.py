@@ -64,17 +64,18 @@ def worker(
     _require_packages()
     folders = dict(_base(text) for text in bases)
     limits = ProcessLimits(deadline_seconds=deadline, threads=threads, answer_tokens=answers)
-    say, writes_lines = logs.reporter("worker", once=once), logs.writes_lines(once=once)
+    (say, warn), writes_lines = logs.reporters("worker", once=once), logs.writes_lines(once=once)
     if address:
         summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
     else:
         pool = Pool(device=select_device(device))
         with session.registry() as registry, ProgressLine("jobs") as line:
-            progress = _QueueProgress(registry, line, say)
+            progress = _QueueProgress(registry, line, say, warn)
             if writes_lines:
-                warn = logs.warner("worker")
-                registry.connection.on_wait = lambda text: line.above(lambda: warn(text))
-            with Worker(registry, Sources(folders), say=progress.report, limits=limits, pool=pool) as worker:
+                registry.connection.on_wait = lambda text: line.above(lambda: say(text))
+            with Worker(
+                registry, Sources(folders), say=progress.report, warn=progress.warn, limits=limits, pool=pool
+            ) as worker:
                 progress.summary = worker.summary
                 _stop_on_signals(worker)
                 if not once:
@@ -90,13 +91,17 @@ def worker(
 class _QueueProgress:
     """Reports events, and on a terminal how many jobs are done and queued, with one request for each event."""
 
-    def __init__(self, registry: Registry, line: ProgressLine, say: Callable[[str], None]) -> None:
+    def __init__(self, registry: Registry, line: ProgressLine, say: logs.Say, warn: logs.Say) -> None:
         self.summary = RunSummary()
-        self._registry, self._line, self._say = registry, line, say
+        self._registry, self._line, self._say, self._warn = registry, line, say, warn
 
-    def report(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Print a warning as an event."""
+        self.report(text, self._warn)
+
+    def report(self, text: str, say: logs.Say | None = None) -> None:
         """Print an event above the line, and draw the line again."""
-        self._line.above(lambda: self._say(text))
+        self._line.above(lambda: (say or self._say)(text))
         ended = self.summary.done + self.summary.failed
         if self._line.is_watched and ended:
             with contextlib.suppress(RegistryError):  # the worker itself says that the registry is away

@@ -21,6 +21,7 @@ from registry.errors import Invalid
 
 from . import output
 
+Say = Callable[[str], None]
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "ADAPTER_LOG", "ADAPTER_LOG_LEVEL"
@@ -86,24 +87,21 @@ def configure(log_format: str, level: str, *, variables: tuple[str, str]) -> Non
     logging.getLogger("registry").setLevel(level.upper())
 
 
-def reporter(program: str, *, once: bool) -> Callable[[str], None]:
-    """What a worker or an agent reports with: log lines, or the text alone for a person who runs it once.
+def reporters(program: str, *, once: bool) -> tuple[Say, Say]:
+    """How a worker or an agent reports events, and how it warns: log lines, or the text for a person who runs it once.
 
     `ADAPTER_LOG` always prints log lines. With `--json` only they are printed.
     """
     log_format = os.environ.get(FORMAT_VARIABLE, "")
     if not writes_lines(once=once):
-        return output.line if output.is_text() else (lambda _text: None)
+        say: Say = output.line if output.is_text() else (lambda _text: None)
+        return say, say
     level = os.environ.get(LEVEL_VARIABLE, "") or "info"
     configure(log_format or "text", level, variables=(FORMAT_VARIABLE, LEVEL_VARIABLE))
-    return logging.getLogger(f"registry.{program}").info
+    logger = logging.getLogger(f"registry.{program}")
+    return logger.info, logger.warning
 
 
 def writes_lines(*, once: bool) -> bool:
     """Whether a worker or an agent writes log lines."""
     return not once or bool(os.environ.get(FORMAT_VARIABLE))
-
-
-def warner(program: str) -> Callable[[str], None]:
-    """What a worker or an agent that writes log lines reports with why a request is repeated."""
-    return logging.getLogger(f"registry.{program}").warning

@@ -59,13 +59,14 @@ class Worker:
     """A client of the registry that claims and does jobs. `say` gets one line for each event."""
 
     def __init__(
-        self, registry: Registry, sources: Sources, *, say: Callable[[str], None], limits: ProcessLimits | None = None,
+        self, registry: Registry, sources: Sources, *, say: Callable[[str], None],
+        warn: Callable[[str], None] | None = None, limits: ProcessLimits | None = None,
         pool: Pool | None = None, name: str = "", grace_seconds: float = GRACE_SECONDS,
     ) -> None:  # fmt: skip
         self.summary = RunSummary()
         self._registry = registry
         self._sources = sources
-        self._say = say
+        self._say, self._warn = say, warn or say
         self._limits = limits or ProcessLimits()
         self._pool = pool or Pool()
         self._name = name or f"{platform.node()}:{os.getpid()}"
@@ -112,13 +113,13 @@ class Worker:
             try:
                 worked = self._round()
                 if is_away:
-                    self._say("the registry responds again")
+                    self._warn("the registry responds again")
                 is_away = False
             except (Unavailable, Corrupt) as e:  # a wrong response may be another's fault, and be right in a moment
                 if once:
                     raise
                 if not is_away:
-                    self._say(f"waiting for the registry: {e.detail}")
+                    self._warn(f"waiting for the registry: {e.detail}")
                 worked, is_away = False, True
             if worked:
                 pause = IDLE_SECONDS[0]
@@ -177,7 +178,7 @@ class Worker:
                 self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=run.report, result=result))
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
             if isinstance(e, Lost) or getattr(e, "code", "") in LOST_CODES:
-                self._say(f"{label}: the lease is lost ({e}); the job is dropped")
+                self._warn(f"{label}: the lease is lost ({e}); the job is dropped")
             else:
                 self._fail(claimed, label, e)
             return
@@ -189,11 +190,11 @@ class Worker:
         expected = isinstance(error, Failed | RegistryError)
         message = printable(str(error) if expected else f"{type(error).__name__}: {error}", ERROR_LIMIT)
         final = isinstance(error, TooLarge) or (isinstance(error, Failed) and error.final)  # another would be as large
-        self._say(f"{label}: attempt {claimed.job.attempt} failed: {message}")
+        self._warn(f"{label}: attempt {claimed.job.attempt} failed: {message}")
         try:
             request = FailRequest(lease_token=claimed.lease.token, error=message, final=final)
             job = self._registry.fail(claimed.job.id, request)
             if job.state is State.QUEUED:
                 self._retries[job.id] = time.monotonic() + backoff_seconds(job.attempt) + RETRY_SECONDS
         except RegistryError as e:  # the lease runs out, which has the same effect
-            self._say(f"{label}: the failure could not be reported: {e.detail}")
+            self._warn(f"{label}: the failure could not be reported: {e.detail}")

@@ -209,21 +209,21 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
             assert changed.wait_for(lambda: any(words in transport for transport in node.lines), 60), node.lines
 
     node.push("acme/support")
-    node.agent._say = say
+    node.agent._say, node.agent._warn = say, lambda text: say(f"WARNING {text}")
     stop = threading.Event()
     running = threading.Thread(target=node.agent.run, args=(stop,))
     running.start()
     try:
         wait_for("acme-support-v1  ready")
         node.transport.cut = True
-        wait_for("cannot fetch the desired state")
+        wait_for("WARNING cannot fetch the desired state")
         node.engine.stop()
         wait_for("the engine at")
         node.push("acme/support")
         node.engine.start()
         wait_for("passes succeed again")
         node.transport.cut = False
-        wait_for("the registry responds again")
+        wait_for("WARNING the registry responds again")
         wait_for("acme-support-v2  ready")
     finally:
         stop.set()

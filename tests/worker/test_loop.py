@@ -310,7 +310,7 @@ def test_a_worker_says_once_that_the_registry_is_away_and_once_that_it_is_back(
 ) -> None:
     lines: list[str] = []
     registry = harness.actor("work")
-    with Worker(registry, Sources(), say=lines.append) as worker:
+    with Worker(registry, Sources(), say=lines.append, warn=lambda text: lines.append(f"WARNING {text}")) as worker:
         rounds = 0
         errors_of_rounds = {
             2: Unavailable("STORE_UNAVAILABLE", "the database is away"),
@@ -328,7 +328,9 @@ def test_a_worker_says_once_that_the_registry_is_away_and_once_that_it_is_back(
         monkeypatch.setattr("registry.worker.loop.IDLE_SECONDS", (0.0, 0.0))
         monkeypatch.setattr(registry, "claim", claim)
         worker.run()
-    assert lines == [NO_BASE, "waiting for the registry: the database is away", "the registry responds again"]
+    assert lines == [
+        NO_BASE, "WARNING waiting for the registry: the database is away", "WARNING the registry responds again",
+    ]  # fmt: skip
 
 
 def test_only_jobs_of_bases_that_are_here_are_claimed(setup: WorkerSetup, worker: Make, tmp_path: Path) -> None:

@@ -29,9 +29,11 @@ class Agent:
 
     def __init__(
         self, registry: Registry, reconciler: Reconciler, store: LocalStore, *, base: str, alias: str = "prod",
-        profile: str = "", say: Callable[[str], None] = lambda _line: None, heartbeat: Heartbeat | None = None,
+        profile: str = "", say: Callable[[str], None] = lambda _line: None, warn: Callable[[str], None] | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:  # fmt: skip
-        self._registry, self._reconciler, self._store, self._say = registry, reconciler, store, say
+        self._registry, self._reconciler, self._store = registry, reconciler, store
+        self._say, self._warn = say, warn or say
         self._heartbeat = heartbeat
         self._base, self._alias, self._profile = base, alias, profile
         key = Digest.of(f"{registry.url} {base} {alias} {profile}".encode()).hex[:16]
@@ -130,15 +132,15 @@ class Agent:
                 stop.wait(RETRY_SECONDS)
 
     def _say_once(self, about: str, line: str) -> None:
-        """Log a line unless it repeats the last one about this subject."""
+        """Warn unless it repeats the last line about this subject."""
         if self._last_lines.get(about) != line:
             self._last_lines[about] = line
-            self._say(line)
+            self._warn(line)
 
     def _say_recovered(self, about: str, line: str) -> None:
-        """Log a line if the last one about this subject was an error."""
+        """Say it if the last line about this subject was a warning, at the same level."""
         if self._last_lines.pop(about, None) is not None:
-            self._say(line)
+            self._warn(line)
 
     def _save_desired(self, desired: DesiredState) -> None:
         """Store it for a time without the registry. After a full disk, the next one is stored.

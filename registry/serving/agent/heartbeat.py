@@ -13,7 +13,7 @@ from registry import names
 from registry.api.serving import LEASE_SECONDS, REASON_LIMIT, SLOTS_LIMIT, NodeReport, SlotReport, SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, RegistryError, Unavailable
 from registry.serving.agent.metrics import Metrics
 
 RENEW_SECONDS = LEASE_SECONDS / 3
@@ -63,9 +63,9 @@ class Heartbeat:
     def __init__(
         self, registry: Registry, slots: SlotTable, *, node: str, engine: str, base: str, alias: str,
         profile: str = "", on_demand: bool = False, metrics: Metrics | None = None,
-        say: Callable[[str], None] = lambda _line: None,
+        say: Callable[[str], None] = lambda _line: None, warn: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        self._registry, self._slots, self._say = registry, slots, say
+        self._registry, self._slots, self._say, self._warn = registry, slots, say, warn or say
         self._node, self._engine = names.node_name(node), names.node_name(engine)
         self._base, self._alias, self._profile, self._on_demand = base, alias, profile, on_demand
         self._metrics = metrics or Metrics()
@@ -82,7 +82,8 @@ class Heartbeat:
         except RegistryError as e:
             self._metrics.add("reports_failed")
             if e.detail != self._last_error:
-                self._say(f"the registry does not accept reports of this node: {e.detail}")
+                report_error = self._say if isinstance(e, Unavailable) else self._warn  # the agent warns of an outage
+                report_error(f"the registry does not accept reports of this node: {e.detail}")
             self._last_error = e.detail
             return False
         self._metrics.add("reports")
