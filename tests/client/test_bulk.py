@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from registry.api.transfer import BULK_LIMIT
 from registry.client.local.cache import Cache
 from registry.client.transfer import bulk, pull, push
+from registry.errors import Unavailable
 from registry.names import Ref
 from tests import samples
 from tests.client.counting import CountingClient
@@ -108,6 +110,24 @@ def test_a_group_waits_for_the_commit_of_what_it_shares(
     fleet = [(first, name), (second, name) if shared == "name" else (first, other)]
     requests = requests_of_two_groups(harness, monkeypatch, fleet, commit_waits=False)
     assert requests == ["plan", "commit", "plan", "commit"]
+
+
+@pytest.mark.parametrize("limit", [1, bulk.BULK_LIMIT])
+def test_a_registry_that_is_away_is_waited_for_once(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    (first, _), *_ = folders(harness, tmp_path, 1)
+    plans = list[int]()
+
+    def refuse(items: Sequence[Any], **_kwargs: Any) -> None:
+        plans.append(len(items))
+        raise Unavailable("SERVER_UNREACHABLE", "connection refused")
+
+    monkeypatch.setattr(bulk, "BULK_LIMIT", limit)
+    monkeypatch.setattr(harness.admin, "plan_pushes", refuse)
+    results = push.push_all(harness.admin, [(first, f"acme/same-{number}") for number in range(3)])
+    assert [result.error and result.error.code for result in results] == ["SERVER_UNREACHABLE"] * 3
+    assert plans == [1], "copies of one adapter are sent one after the other"
 
 
 def test_an_interrupt_does_not_wait_for_a_commit(

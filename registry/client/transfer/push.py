@@ -240,6 +240,8 @@ class _Commits:
         self._thread = thread
         self._group: Sequence[_Push] = ()
         self.last: Future[None] | None = None
+        self.outage: RegistryError | None = None
+        """Why no other group is sent: the registry did not come back while one was, and each would wait as long."""
         self.stored: set[Digest] = set()
         """Blobs of the pushes that were committed."""
 
@@ -263,12 +265,16 @@ class _Commits:
 
 def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Counter, commits: _Commits) -> None:
     pending = list(pushes)
-    while pending:
+    while pending and commits.outage is None:
         if commits.concern(pending):
             commits.wait()
         group, pending = _next_group(pending, commits.stored)
         small = _send_group(registry, group, counter)
+        errors = (push.error for push in group if push.error is not None)
+        commits.outage = next((error for error in errors if error.code == "SERVER_UNREACHABLE"), None)
         commits.start(group, partial(_commit_group, registry, group, small, counter))
+    for push in pending:
+        push.error = push.error or commits.outage
 
 
 def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Push], list[_Push]]:
