@@ -33,8 +33,8 @@ class RegistryCallback(TrainerCallback):
 
     `registry`: default, that of ADAPTER_REGISTRY. `base`: default, the one that the configuration names.
     `keep_newest`: set this retention rule on the adapter after the first push. `provenance` adds to what the training
-    says about itself, `parameters` name by name, and wins over it. `flush_seconds`: how long the end of the training
-    waits for uploads.
+    says about itself, `parameters` name by name, and wins over it; `Invalid` (PROVENANCE_INVALID) names a field that
+    breaks a rule. `flush_seconds`: how long the end of the training waits for uploads.
 
     A failure of the registry never stops a training. It is logged. While the registry is unavailable, checkpoints wait
     and are tried again at the next save and at the end.
@@ -50,6 +50,7 @@ class RegistryCallback(TrainerCallback):
         self._parents = list(parents)
         self._rule = RetentionRule(keep_newest=keep_newest) if keep_newest else None
         self._declared = dict(provenance or {})
+        Provenance.read(self._declared)  # now, or every checkpoint would be pushed without any
         self._code = find_code(Path(sys.argv[0]).absolute().parent)
         self._flush_seconds = flush_seconds
         self._uploads = Uploads(self._push)

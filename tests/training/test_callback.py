@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from registry.errors import Unavailable
+from registry.errors import Invalid, Unavailable
 from registry.sdk import AdapterRegistry
 from registry.training import RegistryCallback
 from tests.import_table import ROOT
@@ -137,6 +137,11 @@ def test_a_dead_registry_does_not_stop_the_training_of_the_page_and_the_files_st
     assert (tmp_path / "out/checkpoint-3/adapter_model.safetensors").is_file()
     waiting = {path.parent.name for path in (tmp_path / "out/.registry").glob("*/adapter_model.safetensors")}
     assert waiting == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+
+
+def test_provenance_that_breaks_a_rule_ends_the_construction(registry: AdapterRegistry) -> None:
+    with pytest.raises(Invalid, match=r"provenance\.run\.?\w* "):
+        RegistryCallback(NAME, registry=registry, provenance={"run": {"id": "1"}, "parameters": {"note": "mine"}})
 
 
 def test_the_page_explains_each_argument_of_the_callback_in_order() -> None:
