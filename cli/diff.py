@@ -201,8 +201,10 @@ def _value(change: dict[str, Any], side: str) -> str:
     if side not in change:
         return output.faint("-")
     value = change[side]
+    if isinstance(value, dict):
+        value = [f"{name}={item}" for name, item in value.items()]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
+    return (text or "none") if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 
 
 def _print_cosines(cosines: dict[str, float | None]) -> None:

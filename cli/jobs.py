@@ -135,9 +135,14 @@ def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None
 
 @job.command()
 @click.argument("job_id", metavar="ID")
-def show(job_id: str) -> None:
+@click.option("--wait", is_flag=True, help="Wait until the job has ended, and end as `smoke-test --wait` does.")
+def show(job_id: str, wait: bool) -> None:
     """Show a job: state, attempts, worker and result."""
-    session.print_response(lambda registry: registry.job(job_id), _print_job)
+    if not wait:
+        session.print_response(lambda registry: registry.job(job_id), _print_job)
+        return
+    with session.registry(patient=True) as registry:
+        _end_with(registry, wait_for(registry, job_id))
 
 
 @job.command()
@@ -229,9 +234,18 @@ def _test_version(ref: Ref, wait: bool, timeout: float | None, priority: int) ->
         if not wait:
             output.result(job, lambda: print_submitted(job))
             return
-        job = wait_for(registry, job.id, timeout)
-        subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
-        verdicts = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
+        _end_with(registry, wait_for(registry, job.id, timeout))
+
+
+def _end_with(registry: Registry, job: Job) -> None:
+    """Print a job that was waited for, of a smoke test with the verdict, and exit by it."""
+    if job.kind is not Kind.SMOKE_TEST:
+        output.result(job, lambda: _print_job(job))
+        exit_by(job, None)
+        return
+    ref = Ref.parse(job.subject)
+    subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
+    verdicts = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
     verdict = verdicts[-1] if verdicts else None
     output.result({"job": job, "verdict": verdict}, lambda: _print_verdict(job, verdict))
     exit_by(job, verdict)

@@ -32,7 +32,7 @@ _DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json
 
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
-SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN"})
+SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "BASE_UNKNOWN"})
 """Errors that get the nearest name."""
 
 

@@ -167,7 +167,7 @@ def _late(job: Job, *, is_busy: bool) -> Unavailable:
     return Unavailable(
         "TRY_LATER",
         f"job {job.id} is still {job.state}, and {reason}",
-        next_step=f"it continues{condition}: `adapter job show {job.id}`",
+        next_step=f"it continues{condition}: `adapter job show {job.id} --wait`",
     )
 
 

@@ -91,6 +91,8 @@ def test_waiting_for_a_verdict_ends_with_its_exit_code(
     monkeypatch.setattr("cli.jobs.time.sleep", lambda _seconds: cli.finish_smoke_test("acme/support", finding))
     result = cli("smoke-test", "acme/support", "--wait", expect=code)
     assert "the logits do not move" in result.stdout
+    (job,) = cli("job", "list", "--json").json["items"]
+    assert cli("job", "show", job["id"], "--wait", expect=code).stdout == result.stdout, "it waits again, for this job"
 
 
 def test_waiting_for_a_campaign_prints_its_id_first(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:

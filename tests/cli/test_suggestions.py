@@ -43,6 +43,7 @@ def test_a_misspelled_adapter_or_alias_gets_the_nearest_where_no_harm_is_done(cl
     for words, nearest in (
         (("show", "acme/suport"), "acme/support"), (("cat", "acme/slaes:main", "README.md"), "acme/sales"),
         (("promote", "acme/support:canry", "prod"), "acme/support:canary"),
+        (("base", "show", "tiny-lama"), "tiny-llama"),
     ):  # fmt: skip
         assert f"Next: did you mean '{nearest}'? `adapter " in cli(*words, expect=4).stderr
         assert cli(*words, "--json", expect=4).problem["next_step"].startswith(f"did you mean '{nearest}'?")
