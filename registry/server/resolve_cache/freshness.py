@@ -54,6 +54,10 @@ class Freshness:
         self._unavailable = False
         self._query_started_at = float("inf")
 
+    def see_access(self, epoch: int) -> None:
+        """Take note of an access epoch that was read: responses of earlier ones are no longer used."""
+        self.access = max(self.access, epoch)
+
     def stamp(self) -> object | None:
         """Return the current stamp, or None if it is unknown. `Unavailable` (DATABASE_UNAVAILABLE)."""
         if self._is_sqlite:
@@ -105,7 +109,7 @@ class Freshness:
         if self._unavailable:
             _LOG.warning("the database can be reached again")
         self._unavailable = False
-        self.access = max(self.access, access)
+        self.see_access(access)
         if not self._writes and self._snapshot is before:
             self._snapshot = (snapshot, started_at)
 

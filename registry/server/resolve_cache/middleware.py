@@ -198,7 +198,7 @@ class ResolveCache:
 
     def _note_access(self, pointer: Pointer | None) -> None:
         if pointer is not None:
-            self._freshness.access = max(self._freshness.access, pointer.access)
+            self._freshness.see_access(pointer.access)
 
     def _remove(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
