@@ -13,7 +13,7 @@ import os
 from alembic import context
 from sqlalchemy import Connection, create_engine, text
 
-from registry.server.database import models
+from registry.server.database import tables
 
 LOCK_TIMEOUT = "2s"
 STATEMENT_TIMEOUT = "60s"
@@ -26,7 +26,7 @@ given = context.config.attributes.get("connection")
 def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=models.metadata,
+        target_metadata=tables.metadata,
         render_as_batch=connection.dialect.name == "sqlite",
         compare_type=True,
     )

@@ -177,9 +177,9 @@ def _empty(postgres_url: str) -> None:
     """Nothing of the test before may still work here: whoever is connected is ended first."""
     import psycopg
 
-    from registry.server.database import models
+    from registry.server.database import tables
 
-    children_first = [table.name for table in reversed(models.metadata.sorted_tables)]
+    children_first = [table.name for table in reversed(tables.metadata.sorted_tables)]
     statements = "; ".join(f'DELETE FROM "{name}"' for name in children_first)
     with psycopg.connect(postgres_url.replace("postgresql+psycopg://", "postgresql://", 1)) as connection:
         connection.execute(

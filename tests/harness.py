@@ -48,7 +48,8 @@ from registry.server.actors.secret import new_secret, sha256_of
 from registry.server.audit import audit_log
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
-from registry.server.database.models import BlobRow, JobRow
+from registry.server.database.models import BlobRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck import blobs, check
 from registry.server.settings import Settings

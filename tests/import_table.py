@@ -76,7 +76,7 @@ TABLE = [
     _row("registry.server.sessions", "domain server", "fastapi sqlalchemy sqlmodel"),
     _row("registry.server.sessions.authorization_code", "domain server", "authlib"),
     _row("registry.server.outgoing.documents", "domain server", "httpx"),
-    _row("registry.server.http.request_log", "server", "starlette"),
+    _row("registry.server.http.request_log", "domain server", "starlette"),
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers jinja2 pydantic"),

@@ -8,7 +8,8 @@ from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest
 from registry.api.transfer import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.server.database import db
-from registry.server.database.models import BlobRow, PushRow
+from registry.server.database.models import BlobRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.storage.blobs import key_of
 from tests import samples
 from tests.bulk import plan_push

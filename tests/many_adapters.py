@@ -17,12 +17,12 @@ from registry.server.database.models import (
     AdapterRow,
     AdapterTextRow,
     AliasRow,
-    JobRow,
-    PushRow,
     VerdictRow,
     VersionAttributeRow,
     VersionRow,
 )
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.pushes import PushRow
 from tests import samples
 from tests.harness import Harness
 

@@ -24,9 +24,11 @@ from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
-from registry.server.database import db, models, schema
+from registry.server.database import db, models, schema, tables
 from registry.server.database import engine as engines
 from registry.server.database.engine import open_database
+from registry.server.database.models import jobs as job_tables
+from registry.server.database.models import namespaces, pushes, serving, webhooks
 from registry.server.settings import Settings
 from tests import services, usage
 
@@ -58,7 +60,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 def differences(engine: Engine) -> list[object]:
     with engine.connect() as connection:
         options = {"compare_type": True, "include_object": is_described}
-        return list(compare_metadata(MigrationContext.configure(connection, opts=options), models.metadata))
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata))
 
 
 def is_described(_object: object, name: str | None, *_: object) -> bool:
@@ -78,7 +80,7 @@ def test_the_migrations_create_the_tables_of_the_models(empty: Engine) -> None:
 def test_constraints_have_the_names_of_the_convention(empty: Engine) -> None:
     schema.migrate(empty)
     inspector = inspect(empty)
-    for table in models.metadata.tables.values():
+    for table in tables.metadata.tables.values():
         assert inspector.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
         for key in inspector.get_foreign_keys(table.name):
             assert key["name"] == f"fk_{table.name}_{'_'.join(key['constrained_columns'])}"
@@ -199,26 +201,26 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
                          "lora.prefix_invalid", "sglang.rank_differs_from_config"]  # fmt: skip
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
         assert [Finding(**finding).actual for finding in verdicts[0].findings] == ["9"] * len(codes)
-        slots = session.exec(select(models.FleetSlotRow)).all()
+        slots = session.exec(select(serving.FleetSlotRow)).all()
         assert {(slot.served_name, slot.state, slot.verified, slot.node_id) for slot in slots} == {
             ("held", "downloaded", True, 7), ("leaving", "draining", True, 7), ("serving", "serving", True, 7)
         }  # fmt: skip
-        node = session.get_one(models.FleetNodeRow, 7)
+        node = session.get_one(serving.FleetNodeRow, 7)
         assert (node.node, node.report_digest) == ("gpu-1", "x")
-        assert [step.message for step in session.exec(select(models.JobStepRow))] == ["loading"]
-        assert session.get_one(models.CampaignRow, "c").request == {"outdated": True}
+        assert [step.message for step in session.exec(select(job_tables.JobStepRow))] == ["loading"]
+        assert session.get_one(job_tables.CampaignRow, "c").request == {"outdated": True}
         assert session.get_one(models.VersionInputRow, (1, 0)).relation == "run"
         similarity = Similarity.model_validate(session.get_one(models.BaseSimilarityRow, (1, 1)).similarity)
         assert (similarity.match, similarity.changed) == (BaseMatch.QUANTIZED, ("grade",))
-        assert session.get_one(models.VersionNormsRow, 1).norms == '{"q_proj": [1, 2, 3, 4]}'
-        jobs = session.exec(select(models.JobRow).order_by(models.JobRow.id)).all()
+        assert session.get_one(pushes.VersionNormsRow, 1).norms == '{"q_proj": [1, 2, 3, 4]}'
+        jobs = session.exec(select(job_tables.JobRow).order_by(job_tables.JobRow.id)).all()
         assert [list(job.result) for job in jobs] == [["report", "message"]] * 3
         assert [(job.kind, job.state, list(job.result["report"])) for job in jobs] == [
             ("convert", "failed", ["message"]), ("merge", "done", ["sentence"]), ("smoke-test", "queued", ["sentence"])
         ]  # fmt: skip
         assert [job.payload for job in jobs] == [{"dequantize": True}] * 3
         assert session.get_one(models.BaseRow, 1).spec == {"quantization": "awq"}
-        row = session.exec(select(models.NamespaceUsageRow)).one()
+        row = session.exec(select(namespaces.NamespaceUsageRow)).one()
         assert (row.namespace, row.size_bytes, row.versions) == ("acme", 1, 1)
         assert usage.find_differences(empty) == []
         assert session.get_one(models.BaseIdentityRow, 1).identity == '{"quantization":"awq"}'
@@ -226,10 +228,10 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
             "format": "kohya", "problems": ["lora.rank_differs_from_config"]
         }  # fmt: skip
         assert session.get_one(models.VersionAttributeRow, (1, "fact:format:kohya")).value == ""
-        assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
+        assert session.get_one(webhooks.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)
-        assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate
-        assert Gate.model_validate(session.get_one(models.AdapterGateRow, (1, "prod")).gate) == gate
+        assert Gate.model_validate(session.get_one(namespaces.NamespaceGateRow, ("acme", "prod")).gate) == gate
+        assert Gate.model_validate(session.get_one(namespaces.AdapterGateRow, (1, "prod")).gate) == gate
         evidence = session.get_one(models.AliasMoveRow, (1, "prod", 1)).evidence
         assert evidence == [
             {"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "compat", "outcome": "pass"},

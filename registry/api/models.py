@@ -22,7 +22,7 @@ EscapedText = Annotated[str, AfterValidator(escape_control)]
 class Request(BaseModel):
     """The base of all requests."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     @model_validator(mode="wrap")
     @classmethod

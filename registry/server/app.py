@@ -73,8 +73,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     open_second_copy(settings)
     engine_profiles.parse_setting(settings.engines)
     app = build_base_app(
-        settings, routes, pushes.receive_upload, engine=engine or open_database(settings),
-        blobs=blobs or open_store(settings),
+        settings, routes, pushes.receive_upload, engine_profiles.find_stored_profile,
+        engine=engine or open_database(settings), blobs=blobs or open_store(settings),
     )  # fmt: skip
     app.state.issuers = Issuers.read(settings.issuers)
     app.state.error_page = render_unknown if settings.pages != "off" else None

@@ -47,11 +47,13 @@ from registry.server.storage.blobs import BlobStore, BlobWriter
 from registry.server.storage.signed_links import LinkSigner, SignedLink
 
 ReceiveUpload = Callable[[State, SignedLink], AbstractContextManager[BlobWriter | None]]
+FindProfile = Callable[[str, str], str]
+"""`find_stored_profile` of `registry.server.evaluation.engine_profiles`."""
 
 
 def build_base_app(
-    settings: Settings, routes: Sequence[BaseRoute], receive_upload: ReceiveUpload, *, engine: Engine,
-    blobs: BlobStore, trusted: Actor | None = None,
+    settings: Settings, routes: Sequence[BaseRoute], receive_upload: ReceiveUpload, find_profile: FindProfile, *,
+    engine: Engine, blobs: BlobStore, trusted: Actor | None = None,
 ) -> FastAPI:  # fmt: skip
     """Build an application. `trusted` is the actor of requests without a token (embedded registry)."""
     app = FastAPI(
@@ -67,6 +69,7 @@ def build_base_app(
     if state.blobs.links is None:  # links of one process, until a server that others join sets a secret of all
         state.blobs.links = LinkSigner(partial(str, secrets.token_hex(32)))
     state.trusted = trusted
+    state.find_profile = find_profile
     state.error_page = None  # renders errors of addresses without a route for browsers, where there are pages
     log = state.audit_log = AuditLog(settings, state.engine, state.blobs)
     state.actor_cache = ActorCache()

@@ -6,11 +6,10 @@ Hub API are left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.datastructures import State
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -20,9 +19,8 @@ from registry.server.base_app import build_base_app
 from registry.server.database.engine import explain_failure, open_database, require_limits
 from registry.server.database.revision import is_newest
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, BlobWriter
+from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
-from registry.server.storage.signed_links import SignedLink
 
 Load = Callable[[str, str], Any]
 """Imports an attribute of a module: the lazy loader of the command line."""
@@ -82,16 +80,16 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
             if not is_newest(engine):
                 load("registry.server.database.schema", "prepare")(engine)
 
-        def receive_upload(state: State, link: SignedLink) -> AbstractContextManager[BlobWriter | None]:
-            receive: AbstractContextManager[BlobWriter | None] = load(
-                "registry.server.routes.transfer.pushes", "receive_upload"
-            )(state, link)
-            return receive
+        def on_demand(module: str, attribute: str) -> Callable[..., Any]:
+            return lambda *values: load(f"registry.server.{module}", attribute)(*values)
 
+        receive_upload = on_demand("routes.transfer.pushes", "receive_upload")
+        find_profile = on_demand("evaluation.engine_profiles", "find_stored_profile")
         routes = [RoutesOnDemand(load, *router, words) for router, words in ROUTERS.items()]
         app = build_base_app(
-            settings, routes, receive_upload, engine=engine, blobs=_open_store(settings, load), trusted=actors.TRUSTED
-        )
+            settings, routes, receive_upload, find_profile, engine=engine, blobs=_open_store(settings, load),
+            trusted=actors.TRUSTED,
+        )  # fmt: skip
 
         def attest_until(position: int) -> None:
             attester = load("registry.server.promotion.attestations.attester", "Attester")

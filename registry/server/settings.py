@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from registry.errors import Invalid
 from registry.filesystem import user_folder
+from registry.structs import Value
 
 PREFIX = "REGISTRY_"
 _KUBERNETES = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
@@ -159,8 +160,7 @@ def hide_secrets(text: str) -> str:
     return re.sub(r"(password\s*=).*", r"\1…", without_query, flags=re.DOTALL | re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class SettingSource:
+class SettingSource(Value, frozen=True):
     """The text of a setting, and where it comes from: a variable, or a file and its key."""
 
     text: str

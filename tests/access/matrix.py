@@ -20,7 +20,7 @@ import httpx
 
 from registry.api.access import TokenCreate
 from registry.server import app
-from registry.server.database.models import JobRow
+from registry.server.database.models.jobs import JobRow
 from tests.access.tenants import Tenants, send
 from tests.bulk import commit_body, push_body, response_about
 from tests.harness import Harness, rows

@@ -22,7 +22,8 @@ from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, 
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
 from registry.server.catalog import base_rows, bases, metadata_backup, version_groups
-from registry.server.database.models import BaseRow, TakenNameRow
+from registry.server.database.models import BaseRow
+from registry.server.database.models.namespaces import TakenNameRow
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import plan_push

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from sqlmodel import SQLModel
 
 from registry.api.access import PublisherAdd, TokenCreate
 from registry.api.audit.attestations import SignRequest
@@ -22,6 +21,7 @@ from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit, export_log
 from registry.errors import RegistryError
+from registry.server.database import tables as database_tables
 from tests.access.identity import ISSUER, Provider
 from tests.harness import URL, Harness
 
@@ -106,7 +106,7 @@ def send_as_ids(harness: Harness, secrets: dict[str, str]) -> None:
 def at_rest(harness: Harness) -> str:
     """Every row of every table and every byte of the store."""
     with harness.session() as session:
-        tables = SQLModel.metadata.sorted_tables
+        tables = database_tables.metadata.sorted_tables
         stored = [
             f"{table.name}: {tuple(row)}" for table in tables for row in session.connection().execute(table.select())
         ]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, strategies
 from schemathesis.core.result import Ok
 
 from registry.api import PREFIX
-from registry.server.database.models import JobRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.routes.openapi.document import document as openapi_document
 from tests.access.tenants import Tenants, send
 from tests.harness import Harness, rows

@@ -22,7 +22,8 @@ from registry.server.access import issuers, token_exchange
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.token_exchange import matches_pattern
 from registry.server.database import db
-from registry.server.database.models import EventRow, PublisherRow, TokenRow, UsedAssertionRow
+from registry.server.database.models import EventRow, TokenRow
+from registry.server.database.models.sign_in import PublisherRow, UsedAssertionRow
 from registry.server.outgoing import documents
 from tests.access.identity import ISSUER, LOGIN_ISSUER, Provider, other_key, rsa_key
 from tests.access.tenants import of_subject, send

@@ -11,7 +11,8 @@ from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Invalid, Unauthenticated
 from registry.evaluation.gates import Gate
-from registry.server.database.models import ApprovalRow, RoleRow, TokenRow, VersionRow
+from registry.server.database.models import RoleRow, TokenRow, VersionRow
+from registry.server.database.models.namespaces import ApprovalRow
 from tests.access.tenants import of_subject
 from tests.harness import Harness
 

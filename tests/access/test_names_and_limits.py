@@ -23,18 +23,10 @@ from registry.server import app
 from registry.server.access import namespaces, quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
 from registry.server.database import db
-from registry.server.database.models import (
-    AdapterRow,
-    EventRow,
-    JobRow,
-    JobStepRow,
-    NamespaceRow,
-    PushBlobRow,
-    PushRow,
-    RoleRow,
-    TakenNameRow,
-    VersionRow,
-)
+from registry.server.database.models import AdapterRow, EventRow, RoleRow, VersionRow
+from registry.server.database.models.jobs import JobRow, JobStepRow
+from registry.server.database.models.namespaces import NamespaceRow, TakenNameRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion import gates, moves
 from tests import samples
 from tests.access.tenants import Tenants, send

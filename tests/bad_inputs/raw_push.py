@@ -9,7 +9,7 @@ import httpx
 
 from registry.digest import Digest
 from registry.server.database.models import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState
 from tests.bulk import COMMITS, PUSHES, commit_body, push_body, response_about
 from tests.harness import URL, Harness, media_type, rows
 

@@ -23,7 +23,7 @@ from registry.compat import tokenizers
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
 from registry.names import AdapterName
-from registry.server.database.models import PushRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.push import inspect
 from registry.server.push.inspect import Excerpts
 from registry.strict import json as strict_json

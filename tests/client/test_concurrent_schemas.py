@@ -20,7 +20,7 @@ from registry import api
 from registry.errors import RegistryError
 from registry.model import FrozenModel
 from registry.structs import FrozenStruct
-from registry.api.models import Response
+from registry.api.models import Request, Response
 
 for module in pkgutil.iter_modules(api.__path__, 'registry.api.'):
     importlib.import_module(module.name)
@@ -45,7 +45,7 @@ with ThreadPoolExecutor(THREADS) as pool:
     found = wrong = 0
     structs = shapes(FrozenStruct)
     random.shuffle(structs)  # what holds others may come first
-    for shape in [*structs, *shapes(Response), *shapes(FrozenModel)]:
+    for shape in [*structs, *shapes(Request), *shapes(Response), *shapes(FrozenModel)]:
         gate = threading.Barrier(THREADS)
         wrong += not all(pool.map(asked, [shape] * THREADS, [gate] * THREADS))
         found += 1

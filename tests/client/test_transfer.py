@@ -14,7 +14,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, TooLarge
 from registry.findings import Finding
 from registry.names import Ref
-from registry.server.database.models import PushRow
+from registry.server.database.models.pushes import PushRow
 from tests import samples
 from tests.client.counting import NAME, CountingClient, contents
 from tests.harness import Harness, rows

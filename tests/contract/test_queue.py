@@ -21,7 +21,8 @@ from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import actors
 from registry.server.database import db
-from registry.server.database.models import EventRow, JobRow, VerdictRow, VersionRow
+from registry.server.database.models import EventRow, VerdictRow, VersionRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.jobs import queue
 from tests import samples
 from tests.harness import Harness, rows

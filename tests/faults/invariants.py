@@ -31,7 +31,7 @@ from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.client.transport.connection import Connection
 from registry.jobs import FINAL
-from registry.server.storage.references import PushState
+from registry.server.storage.states import PushState
 from registry.tlog import verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
 

@@ -13,7 +13,8 @@ from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.names import AdapterName, Ref
-from registry.server.database.models import AliasRow, EventRow, JobRow, VersionRow
+from registry.server.database.models import AliasRow, EventRow, VersionRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
 from tests import samples

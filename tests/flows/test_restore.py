@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Table, delete, text, update
-from sqlmodel import SQLModel, select
+from sqlmodel import select
 
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import ReindexPage, ReindexRequest
@@ -16,7 +16,9 @@ from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
 from registry.server.catalog import metadata_backup
 from registry.server.catalog.metadata_backup import Record
-from registry.server.database.models import BaseEdgeRow, BlobRow, TakenNameRow, TokenRow, VersionRow
+from registry.server.database import tables
+from registry.server.database.models import BaseEdgeRow, BlobRow, TokenRow, VersionRow
+from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.promotion import removal
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from registry.versions.manifest import Edge, Relation
@@ -42,7 +44,7 @@ def reindex(harness: Harness, *, dry_run: bool = False) -> ReindexPage:
 def lose_the_database(harness: Harness) -> None:
     harness.transport.settle()
     with harness.session(write=True) as session:
-        for table in reversed(SQLModel.metadata.sorted_tables):
+        for table in reversed(tables.metadata.sorted_tables):
             if table.name not in KEPT:
                 session.connection().execute(delete(table))
 

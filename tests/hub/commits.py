@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from registry.server.database.models import DraftFileRow, DraftRow
+from registry.server.database.models.hub import DraftFileRow, DraftRow
 from tests.access.tenants import send
 from tests.harness import Harness, rows
 

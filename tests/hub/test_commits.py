@@ -15,7 +15,8 @@ from registry.api.access import NamespaceSet
 from registry.client.audit import Audit
 from registry.evaluation.gates import Gate
 from registry.hub import commit_id
-from registry.server.database.models import PushBlobRow, PushRow, VersionRow
+from registry.server.database.models import VersionRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import commits, revisions
 from registry.server.hub.commits import Committer
 from registry.server.routes.hub import writing

@@ -17,12 +17,14 @@ from registry.digest import Digest
 from registry.names import AdapterName
 from registry.server.actors import TRUSTED
 from registry.server.database import db
-from registry.server.database.models import BlobRow, DraftRow, PushBlobRow, PushRow
+from registry.server.database.models import BlobRow
+from registry.server.database.models.hub import DraftRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import drafts
 from registry.server.hub.commits import Committer
 from registry.server.storage import references
 from registry.server.storage.blobs import staging_key_of
-from registry.server.storage.references import BlobState, PushState
+from registry.server.storage.states import BlobState, PushState
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, staged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from registry.hub import commit_id
-from registry.server.database.models import DraftRow
+from registry.server.database.models.hub import DraftRow
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import Pusher, add, delete

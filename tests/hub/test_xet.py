@@ -17,7 +17,8 @@ from registry.client.audit import Audit
 from registry.digest import Hasher
 from registry.server.audit.audit_log import DENIAL_ACTIONS
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow, PushRow, XorbRow
+from registry.server.database.models.hub import XorbRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub.xet import access_tokens, files, sessions
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.signed_links import LIMIT_SECONDS

@@ -26,8 +26,9 @@ from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup, versions
-from registry.server.database import db, models
-from registry.server.database.models import BlobRow, PushRow, VersionFileRow, VersionRow
+from registry.server.database import db, tables
+from registry.server.database.models import BlobRow, VersionFileRow, VersionRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import gc
 from registry.server.promotion import deletion, removal
@@ -245,7 +246,7 @@ class Garbage:
     def empty(self) -> None:
         """Forget all but the base: no interleaving is slower than the first, and a seed is repeated by its series."""
         with self.harness.engine.begin() as connection:
-            for table in reversed(models.metadata.sorted_tables):
+            for table in reversed(tables.metadata.sorted_tables):
                 if table.name not in PREPARED:
                     connection.execute(delete(table))
         self.blobs.clear()

@@ -19,7 +19,8 @@ from registry.evaluation.gates import Gate
 from registry.server.access.issuers import Issuers
 from registry.server.access.oidc_client import REDEEMS_PER_NETWORK
 from registry.server.database import db
-from registry.server.database.models import PageSessionRow, TokenRow
+from registry.server.database.models import TokenRow
+from registry.server.database.models.sign_in import PageSessionRow
 from registry.server.sessions import authorization_code
 from registry.server.sessions.attempts import SignInAttempt
 from tests import raw_asgi

@@ -13,7 +13,8 @@ from registry.api.maintenance import GcRequest
 from registry.server.access import rate_limits
 from registry.server.actors.secret import new_secret
 from registry.server.database import db
-from registry.server.database.models import PageSessionRow, TokenRow
+from registry.server.database.models import TokenRow
+from registry.server.database.models.sign_in import PageSessionRow
 from registry.server.pages.sign_in import INVALID_TOKEN
 from registry.server.sessions import one_time_links, page_sessions, visitors
 from registry.server.sessions.page_sessions import LINK_TOKEN

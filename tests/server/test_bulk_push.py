@@ -15,7 +15,8 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, TooLarge
 from registry.server.catalog import files as downloads
-from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
+from registry.server.database.models import AdapterRow, EventRow, VersionRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.push import background, commit
 from registry.versions.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES, BaseRef
 from tests import samples

@@ -11,7 +11,8 @@ from registry.api.jobs import CampaignRequest, ClaimRequest, FinishRequest, JobS
 from registry.errors import NotFound, Unavailable
 from registry.jobs import Job, Kind, State
 from registry.server.database import db
-from registry.server.database.models import CampaignRow, EventRow, JobRow, JobStepRow
+from registry.server.database.models import EventRow
+from registry.server.database.models.jobs import CampaignRow, JobRow, JobStepRow
 from registry.server.jobs import campaigns, ended
 from tests.harness import Harness, rows
 from tests.maintenance import collect, findings

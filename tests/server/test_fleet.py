@@ -14,7 +14,7 @@ from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.server.database import db
-from registry.server.database.models import FleetBlobRow, FleetNodeRow, FleetSlotRow
+from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
 from registry.server.serving import reports, status
 from tests.harness import Harness, rows
 from tests.maintenance import collect

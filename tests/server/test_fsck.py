@@ -25,15 +25,14 @@ from registry.server.database.models import (
     AdapterRow,
     AliasMoveRow,
     AliasRow,
-    BaseUsageRow,
     BlobRow,
     EdgeRow,
     EventRow,
-    NamespaceUsageRow,
     VersionFileRow,
     VersionInputRow,
     VersionRow,
 )
+from registry.server.database.models.namespaces import BaseUsageRow, NamespaceUsageRow
 from registry.server.maintenance.fsck import usage as fsck_usage
 from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs

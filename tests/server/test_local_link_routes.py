@@ -19,11 +19,11 @@ from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName
 from registry.server.database import db
-from registry.server.database.models import PushRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs
-from registry.server.storage.references import PushState
 from registry.server.storage.signed_links import LinkSigner
+from registry.server.storage.states import PushState
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import commit_push, plan_pull, plan_push

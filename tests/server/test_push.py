@@ -18,9 +18,11 @@ from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, Regist
 from registry.evaluation.golden import SAMPLES_LIMIT
 from registry.evaluation.verdicts import Outcome
 from registry.server.database import db
-from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
+from registry.server.database.models import BlobRow, EdgeRow, EventRow, VersionRow
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.push import commit
-from registry.server.storage.references import PushState
+from registry.server.storage.states import PushState
 from registry.versions.files import GOLDEN
 from registry.versions.manifest import BaseRef, Edge, Relation
 from tests import samples

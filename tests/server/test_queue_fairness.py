@@ -13,7 +13,7 @@ from registry.errors import Denied, Unavailable
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
 from registry.server.database import db
-from registry.server.database.models import JobRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.jobs import queue, requests
 from tests import samples
 from tests.harness import Harness, rows

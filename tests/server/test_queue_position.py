@@ -13,7 +13,7 @@ from registry.client.registry import Registry
 from registry.errors import NotFound
 from registry.jobs import FINAL, Kind, State
 from registry.server.database import db
-from registry.server.database.models import JobRow
+from registry.server.database.models.jobs import JobRow
 from tests import samples
 from tests.harness import Harness
 

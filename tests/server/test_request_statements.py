@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from registry.server.database import db, engine
-from registry.server.database.models import NamespaceRow
+from registry.server.database.models.namespaces import NamespaceRow
 from registry.server.settings import Settings
 from tests.harness import Harness
 

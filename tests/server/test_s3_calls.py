@@ -22,15 +22,16 @@ from registry.errors import Conflict, Invalid, NotFound
 from registry.names import AdapterName
 from registry.server.app import create_app
 from registry.server.database import db
-from registry.server.database.models import BlobRow, PushRow
+from registry.server.database.models import BlobRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.push import commit as server_commit
 from registry.server.push import received
 from registry.server.storage.blobs import digest_of, key_of, staging_key_of
-from registry.server.storage.references import BlobState
 from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.signed_puts import SignedPuts
 from registry.server.storage.s3.store import S3Blobs
+from registry.server.storage.states import BlobState
 from tests import maintenance, samples
 from tests.bulk import commit_push, plan_push
 from tests.harness import URL, Harness, rows, send_blob, upload

@@ -16,7 +16,7 @@ from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.names import AdapterName
-from registry.server.database.models import PushRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs

@@ -15,10 +15,10 @@ from registry.api.maintenance import GcRequest
 from registry.api.transfer import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError
-from registry.server.database.models import BlobRow, PushRow
+from registry.server.database.models import BlobRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.push import inspect
 from registry.server.storage.blobs import key_of, staging_key_of
-from registry.server.storage.references import BlobState, PushState
 from registry.server.storage.s3 import store as s3_store
 from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.bucket import CHECKSUM_HEADER, checksum_of
@@ -26,6 +26,7 @@ from registry.server.storage.s3.capabilities import Capabilities
 from registry.server.storage.s3.direct_upload import marker_key_of
 from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import MultipartUpload
+from registry.server.storage.states import BlobState, PushState
 from registry.versions.manifest import Manifest
 from tests import samples
 from tests.bulk import commit_push, plan_push

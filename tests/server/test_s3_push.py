@@ -16,7 +16,8 @@ from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.names import AdapterName
-from registry.server.database.models import PushRow, VersionRow
+from registry.server.database.models import VersionRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3.store import S3Blobs
 from tests import samples

@@ -24,7 +24,8 @@ from registry.bases.identity import Identity, TensorMark
 from registry.client.local import base_folder
 from registry.compat.paths import Paths
 from registry.digest import Digest
-from registry.server.database.models import VersionNormsRow, VersionRow
+from registry.server.database.models import VersionRow
+from registry.server.database.models.pushes import VersionNormsRow
 from registry.server.evaluation import norms, weights
 from registry.server.evaluation.norms import MeasuringPlan, Window
 from registry.server.evaluation.weights import BaseNorms

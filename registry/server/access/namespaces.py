@@ -26,7 +26,8 @@ from registry.server.actors import (
 )
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import NamespaceRow, RoleRow
+from registry.server.database.models import RoleRow
+from registry.server.database.models.namespaces import NamespaceRow
 
 _STRICT = select(NamespaceRow.name).where(any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.strict))
 _STORING = select(NamespaceRow.name).where(

@@ -21,17 +21,10 @@ from registry.server.access.rate_limits import rate_limited
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import (
-    AdapterRow,
-    BlobRow,
-    NamespaceRow,
-    NamespaceUsageRow,
-    PushBlobRow,
-    PushRow,
-    VerdictRow,
-    VersionRow,
-)
-from registry.server.storage.references import PushState
+from registry.server.database.models import AdapterRow, BlobRow, VerdictRow, VersionRow
+from registry.server.database.models.namespaces import NamespaceRow, NamespaceUsageRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
+from registry.server.storage.states import PushState
 from registry.versions.manifest import Manifest
 
 HOUR = timedelta(hours=1)

@@ -23,7 +23,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import NamespaceRow, TakenNameRow
+from registry.server.database.models.namespaces import NamespaceRow, TakenNameRow
 
 NAMESPACES = ""
 """The `owner` of a namespace's name. The owner of an adapter's name is its namespace."""

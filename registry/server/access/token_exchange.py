@@ -27,7 +27,8 @@ from registry.server.access import reserved_names, tokens
 from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuers, rejection
 from registry.server.actors import EVERY_NAMESPACE, EXCHANGE, GROUP, TRUSTED, Actor, is_subject
 from registry.server.database import db
-from registry.server.database.models import PublisherRow, TokenRow, UsedAssertionRow
+from registry.server.database.models import TokenRow
+from registry.server.database.models.sign_in import PublisherRow, UsedAssertionRow
 
 # All claims of a rule must match; `*` stands for any text. The owner decides how much a rule matches and should include
 # `sub` or another claim that only the issuer sets. A rule ends with its adapter: after a transfer no right remains.

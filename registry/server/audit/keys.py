@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from registry.errors import Invalid, Unavailable
 from registry.filesystem import replace_file
 from registry.server.settings import Settings
+from registry.structs import Value
 from registry.tlog import notes
 from registry.tlog.notes import Signer, Verifier
 
@@ -32,8 +32,7 @@ NEXT_STEP_OF_NEW = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Value, frozen=True):
     """The keys of one registry: the first signs, all of them verify."""
 
     signers: tuple[Signer, ...]

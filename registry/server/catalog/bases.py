@@ -38,11 +38,10 @@ from registry.server.database.models import (
     BaseIdentityRow,
     BaseRow,
     BaseSimilarityRow,
-    BaseThresholdsRow,
-    BaseUsageRow,
-    JobRow,
     VersionRow,
 )
+from registry.server.database.models.jobs import BaseThresholdsRow, JobRow
+from registry.server.database.models.namespaces import BaseUsageRow
 from registry.versions.manifest import Edge
 
 BASES_LIMIT = 10_000

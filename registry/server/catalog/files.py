@@ -30,9 +30,8 @@ from registry.server.catalog import availability, verdicts, version_groups, vers
 from registry.server.database import db
 from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.settings import Settings
-from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState, find_damaged
 from registry.versions.manifest import Descriptor
 
 REPORTS_SEARCHED = 3
@@ -138,7 +137,7 @@ def plan_downloads(
     resolved = version_groups.resolve_all(session, actor, valid, manifests_bytes=BULK_MANIFESTS_BYTES)
     outcomes = [resolved[ref] if isinstance(ref, Ref) else ref for ref in parsed]
     plans = [outcome for outcome in outcomes if isinstance(outcome, Resolved)]
-    damaged = references.find_damaged(session, {file.digest for version in plans for file in version.files})
+    damaged = find_damaged(session, {file.digest for version in plans for file in version.files})
     db.commit_early(session)
     small = _read_small(plans, damaged, blobs)
     left_out = {item.digest for item in small} | damaged

@@ -31,7 +31,8 @@ from registry.findings import Finding, convert_old_code
 from registry.names import AdapterName
 from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.storage.blobs import BlobStore
 from registry.structs import first_problem
 from registry.versions.manifest import Edge, Manifest
@@ -43,7 +44,7 @@ RECORD_LIMIT_BYTES = 64 * 2**20
 class Record(BaseModel):
     """The base of all records: facts that never change, named by the SHA-256 of their bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     schema_version: Literal[2] = 2
     created_at: datetime

@@ -47,7 +47,7 @@ from registry.server.database.models import (
     VersionMetadataRow,
     VersionRow,
 )
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
 

@@ -10,21 +10,19 @@ parts each use their index.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlmodel import Session, SQLModel
 
 from registry.server.database import db
+from registry.structs import Value
 
 
-@dataclass(frozen=True, slots=True)
-class RecursiveStep:
+class RecursiveStep(Value, frozen=True):
     """How a row leads to more rows: the columns of a new row, and the tables to join, in this order."""
 
     columns: Sequence[sa.ColumnElement[Any]]
@@ -100,7 +98,7 @@ class _ValueList(sa.TypeDecorator[list[Any]]):
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
         """Return the type of the parameter on this database."""
-        array = postgresql.ARRAY(sa.String() if self.is_text else sa.Integer())
+        array = sa.ARRAY(sa.String() if self.is_text else sa.Integer())
         return dialect.type_descriptor(array if dialect.name == "postgresql" else sa.JSON())
 
 

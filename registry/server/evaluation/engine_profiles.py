@@ -28,8 +28,8 @@ def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
         raise Invalid("REQUEST_INVALID", e.detail, findings=e.findings, next_step=e.next_step) from e
 
 
-def find_stored_profile(setting: str, text: str) -> EngineProfile:
-    """The profile `text`. `Invalid` (REQUEST_INVALID) if this server does not store its verdicts."""
+def find_stored_profile(setting: str, text: str) -> str:
+    """The profile `text` as its verdicts name it. `Invalid` (REQUEST_INVALID) if this server does not store them."""
     profile = parse_profiles([text])[0]
     stored = parse_setting(setting)
     if profile not in stored:
@@ -38,4 +38,4 @@ def find_stored_profile(setting: str, text: str) -> EngineProfile:
             f"engine: this server stores no verdicts of '{profile}', only of: {', '.join(map(str, stored)) or 'none'}",
             next_step=f"add it to {VARIABLE} of the server and run `adapter recheck-engines`",
         )
-    return profile
+    return str(profile)

@@ -31,14 +31,9 @@ from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
-from registry.server.database.models import (
-    BaseIdentityRow,
-    BaseRow,
-    BaseThresholdsRow,
-    VerdictRow,
-    VersionNormsRow,
-    VersionRow,
-)
+from registry.server.database.models import BaseIdentityRow, BaseRow, VerdictRow, VersionRow
+from registry.server.database.models.jobs import BaseThresholdsRow
+from registry.server.database.models.pushes import VersionNormsRow
 from registry.server.evaluation import engine_compat
 from registry.server.evaluation.norms import (
     INLINE_BYTES,

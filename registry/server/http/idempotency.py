@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from fastapi import Request, Response
@@ -22,6 +21,7 @@ from registry.errors import Conflict, Invalid, Unavailable
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import IdempotencyRow
+from registry.structs import Value
 
 HEADER = "Idempotency-Key"
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -31,8 +31,7 @@ _CLAIMED = 0
 """The status of a row whose response is still missing. Only its own transaction sees it."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedRequest:
+class KeyedRequest(Value, frozen=True):
     """A request with a key: its token, its key, and the hash of what it requests."""
 
     token_id: str
@@ -50,8 +49,7 @@ class KeyedRequest:
         return cls(token_id, key, hasher.hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
+class StoredResponse(Value, frozen=True):
     """The response to a request. `body` is None if it contained a secret."""
 
     status: int
@@ -64,7 +62,7 @@ Lookup = Callable[[Connection, KeyedRequest], StoredResponse | None]
 
 def claim(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
     """Claim the key before the first change, or return the response that this request had."""
-    values = asdict(request) | {"status": _CLAIMED, "response": "", "created_at": db.now()}
+    values = request.to_dict() | {"status": _CLAIMED, "response": "", "created_at": db.now()}
     if db.insert_new(connection, IdempotencyRow, values):
         return None
     response = find(connection, request)
@@ -104,7 +102,7 @@ def store(
         statement = update(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED).values(**values)
         if connection.execute(statement).rowcount:
             return None
-    if db.insert_new(connection, IdempotencyRow, asdict(request) | values | {"created_at": db.now()}):
+    if db.insert_new(connection, IdempotencyRow, request.to_dict() | values | {"created_at": db.now()}):
         return None
     return find(connection, request)
 

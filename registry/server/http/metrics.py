@@ -20,20 +20,16 @@ from registry import __version__, jobs
 from registry.api.serving import SlotState
 from registry.events import DeliveryState
 from registry.server.database import db
-from registry.server.database.models import (
-    BaseUsageRow,
-    DeliveryRow,
-    EventRow,
-    FleetNodeRow,
-    FleetSlotRow,
-    JobRow,
-    NamespaceUsageRow,
-    PushRow,
-)
+from registry.server.database.models import EventRow
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.namespaces import BaseUsageRow, NamespaceUsageRow
+from registry.server.database.models.pushes import PushRow
+from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
+from registry.server.database.models.webhooks import DeliveryRow
 from registry.server.http.request_log import BUCKETS_SECONDS, RequestLog
 from registry.server.jobs import queue
 from registry.server.serving import reports
-from registry.server.storage.references import PushState
+from registry.server.storage.states import PushState
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "registry_"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from registry.structs import Value
+
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -22,8 +24,7 @@ _EXPECTED = frozenset({"TRY_LATER", "HUB_UNSUPPORTED", "HUB_RELAY_REFUSED"})
 _LOG = logging.getLogger("registry.server.requests")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
+class RequestRecord(Value, frozen=True):
     """A completed request. `route`: the template of its path."""
 
     id: str

@@ -23,6 +23,7 @@ from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
+from registry.api.models import Request as RequestSchema
 from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -81,6 +82,10 @@ class SingleThreadRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
         self.is_async = inspect.iscoroutinefunction(endpoint)
         hints = get_type_hints(endpoint, include_extras=True).values()
+        for hint in hints:
+            if isinstance(hint, type) and issubclass(hint, RequestSchema):
+                hint.model_config["defer_build"] = False  # built with the first request, pydantic warns of its alias
+                hint.model_rebuild()
         self._uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
         self.needs_no_token = any(item.dependency is require_nothing for item in kwargs.get("dependencies") or ())
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)

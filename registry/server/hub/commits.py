@@ -33,7 +33,9 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, AliasMoveRow, DraftRow, PushBlobRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasMoveRow, VersionRow
+from registry.server.database.models.hub import DraftRow
+from registry.server.database.models.pushes import PushBlobRow
 from registry.server.evaluation import engine_profiles
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
 from registry.server.hub.drafts import DraftCommit

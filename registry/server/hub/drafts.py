@@ -28,12 +28,14 @@ from registry.server import failpoints
 from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import BlobRow, DraftFileRow, DraftRow, PushBlobRow, PushRow
+from registry.server.database.models import BlobRow
+from registry.server.database.models.hub import DraftFileRow, DraftRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.server.storage.references import BlobState, PushState
+from registry.server.storage.states import BlobState, PushState
 from registry.versions.files import kind_of
 from registry.versions.manifest import Descriptor
 

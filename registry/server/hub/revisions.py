@@ -18,7 +18,8 @@ from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import files, version_groups, versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, AliasRow, DraftRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, VersionRow
+from registry.server.database.models.hub import DraftRow
 from registry.server.hub import drafts, repositories, version_push
 from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import Descriptor

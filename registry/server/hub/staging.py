@@ -15,9 +15,9 @@ from registry.roles import Scope
 from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import PushRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.storage import references
-from registry.server.storage.references import PushState
+from registry.server.storage.states import PushState
 
 
 def find_pushes(session: Session, prefix: str, name: AdapterName) -> list[PushRow]:

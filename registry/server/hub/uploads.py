@@ -22,7 +22,7 @@ from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow, PushRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import drafts, refusals, version_push
 from registry.server.settings import Settings
 from registry.server.storage.blobs import AnyUpload, BlobStore, staging_key_of

@@ -22,7 +22,8 @@ from registry.server.access import namespaces
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow, VersionRow
+from registry.server.database.models import VersionRow
+from registry.server.database.models.pushes import PushBlobRow
 from registry.server.push import commit, plan
 from registry.server.settings import Settings
 from registry.server.storage import references

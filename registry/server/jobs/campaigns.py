@@ -28,15 +28,8 @@ from registry.server.access import rate_limits
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, verdicts, versions
 from registry.server.database import db
-from registry.server.database.models import (
-    AdapterRow,
-    BaseRow,
-    CampaignJobRow,
-    CampaignRow,
-    JobRow,
-    VerdictRow,
-    VersionRow,
-)
+from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
+from registry.server.database.models.jobs import CampaignJobRow, CampaignRow, JobRow
 from registry.server.jobs import queue, queue_position
 from registry.server.jobs.requests import can_be_tested
 

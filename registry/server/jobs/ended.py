@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from registry.jobs import FINAL, Kind
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import CampaignJobRow, CampaignRow, JobRow, JobStepRow
+from registry.server.database.models.jobs import CampaignJobRow, CampaignRow, JobRow, JobStepRow
 
 ENDED_CHARACTERS = 2 * 2**20
 """Of payloads, results, errors and steps, and 1,000 for each job beside."""

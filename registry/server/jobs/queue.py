@@ -7,19 +7,20 @@
 - Every claim takes back expired leases: the job is requeued while attempts are left, else it fails.
 """
 
+from __future__ import annotations
+
 import json
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal, true, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry import jobs
-from registry.api.jobs import ClaimRequest, FailRequest
 from registry.errors import Conflict, NotFound, TooLarge
 from registry.events import EventType
 from registry.jobs import Job, JobStep, Kind, Lease, State
@@ -29,8 +30,12 @@ from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import EventRow, JobRow, JobStepRow, VersionRow
+from registry.server.database.models import EventRow, VersionRow
+from registry.server.database.models.jobs import JobRow, JobStepRow
 from registry.server.jobs import ended
+
+if TYPE_CHECKING:  # a push, which queues a test, does not load these schemas
+    from registry.api.jobs import ClaimRequest, FailRequest
 
 AFFINITY_SECONDS = 120
 """How long jobs for another base wait while a worker takes those for its loaded one."""

@@ -16,7 +16,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import JobRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.jobs import queue
 
 TAKEN_SECONDS = 24 * 60 * 60

@@ -33,7 +33,8 @@ from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, base_weights, bases, verdicts, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import BaseRow, JobRow, VersionRow
+from registry.server.database.models import BaseRow, VersionRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.jobs import queue
 
 RECIPE_KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}

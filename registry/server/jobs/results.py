@@ -31,7 +31,8 @@ from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts
 from registry.server.database import db
-from registry.server.database.models import BaseRow, JobRow, VerdictRow, VersionRow
+from registry.server.database.models import BaseRow, VerdictRow, VersionRow
+from registry.server.database.models.jobs import JobRow
 from registry.server.evaluation import engine_compat
 from registry.server.jobs import queue
 from registry.server.storage import blobs, references

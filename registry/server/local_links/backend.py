@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
@@ -13,14 +12,14 @@ from registry.server.http.conditional import LINK_HEADERS, Part, select_part
 from registry.server.http.problems import status_of
 from registry.server.storage.blobs import BlobStore, BlobWriter, Bytes, digest_of, raise_unknown
 from registry.server.storage.signed_links import SignedLink
+from registry.structs import Value
 
 _LOG = logging.getLogger("registry.server")
 LinkResponse = tuple[int, dict[str, str], Iterator[bytes]]
 """Status, headers and body."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkBackend:
+class LinkBackend(Value, frozen=True):
     """What the handling of links needs of the server.
 
     `open_upload` is a context in which a blob is received. Its writer is None if the push has ended with a version:

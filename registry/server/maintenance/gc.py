@@ -42,18 +42,12 @@ from registry.server.catalog import base_rows, metadata_backup
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
-from registry.server.database.models import (
-    BlobRow,
-    CampaignRow,
-    DeliveryRow,
-    DraftRow,
-    IdempotencyRow,
-    JobRow,
-    PageSessionRow,
-    PushRow,
-    TokenRow,
-    UsedAssertionRow,
-)
+from registry.server.database.models import BlobRow, IdempotencyRow, TokenRow
+from registry.server.database.models.hub import DraftRow
+from registry.server.database.models.jobs import CampaignRow, JobRow
+from registry.server.database.models.pushes import PushRow
+from registry.server.database.models.sign_in import PageSessionRow, UsedAssertionRow
+from registry.server.database.models.webhooks import DeliveryRow
 from registry.server.evaluation import weights
 from registry.server.hub import drafts
 from registry.server.jobs import ended
@@ -65,7 +59,7 @@ from registry.server.serving import reports
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, digest_of, key_of
-from registry.server.storage.references import BlobState, PushState
+from registry.server.storage.states import BlobState, PushState
 
 LOCK = "gc"
 BATCH = 500

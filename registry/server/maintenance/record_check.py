@@ -16,7 +16,8 @@ from registry.server.catalog import metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, VersionRecord, revision
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.storage.blobs import BlobStore, Stat
 
 BATCH = 200

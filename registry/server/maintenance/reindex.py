@@ -33,7 +33,8 @@ from registry.server.audit import tree
 from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenNameRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, BlobRow, VersionRow
+from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import record_check
 from registry.server.promotion import deletion, moves
@@ -42,7 +43,7 @@ from registry.server.push.inspect import Inspection
 from registry.server.search import text_index
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
 BATCH = 100

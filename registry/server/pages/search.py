@@ -89,7 +89,7 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
         text=filters["text"].strip(), namespace=filters["namespace"].strip(), base=filters["base"].strip(),
         method=filters["method"], format=filters["format"], alias=filters["alias"].strip(),
         owner=filters["owner"].strip(),
-        engine=engine_profiles.parse_profiles([check])[0] if check in profiles else None,
+        engine=check if check in profiles else "",
         check=Check(check) if check in CHECKS else None,
         outcome=Outcome(outcome) if outcome else None,
         **numbers,

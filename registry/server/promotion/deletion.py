@@ -30,19 +30,19 @@ from registry.server.database.models import (
     NEVER,
     AdapterRow,
     AliasRow,
-    ApprovalRow,
     AttestationRow,
     BaseEdgeRow,
     BaseRow,
     EdgeRow,
-    JobRow,
     VerdictRow,
     VersionAttributeRow,
     VersionFileRow,
     VersionMetadataRow,
-    VersionNormsRow,
     VersionRow,
 )
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.pushes import VersionNormsRow
 from registry.server.jobs import queue
 from registry.server.promotion import describe, withdraw
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED

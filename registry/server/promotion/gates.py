@@ -31,17 +31,8 @@ from registry.server.actors import TOKEN, Actor
 from registry.server.catalog import base_rows, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import (
-    AdapterGateRow,
-    AliasMoveRow,
-    ApprovalRow,
-    BaseRow,
-    NamespaceGateRow,
-    TokenRow,
-    UtcTime,
-    VersionFileRow,
-    VersionRow,
-)
+from registry.server.database.models import AliasMoveRow, BaseRow, TokenRow, UtcTime, VersionFileRow, VersionRow
+from registry.server.database.models.namespaces import AdapterGateRow, ApprovalRow, NamespaceGateRow
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.promotion import attestations, owner_rules
 from registry.server.promotion.owner_rules import Owner

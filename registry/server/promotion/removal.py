@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Delete, Engine, Table, bindparam, update
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
 from sqlalchemy.orm import defer
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import Session, col, select
 
 from registry.api.catalog import DeleteResult
 from registry.errors import Conflict, Refused, Unavailable
@@ -30,17 +30,12 @@ from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, metadata_backup, verdicts, versions
-from registry.server.database import db
-from registry.server.database.models import (
-    AdapterRow,
-    ApprovalRow,
-    BaseRow,
-    JobRow,
-    PublisherRow,
-    PushRow,
-    VerdictRow,
-    VersionRow,
-)
+from registry.server.database import db, tables
+from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.pushes import PushRow
+from registry.server.database.models.sign_in import PublisherRow
 from registry.server.promotion import deletion, gates
 from registry.server.search import text_index
 from registry.server.serving import reports
@@ -170,7 +165,7 @@ def _build_delete() -> list[Delete]:
 
 
 def _delete_with_references(table: Table, which: ColumnElement[bool]) -> Iterator[Delete]:
-    for other in SQLModel.metadata.sorted_tables:
+    for other in tables.metadata.sorted_tables:
         for key in other.foreign_keys:
             if key.column.table is table:
                 yield from _delete_with_references(other, key.parent.in_(plain_select(key.column).where(which)))

@@ -39,7 +39,8 @@ from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, BlobRow, PushBlobRow, PushRow, VersionRow
+from registry.server.database.models import AdapterRow, BlobRow, VersionRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion.group import results_of, run_readable, without_error
 from registry.server.push import background, inspect, plan, rows
 from registry.server.push.commit_member import Commit, MemberFailed
@@ -54,7 +55,7 @@ from registry.server.storage.blobs import (
     key_of,
     staging_key_of,
 )
-from registry.server.storage.references import BlobState, PushState
+from registry.server.storage.states import BlobState, PushState, find_damaged
 from registry.versions.manifest import Manifest
 
 COMMIT_SECONDS = 3600
@@ -457,7 +458,7 @@ def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:
         for commit in still_open:
             with commit.collect_error():
                 references.check_not_deleting(reserved, commit.sizes)
-    return references.find_damaged(session, {digest for commit in without_error(commits) for digest in commit.sizes})
+    return find_damaged(session, {digest for commit in without_error(commits) for digest in commit.sizes})
 
 
 def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore, any_size: bool = True) -> None:

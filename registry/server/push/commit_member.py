@@ -9,7 +9,8 @@ from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.names import AdapterName
-from registry.server.database.models import BaseRow, PushBlobRow, PushRow, VerdictRow, VersionRow
+from registry.server.database.models import BaseRow, VerdictRow, VersionRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion.group import Member
 from registry.server.push.inspect import Inspection
 from registry.versions.manifest import Manifest

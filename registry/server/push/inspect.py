@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -127,7 +127,7 @@ def _verify_blobs(
             if stat.key != key:
                 snapshots.append(stat.key)
         if stat.digest is None or file.digest in damaged:
-            stat = replace(stat, digest=Digest.of_chunks(blobs.open(stat.key)))
+            stat = stat.replace(digest=Digest.of_chunks(blobs.open(stat.key)))
         digest = stat.digest
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
             message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"

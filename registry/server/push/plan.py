@@ -32,13 +32,14 @@ from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights, versions
 from registry.server.database import db, models
 from registry.server.database.expressions import any_of
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion.group import Member, run_readable, without_error
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
-from registry.server.storage.references import BlobState, PushState
+from registry.server.storage.states import BlobState, PushState, find_damaged
 from registry.versions.manifest import BaseRef, Manifest, ManifestDraft, check_size
 
 LOOKED_UP_AT_ONCE = 16
@@ -55,8 +56,8 @@ class _Push(Member):
         self.base: models.BaseRow
         self.manifest: Manifest
         self.sizes = blob_sizes(item.manifest)
-        self.row: models.PushRow | None = None
-        self.blobs: list[models.PushBlobRow] = []
+        self.row: PushRow | None = None
+        self.blobs: list[PushBlobRow] = []
         self.arrived: set[str] = set()
         """Digests of blobs whose bytes are there already."""
         self.plan: PushPlan | None = None
@@ -246,21 +247,21 @@ def find_readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) ->
 
 # Built once, because every push executes them.
 _OPEN_PUSHES = (
-    select(models.PushRow)
+    select(PushRow)
     .where(
-        col(models.PushRow.token_id) == bindparam("token_id"),
-        any_of(col(models.PushRow.manifest_digest), parameter="digests"),
-        col(models.PushRow.state) == PushState.OPEN,
-        col(models.PushRow.expires_at) > bindparam("soonest"),
+        col(PushRow.token_id) == bindparam("token_id"),
+        any_of(col(PushRow.manifest_digest), parameter="digests"),
+        col(PushRow.state) == PushState.OPEN,
+        col(PushRow.expires_at) > bindparam("soonest"),
     )
-    .order_by(col(models.PushRow.created_at).desc())
+    .order_by(col(PushRow.created_at).desc())
 )
-_BLOBS = select(models.PushBlobRow).where(any_of(col(models.PushBlobRow.push_id), parameter="ids"))
+_BLOBS = select(PushBlobRow).where(any_of(col(PushBlobRow.push_id), parameter="ids"))
 
 
 def _find_open_pushes(
     session: Session, actor: Actor, pushes: Sequence[_Push], settings: Settings
-) -> dict[tuple[str, str], models.PushRow]:
+) -> dict[tuple[str, str], PushRow]:
     """Name and digest → the oldest open push of the same token, if at least half of its time is left."""
     soonest = db.now() + timedelta(seconds=settings.push_hold_seconds / 2)
     params = {"token_id": actor.token_id, "digests": sorted({push.manifest.digest for push in pushes})}
@@ -275,7 +276,7 @@ def _resume(session: Session, pushes: Sequence[_Push], readable: Set[tuple[str, 
         push.blobs = by_push[push.row.id] if push.row is not None else []
     blobs = [blob for push in pushes for blob in push.blobs]
     sent = {Digest(blob.digest) for blob in blobs if blob.is_stored}
-    sent_damaged = references.find_damaged(session, sent) if sent else set()
+    sent_damaged = find_damaged(session, sent) if sent else set()
     damaged = [b for b in blobs if not b.staging_key and (b.digest, b.size_bytes) not in readable]
     damaged += [b for b in blobs if b.is_stored and b.digest in sent_damaged]
     if damaged:
@@ -296,7 +297,7 @@ def _create(
         push.row = row = new_row(actor, push.name, push.manifest, push.message, settings)
         push.blobs = [
             db.new_row(
-                models.PushBlobRow,
+                PushBlobRow,
                 push_id=row.id, digest=digest, size_bytes=size,
                 staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
             )
@@ -318,24 +319,24 @@ def _create(
     failpoints.reach("push.plan.after_rows")
 
 
-def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[models.PushBlobRow]]:
+def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[PushBlobRow]]:
     """Push → its blobs. Every id is a key."""
-    blobs: dict[str, list[models.PushBlobRow]] = {push_id: [] for push_id in push_ids}
+    blobs: dict[str, list[PushBlobRow]] = {push_id: [] for push_id in push_ids}
     for blob in session.exec(_BLOBS, params={"ids": sorted(blobs)}) if blobs else ():
         blobs[blob.push_id].append(blob)
     return blobs
 
 
-def key_of_sent(blob: models.PushBlobRow) -> str:
+def key_of_sent(blob: PushBlobRow) -> str:
     """Where the bytes are that a push has sent; empty if it need not send them."""
     return key_of(Digest(blob.digest)) if blob.is_stored else blob.staging_key
 
 
-def new_row(actor: Actor, name: AdapterName, manifest: Manifest, message: str, settings: Settings) -> models.PushRow:
+def new_row(actor: Actor, name: AdapterName, manifest: Manifest, message: str, settings: Settings) -> PushRow:
     """The row of a push that begins now."""
     created_at = db.now()
     return db.new_row(
-        models.PushRow,
+        PushRow,
         id="psh_" + secrets.token_hex(12), namespace=name.namespace, name=name.name, state=PushState.OPEN,
         manifest=manifest.to_bytes().decode(), manifest_digest=manifest.digest,
         message=message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
@@ -347,7 +348,7 @@ def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
     """Find out which blobs of resumed pushes have arrived. A store on another machine is asked about some at a time."""
     requested = [(push, blob) for push in pushes for blob in push.blobs if blob.staging_key]
 
-    def look_up(push: _Push, blob: models.PushBlobRow) -> None:
+    def look_up(push: _Push, blob: PushBlobRow) -> None:
         if push.error is None:
             with push.collect_error():
                 if blobs.stat(key_of_sent(blob)) is not None:
@@ -371,7 +372,7 @@ def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> Pu
     return PushPlan(push_id=push_id, base=manifest.base, digest=manifest.digest, uploads=uploads, expires_at=expires_at)
 
 
-def _upload(blob: models.PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
+def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
     """Upload by links: to the store, in parts or whole, if it has safe ones, else to this server. None: all arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)

@@ -11,7 +11,6 @@ from typing import Any
 
 from anyio import to_thread
 from sqlalchemy import Engine, bindparam, func, literal_column, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col
 
 from registry import names
@@ -87,8 +86,7 @@ def _compile(database: str, kind: str) -> tuple[str, dict[str, Any]]:
     if by_alias:
         statement = statement.join(AliasRow, versions.alias_points_at_version())
     style = "named" if database == "sqlite" else "pyformat"
-    dialect = {"sqlite": sqlite, "postgresql": postgresql}[database].dialect(paramstyle=style)
-    compiled = statement.compile(dialect=dialect)
+    compiled = statement.compile(dialect=db.dialect_module(database).dialect(paramstyle=style))
     return str(compiled), dict(compiled.params)
 
 

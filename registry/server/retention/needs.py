@@ -23,17 +23,16 @@ from registry.server.database.models import (
     TAG,
     AdapterRow,
     AliasRow,
-    ApprovalRow,
     AttestationRow,
     BaseEdgeRow,
     EdgeRow,
-    FleetNodeRow,
-    FleetSlotRow,
-    JobRow,
     RoleRow,
     VersionMetadataRow,
     VersionRow,
 )
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
 from registry.server.jobs import queue
 from registry.server.promotion import aliases, deletion
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED

@@ -19,7 +19,6 @@ from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage, version_groups, versions
 from registry.server.database import db
-from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
@@ -68,6 +67,7 @@ def resolve_version(
 
 @router.get("/adapters")
 def list_adapters(
+    incoming: Request,
     session: deps.SessionDep,
     actor: deps.Puller,
     settings: deps.SettingsDep,
@@ -98,7 +98,7 @@ def list_adapters(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
         method=method, text=text, prefix=prefix, alias=alias, owner=owner, format=format,
         targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
-        engine=engine_profiles.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
+        engine=incoming.app.state.find_profile(settings.engines, engine) if engine else "", outcome=outcome,
     )  # fmt: skip
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 

@@ -7,7 +7,6 @@ base. It starts in the index where the last one ended (`next_cursor` is the last
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, tuple_
@@ -17,7 +16,6 @@ from registry import names
 from registry.api.catalog import AdapterPage, AdapterView
 from registry.bases import BaseMatch
 from registry.digest import Digest
-from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
@@ -34,6 +32,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.search import candidates, text_index
+from registry.structs import Value
 
 WINDOW = 2000
 WIDE_WINDOW = 10_000
@@ -42,8 +41,7 @@ _NAME: Any = (col(AdapterRow.namespace), col(AdapterRow.name))
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+class Search(Value, frozen=True):
     """The filters of a list; empty fields do not filter. Most are about the newest version.
 
     About the adapter are `alias`, `prefix` (what `namespace/name` begins with) and `owner` (who pushed it first).
@@ -71,7 +69,7 @@ class Search:
     annotations: tuple[str, ...] = ()
     rank_min: int | None = None
     rank_max: int | None = None
-    engine: EngineProfile | None = None
+    engine: str = ""
     check: Check | None = None
     outcome: Outcome | None = None
 
@@ -199,7 +197,7 @@ def _selections(session: Session, search: Search, base_ids: list[int] | None) ->
 
 def _checks(search: Search) -> list[tuple[Check, str]]:
     """The checks and profiles that a version must have an outcome of."""
-    engine = [(Check.ENGINE, str(search.engine))] if search.engine is not None else []
+    engine = [(Check.ENGINE, search.engine)] if search.engine else []
     return engine + ([(search.check, "")] if search.check is not None else [])
 
 

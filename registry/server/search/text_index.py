@@ -28,7 +28,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import table as plain_table
-from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
@@ -148,7 +147,8 @@ def _look_up(words: Sequence[str], *, is_sqlite: bool) -> tuple[Any, ColumnEleme
         query = " ".join(f'"{word}"{"*" if _is_prefix(word) else ""}' for word in words)
         return _SQLITE_INDEX.c.rowid, _SQLITE_INDEX.c[TEXT_INDEX].bool_op("MATCH")(query)
     query = " & ".join(f"'{word}'{':*' if _is_prefix(word) else ''}" for word in words)
-    return col(AdapterTextRow.adapter_id), literal_column(TEXT_VECTOR).bool_op("@@")(cast(query, TSQUERY))
+    tsquery = cast(query, db.dialect_module("postgresql").TSQUERY)
+    return col(AdapterTextRow.adapter_id), literal_column(TEXT_VECTOR).bool_op("@@")(tsquery)
 
 
 def _is_prefix(word: str) -> bool:

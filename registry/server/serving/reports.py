@@ -25,15 +25,8 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import (
-    AdapterRow,
-    BlobRow,
-    FleetBlobRow,
-    FleetNodeRow,
-    FleetSlotRow,
-    VersionFileRow,
-    VersionRow,
-)
+from registry.server.database.models import AdapterRow, BlobRow, VersionFileRow, VersionRow
+from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
 
 NODES_LIMIT = 1000
 """Engines of one reporter."""

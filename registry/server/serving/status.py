@@ -24,7 +24,8 @@ from registry.server.catalog import availability, versions
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, AliasRow, BaseRow, FleetNodeRow, FleetSlotRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VersionRow
+from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
 from registry.server.serving.reports import lease_is_live
 
 SLOTS_OF_PAGE = 10_000

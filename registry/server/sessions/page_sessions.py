@@ -22,7 +22,7 @@ from registry.server.access.sign_in import ActorCache
 from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor
 from registry.server.actors.secret import sha256_of
 from registry.server.database import db
-from registry.server.database.models import PageSessionRow
+from registry.server.database.models.sign_in import PageSessionRow
 
 SESSION_SECONDS = 12 * 3600
 LINK_TOKEN = "browser of this machine"  # noqa: S105 - a name, not a secret

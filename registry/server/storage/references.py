@@ -14,7 +14,6 @@
 
 from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
-from enum import StrEnum
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal, literal_column, not_, or_, update
 from sqlmodel import Session, col, select
@@ -25,39 +24,13 @@ from registry.errors import NotFound, Unavailable
 from registry.jobs import State
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import (
-    AttestationRow,
-    BlobRow,
-    FleetBlobRow,
-    FleetNodeRow,
-    FleetSlotRow,
-    JobRow,
-    PushBlobRow,
-    PushRow,
-    UtcTime,
-    VerdictRow,
-    VersionFileRow,
-)
+from registry.server.database.models import AttestationRow, BlobRow, UtcTime, VerdictRow, VersionFileRow
+from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
+from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
+from registry.server.storage.states import BlobState, PushState
 
 RETRY_AFTER_SECONDS = 1
-
-
-class BlobState(StrEnum):
-    """The state of a blob's row."""
-
-    PENDING = "pending"
-    LIVE = "live"
-    DEAD = "dead"
-    DELETING = "deleting"
-    CORRUPT = "corrupt"
-
-
-class PushState(StrEnum):
-    """The state of a push. Only an open one references its blobs; the other states are final."""
-
-    OPEN = "open"
-    COMMITTED = "committed"
-    EXPIRED = "expired"
 
 
 # ------------------------------------------------------------------ conditions
@@ -127,16 +100,6 @@ def check_not_deleting(states: Mapping[Digest, BlobState], digests: Iterable[Dig
     deleting = next((d for d in digests or states if states[d] is BlobState.DELETING), None)
     if deleting is not None:
         raise _try_later(f"blob {deleting} is being deleted right now", "try again in a moment")
-
-
-_SELECT_CORRUPT = select(BlobRow.digest).where(
-    any_of(col(BlobRow.digest), parameter="digests"), col(BlobRow.state) == BlobState.CORRUPT
-)
-
-
-def find_damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
-    """Return those of these blobs, which the caller holds, whose bytes are wrong or missing."""
-    return {Digest(digest) for digest in session.exec(_SELECT_CORRUPT, params={"digests": list(digests)})}
 
 
 _WRITTEN = any_of(col(BlobRow.digest), parameter="written_now")

@@ -39,7 +39,8 @@ from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
-from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
+from registry.server.database.models import EventRow
+from registry.server.database.models.webhooks import DeliveryRow, WebhookRow
 from registry.server.outgoing import deadlines
 from registry.server.settings import Settings
 from registry.server.webhooks.target import WebhookAddress, resolve_target

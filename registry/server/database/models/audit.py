@@ -1,13 +1,12 @@
-"""Tables of the audit log and what follows from it: events, tiles, checkpoints, attestations, webhooks, deliveries."""
+"""Tables of the audit log and what is written beside it: events, tiles, checkpoints, attestations."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, Index, LargeBinary, Text, text
 from sqlmodel import Field, SQLModel
 
-from registry.events import DeliveryState
-from registry.server.database.models.columns import CreatedColumns, UtcTime
+from registry.server.database.models.columns import UtcTime
 
 _UNNUMBERED = text("position IS NULL")
 
@@ -22,8 +21,8 @@ class EventRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_event_namespace_position", "namespace", "position"),
         Index("uq_event_position", "position", unique=True),
-        Index("ix_event_unnumbered", "seq", postgresql_where=_UNNUMBERED, sqlite_where=_UNNUMBERED),
-        Index("ix_event_object", "object", postgresql_ops={"object": "text_pattern_ops"}),
+        Index("ix_event_unnumbered", "seq", sqlite_where=_UNNUMBERED),
+        Index("ix_event_object", "object"),
     )
     seq: int | None = Field(default=None, primary_key=True)
     """Order of insertion, with gaps. The `seq` of REST responses is `position`."""
@@ -73,35 +72,3 @@ class AttestationRow(SQLModel, table=True):
     position: int | None = Field(default=None, sa_type=BigInteger, unique=True)
     made_at: datetime = Field(sa_type=UtcTime)
     made_by: str
-
-
-class WebhookRow(CreatedColumns, table=True):
-    """An endpoint that receives events, queued up to position `after`.
-
-    Its secret follows from its id and `key`, a key of the key file by its public half; empty is the oldest one there.
-    """
-
-    __tablename__ = "webhook"
-    id: str = Field(primary_key=True)
-    namespace: str = Field(index=True)
-    url: str = Field(sa_type=Text)
-    actions: list[str] = Field(default_factory=list, sa_type=JSON)
-    after: int = Field(default=0, sa_type=BigInteger)
-    key: str = Field(default="", sa_column_kwargs={"server_default": ""})
-
-
-class DeliveryRow(SQLModel, table=True):
-    """The delivery of one event to one webhook: waiting, delivered or dead."""
-
-    __tablename__ = "webhook_delivery"
-    __table_args__ = (UniqueConstraint("webhook_id", "position"), Index("ix_webhook_delivery_due", "state", "next_at"))
-    id: int | None = Field(default=None, primary_key=True)
-    webhook_id: str = Field(sa_column_args=(ForeignKey("webhook.id", ondelete="CASCADE"),))
-    position: int = Field(sa_type=BigInteger)
-    state: str = DeliveryState.WAITING
-    attempt: int = 0
-    next_at: datetime = Field(sa_type=UtcTime)
-    status: int | None = None
-    error: str = Field(default="", sa_type=Text)
-    created_at: datetime = Field(sa_type=UtcTime)
-    ended_at: datetime | None = Field(default=None, sa_type=UtcTime)

@@ -1,9 +1,9 @@
-"""Tables of the content: bases; adapters, versions, lineage, verdicts; aliases, gates, approvals; blobs and pushes."""
+"""Tables of the content: bases; adapters, versions, lineage, verdicts; aliases; blobs."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, false, text
+from sqlalchemy import JSON, BigInteger, Index, Text, UniqueConstraint, false, text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -57,30 +57,6 @@ class BaseEdgeRow(SQLModel, table=True):
     base_id: int = Field(foreign_key="base.id", primary_key=True)
     parent_digest: str = Field(primary_key=True, index=True)
     relation: str = Field(primary_key=True)
-
-
-class BaseUsageRow(SQLModel, table=True):
-    """How many adapters of a namespace have a version on a base that is not deleted. As `NamespaceUsageRow`."""
-
-    __tablename__ = "base_usage"
-    base_id: int = Field(primary_key=True, sa_column_args=(ForeignKey("base.id", ondelete="CASCADE"),))
-    namespace: str = Field(primary_key=True)
-    shard: int = Field(primary_key=True)
-    adapters: int
-
-
-class NamespaceUsageRow(SQLModel, table=True):
-    """What the adapters of a namespace hold: versions whose files are there, and their bytes.
-
-    Triggers write these rows, whatever writes versions. There are none of zeros. `shard`: the
-    adapters' id modulo 8, so that few pushes wait for the same row.
-    """
-
-    __tablename__ = "namespace_usage"
-    namespace: str = Field(primary_key=True)
-    shard: int = Field(primary_key=True)
-    size_bytes: int = Field(sa_type=BigInteger)
-    versions: int
 
 
 ADAPTER_PATH = "(adapter.namespace || '/' || adapter.name)"
@@ -177,14 +153,6 @@ class VersionInputRow(SQLModel, table=True):
     digest: str | None = Field(default=None, index=True)
 
 
-class VersionNormsRow(SQLModel, table=True):
-    """`norms`: JSON, module → |A|, |B|, |scale · BA| and the root mean square of its elements."""
-
-    __tablename__ = "version_norms"
-    version_id: int = Field(foreign_key="version.id", primary_key=True)
-    norms: str = Field(sa_type=Text)
-
-
 FACT = "fact:"
 """Prefix of the attributes that are facts of a version's content: `fact:target:q_proj`, `fact:format:peft`."""
 
@@ -205,16 +173,13 @@ NEVER = "never"
 """The expiry of a version that was restored after its deletion. It sorts after every moment."""
 _IS_TAG = text("kind = 'tag'")
 _IS_EXPIRY = text("kind = 'expires'")
-_IS_OPEN = text("state = 'open'")
 
 
 class AdapterMetadataRow(SetColumns, table=True):
     """A description, a tag or a link of an adapter. It can change, and the audit log keeps every change."""
 
     __tablename__ = "adapter_metadata"
-    __table_args__ = (
-        Index("ix_adapter_metadata_tag", "key", "value", "adapter_id", postgresql_where=_IS_TAG, sqlite_where=_IS_TAG),
-    )
+    __table_args__ = (Index("ix_adapter_metadata_tag", "key", "value", "adapter_id", sqlite_where=_IS_TAG),)
     adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
     kind: str = Field(primary_key=True)
     key: str = Field(primary_key=True)
@@ -226,8 +191,8 @@ class VersionMetadataRow(SetColumns, table=True):
 
     __tablename__ = "version_metadata"
     __table_args__ = (
-        Index("ix_version_metadata_tag", "key", "value", "version_id", postgresql_where=_IS_TAG, sqlite_where=_IS_TAG),
-        Index("ix_version_metadata_expiry", "value", postgresql_where=_IS_EXPIRY, sqlite_where=_IS_EXPIRY),
+        Index("ix_version_metadata_tag", "key", "value", "version_id", sqlite_where=_IS_TAG),
+        Index("ix_version_metadata_expiry", "value", sqlite_where=_IS_EXPIRY),
     )
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     kind: str = Field(primary_key=True)
@@ -302,45 +267,6 @@ class BlobRow(SQLModel, table=True):
     git_sha1: str | None = None
 
 
-class PushRow(CreatedColumns, table=True):
-    """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`.
-
-    Ended, it has no manifest any more. `refusal`: the problem body of a push whose files were refused.
-    """
-
-    __tablename__ = "push"
-    __table_args__ = (Index("ix_push_open", "namespace", postgresql_where=_IS_OPEN, sqlite_where=_IS_OPEN),)
-    id: str = Field(primary_key=True)
-    namespace: str
-    name: str
-    manifest: str = Field(sa_type=Text)
-    manifest_digest: str
-    message: str = Field(default="", sa_type=Text)
-    state: str = "open"
-    token_id: str = ""
-    expires_at: datetime = Field(sa_type=UtcTime, index=True)
-    refusal: str | None = Field(default=None, sa_type=Text)
-
-
-class PushBlobRow(SQLModel, table=True):
-    """A blob of a push. `staging_key` is empty if a version that the caller can read has it already.
-
-    `is_stored`: this push has sent the bytes, and this server has written them under their final key.
-    """
-
-    __tablename__ = "push_blob"
-    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
-    digest: str = Field(primary_key=True, index=True)
-    size_bytes: int = Field(sa_type=BigInteger)
-    staging_key: str = ""
-    is_stored: bool = False
-
-    @property
-    def is_taken_over(self) -> bool:
-        """Whether the push only refers to bytes that a version has: only who may read them may use them."""
-        return not (self.is_stored or self.staging_key)
-
-
 class AliasRow(SQLModel, table=True):
     """Where an alias points now. `generation` grows by one with each move and is never reused."""
 
@@ -369,111 +295,3 @@ class AliasMoveRow(SQLModel, table=True):
     token_id: str = ""
     reason: str = Field(default="", sa_type=Text)
     evidence: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
-
-
-class NamespaceGateRow(SetColumns, table=True):
-    """The gate of an alias in every adapter of a namespace that has no gate of its own for it."""
-
-    __tablename__ = "namespace_gate"
-    namespace: str = Field(primary_key=True)
-    alias: str = Field(primary_key=True)
-    gate: dict[str, Any] = Field(sa_type=JSON)
-
-
-class AdapterGateRow(SetColumns, table=True):
-    """The gate of an alias of one adapter. It stays with the adapter when that is renamed."""
-
-    __tablename__ = "adapter_gate"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    alias: str = Field(primary_key=True)
-    gate: dict[str, Any] = Field(sa_type=JSON)
-
-
-class NamespaceRetentionRow(SetColumns, table=True):
-    """The retention rule of the adapters of a namespace that have none of their own."""
-
-    __tablename__ = "namespace_retention"
-    namespace: str = Field(primary_key=True)
-    rule: dict[str, Any] = Field(sa_type=JSON)
-
-
-class AdapterRetentionRow(SetColumns, table=True):
-    """The retention rule of one adapter. It stays with the adapter when that is renamed."""
-
-    __tablename__ = "adapter_retention"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    rule: dict[str, Any] = Field(sa_type=JSON)
-
-
-class ApprovalRow(SQLModel, table=True):
-    """The approval of a version for an alias by one identity."""
-
-    __tablename__ = "approval"
-    __table_args__ = (UniqueConstraint("version_id", "alias", "identity"),)
-    id: int | None = Field(default=None, primary_key=True)
-    version_id: int = Field(foreign_key="version.id")
-    alias: str
-    identity: str
-    token_id: str = ""
-    comment: str = Field(default="", sa_type=Text)
-    at: datetime = Field(sa_type=UtcTime)
-
-
-class DraftRow(CreatedColumns, table=True):
-    """The newest commit of one pusher on one branch, if it is no version. It ends with its push.
-
-    `owner`: the subject of the pusher's token, or the token's id. `push_id`: the push that references the blobs.
-    `parent`: the digest of the version that it began from; empty without one. `revision`: the commit id.
-    """
-
-    __tablename__ = "draft"
-    __table_args__ = (UniqueConstraint("namespace", "name", "owner", "branch"),)
-    id: str = Field(primary_key=True)
-    namespace: str
-    name: str
-    owner: str
-    branch: str
-    push_id: str = Field(index=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
-    parent: str = ""
-    revision: str
-    message: str = Field(default="", sa_type=Text)
-    updated_at: datetime = Field(sa_type=UtcTime)
-
-
-class XorbRow(SQLModel, table=True):
-    """A xorb that a Xet client has sent, staged unpacked under its SHA-256. It goes with its session.
-
-    `chunk_ends`: where each chunk ends in the unpacked bytes, as little-endian u32.
-    """
-
-    __tablename__ = "xorb"
-    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
-    hash: str = Field(primary_key=True)
-    digest: str
-    chunk_ends: bytes = Field(sa_type=LargeBinary)
-
-
-class XetSessionRow(SQLModel, table=True):
-    """A push of a Xet session, and the word in the session's URL. It goes with the push.
-
-    `has_shard`: a shard has made files of it. `is_shared`: its URL was given out again. `is_closed`: it is given out no
-    more.
-    """
-
-    __tablename__ = "xet_session"
-    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
-    word: str
-    has_shard: bool = False
-    is_shared: bool = False
-    is_closed: bool = False
-
-
-class DraftFileRow(SQLModel, table=True):
-    """A file of a draft. `git_sha1`: the id of its git blob if it is small, else empty."""
-
-    __tablename__ = "draft_file"
-    draft_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("draft.id", ondelete="CASCADE"),))
-    path: str = Field(primary_key=True)
-    digest: str
-    size_bytes: int = Field(sa_type=BigInteger)
-    git_sha1: str = ""

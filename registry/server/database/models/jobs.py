@@ -20,7 +20,7 @@ class JobRow(CreatedColumns, table=True):
         Index("ix_job_claim", "state", "kind", "run_after", "priority"),
         Index("ix_job_namespace_started_at", "namespace", "started_at"),
         Index("ix_job_created_at_id", "created_at", "id"),
-        Index("ix_job_subject", "subject", postgresql_ops={"subject": "text_pattern_ops"}),
+        Index("ix_job_subject", "subject"),
     )
     id: str = Field(primary_key=True)
     kind: str

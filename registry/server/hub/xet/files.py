@@ -21,7 +21,7 @@ from registry.hub.xet.shards import Segment, ShardFile, read_files
 from registry.hub.xet.xorbs import XORB_LIMIT_BYTES
 from registry.server import failpoints
 from registry.server.database import db
-from registry.server.database.models import XorbRow
+from registry.server.database.models.hub import XorbRow
 from registry.server.hub import drafts, uploads, version_push
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession

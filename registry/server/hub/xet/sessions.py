@@ -29,12 +29,13 @@ from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import PushBlobRow, PushRow, XetSessionRow, XorbRow
+from registry.server.database.models.hub import XetSessionRow, XorbRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.references import PushState
+from registry.server.storage.states import PushState
 
 _WORD_BYTES = 12
 _WORD = re.compile(f"[0-9a-f]{{{2 * _WORD_BYTES}}}")

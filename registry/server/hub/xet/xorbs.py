@@ -15,7 +15,7 @@ from registry.hub.xet import hashes
 from registry.hub.xet.xorbs import read_chunks
 from registry.server import failpoints
 from registry.server.database import db
-from registry.server.database.models import XorbRow
+from registry.server.database.models.hub import XorbRow
 from registry.server.hub import drafts
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession

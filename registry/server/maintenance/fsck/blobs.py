@@ -25,11 +25,12 @@ from registry.events import EventType
 from registry.server import audit
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
+from registry.server.database.models import AttestationRow, BlobRow, VerdictRow, VersionFileRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
-from registry.server.storage.references import BlobState, PushState
+from registry.server.storage.states import BlobState, PushState
 
 FIRST_SHARD = "00"
 FEW_BLOBS = 1000

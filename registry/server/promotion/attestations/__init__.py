@@ -24,7 +24,7 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
 from registry.server.storage import blobs
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState
 
 SIGNATURE, UNVERIFIED = "signature", "unverified"
 SHOWN_LIMIT = 200

@@ -29,7 +29,7 @@ from registry.server.database.models import AttestationRow, BlobRow, EventRow, V
 from registry.server.promotion.attestations import attestation_row
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
 ATTESTED_ACTIONS = (EventType.VERSION_PUSH, EventType.VERDICT_ADD)

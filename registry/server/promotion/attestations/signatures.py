@@ -26,7 +26,7 @@ from registry.server.database.models import AttestationRow, VersionRow
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED, attestation_row, view
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.references import BlobState
+from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
 SIGNATURES_LIMIT = 100

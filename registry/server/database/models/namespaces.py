@@ -1,0 +1,112 @@
+"""Tables of namespaces: limits, reserved names, usage, gates, approvals, retention."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Text, UniqueConstraint, false
+from sqlmodel import Field, SQLModel
+
+from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
+
+
+class NamespaceRow(CreatedColumns, table=True):
+    """A namespace and its limits; None means no limit. A namespace without a row is private and has no limits.
+
+    `strict`: pushes whose check `compat` fails are refused. `unregistered_bases`: pushes whose base is not registered
+    are stored.
+    """
+
+    __tablename__ = "namespace"
+    name: str = Field(primary_key=True)
+    quota_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    quota_versions: int | None = None
+    pushes_per_hour: int | None = None
+    strict: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    unregistered_bases: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+
+
+class TakenNameRow(SQLModel, table=True):
+    """A reserved name, by its skeleton. With `ended_at` it is a tombstone: the name is never available again.
+
+    `owner` is the namespace of an adapter's name; empty for the name of a namespace; `@ORG` for a name `ORG/NAME` that
+    a base had. `recorded_at`: when the tombstone's backup was written.
+    """
+
+    __tablename__ = "taken_name"
+    owner: str = Field(primary_key=True)
+    skeleton: str = Field(primary_key=True)
+    name: str
+    ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class NamespaceUsageRow(SQLModel, table=True):
+    """What the adapters of a namespace hold: versions whose files are there, and their bytes.
+
+    Triggers write these rows, whatever writes versions. There are none of zeros. `shard`: the
+    adapters' id modulo 8, so that few pushes wait for the same row.
+    """
+
+    __tablename__ = "namespace_usage"
+    namespace: str = Field(primary_key=True)
+    shard: int = Field(primary_key=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    versions: int
+
+
+class BaseUsageRow(SQLModel, table=True):
+    """How many adapters of a namespace have a version on a base that is not deleted. As `NamespaceUsageRow`."""
+
+    __tablename__ = "base_usage"
+    base_id: int = Field(primary_key=True, sa_column_args=(ForeignKey("base.id", ondelete="CASCADE"),))
+    namespace: str = Field(primary_key=True)
+    shard: int = Field(primary_key=True)
+    adapters: int
+
+
+class NamespaceGateRow(SetColumns, table=True):
+    """The gate of an alias in every adapter of a namespace that has no gate of its own for it."""
+
+    __tablename__ = "namespace_gate"
+    namespace: str = Field(primary_key=True)
+    alias: str = Field(primary_key=True)
+    gate: dict[str, Any] = Field(sa_type=JSON)
+
+
+class AdapterGateRow(SetColumns, table=True):
+    """The gate of an alias of one adapter. It stays with the adapter when that is renamed."""
+
+    __tablename__ = "adapter_gate"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    gate: dict[str, Any] = Field(sa_type=JSON)
+
+
+class NamespaceRetentionRow(SetColumns, table=True):
+    """The retention rule of the adapters of a namespace that have none of their own."""
+
+    __tablename__ = "namespace_retention"
+    namespace: str = Field(primary_key=True)
+    rule: dict[str, Any] = Field(sa_type=JSON)
+
+
+class AdapterRetentionRow(SetColumns, table=True):
+    """The retention rule of one adapter. It stays with the adapter when that is renamed."""
+
+    __tablename__ = "adapter_retention"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    rule: dict[str, Any] = Field(sa_type=JSON)
+
+
+class ApprovalRow(SQLModel, table=True):
+    """The approval of a version for an alias by one identity."""
+
+    __tablename__ = "approval"
+    __table_args__ = (UniqueConstraint("version_id", "alias", "identity"),)
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id")
+    alias: str
+    identity: str
+    token_id: str = ""
+    comment: str = Field(default="", sa_type=Text)
+    at: datetime = Field(sa_type=UtcTime)
