@@ -51,6 +51,11 @@ def check_companions(sizes: Mapping[str, int], read: files.Read) -> None:
             _check_sentencepiece(path, read(path, 0, min(size_bytes, 4096)))
 
 
+def is_token_file(path: str) -> bool:
+    """Whether tokens are the keys of this JSON file."""
+    return path.rpartition("/")[2] in _TOKEN_FILES
+
+
 def check_token_files(sizes: Mapping[str, int], read: files.Read) -> None:
     """Refuse code references in the files whose keys are tokens. `Invalid` (CONFIG_INVALID). Keeps one piece of a file.
 
@@ -58,7 +63,7 @@ def check_token_files(sizes: Mapping[str, int], read: files.Read) -> None:
     """
     for path, size_bytes in sizes.items():
         searched = b""
-        for start in range(0, size_bytes if path.rpartition("/")[2] in _TOKEN_FILES else 0, _PIECE_BYTES):
+        for start in range(0, size_bytes if is_token_file(path) else 0, _PIECE_BYTES):
             piece = read(path, start, min(_PIECE_BYTES, size_bytes - start))
             searched = searched[-_KEY_LIMIT_BYTES:] + piece.translate(None, b" \t\r\n")
             if match := _CODE_KEY.search(searched):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from registry.server.database.models.pushes import PushRow
 from registry.server.push import inspect
 from registry.server.push.inspect import Excerpts
 from registry.strict import json as strict_json
+from registry.versions.files import Read
 from registry.versions.manifest import Manifest
 from tests import non_peft_files, samples
 from tests.bad_files import CONFIGS, WEIGHTS
@@ -237,6 +239,23 @@ def test_equal_files_beside_the_weights_are_checked_once_for_plan_and_commit(
     fleet = [(samples.write(files, tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
     assert all(result.value and result.value.created for result in push.push_all(based.admin, fleet))
     assert len(checked) == 2, "the plan has the README among its files"
+
+
+def test_a_tokenizer_that_many_versions_have_is_searched_once(based: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+
+    def search(sizes: Mapping[str, int], read: Read) -> None:
+        searched.extend(sizes)
+        companions.check_token_files(sizes, read)
+
+    monkeypatch.setattr(inspect, "check_token_files", search)
+    monkeypatch.setattr(inspect, "_SEARCHED", {})
+    tokenizer = {"tokenizer.json": b'{"model": {"vocab": {"only here": 1}}}'}
+    for number in range(3):
+        based.push(f"acme/a{number}", based.files() | tokenizer)
+    assert searched == ["tokenizer.json"]
+    with pytest.raises(Invalid, match="auto_map makes a loader import code"):
+        based.push("acme/b", based.files() | {"tokenizer.json": b'{"auto_map": {}}'})
 
 
 def test_large_equal_files_are_parsed_once_for_many_versions(based: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from registry import compat
 from registry.adapters.card import check_card
-from registry.adapters.companions import check_companions, check_token_files
+from registry.adapters.companions import check_companions, check_token_files, is_token_file
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
 from registry.adapters.templates import check_templates
@@ -188,6 +188,7 @@ def inspect_files(
     read = _reader(blobs, keys, manifest, small, shared, keep=weights.path if inline else "")
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_beside({path: size for path, size in sizes.items() if path not in (weights.path, CONFIG, CARD)}, read)
+    _search_tokens(manifest.files, read)
     read_first = read_contents(manifest.files, read)
     contents = read_first.adapter
     fit, facts = read_first.evaluate(spec, relatives)
@@ -216,8 +217,7 @@ _BESIDE: ReadCache[bool] = ReadCache(limit=32, limit_bytes=math.inf)
 
 
 def check_beside(sizes: Mapping[str, int], read: Read) -> None:
-    """Refuse unsafe files beside weights and configuration. Most safe ones are remembered by their bytes."""
-    check_token_files(sizes, read)
+    """Refuse unsafe files beside weights and configuration. Safe ones are remembered by their bytes."""
 
     def check(read: Read) -> bool:
         check_companions(sizes, read)
@@ -225,6 +225,19 @@ def check_beside(sizes: Mapping[str, int], read: Read) -> None:
         return True
 
     _BESIDE.compute(tuple(sorted(sizes.items())), read, check)
+
+
+_SEARCHED: dict[Digest, None] = {}
+"""Files of tokens without code, the newest last: the adapters of one base often have the same, of many megabytes."""
+_SEARCHED_LIMIT = 1000
+
+
+def _search_tokens(files: Iterable[Descriptor], read: Read) -> None:
+    new = [file for file in files if is_token_file(file.path) and file.digest not in _SEARCHED]
+    check_token_files({file.path: file.size_bytes for file in new}, read)
+    _SEARCHED.update(dict.fromkeys(file.digest for file in new))
+    for digest in list(_SEARCHED)[:-_SEARCHED_LIMIT]:
+        _SEARCHED.pop(digest, None)
 
 
 Claims = tuple[list[Finding], dict[str, Any]]
