@@ -237,7 +237,7 @@ def _is_deleted(registry: Versions, ref: Ref) -> bool:
 @click.argument("to", type=arguments.NAME)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
-    """Rename an adapter to TO, also into another namespace that you own.
+    """Rename an adapter to TO, also into another namespace that exists and that you own.
 
     The old name is never reused. Trusted publishers are not moved. In another namespace
     approvals end, and its gates count before the adapter's own.

@@ -19,6 +19,7 @@ def moved(harness: Harness) -> Harness:
     harness.add_base()
     harness.push("acme/support", by=harness.actor("push", name="ci"))
     harness.admin.rename("acme/support", "acme/helper")
+    harness.admin.create_namespace("globex")
     harness.admin.rename("acme/helper", "globex/helper")
     return harness
 
@@ -73,6 +74,7 @@ def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: Harne
 def test_an_approval_in_one_namespace_does_not_count_in_another(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
+    harness.admin.create_namespace("globex")
     harness.admin.set_gate("globex", "prod", Gate(approvals=1))
     harness.actor("promote", namespaces=["acme"], name="bob").approve("acme/support@1", "prod")
     harness.admin.rename("acme/support", "acme/helper")

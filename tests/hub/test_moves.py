@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 
+from registry.errors import NotFound
 from registry.hub import commit_id
 from registry.server.database.models.hub import DraftRow
 from tests import samples
@@ -61,6 +63,8 @@ def test_an_adapter_does_not_move_to_a_namespace_that_does_not_exist(harness: Ha
     harness.push(pusher.name)
     refused = move(pusher, "nowhere/support")
     assert (refused.status_code, refused.json()["code"]) == (404, "NAMESPACE_UNKNOWN")
+    with pytest.raises(NotFound, match="no namespace 'nowhere'"):
+        harness.admin.rename(pusher.name, "nowhere/support")
     assert pusher.info().status_code == 200
     harness.admin.create_namespace("nowhere")
     assert move(pusher, "nowhere/support").status_code == 200

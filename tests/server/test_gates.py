@@ -183,6 +183,7 @@ def test_the_gate_of_a_namespace_counts_for_an_adapter_that_moves_into_it(filled
     admin = filled_harness.admin
     admin.set_gate(NAME, "prod", Gate())
     admin.set_gate(NAME, "canary", Gate(approvals=1))
+    admin.create_namespace("globex")
     admin.set_gate("globex", "prod", Gate(approvals=2))
     admin.rename(NAME, "globex/moved")
     assert (admin.gate("globex/moved", "prod").set_on, admin.gate("globex/moved", "prod").gate.approvals) == (

@@ -61,6 +61,7 @@ def test_a_namespace_that_was_ours_is_never_relayed_even_if_it_only_looks_like_i
     harness.push("renamed/support")
     assert ask(harness, "other/support").json() == {"id": "upstream"}
     harness.admin.delete_adapter("gone/support")
+    harness.admin.create_namespace("elsewhere")
     harness.admin.rename("renamed/support", "elsewhere/support")
     for namespace in ("gone", "renamed"):
         assert ask(harness, f"{namespace}/support").status == 404

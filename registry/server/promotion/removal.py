@@ -67,12 +67,14 @@ def delete_adapter(session: Session, actor: Actor, name: AdapterName, *, dry_run
 
 
 def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
-    """Give an adapter another name, in the same namespace or in another one that the actor owns."""
+    """Give an adapter another name, in the same namespace or in another one that there is and the actor owns."""
     actor.require(Scope.ADMIN, name)
     adapter = versions.find_adapter(session, actor, name, lock=True)
     if to == name:
         raise Conflict("NAME_TAKEN", f"'{name}' has this name already")
     actor.require_in(Scope.ADMIN, to.namespace)
+    if to.namespace != name.namespace:
+        namespaces.show(session, actor, to.namespace)  # a typo would create it
     _end_name(session, name)
     if session.exec(select(AdapterRow.id).where(versions.has_name(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")

@@ -22,7 +22,6 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.hub.shapes import Json
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
-from registry.server.access import namespaces
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.http.dependencies import BlobsHandleDep, EngineDep, Pusher, SettingsDep
@@ -160,8 +159,6 @@ def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: B
             drafts.move(session, actor, name, to)
         if is_draft:
             return JSONResponse({})
-        if actor.may(Scope.ADMIN, to.namespace):
-            namespaces.show(session, actor, to.namespace)  # clients do not ask: a typo would create it
         removal.rename(session, actor, name, to)
     background.forget_plans(engine)
     after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
