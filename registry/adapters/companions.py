@@ -29,7 +29,7 @@ _TOKEN_FILES = frozenset({files.TOKENIZER, files.VOCABULARY})
 _PIECE_BYTES = 16 * 2**20
 _LETTERS = {letter: rf"(?:{letter}|(?i:\\u00{ord(letter):02x}))" for letter in "".join(CODE_FIELDS)}
 _CODE_KEYS = "|".join("".join(map(_LETTERS.__getitem__, name)) for name in sorted(CODE_FIELDS))
-_CODE_KEY = re.compile(rf'("(?:{_CODE_KEYS})"):[^-0-9]'.encode())
+_CODE_KEY = rf'("(?:{_CODE_KEYS})"):[^-0-9]'.encode()
 """A key of JSON without spaces, each letter also as an escape. The value of a token is a number."""
 _KEY_LIMIT_BYTES = 256
 
@@ -66,7 +66,7 @@ def check_token_files(sizes: Mapping[str, int], read: files.Read) -> None:
         for start in range(0, size_bytes if is_token_file(path) else 0, _PIECE_BYTES):
             piece = read(path, start, min(_PIECE_BYTES, size_bytes - start))
             searched = searched[-_KEY_LIMIT_BYTES:] + piece.translate(None, b" \t\r\n")
-            if match := _CODE_KEY.search(searched):
+            if match := re.search(_CODE_KEY, searched):
                 refuse_code({json.loads(match[1]): None}, path)
 
 

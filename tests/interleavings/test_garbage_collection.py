@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import false, true
 
 from registry.server.maintenance import gc
-from registry.server.storage import references
+from registry.server.storage import needs, references
 from tests.interleavings import garbage
 from tests.interleavings.scheduler import Scheduler
 
@@ -38,7 +38,7 @@ def _claim_without_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def update(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(references, "is_unneeded", lambda **_: true())
+            patch.setattr(needs, "is_unneeded", lambda **_: true())
             return update_unneeded(*arguments)
 
     monkeypatch.setattr(gc, "_update_unneeded", update)
@@ -49,7 +49,7 @@ def _reserve_what_is_being_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ignore_open_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(references, "is_held", lambda **_: false())
+    monkeypatch.setattr(needs, "is_held", lambda **_: false())
 
 
 @pytest.mark.parametrize(

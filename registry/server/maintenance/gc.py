@@ -57,7 +57,7 @@ from registry.server.retention import plan as retention
 from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.settings import Settings
-from registry.server.storage import references
+from registry.server.storage import needs
 from registry.server.storage.blobs import BlobStore, Stat, digest_of, key_of
 from registry.server.storage.states import BlobState, PushState
 
@@ -226,7 +226,7 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
 
 def _count_collectable(run: GcRun) -> None:
     with db.snapshot(run.engine) as session:
-        marked = and_(_is_markable(), references.is_unneeded(by_expired_pushes=False))
+        marked = and_(_is_markable(), needs.is_unneeded(by_expired_pushes=False))
         deletable = or_(_is_deletable(run), col(BlobRow.state) == BlobState.DELETING)
         if not run.grace:
             deletable = or_(deletable, marked)
@@ -294,7 +294,7 @@ def _mark_dead(run: GcRun, after: str) -> str:
             if not digests:
                 return END
             in_window = col(BlobRow.digest).between(digests[0], digests[-1])
-            unneeded = select(BlobRow.digest).where(in_window, _is_markable(), references.is_unneeded())
+            unneeded = select(BlobRow.digest).where(in_window, _is_markable(), needs.is_unneeded())
             markable = session.exec(unneeded).all()
         after = digests[-1] if len(digests) == WINDOW else END
         for start in range(0, len(markable), BATCH):
@@ -328,7 +328,7 @@ def _update_unneeded(
     with db.session(run.engine) as session:
         rows = select(BlobRow.digest).where(col(BlobRow.digest).in_(digests), condition).order_by(col(BlobRow.digest))
         locked = session.exec(rows.with_for_update(skip_locked=True)).all()
-        unneeded = update(BlobRow).where(col(BlobRow.digest).in_(locked), condition, references.is_unneeded())
+        unneeded = update(BlobRow).where(col(BlobRow.digest).in_(locked), condition, needs.is_unneeded())
         statement = unneeded.values(**values).execution_options(synchronize_session=False)
         return session.connection().execute(statement.returning(col(BlobRow.digest))).scalars().all()
 

@@ -61,7 +61,7 @@ PREFIX_CHARACTERS = 2
 BATCH = 100
 _IDEOGRAPHS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: each character is a word."""
-_WORDS = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
+_WORDS = f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+"  # compiled by a push and a search, not by each list
 _SQLITE_INDEX = plain_table(TEXT_INDEX, column("rowid"), column(TEXT_INDEX))
 _TEXT: Any = AdapterTextRow.__table__  # type: ignore[attr-defined]
 _ALL_WORDS = col(AdapterTextRow.name_words) + col(AdapterTextRow.tag_words) + col(AdapterTextRow.card_words) + " "
@@ -82,7 +82,7 @@ def split_words(text: str) -> Iterator[str]:
     """
     decomposed = unicodedata.normalize("NFKD", text).casefold()
     plain = "".join(character for character in decomposed if not unicodedata.combining(character))
-    for match in _WORDS.finditer(plain):
+    for match in re.finditer(_WORDS, plain):
         yield match[0][:WORD_CHARACTERS]
 
 
