@@ -146,6 +146,8 @@ def _config_fields(by_path: Mapping[str, Descriptor], read: Read) -> dict[str, A
 
 
 def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: Read) -> PeftContents:
+    if WEIGHTS in by_path and "peft_type" not in fields:
+        _refuse_other_tool(by_path[WEIGHTS], read)
     _refuse_missing(by_path)
     parsed = config.read_fields(fields)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
@@ -199,6 +201,17 @@ def _header(file: Descriptor, read: Read) -> Header:
     return safetensors.read_header(
         lambda offset, length: read(file.path, offset, length), file.size_bytes, file=file.path
     )
+
+
+def _refuse_other_tool(file: Descriptor, read: Read) -> None:
+    """Refuse another tool's file under PEFT's name, rather than miss PEFT's configuration."""
+    tool = formats.of_header(_header(file, read))
+    if tool.is_known and tool.name != "peft":
+        message = f"has the tensor names of {tool.name} ({tool.evidence}), and a file of this name is PEFT's"
+        next_step = f"rename it, such as to {tool.name}.safetensors, and push it again"
+        raise Invalid.from_finding(
+            "MANIFEST_INVALID", Finding("adapter.weights_misnamed", file.path, message), next_step=next_step
+        )
 
 
 def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:

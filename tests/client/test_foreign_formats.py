@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,22 @@ def test_names_of_no_tool_are_a_finding_and_never_a_guess(filled_harness: Harnes
     version = push(filled_harness, files, tmp_path, "tiny-llama")
     assert (version.facts["format"], version.verdicts[0].outcome) == ("unknown", "fail")
     assert [f.code for f in version.verdicts[0].findings] == ["format.unknown"]
+
+
+@pytest.mark.parametrize(("write", "tool"), [(non_peft_files.torchtune, "torchtune"), (non_peft_files.mlx, "mlx")])
+@pytest.mark.parametrize("has_config", [True, False])
+def test_another_tools_file_under_pefts_name_is_refused_with_its_tool(
+    write: Callable[[samples.Base], dict[str, bytes]], tool: str, has_config: bool, filled_harness: Harness,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    written = write(samples.llama())
+    weights = next(data for path, data in written.items() if path.endswith(".safetensors"))
+    config = {samples.CONFIG: written[samples.CONFIG]} if has_config else {}
+    with pytest.raises(Invalid) as refused:
+        push(filled_harness, {samples.WEIGHTS: weights, **config}, tmp_path, "tiny-llama")
+    assert [r.code for r in refused.value.findings] == ["adapter.weights_misnamed"]
+    assert refused.value.detail.startswith(f"adapter_model.safetensors has the tensor names of {tool} (")
+    assert refused.value.next_step == f"rename it, such as to {tool}.safetensors, and push it again"
 
 
 def test_an_adapter_of_nemo_is_refused_with_advice(filled_harness: Harness, tmp_path: Path) -> None:

@@ -260,12 +260,8 @@ class _Reader:
         method = self._values.get("peft_type")
         if isinstance(method, str) and method in methods.METHODS:
             return method
-        if method is not None:
-            message = f"{str(method)[:60]!r} is not a method that this registry knows"
-        elif "fine_tune_type" in self._values:
-            message = "is missing: this is an MLX adapter, which must be converted to PEFT first"
-        else:
-            message = "is missing"
+        unknown = f"{str(method)[:60]!r} is not a method that this registry knows"
+        message = "is missing" if method is None else unknown
         self.fields.reject("method_unknown", "peft_type", message)
         return ""
 
