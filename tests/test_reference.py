@@ -200,7 +200,6 @@ INTERNAL_LIMITS = {
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
         "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.readme.CELLS_LIMIT",
         "registry.server.pages.versions.CELLS_LIMIT", "registry.server.pages.rendering.MARKS_LIMIT",
-        "registry.server.pages.rendering.CLUSTER_LIMIT",
         "registry.server.pages.versions.REPORT_LIMIT_BYTES", "registry.server.routes.hub.pushing.WARNING_LIMIT",
     ],
     "forms of the server's own pages, and links that it prints": [

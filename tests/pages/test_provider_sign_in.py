@@ -189,10 +189,13 @@ def test_a_closed_gate_needs_a_new_password_at_the_provider(
 
     assert promote().status_code == 403, "a session alone is not enough"
     assert f'href="{WITH}?next={page.replace("/", "%2F")}&amp;again=yes"' in browser.get(page).text
+    assert "<summary>Past the closed gate" in browser.get(page).text
     assert return_to(browser, leave(browser, again="yes", next=page)).headers["location"] == page
     alice["auth_time"] = int(time.time()) - 3600
     with Browser(registry) as other:
         assert return_to(other, leave(other, again="yes")).status_code == 403, "the provider has not asked again"
+    past_the_gate = "<details open><summary>Past the closed gate"
+    assert past_the_gate in browser.get(page).text, "and the reason is asked for only now"
     assert 'name="token"' not in browser.get(page).text
     assert promote().status_code == 303
     assert registry.admin.version("acme/gated:prod").number == 1

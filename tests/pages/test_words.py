@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
-from registry.server.pages.rendering import limit_clusters
+from registry.server.pages.rendering import limit_marks
 from registry.server.search import adapters, candidates
 from tests.harness import Harness
 from tests.pages.conftest import Browser
@@ -65,6 +65,8 @@ def test_a_search_says_why_an_outcome_or_a_check_does_not_filter(registry: Harne
         ("outcome=fail", "choose the check that must have the outcome fail"),
         ("check=nonsense", "this server searches compat, weights, smoke, vllm==0.33.0,max_lora_rank=32"),
         ("check=compat&outcome=nonsense", "must be one of pass, warn, fail"),
+        ("rank_min=abc", "Must be a number of at most 9 digits"),
+        ("rank_max=-1", "Must be a number of at most 9 digits"),
     ):
         page = signed_in.get(f"/search?{query}")
         assert page.status_code == 422, query
@@ -91,14 +93,6 @@ def test_a_page_shows_few_combining_marks_a_character(registry: Harness, signed_
         ("→" * 20 + "👍\ufe0f" * 20, "→" * 20 + "👍\ufe0f" * 20),
         ("Tiếng Việt, בְּרֵאשִׁ֖ית, བསྒྲུབས, क्ष्म्य", "Tiếng Việt, בְּרֵאשִׁ֖ית, བསྒྲུབས, क्ष्म्य"),
         (Markup("<b>e" + "\u0301" * 9 + "</b>"), Markup("<b>e" + "\u0301" * 6 + "</b>")),
-        ("👩\u200d" * 20, "\u200b".join(["👩\u200d" * 6, "👩\u200d" * 6, "👩\u200d" * 6, "👩\u200d" * 2])),
-        ("❤\ufe0f\u200d" * 9, "❤\ufe0f\u200d" * 4 + "\u200b" + "❤\ufe0f\u200d" * 4 + "\u200b❤\ufe0f\u200d"),
-        ("\u1100" * 20, "\u1100" * 12 + "\u200b" + "\u1100" * 8),
-        ("क्" * 20, "\u200b".join(["क्" * 6, "क्" * 6, "क्" * 6, "क्" * 2])),
-        ("\u0600" * 20, "\u0600" * 12 + "\u200b" + "\u0600" * 8),
-        ("ﾞ" * 20, "ﾞ" * 12 + "\u200b" + "ﾞ" * 8),
-        ("©\u200d" * 10, "©\u200d" * 6 + "\u200b" + "©\u200d" * 4),
-        ("\U00011f02" * 20, "\U00011f02" * 12 + "\u200b" + "\U00011f02" * 8),  # newer than Python's own Unicode
         ("© 2026 Acme® Größe", "© 2026 Acme® Größe"),
         *(
             (text, text)
@@ -108,11 +102,13 @@ def test_a_page_shows_few_combining_marks_a_character(registry: Harness, signed_
                 "🇩🇪" * 20,
                 "हिन्दी" * 9,
                 "日本語、中文。" * 20,
+                "👩\u200d" * 20,
+                "\U00011f02\U00011f42" * 20,
             )
         ),
         (7, 7),
     ],
 )
-def test_only_clusters_beyond_the_limits_are_cut_or_split(text: Any, shown: Any) -> None:
-    assert limit_clusters(text) == shown
-    assert type(limit_clusters(text)) is type(shown)
+def test_only_marks_beyond_the_limit_are_cut(text: Any, shown: Any) -> None:
+    assert limit_marks(text) == shown
+    assert type(limit_marks(text)) is type(shown)

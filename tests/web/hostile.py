@@ -33,8 +33,22 @@ WIDE = "日本語" * 12 + "👩‍💻" * 6 + "\ufdfd" * 3 + "Z" + "\u0301\u0323
 MARKS = "Z" + "\u0301\u20dd\u0489\u1dff\u0338" * 300
 """One character with 1,500 marks, which no line breaks."""
 CLUSTERS = ("👩\u200d", "\u1100", "क्", "\u0600", "❤️\u200d", "क\u093c्\u200d", "ﾞ", "ำ", "<b>👩\u200d</b>",
-            "©\u200d", "®\ufe0f\u200d", "\U00011f02\U00011f42")  # fmt: skip
-"""Repeated, each is one character to a browser, which no line breaks."""
+            "©\u200d", "®\ufe0f\u200d", "©\u200d👩\u200d", "\U00011f02\U00011f42", "\U00016d63\U00016d67",
+            "\U00011392\U000113d0", "Z\u0897\U000113ce")  # fmt: skip
+"""Repeated, each is one character to a browser, which no line breaks; the last ones are newer than Python's Unicode."""
+NESTED = (
+    "> " * 30
+    + "- " * 30
+    + "deep\n\n"
+    + "".join(f"{'  ' * depth}- > - level {depth}\n" for depth in range(20))
+    + "\n| a | b |\n|---|---|\n| "
+    + "w" * 200
+    + " | "
+    + "<blockquote><ul><li>" * 12
+    + "x" * 4096
+    + " |\n"
+).encode()
+"""Lists in quotes in tables, deeper than a phone is wide."""
 README = (
     b"""---
 base_model: "<script>alert(1)</script>"
@@ -64,7 +78,9 @@ datasets: ["<img src=x onerror=alert(1)>"]
 | <script>alert(1)</script> | `<img src=x onerror=alert(1)>` |
 
 """
-    + b"w" * 3000
+    + b"w" * 4096
+    + b"\n\n"
+    + NESTED
 )
 REF = "evil/adapter"
 PATHS = (
@@ -142,6 +158,10 @@ def fill(harness: Harness) -> None:
     harness.issue("pull", name="lots of " + "\u0301" * 80)
     harness.issue("pull", name=MARKS[:100])
     harness.issue("pull", name="x" * 90)
+    claimed = harness.admin.claim(ClaimRequest(worker="w" * 190))
+    assert claimed is not None
+    harness.give_back([claimed.job.id])
+    registry.grant_role("evil", "p" * 150 + "@evil.example", "pusher")
     pusher.yank(f"{REF}@2", reason=MARKUP)
     pusher.quarantine(f"{REF}@1", reason=MARKUP + LONG)
     subject = re.sub(r"[^!-~]", "", MARKUP)[:190]

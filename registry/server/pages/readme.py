@@ -16,8 +16,6 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
-from registry.server.pages.rendering import TAGS_BETWEEN
-
 READ_LIMIT_BYTES = 32 * 2**10
 HTML_LIMIT = 90_000
 """Characters of a rendered README. With them a page stays below 150 KB."""
@@ -64,7 +62,7 @@ def render_readme(data: bytes) -> Markup:
     )
     if len(html) > HTML_LIMIT:
         return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])
-    return Markup(TAGS_BETWEEN.sub("\u200b", html))  # noqa: S704  # cleaned above
+    return Markup(html)  # noqa: S704  # cleaned above
 
 
 def _count_cells(text: str) -> int:

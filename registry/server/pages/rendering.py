@@ -35,26 +35,6 @@ MARKS_LIMIT = 6
 """Combining marks after one character that a page shows: Hebrew with cantillation and Tibetan stacks have up to six."""
 _MANY_MARKS = re.compile(rf"[^\x00-\u02ff\w\s]{{{MARKS_LIMIT + 1},}}")
 """Marks are neither letters nor spaces; other signs that match are let through."""
-CLUSTER_LIMIT = 12
-"""Code points without a line break between them: a family of four with skin tones has eleven."""
-_PREPENDED_LETTERS = "\u0d4e\U000111c2\U000111c3\U0001193f\U00011941\U00011d46" + "".join(map(chr, range(72324, 72330)))
-_APPENDED_LETTERS = "\u0e33\u0eb3\uff9e\uff9f"
-_LETTERS = rf"{_PREPENDED_LETTERS}{_APPENDED_LETTERS}\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7fb"
-_JOINED = rf"[^\x00-\u02ff\w\s]|[\xa9\xae{_LETTERS}]"
-TAGS_BETWEEN = re.compile(rf"(?<=>)(?={_JOINED})|(?<=[{_LETTERS}])(?=<)|(?<=[^\x00-\u02ff\w\s])(?=<)")
-"""Where a cluster may go on over a tag of formatted text."""
-_LONG_CLUSTERS = re.compile(rf"(?>{_JOINED}|[^\W\x00-\u02ff](?:{_JOINED})){{{CLUSTER_LIMIT // 2 + 1},}}\w?")
-_PREPENDED = frozenset(
-    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd" + _PREPENDED_LETTERS
-)
-_APPENDED = frozenset("\u200c\u200d\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff" + _APPENDED_LETTERS)
-_LEADING, _VOWEL, _TRAILING = "[\u1100-\u115f\ua960-\ua97c]", "\u1160-\u11a7\ud7b0-\ud7c6", "\u11a8-\u11ff\ud7cb-\ud7fb"
-_HANGUL = re.compile(
-    rf"{_LEADING}(?:{_LEADING}|[{_VOWEL}\uac00-\ud7a3])|[{_VOWEL}\uac00-\ud7a3][{_VOWEL}{_TRAILING}]|[{_TRAILING}]{{2}}"
-)
-"""Two letters of one syllable. With the two sets above: the rules for grapheme clusters of Unicode's annex 29."""
-_VIRAMA = 9
-"""The canonical combining class of signs that join two consonants."""
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
@@ -279,16 +259,15 @@ def _query(values: dict[str, Any], **changes: Any) -> str:
     return urlencode({key: value for key, value in (values | changes).items() if value not in ("", None)})
 
 
-def limit_clusters(value: Any) -> Any:
+def limit_marks(value: Any) -> Any:
     """Return a text of a page with at most `MARKS_LIMIT` combining marks a character; other values as they are.
 
-    No line breaks inside a cluster: hundreds of marks would be painted over other lines, or thousands of pixels wide.
-    A cluster of more than `CLUSTER_LIMIT` code points gets spaces without width, where lines break.
+    Hundreds of marks would be painted over the lines above. What is too wide is for the style sheet to cut.
     """
     if not isinstance(value, str) or value.isascii():
         return value
-    text = _LONG_CLUSTERS.sub(_split_clusters, _MANY_MARKS.sub(_cut_marks, str(value)))
-    return Markup(text) if isinstance(value, Markup) else text  # noqa: S704  # safe text lost marks and got spaces
+    text = _MANY_MARKS.sub(_cut_marks, str(value))
+    return Markup(text) if isinstance(value, Markup) else text  # noqa: S704  # safe text that lost marks
 
 
 def _cut_marks(match: re.Match[str]) -> str:
@@ -301,26 +280,8 @@ def _cut_marks(match: re.Match[str]) -> str:
     return "".join(characters)
 
 
-def _split_clusters(match: re.Match[str]) -> str:
-    characters, before, length, is_linked = [], "", 0, False
-    for character in match[0]:
-        category = unicodedata.category(character)  # "Cn": of a newer Unicode than Python's, perhaps a mark
-        is_mark = category[0] == "M" or character in "\u200c\u200d"
-        is_joined = is_mark or is_linked or category == "Cn" or character in _APPENDED
-        is_joined = is_joined or _HANGUL.fullmatch(before + character) is not None
-        length = length + 1 if is_joined else 1
-        if length > CLUSTER_LIMIT and not is_mark:
-            characters.append("\u200b")
-            length = 1
-        is_linker = character in _PREPENDED or character == "\u200d" or unicodedata.combining(character) == _VIRAMA
-        is_linked = is_linker or (is_linked and is_mark)
-        characters.append(character)
-        before = character
-    return "".join(characters)
-
-
 _ENVIRONMENT = Environment(
-    finalize=limit_clusters,
+    finalize=limit_marks,
     loader=FileSystemLoader(FOLDER / "templates"),
     autoescape=True,
     undefined=StrictUndefined,

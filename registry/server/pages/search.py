@@ -3,6 +3,7 @@
 No total is shown: a page says how many adapters it lists, and whether others follow.
 """
 
+import re
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -17,12 +18,10 @@ from registry.server.pages.rendering import create_router, render
 from registry.server.search import adapters
 from registry.server.search.adapters import Search
 from registry.server.sessions.visitors import VisitorDep
-from registry.structs import pattern
 
 router = create_router()
 PAGE_ADAPTERS = 25
 CHECKS = (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)
-Number = Annotated[str, Query(max_length=9, pattern=pattern("^[0-9]*$", "must be digits only"))]
 CheckText = Annotated[str, Query(max_length=PROFILE_LIMIT)]
 
 
@@ -39,8 +38,8 @@ def show_search(
     base: Text = "",
     method: Text = "",
     format: Text = "",
-    rank_min: Number = "",
-    rank_max: Number = "",
+    rank_min: Text = "",
+    rank_max: Text = "",
     check: CheckText = "",
     outcome: Text = "",
     alias: Text = "",
@@ -82,9 +81,10 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
         raise Invalid("REQUEST_INVALID", f"outcome: must be one of {', '.join(Outcome)}")
     if outcome and not check:
         raise Invalid("REQUEST_INVALID", f"outcome: choose the check that must have the outcome {outcome}")
-    numbers: dict[str, Any] = {
-        key: min(int(filters[key]), 2**31 - 1) if filters[key] else None for key in ("rank_min", "rank_max")
-    }
+    for key in ("rank_min", "rank_max"):
+        if not re.fullmatch("[0-9]{0,9}", filters[key]):
+            raise Invalid("REQUEST_INVALID", f"{key}: must be a number of at most 9 digits")
+    numbers: dict[str, Any] = {key: int(filters[key]) if filters[key] else None for key in ("rank_min", "rank_max")}
     return Search(
         text=filters["text"].strip(), namespace=filters["namespace"].strip(), base=filters["base"].strip(),
         method=filters["method"], format=filters["format"], alias=filters["alias"].strip(),
