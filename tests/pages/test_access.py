@@ -111,6 +111,9 @@ def test_an_unknown_address_is_a_page_in_a_browser_and_json_for_programs(filled:
         assert "<script>" not in page.text
         assert "Sign out" not in page_without_session(filled, path)
         assert signed_in.get(path).headers["content-type"] == "application/problem+json"
+    refused = signed_in.get("/%00", headers=html)
+    assert (refused.status_code, refused.headers["content-type"]) == (400, "text/html; charset=utf-8")
+    assert "U+0000" in refused.text
     for path in ("/api/v1/nothing", "/api/nothing"):
         assert signed_in.get(path, headers=html).headers["content-type"] == "application/problem+json", path
 

@@ -13,9 +13,12 @@ import re
 import secrets
 import time
 
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import Invalid, RegistryError, Unavailable
+from registry.server.http.problems import problem_response
 
 BODY_BYTES_PER_SECOND = 16 * 2**10
 """The deadline of a body is its size divided by this, and a minute (`Settings.stall_seconds`)."""
@@ -65,7 +68,8 @@ class RequestMiddleware:
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
-            await _send_problem(send_with_id, request_id, _NUL)
+            response = await run_in_threadpool(problem_response, Request(scope), _NUL)
+            await response(scope, guard, send_with_id)
         elif not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
             await _send_problem(send_with_id, request_id, _BAD_HOST)
         elif _count(scope, b"host") > 1:

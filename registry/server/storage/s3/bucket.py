@@ -2,7 +2,7 @@
 
 - The server calls the internal endpoint; URLs are presigned for the public one.
 - Every call has a timeout and a limit of retries. A store that cannot serve raises `Unavailable` (STORE_UNAVAILABLE)
-  with the bucket and the call, never an exception of botocore.
+  in plain words, never an exception of botocore; the log names the bucket and the call.
 - Signatures are version 4. Checksums are sent only where we ask for them: S3-compatible stores reject botocore's own.
 - The prefix of the setting is added to keys here, and nowhere else.
 """
@@ -33,6 +33,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     ReadTimeoutError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 
 from registry.digest import Digest
@@ -187,7 +188,7 @@ class Bucket:
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """Call an operation of the S3 API. The bucket is added, and the prefix to keys."""
         with self.translate_errors(operation):
-            self._check_breaker(operation)
+            self._check_breaker()
             client = self._patient if operation in LONG_CALLS else self._internal
             response: dict[str, Any] = getattr(client, operation)(**self._qualify(parameters))
             self._breaker.record_response()
@@ -210,7 +211,7 @@ class Bucket:
     def list_pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """Yield the pages of a listing."""
         with self.translate_errors(operation):
-            self._check_breaker(operation)
+            self._check_breaker()
             for page in self._internal.get_paginator(operation).paginate(**self._qualify(parameters)):
                 self._breaker.record_response()
                 yield page
@@ -241,10 +242,10 @@ class Bucket:
                 raise NoCredentialsError
             return credentials.get_frozen_credentials(), self._internal.meta.region_name
 
-    def _check_breaker(self, operation: str) -> None:
+    def _check_breaker(self) -> None:
         if self._breaker.rejects_call():
-            code, detail = self._describe(operation, "it did not respond a moment ago")
-            raise Unavailable(code, detail, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS)
+            described = self._describe("it did not respond a moment ago")
+            raise Unavailable(*described, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     @contextmanager
     def translate_errors(self, operation: str) -> Iterator[None]:
@@ -255,30 +256,27 @@ class Bucket:
             code = str(e.response.get("Error", {}).get("Code", ""))
             status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = _ERRORS.get(code) or (RequestRejected if 400 <= status < 500 else Unavailable)
-            error = kind(*self._describe(operation, code), retry_after_seconds=RETRY_AFTER_SECONDS)
+            error = kind(*self._describe(code), retry_after_seconds=RETRY_AFTER_SECONDS)
             is_down = status >= 500 and code not in _NO_OUTAGE
-            self._breaker.record_response(self._describe(operation, code, self._title)[1] if is_down else "")
+            self._breaker.record_response(self._describe(code, operation)[1] if is_down else "")
             raise error from e
         except _NO_CREDENTIALS as e:
             raise _missing_credentials(e) from e
         except (BotoCoreError, ResponseParserError, ValueError) as e:  # the last two: the response makes no sense
             timed_out = isinstance(e, _TIMEOUTS)
-            cause = "it did not respond in time" if timed_out else f"it gave no usable response ({type(e).__name__})"
-            described = self._describe(operation, cause)
-            failure = self._describe(operation, str(e).split("\n", 1)[0][:200], self._title)[1]
+            is_away = isinstance(e, NoConnectionError)
+            cause = "it cannot be reached" if is_away else "its response makes no sense"
+            described = self._describe("it did not respond in time" if timed_out else cause)
+            failure = self._describe(str(e).split("\n", 1)[0][:200], operation)[1]
             self._breaker.record_failure(failure, timed_out=timed_out)
             raise Unavailable(*described, next_step=NEXT_STEP, retry_after_seconds=RETRY_AFTER_SECONDS) from e
 
-    @property
-    def _title(self) -> str:
-        return f"bucket '{self.name}'"
-
-    @staticmethod
-    def _describe(operation: str, cause: str, title: str = "the blob store") -> tuple[str, str]:
-        """The code and detail of an error. Clients read it: only the log names the bucket, the endpoint and the key."""
+    def _describe(self, cause: str, operation: str = "") -> tuple[str, str]:
+        """The code and detail of an error, for clients; or for the log, which alone names the bucket and the call."""
         hint = "; are the credentials right?" if cause in _DENIED else ""
         hint = "; create it first" if cause == "NoSuchBucket" else hint
-        return "STORE_UNAVAILABLE", f"{title} cannot serve {operation} now: {cause}{hint}"
+        subject = f"bucket '{self.name}' cannot serve {operation}" if operation else "the blob store cannot serve"
+        return "STORE_UNAVAILABLE", f"{subject} now: {cause}{hint}"
 
 
 class CircuitBreaker:
