@@ -102,7 +102,7 @@ class Worker:
         except RegistryError as e:
             if not (once and self._retries):
                 raise
-            self._say(f"ending before the next attempt of a failed job: {e.detail}")
+            self._warn(f"ending before the next attempt of a failed job: {e.detail}")
         self.summary.base_loads = self._pool.base_loads
         self.summary.unfinished = len(self._retries)
         return self.summary
