@@ -164,7 +164,8 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF", job_id: str = "") -
         is_registered = all(f.code != "compat.base_unregistered" for v in newest.values() for f in v.findings)
         step = f": adapter smoke-test {ref} --wait"
         if session.target().embedded:
-            step = ": adapter worker --once" if job_id else f": adapter smoke-test {ref}, then adapter worker --once"
+            request = f": adapter smoke-test {ref}, then adapter worker --once"
+            step = ", its job is queued: adapter worker --once" if job_id else request
         elif job_id:
             step = f", its job is queued or runs: adapter job show {job_id}"
         reason = f"not tested yet{step}" if is_registered else "not tested: no base to load"

@@ -209,7 +209,7 @@ def test_a_push_lists_skipped_files_and_finds_the_base(cli: CommandRunner) -> No
     (folder / "optimizer.pt").write_bytes(b"state")
     result = cli("push", folder, "acme/support")
     assert "left out: optimizer.pt" in result.stderr
-    assert "smoke   not tested yet: adapter smoke-test acme/support@1, then adapter worker --once" in result.stdout
+    assert "smoke   not tested yet, its job is queued: adapter worker --once" in result.stdout
 
 
 def test_a_whole_model_is_refused_before_it_is_sent(cli: CommandRunner) -> None:
