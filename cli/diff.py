@@ -144,12 +144,13 @@ def _declared(version: VersionView) -> dict[str, dict[str, Any]]:
 def _compare_updates(registry: Versions, a: str, b: str, compare: Callable[[Path, Path], Changes]) -> Changes:
     with tempfile.TemporaryDirectory(prefix="adapter-diff-") as scratch:
         local = []
+        pulls = pull.PlannedPulls(registry, [Ref.parse(text) for text in (a, b) if not folders.is_meant(text)])
         for side, text in (("a", a), ("b", b)):
             if folders.is_meant(text):
                 local.append(Path(text))
             else:
                 local.append(Path(scratch) / side)
-                pull.pull(registry, Ref.parse(text), local[-1])
+                pulls.pull(Ref.parse(text), local[-1])
         return compare(local[0], local[1])
 
 

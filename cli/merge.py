@@ -156,12 +156,13 @@ def _compare_base(registry: Registry, view: BaseView, folder: Path) -> None:
 
 def _pull_sources(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
     folders, bases = [], set()
+    pulls = pull.PlannedPulls(registry, [Ref.parse(source) for source in sources if not is_folder(source)])
     for number, source in enumerate(sources):
         if is_folder(source):
             folders.append(str(Path(source).expanduser()))
             continue
         folder = scratch / str(number) / source
-        bases.add(pull.pull(registry, Ref.parse(source), folder).manifest.base.name)
+        bases.add(pulls.pull(Ref.parse(source), folder).manifest.base.name)
         folders.append(str(folder))
     if len(bases) != 1:
         raise Invalid("RECIPE_INVALID", f"the sources are for different bases: {', '.join(sorted(bases))}")

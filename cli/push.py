@@ -127,7 +127,7 @@ def push(
     output.result(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if late is not None:  # the version is pushed: it is shown first
         raise late
-    if pushed.alias_refused or (strict and waiting.has_failed(pushed.version.verdicts)):
+    if pushed.alias_refused or (strict and waiting.failures(pushed.version.verdicts)):
         output.exit_with(output.REFUSED)
 
 
@@ -196,7 +196,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("job", pushed.job_id),
         ]
     )
-    if waiting.has_failed(version.verdicts):
+    if bool(waiting.failures(version.verdicts)):
         output.line(output.styled("  The version is stored; its gates stay closed.", "yellow"))
     if pushed.alias_refused:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))
@@ -375,7 +375,7 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
     refused = len(results) - len(done) - gave_up
     created = sum(result.value is not None and result.value.created for result in results)
     pushed = [result.value.version for result in results if result.value is not None]
-    failing = sum(waiting.has_failed(version.verdicts) for version in pushed)
+    failing = sum(bool(waiting.failures(version.verdicts)) for version in pushed)
     pending = [version for version in pushed if waiting.is_pending(version.verdicts)]
     summary = f"{output.plural(created, 'new version')}, {len(done) - created} unchanged, {refused} refused"
     summary += f", {gave_up} gave up" if gave_up else ""
@@ -419,4 +419,6 @@ def _print_result(result: Result[PushResult]) -> None:
         version = result.value.version
         state = "new" if result.value.created else "unchanged"
         compat = next((v.outcome for v in reversed(version.verdicts) if v.check == "compat"), "")
-        output.line(f"{output.strong(_title(version))}  {state}  compat {output.outcome(compat)}")
+        others = [v for v in waiting.failures(version.verdicts) if v.check != "compat"]
+        failed = "".join(f"  {v.check} {v.profile}".rstrip() + f" {output.outcome(v.outcome)}" for v in others)
+        output.line(f"{output.strong(_title(version))}  {state}  compat {output.outcome(compat)}{failed}")

@@ -65,6 +65,8 @@ def check_token_files(sizes: Mapping[str, int], read: files.Read) -> None:
         searched = b""
         for start in range(0, size_bytes if is_token_file(path) else 0, _PIECE_BYTES):
             piece = read(path, start, min(_PIECE_BYTES, size_bytes - start))
+            if b"\0" in piece:  # in UTF-16 and UTF-32, which some parsers read
+                strict_json.refuse(_DIALECT, path, "invalid", "must be JSON in UTF-8")
             searched = searched[-_KEY_LIMIT_BYTES:] + piece.translate(None, b" \t\r\n")
             if match := re.search(_CODE_KEY, searched):
                 refuse_code({json.loads(match[1]): None}, path)

@@ -38,9 +38,10 @@ def is_pending(verdicts: Iterable[Verdict]) -> bool:
     return all(verdict.check is not Check.WEIGHTS for verdict in verdicts)
 
 
-def has_failed(verdicts: Iterable[Verdict]) -> bool:
-    """Whether the newest verdict of a check is fail."""
-    return bool(_failures(verdicts))
+def failures(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The newest verdicts of checks, engines and owners that are fail."""
+    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict for verdict in verdicts}
+    return [verdict for verdict in newest.values() if verdict.outcome is Outcome.FAIL]
 
 
 def has_decided(verdicts: Iterable[Verdict]) -> bool:
@@ -49,14 +50,9 @@ def has_decided(verdicts: Iterable[Verdict]) -> bool:
     return _failure(verdicts) is not None or any(verdict.check is Check.SMOKE for verdict in verdicts)
 
 
-def _failures(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict for verdict in verdicts}
-    return [verdict for verdict in newest.values() if verdict.outcome is Outcome.FAIL]
-
-
 def _failure(verdicts: Iterable[Verdict]) -> Verdict | None:
     """What the adapter failed on its base. Engines do not count: only a gate knows which of them matter."""
-    return next((verdict for verdict in _failures(verdicts) if verdict.check is not Check.ENGINE), None)
+    return next((verdict for verdict in failures(verdicts) if verdict.check is not Check.ENGINE), None)
 
 
 def check_verdicts(version: VersionView) -> None:

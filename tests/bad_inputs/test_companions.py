@@ -31,6 +31,7 @@ COMPANIONS: dict[str, tuple[str, bytes, str]] = {
         "tokenizer.json", json.dumps({"model": {"vocab": {"a": 1}}} | AUTO_MAP).encode(), "config.code_reference"),
     "at depth, escaped and spaced": (
         "tokenizer.json", b'{"model": [{"\\u0061uto\\u005Fm\\u0061p" \n : []}]}', "config.code_reference"),
+    "in UTF-16": ("tokenizer.json", json.dumps(AUTO_MAP).encode("utf-16"), "config.invalid"),
     "in a vocabulary": ("vocab.json", b'{"a": 1, "trust_remote_code": true}', "config.code_reference"),
     "in added tokens": ("added_tokens.json", json.dumps(AUTO_MAP).encode(), "config.value_invalid"),
     "a key twice": ("tokenizer_config.json", b'{"a": 1, "a": 2}', "config.duplicate_key"),

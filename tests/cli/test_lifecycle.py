@@ -283,6 +283,16 @@ def test_a_yanked_version_is_refused_by_name_and_served_by_digest(released: Comm
     assert "is yanked" in released("pull", f"acme/support@{digest}", tmp_path / "x").stdout
 
 
+def test_push_all_names_each_check_that_failed(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    cli.make_adapter("good")
+    weights = cli.make_adapter("nan") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"\xc0\x7f")
+    output = cli("push-all", tmp_path / "adapters", "globex", "--base", "tiny-llama").stdout
+    assert "globex/good@1  new  compat pass\n" in output
+    assert "globex/nan@1  new  compat pass  weights fail\n" in output
+
+
 def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     cli.make_adapter("good")

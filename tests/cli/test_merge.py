@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
+from registry.client.core import Versions
 from tests.cli.runner import CommandRunner
 from tests.worker import models
 
@@ -43,10 +45,24 @@ def test_local_merges_push_nothing(cli: CommandRunner, trained: Path, tmp_path: 
     assert len(load_file(tmp_path / "x" / "adapter_model.safetensors")) == 8
 
 
-def test_a_merge_by_name_is_a_job_and_a_wrong_one_is_refused(cli: CommandRunner, trained: Path) -> None:
+def test_a_merge_by_name_is_a_job_and_a_wrong_one_is_refused(
+    cli: CommandRunner, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cli("base", "add", "tiny", trained / "base")
     for name in ("one", "other"):
         cli("push", trained / name, f"acme/{name}", "--base", "tiny")
+    with monkeypatch.context() as patch:
+        planned, plan_pulls = list[int](), Versions.plan_pulls
+
+        def count(registry: Versions, refs: Sequence[Any], **options: Any) -> Any:
+            planned.append(len(refs))
+            return plan_pulls(registry, refs, **options)
+
+        patch.setattr(Versions, "plan_pulls", count)
+        cli("merge", "acme/one", "acme/other", "--into", tmp_path / "local")
+        assert planned == [2], "one request for all sources"
+        cli("diff", "acme/one", "acme/other", "--values")
+        assert planned[-1] == 2, "the values of both"
     how = ("--method", "svd", "--rank", 4, "--into", "acme/both")
     job = _json(cli, "merge", "acme/one=2", "acme/other", *how)
     assert (job["kind"], job["state"], job["payload"]["weights"]) == ("merge", "queued", [2.0, 1.0])

@@ -241,10 +241,17 @@ def test_names_that_look_alike_in_one_group_are_one_name(filled_harness: Harness
 def test_pushes_of_one_group_count_each_other_in_a_quota(filled_harness: Harness) -> None:
     filled_harness.push("acme/first")
     filled_harness.admin.change_namespace("acme", NamespaceSet(quota_versions=3))
-    plans = planned(filled_harness, {**new_adapters(filled_harness, 4), "globex/free": filled_harness.files()})
+    groups = [new_adapters(filled_harness, 2, name) for name in ("acme/a", "acme/b")]
+    groups[1]["globex/free"] = filled_harness.files()
+    plans = [plan for group in groups for plan in planned(filled_harness, group)]
     outcomes = filled_harness.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
     assert codes(outcomes) == ["", "", "QUOTA_EXCEEDED", "QUOTA_EXCEEDED", ""]
-    filled_harness.admin.change_namespace("globex", NamespaceSet(pushes_per_hour=3))
+    filled_harness.admin.change_namespace("acme", NamespaceSet(quota_versions=4))
+    more = {**groups[0], **new_adapters(filled_harness, 2, "acme/c"), "globex/free": filled_harness.files()}
+    outcome = filled_harness.admin.plan_pushes(items_of(filled_harness, more))
+    assert codes(outcome) == ["", "", "", "QUOTA_EXCEEDED", ""], "what exists does not count"
+    assert "3 of 4 versions are used, pushes before it add 1, and" in str(outcome[3])
+    filled_harness.admin.change_namespace("globex", NamespaceSet(pushes_per_hour=4))
     limited = filled_harness.admin.plan_pushes(items_of(filled_harness, new_adapters(filled_harness, 3, "globex/b")))
     assert codes(limited) == ["", "", "RATE_LIMITED"]
 

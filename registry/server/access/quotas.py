@@ -66,6 +66,8 @@ class _Usage:
     used_bytes: int
     used_versions: int
     staged_bytes: int = 0
+    planned_versions: int = 0
+    """What the pushes before in this request add, if the namespace does not have them."""
 
 
 class NewPush(NamedTuple):
@@ -84,6 +86,7 @@ def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush
     """
     conflicts = reserved_names.find_conflicts(session, actor, [push.name for push in pushes])
     state = _read_state(session, actor, {push.name.namespace for push in pushes})
+    existing = _find_existing(session, [push for push in pushes if push.name.namespace in state.usages])
     errors: dict[int, RegistryError] = {}
     for position, push in enumerate(pushes):
         namespace = push.name.namespace
@@ -91,13 +94,12 @@ def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush
             if push.name in conflicts:
                 raise conflicts[push.name]
             state.check_open_pushes(namespace)
-            if namespace in state.usages:
-                size_bytes = push.manifest.size_bytes
-                _require_space(
-                    session, state.limits[namespace], state.usages[namespace], size_bytes, 1, "version",
-                    unless_exists=(push.name, push.manifest),
-                )  # fmt: skip
-                state.usages[namespace].staged_bytes += push.staged_bytes
+            usage = state.usages.get(namespace)
+            if usage is not None and (push.name, push.manifest.digest) not in existing:
+                _require_space(state.limits[namespace], usage, push.manifest.size_bytes, 1, "version")
+                usage.planned_versions += 1
+            if usage is not None:
+                usage.staged_bytes += push.staged_bytes
             state.check_rate(namespace)
         except RegistryError as e:
             errors[position] = e
@@ -114,7 +116,7 @@ def check_before_staging(session: Session, actor: Actor, name: AdapterName, size
     if is_new:
         state.check_open_pushes(name.namespace)
     if (usage := state.usages.get(name.namespace)) is not None:
-        _require_space(session, state.limits[name.namespace], usage, size_bytes, 0, "upload")
+        _require_space(state.limits[name.namespace], usage, size_bytes, 0, "upload")
     state.check_rate(name.namespace)
 
 
@@ -181,7 +183,7 @@ def check_before_commit(session: Session, versions: Sequence[tuple[AdapterName, 
         if usage is None:
             continue
         try:
-            _require_space(session, limits[name.namespace], usage, manifest.size_bytes, 1, "version")
+            _require_space(limits[name.namespace], usage, manifest.size_bytes, 1, "version")
         except TooLarge as e:
             errors[position] = e
         else:
@@ -203,7 +205,7 @@ def check_before_report(session: Session, namespace: str, version_id: int | None
         )  # fmt: skip
         reports = select(func.coalesce(func.sum(BlobRow.size_bytes), 0)).where(col(BlobRow.digest).in_(of_others))
         usage.used_bytes += int(session.exec(reports).one())
-        _require_space(session, row, usage, size_bytes, 0, "report")
+        _require_space(row, usage, size_bytes, 0, "report")
 
 
 def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) -> None:
@@ -215,7 +217,7 @@ def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) 
         size_bytes, versions = session.exec(
             totals.where(VersionRow.adapter_id == adapter_id, col(VersionRow.purged_at).is_(None))
         ).one()
-        _require_space(session, row, usage, int(size_bytes), versions, "adapter")
+        _require_space(row, usage, int(size_bytes), versions, "adapter")
 
 
 def read_usage(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -244,20 +246,19 @@ def _lock_usages(session: Session, limits: Mapping[str, NamespaceRow]) -> dict[s
     return {name: _Usage(*used) for name, used in read_usage(session, namespaces).items()}
 
 
-def _require_space(
-    session: Session, row: NamespaceRow, usage: _Usage, size_bytes: int, versions: int, noun: str, *,
-    unless_exists: tuple[AdapterName, Manifest] | None = None,
-) -> None:  # fmt: skip
-    """`TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota, unless the version exists already."""
+def _require_space(row: NamespaceRow, usage: _Usage, size_bytes: int, versions: int, noun: str) -> None:
+    """`TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota."""
     used_bytes, used_versions, staged_bytes = usage.used_bytes, usage.used_versions, usage.staged_bytes
+    planned = usage.planned_versions
     if row.quota_bytes is not None and used_bytes + staged_bytes + size_bytes > row.quota_bytes:
         staged = f", open pushes hold {staged_bytes}" if staged_bytes else ""
         excess = f"{used_bytes} of {row.quota_bytes} bytes are used{staged}, and this {noun} has {size_bytes}"
-    elif row.quota_versions is not None and used_versions + versions > row.quota_versions:
-        excess = f"{used_versions} of {row.quota_versions} versions are used, and this {noun} is {versions} more"
+    elif row.quota_versions is not None and used_versions + planned + versions > row.quota_versions:
+        before = f", pushes before it add {planned}" if planned else ""
+        excess = (
+            f"{used_versions} of {row.quota_versions} versions are used{before}, and this {noun} is {versions} more"
+        )
     else:
-        return
-    if unless_exists is not None and _version_exists(session, *unless_exists):
         return
     raise TooLarge(
         "QUOTA_EXCEEDED",
@@ -266,10 +267,17 @@ def _require_space(
     )
 
 
-def _version_exists(session: Session, name: AdapterName, manifest: Manifest) -> bool:
-    versions = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    same_name = (AdapterRow.namespace == name.namespace, AdapterRow.name == name.name)
-    return session.exec(versions.where(*same_name, VersionRow.digest == manifest.digest)).first() is not None
+def _find_existing(session: Session, pushes: Sequence[NewPush]) -> set[tuple[AdapterName, str]]:
+    """Name and digest of those pushes whose version exists."""
+    if not pushes:
+        return set()
+    statement = (
+        select(AdapterRow.namespace, AdapterRow.name, VersionRow.digest)
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(any_of(col(AdapterRow.namespace), sorted({push.name.namespace for push in pushes})))
+        .where(any_of(col(VersionRow.digest), sorted({str(push.manifest.digest) for push in pushes})))
+    )
+    return {(AdapterName(namespace, name), digest) for namespace, name, digest in session.exec(statement)}
 
 
 def _count_recent(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, datetime | None]]:
