@@ -112,7 +112,7 @@ def test_a_group_waits_for_the_commit_of_what_it_shares(
     assert requests == ["plan", "commit", "plan", "commit"]
 
 
-@pytest.mark.parametrize("limit", [1, bulk.BULK_LIMIT])
+@pytest.mark.parametrize("limit", [1, BULK_LIMIT])
 def test_a_registry_that_is_away_is_waited_for_once(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

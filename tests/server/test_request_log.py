@@ -171,10 +171,13 @@ def test_lines_are_text_or_json_at_a_level(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_worker_and_an_agent_log_as_lines_unless_they_run_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.reporter("agent", once=True)("ready")
+    logs.reporters("agent", once=True)[0]("ready")
     assert capsys.readouterr().out == "ready\n"
-    logs.reporter("agent", once=False)("loaded acme/support@3")
+    say, warn = logs.reporters("agent", once=False)
+    say("loaded acme/support@3")
     assert re.fullmatch(r"\S+Z INFO loaded acme/support@3\n", capsys.readouterr().err)
+    warn("the registry is away")
+    assert re.fullmatch(r"\S+Z WARNING the registry is away\n", capsys.readouterr().err)
     monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
-    logs.reporter("worker", once=True)("1 job done")
+    logs.reporters("worker", once=True)[0]("1 job done")
     assert json.loads(capsys.readouterr().err)["message"] == "1 job done"
