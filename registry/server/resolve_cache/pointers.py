@@ -31,9 +31,9 @@ class Pointers:
     """Reads pointers from one database."""
 
     def __init__(self, engine: Engine) -> None:
-        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._database = engine.dialect.name
+        self._is_sqlite = self._database == "sqlite"
         self._engine = engine if self._is_sqlite else db.without_transactions(engine)
-        self._statements = {kind: _compile(engine.dialect.name, kind) for kind in _COLUMNS}
         self._connection: Any = None
 
     async def read(self, path: list[str]) -> Pointer | None:
@@ -44,7 +44,7 @@ class Pointers:
             return None
         if isinstance(selector, DigestPrefix):  # a version pushed since may begin with it, too
             return None
-        statement, values = self._statements[_kind_of(selector)]
+        statement, values = _compile(self._database, _kind_of(selector))
         value = selector if isinstance(selector, int) else str(selector)
         values = {**values, "namespace": path[0], "name": path[1], "selector": value}
         if self._is_sqlite:
