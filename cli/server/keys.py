@@ -16,6 +16,7 @@ from ..console import output
 from .config import environment
 
 DATA_OPTION = click.option("--data", type=click.Path(file_okay=False), help="Data folder of the server.")
+_ROTATE = "`adapter audit-key rotate` changes a key that is there"
 
 
 @click.group("audit-key")
@@ -50,14 +51,14 @@ def replace(data: str | None, reason: str) -> None:
     with explain_failure(engine), db.session(engine, write=False) as session:
         checkpoint = sequencer.latest_checkpoint(session)
         if checkpoint is None:
-            raise Conflict("KEY_NOT_LOST", "the log has no checkpoint yet: delete the key file and start the server")
+            next_step = _ROTATE if keys.key_path(settings).exists() else "start the server, which makes a key"
+            raise Conflict("KEY_NOT_LOST", "no key has signed a checkpoint of this log yet", next_step=next_step)
         try:
             sequencer.require_same_log(session, keys.load_keys(settings, may_create=False))
         except Invalid:
             origin = checkpoint.note.partition("\n")[0]
         else:
-            next_step = "`adapter audit-key rotate` changes a key that is there"
-            raise Conflict("KEY_NOT_LOST", f"{keys.key_path(settings)} is the key of this log", next_step=next_step)
+            raise Conflict("KEY_NOT_LOST", f"{keys.key_path(settings)} is the key of this log", next_step=_ROTATE)
     new = keys.replace_key(settings, origin)
     sequencer.record_replacement(engine, new.verifier.text, reason)
     engine.dispose()

@@ -283,6 +283,12 @@ def test_a_yanked_version_is_refused_by_name_and_served_by_digest(released: Comm
     assert "is yanked" in released("pull", f"acme/support@{digest}", tmp_path / "x").stdout
 
 
+def test_a_key_that_has_signed_nothing_is_not_lost(cli: CommandRunner) -> None:
+    cli.add_base()
+    refused = cli("audit-key", "replace", "--reason", "the disk is gone", expect=5)
+    assert "no key has signed a checkpoint of this log yet\nNext: start the server, which makes a key" in refused.stderr
+
+
 def test_push_all_names_each_check_that_failed(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     cli.make_adapter("good")
