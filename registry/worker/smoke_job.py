@@ -70,6 +70,7 @@ def _test(task: Task) -> Done:
             message = f"{base.name} is quantized ({base.spec.quantization}), and this worker {e}"
             return _unknown(task, "smoke.base_unsupported", BASE_CONFIG, message)
     lease.check()
+    task.demand_unchanged_base()
     result = response.get("result")
     if result is None:
         raise Failed(str(response.get("failed") or "the smoke test ended without a result"))

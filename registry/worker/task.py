@@ -12,7 +12,7 @@ from registry.api.catalog import Resolved
 from registry.api.jobs import Claimed, RenewRequest
 from registry.client.registry import Registry
 from registry.client.transfer.pull import PlannedPulls
-from registry.errors import Conflict, Corrupt, NotFound, RegistryError, printable
+from registry.errors import Conflict, Corrupt, Invalid, NotFound, RegistryError, printable
 from registry.evaluation.reports import Report
 from registry.jobs import Job
 from registry.names import AdapterName, Ref
@@ -142,6 +142,13 @@ class Task:
         if self.base.fingerprint != self.source.fingerprint:
             raise Failed(f"the base {self.base.name} was registered again since this worker read it")
         return self.source
+
+    def demand_unchanged_base(self) -> None:
+        """Raise `Failed` if the base's files changed after they were checked: what was computed may be of others."""
+        try:
+            self.ready_source().demand_unchanged()
+        except Invalid as e:
+            raise Failed(e.detail) from e
 
     def pull(self, folder: Path, ref: Ref | None = None, pulls: PlannedPulls | None = None) -> Path:
         """Pull the version of the job, or `ref` as `pulls` planned it, into `folder`, each byte verified."""

@@ -420,3 +420,29 @@ def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
         "reading the weights of copy",
         f"building copy with transformers {transformers.__version__}",
     ]
+
+
+@pytest.mark.parametrize("moment", ["while it loads", "between two attempts"])
+def test_weights_that_are_exchanged_after_they_were_identified_get_no_verdict(
+    moment: str, setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
+    folder = shutil.copytree(base_folder, tmp_path / "copy")
+    other = models.base(tmp_path / "other", seed=5) / "model.safetensors"
+    setup.harness.admin.add_base(BaseAdd(spec=base_spec_from(folder, "copy")[0], source=str(folder)))
+    setup.push(good, base="copy")
+    load = ModelProcess.load
+
+    def load_others(process: ModelProcess) -> ModelProcess:
+        os.replace(other, folder / "model.safetensors")
+        if moment == "between two attempts":
+            process.kill()
+        return load(process)
+
+    monkeypatch.setattr(ModelProcess, "load", load_others)
+    summary = worker(Sources({"copy": folder})).run(once=True)
+    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1), setup.lines
+    assert setup.smoke() is None
+    assert any("changed meanwhile" in line for line in setup.lines) is (moment == "while it loads")
+    assert f"{folder} is not the base copy: " in setup.lines[-1]

@@ -35,6 +35,8 @@ def convert(task: Task) -> Done:
                 )
                 limits = task.limits
                 report = request.run(task.lease.check, threads=limits.threads, seconds=limits.deadline_seconds)
+                if weights:
+                    task.demand_unchanged_base()
         except (Invalid, TooLarge) as e:
             raise Failed(e.detail, final=True) from e
         task.lease.say(f"pushing {conversion.into}")

@@ -76,6 +76,7 @@ def fuse(task: Task) -> Done:
         folder = task.pull(Path(scratch) / "adapter")
         request = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
         report = _run(task, request)
+    task.demand_unchanged_base()
     if recipe.onto:
         report = report.onto(recipe.onto, task.subject.manifest.base.name)
     task.lease.check()

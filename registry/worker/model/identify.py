@@ -16,6 +16,7 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.worker.model.request import IdentifyRequest, LibraryRequest, installed_library
+from registry.worker.model.sources import Stamp, stamps_of
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import program
 
@@ -56,7 +57,7 @@ class Inspector:
         self._registry = registry
         self._say = say
         self._stopping = stopping
-        self._registered: dict[tuple[str, Path], Digest] = {}
+        self._registered: dict[tuple[str, Path], tuple[Digest, tuple[Stamp, ...]]] = {}
         self._built: set[tuple[str, Path]] = set()
 
     def problem(self, view: BaseView, folder: Path) -> str:
@@ -73,8 +74,8 @@ class Inspector:
         registered = view.spec.fingerprints.exact
         if registered is None:
             return self._register(view, folder)
-        if self._registered.pop((view.name, folder), None) == registered:
-            return ""
+        if self._registered.pop((view.name, folder), None) == (registered, stamps_of(folder, view.spec.components)):
+            return ""  # identified here in the round before, and the files are still the same
         same = Weights.of(folder).exact(self._check_stop) == registered
         return "" if same else self._difference(view, folder)
 
@@ -98,8 +99,11 @@ class Inspector:
 
     def _register(self, view: BaseView, folder: Path) -> str:
         self._say(f"reading the weights of {view.name} once, to identify them")
+        stamps = stamps_of(folder, view.spec.components)
         try:
             identity = identify(folder, self._check_stop)
+            if stamps_of(folder, view.spec.components) != stamps:
+                return f"the files of the base {view.name} in {folder} changed while they were read"
             self._registry.identify_base(view.name, identity)
         except Unavailable:
             raise
@@ -108,7 +112,7 @@ class Inspector:
         except RegistryError as e:
             self._say(f"{view.name}: its weights have no identity: {e.detail}")
             return ""
-        self._registered[view.name, folder] = identity.exact
+        self._registered[view.name, folder] = identity.exact, stamps
         return ""
 
     def _difference(self, view: BaseView, folder: Path) -> str:

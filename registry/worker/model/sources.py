@@ -18,7 +18,7 @@ from registry.versions.files import BASE_CONFIG
 
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights are not the base's; empty if they are."""
-Stamp = tuple[str, int, int]
+Stamp = tuple[str, str, int, int, int]
 ENTRIES_LIMIT = 10_000
 """Entries of a base's folder, which is listed before each claim."""
 IMAGE_LIBRARY = "diffusers"
@@ -29,7 +29,7 @@ IMAGE_LIBRARY = "diffusers"
 class BaseSource:
     """A base that this machine can load. `dtype`: the number format of its record, for a GPU.
 
-    `thresholds`: the base's own, which replace the defaults.
+    `thresholds`: the base's own, which replace the defaults. `stamps`: of the files before they were checked.
     """
 
     name: str
@@ -37,6 +37,17 @@ class BaseSource:
     fingerprint: str
     dtype: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    stamps: tuple[Stamp, ...] = ()
+    components: tuple[str, ...] = ()
+
+    def demand_unchanged(self) -> None:
+        """Raise `Invalid` (BASE_INVALID) if the files are no longer those that were checked."""
+        try:
+            same = not self.stamps or stamps_of(self.folder, self.components) == self.stamps
+        except OSError:
+            same = False
+        if not same:
+            raise Invalid("BASE_INVALID", f"the files of the base {self.name} in {self.folder} changed meanwhile")
 
 
 class Sources:
@@ -78,29 +89,33 @@ class Sources:
         if not any((folder / inner / BASE_CONFIG).is_file() for inner in ("", *view.spec.components)):
             return f"the base {view.name} is not in {folder} here; name its folder: --base {view.name}=DIR"
         try:
-            stamps = tuple(stamp for inner in ("", *view.spec.components) for stamp in _stamps(folder / inner))
+            stamps = stamps_of(folder, view.spec.components)
             key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, stamps)
             if key not in self._checked:
-                self._checked[key] = _read(view, folder, inspect)
+                self._checked[key] = _read(view, folder, stamps, inspect)
         except (OSError, Invalid) as e:  # files may vanish at any time
             return f"the base {view.name} in {folder}: {e}"
         return self._checked[key]
 
 
-def _stamps(folder: Path) -> list[Stamp]:
-    """Name, size and time of the model's files in this folder: while they stay the same, the bytes are assumed to."""
+def stamps_of(folder: Path, components: Iterable[str]) -> tuple[Stamp, ...]:
+    """Component, name, size and times of the model's files: while they stay the same, the bytes are assumed to.
+
+    The time of the last change of the inode also tells of a replacement that keeps the time of the bytes.
+    """
     stamps = []
-    with os.scandir(folder) as entries:
-        for number, entry in enumerate(entries):
-            if number >= ENTRIES_LIMIT:
-                raise Invalid("BASE_INVALID", f"{folder} has over {ENTRIES_LIMIT} entries")
-            if entry.name == BASE_CONFIG or entry.name.endswith(".safetensors"):
-                status = entry.stat()
-                stamps.append((entry.name, status.st_size, status.st_mtime_ns))
-    return sorted(stamps)
+    for inner in ("", *components):
+        with os.scandir(folder / inner) as entries:
+            for number, entry in enumerate(entries):
+                if number >= ENTRIES_LIMIT:
+                    raise Invalid("BASE_INVALID", f"{folder / inner} has over {ENTRIES_LIMIT} entries")
+                if entry.name == BASE_CONFIG or entry.name.endswith(".safetensors"):
+                    status = entry.stat()
+                    stamps.append((inner, entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(sorted(stamps))
 
 
-def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> BaseSource | str:
+def _read(view: BaseView, folder: Path, stamps: tuple[Stamp, ...], inspect: Inspect | None) -> BaseSource | str:
     try:
         spec, _ = base_spec_from(folder, view.name)
     except RegistryError as e:
@@ -114,4 +129,7 @@ def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> BaseSource |
         problem = inspect(view, folder) if inspect is not None else ""
     except Invalid as e:
         problem = f"the base {view.name} in {folder}: {e.detail}"
-    return problem or BaseSource(view.name, folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
+    return problem or BaseSource(
+        view.name, folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype, stamps=stamps,
+        components=view.spec.components,
+    )  # fmt: skip
