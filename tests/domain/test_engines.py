@@ -268,7 +268,7 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
     ("format_name", "dora", "diffusers", "comfyui"),
     [
         ("diffusers", False, [], []),
-        ("diffusers", True, ["diffusers.image_dora"], ["comfyui.image_dora"]),
+        ("diffusers", True, [], ["comfyui.image_magnitudes"]),
         ("kohya", False, [], []),
         ("kohya", True, ["diffusers.image_dora"], []),
         ("lycoris", False, ["diffusers.image_lycoris"], []),
@@ -280,7 +280,8 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
 def test_image_files_are_evaluated_by_format(
     format_name: str, dora: bool, diffusers: list[str], comfyui: list[str]
 ) -> None:
-    file = FileFacts(format=format_name, method="lora", family="flux", has_dora=dora)
+    problems = ("image.dora_scale",) if dora and format_name == "kohya" else ()
+    file = FileFacts(format=format_name, method="lora", family="flux", has_dora=dora, problems=problems)
     facts = engine_facts.of_file(file, is_image=True)
     assert codes(facts, "diffusers==0.42.1") == diffusers
     assert codes(facts, "comfyui") == comfyui

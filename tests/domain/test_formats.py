@@ -252,6 +252,60 @@ def test_alphas_that_diffusers_does_not_apply_are_seen_for_each_model(
     assert facts_of(flux, values=True).problems == ()
 
 
+def test_alphas_that_are_there_in_part_are_a_problem_unless_the_others_are_the_rank() -> None:
+    names = kohya_pairs("lora_unet_", ATTENTION)
+    del names[next(name for name in names if name.endswith(".alpha"))]
+    assert facts_of(names, values=True).problems == ("image.alphas_in_part",)
+    same = {n: ("F32", (), struct.pack("<f", R)) if n.endswith(".alpha") else t for n, t in names.items()}
+    assert facts_of(same, values=True).problems == ()
+
+
+def test_alphas_of_a_text_encoder_alone_are_seen() -> None:
+    modules = [f"lora_te_text_model_encoder_layers_{n}_self_attn_out_proj" for n in range(3)]
+    names = kohya_pairs("", modules) | {f"{modules[0]}.alpha": ("F32", (), struct.pack("<f", 8.0))}
+    assert facts_of(names, values=True).problems == ("image.attention_alphas",)
+
+
+@pytest.mark.parametrize(
+    ("component", "numbers", "use_dora", "problems"),
+    [
+        ("unet", (0, 1), None, ()),
+        ("unet", (0, 1), True, ()),
+        ("unet", (0,), None, ("image.magnitudes_in_part",)),
+        ("unet", (), True, ("image.magnitudes_in_part",)),
+        ("unet", (0, 1), False, ("image.magnitudes_in_part",)),
+        ("text_encoder", (0, 1), None, ("image.text_magnitudes",)),
+    ],
+)
+def test_magnitudes_that_diffusers_does_not_apply_are_seen(
+    component: str, numbers: tuple[int, ...], use_dora: bool | None, problems: tuple[str, ...]
+) -> None:
+    inner = "layers.{}.self_attn.q_proj" if component == "text_encoder" else "down_blocks.{}.attn1.to_q"
+    modules = [f"{component}.{inner.format(n)}" for n in range(2)]
+    names = pair(modules[0], ".lora_A.weight", ".lora_B.weight") | pair(modules[1], ".lora_A.weight", ".lora_B.weight")
+    names |= {f"{modules[n]}.lora_magnitude_vector": ("F32", (D,), None) for n in numbers}
+    claims = json.dumps({f"{component}.use_dora": use_dora})
+    facts = facts_of(names, {} if use_dora is None else {"lora_adapter_metadata": claims})
+    assert facts.format == "diffusers"
+    assert facts.problems == problems
+
+
+@pytest.mark.parametrize(
+    ("leaf", "has_alpha", "problems"),
+    [
+        ("attn_to_out_0", True, ()),
+        ("attn_to_q", False, ("image.onetrainer_modules",)),
+        ("ff_net_2", True, ("image.onetrainer_modules",)),
+    ],
+)
+def test_onetrainers_names_that_diffusers_refuses_are_seen(
+    leaf: str, has_alpha: bool, problems: tuple[str, ...]
+) -> None:
+    names = kohya_pairs("", [f"lora_transformer_transformer_blocks_0_{leaf}"])
+    facts = facts_of({n: t for n, t in names.items() if has_alpha or not n.endswith(".alpha")}, values=True)
+    assert (facts.format, facts.problems) == ("kohya", problems)
+
+
 @pytest.mark.parametrize(
     ("dtype", "raw"),
     [
@@ -333,6 +387,7 @@ def test_dora_and_components_are_seen() -> None:
     names["lora_unet_" + ATTENTION[0].replace(".", "_") + ".dora_scale"] = ("F32", (D, 1), None)
     facts = facts_of(names)
     assert facts.has_dora
+    assert "image.dora_scale" in facts.problems
     assert facts.components == ("text_encoder", "unet")
 
 

@@ -33,18 +33,23 @@ FLUX_SIDES = {
     "txt": ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 }
 QWEN = tuple(f"transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_out.0", "add_k_proj", "to_add_out"))
+FLUX_MLP = "single_transformer_blocks.0.proj_mlp"
 FLUX = tuple(f"transformer_blocks.0.attn.{leaf}" for leaves in FLUX_SIDES.values() for leaf in leaves)
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The base's weight `module` changes by scale · B[rows] · A, where A and B are tensors of the file."""
+    """The base's weight `module` changes by scale · B[rows] · A, where A and B are tensors of the file.
+
+    `magnitude`: of DoRA (arXiv 2402.09353), the norms of the rows of the sum.
+    """
 
     module: str
     a: str
     b: str
     scale: float = 1.0
     rows: tuple[int, int] | None = None
+    magnitude: str = ""
 
 
 @dataclass(slots=True)
@@ -171,12 +176,44 @@ def _lycoris(method: str) -> Case:
     return case
 
 
-def _dora(case: Case, ending: str, shape: tuple[int, ...]) -> Case:
-    """A magnitude beside each pair. What it means depends on the base's weights, so nothing is worked out by hand."""
-    starts = [update.a.partition(".lora_")[0] for update in case.meant]
-    case.tensors |= {f"{at}{ending}": ("F32", shape, struct.pack("<32f", *[0.5] * 32)) for at in dict.fromkeys(starts)}
-    case.meant = []
+def _dora(case: Case, ending: str, shape: tuple[int, ...], numbers: Iterable[int] | None = None) -> Case:
+    """A magnitude beside each pair, or beside those of these numbers."""
+    for number in range(len(case.meant)) if numbers is None else numbers:
+        update = case.meant[number]
+        name = f"{update.a.partition('.lora_')[0]}{ending}"
+        case.tensors[name] = ("F32", shape, struct.pack("<32f", *[0.5] * 32))
+        case.meant[number] = replace(update, magnitude=name)
     return case
+
+
+def _onetrainer(*, is_attention: bool = True, alpha: float | None = 2.0) -> Case:
+    """Flux by OneTrainer: kohya's names, with the modules of diffusers."""
+    names = {f"transformer.{module}": "lora_transformer_" + module.replace(".", "_") for module in FLUX}
+    case = kohya("flux-tiny", names, alpha=alpha)
+    if not is_attention:
+        at = "lora_transformer_" + FLUX_MLP.replace(".", "_")
+        case.pair(f"{at}.lora_down.weight", f"{at}.lora_up.weight", (4 * WIDTH, WIDTH))
+        case.tensors[f"{at}.alpha"] = ("F32", (), struct.pack("<f", 2.0))
+        case.meant.append(Update(f"transformer.{FLUX_MLP}", f"{at}.lora_down.weight", f"{at}.lora_up.weight", 0.5))
+    return case
+
+
+def _without_alphas(case: Case, numbers: Iterable[int]) -> Case:
+    for number in numbers:
+        update = case.meant[number]
+        del case.tensors[f"{update.a.removesuffix('.lora_down.weight')}.alpha"]
+        case.meant[number] = replace(update, scale=1.0)
+    return case
+
+
+def _text_alone(alphas: Mapping[int, float]) -> Case:
+    names = {f"text_encoder.{m}": "lora_te_text_model_" + m.replace(".", "_") for m in TEXT}
+    return _of_alphas(kohya("sd-tiny", names), alphas)
+
+
+def _with_text_dora(case: Case) -> Case:
+    text = _dora(peft(case.base, "text_encoder.", TEXT), ".lora_magnitude_vector", (WIDTH,))
+    return replace(case, tensors=case.tensors | text.tensors, meant=case.meant + text.meant)
 
 
 def _without_b(case: Case) -> Case:
@@ -239,6 +276,13 @@ CASES: dict[str, Case] = {
     "sd-kohya-one-alpha-for-each-model": _of_alphas(_kohya_sd(text=TEXT), dict.fromkeys(range(8, 12), 16.0)),
     "sd-kohya-dora": _dora(_kohya_sd(), ".dora_scale", (WIDTH, 1)),
     "sd-diffusers-dora": _dora(peft("sd-tiny", "unet.", SD), ".lora_magnitude_vector", (WIDTH,)),
+    "sd-diffusers-dora-in-part": _dora(
+        peft("sd-tiny", "unet.", SD), ".lora_magnitude_vector", (WIDTH,), range(0, len(SD), 2)
+    ),
+    "sd-diffusers-dora-of-text": _with_text_dora(peft("sd-tiny", "unet.", SD)),
+    "sd-kohya-alphas-in-part": _without_alphas(_kohya_sd(), range(3)),
+    "sd-kohya-alphas-of-text-alone": _text_alone({1: 16.0}),
+    "sd-kohya-text-alone": _text_alone({}),
     "sd-loha": _lycoris("loha"),
     "sd-lokr": _lycoris("lokr"),
     "sd-no-prefix": peft("sd-tiny", "", SD),
@@ -253,6 +297,9 @@ CASES: dict[str, Case] = {
     "flux-adapter-name": peft("flux-tiny", "transformer.", FLUX, infix=".default"),
     "flux-kohya": _flux_kohya(),
     "flux-kohya-dora": _dora(_flux_kohya(), ".dora_scale", (WIDTH, 1)),
+    "flux-onetrainer": _onetrainer(),
+    "flux-onetrainer-mlp": _onetrainer(is_attention=False),
+    "flux-onetrainer-no-alpha": _without_alphas(_onetrainer(), [0]),
     "flux-kohya-absent-block": _flux_kohya(9),
     "flux-xlabs": flux_fused(_UP_DOWN, _XLABS),
     "flux-bfl": flux_fused(_AB, _DOUBLE),
@@ -291,7 +338,7 @@ def bases() -> dict[str, BaseSpec]:
                "sd-tiny": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": WIDTH},
                "flux-tiny": {"_class_name": "FluxTransformer2DModel"},
                "qwen-image-tiny": {"_class_name": "QwenImageTransformer2DModel"}}  # fmt: skip
-    parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": FLUX},
+    parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": (*FLUX, FLUX_MLP)},
              "qwen-image-tiny": {"transformer": QWEN}}  # fmt: skip
     specs = {}
     for name, modules in parts.items():
@@ -303,7 +350,8 @@ def bases() -> dict[str, BaseSpec]:
 
 
 def _header(modules: Iterable[str]) -> safetensors.Header:
-    weights: dict[str, Tensor] = {f"{module}.weight": ("F32", (WIDTH, WIDTH), None) for module in modules}
+    rows = {FLUX_MLP: 4 * WIDTH}
+    weights: dict[str, Tensor] = {f"{m}.weight": ("F32", (rows.get(m, WIDTH), WIDTH), None) for m in modules}
     return safetensors.read_bytes(samples.safetensors(weights), file="model.safetensors")
 
 

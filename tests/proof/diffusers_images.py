@@ -91,14 +91,17 @@ def outputs(base: str, parts: Models) -> torch.Tensor:
 
 
 def by_hand(case: Case, parts: Models, file: dict[str, torch.Tensor]) -> Models:
-    """The models with scale · B[rows] · A added to the weights that the case means."""
+    """The models with scale · B[rows] · A added to the weights that the case means, rows scaled to magnitudes."""
     changed = copy.deepcopy(parts)
     for update in case.meant:
         component, _, path = update.module.partition(".")
         first, last = update.rows or (0, len(file[update.b]))
         product = update.scale * file[update.b][first:last].float() @ file[update.a].float()
         with torch.no_grad():
-            changed[component].get_submodule(path).weight += product
+            weight = changed[component].get_submodule(path).weight
+            weight += product
+            if update.magnitude:
+                weight *= (file[update.magnitude].flatten() / weight.norm(dim=1))[:, None]
     return changed
 
 
@@ -108,9 +111,9 @@ def ask(case: Case, parts: Models, folder: Path) -> dict[str, Any]:
     bare = outputs(case.base, parts)
     try:
         pipeline(case.base, loaded).load_lora_weights(str(folder), weight_name=WEIGHT_NAME)
+        output = outputs(case.base, loaded)
     except Exception as e:  # whatever diffusers raises is its answer
         return {"answer": f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"}
-    output = outputs(case.base, loaded)
     layers = [module for part in loaded.values() for module in part.modules() if getattr(module, "lora_A", None)]
     row: dict[str, Any] = {"answer": "ok", "modules": len(layers), "from_base": _distance(output, bare)}
     if case.meant:

@@ -49,7 +49,10 @@ class FileFacts(FrozenModel):
     `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
     control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`),
     `image.attention_alphas` (different alphas in attention layers, in a kohya file for a U-Net), `image.text_alphas`
-    (in a text encoder, elsewhere).
+    (in a text encoder, elsewhere), `image.alphas_in_part` (in a model, pairs without an alpha beside others),
+    `image.dora_scale` (DoRA under kohya's name), `image.magnitudes_in_part` (in a model, pairs without magnitudes
+    beside others, or against its metadata), `image.text_magnitudes` (of a text encoder), `image.onetrainer_modules`
+    (names of OneTrainer for a transformer: modules of a block other than its attention, or pairs without an alpha).
     """
 
     format: str

@@ -8,7 +8,7 @@ import math
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from registry.adapters.formats import Format
@@ -21,6 +21,7 @@ from registry.strict import json as strict_json
 from registry.strict.fields import Fields
 
 ALPHA_READS_LIMIT = 4096
+ALPHAS_UNREAD = "alpha tensors, not read"
 TEXT_LIMIT = 300
 
 _HALVES = re.compile(
@@ -160,23 +161,54 @@ def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], fo
         "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
         "image.no_control_norms": format.name == "bfl" and not any("query_norm.scale" in t.name for t in header),
         "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
+        "image.dora_scale": any("dora_scale" in halves for halves in groups.values()),
+        "image.text_magnitudes": any(_MAGNITUDE in h and _component(p).startswith("text_") for p, h in groups.items()),
+        "image.magnitudes_in_part": _has_magnitudes_in_part(header, groups),
+        "image.onetrainer_modules": any(path.startswith("lora_transformer_") for path in groups)
+        and any(_ONETRAINER_OTHER.match(path) or "alpha" not in halves for path, halves in groups.items()),
     }
     return tuple(code for code, there in checks.items() if there)
+
+
+_MAGNITUDE = "lora_magnitude_vector"
+_ONETRAINER_OTHER = re.compile(
+    r"lora_transformer_(?:single_)?transformer_blocks_\d+_(?!attn_(?:to_[qkv]|to_out_0|to_add_out|add_[qkv]_proj)\Z)"
+)
+"""Modules of a block that diffusers (0.42, `_convert_mixture_state_dict_to_diffusers`) takes for the block itself."""
+
+
+def _has_magnitudes_in_part(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> bool:
+    """Whether a model has pairs with magnitudes and pairs without, or others than its `use_dora` says."""
+    claims = _metadata(header.metadata)
+    by_component: dict[str, set[bool]] = defaultdict(set)
+    for path, halves in groups.items():
+        if _rank(halves):
+            by_component[_component(path)].add(_MAGNITUDE in halves)
+    return any(
+        len(there) > 1 or there == {not claims[component]["use_dora"]} if "use_dora" in claims.get(component, {})
+        else len(there) > 1
+        for component, there in by_component.items()
+    )  # fmt: skip
 
 
 _ATTENTION = re.compile(r"lora_unet_\S+_attn[12]_to_(?:q|k|v|out_0)|lora_te[12]?_\S+_self_attn_(?:q|k|v|out)_proj")
 
 
-def _alpha_problems(groups: Iterable[str], format: Format, alphas: Mapping[str, float], rule: str) -> Iterator[str]:
+def _alpha_problems(
+    groups: Mapping[str, Mapping[str, TensorInfo]], format: Format, alphas: Mapping[str, float], rule: str
+) -> Iterator[str]:
     """Where diffusers (0.42, `get_peft_kwargs`) gives modules the most frequent alpha of their component."""
     components = {_component(path) for path in groups}
-    if format.name != "kohya" or rule != "alpha tensors" or "unet" not in components or "transformer" in components:
+    if format.name != "kohya" or rule != "alpha tensors" or "transformer" in components:
         return
     for component in sorted(components):
         own = {path: alpha for path, alpha in alphas.items() if _component(path) == component}
         in_attention = {alpha for path, alpha in own.items() if _ATTENTION.fullmatch(path)}
         counts = Counter(own.values()).most_common()
         frequent = [alpha for alpha, count in counts if count == counts[0][1]]  # it may take any of these
+        ranks = {_rank(halves) for path, halves in groups.items() if path not in own and _component(path) == component}
+        if frequent and all(ranks - {0, alpha} for alpha in frequent):
+            yield "image.alphas_in_part"
         if frequent and all(in_attention - {alpha} for alpha in frequent):
             yield "image.attention_alphas"
         elif component != "unet" and len(counts) > 1:
@@ -211,7 +243,7 @@ def _alphas(
     tensors = {path: halves["alpha"] for path, halves in groups.items() if "alpha" in halves}
     if tensors:
         if read is None or len(tensors) > ALPHA_READS_LIMIT:
-            return {}, "alpha tensors, not read"
+            return {}, ALPHAS_UNREAD
         values = {path: _scalar(info, header, read) for path, info in tensors.items()}
         return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
