@@ -210,6 +210,33 @@ def test_magnitudes_that_diffusers_drops_fail(tmp_path: Path) -> None:
     assert "smoke.tensors_not_loaded" in smoke_codes(base, tmp_path / "dora")
 
 
+@pytest.mark.parametrize(
+    ("component", "leaves", "codes"),
+    [
+        ("unet", (".to_q", ".to_k"), []),
+        ("unet", (".to_q",), ["lora.magnitude_absent"]),
+        ("text_encoder", (".q_proj", ".k_proj"), ["smoke.tensors_not_loaded"]),
+    ],
+)
+def test_magnitudes_under_diffusers_names_are_compared_in_every_module(
+    component: str, leaves: tuple[str, ...], codes: list[str], tmp_path: Path
+) -> None:
+    """diffusers 0.42 makes DoRA of all modules of a model or of none, and loses the magnitudes of text encoders."""
+    torch.manual_seed(7)
+    base = fixtures.image_bases() / "sd-tiny"
+    tensors: dict[str, torch.Tensor] = {}
+    for path, module in Pipeline.load(base, "sd-tiny").parts[component].named_modules():
+        if path.endswith((".to_q", ".to_k", ".q_proj", ".k_proj")):
+            at = f"{component}.{path}"
+            tensors[f"{at}.lora_A.weight"] = torch.randn(4, module.in_features) * 0.1
+            tensors[f"{at}.lora_B.weight"] = torch.randn(module.out_features, 4) * 0.1
+            if path.endswith(leaves):
+                tensors[f"{at}.lora_magnitude_vector"] = module.weight.norm(dim=1) * 1.3
+    (tmp_path / "dora").mkdir()
+    save_file(tensors, tmp_path / "dora" / "dora.safetensors")
+    assert [code for code in smoke_codes(base, tmp_path / "dora") if code != "smoke.image_unchanged"] == codes
+
+
 # ------------------------------------------------------------------ SDXL
 SGM_BLOCKS = (
     (re.compile(r"down_blocks\.(\d)\.attentions\.(\d)"), "input_blocks", 1),

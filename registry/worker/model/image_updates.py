@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.adapters.formats.images import ALPHAS_UNREAD
 from registry.compat.paths import Paths
 from registry.merging import renaming
 
@@ -61,11 +62,53 @@ def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, float]:
     }
 
 
-def dropped_magnitudes(names: Iterable[str], components: Mapping[str, Any], adapter: str) -> list[str]:
-    """The file's names of DoRA's magnitudes, if no layer of these models applies any for `adapter`."""
-    layers = (layer for model in components.values() for layer in model.modules())
-    are_applied = any(adapter in getattr(layer, "lora_magnitude_vector", {}) for layer in layers)
-    return [] if are_applied else sorted(name for name in names if name.endswith(MAGNITUDES))
+def magnitudes(components: Mapping[str, Any], adapter: str) -> dict[str, Tensor]:
+    """Path → the magnitudes of DoRA that PEFT's layers in these models apply for `adapter`."""
+    return {
+        f"{component}.{path}": layer.lora_magnitude_vector[adapter].weight
+        for component, model in components.items()
+        for path, layer in model.named_modules()
+        if adapter in getattr(layer, "lora_magnitude_vector", {})
+    }
+
+
+class Magnitudes(NamedTuple):
+    """`stated`: how many the file has for these models. `dropped`: names of those that no layer applies as they are.
+
+    `invented`: the layers that apply DoRA without magnitudes in the file, with those of the base instead.
+    """
+
+    stated: int
+    dropped: list[str]
+    invented: list[str]
+
+
+def compare_magnitudes(
+    file: FileFacts, names: Iterable[str], read: Callable[[str], Tensor], applied: Mapping[str, Tensor],
+    paths: Collection[str],
+) -> Magnitudes:  # fmt: skip
+    """Compare the file's magnitudes with those that layers apply; both by value, in the layers' dtype."""
+    resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
+    stated, dropped, remaining, unresolved = 0, [], dict(applied), False
+    for name in sorted(name for name in names if name.endswith(MAGNITUDES)):
+        module = next(name.removesuffix(end) for end in MAGNITUDES if name.endswith(end))
+        matches = resolver.of(module) or ()
+        if not {path.partition(".")[0] for path in matches or file.components} <= components:
+            continue
+        stated += 1
+        if not matches:
+            unresolved = True
+        layers = [remaining.pop(path) for path in matches if path in remaining]
+        arrived = len(layers) == len(matches) and _are_equal(read(name), layers) if matches else bool(applied)
+        if not arrived:
+            dropped.append(name)
+    return Magnitudes(stated, dropped, [] if unresolved else sorted(remaining))
+
+
+def _are_equal(tensor: Tensor, layers: list[Tensor]) -> bool:
+    applied = torch.cat([layer.flatten() for layer in layers])
+    expected = tensor.to(applied).flatten()
+    return expected.shape == applied.shape and torch.allclose(applied, expected, torch.finfo(applied.dtype).eps, 0.0)
 
 
 class WrongStrength(NamedTuple):
@@ -89,13 +132,15 @@ def compare(
 ) -> Arrival:
     """Compare the file's pairs with the loaded updates. `paths`: the modules of the models that the worker has.
 
-    Pairs of other components are left out, as are those of an update of zero. Where the file states no scale, any
-    strength is right. Pairs whose names this registry cannot resolve are absent if nothing but the others is loaded.
+    Pairs of other components are left out, as are those of an update of zero. Without an alpha the scale is 1, as in
+    conversions; where alphas were not read, any strength is right. Pairs whose names this registry cannot resolve are
+    absent if nothing but the others is loaded.
     """
     resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
     pairs, absent, wrong = 0, [], []
     loaded_norms, others = defaultdict(float, norms), {*norms}
     unresolved: list[FileModule] = []
+    are_read = file.alpha_rule != ALPHAS_UNREAD
     for module, squared in stated(file, read):
         matches = resolver.of(module.path) or ()
         if not {path.partition(".")[0] for path in matches or file.components} <= components or not squared > 0:
@@ -109,6 +154,7 @@ def compare(
             absent.append(module)
             continue
         ratio = math.sqrt(sum(loaded_norms[path] for path in matches) / squared)
-        if module.scale is not None and not abs(ratio - 1) <= TOLERANCE:
-            wrong.append(WrongStrength(module, abs(module.scale), abs(module.scale) * ratio))
+        if are_read and not abs(ratio - 1) <= TOLERANCE:
+            scale = 1.0 if module.scale is None else abs(module.scale)
+            wrong.append(WrongStrength(module, scale, scale * ratio))
     return Arrival(pairs, absent + ([] if others else unresolved), wrong)

@@ -83,16 +83,22 @@ class ImageTest(SmokeTest):
         if not isinstance(contents, NonPeftContents):
             return
         paths = {name.rpartition(".")[0] for name in self._base.originals}
+        parts = self._base.parts
         with safe_open(self._files[0], framework="pt") as file:
-            arrival = image_updates.compare(
-                contents.file, file.get_tensor, image_updates.loaded(self._base.parts, SLOT), paths
+            arrival = image_updates.compare(contents.file, file.get_tensor, image_updates.loaded(parts, SLOT), paths)
+            magnitudes = image_updates.compare_magnitudes(
+                contents.file, file.keys(), file.get_tensor, image_updates.magnitudes(parts, SLOT), paths
             )
-            names = list(file.keys())
         program = f"diffusers {diffusers.__version__}"
-        if magnitudes := image_updates.dropped_magnitudes(names, self._base.parts, SLOT):
-            message = f"{program} ignores {len(magnitudes)} magnitudes of DoRA, the first of them {magnitudes[0]}"
-            expected, actual = f"{len(names)} tensors", f"{len(names) - len(magnitudes)}"
-            self.result.note("error", "smoke.tensors_not_loaded", magnitudes[0], message, expected, actual)
+        if magnitudes.dropped:
+            dropped, stated, name = len(magnitudes.dropped), magnitudes.stated, magnitudes.dropped[0]
+            message = f"{program} ignores {dropped} of {stated} magnitudes of DoRA, the first of them {name}"
+            expected, actual = f"{stated} magnitudes", f"{stated - dropped}"
+            self.result.note("error", "smoke.tensors_not_loaded", name, message, expected, actual)
+        if magnitudes.invented:
+            layers, path = magnitudes.invented, magnitudes.invented[0]
+            message = f"{program} applies DoRA in {len(layers)} modules, {path} first, without magnitudes in the file"
+            self.result.note("error", "lora.magnitude_absent", path, message, "lora_magnitude_vector", "nothing")
         if arrival.absent:
             absent, total, name = 2 * len(arrival.absent), 2 * arrival.pairs, arrival.absent[0].a
             message = f"{program} ignores {absent} of {total} tensors, the first of them {name}"
