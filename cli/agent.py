@@ -53,7 +53,9 @@ Say = Callable[[str], None]
               help="Above this size, such as 500GB, delete unused versions an hour after their last use.")  # fmt: skip
 @click.option("--node", default="", help="Name of this node. Default: the host name.")
 @click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics here.")
-@click.option("--once", is_flag=True, help="Run one pass and exit; 6 if an adapter is not ready, 4 if there is none.")
+@click.option("--once", is_flag=True,
+              help="Run one pass and exit; 6 if an adapter is not ready, 4 if there is none, 70 if one is damaged "
+                   "or wrong.")  # fmt: skip
 def agent(
     engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
     keep_days: float, keep_bytes: int | None, node: str, port: str, once: bool,
@@ -176,6 +178,8 @@ def _run_once(agents: Mapping[str, Agent], evictor: eviction.Evictor) -> None:
     output.result({"items": items}, lambda: None)
     if any(agent.has_no_adapters() for agent in agents.values()):
         output.exit_with(output.NOT_FOUND)
+    if any(item["corrupt"] for item in items):
+        output.exit_with(output.CORRUPT)
     output.exit_with(0 if all(item["state"] == "ready" for item in items) else output.REFUSED)
 
 

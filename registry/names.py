@@ -30,6 +30,7 @@ from registry.findings import Finding
 NAME_LIMIT = 64
 BASE_NAME_LIMIT = 128
 SERVED_WORDS_LIMIT = 89
+VERSION_NUMBER_LIMIT = 999_999_999
 PATH_LIMIT_BYTES = 255
 PATH_DEPTH_LIMIT = 8
 
@@ -199,17 +200,14 @@ def distinguish_served_names(plain: Sequence[str], versions: Iterable[tuple[str,
     """
     often = Counter(plain)
     return [
-        name if often[name] == 1 else f"{name}-{Digest.of(f'{adapter}@{digest}'.encode()).hex[:16]}"
+        name if often[name] == 1 else distinct_served_name(name, adapter, digest)
         for name, (adapter, digest) in zip(plain, versions, strict=True)
     ]
 
 
-_SERVED_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,119}\Z")
-
-
-def is_served_name(text: str) -> bool:
-    """Whether a text has the form of a served name. It becomes the name of a folder on a serving node."""
-    return _SERVED_NAME.match(text) is not None
+def distinct_served_name(plain: str, adapter: str, digest: str) -> str:
+    """The served name of this version that no other version has."""
+    return f"{plain}-{Digest.of(f'{adapter}@{digest}'.encode()).hex[:16]}"
 
 
 Selector = Alias | int | Digest | DigestPrefix

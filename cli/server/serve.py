@@ -72,7 +72,8 @@ def serve(
     engine = open_database(settings)
     with explain_failure(engine):
         schema.prepare(engine)
-    first_token = ("", "") if tokens.has_tokens(engine) else _first_token(settings, token_file)
+        has_tokens = tokens.has_tokens(engine)
+    first_token = ("", "") if has_tokens else _first_token(settings, token_file)
     listener = _listen(host, port)
     if workers == 1:
         _serve(settings, engine, listener, first_token)
@@ -93,7 +94,8 @@ def _serve(
     token_sha256, secret = first_token
     app = create_app(settings, engine=engine)
     log = app.state.audit_log
-    log.check_keys()
+    with explain_failure(engine):
+        log.check_keys()
     app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
     if problem := try_store(app.state.blobs, settings.blobs):
         output.line(

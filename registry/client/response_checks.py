@@ -21,7 +21,7 @@ from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Check, Outcome
-from registry.names import AdapterName, Ref, is_served_name
+from registry.names import AdapterName, Ref
 from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
@@ -210,6 +210,8 @@ def all_pages(fetch: Callable[[str], Page]) -> Iterator[Page]:
 def check_resolved(ref: Ref, response: Resolved) -> Resolved:
     """`check_version`, and its manifest hashes to its digest and lists exactly the files that have links."""
     check_version(ref, response)
+    if problem := _problem_of_number(response.number):
+        raise invalid_response(f"the number of {ref} {problem}")
     _equal(
         f"what the manifest of {ref} hashes to", _digest_of(response.manifest, ref), response.digest, "DIGEST_MISMATCH"
     )
@@ -305,24 +307,36 @@ def check_desired_state(base: str, alias: str, response: DesiredState) -> Desire
     """The desired state of this base and alias. Its entries are checked one by one (`problem_of`)."""
     _equal("the base of the desired state", response.base, base)
     _equal("the alias of the desired state", response.alias, alias)
-    served = Counter(entry.served_name for entry in response.adapters)
-    if repeated := next((name for name, count in served.items() if count > 1), ""):
-        raise invalid_response(f"the desired state serves two versions as {repeated[:80]!r}")
+    for verb, texts in (
+        ("serves two versions as", [entry.served_name for entry in response.adapters]),
+        ("lists two versions of", [entry.name for entry in response.adapters]),
+    ):
+        if repeated := next((text for text, count in Counter(texts).items() if count > 1), ""):
+            raise invalid_response(f"the desired state {verb} {repeated[:80]!r}")
     return response
 
 
 def problem_of(entry: DesiredAdapter) -> str:
     """Why an entry of a desired state cannot be used, so that one wrong entry does not block the others; or empty.
 
-    Its served name becomes the name of a folder, and its name a path of a request.
+    Its name becomes a path of a request. Its served name becomes the name of a folder, and what clients request: it is
+    the one that follows from name and number, so that no adapter answers for another.
     """
-    if not is_served_name(entry.served_name):
-        return f"the registry names it {entry.served_name[:80]!r}, which is not a valid served name"
     try:
-        AdapterName.parse(entry.name)
+        name = AdapterName.parse(entry.name)
     except RegistryError as e:
         return f"the registry responds with an invalid name: {e.detail}"
+    if problem := _problem_of_number(entry.number):
+        return f"the number of {name} {problem}"
+    plain = names.served_name(name, entry.number)
+    if entry.served_name not in (plain, names.distinct_served_name(plain, str(name), entry.digest)):
+        return f"the served name of {name}@{entry.number} is {entry.served_name[:80]!r}, not {plain!r}"
     return ""
+
+
+def _problem_of_number(number: int) -> str:
+    is_possible = 1 <= number <= names.VERSION_NUMBER_LIMIT
+    return "" if is_possible else f"is {str(number)[:40]}, not 1 to {names.VERSION_NUMBER_LIMIT}"
 
 
 def refusal_of(entry: DesiredAdapter) -> str:

@@ -12,7 +12,8 @@ from registry.errors import TooLarge
 from registry.names import AdapterName, distinguish_served_names, served_name
 
 PAGE_ADAPTERS = 500
-PAGES_LIMIT = 2000
+PAGES_LIMIT = 500
+"""A registry that never ends its pages is refused after so many; 200 full ones list 100,000 adapters."""
 FILES_LIMIT = 1_000_000
 """Files of all pages, which a node has in memory."""
 
@@ -32,7 +33,10 @@ def read(
         if files > FILES_LIMIT:
             message = f"the desired state of '{base}' by the alias '{alias}' has more than {FILES_LIMIT} files"
             raise TooLarge("SIZE_INVALID", message, next_step="give fewer adapters this alias")
-        if len(pages) > PAGES_LIMIT or after in (page.next_after for page in pages[:-1]):
+        if len(pages) >= PAGES_LIMIT or sum(len(page.adapters) for page in pages) > PAGES_LIMIT * PAGE_ADAPTERS:
+            most = f"{PAGES_LIMIT} pages of {PAGE_ADAPTERS} adapters"
+            raise invalid_response(f"the desired state of {base} goes on after {most}")
+        if after in (page.next_after for page in pages[:-1]):
             raise invalid_response(f"the desired state of {base} has a page that continues at {after[:80]!r} again")
         pages.append(registry.desired_state(base, alias, engine=engine, after=after, limit=PAGE_ADAPTERS))
     return pages[0] if len(pages) == 1 else _combine(pages)

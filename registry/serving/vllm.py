@@ -44,7 +44,7 @@ except ImportError:  # not in vLLM: the command line and the tests may still imp
 
 NAME = "adapter-registry"
 LOOKUP_SECONDS = 15.0
-"""A request for a model waits for the registry no longer: its last response may do."""
+"""A request for a model waits no longer for what the registry says: its last response may do. Files take longer."""
 FLAGS = {
     "--max-lora-rank": "max_lora_rank", "--max-loras": "max_loras", "--max-cpu-loras": "max_cpu_loras",
     "--lora-target-modules": "target_modules",

@@ -29,6 +29,7 @@ LIMITS = {
             "NAME_LIMIT": "characters of a namespace, adapter or alias",
             "BASE_NAME_LIMIT": "characters of a base's name",
             "SERVED_WORDS_LIMIT": "characters of a name under which an engine serves an adapter, before its version",
+            "VERSION_NUMBER_LIMIT": "number of a version",
             "PATH_LIMIT_BYTES": "length of a file's path",
             "PATH_DEPTH_LIMIT": "folders and file in a path",
         },
@@ -333,7 +334,10 @@ LIMITS = {
             "REASON_LIMIT": "characters of a node's reason",
             "LEASE_SECONDS": "lease of a node",
         },
-        "registry.serving.desired_state": {"FILES_LIMIT": "files of a desired state that a node reads"},
+        "registry.serving.desired_state": {
+            "FILES_LIMIT": "files of a desired state that a node reads",
+            "PAGES_LIMIT": "pages of a desired state, of up to 500 adapters each, that a node reads",
+        },
         "registry.server.serving.status": {
             "SLOTS_OF_PAGE": "reported versions on a page of nodes, unless its first node has more",
             "CONVERGENCE_LIMIT": "versions whose convergence is listed, those first that are behind",

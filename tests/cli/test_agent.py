@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
+from typing import Any
 
 import pytest
 
+from registry.api.serving import DesiredState
+from registry.client.registry import Registry
 from registry.serving.agent.agent import Agent
 from registry.serving.store import in_use
 from tests.cli.runner import CommandRunner
@@ -30,6 +33,31 @@ def test_one_pass_loads_reports_and_exits_6_if_an_adapter_is_not_ready(cli: Comm
         assert {item["name"]: item["state"] for item in items} == {"acme/large": "refused", "acme/support": "ready"}
         assert "unverified" in cli("fleet", "--node", "gpu-1").stdout
     assert cli(*words, "--json", expect=75).problem["code"] == "SERVER_UNREACHABLE"
+
+
+@pytest.mark.security
+def test_a_wrong_served_name_exits_70_and_stops_no_other_adapter(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.add_base()
+    cli.push("acme/support", "--alias", "canary")
+    cli.push("acme/other", "--alias", "canary")
+    read = Registry.desired_state
+
+    def lie(*words: Any, **query: Any) -> DesiredState:
+        state = read(*words, **query)
+        first, second = state.adapters
+        return state.model_copy(update={"adapters": [first, second.model_copy(update={"served_name": "a\x1b[2Jb"})]})
+
+    monkeypatch.setattr(Registry, "desired_state", lie)
+    words = ["agent", "--engine", f"dir={cli.folder / 'served'}", "--base", "tiny-llama", "--alias", "canary", "--once",
+             "--dir", cli.folder / "store"]  # fmt: skip
+    printed = cli(*words, expect=70).stdout
+    assert "acme/other  acme-other-v1  ready" in printed
+    assert "the served name of acme/support@1 is" in printed
+    assert "\x1b" not in printed
+    items = cli(*words, "--json", expect=70).json["items"]
+    assert {item["name"]: item["corrupt"] for item in items} == {"acme/other": False, "acme/support": True}
 
 
 def test_several_engines_share_a_store_and_one_that_is_down_delays_no_other(cli: CommandRunner) -> None:

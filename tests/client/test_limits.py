@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,9 @@ from registry.client import transport
 from registry.client.registry import Registry
 from registry.client.transport import connection, http_transport
 from registry.client.transport.connection import Connection
-from registry.errors import Corrupt, Invalid, RegistryError, TooLarge, Unavailable
+from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unavailable
+from registry.serving.store.local_store import LocalStore
+from registry.serving.store.resolver import Resolver
 from tests.client.test_api import URL, WHO, ScriptedServer, link_to, problem, script
 from tests.httpx_transports import MockTransport
 
@@ -117,6 +120,38 @@ def test_a_dripping_response_ends(head: bytes, piece: bytes, monkeypatch: pytest
     expected = pytest.raises(Unavailable, match="did not arrive as a whole")
     with peer(dripping(head, piece)) as (url, _), Registry(url) as registry, expected:
         registry.whoami()
+
+
+def whole_after(count: int, body: bytes) -> Script:
+    """Bytes that a reader ignores, each in time, and then a valid response."""
+
+    def respond(send: Callable[[bytes], None], stop: threading.Event) -> None:
+        send(OK.replace(b"200 OK", b"404 Not Found") + b"Content-Length: %d\r\n\r\n" % (count + len(body)))
+        for _ in range(count):
+            stop.wait(0.02)
+            send(b" ")
+        send(body)
+
+    return respond
+
+
+@pytest.mark.security
+def test_one_deadline_ends_a_look_up_that_drips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(connection.TIMEOUT_SETTING, "0.3")
+    unknown = problem(404, "ADAPTER_UNKNOWN").content
+    with peer(whole_after(50, unknown)) as (url, _), Registry(url) as registry:
+        resolver = Resolver(registry, LocalStore(tmp_path), engine="vllm==0.33.0", base="b")
+        assert "did not arrive as a whole" in resolver.find("acme/support").reason
+        with pytest.raises(NotFound):  # without a deadline the same response is waited for
+            registry.whoami()
+
+
+@pytest.mark.security
+def test_a_deadline_ends_a_response_that_never_pauses_and_its_repetitions() -> None:
+    with peer(endless(OK + b"\r\n", b" ")) as (url, sent), Registry(url) as registry:
+        with transport.deadline(0.3), pytest.raises(Unavailable, match="did not arrive as a whole"):
+            registry.whoami()
+        assert sum(sent) < transport.RESPONSE_LIMIT_BYTES
 
 
 @pytest.mark.security

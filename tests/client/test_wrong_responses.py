@@ -284,7 +284,9 @@ def test_the_base_of_a_claimed_job_has_the_fingerprint_of_its_spec(harness: Harn
         claim_changed(harness, lambda document: document | {"base": document["base"] | wrong})
 
 
-@pytest.mark.parametrize("served", ["../../outside/model", "../acme-support-v1", "/abs", "a/b", "", "A", ".incoming-x"])
+@pytest.mark.parametrize(
+    "served", ["../../outside/model", "../acme-support-v1", "/abs", "a/b", "", "A", ".incoming-x", "acme-third-v1"]
+)
 def test_an_export_never_leaves_its_folder(
     harness: Harness, tampered: TamperedRegistry, tmp_path: Path, served: str
 ) -> None:

@@ -229,6 +229,8 @@ def test_equal_bytes_under_equal_served_names_get_two_names(harness: Harness) ->
     assert len({entry.digest for entry in entries}) == 1
     assert len({entry.served_name for entry in entries}) == 2
     assert not any(map(problem_of, entries))
+    swapped = [entries[0].model_copy(update={"served_name": entries[1].served_name})]
+    assert all(map(problem_of, swapped))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 500])
@@ -259,6 +261,11 @@ def test_a_desired_state_of_many_adapters_is_read_page_by_page_only(
     monkeypatch.setattr(Registry, "desired_state", lambda *_, **__: first)
     with pytest.raises(Corrupt, match="continues at 'acme/b' again"):
         desired_state.read(harness.admin, BASE, "canary")
+    fresh = (first.model_copy(update={"next_after": f"acme/{number}"}) for number in itertools.count())
+    monkeypatch.setattr(Registry, "desired_state", lambda *_, **__: next(fresh))
+    with pytest.raises(Corrupt, match=f"goes on after {desired_state.PAGES_LIMIT} pages"):
+        desired_state.read(harness.admin, BASE, "canary")
+    assert next(fresh).next_after == f"acme/{desired_state.PAGES_LIMIT}"
     without_pages = last.model_copy(update={"adapters": [*first.adapters, *last.adapters]})
     monkeypatch.setattr(Registry, "desired_state", lambda *_, after="", **__: without_pages if after else first)
     with pytest.raises(Corrupt, match="two pages of the desired state list 'acme/a'"):

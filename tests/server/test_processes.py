@@ -9,9 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psycopg
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Engine, event
 
+from cli.main import main
 from tests import services
 from tests.cli.runner import served
 from tests.import_table import ROOT
@@ -69,6 +75,30 @@ def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_
         assert response.json()["actor"] == "token:admin"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
+
+
+@pytest.mark.parametrize("table", ["token", "audit_checkpoint"])
+def test_a_database_that_stops_during_the_start_is_named_with_the_drivers_reason(
+    tmp_path: Path, postgres_server: str, table: str
+) -> None:
+    """As PostgreSQL ends sessions when it shuts down: here each one that is about to read this table."""
+
+    def end_session(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if f"FROM {table}" in statement:
+            with psycopg.connect(url.replace("+psycopg", "")) as other:
+                session = connection.connection.dbapi_connection.info.backend_pid
+                other.execute("SELECT pg_terminate_backend(%s)", [session])
+
+    with services.fresh_database(postgres_server) as url:
+        event.listen(Engine, "before_cursor_execute", end_session)
+        try:
+            words = ["serve", "--port", "0", "--data", str(tmp_path)]
+            ran = CliRunner().invoke(main, words, env={"REGISTRY_DATABASE_URL": url})
+        finally:
+            event.remove(Engine, "before_cursor_execute", end_session)
+    assert ran.exit_code == 75, ran.output
+    assert "terminating connection due to administrator command" in ran.stderr
+    assert "check REGISTRY_DATABASE_URL" in ran.stderr
 
 
 def test_sqlite_serves_one_process(tmp_path: Path) -> None:

@@ -59,6 +59,60 @@ def test_a_served_name_that_would_leave_the_folder_is_refused_and_reaches_nothin
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v2": "ready"}
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"served_name": "acme-other-v9"}, {"served_name": "a\x1b]52;c;QQ==\x07"}, {"served_name": "x" * 5000},
+        {"number": 2}, {"number": 0}, {"number": -1}, {"number": 2**80}, {"name": "../../etc"},
+        {"name": "bolt/support"},
+    ],
+)  # fmt: skip
+def test_an_entry_that_contradicts_itself_is_refused_alone(node: Node, change: dict[str, object]) -> None:
+    node.push("acme/support")
+    node.push("acme/other")
+    node.transport.spoils = "/bases/"
+    node.transport.spoil = lambda data: changed_entry(data, change)
+    node.agent.fetch()
+    slots = {slot.name: (slot.state, slot.corrupt) for slot in node.agent.step()}
+    assert slots == {change.get("name", "acme/support"): ("refused", True), "acme/other": ("ready", False)}
+    assert (node.loaded, list(node.reconciler.aliases)) == (["acme-other-v1"], ["acme/other"])
+    assert node.reported()["acme-other-v1"] == "serving"
+    assert (node.metrics.value("refused"), node.metrics.value("converged")) == (1, 0)
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("number", [2, -1, 2**80])
+def test_a_pull_that_names_another_number_than_the_desired_state_fails_alone(node: Node, number: int) -> None:
+    node.push("acme/support")
+    node.push("acme/other")
+    digest = node.harness.admin.version("acme/support").digest
+
+    def lie(data: bytes) -> bytes:
+        document = json.loads(data)
+        for item in document["items"]:
+            if item["result"]["resolved"]["digest"] == digest:
+                item["result"]["resolved"]["number"] = number
+        return json.dumps(document).encode()
+
+    node.transport.spoils, node.transport.spoil = "/pulls", lie
+    node.agent.fetch()
+    slots = {slot.name: (slot.state, slot.corrupt, "number" in slot.reason) for slot in node.agent.step()}
+    assert slots == {"acme/support": ("failed", True, True), "acme/other": ("ready", False, False)}
+    assert node.loaded == ["acme-other-v1"]
+    assert not (node.store.versions / digest.hex).exists()
+    node.transport.spoil = None
+    assert node.states() == {"acme-support-v1": "ready", "acme-other-v1": "ready"}
+
+
+def changed_entry(data: bytes, change: dict[str, object]) -> bytes:
+    """A desired state with other values in the entry of acme/support."""
+    document = json.loads(data)
+    for entry in document["adapters"]:
+        entry.update(change if entry["name"] == "acme/support" else {})
+    return json.dumps(document).encode()
+
+
 @pytest.mark.parametrize("where", ["copy", "manifest"])
 def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
     node: Node, monkeypatch: pytest.MonkeyPatch, where: str

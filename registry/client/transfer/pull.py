@@ -27,7 +27,7 @@ from registry.client.transfer import file_transfer
 from registry.client.transfer.bulk import Result, SharedProgress, in_batches, result_of, run_each
 from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound, RegistryError
+from registry.errors import Corrupt, Invalid, NotFound, RegistryError
 from registry.findings import Finding
 from registry.names import Ref
 from registry.versions.files import NOTE, PARTIAL_NOTE
@@ -100,10 +100,12 @@ class PlannedPulls:
 
     def pull(
         self, ref: Ref, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
-        progress: Progress | None = None,
+        progress: Progress | None = None, number: int | None = None,
     ) -> Resolved:  # fmt: skip
-        """As the function `pull`."""
+        """As the function `pull`. `Corrupt` (RESPONSE_INVALID) if the version has another number than `number`."""
         source = only([self._source(ref)])
+        if number is not None:
+            response_checks.check_fields(source.resolved, number=number)
         _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
         return source.resolved
 
@@ -117,7 +119,11 @@ class PlannedPulls:
             if ref in self._unplanned:
                 others = (other for other in self._unplanned if other != ref)
                 batch = [ref, *itertools.islice(others, BULK_LIMIT - 1)]
-                sources, now = _plan(self._registry, batch), time.monotonic()
+                try:
+                    sources = _plan(self._registry, batch)
+                except Corrupt as e:  # about one of them
+                    sources = [e] * len(batch)
+                now = time.monotonic()
                 self._planned |= {each: (source, now) for each, source in zip(batch, sources, strict=True)}
                 for each in batch:
                     del self._unplanned[each]

@@ -7,9 +7,12 @@
 import email.message
 import io
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
@@ -28,6 +31,9 @@ ERROR_LIMIT_BYTES = 2**20
 """Limit of a response to a transfer of a file."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=math.inf)
+"""When the requests of this thread end at the latest, by `time.monotonic`; set by `deadline`."""
+
 Advance = Callable[[int], None]
 Take = Callable[[memoryview], None]
 
@@ -35,6 +41,16 @@ Take = Callable[[memoryview], None]
 def invalid_response(message: str, code: str = "RESPONSE_INVALID", *, next_step: str = "") -> Corrupt:
     """Return the error for a response that the client must not use."""
     return Corrupt(code, message, next_step=next_step or "check the registry's URL, and proxies that change responses")
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """End all requests of this thread within these seconds, their repetitions included."""
+    token = DEADLINE.set(min(DEADLINE.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        DEADLINE.reset(token)
 
 
 class TransportError(Exception):

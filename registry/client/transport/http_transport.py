@@ -28,7 +28,7 @@ from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.api import LINKS
-from registry.client.transport import BUFFER_BYTES, READ_SECONDS, FileRange, ResponseStream, TransportError
+from registry.client.transport import BUFFER_BYTES, DEADLINE, READ_SECONDS, FileRange, ResponseStream, TransportError
 from registry.errors import Invalid
 from registry.structs import Value
 
@@ -73,6 +73,7 @@ class HttpTransport:
         parts = urlsplit(url)
         route = self._route(parts.scheme, parts.netloc, LINKS in parts.path)
         connection = self._take(route) or self._connect(route, url)
+        seconds = _until_deadline(seconds)
         lines = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
         if route.names_url:
             lines.update(route.authorization)
@@ -95,16 +96,17 @@ class HttpTransport:
             raise
 
     def _connect(self, route: _Route, url: str) -> http.client.HTTPConnection:
+        seconds = _until_deadline(CONNECT_SECONDS)
         if route.is_encrypted:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                route.host, route.port, timeout=CONNECT_SECONDS, context=self._tls_context()
+                route.host, route.port, timeout=seconds, context=self._tls_context()
             )
         else:
-            connection = http.client.HTTPConnection(route.host, route.port, timeout=CONNECT_SECONDS)
+            connection = http.client.HTTPConnection(route.host, route.port, timeout=seconds)
         if route.tunnel:
             connection.set_tunnel(*route.tunnel, headers=dict(route.authorization))
         try:
-            with _as_transport_error(url, CONNECT_SECONDS):
+            with _as_transport_error(url, seconds):
                 connection.connect()
             if not route.tunnel and not route.names_url:
                 self._check_peer(url, str(connection.sock.getpeername()[0]))
@@ -288,6 +290,10 @@ def has_data(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _until_deadline(seconds: float) -> float:
+    return max(min(seconds, DEADLINE.get() - time.monotonic()), 0.001)
+
+
 @contextlib.contextmanager
 def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
     try:
@@ -304,6 +310,9 @@ def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
 class _TooSlow(TimeoutError):
     """A response arrived in time byte by byte, and not as a whole."""
 
+    def __str__(self) -> str:
+        return "the response did not arrive as a whole in time"
+
 
 class _Reader(io.RawIOBase):
     """Reads a socket until a moment. `file` keeps the socket open."""
@@ -318,13 +327,15 @@ class _Reader(io.RawIOBase):
         if self.until == math.inf:
             return self.socket.recv_into(buffer)
         seconds = self.socket.gettimeout() or READ_SECONDS
-        remaining = max(self.until - time.monotonic(), 0.001)
+        remaining = self.until - time.monotonic()
+        if remaining <= 0:
+            raise _TooSlow
         self.socket.settimeout(min(seconds, remaining))
         try:
             return self.socket.recv_into(buffer)
         except TimeoutError as e:
             if remaining < seconds:
-                raise _TooSlow("the response did not arrive as a whole in time") from e
+                raise _TooSlow from e
             raise
         finally:
             self.socket.settimeout(seconds)
@@ -340,5 +351,5 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         until = time.monotonic() + (sock.gettimeout() or READ_SECONDS) + RESPONSE_SECONDS
-        self.reader = _Reader(sock, self.fp, until)
+        self.reader = _Reader(sock, self.fp, min(until, DEADLINE.get()))
         self.fp = io.BufferedReader(self.reader)

@@ -4,6 +4,7 @@ import random
 import time
 from typing import Protocol
 
+from registry.client.transport import DEADLINE
 from registry.errors import Unavailable
 
 ATTEMPTS_LIMIT = 4
@@ -41,6 +42,7 @@ class Retries:
             self._began = time.monotonic()
         timeout = self._connection.timeout_seconds
         remaining = timeout - max(time.monotonic() - self._began, self._paused)
+        remaining = min(remaining, DEADLINE.get() - time.monotonic())
         is_few = self._moves_files and self._attempt < ATTEMPTS_LIMIT and pause <= timeout
         if not self._connection.repeats or self._attempt >= limit or (pause > remaining and not is_few):
             return False

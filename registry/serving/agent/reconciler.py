@@ -9,7 +9,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from registry.client import response_checks
 from registry.client.registry import Registry
 from registry.client.transfer.pull import PlannedPulls
 from registry.digest import Digest
-from registry.errors import NotFound, Refused, RegistryError, Unavailable
+from registry.errors import Corrupt, NotFound, Refused, RegistryError, Unavailable
 from registry.filesystem import replace_file
 from registry.names import AdapterName, Ref
 from registry.serving.agent.heartbeat import SlotTable
@@ -43,6 +43,7 @@ class AdapterStatus:
     """One adapter of the desired state on this engine. `refused`: not tried; `failed`: tried, see the reason.
 
     `verified`: its answers were compared with its reference log-probabilities since it was loaded.
+    `corrupt`: what the registry says about it, or its bytes, are wrong.
     """
 
     name: str
@@ -51,6 +52,7 @@ class AdapterStatus:
     state: State
     reason: str = ""
     verified: bool = False
+    corrupt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,25 +89,31 @@ class Reconciler:
     def reconcile(self, desired: DesiredState) -> list[AdapterStatus]:
         """Run one pass; the status of each desired adapter. `Unavailable` when the engine does not respond."""
         with self._metrics.measure_pass():
-            loaded = self._loaded(desired)
+            problems = [response_checks.problem_of(entry) for entry in desired.adapters]
+            wrong = [
+                AdapterStatus(entry.name, entry.served_name, entry.digest, "refused", problem, corrupt=True)
+                for entry, problem in zip(desired.adapters, problems, strict=True) if problem
+            ]  # fmt: skip
+            usable = [entry for entry, problem in zip(desired.adapters, problems, strict=True) if not problem]
+            loaded = self._loaded(usable)
             self._verified = {name: verified for name, verified in self._verified.items() if name in loaded}
-            self._adapters.update({entry.served_name: entry.name for entry in desired.adapters})
-            pulls = PlannedPulls(self._registry, self._missing(desired))
+            self._adapters.update({entry.served_name: entry.name for entry in usable})
+            pulls = PlannedPulls(self._registry, self._missing(usable))
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="reconciler") as pool:
-                slots = list(pool.map(lambda entry: self._slot(entry, loaded, pulls), desired.adapters))
-            loaded = self._loaded(desired)
-            self._switch(slots, loaded)
+                slots = list(pool.map(lambda entry: self._slot(entry, loaded, pulls), usable))
+            loaded = self._loaded(usable)
+            self._switch([*slots, *wrong], loaded)
             self._clear(desired, loaded)
-            self._record(slots, loaded)
+            self._record(slots, wrong, loaded)
             read = [self._store.digest_at(path) for path in self._engine.readable_paths(loaded)]
             self._store.keep_only({entry.digest for entry in desired.adapters}.union(d for d in read if d is not None))
-        return slots
+        return [*slots, *wrong]
 
-    def _missing(self, desired: DesiredState) -> list[Ref]:
+    def _missing(self, usable: Sequence[DesiredAdapter]) -> list[Ref]:
         """The versions that are probably not in the store. Those that turn out to be damaged are pulled as well."""
         return [
             Ref(AdapterName.parse(entry.name), entry.digest)
-            for entry in desired.adapters
+            for entry in usable
             if not response_checks.refusal_of(entry) and not self._store.manifest_path(entry.digest).exists()
         ]
 
@@ -116,8 +124,8 @@ class Reconciler:
 
     # ---------------------------------------------------------------- one adapter
     def _slot(self, entry: DesiredAdapter, loaded: Mapping[str, str], pulls: PlannedPulls) -> AdapterStatus:
-        def status(state: State, reason: str = "", verified: bool = False) -> AdapterStatus:
-            return AdapterStatus(entry.name, entry.served_name, entry.digest, state, reason, verified)
+        def status(state: State, reason: str = "", verified: bool = False, corrupt: bool = False) -> AdapterStatus:
+            return AdapterStatus(entry.name, entry.served_name, entry.digest, state, reason, verified, corrupt)
 
         if reason := response_checks.refusal_of(entry):
             return status("refused", reason)
@@ -130,7 +138,7 @@ class Reconciler:
             self._failed[entry.served_name] = (entry.digest, self._clock() + RETRY_SECONDS, e.detail)
             return status("failed", e.detail)
         except RegistryError as e:  # bytes, disk or network: the next pass tries again
-            return status("failed", e.detail)
+            return status("failed", e.detail, corrupt=isinstance(e, Corrupt))
         self._failed.pop(entry.served_name, None)
         return status("ready", verified=compared)
 
@@ -158,7 +166,7 @@ class Reconciler:
         if folder is not None:
             return folder
         try:
-            folder = self._store.fetch(self._registry, name, entry.digest, pulls)
+            folder = self._store.fetch(self._registry, name, entry.digest, pulls, number=entry.number)
         except RegistryError:
             self._metrics.add("pulls_failed")
             raise
@@ -235,7 +243,8 @@ class Reconciler:
         return self._store.digest_at(root) != now
 
     # ---------------------------------------------------------------- reported state
-    def _record(self, slots: list[AdapterStatus], loaded: Mapping[str, str]) -> None:
+    def _record(self, slots: list[AdapterStatus], wrong: list[AdapterStatus], loaded: Mapping[str, str]) -> None:
+        """Record what is reported, without the names of `wrong`: the registry could refuse the whole report."""
         reported = {slot.served_name for slot in slots}
         for slot in slots:
             state = SlotState.SERVING if slot.state == "ready" else SlotState(slot.state)
@@ -254,22 +263,23 @@ class Reconciler:
         ready = [slot for slot in slots if slot.state == "ready"]
         ours = [root for root in loaded.values() if self._store.digest_at(root) is not None]
         self._metrics.set({
-            "desired": len(slots), "serving": len(ready), "loaded": len(ours), "converged": len(ready) == len(slots),
+            "desired": len(slots) + len(wrong), "serving": len(ready), "loaded": len(ours),
+            "converged": len(ready) == len(slots) + len(wrong),
             "unverified": sum(not slot.verified for slot in ready),
             "failed": sum(slot.state == "failed" for slot in slots),
-            "refused": sum(slot.state == "refused" for slot in slots),
+            "refused": sum(slot.state == "refused" for slot in slots) + len(wrong),
         })  # fmt: skip
 
-    def _loaded(self, desired: DesiredState) -> dict[str, str]:
+    def _loaded(self, usable: Sequence[DesiredAdapter]) -> dict[str, str]:
         try:
             return self._engine.loaded()
         except RegistryError:
-            self._record_engine_down(desired)
+            self._record_engine_down(usable)
             raise
 
-    def _record_engine_down(self, desired: DesiredState) -> None:
+    def _record_engine_down(self, usable: Sequence[DesiredAdapter]) -> None:
         """The engine does not respond: stored versions are `downloaded`, and none is served."""
-        stored = [entry for entry in desired.adapters if self._store.manifest(entry.digest) is not None]
+        stored = [entry for entry in usable if self._store.manifest(entry.digest) is not None]
         for entry in stored:
             reason = "the engine does not respond"
             self.slots.set(entry.served_name, entry.name, entry.digest, SlotState.DOWNLOADED, reason=reason)

@@ -153,7 +153,7 @@ def _exported(
         if note is None:
             with location.scratch() as folder:
                 staged = folder / entry.served_name
-                version = pulls.pull(_ref_of(entry), staged, cache=cache)
+                version = pulls.pull(_ref_of(entry), staged, cache=cache, number=entry.number)
                 note = _write_note(staged, desired, entry, model, version.manifest)
                 location.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note

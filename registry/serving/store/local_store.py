@@ -65,9 +65,10 @@ class LocalStore:
         return None
 
     def fetch(
-        self, registry: Registry, name: AdapterName, digest: Digest, pulls: pull.PlannedPulls | None = None
-    ) -> Path:
-        """The folder of this version, pulled if it is not here, with `pulls` if given. Errors as of `pull.pull`.
+        self, registry: Registry, name: AdapterName, digest: Digest, pulls: pull.PlannedPulls | None = None, *,
+        number: int | None = None,
+    ) -> Path:  # fmt: skip
+        """The folder of this version, pulled if it is not here, with `pulls` if given. Errors as of its `pull`.
 
         `Unavailable` (STORE_UNAVAILABLE) when this machine cannot store it, such as a full disk.
         """
@@ -80,7 +81,7 @@ class LocalStore:
             for folder in (self.versions, self.manifests, self.incoming):
                 folder.mkdir(parents=True, exist_ok=True)
             pulls = pulls or pull.PlannedPulls(registry, ())
-            resolved = pulls.pull(Ref(name, digest), scratch, cache=None)
+            resolved = pulls.pull(Ref(name, digest), scratch, cache=None, number=number)
             return self._put(scratch, resolved.manifest)
         except OSError as e:
             raise Unavailable(

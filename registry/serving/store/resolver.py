@@ -23,6 +23,8 @@ from pathlib import Path
 from registry.api.catalog import Resolved
 from registry.client import response_checks
 from registry.client.registry import Registry
+from registry.client.transfer.pull import PlannedPulls
+from registry.client.transport import deadline
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.evaluation.verdicts import Check, Outcome
@@ -105,6 +107,17 @@ class Resolver:
         return Ref(ref.name, Alias(self._alias)) if plain else ref
 
     def _look_up(self, text: str, ref: Ref) -> Resolution:
+        with deadline(self._registry.connection.timeout_seconds):
+            looked_up = self._ask(text, ref)
+        if isinstance(looked_up, Resolution):
+            return looked_up
+        resolved, doubts, pulls = looked_up
+        folder = self._store.fetch(self._registry, ref.name, resolved.digest, pulls, number=resolved.number)
+        self._store_resolution(ref, resolved.digest)
+        return Resolution(folder, "; ".join(doubts), resolved.digest)
+
+    def _ask(self, text: str, ref: Ref) -> Resolution | tuple[Resolved, list[str], PlannedPulls]:
+        """A refusal, or the version with doubts and its planned pull: all requests but those for files."""
         resolved = self._registry.resolve(ref)
         reason = self._refusal(resolved)
         if reason:
@@ -114,10 +127,10 @@ class Resolver:
         bad = next((verdict for verdict in verdicts if verdict.outcome == Outcome.FAIL), None)
         if bad is not None:
             return self._refused(text, ref, f"{text}: {self._engine} would not serve it as trained: {bad.summary}")
-        folder = self._store.fetch(self._registry, ref.name, resolved.digest)
-        self._store_resolution(ref, resolved.digest)
-        doubts = [verdict.summary for verdict in verdicts if verdict.outcome != Outcome.PASS]
-        return Resolution(folder, "; ".join(doubts), resolved.digest)
+        pulls = PlannedPulls(self._registry, [exact])
+        if self._store.find(resolved.digest) is None:
+            pulls.resolve(exact)
+        return resolved, [verdict.summary for verdict in verdicts if verdict.outcome != Outcome.PASS], pulls
 
     def _refusal(self, resolved: Resolved) -> str:
         """Why this version must not be served; empty if it may."""
