@@ -4,13 +4,13 @@ It is untrusted input: bounded, and only the server turns it into a verdict. Rep
 schemas 0014 and 0019 are converted when they are read.
 """
 
+import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from registry.digest import Digest
-from registry.errors import printable
 from registry.evaluation.golden import SAMPLES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check
@@ -66,7 +66,18 @@ class Execution(FrozenModel):
 
 ANSWERS_LIMIT, ANSWER_LIMIT = 8, 400
 """Answers of a report, and characters of each of their texts."""
-AnswerText = Annotated[str, Field(max_length=ANSWER_LIMIT), AfterValidator(lambda text: printable(text, ANSWER_LIMIT))]
+
+
+def answer_text(text: str) -> str:
+    """The beginning of a text with escapes for what a reader cannot see; all spaces and the joiners of scripts stay."""
+    return "".join(char if _is_seen(char) else ascii(char)[1:-1] for char in text)[:ANSWER_LIMIT]
+
+
+def _is_seen(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"
+
+
+AnswerText = Annotated[str, Field(max_length=ANSWER_LIMIT), AfterValidator(answer_text)]
 
 
 class Answer(FrozenModel):

@@ -89,6 +89,8 @@ def test_control_and_formatting_characters_are_escaped_and_answers_are_bounded(r
 
     hostile = read([ANSWER | {"adapter": "\x1b[31m\u202e\u0000"}]).answers[0]
     assert hostile.adapter == "\\x1b[31m\\u202e\\x00"
+    spaced = "12\u00a0000\u202f€\u3000👩\u200d💻 می\u200cخواهم"
+    assert read([ANSWER | {"adapter": spaced}]).answers[0].adapter == spaced
     assert len(read([ANSWER | {"adapter": "\x00" * ANSWER_LIMIT}]).answers[0].adapter) == ANSWER_LIMIT
     for wrong in (
         [ANSWER] * (ANSWERS_LIMIT + 1), [ANSWER | {"base": "x" * (ANSWER_LIMIT + 1)}], [ANSWER | {"more": "x"}],

@@ -83,6 +83,7 @@ datasets: ["<img src=x onerror=alert(1)>"]
     + NESTED
 )
 REF = "evil/adapter"
+LONG_REF, LONG_ALIAS = "evil/" + "m" * 64, "z" * 60
 PATHS = (
     "/", "/search?text=evil", f"/search?text={MARKUP[:90]}", f"/search?base={MARKUP[:60]}&owner={MARKUP[:90]}",
     f"/adapters/{REF}",
@@ -92,6 +93,8 @@ PATHS = (
     f"/adapters/{REF}/aliases/prod", f"/adapters/{REF}/aliases/marks", f"/adapters/{REF}-of-marks",
     f"/adapters/{REF}-of-marks/versions/1", f"/adapters/{REF}-of-marks/versions/1/lineage",
     f"/adapters/{REF}-of-clusters-1", f"/adapters/{REF}-of-clusters-2/versions/1", "/search?text=clusters",
+    f"/adapters/{LONG_REF}", f"/adapters/{LONG_REF}/aliases/{LONG_ALIAS}?version=2",
+    f"/compare?first={LONG_REF}@1&second={LONG_REF}@2",
     f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
     "/fleet", f"/fleet?adapter={MARKUP[:40]}", "/jobs", f"/jobs?ref={MARKUP[:60]}", f"/jobs/{MARKUP[:40]}",
     "/audit", "/audit/9", "/audit/12",
@@ -144,6 +147,9 @@ def fill(harness: Harness) -> None:
     registry.describe(f"{REF}@1", change)
     pusher.promote(REF, "prod", "1", generation=0, reason=MARKUP)
     pusher.promote(REF, "marks", "1", generation=0, reason=MARKS)
+    for _ in range(2):
+        harness.push(LONG_REF)
+    pusher.promote(LONG_REF, LONG_ALIAS, "1", generation=0)
     harness.push(
         f"{REF}-of-marks", {**harness.files(base), "README.md": f"# {MARKS}\n\n{MARKS}\n".encode()}, message=MARKS
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from registry.errors import printable
-from registry.evaluation.reports import ANSWER_LIMIT, Answer
+from registry.evaluation.reports import ANSWER_LIMIT, Answer, answer_text
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.tasks import CAUSAL, Logits, Probe
 from registry.worker.smoke.result import machine_fault, out_of_memory
@@ -68,7 +68,7 @@ def agreed_text(base: LoadedBase, logits: torch.Tensor, expected: Sequence[int])
 
 def text_of(base: LoadedBase, tokens: Sequence[int]) -> str:
     """Decode tokens, cut and with control and formatting characters escaped."""
-    return printable(_decode(base, tokens, skip_special=True), ANSWER_LIMIT)
+    return answer_text(_decode(base, tokens, skip_special=True))
 
 
 def _decode(base: LoadedBase, tokens: Sequence[int], *, skip_special: bool) -> str:

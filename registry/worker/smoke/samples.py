@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from registry.errors import RegistryError, printable
+from registry.errors import RegistryError
 from registry.evaluation import golden
 from registry.evaluation.golden import Golden
-from registry.evaluation.reports import ANSWER_LIMIT, NUMBER_LIMIT, Answer
+from registry.evaluation.reports import NUMBER_LIMIT, Answer, answer_text
 from registry.versions.files import GOLDEN
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.answers import agreed_text
@@ -57,7 +57,7 @@ def _measure(
     with getattr(wrapped, "disable_adapter", nullcontext)():
         base_logits = base.forward.rows_of_answer(wrapped, prompt, answer)
     texts = [agreed_text(base, logits, answer) for logits in (base_logits, adapter_logits)]
-    result.answers.append(Answer(prompt=printable(sample.prompt, ANSWER_LIMIT), base=texts[0], adapter=texts[1]))
+    result.answers.append(Answer(prompt=answer_text(sample.prompt), base=texts[0], adapter=texts[1]))
     adapter_log_p, base_log_p = _mean_log_p(adapter_logits, answer), _mean_log_p(base_logits, answer)
     margin, required = adapter_log_p - base_log_p, sample.margin_nats
     required = result.thresholds.golden_margin_nats if required is None else required
