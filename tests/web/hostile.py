@@ -147,9 +147,7 @@ def fill(harness: Harness) -> None:
     registry.describe(f"{REF}@1", change)
     pusher.promote(REF, "prod", "1", generation=0, reason=MARKUP)
     pusher.promote(REF, "marks", "1", generation=0, reason=MARKS)
-    for _ in range(2):
-        harness.push(LONG_REF)
-    pusher.promote(LONG_REF, LONG_ALIAS, "1", generation=0)
+    _push_long_names(harness)
     harness.push(
         f"{REF}-of-marks", {**harness.files(base), "README.md": f"# {MARKS}\n\n{MARKS}\n".encode()}, message=MARKS
     )
@@ -175,6 +173,12 @@ def fill(harness: Harness) -> None:
     registry.add_publisher(REF, PublisherAdd(issuer=MARKUP[:200], claims={MARKUP[:90]: MARKUP, LONG[:90]: LONG}))
     url = f"https://evil.example/{subject}{LONG}"
     Audit(registry).create_webhook(WebhookCreate(url=url, namespace="evil", actions=["version.push"]))
+
+
+def _push_long_names(harness: Harness) -> None:
+    for _ in range(2):
+        harness.push(LONG_REF)
+    harness.admin.promote(LONG_REF, LONG_ALIAS, "1", generation=0)
 
 
 def _finish_smoke_test(harness: Harness, ref: str) -> None:
