@@ -96,6 +96,7 @@ def test_a_renamed_adapter_has_no_findings(harness: Harness) -> None:
         harness.push("acme/support", alias="canary")
     harness.admin.rollback("acme/support", "canary", reason="again")
     harness.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
+    harness.admin.create_namespace("globex")
     for old, new in (("acme/support", "acme/helper"), ("acme/helper", "globex/helper")):
         harness.admin.rename(old, new)
         harness.push(new, alias="canary")

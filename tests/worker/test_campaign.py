@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from registry.api.jobs import CampaignRequest
 from registry.jobs import State
 from registry.worker.loop import Worker
-from registry.worker.model.sources import BaseSource
+from registry.worker.model.sources import BaseSource, stamps_of
 from registry.worker.model_process.client import Pool, ProcessLimits
 from tests.worker import models
 from tests.worker.setup import BASE, WorkerSetup
@@ -45,7 +45,9 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
     silent = f"acme/shop-{SILENT}@1"
     with Pool() as pool:
         view = setup.harness.admin.base(BASE)
-        source = BaseSource(BASE, base_folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
+        stamps = stamps_of(base_folder, view.spec.components)
+        resolved = base_folder.resolve()
+        source = BaseSource(BASE, resolved, str(view.fingerprint), dtype=view.spec.dtype, stamps=stamps)
         far, near = (_kl(pool, source, pushed[f"acme/shop-{number}@1"]) for number in (0, 1))
         assert far > 9 * near
         setup.harness.admin.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
