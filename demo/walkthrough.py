@@ -206,8 +206,8 @@ def _close(demo: Demonstration, worker: subprocess.Popen[str]) -> None:
     demo.print_title("8. The worker goes home")
     began = time.monotonic()
     worker.terminate()
-    output = worker.stdout.read() if worker.stdout else ""
     demo.expect(worker.wait(timeout=30) == 0, "the worker did not end in order")
+    output = (demo.folder / "worker.log").read_text()
     demo.print_text(textwrap.indent(output.strip(), "  ") + "\n")
     demo.expect("5 jobs done" in output and "1 base load" in output, "the worker's tally is not the expected one")
     demo.print_result(f"five adapters were tried with one load of the base; the worker stopped in {_seconds(began)}")
