@@ -196,7 +196,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("job", pushed.job_id),
         ]
     )
-    if bool(waiting.failures(version.verdicts)):
+    if waiting.failures(version.verdicts):
         output.line(output.styled("  The version is stored; its gates stay closed.", "yellow"))
     if pushed.alias_refused:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))
