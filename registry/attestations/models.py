@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from cryptography import x509
+
 from registry import attestations
 from registry.attestations import Statement, certificates, signature_error, sigstore
 from registry.attestations.certificates import Trust, Untrusted
@@ -63,10 +65,7 @@ def verify_with_certificate(bundle: str, manifest: Manifest, trust: Trust, at: d
     `SignerIdentity` without identity where nothing does, but no one who is trusted here vouches for it.
     """
     document = attestations.read(bundle.encode())
-    material, envelope = document.get("verificationMaterial"), _envelope(document)
-    chain = certificates.of_material(material) if isinstance(material, dict) else ()
-    if not isinstance(material, dict) or not chain:
-        raise signature_error("the bundle brings no certificate: give the public key that it verifies with")
+    material, chain, envelope = *_certificates(document), _envelope(document)
     _covers(attestations.verify_envelope(envelope, certificates.key_of(chain[0])), manifest)
     try:
         if material.get("tlogEntries"):
@@ -77,6 +76,21 @@ def verify_with_certificate(bundle: str, manifest: Manifest, trust: Trust, at: d
         return SignerIdentity(f"pki:{certificates.fingerprint(root)[:32]}/{certificates.name_of(chain[0])}")
     except Untrusted as e:
         return SignerIdentity("", f"not verified: {e}")
+
+
+def name_in_certificate(bundle: str) -> str:
+    """Whose the certificate of a bundle says that it is. `Invalid` (SIGNATURE_INVALID) without one."""
+    _, chain = _certificates(attestations.read(bundle.encode()))
+    return certificates.name_of(chain[0])
+
+
+def _certificates(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[x509.Certificate, ...]]:
+    """The verification material of a bundle, and its certificates, the one that signed first."""
+    material = document.get("verificationMaterial")
+    chain = certificates.of_material(material) if isinstance(material, dict) else ()
+    if not isinstance(material, dict) or not chain:
+        raise signature_error("the bundle brings no certificate: give the public key that it verifies with")
+    return material, chain
 
 
 def _covers(statement: Statement, manifest: Manifest) -> None:

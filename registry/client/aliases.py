@@ -64,7 +64,9 @@ class Aliases(Versions):
         """Delete an alias if it still is at `generation`. `force`: although nodes serve the adapter by it."""
         headers, query = {"If-Match": f'"{generation}"'}, {"reason": reason, "force": "true" if force else ""}
         response = self._send("DELETE", _path_of_alias(name, alias), AliasMove, headers=headers, query=query)
-        return response_checks.check_fields(response, alias=alias, generation=generation + 1, number=None)
+        return response_checks.check_fields(
+            response, alias=alias, generation=generation + 1, number=None, reason=reason
+        )
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""

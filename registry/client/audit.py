@@ -24,8 +24,10 @@ from registry.api.audit.webhooks import (
     WebhookPage,
     WebhookView,
 )
+from registry.attestations import models
+from registry.attestations.keys import PublicKey
 from registry.client.core import AnyRef, Versions, path_of
-from registry.client.response_checks import check_fields
+from registry.client.response_checks import check_fields, check_signature
 from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
@@ -78,7 +80,10 @@ class Audit(Versions):
 
     def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
         """Attach a signature to a version."""
-        return self._post(f"{path_of(ref)}/attestations", request, AttestationView)
+        view = self._post(f"{path_of(ref)}/attestations", request, AttestationView)
+        key = PublicKey.parse(request.public_key.encode()) if request.public_key else None
+        signer = key.identity if key else models.name_in_certificate(request.bundle)
+        return check_signature(request.bundle, key.pem if key else "", signer, view)
 
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""

@@ -162,12 +162,12 @@ class Versions:
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version."""
-        return self._send_to_version("PATCH", ref, "/metadata", change)
+        return response_checks.check_metadata(change, self._send_to_version("PATCH", ref, "/metadata", change))
 
     def describe_adapter(self, name: Name, change: catalog.MetadataChange) -> catalog.AdapterView:
         """Change description, tags and links of an adapter."""
         response = self._send("PATCH", f"{path_of_adapter(name)}/metadata", catalog.AdapterView, change)
-        return response_checks.check_adapter(parsed_name(name), response)
+        return response_checks.check_metadata(change, response_checks.check_adapter(parsed_name(name), response))
 
     def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""

@@ -45,7 +45,7 @@ from registry.bases.library import LibraryModules
 from registry.client import response_checks
 from registry.client.aliases import Aliases
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref, path_of, path_of_adapter
-from registry.client.response_checks import check_fields, check_items
+from registry.client.response_checks import check_fields, check_items, check_withdrawn
 from registry.client.transport import LIST_LIMIT_BYTES, HttpResponse
 from registry.client.transport.responses import Shape, parse_response
 from registry.client.transport.retries import Retries
@@ -84,23 +84,26 @@ class Registry(Aliases):
     ) -> catalog.VersionView:
         """Delete a version. `force`: although something needs it. `dry_run`: only check; the errors are the same."""
         query = {"reason": reason, "force": "true" if force else "", "dry_run": "true" if dry_run else ""}
-        return self._send_to_version("DELETE", ref, "", query=query)
+        return check_withdrawn(self._send_to_version("DELETE", ref, "", query=query), deleted_at=not dry_run)
 
     def undelete_version(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Restore a deleted version."""
-        return self._send_to_version("POST", ref, "/undelete", WithdrawRequest(reason=reason))
+        return self._withdraw(ref, "/undelete", reason, deleted_at=False)
 
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
         """Yank a version, or undo that."""
-        return self._send_to_version("POST", ref, "/unyank" if undo else "/yank", WithdrawRequest(reason=reason))
+        return self._withdraw(ref, "/unyank" if undo else "/yank", reason, yanked_at=not undo)
 
     def quarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Quarantine a version."""
-        return self._send_to_version("POST", ref, "/quarantine", WithdrawRequest(reason=reason))
+        return self._withdraw(ref, "/quarantine", reason, quarantined_at=True)
 
     def unquarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """End the quarantine of a version."""
-        return self._send_to_version("POST", ref, "/unquarantine", WithdrawRequest(reason=reason))
+        return self._withdraw(ref, "/unquarantine", reason, quarantined_at=False)
+
+    def _withdraw(self, ref: AnyRef, path: str, reason: str, **states: bool) -> catalog.VersionView:
+        return check_withdrawn(self._send_to_version("POST", ref, path, WithdrawRequest(reason=reason)), **states)
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """Return the ancestors and descendants of a version."""

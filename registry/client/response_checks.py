@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from registry import names
 from registry.api import Problem
-from registry.api.catalog import AdapterView, Resolved, VersionView
+from registry.api.catalog import AdapterView, MetadataChange, Resolved, VersionView
 from registry.api.transfer import PullPlan, PushItem, PushPlan, PushResult, Upload
 from registry.client.transport import invalid_response
 from registry.client.transport.responses import Shape, error_of_problem
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
         MovedAlias,
         MoveItem,
     )
+    from registry.api.audit.attestations import AttestationView
     from registry.api.bases import BaseView
     from registry.api.evaluation import NormsView, VerdictList
     from registry.api.jobs import Claimed, JobSubmit
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
 Item = TypeVar("Item")
 Result = TypeVar("Result", covariant=True)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias", "LineageNode")
+Described = TypeVar("Described", VersionView, AdapterView)
 Numbered = TypeVar("Numbered", "AliasView", "ApprovalView", "GateCheck")
 PAGES_LIMIT = 10_000
 """Pages of one list (of tokens or adapters, millions of items), or of one run, each of a few seconds."""
@@ -282,6 +284,41 @@ def check_engines(response: VerdictList) -> None:
     """Verdicts about engines, of which there is one at least: callers serve what no verdict refuses."""
     if not response.items or any(verdict.check is not Check.ENGINE for verdict in response.items):
         raise invalid_response("the response has no verdicts about the engines that were named")
+
+
+def check_signature(bundle: str, public_key: str, signer: str, response: AttestationView) -> AttestationView:
+    """The signature that was sent, of the key that was sent, or of the name in its certificate.
+
+    Which root vouches for a certificate, or that none does, is the registry's word: clients need not have the roots.
+    """
+    data = bundle.encode()
+    check_fields(response, bundle=bundle, digest=Digest.of(data), size_bytes=len(data), public_key=public_key)
+    if public_key:
+        return check_fields(response, kind="signature", identity=signer)
+    begins, ends = {
+        "signature": (("pki:", "sigstore:"), f"/{signer}"),
+        "unverified": ("not verified: ", ""),
+    }.get(response.kind, ("key:", "/"))
+    if not (response.identity.startswith(begins) and response.identity.endswith(ends)):
+        raise invalid_response(f"the signature of {signer[:200]!r} is {response.kind!r} of {response.identity[:200]!r}")
+    return response
+
+
+def check_metadata(change: MetadataChange, response: Described) -> Described:
+    """A version or an adapter with these changes."""
+    if change.description is not None:
+        check_fields(response, description=change.description)
+    for field in ("tags", "links"):
+        values: Mapping[str, str | None] = getattr(change, field)
+        _equal(f"the {field} of the response", {key: getattr(response, field).get(key) for key in values}, dict(values))
+    return response
+
+
+def check_withdrawn(response: VersionView, **states: bool) -> VersionView:
+    """A version that is withdrawn, by the fields that say since when, or no longer."""
+    for field, is_withdrawn in states.items():
+        _equal(f"whether the version has {field}", getattr(response, field) is not None, is_withdrawn)
+    return response
 
 
 def check_bytes(digest: Digest, data: bytes) -> None:

@@ -20,8 +20,9 @@ from registry.attestations import models
 from registry.attestations.certificates import Trust, fingerprint
 from registry.client import signing
 from registry.client.audit import Audit
+from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Invalid, Refused
+from registry.errors import Corrupt, Invalid, Refused
 from registry.evaluation.gates import Gate
 from registry.names import Ref
 from registry.server.actors import TRUSTED
@@ -29,7 +30,8 @@ from registry.server.catalog import versions
 from registry.server.promotion.attestations import signers_by_version
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
-from tests.harness import Harness
+from tests.client.test_wrong_responses import TamperingTransport
+from tests.harness import URL, Harness
 
 pytestmark = pytest.mark.security
 
@@ -116,6 +118,42 @@ def test_a_signature_without_a_trusted_root_is_stored_as_unverified_and_passes_n
     assert attach_bundle(harness, json.loads(view.bundle)) == view
     assert counted_signers(harness) == frozenset()
     assert [line.unverified for line in examined(harness, Trust())] == [True]
+
+
+def test_a_signature_is_added_again_once_a_root_vouches_for_it(
+    harness: Harness, roots: Path, sigstore: Sigstore
+) -> None:
+    document = sigstore.bundle(manifest_of(harness))
+    attach_bundle(harness, document)
+    (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
+    assert attach_bundle(harness, document).identity == f"sigstore:{ISSUER}/{EMAIL}"
+    assert counted_signers(harness) == {f"sigstore:{ISSUER}/{EMAIL}"}
+    assert [(line.kind, line.ok) for line in examined(harness, Trust.parse([sigstore.trusted_root]))] == [
+        ("unverified", True), ("signature", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"identity": "sigstore:https://accounts.example.org/mallory@example.org"},
+        {"identity": f"key:{EMAIL}"},
+        {"kind": "push"},
+        {"kind": "unverified"},
+        {"public_key": "x"},
+        {"digest": "sha256:" + "0" * 64},
+    ],
+    ids=lambda lie: "-".join(lie),
+)
+def test_a_response_about_another_signature_than_the_one_with_this_certificate_is_refused(
+    harness: Harness, roots: Path, sigstore: Sigstore, lie: dict[str, str]
+) -> None:
+    (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
+    transport = TamperingTransport(harness.transport)
+    transport.suffix, transport.change = "/attestations", lambda document: document | lie
+    request = SignRequest(bundle=json.dumps(sigstore.bundle(manifest_of(harness))))
+    with pytest.raises(Corrupt):
+        Audit(Registry(URL, harness.secret, transport)).sign(NAME, request)
 
 
 Case = Callable[[Authority, Any], list[x509.Certificate]]

@@ -52,8 +52,11 @@ def add_signature(
     data = request.bundle.encode()
     digest = Digest.of(data)
     db.begin_writing(session)
-    same = select(AttestationRow).where(AttestationRow.version_id == version.id, AttestationRow.digest == digest)
-    row = session.exec(same).first()
+    same = (
+        AttestationRow.version_id == version.id, AttestationRow.digest == digest, AttestationRow.kind == kind,
+        AttestationRow.identity == identity,
+    )  # fmt: skip
+    row = session.exec(select(AttestationRow).where(*same)).first()
     if row is None:
         _check_limits(session, actor, version, len(data))
     states = references.reserve(session, {digest: len(data)})
