@@ -6,10 +6,13 @@ from pydantic import Field
 
 from registry.api.models import ItemPage, PrintableText, Request, Response
 from registry.bases import BaseSpec, Similarity
-from registry.bases.identity import Identity
+from registry.bases.identity import MARKS_LIMIT, Identity
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.versions.manifest import Edge
+
+IDENTITY_BODY_BYTES = MARKS_LIMIT * 768
+"""A mark has up to 500 bytes of JSON under a long name."""
 
 
 class BaseAdd(Request):

@@ -188,6 +188,7 @@ LIMITS = {
             "SIZE_LIMIT": "size (hidden, vocabulary, heads …) in a base's configuration",
             "MODULES_LIMIT": "modules of a base",
         },
+        "registry.api.bases": {"IDENTITY_BODY_BYTES": "body with the marks of a base's weights"},
         "registry.server.catalog.lineage": {"EDGES_LIMIT": "edges in a lineage"},
         "registry.lineage.diagrams": {"PIECES_LIMIT": "columns that all arrows of an SVG of a lineage cross together"},
     },
@@ -195,6 +196,8 @@ LIMITS = {
         "registry.server.http.request_body": {
             "BODY_LIMIT_BYTES": "body of a request, files and records aside",
             "VALUES_LIMIT": "values in a JSON body",
+            "LIST_VALUES_LIMIT": "values of groups and of the weights of a base",
+            "MANY_VALUES_LIMIT": "values of a push, of a base with its modules and of a report",
         },
         "registry.server.local_links.connections": {
             "HEAD_LIMIT_BYTES": "head of a request",

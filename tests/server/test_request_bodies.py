@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import threading
@@ -13,12 +14,15 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from registry.api.access import TokenCreate
+from registry.api.bases import IDENTITY_BODY_BYTES, IdentityRequest
+from registry.bases.identity import MARKS_LIMIT, Identity, TensorMark
+from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server import app as server_app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
 from registry.server.http import routing
-from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
+from registry.server.http.request_body import LIST_VALUES_LIMIT, UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import LARGE_BODIES, LARGE_BODIES_PER_PERSON, SingleThreadRoute
 from tests.harness import Harness
 from tests.raw_asgi import ADDRESS, RawResponse, call, call_in_loop
@@ -255,12 +259,42 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(harness: Harne
     assert str(VALUES_LIMIT) in response.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/tokens", VALUES_LIMIT), ("/bases/tiny/similarity", LIST_VALUES_LIMIT), ("/moves", LIST_VALUES_LIMIT)],
+)
+def test_a_body_of_more_values_than_its_route_can_use_is_refused_before_it_is_parsed(
+    harness: Harness, path: str, limit: int
+) -> None:
+    """Each unknown field is an error of half a kilobyte, which no one reads."""
+    body = json.dumps({f"f{n}": 0 for n in range(limit + 1)}).encode()
+    response = post(harness, path, [body], secret=harness.issue("admin")[1])
+    assert (response.status, response.json()["code"]) == (413, "SIZE_INVALID")
+    assert f"over {limit} values" in response.json()["detail"]
+
+
+def test_the_marks_of_weights_have_a_limit_of_bytes_that_the_longest_ones_do_not_reach(harness: Harness) -> None:
+    mark = TensorMark(
+        dtype="float8_e4m3fn", shape=(2**20, 2**20, 2**10, 2**10), digest=Digest.of(b"x"), norm=123456789.12345678,
+        sketch=base64.b64encode(b"\1" * 128).decode(),
+    )  # fmt: skip
+    marks = {f"{n:04}.{'language_model.model.layers.' * 4}weight": mark for n in range(MARKS_LIMIT)}
+    identity = Identity(exact=Digest.of(b"y"), tensors=MARKS_LIMIT, marks=marks)
+    body = IdentityRequest(identity=identity).model_dump_json().encode()
+    secret = harness.issue("pull")[1]
+    assert len(body) < IDENTITY_BODY_BYTES
+    assert post(harness, "/bases/tiny/similarity", [body], secret=secret).status == 404
+    over = ("content-length", str(IDENTITY_BODY_BYTES + 1))
+    response = post(harness, "/bases/tiny/similarity", LARGE, over, secret=secret)
+    assert (response.status, response.json()["code"], response.bytes_read) == (413, "SIZE_INVALID", 0)
+
+
 def test_few_large_bodies_are_parsed_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, turn = threading.Lock(), threading.Barrier(LARGE_BODIES)
     running: list[int] = [0]
     most: list[int] = []
 
-    def count(_body: bytes) -> None:
+    def count(_body: bytes, _limit: int) -> None:
         with lock:
             running[0] += 1
             most.append(running[0])

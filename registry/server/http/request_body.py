@@ -33,18 +33,24 @@ DISK_BYTES = 16 * 2**30
 """Bytes of all bodies that wait on disk; a quarter of them for one subject, half for one namespace."""
 UNCHECKED_BYTES = 16 * 2**20
 """Bytes of all bodies whose tokens are not looked up yet. Half is for routes without a token, half for all others."""
-VALUES_LIMIT = 1_000_000
-"""Commas and opening brackets of a JSON body, which are counted before it is parsed."""
+VALUES_LIMIT = 20_000
+"""Commas and opening brackets of a JSON body, which are counted before it is parsed. Each value that a schema refuses
+takes up to a kilobyte: pydantic collects all errors."""
+LIST_VALUES_LIMIT = 100_000
+"""The same of a body about many items."""
+MANY_VALUES_LIMIT = 1_000_000
+"""The same of a push, of the modules of a base and of a report."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 Owner = tuple[str, str]
 """Who sends a body, and the group that the sender belongs to (empty: none)."""
 
 
-def limit_body(size_bytes: int | None) -> Callable[[Endpoint], Endpoint]:
+def limit_body(size_bytes: int | None, *, values: int = VALUES_LIMIT) -> Callable[[Endpoint], Endpoint]:
     """Set the largest body of a route, instead of `BODY_LIMIT_BYTES`. None: the route streams its body."""
 
     def decorate(endpoint: Endpoint) -> Endpoint:
         endpoint.body_limit_bytes = size_bytes  # type: ignore[attr-defined]
+        endpoint.values_limit = values  # type: ignore[attr-defined]
         return endpoint
 
     return decorate
@@ -189,10 +195,10 @@ def _read_length(request: Request, limit_bytes: int) -> int:
     return size_bytes
 
 
-def check_values(body: bytes) -> None:
-    """Refuse a JSON body of so many values that parsing it would take seconds. `TooLarge` (SIZE_INVALID)."""
-    if len(body) > VALUES_LIMIT and has_more_values(body, VALUES_LIMIT):
-        raise TooLarge("SIZE_INVALID", f"body: has over {VALUES_LIMIT} values")
+def check_values(body: bytes, limit: int) -> None:
+    """Refuse a JSON body of so many values that it would take seconds and much memory. `TooLarge` (SIZE_INVALID)."""
+    if len(body) > limit and has_more_values(body, limit):
+        raise TooLarge("SIZE_INVALID", f"body: has over {limit} values, the limit for this route")
 
 
 def _too_large(limit_bytes: int) -> TooLarge:

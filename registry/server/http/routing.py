@@ -29,7 +29,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http import idempotency
 from registry.server.http.request_actor import look_up_actor, read_network, require_secret
-from registry.server.http.request_body import BODY_LIMIT_BYTES, Endpoint, Owner, check_values, read_body
+from registry.server.http.request_body import BODY_LIMIT_BYTES, VALUES_LIMIT, Owner, check_values, read_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -38,16 +38,14 @@ async def require_nothing() -> None:
     """Declare that a route needs no token."""
 
 
-def reads_query(endpoint: Endpoint) -> Endpoint:
-    """Mark a route that checks its whole query by itself."""
-    endpoint.reads_query = True  # type: ignore[attr-defined]
-    return endpoint
+async def allow_any_query() -> None:
+    """Declare that a route checks its whole query by itself."""
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
     """Refuse a change with a query parameter that its route has not: `?dryrun=true` would delete. `Invalid`."""
     route = request.scope["route"]
-    if request.method in idempotency.SAFE_METHODS or hasattr(route.endpoint, "reads_query"):
+    if request.method in idempotency.SAFE_METHODS or route.checks_own_query:
         return
     names: Set[str] = route.query_names
     for name in request.query_params:
@@ -87,8 +85,10 @@ class SingleThreadRoute(APIRoute):
                 hint.model_config["defer_build"] = False  # built with the first request, pydantic warns of its alias
                 hint.model_rebuild()
         self._uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
-        self.needs_no_token = any(item.dependency is require_nothing for item in kwargs.get("dependencies") or ())
+        declarations = {item.dependency for item in kwargs.get("dependencies") or ()}
+        self.needs_no_token, self.checks_own_query = require_nothing in declarations, allow_any_query in declarations
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
+        self.values_limit: int = getattr(endpoint, "values_limit", VALUES_LIMIT)
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 
     @functools.cached_property
@@ -135,7 +135,7 @@ class SingleThreadRoute(APIRoute):
             if is_large:  # last: who waits for a thread takes no turn from others
                 await stack.enter_async_context(_share(f"large bodies of {owner[0]}", LARGE_BODIES_PER_PERSON))
                 await stack.enter_async_context(_limiter(_LARGE_LIMITER, LARGE_BODIES))
-            return await run(_run_request, handle, request)
+            return await run(_run_request, handle, request, self.values_limit)
 
     async def _shares_of(self, request: Request) -> Owner:
         """Whom the thread of a request counts for: its actor, or its network where no token is needed."""
@@ -155,11 +155,11 @@ class SingleThreadRoute(APIRoute):
         return None
 
 
-def _run_request(handle: Handler, request: Request) -> Response:
+def _run_request(handle: Handler, request: Request, values_limit: int) -> Response:
     """Run everything but the sending of the response in this thread."""
     with contextlib.ExitStack() as stack:
         request.state.exit_stack = stack
-        check_values(_body_of(request))
+        check_values(_body_of(request), values_limit)
         response = _run_without_loop(handle(request))
         idempotency.store_response(request, response)
     return response

@@ -23,7 +23,7 @@ from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.problems import outcomes_of
-from registry.server.http.request_body import limit_body
+from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
 from registry.server.promotion.group import run_readable
@@ -165,7 +165,7 @@ def change_version_metadata(
 
 
 @router.post("/metadata")
-@limit_body(GROUP_BODY_BYTES)
+@limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def change_metadata(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.Pusher, request: DescribeGroup
 ) -> DescribeResults:

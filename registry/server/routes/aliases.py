@@ -42,7 +42,7 @@ from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.problems import outcomes_of
-from registry.server.http.request_body import limit_body
+from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.promotion import alias_deletion, aliases, approvals, deletion, describe, gates, moves, withdraw
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.describe import Description
@@ -95,7 +95,7 @@ def rollback_alias(
 
 
 @router.post("/moves")
-@limit_body(GROUP_BODY_BYTES)
+@limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def move_aliases(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: MoveGroup
 ) -> MoveResults:
@@ -208,7 +208,7 @@ def approve_version(target: deps.VersionForPromoter, request: ApproveRequest) ->
 
 
 @gate_router.post("/approvals")
-@limit_body(GROUP_BODY_BYTES)
+@limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def approve_versions(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: ApprovalGroup
 ) -> ApprovalResults:

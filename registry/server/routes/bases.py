@@ -8,6 +8,7 @@ from fastapi import BackgroundTasks, Response
 from sqlalchemy import Engine
 
 from registry.api.bases import (
+    IDENTITY_BODY_BYTES,
     BaseAdd,
     BaseAliases,
     BasePage,
@@ -24,7 +25,7 @@ from registry.server.catalog import base_weights, bases, metadata_backup
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.request_body import limit_body
+from registry.server.http.request_body import LIST_VALUES_LIMIT, MANY_VALUES_LIMIT, limit_body
 from registry.server.maintenance import reevaluate
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
@@ -38,7 +39,7 @@ PATIENCE_SECONDS = 600.0
 
 
 @router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
-@limit_body(8 * 2**20)
+@limit_body(8 * 2**20, values=MANY_VALUES_LIMIT)
 def add_base(
     session: deps.SessionDep, actor: deps.Pusher, request: BaseAdd, response: Response, after: BackgroundTasks,
     engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
@@ -108,14 +109,14 @@ async def _evaluate_waiting(
 
 
 @router.put("/bases/{base:path}/identity")
-@limit_body(8 * 2**20)
+@limit_body(IDENTITY_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def identify_base(session: deps.SessionDep, actor: deps.Worker, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
 @router.put("/bases/{base:path}/modules")
-@limit_body(32 * 2**20)
+@limit_body(32 * 2**20, values=MANY_VALUES_LIMIT)
 def set_base_modules(session: deps.SessionDep, actor: deps.Worker, base: str, request: ModulesRequest) -> BaseView:
     """Record the modules of a base model as a library builds them. Those of a newer version stay."""
     return bases.set_modules(session, actor, base, request.modules)
@@ -129,7 +130,7 @@ def set_thresholds(session: deps.SessionDep, actor: deps.Admin, base: str, reque
 
 
 @router.post("/bases/{base:path}/similarity")
-@limit_body(8 * 2**20)
+@limit_body(IDENTITY_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def compare_base(session: deps.SessionDep, _actor: deps.Puller, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return base_weights.compare_weights(session, base, request.identity)

@@ -11,7 +11,7 @@ from registry.names import AdapterName
 from registry.server.catalog import bases, versions
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.request_body import limit_body
+from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
 from registry.server.jobs import campaigns, queue, queue_position, requests, results
 
 router = routing.create_router("jobs")
@@ -95,7 +95,7 @@ def renew_job(session: deps.SessionDep, actor: deps.Worker, job_id: str, request
 
 
 @router.post("/jobs/{job_id}/finish")
-@limit_body(8 * 2**20)
+@limit_body(8 * 2**20, values=MANY_VALUES_LIMIT)
 def finish_job(
     session: deps.KeyedSessionDep, actor: deps.Worker, blobs: deps.BlobsDep, job_id: str, request: jobs.FinishRequest
 ) -> Job:

@@ -49,6 +49,16 @@ class Resolution:
     digest: Digest | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """What the registry says of a version: why it must not be served, or else what is uncertain."""
+
+    resolved: Resolved
+    pulls: PlannedPulls
+    refusal: str = ""
+    doubts: str = ""
+
+
 class Resolver:
     """Thread-safe. `engine` is a profile such as `vllm==0.33.0,max_lora_rank=32`; `base` a registered base.
 
@@ -108,29 +118,29 @@ class Resolver:
 
     def _look_up(self, text: str, ref: Ref) -> Resolution:
         with deadline(self._registry.connection.timeout_seconds):
-            looked_up = self._ask(text, ref)
-        if isinstance(looked_up, Resolution):
-            return looked_up
-        resolved, doubts, pulls = looked_up
-        folder = self._store.fetch(self._registry, ref.name, resolved.digest, pulls, number=resolved.number)
+            lookup = self._ask(ref)
+        if lookup.refusal:
+            return self._refused(text, ref, f"{text}: {lookup.refusal}")
+        resolved = lookup.resolved
+        folder = self._store.fetch(self._registry, ref.name, resolved.digest, lookup.pulls, number=resolved.number)
         self._store_resolution(ref, resolved.digest)
-        return Resolution(folder, "; ".join(doubts), resolved.digest)
+        return Resolution(folder, lookup.doubts, resolved.digest)
 
-    def _ask(self, text: str, ref: Ref) -> Resolution | tuple[Resolved, list[str], PlannedPulls]:
-        """A refusal, or the version with doubts and its planned pull: all requests but those for files."""
+    def _ask(self, ref: Ref) -> _Lookup:
+        """Send all requests but those for files."""
         resolved = self._registry.resolve(ref)
-        reason = self._refusal(resolved)
-        if reason:
-            return self._refused(text, ref, f"{text}: {reason}")
         exact = Ref(ref.name, resolved.digest)
+        pulls = PlannedPulls(self._registry, [exact])
+        if reason := self._refusal(resolved):
+            return _Lookup(resolved, pulls, reason)
         verdicts = self._registry.verdicts(exact, [self._engine]).items
         bad = next((verdict for verdict in verdicts if verdict.outcome == Outcome.FAIL), None)
         if bad is not None:
-            return self._refused(text, ref, f"{text}: {self._engine} would not serve it as trained: {bad.summary}")
-        pulls = PlannedPulls(self._registry, [exact])
+            return _Lookup(resolved, pulls, f"{self._engine} would not serve it as trained: {bad.summary}")
         if self._store.find(resolved.digest) is None:
             pulls.resolve(exact)
-        return resolved, [verdict.summary for verdict in verdicts if verdict.outcome != Outcome.PASS], pulls
+        doubts = "; ".join(verdict.summary for verdict in verdicts if verdict.outcome != Outcome.PASS)
+        return _Lookup(resolved, pulls, doubts=doubts)
 
     def _refusal(self, resolved: Resolved) -> str:
         """Why this version must not be served; empty if it may."""

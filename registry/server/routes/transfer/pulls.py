@@ -143,9 +143,11 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 
 # ------------------------------------------------------------------ signed links
 # Threads of `LinkListener` handle them. The application gets what none of them takes, and says why.
-@router.put("/links/{key:path}", status_code=204, dependencies=[deps.NO_TOKEN], openapi_extra=declarations.RAW_BODY)
+@router.put(
+    "/links/{key:path}", status_code=204, dependencies=[deps.NO_TOKEN, Depends(routing.allow_any_query)],
+    openapi_extra=declarations.RAW_BODY,
+)  # fmt: skip
 @limit_body(None)
-@routing.reads_query
 def upload_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Upload a blob by a signed link of a plan, which needs no token."""
     raise _refused_link(request)

@@ -14,7 +14,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.problems import outcomes_of
-from registry.server.http.request_body import limit_body
+from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
 from registry.server.push import background, commit, plan
 from registry.server.storage.blobs import BlobWriter, digest_of
 from registry.server.storage.signed_links import SignedLink
@@ -23,7 +23,7 @@ router = routing.create_router("transfer")
 
 
 @router.post("/pushes", response_model=transfer.BulkPushPlan, openapi_extra=documents.body_of(transfer.BulkPushRequest))
-@limit_body(transfer.BULK_BODY_BYTES)
+@limit_body(transfer.BULK_BODY_BYTES, values=MANY_VALUES_LIMIT)
 def plan_pushes(
     incoming: Request,
     session: deps.ReadSessionDep,
@@ -72,7 +72,7 @@ async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
     response_model=transfer.BulkPushResult,
     openapi_extra=documents.body_of(transfer.BulkCommitRequest),
 )
-@limit_body(transfer.BULK_BODY_BYTES)
+@limit_body(transfer.BULK_BODY_BYTES, values=MANY_VALUES_LIMIT)
 def commit_pushes(
     incoming: Request,
     session: deps.KeyedSessionDep,
