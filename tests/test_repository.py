@@ -58,6 +58,21 @@ def test_actions_of_others_are_named_by_commit() -> None:
     assert [use for use in used if not re.fullmatch(r"[\w-]+/[\w/.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use[1])] == []
 
 
+def test_images_of_others_are_named_by_digest() -> None:
+    named = re.findall(r"_IMAGE:-([^}]+)}", (ROOT / "deploy/compose.yaml").read_text())
+    named += re.findall(r"^ARG BASE=(.+)$", (ROOT / "deploy/Containerfile").read_text(), re.MULTILINE)
+    others = [image for image in named if not image.startswith("adapter-registry/")]
+    assert {image.partition(":")[0].rpartition("/")[2] for image in others} == {
+        "postgres",
+        "seaweedfs",
+        "caddy",
+        "python",
+    }
+    assert [
+        image for image in others if not re.fullmatch(r"docker\.io/[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", image)
+    ] == []
+
+
 def test_the_workflow_runs_what_the_ci_script_runs() -> None:
     lines = re.findall(r"^make (?:--\S+ )*([a-z -]+?)(?: [A-Z_]+=\S+)*$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     targets = " ".join(lines).split()
