@@ -65,6 +65,7 @@ def worker(
     folders = dict(_base(text) for text in bases)
     limits = ProcessLimits(deadline_seconds=deadline, threads=threads, answer_tokens=answers)
     (say, warn), writes_lines = logs.reporters("worker", once=once), logs.writes_lines(once=once)
+    error: RegistryError | None = None
     if address:
         summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
     else:
@@ -80,12 +81,19 @@ def worker(
                 _stop_on_signals(worker)
                 if not once:
                     say("taking jobs; stop with Ctrl-C")
-                summary = worker.run(once=once)
+                try:
+                    summary = worker.run(once=once)
+                except RegistryError as e:
+                    summary, error = worker.summary, e
+                    if not (summary.done or summary.failed):
+                        raise
     if writes_lines:
         say(f"stopped: {_summary_line(summary)}")
     output.result(asdict(summary), lambda: None if writes_lines else output.line(_summary_line(summary)))
     if once and summary.unfinished:
         output.exit_with(output.TRY_LATER)
+    if error is not None:
+        raise error
 
 
 class _QueueProgress:

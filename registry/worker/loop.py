@@ -95,7 +95,8 @@ class Worker:
     def run(self, *, once: bool = False) -> RunSummary:
         """Work until `stop`; with `once`, until no job is left that this worker can do, its own retries included.
 
-        Raises what prevents further work. With `once`, while a failed job waits, the error is logged instead.
+        Raises what prevents further work; `summary` says what was done before. With `once`, while a failed job waits,
+        the error is logged instead.
         """
         try:
             self._rounds(once=once)
@@ -103,8 +104,9 @@ class Worker:
             if not (once and self._retries):
                 raise
             self._warn(f"ending before the next attempt of a failed job: {e.detail}")
-        self.summary.base_loads = self._pool.base_loads
-        self.summary.unfinished = len(self._retries)
+        finally:
+            self.summary.base_loads = self._pool.base_loads
+            self.summary.unfinished = len(self._retries)
         return self.summary
 
     def _rounds(self, *, once: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cli.console.progress import ProgressLine
+from registry.errors import Invalid
 from registry.worker.loop import RunSummary, Worker
 from tests.cli.runner import CommandRunner
 
@@ -26,6 +27,20 @@ def test_a_job_that_is_left_for_another_attempt_is_exit_75(
     logged = cli("worker", "--once", expect=exit_code, ADAPTER_LOG="json")
     assert json.loads(logged.stderr)["message"].startswith("stopped: 1 job done")
     assert logged.stdout == ""
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_worker_that_cannot_go_on_says_what_it_did_and_fails(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    def run(worker: Worker, **_options: bool) -> RunSummary:
+        worker.summary.done = done
+        raise Invalid("BASE_INVALID", "the folder is not the base")
+
+    monkeypatch.setattr(Worker, "run", run)
+    result = cli("worker", "--once", expect=2)
+    assert ("1 job done" in result.stdout) is bool(done)
+    assert "the folder is not the base" in result.stderr
 
 
 def test_a_watched_worker_counts_the_jobs_that_are_done_and_queued(

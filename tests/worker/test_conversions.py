@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,15 +23,18 @@ from registry.client.local.adapter_folder import read_adapter
 from registry.client.local.base_folder import base_spec_from
 from registry.client.transfer.pull import pull
 from registry.engines.version_facts import facts_of
-from registry.errors import RegistryError
+from registry.errors import NotFound, RegistryError
 from registry.evaluation.verdicts import Outcome
+from registry.jobs import Job, Kind, State
 from registry.merging import conversions
 from registry.merging.conversions import Conversion
+from registry.merging.recipes import Operation, Recipe
 from registry.names import Ref
 from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.conversions import to_canonical, to_gguf, to_peft, to_plain
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker
+from registry.worker.merge.request import MergeRequest
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
@@ -275,3 +281,44 @@ def test_a_conversion_that_the_bytes_do_not_allow_fails_with_the_reason(
     converter.run(once=True)
     ended = registry.job(job.id)
     assert (str(ended.state), "PiSSA and OLoRA" in ended.error) == ("failed", True)
+
+
+@pytest.mark.parametrize("kind", [Kind.FUSE, Kind.CONVERT_ON_BASE])
+def test_what_was_computed_from_a_base_whose_files_changed_meanwhile_is_dropped(
+    kind: Kind, setup: WorkerSetup, base_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
+    monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
+    folder = shutil.copytree(base_folder, tmp_path / "copy")
+    other = models.base(tmp_path / "other", seed=5) / "model.safetensors"
+    registry, init = setup.harness.admin, "pissa" if kind is Kind.CONVERT_ON_BASE else True
+    setup.add_base("copy", folder)
+    result = setup.push(models.adapter(folder, tmp_path / "adapter", init_lora_weights=init), base="copy")
+    if result.job_id:
+        registry.cancel(result.job_id)
+    if kind is Kind.FUSE:
+        recipe = Recipe(operation=Operation.FUSE, sources=("acme/support",), into="made")
+        job: Job | None = registry.submit(JobSubmit(kind=kind, payload=recipe.model_dump(mode="json")))
+    else:
+        job = client_convert.convert(
+            registry, Ref.parse("acme/support@1"), Conversion(to="plain", into="acme/made")
+        ).job
+    assert job is not None
+    assert job.kind is kind
+    request: Any = MergeRequest if kind is Kind.FUSE else ConversionRequest
+    run = request.run
+
+    def run_and_exchange(self: Any, *arguments: Any, **options: Any) -> Any:
+        report = run(self, *arguments, **options)
+        os.replace(other, folder / "model.safetensors")
+        return report
+
+    monkeypatch.setattr(request, "run", run_and_exchange)
+    actor, sources = setup.harness.actor("work", "pull", "push", name="gpu-1"), Sources({"copy": folder})
+    summary = Worker(actor, sources, say=setup.lines.append, limits=ProcessLimits(threads=1), pool=pool).run(once=True)
+    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1), setup.lines
+    waiting = registry.job(job.id)
+    assert (waiting.state, waiting.error) == (State.QUEUED, f"the files of the base copy in {folder} changed meanwhile")
+    assert [view.name for view in registry.bases().items if view.name == "made"] == []
+    with pytest.raises(NotFound):
+        registry.adapter("acme/made")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from registry.worker.conversions import to_diffusers
 from registry.worker.model import image_updates
 from registry.worker.model.image import Pipeline
+from registry.worker.model.image_updates import ScaledPair
 from registry.worker.smoke.image import ImageTest
 
 pytestmark = pytest.mark.slow
@@ -195,8 +196,9 @@ def test_single_blocks_of_x_labs_arrive_and_unknown_names_are_not_called_absent(
     modules = tuple(module.model_copy(update={"path": f"nowhere.{module.path}"}) for module in contents.file.modules)
     unknown = contents.file.model_copy(update={"modules": modules})
     paths = {"transformer.proj_out"}
-    for norms, absent in (({"transformer.x": 1.0}, 0), ({}, len(unknown.modules))):
-        assert len(image_updates.compare(unknown, tensors.__getitem__, norms, paths).absent) == absent
+    other = {"transformer.x": ScaledPair(torch.ones(1, 1), torch.ones(1, 1))}
+    for updates, absent in ((other, 0), (dict[str, ScaledPair](), len(unknown.modules))):
+        assert len(image_updates.compare(unknown, tensors.__getitem__, updates, paths).absent) == absent
 
 
 def test_magnitudes_that_diffusers_drops_fail(tmp_path: Path) -> None:
@@ -235,6 +237,53 @@ def test_magnitudes_under_diffusers_names_are_compared_in_every_module(
     (tmp_path / "dora").mkdir()
     save_file(tensors, tmp_path / "dora" / "dora.safetensors")
     assert [code for code in smoke_codes(base, tmp_path / "dora") if code != "smoke.image_unchanged"] == codes
+
+
+def test_magnitudes_that_have_lost_their_pair_fail(tmp_path: Path) -> None:
+    """diffusers makes DoRA of the base's own matrix there, without the trained update."""
+    torch.manual_seed(7)
+    base = fixtures.image_bases() / "sd-tiny"
+    tensors: dict[str, torch.Tensor] = {}
+    for path, module in Pipeline.load(base, "sd-tiny").parts["unet"].named_modules():
+        if path.endswith((".to_q", ".to_k")):
+            tensors[f"unet.{path}.lora_A.weight"] = torch.randn(4, module.in_features) * 0.1
+            tensors[f"unet.{path}.lora_B.weight"] = torch.randn(module.out_features, 4) * 0.1
+            tensors[f"unet.{path}.lora_magnitude_vector"] = module.weight.norm(dim=1) * 1.3
+    lost = sorted(name for name in tensors if name.endswith(".lora_A.weight"))[0]
+    for name in (lost, lost.replace("lora_A", "lora_B")):
+        del tensors[name]
+    (tmp_path / "dora").mkdir()
+    save_file(tensors, tmp_path / "dora" / "dora.safetensors")
+    assert smoke_codes(base, tmp_path / "dora") == ["lora.pair_incomplete"]
+
+
+@pytest.mark.parametrize(
+    ("other", "codes", "actual"),
+    [
+        (lambda _: -4.0, [], ""),
+        (lambda path: -4.0 if path.endswith("attn2.to_q") else 4.0, ["smoke.wrong_strength"], "1"),
+        (lambda path: 0.0 if path.endswith("attn2.to_q") else 4.0, ["smoke.wrong_strength"], "1"),
+        (lambda _: 0.0, ["smoke.image_unchanged"], ""),
+    ],
+    ids=["all-reversed", "one-reversed", "one-without-effect", "all-without-effect"],
+)
+def test_an_alpha_that_is_not_positive_must_be_applied_as_it_is(
+    other: Callable[[str], float], codes: list[str], actual: str, tmp_path: Path
+) -> None:
+    """diffusers 0.42 gives attention layers of a U-Net the most frequent alpha: some lose their sign or zero."""
+    base = fixtures.image_bases() / "sd-tiny"
+    unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet")
+    tensors = kohya_of_all(unet.named_modules(), "lora_unet_", (4.0,))
+    for path, _ in unet.named_modules():
+        if (name := f"lora_unet_{path.replace('.', '_')}.alpha") in tensors:
+            tensors[name] = torch.tensor(other(path))
+    (tmp_path / "kohya").mkdir()
+    save_file(tensors, tmp_path / "kohya" / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
+    result = ImageTest(Pipeline.load(base, "sd-tiny"), tmp_path / "kohya", Thresholds()).run()
+    assert [finding.code for finding in result.findings] == codes
+    if actual:
+        assert result.findings[0].actual == actual
+        assert float(result.findings[0].expected) <= 0
 
 
 # ------------------------------------------------------------------ SDXL

@@ -422,6 +422,19 @@ def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
     ]
 
 
+def test_a_run_that_cannot_go_on_has_a_summary_of_what_it_did(
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(base_folder, tmp_path / "copy")
+    other = models.base(tmp_path / "other", seed=5) / "model.safetensors"
+    setup.push(good)
+    once = worker(Sources({BASE: folder}))
+    once._say = lambda line: os.replace(other, folder / "model.safetensors") if "smoke: pass" in line else None
+    with pytest.raises(Invalid, match=f"{folder} is not the base tiny: "):
+        once.run(once=True)
+    assert (once.summary.done, once.summary.failed, once.summary.unfinished) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("moment", ["while it loads", "between two attempts"])
 def test_weights_that_are_exchanged_after_they_were_identified_get_no_verdict(
     moment: str, setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path,

@@ -163,7 +163,7 @@ def _is_loaded(name: str, base: BaseSpec) -> bool:
 
 def _difference(before_tensors: dict[str, Tensor], after_tensors: dict[str, Tensor], file: FileFacts) -> float:
     """The relative change of the norm of the whole update."""
-    before = sum(squared for _, squared in image_updates.stated(file, before_tensors.__getitem__))
+    before = sum(update.squared_norm for _, update in image_updates.stated(file, before_tensors.__getitem__))
     after = sum(image_updates.unscaled(after_tensors).values())
     return abs(after - before) / before if before else abs(after)
 

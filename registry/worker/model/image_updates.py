@@ -1,12 +1,11 @@
-"""The updates of an adapter of an image model, as squared norms: those that its file states, and those loaded.
+"""The updates of an adapter of an image model: those that its file states, and those loaded.
 
-|scale · B·A|² comes from the small products, tr((A·Aᵀ)(Bᵀ·B)); convolutions count with their kernels. It stays the same
-where a loader splits a fused matrix into its parts or folds the scale into a factor.
+|B·A|² comes from the small products, tr((A·Aᵀ)(Bᵀ·B)), and ⟨B·A, D·C⟩ from tr((A·Cᵀ)(Dᵀ·B)); convolutions count with
+their kernels. Both stay the same where a loader splits a fused matrix into its parts or folds the scale into a factor.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,18 +23,32 @@ TOLERANCE = 0.02
 """Of a module's norm: factors of 16 bits are rounded when a loader folds the scale into them."""
 
 
-@torch.no_grad()
-def squared_norm(a: Tensor, b: Tensor, scale: float = 1.0) -> float:
-    """|scale · B·A|² of A [rank, in, ...] and B [out, rank, ...]."""
-    wide_a, wide_b = a.to(torch.float64).flatten(1), b.to(torch.float64).flatten(1)
-    return scale**2 * float(((wide_a @ wide_a.T) * (wide_b.T @ wide_b)).sum())
+class ScaledPair(NamedTuple):
+    """scale · B·A of A [rank, in, ...] and B [out, rank, ...]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float = 1.0
+
+    @property
+    def squared_norm(self) -> float:
+        """|scale · B·A|²."""
+        return self.times(self)
+
+    @torch.no_grad()
+    def times(self, other: "ScaledPair") -> float:
+        """The sum of the products of the elements of two updates of one shape."""
+        a, b, other_a, other_b = (
+            factor.to("cpu", torch.float64).flatten(1) for factor in (self.a, self.b, other.a, other.b)
+        )
+        return self.scale * other.scale * float(((a @ other_a.T) * (b.T @ other_b)).sum())
 
 
-def stated(file: FileFacts, read: Callable[[str], Tensor]) -> Iterator[tuple[FileModule, float]]:
-    """The file's pairs with their squared norms; the scale is 1 where the file states none."""
+def stated(file: FileFacts, read: Callable[[str], Tensor]) -> Iterator[tuple[FileModule, ScaledPair]]:
+    """The file's pairs with their updates; the scale is 1 where the file states none."""
     for module in file.modules:
         if module.a and module.b:
-            yield module, squared_norm(read(module.a), read(module.b), 1.0 if module.scale is None else module.scale)
+            yield module, ScaledPair(read(module.a), read(module.b), 1.0 if module.scale is None else module.scale)
 
 
 def unscaled(tensors: Mapping[str, Tensor]) -> dict[str, float]:
@@ -46,14 +59,14 @@ def unscaled(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         end = next((end for end in DOWN if name.endswith(end)), "")
         b = tensors.get(name.removesuffix(end) + UP[DOWN.index(end)]) if end else None
         if b is not None:
-            norms[name.removesuffix(end)] = squared_norm(a, b)
+            norms[name.removesuffix(end)] = ScaledPair(a, b).squared_norm
     return norms
 
 
-def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, float]:
-    """Path → squared norm of the update that PEFT's layers in these models apply for `adapter`."""
+def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, ScaledPair]:
+    """Path → the update that PEFT's layers in these models apply for `adapter`."""
     return {
-        f"{component}.{path}": squared_norm(
+        f"{component}.{path}": ScaledPair(
             layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
         )
         for component, model in components.items()
@@ -76,11 +89,13 @@ class Magnitudes(NamedTuple):
     """`stated`: how many the file has for these models. `dropped`: names of those that no layer applies as they are.
 
     `invented`: the layers that apply DoRA without magnitudes in the file, with those of the base instead.
+    `orphans`: names of those whose pair the file has lost, so that a layer applies them without the trained update.
     """
 
     stated: int
     dropped: list[str]
     invented: list[str]
+    orphans: list[str]
 
 
 def compare_magnitudes(
@@ -89,20 +104,23 @@ def compare_magnitudes(
 ) -> Magnitudes:  # fmt: skip
     """Compare the file's magnitudes with those that layers apply; both by value, in the layers' dtype."""
     resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
-    stated, dropped, remaining, unresolved = 0, [], dict(applied), False
+    pairs = {module.path for module in file.modules if module.rank or module.out_features}
+    stated, dropped, orphans, remaining, unresolved = 0, [], [], dict(applied), False
     for name in sorted(name for name in names if name.endswith(MAGNITUDES)):
         module = next(name.removesuffix(end) for end in MAGNITUDES if name.endswith(end))
         matches = resolver.of(module) or ()
         if not {path.partition(".")[0] for path in matches or file.components} <= components:
             continue
         stated += 1
+        if module not in pairs:
+            orphans.append(name)
         if not matches:
             unresolved = True
         layers = [remaining.pop(path) for path in matches if path in remaining]
         arrived = len(layers) == len(matches) and _are_equal(read(name), layers) if matches else bool(applied)
         if not arrived:
             dropped.append(name)
-    return Magnitudes(stated, dropped, [] if unresolved else sorted(remaining))
+    return Magnitudes(stated, dropped, [] if unresolved else sorted(remaining), orphans)
 
 
 def _are_equal(tensor: Tensor, layers: list[Tensor]) -> bool:
@@ -128,33 +146,49 @@ class Arrival(NamedTuple):
 
 
 def compare(
-    file: FileFacts, read: Callable[[str], Tensor], norms: Mapping[str, float], paths: Collection[str]
+    file: FileFacts, read: Callable[[str], Tensor], updates: Mapping[str, ScaledPair], paths: Collection[str]
 ) -> Arrival:
     """Compare the file's pairs with the loaded updates. `paths`: the modules of the models that the worker has.
 
-    Pairs of other components are left out, as are those of an update of zero. Without an alpha the scale is 1, as in
+    Pairs of other components are left out, as are those whose product is zero. Without an alpha the scale is 1, as in
     conversions; where alphas were not read, any strength is right. Pairs whose names this registry cannot resolve are
     absent if nothing but the others is loaded.
     """
     resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
-    pairs, absent, wrong = 0, [], []
-    loaded_norms, others = defaultdict(float, norms), {*norms}
+    pairs, absent, wrong, others = 0, [], [], {*updates}
     unresolved: list[FileModule] = []
     are_read = file.alpha_rule != ALPHAS_UNREAD
-    for module, squared in stated(file, read):
+    for module, update in stated(file, read):
+        product = update._replace(scale=1.0)
         matches = resolver.of(module.path) or ()
-        if not {path.partition(".")[0] for path in matches or file.components} <= components or not squared > 0:
+        is_here = {path.partition(".")[0] for path in matches or file.components} <= components
+        if not is_here or not product.squared_norm > 0:
             continue
         pairs += 1
         others.difference_update(matches)
-        if not matches:
-            unresolved.append(module)
+        layers = [updates[path] for path in matches if path in updates]
+        if not layers:
+            if update.scale:  # else nothing is to be applied
+                (absent if matches else unresolved).append(module)
             continue
-        if not any(path in norms for path in matches):
-            absent.append(module)
-            continue
-        ratio = math.sqrt(sum(loaded_norms[path] for path in matches) / squared)
-        if are_read and not abs(ratio - 1) <= TOLERANCE:
-            scale = 1.0 if module.scale is None else abs(module.scale)
-            wrong.append(WrongStrength(module, scale, scale * ratio))
+        strength = _strength(product, layers, update.scale)
+        if are_read and not abs(strength - update.scale) <= TOLERANCE * (abs(update.scale) or 1.0):
+            wrong.append(WrongStrength(module, update.scale, strength))
     return Arrival(pairs, absent + ([] if others else unresolved), wrong)
+
+
+def _strength(product: ScaledPair, layers: Sequence[ScaledPair], stated_scale: float) -> float:
+    """What these layers multiply B·A by. Its sign is the stated one where they are not parts of B·A, in this order.
+
+    A loader may swap parts: diffusers does in the last layer of Flux.
+    """
+    squared = product.squared_norm
+    strength = math.sqrt(sum(layer.squared_norm for layer in layers) / squared)
+    rows = [layer.b.shape[0] for layer in layers]
+    widths = {math.prod(factor.shape[1:]) for factor in (product.a, *(layer.a for layer in layers))}
+    if sum(rows) != product.b.shape[0] or len(widths) > 1 or not strength:
+        return math.copysign(strength, stated_scale)
+    parts = product.b.split(rows)
+    inner = sum(ScaledPair(product.a, part).times(layer) for part, layer in zip(parts, layers, strict=True))
+    is_clear = abs(inner) > squared * strength / 2
+    return math.copysign(strength, inner if is_clear else stated_scale)

@@ -99,6 +99,10 @@ class ImageTest(SmokeTest):
             layers, path = magnitudes.invented, magnitudes.invented[0]
             message = f"{program} applies DoRA in {len(layers)} modules, {path} first, without magnitudes in the file"
             self.result.note("error", "lora.magnitude_absent", path, message, "lora_magnitude_vector", "nothing")
+        if magnitudes.orphans:
+            orphans, name = magnitudes.orphans, magnitudes.orphans[0]
+            message = f"{len(orphans)} magnitudes of DoRA have lost their A and B, the first of them {name}"
+            self.result.note("error", "lora.pair_incomplete", name, message, "A, B and the magnitude", "the magnitude")
         if arrival.absent:
             absent, total, name = 2 * len(arrival.absent), 2 * arrival.pairs, arrival.absent[0].a
             message = f"{program} ignores {absent} of {total} tensors, the first of them {name}"
