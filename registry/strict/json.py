@@ -105,10 +105,11 @@ def has_more_values(data: bytes, limit: int) -> bool:
     UTF-16 has NUL bytes, and no texts that can be cut out: there every comma and bracket counts. So do those of texts
     after the first `limit` ones, because cutting out millions of texts takes seconds.
     """
-    return _count_values(data) > limit and (b"\0" in data or _count_values(_TEXT.sub(b"", data, count=limit)) > limit)
+    return count_values(data) > limit and (b"\0" in data or count_values(_TEXT.sub(b"", data, count=limit)) > limit)
 
 
-def _count_values(data: bytes) -> int:
+def count_values(data: bytes) -> int:
+    """The commas and opening brackets of a JSON text, those in texts included."""
     return sum(data.count(mark) for mark in (b",", b"[", b"{"))
 
 

@@ -289,7 +289,12 @@ def test_the_marks_of_weights_have_a_limit_of_bytes_that_the_longest_ones_do_not
     assert (response.status, response.json()["code"], response.bytes_read) == (413, "SIZE_INVALID", 0)
 
 
-def test_few_large_bodies_are_parsed_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "chunks", [LARGE, [b"[" + b"0," * VALUES_LIMIT + b"0]"]], ids=["of many bytes", "of many values"]
+)
+def test_few_large_bodies_are_parsed_at_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, chunks: list[bytes]
+) -> None:
     lock, turn = threading.Lock(), threading.Barrier(LARGE_BODIES)
     running: list[int] = [0]
     most: list[int] = []
@@ -312,7 +317,7 @@ def test_few_large_bodies_are_parsed_at_once(harness: Harness, monkeypatch: pyte
         async with anyio.create_task_group() as group:
             for headers in persons:  # the first one sends all of theirs first, and the next one gets turns all the same
                 for _ in range(3 * LARGE_BODIES_PER_PERSON):
-                    group.start_soon(call_in_loop, harness.app, "POST", "/api/v1/check", headers, LARGE)
+                    group.start_soon(call_in_loop, harness.app, "POST", "/api/v1/check", headers, chunks)
 
     anyio.run(send_all)
     assert len(most) == 3 * LARGE_BODIES

@@ -19,7 +19,7 @@ from registry.errors import TooLarge, Unavailable
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http.request_actor import look_up_actor, read_network, require_secret
-from registry.strict.json import has_more_values
+from registry.strict.json import count_values, has_more_values
 
 BODY_LIMIT_BYTES = 2**20
 UNTRUSTED_BYTES = 64 * 2**10
@@ -36,7 +36,7 @@ UNCHECKED_BYTES = 16 * 2**20
 VALUES_LIMIT = 20_000
 """Commas and opening brackets of a JSON body, which are counted before it is parsed. Each value that a schema refuses
 takes up to a kilobyte: pydantic collects all errors."""
-LIST_VALUES_LIMIT = 100_000
+LIST_VALUES_LIMIT = 70_000
 """The same of a body about many items."""
 MANY_VALUES_LIMIT = 1_000_000
 """The same of a push, of the modules of a base and of a report."""
@@ -193,6 +193,11 @@ def _read_length(request: Request, limit_bytes: int) -> int:
     if size_bytes > limit_bytes:
         raise _too_large(limit_bytes)
     return size_bytes
+
+
+def is_large(body: bytes) -> bool:
+    """Whether few bodies of this size, or with so many values, are to be parsed at once."""
+    return len(body) > BODY_LIMIT_BYTES or (len(body) > VALUES_LIMIT and count_values(body) > VALUES_LIMIT)
 
 
 def check_values(body: bytes, limit: int) -> None:

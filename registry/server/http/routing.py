@@ -27,7 +27,7 @@ from registry.api.models import Request as RequestSchema
 from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.http import idempotency
+from registry.server.http import idempotency, request_body
 from registry.server.http.request_actor import look_up_actor, read_network, require_secret
 from registry.server.http.request_body import BODY_LIMIT_BYTES, VALUES_LIMIT, Owner, check_values, read_body
 
@@ -126,7 +126,7 @@ class SingleThreadRoute(APIRoute):
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
-        is_large = len(_body_of(request)) > BODY_LIMIT_BYTES
+        is_large = request_body.is_large(_body_of(request))
         async with contextlib.AsyncExitStack() as stack:
             if self._uses_store or is_large:
                 owner = await self._shares_of(request)
@@ -215,7 +215,7 @@ STORE_THREADS_PER_GROUP = 24
 """For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
 LARGE_BODIES = 4
 LARGE_BODIES_PER_PERSON = 2
-"""How many requests run at once whose bodies exceed `BODY_LIMIT_BYTES`: parsing them takes time and memory."""
+"""How many requests with large bodies (`request_body.is_large`) run at once: parsing them takes time and memory."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
 RELAY_THREADS = 16
 _LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
