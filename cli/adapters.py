@@ -106,7 +106,7 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
         items, total = session.first_items(partial(registry.adapters, **search), limit)
         others = 0 if items or not any(query.values()) else registry.adapters(limit=1, count=True).total or 0
     empty = f"No adapter matches; {others} without filters." if others else EMPTY
-    if others and query["base"] and (near := main.load(".console.completion", "nearest")("base", query["base"])):
+    if not items and query["base"] and (near := main.load(".console.completion", "nearest")("base", query["base"])):
         empty += f" Did you mean --base {near}?"
     ADAPTERS.print(items, total=total, empty=empty)
 

@@ -12,8 +12,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -210,6 +211,8 @@ class LazyGroup(click.Group):
         except click.ClickException as error:
             if isinstance(error, NoSuchCommand | NoSuchOption):
                 error = _with_suggestions(error)
+            elif (ref := _split_ref(ctx.meta["cli.words"])) and "extra argument" in error.message:
+                error = click.UsageError(f"{error.message.rstrip('.')}. Did you mean '{ref}'?", getattr(error, "ctx", ctx))
             document_option = _DOCUMENT_OPTION.search("\0".join(ctx.meta["cli.words"]))
             if document_option is None:
                 raise error from None
@@ -263,6 +266,12 @@ def _with_suggestions(error: NoSuchCommand | NoSuchOption) -> click.UsageError:
         error = NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=error.ctx)
     is_safe = DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name or ""))
     return error if is_safe else click.UsageError(error.message, error.ctx)
+
+
+def _split_ref(words: Sequence[str]) -> str:
+    """The REF that was typed with a blank before its @ or :, unless the command is destructive; empty if there is none."""
+    joined = (left + right for left, right in pairwise(words) if "/" in left and right[:1] in ("@", ":"))
+    return next(joined, "") if DESTRUCTIVE.isdisjoint(words) else ""
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:

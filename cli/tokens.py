@@ -67,17 +67,18 @@ def generate() -> None:
 
 
 @token.command()
-@click.argument("token_id", metavar="ID", default="")
+@click.argument("token_id", metavar="ID|NAME", default="")
 @click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
 def rotate(token_id: str, keep_minutes: int) -> None:
-    """Replace the secret of a token; without ID, of your own.
+    """Replace the secret of the token with this ID or unique NAME; without either, of your own.
 
     The new secret is saved if the old one was.
     """
     _refuse_secret(token_id)
     with session.registry() as registry:
         own_id = registry.whoami().token_id
-        created = registry.rotate_token(token_id or own_id, keep_seconds=keep_minutes * 60)
+        rotated_id = _id_of(token_id, registry.tokens().items) if token_id else own_id
+        created = registry.rotate_token(rotated_id, keep_seconds=keep_minutes * 60)
     saved_in = session.replace_token(created.secret) if created.token.id == own_id else ""
 
     def text() -> None:

@@ -45,6 +45,10 @@ from .processes import run_processes
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
 SEQUENCER_SECONDS = 10.0
+LOST_TOKEN = (
+    "If it is lost, create one here, with the settings of this server: "
+    "ADAPTER_REGISTRY=embedded adapter token create NAME --scope admin"
+)
 _LOG = logging.getLogger("registry.server")
 
 
@@ -114,7 +118,7 @@ def _serve(
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
         if announces:
-            _announce(listener, app, secret if created else "", is_document)
+            _announce(listener, app, secret if created else "", is_document, has_tokens=not token_sha256)
         on_ready()
         started = {"version": __version__, "database": engine.dialect.name, "blobs": app.state.blobs.kind}
         _LOG.info("started", extra={"fields": started})
@@ -183,7 +187,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: bool) -> None:
+def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: bool, *, has_tokens: bool) -> None:
     settings: Settings = app.state.settings
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -194,6 +198,8 @@ def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: b
     if is_document:
         click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return
+    if has_tokens:
+        output.line(f"The first start showed or stored the administrator's token. {LOST_TOKEN}")
     if secret:
         for text in ("First start. The administrator's token, shown only now:", "", f"    {secret}", ""):
             output.line(text)

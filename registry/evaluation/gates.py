@@ -92,9 +92,13 @@ class Gate(FrozenModel):
 
     def valid_approvals(self, evidence: Evidence) -> list[Approval]:
         """The approvals that count: one for each identity, of those who may approve, none of the pusher."""
+        counted = {approval.identity: approval for approval in reversed(evidence.approvals)}
+        return [approval for identity, approval in counted.items() if self.accepts_approval_of(identity, evidence)]
+
+    def accepts_approval_of(self, identity: str, evidence: Evidence) -> bool:
+        """Whether an approval of this identity counts."""
         excluded = evidence.pushed_by | ({evidence.promoted_by} if self.two_person else frozenset())
-        counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in excluded}
-        return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
+        return identity not in excluded and (not self.approvers or identity in self.approvers)
 
     def asks(self) -> list[Check]:
         """The checks that must pass, with those of golden samples."""

@@ -21,6 +21,8 @@ def test_a_gate_is_set_shown_met_and_removed(cli: CommandRunner) -> None:
     assert cli("promote", "acme/support@1", "prod", "--json", expect=6).problem["code"] == "GATE_CLOSED"
     own = cli("approve", "acme/support@1", "prod", "--comment", "mine").stdout
     assert "The gate does not count this approval" in own
+    closed = cli("promote", "acme/support@1", "prod", expect=6).stderr
+    assert "Next: ask ann to run `adapter approve acme/support@1 prod`" in closed
     cli("gate", "delete", "acme:prod")
     cli("gate", "set", "acme/support", "prod", "--require", "compat")
     assert "open for @1" in cli("gate", "show", "acme/support@1", "prod").stdout

@@ -12,6 +12,8 @@ import pytest
 from registry.digest import Digest
 from registry.evaluation.reports import Answer
 from registry.findings import Finding
+from registry.server.audit import keys
+from registry.server.settings import Settings
 from tests import samples
 from tests.cli.runner import CommandRunner, lines
 
@@ -287,6 +289,10 @@ def test_a_key_that_has_signed_nothing_is_not_lost(cli: CommandRunner) -> None:
     cli.add_base()
     refused = cli("audit-key", "replace", "--reason", "the disk is gone", expect=5)
     assert "no key has signed a checkpoint of this log yet\nNext: start the server, which makes a key" in refused.stderr
+    keys.load_keys(Settings.from_env())
+    refused = cli("audit-key", "replace", "--reason", "the disk is gone", expect=5)
+    assert "Next: `adapter audit-key rotate` changes a key that is there" in refused.stderr
+    cli("audit-key", "rotate")
 
 
 def test_push_all_names_each_check_that_failed(cli: CommandRunner, tmp_path: Path) -> None:

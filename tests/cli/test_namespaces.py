@@ -71,8 +71,11 @@ def test_a_job_exchanges_its_identity_token_from_a_pipe(
 def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None:
     created = cli("token", "create", "alice", "--scope", "push", "--subject", "alice@example.org", "--json").json
     assert created["token"]["subject"] == "alice@example.org"
-    rotated = cli("token", "rotate", created["token"]["id"], "--keep-minutes", 5, "--json").json
-    assert rotated["secret"] != created["secret"]
+    ids = {created["token"]["id"]}
+    for token in (created["token"]["id"], "alice"):
+        rotated = cli("token", "rotate", token, "--keep-minutes", 5, "--json").json
+        assert rotated["secret"] != created["secret"]
+        assert {rotated["token"]["id"]} == ids
     listed = cli("token", "list", "--json").json["items"]
     assert [(item["id"], item["subject"]) for item in listed] == [(created["token"]["id"], "alice@example.org")]
     assert created["secret"] not in json.dumps(listed)
@@ -86,7 +89,8 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
     assert "(alice-2) is revoked" in cli("token", "revoke", "alice-2").stdout
     for _ in range(2):
         cli("token", "create", "shared", "--scope", "pull")
-    assert "2 tokens are named 'shared'" in cli("token", "revoke", "shared", expect=2).stderr
+    for command in ("revoke", "rotate"):
+        assert "2 tokens are named 'shared'" in cli("token", command, "shared", expect=2).stderr
 
 
 @pytest.mark.parametrize(

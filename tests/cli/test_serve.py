@@ -99,8 +99,12 @@ def test_the_link_of_an_administrator_is_printed_on_terminals_and_not_in_logs(
         settings=Settings(database_url="sqlite:///x", blobs="file:///x"), sign_in_links=OneTimeLinks()
     )
     listener = SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8080))
-    serve._announce(listener, SimpleNamespace(state=state), "", is_document=False)  # type: ignore[arg-type]
-    assert ("/sign-in/" in capsys.readouterr().out) is is_terminal
+    for has_tokens in (False, True):
+        app = SimpleNamespace(state=state)
+        serve._announce(listener, app, "", is_document=False, has_tokens=has_tokens)  # type: ignore[arg-type]
+        printed = capsys.readouterr().out
+        assert ("/sign-in/" in printed) is is_terminal
+        assert ("adapter token create NAME --scope admin" in printed) is has_tokens
 
 
 def test_a_port_in_use_is_an_error(cli: CommandRunner, tmp_path: Path) -> None:

@@ -53,10 +53,17 @@ def test_a_misspelled_adapter_or_alias_gets_the_nearest_where_no_harm_is_done(cl
 
 def test_a_misspelled_base_of_a_list_gets_the_nearest(cli: CommandRunner) -> None:
     cli.add_base()
-    assert "mean" not in cli("list", "--base", "tiny-lama").stdout, "there is no adapter that it could mean"
+    assert "No adapters." in (empty := cli("list", "--base", "tiny-lama").stdout)
+    assert empty.endswith("Did you mean --base tiny-llama?\n")
     cli.push("acme/support")
     assert "1 without filters. Did you mean --base tiny-llama?" in cli("list", "--base", "tiny-lama").stdout
     assert "mean" not in cli("list", "--base", "tiny-llama", "--alias", "prod").stdout
+
+
+def test_a_blank_before_a_version_or_alias_is_named(cli: CommandRunner) -> None:
+    for words, ref in ((("show", "acme/x", "@2"), "acme/x@2"), (("history", "acme/x", ":prod", "-o", "wide"), "acme/x:prod")):
+        assert f"unexpected extra argument ({words[2]}). Did you mean '{ref}'?" in cli(*words, expect=2).stderr
+    assert "mean" not in cli("yank", "acme/x", "@2", "--reason", "r", expect=2).stderr
 
 
 def test_a_tag_among_patterns_of_names_is_an_error(cli: CommandRunner) -> None:

@@ -109,8 +109,12 @@ def test_only_owners_set_gates_and_main_has_none(filled_harness: Harness) -> Non
 def test_two_person_prevents_approving_and_promoting_alone(filled_harness: Harness) -> None:
     filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1, two_person=True))
     bob, eve = promoter(filled_harness, "bob"), promoter(filled_harness, "eve")
-    bob.approve(f"{NAME}@1", "prod")
-    assert code_of(lambda: bob.promote(NAME, "prod", "1", generation=0)) == "GATE_CLOSED"
+    for approve in (lambda: None, lambda: bob.approve(f"{NAME}@1", "prod")):
+        approve()
+        with pytest.raises(Refused) as closed:
+            bob.promote(NAME, "prod", "1", generation=0)
+        step = f"ask someone else who may promote to run `adapter approve {NAME}@1 prod`"
+        assert (closed.value.code, closed.value.next_step) == ("GATE_CLOSED", step)
     assert missing(bob) == ["gate.approvals_missing"]
     assert eve.promote(NAME, "prod", "1", generation=0).number == 1
 

@@ -210,18 +210,21 @@ def _check(session: Session, actor: Actor, moves: Sequence[tuple[AdapterName, st
     checks = []
     for (name, alias, version), (gate, evidence) in zip(moves, gather_evidence(session, actor, moves), strict=True):
         missing = gate.gate.missing(evidence)
-        step = next_step(actor, name, version, alias, missing)
+        step = next_step(actor, name, version, alias, gate.gate, evidence)
         checks.append(GateCheck(
             alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step
         ))  # fmt: skip
     return checks
 
 
-def next_step(actor: Actor, name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]) -> str:
+def next_step(
+    actor: Actor, name: AdapterName, version: VersionRow, alias: str, gate: Gate, evidence: Evidence
+) -> str:  # fmt: skip
     """The command that helps with the first of what is missing; empty if nothing is.
 
     A check that failed comes first: for these bytes nothing else can help.
     """
+    missing = gate.missing(evidence)
     if not missing:
         return ""
     ref = f"{name}@{version.number}"
@@ -229,11 +232,20 @@ def next_step(actor: Actor, name: AdapterName, version: VersionRow, alias: str, 
     if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
         return verdicts.testing_step(actor, ref)
     steps = {
-        "gate.approvals_missing": f"run `adapter approve {ref} {alias}`",
+        "gate.approvals_missing": f"{_who_approves(actor, gate, evidence)}run `adapter approve {ref} {alias}`",
         "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
         "gate.soak_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
     }
     return steps.get(code, f"look at `adapter show {ref}`")
+
+
+def _who_approves(actor: Actor, gate: Gate, evidence: Evidence) -> str:
+    """Whom to ask for an approval; empty if one of the actor counts."""
+    approved = {approval.identity for approval in evidence.approvals}
+    if actor.identity not in approved and gate.accepts_approval_of(actor.identity, evidence):
+        return ""
+    others = (i for i in gate.approvers if i not in approved and gate.accepts_approval_of(i, evidence))
+    return f"ask {' or '.join(others) or 'someone else who may promote'} to "
 
 
 def gather_evidence(

@@ -293,21 +293,21 @@ def _pass_gates(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
     for move, (gate, evidence) in zip(new, gathered, strict=True):
         missing = gate.gate.missing(evidence)
         if missing and not move.break_glass:
-            move.error = _closed_gate(actor, move, missing)
+            step = gates.next_step(actor, move.name, move.version, move.alias, gate.gate, evidence)
+            move.error = _closed_gate(move, missing, step)
             continue
         move.evidence = gates.summarize_evidence(gate.gate, evidence)
         if missing:
             move.evidence.insert(0, {"check": BREAK_GLASS, "missing": [f.code for f in missing]})
 
 
-def _closed_gate(actor: Actor, move: Move, missing: Sequence[Finding]) -> Refused | Unavailable:
+def _closed_gate(move: Move, missing: Sequence[Finding], next_step: str) -> Refused | Unavailable:
     """The error for a closed gate. One that only waits for large weights to be read opens by itself."""
     name, number = move.name, move.version.number
     detail = f"version {number} of '{name}' may not become '{move.alias}': {missing[0].message}"
     detail += f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     if all(finding.code == WEIGHTS_PENDING for finding in missing):
         return Unavailable("TRY_LATER", detail, findings=missing, retry_after_seconds=PENDING_RETRY_SECONDS)
-    next_step = gates.next_step(actor, name, move.version, move.alias, missing)
     return Refused("GATE_CLOSED", detail, findings=missing, next_step=next_step)
 
 
