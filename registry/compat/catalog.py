@@ -5,23 +5,38 @@
 
 import tomllib
 from dataclasses import replace
+from functools import cache
 from importlib import resources
+from typing import cast
 
 from registry.bases import BaseSpec
 from registry.findings import Finding, FindingCollector, Severity
 
-_FILE = resources.files("registry") / "findings.toml"
-_ROWS = {f"compat.{code}": row for code, row in tomllib.loads(_FILE.read_text("utf-8"))["compat"]["codes"].items()}
-SEVERITIES: dict[str, Severity] = {code: row["severity"] for code, row in _ROWS.items()}
-OF_MODULES = frozenset(code for code, row in _ROWS.items() if row.get("follows_from") == "modules")
-"""Findings that follow from the modules of the base."""
-OF_CLAIMED_BASE = frozenset(code for code, row in _ROWS.items() if row.get("follows_from") == "claimed base")
-"""Findings that a base does not cause any more once the name that the configuration claims is one of its aliases."""
+MODULES = "modules"
+"""What findings follow from that depend on the modules of the base."""
+CLAIMED_BASE = "claimed base"
+"""Of findings that a base does not cause any more once the name that the configuration claims is one of its aliases."""
+
+
+@cache
+def _rows() -> dict[str, dict[str, str]]:
+    """Code → row. Parsed with the first finding: that takes as long as a small push takes for its evaluation."""
+    document = tomllib.loads((resources.files("registry") / "findings.toml").read_text("utf-8"))
+    return {f"compat.{code}": row for code, row in document["compat"]["codes"].items()}
+
+
+def codes_that_follow_from(cause: str) -> frozenset[str]:
+    """The codes of the findings with this cause, `MODULES` or `CLAIMED_BASE`."""
+    return frozenset(code for code, row in _rows().items() if row.get("follows_from") == cause)
+
+
+def _severity_of(code: str) -> Severity:
+    return cast(Severity, _rows()[code]["severity"])
 
 
 def compat_finding(code: str, location: str, message: str, expected: object = "", actual: object = "") -> Finding:
     """A finding with the severity of its row."""
-    return Finding.of(SEVERITIES[code], code, location, message, expected, actual)
+    return Finding.of(_severity_of(code), code, location, message, expected, actual)
 
 
 class CompatFindings(FindingCollector):
@@ -32,7 +47,7 @@ class CompatFindings(FindingCollector):
         group: str = "", severity: Severity | None = None,
     ) -> None:  # fmt: skip
         """Add a finding. `severity` is for a case that differs from the row."""
-        self.add(severity or SEVERITIES[code], code, location, message, expected, actual, group=group)
+        self.add(severity or _severity_of(code), code, location, message, expected, actual, group=group)
 
     def on(self, base: BaseSpec) -> list[Finding]:
         """All findings; those about modules are unknown where the base's files do not show names and kinds.
@@ -40,11 +55,13 @@ class CompatFindings(FindingCollector):
         "embed" in a linear module's name, or a block of experts that the library builds differently, must not be an
         error.
         """
-        if base.names_known:
-            return self.all()
+        findings = self.all()
+        if base.names_known or not findings:
+            return findings
+        of_modules = codes_that_follow_from(MODULES)
         return [
             replace(finding, severity="unknown")
-            if finding.severity == "error" and finding.code in OF_MODULES
+            if finding.severity == "error" and finding.code in of_modules
             else finding
-            for finding in self.all()
+            for finding in findings
         ]

@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.evaluation import RecheckEnginesPage
 from registry.bases import UNREGISTERED, BaseSpec, Similarity
-from registry.compat.catalog import OF_CLAIMED_BASE
+from registry.compat.catalog import CLAIMED_BASE, codes_that_follow_from
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, Unavailable
@@ -218,9 +218,9 @@ def _find_aliased_since(session: Session, batch: Iterable[_Version], aliases: Ma
         VersionRow, col(VersionRow.id) == col(VerdictRow.version_id)
     )
     rows = session.exec(statement.where(col(VersionRow.id).in_(ids), verdicts.is_current(Check.COMPAT)))
+    of_claim = codes_that_follow_from(CLAIMED_BASE)
     return {
-        version_id for version_id, findings in rows
-        if any(finding["code"] in OF_CLAIMED_BASE for finding in findings)
+        version_id for version_id, findings in rows if any(finding["code"] in of_claim for finding in findings)
     }  # fmt: skip
 
 
