@@ -2,8 +2,12 @@
 
 Help and completion import only click. A command's module is imported when the command runs; a missing extra and every
 error of the registry end in a message and the exit code of the error's class (cli/console/output.py).
+
+Modules that many commands import and do not use, `DEFERRED`, are imported where all others are, so type checkers and
+the import table see each dependency. But only the file is found then: reading an attribute executes it (ADR 46).
 """
 
+import atexit
 import codecs
 import contextlib
 import gc
@@ -12,14 +16,19 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.machinery import ModuleSpec, PathFinder
 from itertools import pairwise
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 from click.exceptions import NoSuchCommand, NoSuchOption
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 OWN_PACKAGES = ("registry", "cli")
 NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -31,10 +40,23 @@ COMPLETION = "_ADAPTER_COMPLETE"
 _DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json|yaml))(?![^\0])")
 """The option that asks for a document, in words that are joined by NUL and that click may not be able to parse."""
 
+GARBAGE_THRESHOLD = 10_000
+"""Python's default of 700 lets it collect 26 times in a push."""
 DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "BASE_UNKNOWN"})
 """Errors that get the nearest name."""
+
+
+DEFERRED = frozenset({
+    "cryptography.exceptions", "cryptography.hazmat.primitives.asymmetric.ed25519", "yaml",
+    "registry.adapters.templates", "registry.adapters.trainer", "registry.strict.yaml",
+    "registry.api.access", "registry.api.aliases", "registry.api.evaluation", "registry.engines",
+    "registry.server.access.tokens", "registry.server.audit.sequencer", "registry.server.audit.tree",
+    "registry.server.evaluation.engine_compat", "registry.server.promotion.gates",
+})  # fmt: skip
+_OPENAPI_MODELS = "fastapi.openapi.models"
+_FORMER_MODELS = "pydantic.v1"
 
 
 class CommandSpec(NamedTuple):
@@ -131,13 +153,80 @@ class MissingExtra(click.ClickException):
         super().__init__(f"{user} needs the extra '{extra}' ({package} is not installed): {install}")
 
 
+class DeferredModule(ModuleType):
+    """A module that was not executed yet. A plain `ModuleType` afterwards."""
+
+    def __getattr__(self, name: str) -> Any:
+        path = self.__dict__.get("__path__")
+        is_submodule = path is not None and PathFinder.find_spec(f"{self.__name__}.{name}", path) is not None
+        if not (is_submodule or name.startswith("__")):  # the import system asks for both, and imports a submodule
+            self.__dict__["__deferred__"].execute(self)
+            if name in self.__dict__:
+                return self.__dict__[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+class _DeferringLoader:
+    """Executes a module by `loader`, once. Other threads wait meanwhile; the same one sees what is there already."""
+
+    def __init__(self, loader: "Loader") -> None:
+        self._loader, self._lock, self._is_executing = loader, threading.RLock(), False
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = DeferredModule(spec.name)
+        module.__dict__["__deferred__"] = self
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is executed when the module is imported."""
+
+    def execute(self, module: ModuleType) -> None:
+        """Execute the module now."""
+        with self._lock:
+            if self._is_executing or not isinstance(module, DeferredModule):
+                return
+            self._is_executing = True
+            try:
+                self._loader.exec_module(module)
+                module.__class__ = ModuleType  # type: ignore[assignment]
+            finally:
+                self._is_executing = False
+
+
+class _DeferringFinder:
+    """Finds the modules of `DEFERRED`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in DEFERRED else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = cast("Loader", _DeferringLoader(spec.loader))
+        return spec
+
+
 @contextlib.contextmanager
-def _garbage_collector_paused() -> Iterator[None]:
-    """Imported modules stay alive, so collecting while they load, or later, finds nothing and costs time."""
+def deferred_modules() -> Iterator[None]:
+    """Imports in this context only find the modules of `DEFERRED`."""
+    finder = _DeferringFinder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def _importing(*, eager: bool) -> Iterator[None]:
+    """Imported modules stay alive, so collecting while they load, or later, finds nothing and costs time.
+
+    `eager`: a program that runs for long executes all modules when it starts.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with contextlib.nullcontext() if eager else deferred_modules():
+            yield
     finally:
         gc.freeze()
         if was_enabled:
@@ -152,13 +241,52 @@ def load(module: str, attribute: str, extra: str = "", user: str = "") -> Any:
     if module.startswith("."):
         module = f"{__package__}{module}"
     try:
-        with contextlib.nullcontext() if module in sys.modules else _garbage_collector_paused():
+        with contextlib.nullcontext() if module in sys.modules else _importing(eager=bool(extra)):
             return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as e:
         missing = (e.name or "").split(".")[0]
         if not extra or missing in OWN_PACKAGES:
             raise
         raise MissingExtra(user, extra, missing) from e
+
+
+@contextlib.contextmanager
+def former_models_blocked() -> Iterator[None]:
+    """Imports of `pydantic.v1` fail in this context: FastAPI asks of each parameter whether it is of such a model."""
+    blocked = {name: None for name in (_FORMER_MODELS,) if name not in sys.modules}
+    sys.modules.update(blocked)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in blocked:
+            del sys.modules[name]
+
+
+class _Names(ModuleType):
+    """Stands for a module of which only names are used: each is an empty class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.__dict__[name] = type(name, (), {})
+        return self.__dict__[name]
+
+
+def import_fastapi() -> None:
+    """Import FastAPI without its models of OpenAPI documents, which the embedded registry does not make.
+
+    It is not imported if that fails, as it may with another version: the next import of it gets all.
+    """
+    if "fastapi" in sys.modules:
+        return
+    sys.modules[_OPENAPI_MODELS] = _Names(_OPENAPI_MODELS)
+    try:
+        load("fastapi", "FastAPI")
+    except Exception:
+        for name in [key for key in sys.modules if key.partition(".")[0] == "fastapi"]:
+            del sys.modules[name]
+    else:
+        del sys.modules[_OPENAPI_MODELS]
 
 
 class LazyGroup(click.Group):
@@ -211,8 +339,8 @@ class LazyGroup(click.Group):
         except click.ClickException as error:
             if isinstance(error, NoSuchCommand | NoSuchOption):
                 error = _with_suggestions(error)
-            elif (ref := _split_ref(ctx.meta["cli.words"])) and "extra argument" in error.message:
-                error = click.UsageError(f"{error.message.rstrip('.')}. Did you mean '{ref}'?", getattr(error, "ctx", ctx))
+            elif isinstance(error, click.UsageError) and "extra argument" in error.message:
+                error = _with_joined_ref(error, ctx.meta["cli.words"])
             document_option = _DOCUMENT_OPTION.search("\0".join(ctx.meta["cli.words"]))
             if document_option is None:
                 raise error from None
@@ -268,10 +396,11 @@ def _with_suggestions(error: NoSuchCommand | NoSuchOption) -> click.UsageError:
     return error if is_safe else click.UsageError(error.message, error.ctx)
 
 
-def _split_ref(words: Sequence[str]) -> str:
-    """The REF that was typed with a blank before its @ or :, unless the command is destructive; empty if there is none."""
-    joined = (left + right for left, right in pairwise(words) if "/" in left and right[:1] in ("@", ":"))
-    return next(joined, "") if DESTRUCTIVE.isdisjoint(words) else ""
+def _with_joined_ref(error: click.UsageError, words: Sequence[str]) -> click.UsageError:
+    """The error with the REF that was typed with a blank before its @ or :, unless the command is destructive."""
+    refs = (name + selector for name, selector in pairwise(words) if "/" in name and selector[:1] in ("@", ":"))
+    ref = next(refs, "") if DESTRUCTIVE.isdisjoint(words) else ""
+    return click.UsageError(f"{error.message.rstrip('.')}. Did you mean '{ref}'?", error.ctx) if ref else error
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
@@ -298,5 +427,29 @@ def main() -> None:
     """
 
 
+def run() -> None:
+    """The program `adapter`. It ends without taking its modules down one by one, which takes 5 % of a push.
+
+    Other threads have ended then, and what was registered to be called at exit was called, because `end` is called
+    last. Where something was registered before, such as by a profiler, Python ends the process.
+    """
+    status = 1
+
+    def end() -> None:
+        with contextlib.suppress(OSError, ValueError):  # else Python says what it could not write
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
+    if not atexit._ncallbacks():
+        atexit.register(end)
+    try:
+        main(prog_name="adapter")
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+        raise
+
+
 if __name__ == "__main__":
-    main(prog_name="adapter")
+    run()

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from enum import StrEnum
 
+SUBJECT_LIMIT = 200
+
 
 class Scope(StrEnum):
     """`admin` includes every scope; every scope but `metrics` includes `pull`. `audit` reads the whole audit log."""

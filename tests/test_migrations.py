@@ -28,7 +28,7 @@ from registry.server.database import db, models, schema, tables
 from registry.server.database import engine as engines
 from registry.server.database.engine import open_database
 from registry.server.database.models import jobs as job_tables
-from registry.server.database.models import namespaces, pushes, serving, webhooks
+from registry.server.database.models import namespaces, owner_rules, pushes, serving
 from registry.server.settings import Settings
 from tests import services, usage
 
@@ -228,10 +228,10 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
             "format": "kohya", "problems": ["lora.rank_differs_from_config"]
         }  # fmt: skip
         assert session.get_one(models.VersionAttributeRow, (1, "fact:format:kohya")).value == ""
-        assert session.get_one(webhooks.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
+        assert session.get_one(owner_rules.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)
-        assert Gate.model_validate(session.get_one(namespaces.NamespaceGateRow, ("acme", "prod")).gate) == gate
-        assert Gate.model_validate(session.get_one(namespaces.AdapterGateRow, (1, "prod")).gate) == gate
+        assert Gate.model_validate(session.get_one(owner_rules.NamespaceGateRow, ("acme", "prod")).gate) == gate
+        assert Gate.model_validate(session.get_one(owner_rules.AdapterGateRow, (1, "prod")).gate) == gate
         evidence = session.get_one(models.AliasMoveRow, (1, "prod", 1)).evidence
         assert evidence == [
             {"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "compat", "outcome": "pass"},

@@ -262,7 +262,8 @@ def _load(module: str, attribute: str) -> Any:
     before = os.environ.get(variable)
     os.environ.setdefault(variable, "1")
     try:
-        return main.load(module, attribute)
+        with main.deferred_modules(), main.former_models_blocked():
+            return main.load(module, attribute)
     finally:
         if before is None:
             del os.environ[variable]
@@ -275,7 +276,9 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
     `Invalid` (SETTING_INVALID): the server is not installed.
     """
     try:
-        application = main.load("registry.server.embedded", "open_embedded", "server", "the embedded registry")
+        with main.deferred_modules():
+            main.import_fastapi()
+            application = main.load("registry.server.embedded", "open_embedded", "server", "the embedded registry")
     except main.MissingExtra as e:
         raise Invalid(
             "SETTING_INVALID",

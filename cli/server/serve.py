@@ -45,7 +45,7 @@ from .processes import run_processes
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
 SEQUENCER_SECONDS = 10.0
-LOST_TOKEN = (
+IF_LOST = (
     "If it is lost, create one here, with the settings of this server: "
     "ADAPTER_REGISTRY=embedded adapter token create NAME --scope admin"
 )
@@ -199,7 +199,7 @@ def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: b
         click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return
     if has_tokens:
-        output.line(f"The first start showed or stored the administrator's token. {LOST_TOKEN}")
+        output.line(f"The first start showed or stored the administrator's token. {IF_LOST}")
     if secret:
         for text in ("First start. The administrator's token, shown only now:", "", f"    {secret}", ""):
             output.line(text)

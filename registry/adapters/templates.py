@@ -14,7 +14,7 @@ from jinja2.parser import Parser
 from registry.adapters.companions import check_json
 from registry.errors import Invalid
 from registry.findings import Finding
-from registry.versions.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, Read
+from registry.versions.files import CHAT_TEMPLATE, TEMPLATE_FILES, Read
 
 LENGTH_LIMIT = 64 * 2**10
 TOTAL_LIMIT = 256 * 2**10
@@ -49,7 +49,7 @@ def check_templates(sizes: Mapping[str, int], read: Read) -> None:
     total = 0
     for path, size_bytes in sizes.items():
         name = path.rpartition("/")[2]
-        if name in (CHAT_TEMPLATE, TOKENIZER_CONFIG):
+        if name in TEMPLATE_FILES:
             for location, text in templates_in(path, name, read(path, 0, size_bytes)):
                 total += len(text)
                 if total > TOTAL_LIMIT:

@@ -8,9 +8,9 @@ from datetime import datetime
 from pydantic import Field
 
 from registry.api.models import ItemList, ItemPage, PrintableText, Request, Response
+from registry.roles import SUBJECT_LIMIT
 from registry.structs import pattern
 
-SUBJECT_LIMIT = 200
 LIFETIME_LIMIT_SECONDS = 366 * 24 * 3600
 SUBJECT = pattern(r"^[!-~]*$", "must be visible ASCII characters without spaces")
 """A subject is visible ASCII without spaces, such as `alice@example.org`."""

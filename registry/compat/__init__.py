@@ -4,6 +4,8 @@ Pure: equal specs give equal findings. The modules in the file and the modules t
 the same. What headers do not show is an `unknown` finding, never a pass.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,8 +21,8 @@ from registry.compat.files import check_file
 from registry.compat.modules import TASK_HEADS, ModuleLookup, as_trained, check_completeness, check_full, check_updates
 from registry.compat.tensors import check_tensors
 from registry.digest import Digest
-from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
+from registry.engines import version_facts
 from registry.evaluation.verdicts import Check, Verdict
 from registry.findings import Finding
 from registry.versions.files import CONFIG
@@ -48,7 +50,7 @@ def evaluate(
     contents: AdapterContents,
     base: BaseSpec,
     subject: Digest,
-    profiles: Iterable[EngineProfile] = (),
+    profiles: Iterable[engines.EngineProfile] = (),
     *,
     relatives: Sequence[Similarity] = (),
 ) -> list[Verdict]:

@@ -6,7 +6,7 @@
 import tomllib
 from dataclasses import replace
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import cast
 
 from registry.bases import BaseSpec
@@ -21,7 +21,7 @@ CLAIMED_BASE = "claimed base"
 @cache
 def _rows() -> dict[str, dict[str, str]]:
     """Code → row. Parsed with the first finding: that takes as long as a small push takes for its evaluation."""
-    document = tomllib.loads((resources.files("registry") / "findings.toml").read_text("utf-8"))
+    document = tomllib.loads((Path(__file__).parents[1] / "findings.toml").read_text("utf-8"))
     return {f"compat.{code}": row for code, row in document["compat"]["codes"].items()}
 
 

@@ -11,13 +11,12 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.evaluation.verdicts import WEIGHTS_PENDING, Check, Outcome, Verdict
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.versions.files import GOLDEN
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
-WEIGHTS_PENDING = "gate.weights_pending"
 MISSED_GOLDEN = ".".join(("smoke", "golden"))
 """How the codes of findings begin that a golden sample left: `smoke.golden…`."""
 

@@ -21,6 +21,8 @@ from registry.structs import FrozenStruct, Moment
 
 PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
+WEIGHTS_PENDING = "gate.weights_pending"
+"""The finding of a gate whose version has large weights that are not read yet."""
 FINDINGS_LIMIT = 200
 """Findings kept per verdict; `summary` counts the rest, so the response about a million wrong tensors stays small."""
 FINDINGS_TEXT_LIMIT = 64 * 2**10

@@ -25,8 +25,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography import exceptions
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from registry.errors import Invalid
 from registry.structs import Value
@@ -72,8 +72,8 @@ class Verifier(Value, frozen=True):
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Whether the signature is valid."""
         try:
-            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
-        except (InvalidSignature, ValueError):
+            ed25519.Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except (exceptions.InvalidSignature, ValueError):
             return False
         return True
 
@@ -89,7 +89,7 @@ class Signer(Value, frozen=True):
     @classmethod
     def make(cls, name: str) -> Signer:
         """A signer with a new key."""
-        return cls(name, Ed25519PrivateKey.generate().private_bytes_raw())
+        return cls(name, ed25519.Ed25519PrivateKey.generate().private_bytes_raw())
 
     @classmethod
     def parse(cls, text: str) -> Signer:
@@ -112,12 +112,12 @@ class Signer(Value, frozen=True):
     @property
     def verifier(self) -> Verifier:
         """The public half."""
-        private = Ed25519PrivateKey.from_private_bytes(self.seed)
+        private = ed25519.Ed25519PrivateKey.from_private_bytes(self.seed)
         return Verifier(self.name, private.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
         """Return the Ed25519 signature of a message."""
-        return Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
+        return ed25519.Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
 
 
 # ------------------------------------------------------------------ notes

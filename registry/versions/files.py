@@ -13,6 +13,8 @@ CARD = "README.md"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATE_FILES = (CHAT_TEMPLATE, TOKENIZER_CONFIG)
+"""Files with chat templates."""
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 VOCABULARY = "vocab.json"

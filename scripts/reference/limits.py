@@ -241,8 +241,8 @@ LIMITS = {
         "registry.server.routes.serving": {"WAIT_LIMIT_SECONDS": "long poll of a node for its desired state"},
     },
     "Access": {
+        "registry.roles": {"SUBJECT_LIMIT": "characters of a subject"},
         "registry.api.access": {
-            "SUBJECT_LIMIT": "characters of a subject",
             "LIFETIME_LIMIT_SECONDS": "lifetime of a token that has one",
             "QUOTA_LIMIT": "quota of versions or of pushes an hour",
             "QUOTA_LIMIT_BYTES": "quota of bytes",

@@ -30,7 +30,7 @@ from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.database.models import AdapterRow, VersionRow
-from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.owner_rules import ApprovalRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.jobs import campaigns, queue
 from registry.server.promotion import approvals, deletion, moves, removal

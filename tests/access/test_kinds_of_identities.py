@@ -12,7 +12,7 @@ from registry.client.registry import Registry
 from registry.errors import Invalid, Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.server.database.models import RoleRow, TokenRow, VersionRow
-from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.owner_rules import ApprovalRow
 from tests.access.tenants import of_subject
 from tests.harness import Harness
 

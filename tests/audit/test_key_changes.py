@@ -14,7 +14,7 @@ from registry.errors import Corrupt, Invalid
 from registry.events import EventType
 from registry.server import webhooks
 from registry.server.audit import keys, sequencer
-from registry.server.database.models.webhooks import WebhookRow
+from registry.server.database.models.owner_rules import WebhookRow
 from registry.server.webhooks import dispatch
 from registry.tlog import notes
 from registry.tlog.notes import Signer

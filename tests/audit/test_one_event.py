@@ -44,7 +44,7 @@ from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import VerdictRow
 from registry.server.database.models.namespaces import TakenNameRow
-from registry.server.database.models.webhooks import DeliveryRow
+from registry.server.database.models.owner_rules import DeliveryRow
 from registry.server.storage.blobs import key_of
 from registry.versions.retention import RetentionRule
 from tests import samples

@@ -23,7 +23,8 @@ from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
-from registry.server.database.models import AttestationRow, EventRow
+from registry.server.database.models import EventRow
+from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.promotion.attestations import signatures, signers_by_version
 from registry.server.promotion.attestations.attester import Attester
 from registry.tlog.notes import Signer, Verifier

@@ -27,7 +27,7 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.locks import ProcessLock
-from registry.server.database.models.webhooks import DeliveryRow, WebhookRow
+from registry.server.database.models.owner_rules import DeliveryRow, WebhookRow
 from registry.server.webhooks import dispatch, target
 from tests.harness import Harness, rows
 

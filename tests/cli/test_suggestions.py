@@ -61,7 +61,10 @@ def test_a_misspelled_base_of_a_list_gets_the_nearest(cli: CommandRunner) -> Non
 
 
 def test_a_blank_before_a_version_or_alias_is_named(cli: CommandRunner) -> None:
-    for words, ref in ((("show", "acme/x", "@2"), "acme/x@2"), (("history", "acme/x", ":prod", "-o", "wide"), "acme/x:prod")):
+    for words, ref in (
+        (("show", "acme/x", "@2"), "acme/x@2"),
+        (("history", "acme/x", ":prod", "-o", "wide"), "acme/x:prod"),
+    ):
         assert f"unexpected extra argument ({words[2]}). Did you mean '{ref}'?" in cli(*words, expect=2).stderr
     assert "mean" not in cli("yank", "acme/x", "@2", "--reason", "r", expect=2).stderr
 

@@ -18,7 +18,8 @@ from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
 from registry.server.catalog.metadata_backup import Record, VersionRecord
 from registry.server.database import db
-from registry.server.database.models import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
+from registry.server.database.models import BaseIdentityRow, BaseRow, VersionRow
+from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.promotion import withdraw
 from registry.server.promotion.attestations.attester import Attester
 from registry.server.storage.blobs import BlobStore, key_of

@@ -18,9 +18,9 @@ from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server.database import db, locks
 from registry.server.database.models import BlobRow, IdempotencyRow, TokenRow, VersionRow
+from registry.server.database.models.owner_rules import DeliveryRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import UsedAssertionRow
-from registry.server.database.models.webhooks import DeliveryRow
 from registry.server.maintenance import gc
 from registry.server.maintenance.gc import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of

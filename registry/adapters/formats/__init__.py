@@ -18,9 +18,10 @@ Only names decide: one name that does not fit makes the format `unknown`.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import cache
 
 from registry.adapters.safetensors import Header
+from registry.structs import Value
 
 UNKNOWN = "unknown"
 TEXT_FORMATS = frozenset({"peft", "torchtune", "mlx", "gguf", "nemo"})
@@ -65,8 +66,8 @@ _COMFY_TAIL = (
     rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|{_LYCORIS_TAIL})"
 )
 
-_GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (format_name, re.compile(pattern + r"\Z"))
+_GRAMMARS: tuple[tuple[str, str], ...] = tuple(
+    (format_name, pattern + r"\Z")
     for format_name, pattern in (
         ("peft", r"base_model\.(?:model\.)?\S+|prompt_embeddings|trainable_tokens_delta"),
         ("gguf", r"(?:blk\.\d+\.\S+|token_embd|output|output_norm)\.weight(?:\.lora_[ab])?"),
@@ -87,12 +88,13 @@ _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("lycoris", rf"{_KOHYA}\.{_LYCORIS_TAIL}"),
     )
 )  # fmt: skip
+_compile = cache(re.compile)
+"""Once a grammar is needed: to compile all takes as long as reading a small adapter."""
 _OF_2023 = (".lora.down.weight", ".lora.up.weight")
 _NAMES_LIMIT = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(Value, frozen=True):
     """The format, why (`evidence`: one name of it), and the names that fit no format or another one."""
 
     name: str
@@ -151,4 +153,4 @@ def recognize(names: Iterable[str]) -> Format:
 def _format_of(name: str) -> str:
     if len(name) > _NAMES_LIMIT or any(c.isspace() for c in name):
         return UNKNOWN
-    return next((format_name for format_name, grammar in _GRAMMARS if grammar.match(name)), UNKNOWN)
+    return next((format_name for format_name, grammar in _GRAMMARS if _compile(grammar).match(name)), UNKNOWN)

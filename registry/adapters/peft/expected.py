@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from registry.adapters.methods import TensorRule, find
@@ -13,6 +12,7 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.formulas import ANY, evaluate
 from registry.adapters.peft.targets import Choice
 from registry.strict import patterns
+from registry.structs import Value
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -20,8 +20,7 @@ FAULTS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 """What a formula raises for fields that PEFT refuses as well."""
 
 
-@dataclass(frozen=True, slots=True)
-class TargetModule:
+class TargetModule(Value, frozen=True):
     """A module of the base that the configuration targets. Sizes count features; `kind` as in registry/bases."""
 
     path: str
@@ -31,8 +30,7 @@ class TargetModule:
     has_bias: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BaseSizes:
+class BaseSizes(Value, frozen=True):
     """What shapes of shared tensors follow from. `layer_width`: keys and values of one layer, for one token."""
 
     hidden: int = 0

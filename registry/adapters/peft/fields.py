@@ -6,7 +6,7 @@ fields.json is generated: `python -m scripts.peft_fields` asks the installed PEF
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from registry.findings import Finding
@@ -37,7 +37,7 @@ def table() -> dict[str, dict[str, dict[str, Any]]]:
     `default`; `refuses`: kinds of values; `choices`: the only texts that it takes; `needs`: a field that must be beside
     it; `excludes_pattern`: it cannot stand beside a `target_modules` that is one text.
     """
-    data = json.loads(resources.files(__package__).joinpath("fields.json").read_bytes())
+    data = json.loads(Path(__file__).with_name("fields.json").read_bytes())
     methods: dict[str, dict[str, dict[str, Any]]] = data["methods"]
     return methods
 

@@ -4,16 +4,18 @@ A namespace is private until its owner makes it public, which gives everyone the
 all namespaces create namespaces and set limits; owners give roles. Each change advances the access epoch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete, or_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.access import SUBJECT_LIMIT, NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
+from registry.api import access as views
 from registry.errors import Conflict, Invalid, TooLarge
 from registry.events import EventType
-from registry.roles import Role, Scope
+from registry.roles import SUBJECT_LIMIT, Role, Scope
 from registry.server import audit
 from registry.server.access import epoch, quotas, reserved_names
 from registry.server.actors import (
@@ -39,7 +41,7 @@ ROLES_LIMIT = 1000
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 
-def create(session: Session, actor: Actor, request: NamespaceCreate) -> NamespaceView:
+def create(session: Session, actor: Actor, request: views.NamespaceCreate) -> views.NamespaceView:
     """Create a private namespace with an owner. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
     actor.require_everywhere(Scope.ADMIN)
     name = names.namespace(request.name)
@@ -53,12 +55,12 @@ def create(session: Session, actor: Actor, request: NamespaceCreate) -> Namespac
     return show(session, actor, name)
 
 
-def show(session: Session, actor: Actor, name: str) -> NamespaceView:
+def show(session: Session, actor: Actor, name: str) -> views.NamespaceView:
     """Return one namespace. `NotFound` if the actor may not see it."""
     return _views(session, actor, [_find(session, actor, name)])[0]
 
 
-def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> NamespacePage:
+def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> views.NamespacePage:
     """Return the namespaces that the actor may see, by name."""
     statement = select(NamespaceRow).where(col(NamespaceRow.name) > cursor)
     readable = actor.namespaces_with(Scope.PULL)
@@ -67,10 +69,10 @@ def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: 
         statement = statement.where(public_namespaces.is_one_of(col(NamespaceRow.name), own, actor))
     rows = session.exec(statement.order_by(col(NamespaceRow.name)).limit(limit + 1)).all()
     items = _views(session, actor, rows[:limit])
-    return NamespacePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
+    return views.NamespacePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
 
 
-def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> NamespaceView:
+def update(session: Session, actor: Actor, name: str, request: views.NamespaceSet) -> views.NamespaceView:
     """Make a namespace public or private, or set its rules and limits; 0 removes a limit."""
     actor.require_in(Scope.ADMIN, name)
     values = request.model_dump(exclude_none=True)
@@ -105,7 +107,7 @@ def find_storing_unregistered(session: Session, names: Iterable[str]) -> set[str
     return set(session.exec(_STORING, params={"names": sorted(names)}))
 
 
-def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> NamespaceView:
+def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> views.NamespaceView:
     """Give a subject this role, which replaces the one it has. The namespace `*` stands for all."""
     _require_admin(session, actor, name)
     _check_subject(subject)
@@ -120,7 +122,7 @@ def grant_role(session: Session, actor: Actor, name: str, subject: str, role: st
     return _show_roles(session, actor, name)
 
 
-def revoke_role(session: Session, actor: Actor, name: str, subject: str) -> NamespaceView:
+def revoke_role(session: Session, actor: Actor, name: str, subject: str) -> views.NamespaceView:
     """Remove the role of a subject. Its tokens lose their rights here. Revoking it again changes nothing."""
     _require_admin(session, actor, name)
     _delete_role(session, actor, name, subject)
@@ -150,11 +152,11 @@ def _require_admin(session: Session, actor: Actor, name: str) -> None:
     _find(session, actor, name)
 
 
-def _show_roles(session: Session, actor: Actor, name: str) -> NamespaceView:
+def _show_roles(session: Session, actor: Actor, name: str) -> views.NamespaceView:
     if name != EVERY_NAMESPACE:
         return show(session, actor, name)
     rows = session.exec(select(RoleRow).where(col(RoleRow.namespace) == name).order_by(col(RoleRow.subject))).all()
-    return NamespaceView(name=name, created_at=db.now(), roles={row.subject: row.role for row in rows})
+    return views.NamespaceView(name=name, created_at=db.now(), roles={row.subject: row.role for row in rows})
 
 
 def _find(session: Session, actor: Actor, name: str) -> NamespaceRow:
@@ -185,7 +187,7 @@ def _delete_role(session: Session, actor: Actor, name: str, subject: str) -> Non
         audit.append(session, actor, EventType.NAMESPACE_REVOKE, name, {"subject": subject})
 
 
-def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list[NamespaceView]:
+def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list[views.NamespaceView]:
     roles: dict[str, dict[str, str]] = {row.name: {} for row in rows}
     own = [row.name for row in rows if actor.may(Scope.ADMIN, row.name)]  # all others see whether it is public
     is_shown = or_(col(RoleRow.namespace).in_(own), col(RoleRow.subject) == EVERY_SUBJECT)
@@ -196,11 +198,13 @@ def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list
     return [_view(actor, row, roles[row.name], *usage[row.name]) for row in rows]
 
 
-def _view(actor: Actor, row: NamespaceRow, roles: dict[str, str], size_bytes: int, versions: int) -> NamespaceView:
+def _view(
+    actor: Actor, row: NamespaceRow, roles: dict[str, str], size_bytes: int, versions: int
+) -> views.NamespaceView:
     subjects = {subject: role for subject, role in roles.items() if subject != EVERY_SUBJECT}
     return db.to_view(
         row,
-        NamespaceView,
+        views.NamespaceView,
         public=EVERY_SUBJECT in roles,
         used_bytes=size_bytes,
         used_versions=versions,

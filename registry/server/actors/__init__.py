@@ -14,10 +14,9 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from registry.api.access import SUBJECT_LIMIT
 from registry.errors import Denied, NotFound
 from registry.names import AdapterName
-from registry.roles import PULLING, SCOPES_OF_ROLE, Role, Scope
+from registry.roles import PULLING, SCOPES_OF_ROLE, SUBJECT_LIMIT, Role, Scope
 from registry.structs import Value
 
 EVERY_NAMESPACE = "*"

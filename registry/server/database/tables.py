@@ -2,8 +2,8 @@
 
 from sqlmodel import SQLModel
 
-from registry.server.database.models import hub, jobs, namespaces, pushes, serving, sign_in, webhooks
+from registry.server.database.models import hub, jobs, namespaces, owner_rules, pushes, serving, sign_in
 
-MODULES = (hub, jobs, namespaces, pushes, serving, sign_in, webhooks)
+MODULES = (hub, jobs, namespaces, owner_rules, pushes, serving, sign_in)
 """Those whose tables `registry.server.database.models` does not publish."""
 metadata = SQLModel.metadata

@@ -1,26 +1,27 @@
 """Engine profiles: those whose verdicts are stored, from REGISTRY_ENGINES, and those that requests name."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from functools import lru_cache
 
 from registry import engines
-from registry.engines import EngineProfile
 from registry.errors import Invalid
 
 VARIABLE = "REGISTRY_ENGINES"
 
 
 @lru_cache(maxsize=8)
-def parse_setting(text: str) -> tuple[EngineProfile, ...]:
+def parse_setting(text: str) -> tuple[engines.EngineProfile, ...]:
     """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
     try:
-        by_text = {str(profile): profile for profile in map(engines.profile, text.split())}
+        by_text = {str(profile): profile for profile in (engines.profile(name) for name in text.split())}
     except Invalid as e:
         raise Invalid(e.code, f"{VARIABLE}: {e.detail}", findings=e.findings, next_step=e.next_step) from e
     return tuple(by_text.values())
 
 
-def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
+def parse_profiles(texts: Iterable[str]) -> list[engines.EngineProfile]:
     """The profiles of a request. `Invalid` (REQUEST_INVALID) for a text that is no profile."""
     try:
         return [engines.profile(text) for text in texts]

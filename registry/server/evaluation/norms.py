@@ -19,6 +19,7 @@ import numpy as np
 from registry.adapters.read import Pair
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.findings import Finding
+from registry.structs import Value
 from registry.versions.files import WEIGHTS_CHUNK_BYTES
 
 Read = Callable[[int, int], bytes | memoryview]
@@ -46,8 +47,7 @@ _E4M3_NAN = 0x7F
 """Without its sign: F8_E4M3 (the "fn" variant) has one NaN and no infinity."""
 
 
-@dataclass(frozen=True, slots=True)
-class FactorNorms:
+class FactorNorms(Value, frozen=True):
     """|A|, |B| and |scale · BA| of one module's update, and the root mean square of an element of scale · BA."""
 
     a: float | None
@@ -56,8 +56,7 @@ class FactorNorms:
     rms: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Value, frozen=True):
     """The findings about the numbers of a version, and the norms of its modules."""
 
     findings: tuple[Finding, ...]
@@ -148,8 +147,7 @@ def _is_special(data: bytes | memoryview, dtype: str) -> bool:
 
 
 # ------------------------------------------------------------------ norms
-@dataclass(frozen=True, slots=True)
-class _Rows:
+class _Rows(Value, frozen=True):
     """Tensors of one type and size, by where they begin in the file."""
 
     dtype: str
@@ -175,8 +173,7 @@ class _Rows:
         return _to_floats(words, self.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(Value, frozen=True):
     """Pairs that are computed together: those of equal shapes whose modules have equal last names."""
 
     pairs: tuple[Pair, ...]
@@ -226,8 +223,7 @@ class _Layout:
         return tuple(np.square(each).sum(axis=(1, 2, 3)).tolist() for each in (a, b, product))
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuringPlan:
+class MeasuringPlan(Value, frozen=True):
     """What `measure` reads of a file with this header, and in which order. Equal for all adapters of one script."""
 
     header: Header

@@ -6,11 +6,12 @@
 - If a large version turns out to hold NaN, its `engine` verdicts are renewed in the same transaction.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 
@@ -20,7 +21,7 @@ from sqlmodel import Session, col, select
 
 from registry import __version__
 from registry.adapters import read
-from registry.api.evaluation import ModuleNorms, NormsView
+from registry.api import evaluation as views
 from registry.compat.paths import Paths
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
@@ -46,6 +47,7 @@ from registry.server.evaluation.norms import (
     read_updates,
 )
 from registry.server.storage.blobs import BlobStore, key_of
+from registry.structs import Value
 from registry.versions.manifest import Manifest
 
 # ------------------------------------------------------------------ norms of bases
@@ -59,8 +61,7 @@ _OF_EXPERTS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_p
 _CACHE: dict[tuple[str, str, datetime], Mapping[str, float]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class BaseNorms:
+class BaseNorms(Value, frozen=True):
     """The norms of a base's weights by tensor, empty if no one has read them, and the thresholds for its adapters.
 
     They come from the base's identity (`adapter base identify`) and never change, so a process reads them once.
@@ -219,17 +220,17 @@ def _measure(blobs: BlobStore, manifest: Manifest) -> Measured:
 
 
 # ------------------------------------------------------------------ read
-def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> NormsView:
+def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> views.NormsView:
     """The norms of a version's modules, and of the base's; `measured_at` is empty until its numbers are read."""
     version = versions.find(session, actor, name, selector)
     row = session.get(VersionNormsRow, version.id)
     base = load_base_norms(session, session.get_one(BaseRow, version.base_id), format_of(version))
     modules = json.loads(row.norms) if row is not None else {}
-    return NormsView(
+    return views.NormsView(
         name=str(name), number=version.number, digest=Digest(version.digest), measured_at=version.measured_at,
         base=base.name, base_measured=bool(base.norms),
         modules={
-            path: ModuleNorms(**norms, weight=base.norm(path), share=base.share(path, norms["update"]))
+            path: views.ModuleNorms(**norms, weight=base.norm(path), share=base.share(path, norms["update"]))
             for path, norms in modules.items()
         },
     )  # fmt: skip

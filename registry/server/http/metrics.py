@@ -23,9 +23,9 @@ from registry.server.database import db
 from registry.server.database.models import EventRow
 from registry.server.database.models.jobs import JobRow
 from registry.server.database.models.namespaces import BaseUsageRow, NamespaceUsageRow
+from registry.server.database.models.owner_rules import DeliveryRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
-from registry.server.database.models.webhooks import DeliveryRow
 from registry.server.http.request_log import BUCKETS_SECONDS, RequestLog
 from registry.server.jobs import queue
 from registry.server.serving import reports

@@ -45,9 +45,9 @@ from registry.server.database.locks import ProcessLock
 from registry.server.database.models import BlobRow, IdempotencyRow, TokenRow
 from registry.server.database.models.hub import DraftRow
 from registry.server.database.models.jobs import CampaignRow, JobRow
+from registry.server.database.models.owner_rules import DeliveryRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import PageSessionRow, UsedAssertionRow
-from registry.server.database.models.webhooks import DeliveryRow
 from registry.server.evaluation import weights
 from registry.server.hub import drafts
 from registry.server.jobs import ended

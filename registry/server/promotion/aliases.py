@@ -1,5 +1,7 @@
 """Aliases: list and show them, their history, and where a rollback leads. `moves` changes where they point."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -10,7 +12,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.aliases import AliasList, AliasMove, AliasView, History
+from registry.api import aliases as views
 from registry.errors import Invalid, NotFound
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
@@ -48,7 +50,7 @@ _PAST = (
 )
 
 
-def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList:
+def list_aliases(session: Session, actor: Actor, name: AdapterName) -> views.AliasList:
     """The aliases of an adapter, by name."""
     adapter = versions.find_adapter(session, actor, name)
     statement = (
@@ -58,17 +60,19 @@ def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList
         .order_by(col(AliasRow.alias))
     )
     rows = session.exec(statement).all()
-    return AliasList(items=[db.to_view(row, AliasView, number=number, digest=digest) for row, number, digest in rows])
+    return views.AliasList(
+        items=[db.to_view(row, views.AliasView, number=number, digest=digest) for row, number, digest in rows]
+    )
 
 
-def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasView:
+def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> views.AliasView:
     """One alias of an adapter."""
     adapter = versions.find_adapter(session, actor, name)
     row = session.get(AliasRow, (adapter.id, alias), populate_existing=True)
     if row is None:
         raise NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'")
     version = session.get_one(VersionRow, row.version_id)
-    return db.to_view(row, AliasView, number=version.number, digest=version.digest)
+    return db.to_view(row, views.AliasView, number=version.number, digest=version.digest)
 
 
 def find_deleted(session: Session, adapter_id: int | None, limit: int) -> list[str]:
@@ -83,7 +87,7 @@ def find_deleted(session: Session, adapter_id: int | None, limit: int) -> list[s
 def list_history(
     session: Session, actor: Actor, name: AdapterName, *,
     alias: str = "", at: datetime | None = None, cursor: str = "", limit: int,
-) -> History:  # fmt: skip
+) -> views.History:  # fmt: skip
     """The moves of one alias or of all, newest first. With `at`, the one move per alias that was in effect then."""
     if not actor.sees(name):
         raise unknown_adapter(name)
@@ -105,10 +109,10 @@ def list_history(
     if not rows:
         versions.find_adapter(session, actor, name)  # raises if there is no such adapter
     moves = [
-        db.to_view(move, AliasMove, from_number=before, number=number, digest=digest)
+        db.to_view(move, views.AliasMove, from_number=before, number=number, digest=digest)
         for move, before, number, digest in rows[:limit]
     ]
-    return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
+    return views.History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
 
 
 def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:

@@ -19,7 +19,7 @@ from registry.server.catalog import availability, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import VersionRow
-from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.owner_rules import ApprovalRow
 from registry.server.promotion import gates
 from registry.server.promotion.group import Member, results_of, without_error
 

@@ -30,7 +30,6 @@ from registry.server.database.models import (
     NEVER,
     AdapterRow,
     AliasRow,
-    AttestationRow,
     BaseEdgeRow,
     BaseRow,
     EdgeRow,
@@ -41,7 +40,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.database.models.jobs import JobRow
-from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.owner_rules import ApprovalRow, AttestationRow
 from registry.server.database.models.pushes import VersionNormsRow
 from registry.server.jobs import queue
 from registry.server.promotion import describe, withdraw

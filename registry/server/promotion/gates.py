@@ -32,7 +32,7 @@ from registry.server.catalog import base_rows, verdicts, version_groups, version
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AliasMoveRow, BaseRow, TokenRow, UtcTime, VersionFileRow, VersionRow
-from registry.server.database.models.namespaces import AdapterGateRow, ApprovalRow, NamespaceGateRow
+from registry.server.database.models.owner_rules import AdapterGateRow, ApprovalRow, NamespaceGateRow
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.promotion import attestations, owner_rules
 from registry.server.promotion.owner_rules import Owner

@@ -8,6 +8,8 @@
   times of an alias's moves strictly grow.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +21,10 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.aliases import MovedAlias
+from registry.api import aliases as views
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
-from registry.evaluation.gates import WEIGHTS_PENDING
+from registry.evaluation.verdicts import WEIGHTS_PENDING
 from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName, Alias, Ref, Selector
@@ -108,7 +110,7 @@ class Move(Member):
     """The generation and the time at which an alias was deleted that moves again now."""
     from_number: int | None = field(default=None, init=False)
     evidence: list[dict[str, Any]] = field(default_factory=list, init=False)
-    result: MovedAlias | None = field(default=None, init=False)
+    result: views.MovedAlias | None = field(default=None, init=False)
     version: VersionRow = field(init=False)
     """The version to point at, once it was found."""
 
@@ -137,9 +139,9 @@ class Move(Member):
         accepted = {None, self.generation} if self.before is not None else {None, self.generation, 0}
         return self.expected_generation in accepted
 
-    def show(self, at: datetime, by: str, *, moved: bool) -> MovedAlias:
+    def show(self, at: datetime, by: str, *, moved: bool) -> views.MovedAlias:
         """Set the result: where the alias points now."""
-        self.result = MovedAlias(
+        self.result = views.MovedAlias(
             name=str(self.name), alias=self.alias, number=self.version.number, digest=Digest(self.version.digest),
             generation=self.generation + moved, moved_at=at, moved_by=by, reason=self.reason,
             from_number=self.from_number, moved=moved,
@@ -147,14 +149,14 @@ class Move(Member):
         return self.result
 
 
-def move_alias(session: Session, actor: Actor, move: Move) -> MovedAlias:
+def move_alias(session: Session, actor: Actor, move: Move) -> views.MovedAlias:
     """`move_aliases` for a group of one. Raises its error."""
     return only(move_aliases(session, actor, [move]))
 
 
 def move_aliases(
     session: Session, actor: Actor, moves: Sequence[Move], *, atomic: bool = False, dry_run: bool = False
-) -> list[MovedAlias | RegistryError]:
+) -> list[views.MovedAlias | RegistryError]:
     """Point aliases at versions through their gates; return where each points then, or why it did not move, in order.
 
     `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as findings; YANKED, QUARANTINED),

@@ -33,7 +33,7 @@ from registry.server.catalog import base_rows, metadata_backup, verdicts, versio
 from registry.server.database import db, tables
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.jobs import JobRow
-from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.owner_rules import ApprovalRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import PublisherRow
 from registry.server.promotion import deletion, gates

@@ -15,10 +15,9 @@ import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Engine, bindparam, case, func, update
 from sqlalchemy.orm import defer
@@ -28,7 +27,6 @@ from registry import names
 from registry.api.transfer import BULK_BODY_BYTES, CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
-from registry.engines import EngineProfile
 from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable, from_problem
 from registry.findings import Finding
 from registry.names import AdapterName
@@ -56,7 +54,11 @@ from registry.server.storage.blobs import (
     staging_key_of,
 )
 from registry.server.storage.states import BlobState, PushState, find_damaged
+from registry.structs import Value
 from registry.versions.manifest import Manifest
+
+if TYPE_CHECKING:
+    from registry.engines import EngineProfile
 
 COMMIT_SECONDS = 3600
 """How long a push stays open, at least, once its commit has begun."""
@@ -69,8 +71,7 @@ _ANY_KEY = key_of(Digest.of(b""))
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedBlob:
+class ExpectedBlob(Value, frozen=True):
     """A blob that a push requested. `needed` is False once the version exists: its bytes may be discarded."""
 
     key: str

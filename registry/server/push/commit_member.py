@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 
 from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
@@ -13,6 +12,7 @@ from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion.group import Member
 from registry.server.push.inspect import Inspection
+from registry.structs import Value
 from registry.versions.manifest import Manifest
 
 Key = tuple[str, str]
@@ -49,8 +49,7 @@ class Commit(Member):
         return self.base
 
 
-@dataclass(frozen=True)
-class NewVersion:
+class NewVersion(Value, frozen=True):
     """A version that this transaction creates."""
 
     commit: Commit

@@ -13,16 +13,15 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from registry import compat
+from registry.adapters import templates
 from registry.adapters.card import check_card
 from registry.adapters.companions import check_companions, check_token_files, is_token_file
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
-from registry.adapters.templates import check_templates
 from registry.api.transfer import SMALL_BLOB_BYTES, PushItem
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
@@ -35,7 +34,8 @@ from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore, Stat, key_of
-from registry.versions.files import CARD, CONFIG, GOLDEN, TRAINER_STATE, WEIGHTS_ENDINGS, Read
+from registry.structs import Value
+from registry.versions.files import CARD, CONFIG, GOLDEN, TEMPLATE_FILES, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 FACTS_LIMIT_BYTES = 256 * 2**10
@@ -44,8 +44,7 @@ SHARED_BYTES = 16 * 2**20
 """Bytes of small files that the pushes of one group share."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(Value, frozen=True):
     """What a version's row will say about its content, and the findings of the check `compat`."""
 
     method: str
@@ -221,7 +220,8 @@ def check_beside(sizes: Mapping[str, int], read: Read) -> None:
 
     def check(read: Read) -> bool:
         check_companions(sizes, read)
-        check_templates(sizes, read)
+        if any(path.rpartition("/")[2] in TEMPLATE_FILES for path in sizes):
+            templates.check_templates(sizes, read)
         return True
 
     _BESIDE.compute(tuple(sorted(sizes.items())), read, check)
@@ -305,8 +305,7 @@ class NotSent(Exception):
     """A plan has no excerpt of these bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Excerpts:
+class Excerpts(Value, frozen=True):
     """The first bytes of some files of one push, and the sizes of these files."""
 
     data_of: Mapping[str, bytes]

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import Table, bindparam, tuple_
 from sqlalchemy.orm.attributes import set_committed_value
@@ -18,10 +18,8 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
-from registry.engines import EngineProfile
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unavailable
-from registry.evaluation.gates import WEIGHTS_PENDING
-from registry.evaluation.verdicts import Outcome
+from registry.evaluation.verdicts import WEIGHTS_PENDING, Outcome
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit, failpoints
@@ -40,6 +38,9 @@ from registry.server.push.commit_member import Commit, Key, NewVersion, raise_if
 from registry.server.search import text_index
 from registry.server.storage import references
 from registry.versions.manifest import Manifest
+
+if TYPE_CHECKING:
+    from registry.engines import EngineProfile
 
 # Built once: every push executes them.
 _ADAPTERS = (
@@ -281,7 +282,7 @@ def _add_verdicts(session: Session, created: Sequence[NewVersion], engines: Sequ
             version.verdicts.append(verdict)
             norms_rows.append(norms_row)
             outcomes = (outcomes[0], Outcome(verdict.outcome))
-        version.verdicts.extend(engine_compat.build_verdicts(row, base, outcomes, engines))
+        version.verdicts.extend(engine_compat.build_verdicts(row, base, outcomes, engines) if engines else ())
     db.bulk_insert(session, [verdict for version in created for verdict in version.verdicts])
     db.bulk_insert(session, norms_rows)
 

@@ -23,7 +23,6 @@ from registry.server.database.models import (
     TAG,
     AdapterRow,
     AliasRow,
-    AttestationRow,
     BaseEdgeRow,
     EdgeRow,
     RoleRow,
@@ -31,7 +30,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.database.models.jobs import JobRow
-from registry.server.database.models.namespaces import ApprovalRow
+from registry.server.database.models.owner_rules import ApprovalRow, AttestationRow
 from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
 from registry.server.jobs import queue
 from registry.server.promotion import aliases, deletion

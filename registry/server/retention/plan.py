@@ -22,7 +22,7 @@ from registry.server.catalog import versions
 from registry.server.catalog.metadata import expiry_text
 from registry.server.database import db
 from registry.server.database.models import EXPIRES, NEVER, AdapterRow, VersionMetadataRow, VersionRow
-from registry.server.database.models.namespaces import AdapterRetentionRow, NamespaceRetentionRow
+from registry.server.database.models.owner_rules import AdapterRetentionRow, NamespaceRetentionRow
 from registry.server.jobs import queue
 from registry.server.promotion import deletion
 from registry.server.retention import needs, rules

@@ -10,7 +10,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database.models import AdapterRow
-from registry.server.database.models.namespaces import AdapterRetentionRow, NamespaceRetentionRow
+from registry.server.database.models.owner_rules import AdapterRetentionRow, NamespaceRetentionRow
 from registry.server.promotion import owner_rules
 from registry.server.promotion.owner_rules import Owner
 from registry.versions.retention import RetentionRule

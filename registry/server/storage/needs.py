@@ -6,8 +6,9 @@ from sqlmodel import col
 from registry.api.serving import STATES_WITH_BYTES
 from registry.jobs import State
 from registry.server.database import db
-from registry.server.database.models import AttestationRow, BlobRow, VerdictRow, VersionFileRow
+from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow
 from registry.server.database.models.jobs import JobRow
+from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
 from registry.server.storage.states import PushState

@@ -26,7 +26,7 @@ from registry.server.audit.keys import Keys
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import EventRow
-from registry.server.database.models.webhooks import DeliveryRow, WebhookRow
+from registry.server.database.models.owner_rules import DeliveryRow, WebhookRow
 from registry.server.settings import Settings
 from registry.server.webhooks.target import check_url
 

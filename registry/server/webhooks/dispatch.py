@@ -40,7 +40,7 @@ from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
 from registry.server.database.models import EventRow
-from registry.server.database.models.webhooks import DeliveryRow, WebhookRow
+from registry.server.database.models.owner_rules import DeliveryRow, WebhookRow
 from registry.server.outgoing import deadlines
 from registry.server.settings import Settings
 from registry.server.webhooks.target import WebhookAddress, resolve_target

@@ -1,4 +1,4 @@
-"""Tables of the audit log and what is written beside it: events, tiles, checkpoints, attestations."""
+"""Tables of the audit log: events, checkpoints, and tiles of its tree."""
 
 from datetime import datetime
 from typing import Any
@@ -38,17 +38,6 @@ class EventRow(SQLModel, table=True):
     """Number in the log, from 1 without a gap, once the event has one. REST responses call it `seq`."""
 
 
-class AuditTileRow(SQLModel, table=True):
-    """A tile of the log's tree: up to 256 hashes of 32 bytes. `stored_width`: how many of them are in the store."""
-
-    __tablename__ = "audit_tile"
-    level: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
-    index: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
-    width: int
-    hashes: bytes = Field(sa_type=LargeBinary)
-    stored_width: int = Field(default=0, index=True)
-
-
 class AuditCheckpointRow(SQLModel, table=True):
     """A checkpoint: the signed size and root of the log, as a whole note."""
 
@@ -58,17 +47,12 @@ class AuditCheckpointRow(SQLModel, table=True):
     at: datetime = Field(sa_type=UtcTime)
 
 
-class AttestationRow(SQLModel, table=True):
-    """A signed statement about a version, stored as the blob `digest`. `identity` is the signer."""
+class AuditTileRow(SQLModel, table=True):
+    """A tile of the log's tree: up to 256 hashes of 32 bytes. `stored_width`: how many of them are in the store."""
 
-    __tablename__ = "attestation"
-    id: int | None = Field(default=None, primary_key=True)
-    version_id: int = Field(foreign_key="version.id", index=True)
-    kind: str
-    identity: str = Field(index=True)
-    digest: str = Field(index=True)
-    size_bytes: int
-    public_key: str = Field(default="", sa_type=Text)
-    position: int | None = Field(default=None, sa_type=BigInteger, unique=True)
-    made_at: datetime = Field(sa_type=UtcTime)
-    made_by: str
+    __tablename__ = "audit_tile"
+    level: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    index: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    width: int
+    hashes: bytes = Field(sa_type=LargeBinary)
+    stored_width: int = Field(default=0, index=True)

@@ -1,12 +1,11 @@
-"""Tables of namespaces: limits, reserved names, usage, gates, approvals, retention."""
+"""Tables of namespaces: limits, reserved names, usage."""
 
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Text, UniqueConstraint, false
+from sqlalchemy import BigInteger, ForeignKey, false
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
+from registry.server.database.models.columns import CreatedColumns, UtcTime
 
 
 class NamespaceRow(CreatedColumns, table=True):
@@ -62,51 +61,3 @@ class BaseUsageRow(SQLModel, table=True):
     namespace: str = Field(primary_key=True)
     shard: int = Field(primary_key=True)
     adapters: int
-
-
-class NamespaceGateRow(SetColumns, table=True):
-    """The gate of an alias in every adapter of a namespace that has no gate of its own for it."""
-
-    __tablename__ = "namespace_gate"
-    namespace: str = Field(primary_key=True)
-    alias: str = Field(primary_key=True)
-    gate: dict[str, Any] = Field(sa_type=JSON)
-
-
-class AdapterGateRow(SetColumns, table=True):
-    """The gate of an alias of one adapter. It stays with the adapter when that is renamed."""
-
-    __tablename__ = "adapter_gate"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    alias: str = Field(primary_key=True)
-    gate: dict[str, Any] = Field(sa_type=JSON)
-
-
-class NamespaceRetentionRow(SetColumns, table=True):
-    """The retention rule of the adapters of a namespace that have none of their own."""
-
-    __tablename__ = "namespace_retention"
-    namespace: str = Field(primary_key=True)
-    rule: dict[str, Any] = Field(sa_type=JSON)
-
-
-class AdapterRetentionRow(SetColumns, table=True):
-    """The retention rule of one adapter. It stays with the adapter when that is renamed."""
-
-    __tablename__ = "adapter_retention"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    rule: dict[str, Any] = Field(sa_type=JSON)
-
-
-class ApprovalRow(SQLModel, table=True):
-    """The approval of a version for an alias by one identity."""
-
-    __tablename__ = "approval"
-    __table_args__ = (UniqueConstraint("version_id", "alias", "identity"),)
-    id: int | None = Field(default=None, primary_key=True)
-    version_id: int = Field(foreign_key="version.id")
-    alias: str
-    identity: str
-    token_id: str = ""
-    comment: str = Field(default="", sa_type=Text)
-    at: datetime = Field(sa_type=UtcTime)

@@ -25,7 +25,8 @@ from registry.events import EventType
 from registry.server import audit
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AttestationRow, BlobRow, VerdictRow, VersionFileRow
+from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow
+from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of

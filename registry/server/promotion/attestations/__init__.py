@@ -21,7 +21,8 @@ from registry.server.audit import audit_log
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
+from registry.server.database.models import AdapterRow, BlobRow, EventRow, VersionRow
+from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.storage import blobs
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.states import BlobState

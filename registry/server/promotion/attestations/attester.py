@@ -25,7 +25,8 @@ from registry.server.audit.keys import Keys
 from registry.server.catalog import version_groups, versions
 from registry.server.database import db, locks
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AttestationRow, BlobRow, EventRow, VersionRow
+from registry.server.database.models import BlobRow, EventRow, VersionRow
+from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.promotion.attestations import attestation_row
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
