@@ -7,7 +7,6 @@ Modules that many commands import and do not use, `DEFERRED`, are imported where
 the import table see each dependency. But only the file is found then: reading an attribute executes it (ADR 46).
 """
 
-import atexit
 import codecs
 import contextlib
 import gc
@@ -297,6 +296,7 @@ class LazyGroup(click.Group):
         if COMPLETION in os.environ:
             load(".console.completion", "register")()
         _accept_all_characters()
+        gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
         return super().main(*args, **options)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -427,29 +427,5 @@ def main() -> None:
     """
 
 
-def run() -> None:
-    """The program `adapter`. It ends without taking its modules down one by one, which takes 5 % of a push.
-
-    Other threads have ended then, and what was registered to be called at exit was called, because `end` is called
-    last. Where something was registered before, such as by a profiler, Python ends the process.
-    """
-    status = 1
-
-    def end() -> None:
-        with contextlib.suppress(OSError, ValueError):  # else Python says what it could not write
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
-    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
-    if not atexit._ncallbacks():
-        atexit.register(end)
-    try:
-        main(prog_name="adapter")
-    except SystemExit as e:
-        status = e.code if isinstance(e.code, int) else int(e.code is not None)
-        raise
-
-
 if __name__ == "__main__":
-    run()
+    main(prog_name="adapter")

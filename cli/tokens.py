@@ -70,9 +70,9 @@ def generate() -> None:
 @click.argument("token_id", metavar="ID|NAME", default="")
 @click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
 def rotate(token_id: str, keep_minutes: int) -> None:
-    """Replace the secret of the token with this ID or unique NAME; without either, of your own.
+    """Replace the secret of a token by its ID or its unique NAME.
 
-    The new secret is saved if the old one was.
+    Without either it is your own, and the new secret is saved if the old one was.
     """
     _refuse_secret(token_id)
     with session.registry() as registry:

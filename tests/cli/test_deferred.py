@@ -116,33 +116,3 @@ main(["list", "-q"], standalone_mode=False)
 print("fastapi.openapi.models" in sys.modules)
 """
     assert run_program(program).splitlines()[-1] == "True"
-
-
-ENDING = """
-import atexit, os
-from cli import main
-command, end_process = main.main, os._exit
-def end_at_once(status):
-    os.write(1, b"at once\\n")
-    end_process(status)
-os._exit = end_at_once
-def register(**options):
-    atexit.register(print, "called")
-    command(**options)
-{before}
-main.main = register
-main.run()
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "called"), [("", ["called", "at once"]), ("atexit.register(print, 1)", ["called", "1"])]
-)
-def test_the_program_ends_at_once_unless_something_was_registered_before_it(
-    cli: CommandRunner, before: str, called: list[str]
-) -> None:
-    cli.add_base()
-    printed = run_program(ENDING.format(before=before), "list", "-o", "csv", "--columns", "name,newest")
-    assert printed.splitlines() == ["name,newest", *called]
-    assert run_program(ENDING.format(before=before), "show", "acme/none", status=4).splitlines() == called
-    assert run_program(ENDING.format(before=before), "show", status=2).splitlines() == called

@@ -350,7 +350,8 @@ def test_the_error_of_a_form_leads_back_to_its_page_and_names_what_the_page_has(
 ) -> None:
     page = "/adapters/acme/shop/aliases/reviewed"
     filled.admin.set_gate("acme/shop", "reviewed", Gate(approvals=1))
-    assert "Approve the version with the form below." in signed_in.get(f"{page}?version=2").text
+    step = "Ask someone else who may promote to approve the version with the form"
+    assert f"{step} below." in signed_in.get(f"{page}?version=2").text
     for referer, link in (
         (f"{URL}{page}?version=2", f'href="{page}?version=2">Back to the form'),
         ("", ""), ("https://evil.example/adapters", ""), (f"{URL}//evil.example/", 'href="/">Back'), ("http://[", ""),
@@ -359,7 +360,7 @@ def test_the_error_of_a_form_leads_back_to_its_page_and_names_what_the_page_has(
         assert response.status_code == 422
         assert link in response.text
         assert bool(link) == ("Back to the form" in response.text), referer
-        assert "Approve the version with the form on the page of the alias." in response.text
+        assert f"{step} on the page of the alias." in response.text
         assert "adapter approve" not in response.text
 
 

@@ -233,6 +233,8 @@ def format_step(text: str) -> Markup:
 
     >>> format_step("run `adapter approve acme/support@3 prod`")
     Markup('Approve the version with the form on the page of the alias')
+    >>> format_step("ask ann to run `adapter approve acme/support@3 prod`")
+    Markup('Ask ann to approve the version with the form on the page of the alias')
     """
     for expression, step in _STEPS_ON_PAGES:
         text = expression.sub(step, text)
