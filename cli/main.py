@@ -171,6 +171,9 @@ class _DeferringLoader:
     def __init__(self, loader: "Loader") -> None:
         self._loader, self._lock, self._is_executing = loader, threading.RLock(), False
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)  # such as what reads files of a package
+
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = DeferredModule(spec.name)
         module.__dict__["__deferred__"] = self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "late").mkdir()
     for name in ("__init__", "inner"):
         (tmp_path / "late" / f"{name}.py").write_text(COUNTED)
+    (tmp_path / "late" / "data.txt").write_text("data")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(main, "DEFERRED", {"late", "late.inner"})
     monkeypatch.setattr("builtins.executions", [], raising=False)
@@ -77,6 +78,13 @@ def test_a_submodule_is_imported_without_its_package(package: str) -> None:
     assert executions() == []
     assert namespace["inner"].VALUE == 7
     assert executions() == ["late.inner"]
+
+
+def test_the_files_of_a_package_can_be_read(package: str) -> None:
+    imported(package)
+    for _ in range(2):
+        assert resources.files(package).joinpath("data.txt").read_text() == "data"
+        assert sys.modules[package].VALUE == 7
 
 
 def test_a_module_that_failed_is_executed_again(package: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,7 @@ def test_a_command_on_the_embedded_registry_imports_the_routes_that_it_calls(
         unused_here = (*UNUSED_BY_EMBEDDED_READS, *(f"registry.server.routes.{name}" for name in unused))
         assert [name for name in unused_here if name in modules] == [], words
         assert sum(name.startswith(("registry.", "cli.")) for name in modules) <= 147
+    assert "vllm" in run_program(PROGRAM, "check", "acme/support", "--engine", "vllm==0.33.0")
     folder = str(cli.make_adapter("other"))
     modules, _, dataclasses = loaded("push", folder, "acme/support", "--base", "tiny-llama", "--json")
     assert [name for name in UNUSED_BY_EMBEDDED_PUSH if name in modules] == []
