@@ -196,7 +196,7 @@ LIMITS = {
         "registry.server.http.request_body": {
             "BODY_LIMIT_BYTES": "body of a request, files and records aside",
             "VALUES_LIMIT": "values in a JSON body",
-            "LIST_VALUES_LIMIT": "values of groups and of the weights of a base",
+            "LIST_VALUES_LIMIT": "values of a group, a node's report and the weights of a base",
             "MANY_VALUES_LIMIT": "values of a push, of a base with its modules and of a report",
         },
         "registry.server.local_links.connections": {

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from registry.api.access import TokenCreate
 from registry.api.bases import IDENTITY_BODY_BYTES, IdentityRequest
+from registry.api.serving import REASON_LIMIT, SLOTS_LIMIT, NodeReport, SlotReport, SlotState
 from registry.bases.identity import MARKS_LIMIT, Identity, TensorMark
 from registry.digest import Digest
 from registry.errors import Unavailable
@@ -287,6 +288,18 @@ def test_the_marks_of_weights_have_a_limit_of_bytes_that_the_longest_ones_do_not
     over = ("content-length", str(IDENTITY_BODY_BYTES + 1))
     response = post(harness, "/bases/tiny/similarity", LARGE, over, secret=secret)
     assert (response.status, response.json()["code"], response.bytes_read) == (413, "SIZE_INVALID", 0)
+
+
+def test_a_node_may_report_its_most_versions_each_with_a_long_reason(harness: Harness) -> None:
+    """Texts are left out of the count, but no more of them than the route's limit of values."""
+    slot = SlotReport(
+        adapter="acme/support", digest=Digest.of(b"x"), served_name="s", state=SlotState.FAILED,
+        reason="q, " * (REASON_LIMIT // 3),
+    )  # fmt: skip
+    body = NodeReport(base="absent", alias="prod", slots=[slot] * SLOTS_LIMIT).model_dump_json().encode()
+    headers = [("content-type", "application/json"), *authorization(f"Bearer {harness.issue('pull')[1]}")]
+    response = call(harness.app, "PUT", "/api/v1/fleet/nodes/n/vllm", headers, [body])
+    assert (response.status, len(response.json()["unknown"])) == (200, SLOTS_LIMIT)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import REVALIDATE, etag_matches
-from registry.server.http.request_body import limit_body
+from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.resolve_cache.freshness import Counts
 from registry.server.resolve_cache.shared_reads import SharedReads
@@ -135,7 +135,7 @@ async def _wait_for_change(request: Request, reader: _DesiredStateReader, since:
 
 
 @router.put("/fleet/nodes/{node}/{engine}")
-@limit_body(4 * 2**20)
+@limit_body(4 * 2**20, values=LIST_VALUES_LIMIT)
 def report_node(
     session: deps.SessionDep, actor: deps.Puller, node: str, engine: str, report: NodeReport
 ) -> ReportAccepted:
