@@ -295,12 +295,10 @@ def check_signature(bundle: str, public_key: str, signer: str, response: Attesta
     check_fields(response, bundle=bundle, digest=Digest.of(data), size_bytes=len(data), public_key=public_key)
     if public_key:
         return check_fields(response, kind="signature", identity=signer)
-    begins, ends = {
-        "signature": (("pki:", "sigstore:"), f"/{signer}"),
-        "unverified": ("not verified: ", ""),
-    }.get(response.kind, ("key:", "/"))
-    if not (response.identity.startswith(begins) and response.identity.endswith(ends)):
-        raise invalid_response(f"the signature of {signer[:200]!r} is {response.kind!r} of {response.identity[:200]!r}")
+    identity = response.identity
+    is_certified = identity.startswith(("pki:", "sigstore:")) and identity.endswith(f"/{signer}")
+    if {"signature": is_certified, "unverified": identity.startswith("not verified: ")}.get(response.kind) is not True:
+        raise invalid_response(f"the signature of {signer[:200]!r} is {response.kind!r} of {identity[:200]!r}")
     return response
 
 

@@ -155,7 +155,8 @@ def compare(
     absent if nothing but the others is loaded.
     """
     resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
-    pairs, absent, wrong, others = 0, [], [], {*updates}
+    pairs, wrong, others = 0, [], {*updates}
+    absent: list[FileModule] = []
     unresolved: list[FileModule] = []
     are_read = file.alpha_rule != ALPHAS_UNREAD
     for module, update in stated(file, read):
