@@ -184,7 +184,9 @@ def _seaweedfs(program: str) -> Iterator[ObjectStore]:
         command = [program, *_seaweedfs_arguments(folder, s3, master, volume, filer)]
         # GOMEMLIMIT and the upload limits: without both, parallel uploads grow the process without bound. And no
         # AWS_ variable of ours: SeaweedFS would make an identity of it, beside or instead of those of its file.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {"GOMEMLIMIT": "1500MiB"}
+        # A volume for each bucket, not seven: hundreds of buckets would use up the volumes that fit on the disk.
+        limits = {"GOMEMLIMIT": "1500MiB", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | limits
         # Killed at the end: a polite stop waits many seconds for its own cluster of one.
         with processes.running(command, folder, stop=signal.SIGKILL, env=environment) as process:
             # The gateway responds before a volume can be written: ask the master for one. And it is this server

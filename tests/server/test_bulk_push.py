@@ -256,6 +256,20 @@ def test_pushes_of_one_group_count_each_other_in_a_quota(filled_harness: Harness
     assert codes(limited) == ["", "", "RATE_LIMITED"]
 
 
+def test_a_repeated_push_does_not_count_against_the_limit_of_an_hour(filled_harness: Harness) -> None:
+    filled_harness.push("globex/first")
+    filled_harness.admin.change_namespace("globex", NamespaceSet(pushes_per_hour=5))
+    pushed = new_adapters(filled_harness, 3, "globex/a")
+    plans = planned(filled_harness, pushed)
+    assert codes(filled_harness.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])) == [""] * 3
+    for _ in range(2):
+        again = planned(filled_harness, pushed)
+        repeated = filled_harness.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in again])
+        assert [result.created for result in of_type(PushResult, repeated)] == [False] * 3
+    more = {**pushed, **new_adapters(filled_harness, 2, "globex/b")}
+    assert codes(filled_harness.admin.plan_pushes(items_of(filled_harness, more))) == ["", "", "", "", "RATE_LIMITED"]
+
+
 def test_racing_commits_of_groups_that_overlap_make_each_version_once(filled_harness: Harness) -> None:
     adapters = new_adapters(filled_harness, 6)
     plans = planned(filled_harness, adapters)

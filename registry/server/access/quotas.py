@@ -45,10 +45,18 @@ _SUM_STAGED = (
     .where(*_IS_OPEN, any_of(col(PushRow.namespace), parameter="names"), col(PushBlobRow.staging_key) != "")
     .group_by(col(PushRow.namespace))
 )
+_IS_REPEATED = (
+    select(col(VersionRow.id))
+    .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    .where(col(AdapterRow.namespace) == col(PushRow.namespace), col(AdapterRow.name) == col(PushRow.name))
+    .where(col(VersionRow.digest) == col(PushRow.manifest_digest), VersionRow.created_at < PushRow.created_at)
+    .exists()
+)
 _RECENT = (
     select(col(PushRow.namespace), func.count(), func.min(PushRow.created_at))
     .where(any_of(col(PushRow.namespace), parameter="names"), col(PushRow.created_at) > bindparam("since"))
     .where(PushRow.manifest_digest != "")  # what a Hub client stages is counted by its versions
+    .where(~_IS_REPEATED)
     .group_by(col(PushRow.namespace))
 )
 _LOCK = (
@@ -86,7 +94,7 @@ def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush
     """
     conflicts = reserved_names.find_conflicts(session, actor, [push.name for push in pushes])
     state = _read_state(session, actor, {push.name.namespace for push in pushes})
-    existing = _find_existing(session, [push for push in pushes if push.name.namespace in state.usages])
+    existing = _find_existing(session, [push for push in pushes if push.name.namespace in state.counted])
     errors: dict[int, RegistryError] = {}
     for position, push in enumerate(pushes):
         namespace = push.name.namespace
@@ -95,12 +103,14 @@ def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush
                 raise conflicts[push.name]
             state.check_open_pushes(namespace)
             usage = state.usages.get(namespace)
-            if usage is not None and (push.name, push.manifest.digest) not in existing:
+            is_new = (push.name, push.manifest.digest) not in existing
+            if usage is not None and is_new:
                 _require_space(state.limits[namespace], usage, push.manifest.size_bytes, 1, "version")
                 usage.planned_versions += 1
             if usage is not None:
                 usage.staged_bytes += push.staged_bytes
-            state.check_rate(namespace)
+            if is_new:
+                state.check_rate(namespace)
         except RegistryError as e:
             errors[position] = e
         else:
@@ -129,6 +139,11 @@ class _State:
     limits: Mapping[str, NamespaceRow]
     usages: dict[str, _Usage]
     recent: dict[str, tuple[int, datetime | None]]
+
+    @property
+    def counted(self) -> set[str]:
+        """Namespaces with a limit in which a version that exists is not counted again."""
+        return {*self.usages, *self.recent}
 
     def check_open_pushes(self, namespace: str) -> None:
         """Raise `Unavailable` (RATE_LIMITED) if the token or the namespace has too many."""
