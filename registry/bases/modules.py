@@ -82,6 +82,30 @@ _HEADS = (HEAD, "score", "classifier", "qa_outputs")
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _EMBEDDING_LEAVES = frozenset({"wte", "wpe", "shared", "word_embeddings", "embed_in", "tokens_embed"})
+_EMBEDDING_NAMES = """
+    addition_t_embedding additional_embedding audio_embeddings box_position_embeddings char_position_embeddings
+    class_embedding cls_embed code_embedding codec_embed codec_embedding col_position_embeddings column_embedder
+    column_embeddings cond_type_embed controlnet_mode_embedder denoising_class_embed dist_bin_pairwise_embed
+    distance_embedding down_embed embed embed_audio_tokens embed_char embed_global embed_image_indicator
+    embed_positions embed_speaker embed_text_tokens embed_timestep embed_tokens embed_tokens_per_layer embedding
+    embedding_table embeddings encoder_hash_tok_embedding entity_embeddings fps_embedding generation_embeddings
+    h_position_embeddings input_embedding input_embeds_layer label_embed label_embeddings lang_embeddings
+    language_embedding language_id_embedding level_embed ngram_embedding ngram_embeddings no_mask_embed
+    not_a_point_embed num_speakers_embed point_embed pos_embed pos_embedding position_embedding
+    position_embedding_table position_embeddings position_embeds_layer positions_embed prior_token_embedding
+    prompt_embedding pronunciation_embed queries_embedder query_embed query_position_embeddings
+    query_refpoint_embeddings reference_point_embed rel_attn_embed rel_embeddings relative_attention_bias row_embedder
+    row_embeddings row_position_embeddings segment_embedding shape_embed speaker_embedding speaker_id_embedding
+    style_embedder task_type_embeddings text_embed_tokens text_position_embedding text_token_embedding tgt_embed
+    tile_embedding tok_embeddings token_embedding token_type_embeddings unit_embedding up_embed value_embeddings
+    visual_embeddings_table visual_position_embeddings visual_token_type_embeddings w_position_embeddings
+    weight_embedding word_embedding x_position_embeddings y_position_embeddings
+"""
+_EMBEDDINGS = _EMBEDDING_LEAVES | frozenset(_EMBEDDING_NAMES.split())
+"""What transformers 5 and diffusers 0.42 call a table of rows (`nn.Embedding`).
+
+Other names with "embed" in them, such as Flux's `x_embedder` and ELECTRA's `embeddings_project`, are linear.
+"""
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,6})\.(.+)\Z")
 _SIDE = re.compile(
@@ -179,7 +203,7 @@ def _kind(leaf: str, tensor: LogicalTensor, facts: Facts) -> Kind:
         return "norm"
     if len(tensor.shape) > 2:
         return "conv"
-    if leaf in _EMBEDDING_LEAVES or "embed" in leaf:
+    if leaf in _EMBEDDINGS:
         return "embedding"
     if facts.model_type in _CONV1D_TYPES and leaf in _CONV1D_LEAVES:
         return "conv1d"

@@ -44,6 +44,21 @@ def test_a_llama_has_its_modules_and_sizes() -> None:
     assert spec.names_known
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("transformer.x_embedder", "linear"), ("transformer.context_embedder", "linear"),
+        ("electra.embeddings_project", "linear"), ("albert.encoder.embedding_hidden_mapping_in", "linear"),
+        ("gpt_neox.embed_in", "embedding"), ("model.decoder.embed_positions", "embedding"),
+        ("bert.embeddings.token_type_embeddings", "embedding"), ("transformer.wpe", "embedding"),
+        ("text_encoder.embeddings.position_embedding", "embedding"), ("shared", "embedding"),
+    ],
+)  # fmt: skip
+def test_a_name_with_embed_in_it_is_a_table_of_rows_only_where_a_library_has_one(path: str, kind: str) -> None:
+    spec = spec_of({f"{path}.weight": ("F32", (64, 48))}, model_type="")
+    assert (spec.modules[path].kind, spec.modules[path].in_features) == (kind, 64 if kind == "embedding" else 48)
+
+
 def test_a_spec_survives_json_and_has_a_digest() -> None:
     spec = base_spec(LLAMA)
     assert BaseSpec.model_validate_json(spec.model_dump_json()) == spec
