@@ -130,6 +130,22 @@ def weights_of(files: Iterable[Descriptor]) -> Descriptor:
     return next((f for f in candidates if f.path == WEIGHTS), candidates[0])
 
 
+def as_its_tool(contents: AdapterContents) -> AdapterContents:
+    """Read a file with the names of torchtune or mlx-lm as theirs, although it is PEFT's by its name and configuration.
+
+    The scale is that of the configuration where it is one for all modules; otherwise it is unknown.
+    """
+    format = formats.of_header(contents.header)
+    if not isinstance(contents, PeftContents) or format.name not in ("torchtune", "mlx"):
+        return contents
+    config = contents.config
+    is_plain = not (config.use_rslora or config.rank_pattern or config.alpha_pattern)
+    fields = {"r": config.rank or None, "lora_alpha": config.alpha if is_plain else None,
+              "base_model_name_or_path": config.base.name or None}  # fmt: skip
+    facts = text.of_header(contents.header, format, config={k: v for k, v in fields.items() if v is not None})
+    return NonPeftContents(facts.model_copy(update={"file": WEIGHTS}), contents.header)
+
+
 def read_contents(files: Iterable[Descriptor], read: Read) -> PeftContents:
     """The configuration, the header and the LoraSpec of a PEFT adapter's files.
 

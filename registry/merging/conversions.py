@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from registry.adapters import formats, methods
+from registry.adapters import formats, methods, read
 from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.bases import BaseSpec
@@ -108,7 +108,7 @@ def runs_on(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -
     }[conversion.to]  # fmt: skip
     if conversion.repair and conversion.to not in (TargetFormat.PEFT, TargetFormat.DIFFUSERS):
         raise refusal(f"--repair fixes names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
-    return rule(contents, conversion, base)
+    return rule(read.as_its_tool(contents), conversion, base)
 
 
 def refusal(message: str, next_step: str = "") -> Invalid:
@@ -172,7 +172,8 @@ def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> 
         renaming.find_repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
-        raise refusal("--repair fixes names that are nearly PEFT's; these are from a different tool")
+        message = f"--repair fixes names that are nearly PEFT's; these are {contents.format}'s"
+        raise refusal(message, "convert it with --to peft and without --repair")
     return _foreign_text(contents, base)
 
 
@@ -201,7 +202,9 @@ def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec
     if conversion.repair:
         raise refusal(f"--repair fixes names that are nearly diffusers'; these are from {file.format}")
     if file.format == "diffusers":
-        raise refusal("it already has diffusers' names", "--repair fixes `.default` in names")
+        if renaming.can_rename(contents.header):
+            return RunsOn.HERE
+        raise refusal("it already has diffusers' names", "--repair fixes `.default`, and `lora.down` beside `lora_A`")
     if file.format == formats.UNKNOWN:
         raise refusal(f"{file.file} has tensor names of no tool that this registry knows", formats.ADVICE[file.format])
     if file.format not in _DIFFUSERS or file.method != "lora":

@@ -62,7 +62,7 @@ def targets_of(paths: set[str], base: BaseSpec) -> list[str]:
 def _changes(renamed: dict[str, str]) -> dict[str, str]:
     changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
-        raise _refused("--repair found no name to fix")
+        raise _refused("--repair found no name to fix", "if the check `compat` fails, save the adapter again")
     _demand_distinct(renamed)
     return changed
 
@@ -84,12 +84,15 @@ def _repaired(name: str, base: BaseSpec) -> str:
 
 
 def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
-    """As `find_repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
+    """As `find_repairs`, for diffusers' names.
+
+    An adapter's name in them, a component (`unet.`) that is missing, or `lora.down` beside `lora_A`.
+    """
     return _changes({info.name: _repaired_image(info.name, base) for info in header})
 
 
 def _repaired_image(name: str, base: BaseSpec) -> str:
-    repaired = without_adapter_name(name)
+    repaired = _with_peft_ends(without_adapter_name(name))
     tail = _TAIL.search(repaired)
     path = repaired[: tail.start()] if tail else ""
     if not path or path in base.modules:
@@ -114,8 +117,12 @@ def modern(name: str) -> str:
         return f"{at}.{'to_out.0' if leaf == 'out' else f'to_{leaf}'}.{_HALVES[match['half']]}"
     if bare := _BARE.match(name):
         return f"transformer.{bare['at']}.{_HALVES[bare['half']]}"
-    text = _OLD_TEXT.match(name) or _LATE.match(name)
-    return f"{text['at']}.{_HALVES[text['half']]}" if text else name
+    return _with_peft_ends(name)
+
+
+def _with_peft_ends(name: str) -> str:
+    match = _OLD_TEXT.match(name) or _LATE.match(name)
+    return f"{match['at']}.{_HALVES[match['half']]}" if match else name
 
 
 def to_diffusers(header: Header) -> dict[str, str]:
@@ -149,5 +156,5 @@ def _demand_distinct(names: Mapping[str, str]) -> None:
         original_of[new] = old
 
 
-def _refused(message: str) -> Invalid:
-    return Invalid("CONVERSION_INVALID", message)
+def _refused(message: str, next_step: str = "") -> Invalid:
+    return Invalid("CONVERSION_INVALID", message, next_step=next_step)

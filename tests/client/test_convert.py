@@ -130,7 +130,10 @@ def test_a_repair_never_makes_two_tensors_one(filled_harness: Harness) -> None:
     assert "would both be called" in refused.value.detail
 
 
-@pytest.mark.parametrize(("old", "new"), [(".weight", ".default.weight"), ("unet.", "")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(".weight", ".default.weight"), ("unet.", ""), ("lora_A", "lora.down"), ("lora_B", "lora.up")],
+)
 def test_image_names_that_nearly_match_diffusers_are_repaired_on_request(
     filled_harness: Harness, tmp_path: Path, old: str, new: str
 ) -> None:

@@ -174,7 +174,7 @@ def attention(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
 
 
-@pytest.mark.parametrize("tool", ["mlx", "torchtune"])
+@pytest.mark.parametrize("tool", ["mlx", "torchtune", "torchtune under PEFT's names of files"])
 def test_what_another_trainer_wrote_gives_the_same_logits_as_pefts(
     tool: str, base_folder: Path, attention: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +182,9 @@ def test_what_another_trainer_wrote_gives_the_same_logits_as_pefts(
     heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}
     written = tmp_path / tool
     source = as_mlx(attention, written) if tool == "mlx" else as_torchtune(attention, written, heads)
+    if "PEFT" in tool:
+        (source / "adapter_0.safetensors").rename(source / WEIGHTS)
+        (source / CONFIG).write_bytes((attention / CONFIG).read_bytes())
     report = to_peft.convert(conversion_request("peft", base_folder, source, tmp_path / "made"))
     assert difference(base_folder, attention, tmp_path / "made") == 0
     assert report.error == 0

@@ -28,9 +28,10 @@ from registry.worker.merge import adapters
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as PEFT's."""
     folder = read_adapter(Path(request.source))
-    if not isinstance(folder.contents, NonPeftContents):
+    contents = read.as_its_tool(folder.contents)
+    if not isinstance(contents, NonPeftContents):
         raise refusal("this is already PEFT's format")
-    file = folder.contents.file
+    file = contents.file
     stored = load_file(folder.path / read.weights_of(folder.files).path)
     paths, pairs = Paths(file.format, request.base.modules), {}
     for module in file.modules:
