@@ -83,7 +83,7 @@ _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transform
 _CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _EMBEDDING_LEAVES = frozenset({"wte", "wpe", "shared", "word_embeddings", "embed_in", "tokens_embed"})
 _EMBEDDING_NAMES = """
-    addition_t_embedding additional_embedding audio_embeddings box_position_embeddings char_position_embeddings
+    addition_t_embedding additional_embedding audio_embeddings char_position_embeddings
     class_embedding cls_embed code_embedding codec_embed codec_embedding col_position_embeddings column_embedder
     column_embeddings cond_type_embed controlnet_mode_embedder denoising_class_embed dist_bin_pairwise_embed
     distance_embedding down_embed embed embed_audio_tokens embed_char embed_global embed_image_indicator

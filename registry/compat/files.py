@@ -1,13 +1,15 @@
 """Does this weights file fit this base, where no PEFT configuration stands beside it? Findings, from headers alone.
 
 Every module that the file updates must be a module of the base, or a fused group of them, with equal sizes. Names that
-no rule translates are `unknown`. Nothing says which modules were meant, so a missing layer cannot be noticed.
+no rule translates are `unknown`. Only diffusers' metadata says which modules were meant: without it, a missing layer
+cannot be noticed.
 """
 
 import math
 
 from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.adapters.peft.targets import Targets
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.catalog import CompatFindings
@@ -32,6 +34,22 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
         message = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
         findings.report("compat.family", facts.file, message, base.model_type, facts.family)
         return findings.all()
+    _check_itself(facts, findings)
+    paths = Paths(facts.format, base.modules)
+    for module in facts.modules:
+        _check(module, paths, facts, base, findings)
+    _check_targets(facts, base, paths, findings)
+    if not is_image and any(module.rank and module.scale is None for module in facts.modules):
+        message = "the folder does not state the scale of the update (alpha), and the registry does not guess it"
+        findings.warning("format.alpha_absent", facts.file, message)
+    if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
+        message = "the file has no alpha: loaders use alpha = rank, which may differ from training"
+        findings.warning("format.alpha_absent", facts.file, message)
+    return findings.on(base)
+
+
+def _check_itself(facts: FileFacts, findings: CompatFindings) -> None:
+    """What is wrong with the file on any base."""
     if not facts.modules:
         message = f"{facts.file} has no pair of factors with the name of a module"
         findings.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
@@ -47,22 +65,20 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
             message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
             values = ("> 0", f"{module.scale:g}")
             findings.add(severity, "lora.alpha_not_positive", module.path, message, *values, group="scale")
-    paths = Paths(facts.format, base.modules)
-    for module in facts.modules:
-        _check(module, paths, facts, base, findings)
-    if not is_image and any(module.rank and module.scale is None for module in facts.modules):
-        message = "the folder does not state the scale of the update (alpha), and the registry does not guess it"
-        findings.warning("format.alpha_absent", facts.file, message)
-    if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
-        message = "the file has no alpha: loaders use alpha = rank, which may differ from training"
-        findings.warning("format.alpha_absent", facts.file, message)
-    return findings.on(base)
+    for path, fault in facts.magnitude_faults.items():  # with LyCORIS, DoRA may be set module by module
+        has_it = "has no magnitude" if fault == "absent" else "has a magnitude of DoRA"
+        code = "lora.magnitude_absent" if fault == "absent" else "lora.magnitude_without_dora"
+        message = f"module {path} {has_it}, unlike other modules or the metadata of its model"
+        findings.add("error" if facts.format == "diffusers" else "unknown", code, path, message, group=fault)
+    if "image.names_mixed" in facts.problems:
+        message = "the first factors are lora_A and lora_B, and others lora.down and lora.up, which diffusers drops"
+        findings.warning("format.names_mixed", facts.file, message, "one kind of names", "two")
 
 
 def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, findings: CompatFindings) -> None:
     if module.is_half:
-        message = f"{module.path} has an incomplete pair: A without B, or B without A"
-        findings.error("lora.pair_incomplete", module.path, message, "A and B", "one of them", group="halves")
+        message = f"{module.path} has an incomplete pair: A or B is missing, or both"
+        findings.error("lora.pair_incomplete", module.path, message, "A and B", "one of them or none", group="halves")
         return
     if module.fault:
         message = f"module {module.path}: {module.fault}"
@@ -81,6 +97,26 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, f
         findings.report("compat.module_unknown", module.path, message, "a module of the base", absent[0], group=leaf)
         return
     _sizes(module, [there for there in modules if there is not None], facts, base, findings)
+
+
+def _check_targets(facts: FileFacts, base: BaseSpec, paths: Paths, findings: CompatFindings) -> None:
+    """Each module that a configuration in the metadata targets must be in the file.
+
+    A target that is a whole path means this module only: diffusers writes such names for what it has loaded itself.
+    """
+    present = {path for module in facts.modules for path in paths.of(module.path) or ()}
+    for component, config in facts.targets.items():
+        start = f"{component}."
+        modules = {path.removeprefix(start): m for path, m in base.modules.items() if path.startswith(start)}
+        names = frozenset(config.targets) if isinstance(config.targets, tuple) else frozenset()
+        ends = config.model_copy(update={"targets": tuple(names - modules.keys())}) if names else config
+        targets = Targets(ends)
+        for path in sorted(modules) if not targets.all_linear else ():
+            is_target = path in names or targets.covers(path)
+            if is_target and modules[path].kind in ("linear", "conv", "embedding") and start + path not in present:
+                message = f"the metadata says that {path} of {component} was trained, and the file has no tensor for it"
+                group = path.rpartition(".")[2]
+                findings.report("compat.module_missing", start + path, message, path, "nothing", group=group)
 
 
 def _sizes(

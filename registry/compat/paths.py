@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable
 IMAGE_COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 _KOHYA_COMPONENTS: tuple[tuple[str, str], ...] = (
     ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
-    ("lora_te_", "text_encoder"), ("lora_transformer_", "transformer"), ("lora_prior_unet_", "prior"),
-    ("lora_unet_", "unet"), ("lora_unet_", "transformer"), ("lycoris_", "unet"), ("lycoris_", "transformer"),
-    ("lycoris_", "text_encoder"),
+    ("lora_te3_", "text_encoder_2"), ("lora_te_", "text_encoder"), ("lora_transformer_", "transformer"),
+    ("lora_prior_unet_", "prior"), ("lora_unet_", "unet"), ("lora_unet_", "transformer"), ("lycoris_", "unet"),
+    ("lycoris_", "transformer"), ("lycoris_", "text_encoder"),
 )  # fmt: skip
 _COMFY_ENCODERS = {
     "clip_l": ("text_encoder",), "clip_g": ("text_encoder_2",), "t5xxl": ("text_encoder_2", "text_encoder_3"),
@@ -54,6 +54,7 @@ FLUX_SINGLE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 FLUX_WHOLE: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",), "txt_in": ("context_embedder",), "final_layer.linear": ("proj_out",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
     **{
         f"{theirs}.{layer}": (f"time_text_embed.{ours}_embedder.linear_{number}",)
         for theirs, ours in (("time_in", "timestep"), ("vector_in", "text"), ("guidance_in", "guidance"))

@@ -122,6 +122,8 @@ def evaluate(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> 
         return [_finding(rules, "facts", "unknown", message)]
     if values.get("kind", "text") != rules.kind:
         message = f"{rules.title} serves {rules.kind} models, and this adapter is for {values['kind']} models"
+        if values.get("format") == "unknown":
+            message = f"{rules.title} cannot be asked: the names in the file are of no tool that this registry knows"
         return [_finding(rules, "kind", "error", message)]
     format_name = values.get("format", "peft")
     if rules.kind == "text" and format_name != "peft" and rules.name not in TAKES.get(format_name, ()):

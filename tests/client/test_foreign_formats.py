@@ -19,8 +19,10 @@ from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 from tests import non_peft_files, samples
 from tests.harness import Harness
+from tests.samples import Tensor
 
 NAME = AdapterName("acme", "support")
+Shapes = dict[str, tuple[int, ...]]
 PRIVATE = {
     "ss_network_module": "networks.lora", "ss_network_dim": "4", "modelspec.trigger_phrase": "toy style",
     "ss_tag_frequency": '{"img": {"a photo of Ann": 3}}', "ss_dataset_dirs": '{"10_ann": {}}',
@@ -91,6 +93,119 @@ def test_an_image_adapter_of_another_width_fails_with_the_sizes(filled_harness: 
     version = push(filled_harness, {"x.safetensors": non_peft_files.kohya(width=64)}, tmp_path, "sd-tiny")
     (finding, *_) = version.verdicts[0].findings
     assert (version.verdicts[0].outcome, finding.code, finding.actual) == ("fail", "compat.shape", "[64, 24]")
+
+
+UNET, TEXT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1", "text_model.encoder.layers.0.self_attn"
+OF_TEXT = (".lora_linear_layer.down", ".lora_linear_layer.up")
+MIXED: dict[str, Tensor] = {
+    "unet.conv_in.lora_A.weight": ("F32", (4, 4, 3, 3), None),
+    "unet.conv_in.lora_B.weight": ("F32", (32, 4, 1, 1), None),
+    f"unet.{UNET}.to_q.lora.down.weight": ("F32", (4, 32), None),
+    f"unet.{UNET}.to_q.lora.up.weight": ("F32", (32, 4), None),
+}
+
+
+def add_pipeline(harness: Harness, folder: Path, kind: str, components: dict[str, Shapes]) -> str:
+    """Register an image model of this class with these matrices, by component, under the name `art`."""
+    (folder / "art").mkdir()
+    (folder / "art" / "model_index.json").write_text(json.dumps({"_class_name": "APipeline"}))
+    for component, shapes in components.items():
+        weights = samples.safetensors({f"{path}.weight": ("F32", shape, None) for path, shape in shapes.items()})
+        config = json.dumps({"_class_name": kind} if "encoder" not in component else {"model_type": "clip_text_model"})
+        files = {"config.json": config.encode(), "diffusion_pytorch_model.safetensors": weights}
+        samples.write(files, folder / "art" / component)
+    spec, _ = base_folder.base_spec_from(folder / "art", "art")
+    harness.bases["art"] = spec
+    harness.admin.add_base(BaseAdd(spec=spec))
+    return spec.name
+
+
+def pair(at: str, rows: int, columns: int, ends: tuple[str, str] = (".lora_A", ".lora_B")) -> dict[str, Tensor]:
+    return {f"{at}{ends[0]}.weight": ("F32", (4, columns), None), f"{at}{ends[1]}.weight": ("F32", (rows, 4), None)}
+
+
+def dora(size: int = 32) -> dict[str, Tensor]:
+    """DoRA of a U-Net's attention as diffusers saves it."""
+    tensors: dict[str, Tensor] = {}
+    for leaf in ("to_q", "to_k"):
+        tensors |= pair(f"unet.{UNET}.{leaf}", 32, 32, (".lora.down", ".lora.up"))
+        tensors[f"unet.{UNET}.{leaf}.lora_magnitude_vector"] = ("F32", (size,), None)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "codes"),
+    [
+        (lambda t: t, []),
+        (lambda t: t | pair(f"text_encoder.{TEXT}.q_proj", 16, 16, OF_TEXT), []),
+        (lambda t: t | pair(f"text_encoder.{TEXT}.q_proj", 16, 16), []),
+        (lambda _: dora(7), ["lora.shape_invalid"]),
+        (lambda _: dora(1), ["lora.shape_invalid"]),
+        (lambda t: {n: x for n, x in t.items() if "to_q.lora_mag" not in n}, ["lora.magnitude_absent"]),
+        (lambda t: {n: x for n, x in t.items() if "to_q.lora." not in n}, ["lora.pair_incomplete"]),
+        (lambda t: {n: x for n, x in t.items() if "to_q.lora.up" not in n}, ["lora.pair_incomplete"]),
+        (lambda _: MIXED, ["format.names_mixed"]),
+    ],
+    ids=["whole", "with text", "with text of PEFT", "too short", "one number", "lost", "alone", "half", "mixed"],
+)  # fmt: skip
+def test_what_diffusers_saves_is_read_whole_and_what_it_lost_is_found(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], codes: list[str], harness: Harness, tmp_path: Path
+) -> None:
+    unet: Shapes = {f"{UNET}.{leaf}": (32, 32) for leaf in ("to_q", "to_k")} | {"conv_in": (32, 4, 3, 3)}
+    base = add_pipeline(
+        harness, tmp_path, "UNet2DConditionModel", {"unet": unet, "text_encoder": {f"{TEXT}.q_proj": (16, 16)}}
+    )
+    version = push(harness, {"x.safetensors": samples.safetensors(change(dora()))}, tmp_path, base)
+    verdict = version.verdicts[0]
+    assert ([f.code for f in verdict.findings], version.facts["format"]) == (codes, "diffusers")
+    assert verdict.outcome == ("warn" if codes == ["format.names_mixed"] else "fail" if codes else "pass")
+
+
+@pytest.mark.parametrize(
+    ("fields", "codes"),
+    [
+        ({"target_modules": ["to_q", "to_k"]}, []),
+        ({"target_modules": [f"{UNET}.to_q", f"{UNET}.to_k"]}, []),
+        ({"target_modules": ["to_q", "to_k", "conv_in"]}, ["compat.module_missing"]),
+        ({"target_modules": r".*attn1\.to_.*"}, ["compat.module_missing"]),
+        ({"target_modules": ["to_q", "to_k", "to_v"], "exclude_modules": ["to_v"]}, []),
+        ({"target_modules": ["to_q", "to_k", "to_v"]}, ["compat.module_missing"]),
+        ({"target_modules": ["to_q", 7]}, []),
+    ],
+)
+def test_modules_that_the_metadata_of_diffusers_targets_must_be_there(
+    fields: dict[str, object], codes: list[str], harness: Harness, tmp_path: Path
+) -> None:
+    unet: Shapes = {f"{UNET}.{leaf}": (32, 32) for leaf in ("to_q", "to_k", "to_v")} | {"conv_in": (32, 4, 3, 3)}
+    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": unet})
+    claims = {f"unet.{name}": value for name, value in ({"r": 4, "lora_alpha": 4, "use_dora": True} | fields).items()}
+    metadata = {"lora_adapter_metadata": json.dumps(claims)}
+    version = push(harness, {"x.safetensors": samples.safetensors(dora(), metadata)}, tmp_path, base)
+    assert [f.code for f in version.verdicts[0].findings] == codes
+
+
+@pytest.mark.parametrize("start", ["transformer.", "lora_transformer_"])
+def test_embedders_of_image_models_are_linear(start: str, harness: Harness, tmp_path: Path) -> None:
+    shapes: Shapes = {"x_embedder": (32, 4), "context_embedder": (32, 24), "proj_out": (4, 32)}
+    base = add_pipeline(harness, tmp_path, "FluxTransformer2DModel", {"transformer": shapes})
+    ends = (".lora_A", ".lora_B") if start == "transformer." else (".lora_down", ".lora_up")
+    tensors = {n: x for path, sizes in shapes.items() for n, x in pair(f"{start}{path}", *sizes, ends).items()}
+    if start != "transformer.":
+        tensors |= {f"{start}{path}.alpha": ("F32", (), struct.pack("<f", 4.0)) for path in shapes}
+    version = push(harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, base)
+    assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
+    turned = pair(f"{start}x_embedder", 4, 32, ends)
+    version = push(harness, {"x.safetensors": samples.safetensors(tensors | turned)}, tmp_path / "turned", base)
+    assert [f.code for f in version.verdicts[0].findings] == ["compat.shape"]
+
+
+def test_a_dora_of_kohyas_names_in_part_is_unknown(filled_harness: Harness, tmp_path: Path) -> None:
+    tensors = samples.tensors_of(non_peft_files.kohya())
+    at = next(name.removesuffix(".alpha") for name in tensors if name.endswith("to_q.alpha"))
+    tensors[f"{at}.dora_scale"] = ("F32", (32, 1), None)
+    version = push(filled_harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, "sd-tiny")
+    verdict = version.verdicts[0]
+    assert ([f.code for f in verdict.findings], verdict.outcome) == (["lora.magnitude_absent"], "unknown")
 
 
 def test_an_image_adapter_does_not_fit_a_language_model(filled_harness: Harness, tmp_path: Path) -> None:
@@ -206,6 +321,24 @@ def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(
         for n, each in enumerate((other, silent, broken))
     ]
     assert codes == [["lora.rank_differs_from_config"], ["format.alpha_absent"], ["lora.shape_invalid"]]
+
+
+@pytest.mark.parametrize(
+    ("keep", "code"),
+    [(lambda name: "lora_" not in name, "lora.pair_incomplete"), (lambda _: True, "lora.shape_invalid")],
+    ids=["alone", "too short"],
+)
+def test_a_magnitude_of_torchtune_that_belongs_to_no_pair_is_a_no(
+    keep: Callable[[str], bool], code: str, filled_harness: Harness, tmp_path: Path
+) -> None:
+    files = non_peft_files.torchtune(samples.llama())
+    tensors = samples.tensors_of(files["adapter_0.safetensors"])
+    first = min(tensors).rpartition(".lora_")[0]
+    tensors = {n: x for n, x in tensors.items() if not n.startswith(f"{first}.") or keep(n)}
+    tensors[f"{first}.magnitude"] = ("F32", (7,), None)
+    files["adapter_0.safetensors"] = samples.safetensors(tensors)
+    version = push(filled_harness, files, tmp_path, "tiny-llama")
+    assert [f.code for f in version.verdicts[0].findings] == [code]
 
 
 def test_numbers_that_are_not_finite_are_found_in_every_format(filled_harness: Harness, tmp_path: Path) -> None:

@@ -203,6 +203,21 @@ def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
     assert format_.advice
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "joint_transformer_blocks.0.attn.to_q", "layers.0.attn.to_q", "layers.0.attention.to_q", "x_embedder",
+        "all_x_embedder.2-1", "time_caption_embed.timestep_embedder.linear_1",
+        "time_condition_embed.text_embedder.linear_1",
+        "vace_blocks.0.attn1.to_q", "double_stream_modulation_img.linear",
+        "visual_transformer_blocks.0.self_attention.to_query",
+        "double_stream_blocks.0.block.attn1.to_q", "patch_embed.proj", "distilled_guidance_layer.layers.0.linear_1",
+    ],
+)  # fmt: skip
+def test_modules_of_every_family_of_transformers_are_names_of_diffusers(module: str) -> None:
+    assert formats.recognize([f"transformer.{module}.lora_A.weight"]).name == "diffusers"
+
+
 def test_one_unexpected_name_makes_the_format_unknown_and_is_named() -> None:
     format_ = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
     assert (format_.name, format_.unexpected) == (formats.UNKNOWN, ("stray.tensor",))

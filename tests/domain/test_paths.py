@@ -74,6 +74,12 @@ def test_the_fused_matrix_of_flux_is_three_modules_in_every_spelling(format_name
     assert Paths(format_name, FLUX).of(written) == tuple(FLUX[:3])
 
 
+@pytest.mark.parametrize("second", ["text_encoder_2", "text_encoder_3"])
+def test_kohyas_name_of_t5_means_it_wherever_the_pipeline_has_it(second: str) -> None:
+    t5 = f"{second}.encoder.block.0.layer.0.SelfAttention.q"
+    assert Paths("kohya", [*FLUX, t5]).of("lora_te3_encoder_block_0_layer_0_SelfAttention_q") == (t5,)
+
+
 def test_linear1_of_a_single_block_is_four_modules() -> None:
     assert Paths("bfl", FLUX).of("single_blocks.1.linear1") == tuple(FLUX[4:])
 

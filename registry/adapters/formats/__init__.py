@@ -5,7 +5,7 @@
     mlx             model.layers.0.self_attn.q_proj.lora_a          (transposed against PEFT)
     gguf            blk.0.attn_q.weight.lora_a                      (the names inside a GGUF adapter)
     nemo            ….adapter.linear_in.weight                      (recognized, to be converted outside)
-    diffusers       unet. / transformer. / text_encoder. + module + .lora_A.weight
+    diffusers       unet. / transformer. / text_encoder. + module + .lora_A.weight; for attention also .lora.down.weight
     diffusers-old   ….processor.to_q_lora.down.weight               (2023)
     kohya           lora_unet_… / lora_te_… + .lora_down.weight, .lora_up.weight, .alpha; OneTrainer: lora_transformer_…
     lycoris         the same prefixes + .hada_…, .lokr_…, .lora_mid…, .diff, .oft_blocks, .a1, .on_input
@@ -43,10 +43,12 @@ _COMPONENT = r"(?:unet|transformer|transformer_2|text_encoder|text_encoder_2|tex
 # Below `transformer.` stand the blocks of image models only; GPT-2's `transformer.h` and a wrongly prefixed
 # language model's `transformer.layers.0.self_attn` are no diffusers names.
 _IMAGE_MODULE = (
-    r"(?:transformer_blocks|single_transformer_blocks|blocks|double_blocks|single_blocks|joint_blocks"
-    r"|layers\.\d+\.(?:attention|feed_forward|adaLN_modulation)|noise_refiner|context_refiner|patch_embed|pos_embed"
-    r"|x_embedder|context_embedder|time_text_embed|time_embed|norm_out|proj_in|proj_out|condition_embedder"
-    r"|caption_projection|adaln_single|img_in|txt_in)"
+    r"(?:(?:joint_|single_|text_|visual_)?transformer_blocks|(?:vace_)?blocks|(?:double|single)_(?:stream_)?blocks"
+    r"|joint_blocks|layers\.\d+\.(?:attention|attn\.to_|norm1\.linear|feed_forward|adaLN_modulation)|noise_refiner"
+    r"|context_refiner|(?:vace_|far_)?patch_embed|pos_embed|all_x_embedder|(?:x|context|cap|t|p|image)_embedder"
+    r"|time_(?:text_|caption_|condition_|guidance_)?embed|time_step_proj|norm_out|(?:audio_)?proj_(?:in|out)"
+    r"|condition_embedder|(?:audio_)?caption_projection|adaln_single|img_in|txt_in|time_in|(?:all_)?final_layer"
+    r"|(?:double|single)_stream_modulation|distilled_guidance_layer)"
 )
 _UNET_MODULE = r"(?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|time_emb_proj)"
 _TEXT_MODULE = r"(?:text_model\.|encoder\.|text_projection|shared|layers\.)"
@@ -90,7 +92,9 @@ _GRAMMARS: tuple[tuple[str, str], ...] = tuple(
 )  # fmt: skip
 _compile = cache(re.compile)
 """Once a grammar is needed: to compile all takes as long as reading a small adapter."""
-_OF_2023 = (".lora.down.weight", ".lora.up.weight")
+OF_2023 = (".lora.down.weight", ".lora.up.weight")
+"""The ends that diffusers writes for factors of attention since late in 2023."""
+_OF_TEXT = ".lora_linear_layer."
 _NAMES_LIMIT = 512
 
 
@@ -133,8 +137,11 @@ def recognize(names: Iterable[str]) -> Format:
         by_format.setdefault(_format_of(name), []).append(name)
     if "lycoris" in by_format and "kohya" in by_format:  # LyCORIS files hold plain kohya pairs and alphas too
         by_format["lycoris"] += by_format.pop("kohya")
-    if "diffusers-old" in by_format and all(name.endswith(_OF_2023) for name in by_format.get("diffusers", ())):
-        by_format["diffusers-old"] += by_format.pop("diffusers", [])  # a UNet of late 2023 beside its text encoder
+    if {"diffusers", "diffusers-old"} <= by_format.keys():
+        if all(_OF_TEXT in name for name in by_format["diffusers-old"]):  # diffusers still names text encoders so
+            by_format["diffusers"] += by_format.pop("diffusers-old")
+        elif all(name.endswith(OF_2023) for name in by_format["diffusers"]):
+            by_format["diffusers-old"] += by_format.pop("diffusers")
     unexpected = by_format.pop(UNKNOWN, [])
     if len(by_format) == 1 and not unexpected:
         (format_name,) = by_format

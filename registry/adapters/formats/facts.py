@@ -5,9 +5,14 @@ writes the multiplier itself. `claims` are the uploader's metadata, without priv
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
+from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.safetensors import FLOATS, TensorInfo
 from registry.model import FrozenModel
+
+MagnitudeFault = Literal["absent", "without_dora"]
+"""A module has no magnitude and others or the metadata have DoRA; or it has one, and the metadata says otherwise."""
 
 
 class FileModule(FrozenModel):
@@ -17,7 +22,8 @@ class FileModule(FrozenModel):
     then counts channels times the kernel where the format stores them so, and `kernel` is that of a pair which has one.
     `a` and `b` name the tensors of a plain pair
     (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
-    `is_half`: one of the two is missing. `fault`: what else makes the update impossible, in words.
+    `is_half`: one of the two is missing, or both are and something that belongs to them is there. `fault`: what else
+    makes the update impossible, in words.
     """
 
     path: str
@@ -45,6 +51,9 @@ class FileModule(FrozenModel):
 class FileFacts(FrozenModel):
     """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out.
 
+    `targets`: component → which modules its PEFT configuration in the metadata targets. `magnitude_faults`: path → what
+    is wrong with its DoRA beside that of the same model.
+
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
     `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
     control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`),
@@ -52,7 +61,8 @@ class FileFacts(FrozenModel):
     (in a text encoder, elsewhere), `image.alphas_in_part` (in a model, pairs without an alpha beside others),
     `image.dora_scale` (DoRA under kohya's name), `image.magnitudes_in_part` (in a model, pairs without magnitudes
     beside others, or against its metadata), `image.text_magnitudes` (of a text encoder), `image.onetrainer_modules`
-    (names of OneTrainer for a transformer: modules of a block other than its attention, or pairs without an alpha).
+    (names of OneTrainer for a transformer: modules of a block other than its attention, or pairs without an alpha),
+    `image.names_mixed` (of a U-Net or transformer, the file's first tensor is a lora_A and others are .lora.down).
     """
 
     format: str
@@ -68,6 +78,8 @@ class FileFacts(FrozenModel):
     alpha_rule: str = ""
     trigger_words: str = ""
     claims: dict[str, str] = {}
+    targets: dict[str, AdapterConfig] = {}
+    magnitude_faults: dict[str, MagnitudeFault] = {}
     private_texts: tuple[str, ...] = ()
     base_claimed: str = ""
     dtypes: tuple[str, ...] = ()
@@ -90,6 +102,7 @@ _PAIRS = (
 """The right factor [rank, in], the left one [out, rank], and the core that stores them otherwise."""
 _TOGETHER = (("hada_w1_b", "hada_w2_b"), ("lokr_w1", "lokr_w2"))
 """What makes no update without the other: LoHa's and LoKr's two matrices, each whole or as factors."""
+Shape = tuple[int, ...]
 _NUMBERS = FLOATS | {"Q8_0"}
 _NO_NUMBERS = ("alpha", "indices", "size")
 
@@ -110,7 +123,23 @@ def fault_of_factors(halves: Mapping[str, TensorInfo], *, turned: bool = False) 
         ranks = (shapes[right][1], shapes[left_factor][0]) if turned else (shapes[right][0], shapes[left_factor][1])
         if ranks[0] != ranks[1]:
             return f"its factors have ranks {ranks[0]} and {ranks[1]}"
+        if fault := _fault_of_magnitude(shapes, shapes[right], shapes[left_factor], turned=turned):
+            return fault
     for first, other in _TOGETHER:
         if any(name.startswith(first) for name in shapes) != any(name.startswith(other) for name in shapes):
             return f"{first[:7]} and {other[:7]} belong together, and one is missing"
+    return ""
+
+
+def _fault_of_magnitude(shapes: Mapping[str, Shape], right: Shape, left_factor: Shape, *, turned: bool) -> str:
+    """DoRA has one number for each output. LyCORIS's `dora_scale` may have one for each input instead."""
+    outputs, inputs = (left_factor[1], right[0]) if turned else (left_factor[0], right[1])
+    ones = (1,) * (len(left_factor) - 2)
+    of_peft = [(1, outputs, *ones) if ones else (outputs,)]
+    for name, expected in (
+        ("lora_magnitude_vector", of_peft), ("magnitude", of_peft), ("m", of_peft if turned else []),
+        ("dora_scale", [(outputs, 1, *ones), (1, inputs, *ones)]),
+    ):  # fmt: skip
+        if expected and name in shapes and shapes[name] not in expected:
+            return f"{name} has shape {list(shapes[name])}, and its factors have {outputs} outputs"
     return ""

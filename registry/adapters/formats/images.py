@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry.adapters.formats import Format
-from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors
-from registry.adapters.peft.config import ALPHA_LIMIT
+from registry.adapters.formats import OF_2023, Format
+from registry.adapters.formats.facts import FileFacts, FileModule, MagnitudeFault, fault_of_factors
+from registry.adapters.peft.config import ALPHA_LIMIT, LAYERS_LIMIT, AdapterConfig
 from registry.adapters.peft.targets import Choice
 from registry.adapters.safetensors import Header, Read, TensorInfo
 from registry.errors import Invalid
@@ -58,6 +58,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
     private = tuple(sorted(_printable(k) for k in header.metadata if k not in claims and k not in _HARMLESS))
     alphas, rule = _alphas(groups, header, format, read)
     family, evidence = family_of(header)
+    magnitudes = _faults_of_magnitudes(header, groups)
     return FileFacts(
         format=format.name,
         method=_method(groups),
@@ -69,14 +70,20 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
             for path, halves in sorted(groups.items())
             if set(halves) - {"scale"} or not path.endswith("_norm")
         ),
+        magnitude_faults=magnitudes,
         has_dora=any("dora_scale" in h or "lora_magnitude_vector" in h for h in groups.values()),
         has_convolutions=any(len(t.shape) >= 4 for t in header),
         has_alpha_tensors=any("alpha" in h for h in groups.values()),
         alpha_rule=rule,
+        targets=_targets(header.metadata),
         trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
-        problems=(*_problems(header, groups, format), *sorted(set(_alpha_problems(groups, format, alphas, rule)))),
+        problems=(
+            *_problems(header, groups, format),
+            *(("image.magnitudes_in_part",) if magnitudes and format.name == "diffusers" else ()),
+            *sorted(set(_alpha_problems(groups, format, alphas, rule))),
+        ),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
@@ -143,11 +150,17 @@ def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     return {}
 
 
+_PARTS_OF_AN_UPDATE = frozenset(
+    {"alpha", "dora_scale", "lora_B.bias", "lora_magnitude_vector", "lora_mid.weight", "rescale"}
+)
+"""What changes nothing by itself."""
+
+
 def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """The names of A and B where the update is their product and nothing more; and what is wrong with the tensors."""
     a = [info.name for half, info in halves.items() if half.endswith(("lora_A.weight", "down.weight"))]
     b = [info.name for half, info in halves.items() if half.endswith(("lora_B.weight", "up.weight"))]
-    if bool(a) != bool(b):
+    if bool(a) != bool(b) or halves.keys() <= _PARTS_OF_AN_UPDATE:
         return {"is_half": True}
     plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves
     return {"fault": fault_of_factors(halves), **({"a": a[0], "b": b[0]} if plain else {})}
@@ -163,7 +176,7 @@ def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], fo
         "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
         "image.dora_scale": any("dora_scale" in halves for halves in groups.values()),
         "image.text_magnitudes": any(_MAGNITUDE in h and _component(p).startswith("text_") for p, h in groups.items()),
-        "image.magnitudes_in_part": _has_magnitudes_in_part(header, groups),
+        "image.names_mixed": any(_has_mixed_names(header, component) for component in ("unet.", "transformer.")),
         "image.onetrainer_modules": any(path.startswith("lora_transformer_") for path in groups)
         and any(_ONETRAINER_OTHER.match(path) or "alpha" not in halves for path, halves in groups.items()),
     }
@@ -177,18 +190,25 @@ _ONETRAINER_OTHER = re.compile(
 """Modules of a block that diffusers (0.42, `_convert_mixture_state_dict_to_diffusers`) takes for the block itself."""
 
 
-def _has_magnitudes_in_part(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> bool:
-    """Whether a model has pairs with magnitudes and pairs without, or others than its `use_dora` says."""
+def _faults_of_magnitudes(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, MagnitudeFault]:
+    """Path → what is wrong where a model has pairs with magnitudes and pairs without, or others than its `use_dora`."""
     claims = _metadata(header.metadata)
-    by_component: dict[str, set[bool]] = defaultdict(set)
+    by_component: dict[str, dict[str, bool]] = defaultdict(dict)
     for path, halves in groups.items():
         if _rank(halves):
-            by_component[_component(path)].add(_MAGNITUDE in halves)
-    return any(
-        len(there) > 1 or there == {not claims[component]["use_dora"]} if "use_dora" in claims.get(component, {})
-        else len(there) > 1
-        for component, there in by_component.items()
-    )  # fmt: skip
+            by_component[_component(path)][path] = not halves.keys().isdisjoint((_MAGNITUDE, "dora_scale"))
+    faults: dict[str, MagnitudeFault] = {}
+    for component, there in by_component.items():
+        use_dora = claims.get(component, {}).get("use_dora", any(there.values()))
+        fault: MagnitudeFault = "absent" if use_dora else "without_dora"
+        faults |= {path: fault for path, has_one in there.items() if has_one != bool(use_dora)}
+    return faults
+
+
+def _has_mixed_names(header: Header, component: str) -> bool:
+    """Whether diffusers (0.42, `load_lora_adapter`), which takes the first name for all, leaves some as they are."""
+    names = [info.name for info in header if info.name.startswith(component)]
+    return bool(names) and "lora_A" in names[0] and any(name.endswith(OF_2023) for name in names)
 
 
 _ATTENTION = re.compile(r"lora_unet_\S+_attn[12]_to_(?:q|k|v|out_0)|lora_te[12]?_\S+_self_attn_(?:q|k|v|out)_proj")
@@ -292,6 +312,21 @@ def _metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         component, _, field = key.partition(".")
         by_component.setdefault(component, {})[field] = value
     return by_component
+
+
+def _targets(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
+    """Component → the targets of its PEFT configuration, where its fields are of the right kind."""
+    targets: dict[str, AdapterConfig] = {}
+    for component, values in _metadata(metadata).items():
+        fields = Fields(values)
+        config = AdapterConfig(
+            method="LORA", targets=fields.names_or_pattern("target_modules"),
+            excluded=fields.names_or_pattern("exclude_modules"), layers_pattern=fields.names("layers_pattern"),
+            layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
+        )  # fmt: skip
+        if config.targets is not None and not fields.findings:
+            targets[component] = config
+    return targets
 
 
 def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:

@@ -63,7 +63,7 @@ def _module(
 ) -> FileModule | None:
     a, b = halves.get("lora_a"), halves.get("lora_b")
     if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
-        return FileModule(path=path, is_half=(a is None) != (b is None))
+        return FileModule(path=path, is_half=a is None or b is None)
     if format_name == "mlx":
         return FileModule(path=path, rank=a.shape[1], in_features=a.shape[0], out_features=b.shape[1],
                           multiplier=multiplier, a=a.name, b=b.name, is_turned=True,
