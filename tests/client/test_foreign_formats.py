@@ -189,7 +189,9 @@ def test_embedders_of_image_models_are_linear(start: str, harness: Harness, tmp_
     shapes: Shapes = {"x_embedder": (32, 4), "context_embedder": (32, 24), "proj_out": (4, 32)}
     base = add_pipeline(harness, tmp_path, "FluxTransformer2DModel", {"transformer": shapes})
     ends = (".lora_A", ".lora_B") if start == "transformer." else (".lora_down", ".lora_up")
-    tensors = {n: x for path, sizes in shapes.items() for n, x in pair(f"{start}{path}", *sizes, ends).items()}
+    tensors: dict[str, Tensor] = {}
+    for path, (rows, columns) in shapes.items():
+        tensors |= pair(f"{start}{path}", rows, columns, ends)
     if start != "transformer.":
         tensors |= {f"{start}{path}.alpha": ("F32", (), struct.pack("<f", 4.0)) for path in shapes}
     version = push(harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, base)
