@@ -196,7 +196,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
     return {
         "other_family": base.is_pipeline
         and (not base.is_of(family) or (bool(component_set) and not component_set & set(base.components))),
-        "base_family": (base.model_type or family) if base.is_pipeline else "",
+        "base_family": base.model_type if base.is_pipeline else "",
         "base_architecture": base.architecture,
         "base_text_architecture": base.text_architecture,
         "base_vocabulary": base.vocab,

@@ -308,9 +308,9 @@ def test_magnitudes_that_diffusers_does_not_apply_are_seen(
 @pytest.mark.parametrize(
     ("leaf", "has_alpha", "problems"),
     [
-        ("attn_to_out_0", True, ()),
-        ("attn_to_q", False, ("image.onetrainer_modules",)),
-        ("ff_net_2", True, ("image.onetrainer_modules",)),
+        ("attn_to_out_0", True, ("diffusers.onetrainer_names",)),
+        ("attn_to_q", False, ("image.onetrainer_modules", "diffusers.onetrainer_names")),
+        ("ff_net_2", True, ("image.onetrainer_modules", "diffusers.onetrainer_names")),
     ],
 )
 def test_onetrainers_names_that_diffusers_refuses_are_seen(

@@ -56,13 +56,13 @@ class FileFacts(FrozenModel):
 
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
     `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
-    control adapter), `image.text_without_out` (a kohya text encoder without its `out_proj`),
-    `image.attention_alphas` (different alphas in attention layers, in a kohya file for a U-Net), `image.text_alphas`
-    (in a text encoder, elsewhere), `image.alphas_in_part` (in a model, pairs without an alpha beside others),
-    `image.dora_scale` (DoRA under kohya's name), `image.magnitudes_in_part` (in a model, pairs without magnitudes
-    beside others, or against its metadata), `image.text_magnitudes` (of a text encoder), `image.onetrainer_modules`
-    (names of OneTrainer for a transformer: modules of a block other than its attention, or pairs without an alpha),
-    `image.names_mixed` (of a U-Net or transformer, the file's first tensor is a lora_A and others are .lora.down).
+    control adapter), `image.attention_alphas` (different alphas in attention layers, in a kohya file for a U-Net),
+    `image.text_alphas` (in a text encoder, elsewhere), `image.alphas_in_part` (in a model, pairs without alpha beside
+    others), `image.dora_scale` (DoRA under kohya's name), `image.magnitudes_in_part` (in a model, pairs without
+    magnitudes beside others, or against its metadata), `image.text_magnitudes` (of a text encoder),
+    `image.onetrainer_modules` (names of OneTrainer for a transformer: modules of a block other than its attention, or
+    pairs without an alpha), `image.names_mixed` (of a U-Net or transformer, the file's first tensor is a lora_A and
+    others are .lora.down), and `diffusers.…` (what its loaders do with names: `formats/diffusers.py`).
     """
 
     format: str

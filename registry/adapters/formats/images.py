@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry.adapters.formats import OF_2023, Format
+from registry.adapters.formats import OF_2023, Format, diffusers
 from registry.adapters.formats.facts import FileFacts, FileModule, MagnitudeFault, fault_of_factors
 from registry.adapters.peft.config import ALPHA_LIMIT, LAYERS_LIMIT, AdapterConfig
 from registry.adapters.peft.targets import Choice
@@ -83,6 +83,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
             *_problems(header, groups, format),
             *(("image.magnitudes_in_part",) if magnitudes and format.name == "diffusers" else ()),
             *sorted(set(_alpha_problems(groups, format, alphas, rule))),
+            *diffusers.problems(groups, format.name, alphas if "tensors" in rule else {}),
         ),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
@@ -168,12 +169,10 @@ def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format) -> tuple[str, ...]:
     """What engines stumble over, by the names alone."""
-    text = [path for path in groups if path.startswith("lora_te")]
     checks = {
         "lora.adapter_name_inside": any(_INFIX.search(info.name) for info in header),
         "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
         "image.no_control_norms": format.name == "bfl" and not any("query_norm.scale" in t.name for t in header),
-        "image.text_without_out": bool(text) and not any(path.endswith("out_proj") for path in text),
         "image.dora_scale": any("dora_scale" in halves for halves in groups.values()),
         "image.text_magnitudes": any(_MAGNITUDE in h and _component(p).startswith("text_") for p, h in groups.items()),
         "image.names_mixed": any(_has_mixed_names(header, component) for component in ("unet.", "transformer.")),
@@ -219,7 +218,8 @@ def _alpha_problems(
 ) -> Iterator[str]:
     """Where diffusers (0.42, `get_peft_kwargs`) gives modules the most frequent alpha of their component."""
     components = {_component(path) for path in groups}
-    if format.name != "kohya" or rule != "alpha tensors" or "transformer" in components:
+    is_kohya = format.name == "kohya" and "transformer" not in components
+    if rule != "alpha tensors" or not (is_kohya or format.name == "diffusers"):
         return
     for component in sorted(components):
         own = {path: alpha for path, alpha in alphas.items() if _component(path) == component}
@@ -229,6 +229,8 @@ def _alpha_problems(
         ranks = {_rank(halves) for path, halves in groups.items() if path not in own and _component(path) == component}
         if frequent and all(ranks - {0, alpha} for alpha in frequent):
             yield "image.alphas_in_part"
+        if not is_kohya:
+            continue
         if frequent and all(in_attention - {alpha} for alpha in frequent):
             yield "image.attention_alphas"
         elif component != "unet" and len(counts) > 1:
@@ -252,8 +254,14 @@ def _component(name: str) -> str:
     ):  # fmt: skip
         if name.startswith(prefix):
             return component
-    unet = ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block")
-    return "unet" if any(block in name for block in unet) else "transformer"
+    return "unet" if _UNET.search(name) else "transformer"
+
+
+_UNET = re.compile(
+    r"(?:down|up|mid|input|output|middle)_block|lora_unet_(?:conv_(?:in|out)|(?:time|add)_embedding_linear_\d|time_embed_\d"
+    r"|label_emb_|out_2)(?![^.])"
+)
+"""Modules of a U-Net, in diffusers' names or Stability's; kohya names transformers `lora_unet_`, too."""
 
 
 def _alphas(
