@@ -163,6 +163,7 @@ test-engines: venv  ## compare our verdicts with llama.cpp, diffusers, and the c
 	@PROOF_DIFFUSERS=1 $(PYTEST) tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/proof/test_diffusers.py tests/engines $(ARGS)
 
 test-truth: venv  ## ask PEFT and the registry about every method, architecture and mutation: hours, resumable (CASES='lora/plain loha')
+	@[ -n "$(CASES)" ] || ! $(PYTHON) -c 'import diffusers' 2>/dev/null || $(PYTHON) -m tests.proof.diffusers_grid
 	@$(PYTHON) -m tests.truth.run $(CASES) $(ARGS)
 
 test-signing: venv  ## exchange signatures with OpenSSF's model_signing (downloads 100 MB once)

@@ -68,7 +68,7 @@ _SGM_INNER = (
 )  # fmt: skip
 _RESNET = re.compile(r"unet\.down_blocks\.0\.resnets\.(\d+)\.")
 _LAYER = re.compile(r"(?:layers|blk)\.(\d{1,6})\.(.+)\Z")
-_OLD = re.compile(r"(?P<at>.+)\.processor\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
+_OLD = re.compile(r"(?P<at>.+?)(?:\.processor|(?<=\.self_attn))\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
 _OLD_TEXT = re.compile(r"(?P<at>text_encoder(?:_2)?\..+?)(?:_lora(?:_linear_layer)?|_lora_linear_layer)\Z")
 
 

@@ -82,7 +82,7 @@ _GRAMMARS: tuple[tuple[str, str], ...] = tuple(
         ("diffusers", rf"{_DIFFUSERS_MODULE}\S*\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
                       rf"|lora\.(?:down|up)\.weight)"),
         ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
-                 rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)"),
+                 rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)|(?:img|txt)_in\.lora_(?:down|up)\.weight"),
         ("bfl", rf"(?:{_FLUX}|img_in\.|txt_in\.|time_in\.|vector_in\.|guidance_in\.|final_layer\.)\S*"
                 rf"(?:{_LORA_AB}|alpha|dora_scale|(?:query|key)_norm\.scale)"),
         ("comfy", rf"(?:diffusion_model|text_encoders\.[a-z0-9_]+\.transformer)\.\S+?\.{_COMFY_TAIL}"),
@@ -142,6 +142,8 @@ def recognize(names: Iterable[str]) -> Format:
             by_format["diffusers"] += by_format.pop("diffusers-old")
         elif all(name.endswith(OF_2023) for name in by_format["diffusers"]):
             by_format["diffusers-old"] += by_format.pop("diffusers")
+    if "bare" in by_format and all(name.startswith(("img_in.", "txt_in.")) for name in by_format.get("bfl", ())):
+        by_format["bare"] += by_format.pop("bfl", [])  # Qwen-Image has these names, too
     unexpected = by_format.pop(UNKNOWN, [])
     if len(by_format) == 1 and not unexpected:
         (format_name,) = by_format

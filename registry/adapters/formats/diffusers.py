@@ -12,7 +12,7 @@ from registry.adapters.safetensors import TensorInfo
 Groups = Mapping[str, Mapping[str, TensorInfo]]
 """Path of a module → half of its update → tensor, as `images` splits the names."""
 
-_TEXT = re.compile(r"(lora_te[123]?_|text_encoder(?:_[23])?\.)(.+)\Z")
+_TEXT = re.compile(r"(lora_te[123]?_|text_encoders\.clip_l\.transformer\.|text_encoder(?:_[23])?\.)(.+)\Z")
 _KOHYA_ATTENTION = re.compile(r"([qkv]|out)_proj\.lora_(down|up)")
 _ATTENTION = re.compile(r"[._](?:[qkv]|out)_proj\.lora_[AB]\.")
 _RANKED = re.compile(r"(?:[qkv]_proj|out_proj|fc[12]|to_(?:[qkv]|out)_lora)(?:\.|\Z)")
@@ -63,7 +63,7 @@ def _texts(groups: Groups) -> set[str]:
     for halves in groups.values():
         for info in halves.values():
             if match := _TEXT.match(info.name):
-                is_kohya = match[1].startswith("lora_")
+                is_kohya = ".lora_down." in info.name or ".lora_up." in info.name
                 name = _text_name(match[2], is_onetrainer=is_onetrainer) if is_kohya else match[2]
                 by_component[match[1]].append(name)
     return {_text_outcome(names) for names in by_component.values()}

@@ -1,0 +1,428 @@
+"""Generated image adapters: family × writer × parts × targets × DoRA × alphas × fault, each made again by its id.
+
+    sdxl/kohya/dt/attn/-/half/ok      family / writer / parts / targets / DoRA of parts / alphas / fault
+
+    parts      d the denoiser, t the text encoders, dt both
+    targets    what is updated in the denoiser and text encoders: attn, qv, ff, conv, proj, emb, norm, one, all
+    alphas     see `_alpha`; for diffusers' names `told` is the configuration in the metadata
+    fault      see `FAULTS`: `ok` and the honest ones mean what they say, the others are broken on purpose
+
+The bases are the tiny models of `tests.proof.diffusers_grid`, as it recorded them; torch is not needed here.
+
+Invariants
+- Equal ids make equal bytes.
+- `meant` holds what an ideal reader does with the file, also with a module that no base has; it is empty where a
+  tensor without which nothing can be computed is missing or has a wrong size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from registry import engines
+from registry.adapters import formats, safetensors
+from registry.adapters.formats import images
+from registry.bases import BaseSpec, pipelines
+from registry.compat import files as compat_files
+from registry.engines import facts as engine_facts
+from registry.evaluation.verdicts import Outcome, add_up
+from registry.findings import Finding
+from tests import samples
+from tests.engines.image_cases import Case, Update
+from tests.engines.image_writers import ATTENTION, UNETS, Names, Shape, is_text, writers
+
+RECORDED = Path(__file__).with_name("recorded_diffusers_grid.json")
+RANK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The seven words of an id."""
+
+    family: str
+    writer: str
+    parts: str
+    targets: str
+    dora: str
+    alphas: str
+    fault: str
+
+    def __str__(self) -> str:
+        return "/".join((self.family, self.writer, self.parts, self.targets, self.dora, self.alphas, self.fault))
+
+    @property
+    def denoiser(self) -> str:
+        return "unet" if self.family in UNETS else "transformer"
+
+
+@lru_cache(maxsize=1)
+def recorded() -> dict[str, Any]:
+    """`bases`: family → class and component → path → shape of its weight; `answers`: id → what diffusers did."""
+    return dict(json.loads(RECORDED.read_text()))
+
+
+# ------------------------------------------------------------------ which modules
+_TARGETS: dict[str, re.Pattern[str]] = {
+    "attn": ATTENTION, "ff": re.compile(r"\.(?:ff|ffn|mlp|ff_context|img_mlp|txt_mlp)[._]|proj_mlp"),
+    "conv": re.compile(r"\.conv\d?\Z|conv_shortcut|conv_in\Z|conv_out\Z"),
+    "proj": re.compile(r"proj_in\Z|proj_out\Z|projection\Z"), "emb": re.compile(r"embed|time_proj|time_emb_proj"),
+    "norm": re.compile(r"norm\w*\.linear|_mod\.1"), "all": re.compile(r""),
+}  # fmt: skip
+_NEVER = re.compile(r"(?:token|position|pos)_embed\w*\Z|pos_embed\.|patch_embed\w*\Z|norm\d?\Z|layer_norm")
+_QV = re.compile(r"(?:to_[qv]|[qv]_proj)\Z")
+
+
+def modules_of(spec: Spec, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, Shape]:
+    """Path with its component → shape of its weight, in an order that does not depend on names alone."""
+    chosen: dict[str, Shape] = {}
+    for component, paths in shapes.items():
+        if ("t" if component.startswith("text_encoder") else "d") not in spec.parts:
+            continue
+        paths = {path: tuple(shape) for path, shape in paths.items() if not _NEVER.search(path)}
+        if spec.targets in ("qv", "one"):
+            paths = {path: shape for path, shape in paths.items() if _QV.search(path)}
+            paths = dict(list(paths.items())[1:2]) if spec.targets == "one" else paths
+        else:
+            paths = {path: shape for path, shape in paths.items() if _TARGETS[spec.targets].search(path)}
+        chosen |= {f"{component}.{path}": shape for path, shape in paths.items()}
+    return chosen
+
+
+# ------------------------------------------------------------------ alphas
+def _alpha(kind: str, number: int, count: int, rank: int) -> float | None:
+    """The alpha of one pair; None: the file has none for it."""
+    return {
+        "none": None, "told": None, "rank": float(rank), "half": rank / 2, "four": 4.0,
+        "some": None if number % 3 == 1 else rank / 2, "some-rank": None if number % 3 == 1 else float(rank),
+        "but-one": None if number == count - 1 else rank / 2,
+        "other": 16.0 if number == count - 1 else rank / 2, "thirds": (1.0, 8.0, 2.0)[number % 3],
+        "zero-one": 0.0 if number == 1 else rank / 2, "negative-one": -2.0 if number == 1 else rank / 2,
+    }[kind]  # fmt: skip
+
+
+def _rank(kind: str, number: int) -> int:
+    """Ranks differ where alphas could hide it: with none, and where all equal the rank."""
+    return 2 + 2 * (number % 3) if kind in ("rank", "four") and number % 2 else RANK
+
+
+# ------------------------------------------------------------------ the file
+@dataclass(slots=True)
+class Draft:
+    """A case before its fault: what each pair is called, by number."""
+
+    case: Case
+    names: list[Names] = field(default_factory=list)
+
+    def drop(self, *tensors: str) -> None:
+        for name in tensors:
+            self.case.tensors.pop(name, None)
+
+    def of(self, number: int) -> list[int]:
+        """The updates of one pair."""
+        return [n for n, update in enumerate(self.case.meant) if update.a == self.names[number].a]
+
+
+@lru_cache(maxsize=1)
+def _pool() -> bytes:
+    return samples.values("F32", (16384,), scale=0.5)
+
+
+def _put(case: Case, name: str, shape: Shape, content: bytes | None = None) -> None:
+    """With values out of one pool, so that a case costs no more than its bytes."""
+    size, start = 4 * math.prod(shape), 4 * (97 * len(case.tensors) % 4096)
+    case.tensors[name] = ("F32", shape, content or (_pool() * (1 + (start + size) // 65536))[start : start + size])
+
+
+def draft(spec: Spec, names: list[Names], shapes: Mapping[str, Shape]) -> Draft:
+    """All pairs, alphas and magnitudes of an honest file."""
+    case = Case(spec.family)
+    for number, pair in enumerate(names):
+        rank = _rank(spec.alphas, number)
+        rows = [shapes[module][0] for module in pair.modules]
+        kernel = shapes[pair.modules[0]][2:]
+        _put(case, pair.a, (rank, shapes[pair.modules[0]][1], *kernel))
+        _put(case, pair.b, (sum(rows), rank, *(1 for _ in kernel)))
+        alpha = _alpha(spec.alphas, number, len(names), rank)
+        if alpha is not None:
+            _put(case, pair.alpha, (), struct.pack("<f", alpha))
+        magnitude = pair.magnitude if ("t" if is_text(pair.modules[0]) else "d") in spec.dora else ""
+        if magnitude:
+            is_scale = magnitude.endswith("dora_scale")
+            shape: Shape = (
+                (sum(rows), 1) if is_scale else (1, sum(rows), *(1 for _ in kernel)) if kernel else (sum(rows),)
+            )
+            _put(case, magnitude, shape, struct.pack(f"<{sum(rows)}f", *(0.5 + n / 100 for n in range(sum(rows)))))
+        at, scale = 0, 1.0 if alpha is None else alpha / rank
+        for module, size in zip(pair.modules, rows, strict=True):
+            piece = (at, at + size) if len(rows) > 1 else None
+            case.meant.append(Update(module, pair.a, pair.b, scale, piece, magnitude))
+            at += size
+    if spec.alphas == "told":
+        _tell(case)
+    return Draft(case, names)
+
+
+def _tell(case: Case) -> None:
+    """With the configuration that today's diffusers writes into the metadata: alpha is twice the rank."""
+    claims: dict[str, Any] = {}
+    for number, update in enumerate(case.meant):
+        component, _, path = update.module.partition(".")
+        claims |= {f"{component}.r": RANK, f"{component}.lora_alpha": 2 * RANK}
+        claims.setdefault(f"{component}.target_modules", []).append(path)
+        claims[f"{component}.use_dora"] = bool(update.magnitude)
+        case.meant[number] = Update(update.module, update.a, update.b, 2.0, update.rows, update.magnitude)
+    case.metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(claims)}
+
+
+# ------------------------------------------------------------------ faults
+def _break(case: Case) -> None:
+    case.meant = []
+
+
+def _lost(ending: str) -> Callable[[Draft, int], None]:
+    def lose(adapter: Draft, number: int) -> None:
+        adapter.drop(getattr(adapter.names[number], ending))
+        _break(adapter.case)
+
+    return lose
+
+
+def _lost_pair(adapter: Draft, number: int) -> None:
+    pair = adapter.names[number]
+    adapter.drop(pair.a, pair.b, pair.alpha, pair.magnitude)
+    adapter.case.meant = [update for update in adapter.case.meant if update.a != pair.a]
+
+
+def _orphan(ending: str) -> Callable[[Draft, int], None]:
+    def lose(adapter: Draft, number: int) -> None:
+        pair = adapter.names[number]
+        orphan = getattr(pair, ending)
+        is_broken = orphan in adapter.case.tensors
+        adapter.drop(*({pair.a, pair.b, pair.alpha, pair.magnitude} - {orphan}))
+        adapter.case.meant = [] if is_broken else [update for update in adapter.case.meant if update.a != pair.a]
+
+    return lose
+
+
+def _resized(ending: str, change: Callable[[Shape], Shape]) -> Callable[[Draft, int], None]:
+    def resize(adapter: Draft, number: int) -> None:
+        name = getattr(adapter.names[number], ending)
+        if name in adapter.case.tensors:
+            shape = change(adapter.case.tensors[name][1])
+            _put(adapter.case, name, shape)
+            _break(adapter.case)
+
+    return resize
+
+
+def _renamed(adapter: Draft, number: int) -> None:
+    """To a module that no base has."""
+    pair = adapter.names[number]
+    at = re.sub(r"(?<=[._])\d(?=[._])", "9", pair.a, count=1)
+    if at != pair.a:
+        for name in (pair.a, pair.b, pair.alpha, pair.magnitude):
+            if name in adapter.case.tensors:
+                adapter.case.tensors[re.sub(r"(?<=[._])\d(?=[._])", "9", name, count=1)] = adapter.case.tensors.pop(
+                    name
+                )
+        _break(adapter.case)
+
+
+def _extra(adapter: Draft, number: int) -> None:
+    """A pair for a module that no base has, beside all others."""
+    pair = adapter.names[number]
+    stem = re.sub(r"(?<=[._])\d(?=[._])", "9", pair.a, count=1)
+    if stem != pair.a:
+        for name in (pair.a, pair.b):
+            adapter.case.tensors[re.sub(r"(?<=[._])\d(?=[._])", "9", name, count=1)] = adapter.case.tensors[name]
+        _break(adapter.case)
+
+
+def _bias(every: bool) -> Callable[[Draft, int], None]:
+    def add(adapter: Draft, number: int) -> None:
+        for n, pair in enumerate(adapter.names):
+            if (every or n == number) and pair.b.endswith(".lora_B.weight"):
+                _put(adapter.case, pair.bias, (adapter.case.tensors[pair.b][1][0],))
+
+    return add
+
+
+FAULTS: dict[str, Callable[[Draft, int], None]] = {
+    "lost-pair": _lost_pair,
+    "lost-a": _lost("a"), "lost-b": _lost("b"),
+    "orphan-alpha": _orphan("alpha"), "orphan-magnitude": _orphan("magnitude"),
+    "rank": _resized("b", lambda shape: (shape[0], shape[1] + 1, *shape[2:])),
+    "narrow": _resized("a", lambda shape: (shape[0], shape[1] - 1, *shape[2:])),
+    "wide": _resized("b", lambda shape: (shape[0] + 1, *shape[1:])),
+    "magnitude-size": _resized("magnitude", lambda shape: tuple(max(1, size - 1) for size in shape)),
+    "magnitude-one": _resized("magnitude", lambda shape: tuple(1 for _ in shape)),
+    "renamed": _renamed, "extra": _extra, "bias": _bias(True), "bias-one": _bias(False),
+}  # fmt: skip
+"""Name → what it does to a finished draft, at the pair of this number. Those by names are in `build`."""
+MIXED = ("half-dotted", "half-down-up", "half-diffusers", "half-kohya", "first-dotted", "first-diffusers")
+"""Some pairs under the names of another writer: every second one, or only the first."""
+BY_PART = ("lost-magnitude",)
+
+
+def build(identity: str, bases: Mapping[str, Any] | None = None) -> Case:
+    """The case of this id. `bases` in place of the recorded ones."""
+    spec = Spec(*identity.split("/"))
+    tables = (bases or recorded()["bases"])[spec.family]["components"]
+    shapes = modules_of(spec, tables)
+    makers = writers(spec.family)
+    names = sorted(makers[spec.writer](shapes), key=lambda pair: pair.a)
+    if spec.fault in MIXED:
+        how, _, other = spec.fault.partition("-")
+        others = {pair.modules: pair for pair in makers[other](shapes)}
+        chosen = range(0, len(names), 2) if how == "half" else range(1)
+        names = [others.get(pair.modules, pair) if n in chosen else pair for n, pair in enumerate(names)]
+    adapter = draft(spec, names, shapes)
+    number = random.Random(identity).randrange(len(names)) if names else 0
+    if names and spec.fault == "lost-magnitude":
+        pair = adapter.names[number]
+        adapter.drop(pair.magnitude)
+        for n in adapter.of(number):
+            update = adapter.case.meant[n]
+            adapter.case.meant[n] = Update(update.module, update.a, update.b, update.scale, update.rows)
+    elif names and spec.fault in FAULTS:
+        FAULTS[spec.fault](adapter, number)
+    return adapter.case
+
+
+# ------------------------------------------------------------------ which cases
+_HONEST_ALPHAS = (
+    "none",
+    "told",
+    "rank",
+    "half",
+    "four",
+    "some",
+    "some-rank",
+    "but-one",
+    "other",
+    "thirds",
+    "zero-one",
+    "negative-one",
+)
+_FAULTS_ASKED = (*FAULTS, *MIXED, *BY_PART)
+
+
+def ids(bases: Mapping[str, Any] | None = None) -> list[str]:
+    """All cases: each dimension whole against a plain rest, and every fault with and without DoRA."""
+    tables = bases or recorded()["bases"]
+    unique: dict[str, None] = {}
+    for family in tables:
+        has_text = any(map(is_text, tables[family]["components"]))
+        parts = ("d", "t", "dt") if has_text else ("d",)
+        for writer in writers(family):
+            plain = "half" if writer in _WITH_ALPHAS else "none"
+            rows = [Spec(family, writer, parts[-1], target, "-", plain, "ok") for target in ("attn", "one", "all")]
+            if writer in _WHOLE[family]:
+                rows += _whole(family, writer, parts, plain)
+            unique |= dict.fromkeys(map(str, rows))
+    return [identity for identity in unique if _is_case(identity, tables)]
+
+
+_WITH_ALPHAS = ("kohya", "sgm", "onetrainer", "down-up", "bare-down-up", "comfy-down-up", "linear1")
+_DIFFUSERS_OWN = ("diffusers", "saved", "old", "late", "dotted")
+"""The writers beside whose names its metadata may stand."""
+_WHOLE = {
+    "sd": ("diffusers", "saved", "old", "late", "kohya"), "sdxl": ("diffusers", "saved", "late", "kohya", "sgm"),
+    "flux": ("diffusers", "kohya", "onetrainer", "xlabs", "comfy-down-up"), "wan": ("diffusers", "comfy", "kohya"),
+    "qwen": ("diffusers", "kohya"), "sd3": ("diffusers",), "auraflow": ("diffusers",), "pixart": (),
+}  # fmt: skip
+"""Family → the writers that are asked about everything; of all others three honest files."""
+
+
+def _whole(family: str, writer: str, parts: tuple[str, ...], plain: str) -> list[Spec]:
+    both = parts[-1]
+    targets = ("attn", "qv", "ff", "conv", "proj", "emb", "norm", "one", "all")
+    rows = [Spec(family, writer, part, target, "-", plain, "ok") for part in parts for target in targets]
+    rows += [Spec(family, writer, part, "all", "-", alphas, "ok") for part in parts for alphas in _HONEST_ALPHAS]
+    rows += [Spec(family, writer, both, "attn", "-", alphas, "ok") for alphas in _HONEST_ALPHAS]
+    rows += [Spec(family, writer, both, target, dora, alphas, "ok")
+             for dora in parts for target in ("attn", "all") for alphas in (plain, "told")]  # fmt: skip
+    rows += [Spec(family, writer, both, "all", dora, plain, fault)
+             for fault in _FAULTS_ASKED for dora in ("d" if "magnitude" in fault else "-",)]  # fmt: skip
+    return rows
+
+
+def _is_case(identity: str, tables: Mapping[str, Any]) -> bool:
+    """Whether the id makes a file."""
+    spec = Spec(*identity.split("/"))
+    if spec.fault in MIXED and (
+        spec.writer in ("xlabs", "old") or spec.fault.partition("-")[2] not in writers(spec.family)
+    ):
+        return False
+    if spec.alphas == "told" and spec.writer not in _DIFFUSERS_OWN:
+        return False
+    if spec.writer == "old" and spec.alphas not in ("none", "told"):
+        return False
+    shapes = modules_of(spec, tables[spec.family]["components"])
+    return any(True for _ in writers(spec.family)[spec.writer](shapes))
+
+
+def sample(identities: Iterable[str]) -> list[str]:
+    """The cases that are recorded: one in three, the same ones each time."""
+    return [identity for identity in identities if zlib.crc32(identity.encode()) % 3 == 0]
+
+
+def base_specs(bases: Mapping[str, Any] | None = None) -> dict[str, BaseSpec]:
+    """The registry's view of the tiny models."""
+    specs = {}
+    for family, base in (bases or recorded()["bases"]).items():
+        components = {}
+        for component, paths in base["components"].items():
+            weights: dict[str, samples.Tensor] = {
+                f"{p}.weight": ("F32", tuple(shape), b"") for p, shape in paths.items()
+            }
+            header = {n: ("F32", shape, bytes(4 * math.prod(shape))) for n, (_, shape, _) in weights.items()}
+            config = base["config"] if not is_text(component) else {}
+            components[component] = (
+                config,
+                [safetensors.read_bytes(samples.safetensors(header), file="model.safetensors")],
+            )
+        specs[family] = pipelines.pipeline_spec(f"{family}-grid", {"_class_name": base["pipeline"]}, components)
+    return specs
+
+
+# ------------------------------------------------------------------ what the registry says
+PROFILE = engines.profile("diffusers==0.42.1")
+OF_THE_SCALE = {"lora.alpha_not_positive"}
+"""Findings about what an adapter does wherever it is loaded: diffusers loads an alpha of 0 exactly."""
+
+
+def verdicts(case: Case, base: BaseSpec) -> tuple[bool, list[Finding], list[Finding]]:
+    """Whether the format is known, and the findings of `compat` and `engine`, as a push would make them."""
+    data = case.file
+    header = safetensors.read_bytes(data, file="case.safetensors")
+    format_ = formats.of_header(header)
+    file = images.of_header(header, format_, read=lambda start, n: data[start : start + n])
+    compat = compat_files.check_file(file, base) if format_.is_known else []
+    outcome = add_up(compat).value if format_.is_known else "fail"
+    facts = engine_facts.of_file(file, is_image=True, compat=outcome)
+    of_base = engine_facts.of_base(base, facts.family, facts.components)
+    return format_.is_known, compat, engines.evaluate(facts.model_copy(update=of_base), PROFILE)
+
+
+def disagreement(case: Case, specs: Mapping[str, BaseSpec], answer: str) -> str:
+    """Where a verdict and diffusers' answer contradict each other; empty if nowhere."""
+    is_known, compat, engine = verdicts(case, specs[case.base])
+    compat = [f for f in compat if f.code not in OF_THE_SCALE]
+    outcomes = {"compat": add_up(compat), "engine": add_up(engine)}
+    if answer == "exact":
+        wrong = [name for name, outcome in outcomes.items() if outcome is Outcome.FAIL] + ["format"] * (not is_known)
+        reasons = {f.message[:160] for f in (*compat, *engine) if f.severity == "error"}
+        return f"false no of {'+'.join(wrong)}: {sorted(reasons)[:2]}" if wrong else ""
+    passes = outcomes["engine"] is Outcome.PASS and is_known
+    return f"false yes of engine (compat {outcomes['compat'].value})" if passes else ""
