@@ -80,7 +80,7 @@ def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
         (b'{"name": "x", "scopes": ["pull"], "expires_in_seconds": 1e400}', "body.expires_in_seconds"),
         (b'{"name": "\\ud800", "scopes": ["pull"]}', "body.name"),
         (b"\xff\xfe{}", "body"),
-        (b"[" * 100_000, "body"),
+        (b"[" * 10_000, "body"),
     ],
 )
 def test_an_unreadable_body_gives_400_with_its_location(http: httpx.Client, body: bytes, location: str) -> None:
