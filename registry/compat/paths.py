@@ -66,6 +66,19 @@ _SGM_INNER = (
     ("in_layers_2", "conv1"), ("out_layers_3", "conv2"), ("emb_layers_1", "time_emb_proj"),
     ("skip_connection", "conv_shortcut"),
 )  # fmt: skip
+_SGM_WHOLE = {
+    "input_blocks_0_0": "conv_in", "out_2": "conv_out", "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2", "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+}  # fmt: skip
+_WAN = (
+    ("self_attn", "attn1"), ("cross_attn", "attn2"), (r"\.(q|k|v)\Z", r".to_\1"), (r"\.o\Z", ".to_out.0"),
+    (r"\.(k|v)_img\Z", r".add_\1_proj"), (r"\.ffn\.0\Z", ".ffn.net.0.proj"), (r"\.ffn\.2\Z", ".ffn.net.2"),
+    (r"\Atime_projection\.1", "condition_embedder.time_proj"), (r"\Ahead\.head", "proj_out"),
+    (r"\A(text|time)_embedding\.0", r"condition_embedder.\1_embedder.linear_1"),
+    (r"\A(text|time)_embedding\.2", r"condition_embedder.\1_embedder.linear_2"),
+)  # fmt: skip
+"""Names of Wan's own code → those of diffusers."""
 _RESNET = re.compile(r"unet\.down_blocks\.0\.resnets\.(\d+)\.")
 _LAYER = re.compile(r"(?:layers|blk)\.(\d{1,6})\.(.+)\Z")
 _OLD = re.compile(r"(?P<at>.+?)(?:\.processor|(?<=\.self_attn))\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
@@ -150,6 +163,11 @@ class Paths:
         for component in ("transformer", "unet"):
             if f"{component}.{path}" in self._known:
                 return (f"{component}.{path}",)
+        wan = path
+        for theirs, ours in _WAN:
+            wan = re.sub(theirs, ours, wan)
+        if f"transformer.{wan}" in self._known:
+            return (f"transformer.{wan}",)
         return self._flux(name) or self._sgm(name)
 
     def _flux_flat(self, name: str) -> tuple[str, ...] | None:
@@ -163,6 +181,9 @@ class Paths:
 
     def _sgm(self, name: str) -> tuple[str, ...] | None:
         """Names of the original UNet (Stability's code): blocks are counted through, each with its sampler."""
+        whole = _SGM_WHOLE.get(_flat(name.removeprefix("lora_unet_").removeprefix("diffusion_model.")), "")
+        if path := self._flat.get(f"unet_{whole}"):
+            return (path,)
         match = _SGM.match(name)
         if not match or not self._resnets:
             return None

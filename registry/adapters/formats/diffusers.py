@@ -21,6 +21,7 @@ _ARRIVES = re.compile(
 )
 _OLD = re.compile(r"to_(?:[qkv]|out)_lora\.")
 _WAN_NAME = re.compile(r"lora_unet_(?:blocks_\d|head_head|(?:time|text)_embedding_\d|time_projection|img_emb)")
+_WAN_OUTSIDE = re.compile(r"diffusion_model\.(?:head\.head|(?:time|text)_embedding|time_projection)\b")
 _WAN = re.compile(r"lora_unet_blocks_(\d+)_(.+)\Z")
 _WAN_BLOCK = {*(f"{side}_attn_{leaf}" for side in ("self", "cross") for leaf in "qkvo"), "ffn_0", "ffn_2"}
 _UNNUMBERED = "lora_unet_add_embedding_"
@@ -45,7 +46,8 @@ def problems(groups: Groups, format_name: str, alphas: Mapping[str, float]) -> I
         "diffusers.flux_sizes": any(_FLUX_LINEAR1.match(p) and not _is_split(halves) for p, halves in groups.items()),
         "diffusers.alpha_negative": any(alpha < 0 for alpha in alphas.values()),
         "diffusers.bias_in_part": _has_bias_in_part(groups),
-        "diffusers.wan_incomplete": any(map(_WAN_NAME.match, groups)) and not _is_whole_wan(groups),
+        "diffusers.wan_incomplete": (any(map(_WAN_NAME.match, groups)) and not _is_whole_wan(groups))
+        or _has_leftovers_of_wan(groups),
     }
     return (code for code, there in checks.items() if there)
 
@@ -99,6 +101,15 @@ def _has_bias_in_part(groups: Groups) -> bool:
         if "lora_B.weight" in halves or "lora_B.bias" in halves:
             by_component[path.partition(".")[0]].add("lora_B.bias" in halves)
     return any(len(there) > 1 for there in by_component.values())
+
+
+def _has_leftovers_of_wan(groups: Groups) -> bool:
+    """`_convert_non_diffusers_wan_lora_to_diffusers` takes the rest beside blocks and without alphas, no biases."""
+    outside = [halves for path, halves in groups.items() if _WAN_OUTSIDE.match(path)]
+    blocks = [halves for path, halves in groups.items() if path.startswith("diffusion_model.blocks.")]
+    if any("lora_B.bias" in halves for halves in blocks):
+        return True
+    return any("alpha" in halves for halves in outside) or (bool(outside) and not blocks)
 
 
 def _is_whole_wan(groups: Groups) -> bool:

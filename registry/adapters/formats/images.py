@@ -259,7 +259,7 @@ def _component(name: str) -> str:
 
 _UNET = re.compile(
     r"(?:down|up|mid|input|output|middle)_block|lora_unet_(?:conv_(?:in|out)|(?:time|add)_embedding_linear_\d|time_embed_\d"
-    r"|label_emb_|out_2)(?![^.])"
+    r"|label_emb_\d_\d|out_2)(?![^.])"
 )
 """Modules of a U-Net, in diffusers' names or Stability's; kohya names transformers `lora_unet_`, too."""
 
