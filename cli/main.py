@@ -155,14 +155,12 @@ class MissingExtra(click.ClickException):
 class DeferredModule(ModuleType):
     """A module that was not executed yet. A plain `ModuleType` afterwards."""
 
-    def __getattr__(self, name: str) -> Any:
-        path = self.__dict__.get("__path__")
-        is_submodule = path is not None and PathFinder.find_spec(f"{self.__name__}.{name}", path) is not None
-        if not (is_submodule or name.startswith("__")):  # the import system asks for both, and imports a submodule
-            self.__dict__["__deferred__"].execute(self)
-            if name in self.__dict__:
-                return self.__dict__[name]
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("__"):  # the import system asks for these, and for submodules, which it imports
+            path = self.__dict__.get("__path__")
+            if path is None or PathFinder.find_spec(f"{self.__name__}.{name}", path) is None:
+                self.__dict__["__deferred__"].execute(self)
+        return ModuleType.__getattribute__(self, name)  # its class may be another one now
 
 
 class _DeferringLoader:

@@ -199,7 +199,7 @@ def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: b
         click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return
     if has_tokens:
-        output.line(f"The first start showed or stored the administrator's token. {IF_LOST}")
+        output.line(f"This registry has tokens, so this start creates none. {IF_LOST}")
     if secret:
         for text in ("First start. The administrator's token, shown only now:", "", f"    {secret}", ""):
             output.line(text)

@@ -21,6 +21,9 @@ import builtins
 builtins.executions.append(__name__)
 if builtins.executions.count(__name__) < builtins.failures:
     raise RuntimeError("not yet")
+def early():
+    return VALUE
+builtins.during()
 VALUE = 7
 """
 
@@ -36,6 +39,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(main, "DEFERRED", {"late", "late.inner"})
     monkeypatch.setattr("builtins.executions", [], raising=False)
     monkeypatch.setattr("builtins.failures", 0, raising=False)
+    monkeypatch.setattr("builtins.during", lambda: None, raising=False)
     yield "late"
     for name in ("late", "late.inner"):
         sys.modules.pop(name, None)
@@ -69,6 +73,24 @@ def test_a_module_is_executed_once_by_its_first_attribute(package: str) -> None:
     assert (values, executions(), type(module)) == ([7] * 8, ["late"], ModuleType)
     with pytest.raises(AttributeError, match="has no attribute 'other'"):
         _ = module.other
+
+
+def test_another_thread_reads_nothing_of_a_module_that_is_being_executed(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = imported(package)
+    values: list[int] = []
+    reader = threading.Thread(target=lambda: values.append(module.early()))
+
+    def read_meanwhile() -> None:
+        reader.start()
+        reader.join(timeout=0.3)  # it waits for the module, and would fail at once if it did not
+        assert reader.is_alive()
+
+    monkeypatch.setattr("builtins.during", read_meanwhile)
+    assert module.VALUE == 7
+    reader.join()
+    assert values == [7]
 
 
 def test_a_submodule_is_imported_without_its_package(package: str) -> None:
