@@ -84,7 +84,8 @@ class Registry(Aliases):
     ) -> catalog.VersionView:
         """Delete a version. `force`: although something needs it. `dry_run`: only check; the errors are the same."""
         query = {"reason": reason, "force": "true" if force else "", "dry_run": "true" if dry_run else ""}
-        return check_withdrawn(self._send_to_version("DELETE", ref, "", query=query), deleted_at=not dry_run)
+        response = self._send_to_version("DELETE", ref, "", query=query)
+        return response if dry_run else check_withdrawn(response, deleted_at=True)  # it may be deleted already
 
     def undelete_version(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Restore a deleted version."""

@@ -103,6 +103,7 @@ NOT_IN_RESPONSES = {"Answer", "CampaignItem", "KeyReplacement", "ServedOn", "Upl
 """Types of responses that the recorded ones do not have."""
 FREE_FORM = frozenset({"payload", "result"})
 """Fields of requests with any keys. Those of others have values of one type, which the unknown field has not."""
+WITHDRAWALS = (("yank", "yanked_at"), ("quarantine", "quarantined_at"), ("delete_version", "deleted_at"))
 OTHER_VALUES: list[tuple[str, dict[str, Any]]] = [
     *(
         ("Audit.sign", {name: value})
@@ -115,12 +116,11 @@ OTHER_VALUES: list[tuple[str, dict[str, Any]]] = [
             ("bundle", "{}"),
         )
     ),
-    *((f"Registry.{name}", {field: None}) for name, field in (("yank", "yanked_at"), ("quarantine", "quarantined_at"))),
+    *((f"Registry.{name}", {field: None}) for name, field in WITHDRAWALS),
     *(
         (f"Registry.{name}", {f"{change}_at": "2026-01-01T00:00:00Z"})
         for name, change in (
             ("unquarantine", "quarantined"),
-            ("delete_version", "deleted"),
             ("undelete_version", "deleted"),
         )
     ),

@@ -365,6 +365,27 @@ def test_a_base_is_added_once_and_never_changed(harness: Harness) -> None:
     assert [b.name for b in harness.admin.bases().items] == [spec.name]
 
 
+def test_an_administrator_adds_a_base_again_whose_modules_newer_rules_read_otherwise(harness: Harness) -> None:
+    new = spec_of(samples.llama())
+    turned = {
+        path: module.model_copy(update={"in_features": module.out_features, "out_features": module.in_features})
+        for path, module in new.modules.items()
+    }
+    assert turned != new.modules
+    harness.admin.add_base(BaseAdd(spec=new.model_copy(update={"modules": turned})))
+    harness.bases[new.name] = new
+    [verdict] = [v for v in harness.push(NAME).version.verdicts if v.check == "compat"]
+    assert verdict.outcome == "fail"
+    worker = harness.client(harness.issue("work", "push")[1])
+    with pytest.raises(Conflict, match="they differ in modules") as caught:
+        worker.add_base(BaseAdd(spec=new))
+    assert "an administrator may add it again" in caught.value.next_step
+    assert harness.admin.add_base(BaseAdd(spec=new)).spec == new
+    assert harness.admin.base(new.name).spec == new
+    [verdict] = [v for v in harness.push("acme/after").version.verdicts if v.check == "compat"]
+    assert verdict.outcome == "pass"
+
+
 def test_a_base_that_was_stored_without_kernels_is_added_again(harness: Harness) -> None:
     """An earlier release recorded no kernels of convolutions, and clients of it send none."""
     new = ModuleShape(kind="conv", in_features=64, out_features=64, kernel=(3, 3))

@@ -96,7 +96,7 @@ def _error_of_proxy(response: HttpResponse, url: str, problem: Any) -> RegistryE
         return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
     if status == 416:
         return Corrupt("DIGEST_MISMATCH", f"{response.url.partition('?')[0]} is shorter than the registry says")
-    return RegistryError("INTERNAL", f"{url} responded with {status} without a reason")
+    return invalid_response(f"{url} responded with {status} without a reason")
 
 
 def store_error_of(response: HttpResponse) -> RegistryError:
