@@ -4,7 +4,8 @@ Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields;
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Generic, Self, TypeVar
 
 from registry.errors import Invalid
@@ -60,18 +61,21 @@ def escape_control(text: str) -> str:
 
 def check_storable(data: Any) -> None:
     """Reject U+0000 (PostgreSQL), lone surrogates (UTF-8), and values that are nested too deep."""
-    pending = [(data, 0)]
+    pending: list[Iterator[Any]] = [iter((data,))]
     while pending:
-        value, depth = pending.pop()
+        value = next(pending[-1], pending)
+        if value is pending:
+            pending.pop()
+            continue
         text = value if isinstance(value, str) else ""
-        if "\0" in text or (depth > 1 and not text.isascii() and _SURROGATE.search(text)):
+        if "\0" in text or (len(pending) > 2 and not text.isascii() and _SURROGATE.search(text)):
             raise ValueError("a text holds the character U+0000 or a lone surrogate")
-        if depth > DEPTH_LIMIT:
+        if len(pending) > DEPTH_LIMIT + 1:
             raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
         if isinstance(value, dict):
-            pending += [(inner, depth + 1) for inner in (*value.keys(), *value.values())]
+            pending.append(chain(value.keys(), value.values()))
         elif isinstance(value, list):
-            pending += [(inner, depth + 1) for inner in value]
+            pending.append(iter(value))
 
 
 class RequestStruct(FrozenStruct, frozen=True, kw_only=True):

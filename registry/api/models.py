@@ -5,21 +5,19 @@ Requests reject unknown fields; responses may gain fields.
 
 from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from registry.api import check_printable, check_storable, escape_control
+from registry.model import FewErrorsModel
 
 Item = TypeVar("Item")
-ERRORS_LIMIT = 100
-"""How many errors of one request are listed. Each needs a kilobyte of memory."""
-
 PrintableText = Annotated[str, AfterValidator(check_printable)]
 """Text that a person typed and others read in terminals and logs. Control characters are refused."""
 EscapedText = Annotated[str, AfterValidator(escape_control)]
 """Text that a program reports, such as an error of an engine. Control characters are escaped."""
 
 
-class Request(BaseModel):
+class Request(FewErrorsModel):
     """The base of all requests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -27,14 +25,9 @@ class Request(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _validate(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Reject values that cannot be stored, and do not list more errors than anyone reads."""
+        """Reject values that cannot be stored."""
         check_storable(data)
-        try:
-            return handler(data)
-        except ValidationError as e:
-            if e.error_count() <= ERRORS_LIMIT:
-                raise
-            raise ValueError(f"{e.error_count()} errors, which are too many to list") from None
+        return handler(data)
 
 
 class Response(BaseModel):

@@ -213,7 +213,7 @@ LIMITS = {
             "GROUP_LIMIT": "items of a request that moves aliases, approves or describes",
             "GROUP_BODY_BYTES": "body of such a request",
         },
-        "registry.api.models": {"ERRORS_LIMIT": "errors listed about one request"},
+        "registry.model": {"UNKNOWN_FIELDS_LIMIT": "unknown fields listed of one object"},
         "registry.api.catalog": {
             "DESCRIPTION_LIMIT": "characters of a description",
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",

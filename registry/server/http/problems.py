@@ -172,11 +172,18 @@ def _handle_validation_error(request: Request, exception: Exception) -> Response
             record_failure(request)
         except Unavailable as e:
             return problem_response(request, e)
-    items = exception.errors() if isinstance(exception, RequestValidationError) else []
+    errors = exception.errors() if isinstance(exception, RequestValidationError) else []
+    items = [error for before, error in zip([{"loc": ()}, *errors], errors, strict=False) if not _is_cut(before, error)]
     findings = [_finding(item) for item in items[:FINDINGS_LIMIT]]
     first = f"{findings[0].location}: {findings[0].message}" if findings else "the request cannot be read"
     more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
     return problem_response(request, Invalid("REQUEST_INVALID", first + more, findings=findings))
+
+
+def _is_cut(before: Any, error: Any) -> bool:
+    """Whether a collection is too short only because it was not read beyond a wrong entry, the error before."""
+    location = error["loc"]
+    return bool(error["type"] == "too_short" and location == before["loc"][: len(location)])
 
 
 def _finding(item: Any) -> Finding:

@@ -134,6 +134,8 @@ class SingleThreadRoute(APIRoute):
                 await stack.enter_async_context(_hold_store_shares(owner))
             if is_large:  # last: who waits for a thread takes no turn from others
                 await stack.enter_async_context(_share(f"large bodies of {owner[0]}", LARGE_BODIES_PER_PERSON))
+                if request_body.has_many_values(_body_of(request)):
+                    await stack.enter_async_context(_share("bodies of many values", 1))
                 await stack.enter_async_context(_limiter(_LARGE_LIMITER, LARGE_BODIES))
             return await run(_run_request, handle, request, self.values_limit)
 

@@ -1,0 +1,129 @@
+"""A body with many wrong values is refused for the first ones: pydantic keeps some 400 bytes for each error."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+from registry.model import UNKNOWN_FIELDS_LIMIT
+from registry.server import app as server_app
+from registry.server.http import routing
+from registry.server.http.request_body import LIST_VALUES_LIMIT, VALUES_LIMIT
+from registry.server.http.routing import SingleThreadRoute
+from tests.harness import Harness
+from tests.raw_asgi import call, call_in_loop
+
+pytestmark = pytest.mark.security
+DIGEST = "sha256:" + "1" * 64
+VALUES = 50_000
+OBJECTS: dict[str, Any] = {
+    "many objects": {f"{n:06}": {"": 0} for n in range(VALUES // 2)},
+    "an object of many fields": {"first": {f"{n:06}": 0 for n in range(VALUES)}},
+}
+REPORT = {"check": "smoke", "subject": DIGEST, "base": "tiny", "base_fingerprint": DIGEST}
+SPEC = {"name": "tiny", "fingerprints": {"architecture": DIGEST}}
+IDENTITY = {"exact": DIGEST, "tensors": 3}
+ROUTES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
+    ("POST", "/pushes"): ("push", "items", {}),
+    ("POST", "/pushes/commit"): ("push", "items", {}),
+    ("POST", "/moves"): ("promote", "items", {}),
+    ("POST", "/approvals"): ("promote", "items", {}),
+    ("POST", "/metadata"): ("push", "items", {}),
+    ("PUT", "/fleet/nodes/{node}/{engine}"): ("pull", "slots", {"base": "tiny", "alias": "prod"}),
+    ("POST", "/bases"): ("push", "spec.modules", {"spec": SPEC}),
+    ("PUT", "/bases/{base:path}/identity"): ("work", "identity.marks", {"identity": IDENTITY}),
+    ("POST", "/bases/{base:path}/similarity"): ("pull", "identity.marks", {"identity": IDENTITY}),
+    ("PUT", "/bases/{base:path}/modules"): ("work", "modules.modules", {"modules": {"library": "transformers 5.1"}}),
+    ("POST", "/jobs/{job_id}/finish"): ("work", "report.module_norms", {"lease_token": "x", "report": REPORT}),
+}
+"""Route → its scope, where a collection is in its body, and the rest of the body."""
+
+
+def post(harness: Harness, method: str, path: str, scope: str, document: Any) -> Any:
+    headers = [("content-type", "application/json"), ("authorization", f"Bearer {harness.issue(scope)[1]}")]
+    url = f"/api/v1{re.sub(r'{[^}]*}', 'vllm', path)}"
+    response = call(harness.app, method, url, headers, [json.dumps(document).encode()])
+    assert response.status == 400, response.json()
+    return response.json()
+
+
+def put_at(document: dict[str, Any], location: str, value: Any) -> dict[str, Any]:
+    name, _, rest = location.partition(".")
+    return document | {name: put_at(document.get(name, {}), rest, value) if rest else value}
+
+
+def test_every_route_with_a_high_limit_of_values_is_tried() -> None:
+    routes = [route for router in server_app.ROUTERS for route in router.routes if isinstance(route, SingleThreadRoute)]
+    high = {
+        (method, route.path.removeprefix("/api/v1"))
+        for route in routes
+        for method in route.methods or ()
+        if route.values_limit > VALUES_LIMIT
+    }
+    assert high == ROUTES.keys()
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_many_wrong_values_make_few_errors(harness: Harness, route: tuple[str, str], kind: str) -> None:
+    scope, location, rest = ROUTES[route]
+    objects = OBJECTS[kind] if location not in ("items", "slots") else list(OBJECTS[kind].values())
+    problem = post(harness, *route, scope, put_at(rest, location, objects))
+    more = re.search(r"\(and (\d+) more\)", problem["detail"])
+    assert int(more[1] if more else 0) < 10
+    assert problem["findings"][0]["location"].startswith(f"body.{location}"), problem
+
+
+@pytest.mark.parametrize("entries", [[""] * VALUES, [{}] * VALUES, [{"": 0}] * (VALUES // 2)], ids=["texts", "{}", "1"])
+def test_a_list_is_read_up_to_its_first_wrong_entry(harness: Harness, entries: list[Any]) -> None:
+    prompt = {"tokens": entries, "adapter": entries, "base": entries}
+    report = REPORT | {"reference_logprobs": {"prompts": [prompt]}}
+    problem = post(harness, "POST", "/jobs/x/finish", "work", {"lease_token": "x", "report": report})
+    locations = [finding["location"] for finding in problem["findings"]]
+    assert locations == [f"body.report.reference_logprobs.prompts.0.{field}.0" for field in prompt]
+
+
+def test_a_list_that_is_not_read_to_its_end_is_not_called_too_short(harness: Harness) -> None:
+    wrong, empty = (post(harness, "POST", "/moves", "promote", {"items": items})["findings"] for items in ([0], []))
+    assert [finding["location"] for finding in wrong] == ["body.items.0"]
+    assert [finding["message"] for finding in empty] == ["must have at least 1 item"]
+
+
+def test_an_object_with_few_unknown_fields_names_all(harness: Harness) -> None:
+    unknown = {f"f{n}": 0 for n in range(UNKNOWN_FIELDS_LIMIT)}
+    spec = SPEC | {"modules": {"q": {"kind": "linear"} | unknown}}
+    locations = [finding["location"] for finding in post(harness, "POST", "/bases", "push", {"spec": spec})["findings"]]
+    assert locations == [f"body.spec.modules.q.{name}" for name in unknown]
+
+
+def test_one_body_of_many_values_is_parsed_at_a_time(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, large = b"[" + b"0," * (LIST_VALUES_LIMIT + 1) + b"0]", b"[" + b"0," * (VALUES_LIMIT + 1) + b"0]"
+    other_runs = threading.Event()
+    running: list[int] = []
+    most: list[int] = []
+
+    def count(body: bytes, _limit: int) -> None:
+        if body == large:
+            other_runs.set()
+            return
+        running.append(1)
+        most.append(len(running))
+        other_runs.wait(120)
+        running.pop()
+
+    monkeypatch.setattr(routing, "check_values", count)
+    secrets = [harness.issue("pull")[1] for _ in range(2)]
+
+    async def send_all() -> None:
+        async with anyio.create_task_group() as group:
+            for secret, body in ((secrets[0], many), (secrets[0], many), (secrets[1], large)):
+                headers = [("content-type", "application/json"), ("authorization", f"Bearer {secret}")]
+                group.start_soon(call_in_loop, harness.app, "POST", "/api/v1/check", headers, [body])
+
+    anyio.run(send_all)
+    assert most == [1, 1]
