@@ -70,6 +70,10 @@ def _check_itself(facts: FileFacts, findings: CompatFindings) -> None:
         code = "lora.magnitude_absent" if fault == "absent" else "lora.magnitude_without_dora"
         message = f"module {path} {has_it}, unlike other modules or the metadata of its model"
         findings.add("error" if facts.format == "diffusers" else "unknown", code, path, message, group=fault)
+    for broken in facts.metadata_faults:
+        where = f"{facts.file}: {broken.location}"
+        values = (broken.expected, broken.actual)
+        findings.add(broken.severity, broken.code, where, broken.message, *values, group=broken.message)
     if "image.names_mixed" in facts.problems:
         message = "the first factors are lora_A and lora_B, and others lora.down and lora.up, which diffusers drops"
         findings.warning("format.names_mixed", facts.file, message, "one kind of names", "two")
@@ -127,7 +131,8 @@ def _sizes(
         message = f"the sizes of {module.path} are not visible in the header ({facts.method or 'an unknown method'})"
         findings.report("compat.shape_unknown", module.path, message, group=facts.method)
         return
-    expected = (sum(part.out_features for part in there), there[0].in_features)
+    # A of a grouped convolution takes all channels, the base's weight those of one group
+    expected = (sum(part.out_features for part in there), there[0].in_features * module.groups)
     is_new = there[0].kind != "conv" or there[0].kernel  # older records of a base have no kernels
     factors = (*((1,) if module.is_conv else ()), math.prod(there[0].kernel)) if is_new else _KERNELS
     kernel = there[0].kernel or (module.kernel if there[0].kind == "conv" else (1,) * len(module.kernel))

@@ -105,10 +105,12 @@ MIXED: dict[str, Tensor] = {
 }
 
 
-def add_pipeline(harness: Harness, folder: Path, kind: str, components: dict[str, Shapes]) -> str:
+def add_pipeline(
+    harness: Harness, folder: Path, kind: str, components: dict[str, Shapes], pipeline: str = "APipeline"
+) -> str:
     """Register an image model of this class with these matrices, by component, under the name `art`."""
     (folder / "art").mkdir()
-    (folder / "art" / "model_index.json").write_text(json.dumps({"_class_name": "APipeline"}))
+    (folder / "art" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     for component, shapes in components.items():
         weights = samples.safetensors({f"{path}.weight": ("F32", shape, None) for path, shape in shapes.items()})
         config = json.dumps({"_class_name": kind} if "encoder" not in component else {"model_type": "clip_text_model"})
@@ -170,7 +172,7 @@ def test_what_diffusers_saves_is_read_whole_and_what_it_lost_is_found(
         ({"target_modules": r".*attn1\.to_.*"}, ["compat.module_missing"]),
         ({"target_modules": ["to_q", "to_k", "to_v"], "exclude_modules": ["to_v"]}, []),
         ({"target_modules": ["to_q", "to_k", "to_v"]}, ["compat.module_missing"]),
-        ({"target_modules": ["to_q", 7]}, []),
+        ({"target_modules": ["to_q", 7]}, ["config.pattern_refused"]),
     ],
 )
 def test_modules_that_the_metadata_of_diffusers_targets_must_be_there(
@@ -182,6 +184,71 @@ def test_modules_that_the_metadata_of_diffusers_targets_must_be_there(
     metadata = {"lora_adapter_metadata": json.dumps(claims)}
     version = push(harness, {"x.safetensors": samples.safetensors(dora(), metadata)}, tmp_path, base)
     assert [f.code for f in version.verdicts[0].findings] == codes
+
+
+PLAIN = {f"{UNET}.to_q": (32, 32), "conv_in": (32, 2, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "code"),
+    [
+        ({}, "", ""),
+        ({"r": 8}, "r", "lora.rank_differs_from_config"),
+        ({"r": None}, "r", "config.not_loadable"),
+        ({"r": 0}, "r", "config.value_invalid"),
+        ({"rank_pattern": {"to_q": 2}}, "rank_pattern", "lora.rank_differs_from_config"),
+        ({"rank_pattern": {"to_v": 2}}, "", ""),
+        ({"lora_alpha": "8"}, "lora_alpha", "config.value_invalid"),
+        ({"lora_bias": True}, "lora_bias", "lora.bias_absent"),
+        ({"target_modules": None}, "target_modules", "config.not_loadable"),
+        ({"target_parameters": ["weight"]}, "target_parameters", "config.not_loadable"),
+        ({"from_the_future": 7}, "from_the_future", "config.not_loadable"),
+    ],
+)
+def test_diffusers_must_be_able_to_load_by_the_metadata(
+    fields: dict[str, object], field: str, code: str, harness: Harness, tmp_path: Path
+) -> None:
+    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN}, "StableDiffusionPipeline")
+    claims = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q"], "peft_version": "0.21.2"} | fields
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in claims.items()})}
+    file = samples.safetensors(pair(f"unet.{UNET}.to_q", 32, 32), metadata)
+    version = push(harness, {"x.safetensors": file}, tmp_path, base)
+    findings = [(f.code, f.location) for f in version.verdicts[0].findings]
+    assert findings == ([(code, f"x.safetensors: lora_adapter_metadata: unet.{field}")] if code else [])
+
+
+@pytest.mark.parametrize("metadata", ["{broken", "[1]", "{}"])
+def test_metadata_without_a_configuration_keep_diffusers_from_loading(
+    metadata: str, harness: Harness, tmp_path: Path
+) -> None:
+    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN})
+    file = samples.safetensors(pair(f"unet.{UNET}.to_q", 32, 32), {"lora_adapter_metadata": metadata})
+    assert push(harness, {"x.safetensors": file}, tmp_path, base).verdicts[0].outcome == "fail"
+
+
+@pytest.mark.parametrize(("channels", "columns", "outcome"), [(4, 2, "pass"), (2, 2, "fail"), (4, 4, "fail")])
+def test_pefts_pair_on_a_convolution_in_two_groups(
+    channels: int, columns: int, outcome: str, harness: Harness, tmp_path: Path
+) -> None:
+    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN})
+    tensors = pair("unet.conv_in", 32, channels)
+    tensors["unet.conv_in.lora_A.weight"] = ("F32", (4, channels, 3, 3), None)
+    tensors["unet.conv_in.lora_B.weight"] = ("F32", (32, columns, 1, 1), None)
+    version = push(harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, base)
+    assert version.verdicts[0].outcome == outcome, version.verdicts[0].summary
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "outcome"),
+    [("StableDiffusionPipeline", "pass"), ("DiTPipeline", "fail"), ("HunyuanDiTPipeline", "fail"), ("My", "unknown")],
+)
+def test_diffusers_needs_a_pipeline_with_a_loader(pipeline: str, outcome: str, tmp_path: Path) -> None:
+    with Harness(f"sqlite:///{tmp_path}/registry.db", engines="diffusers==0.42.1") as harness:
+        base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN}, pipeline)
+        file = samples.safetensors(pair(f"unet.{UNET}.to_q", 32, 32))
+        version = push(harness, {"x.safetensors": file}, tmp_path, base)
+        outcomes = {verdict.check: verdict.outcome for verdict in version.verdicts}
+        assert (outcomes["compat"], outcomes["engine"]) == ("pass", outcome)
 
 
 @pytest.mark.parametrize("start", ["transformer.", "lora_transformer_"])

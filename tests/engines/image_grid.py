@@ -269,6 +269,33 @@ FAULTS: dict[str, Callable[[Draft, int], None]] = {
     "renamed": _renamed, "extra": _extra, "bias": _bias(True), "bias-one": _bias(False),
 }  # fmt: skip
 """Name → what it does to a finished draft, at the pair of this number. Those by names are in `build`."""
+
+
+def _restated(field: str, value: Any) -> Callable[[Draft, int], None]:
+    """Another value in the metadata, of every model; None: the field is not there."""
+
+    def restate(adapter: Draft, _: int) -> None:
+        metadata = adapter.case.metadata or {}
+        claims = json.loads(metadata["lora_adapter_metadata"])
+        for component in {key.partition(".")[0] for key in claims}:
+            claims.pop(f"{component}.{field}", None)
+            claims |= {} if value is None else {f"{component}.{field}": value}
+        adapter.case.metadata = metadata | {"lora_adapter_metadata": json.dumps(claims)}
+        if (field, value) != ("lora_bias", False):
+            _break(adapter.case)
+
+    return restate
+
+
+FAULTS_OF_METADATA: dict[str, Callable[[Draft, int], None]] = {
+    "says-r": _restated("r", 16), "says-no-r": _restated("r", None), "says-r-0": _restated("r", 0),
+    "says-ranks": _restated("rank_pattern", {"to_q": 2, "q_proj": 2, "q": 2}),
+    "says-alpha-text": _restated("lora_alpha", "8"), "says-no-targets": _restated("target_modules", None),
+    "says-parameters": _restated("target_parameters", ["weight"]), "says-unknown": _restated("from_the_future", 7),
+    "says-dora": _restated("use_dora", True), "says-bias": _restated("lora_bias", True),
+    "says-no-bias": _restated("lora_bias", False),
+}  # fmt: skip
+"""Of files whose metadata hold a configuration: what it says instead."""
 MIXED = ("half-dotted", "half-down-up", "half-diffusers", "half-kohya", "first-dotted", "first-diffusers")
 """Some pairs under the names of another writer: every second one, or only the first."""
 BY_PART = ("lost-magnitude",)
@@ -296,6 +323,8 @@ def build(identity: str, bases: Mapping[str, Any] | None = None) -> Case:
             adapter.case.meant[n] = Update(update.module, update.a, update.b, update.scale, update.rows)
     elif names and spec.fault in FAULTS:
         FAULTS[spec.fault](adapter, number)
+    elif names and spec.fault in FAULTS_OF_METADATA:
+        FAULTS_OF_METADATA[spec.fault](adapter, number)
     return adapter.case
 
 
@@ -354,7 +383,7 @@ def _whole(family: str, writer: str, parts: tuple[str, ...], plain: str) -> list
              for dora in parts for target in ("attn", "all") for alphas in (plain, "told")]  # fmt: skip
     rows += [Spec(family, writer, both, "all", dora, plain, fault)
              for fault in _FAULTS_ASKED for dora in ("d" if "magnitude" in fault else "-",)]  # fmt: skip
-    return rows
+    return rows + [Spec(family, writer, both, "attn", "-", "told", fault) for fault in FAULTS_OF_METADATA]
 
 
 def _is_case(identity: str, tables: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.safetensors import FLOATS, TensorInfo
+from registry.findings import Finding
 from registry.model import FrozenModel
 
 MagnitudeFault = Literal["absent", "without_dora"]
@@ -20,6 +21,7 @@ class FileModule(FrozenModel):
 
     `rank` 0: no rank (a full difference); `alpha` None: unknown. `is_conv`: stored as a convolution, `in_features`
     then counts channels times the kernel where the format stores them so, and `kernel` is that of a pair which has one.
+    `groups`: of PEFT's pair on a convolution in groups, whose B has rank / groups columns.
     `a` and `b` name the tensors of a plain pair
     (A [rank, in], B [out, rank]; `is_turned`: [in, rank] and [rank, out]), empty for any other method.
     `is_half`: one of the two is missing, or both are and something that belongs to them is there. `fault`: what else
@@ -33,6 +35,7 @@ class FileModule(FrozenModel):
     out_features: int = 0
     is_conv: bool = False
     kernel: tuple[int, ...] = ()
+    groups: int = 1
     multiplier: float | None = None
     a: str = ""
     b: str = ""
@@ -52,7 +55,7 @@ class FileFacts(FrozenModel):
     """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out.
 
     `targets`: component → which modules its PEFT configuration in the metadata targets. `magnitude_faults`: path → what
-    is wrong with its DoRA beside that of the same model.
+    is wrong with its DoRA beside that of the same model. `metadata_faults`: why diffusers cannot load by its metadata.
 
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
     `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
@@ -80,6 +83,7 @@ class FileFacts(FrozenModel):
     claims: dict[str, str] = {}
     targets: dict[str, AdapterConfig] = {}
     magnitude_faults: dict[str, MagnitudeFault] = {}
+    metadata_faults: tuple[Finding, ...] = ()
     private_texts: tuple[str, ...] = ()
     base_claimed: str = ""
     dtypes: tuple[str, ...] = ()
@@ -107,6 +111,13 @@ _NUMBERS = FLOATS | {"Q8_0"}
 _NO_NUMBERS = ("alpha", "indices", "size")
 
 
+def groups_of(halves: Mapping[str, TensorInfo]) -> int:
+    """In how many groups PEFT's pair (`_ConvNd`) splits a convolution: A's rows over B's columns; 1 without groups."""
+    a, b = (next((i.shape for h, i in halves.items() if h == f"lora_{letter}.weight"), ()) for letter in "AB")
+    is_grouped = min(len(a), len(b)) > 2 and b[1] and a[0] % b[1] == 0 and b[0] % (a[0] // b[1]) == 0
+    return a[0] // b[1] if is_grouped else 1
+
+
 def fault_of_factors(halves: Mapping[str, TensorInfo], *, turned: bool = False) -> str:
     """The fault in words, empty without one. `turned`: mlx's [in, rank] and [rank, out]."""
     for half, info in halves.items():
@@ -121,7 +132,7 @@ def fault_of_factors(halves: Mapping[str, TensorInfo], *, turned: bool = False) 
         if right not in shapes or core in shapes or min(len(shapes[right]), len(shapes[left_factor])) < 2:
             continue
         ranks = (shapes[right][1], shapes[left_factor][0]) if turned else (shapes[right][0], shapes[left_factor][1])
-        if ranks[0] != ranks[1]:
+        if ranks[0] != ranks[1] * groups_of(halves):
             return f"its factors have ranks {ranks[0]} and {ranks[1]}"
         if fault := _fault_of_magnitude(shapes, shapes[right], shapes[left_factor], turned=turned):
             return fault

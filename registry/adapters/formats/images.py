@@ -11,13 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry.adapters.formats import OF_2023, Format, diffusers
-from registry.adapters.formats.facts import FileFacts, FileModule, MagnitudeFault, fault_of_factors
-from registry.adapters.peft.config import ALPHA_LIMIT, LAYERS_LIMIT, AdapterConfig
+from registry.adapters.formats import OF_2023, Format, diffusers, metadata
+from registry.adapters.formats.facts import FileFacts, FileModule, MagnitudeFault, fault_of_factors, groups_of
+from registry.adapters.peft.config import ALPHA_LIMIT
 from registry.adapters.peft.targets import Choice
 from registry.adapters.safetensors import Header, Read, TensorInfo
-from registry.errors import Invalid
-from registry.strict import json as strict_json
+from registry.findings import Finding
 from registry.strict.fields import Fields
 
 ALPHA_READS_LIMIT = 4096
@@ -45,7 +44,6 @@ _PLAIN_FACTS = (
 )  # fmt: skip
 """Metadata that says how an adapter was trained and nothing about whose images it saw."""
 _TRIGGERS = ("modelspec.trigger_phrase", "trigger_words", "activation text", "instance_prompt")
-_ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
 
 
 def of_header(header: Header, format: Format, *, read: Read | None = None) -> FileFacts:
@@ -75,7 +73,8 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
         has_convolutions=any(len(t.shape) >= 4 for t in header),
         has_alpha_tensors=any("alpha" in h for h in groups.values()),
         alpha_rule=rule,
-        targets=_targets(header.metadata),
+        targets=metadata.targets(header.metadata),
+        metadata_faults=_faults_of_metadata(header, groups, format),
         trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
@@ -92,7 +91,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
     )
 
 
-_HARMLESS = frozenset({"format", "lora_adapter_metadata", *_TRIGGERS})
+_HARMLESS = frozenset({"format", metadata.KEY, *_TRIGGERS})
 
 
 def _printable(text: str) -> str:
@@ -141,7 +140,8 @@ def _sizes(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     up = by_end.get("lora_B") or by_end.get("lora_up") or by_end.get("up") or by_end.get("hada_w1_a")
     if down and up and len(down) >= 2 and "hada_t1" not in halves:
         kernel = () if "lora_mid.weight" in halves else down[2:]
-        return {"out_features": up[0], "in_features": down[1], "is_conv": len(down) > 2, "kernel": kernel}
+        return {"out_features": up[0], "in_features": down[1], "is_conv": len(down) > 2, "kernel": kernel,
+                "groups": groups_of(halves)}  # fmt: skip
     first, second = _kronecker(by_end, "1"), _kronecker(by_end, "2")
     if first and second:
         return {"out_features": first[0] * second[0], "in_features": first[1] * second[1], "is_conv": len(second) > 2}
@@ -163,7 +163,7 @@ def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     b = [info.name for half, info in halves.items() if half.endswith(("lora_B.weight", "up.weight"))]
     if bool(a) != bool(b) or halves.keys() <= _PARTS_OF_AN_UPDATE:
         return {"is_half": True}
-    plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves
+    plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves and groups_of(halves) == 1
     return {"fault": fault_of_factors(halves), **({"a": a[0], "b": b[0]} if plain else {})}
 
 
@@ -191,7 +191,7 @@ _ONETRAINER_OTHER = re.compile(
 
 def _faults_of_magnitudes(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, MagnitudeFault]:
     """Path → what is wrong where a model has pairs with magnitudes and pairs without, or others than its `use_dora`."""
-    claims = _metadata(header.metadata)
+    claims = metadata.by_component(header.metadata)
     by_component: dict[str, dict[str, bool]] = defaultdict(dict)
     for path, halves in groups.items():
         if _rank(halves):
@@ -202,6 +202,20 @@ def _faults_of_magnitudes(header: Header, groups: Mapping[str, Mapping[str, Tens
         fault: MagnitudeFault = "absent" if use_dora else "without_dora"
         faults |= {path: fault for path, has_one in there.items() if has_one != bool(use_dora)}
     return faults
+
+
+def _faults_of_metadata(
+    header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format
+) -> tuple[Finding, ...]:
+    """What diffusers cannot load by; LyCORIS has no such configuration."""
+    ranks: dict[str, dict[str, int]] = defaultdict(dict)
+    for path, halves in groups.items():
+        if rank := _rank(halves):
+            ranks[_component(path)][path.partition(".")[2]] = rank
+    biased = frozenset(_component(path) for path, halves in groups.items() if "lora_B.bias" in halves)
+    is_lora = _method(groups) == "lora"
+    exact = format.name == "diffusers"
+    return metadata.faults(header.metadata, ranks, biased, exact_paths=exact) if is_lora else ()
 
 
 def _has_mixed_names(header: Header, component: str) -> bool:
@@ -275,7 +289,9 @@ def _alphas(
         values = {path: _scalar(info, header, read) for path, info in tensors.items()}
         return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
-    claims = {component: _ComponentScale(fields) for component, fields in _metadata(header.metadata).items()}
+    claims = {
+        component: _ComponentScale(fields) for component, fields in metadata.by_component(header.metadata).items()
+    }
     if claims:
         return {path: _alpha_of(path, rank, claims) for path, rank in ranks.items()}, "metadata"
     if format.name in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
@@ -302,39 +318,6 @@ def _alpha_of(path: str, rank: float, claims: Mapping[str, _ComponentScale]) -> 
     alpha = config.pattern.pick(inner)
     alpha = config.alpha if alpha is None else alpha
     return rank if alpha is None else alpha * math.sqrt(rank) if config.use_rslora else alpha
-
-
-def _metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Component → its PEFT configuration, which diffusers writes into the metadata field by field."""
-    raw = metadata.get("lora_adapter_metadata")
-    if not raw:
-        return {}
-    try:
-        fields: Any = strict_json.parse(raw.encode(), _ADAPTER_METADATA, file="lora_adapter_metadata")
-    except Invalid:
-        return {}
-    if not isinstance(fields, dict):
-        return {}
-    by_component: dict[str, dict[str, Any]] = {}
-    for key, value in fields.items():
-        component, _, field = key.partition(".")
-        by_component.setdefault(component, {})[field] = value
-    return by_component
-
-
-def _targets(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
-    """Component → the targets of its PEFT configuration, where its fields are of the right kind."""
-    targets: dict[str, AdapterConfig] = {}
-    for component, values in _metadata(metadata).items():
-        fields = Fields(values)
-        config = AdapterConfig(
-            method="LORA", targets=fields.names_or_pattern("target_modules"),
-            excluded=fields.names_or_pattern("exclude_modules"), layers_pattern=fields.names("layers_pattern"),
-            layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
-        )  # fmt: skip
-        if config.targets is not None and not fields.findings:
-            targets[component] = config
-    return targets
 
 
 def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:

@@ -1,0 +1,140 @@
+"""The configurations in diffusers' metadata (`lora_adapter_metadata`): what they say, and whether it can load by them.
+
+The object holds `component.field` → value. diffusers (0.42.1, `_create_lora_config`) makes PEFT's LoraConfig of the
+fields of a component without looking at its tensors; all components have one as soon as the file has the object.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from registry.adapters.peft import config as peft_config
+from registry.adapters.peft import fields as peft_fields
+from registry.adapters.peft.config import LAYERS_LIMIT, AdapterConfig
+from registry.adapters.peft.targets import Choice
+from registry.errors import Invalid
+from registry.findings import Finding
+from registry.strict import json as strict_json
+from registry.strict.fields import Fields
+from registry.versions.files import CONFIG
+
+KEY = "lora_adapter_metadata"
+_DIALECT = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
+_HARMLESS = frozenset({"config.base_model_invalid", "config.code_reference", "config.path_refused"})
+"""Of fields that diffusers does not use."""
+
+
+def by_component(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Component → the fields of its configuration; empty where the object is absent or broken."""
+    fields = _object(metadata)
+    components: dict[str, dict[str, Any]] = {}
+    for key, value in fields.items() if isinstance(fields, dict) else ():
+        component, _, field = key.partition(".")
+        components.setdefault(component, {})[field] = value
+    return components
+
+
+def targets(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
+    """Component → the targets of its PEFT configuration, where its fields are of the right kind."""
+    configs: dict[str, AdapterConfig] = {}
+    for component, values in by_component(metadata).items():
+        fields = Fields(values)
+        config = AdapterConfig(
+            method="LORA", targets=fields.names_or_pattern("target_modules"),
+            excluded=fields.names_or_pattern("exclude_modules"), layers_pattern=fields.names("layers_pattern"),
+            layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
+        )  # fmt: skip
+        if config.targets is not None and not fields.findings:
+            configs[component] = config
+    return configs
+
+
+def faults(
+    metadata: Mapping[str, str], ranks: Mapping[str, Mapping[str, int]], biased: frozenset[str], *, exact_paths: bool
+) -> tuple[Finding, ...]:
+    """What keeps diffusers from loading the file by its metadata.
+
+    `ranks`: component → path in it → rank of the pair. `biased`: the components with biases on lora_B. `exact_paths`:
+    the paths are those of the modules, so that `rank_pattern` can be compared.
+    """
+    fields = _object(metadata)
+    if fields is None:
+        return ()
+    if not isinstance(fields, dict):
+        message = f"{KEY} is not one strict JSON object, and diffusers cannot read it"
+        return (Finding("config.invalid", KEY, message, expected="a JSON object"),)
+    claims = by_component(metadata)
+    return tuple(
+        finding
+        for component, of_pairs in ranks.items()
+        for finding in _of_component(
+            component, claims.get(component, {}), of_pairs, component in biased, exact_paths=exact_paths
+        )
+    )
+
+
+def _object(metadata: Mapping[str, str]) -> Any:
+    """The parsed value; None if there is none, and False if it is not strict JSON."""
+    raw = metadata.get(KEY)
+    try:
+        return strict_json.parse(raw.encode(), _DIALECT, file=KEY) if raw else None
+    except Invalid:
+        return False
+
+
+def _of_component(
+    component: str, values: dict[str, Any], ranks: Mapping[str, int], has_bias: bool, *, exact_paths: bool
+) -> Iterator[Finding]:
+    start = f"{KEY}: {component}."
+
+    def fault(field: str, message: str, expected: object = "", actual: object = "", code: str = "") -> Finding:
+        text = f"{KEY}: {component}.{field[:120]} {message}"
+        return Finding.of("error", code or "config.not_loadable", start + field[:120], text, expected, actual)
+
+    for field in sorted(values.keys() - peft_fields.table()["LORA"].keys() - {"runtime_config"})[:20]:
+        yield fault(field, "is no field of PEFT's LoraConfig, which diffusers makes of the metadata")
+    if values.get("target_modules") is None:
+        yield fault("target_modules", "is not written, and PEFT requires it", "names of modules", "nothing")
+    if values.get("target_parameters"):
+        yield fault("target_parameters", "cannot stand beside the tensors by which PEFT finds modules", "none")
+    try:
+        config = peft_config.read_fields({**values, "peft_type": "LORA"})
+    except Invalid as error:
+        for broken in error.findings:
+            if broken.code not in _HARMLESS:
+                yield fault(broken.location, broken.message, actual=_shown(values, broken.location), code=broken.code)
+        return
+    for broken in config.findings:
+        if broken.severity == "error":
+            field = broken.location.removeprefix(f"{CONFIG}: ")
+            message = broken.message.removeprefix(field).strip()
+            yield fault(field, message, broken.expected, _shown(values, field), broken.code)
+            return
+    if config.lora_bias != has_bias:
+        code = "lora.tensor_unknown" if has_bias else "lora.bias_absent"
+        message = f"is {str(config.lora_bias).lower()}, and the file has {'' if has_bias else 'no '}biases on lora_B"
+        yield fault("lora_bias", message, has_bias, config.lora_bias, code)
+    pattern = config.rank_pattern
+    if pattern and not exact_paths and {config.rank, *pattern.values()} >= {*ranks.values()}:
+        text = f"{KEY}: {component}.rank_pattern has other ranks than the tensors, whose names do not show its modules"
+        yield Finding.of("unknown", "lora.rank_differs_from_config", f"{start}rank_pattern", text)
+        return
+    yield from (
+        fault(field, message, rank, stated, "lora.rank_differs_from_config")
+        for field, message, rank, stated in _ranks(config, ranks)
+    )
+
+
+def _ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> Iterator[tuple[str, str, int, int]]:
+    """Field, message, rank of the tensors and stated rank; once for each pair of the two numbers."""
+    pattern, pairs = Choice(config.rank_pattern), set()
+    for path, rank in ranks.items():
+        by_pattern = pattern.pick(path)
+        stated = by_pattern or config.rank
+        if rank != stated and (rank, stated) not in pairs:
+            pairs.add((rank, stated))
+            field = "rank_pattern" if by_pattern else "r"
+            yield field, f"says that {path} has rank {stated}, and its tensors have rank {rank}", rank, stated
+
+
+def _shown(values: Mapping[str, Any], field: str) -> str:
+    return repr(values.get(field, "nothing"))[:60]
