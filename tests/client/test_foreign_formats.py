@@ -247,7 +247,7 @@ def test_diffusers_needs_a_pipeline_with_a_loader(pipeline: str, outcome: str, t
         base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN}, pipeline)
         file = samples.safetensors(pair(f"unet.{UNET}.to_q", 32, 32))
         version = push(harness, {"x.safetensors": file}, tmp_path, base)
-        outcomes = {verdict.check: verdict.outcome for verdict in version.verdicts}
+        outcomes = {str(verdict.check): verdict.outcome for verdict in version.verdicts}
         assert (outcomes["compat"], outcomes["engine"]) == ("pass", outcome)
 
 
