@@ -105,7 +105,8 @@ class Journal:
         """The table as a page of the documentation."""
         kills = sum(count for name, count in self.runs.items() if name.startswith(KILL))
         parts = "in one part" if self.parts == 1 else f"in {self.parts} parts, each with empty registries"
-        parts += f", of the commits {', '.join(dict.fromkeys(self._commits))}"
+        commits = list(dict.fromkeys(self._commits))
+        parts += f", of the commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
         return (
             "# Soak test\n\n"
             "`make soak` kills servers with `kill -9` at named points of their work, restarts them, and then checks\n"
