@@ -16,6 +16,7 @@ TEXT_LIMIT = 600
 MESSAGE_LIMIT = 2000
 _CODE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 _CODE_LIMIT = 100
+_FIELDS_LIMIT = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,14 @@ _LIMITS = {"location": TEXT_LIMIT, "message": MESSAGE_LIMIT, "expected": TEXT_LI
 
 
 def convert_old_finding(stored: Any) -> Any:
-    """A finding as an earlier release stored it, with the names of today. Reports and records never change."""
+    """A finding as an earlier release stored it, with the names of today. Reports and records never change.
+
+    `ValueError` for many fields: pydantic would keep some 400 bytes for each that it does not know.
+    """
     if not isinstance(stored, dict):
         return stored
+    if len(stored) > _FIELDS_LIMIT:
+        raise ValueError(f"a finding has {len(stored)} fields, over the limit of {_FIELDS_LIMIT}")
     renamed = {_OLD_FIELDS.get(key, key): value for key, value in stored.items()}
     return renamed | {"code": convert_old_code(str(stored.get("code", "")))}
 

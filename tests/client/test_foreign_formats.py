@@ -240,7 +240,13 @@ def test_pefts_pair_on_a_convolution_in_two_groups(
 
 @pytest.mark.parametrize(
     ("pipeline", "outcome"),
-    [("StableDiffusionPipeline", "pass"), ("DiTPipeline", "fail"), ("HunyuanDiTPipeline", "fail"), ("My", "unknown")],
+    [
+        ("StableDiffusionPipeline", "pass"),
+        ("DiTPipeline", "fail"),
+        ("HunyuanDiTPipeline", "fail"),
+        ("MyPipeline", "unknown"),
+        ("UNet2DConditionModel", "pass"),
+    ],
 )
 def test_diffusers_needs_a_pipeline_with_a_loader(pipeline: str, outcome: str, tmp_path: Path) -> None:
     with Harness(f"sqlite:///{tmp_path}/registry.db", engines="diffusers==0.42.1") as harness:

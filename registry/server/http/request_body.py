@@ -37,7 +37,7 @@ VALUES_LIMIT = 20_000
 """Commas and opening brackets of a JSON body, which are counted before it is parsed: each takes some 200 bytes."""
 LIST_VALUES_LIMIT = 70_000
 """The same of a body about many items."""
-MANY_VALUES_LIMIT = 1_000_000
+MANY_VALUES_LIMIT = 1_500_000
 """The same of a push, of the modules of a base and of a report."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 Owner = tuple[str, str]
