@@ -226,15 +226,21 @@ def test_metadata_without_a_configuration_keep_diffusers_from_loading(
     assert push(harness, {"x.safetensors": file}, tmp_path, base).verdicts[0].outcome == "fail"
 
 
-@pytest.mark.parametrize(("channels", "columns", "outcome"), [(4, 2, "pass"), (2, 2, "fail"), (4, 4, "fail")])
+@pytest.mark.parametrize(
+    ("channels", "columns", "is_stated", "outcome"),
+    [(4, 2, True, "pass"), (4, 2, False, "fail"), (2, 2, True, "fail"), (4, 4, True, "fail")],
+)
 def test_pefts_pair_on_a_convolution_in_two_groups(
-    channels: int, columns: int, outcome: str, harness: Harness, tmp_path: Path
+    channels: int, columns: int, is_stated: bool, outcome: str, harness: Harness, tmp_path: Path
 ) -> None:
+    """Without a stated rank diffusers takes the columns of lora_B, which the groups divide."""
     base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN})
     tensors = pair("unet.conv_in", 32, channels)
     tensors["unet.conv_in.lora_A.weight"] = ("F32", (4, channels, 3, 3), None)
     tensors["unet.conv_in.lora_B.weight"] = ("F32", (32, columns, 1, 1), None)
-    version = push(harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, base)
+    claims = {"unet.r": 4, "unet.lora_alpha": 8, "unet.target_modules": ["conv_in"]}
+    metadata = {"lora_adapter_metadata": json.dumps(claims)} if is_stated else None
+    version = push(harness, {"x.safetensors": samples.safetensors(tensors, metadata)}, tmp_path, base)
     assert version.verdicts[0].outcome == outcome, version.verdicts[0].summary
 
 

@@ -88,9 +88,9 @@ def test_a_list_is_read_up_to_its_first_wrong_entry(harness: Harness, entries: l
     assert locations == [f"body.report.reference_logprobs.prompts.0.{field}.0" for field in prompt]
 
 
-@pytest.mark.parametrize("place", ["findings", "compat"])
-def test_a_finding_of_many_unknown_fields_is_one_error(harness: Harness, place: str) -> None:
-    report = REPORT | {place: [{f"{n:06}": 0 for n in range(VALUES)}]}
+@pytest.mark.parametrize("field", ["findings", "compat"])
+def test_a_finding_of_many_unknown_fields_is_one_error(harness: Harness, field: str) -> None:
+    report = REPORT | {field: [{f"{n:06}": 0 for n in range(VALUES)}]}
     problem = post(harness, "POST", "/jobs/x/finish", "work", {"lease_token": "x", "report": report})
     assert [finding["location"] for finding in problem["findings"]] == ["body.report"]
     assert f"a finding has {VALUES} fields, over the limit of 26" in problem["findings"][0]["message"]

@@ -9,6 +9,7 @@ import re
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from registry.adapters.formats import OF_2023, Format, diffusers, metadata
@@ -215,7 +216,18 @@ def _faults_of_metadata(
     biased = frozenset(_component(path) for path, halves in groups.items() if "lora_B.bias" in halves)
     is_lora = _method(groups) == "lora"
     exact = format.name == "diffusers"
-    return metadata.faults(header.metadata, ranks, biased, exact_paths=exact) if is_lora else ()
+    if not is_lora:
+        return ()
+    stated = metadata.by_component(header.metadata)
+    message = f"is split in groups, and without {metadata.KEY} diffusers takes the columns of lora_B for the rank"
+    unstated = (
+        Finding.of(
+            "error", "lora.rank_differs_from_config", path, message, _rank(halves), _rank(halves) // groups_count
+        )
+        for path, halves in groups.items()
+        if (groups_count := groups_of(halves)) > 1 and _component(path) not in stated
+    )
+    return (*metadata.faults(header.metadata, ranks, biased, exact_paths=exact), *islice(unstated, 20))
 
 
 def _has_mixed_names(header: Header, component: str) -> bool:
