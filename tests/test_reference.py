@@ -188,7 +188,8 @@ INTERNAL_LIMITS = {
         "registry.server.local_links.request.LINK_HEAD_LIMIT_BYTES",
     ],
     "what is shown of a longer text or list": [
-        "registry.adapters.formats.images.TEXT_LIMIT", "registry.adapters.safetensors.FINDINGS_LIMIT",
+        "registry.adapters.formats.images.TEXT_LIMIT", "registry.adapters.formats.metadata.FAULTS_LIMIT",
+        "registry.adapters.safetensors.FINDINGS_LIMIT",
         "registry.adapters.trainer.NUMBER_LIMIT", "registry.engines.version_facts.LINES_LIMIT",
         "registry.engines.version_facts.TARGETS_LIMIT", "registry.findings.ERRORS_LIMIT",
         "registry.findings.TEXT_LIMIT", "registry.findings.MESSAGE_LIMIT", "registry.lineage.diagrams.LABEL_LIMIT",

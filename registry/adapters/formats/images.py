@@ -209,25 +209,28 @@ def _faults_of_metadata(
     header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format
 ) -> tuple[Finding, ...]:
     """What diffusers cannot load by; LyCORIS has no such configuration."""
+    if _method(groups) != "lora":
+        return ()
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     for path, halves in groups.items():
         if rank := _rank(halves):
             ranks[_component(path)][path.partition(".")[2]] = rank
     biased = frozenset(_component(path) for path, halves in groups.items() if "lora_B.bias" in halves)
-    is_lora = _method(groups) == "lora"
     exact = format.name == "diffusers"
-    if not is_lora:
-        return ()
+    return (
+        *metadata.faults(header.metadata, ranks, biased, exact_paths=exact),
+        *islice(_unstated_ranks(header, groups), metadata.FAULTS_LIMIT),
+    )
+
+
+def _unstated_ranks(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> Iterator[Finding]:
+    """Without metadata diffusers takes the columns of lora_B for the rank, which a convolution's groups divide."""
     stated = metadata.by_component(header.metadata)
     message = f"is split in groups, and without {metadata.KEY} diffusers takes the columns of lora_B for the rank"
-    unstated = (
-        Finding.of(
-            "error", "lora.rank_differs_from_config", path, message, _rank(halves), _rank(halves) // groups_count
-        )
-        for path, halves in groups.items()
-        if (groups_count := groups_of(halves)) > 1 and _component(path) not in stated
-    )
-    return (*metadata.faults(header.metadata, ranks, biased, exact_paths=exact), *islice(unstated, 20))
+    for path, halves in groups.items():
+        count, rank = groups_of(halves), _rank(halves)
+        if count > 1 and _component(path) not in stated:
+            yield Finding.of("error", "lora.rank_differs_from_config", path, message, rank, rank // count)
 
 
 def _has_mixed_names(header: Header, component: str) -> bool:

@@ -18,6 +18,8 @@ from registry.strict.fields import Fields
 from registry.versions.files import CONFIG
 
 KEY = "lora_adapter_metadata"
+FAULTS_LIMIT = 20
+"""How many faults of one kind are listed."""
 _DIALECT = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
 _HARMLESS = frozenset({"config.base_model_invalid", "config.code_reference", "config.path_refused"})
 """Of fields that diffusers does not use."""
@@ -90,7 +92,7 @@ def _of_component(
         text = f"{KEY}: {component}.{field[:120]} {message}"
         return Finding.of("error", code or "config.not_loadable", start + field[:120], text, expected, actual)
 
-    for field in sorted(values.keys() - peft_fields.table()["LORA"].keys() - {"runtime_config"})[:20]:
+    for field in sorted(values.keys() - peft_fields.table()["LORA"].keys() - {"runtime_config"})[:FAULTS_LIMIT]:
         yield fault(field, "is no field of PEFT's LoraConfig, which diffusers makes of the metadata")
     if values.get("target_modules") is None:
         yield fault("target_modules", "is not written, and PEFT requires it", "names of modules", "nothing")

@@ -82,12 +82,12 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     require_visible(session, actor, {edge.digest for edge in request.parents})
     created = db.insert_new(session, BaseRow, values) or base_rows.complete(session, values)
     base = base_rows.find(session, name)
+    differing = [] if created else _differing_fields(BaseSpec.model_validate(base.spec), spec)
     if created:
         add_parents(session, base, request.parents)
         audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": base.fingerprint})
-    elif (differing := _differing_fields(BaseSpec.model_validate(base.spec), spec)) == [_MODULES] and (
-        actor.may_everywhere(Scope.ADMIN)
-    ):  # other rules read the same tensors: an earlier release took some linear layers for embeddings
+    elif differing == [_MODULES] and actor.may_everywhere(Scope.ADMIN):
+        # Other rules read the same tensors: an earlier release took some linear layers for embeddings.
         base.spec, base.created_at, base.created_by, base.recorded_at = spec_document, db.now(), actor.identity, None
         audit.append(session, actor, EventType.BASE_ADD, str(name), {_MODULES: "read again"})
     elif differing:
