@@ -187,9 +187,12 @@ def _about_version(rules: EngineRules, profile: EngineProfile, version: Version)
 
 
 def _nearest_examined(rules: EngineRules, version: Version) -> str:
-    """The oldest or newest examined version, for a version outside of them; else empty."""
+    """The oldest or newest examined version, for a version before or after them; else empty.
+
+    A patch release after the newest counts as examined.
+    """
     oldest, newest = min(rules.examined, key=version_of), max(rules.examined, key=version_of)
-    if version[:2] < version_of(oldest)[:2]:
+    if version < version_of(oldest):
         return oldest
     return newest if version[:2] > version_of(newest)[:2] else ""
 

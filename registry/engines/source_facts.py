@@ -3,6 +3,9 @@
 `generated/*.json` is written by `make engine-rules` from the source of each examined release, never by hand. Rules in
 `rules/*.toml` read it through the fields below; they say what follows from them, and why.
 
+Of a version older than the first examined one they are those of the first, as a newer one's are those of the last:
+its findings name that version (`registry/engines/__init__.py`).
+
 Invariant: a field is absent where the source does not decide it, and a condition on an absent field does not hold.
 """
 
@@ -20,7 +23,7 @@ Version = tuple[int, ...]
 
 @lru_cache(maxsize=1024)  # rules compare the same versions for every adapter
 def version_of(text: str) -> Version:
-    """`0.32.0.post1` → (0, 32, 0): the leading numbers. `Invalid` (SETTING_INVALID) if there are none."""
+    """`0.32.0.post1` → (0, 32, 0): its leading numbers, three or more. `Invalid` (SETTING_INVALID) if it has none."""
     numbers: list[int] = []
     for part in text.split("."):
         if not part.isascii() or not part.isdigit() or len(part) > 9:
@@ -28,7 +31,7 @@ def version_of(text: str) -> Version:
         numbers.append(int(part))
     if not numbers:
         raise Invalid("SETTING_INVALID", f"version {text[:40]!r} begins with no number", next_step="write 0.32.0")
-    return tuple(numbers)
+    return (*numbers, *(0 for _ in range(3 - len(numbers))))  # 0.32 is not older than 0.32.0
 
 
 def at(spans: Mapping[str, Any], version: Version) -> Any:
@@ -87,6 +90,7 @@ def of(engine: str, version: Version, architecture: str, inner: str = "") -> Map
     document = _document(engine)
     if not document:
         return {}
+    version = max(version, version_of(document["versions"][0]))
     required = tuple(value(engine, "required_fields", version) or ())
     fields: dict[str, Any] = {"source_required": required, "source_listed": ()}
     if not architecture:

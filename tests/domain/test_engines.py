@@ -153,6 +153,16 @@ def test_an_unexamined_version_is_evaluated_by_the_rules_of_the_nearest_one() ->
     assert f"vLLM 9.0 would refuse it by the rules of {examined[-1]}: " in newer
 
 
+@pytest.mark.parametrize(
+    "profile", ["diffusers==0.36.0", "diffusers==0.42", "vllm==0.27.0", "vllm==0.28", "sglang==0.5.3"]
+)
+def test_a_version_before_the_examined_ones_has_the_classes_of_the_first(profile: str) -> None:
+    kind, architecture = ("image", "FluxPipeline") if profile[0] == "d" else ("text", "LlamaForCausalLM")
+    facts = EngineFacts(kind=kind, format="diffusers" if kind == "image" else "peft", base_architecture=architecture)
+    findings = engines.evaluate(facts, engines.profile(profile))
+    assert [f.code.rpartition(".")[2] for f in findings] == ["version"] * (profile != "vllm==0.28")
+
+
 def test_a_patch_release_follows_the_version_before_it() -> None:
     assert codes(facts_of(CASES["pissa"]), "vllm==0.31.2") == codes(facts_of(CASES["pissa"]), "vllm==0.31.0")
 
