@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, TypeVar, get_type_hints
 from weakref import WeakValueDictionary
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, WouldBlock, to_thread
 from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
 from registry.api.models import Request as RequestSchema
-from registry.errors import Invalid, RegistryError, printable
+from registry.errors import Invalid, RegistryError, Unavailable, printable
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http import idempotency, request_body
@@ -127,14 +127,18 @@ class SingleThreadRoute(APIRoute):
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
         is_large = request_body.is_large(_body_of(request))
+        has_many_values = is_large and request_body.has_many_values(_body_of(request))
         async with contextlib.AsyncExitStack() as stack:
             if self._uses_store or is_large:
                 owner = await self._shares_of(request)
+            if has_many_values:
+                stack.enter_context(_hold_only_share(owner[0]))
             if self._uses_store:
                 await stack.enter_async_context(_hold_store_shares(owner))
             if is_large:  # last: who waits for a thread takes no turn from others
                 await stack.enter_async_context(_share(f"large bodies of {owner[0]}", LARGE_BODIES_PER_PERSON))
-                if request_body.has_many_values(_body_of(request)):
+                if has_many_values:
+                    await stack.enter_async_context(_share(f"bodies of many values in {owner[1] or owner[0]}", 1))
                     await stack.enter_async_context(_share("bodies of many values", 1))
                 await stack.enter_async_context(_limiter(_LARGE_LIMITER, LARGE_BODIES))
             return await run(_run_request, handle, request, self.values_limit)
@@ -241,6 +245,24 @@ async def _hold_store_shares(owner: Owner) -> AsyncIterator[None]:
     group = _share(f"store threads of the group {owner[1]}", STORE_THREADS_PER_GROUP) if owner[1] else None
     async with _share(f"store threads of {owner[0]}", STORE_THREADS_PER_PERSON), group or contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def _hold_only_share(person: str) -> Iterator[None]:
+    """Let a person have one body of many values that waits or is parsed, so that it is soon the next one's turn.
+
+    `Unavailable` (TRY_LATER) for another one.
+    """
+    share = _share(f"bodies of many values of {person}", 1)
+    try:
+        share.acquire_nowait()
+    except WouldBlock:
+        detail = "body: another one of yours with as many values is being read"
+        raise Unavailable("TRY_LATER", detail, retry_after_seconds=2) from None
+    try:
+        yield
+    finally:
+        share.release()
 
 
 def _share(key: str, tokens: int) -> CapacityLimiter:
