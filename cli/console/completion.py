@@ -1,7 +1,8 @@
 """`adapter completion`: the shell's script, and what it completes from the registry: refs, names, bases, aliases.
 
 A completion asks the registry one to three times, for `CANDIDATES_LIMIT` names and `SECONDS` each, and completes
-nothing if it is away. The embedded registry is asked only if it is there.
+nothing if it is away. Of an embedded registry it reads the SQLite database, if there is one: starting that registry
+takes most of a second.
 """
 
 import difflib
@@ -127,8 +128,9 @@ def candidates(kind: str, incomplete: str, name: str = "") -> list[str]:
     try:
         if kind == "context":
             return [name for name in session.read_profile().contexts if name.startswith(incomplete)]
-        if session.target().embedded and not session.has_embedded():
-            return []
+        stored = _embedded_names(kind, incomplete, name) if session.target().embedded else None
+        if stored is not None:
+            return [name for name in stored if _PLAIN.match(name)]
         is_of_name = kind == "alias" and bool(name)
         opened = session.registry if kind == "base" or is_of_name else session.versions  # others need no larger client
         with opened() as registry:
@@ -137,6 +139,17 @@ def candidates(kind: str, incomplete: str, name: str = "") -> list[str]:
             return [name for name in names if name.startswith(incomplete) and _PLAIN.match(name)]
     except Exception:  # a completion has no place for an error
         return []
+
+
+def _embedded_names(kind: str, beginning: str, name: str) -> list[str] | None:
+    """Names in the database of the embedded registry; None if that must be asked itself."""
+    if not session.has_embedded():
+        return []
+    kind = "ref" if kind in ("name", "subject") else kind
+    names: list[str] | None = main.load("registry.server.database.names", "find_names")(
+        kind, beginning, name, limit=CANDIDATES_LIMIT
+    )
+    return names
 
 
 def nearest(kind: str, text: str) -> str:

@@ -16,6 +16,7 @@ from cli.console.completion import AdapterBashComplete
 from cli.main import COMPLETION, main
 from registry.client.transport import TransportError
 from registry.client.transport.http_transport import HttpTransport
+from registry.server.database.names import find_names
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -40,8 +41,22 @@ PATIENT_SECONDS = 60.0
 def test_names_of_the_registry_are_completed(
     monkeypatch: pytest.MonkeyPatch, kind: str, text: str, names: list[str]
 ) -> None:
-    monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
     assert completion.candidates(kind, text) == names
+    monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr(completion, "_embedded_names", lambda *_: None)  # as of another database
+    assert completion.candidates(kind, text) == names
+
+
+def test_a_completion_reads_only_a_database_of_sqlite_and_changes_nothing_beside_it(released: CommandRunner) -> None:
+    released("namespace", "set", "acme", "--unregistered-bases")
+    released.push("acme/other", "--base", "elsewhere/unregistered")
+    files = sorted(path.name for path in (released.folder / "data").iterdir())
+    assert find_names("base", "", limit=9) == ["tiny-llama"]
+    assert find_names("ref", "", limit=1) == ["acme/other"]
+    assert sorted(path.name for path in (released.folder / "data").iterdir()) == files
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGISTRY_DATABASE_URL", "postgresql://db/registry")
+        assert find_names("ref", "", limit=1) is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +71,6 @@ def test_names_of_the_registry_are_completed(
 def test_aliases_are_those_of_the_adapter_on_the_line_and_of_its_gates(
     released: CommandRunner, monkeypatch: pytest.MonkeyPatch, words: list[str], aliases: list[str]
 ) -> None:
-    monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
     released("gate", "set", "acme/support", "canary", "--approvals", "1")
     released("gate", "set", "acme", "beta", "--approvals", "1")
     monkeypatch.setenv(COMPLETION, "bash_complete")  # commands are loaded with their completions
@@ -99,7 +113,9 @@ def test_a_completion_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_name_that_a_shell_could_execute_or_show_is_not_completed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(completion._CANDIDATES, "ref", lambda *_: [name, "acme/support"])
-    assert completion.candidates("ref", "acme/") == ["acme/support"]
+    for stored in ([name, "acme/support"], None):
+        monkeypatch.setattr(completion, "_embedded_names", lambda *_, stored=stored: stored)
+        assert completion.candidates("ref", "acme/") == ["acme/support"]
 
 
 def test_the_embedded_registry_is_not_created_by_a_completion(cli: CommandRunner) -> None:
@@ -117,8 +133,7 @@ def test_bash_completes_a_ref_by_the_installed_script(released: CommandRunner, t
     released("context", "add", "local", "embedded")
     command = tmp_path / "bin" / "adapter"
     command.parent.mkdir()
-    program = f"from cli.main import main; from cli.console import completion; completion.SECONDS = {PATIENT_SECONDS}"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c \'{program}; main(prog_name="adapter")\' "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.main "$@"\n')
     command.chmod(0o755)
     script = f"source {installed}\n"
     for line in ("adapter show acme/support:pr", "adapter list --namesp", "adapter token cr", "adapter context use lo"):

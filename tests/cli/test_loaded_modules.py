@@ -199,6 +199,25 @@ def test_a_command_on_the_embedded_registry_imports_the_routes_that_it_calls(
     assert dataclasses <= 18
 
 
+def test_a_completion_reads_the_database_without_starting_the_embedded_registry(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.add_base()
+    cli.push("acme/support")
+    monkeypatch.setenv(main.COMPLETION, "bash_complete")
+    program = (
+        "import atexit, sys; from cli.main import main; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main(prog_name='adapter')"
+    )
+    for line, completed in (("show acme/s", "acme/support"), ("push . acme/x --base t", "tiny-llama")):
+        monkeypatch.setenv("COMP_WORDS", f"adapter {line}")
+        modules = set(run_program(program, of_stderr=True).split())
+        assert run_program(program) == f"plain,{completed}\n"
+        assert "registry.server.database.names" in modules
+        assert modules.isdisjoint(("fastapi", "sqlalchemy", "sqlmodel", "asyncio", "registry.server.embedded"))
+        assert sum(name.startswith(("registry.", "cli.")) for name in modules) <= 80
+
+
 def test_the_embedded_registry_has_every_route_of_the_rest_api() -> None:
     served_by_all = (*pages.ROUTERS, *hub.ROUTERS, openapi.router, maintenance.probe_router)
     routers = [router for router in app.ROUTERS if router not in served_by_all]
