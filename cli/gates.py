@@ -150,7 +150,8 @@ def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str,
     options.require_none()
     with session.registry() as registry:
         approval = registry.approve(ref, alias, comment)
-    note = "" if approval.counts else " The gate does not count this approval: it does not accept you as an approver."
+    reason = "you pushed the version, or are not one of its approvers"
+    note = "" if approval.counts else f" The gate does not count this approval: {reason}."
     output.result(
         approval,
         lambda: output.line(

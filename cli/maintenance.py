@@ -4,6 +4,7 @@ Each is a series of short requests: Ctrl-C between two loses nothing. `fsck` and
 damaged or missing.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,26 +22,27 @@ from .console.progress import on_terminal
 FINDINGS_SHOWN = 50
 MEGABYTE = 10**6
 _LABELS = (
-    ("versions_retired", "versions deleted by retention"),
-    ("pushes_expired", "expired pushes"),
-    ("blobs_marked", "unreferenced blobs"),
-    ("blobs_deleted", "blobs deleted"),
-    ("staged_deleted", "staged blobs deleted"),
-    ("uploads_aborted", "unfinished uploads aborted"),
-    ("orphans_deleted", "blobs without a row deleted"),
-    ("orphans_kept", "blobs without a row kept"),
-    ("keys_refused", "keys that the store refused to delete"),
-    ("records_written", "records written"),
-    ("versions_measured", "versions whose weights were measured"),
-    ("pushes_deleted", "records of ended pushes deleted"),
-    ("responses_deleted", "stored responses deleted"),
-    ("tokens_deleted", "expired tokens of jobs and people deleted"),
-    ("assertions_deleted", "records of used identity tokens deleted"),
-    ("sessions_deleted", "ended sessions of web pages deleted"),
-    ("deliveries_deleted", "records of webhook deliveries deleted"),
-    ("jobs_deleted", "jobs that ended long ago deleted"),
-    ("campaigns_deleted", "campaigns without jobs deleted"),
+    ("versions_retired", "version{s} deleted by retention"),
+    ("pushes_expired", "expired push{es}"),
+    ("blobs_marked", "unreferenced blob{s}"),
+    ("blobs_deleted", "blob{s} deleted"),
+    ("staged_deleted", "staged blob{s} deleted"),
+    ("uploads_aborted", "unfinished upload{s} aborted"),
+    ("orphans_deleted", "blob{s} without a row deleted"),
+    ("orphans_kept", "blob{s} without a row kept"),
+    ("keys_refused", "key{s} that the store refused to delete"),
+    ("records_written", "record{s} written"),
+    ("versions_measured", "version{s} measured"),
+    ("pushes_deleted", "record{s} of ended pushes deleted"),
+    ("responses_deleted", "stored response{s} deleted"),
+    ("tokens_deleted", "expired token{s} of jobs and people deleted"),
+    ("assertions_deleted", "record{s} of used identity tokens deleted"),
+    ("sessions_deleted", "ended session{s} of web pages deleted"),
+    ("deliveries_deleted", "record{s} of webhook deliveries deleted"),
+    ("jobs_deleted", "job{s} that ended long ago deleted"),
+    ("campaigns_deleted", "campaign{s} without jobs deleted"),
 )
+_SINGULAR, _PLURAL = {"s": "", "es": ""}, {"s": "s", "es": "es"}
 
 
 @click.command()
@@ -60,7 +62,8 @@ def gc(dry_run: bool, grace: int | None) -> None:
 
 
 def _print_gc(report: GcReport) -> None:
-    counts = [(str(getattr(report, field)), label) for field, label in _LABELS if getattr(report, field)]
+    numbers = [(getattr(report, field), label) for field, label in _LABELS if getattr(report, field)]
+    counts = [(str(number), label.format_map(_SINGULAR if number == 1 else _PLURAL)) for number, label in numbers]
     if not counts:
         output.line("Nothing to collect.")
         return
@@ -72,7 +75,7 @@ def _print_gc(report: GcReport) -> None:
     if report.keys_refused:
         output.note("check the store's disk and permissions for the keys it refused; the next `adapter gc` tries again")
     if report.orphans_kept:
-        output.note("blobs without a row: run `adapter fsck`, or after a restore `adapter reindex` first")
+        output.note("blob{s} without a row: run `adapter fsck`, or after a restore `adapter reindex` first")
 
 
 @click.command()
@@ -127,7 +130,9 @@ def _added(total: FsckPage, page: FsckPage) -> FsckPage:
 
 def _print_fsck(total: FsckPage) -> None:
     _print_findings(total.findings)
-    counts = [f"{count} {kind.replace('_', ' ')}" for kind, count in total.checked.items() if count]
+    kinds = {kind: kind.replace("_", " ") for kind in total.checked}
+    singular = {kind: re.sub(r"^(\w+?)(?:(?<=h)e)?s\b", r"\1", label) for kind, label in kinds.items()}
+    counts = [f"{n} {(singular if n == 1 else kinds)[kind]}" for kind, n in total.checked.items() if n]
     hashed = f"; {output.size(total.bytes_hashed)} hashed" if total.bytes_hashed else ""
     output.line(output.faint(f"checked: {', '.join(counts) or 'nothing, the registry is empty'}{hashed}"))
     if not total.findings:

@@ -20,7 +20,7 @@ def test_a_gate_is_set_shown_met_and_removed(cli: CommandRunner) -> None:
     assert "closed for @1:" in shown
     assert cli("promote", "acme/support@1", "prod", "--json", expect=6).problem["code"] == "GATE_CLOSED"
     own = cli("approve", "acme/support@1", "prod", "--comment", "mine").stdout
-    assert "The gate does not count this approval" in own
+    assert "The gate does not count this approval: you pushed the version, or are not one of its approvers." in own
     closed = cli("promote", "acme/support@1", "prod", expect=6).stderr
     assert "Next: ask ann to run `adapter approve acme/support@1 prod`" in closed
     cli("gate", "delete", "acme:prod")

@@ -19,7 +19,7 @@ def test_a_healthy_registry_has_no_findings_and_nothing_to_collect(cli: CommandR
     assert "Nothing to collect" in cli("gc", "--dry-run").stdout
     result = cli("fsck", "--deep")
     assert "No problems found." in result.stdout
-    assert "1 versions" in result.stdout
+    assert "checked: 1 version, 1 move, " in result.stdout
 
 
 def test_damage_exits_70_and_is_repaired_by_a_push(cli: CommandRunner) -> None:
@@ -50,7 +50,7 @@ def test_gc_counts_before_it_deletes(cli: CommandRunner) -> None:
     litter = cli.folder / "data/blobs/blobs/sha256/00" / ("00" + "f" * 62)
     litter.parent.mkdir(exist_ok=True)
     litter.write_bytes(b"x")
-    assert "1  blobs without a row deleted" in cli("gc", "--dry-run", "--grace", "0").stdout
+    assert "1  blob without a row deleted" in cli("gc", "--dry-run", "--grace", "0").stdout
     assert litter.exists()
     cli("gc", "--grace", "0")
     assert not litter.exists()

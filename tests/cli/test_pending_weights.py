@@ -89,7 +89,7 @@ def test_a_verdict_that_does_not_come_is_pending_and_exits_75(pending: CommandRu
 
 def test_gc_says_whose_weights_it_measured(pending: CommandRunner) -> None:
     pending("push", adapter(pending, "good"), "acme/good")
-    assert "1  versions whose weights were measured" in pending("gc").stdout
+    assert "1  version measured" in pending("gc").stdout
     assert "Nothing to collect." in pending("gc").stdout
 
 

@@ -179,7 +179,7 @@ def revoke_secret(session: Session, secret_sha256: str) -> None:
 def _find(session: Session, actor: Actor, token_id: str) -> TokenRow:
     row = session.get(TokenRow, token_id[:80], with_for_update=True)
     if row is None or not _may_revoke(actor, row):  # the same error, so that it does not tell whether the token exists
-        raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}, or you may not revoke it")
+        raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}, or you may not change it")
     return row
 
 
