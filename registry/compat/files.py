@@ -65,15 +65,14 @@ def _check_itself(facts: FileFacts, findings: CompatFindings) -> None:
             message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
             values = ("> 0", f"{module.scale:g}")
             findings.add(severity, "lora.alpha_not_positive", module.path, message, *values, group="scale")
-    for path, fault in facts.magnitude_faults.items():  # with LyCORIS, DoRA may be set module by module
-        has_it = "has no magnitude" if fault == "absent" else "has a magnitude of DoRA"
-        code = "lora.magnitude_absent" if fault == "absent" else "lora.magnitude_without_dora"
-        message = f"module {path} {has_it}, unlike other modules or the metadata of its model"
-        findings.add("error" if facts.format == "diffusers" else "unknown", code, path, message, group=fault)
-    for broken in facts.metadata_faults:
+    for path in facts.magnitudes_absent:  # with LyCORIS, DoRA may be set module by module
+        severity = "error" if facts.format == "diffusers" else "unknown"
+        message = f"module {path} has no magnitude, unlike other modules of its model"
+        findings.add(severity, "lora.magnitude_absent", path, message, group="magnitude")
+    for broken in facts.metadata_faults:  # the base fits; diffusers alone reads them, and its verdict judges them
         where = f"{facts.file}: {broken.location}"
         values = (broken.expected, broken.actual)
-        findings.add(broken.severity, broken.code, where, broken.message, *values, group=broken.message)
+        findings.warning(broken.code, where, broken.message, *values, group=broken.message)
     if "image.names_mixed" in facts.problems:
         message = "the first factors are lora_A and lora_B, and others lora.down and lora.up, which diffusers drops"
         findings.warning("format.names_mixed", facts.file, message, "one kind of names", "two")
@@ -104,7 +103,7 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, f
 
 
 def _check_targets(facts: FileFacts, base: BaseSpec, paths: Paths, findings: CompatFindings) -> None:
-    """Each module that a configuration in the metadata targets must be in the file.
+    """Warn of a module that a configuration in the metadata targets and that the file lacks: the rest can be loaded.
 
     A target that is a whole path means this module only: diffusers writes such names for what it has loaded itself.
     """
@@ -120,7 +119,8 @@ def _check_targets(facts: FileFacts, base: BaseSpec, paths: Paths, findings: Com
             if is_target and modules[path].kind in ("linear", "conv", "embedding") and start + path not in present:
                 message = f"the metadata says that {path} of {component} was trained, and the file has no tensor for it"
                 group = path.rpartition(".")[2]
-                findings.report("compat.module_missing", start + path, message, path, "nothing", group=group)
+                code = "compat.module_missing"
+                findings.warning(code, start + path, message, path, "nothing", group=group)
 
 
 def _sizes(

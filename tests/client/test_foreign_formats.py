@@ -175,7 +175,7 @@ def test_what_diffusers_saves_is_read_whole_and_what_it_lost_is_found(
         ({"target_modules": ["to_q", 7]}, ["config.pattern_refused"]),
     ],
 )
-def test_modules_that_the_metadata_of_diffusers_targets_must_be_there(
+def test_modules_that_the_metadata_of_diffusers_targets_are_expected(
     fields: dict[str, object], codes: list[str], harness: Harness, tmp_path: Path
 ) -> None:
     unet: Shapes = {f"{UNET}.{leaf}": (32, 32) for leaf in ("to_q", "to_k", "to_v")} | {"conv_in": (32, 4, 3, 3)}
@@ -184,6 +184,7 @@ def test_modules_that_the_metadata_of_diffusers_targets_must_be_there(
     metadata = {"lora_adapter_metadata": json.dumps(claims)}
     version = push(harness, {"x.safetensors": samples.safetensors(dora(), metadata)}, tmp_path, base)
     assert [f.code for f in version.verdicts[0].findings] == codes
+    assert version.verdicts[0].outcome == ("warn" if codes else "pass")
 
 
 PLAIN = {f"{UNET}.to_q": (32, 32), "conv_in": (32, 2, 3, 3)}
@@ -205,25 +206,37 @@ PLAIN = {f"{UNET}.to_q": (32, 32), "conv_in": (32, 2, 3, 3)}
         ({"from_the_future": 7}, "from_the_future", "config.not_loadable"),
     ],
 )
-def test_diffusers_must_be_able_to_load_by_the_metadata(
-    fields: dict[str, object], field: str, code: str, harness: Harness, tmp_path: Path
+def test_diffusers_alone_must_be_able_to_load_by_the_metadata(
+    fields: dict[str, object], field: str, code: str, tmp_path: Path
 ) -> None:
-    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN}, "StableDiffusionPipeline")
     claims = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q"], "peft_version": "0.21.2"} | fields
     metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in claims.items()})}
     file = samples.safetensors(pair(f"unet.{UNET}.to_q", 32, 32), metadata)
-    version = push(harness, {"x.safetensors": file}, tmp_path, base)
-    findings = [(f.code, f.location) for f in version.verdicts[0].findings]
+    with Harness(f"sqlite:///{tmp_path}/registry.db", engines="diffusers==0.42.1 comfyui==2026.8") as harness:
+        base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN}, "StableDiffusionPipeline")
+        verdicts = push(harness, {"x.safetensors": file}, tmp_path, base).verdicts
+    compat, diffusers, comfy = (next(v for v in verdicts if v.profile[:4] == start) for start in ("", "diff", "comf"))
+    findings = [(f.code, f.location) for f in compat.findings]
     assert findings == ([(code, f"x.safetensors: lora_adapter_metadata: unet.{field}")] if code else [])
+    assert (compat.outcome, diffusers.outcome) == (("warn", "fail") if code else ("pass", "pass"))
+    assert {"image_metadata", "image_mismatch"}.isdisjoint(f.code.rpartition(".")[2] for f in comfy.findings)
 
 
 @pytest.mark.parametrize("metadata", ["{broken", "[1]", "{}"])
-def test_metadata_without_a_configuration_keep_diffusers_from_loading(
-    metadata: str, harness: Harness, tmp_path: Path
-) -> None:
-    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN})
+def test_metadata_without_a_configuration_keep_diffusers_from_loading(metadata: str, tmp_path: Path) -> None:
     file = samples.safetensors(pair(f"unet.{UNET}.to_q", 32, 32), {"lora_adapter_metadata": metadata})
-    assert push(harness, {"x.safetensors": file}, tmp_path, base).verdicts[0].outcome == "fail"
+    assert outcomes_of(file, tmp_path) == ("warn", "fail")
+
+
+def outcomes_of(file: bytes, tmp_path: Path, shapes: Shapes | None = None) -> tuple[str, str]:
+    """Of `compat` and of diffusers."""
+    with Harness(f"sqlite:///{tmp_path}/registry.db", engines="diffusers==0.42.1") as harness:
+        base = add_pipeline(
+            harness, tmp_path, "UNet2DConditionModel", {"unet": shapes or PLAIN}, "StableDiffusionPipeline"
+        )
+        verdicts = push(harness, {"x.safetensors": file}, tmp_path, base).verdicts
+        outcomes = {str(verdict.check): str(verdict.outcome) for verdict in verdicts}
+        return outcomes["compat"], outcomes["engine"]
 
 
 @pytest.mark.parametrize(
@@ -231,17 +244,15 @@ def test_metadata_without_a_configuration_keep_diffusers_from_loading(
     [(4, 2, True, "pass"), (4, 2, False, "fail"), (2, 2, True, "fail"), (4, 4, True, "fail")],
 )
 def test_pefts_pair_on_a_convolution_in_two_groups(
-    channels: int, columns: int, is_stated: bool, outcome: str, harness: Harness, tmp_path: Path
+    channels: int, columns: int, is_stated: bool, outcome: str, tmp_path: Path
 ) -> None:
     """Without a stated rank diffusers takes the columns of lora_B, which the groups divide."""
-    base = add_pipeline(harness, tmp_path, "UNet2DConditionModel", {"unet": PLAIN})
     tensors = pair("unet.conv_in", 32, channels)
     tensors["unet.conv_in.lora_A.weight"] = ("F32", (4, channels, 3, 3), None)
     tensors["unet.conv_in.lora_B.weight"] = ("F32", (32, columns, 1, 1), None)
     claims = {"unet.r": 4, "unet.lora_alpha": 8, "unet.target_modules": ["conv_in"]}
     metadata = {"lora_adapter_metadata": json.dumps(claims)} if is_stated else None
-    version = push(harness, {"x.safetensors": samples.safetensors(tensors, metadata)}, tmp_path, base)
-    assert version.verdicts[0].outcome == outcome, version.verdicts[0].summary
+    assert outcomes_of(samples.safetensors(tensors, metadata), tmp_path)[1] == outcome
 
 
 @pytest.mark.parametrize(

@@ -287,8 +287,8 @@ def test_alphas_of_a_text_encoder_alone_are_seen() -> None:
         ("unet", (0, 1), None, ()),
         ("unet", (0, 1), True, ()),
         ("unet", (0,), None, ("image.magnitudes_in_part",)),
-        ("unet", (), True, ("image.magnitudes_in_part",)),
-        ("unet", (0, 1), False, ("image.magnitudes_in_part",)),
+        ("unet", (), True, ("diffusers.metadata_refused",)),
+        ("unet", (0, 1), False, ("diffusers.metadata_refused",)),
         ("text_encoder", (0, 1), None, ("image.text_magnitudes",)),
     ],
 )
@@ -299,7 +299,8 @@ def test_magnitudes_that_diffusers_does_not_apply_are_seen(
     modules = [f"{component}.{inner.format(n)}" for n in range(2)]
     names = pair(modules[0], ".lora_A.weight", ".lora_B.weight") | pair(modules[1], ".lora_A.weight", ".lora_B.weight")
     names |= {f"{modules[n]}.lora_magnitude_vector": ("F32", (D,), None) for n in numbers}
-    claims = json.dumps({f"{component}.use_dora": use_dora})
+    fields = {"use_dora": use_dora, "r": R, "lora_alpha": R, "target_modules": ["to_q"]}
+    claims = json.dumps({f"{component}.{name}": value for name, value in fields.items()})
     facts = facts_of(names, {} if use_dora is None else {"lora_adapter_metadata": claims})
     assert facts.format == "diffusers"
     assert facts.problems == problems

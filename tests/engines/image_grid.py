@@ -24,7 +24,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ def modules_of(spec: Spec, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[st
 def _alpha(kind: str, number: int, count: int, rank: int) -> float | None:
     """The alpha of one pair; None: the file has none for it."""
     return {
-        "none": None, "told": None, "rank": float(rank), "half": rank / 2, "four": 4.0,
+        "none": None, "told": None, "both": rank / 2, "both-rank": rank / 2, "rank": float(rank), "half": rank / 2,
+        "four": 4.0,
         "some": None if number % 3 == 1 else rank / 2, "some-rank": None if number % 3 == 1 else float(rank),
         "but-one": None if number == count - 1 else rank / 2,
         "other": 16.0 if number == count - 1 else rank / 2, "thirds": (1.0, 8.0, 2.0)[number % 3],
@@ -167,20 +168,25 @@ def draft(spec: Spec, names: list[Names], shapes: Mapping[str, Shape]) -> Draft:
             piece = (at, at + size) if len(rows) > 1 else None
             case.meant.append(Update(module, pair.a, pair.b, scale, piece, magnitude))
             at += size
-    if spec.alphas == "told":
-        _tell(case)
+    if spec.alphas in _IN_METADATA:
+        _tell(case, _IN_METADATA[spec.alphas], is_scale=spec.alphas == "told")
     return Draft(case, names)
 
 
-def _tell(case: Case) -> None:
-    """With the configuration that today's diffusers writes into the metadata: alpha is twice the rank."""
+_IN_METADATA = {"told": 2, "both": 2, "both-rank": 1}
+"""Of alphas whose file has a configuration in the metadata: its alpha over the rank."""
+
+
+def _tell(case: Case, scale: float, *, is_scale: bool) -> None:
+    """With the configuration that today's diffusers writes into the metadata. `is_scale`: the file has no alphas."""
     claims: dict[str, Any] = {}
     for number, update in enumerate(case.meant):
         component, _, path = update.module.partition(".")
-        claims |= {f"{component}.r": RANK, f"{component}.lora_alpha": 2 * RANK}
+        claims |= {f"{component}.r": RANK, f"{component}.lora_alpha": scale * RANK}
         claims.setdefault(f"{component}.target_modules", []).append(path)
         claims[f"{component}.use_dora"] = bool(update.magnitude)
-        case.meant[number] = Update(update.module, update.a, update.b, 2.0, update.rows, update.magnitude)
+        if is_scale:
+            case.meant[number] = replace(update, scale=float(scale))
     case.metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(claims)}
 
 
@@ -271,6 +277,19 @@ FAULTS: dict[str, Callable[[Draft, int], None]] = {
 """Name → what it does to a finished draft, at the pair of this number. Those by names are in `build`."""
 
 
+_NAMES = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"]
+_HARMLESS: tuple[tuple[str, Any], ...] = (
+    ("lora_bias", False), ("target_modules", [*_NAMES, "fc1", "proj_out", "net.2", "linear"]),
+    ("target_modules", _NAMES[::4]), ("target_modules", ".*"), ("target_modules", r".*(to_q|q_proj)"),
+    ("target_modules", "all-linear"), ("target_modules", []), ("exclude_modules", _NAMES[::4]),
+    ("layers_to_transform", [0]), ("init_lora_weights", False), ("init_lora_weights", "pissa"),
+    ("init_lora_weights", "eva"), ("bias", "all"), ("modules_to_save", ["fc1", "proj_out"]), ("modules_to_save", []),
+    ("fan_in_fan_out", "x"), ("layer_replication", [[0, 1]]), ("peft_type", "LOHA"), ("lora_alpha", None),
+    ("use_bdlora", {"a": 1}), ("trainable_token_indices", [1]),
+)  # fmt: skip
+"""What the metadata may say of the tensors without another meaning of them."""
+
+
 def _restated(field: str, value: Any) -> Callable[[Draft, int], None]:
     """Another value in the metadata, of every model; None: the field is not there."""
 
@@ -281,7 +300,7 @@ def _restated(field: str, value: Any) -> Callable[[Draft, int], None]:
             claims.pop(f"{component}.{field}", None)
             claims |= {} if value is None else {f"{component}.{field}": value}
         adapter.case.metadata = metadata | {"lora_adapter_metadata": json.dumps(claims)}
-        if (field, value) != ("lora_bias", False):
+        if (field, value) not in _HARMLESS:
             _break(adapter.case)
 
     return restate
@@ -293,7 +312,12 @@ FAULTS_OF_METADATA: dict[str, Callable[[Draft, int], None]] = {
     "says-alpha-text": _restated("lora_alpha", "8"), "says-no-targets": _restated("target_modules", None),
     "says-parameters": _restated("target_parameters", ["weight"]), "says-unknown": _restated("from_the_future", 7),
     "says-dora": _restated("use_dora", True), "says-bias": _restated("lora_bias", True),
-    "says-no-bias": _restated("lora_bias", False),
+    "says-no-bias": _restated("lora_bias", False), "says-more": _restated(*_HARMLESS[1]),
+    "says-fewer": _restated(*_HARMLESS[2]), "says-pattern": _restated(*_HARMLESS[3]),
+    "says-narrow-pattern": _restated(*_HARMLESS[4]), "says-all-linear": _restated(*_HARMLESS[5]),
+    "says-empty": _restated(*_HARMLESS[6]), "says-excludes": _restated(*_HARMLESS[7]),
+    "says-layer": _restated(*_HARMLESS[8]),
+    **{f"says-{field}-{value}": _restated(field, value) for field, value in _HARMLESS[9:]},
 }  # fmt: skip
 """Of files whose metadata hold a configuration: what it says instead."""
 MIXED = ("half-dotted", "half-down-up", "half-diffusers", "half-kohya", "first-dotted", "first-diffusers")
@@ -332,6 +356,8 @@ def build(identity: str, bases: Mapping[str, Any] | None = None) -> Case:
 _HONEST_ALPHAS = (
     "none",
     "told",
+    "both",
+    "both-rank",
     "rank",
     "half",
     "four",
@@ -363,8 +389,6 @@ def ids(bases: Mapping[str, Any] | None = None) -> list[str]:
 
 
 _WITH_ALPHAS = ("kohya", "sgm", "onetrainer", "down-up", "bare-down-up", "comfy-down-up", "linear1")
-_DIFFUSERS_OWN = ("diffusers", "saved", "old", "late", "dotted")
-"""The writers beside whose names its metadata may stand."""
 _WHOLE = {
     "sd": ("diffusers", "saved", "old", "late", "kohya"), "sdxl": ("diffusers", "saved", "late", "kohya", "sgm"),
     "flux": ("diffusers", "kohya", "onetrainer", "xlabs", "comfy-down-up"), "wan": ("diffusers", "comfy", "kohya"),
@@ -392,8 +416,6 @@ def _is_case(identity: str, tables: Mapping[str, Any]) -> bool:
     if spec.fault in MIXED and (
         spec.writer in ("xlabs", "old") or spec.fault.partition("-")[2] not in writers(spec.family)
     ):
-        return False
-    if spec.alphas == "told" and spec.writer not in _DIFFUSERS_OWN:
         return False
     if spec.writer == "old" and spec.alphas not in ("none", "told"):
         return False

@@ -5,15 +5,11 @@ writes the multiplier itself. `claims` are the uploader's metadata, without priv
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.safetensors import FLOATS, TensorInfo
 from registry.findings import Finding
 from registry.model import FrozenModel
-
-MagnitudeFault = Literal["absent", "without_dora"]
-"""A module has no magnitude and others or the metadata have DoRA; or it has one, and the metadata says otherwise."""
 
 
 class FileModule(FrozenModel):
@@ -54,8 +50,8 @@ class FileModule(FrozenModel):
 class FileFacts(FrozenModel):
     """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out.
 
-    `targets`: component → which modules its PEFT configuration in the metadata targets. `magnitude_faults`: path → what
-    is wrong with its DoRA beside that of the same model. `metadata_faults`: why diffusers cannot load by its metadata.
+    `targets`: component → which modules its PEFT configuration in the metadata targets. `magnitudes_absent`: the
+    paths without one where other modules of the model have DoRA. `metadata_faults`: why diffusers cannot load by them.
 
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
     `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
@@ -82,7 +78,7 @@ class FileFacts(FrozenModel):
     trigger_words: str = ""
     claims: dict[str, str] = {}
     targets: dict[str, AdapterConfig] = {}
-    magnitude_faults: dict[str, MagnitudeFault] = {}
+    magnitudes_absent: tuple[str, ...] = ()
     metadata_faults: tuple[Finding, ...] = ()
     private_texts: tuple[str, ...] = ()
     base_claimed: str = ""

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Any
 
 from registry.adapters.formats import OF_2023, Format, diffusers, metadata
-from registry.adapters.formats.facts import FileFacts, FileModule, MagnitudeFault, fault_of_factors, groups_of
+from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors, groups_of
+from registry.adapters.peft import fields as peft_fields
 from registry.adapters.peft.config import ALPHA_LIMIT
 from registry.adapters.peft.targets import Choice
 from registry.adapters.safetensors import Header, Read, TensorInfo
@@ -57,7 +58,8 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
     private = tuple(sorted(_printable(k) for k in header.metadata if k not in claims and k not in _HARMLESS))
     alphas, rule = _alphas(groups, header, format, read)
     family, evidence = family_of(header)
-    magnitudes = _faults_of_magnitudes(header, groups)
+    magnitudes = _magnitudes_absent(groups)
+    faults = _faults_of_metadata(header, groups, format)
     return FileFacts(
         format=format.name,
         method=_method(groups),
@@ -69,13 +71,13 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
             for path, halves in sorted(groups.items())
             if set(halves) - {"scale"} or not path.endswith("_norm")
         ),
-        magnitude_faults=magnitudes,
+        magnitudes_absent=magnitudes,
         has_dora=any("dora_scale" in h or "lora_magnitude_vector" in h for h in groups.values()),
         has_convolutions=any(len(t.shape) >= 4 for t in header),
         has_alpha_tensors=any("alpha" in h for h in groups.values()),
         alpha_rule=rule,
         targets=metadata.targets(header.metadata),
-        metadata_faults=_faults_of_metadata(header, groups, format),
+        metadata_faults=faults,
         trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
@@ -83,6 +85,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
             *_problems(header, groups, format),
             *(("image.magnitudes_in_part",) if magnitudes and format.name == "diffusers" else ()),
             *sorted(set(_alpha_problems(groups, format, alphas, rule))),
+            *_metadata_problems(header, faults, groups),
             *diffusers.problems(groups, format.name, alphas if "tensors" in rule else {}),
         ),
         dtypes=tuple(sorted({t.dtype for t in header})),
@@ -190,19 +193,19 @@ _ONETRAINER_OTHER = re.compile(
 """Modules of a block that diffusers (0.42, `_convert_mixture_state_dict_to_diffusers`) takes for the block itself."""
 
 
-def _faults_of_magnitudes(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, MagnitudeFault]:
-    """Path → what is wrong where a model has pairs with magnitudes and pairs without, or others than its `use_dora`."""
-    claims = metadata.by_component(header.metadata)
+def _with_magnitudes(groups: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, dict[str, bool]]:
+    """Component → path of a pair → whether it has a magnitude of DoRA."""
     by_component: dict[str, dict[str, bool]] = defaultdict(dict)
     for path, halves in groups.items():
         if _rank(halves):
             by_component[_component(path)][path] = not halves.keys().isdisjoint((_MAGNITUDE, "dora_scale"))
-    faults: dict[str, MagnitudeFault] = {}
-    for component, there in by_component.items():
-        use_dora = claims.get(component, {}).get("use_dora", any(there.values()))
-        fault: MagnitudeFault = "absent" if use_dora else "without_dora"
-        faults |= {path: fault for path, has_one in there.items() if has_one != bool(use_dora)}
-    return faults
+    return by_component
+
+
+def _magnitudes_absent(groups: Mapping[str, Mapping[str, TensorInfo]]) -> tuple[str, ...]:
+    """The paths of pairs without a magnitude in models where other pairs have one."""
+    mixed = (there for there in _with_magnitudes(groups).values() if any(there.values()))
+    return tuple(path for there in mixed for path, has_one in there.items() if not has_one)
 
 
 def _faults_of_metadata(
@@ -214,11 +217,12 @@ def _faults_of_metadata(
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     for path, halves in groups.items():
         if rank := _rank(halves):
-            ranks[_component(path)][path.partition(".")[2]] = rank
+            ranks[_component(path)][path.partition(".")[2] or path] = rank
     biased = frozenset(_component(path) for path, halves in groups.items() if "lora_B.bias" in halves)
     exact = format.name == "diffusers"
     return (
         *metadata.faults(header.metadata, ranks, biased, exact_paths=exact),
+        *_misstated_dora(header, groups),
         *islice(_unstated_ranks(header, groups), metadata.FAULTS_LIMIT),
     )
 
@@ -231,6 +235,34 @@ def _unstated_ranks(header: Header, groups: Mapping[str, Mapping[str, TensorInfo
         count, rank = groups_of(halves), _rank(halves)
         if count > 1 and _component(path) not in stated:
             yield Finding.of("error", "lora.rank_differs_from_config", path, message, rank, rank // count)
+
+
+def _misstated_dora(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> Iterator[Finding]:
+    """diffusers makes layers with magnitudes by `use_dora` of the metadata alone."""
+    stated = metadata.by_component(header.metadata)
+    for component, there in _with_magnitudes(groups).items():
+        use_dora, path = stated.get(component, {}).get("use_dora"), next(iter(there))
+        if stated.get(component) and bool(use_dora) not in there.values():
+            code = "lora.magnitude_absent" if use_dora else "lora.magnitude_without_dora"
+            message = f"{metadata.KEY}: {component}.use_dora is {bool(use_dora)}, unlike the tensors of {path}"
+            yield Finding.of("error", code, path, message, there[path], bool(use_dora))
+
+
+def _metadata_problems(
+    header: Header, faults: tuple[Finding, ...], groups: Mapping[str, Mapping[str, TensorInfo]]
+) -> Iterator[str]:
+    """What engines stumble over that read diffusers' metadata, or do not read it."""
+    severities = {fault.severity for fault in faults}
+    if "error" in severities:
+        yield "diffusers.metadata_refused"
+    elif severities:
+        yield "diffusers.metadata_unclear"
+    ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
+    stated = _stated_alphas(ranks, header)
+    if stated and any("alpha" in halves for halves in groups.values()):
+        yield "diffusers.metadata_beside_alphas"
+    if any(alpha != ranks[path] for path, alpha in stated.items()):
+        yield "image.metadata_scale"
 
 
 def _has_mixed_names(header: Header, component: str) -> bool:
@@ -304,14 +336,18 @@ def _alphas(
         values = {path: _scalar(info, header, read) for path, info in tensors.items()}
         return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
-    claims = {
-        component: _ComponentScale(fields) for component, fields in metadata.by_component(header.metadata).items()
-    }
-    if claims:
-        return {path: _alpha_of(path, rank, claims) for path, rank in ranks.items()}, "metadata"
+    if stated := _stated_alphas(ranks, header):
+        return stated, "metadata"
     if format.name in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
         return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
     return {}, "no alpha in the file"
+
+
+def _stated_alphas(ranks: Mapping[str, float], header: Header) -> dict[str, float]:
+    """Alpha by module as diffusers' metadata state it; empty without them."""
+    stated = metadata.by_component(header.metadata)
+    claims = {component: _ComponentScale(fields) for component, fields in stated.items()}
+    return {path: _alpha_of(path, rank, claims) for path, rank in ranks.items()} if claims else {}
 
 
 class _ComponentScale:
@@ -319,20 +355,21 @@ class _ComponentScale:
 
     def __init__(self, fields: dict[str, Any]) -> None:
         read = Fields(fields)
-        self.alpha = read.number("lora_alpha", ALPHA_LIMIT)
+        alpha = read.number("lora_alpha", ALPHA_LIMIT)
+        self.alpha = float(peft_fields.default("LORA", "lora_alpha")) if alpha is None else alpha
         self.pattern: Choice[float] = Choice(read.by_pattern("alpha_pattern", ALPHA_LIMIT, whole=False))
         self.use_rslora = read.flag("use_rslora")
 
 
 def _alpha_of(path: str, rank: float, claims: Mapping[str, _ComponentScale]) -> float:
     """A module's alpha, so that alpha / rank is its scale: with rsLoRA that is alpha · √rank."""
-    component, _, inner = path.partition(".")
+    component = _component(path)
     config = claims.get(component)
     if config is None:
         return rank
-    alpha = config.pattern.pick(inner)
+    alpha = config.pattern.pick(path.removeprefix(f"{component}."))
     alpha = config.alpha if alpha is None else alpha
-    return rank if alpha is None else alpha * math.sqrt(rank) if config.use_rslora else alpha
+    return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
 def _scalar(info: TensorInfo, header: Header, read: Read) -> float | None:

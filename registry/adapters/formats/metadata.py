@@ -4,13 +4,16 @@ The object holds `component.field` → value. diffusers (0.42.1, `_create_lora_c
 fields of a component without looking at its tensors; all components have one as soon as the file has the object.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from registry.adapters.peft import config as peft_config
 from registry.adapters.peft import fields as peft_fields
+from registry.adapters.peft import initializations
 from registry.adapters.peft.config import LAYERS_LIMIT, AdapterConfig
-from registry.adapters.peft.targets import Choice
+from registry.adapters.peft.targets import Choice, Targets
 from registry.errors import Invalid
 from registry.findings import Finding
 from registry.strict import json as strict_json
@@ -21,6 +24,8 @@ KEY = "lora_adapter_metadata"
 FAULTS_LIMIT = 20
 """How many faults of one kind are listed."""
 _DIALECT = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
+_REFUSED = ("target_parameters", "layer_replication", "trainable_token_indices", "use_bdlora")
+_UNUSED = ("revision", "fan_in_fan_out", "auto_mapping", "base_model_name_or_path", "inference_mode")
 _HARMLESS = frozenset({"config.base_model_invalid", "config.code_reference", "config.path_refused"})
 """Of fields that diffusers does not use."""
 
@@ -53,10 +58,10 @@ def targets(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
 def faults(
     metadata: Mapping[str, str], ranks: Mapping[str, Mapping[str, int]], biased: frozenset[str], *, exact_paths: bool
 ) -> tuple[Finding, ...]:
-    """What keeps diffusers from loading the file by its metadata.
+    """What keeps diffusers from loading the file by its metadata; other engines do not read them.
 
     `ranks`: component → path in it → rank of the pair. `biased`: the components with biases on lora_B. `exact_paths`:
-    the paths are those of the modules, so that `rank_pattern` can be compared.
+    the paths are those of the modules, so that patterns can be compared.
     """
     fields = _object(metadata)
     if fields is None:
@@ -96,10 +101,12 @@ def _of_component(
         yield fault(field, "is no field of PEFT's LoraConfig, which diffusers makes of the metadata")
     if values.get("target_modules") is None:
         yield fault("target_modules", "is not written, and PEFT requires it", "names of modules", "nothing")
-    if values.get("target_parameters"):
-        yield fault("target_parameters", "cannot stand beside the tensors by which PEFT finds modules", "none")
+    for field in (field for field in _REFUSED if values.get(field)):
+        yield fault(field, "is not possible in an image model whose layers PEFT makes by the tensors", "none")
     try:
-        config = peft_config.read_fields({**values, "peft_type": "LORA"})
+        config = peft_config.read_fields(
+            {field: value for field, value in values.items() if field not in _UNUSED} | {"peft_type": "LORA"}
+        )
     except Invalid as error:
         for broken in error.findings:
             if broken.code not in _HARMLESS:
@@ -111,10 +118,16 @@ def _of_component(
             message = broken.message.removeprefix(field).strip()
             yield fault(field, message, broken.expected, _shown(values, field), broken.code)
             return
+    if initializations.changes_base_at_load(config.initialization):
+        yield fault("init_lora_weights", "changes the base at load, which fails", "true", config.initialization)
+    if config.saved_modules:
+        yield replace(fault("modules_to_save", "fails where a module has one of these names"), severity="unknown")
     if config.lora_bias != has_bias:
         code = "lora.tensor_unknown" if has_bias else "lora.bias_absent"
         message = f"is {str(config.lora_bias).lower()}, and the file has {'' if has_bias else 'no '}biases on lora_B"
         yield fault("lora_bias", message, has_bias, config.lora_bias, code)
+    if component.startswith("text_encoder"):
+        yield from _untargeted(config, ranks, fault, exact_paths=exact_paths)
     pattern = config.rank_pattern
     if pattern and not exact_paths and {config.rank, *pattern.values()} >= {*ranks.values()}:
         text = f"{KEY}: {component}.rank_pattern has other ranks than the tensors, whose names do not show its modules"
@@ -124,6 +137,41 @@ def _of_component(
         fault(field, message, rank, stated, "lora.rank_differs_from_config")
         for field, message, rank, stated in _ranks(config, ranks)
     )
+
+
+_OLD_TEXT = re.compile(r"\.to_(q|k|v|out)_lora\Z")
+"""A text encoder's attention in the names of 2023."""
+
+
+_TEXT_LAYER = re.compile(r"encoder\.layers\.\d{1,6}(?=\.)")
+_NEVER_ADAPTED = ("", ".mlp", ".self_attn", ".layer_norm1", ".mlp.activation_fn")
+"""Modules in a layer of CLIP that PEFT has no layer for; it raises for a target that means one."""
+
+
+def _untargeted(
+    config: AdapterConfig, paths: Iterable[str], fault: Callable[..., Finding], *, exact_paths: bool
+) -> Iterator[Finding]:
+    """transformers makes a text encoder's layers by the targets alone, and drops the tensors of all other modules.
+
+    A U-Net's or transformer's layers are made by the names of the tensors.
+    """
+    targets = Targets(config)
+    layers = {match[0] for path in paths if (match := _TEXT_LAYER.match(path.removeprefix("text_model.")))}
+    unfit = ("encoder", "final_layer_norm", *(layer + name for layer in sorted(layers) for name in _NEVER_ADAPTED))
+    for name in (name for name in unfit if not targets.all_linear and targets.covers(name)):
+        yield fault("target_modules", f"means {name}, which PEFT cannot adapt", "names of linear modules", name)
+        return
+    for path in paths:
+        bare = _OLD_TEXT.sub(r".\1_proj", path.removeprefix("text_model."))
+        with_and_without = {
+            targets.covers(name) and not (targets.all_linear and "embedding" in name)
+            for name in (bare, f"text_model.{bare}")  # which of the two depends on the version of transformers
+        }
+        if with_and_without != {True}:
+            message = f"does not mean {path}, so the tensors of this module are not loaded"
+            finding = fault("target_modules", message, path, str(config.targets)[:60], "compat.module_not_targeted")
+            yield finding if exact_paths and True not in with_and_without else replace(finding, severity="unknown")
+            return
 
 
 def _ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> Iterator[tuple[str, str, int, int]]:
