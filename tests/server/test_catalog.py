@@ -384,6 +384,9 @@ def test_an_administrator_adds_a_base_again_whose_modules_newer_rules_read_other
     assert harness.admin.base(new.name).spec == new
     [verdict] = [v for v in harness.push("acme/after").version.verdicts if v.check == "compat"]
     assert verdict.outcome == "pass"
+    harness.transport.settle()
+    [verdict] = [v for v in harness.admin.version(f"{NAME}@1").verdicts if v.check == "compat"]
+    assert verdict.outcome == "pass", "versions that were pushed before are evaluated again"
 
 
 def test_a_base_that_was_stored_without_kernels_is_added_again(harness: Harness) -> None:

@@ -8,7 +8,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Text, func, literal, tuple_
 from sqlalchemy import cast as sql_cast
@@ -53,8 +53,8 @@ _MODULES = "modules"
 _OF_SPEC = func.length(sql_cast(col(BaseRow.spec), Text))
 
 
-def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
-    """Add a base; also says whether it is new. `Conflict` (BASE_EXISTS) for another spec or other weights; `Denied`.
+def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, Literal["new", "read again", "same"]]:
+    """Add a base; also says what changed. `Conflict` (BASE_EXISTS) for another spec or other weights; `Denied`.
 
     A source is stored for administrators and workers of all namespaces only: workers open it.
     """
@@ -104,7 +104,8 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         base_weights.store_identity(session, actor, base, request.identity, new=created)
     elif claimed is not None:
         base_weights.require_same_weights(session, base, claimed)
-    return view(session, actor, base), created
+    change: Literal["new", "read again", "same"] = "new" if created else "read again" if differing else "same"
+    return view(session, actor, base), change
 
 
 def _differing_fields(stored: BaseSpec, new: BaseSpec) -> list[str]:

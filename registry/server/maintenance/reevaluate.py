@@ -2,8 +2,8 @@
 
 - A verdict `engine` is outdated if its `made_by` names rules that are not installed, or if there is none. Only
   outdated ones are evaluated, so a second run writes nothing.
-- A verdict `compat` is outdated if its base was not registered then, or has got the name as an alias by now that the
-  adapter's configuration claims.
+- A verdict `compat` is outdated if its base was not registered then, was read again since, or has got the name as an
+  alias by now that the adapter's configuration claims.
 - Facts of another release are read from the version's configuration and headers again, without tensors. What the README
   claims stays. Versions whose bytes cannot be read are skipped.
 - Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
@@ -64,8 +64,8 @@ class _Version:
     compat: str
     weights: str
     rules: dict[str, str]
-    was_unregistered: bool
-    """Whether its `compat` was evaluated while its base was not registered."""
+    predates_base: bool
+    """Whether its `compat` was evaluated while its base was not registered, or before its modules were read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _evaluate_batches(
 
 def _is_outdated(version: _Version, base: BaseSpec) -> bool:
     """Whether its headers must be read again."""
-    return (version.was_unregistered and base.is_registered) or not engine_facts.are_current(
+    return (version.predates_base and base.is_registered) or not engine_facts.are_current(
         version.facts.get("engine") or {}
     )
 
@@ -173,20 +173,21 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
         .where(col(VerdictRow.by_owner).is_(False))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
-    outcome_rows = select(  # type: ignore[call-overload]  # six columns: SQLModel has overloads for four
+    outcome_rows = select(  # type: ignore[call-overload]  # seven columns: SQLModel has overloads for four
         VerdictRow.version_id,
         VerdictRow.check,
         VerdictRow.profile,
         VerdictRow.outcome,
         VerdictRow.made_by,
         VerdictRow.base_fingerprint,
-    ).where(col(VerdictRow.id).in_(newest))
+        col(VerdictRow.made_at) < col(BaseRow.created_at),
+    ).where(col(VerdictRow.id).in_(newest), col(VerdictRow.base_id) == col(BaseRow.id))
     outcomes: dict[tuple[int, str], str] = {}
     rules: dict[int, dict[str, str]] = {}
-    unregistered = set()
-    for version_id, check, profile, outcome, made_by, fingerprint in session.exec(outcome_rows):
-        if check == Check.COMPAT and fingerprint == UNREGISTERED:
-            unregistered.add(version_id)
+    outdated = set()
+    for version_id, check, profile, outcome, made_by, fingerprint, predates_base in session.exec(outcome_rows):
+        if check == Check.COMPAT and (predates_base or fingerprint == UNREGISTERED):
+            outdated.add(version_id)
         if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
         else:
@@ -200,7 +201,7 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
             compat=outcomes.get((version_id or 0, Check.COMPAT), ""),
             weights=outcomes.get((version_id or 0, Check.WEIGHTS), ""),
             rules=rules.get(version_id or 0, {}),
-            was_unregistered=version_id in unregistered,
+            predates_base=version_id in outdated,
         )
         for version_id, digest, base_id, facts in versions
     ]

@@ -45,10 +45,10 @@ def add_base(
     engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
-    view, created = bases.add(session, actor, request)
-    if created:
+    view, change = bases.add(session, actor, request)
+    if change != "same":
         after.add_task(_evaluate_waiting, engine, blobs, settings, view.name, log.closing)
-    response.status_code = 201 if created else 200
+    response.status_code = 201 if change == "new" else 200
     return view
 
 
