@@ -98,13 +98,13 @@ def _serve(
     token_sha256, secret = first_token
     app = create_app(settings, engine=engine)
     log = app.state.audit_log
-    with explain_failure(engine):
-        log.check_keys()
     app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
     if problem := try_store(app.state.blobs, settings.blobs):
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
         )
+    with explain_failure(engine):  # last: a server that is refused leaves no key that the next one must have
+        log.claim()
     gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, event
 
 from cli.main import main
-from tests import services
+from tests import processes, services
 from tests.cli.runner import served
 from tests.import_table import ROOT
 
@@ -75,6 +76,36 @@ def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_
         assert response.json()["actor"] == "token:admin"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
+
+
+@pytest.mark.security
+def test_one_of_two_first_servers_that_make_a_key_at_once_is_refused(tmp_path: Path, postgres_server: str) -> None:
+    """Both make one, each in its own data folder, before either records it: until then the test locks the table."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    command = [sys.executable, "-m", "cli.main", "serve", "--port", "0", "--data", "."]
+    with services.fresh_database(postgres_server) as url, ExitStack() as stack:
+        env = os.environ | {"REGISTRY_DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
+        assert CliRunner().invoke(main, ["migrate"], env=env).exit_code == 0
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
+            connection.execute("LOCK TABLE audit_checkpoint IN SHARE MODE")
+            ends = {}
+            for folder in folders:
+                folder.mkdir()
+                server = stack.enter_context(processes.running(command, folder, stop=signal.SIGTERM, env=env))
+                ends[pool.submit(server.wait)] = folder / "server.log"
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'audit_checkpoint'::regclass"
+            processes.wait_until(lambda: connection.execute(waiting).fetchone() == (2,), server, folder)
+            assert all((folder / "audit.key").exists() for folder in folders)
+        done, running = wait(ends, timeout=120, return_when=FIRST_COMPLETED)
+        refusals = {future.result(): ends[future].read_text() for future in done}
+        assert list(refusals) == [2]
+        assert "REGISTRY_AUDIT_KEY: none of its keys signed the latest checkpoint" in refusals[2]
+        assert "give every server of this registry the key file that it was started with" in refusals[2]
+        (winner,) = running
+        while not winner.done() and "The registry listens at" not in ends[winner].read_text():
+            wait(running, timeout=0.02)
+        assert not winner.done(), ends[winner].read_text()
 
 
 @pytest.mark.parametrize("table", ["token", "audit_checkpoint"])

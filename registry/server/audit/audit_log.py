@@ -212,8 +212,15 @@ class AuditLog:
                 self._keys = load_keys(self._settings, may_create=self._latest_row() is None)
             return self._keys
 
+    def claim(self) -> None:
+        """At the start of a server: make its keys those of a log without any, or check them as `check_keys` does."""
+        keys = self.keys
+        with db.session(self._engine) as session:
+            sequencer.record_first_key(session, keys)
+        self.check_keys()
+
     def check_keys(self) -> None:
-        """Check at the start that the keys are those of this log. `Invalid` (SETTING_INVALID)."""
+        """Check that the keys are those of this log. `Invalid` (SETTING_INVALID)."""
         with db.session(self._engine, write=False) as session:
             sequencer.require_same_log(session, self.keys)
 
@@ -300,7 +307,7 @@ class AuditLog:
 
     def stored_note(self) -> str:
         """The note of the checkpoint that is stored. Before the first one, a step is made and waited for."""
-        if not self.read_latest().note:
+        if not self.read_latest().size:
             self.step()
         return self.latest.note
 

@@ -96,10 +96,20 @@ def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.ProcessLo
         lock.check()
         _store_tile(engine, blobs, row, lock)
     failpoints.reach("audit.stored")
-    note = notes.sign_note(Checkpoint(keys.signer.name, size, root).text, keys.signer)
     with db.session(engine) as session:
         lock.guard(session)
-        db.insert_new(session, AuditCheckpointRow, {"size": size, "note": note, "at": db.now()})
+        _add_checkpoint(session, keys, size, root)
+
+
+def _add_checkpoint(session: Session, keys: Keys, size: int, root: bytes) -> None:
+    note = notes.sign_note(Checkpoint(keys.signer.name, size, root).text, keys.signer)
+    db.insert_new(session, AuditCheckpointRow, {"size": size, "note": note, "at": db.now()})
+
+
+def record_first_key(session: Session, keys: Keys) -> None:
+    """Sign the empty log if nothing is signed yet. Of several servers that do it at once, one does."""
+    if latest_checkpoint(session) is None:
+        _add_checkpoint(session, keys, 0, tlog.EMPTY_ROOT)
 
 
 def require_same_log(session: Session, keys: Keys) -> None:

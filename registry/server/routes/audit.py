@@ -167,7 +167,8 @@ async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
 async def read_checkpoint(_actor: deps.AnyActorInThread, log: deps.AuditLogDep) -> Response:
     """Read the newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     await log.catch_up()
-    note = log.latest.note or await run_in_threadpool(log.stored_note)  # of a process whose first step goes on
+    latest = log.latest  # empty in a process whose first step goes on
+    note = latest.note if latest.size else await run_in_threadpool(log.stored_note)
     if not note:
         raise NotFound("EVENT_UNKNOWN", "the audit log is empty")
     return Response(note, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
