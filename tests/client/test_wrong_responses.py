@@ -199,11 +199,16 @@ def test_another_version_as_the_result_of_a_change_is_refused(
     harness: Harness, tampered: TamperedRegistry, suffix: str, change: Callable[[Registry, Ref], object]
 ) -> None:
     """A push with tags moves its alias to the version in the response, and the next checkpoint names it as parent."""
-    ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
+    right = harness.admin.version("acme/support@2")
     wrong = harness.admin.version("acme/other@1").model_dump(mode="json")
-    tampered.alter(suffix, lambda _: wrong)
-    with pytest.raises(Corrupt, match="name of acme/support"):
-        change(tampered.registry, ref)
+    for ref, response, problem in (
+        (Ref(NAME, right.digest), wrong, "the name of acme/support"),
+        (Ref(NAME, right.digest), wrong | {"name": str(NAME), "number": 2}, "the digest in a response about"),
+        (Ref(NAME, 2), wrong | {"name": str(NAME), "digest": right.digest}, "the number of acme/support@2"),
+    ):
+        tampered.alter(suffix, lambda _, response=response: response)
+        with pytest.raises(Corrupt, match=problem):
+            change(tampered.registry, ref)
 
 
 def test_adapters_of_another_namespace_are_not_selected_for_a_change(tampered: TamperedRegistry) -> None:
