@@ -343,6 +343,19 @@ def ask_for_links(pusher: Pusher, oid: str, size: int) -> httpx.Response:
     return pusher.send("POST", f"/{pusher.name}.git/info/lfs/objects/batch", json=client_request)
 
 
+def test_an_unchanged_push_is_accepted_at_the_limit_of_an_hour(harness: Harness, pusher: Pusher) -> None:
+    harness.admin.create_namespace("acme", owner="owner@acme")
+    harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
+    pusher.create()
+    files = harness.files()
+    weights = files[samples.WEIGHTS]
+    assert pusher.push(files).status_code == 200
+    assert ask_for_links(pusher, "0" * 64, 900).status_code == 429
+    assert ask_for_links(pusher, sha256(weights).hexdigest(), len(weights)).status_code == 200
+    assert pusher.push(files).status_code == 200
+    assert pusher.push(files | {CARD: b"# Another card"}).status_code == 429
+
+
 @pytest.mark.security
 def test_a_large_file_counts_with_the_size_of_its_newest_link(harness: Harness, pusher: Pusher) -> None:
     harness.admin.create_namespace("acme", owner="owner@acme")

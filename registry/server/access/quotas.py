@@ -127,7 +127,8 @@ def check_before_staging(session: Session, actor: Actor, name: AdapterName, size
         state.check_open_pushes(name.namespace)
     if (usage := state.usages.get(name.namespace)) is not None:
         _require_space(state.limits[name.namespace], usage, size_bytes, 0, "upload")
-    state.check_rate(name.namespace)
+    if size_bytes:  # else its files are here already: a repeated push, which is not counted
+        state.check_rate(name.namespace)
 
 
 @dataclass
