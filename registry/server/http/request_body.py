@@ -200,7 +200,7 @@ def is_large(body: bytes) -> bool:
 
 
 def has_many_values(body: bytes) -> bool:
-    """Whether one body with so many values is to be parsed at a time: it may take 250 MB."""
+    """Whether one body with so many values is to be parsed at a time: it may take 440 MB."""
     return len(body) > LIST_VALUES_LIMIT and count_values(body) > LIST_VALUES_LIMIT
 
 
