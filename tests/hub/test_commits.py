@@ -354,6 +354,11 @@ def test_an_unchanged_push_is_accepted_at_the_limit_of_an_hour(harness: Harness,
     assert ask_for_links(pusher, sha256(weights).hexdigest(), len(weights)).status_code == 200
     assert pusher.push(files).status_code == 200
     assert pusher.push(files | {CARD: b"# Another card"}).status_code == 429
+    harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=2))
+    assert pusher.push(files | {CARD: b"# Another card"}).status_code == 200
+    assert pusher.commit(add("LICENSE", b"# Another card")).status_code == 429, (
+        "a new version, though its bytes are here"
+    )
 
 
 @pytest.mark.security

@@ -127,8 +127,16 @@ def check_before_staging(session: Session, actor: Actor, name: AdapterName, size
         state.check_open_pushes(name.namespace)
     if (usage := state.usages.get(name.namespace)) is not None:
         _require_space(state.limits[name.namespace], usage, size_bytes, 0, "upload")
-    if size_bytes:  # else its files are here already: a repeated push, which is not counted
+    if size_bytes:  # else its files are here already, and its commit checks it
         state.check_rate(name.namespace)
+
+
+def check_rate(session: Session, name: AdapterName, manifest: Manifest) -> None:
+    """Check a version whose bytes are here against the limit of an hour (RATE_LIMITED), unless it exists."""
+    limits = {row.name: row for row in session.exec(_SELECT_NAMESPACES, params={"names": [name.namespace]})}
+    recent = _count_recent(session, [row.name for row in limits.values() if row.pushes_per_hour is not None])
+    if recent and not _find_existing(session, [NewPush(name, manifest, 0)]):
+        _State(0, Counter(), limits, {}, recent).check_rate(name.namespace)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from registry.errors import Conflict, NotFound, RegistryError
 from registry.findings import Finding
 from registry.names import AdapterName
 from registry.server import failpoints
-from registry.server.access import namespaces
+from registry.server.access import namespaces, quotas
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
@@ -52,7 +52,7 @@ def write_blob(engine: Engine, blobs: BlobStore, key: str, chunks: Iterable[byte
 
 
 def plan_version(session: Session, actor: Actor, name: AdapterName, push: VersionPush, settings: Settings) -> str:
-    """Plan a push and return its id. `Conflict` (UPLOAD_INCOMPLETE) for files that are not staged.
+    """Plan a push and return its id. `Conflict` (UPLOAD_INCOMPLETE) for files that are not staged, RATE_LIMITED.
 
     `session` must have begun by reading. The plan is durable when this returns.
     """
@@ -65,6 +65,7 @@ def plan_version(session: Session, actor: Actor, name: AdapterName, push: Versio
     row = plan.new_row(actor, name, manifest, push.message, settings)
     rows = [_blob_row(row.id, digest, size, push.staged.get(digest)) for digest, size in sizes.items()]
     db.begin_writing(session)
+    quotas.check_rate(session, name, manifest)
     references.reserve(session, sizes)
     db.bulk_insert(session, [row])
     db.bulk_insert(session, rows)
