@@ -128,7 +128,7 @@ def test_an_actor_begins_a_limited_number_of_campaigns_in_a_day(
     pusher.connection._wait = lambda _seconds: None
     for _ in range(2):
         pusher.start_campaign(request)
-    with pytest.raises(Unavailable, match="over the limit of 2 in a day") as limited:
+    with pytest.raises(Unavailable, match="over the limit of 2 per day") as limited:
         pusher.start_campaign(request)
     assert 86000 < (limited.value.retry_after_seconds or 0) <= 86401
     assert filled_harness.admin.start_campaign(request).total == 1

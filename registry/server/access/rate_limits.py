@@ -131,7 +131,7 @@ def rate_limited(subject: str, limit: int, seconds: float, per: str = "minute") 
     wait = max(1, round(seconds + 0.5))
     return Unavailable(
         "RATE_LIMITED",
-        f"{subject}: over the limit of {limit} in a {per}",
+        f"{subject}: over the limit of {limit} per {per}",
         next_step=f"try again in {wait} seconds",
         retry_after_seconds=wait,
     )
