@@ -50,6 +50,8 @@ class Facts(NamedTuple):
     vocab: int
     quantization: str
     bits: int
+    is_image: bool = False
+    """Of diffusers, whose experts are modules of their own, as the files have them (HiDream)."""
 
 
 class LogicalTensor(NamedTuple):
@@ -161,7 +163,7 @@ def modules(tensors: Iterable[LogicalTensor], facts: Facts) -> dict[str, ModuleS
         tables = (m for path, m in by_path.items() if m.kind == "embedding" and m.is_known and is_token_table(path))
         rows, width = max(((m.in_features, m.out_features) for m in tables), default=(facts.vocab, facts.hidden))
         by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows, bias=HEAD in biases)
-    return _with_experts(by_path)
+    return by_path if facts.is_image else _with_experts(by_path)
 
 
 def is_expert_bias(name: str, shape: Sequence[int]) -> bool:

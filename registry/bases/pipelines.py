@@ -74,6 +74,6 @@ def family_of(config: Mapping[str, Any]) -> str:
 
 FACTS = Facts(
     model_type="", is_head_model=False, hidden=0, intermediate=0, heads=0, kv_heads=0, head_size=0, vocab=0,
-    quantization="", bits=0,
+    quantization="", bits=0, is_image=True,
 )  # fmt: skip
 """Of a component only shapes count; its paths are those of its own files."""

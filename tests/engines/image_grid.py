@@ -78,7 +78,10 @@ _TARGETS: dict[str, re.Pattern[str]] = {
     "proj": re.compile(r"proj_in\Z|proj_out\Z|projection\Z"), "emb": re.compile(r"embed|time_proj|time_emb_proj"),
     "norm": re.compile(r"norm\w*\.linear|_mod\.1"), "all": re.compile(r""),
 }  # fmt: skip
-_NEVER = re.compile(r"(?:token|position|pos)_embed\w*\Z|pos_embed\.|patch_embed\w*\Z|norm\d?\Z|layer_norm")
+_NEVER = re.compile(
+    r"(?:token|position|pos)_embed\w*\Z|pos_embed\.|patch_embed\w*\Z|norm\d?\Z|layer_norm|\.gate\Z|conv_depth\Z"
+)
+"""What no LoRA is for, and a convolution in groups, which has a test of its own."""
 _QV = re.compile(r"(?:to_[qv]|[qv]_proj)\Z")
 
 
@@ -382,7 +385,7 @@ def ids(bases: Mapping[str, Any] | None = None) -> list[str]:
         for writer in writers(family):
             plain = "half" if writer in _WITH_ALPHAS else "none"
             rows = [Spec(family, writer, parts[-1], target, "-", plain, "ok") for target in ("attn", "one", "all")]
-            if writer in _WHOLE[family]:
+            if writer in _WHOLE.get(family, ()):
                 rows += _whole(family, writer, parts, plain)
             unique |= dict.fromkeys(map(str, rows))
     return [identity for identity in unique if _is_case(identity, tables)]
@@ -392,7 +395,9 @@ _WITH_ALPHAS = ("kohya", "sgm", "onetrainer", "down-up", "bare-down-up", "comfy-
 _WHOLE = {
     "sd": ("diffusers", "saved", "old", "late", "kohya"), "sdxl": ("diffusers", "saved", "late", "kohya", "sgm"),
     "flux": ("diffusers", "kohya", "onetrainer", "xlabs", "comfy-down-up"), "wan": ("diffusers", "comfy", "kohya"),
-    "qwen": ("diffusers", "kohya"), "sd3": ("diffusers",), "auraflow": ("diffusers",), "pixart": (),
+    "qwen": ("diffusers", "kohya", "comfy"), "sd3": ("diffusers",), "auraflow": ("diffusers",),
+    "hidream": ("diffusers", "comfy"), "ltx": ("diffusers", "comfy"),
+    **dict.fromkeys(("hunyuan-video", "lumina2", "z-image", "cogvideox", "cogview4", "sana", "mochi"), ("diffusers",)),
 }  # fmt: skip
 """Family → the writers that are asked about everything; of all others three honest files."""
 

@@ -98,6 +98,44 @@ def models() -> dict[str, Models]:
         "pixart": {"transformer": diffusers.PixArtTransformer2DModel(
             sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4,
             caption_channels=32, in_channels=4, cross_attention_dim=32, out_channels=8, num_embeds_ada_norm=1000)},
+        **_models_of_video_and_later_images(),
+    }  # fmt: skip
+
+
+def _models_of_video_and_later_images() -> dict[str, Models]:
+    return {
+        "hunyuan-video": {"transformer": diffusers.HunyuanVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
+            num_single_layers=1, num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True,
+            text_embed_dim=16, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4))},
+        "hidream": {"transformer": diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=2, caption_channels=[16, 16], text_emb_dim=16, num_routed_experts=2,
+            num_activated_experts=1, axes_dims_rope=(4, 2, 2), max_resolution=(8, 8), llama_layers=[0, 1])},
+        "ltx": {"transformer": diffusers.LTXVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
+            num_layers=2, caption_channels=32)},
+        "lumina2": {"transformer": diffusers.Lumina2Transformer2DModel(
+            sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+            num_attention_heads=3, num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2),
+            axes_lens=(128, 128, 128), cap_feat_dim=32)},
+        "z-image": {"transformer": diffusers.ZImageTransformer2DModel(
+            all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=2, n_refiner_layers=1,
+            n_heads=2, n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[64, 32, 32])},
+        "cogvideox": {"transformer": diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
+            text_embed_dim=32, num_layers=2, sample_width=8, sample_height=8, sample_frames=9, patch_size=2,
+            max_text_seq_length=16)},
+        "cogview4": {"transformer": diffusers.CogView4Transformer2DModel(
+            patch_size=2, in_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4, out_channels=4,
+            text_embed_dim=32, time_embed_dim=8, condition_dim=4)},
+        "sana": {"transformer": diffusers.SanaTransformer2DModel(
+            patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=16,
+            num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32, caption_channels=32,
+            sample_size=8)},
+        "mochi": {"transformer": diffusers.MochiTransformer3DModel(
+            patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+            in_channels=12, text_embed_dim=32, time_embed_dim=4, max_sequence_length=16)},
     }  # fmt: skip
 
 
@@ -109,7 +147,13 @@ _PIPELINES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "flux": ("FluxPipeline", ("tokenizer_2", "text_encoder_2"), {}),
     "auraflow": ("AuraFlowPipeline", ("text_encoder",), {}),
     "wan": ("WanPipeline", ("text_encoder",), {}), "qwen": ("QwenImagePipeline", ("text_encoder",), {}),
-    "pixart": ("PixArtAlphaPipeline", ("text_encoder",), {}),
+    "pixart": ("PixArtAlphaPipeline", ("text_encoder",), {}), "ltx": ("LTXPipeline", ("text_encoder",), {}),
+    "hunyuan-video": ("HunyuanVideoPipeline", ("text_encoder", "text_encoder_2", "tokenizer_2"), {}),
+    "hidream": ("HiDreamImagePipeline", ("text_encoder", *(f"{part}_{n}" for part in ("text_encoder", "tokenizer")
+                                         for n in (2, 3, 4))), {}),
+    "lumina2": ("Lumina2Pipeline", ("text_encoder",), {}), "z-image": ("ZImagePipeline", ("text_encoder",), {}),
+    "cogvideox": ("CogVideoXPipeline", ("text_encoder",), {}), "sana": ("SanaPipeline", ("text_encoder",), {}),
+    "cogview4": ("CogView4Pipeline", ("text_encoder",), {}), "mochi": ("MochiPipeline", ("text_encoder",), {}),
 }  # fmt: skip
 
 

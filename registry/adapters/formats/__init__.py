@@ -56,6 +56,10 @@ _DIFFUSERS_MODULE = (
     rf"(?:unet\.{_UNET_MODULE}|(?:controlnet|prior)\.|transformer(?:_2)?\.{_IMAGE_MODULE}"
     rf"|text_encoder(?:_[23])?\.{_TEXT_MODULE})"
 )
+_Z_IMAGE = (
+    r"(?:(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention\.to_(?:q|k|v|out)|feed_forward|adaLN_modulation)"
+    r"|all_final_layer|all_x_embedder|cap_embedder|t_embedder)"
+)
 _KOHYA = r"(?:lora_(?:unet|te|te1|te2|te3|transformer|prior_unet|prior_te|llm_adapter)_|lycoris_)\S+?"
 _FLUX = r"(?:double_blocks|single_blocks)\.\d+\."
 
@@ -65,7 +69,8 @@ _LYCORIS_TAIL = (
 )
 _KOHYA_TAIL = r"(?:lora_(?:down|up)\.weight|alpha|dora_scale|scale)"
 _COMFY_TAIL = (
-    rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|{_LYCORIS_TAIL})"
+    rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale|diff|diff_b|set_weight"
+    rf"|reshape_weight|{_LYCORIS_TAIL})"
 )
 
 _GRAMMARS: tuple[tuple[str, str], ...] = tuple(
@@ -82,7 +87,8 @@ _GRAMMARS: tuple[tuple[str, str], ...] = tuple(
         ("diffusers", rf"{_DIFFUSERS_MODULE}\S*\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
                       rf"|lora\.(?:down|up)\.weight)"),
         ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
-                 rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)|(?:img|txt)_in\.lora_(?:down|up)\.weight"),
+                 rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)|(?:img|txt)_in\.lora_(?:down|up)\.weight"
+                 rf"|{_Z_IMAGE}\.(?:\S+\.)?(?:lora_(?:down|up)\.weight|alpha|dora_scale)"),
         ("bfl", rf"(?:{_FLUX}|img_in\.|txt_in\.|time_in\.|vector_in\.|guidance_in\.|final_layer\.)\S*"
                 rf"(?:{_LORA_AB}|alpha|dora_scale|(?:query|key)_norm\.scale)"),
         ("comfy", rf"(?:diffusion_model|text_encoders\.[a-z0-9_]+\.transformer)\.\S+?\.{_COMFY_TAIL}"),

@@ -45,6 +45,7 @@ def problems(groups: Groups, format_name: str, alphas: Mapping[str, float]) -> I
         "diffusers.onetrainer_names": any(path.startswith("lora_transformer_") for path in groups),
         "diffusers.flux_sizes": any(_FLUX_LINEAR1.match(p) and not _is_split(halves) for p, halves in groups.items()),
         "diffusers.alpha_negative": any(alpha < 0 for alpha in alphas.values()),
+        "image.bias": any("lora_B.bias" in halves for halves in groups.values()),
         "diffusers.bias_in_part": _has_bias_in_part(groups),
         "diffusers.wan_incomplete": (any(map(_WAN_NAME.match, groups)) and not _is_whole_wan(groups))
         or _has_leftovers_of_wan(groups),
