@@ -206,7 +206,7 @@ def test_another_version_as_the_result_of_a_change_is_refused(
         (Ref(NAME, right.digest), wrong | {"name": str(NAME), "number": 2}, "the digest in a response about"),
         (Ref(NAME, 2), wrong | {"name": str(NAME), "digest": right.digest}, "the number of acme/support@2"),
     ):
-        tampered.alter(suffix, lambda _, response=response: response)
+        tampered.alter(suffix, partial(lambda altered, _: altered, response))
         with pytest.raises(Corrupt, match=problem):
             change(tampered.registry, ref)
 
