@@ -359,6 +359,9 @@ def test_an_unchanged_push_is_accepted_at_the_limit_of_an_hour(harness: Harness,
     assert pusher.commit(add("LICENSE", b"# Another card")).status_code == 429, (
         "a new version, though its bytes are here"
     )
+    other = Pusher(harness, pusher.secret, "acme/other")
+    other.create()
+    assert other.push(files).status_code == 429, "the bytes of another adapter's version are a new version here"
 
 
 @pytest.mark.security

@@ -135,7 +135,7 @@ def check_rate(session: Session, name: AdapterName, manifest: Manifest) -> None:
     """Check a version whose bytes are here against the limit of an hour (RATE_LIMITED), unless it exists."""
     limits = {row.name: row for row in session.exec(_SELECT_NAMESPACES, params={"names": [name.namespace]})}
     recent = _count_recent(session, [row.name for row in limits.values() if row.pushes_per_hour is not None])
-    if recent and not _find_existing(session, [NewPush(name, manifest, 0)]):
+    if recent and (name, manifest.digest) not in _find_existing(session, [NewPush(name, manifest, 0)]):
         _State(0, Counter(), limits, {}, recent).check_rate(name.namespace)
 
 
