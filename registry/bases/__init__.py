@@ -194,7 +194,7 @@ def base_spec(
 def check_modules(name: str, modules: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
     """`Invalid` (BASE_INVALID) for too many modules; returns them."""
     if len(modules) > MODULES_LIMIT:
-        raise Invalid("BASE_INVALID", f"{name}: the headers have {len(modules)} modules, over {MODULES_LIMIT}")
+        raise Invalid("BASE_INVALID", f"{name}: it has {len(modules)} modules, over {MODULES_LIMIT}")
     return modules
 
 

@@ -8,7 +8,7 @@ import re
 
 from pydantic import Field
 
-from registry.bases import BaseSpec
+from registry.bases import MODULES_LIMIT, BaseSpec, check_modules
 from registry.bases.modules import ModuleShape
 from registry.model import FrozenModel
 
@@ -20,7 +20,7 @@ class LibraryModules(FrozenModel):
     """
 
     library: str = Field(pattern=r"^[a-z]{1,40} [0-9A-Za-z.+-]{1,40}$")
-    modules: dict[str, ModuleShape] = {}
+    modules: dict[str, ModuleShape] = Field(default={}, max_length=MODULES_LIMIT)
     vocab: int = Field(default=0, ge=0)
     tied: bool = False
     problem: str = Field(default="", max_length=1000)
@@ -30,14 +30,17 @@ class LibraryModules(FrozenModel):
         return is_newer(self.library, library)
 
     def apply(self, spec: BaseSpec) -> BaseSpec:
-        """The spec with these modules. Experts keep the names that they have in the files beside the fused ones."""
+        """The spec with these modules. Experts keep the names that they have in the files beside the fused ones.
+
+        `Invalid` (BASE_INVALID) if they are too many together.
+        """
         if self.problem:
             return spec.model_copy(update={"library": self.library, "library_problem": self.problem})
         single = {path: module for path, module in spec.modules.items() if ".experts.*." in path}
         return spec.model_copy(
             update={
-                "library": self.library, "modules": self.modules | single, "names_known": True, "tied": self.tied,
-                "vocab": self.vocab or spec.vocab,
+                "library": self.library, "modules": check_modules(spec.name, self.modules | single),
+                "names_known": True, "tied": self.tied, "vocab": self.vocab or spec.vocab,
             }
         )  # fmt: skip
 

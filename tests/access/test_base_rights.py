@@ -106,6 +106,17 @@ def test_specs_of_bases_are_limited(harness: Harness, monkeypatch: pytest.Monkey
     body = BaseAdd.model_construct(spec=many, source="").model_dump(mode="json", exclude_defaults=True)
     with pytest.raises(Invalid, match=f"modules: .* at most {MODULES_LIMIT} items"):
         harness.admin.connection.send("POST", path, json=body)
+    put = f"{path}/acme/one/modules"
+    built = {"library": "transformers 5.24.0", "modules": body["spec"]["modules"]}
+    with pytest.raises(Invalid, match=f"modules: .* at most {MODULES_LIMIT} items"):
+        harness.admin.connection.send("PUT", put, json={"modules": built})
+    experts = {f"model.{n}.experts.*.up_proj": shape.model_dump() for n in range(2)}
+    mixed = specs["acme"].spec.model_copy(update={"name": "acme/three", "modules": experts})
+    harness.admin.add_base(BaseAdd(spec=mixed))
+    del built["modules"]["0"]
+    with pytest.raises(Invalid, match=f"has {MODULES_LIMIT + 2} modules, over {MODULES_LIMIT}"):
+        harness.admin.connection.send("PUT", f"{path}/acme/three/modules", json={"modules": built})
+    assert harness.admin.base("acme/three").spec.library == "", "nothing is stored"
 
 
 def test_workers_list_bases_without_their_modules(harness: Harness) -> None:
