@@ -4,7 +4,6 @@ Each first checks that the log extends the one that this machine saw before, els
 it hashes every row, entry and tile again.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +155,11 @@ def prove(number: int) -> None:
         covering = notes.verify_proof(event.proof, event.entry.encode(), *verifiers)
         if covering is None or notes.proof_index(event.proof) != number - 1:
             raise Corrupt("LOG_INCONSISTENT", f"the proof does not show entry {number} in the log")
-    document = {"entry": json.loads(event.entry), "size": covering.size, "origin": covering.origin}
+        try:
+            entry = event.event()
+        except ValueError as e:
+            raise Corrupt("LOG_INCONSISTENT", f"entry {number} of the log is not JSON: {e}") from e
+    document = {"entry": entry, "size": covering.size, "origin": covering.origin}
 
     def text() -> None:
         for line in output.json_text(document["entry"]).splitlines():

@@ -21,6 +21,10 @@ from typing import Any, ClassVar, Self
 from registry.findings import Finding
 
 RETRY_AFTER_LIMIT_SECONDS = 10**6
+_DETAIL_LIMIT = 20_000
+_NEXT_STEP_LIMIT = 2000
+_FINDINGS_LIMIT = 200
+"""Of another side's problem, whose texts and findings beyond these are not kept."""
 
 
 class RegistryError(Exception):
@@ -161,9 +165,10 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
     """
     code = str(problem.get("code", ""))
     cls = CLASS_OF_CODE.get(code)
-    detail = str(problem.get("detail") or problem.get("title") or "the server gave no reason")
+    detail = str(problem.get("detail") or problem.get("title") or "the server gave no reason")[:_DETAIL_LIMIT]
+    items = problem.get("findings")
     findings = [
-        finding for item in problem.get("findings") or () if isinstance(item, Mapping)
+        finding for item in (items[:_FINDINGS_LIMIT] if isinstance(items, list) else ()) if isinstance(item, Mapping)
         if (finding := Finding.from_dict(item)) is not None
     ]  # fmt: skip
     seconds = problem.get("retry_after_seconds")
@@ -172,5 +177,6 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
         unknown = f"the registry responded with the error {code[:80]!r}, which this version does not know: {detail}"
         return Corrupt("RESPONSE_INVALID", unknown, findings=findings)
     return cls(
-        code, detail, findings=findings, next_step=str(problem.get("next_step") or ""), retry_after_seconds=retry
-    )
+        code, detail, findings=findings, next_step=str(problem.get("next_step") or "")[:_NEXT_STEP_LIMIT],
+        retry_after_seconds=retry,
+    )  # fmt: skip

@@ -7,7 +7,6 @@ version; the registry's own statements count only with a log key that this machi
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -223,7 +222,7 @@ def names_of(version: Signable, arrival: EventProof | None = None, log_keys: Seq
     names = [str(version.name)]
     if arrival is not None and notes.verify_proof(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            event = json.loads(arrival.entry)
+            event = arrival.event()
             renames = with_former_types([EventType.ADAPTER_RENAME_FROM])
             if event["action"] in renames and event["object"] == names[0]:
                 names += [str(name) for name in event["detail"]["names"]]
@@ -258,7 +257,7 @@ def problem_of_proof(
     if notes.verify_proof(proved.proof, proved.entry.encode(), *log_keys) is None:
         return f"the log does not prove event {proved.seq} with a key that this machine remembers"
     try:
-        event = json.loads(proved.entry)
+        event = proved.event()
         event_key = (event["seq"], event["action"], event["detail"].get("digest"))
         its_own = event["object"] in (names or names_of(version))
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -56,6 +56,16 @@ def test_a_problem_with_odd_parts_is_still_an_error() -> None:
     assert isinstance(rebuilt, TooLarge)
     assert rebuilt.retry_after_seconds is None
     assert rebuilt.findings == ()
+    assert errors.from_problem({"code": "SIZE_INVALID", "findings": 5}).findings == ()
+
+
+def test_a_problem_of_millions_of_characters_is_cut() -> None:
+    finding = {"code": "a.b", "location": "x", "message": "y" * 100}
+    text = "\x1b" * 3_000_000
+    rebuilt = errors.from_problem(
+        {"code": "SIZE_INVALID", "detail": text, "next_step": text, "findings": [finding] * 50_000}
+    )
+    assert (len(rebuilt.detail), len(rebuilt.next_step), len(rebuilt.findings)) == (20_000, 2000, 200)
 
 
 def test_retry_after_travels() -> None:

@@ -1,5 +1,6 @@
 """REST schemas of the audit log: events, entries and proofs."""
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -46,3 +47,10 @@ class EventProof(Response):
     seq: int
     entry: str
     proof: str
+
+    def event(self) -> Any:
+        """The entry as a JSON value. `ValueError` if it is not JSON, or nested too deep."""
+        try:
+            return json.loads(self.entry)
+        except RecursionError as e:
+            raise ValueError("nested too deep") from e

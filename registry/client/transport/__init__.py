@@ -84,8 +84,11 @@ class HttpResponse(Value, frozen=True):
         return self.headers.get("Location", "") if self.status in REDIRECTS else ""
 
     def json(self) -> Any:
-        """Return the body as a JSON value. `ValueError` if it is not JSON."""
-        return json.loads(self.content)
+        """Return the body as a JSON value. `ValueError` if it is not JSON, or nested too deep."""
+        try:
+            return json.loads(self.content)
+        except RecursionError as e:
+            raise ValueError("nested too deep") from e
 
 
 class ResponseStream(ABC):

@@ -27,6 +27,8 @@ _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 """In what OpenSSL says of a certificate that no trusted authority has signed."""
 _STORE_NEXT_STEP = "try again once the store responds"
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
+_REASON_LIMIT = 500
+_REQUEST_ID_LIMIT = 200
 
 
 def unreachable(url: str, error: TransportError) -> Unavailable:
@@ -63,7 +65,7 @@ def _is_of_proxy(status: int, problem: Mapping[str, Any]) -> bool:
 def error_of_problem(problem: Mapping[str, Any], request_id: str = "") -> RegistryError:
     """The exception of a problem document. One that says nothing to this client names the request."""
     error = errors.from_problem(problem)
-    request_id = str(problem.get("request_id") or request_id)
+    request_id = str(problem.get("request_id") or request_id)[:_REQUEST_ID_LIMIT]
     if request_id and (type(error) is RegistryError or error.code == "RESPONSE_INVALID"):
         return type(error)(error.code, f"{error.detail}; request {request_id}", findings=error.findings)
     return error
@@ -79,7 +81,7 @@ def _error_of_proxy(response: HttpResponse, url: str, problem: Any) -> RegistryE
             next_step="raise the proxy's limit of request bodies, such as client_max_body_size of nginx",
         )
     if status in _PROXY:
-        reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # of /health
+        reason = str(problem.get("reason", ""))[:_REASON_LIMIT] if isinstance(problem, dict) else ""  # of /health
         text = response.headers.get("retry-after", "")
         who = url if reason else f"a proxy before {url}"
         of_proxy = "is the registry behind the proxy running, and are the proxy's timeouts at least a minute?"
