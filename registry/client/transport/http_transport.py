@@ -28,7 +28,16 @@ from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.api import LINKS
-from registry.client.transport import BUFFER_BYTES, DEADLINE, READ_SECONDS, FileRange, ResponseStream, TransportError
+from registry.client.transport import (
+    BUFFER_BYTES,
+    DEADLINE,
+    READ_SECONDS,
+    FileRange,
+    ResponseStream,
+    ThroughputGuard,
+    TransportError,
+    invalid_response,
+)
 from registry.errors import Invalid
 from registry.structs import Value
 
@@ -37,6 +46,8 @@ STEP_BYTES = 8 * 2**20
 CONNECT_SECONDS = 10.0
 IDLE_LIMIT = 16
 ROUTES_LIMIT = 64
+CHUNKED_BYTES = 2**16
+"""The buffer for a body of chunks: what is around them may be as much."""
 RESPONSE_SECONDS = 120.0
 """A response must be there this long after the time that the other side may think, however it arrives."""
 _WAITS = sys.platform == "linux"
@@ -221,16 +232,19 @@ class _HttpStream(ResponseStream):
 
     def chunks(self) -> Iterator[memoryview]:
         response, url = self._response, self.head.url
-        size = BUFFER_BYTES if response.length is None else max(1, min(BUFFER_BYTES, response.length))
+        size = CHUNKED_BYTES if response.length is None else max(1, min(BUFFER_BYTES, response.length))
         buffer = bytearray(size)
+        response.reader.guard = ThroughputGuard(url)
         view = memoryview(buffer)
         with _as_transport_error(url, self._seconds):
             if _WAITS and response.length and response.reader.until == math.inf and not self._is_encrypted:
                 first = response.read1(size)  # what arrived with the head, or what is next
                 yield memoryview(first)
                 yield from self._whole_buffers(view)
+            response.reader.left_bytes = 2 * size + io.DEFAULT_BUFFER_SIZE
             while count := response.readinto(buffer):
                 yield view[:count]
+                response.reader.left_bytes = 2 * size + io.DEFAULT_BUFFER_SIZE
         if response.length:
             raise TransportError(f"the response was cut off {response.length} bytes before its end", url, broke=True)
 
@@ -319,13 +333,23 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, sock: socket.socket, file: io.BufferedReader, until: float) -> None:
         self.socket, self._file, self.until = sock, file, until
+        self.guard: ThroughputGuard | None = None
+        """Of a body without a deadline."""
+        self.left_bytes = sys.maxsize
+        """How much may arrive before some of it is content: sizes of chunks and lines behind the last one are not."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         if self.until == math.inf:
-            return self.socket.recv_into(buffer)
+            count = self.socket.recv_into(buffer)
+            self.left_bytes -= count
+            if self.left_bytes < 0:
+                raise invalid_response("a response has more lines around its content than content")
+            if self.guard is not None:
+                self.guard.moved(count)
+            return count
         seconds = self.socket.gettimeout() or READ_SECONDS
         remaining = self.until - time.monotonic()
         if remaining <= 0:
