@@ -33,7 +33,7 @@ from . import output, session
 
 CANDIDATES_LIMIT = 50
 SECONDS = 1.0
-_PLAIN = re.compile(r"[A-Za-z0-9._/:@-]*\Z")
+_PLAIN = re.compile(r"(?!-)[A-Za-z0-9._/:@-]*\Z")
 """What names consist of. A shell could execute anything else that a registry sends."""
 _BASH = """\
 _adapter_completion() {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from cli.console.completion import AdapterBashComplete
 from cli.main import COMPLETION, main
 from registry.client.transport import TransportError
 from registry.client.transport.http_transport import HttpTransport
+from registry.server.database import names as database_names
 from registry.server.database.names import find_names
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
@@ -57,6 +60,17 @@ def test_a_completion_reads_only_a_database_of_sqlite_and_changes_nothing_beside
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGISTRY_DATABASE_URL", "postgresql://db/registry")
         assert find_names("ref", "", limit=1) is None
+
+
+def test_a_database_of_endless_rows_completes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "endless.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        numbers = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n)"
+        connection.execute(f"CREATE VIEW adapter AS {numbers} SELECT id, 'acme' AS namespace, id AS name FROM n")
+    monkeypatch.setenv("REGISTRY_DATABASE_URL", f"sqlite:///{file}")
+    monkeypatch.setattr(database_names, "_STEPS_LIMIT", 100_000)
+    with pytest.raises(Exception, match="interrupted"):
+        find_names("ref", "", limit=9)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +123,7 @@ def test_a_completion_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.security
 @pytest.mark.usefixtures("cli")
 @pytest.mark.parametrize(
-    "name", ["acme/$(touch hacked)", "acme/x\nfile,/", "acme/x\x1b[2J", "acme/x;id", "acme/x y", "acme/`id`"]
+    "name", ["acme/$(touch hacked)", "acme/x\nfile,/", "acme/x\x1b[2J", "acme/x;id", "acme/x y", "acme/`id`", "-rf/x"]
 )
 def test_a_name_that_a_shell_could_execute_or_show_is_not_completed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(completion._CANDIDATES, "ref", lambda *_: [name, "acme/support"])

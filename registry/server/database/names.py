@@ -15,6 +15,8 @@ try:
 except ImportError:  # not on this platform
     sqlite = sqlite3
 
+_STEPS_LIMIT = 20_000_000
+"""Of SQLite's machine for a completion: a second or two. 100,000 adapters take far fewer."""
 _SELECT_ADAPTER = "SELECT id FROM adapter WHERE namespace = :namespace AND name = :name"
 _STATEMENTS = {
     "ref": "SELECT namespace || '/' || name FROM adapter ORDER BY namespace, name",
@@ -46,6 +48,7 @@ def find_names(kind: str, beginning: str, path: str = "", *, limit: int) -> list
     # Not with `mode=ro`: the last connection that closes folds the write-ahead log into the file.
     with contextlib.closing(sqlite.connect(f"{Path(file).as_uri()}?mode=rw", uri=True, timeout=1)) as connection:
         connection.execute("PRAGMA query_only = ON")
+        connection.set_progress_handler(lambda: 1, _STEPS_LIMIT)  # then it is interrupted
         row = connection.execute(_SELECT_ADAPTER, values).fetchone()
         rows = connection.execute(_STATEMENTS[kind], values | {"adapter_id": row[0] if row else None})
         return list(islice(dict.fromkeys(text for (text,) in rows if text.startswith(beginning)), limit))
