@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,6 +22,7 @@ class RawResponse:
     headers: dict[str, str]
     body: bytes
     bytes_read: int
+    largest_part: int = 0
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -35,9 +36,10 @@ def call(
 
 
 async def call_in_loop(
-    app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
-) -> RawResponse:
-    """Send such a request in the event loop that runs."""
+    app: ASGIApp, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS,
+    wait_to_read: Callable[[], Awaitable[None]] | None = None,
+) -> RawResponse:  # fmt: skip
+    """Send such a request in the event loop that runs. `wait_to_read` is awaited after each part but the last."""
     response = RawResponse(0, {}, b"", 0)
     pending = chain(chunks, [b""])
 
@@ -53,7 +55,10 @@ async def call_in_loop(
             response.status = message["status"]
             response.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         else:
-            response.body += message.get("body", b"")
+            part = message.get("body", b"")
+            response.body, response.largest_part = response.body + part, max(response.largest_part, len(part))
+            if wait_to_read is not None and message.get("more_body"):
+                await wait_to_read()
 
     path, _, query = path.partition("?")
     scope = {

@@ -103,7 +103,7 @@ def _serve(
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
         )
-    with explain_failure(engine):  # last: a server that is refused leaves no key that the next one must have
+    with explain_failure(engine):  # last: the key of a server that starts for nothing does not become that of the log
         log.claim()
     gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)

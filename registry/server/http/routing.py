@@ -4,6 +4,7 @@
 - The dependencies of such a route are `async def` and await nothing. A test verifies that.
 - The response is complete before the transaction commits, so a response that is stored is committed with its effect.
 - A route that is `async def` itself runs on the event loop and opens its own sessions in threads.
+- Large responses are made a few at a time, and counted for their reader until they are sent.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlmodel import Session
+from starlette import types as asgi
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
@@ -29,7 +31,15 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.http import idempotency, request_body
 from registry.server.http.request_actor import look_up_actor, read_network, require_secret
-from registry.server.http.request_body import BODY_LIMIT_BYTES, VALUES_LIMIT, Owner, check_values, read_body
+from registry.server.http.request_body import (
+    BODY_LIMIT_BYTES,
+    VALUES_LIMIT,
+    BodyBudget,
+    Endpoint,
+    Owner,
+    check_values,
+    read_body,
+)
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -89,6 +99,7 @@ class SingleThreadRoute(APIRoute):
         self.needs_no_token, self.checks_own_query = require_nothing in declarations, allow_any_query in declarations
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         self.values_limit: int = getattr(endpoint, "values_limit", VALUES_LIMIT)
+        self._responds_at_length: bool = getattr(endpoint, "responds_at_length", False)
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 
     @functools.cached_property
@@ -106,14 +117,14 @@ class SingleThreadRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """Return the handler, which runs a plain function in one thread."""
         handle = super().get_route_handler()
-        if self.is_async:
-            return handle
 
         async def handle_in_thread(request: Request) -> Response:
+            if self.is_async:
+                return _counted(request, await handle(request))
             if request.method in idempotency.SAFE_METHODS:
-                return await self._respond(handle, request)
+                return _counted(request, await self._respond(handle, request))
             async with self._read_body(request) as complete:
-                return await self._respond(handle, complete)
+                return _counted(request, await self._respond(handle, complete))
 
         return handle_in_thread
 
@@ -126,8 +137,9 @@ class SingleThreadRoute(APIRoute):
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
-        is_large = request_body.is_large(_body_of(request))
-        has_many_values = is_large and request_body.has_many_values(_body_of(request))
+        has_large_body = request_body.is_large(_body_of(request))
+        is_large = has_large_body or self._responds_at_length
+        has_many_values = has_large_body and request_body.has_many_values(_body_of(request))
         async with contextlib.AsyncExitStack() as stack:
             if self._uses_store or is_large:
                 owner = await self._shares_of(request)
@@ -136,11 +148,13 @@ class SingleThreadRoute(APIRoute):
             if self._uses_store:
                 await stack.enter_async_context(_hold_store_shares(owner))
             if is_large:  # last: who waits for a thread takes no turn from others
-                await stack.enter_async_context(_share(f"large bodies of {owner[0]}", LARGE_BODIES_PER_PERSON))
+                kind = "large bodies" if has_large_body else "large responses"
+                await stack.enter_async_context(_share(f"{kind} of {owner[0]}", LARGE_BODIES_PER_PERSON))
                 if has_many_values:
                     await stack.enter_async_context(_share(f"bodies of many values in {owner[1] or owner[0]}", 1))
                     await stack.enter_async_context(_share("bodies of many values", 1))
-                await stack.enter_async_context(_limiter(_LARGE_LIMITER, LARGE_BODIES))
+                limiter = _LARGE_LIMITER if has_large_body else _LARGE_RESPONSES_LIMITER
+                await stack.enter_async_context(_limiter(limiter, LARGE_BODIES))
             return await run(_run_request, handle, request, self.values_limit)
 
     async def _shares_of(self, request: Request) -> Owner:
@@ -159,6 +173,50 @@ class SingleThreadRoute(APIRoute):
     def error_response(self, _request: Request, _error: RegistryError, _status: int) -> Response | None:
         """Return the response to an error in place of a problem document. Web pages have one."""
         return None
+
+
+class _CountedResponse(Response):
+    """A large response, whose bytes count for its reader until they are sent. `Unavailable` (TRY_LATER) before that."""
+
+    def __init__(self, response: Response, budget: BodyBudget, owner: Owner) -> None:
+        super().__init__(response.body, response.status_code)
+        self.raw_headers, self._task = response.raw_headers, response.background
+        self._budget, self._owner = budget, owner
+
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        async def send_in_parts(message: asgi.Message) -> None:
+            body: bytes = message.get("body", b"")
+            start = 0
+            while len(body) - start > PART_BYTES:  # each waits until the one before has left the server's buffer
+                await send({**message, "body": body[start : start + PART_BYTES], "more_body": True})
+                start += PART_BYTES
+            await send({**message, "body": body[start:]} if body else message)
+
+        size_bytes = len(self.body)
+        if not self._budget.has_space(self._owner, size_bytes):
+            detail = "response: others that are not read yet use all space for responses"
+            raise Unavailable("TRY_LATER", detail, retry_after_seconds=1)
+        self._budget.change(self._owner, size_bytes)
+        try:
+            await super().__call__(scope, receive, send_in_parts)
+        finally:
+            self._budget.change(self._owner, -size_bytes)
+        if self._task is not None:
+            await self._task()
+
+
+def _counted(request: Request, response: Response) -> Response:
+    if len(getattr(response, "body", b"")) <= PART_BYTES:
+        return response
+    actor: Actor | None = getattr(request.state, "actor", None)
+    owner = actor.shares if actor is not None else (f"network {read_network(request)}", "")
+    return _CountedResponse(response, request.app.state.response_budget, owner)
+
+
+def responds_at_length(endpoint: Endpoint) -> Endpoint:
+    """Declare that a route makes responses of megabytes, so that few run at once."""
+    endpoint.responds_at_length = True  # type: ignore[attr-defined]
+    return endpoint
 
 
 def _run_request(handle: Handler, request: Request, values_limit: int) -> Response:
@@ -227,10 +285,18 @@ STORE_THREADS_PER_GROUP = 24
 """For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
 LARGE_BODIES = 4
 LARGE_BODIES_PER_PERSON = 2
-"""How many requests with large bodies (`request_body.is_large`) run at once: parsing them takes time and memory."""
+"""How many requests with large bodies (`request_body.is_large`) run at once: parsing them takes time and memory.
+As many run on routes that make large responses."""
+RESPONSE_BYTES = 256 * 2**20
+SUBJECT_RESPONSE_BYTES = 64 * 2**20
+NAMESPACE_RESPONSE_BYTES = 128 * 2**20
+"""Of large responses that are not sent yet: of all, of one subject, and of the tokens of one namespace."""
+PART_BYTES = 64 * 2**10
+"""Larger responses are counted, and sent in parts of this size."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
 RELAY_THREADS = 16
 _LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
+_LARGE_RESPONSES_LIMITER: RunVar[CapacityLimiter] = RunVar("large_responses")
 _RELAY_LIMITER: RunVar[CapacityLimiter] = RunVar("relay_threads")
 _SHARE_LIMITERS: RunVar[WeakValueDictionary[str, CapacityLimiter]] = RunVar("shares")
 

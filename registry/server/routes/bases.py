@@ -53,6 +53,7 @@ def add_base(
 
 
 @router.get("/bases")
+@routing.responds_at_length
 def list_bases(
     session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE,
     modules: bool = True,
@@ -62,6 +63,7 @@ def list_bases(
 
 
 @router.get("/bases/{base:path}")
+@routing.responds_at_length
 def show_base(session: deps.SessionDep, actor: deps.Puller, base: str) -> BaseView:
     """Show one base model and its relatives."""
     return bases.show(session, actor, base)
