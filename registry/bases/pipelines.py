@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from registry import bases, names
+from registry.adapters.formats import IMAGE_COMPONENTS
 from registry.adapters.safetensors import Header
 from registry.bases import modules as base_modules
 from registry.bases.fingerprints import Fingerprints
@@ -17,7 +18,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
-COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = tuple(name for name in IMAGE_COMPONENTS if name != "controlnet")
 """Folders of a pipeline whose models take adapters."""
 
 _NOTES = frozenset(

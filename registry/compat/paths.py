@@ -15,7 +15,8 @@ Several modules for one path are the parts of one fused matrix, in the order of 
 import re
 from collections.abc import Callable, Iterable
 
-IMAGE_COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+from registry.adapters.formats import IMAGE_COMPONENTS
+
 _KOHYA_COMPONENTS: tuple[tuple[str, str], ...] = (
     ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
     ("lora_te3_", "text_encoder_2"), ("lora_te_", "text_encoder"), ("lora_transformer_", "transformer"),

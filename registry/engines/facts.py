@@ -16,10 +16,10 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 14
+FACTS_VERSION = 15
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {11: "text", 12: "text", 13: "text"}
-"""Older version → the kind whose facts of it are still right: 12 to 14 changed facts that only images have."""
+_STILL_RIGHT: dict[Any, str] = dict.fromkeys((11, 12, 13, 14), "text")
+"""Older version → the kind whose facts of it are still right: 12 to 15 changed facts that only images have."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 

@@ -39,23 +39,17 @@ ADVICE: dict[str, str] = {
 """What to do with an adapter whose format no loader here accepts as it is."""
 
 _LORA_AB = r"lora_[AB](?:\.[A-Za-z0-9_-]+)?\.(?:weight|bias)"
-_COMPONENT = r"(?:unet|transformer|transformer_2|text_encoder|text_encoder_2|text_encoder_3|prior|controlnet)"
-# Below `transformer.` stand the blocks of image models only; GPT-2's `transformer.h` and a wrongly prefixed
-# language model's `transformer.layers.0.self_attn` are no diffusers names.
-_IMAGE_MODULE = (
-    r"(?:(?:joint_|single_|text_|visual_)?transformer_blocks|(?:vace_)?blocks|(?:double|single)_(?:stream_)?blocks"
-    r"|joint_blocks|layers\.\d+\.(?:attention|attn\.to_|norm1\.linear|feed_forward|adaLN_modulation)|noise_refiner"
-    r"|context_refiner|(?:vace_|far_)?patch_embed|pos_embed|all_x_embedder|(?:x|context|cap|t|p|image)_embedder"
-    r"|time_(?:text_|caption_|condition_|guidance_)?embed|time_step_proj|norm_out|(?:audio_)?proj_(?:in|out)"
-    r"|condition_embedder|(?:audio_)?caption_projection|adaln_single|img_in|txt_in|time_in|(?:all_)?final_layer"
-    r"|(?:double|single)_stream_modulation|distilled_guidance_layer)"
+IMAGE_COMPONENTS = (
+    "unet", "transformer", "transformer_2", "transformer_ref", "connectors", "text_conditioner", "prior", "controlnet",
+    "text_encoder", "text_encoder_2", "text_encoder_3",
+)  # fmt: skip
+"""The models of a pipeline that diffusers' writers name before the modules (`LoraBaseMixin._lora_loadable_modules`)."""
+_COMPONENT = rf"(?:{'|'.join(IMAGE_COMPONENTS)})"
+# Any module may follow but a language model's that lacks PEFT's `base_model.model.` (GPT-2's `transformer.h.0`).
+_LANGUAGE_MODULE = (
+    r"(?:(?:h|layer|encoder|decoder)\.|(?:wte|wpe|word_embeddings|embedding)\b|layers\.\d+\.self_attn\.[qkvo]_proj\b)"
 )
-_UNET_MODULE = r"(?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|time_emb_proj)"
-_TEXT_MODULE = r"(?:text_model\.|encoder\.|text_projection|shared|layers\.)"
-_DIFFUSERS_MODULE = (
-    rf"(?:unet\.{_UNET_MODULE}|(?:controlnet|prior)\.|transformer(?:_2)?\.{_IMAGE_MODULE}"
-    rf"|text_encoder(?:_[23])?\.{_TEXT_MODULE})"
-)
+_DIFFUSERS_MODULE = rf"(?!transformer\.{_LANGUAGE_MODULE}){_COMPONENT}\."
 _Z_IMAGE = (
     r"(?:(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention\.to_(?:q|k|v|out)|feed_forward|adaLN_modulation)"
     r"|all_final_layer|all_x_embedder|cap_embedder|t_embedder)"
@@ -84,7 +78,7 @@ _GRAMMARS: tuple[tuple[str, str], ...] = tuple(
         ("diffusers-old", rf"(?:{_COMPONENT}\.)?\S*processor\.to_(?:q|k|v|out)_lora\.(?:down|up)\.weight"
                           rf"|text_encoder(?:_2)?\.\S+(?:_lora(?:_linear_layer)?|\.lora_linear_layer)\.(?:down|up)\.weight"),
         ("xlabs", rf"{_FLUX}processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight"),
-        ("diffusers", rf"{_DIFFUSERS_MODULE}\S*\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
+        ("diffusers", rf"{_DIFFUSERS_MODULE}\S+\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
                       rf"|lora\.(?:down|up)\.weight)"),
         ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
                  rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)|(?:img|txt)_in\.lora_(?:down|up)\.weight"

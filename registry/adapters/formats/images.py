@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from registry.adapters.formats import OF_2023, Format, diffusers, metadata
+from registry.adapters.formats import IMAGE_COMPONENTS, OF_2023, Format, diffusers, metadata
 from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors, groups_of
 from registry.adapters.peft import fields as peft_fields
 from registry.adapters.peft.config import ALPHA_LIMIT
@@ -307,11 +307,11 @@ def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int,
 
 
 def _component(name: str) -> str:
+    if (first := name.partition(".")[0]) in IMAGE_COMPONENTS:
+        return first
     for prefix, component in (
         ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
-        ("lora_te_", "text_encoder"), ("text_encoder_3", "text_encoder_3"), ("text_encoder_2", "text_encoder_2"),
-        ("text_encoders.clip_g.", "text_encoder_2"), ("text_encoder", "text_encoder"),
-        ("transformer_2.", "transformer_2"), ("unet.", "unet"),
+        ("lora_te_", "text_encoder"), ("text_encoders.clip_g.", "text_encoder_2"), ("text_encoder", "text_encoder"),
     ):  # fmt: skip
         if name.startswith(prefix):
             return component

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from registry.adapters import read
+from registry.adapters.formats import IMAGE_COMPONENTS
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
 from registry.client.local.adapter_folder import read_adapter
-from registry.compat.paths import IMAGE_COMPONENTS, Paths, layers_per_block
+from registry.compat.paths import Paths, layers_per_block
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refusal
 from registry.worker.conversions import to_canonical
