@@ -31,12 +31,13 @@ _EFFECT_WORDS = {
     "wrong_output": "loads it and computes wrong outputs",
     "needs_setting": "needs another setting",
 }
-_EFFECT_WORDS_IF_UNEXAMINED = {
-    "refuses": "would refuse it",
-    "ignores_silently": "would load it and silently ignore this part",
-    "wrong_output": "would load it and compute wrong outputs",
-    "needs_setting": "would need another setting",
+_POSSIBLE_EFFECT_WORDS = {
+    "refuses": "refuse it",
+    "ignores_silently": "load it and silently ignore this part",
+    "wrong_output": "load it and compute wrong outputs",
+    "needs_setting": "need another setting",
 }
+"""Behind `may` (the rule's severity is unknown) or `would` (the version was not examined)."""
 
 
 class EngineProfile(FrozenModel):
@@ -208,11 +209,11 @@ def _finding_of_rule(rules: EngineRules, rule: Rule, values: Mapping[str, Any], 
     reported = f' It reports: "{rule.engine_message.format_map(texts)}"' if rule.engine_message else ""
     fix = f" {rule.fix.format_map(texts)}." if rule.fix else ""
     nearest = _nearest_examined(rules, version_of(profile.version))
-    effect = f"{_EFFECT_WORDS_IF_UNEXAMINED[rule.effect]} by the rules of {nearest}" if nearest else ""
-    message = (
-        f"{rules.title} {profile.version} {effect or _EFFECT_WORDS[rule.effect]}: {message}.{reported}{fix}"
-        f" [{rule.verified}: {rule.source}]"
-    )
+    effect = _EFFECT_WORDS[rule.effect]
+    if nearest or rule.severity == "unknown":
+        effect = f"{'may' if rule.severity == 'unknown' else 'would'} {_POSSIBLE_EFFECT_WORDS[rule.effect]}"
+    effect += f" by the rules of {nearest}" if nearest else ""
+    message = f"{rules.title} {profile.version} {effect}: {message}.{reported}{fix} [{rule.verified}: {rule.source}]"
     return _finding(rules, rule.property, rule.severity, message, expected=rule.effect)
 
 

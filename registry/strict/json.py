@@ -26,14 +26,15 @@ class Dialect(Value, frozen=True):
     """Which error a refusal is (`error_code`, a code of `Invalid`), its reasons' family, and what is allowed.
 
     `depth` counts nested objects and arrays. `not_finite` lets NaN and Infinity through (some base
-    configurations hold them). `signed_zero` false refuses `-0`, which some readers take for a fraction. `unreadable`
-    is the rule that text which is no JSON breaks.
+    configurations hold them), `duplicate_keys` the last value of a key. `signed_zero` false refuses `-0`, which some
+    readers take for a fraction. `unreadable` is the rule that text which is no JSON breaks.
     """
 
     error_code: str
     family: str
     depth: int = 16
     not_finite: bool = False
+    duplicate_keys: bool = False
     signed_zero: bool = True
     unreadable: str = "invalid"
 
@@ -124,7 +125,7 @@ def refuse(dialect: Dialect, file: str, rule: str, message: str) -> NoReturn:
 
 def _object(pairs: Sequence[tuple[str, Any]], dialect: Dialect, file: str) -> dict[str, Any]:
     result = dict(pairs)
-    if len(result) != len(pairs):
+    if len(result) != len(pairs) and not dialect.duplicate_keys:
         keys: set[str] = set()
         for key, _ in pairs:
             if key in keys:

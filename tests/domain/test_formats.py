@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -369,7 +370,7 @@ def test_patterns_and_rslora_in_the_metadata_of_diffusers_count() -> None:
     assert {m.scale for m in facts.modules if m.path.startswith("text_encoder.")} == {8 / R**0.5}
 
 
-@pytest.mark.parametrize("broken", ["{", "[1]", '{"a": 1, "a": 2}', "[" * 5000])
+@pytest.mark.parametrize("broken", ["{", "[1]", '{"a": 1,}', "[" * 5000])
 def test_broken_metadata_is_no_error_and_no_claim(broken: str) -> None:
     facts = facts_of(peft_pairs("unet.", ATTENTION), {"lora_adapter_metadata": broken})
     assert {m.alpha for m in facts.modules} == {float(R)}
@@ -430,3 +431,61 @@ def test_a_pair_for_a_convolution_has_the_kernel_of_the_base(
     )  # fmt: skip
     codes = {finding.code for finding in check_file(facts_of(tensors), base) if finding.severity == "error"}
     assert codes == (set() if fits else {"compat.shape"})
+
+
+@pytest.mark.parametrize(
+    ("component", "field", "value", "problems"),
+    [
+        ("unet", "runtime_config", {"ephemeral_gpu_offload": False}, ("diffusers.metadata_refused",)),
+        ("unet", "alora_invocation_tokens", [1], ("diffusers.metadata_refused",)),
+        ("unet", "init_lora_weights", "orthogonal", ("diffusers.metadata_refused",)),
+        ("unet", "target_parameters", ["x"], ("diffusers.metadata_refused",)),
+        ("unet", "lora_bias", True, ("diffusers.metadata_refused",)),
+        ("unet", "lora_dropout", 1.5, ("diffusers.metadata_refused",)),
+        ("unet", "modules_to_save", ["x"], ("diffusers.metadata_unclear",)),
+        ("text_encoder", "target_parameters", ["x"], ("diffusers.metadata_unclear",)),
+        ("text_encoder", "trainable_token_indices", [1], ("diffusers.metadata_unclear",)),
+        ("text_encoder", "lora_bias", True, ()),
+        ("unet", "lora_alpha", True, ("image.metadata_scale",)),
+        ("unet", "lora_dropout", -1, ()),
+        ("unet", "lora_dropout", math.nan, ()),
+    ],
+)
+def test_metadata_say_what_diffusers_does_by_them(
+    component: str, field: str, value: object, problems: tuple[str, ...]
+) -> None:
+    stem = f"{component}.{'encoder.layers.0.self_attn.q_proj' if component == 'text_encoder' else 'mid_block.to_q'}"
+    names: dict[str, Tensor] = {
+        f"{stem}.lora_A.weight": ("F32", (3, D), None),
+        f"{stem}.lora_B.weight": ("F32", (D, 3), None),
+    }
+    fields = {"r": 3, "lora_alpha": 3, "target_modules": ["to_q", "q_proj"], field: value}
+    claims = json.dumps({f"{component}.{name}": content for name, content in fields.items()})
+    assert facts_of(names, {"lora_adapter_metadata": claims}).problems == problems
+    repeated = claims[:-1] + f', "{component}.r": 3}}'
+    assert facts_of(names, {"lora_adapter_metadata": repeated}).problems == problems, "Python takes the last one"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "proj_out", "condition_embedder.time_embedder.linear_1",
+        "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp", "norm_out.linear",
+        "x_embedder", "context_embedder", "time_text_embed.text_embedder.linear_1",
+    ],
+)  # fmt: skip
+def test_names_of_diffusers_after_the_prefix_of_comfyui_are_seen(path: str) -> None:
+    names = pair(f"diffusion_model.{path}", ".lora_A.weight", ".lora_B.weight")
+    assert "image.comfy_diffusers_names" in facts_of(names).problems
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "blocks.0.self_attn.q", "blocks.0.cross_attn.k_img", "blocks.0.ffn.2", "head.head", "time_embedding.0",
+        "double_blocks.0.img_attn.qkv", "final_layer.linear", "img_in", "time_in.in_layer",
+    ],
+)  # fmt: skip
+def test_the_original_names_after_the_prefix_of_comfyui_are_in_order(path: str) -> None:
+    names = pair(f"diffusion_model.{path}", ".lora_A.weight", ".lora_B.weight")
+    assert "image.comfy_diffusers_names" not in facts_of(names).problems

@@ -288,7 +288,8 @@ _HARMLESS: tuple[tuple[str, Any], ...] = (
     ("layers_to_transform", [0]), ("init_lora_weights", False), ("init_lora_weights", "pissa"),
     ("init_lora_weights", "eva"), ("bias", "all"), ("modules_to_save", ["fc1", "proj_out"]), ("modules_to_save", []),
     ("fan_in_fan_out", "x"), ("layer_replication", [[0, 1]]), ("peft_type", "LOHA"), ("lora_alpha", None),
-    ("use_bdlora", {"a": 1}), ("trainable_token_indices", [1]),
+    ("use_bdlora", {"a": 1}), ("trainable_token_indices", [1]), ("runtime_config", {"a": 1}), ("lora_dropout", -1),
+    ("init_lora_weights", "orthogonal"),
 )  # fmt: skip
 """What the metadata may say of the tensors without another meaning of them."""
 

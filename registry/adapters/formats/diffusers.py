@@ -22,6 +22,11 @@ _ARRIVES = re.compile(
 _OLD = re.compile(r"to_(?:[qkv]|out)_lora\.")
 _WAN_NAME = re.compile(r"lora_unet_(?:blocks_\d|head_head|(?:time|text)_embedding_\d|time_projection|img_emb)")
 _WAN_OUTSIDE = re.compile(r"diffusion_model\.(?:head\.head|(?:time|text)_embedding|time_projection)\b")
+_DIFFUSERS_NAME = re.compile(
+    r"diffusion_model\.(?:(?:single_)?transformer_blocks\.|blocks\.\d+\.(?:attn[12]|ffn\.net)\.|proj_out\Z"
+    r"|(?:x|context|condition|time_text)_embed(?:der)?\b|norm_out\.)"
+)
+"""Modules of Flux and Wan as diffusers calls them. Its converters of `diffusion_model.` take the original names."""
 _WAN = re.compile(r"lora_unet_blocks_(\d+)_(.+)\Z")
 _WAN_BLOCK = {*(f"{side}_attn_{leaf}" for side in ("self", "cross") for leaf in "qkvo"), "ffn_0", "ffn_2"}
 _UNNUMBERED = "lora_unet_add_embedding_"
@@ -46,6 +51,7 @@ def problems(groups: Groups, format_name: str, alphas: Mapping[str, float]) -> I
         "diffusers.flux_sizes": any(_FLUX_LINEAR1.match(p) and not _is_split(halves) for p, halves in groups.items()),
         "diffusers.alpha_negative": any(alpha < 0 for alpha in alphas.values()),
         "image.bias": any("lora_B.bias" in halves for halves in groups.values()),
+        "image.comfy_diffusers_names": any(map(_DIFFUSERS_NAME.match, groups)),
         "diffusers.bias_in_part": _has_bias_in_part(groups),
         "diffusers.wan_incomplete": (any(map(_WAN_NAME.match, groups)) and not _is_whole_wan(groups))
         or _has_leftovers_of_wan(groups),

@@ -23,8 +23,12 @@ from registry.versions.files import CONFIG
 KEY = "lora_adapter_metadata"
 FAULTS_LIMIT = 20
 """How many faults of one kind are listed."""
-_DIALECT = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
-_REFUSED = ("target_parameters", "layer_replication", "trainable_token_indices", "use_bdlora")
+_DIALECT = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6, not_finite=True, duplicate_keys=True)
+"""As lenient as Python's parser, which diffusers reads them with."""
+_REFUSED = ("layer_replication", "use_bdlora")
+_REFUSED_IN_DENOISERS = ("target_parameters", "trainable_token_indices")
+_BY_NAME = ("modules_to_save", *_REFUSED_IN_DENOISERS)
+"""Fields that only matter where the model has something of one of their names."""
 _UNUSED = ("revision", "fan_in_fan_out", "auto_mapping", "base_model_name_or_path", "inference_mode")
 _HARMLESS = frozenset({"config.base_model_invalid", "config.code_reference", "config.path_refused"})
 """Of fields that diffusers does not use."""
@@ -36,8 +40,15 @@ def by_component(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     components: dict[str, dict[str, Any]] = {}
     for key, value in fields.items() if isinstance(fields, dict) else ():
         component, _, field = key.partition(".")
-        components.setdefault(component, {})[field] = value
+        components.setdefault(component, {})[field] = _as_applied(field, value)
     return components
+
+
+def _as_applied(field: str, value: Any) -> Any:
+    """The number that PEFT computes with: true is an alpha of 1, and a dropout of at most 1, or NaN, does nothing."""
+    if field == "lora_alpha" and isinstance(value, bool):
+        return int(value)
+    return 0.0 if field == "lora_dropout" and isinstance(value, int | float) and not value > 1 else value
 
 
 def targets(metadata: Mapping[str, str]) -> dict[str, AdapterConfig]:
@@ -97,11 +108,16 @@ def _of_component(
         text = f"{KEY}: {component}.{field[:120]} {message}"
         return Finding.of("error", code or "config.not_loadable", start + field[:120], text, expected, actual)
 
+    is_text = component.startswith("text_encoder")
     for field in sorted(values.keys() - peft_fields.table()["LORA"].keys() - {"runtime_config"})[:FAULTS_LIMIT]:
         yield fault(field, "is no field of PEFT's LoraConfig, which diffusers makes of the metadata")
+    if "runtime_config" in values:
+        yield fault("runtime_config", "is for the running process, and PEFT fails with one that a file holds")
+    if values.get("alora_invocation_tokens"):
+        yield fault("alora_invocation_tokens", "makes PEFT apply the update only behind these tokens of a text", "none")
     if values.get("target_modules") is None:
         yield fault("target_modules", "is not written, and PEFT requires it", "names of modules", "nothing")
-    for field in (field for field in _REFUSED if values.get(field)):
+    for field in (field for field in (*_REFUSED, *(() if is_text else _REFUSED_IN_DENOISERS)) if values.get(field)):
         yield fault(field, "is not possible in an image model whose layers PEFT makes by the tensors", "none")
     try:
         config = peft_config.read_fields(
@@ -120,13 +136,17 @@ def _of_component(
             return
     if initializations.changes_base_at_load(config.initialization):
         yield fault("init_lora_weights", "changes the base at load, which fails", "true", config.initialization)
-    if config.saved_modules:
-        yield replace(fault("modules_to_save", "fails where a module has one of these names"), severity="unknown")
-    if config.lora_bias != has_bias:
+    if config.initialization == "orthogonal" and any(rank % 2 for rank in ranks.values()):
+        yield fault("init_lora_weights", "is orthogonal, which PEFT takes only for even ranks", "true", "orthogonal")
+    for field in (field for field in _BY_NAME if values.get(field) and (is_text or field not in _REFUSED_IN_DENOISERS)):
+        message = "may fail, if the model has a module or a parameter of one of these names"
+        yield replace(fault(field, message), severity="unknown")
+    # PEFT begins biases with 0, and a text encoder may lack some; other models are loaded strictly.
+    if config.lora_bias != has_bias and not (is_text and config.lora_bias):
         code = "lora.tensor_unknown" if has_bias else "lora.bias_absent"
         message = f"is {str(config.lora_bias).lower()}, and the file has {'' if has_bias else 'no '}biases on lora_B"
         yield fault("lora_bias", message, has_bias, config.lora_bias, code)
-    if component.startswith("text_encoder"):
+    if is_text:
         yield from _untargeted(config, ranks, fault, exact_paths=exact_paths)
     pattern = config.rank_pattern
     if pattern and not exact_paths and {config.rank, *pattern.values()} >= {*ranks.values()}:
