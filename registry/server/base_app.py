@@ -24,7 +24,6 @@ from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.http import routing
-from registry.server.http.idempotency import RepeatedRequest, replay_response
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
 from registry.server.http.request_body import (
@@ -97,7 +96,6 @@ def build_base_app(
     upload = partial(receive_upload, state)
     state.link_context = LinkBackend(state.blobs, upload, settings.stall_seconds, log.closing.is_set)
     add_exception_handlers(app)
-    app.add_exception_handler(RepeatedRequest, replay_response)
     app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds)
     app.add_middleware(
         ResolveCache,

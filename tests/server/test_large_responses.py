@@ -16,7 +16,7 @@ from registry.server.http.request_body import BodyBudget
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import Harness
-from tests.raw_asgi import RawResponse, call_in_loop
+from tests.raw_asgi import RawResponse, call, call_in_loop
 
 pytestmark = pytest.mark.security
 PATH = "/api/v1/bases/tiny-llama"
@@ -80,6 +80,25 @@ def test_a_reader_that_hangs_up_gives_its_bytes_back(harness: Harness, size_byte
     with pytest.raises(OSError, match="was closed"):
         anyio.run(lambda: read_base(harness, secret, wait_to_read=hang_up))
     assert (counted, harness.app.state.response_budget.used_bytes) == ([size_bytes], 0)
+
+
+def test_a_repeated_response_is_counted_too(harness: Harness, size_bytes: int) -> None:
+    spec = harness.admin.base("tiny-llama").spec.model_copy(update={"name": "acme/many"})
+    body = BaseAdd(spec=spec).model_dump_json(exclude_defaults=True).encode()
+    secret = harness.issue("push", namespaces=["acme"])[1]
+    headers = [
+        ("authorization", f"Bearer {secret}"), ("content-type", "application/json"), ("idempotency-key", "a" * 32),
+    ]  # fmt: skip
+
+    def post() -> RawResponse:
+        return call(harness.app, "POST", "/api/v1/bases", headers, [body])
+
+    first, repeated = post(), post()
+    assert (first.status, repeated.status, repeated.headers["idempotency-replayed"]) == (201, 201, "true")
+    assert (first.body, repeated.largest_part) == (repeated.body, routing.PART_BYTES)
+    harness.app.state.response_budget = BodyBudget(size_bytes // 2, size_bytes, size_bytes)
+    refused = post()
+    assert (refused.status, refused.json()["code"]) == (503, "TRY_LATER")
 
 
 @pytest.mark.usefixtures("size_bytes")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Self
 
 from fastapi import Request, Response
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, select, update
@@ -130,6 +130,11 @@ class RepeatedRequest(Exception):
         super().__init__("processed before")
         self.status, self.etag, self.body = status, etag, body
 
+    def response(self) -> Response:
+        """The response that the request had."""
+        headers = {"Idempotency-Replayed": "true"} | ({"ETag": self.etag} if self.etag else {})
+        return Response(self.body, self.status, headers, media_type="application/json")
+
 
 def has_key(request: Request) -> bool:
     """Whether the request is a mutation with a key."""
@@ -176,11 +181,3 @@ def _raise_repeated(response: StoredResponse | None) -> None:
             next_step="undo its effect (`adapter token list`), and send the request with a new key",
         )
     raise RepeatedRequest(response.status, response.etag, response.body)
-
-
-def replay_response(_request: Request, error: Exception) -> Response:
-    """The exception handler of `RepeatedRequest`."""
-    if not isinstance(error, RepeatedRequest):
-        raise error
-    headers: dict[str, Any] = {"Idempotency-Replayed": "true"} | ({"ETag": error.etag} if error.etag else {})
-    return Response(error.body, error.status, headers, media_type="application/json")

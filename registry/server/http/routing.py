@@ -118,15 +118,22 @@ class SingleThreadRoute(APIRoute):
         """Return the handler, which runs a plain function in one thread."""
         handle = super().get_route_handler()
 
-        async def handle_in_thread(request: Request) -> Response:
-            if self.is_async:
-                return _counted(request, await handle(request))
-            if request.method in idempotency.SAFE_METHODS:
-                return _counted(request, await self._respond(handle, request))
-            async with self._read_body(request) as complete:
-                return _counted(request, await self._respond(handle, complete))
+        async def handle_and_count(request: Request) -> Response:
+            try:
+                response = await self._handle(handle, request)
+            except idempotency.RepeatedRequest as repeated:
+                response = repeated.response()
+            return _counted(request, response)
 
-        return handle_in_thread
+        return handle_and_count
+
+    async def _handle(self, handle: Handler, request: Request) -> Response:
+        if self.is_async:
+            return await handle(request)
+        if request.method in idempotency.SAFE_METHODS:
+            return await self._respond(handle, request)
+        async with self._read_body(request) as complete:
+            return await self._respond(handle, complete)
 
     async def _respond(self, handle: Handler, request: Request) -> Response:
         """Handle a request, whose body is held meanwhile. The Hub API adds the relay."""
