@@ -445,6 +445,7 @@ def test_a_pair_for_a_convolution_has_the_kernel_of_the_base(
         ("unet", "modules_to_save", ["x"], ("diffusers.metadata_unclear",)),
         ("text_encoder", "target_parameters", ["x"], ("diffusers.metadata_unclear",)),
         ("text_encoder", "trainable_token_indices", [1], ("diffusers.metadata_unclear",)),
+        ("text_encoder", "init_lora_weights", False, ("diffusers.metadata_unclear",)),
         ("text_encoder", "lora_bias", True, ()),
         ("unet", "lora_alpha", True, ("image.metadata_scale",)),
         ("unet", "lora_dropout", -1, ()),

@@ -79,7 +79,7 @@ _GRAMMARS: tuple[tuple[str, str], ...] = tuple(
                           rf"|text_encoder(?:_2)?\.\S+(?:_lora(?:_linear_layer)?|\.lora_linear_layer)\.(?:down|up)\.weight"),
         ("xlabs", rf"{_FLUX}processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight"),
         ("diffusers", rf"{_DIFFUSERS_MODULE}\S+\.(?:{_LORA_AB}|lora_magnitude_vector(?:\.weight)?|alpha|dora_scale"
-                      rf"|lora\.(?:down|up)\.weight)"),
+                      rf"|lora\.(?:down|up)\.weight)|{_DIFFUSERS_MODULE}(?<=\btransformer\.)\S+\.lora_(?:down|up)\.weight"),
         ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
                  rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)|(?:img|txt)_in\.lora_(?:down|up)\.weight"
                  rf"|{_Z_IMAGE}\.(?:\S+\.)?(?:lora_(?:down|up)\.weight|alpha|dora_scale)"),

@@ -51,6 +51,10 @@ def problems(groups: Groups, format_name: str, alphas: Mapping[str, float]) -> I
         "diffusers.flux_sizes": any(_FLUX_LINEAR1.match(p) and not _is_split(halves) for p, halves in groups.items()),
         "diffusers.alpha_negative": any(alpha < 0 for alpha in alphas.values()),
         "image.bias": any("lora_B.bias" in halves for halves in groups.values()),
+        "image.transformer_down_up": any(
+            path.startswith("transformer.") and not halves.keys().isdisjoint(("lora_down.weight", "lora_up.weight"))
+            for path, halves in groups.items()
+        ),
         "image.comfy_diffusers_names": any(map(_DIFFUSERS_NAME.match, groups)),
         "diffusers.bias_in_part": _has_bias_in_part(groups),
         "diffusers.wan_incomplete": (any(map(_WAN_NAME.match, groups)) and not _is_whole_wan(groups))

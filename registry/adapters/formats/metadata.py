@@ -141,6 +141,8 @@ def _of_component(
     for field in (field for field in _BY_NAME if values.get(field) and (is_text or field not in _REFUSED_IN_DENOISERS)):
         message = "may fail, if the model has a module or a parameter of one of these names"
         yield replace(fault(field, message), severity="unknown")
+    if is_text and values.get("init_lora_weights") in (False, "orthogonal"):
+        yield replace(fault("init_lora_weights", "may leave random updates in other modules"), severity="unknown")
     # PEFT begins biases with 0, and a text encoder may lack some; other models are loaded strictly.
     if config.lora_bias != has_bias and not (is_text and config.lora_bias):
         code = "lora.tensor_unknown" if has_bias else "lora.bias_absent"
