@@ -8,8 +8,10 @@ from typing import Any
 import anyio
 import pytest
 from fastapi import Request, Response
+from starlette.background import BackgroundTask
 
 from registry.api.bases import BaseAdd
+from registry.errors import Unavailable
 from registry.server.catalog import bases
 from registry.server.http import routing
 from registry.server.http.request_body import BodyBudget
@@ -99,6 +101,19 @@ def test_a_repeated_response_is_counted_too(harness: Harness, size_bytes: int) -
     harness.app.state.response_budget = BodyBudget(size_bytes // 2, size_bytes, size_bytes)
     refused = post()
     assert (refused.status, refused.json()["code"]) == (503, "TRY_LATER")
+
+
+def test_what_follows_a_change_is_done_though_its_response_is_refused() -> None:
+    done: list[bool] = []
+    response = Response(b" " * (routing.PART_BYTES + 1), background=BackgroundTask(done.append, True))
+    counted = routing._CountedResponse(response, BodyBudget(1, 1, 1), ("person", ""))
+
+    async def refuse(*_: Any) -> Any:
+        raise AssertionError("nothing is read or sent")
+
+    with pytest.raises(Unavailable, match="not read yet"):
+        anyio.run(lambda: counted({"type": "http"}, refuse, refuse))
+    assert done == [True]
 
 
 @pytest.mark.usefixtures("size_bytes")

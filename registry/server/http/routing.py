@@ -199,17 +199,24 @@ class _CountedResponse(Response):
                 start += PART_BYTES
             await send({**message, "body": body[start:]} if body else message)
 
+        try:
+            with self._hold_space():
+                await super().__call__(scope, receive, send_in_parts)
+        finally:  # also of a change whose response is refused
+            if self._task is not None:
+                await self._task()
+
+    @contextlib.contextmanager
+    def _hold_space(self) -> Iterator[None]:
         size_bytes = len(self.body)
         if not self._budget.has_space(self._owner, size_bytes):
             detail = "response: others that are not read yet use all space for responses"
             raise Unavailable("TRY_LATER", detail, retry_after_seconds=1)
         self._budget.change(self._owner, size_bytes)
         try:
-            await super().__call__(scope, receive, send_in_parts)
+            yield
         finally:
             self._budget.change(self._owner, -size_bytes)
-        if self._task is not None:
-            await self._task()
 
 
 def _counted(request: Request, response: Response) -> Response:
