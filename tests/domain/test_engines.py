@@ -299,6 +299,28 @@ def test_image_files_are_evaluated_by_format(
 
 
 # ----------------------------------------------------------------------- data files
+@pytest.mark.parametrize(
+    ("family", "architecture", "problem", "components", "finding"),
+    [
+        ("wan", "WanPipeline", "", ("transformer_2",), "error:diffusers.image_second_transformer"),
+        ("wan", "WanPipeline", "image.transformer_down_up", (), "error:diffusers.image_down_up"),
+        ("flux", "FluxPipeline", "image.transformer_down_up", (), "unknown:diffusers.image_down_up"),
+        ("", "ChromaPipeline", "image.transformer_down_up", (), "unknown:diffusers.image_down_up"),
+        ("wan", "WanPipeline", "image.comfy_diffusers_names", (), "error:diffusers.image_comfy_foreign"),
+        ("flux", "FluxPipeline", "image.comfy_diffusers_names", (), "error:diffusers.image_comfy_foreign"),
+        ("", "ChromaPipeline", "diffusers.metadata_unclear", (), "unknown:diffusers.image_metadata_unclear"),
+    ],
+)
+def test_what_diffusers_does_with_names_depends_on_the_family(
+    family: str, architecture: str, problem: str, components: tuple[str, ...], finding: str
+) -> None:
+    facts = EngineFacts(kind="image", format="diffusers", base_family=family, base_architecture=architecture,
+                        problems=(problem,), components=components)  # fmt: skip
+    [actual] = engines.evaluate(engine_facts.to_stored(facts), engines.profile("diffusers==0.42.1"))
+    assert f"{actual.severity}:{actual.code.removeprefix('engine.')}" == finding
+    assert (" may " in actual.message) == (actual.severity == "unknown")
+
+
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
 def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRules) -> None:
     values = dict.fromkeys([*EngineFacts.model_fields, *source_facts.FIELDS, *engine.settings], "x")
