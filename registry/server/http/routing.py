@@ -24,7 +24,8 @@ from sqlmodel import Session
 from starlette import types as asgi
 from starlette.concurrency import run_in_threadpool
 
-from registry.api import PREFIX
+from registry.api import PREFIX, StructPage
+from registry.api.models import ItemPage
 from registry.api.models import Request as RequestSchema
 from registry.errors import Invalid, RegistryError, Unavailable, printable
 from registry.roles import Scope
@@ -89,7 +90,8 @@ class SingleThreadRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
         self.is_async = inspect.iscoroutinefunction(endpoint)
-        hints = get_type_hints(endpoint, include_extras=True).values()
+        types = get_type_hints(endpoint, include_extras=True)
+        hints = types.values()
         for hint in hints:
             if isinstance(hint, type) and issubclass(hint, RequestSchema):
                 hint.model_config["defer_build"] = False  # built with the first request, pydantic warns of its alias
@@ -99,7 +101,10 @@ class SingleThreadRoute(APIRoute):
         self.needs_no_token, self.checks_own_query = require_nothing in declarations, allow_any_query in declarations
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         self.values_limit: int = getattr(endpoint, "values_limit", VALUES_LIMIT)
-        self._responds_at_length: bool = getattr(endpoint, "responds_at_length", False)
+        returns = types.get("return")
+        self.responds_at_length: bool = getattr(endpoint, "responds_at_length", False) or (
+            isinstance(returns, type) and issubclass(returns, ItemPage | StructPage)
+        )
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 
     @functools.cached_property
@@ -145,11 +150,13 @@ class SingleThreadRoute(APIRoute):
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
         has_large_body = request_body.is_large(_body_of(request))
-        is_large = has_large_body or self._responds_at_length
+        is_large = has_large_body or self.responds_at_length
         has_many_values = has_large_body and request_body.has_many_values(_body_of(request))
         async with contextlib.AsyncExitStack() as stack:
-            if self._uses_store or is_large:
+            if self._uses_store or has_large_body:
                 owner = await self._shares_of(request)
+            elif is_large:
+                owner = self._reader_of(request)
             if has_many_values:
                 stack.enter_context(_hold_only_share(owner[0]))
             if self._uses_store:
@@ -172,6 +179,12 @@ class SingleThreadRoute(APIRoute):
         actor = request.app.state.actor_cache.get(secret) or await run_in_threadpool(look_up_actor, request)
         shares: Owner = actor.shares
         return shares
+
+    def _reader_of(self, request: Request) -> Owner:
+        """As `_shares_of`, without a look at the database: a token that was not used lately counts for its network."""
+        secret = None if self.needs_no_token else require_secret(request)
+        actor: Actor | None = request.app.state.actor_cache.get(secret) if secret is not None else None
+        return actor.shares if actor is not None else (f"network {read_network(request)}", "")
 
     def error_headers(self, _request: Request, _error: RegistryError) -> dict[str, str]:
         """Return headers for the response to an error. The Hub API has some."""
@@ -228,7 +241,7 @@ def _counted(request: Request, response: Response) -> Response:
 
 
 def responds_at_length(endpoint: Endpoint) -> Endpoint:
-    """Declare that a route makes responses of megabytes, so that few run at once."""
+    """Declare that a route makes responses of megabytes, as all that return pages do, so that few run at once."""
     endpoint.responds_at_length = True  # type: ignore[attr-defined]
     return endpoint
 

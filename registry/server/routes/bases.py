@@ -53,7 +53,6 @@ def add_base(
 
 
 @router.get("/bases")
-@routing.responds_at_length
 def list_bases(
     session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE,
     modules: bool = True,
