@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -13,7 +14,9 @@ from starlette.background import BackgroundTask
 from registry.api.bases import BaseAdd
 from registry.errors import Unavailable
 from registry.server import app as server_app
-from registry.server.catalog import bases
+from registry.server.catalog import base_rows, bases
+from registry.server.database import db
+from registry.server.database.models import BaseRow
 from registry.server.http import routing
 from registry.server.http.request_body import BodyBudget
 from registry.server.http.routing import SingleThreadRoute
@@ -151,6 +154,31 @@ def test_two_large_responses_of_a_person_are_made_at_once(harness: Harness, monk
 def test_small_responses_are_not_counted() -> None:
     small = Response(b" " * routing.PART_BYTES)
     assert routing._counted(Request({"type": "http"}), small) is small
+
+
+def test_a_base_that_many_requests_need_is_read_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 40 threads each took 100 MB for a base of 100,000 modules."""
+    harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama())))
+    base_rows._SPECS.clear()
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    parse = base_rows.parse_spec
+
+    def hold(*arguments: Any) -> Any:
+        begun.release()
+        assert go_on.wait(120)
+        return parse(*arguments)
+
+    monkeypatch.setattr(base_rows, "parse_spec", hold)
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(harness.admin.base, "tiny-llama") for _ in range(4)]
+        assert begun.acquire(timeout=120)
+        assert not begun.acquire(timeout=0.3), "a second thread reads it, too"
+        monkeypatch.setattr(base_rows, "READ_SECONDS", 0.01)
+        with pytest.raises(Unavailable, match="others are being read"):
+            base_rows.load_spec(BaseRow(name="other", fingerprint="x", created_at=db.now(), created_by="x", spec={}))
+        go_on.set()
+        assert len({result.result().fingerprint for result in results}) == 1
+    assert not begun.acquire(blocking=False)
 
 
 def test_routes_that_return_pages_make_a_few_at_a_time() -> None:

@@ -1,9 +1,10 @@
-"""Finds the rows of bases by name or alias, and reads their specs, of which a process keeps some.
+"""Finds the rows of bases by name or alias, and reads their specs, one at a time. A process keeps some of them.
 
 A base that is not registered has a row that is only a name, from the first version that needs it. Versions refer to
 that row, and nothing else finds it, so no tenant learns which names others have used.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
@@ -25,6 +26,10 @@ CACHED_SPECS = 64
 CACHED_MODULES = 250_000
 """Of all cached specs."""
 _SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
+_READING = threading.Lock()
+"""Who reads a spec, which takes a second and 100 MB if the base has 100,000 modules."""
+READ_SECONDS = 30
+"""How long a thread waits for others that read specs: one of them may need a connection that this one has."""
 UNREGISTERED_LIMIT = 100
 """Bases that are not registered, of the versions of one namespace."""
 NAMES_LOCK = 0x61646170_62617365  # "adapbase"
@@ -41,6 +46,11 @@ def find(session: Session, name: str) -> BaseRow:
     if base is None:
         raise unknown_base(name)
     return base
+
+
+def get(session: Session, base_id: int) -> BaseRow:
+    """The row of a base without its spec, which `load_spec` reads."""
+    return session.get_one(BaseRow, base_id, options=DEFER_SPECS)
 
 
 def unknown_base(name: str) -> NotFound:
@@ -79,18 +89,29 @@ def reference(base: BaseRow) -> BaseRef:
 
 
 def load_spec(base: BaseRow) -> BaseSpec:
-    """The spec of a base, with its modules as a library builds them. A process reads it once for each library."""
+    """The spec of a base, with its modules as a library builds them. A process reads it once for each library.
+
+    `Unavailable` (TRY_LATER) if others read theirs for too long.
+    """
     if base.fingerprint == UNREGISTERED:
         return BaseSpec.unregistered(base.name)
     key = (base.name, base.fingerprint, base.created_at, base.library or "")
     spec = _SPECS.get(key)
-    if spec is None:
-        spec = parse_spec(base.spec, base.library_modules)
-        cached = sum(len(other.modules) for other in [*_SPECS.values()])
-        if len(_SPECS) >= CACHED_SPECS or cached + len(spec.modules) > CACHED_MODULES:
-            _SPECS.clear()
-        _SPECS[key] = spec
-    return spec
+    if spec is not None:
+        return spec
+    if not _READING.acquire(timeout=READ_SECONDS):
+        raise Unavailable("TRY_LATER", "base: others are being read", retry_after_seconds=2)
+    try:
+        spec = _SPECS.get(key)
+        if spec is None:
+            spec = parse_spec(base.spec, base.library_modules)
+            cached = sum(len(other.modules) for other in [*_SPECS.values()])
+            if len(_SPECS) >= CACHED_SPECS or cached + len(spec.modules) > CACHED_MODULES:
+                _SPECS.clear()
+            _SPECS[key] = spec
+        return spec
+    finally:
+        _READING.release()
 
 
 def parse_spec(spec: Mapping[str, Any], library_modules: Mapping[str, Any] | None) -> BaseSpec:

@@ -72,7 +72,7 @@ def evaluate_version(
     if not texts:
         return VerdictList(items=stored)
     outcomes = newest_outcomes(stored)
-    spec = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
+    spec = base_rows.load_spec(base_rows.get(session, version.base_id))
     profiles = engine_profiles.parse_profiles(texts)
     return VerdictList(items=[evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles])
 

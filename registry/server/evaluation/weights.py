@@ -188,7 +188,7 @@ def measure_newest(engine: Engine, blobs: BlobStore) -> bool:
         claim = update(VersionRow).where(*still_unmeasured).values(measured_at=db.now())
         if session.connection().execute(claim).rowcount:
             row = session.get_one(VersionRow, version_id)
-            base = session.get_one(BaseRow, row.base_id)
+            base = base_rows.get(session, row.base_id)
             if add_verdict(session, row, base, measured).outcome == Outcome.FAIL:
                 engine_compat.renew_verdicts(session, row, base)
     return True
@@ -224,7 +224,7 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
     """The norms of a version's modules, and of the base's; `measured_at` is empty until its numbers are read."""
     version = versions.find(session, actor, name, selector)
     row = session.get(VersionNormsRow, version.id)
-    base = load_base_norms(session, session.get_one(BaseRow, version.base_id), format_of(version))
+    base = load_base_norms(session, base_rows.get(session, version.base_id), format_of(version))
     modules = json.loads(row.norms) if row is not None else {}
     return views.NormsView(
         name=str(name), number=version.number, digest=Digest(version.digest), measured_at=version.measured_at,

@@ -69,7 +69,7 @@ def _submit_smoke_test(session: Session, actor: Actor, request: JobSubmit) -> Jo
     ref = Ref.parse(request.ref)
     actor.require(Scope.PUSH, ref.name)
     version = versions.find(session, actor, ref.name, ref.selector)
-    spec = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
+    spec = base_rows.load_spec(base_rows.get(session, version.base_id))
     if spec.is_registered and not can_be_tested(version, spec):
         format_name = version.facts.get("format")
         subject = f"{ref.name}@{version.number}"
@@ -105,7 +105,7 @@ def _submit_recipe(session: Session, actor: Actor, request: JobSubmit) -> JobRow
     recipes.demand(recipe, [_ingredient(session, ref, row) for ref, row in sources])
     if not sources:
         raise Invalid("RECIPE_INVALID", "sources: names no adapter")
-    base = session.get_one(BaseRow, rows[0].base_id)
+    base = base_rows.get(session, rows[0].base_id)
     _require_target(session, actor, recipe, base)
     _check_waiting(session, recipe.into)
     _lock_sources(session, sources)
@@ -128,7 +128,7 @@ def _enqueue(
     **options: Any,
 ) -> JobRow:  # fmt: skip
     """Queue a job on the version's base, or on another one."""
-    row = session.get_one(BaseRow, version.base_id)
+    row = base_rows.get(session, version.base_id)
     if row.fingerprint == UNREGISTERED:
         raise base_rows.unknown_base(row.name)
     base = base or row.name
@@ -154,7 +154,7 @@ def _check_waiting(session: Session, into: str) -> None:
 
 
 def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
-    base = session.get_one(BaseRow, row.base_id)
+    base = base_rows.get(session, row.base_id)
     newest = verdicts.newest_of(session, row)
     compat = [v.outcome for v in newest if v.check is Check.COMPAT and not v.by_owner]
     broken = any(finding.code == "weights.not_finite" for v in newest for finding in v.findings)

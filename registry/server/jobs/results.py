@@ -29,7 +29,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import quotas
 from registry.server.actors import Actor
-from registry.server.catalog import verdicts
+from registry.server.catalog import base_rows, verdicts
 from registry.server.database import db
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.jobs import JobRow
@@ -86,7 +86,7 @@ def _check_report(session: Session, row: JobRow, request: FinishRequest) -> Repo
 
 
 def _base(session: Session, row: JobRow) -> BaseRow:
-    return session.get_one(BaseRow, session.get_one(VersionRow, row.version_id).base_id)
+    return base_rows.get(session, session.get_one(VersionRow, row.version_id).base_id)
 
 
 def _store(session: Session, actor: Actor, row: JobRow, report: Report, store: BlobStore) -> Digest:

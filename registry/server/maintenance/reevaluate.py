@@ -235,7 +235,7 @@ def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[
             if row is None:
                 continue
             if row.base_id not in base_data:
-                base = session.get_one(BaseRow, row.base_id)
+                base = base_rows.get(session, row.base_id)
                 base_data[row.base_id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
             manifest, card = Manifest.model_validate_json(row.manifest), row.facts.get(CARD)
             spec, relatives = base_data[row.base_id]
@@ -283,6 +283,6 @@ def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool
     row.facts, row.method, row.rank = reading.facts, reading.inspection.method, reading.inspection.rank
     session.add(row)
     version_rows.replace_attributes(session, row, reading.manifest)
-    base = session.get_one(BaseRow, row.base_id)
+    base = base_rows.get(session, row.base_id)
     db.bulk_insert(session, [version_rows.build_compat_verdict(row, base, reading.inspection)])
     return True
