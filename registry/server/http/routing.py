@@ -27,6 +27,7 @@ from starlette.concurrency import run_in_threadpool
 from registry.api import PREFIX, StructPage
 from registry.api.models import ItemPage
 from registry.api.models import Request as RequestSchema
+from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable, printable
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -181,10 +182,12 @@ class SingleThreadRoute(APIRoute):
         return shares
 
     def _reader_of(self, request: Request) -> Owner:
-        """As `_shares_of`, without a look at the database: a token that was not used lately counts for its network."""
+        """As `_shares_of`, without a look at the database: a token that was not used lately counts for itself."""
         secret = None if self.needs_no_token else require_secret(request)
-        actor: Actor | None = request.app.state.actor_cache.get(secret) if secret is not None else None
-        return actor.shares if actor is not None else (f"network {read_network(request)}", "")
+        if secret is None:
+            return f"network {read_network(request)}", ""
+        actor: Actor | None = request.app.state.actor_cache.get(secret)
+        return actor.shares if actor is not None else (f"secret {Digest.of(secret.encode())}", "")
 
     def error_headers(self, _request: Request, _error: RegistryError) -> dict[str, str]:
         """Return headers for the response to an error. The Hub API has some."""
