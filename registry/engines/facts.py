@@ -16,10 +16,10 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 15
+FACTS_VERSION = 16
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = dict.fromkeys((11, 12, 13, 14), "text")
-"""Older version → the kind whose facts of it are still right: 12 to 15 changed facts that only images have."""
+_STILL_RIGHT: dict[Any, str] = dict.fromkeys((11, 12, 13, 14, 15), "text")
+"""Older version → the kind whose facts of it are still right: 12 to 16 changed facts that only images have."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
@@ -84,6 +84,7 @@ class EngineFacts(FrozenModel):
     problems: tuple[str, ...] = ()
     family: str = ""
     components: tuple[str, ...] = ()
+    text_components: tuple[str, ...] = ()
     other_family: bool = False
     down_up: bool = False
     alpha_tensors: bool = False
@@ -228,6 +229,7 @@ def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFact
         family=facts.family,
         base_family=facts.family if is_image else "",
         components=facts.components,
+        text_components=tuple(name for name in facts.components if name.startswith("text_encoder")),
         down_up=any(module.a.endswith("down.weight") for module in facts.modules),
         problems=facts.problems,
         alpha_tensors=facts.has_alpha_tensors,

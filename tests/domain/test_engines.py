@@ -246,8 +246,8 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     """Stored facts without a new field would be read as if it were at its default: raise FACTS_VERSION, then this."""
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
-        15,
-        "sha256:76e5f1803687f4ab64e5702c542e64e1c7fb8c0bf863e36861c4f2ebe037cac2",
+        16,
+        "sha256:665ac0d1715562980727e69b2b81fcf1d3648fcebf7521d0cde1af2b3275ff27",
     )
 
 
@@ -306,19 +306,48 @@ def test_image_files_are_evaluated_by_format(
         ("wan", "WanPipeline", "image.transformer_down_up", (), "error:diffusers.image_down_up"),
         ("flux", "FluxPipeline", "image.transformer_down_up", (), "unknown:diffusers.image_down_up"),
         ("", "ChromaPipeline", "image.transformer_down_up", (), "unknown:diffusers.image_down_up"),
-        ("wan", "WanPipeline", "image.comfy_diffusers_names", (), "error:diffusers.image_comfy_foreign"),
-        ("flux", "FluxPipeline", "image.comfy_diffusers_names", (), "error:diffusers.image_comfy_foreign"),
+        ("", "BriaFiboPipeline", "image.transformer_down_up", (), "unknown:diffusers.image_down_up"),
+        ("", "BriaFiboEditPipeline", "image.transformer_down_up", (), "unknown:diffusers.image_down_up"),
+        ("sd3", "StableDiffusion3Pipeline", "", ("text_encoder_3",), "error:diffusers.image_no_loader"),
+        ("", "TextToVideoSDPipeline", "", (), "error:diffusers.image_no_loader"),
+        ("", "Kandinsky3Pipeline", "", (), "error:diffusers.image_no_loader"),
+        ("sd", "StableDiffusionControlNetXSPipeline", "", (), "error:diffusers.image_no_loader"),
+        ("wan", "WanPipeline", "image.foreign_names", (), "error:diffusers.image_foreign_names"),
+        ("flux", "FluxPipeline", "image.foreign_names", (), "error:diffusers.image_foreign_names"),
         ("", "ChromaPipeline", "diffusers.metadata_unclear", (), "unknown:diffusers.image_metadata_unclear"),
     ],
 )
 def test_what_diffusers_does_with_names_depends_on_the_family(
     family: str, architecture: str, problem: str, components: tuple[str, ...], finding: str
 ) -> None:
+    texts = tuple(component for component in components if component.startswith("text"))
     facts = EngineFacts(kind="image", format="diffusers", base_family=family, base_architecture=architecture,
-                        problems=(problem,), components=components)  # fmt: skip
+                        problems=(problem,), components=components, text_components=texts)  # fmt: skip
     [actual] = engines.evaluate(engine_facts.to_stored(facts), engines.profile("diffusers==0.42.1"))
     assert f"{actual.severity}:{actual.code.removeprefix('engine.')}" == finding
     assert (" may " in actual.message) == (actual.severity == "unknown")
+
+
+@pytest.mark.parametrize("family", ["sd", "sd1", "sd2", "sdxl", "flux", "wan", "qwen-image"])
+def test_diffusers_takes_no_names_that_begin_with_lycoris(family: str) -> None:
+    file = FileFacts(format="kohya", method="lora", family=family, problems=("diffusers.lycoris_prefix",))
+    assert codes(engine_facts.of_file(file, is_image=True), "diffusers==0.42.1") == ["diffusers.image_lycoris_prefix"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "texts", "expected"),
+    [
+        ("Flux2Pipeline", ("text_encoder",), ["diffusers.image_no_loader"]),
+        ("StableDiffusionPipeline", ("text_encoder",), []),
+        ("StableDiffusionXLPipeline", ("text_encoder", "text_encoder_2"), []),
+    ],
+)
+def test_diffusers_loads_text_encoders_where_its_source_lists_them(
+    architecture: str, texts: tuple[str, ...], expected: list[str]
+) -> None:
+    file = FileFacts(format="diffusers", method="lora", components=(*texts, "unet"))
+    facts = engine_facts.of_file(file, is_image=True).model_copy(update={"base_architecture": architecture})
+    assert codes(facts, "diffusers==0.42.1") == expected
 
 
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)

@@ -475,9 +475,9 @@ def test_metadata_say_what_diffusers_does_by_them(
         "x_embedder", "context_embedder", "time_text_embed.text_embedder.linear_1",
     ],
 )  # fmt: skip
-def test_names_of_diffusers_after_the_prefix_of_comfyui_are_seen(path: str) -> None:
-    names = pair(f"diffusion_model.{path}", ".lora_A.weight", ".lora_B.weight")
-    assert "image.comfy_diffusers_names" in facts_of(names).problems
+def test_names_of_diffusers_after_the_prefix_of_comfyui_or_kohya_are_seen(path: str) -> None:
+    for stem in (f"diffusion_model.{path}", f"lora_unet_{path.replace('.', '_')}"):
+        assert "image.foreign_names" in facts_of(pair(stem, ".lora_down.weight", ".lora_up.weight")).problems
 
 
 @pytest.mark.parametrize(
@@ -487,6 +487,11 @@ def test_names_of_diffusers_after_the_prefix_of_comfyui_are_seen(path: str) -> N
         "double_blocks.0.img_attn.qkv", "final_layer.linear", "img_in", "time_in.in_layer",
     ],
 )  # fmt: skip
-def test_the_original_names_after_the_prefix_of_comfyui_are_in_order(path: str) -> None:
-    names = pair(f"diffusion_model.{path}", ".lora_A.weight", ".lora_B.weight")
-    assert "image.comfy_diffusers_names" not in facts_of(names).problems
+def test_the_original_names_after_the_prefix_of_comfyui_or_kohya_are_in_order(path: str) -> None:
+    for stem in (f"diffusion_model.{path}", f"lora_unet_{path.replace('.', '_')}"):
+        assert "image.foreign_names" not in facts_of(pair(stem, ".lora_down.weight", ".lora_up.weight")).problems
+
+
+def test_the_prefix_of_lycoris_is_seen_before_plain_pairs() -> None:
+    facts = facts_of(pair("lycoris_transformer_blocks_0_attn_to_q", ".lora_down.weight", ".lora_up.weight"))
+    assert (facts.format, "diffusers.lycoris_prefix" in facts.problems) == ("kohya", True)

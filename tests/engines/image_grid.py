@@ -392,7 +392,17 @@ def ids(bases: Mapping[str, Any] | None = None) -> list[str]:
     return [identity for identity in unique if _is_case(identity, tables)]
 
 
-_WITH_ALPHAS = ("kohya", "sgm", "onetrainer", "down-up", "bare-down-up", "comfy-down-up", "linear1")
+_WITH_ALPHAS = (
+    "kohya",
+    "kohya-unlike",
+    "lycoris",
+    "sgm",
+    "onetrainer",
+    "down-up",
+    "bare-down-up",
+    "comfy-down-up",
+    "linear1",
+)
 _WHOLE = {
     "sd": ("diffusers", "saved", "old", "late", "kohya"), "sdxl": ("diffusers", "saved", "late", "kohya", "sgm"),
     "flux": ("diffusers", "kohya", "onetrainer", "xlabs", "comfy-down-up"), "wan": ("diffusers", "comfy", "kohya"),

@@ -178,11 +178,12 @@ def writers(family: str) -> dict[str, Callable[[Mapping[str, Shape]], Iterator[N
         "bare-down-up": _each(lambda m: _ends(_inner(m), (m,), _DOWN_UP)),
         "kohya": _each(_kohya(family)),
         "onetrainer": _each(_kohya(family, "lora_transformer")),
+        "lycoris": _each(_kohya(family, "lycoris")),
         "comfy": _each(lambda m: _ends(f"diffusion_model.{_inner(m)}", (m,), _AB)),
         "comfy-down-up": _each(lambda m: _ends(f"diffusion_model.{_inner(m)}", (m,), _DOWN_UP)),
     }
     if family in ("flux", "wan"):  # whose own names, which ComfyUI has, are others
-        common |= {f"{name}-unlike": common[name] for name in ("comfy", "comfy-down-up")}
+        common |= {f"{name}-unlike": common[name] for name in ("comfy", "comfy-down-up", "kohya")}
     if family in UNETS:
         common |= {"saved": _each(_saved), "old": _each(_old), "late": _each(_late)}
         for name in ("onetrainer", "down-up", "bare-down-up", "comfy-down-up"):

@@ -23,10 +23,10 @@ _OLD = re.compile(r"to_(?:[qkv]|out)_lora\.")
 _WAN_NAME = re.compile(r"lora_unet_(?:blocks_\d|head_head|(?:time|text)_embedding_\d|time_projection|img_emb)")
 _WAN_OUTSIDE = re.compile(r"diffusion_model\.(?:head\.head|(?:time|text)_embedding|time_projection)\b")
 _DIFFUSERS_NAME = re.compile(
-    r"diffusion_model\.(?:(?:single_)?transformer_blocks\.|blocks\.\d+\.(?:attn[12]|ffn\.net)\.|proj_out\Z"
-    r"|(?:x|context|condition|time_text)_embed(?:der)?\b|norm_out\.)"
+    r"(?:diffusion_model\.|lora_unet_)(?:(?:single_)?transformer_blocks[._]|blocks[._]\d+[._](?:attn[12]|ffn[._]net)[._]"
+    r"|proj_out\Z|(?:x|context|condition|time_text)_embed(?:der)?(?:[._]|\Z)|norm_out[._])"
 )
-"""Modules of Flux and Wan as diffusers calls them. Its converters of `diffusion_model.` take the original names."""
+"""Modules of Flux and Wan as diffusers calls them. Its converters of these prefixes take the original names."""
 _WAN = re.compile(r"lora_unet_blocks_(\d+)_(.+)\Z")
 _WAN_BLOCK = {*(f"{side}_attn_{leaf}" for side in ("self", "cross") for leaf in "qkvo"), "ffn_0", "ffn_2"}
 _UNNUMBERED = "lora_unet_add_embedding_"
@@ -55,7 +55,8 @@ def problems(groups: Groups, format_name: str, alphas: Mapping[str, float]) -> I
             path.startswith("transformer.") and not halves.keys().isdisjoint(("lora_down.weight", "lora_up.weight"))
             for path, halves in groups.items()
         ),
-        "image.comfy_diffusers_names": any(map(_DIFFUSERS_NAME.match, groups)),
+        "image.foreign_names": any(map(_DIFFUSERS_NAME.match, groups)),
+        "diffusers.lycoris_prefix": any(path.startswith("lycoris_") for path in groups),
         "diffusers.bias_in_part": _has_bias_in_part(groups),
         "diffusers.wan_incomplete": (any(map(_WAN_NAME.match, groups)) and not _is_whole_wan(groups))
         or _has_leftovers_of_wan(groups),

@@ -61,8 +61,8 @@ class FileFacts(FrozenModel):
     magnitudes beside others, or against its metadata), `image.text_magnitudes` (of a text encoder),
     `image.onetrainer_modules` (names of OneTrainer for a transformer: modules of a block other than its attention, or
     pairs without an alpha), `image.names_mixed` (of a U-Net or transformer, the file's first tensor is a lora_A and
-    others are .lora.down), `image.comfy_diffusers_names` (diffusers' names of Flux's or Wan's modules after
-    ComfyUI's prefix), `image.transformer_down_up` (kohya's ends of names after diffusers' modules), and
+    others are .lora.down), `image.foreign_names` (diffusers' names of Flux's or Wan's modules after
+    ComfyUI's or kohya's prefix), `image.transformer_down_up` (kohya's ends of names after diffusers' modules), and
     `diffusers.…` (what its loaders do with names: `formats/diffusers.py`).
     """
 
