@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Set
+from traceback import clear_frames
 from typing import Any, TypeVar, get_type_hints
 from weakref import WeakValueDictionary
 
@@ -127,8 +128,11 @@ class SingleThreadRoute(APIRoute):
         async def handle_and_count(request: Request) -> Response:
             try:
                 response = await self._handle(handle, request)
-            except idempotency.RepeatedRequest as repeated:
-                response = repeated.response()
+            except Exception as error:
+                clear_frames(error.__traceback__)  # a parsed body would stay there until the collector runs
+                if not isinstance(error, idempotency.RepeatedRequest):
+                    raise
+                response = error.response()
             return _counted(request, response)
 
         return handle_and_count
