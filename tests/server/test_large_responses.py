@@ -131,10 +131,10 @@ def test_neither_a_repeated_request_nor_an_error_keeps_what_was_parsed(harness: 
     try:
         post(bodies[0], "a" * 32)
         post(bodies[1], "b" * 32)
-        kept = [type(each) for each in gc.get_objects() if isinstance(each, BaseAdd)]
+        parsed_types = [type(each) for each in gc.get_objects() if isinstance(each, BaseAdd)]
     finally:
         gc.enable()
-    assert (statuses, kept) == ([201, 201, 409], [])
+    assert (statuses, parsed_types) == ([201, 201, 409], [])
 
 
 def test_what_follows_a_change_is_done_though_its_response_is_refused() -> None:
