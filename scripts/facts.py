@@ -1,7 +1,7 @@
 """Print figures about the code as one line of JSON (`make facts`).
 
 `python -m scripts.facts NAME` lists where they come from: vague_names, vague_names_in_loops, vague_names_in_tests,
-metaphors, arrows_back, repeated_blocks, undocumented_public_functions.
+metaphors, arrows_back, repeated_blocks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ def places(figure: str) -> Iterator[str]:
     elif figure == "repeated_blocks":
         for name, line, other, other_line in measures.repetitions(sources):
             yield f"{paths[name].relative_to(ROOT)}:{line} repeats {paths[other].relative_to(ROOT)}:{other_line}"
-    elif figure == "undocumented_public_functions":
-        for name, source in sources.items():
-            yield from (
-                f"{paths[name].relative_to(ROOT)} {function}" for function in measures.undocumented(ast.parse(source))
-            )
     else:
         sys.exit(__doc__)
 

@@ -1,0 +1,24 @@
+"""Nothing that a user can see or name disappears by accident.
+
+`visible_features.txt` lists what commit f9aefa45 offered. What is removed on purpose stands in `REMOVED` with its
+reason until the next tag, whose list then becomes the file.
+"""
+
+from tests.import_table import ROOT
+from tests.visible_features import features
+
+REMOVED: dict[str, str] = {}
+"""Beginning of a line of the list → why it is gone."""
+
+
+def test_every_visible_feature_is_still_there_or_its_removal_has_a_reason() -> None:
+    recorded = set((ROOT / "tests/visible_features.txt").read_text().splitlines())
+    missing = sorted(recorded - set(features()))
+    assert [line for line in missing if not line.startswith(tuple(REMOVED))] == []
+
+
+def test_a_recorded_removal_is_real() -> None:
+    recorded = (ROOT / "tests/visible_features.txt").read_text().splitlines()
+    offered = set(features())
+    stale = [start for start in REMOVED if not any(r.startswith(start) and r not in offered for r in recorded)]
+    assert stale == []
