@@ -72,7 +72,6 @@ TABLE = [
     _row("registry.server.http", "domain server", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.local_links.server", "domain server", "uvicorn"),
     _row("registry.server.local_links.connections", "server", "uvicorn httptools"),
-    _row("registry.server.hub.upstream", "domain server", "httpx"),
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.sessions", "domain server", "fastapi sqlalchemy sqlmodel"),
     _row("registry.server.sessions.authorization_code", "domain server", "authlib"),

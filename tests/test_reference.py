@@ -173,7 +173,7 @@ INTERNAL_LIMITS = {
         "registry.server.push.received.BLOB_LIMIT_BYTES", "registry.server.push.received.LIMIT_BYTES",
     ],
     "calls of other systems; their errors name the call": [
-        "registry.server.storage.s3.bucket.ATTEMPTS_LIMIT", "registry.server.hub.upstream.HOPS_LIMIT",
+        "registry.server.storage.s3.bucket.ATTEMPTS_LIMIT",
         "registry.server.access.oidc_client.REDEEM_LIMIT", "registry.server.webhooks.target.LOOKUPS_LIMIT",
         "registry.server.failpoints.WAIT_LIMIT_SECONDS",
     ],

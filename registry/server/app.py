@@ -14,7 +14,6 @@ from registry.server.access.issuers import Issuers
 from registry.server.base_app import build_base_app
 from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
-from registry.server.hub.upstream import Upstream
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.pages.rendering import render_unknown
 from registry.server.promotion.attestations.attester import Attester
@@ -80,7 +79,6 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     app.state.error_page = render_unknown if settings.pages != "off" else None
     log = app.state.audit_log
     log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
-    app.state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     app.state.api_document = openapi.ApiDocument(app.routes)
     return app
 

@@ -84,8 +84,6 @@ class Settings:
     """Trusted roots of signers' certificates: a PEM file, Sigstore's `trusted_root.json`, or a folder of them."""
     webhook_private: str = ""
     """Private networks (CIDR, separated by spaces) that webhooks may call, also by http. Default: public https only."""
-    hub_upstream: str = ""
-    """Another Hub (`https://huggingface.co`) that is asked for repositories that do not exist here. Default: none."""
     pages: str = "on"
     """Web pages: `on`; `private`, which shows nothing before sign-in, not even public namespaces; or `off`."""
     log: str = "text"
@@ -134,7 +132,7 @@ class Settings:
 
 
 FILE_ENDING = "_file"
-URLS = ("blobs", "hub_upstream", "public_url", "s3_endpoint", "s3_public_endpoint", "second_copy")
+URLS = ("blobs", "public_url", "s3_endpoint", "s3_public_endpoint", "second_copy")
 CHOICES = {
     "pages": ("on", "private", "off"), "log": ("text", "json"), "log_level": ("debug", "info", "warning", "error"),
 }  # fmt: skip

@@ -234,9 +234,6 @@ LIMITS = {
             "FILTERS_LIMIT": "filters of a Hub API search",
         },
         "registry.server.outgoing.documents": {"DOCUMENT_LIMIT_BYTES": "response of an identity provider"},
-        "registry.server.hub.upstream": {
-            "RESPONSE_LIMIT_BYTES": "response of an upstream Hub that is relayed, files aside"
-        },
         "registry.server.routes.audit": {"WAIT_LIMIT_SECONDS": "long poll of `/events`"},
         "registry.server.routes.serving": {"WAIT_LIMIT_SECONDS": "long poll of a node for its desired state"},
     },

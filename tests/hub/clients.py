@@ -78,7 +78,7 @@ def _check_words(live: LiveServer, words: dict[str, Any], weights: str) -> None:
 def _check_responses(responses: dict[str, Any]) -> None:
     assert (responses["exists"], responses["absent"]) == ([True] * 3, [False] * 3)
     assert {responses[case][0] for case in ("no repository", "base model", "no token")} == {"RepositoryNotFoundError"}
-    assert "REGISTRY_HUB_UPSTREAM" in responses["base model"][1]
+    assert "only adapters" in responses["base model"][1]
     assert responses["no revision"][0] == "RevisionNotFoundError"
     assert responses["no file"][0] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
     assert "token" in responses["wrong token"][1].lower()

@@ -116,7 +116,7 @@ def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: LiveSer
             assert code(f"/{NAME}/resolve/main/{traversal}") == (404, "EntryNotFound")
         absent = client.head(f"/{NAME}/resolve/main/nothing.json")
         assert absent.headers["x-repo-commit"] == live.commits[1]
-        assert "REGISTRY_HUB_UPSTREAM" in client.get("/api/models/gpt2").headers["x-error-message"]
+        assert "only adapters" in client.get("/api/models/gpt2").headers["x-error-message"]
     nobody = httpx.get(f"{live.server.url}/api/models/{NAME}")
     assert (nobody.status_code, nobody.headers["x-error-code"]) == (401, "RepoNotFound")
     wrong = httpx.get(f"{live.server.url}/api/whoami-v2", headers={"Authorization": "Bearer hf_wrong"})

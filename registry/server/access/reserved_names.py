@@ -157,13 +157,6 @@ def has_tombstone(session: Session, name: AdapterName) -> bool:
     return row is not None and row.ended_at is not None and row.name == name.name
 
 
-def is_namespace_reserved(session: Session, namespace: str) -> bool:
-    """Whether there is or was a namespace of this name, or of one that looks like it."""
-    if session.get(NamespaceRow, namespace) is not None:
-        return True
-    return session.get(TakenNameRow, (NAMESPACES, names.skeleton(namespace))) is not None
-
-
 def _conflict(actor: Actor, row: TakenNameRow, name: str) -> Conflict:
     kind = "adapter" if row.owner else "namespace"
     full_name = f"{row.owner}/{name}" if row.owner else name

@@ -48,7 +48,6 @@ STATUS_OF_CODE = {
     "LENGTH_REQUIRED": 411,
     "RATE_LIMITED": 429,
     "HUB_UNSUPPORTED": 501,
-    "HUB_RELAY_REFUSED": 501,
 }
 """Codes whose status differs from that of their class."""
 

@@ -19,7 +19,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 NO_ROUTE = "none"
-_EXPECTED = frozenset({"TRY_LATER", "HUB_UNSUPPORTED", "HUB_RELAY_REFUSED"})
+_EXPECTED = frozenset({"TRY_LATER", "HUB_UNSUPPORTED"})
 """Problems with a status of faults that are none: what is meant to be refused must not fill the log of errors."""
 _LOG = logging.getLogger("registry.server.requests")
 

@@ -146,7 +146,7 @@ class SingleThreadRoute(APIRoute):
             return await self._respond(handle, complete)
 
     async def _respond(self, handle: Handler, request: Request) -> Response:
-        """Handle a request, whose body is held meanwhile. The Hub API adds the relay."""
+        """Handle a request, whose body is held meanwhile."""
         if request.method in idempotency.SAFE_METHODS:
             return await self._run_in_thread(handle, request)
         with request.app.state.freshness.during_write():  # after its response no one gets what was before it
@@ -328,10 +328,8 @@ NAMESPACE_RESPONSE_BYTES = 128 * 2**20
 PART_BYTES = 64 * 2**10
 """Larger responses are counted, and sent in parts of this size."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
-RELAY_THREADS = 16
 _LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
 _LARGE_RESPONSES_LIMITER: RunVar[CapacityLimiter] = RunVar("large_responses")
-_RELAY_LIMITER: RunVar[CapacityLimiter] = RunVar("relay_threads")
 _SHARE_LIMITERS: RunVar[WeakValueDictionary[str, CapacityLimiter]] = RunVar("shares")
 
 
@@ -386,11 +384,6 @@ async def run_for(actor: Actor, function: Callable[..., Result], *args: Any, **k
     """As `run_in_store_thread`, within the shares of an actor."""
     async with _hold_store_shares(actor.shares):
         return await run_in_store_thread(function, *args, **kwargs)
-
-
-async def run_in_relay_thread(function: Callable[..., Result], *args: Any) -> Result:
-    """Call a function in a thread that may wait for another server."""
-    return await to_thread.run_sync(function, *args, limiter=_limiter(_RELAY_LIMITER, RELAY_THREADS))
 
 
 async def stream_in_threads(

@@ -1,1 +1,1 @@
-"""What the Hub API reads: repositories, files with git ids, and the relay to another Hub."""
+"""What the Hub API reads: repositories, and files with git ids."""

@@ -6,7 +6,6 @@
   Otherwise the first response would be faster if another tenant's version of the same bytes was requested before.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -21,7 +20,6 @@ from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
 from registry.names import AdapterName, is_alias
 from registry.roles import Scope
-from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.database import db
@@ -36,8 +34,6 @@ _LIBRARIES = TEXT_FORMATS | IMAGE_FORMATS | {LIBRARY}
 _METHODS = images.METHODS | {method.lower() for method in METHODS}
 _COMMON_TAGS = frozenset({"safetensors"})
 """Tags that all adapters have, so that filtering by them has no effect."""
-_HUB_WORD = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
-"""A namespace or a name on the Hub, without `..`."""
 
 
 def parse_name(namespace: str, name: str) -> AdapterName:
@@ -175,17 +171,6 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
         method="".join(methods),
         tags=tuple(tags),
     )
-
-
-def is_relayed(session: Session, namespace: str, name: str) -> bool:
-    """Whether a repository may come from another Hub: this registry never had a namespace that looks like its own.
-
-    Otherwise anyone could register a deleted one there and take its place. Without a namespace the name is checked.
-    """
-    if not all(_HUB_WORD.match(word) and ".." not in word for word in (namespace or name, name)):
-        return False
-    owner = (namespace or name).lower()
-    return owner not in names.RESERVED and not reserved_names.is_namespace_reserved(session, owner)
 
 
 def with_git_ids(

@@ -45,11 +45,11 @@ from registry.server.hub.xet import sessions
 from registry.server.push import commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.bodies import with_body
-from registry.server.routes.hub.protocol import PushRoute
+from registry.server.routes.hub.protocol import HubRoute
 from registry.server.routes.hub.writing import MODEL, read_json
 from registry.versions.files import FILE_LIMIT_BYTES
 
-router = APIRouter(route_class=PushRoute, include_in_schema=False)
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
 LFS = "/{namespace}/{name}/info/lfs/objects"
 LFS_TYPE = "application/vnd.git-lfs+json"
 BATCH_LIMIT = 1000

@@ -31,11 +31,11 @@ from registry.server.hub.drafts import DraftCommit
 from registry.server.promotion import moves, removal
 from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
-from registry.server.routes.hub.protocol import PushRoute
+from registry.server.routes.hub.protocol import HubRoute
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
 
-router = APIRouter(route_class=PushRoute, include_in_schema=False)
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
 _DIALECT = Dialect(error_code="REQUEST_INVALID", family="commit", depth=8)
 MODEL = "/api/models/{namespace}/{name}"
 EMPTY = DraftCommit(branch=NEWEST, files={}, parent="", message="")

@@ -37,10 +37,10 @@ from registry.server.hub.xet import access_tokens, files, sessions, xorbs
 from registry.server.hub.xet.sessions import XetSession
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.bodies import with_body
-from registry.server.routes.hub.protocol import PushRoute
+from registry.server.routes.hub.protocol import HubRoute
 from registry.server.routes.hub.writing import MODEL
 
-router = APIRouter(route_class=PushRoute, include_in_schema=False)
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
 SESSION = MODEL + "/xet/{session}"
 
 
