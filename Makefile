@@ -32,9 +32,6 @@ INSTALL := $(PYTHON) -m pip install --quiet --no-compile
 MAIN   := -m 'not faults and not deep and not chance'
 # The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
 COVERAGE := -p tests.line_coverage --coverage-floor 88
-# `make bench-transfer` runs benchmarks/transfer.py. Files that begin with an underscore are parts of benchmarks.
-BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))))
-
 # Waiting threads of OpenMP must sleep: spinning ones slow down everything else on a busy machine.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -119,8 +116,10 @@ facts: venv  ## print figures about the code as one line of JSON (ARGS=vague_nam
 soak: venv  ## run faults for SOAK_SECONDS (600) or SOAK_KILLS kills; check 18 invariants after each
 	@$(PYTHON) -m tests.faults.soak
 
-bench: venv $(BENCHES)  ## run every benchmark; each ends with one JSON object on a line
+bench: venv  ## run every benchmark and write benchmarks/RESULTS.md (ARGS='resolve merge' runs these)
+	@$(PYTHON) -m benchmarks._results $(ARGS)
 
+# `make bench-transfer` runs benchmarks/transfer.py. Files that begin with an underscore are parts of benchmarks.
 bench-%: venv
 	@$(PYTHON) -m benchmarks.$(subst -,_,$*)
 

@@ -10,7 +10,7 @@ exits with 1 if there is a violation. It ends early after SOAK_KILLS kills, if t
 - SOAK_REPORT names a Markdown file to write the table to.
 
 Example
-    $ SOAK_SECONDS=14400 SOAK_KILLS=700 SOAK_JOURNAL=/tmp/soak.jsonl SOAK_REPORT=docs/soak.md make soak
+    $ SOAK_SECONDS=14400 SOAK_KILLS=700 SOAK_JOURNAL=/tmp/soak.jsonl SOAK_REPORT=/tmp/soak.md make soak
 """
 
 from __future__ import annotations

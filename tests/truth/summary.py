@@ -1,6 +1,6 @@
 """The committed summary `answers.jsonl`: a line for each method on a base and for each architecture.
 
-A run replaces the lines of what it asked whole. docs/truth.md and docs/truth-unbuilt.md are made of the lines alone.
+A run replaces the lines of what it asked whole. docs/truth.md is made of the lines alone.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from tests.truth import architectures
 from tests.truth.methods import VARIANTS, base_kind_of, method_of
 from tests.truth.oracle import Answer
 from tests.truth.product import Said
-from tests.truth.table import KINDS, STAGES, Fault, Row, Unmade, cell
+from tests.truth.table import KINDS, STAGES, Fault, Row, cell
 
 ANSWERS = Path(__file__).with_name("answers.jsonl")
 PAGE = Path(__file__).parents[2] / "docs" / "truth.md"
-UNBUILT_PAGE = PAGE.with_name("truth-unbuilt.md")
 WRONG = ("false yes", "false no", "crash")
 
 
@@ -74,12 +71,11 @@ def read() -> dict[str, Line]:
 
 
 def write(lines: Iterable[Line], subjects: Iterable[str]) -> None:
-    """Replace these lines of the summary, and write both pages. `subjects`: all that there are."""
+    """Replace these lines of the summary, and write the page. `subjects`: all that there are."""
     merged = {subject: Line(subject) for subject in subjects} | read() | {line.subject: line for line in lines}
     ordered = [merged[subject] for subject in sorted(merged)]
     ANSWERS.write_text("".join(f"{json.dumps(_stated(line), ensure_ascii=False)}\n" for line in ordered))
     PAGE.write_text(page(ordered))
-    UNBUILT_PAGE.write_text(unbuilt_page(ordered))
 
 
 def _stated(line: Line) -> dict[str, Any]:
@@ -170,7 +166,7 @@ The cases are
 
 PEFT says yes if its configuration class reads the configuration, its loader finds every tensor that it expects and no
 other, two loads answer alike, and the outputs are finite and differ from the bare base's. {unbuilt} models and adapters
-[could not be built](truth-unbuilt.md).
+could not be built, mostly because they need inputs, sizes or packages that the comparison does not have.
 
 An honest adapter is what PEFT saves after all trained numbers moved at random by about 0.05. Where that alone ruins
 what a base says, they move less: 0.005 for RandLoRA on T5, 0.01 for LoRA on the embeddings of CPM-Ant. The smoke test
@@ -196,14 +192,6 @@ they were fixed, and all 15 of their kind asked again at 54804fb0. These answers
 51 architectures are built since. All of them are in the records; of DeepSeek-OCR 2 and Unlimited-OCR PEFT does not
 load what it saved, and both say no.
 """
-UNBUILT = """\
-# What the comparison with PEFT could not build
-
-Models that transformers, and adapters that PEFT did not build for [the comparison](truth.md), by the library's own
-error. Some need inputs, sizes or packages that the comparison does not have. `make test-truth ARGS=--record` wrote this
-page.
-"""
-PAGE_WIDTH = 140
 MESSAGE_LENGTH = 160
 
 
@@ -245,22 +233,6 @@ def _sources(lines: Sequence[Line], totals: Mapping[str, int]) -> Iterator[str]:
         commits = sum((Counter(line.commits) for line in subjects), Counter[str]())
         shares = ", ".join(f"{name}: {number}" for name, number in commits.most_common())
         yield f"| {part} | {len(subjects)} of {totals[part]} | {commits.total()} | {shares} | {libraries} |"
-
-
-def unbuilt_page(lines: Sequence[Line]) -> str:
-    """The page docs/truth-unbuilt.md."""
-    text = [UNBUILT]
-    unbuilt = sorted((Unmade(*item) for line in lines for item in line.unbuilt), key=lambda item: (item.by, item))
-    for library, items in groupby(unbuilt, key=attrgetter("by")):
-        ids_of: dict[str, list[str]] = defaultdict(list)
-        for item in items:
-            ids_of[_code(item.message)].append(item.id)
-        text += [f"## {library}", ""]
-        for message, ids in sorted(ids_of.items()):
-            entry = f"- {message}: `{'`, `'.join(ids)}`"
-            text += wrap(entry, PAGE_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        text.append("")
-    return "\n".join(text).rstrip() + "\n"
 
 
 def _code(message: str) -> str:

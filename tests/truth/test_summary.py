@@ -66,27 +66,25 @@ def test_a_model_that_cannot_be_built_is_whole() -> None:
     assert lines["opt"].unbuilt == [unbuilt["unmade"]]
 
 
-def test_a_run_replaces_its_lines_and_writes_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_replaces_its_lines_and_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.truth import summary
 
-    for name in ("ANSWERS", "PAGE", "UNBUILT_PAGE"):
+    for name in ("ANSWERS", "PAGE"):
         monkeypatch.setattr(summary, name, tmp_path / name)
     gpt2, loha = summary.lines_of(results(), GROUPS)
     summary.write([gpt2], ["gpt2", "opt"])
     opt = summary.Line("opt", unbuilt=[["opt/default", "PEFT", "ValueError: no targets"]])
     summary.write([loha, opt], [])
     assert summary.read() == {"gpt2": gpt2, "loha@classifier": loha, "opt": opt}
-    page, unbuilt = summary.PAGE.read_text(), summary.UNBUILT_PAGE.read_text()
+    page = summary.PAGE.read_text()
     assert "3 cases of 1 methods and 1\narchitectures" in page
     assert "| check | 1 | 1 | 0 | – | 0 |" in page
     assert "| architectures | 1 of 2 | 2 |" in page
     assert "- `gpt2/plain/lost`: smoke" in page
-    assert "- `ValueError: no DoRA`: `gpt2/dora`" in unbuilt
 
 
-def test_the_pages_are_those_of_the_committed_summary() -> None:
+def test_the_page_is_that_of_the_committed_summary() -> None:
     from tests.truth import summary
 
     lines = [line for _, line in sorted(summary.read().items())]
     assert summary.PAGE.read_text() == summary.page(lines)
-    assert summary.UNBUILT_PAGE.read_text() == summary.unbuilt_page(lines)
