@@ -1,19 +1,23 @@
 """`create_app`: builds the application of `adapter serve` from its settings: every route, the pages and the Hub API.
 
-- A route without a declared scope is an error at start.
+- A route without a declared scope, or a route of the REST API without a row in the table of operations, is an error at
+  start; and so is a row without a route.
 - Nothing is started, migrated or printed here; `adapter serve` does that.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
+from registry.api import PREFIX
+from registry.api.operations.table import OPERATIONS
 from registry.server.access.issuers import Issuers
 from registry.server.base_app import build_base_app
 from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
+from registry.server.http.routing import SingleThreadRoute
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.pages.rendering import render_unknown
 from registry.server.promotion.attestations.attester import Attester
@@ -32,7 +36,6 @@ from registry.server.routes import (
     webhooks,
 )
 from registry.server.routes.openapi import routes as openapi
-from registry.server.routes.openapi.document import scope_of
 from registry.server.routes.transfer import pulls, pushes
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -69,6 +72,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     """Build the application. Settings that no request needs at once are checked here too."""
     routes = [route for router in _routers(settings) for route in router.routes]
     _require_declared_scopes()
+    _require_every_operation()
     open_second_copy(settings)
     engine_profiles.parse_setting(settings.engines)
     app = build_base_app(
@@ -89,9 +93,9 @@ def _routers(settings: Settings) -> Iterator[APIRouter]:
 
 
 def declared_scopes() -> dict[tuple[str, str], str | None]:
-    """Return (method, path) → scope of every route; see `scope_of`."""
+    """Return (method, path) → scope of every route; see `SingleThreadRoute.scope`."""
     return {
-        (method, getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
+        (method, getattr(route, "path", "?")): route.scope if isinstance(route, SingleThreadRoute) else None
         for router in ROUTERS
         for route in router.routes
         for method in getattr(route, "methods", None) or ["?"]
@@ -102,3 +106,11 @@ def _require_declared_scopes() -> None:
     undeclared = [f"{method} {path}" for (method, path), scope in declared_scopes().items() if scope is None]
     if undeclared:
         raise RuntimeError(f"routes without a declared scope: {', '.join(undeclared)}")
+
+
+def _require_every_operation() -> None:
+    """Raise `RuntimeError` unless the routes of the REST API are those of the table, each once."""
+    served = Counter(getattr(route, "operation", None) for router in ROUTERS for route in router.routes
+                     if getattr(route, "path", "").startswith(PREFIX))  # fmt: skip
+    if served != Counter(OPERATIONS.values()):
+        raise RuntimeError("the routes of the REST API are not those of registry/api/operations")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from registry.server.routes.openapi.document import TAGS
+from registry.api.operations.table import TAGS
 from scripts.reference import (
     cli,
     engine_classes,
@@ -37,7 +37,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "methods.md": methods.markdown,
     "metrics.md": metrics.markdown,
     "rest.md": rest.markdown,
-    **{f"schemas-{tag}.md": partial(rest.schemas, tag) for tag in TAGS},
+    **{f"schemas-{tag.name}.md": partial(rest.schemas, tag.name) for tag in TAGS},
     "settings.md": settings.markdown,
 }
 

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 from registry.api import PREFIX
+from registry.api.operations.table import TAGS
 from registry.server import app
-from registry.server.routes.openapi.document import TAGS
 from registry.server.routes.openapi.routes import ApiDocument
 from scripts.reference.tables import table
 
@@ -78,7 +78,7 @@ def _tags() -> dict[str, str]:
     content = document()
     operations = [operation for methods in content["paths"].values() for operation in methods.values()]
     tags: dict[str, str] = {}
-    for tag in TAGS:
+    for tag in [tag.name for tag in TAGS]:
         names = _references([operation for operation in operations if tag in operation["tags"]])
         while names := names - tags.keys():
             tags |= dict.fromkeys(names, tag)

@@ -184,7 +184,8 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
             calls = dependencies_of(route.dependant)
             if route.is_async:
                 waiting.add(route.path)
-                assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path
+                assert not dependencies.takes_key(route.dependant), route.path
+                assert dependencies.open_read_session not in calls, route.path
                 actors = {call for call in calls if isinstance(call, dependencies.RequireScope)}
                 assert len(actors) == (routing.require_nothing not in calls), route.path
                 assert all(isinstance(actor, dependencies.RequireScopeInThread) for actor in actors), route.path

@@ -8,21 +8,18 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 
-from registry.api import PREFIX
 from registry.api.access import TokenCreate
 from registry.api.aliases import PromoteRequest
 from registry.api.bases import BaseAdd
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
+from registry.api.operations.table import OPERATIONS
 from registry.api.transfer import PushRequest
 from registry.client.registry import Registry
 from registry.client.transport.connection import Connection
 from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
-from registry.server import app as server_app
 from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
-from registry.server.http import dependencies
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import commit_push, plan_push
@@ -247,19 +244,8 @@ def test_equal_requests_with_one_key_that_race_act_once_and_have_one_response(ha
         assert [row.generation for row in rows(session, AliasMoveRow) if row.alias == "prod"] == [1]
 
 
-def depends_on(dependant: Any) -> set[Any]:
-    return {inner.call for inner in dependant.dependencies}.union(*map(depends_on, dependant.dependencies))
-
-
 def test_every_mutation_takes_a_key_except_repeatable_ones() -> None:
-    unkeyed = {
-        f"{method} {route.path.removeprefix(PREFIX)}"
-        for router in server_app.ROUTERS
-        for route in router.routes
-        if isinstance(route, APIRoute) and route.path.startswith(PREFIX)
-        for method in (route.methods or set()) - {"GET", "HEAD"}
-        if not depends_on(route.dependant) & dependencies.KEYED_SESSIONS
-    }
+    unkeyed = {row.route for row in OPERATIONS.values() if row.method not in ("GET", "HEAD") and not row.takes_key}
     assert unkeyed <= {
         "POST /pushes",  # takes up the push that is open
         "PUT /links/{key:path}",  # the same bytes under the same key

@@ -1,10 +1,10 @@
 """What routes declare in their signatures: the session, the actor with a scope, the store, parsed parameters.
 
-    @router.get("/bases")
-    def list_bases(session: SessionDep, actor: Puller) -> BasePage: ...
+    @router.serves(operations.LIST_BASES)
+    def list_bases(session: SessionDep, actor: ActorDep) -> BasePage: ...
 
 - The session commits before the response is sent (routing.py), so a failed commit is never a 2xx.
-- Every route declares its scope with one of the actors below, or `NO_TOKEN`; `create_app` refuses others.
+- Every route takes one of the actors below, which signs in, or declares `NO_TOKEN`; `create_app` refuses others.
 - A mutation with an Idempotency-Key claims it in its own transaction (idempotency.py).
 """
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import Depends, Query, Request, Response
+from fastapi.dependencies.models import Dependant
 from pydantic import AfterValidator
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -30,7 +31,14 @@ from registry.server.database import db
 from registry.server.http import idempotency
 from registry.server.http.idempotency import SAFE_METHODS
 from registry.server.http.request_actor import authenticate, current_actor, read_secret
-from registry.server.http.routing import DeclaresScope, UsesStore, as_coroutine, enter_session, require_nothing
+from registry.server.http.routing import (
+    DeclaresScope,
+    UsesStore,
+    as_coroutine,
+    dependencies_of,
+    enter_session,
+    require_nothing,
+)
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
@@ -75,8 +83,9 @@ async def open_keyed_session(request: Request) -> Session:
     return enter_session(request, _session(request, write=False, look_up=idempotency.find))
 
 
-KEYED_SESSIONS = frozenset({open_session, open_keyed_session})
-"""The sessions of routes that take an Idempotency-Key."""
+def takes_key(dependant: Dependant) -> bool:
+    """Whether a route has a session that takes an Idempotency-Key."""
+    return bool({open_session, open_keyed_session} & set(dependencies_of(dependant)))
 
 
 @contextmanager
@@ -97,19 +106,19 @@ def _session(request: Request, *, write: bool, look_up: idempotency.Lookup | Non
 class RequireScope(DeclaresScope):
     """The dependency that signs in and requires a scope in any namespace; None requires only a valid token."""
 
-    def __init__(self, scope: Scope | None = None) -> None:
-        self.scope = scope
+    def __init__(self, scope: Scope | None = None, *, is_of_operation: bool = False) -> None:
+        self.scope, self.is_of_operation = scope, is_of_operation
 
     async def __call__(self, request: Request) -> Actor:
         return self.check(request)
 
     def check(self, request: Request) -> Actor:
         """Return the actor of a request. `Unauthenticated`, `Denied`."""
-        actor = self._sign_in(request)
-        if not self._allows_old_secret(request.method):
+        actor, scope = self._sign_in(request), self._scope_for(request)
+        if not _allows_old_secret(scope, request.method):
             actor.require_current_secret()
-        if self.scope is not None and not actor.has_scope(self.scope):
-            raise actor.lacks(self.scope)
+        if scope is not None and not actor.has_scope(scope):
+            raise actor.lacks(scope)
         return actor
 
     def check_again(self, request: Request) -> Actor:
@@ -117,12 +126,17 @@ class RequireScope(DeclaresScope):
         request.state.actor = None
         return self.check(request)
 
-    def _allows_old_secret(self, method: str) -> bool:
-        """Whether a rotated secret may send this request: it may pull and push, but delete nothing."""
-        return method in SAFE_METHODS if self.scope is None else self.scope in OLD_SECRET_SCOPES and method != "DELETE"
+    def _scope_for(self, request: Request) -> Scope | None:
+        route = request.scope["route"]
+        return Scope(route.scope) if self.is_of_operation and route.scope else self.scope
 
     def _sign_in(self, request: Request) -> Actor:
         return current_actor(request)
+
+
+def _allows_old_secret(scope: Scope | None, method: str) -> bool:
+    """Whether a rotated secret may send this request: it may pull and push, but delete nothing."""
+    return method in SAFE_METHODS if scope is None else scope in OLD_SECRET_SCOPES and method != "DELETE"
 
 
 class RequireScopeCached(RequireScope):
@@ -188,11 +202,11 @@ def keyset_cursor(cursor: str = "") -> str:
     return cursor
 
 
-OWNERS: tuple[tuple[str, str, Any], ...] = (
-    ("namespace", NAMESPACE, Depends(as_coroutine(namespace_name))),
-    ("adapter", ADAPTER, Depends(as_coroutine(adapter_name))),
+OWNERS: tuple[tuple[str, Any], ...] = (
+    ("namespace", Depends(as_coroutine(namespace_name))),
+    ("adapter", Depends(as_coroutine(adapter_name))),
 )
-"""Kind, path and parameter of what has gates and retention rules of its own."""
+"""Kind and parameter of what has gates and retention rules of its own."""
 
 
 async def forbid_storing(response: Response) -> None:
@@ -222,18 +236,15 @@ Text = Annotated[str, Query(max_length=300)]
 
 NO_TOKEN = Depends(require_nothing)
 NO_STORE = Depends(forbid_storing)
+ActorDep = Annotated[Actor, Depends(RequireScope(is_of_operation=True))]
+"""Who sends the request, with the scope that the row of the route's operation names."""
+ActorInThreadDep = Annotated[Actor, Depends(RequireScopeInThread(is_of_operation=True))]
+CachedActorDep = Annotated[Actor, Depends(RequireScopeCached(is_of_operation=True))]
 AnyActor = Annotated[Actor, Depends(RequireScope())]
+"""These are for the Hub API, whose routes are not in the table."""
 Puller = Annotated[Actor, Depends(RequireScope(Scope.PULL))]
-AnyActorInThread = Annotated[Actor, Depends(RequireScopeInThread())]
-PullerInThread = Annotated[Actor, Depends(RequireScopeInThread(Scope.PULL))]
-PusherInThread = Annotated[Actor, Depends(RequireScopeInThread(Scope.PUSH))]
-CachedPuller = Annotated[Actor, Depends(RequireScopeCached(Scope.PULL))]
 Pusher = Annotated[Actor, Depends(RequireScope(Scope.PUSH))]
-Promoter = Annotated[Actor, Depends(RequireScope(Scope.PROMOTE))]
-Worker = Annotated[Actor, Depends(RequireScope(Scope.WORK))]
-Auditor = Annotated[Actor, Depends(RequireScope(Scope.AUDIT))]
-MetricsReader = Annotated[Actor, Depends(RequireScope(Scope.METRICS))]
-Admin = Annotated[Actor, Depends(RequireScope(Scope.ADMIN))]
+PusherInThread = Annotated[Actor, Depends(RequireScopeInThread(Scope.PUSH))]
 
 
 # ------------------------------------------------------------------ what a request is about
@@ -254,34 +265,16 @@ class VersionTarget(NamedTuple):
     selector: Selector
 
 
-def _adapter_for(scope: Scope) -> Any:
-    signed_in = Depends(RequireScope(scope))
-
-    async def collect(session: SessionDep, *, actor: Actor = signed_in, name: NameDep) -> AdapterTarget:
-        return AdapterTarget(session, actor, name)
-
-    return Depends(collect)
+async def _adapter_target(session: SessionDep, actor: ActorDep, name: NameDep) -> AdapterTarget:
+    return AdapterTarget(session, actor, name)
 
 
-def _version_for(scope: Scope) -> Any:
-    signed_in = Depends(RequireScope(scope))
-
-    async def collect(
-        session: SessionDep, *, actor: Actor = signed_in, name: NameDep, selector: SelectorDep
-    ) -> VersionTarget:
-        return VersionTarget(session, actor, name, selector)
-
-    return Depends(collect)
+async def _version_target(session: SessionDep, actor: ActorDep, name: NameDep, selector: SelectorDep) -> VersionTarget:
+    return VersionTarget(session, actor, name, selector)
 
 
-AdapterForPuller = Annotated[AdapterTarget, _adapter_for(Scope.PULL)]
-AdapterForPusher = Annotated[AdapterTarget, _adapter_for(Scope.PUSH)]
-AdapterForPromoter = Annotated[AdapterTarget, _adapter_for(Scope.PROMOTE)]
-AdapterForAdmin = Annotated[AdapterTarget, _adapter_for(Scope.ADMIN)]
-VersionForPuller = Annotated[VersionTarget, _version_for(Scope.PULL)]
-VersionForPusher = Annotated[VersionTarget, _version_for(Scope.PUSH)]
-VersionForPromoter = Annotated[VersionTarget, _version_for(Scope.PROMOTE)]
-VersionForAdmin = Annotated[VersionTarget, _version_for(Scope.ADMIN)]
+AdapterDep = Annotated[AdapterTarget, Depends(_adapter_target)]
+VersionDep = Annotated[VersionTarget, Depends(_version_target)]
 
 
 class MaintenanceTarget(NamedTuple):
@@ -294,7 +287,7 @@ class MaintenanceTarget(NamedTuple):
 
 
 async def _maintenance_target(
-    actor: Admin, engine: EngineDep, blobs: BlobsHandleDep, settings: SettingsDep
+    actor: ActorDep, engine: EngineDep, blobs: BlobsHandleDep, settings: SettingsDep
 ) -> MaintenanceTarget:
     actor.require_everywhere(Scope.ADMIN)
     return MaintenanceTarget(engine, blobs, settings, actor)

@@ -18,16 +18,17 @@ from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, WouldBlock, to_thread
 from anyio.lowlevel import RunVar
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlmodel import Session
 from starlette import types as asgi
 from starlette.concurrency import run_in_threadpool
 
-from registry.api import PREFIX, StructPage
+from registry.api import StructPage
 from registry.api.models import ItemPage
 from registry.api.models import Request as RequestSchema
+from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, Operation
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable, printable
 from registry.roles import Scope
@@ -74,6 +75,8 @@ class DeclaresScope:
     """A dependency that signs in and requires a scope; None requires only a valid token."""
 
     scope: Scope | None
+    is_of_operation = False
+    """Whether the scope is the one of the route's operation instead."""
 
 
 def dependencies_of(dependant: Dependant) -> Iterator[Any]:
@@ -88,7 +91,9 @@ def _all_of(dependant: Dependant) -> Iterator[Dependant]:
 
 
 class SingleThreadRoute(APIRoute):
-    """The class of all routes."""
+    """The class of all routes. `operation`: the row of a route of the REST API."""
+
+    operation: Operation[Any, Any] | None = None
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
         self.is_async = inspect.iscoroutinefunction(endpoint)
@@ -114,11 +119,20 @@ class SingleThreadRoute(APIRoute):
         """The names of all query parameters that the route and its dependencies declare."""
         return {field.alias for dependant in _all_of(self.dependant) for field in dependant.query_params}
 
+    @functools.cached_property
+    def scope(self) -> str | None:
+        """The scope that the route declares; None for one that declares none."""
+        for call in dependencies_of(self.dependant):
+            if isinstance(call, DeclaresScope):
+                return self.operation.scope if call.is_of_operation and self.operation else call.scope or ANY_TOKEN
+            if call is require_nothing:
+                return NO_TOKEN
+        return None
+
     def _read_body(self, request: Request) -> contextlib.AbstractAsyncContextManager[Request]:
         if self.body_limit_bytes is None:
             return contextlib.nullcontext(request)
-        declared = (call.scope for call in dependencies_of(self.dependant) if isinstance(call, DeclaresScope))
-        scope = next(declared, None)
+        scope = Scope(self.scope) if self.scope and not self.needs_no_token else None
         return read_body(request, self.body_limit_bytes, needs_no_token=self.needs_no_token, scope=scope)
 
     def get_route_handler(self) -> Handler:
@@ -299,17 +313,6 @@ class _Coroutine:
 def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Wrap a route or a dependency to run in the request's thread; FastAPI would call it in another one."""
     return _Coroutine(function)
-
-
-def create_router(tag: str) -> APIRouter:
-    """Create the router of one resource of the REST API. An operation's id is the name of its function.
-
-    Its changes refuse unknown parameters. Those of the Hub API ignore them: other programs' clients send their own.
-    """
-    return APIRouter(
-        prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=lambda route: route.name,
-        dependencies=[Depends(refuse_unknown_parameters)],
-    )  # fmt: skip
 
 
 Result = TypeVar("Result")

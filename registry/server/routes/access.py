@@ -8,11 +8,13 @@ from fastapi import BackgroundTasks, Request
 
 from registry.api import access
 from registry.api.catalog import AdapterView, DeleteResult
+from registry.api.operations import access as operations
 from registry.errors import Unauthenticated
 from registry.names import AdapterName
 from registry.server.access import namespaces, token_exchange, tokens
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
@@ -20,18 +22,18 @@ from registry.server.push import background
 from registry.server.search import adapters
 from registry.server.sessions.issuers import IssuersDep
 
-router = routing.create_router("access")
-namespace_router = routing.create_router("namespaces")
+router = OperationRouter()
+namespace_router = OperationRouter()
 
 
-@router.post("/tokens", status_code=201, dependencies=[deps.NO_STORE])
-def create_token(session: deps.SessionDep, actor: deps.Admin, request: access.TokenCreate) -> access.TokenCreated:
+@router.serves(operations.CREATE_TOKEN)
+def create_token(session: deps.SessionDep, actor: deps.ActorDep, request: access.TokenCreate) -> access.TokenCreated:
     """Create a token. Its secret is in this response only."""
     view, secret = tokens.issue(session, actor, request)
     return access.TokenCreated(token=view, secret=secret)
 
 
-@router.post("/tokens/exchange", status_code=201, dependencies=[deps.NO_TOKEN, deps.NO_STORE])
+@router.serves(operations.EXCHANGE_TOKEN)
 @limit_body(UNTRUSTED_BYTES)
 def exchange_token(
     incoming: Request,
@@ -48,31 +50,31 @@ def exchange_token(
     return access.TokenCreated(token=view, secret=secret)
 
 
-@router.get("/tokens")
+@router.serves(operations.LIST_TOKENS)
 def list_tokens(
-    session: deps.SessionDep, actor: deps.AnyActor, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
+    session: deps.SessionDep, actor: deps.ActorDep, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
 ) -> access.TokenPage:
     """List the tokens that the caller may revoke, newest first."""
     return tokens.list_tokens(session, actor, cursor=cursor, limit=limit)
 
 
-@router.post("/tokens/{token_id}/rotate", dependencies=[deps.NO_STORE])
+@router.serves(operations.ROTATE_TOKEN)
 def rotate_token(
-    session: deps.SessionDep, actor: deps.AnyActor, token_id: str, request: access.TokenRotate
+    session: deps.SessionDep, actor: deps.ActorDep, token_id: str, request: access.TokenRotate
 ) -> access.TokenCreated:
     """Replace the secret of a token. The old one works for `keep_seconds` more."""
     view, secret = tokens.rotate(session, actor, token_id, keep_seconds=request.keep_seconds)
     return access.TokenCreated(token=view, secret=secret)
 
 
-@router.delete("/tokens/{token_id}")
-def revoke_token(session: deps.SessionDep, actor: deps.AnyActor, token_id: str) -> access.TokenView:
+@router.serves(operations.REVOKE_TOKEN)
+def revoke_token(session: deps.SessionDep, actor: deps.ActorDep, token_id: str) -> access.TokenView:
     """Revoke a token: it ends at the next request; for look-ups that other servers repeat from memory, in a second."""
     return tokens.revoke(session, actor, token_id)
 
 
-@router.get("/whoami")
-def show_caller(actor: deps.AnyActor) -> access.Whoami:
+@router.serves(operations.SHOW_CALLER)
+def show_caller(actor: deps.ActorDep) -> access.Whoami:
     """Show who the token belongs to and what it may do."""
     return access.Whoami(
         actor=actor.identity,
@@ -88,43 +90,42 @@ def show_caller(actor: deps.AnyActor) -> access.Whoami:
 
 
 # ------------------------------------------------------------------ namespaces
-ROLE = deps.NAMESPACE + "/roles/{subject:path}"
 
 
-@namespace_router.get("/namespaces")
+@namespace_router.serves(operations.LIST_NAMESPACES)
 def list_namespaces(
-    session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
+    session: deps.SessionDep, actor: deps.ActorDep, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
 ) -> access.NamespacePage:
     """List the namespaces that the caller may see."""
     return namespaces.list_namespaces(session, actor, cursor=cursor, limit=limit)
 
 
-@namespace_router.post("/namespaces", status_code=201)
+@namespace_router.serves(operations.CREATE_NAMESPACE)
 def create_namespace(
-    session: deps.SessionDep, actor: deps.Admin, request: access.NamespaceCreate
+    session: deps.SessionDep, actor: deps.ActorDep, request: access.NamespaceCreate
 ) -> access.NamespaceView:
     """Create a namespace. For administrators of all namespaces."""
     return namespaces.create(session, actor, request)
 
 
-@namespace_router.get(deps.NAMESPACE)
-def show_namespace(session: deps.SessionDep, actor: deps.Puller, namespace: str) -> access.NamespaceView:
+@namespace_router.serves(operations.SHOW_NAMESPACE)
+def show_namespace(session: deps.SessionDep, actor: deps.ActorDep, namespace: str) -> access.NamespaceView:
     """Show a namespace, its limits and what it uses."""
     return namespaces.show(session, actor, namespace)
 
 
-@namespace_router.patch(deps.NAMESPACE)
+@namespace_router.serves(operations.CHANGE_NAMESPACE)
 def change_namespace(
-    session: deps.SessionDep, actor: deps.Admin, namespace: str, request: access.NamespaceSet
+    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, request: access.NamespaceSet
 ) -> access.NamespaceView:
     """Change a namespace. Fields that are absent stay as they are."""
     return namespaces.update(session, actor, namespace, request)
 
 
-@namespace_router.delete(deps.NAMESPACE)
+@namespace_router.serves(operations.DELETE_NAMESPACE)
 def delete_namespace(
     session: deps.SessionDep,
-    actor: deps.Admin,
+    actor: deps.ActorDep,
     namespace: str,
     blobs: deps.BlobsHandleDep,
     engine: deps.EngineDep,
@@ -136,24 +137,24 @@ def delete_namespace(
     return removed
 
 
-@namespace_router.put(ROLE)
+@namespace_router.serves(operations.GRANT_ROLE)
 def grant_role(
-    session: deps.SessionDep, actor: deps.Admin, namespace: str, subject: str, request: access.RoleGrant
+    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str, request: access.RoleGrant
 ) -> access.NamespaceView:
     """Give a subject a role in a namespace."""
     return namespaces.grant_role(session, actor, namespace, subject, request.role)
 
 
-@namespace_router.delete(ROLE)
-def revoke_role(session: deps.SessionDep, actor: deps.Admin, namespace: str, subject: str) -> access.NamespaceView:
+@namespace_router.serves(operations.REVOKE_ROLE)
+def revoke_role(session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str) -> access.NamespaceView:
     """Take away the role of a subject in a namespace. Its tokens lose it at once."""
     return namespaces.revoke_role(session, actor, namespace, subject)
 
 
 # ------------------------------------------------------------------ adapters
-@namespace_router.delete(deps.ADAPTER)
+@namespace_router.serves(operations.DELETE_ADAPTER)
 def delete_adapter(
-    target: deps.AdapterForAdmin, blobs: deps.BlobsHandleDep, engine: deps.EngineDep, after: BackgroundTasks,
+    target: deps.AdapterDep, blobs: deps.BlobsHandleDep, engine: deps.EngineDep, after: BackgroundTasks,
     dry_run: bool = False,
 ) -> DeleteResult:  # fmt: skip
     """Delete an adapter with all its versions. Its name stays reserved."""
@@ -165,9 +166,9 @@ def delete_adapter(
     return removed
 
 
-@namespace_router.post(deps.ADAPTER + "/rename")
+@namespace_router.serves(operations.RENAME_ADAPTER)
 def rename_adapter(
-    target: deps.AdapterForAdmin,
+    target: deps.AdapterDep,
     request: access.RenameRequest,
     blobs: deps.BlobsHandleDep,
     engine: deps.EngineDep,
@@ -182,21 +183,19 @@ def rename_adapter(
 
 
 # ------------------------------------------------------------------ trusted publishers
-@namespace_router.get(deps.ADAPTER + "/publishers")
-def list_publishers(target: deps.AdapterForAdmin, issuers: IssuersDep) -> access.PublisherList:
+@namespace_router.serves(operations.LIST_PUBLISHERS)
+def list_publishers(target: deps.AdapterDep, issuers: IssuersDep) -> access.PublisherList:
     """List who may push to an adapter with an identity token: issuers and claims."""
     return token_exchange.list_publishers(*target, issuers)
 
 
-@namespace_router.post(deps.ADAPTER + "/publishers", status_code=201)
-def add_publisher(
-    target: deps.AdapterForAdmin, request: access.PublisherAdd, issuers: IssuersDep
-) -> access.PublisherView:
+@namespace_router.serves(operations.ADD_PUBLISHER)
+def add_publisher(target: deps.AdapterDep, request: access.PublisherAdd, issuers: IssuersDep) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
     return token_exchange.add(*target, request, issuers)
 
 
-@namespace_router.delete(deps.ADAPTER + "/publishers/{publisher_id}")
-def delete_publisher(target: deps.AdapterForAdmin, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
+@namespace_router.serves(operations.DELETE_PUBLISHER)
+def delete_publisher(target: deps.AdapterDep, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
     """Delete a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
     return token_exchange.delete_publisher(*target, publisher_id, issuers)

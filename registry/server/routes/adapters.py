@@ -12,6 +12,8 @@ from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
 from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
+from registry.api.operations import adapters as adapters_operations
+from registry.api.operations import aliases as aliases_operations
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -20,8 +22,8 @@ from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage, version_groups, versions
 from registry.server.database import db
 from registry.server.http import dependencies as deps
-from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.promotion import aliases, describe
@@ -32,18 +34,16 @@ from registry.server.search import adapters
 from registry.server.search.adapters import Search
 from registry.versions.provenance import URI_LIMIT
 
-router = routing.create_router("adapters")
+router = OperationRouter()
 Rank = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
 TARGETS_LIMIT = 32
 
 
-@router.get(
-    "/resolve/{namespace}/{name}/{selector}", response_model=catalog.Resolved, responses=declarations.NOT_MODIFIED
-)
+@router.serves(adapters_operations.RESOLVE_VERSION, responses=declarations.NOT_MODIFIED)
 def resolve_version(
     incoming: Request,
     session: deps.SessionDep,
-    actor: deps.CachedPuller,
+    actor: deps.CachedActorDep,
     name: deps.NameDep,
     selector: deps.SelectorDep,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
@@ -65,11 +65,11 @@ def resolve_version(
     return Response(body, headers=headers, media_type="application/json")
 
 
-@router.get("/adapters")
+@router.serves(adapters_operations.LIST_ADAPTERS)
 def list_adapters(
     incoming: Request,
     session: deps.SessionDep,
-    actor: deps.Puller,
+    actor: deps.ActorDep,
     settings: deps.SettingsDep,
     cursor: deps.CursorDep,
     namespace: deps.Text = "",
@@ -103,15 +103,15 @@ def list_adapters(
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 
 
-@router.get(deps.ADAPTER)
-def show_adapter(target: deps.AdapterForPuller) -> catalog.AdapterView:
+@router.serves(adapters_operations.SHOW_ADAPTER)
+def show_adapter(target: deps.AdapterDep) -> catalog.AdapterView:
     """Show one adapter with its newest version."""
     return adapters.show_adapter(*target)
 
 
-@router.get(deps.ADAPTER + "/versions")
+@router.serves(adapters_operations.LIST_VERSIONS)
 def list_versions(
-    target: deps.AdapterForPuller,
+    target: deps.AdapterDep,
     cursor: deps.CursorDep,
     deleted: bool = False,
     limit: deps.LimitDep = deps.PAGE,
@@ -121,21 +121,21 @@ def list_versions(
     return version_groups.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit, count=count)
 
 
-@router.get(deps.VERSION)
-def show_version(target: deps.VersionForPuller) -> catalog.VersionView:
+@router.serves(adapters_operations.SHOW_VERSION)
+def show_version(target: deps.VersionDep) -> catalog.VersionView:
     """Show one version: files, facts, verdicts and provenance."""
     return versions.show(*target)
 
 
-@router.get(deps.ADAPTER + "/aliases")
-def list_aliases(target: deps.AdapterForPuller) -> AliasList:
+@router.serves(aliases_operations.LIST_ALIASES)
+def list_aliases(target: deps.AdapterDep) -> AliasList:
     """List the aliases of an adapter, each with its version and generation."""
     return aliases.list_aliases(*target)
 
 
-@router.get(deps.ADAPTER + "/history")
+@router.serves(aliases_operations.SHOW_HISTORY)
 def show_history(
-    target: deps.AdapterForPuller,
+    target: deps.AdapterDep,
     cursor: deps.CursorDep,
     alias: deps.Text = "",
     at: datetime | None = None,
@@ -145,18 +145,18 @@ def show_history(
     return aliases.list_history(*target, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
-@router.patch(deps.ADAPTER + "/metadata")
+@router.serves(adapters_operations.CHANGE_ADAPTER_METADATA)
 def change_adapter_metadata(
-    target: deps.AdapterForPusher, request: Annotated[catalog.MetadataChange, Body()]
+    target: deps.AdapterDep, request: Annotated[catalog.MetadataChange, Body()]
 ) -> catalog.AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
     describe.describe_one(target.session, target.actor, Description(target.name, None, request))
     return adapters.show_adapter(*target)
 
 
-@router.patch(deps.VERSION + "/metadata")
+@router.serves(adapters_operations.CHANGE_VERSION_METADATA)
 def change_version_metadata(
-    target: deps.VersionForPusher, request: Annotated[catalog.VersionMetadataChange, Body()]
+    target: deps.VersionDep, request: Annotated[catalog.VersionMetadataChange, Body()]
 ) -> catalog.VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     session, actor, name, selector = target
@@ -164,10 +164,10 @@ def change_version_metadata(
     return versions.show(session, actor, name, int(subject.subject.rpartition("@")[2]))
 
 
-@router.post("/metadata")
+@router.serves(aliases_operations.CHANGE_METADATA)
 @limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def change_metadata(
-    incoming: Request, session: deps.KeyedSessionDep, actor: deps.Pusher, request: DescribeGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: DescribeGroup
 ) -> DescribeResults:
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)
@@ -177,17 +177,17 @@ def change_metadata(
     return DescribeResults(items=[DescribeOutcome(**item) for item in items])
 
 
-@router.get(deps.VERSION + "/lineage")
-def show_lineage(target: deps.VersionForPuller, direction: Literal["up", "down"] = "up") -> Lineage:
+@router.serves(adapters_operations.SHOW_LINEAGE)
+def show_lineage(target: deps.VersionDep, direction: Literal["up", "down"] = "up") -> Lineage:
     """Show what a version was made from, or what was made from it."""
     walk = lineage.ancestors if direction == "up" else lineage.descendants
     return walk(*target)
 
 
-@router.get("/lineage")
+@router.serves(adapters_operations.FIND_LINEAGE)
 def find_lineage(
     session: deps.SessionDep,
-    actor: deps.Puller,
+    actor: deps.ActorDep,
     dataset: Annotated[str, Query(max_length=URI_LIMIT)] = "",
     base: deps.Text = "",
     direction: Literal["up", "down"] = "down",

@@ -35,12 +35,13 @@ from registry.api.aliases import (
 )
 from registry.api.catalog import VersionView
 from registry.api.models import PrintableText
+from registry.api.operations import aliases as operations
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server.database import db
 from registry.server.http import dependencies as deps
-from registry.server.http import routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.promotion import alias_deletion, aliases, approvals, deletion, describe, gates, moves, withdraw
@@ -50,23 +51,21 @@ from registry.server.promotion.group import fail_all, has_error, only, run_reada
 from registry.server.promotion.moves import Move
 from registry.server.promotion.owner_rules import Owner
 
-router = routing.create_router("adapters")
-gate_router = routing.create_router("gates")
-ALIAS = deps.ADAPTER + "/aliases/{alias}"
-GATE = "/gates/{alias}"
+router = OperationRouter()
+gate_router = OperationRouter()
 IfMatch = Annotated[str | None, Header(max_length=100)]
 Reason = Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)]
 
 
-@router.get(ALIAS)
-def show_alias(target: deps.AdapterForPuller, alias: str, response: Response) -> AliasView:
+@router.serves(operations.SHOW_ALIAS)
+def show_alias(target: deps.AdapterDep, alias: str, response: Response) -> AliasView:
     """Show one alias. The ETag is its generation."""
     return _tagged(aliases.show(*target, names.alias(alias)), response)
 
 
-@router.put(ALIAS)
+@router.serves(operations.PROMOTE_ALIAS)
 def promote_alias(
-    target: deps.AdapterForPromoter, alias: str, request: PromoteRequest, response: Response, if_match: IfMatch = None
+    target: deps.AdapterDep, alias: str, request: PromoteRequest, response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
     target.actor.require(Scope.PROMOTE, target.name)
@@ -76,17 +75,17 @@ def promote_alias(
     return _tagged(moves.move_alias(target.session, target.actor, move), response)
 
 
-@router.delete(ALIAS)
+@router.serves(operations.DELETE_ALIAS)
 def delete_alias(
-    target: deps.AdapterForPromoter, alias: str, if_match: IfMatch = None, reason: Reason = "", force: bool = False
+    target: deps.AdapterDep, alias: str, if_match: IfMatch = None, reason: Reason = "", force: bool = False
 ) -> AliasMove:
     """Delete an alias; its history stays. Needs `If-Match` with the generation of the alias."""
     return alias_deletion.delete_alias(*target, alias, _require_generation(if_match, alias), reason=reason, force=force)
 
 
-@router.post(ALIAS + "/rollback")
+@router.serves(operations.ROLLBACK_ALIAS)
 def rollback_alias(
-    target: deps.AdapterForPromoter, alias: str, request: RollbackRequest, response: Response, if_match: IfMatch = None
+    target: deps.AdapterDep, alias: str, request: RollbackRequest, response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias back at an earlier version."""
     to = parse_selector(request.to, target.name) if request.to else None
@@ -94,10 +93,10 @@ def rollback_alias(
     return _tagged(moves.move_alias(target.session, target.actor, move), response)
 
 
-@router.post("/moves")
+@router.serves(operations.MOVE_ALIASES)
 @limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def move_aliases(
-    incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: MoveGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: MoveGroup
 ) -> MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate, and change metadata with them."""
     db.begin_writing(session)
@@ -161,56 +160,56 @@ def parse_selector(text: str, name: AdapterName) -> Selector:
 
 
 # ------------------------------------------------------------------ of a namespace, and of an adapter
-for _kind, _path, _owner in deps.OWNERS:
+for _kind, _owner in deps.OWNERS:
     # The owner is a default, because annotations cannot see the variables of this loop.
 
-    @gate_router.get(_path + "/gates", operation_id=f"list_{_kind}_gates")
-    def list_gates(session: deps.SessionDep, actor: deps.Puller, owner: Owner = _owner) -> GateList:
+    @gate_router.serves(operations.LIST_GATES.of(_kind))
+    def list_gates(session: deps.SessionDep, actor: deps.ActorDep, owner: Owner = _owner) -> GateList:
         """List the gates set here."""
         return gates.list_gates(session, actor, owner)
 
-    @gate_router.get(_path + GATE, operation_id=f"show_{_kind}_gate")
-    def show_gate(session: deps.SessionDep, actor: deps.Puller, alias: str, owner: Owner = _owner) -> GateView:
+    @gate_router.serves(operations.SHOW_GATE.of(_kind))
+    def show_gate(session: deps.SessionDep, actor: deps.ActorDep, alias: str, owner: Owner = _owner) -> GateView:
         """Show the gate in force for an alias."""
         return gates.show_gate(session, actor, owner, alias)
 
-    @gate_router.put(_path + GATE, operation_id=f"set_{_kind}_gate")
+    @gate_router.serves(operations.SET_GATE.of(_kind))
     def set_gate(
-        session: deps.SessionDep, actor: deps.Admin, alias: str, request: GateSet, owner: Owner = _owner
+        session: deps.SessionDep, actor: deps.ActorDep, alias: str, request: GateSet, owner: Owner = _owner
     ) -> GateView:
         """Set what a version needs before an alias may point at it."""
         return gates.set_gate(session, actor, owner, alias, request.gate)
 
-    @gate_router.delete(_path + GATE, operation_id=f"delete_{_kind}_gate")
-    def delete_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: Owner = _owner) -> GateView:
+    @gate_router.serves(operations.DELETE_GATE.of(_kind))
+    def delete_gate(session: deps.SessionDep, actor: deps.ActorDep, alias: str, owner: Owner = _owner) -> GateView:
         """Delete the gate set here. The response is the gate then in force."""
         return gates.set_gate(session, actor, owner, alias, None)
 
 
 # ------------------------------------------------------------------ one version
-@gate_router.get(deps.VERSION + GATE)
-def check_gate(target: deps.VersionForPuller, alias: str) -> GateCheck:
+@gate_router.serves(operations.CHECK_GATE)
+def check_gate(target: deps.VersionDep, alias: str) -> GateCheck:
     """Check what stands between a version and an alias."""
     return gates.check_gate(*target, alias)
 
 
-@gate_router.get(deps.VERSION + "/approvals")
-def list_approvals(target: deps.VersionForPuller) -> ApprovalList:
+@gate_router.serves(operations.LIST_APPROVALS)
+def list_approvals(target: deps.VersionDep) -> ApprovalList:
     """List the approvals of a version, and whether each counts."""
     return approvals.list_approvals(*target)
 
 
-@gate_router.post(deps.VERSION + "/approvals")
-def approve_version(target: deps.VersionForPromoter, request: ApproveRequest) -> ApprovalView:
+@gate_router.serves(operations.APPROVE_VERSION)
+def approve_version(target: deps.VersionDep, request: ApproveRequest) -> ApprovalView:
     """Approve a version for an alias. One identity approves once; the pusher of the version does not count."""
     approval = NewApproval(Ref(target.name, target.selector), request.alias, request.comment)
     return only(approvals.approve(target.session, target.actor, [approval]))
 
 
-@gate_router.post("/approvals")
+@gate_router.serves(operations.APPROVE_VERSIONS)
 @limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def approve_versions(
-    incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: ApprovalGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: ApprovalGroup
 ) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
@@ -225,21 +224,21 @@ def _read_approval(item: ApproveItem) -> NewApproval:
 
 
 # ------------------------------------------------------------------ withdrawal
-@router.post(deps.VERSION + "/yank")
-def yank_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
+@router.serves(operations.YANK_VERSION)
+def yank_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
     return withdraw.change_state(*target, "yank", request.reason)
 
 
-@router.post(deps.VERSION + "/unyank")
-def unyank_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
+@router.serves(operations.UNYANK_VERSION)
+def unyank_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
     """Undo a yank: aliases resolve to the version again."""
     return withdraw.change_state(*target, "unyank", request.reason)
 
 
-@router.delete(deps.VERSION)
+@router.serves(operations.DELETE_VERSION)
 def delete_version(
-    target: deps.VersionForAdmin,
+    target: deps.VersionDep,
     reason: Reason = "",
     force: bool = False,
     dry_run: bool = False,
@@ -248,19 +247,19 @@ def delete_version(
     return deletion.delete_version(*target, reason=reason, force=force, dry_run=dry_run)
 
 
-@router.post(deps.VERSION + "/undelete")
-def undelete_version(target: deps.VersionForAdmin, request: WithdrawRequest) -> VersionView:
+@router.serves(operations.UNDELETE_VERSION)
+def undelete_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
     """Restore a deleted version, as long as its files are there."""
     return deletion.undelete_version(*target, reason=request.reason)
 
 
-@gate_router.post(deps.VERSION + "/quarantine")
-def quarantine_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
+@gate_router.serves(operations.QUARANTINE_VERSION)
+def quarantine_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
     """Quarantine a version: its bytes are withheld from everyone who may not promote."""
     return withdraw.change_state(*target, "quarantine", request.reason)
 
 
-@gate_router.post(deps.VERSION + "/unquarantine")
-def unquarantine_version(target: deps.VersionForAdmin, request: WithdrawRequest) -> VersionView:
+@gate_router.serves(operations.UNQUARANTINE_VERSION)
+def unquarantine_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
     """End a quarantine: everyone who may read the version can pull it again. For owners."""
     return withdraw.change_state(*target, "unquarantine", request.reason)

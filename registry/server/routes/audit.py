@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from registry.api import Consistency, LogKeys
 from registry.api.audit import EventPage, EventProof
+from registry.api.operations import audit as operations
 from registry.errors import Invalid, NotFound, RegistryError
 from registry.roles import Scope
 from registry.server import audit
@@ -25,14 +26,14 @@ from registry.server.audit import EventSearch, sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.http import dependencies as deps
-from registry.server.http import routing
 from registry.server.http.conditional import IMMUTABLE
+from registry.server.http.operation_router import OperationRouter
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
 from registry.structs import pattern
 from registry.tlog import tiles
 
-router = routing.create_router("audit")
+router = OperationRouter()
 WAIT_LIMIT_SECONDS = 30
 STREAM_SECONDS = 900
 """How long a stream lasts. The client reconnects with the last id."""
@@ -44,7 +45,7 @@ After = Annotated[int, Query(ge=0, le=2**53)]
 Action = Annotated[str, Query(max_length=100)]
 
 
-async def hold_stream(request: Request, actor: deps.PullerInThread) -> AsyncIterator[None]:
+async def hold_stream(request: Request, actor: deps.ActorInThreadDep) -> AsyncIterator[None]:
     """Count a stream of the actor's token until the whole response is sent."""
     with request.app.state.stream_limiter.hold(actor.token_id):
         yield
@@ -91,10 +92,10 @@ def _in_utc(field: str, at: datetime | None) -> datetime | None:
     return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
-@router.get("/events")
+@router.serves(operations.LIST_EVENTS)
 async def list_events(
     request: Request,
-    actor: deps.PullerInThread,
+    actor: deps.ActorInThreadDep,
     engine: deps.EngineDep,
     log: deps.AuditLogDep,
     after: After = 0,
@@ -121,11 +122,11 @@ async def list_events(
     return page
 
 
-@router.get("/events/stream", response_class=Response, responses={200: declarations.raw("Events", "text/event-stream")})
+@router.serves(operations.STREAM_EVENTS, responses={200: declarations.raw("Events", "text/event-stream")})
 async def stream_events(
     request: Request,
     _stream_slot: HeldStream,
-    _actor: deps.PullerInThread,
+    _actor: deps.ActorInThreadDep,
     engine: deps.EngineDep,
     log: deps.AuditLogDep,
     after: After = 0,
@@ -161,10 +162,8 @@ async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
             yield ": nothing new\n\n"
 
 
-@router.get(
-    "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
-)
-async def read_checkpoint(_actor: deps.AnyActorInThread, log: deps.AuditLogDep) -> Response:
+@router.serves(operations.READ_CHECKPOINT, responses={200: declarations.raw("A signed note", "text/plain")})
+async def read_checkpoint(_actor: deps.ActorInThreadDep, log: deps.AuditLogDep) -> Response:
     """Read the newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     await log.catch_up()
     latest = log.latest  # empty in a process whose first step goes on
@@ -174,22 +173,22 @@ async def read_checkpoint(_actor: deps.AnyActorInThread, log: deps.AuditLogDep) 
     return Response(note, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
 
 
-@router.get("/audit/keys")
-def list_log_keys(_actor: deps.AnyActor, log: deps.AuditLogDep) -> LogKeys:
+@router.serves(operations.LIST_LOG_KEYS)
+def list_log_keys(_actor: deps.ActorDep, log: deps.AuditLogDep) -> LogKeys:
     """Show the name of the log and its verifier keys (C2SP signed-note)."""
     return log.describe_keys()
 
 
-@router.get("/audit/consistency")
+@router.serves(operations.PROVE_CONSISTENCY)
 def prove_consistency(
-    session: deps.SessionDep, _actor: deps.AnyActor, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
+    session: deps.SessionDep, _actor: deps.ActorDep, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
     """Prove that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
     return tree.prove_consistency(session, old, new)
 
 
-@router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
-def read_log_entries(session: deps.SessionDep, actor: deps.Auditor, blobs: deps.BlobsDep, path: str) -> Response:
+@router.serves(operations.READ_LOG_ENTRIES, responses={200: declarations.raw("The bundle")})
+def read_log_entries(session: deps.SessionDep, actor: deps.ActorDep, blobs: deps.BlobsDep, path: str) -> Response:
     """Read a bundle of entries (C2SP tlog-tiles). Needs `audit` in all namespaces."""
     actor.require_everywhere(Scope.AUDIT)
     tile = tiles.parse_path(f"entries/{path}")
@@ -201,9 +200,9 @@ def read_log_entries(session: deps.SessionDep, actor: deps.Auditor, blobs: deps.
     return _tile(tree.read_stored_entries(blobs, tile[1], tile[2], expected=expected))
 
 
-@router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
+@router.serves(operations.READ_LOG_TILE, responses={200: declarations.raw("The tile")})
 def read_log_tile(
-    session: deps.SessionDep, _actor: deps.AnyActor, blobs: deps.BlobsDep, path: str, stored: bool = False
+    session: deps.SessionDep, _actor: deps.ActorDep, blobs: deps.BlobsDep, path: str, stored: bool = False
 ) -> Response:
     """Read a tile of the log (C2SP tlog-tiles)."""
     tile = tiles.parse_path(path)
@@ -216,8 +215,8 @@ def read_log_tile(
     return _tile(data)
 
 
-@router.get("/audit/events/{seq}/proof")
-def prove_event(session: deps.SessionDep, actor: deps.Puller, seq: int) -> EventProof:
+@router.serves(operations.PROVE_EVENT)
+def prove_event(session: deps.SessionDep, actor: deps.ActorDep, seq: int) -> EventProof:
     """Read an event as an entry of the log, with the proof of its inclusion (C2SP tlog-proof)."""
     return attestations.prove_event(session, actor, seq)
 

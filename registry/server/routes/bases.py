@@ -18,6 +18,7 @@ from registry.api.bases import (
     ThresholdsRequest,
 )
 from registry.api.catalog import DeleteResult
+from registry.api.operations import bases as operations
 from registry.bases import Similarity
 from registry.errors import Unavailable
 from registry.roles import Scope
@@ -25,23 +26,24 @@ from registry.server.catalog import base_weights, bases, metadata_backup
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import LIST_VALUES_LIMIT, MANY_VALUES_LIMIT, limit_body
 from registry.server.maintenance import reevaluate
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
-router = routing.create_router("bases")
+router = OperationRouter()
 TURN_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0
 """How long a base waits for its turn. What is missed then is evaluated at the next start of a server."""
 
 
-@router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
+@router.serves(operations.ADD_BASE, responses=declarations.existing(BaseView))
 @limit_body(8 * 2**20, values=MANY_VALUES_LIMIT)
 def add_base(
-    session: deps.SessionDep, actor: deps.Pusher, request: BaseAdd, response: Response, after: BackgroundTasks,
+    session: deps.SessionDep, actor: deps.ActorDep, request: BaseAdd, response: Response, after: BackgroundTasks,
     engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
@@ -52,25 +54,25 @@ def add_base(
     return view
 
 
-@router.get("/bases")
+@router.serves(operations.LIST_BASES)
 def list_bases(
-    session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE,
+    session: deps.SessionDep, actor: deps.ActorDep, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE,
     modules: bool = True,
 ) -> BasePage:  # fmt: skip
     """List base models by name; with `modules=false`, without the modules of their specs, which may have megabytes."""
     return bases.list_bases(session, actor, cursor=cursor, limit=limit, modules=modules)
 
 
-@router.get("/bases/{base:path}")
+@router.serves(operations.SHOW_BASE)
 @routing.responds_at_length
-def show_base(session: deps.SessionDep, actor: deps.Puller, base: str) -> BaseView:
+def show_base(session: deps.SessionDep, actor: deps.ActorDep, base: str) -> BaseView:
     """Show one base model and its relatives."""
     return bases.show(session, actor, base)
 
 
-@router.delete("/bases/{base:path}")
+@router.serves(operations.DELETE_BASE)
 def delete_base(
-    session: deps.SessionDep, actor: deps.Pusher, base: str, blobs: deps.BlobsDep, after: BackgroundTasks
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, blobs: deps.BlobsDep, after: BackgroundTasks
 ) -> DeleteResult:
     """Delete a base model that no version and no waiting job refers to."""
     name = bases.delete(session, actor, base)
@@ -78,9 +80,9 @@ def delete_base(
     return DeleteResult(name=name)
 
 
-@router.put("/bases/{base:path}/aliases")
+@router.serves(operations.SET_BASE_ALIASES)
 def set_base_aliases(
-    session: deps.SessionDep, actor: deps.Admin, base: str, request: BaseAliases, after: BackgroundTasks,
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: BaseAliases, after: BackgroundTasks,
     engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Replace the other names of a base model. For administrators of all namespaces."""
@@ -109,29 +111,29 @@ async def _evaluate_waiting(
         await anyio.sleep(PAUSE_SECONDS)
 
 
-@router.put("/bases/{base:path}/identity")
+@router.serves(operations.IDENTIFY_BASE)
 @limit_body(IDENTITY_BODY_BYTES, values=LIST_VALUES_LIMIT)
-def identify_base(session: deps.SessionDep, actor: deps.Worker, base: str, request: IdentityRequest) -> BaseView:
+def identify_base(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
-@router.put("/bases/{base:path}/modules")
+@router.serves(operations.SET_BASE_MODULES)
 @limit_body(32 * 2**20, values=MANY_VALUES_LIMIT)
-def set_base_modules(session: deps.SessionDep, actor: deps.Worker, base: str, request: ModulesRequest) -> BaseView:
+def set_base_modules(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ModulesRequest) -> BaseView:
     """Record the modules of a base model as a library builds them. Those of a newer version stay."""
     return bases.set_modules(session, actor, base, request.modules)
 
 
-@router.put("/bases/{base:path}/thresholds")
-def set_thresholds(session: deps.SessionDep, actor: deps.Admin, base: str, request: ThresholdsRequest) -> BaseView:
+@router.serves(operations.SET_THRESHOLDS)
+def set_thresholds(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ThresholdsRequest) -> BaseView:
     """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
     return bases.set_thresholds(session, actor, base, request.thresholds)
 
 
-@router.post("/bases/{base:path}/similarity")
+@router.serves(operations.COMPARE_BASE)
 @limit_body(IDENTITY_BODY_BYTES, values=LIST_VALUES_LIMIT)
-def compare_base(session: deps.SessionDep, _actor: deps.Puller, base: str, request: IdentityRequest) -> Similarity:
+def compare_base(session: deps.SessionDep, _actor: deps.ActorDep, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return base_weights.compare_weights(session, base, request.identity)

@@ -11,6 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from registry import __version__
 from registry.api.evaluation import RecheckEnginesPage, RecheckEnginesRequest
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, Health, ReindexPage, ReindexRequest
+from registry.api.operations import access as access_operations
+from registry.api.operations import maintenance as maintenance_operations
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.roles import Scope
@@ -18,13 +20,14 @@ from registry.server.database import schema
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import metrics, routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.routes.openapi import declarations
 from registry.server.storage.blobs import BlobStore, key_of
 
-health_router = routing.create_router("access")
+health_router = OperationRouter()
 probe_router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schema=False, dependencies=[deps.NO_TOKEN])
 
 
@@ -49,10 +52,9 @@ async def check_ready(request: Request) -> Response:
     return Response(f"{text}\n", status, media_type="text/plain")
 
 
-@health_router.get(
-    "/health",
+@health_router.serves(
+    access_operations.CHECK_HEALTH,
     responses={503: {"model": Health, "description": "The database or the store is away"}},
-    dependencies=[deps.NO_TOKEN],
 )
 async def check_health(request: Request, response: Response, store: bool = False) -> Health:
     """200 if the database responds, else 503. With a token it describes the server, and `store` asks the blob store."""
@@ -89,28 +91,28 @@ def _describe(request: Request) -> Health:
     )
 
 
-router = routing.create_router("maintenance")
+router = OperationRouter()
 
 
-@router.post("/gc")
+@router.serves(maintenance_operations.COLLECT_GARBAGE)
 def collect_garbage(target: deps.MaintenanceDep, request: GcRequest) -> GcReport:
     """Delete blobs that nothing refers to, for a few seconds. Continue with `next_cursor`."""
     return gc.collect_garbage(*target, request)
 
 
-@router.post("/fsck")
+@router.serves(maintenance_operations.CHECK_STORE)
 def check_store(target: deps.MaintenanceDep, request: FsckRequest) -> FsckPage:
     """Check database and store against each other, for a few seconds. Continue with `next_cursor`."""
     return check_consistency(*target, request)
 
 
-@router.post("/reindex")
+@router.serves(maintenance_operations.REBUILD_INDEX)
 def rebuild_index(target: deps.MaintenanceDep, request: ReindexRequest) -> ReindexPage:
     """Rebuild the database from the store, for a few seconds. Continue with `next_cursor`."""
     return reindex.rebuild_index(target.engine, target.blobs, target.actor, request)
 
 
-@router.post("/verdicts/recheck-engines")
+@router.serves(maintenance_operations.REEVALUATE_VERDICTS)
 def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequest) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for a few seconds. Continue with `next_cursor`."""
     engine, blobs, settings, actor = target
@@ -118,8 +120,8 @@ def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequ
     return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)
 
 
-@router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})
-def read_metrics(request: Request, session: deps.SessionDep, actor: deps.MetricsReader) -> Response:
+@router.serves(maintenance_operations.READ_METRICS, responses={200: declarations.raw("Metrics", "text/plain")})
+def read_metrics(request: Request, session: deps.SessionDep, actor: deps.ActorDep) -> Response:
     """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere(Scope.METRICS)
     text = metrics.text(session, request.app.state.requests)

@@ -5,40 +5,40 @@ from typing import Annotated
 from fastapi import Query
 
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
+from registry.api.operations import maintenance as operations
 from registry.durations import SECONDS_LIMIT
 from registry.server.http import dependencies as deps
-from registry.server.http import routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.promotion.owner_rules import Owner
 from registry.server.retention import plan, rules
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
-router = routing.create_router("retention")
-RETENTION = "/retention"
+router = OperationRouter()
 
-for _kind, _path, _owner in deps.OWNERS:
+for _kind, _owner in deps.OWNERS:
     # The owner is a default, because annotations cannot see the variables of this loop.
 
-    @router.get(_path + RETENTION, operation_id=f"show_{_kind}_retention")
-    def show_retention(session: deps.SessionDep, actor: deps.Puller, owner: Owner = _owner) -> RetentionView:
+    @router.serves(operations.SHOW_RETENTION.of(_kind))
+    def show_retention(session: deps.SessionDep, actor: deps.ActorDep, owner: Owner = _owner) -> RetentionView:
         """Show the retention rule in force."""
         return rules.show_rule(session, actor, owner)
 
-    @router.put(_path + RETENTION, operation_id=f"set_{_kind}_retention")
+    @router.serves(operations.SET_RETENTION.of(_kind))
     def set_retention(
-        session: deps.SessionDep, actor: deps.Admin, request: RetentionSet, owner: Owner = _owner
+        session: deps.SessionDep, actor: deps.ActorDep, request: RetentionSet, owner: Owner = _owner
     ) -> RetentionView:
         """Set which versions garbage collection keeps. A version that something needs always stays."""
         return rules.set_rule(session, actor, owner, request.rule)
 
-    @router.delete(_path + RETENTION, operation_id=f"delete_{_kind}_retention")
-    def delete_retention(session: deps.SessionDep, actor: deps.Admin, owner: Owner = _owner) -> RetentionView:
+    @router.serves(operations.DELETE_RETENTION.of(_kind))
+    def delete_retention(session: deps.SessionDep, actor: deps.ActorDep, owner: Owner = _owner) -> RetentionView:
         """Delete the rule set here. The response is the rule then in force."""
         return rules.set_rule(session, actor, owner, None)
 
 
-@router.get(deps.ADAPTER + RETENTION + "/plan")
+@router.serves(operations.PLAN_RETENTION)
 def plan_retention(
-    target: deps.AdapterForAdmin,
+    target: deps.AdapterDep,
     cursor: deps.CursorDep,
     keep_newest: Annotated[int | None, Query(ge=1, le=NEWEST_LIMIT)] = None,
     keep_seconds: Annotated[int | None, Query(ge=1, le=SECONDS_LIMIT)] = None,

@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 
 from registry import names
+from registry.api.operations import serving as operations
 from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import PROFILE_LIMIT
@@ -22,8 +23,8 @@ from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
-from registry.server.http import routing
 from registry.server.http.conditional import REVALIDATE, etag_matches
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.resolve_cache.freshness import Counts
@@ -31,7 +32,7 @@ from registry.server.resolve_cache.shared_reads import SharedReads
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
 
-router = routing.create_router("serving")
+router = OperationRouter()
 
 WAIT_LIMIT_SECONDS = 60
 
@@ -86,11 +87,11 @@ class _DesiredStateReader:
         return self._actor
 
 
-@router.get("/bases/{base:path}/adapters", response_model=DesiredState, responses=declarations.NOT_MODIFIED)
+@router.serves(operations.SHOW_DESIRED_STATE, responses=declarations.NOT_MODIFIED)
 async def show_desired_state(
     request: Request,
     response: Response,
-    actor: deps.PullerInThread,
+    actor: deps.ActorInThreadDep,
     base: str,
     alias: Annotated[str, Query(max_length=100)] = "prod",
     profile: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
@@ -134,19 +135,19 @@ async def _wait_for_change(request: Request, reader: _DesiredStateReader, since:
     return counts
 
 
-@router.put("/fleet/nodes/{node}/{engine}")
+@router.serves(operations.REPORT_NODE)
 @limit_body(4 * 2**20, values=LIST_VALUES_LIMIT)
 def report_node(
-    session: deps.SessionDep, actor: deps.Puller, node: str, engine: str, report: NodeReport
+    session: deps.SessionDep, actor: deps.ActorDep, node: str, engine: str, report: NodeReport
 ) -> ReportAccepted:
     """Report what an engine on a node has loaded, and renew its lease."""
     return reports.accept_report(session, actor, node, engine, report)
 
 
-@router.get("/fleet/nodes")
+@router.serves(operations.LIST_NODES)
 def list_nodes(
     session: deps.SessionDep,
-    actor: deps.Puller,
+    actor: deps.ActorDep,
     base: deps.Text = "",
     alias: deps.Text = "",
     node: deps.Text = "",

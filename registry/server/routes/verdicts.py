@@ -6,55 +6,58 @@ from fastapi import Query, Response
 
 from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
 from registry.api.evaluation import ENGINES_LIMIT, CheckRequest, EngineSettingsList, EngineText, NormsView, VerdictList
+from registry.api.operations import audit as audit_operations
+from registry.api.operations import evaluation as evaluation_operations
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import attestations
 from registry.server.promotion.attestations import signatures
 from registry.server.routes.openapi import declarations
 
-router = routing.create_router("verdicts")
-attestation_router = routing.create_router("attestations")
+router = OperationRouter()
+attestation_router = OperationRouter()
 Engines = Annotated[list[EngineText], Query(alias="engine", max_length=ENGINES_LIMIT)]
 Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 
-@router.post("/check")
+@router.serves(evaluation_operations.CHECK_ADAPTER)
 @limit_body(32 * 2**20)
-def check_adapter(session: deps.ReadSessionDep, _actor: deps.Puller, request: CheckRequest) -> VerdictList:
+def check_adapter(session: deps.ReadSessionDep, _actor: deps.ActorDep, request: CheckRequest) -> VerdictList:
     """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
     return engine_compat.evaluate_files(session, request)
 
 
-@router.get(deps.VERSION + "/verdicts")
+@router.serves(evaluation_operations.LIST_VERDICTS)
 def list_verdicts(
-    target: deps.VersionForPuller,
+    target: deps.VersionDep,
     engines: Engines = [],  # noqa: B006
 ) -> VerdictList:
     """List the verdicts of a version; with `engine`, evaluated now."""
     return engine_compat.evaluate_version(*target, engines)
 
 
-@router.get(deps.VERSION + "/norms")
-def show_norms(target: deps.VersionForPuller) -> NormsView:
+@router.serves(evaluation_operations.SHOW_NORMS)
+def show_norms(target: deps.VersionDep) -> NormsView:
     """Norms of the weights of a version, by module."""
     return weights.show_norms(*target)
 
 
-@router.get("/engine-settings")
+@router.serves(evaluation_operations.RECOMMEND_ENGINE_SETTINGS)
 def recommend_engine_settings(
-    session: deps.SessionDep, actor: deps.Puller, base: str, engines: Engines, cursor: deps.CursorDep,
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, engines: Engines, cursor: deps.CursorDep,
     slots: Slots = None, limit: deps.LimitDep = deps.PAGE,
 ) -> EngineSettingsList:  # fmt: skip
     """The engine settings that serve a page of the adapters of a base model. Clients combine the pages."""
     return engine_compat.settings_for_base(session, actor, base, engines, slots, cursor=cursor, limit=limit)
 
 
-@attestation_router.get(deps.VERSION + "/attestations")
+@attestation_router.serves(audit_operations.LIST_ATTESTATIONS)
 async def list_attestations(
-    actor: deps.PullerInThread,
+    actor: deps.ActorInThreadDep,
     engine: deps.EngineDep,
     name: deps.NameDep,
     selector: deps.SelectorDep,
@@ -71,12 +74,10 @@ async def list_attestations(
     return await routing.run_for(actor, read)
 
 
-@attestation_router.post(
-    deps.VERSION + "/attestations", status_code=201, responses=declarations.existing(AttestationView)
-)
+@attestation_router.serves(audit_operations.SIGN_VERSION, responses=declarations.existing(AttestationView))
 def sign_version(
     session: deps.KeyedSessionDep,
-    actor: deps.Pusher,
+    actor: deps.ActorDep,
     name: deps.NameDep,
     selector: deps.SelectorDep,
     request: SignRequest,

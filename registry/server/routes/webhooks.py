@@ -12,18 +12,19 @@ from registry.api.audit.webhooks import (
     WebhookPage,
     WebhookView,
 )
+from registry.api.operations import audit as operations
 from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.http import dependencies as deps
-from registry.server.http import routing
+from registry.server.http.operation_router import OperationRouter
 
-router = routing.create_router("webhooks")
+router = OperationRouter()
 
 
-@router.post("/webhooks", status_code=201, dependencies=[deps.NO_STORE])
+@router.serves(operations.CREATE_WEBHOOK)
 def create_webhook(
     session: deps.SessionDep,
-    actor: deps.Admin,
+    actor: deps.ActorDep,
     request: WebhookCreate,
     settings: deps.SettingsDep,
     log: deps.AuditLogDep,
@@ -33,24 +34,24 @@ def create_webhook(
     return WebhookCreated(webhook=view, secret=secret)
 
 
-@router.get("/webhooks")
+@router.serves(operations.LIST_WEBHOOKS)
 def list_webhooks(
-    session: deps.SessionDep, actor: deps.Admin, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
+    session: deps.SessionDep, actor: deps.ActorDep, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
 ) -> WebhookPage:
     """List the webhooks of the namespaces that the caller administers."""
     return webhooks.list_webhooks(session, actor, cursor=cursor, limit=limit)
 
 
-@router.delete("/webhooks/{webhook_id}")
-def delete_webhook(session: deps.SessionDep, actor: deps.Admin, webhook_id: str) -> WebhookView:
+@router.serves(operations.DELETE_WEBHOOK)
+def delete_webhook(session: deps.SessionDep, actor: deps.ActorDep, webhook_id: str) -> WebhookView:
     """Delete a webhook. Events that wait for it are not sent any more."""
     return webhooks.delete_webhook(session, actor, webhook_id)
 
 
-@router.get("/webhooks/{webhook_id}/deliveries")
+@router.serves(operations.LIST_DELIVERIES)
 def list_deliveries(
     session: deps.SessionDep,
-    actor: deps.Admin,
+    actor: deps.ActorDep,
     webhook_id: str,
     state: Annotated[Literal[""] | DeliveryState, Query()] = "",
     limit: deps.LimitDep = deps.PAGE,
@@ -59,7 +60,7 @@ def list_deliveries(
     return DeliveryList(items=webhooks.list_deliveries(session, actor, webhook_id, state=state, limit=limit))
 
 
-@router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
-def retry_delivery(session: deps.SessionDep, actor: deps.Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
+@router.serves(operations.RETRY_DELIVERY)
+def retry_delivery(session: deps.SessionDep, actor: deps.ActorDep, webhook_id: str, delivery_id: int) -> DeliveryView:
     """Send a delivery again, now and with all its attempts."""
     return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from registry import __version__
-from registry.server.http import dependencies, idempotency, routing
+from registry.api.operations.table import TAGS
+from registry.server.http import idempotency
 from registry.server.http.problems import codes_by_status
+from registry.server.http.routing import SingleThreadRoute
 from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe, describe_fields
 from registry.structs import SCHEMA_MARK, FrozenStruct, schema_components
 
@@ -39,22 +40,6 @@ PROBLEMS = {
 }
 """Status → name and description of the error response that operations share."""
 
-TAGS = {
-    "transfer": "Push and pull: plan, upload, commit; bytes of files.",
-    "adapters": "Adapters, versions, aliases, lineage, and resolving a version.",
-    "serving": "Serving nodes: what they should serve, and what they report.",
-    "bases": "Base models, their identity, and how they are related.",
-    "jobs": "Work on versions: submit and watch; claim and finish for workers.",
-    "access": "Tokens, the caller, and health.",
-    "namespaces": "Namespaces, roles, trusted publishers; renaming and deleting adapters.",
-    "retention": "Rules by which garbage collection deletes versions, and what they would delete.",
-    "gates": "What a version needs before an alias may point at it; approvals and quarantine.",
-    "maintenance": "Garbage collection, consistency checks, metrics. For administrators.",
-    "verdicts": "What engines say about a version; norms of its weights.",
-    "audit": "The audit log: events, checkpoints and proofs.",
-    "attestations": "Signatures and other signed statements about a version.",
-    "webhooks": "Webhooks and their deliveries.",
-}
 DESCRIPTION = """REST API of a registry of LoRA adapters.
 
 Send `Authorization: Bearer TOKEN`; each operation names the scope that the token needs. Errors share one shape,
@@ -79,7 +64,7 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
         version=__version__,
         description=DESCRIPTION,
         routes=routes,
-        tags=[{"name": name, "description": description} for name, description in TAGS.items()],
+        tags=[{"name": tag.name, "description": tag.description} for tag in TAGS],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
     )
@@ -90,7 +75,7 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     by_operation = {
         (route.path_format, method.lower()): route
         for route in routes
-        if isinstance(route, APIRoute)
+        if isinstance(route, SingleThreadRoute)
         for method in route.methods or ()
     }
     for path, operations in content["paths"].items():
@@ -115,16 +100,6 @@ def _let_responses_gain_fields(content: dict[str, Any]) -> None:
 
 def _schemas_in(value: Any) -> set[str]:
     return set(_REFERENCE.findall(json.dumps(value)))
-
-
-def scope_of(route: APIRoute) -> str | None:
-    """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
-    for call in routing.dependencies_of(route.dependant):
-        if isinstance(call, dependencies.RequireScope):
-            return call.scope or ""
-        if call is routing.require_nothing:
-            return "open"
-    return None
 
 
 def _add_components(components: dict[str, Any]) -> None:
@@ -180,9 +155,9 @@ def _problem(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
 
 
-def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
+def _complete(operation: dict[str, Any], method: str, route: SingleThreadRoute) -> None:
     """Add what the route's dependencies say: scope, errors, idempotency; and words for its parameters."""
-    scope = scope_of(route) or ""
+    scope = route.scope or ""
     operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
     operation["security"] = [] if scope == "open" else [{"bearer": [scope] if scope else []}]
     responses = operation["responses"]
@@ -195,7 +170,7 @@ def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
     describe(operation)
     if operation["operationId"] in EXAMPLES:
         operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[operation["operationId"]]
-    if method not in ("get", "head") and dependencies.KEYED_SESSIONS & set(routing.dependencies_of(route.dependant)):
+    if route.operation is not None and route.operation.takes_key:
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
 
 

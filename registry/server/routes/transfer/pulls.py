@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry.api import transfer
 from registry.api.evaluation import ReferenceLogprobsView
+from registry.api.operations import transfer as operations
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.names import Ref
@@ -24,6 +25,7 @@ from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
 from registry.server.http.request_body import limit_body
@@ -32,7 +34,7 @@ from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, attachment
 from registry.versions.manifest import Descriptor
 
-router = routing.create_router("transfer")
+router = OperationRouter()
 
 
 def _blob_digest(digest: str) -> Digest:
@@ -42,11 +44,11 @@ def _blob_digest(digest: str) -> Digest:
 DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
-@router.post("/pulls", response_model=transfer.BulkPullPlan, openapi_extra=documents.body_of(transfer.BulkPullRequest))
+@router.serves(operations.PLAN_PULLS, openapi_extra=documents.body_of(transfer.BulkPullRequest))
 def plan_pulls(
     incoming: Request,
     session: deps.ReadSessionDep,
-    actor: deps.Puller,
+    actor: deps.ActorDep,
     request: Annotated[transfer.BulkPullRequest, documents.read_as(transfer.BulkPullRequest)],
     blobs: deps.BlobsDep,
     settings: deps.SettingsDep,
@@ -66,16 +68,15 @@ def plan_pulls(
 
 
 _FILE: dict[str, Any] = {
-    "response_class": Response,
     "responses": declarations.FILE,
     "openapi_extra": declarations.FILE_HEADERS,
 }
 
 
-@router.head(deps.VERSION + "/files/{path:path}", operation_id="head_file", **_FILE)
-@router.get(deps.VERSION + "/files/{path:path}", **_FILE)
+@router.serves(operations.HEAD_FILE, **_FILE)
+@router.serves(operations.READ_FILE, **_FILE)
 def read_file(
-    request: Request, target: deps.VersionForPuller, path: str, blobs: deps.BlobsDep, settings: deps.SettingsDep
+    request: Request, target: deps.VersionDep, path: str, blobs: deps.BlobsDep, settings: deps.SettingsDep
 ) -> Response:
     """Read one file, from the registry or by a redirect (307) to its store."""
     file = files.find_file(*target, path)
@@ -83,9 +84,9 @@ def read_file(
     return _bytes_of(request, file, target, blobs, settings)
 
 
-@router.get(deps.VERSION + "/reports/{digest}", **_FILE)
+@router.serves(operations.READ_REPORT, **_FILE)
 def read_report(
-    request: Request, target: deps.VersionForPuller, digest: DigestDep, blobs: deps.BlobsDep, settings: deps.SettingsDep
+    request: Request, target: deps.VersionDep, digest: DigestDep, blobs: deps.BlobsDep, settings: deps.SettingsDep
 ) -> Response:
     """Read the report behind one verdict of this version."""
     file = files.find_report(*target, digest)
@@ -93,8 +94,8 @@ def read_report(
     return _bytes_of(request, file, target, blobs, settings)
 
 
-@router.get(deps.VERSION + "/reference-logprobs")
-def read_reference_logprobs(target: deps.VersionForPuller, blobs: deps.BlobsDep) -> ReferenceLogprobsView:
+@router.serves(operations.READ_REFERENCE_LOGPROBS)
+def read_reference_logprobs(target: deps.VersionDep, blobs: deps.BlobsDep) -> ReferenceLogprobsView:
     """Read the log-probabilities of fixed prompts from the newest smoke test of this version."""
     return files.find_reference_logprobs(*target, blobs)
 
@@ -143,17 +144,18 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 
 # ------------------------------------------------------------------ signed links
 # Threads of `LinkListener` handle them. The application gets what none of them takes, and says why.
-@router.put(
-    "/links/{key:path}", status_code=204, dependencies=[deps.NO_TOKEN, Depends(routing.allow_any_query)],
+@router.serves(
+    operations.UPLOAD_BY_LINK,
+    dependencies=[Depends(routing.allow_any_query)],
     openapi_extra=declarations.RAW_BODY,
-)  # fmt: skip
+)
 @limit_body(None)
 def upload_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Upload a blob by a signed link of a plan, which needs no token."""
     raise _refused_link(request)
 
 
-@router.get("/links/{key:path}", dependencies=[deps.NO_TOKEN], **_FILE)
+@router.serves(operations.READ_BY_LINK, **_FILE)
 def read_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Read a blob by a signed link of a plan, which needs no token."""
     raise _refused_link(request)

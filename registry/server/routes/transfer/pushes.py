@@ -8,26 +8,28 @@ from fastapi import BackgroundTasks, Depends, Request, Response
 from starlette.datastructures import State
 
 from registry.api import transfer
+from registry.api.operations import transfer as operations
 from registry.digest import Digest
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
+from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
 from registry.server.push import background, commit, plan
 from registry.server.storage.blobs import BlobWriter, digest_of
 from registry.server.storage.signed_links import SignedLink
 
-router = routing.create_router("transfer")
+router = OperationRouter()
 
 
-@router.post("/pushes", response_model=transfer.BulkPushPlan, openapi_extra=documents.body_of(transfer.BulkPushRequest))
+@router.serves(operations.PLAN_PUSHES, openapi_extra=documents.body_of(transfer.BulkPushRequest))
 @limit_body(transfer.BULK_BODY_BYTES, values=MANY_VALUES_LIMIT)
 def plan_pushes(
     incoming: Request,
     session: deps.ReadSessionDep,
-    actor: deps.Pusher,
+    actor: deps.ActorDep,
     request: Annotated[transfer.BulkPushRequest, documents.read_as(transfer.BulkPushRequest)],
     blobs: deps.BlobsDep,
     settings: deps.SettingsDep,
@@ -66,17 +68,16 @@ async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
     request.state.exit_stack.enter_context(background.commit_lock(engine, digest))
 
 
-@router.post(
-    "/pushes/commit",
+@router.serves(
+    operations.COMMIT_PUSHES,
     dependencies=[Depends(_hold_commit_lock)],
-    response_model=transfer.BulkPushResult,
     openapi_extra=documents.body_of(transfer.BulkCommitRequest),
 )
 @limit_body(transfer.BULK_BODY_BYTES, values=MANY_VALUES_LIMIT)
 def commit_pushes(
     incoming: Request,
     session: deps.KeyedSessionDep,
-    actor: deps.Pusher,
+    actor: deps.ActorDep,
     request: Annotated[transfer.BulkCommitRequest, documents.read_as(transfer.BulkCommitRequest)],
     blobs: deps.BlobsDep,
     after: BackgroundTasks,

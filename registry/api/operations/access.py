@@ -1,0 +1,87 @@
+"""Operations of tokens, namespaces, roles and trusted publishers."""
+
+from registry.api.access import (
+    ExchangeRequest,
+    NamespaceCreate,
+    NamespacePage,
+    NamespaceSet,
+    NamespaceView,
+    PublisherAdd,
+    PublisherList,
+    PublisherView,
+    RenameRequest,
+    RoleGrant,
+    TokenCreate,
+    TokenCreated,
+    TokenPage,
+    TokenRotate,
+    TokenView,
+    Whoami,
+)
+from registry.api.catalog import AdapterView, DeleteResult
+from registry.api.maintenance import Health
+from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKEN, PULL, SAME_ADAPTER, Tag
+
+# fmt: off
+access = Tag("access", "Tokens, the caller, and health.")
+namespaces = Tag("namespaces", "Namespaces, roles, trusted publishers; renaming and deleting adapters.")
+_SAME_NAMESPACE = {"name": "namespace"}
+CREATE_TOKEN = access.add(
+    "create_token", "POST /tokens", ADMIN, TokenCreate, TokenCreated, status=201, has_secret=True,
+    echo={f"token.{field}": field for field in ("name", "scopes", "namespaces", "adapters")},
+)
+EXCHANGE_TOKEN = access.add(
+    "exchange_token", "POST /tokens/exchange", NO_TOKEN, ExchangeRequest, TokenCreated,
+    status=201, echo={"token.adapters": "adapter"}, takes_key=False, has_secret=True,
+)
+LIST_TOKENS = access.add("list_tokens", "GET /tokens", ANY_TOKEN, NO_BODY, TokenPage)
+ROTATE_TOKEN = access.add(
+    "rotate_token", "POST /tokens/{token_id}/rotate", ANY_TOKEN, TokenRotate, TokenCreated,
+    echo={"token.id": "token_id"}, has_secret=True,
+)
+REVOKE_TOKEN = access.add(
+    "revoke_token", "DELETE /tokens/{token_id}", ANY_TOKEN, NO_BODY, TokenView, echo={"id": "token_id"},
+)
+SHOW_CALLER = access.add("show_caller", "GET /whoami", ANY_TOKEN, NO_BODY, Whoami)
+CHECK_HEALTH = access.add("check_health", "GET /health", NO_TOKEN, NO_BODY, Health)
+LIST_NAMESPACES = namespaces.add("list_namespaces", "GET /namespaces", PULL, NO_BODY, NamespacePage)
+CREATE_NAMESPACE = namespaces.add(
+    "create_namespace", "POST /namespaces", ADMIN, NamespaceCreate, NamespaceView, status=201, echo={"name": "name"},
+)
+SHOW_NAMESPACE = namespaces.add(
+    "show_namespace", "GET /namespaces/{namespace}", PULL, NO_BODY, NamespaceView, echo=_SAME_NAMESPACE,
+)
+CHANGE_NAMESPACE = namespaces.add(
+    "change_namespace", "PATCH /namespaces/{namespace}", ADMIN, NamespaceSet, NamespaceView,
+    echo=_SAME_NAMESPACE | {field: field for field in ("public", "strict", "unregistered_bases")},
+)
+DELETE_NAMESPACE = namespaces.add(
+    "delete_namespace", "DELETE /namespaces/{namespace}", ADMIN, NO_BODY, DeleteResult, echo=_SAME_NAMESPACE,
+)
+GRANT_ROLE = namespaces.add(
+    "grant_role", "PUT /namespaces/{namespace}/roles/{subject:path}", ADMIN, RoleGrant, NamespaceView,
+    echo=_SAME_NAMESPACE,
+)
+REVOKE_ROLE = namespaces.add(
+    "revoke_role", "DELETE /namespaces/{namespace}/roles/{subject:path}", ADMIN, NO_BODY, NamespaceView,
+    echo=_SAME_NAMESPACE,
+)
+DELETE_ADAPTER = namespaces.add(
+    "delete_adapter", "DELETE /adapters/{namespace}/{name}", ADMIN, NO_BODY, DeleteResult, echo=SAME_ADAPTER,
+)
+RENAME_ADAPTER = namespaces.add(
+    "rename_adapter", "POST /adapters/{namespace}/{name}/rename", ADMIN, RenameRequest, AdapterView,
+    echo={"name": "to"},
+)
+LIST_PUBLISHERS = namespaces.add(
+    "list_publishers", "GET /adapters/{namespace}/{name}/publishers", ADMIN, NO_BODY, PublisherList,
+    echo={"items.adapter": "adapter"},
+)
+ADD_PUBLISHER = namespaces.add(
+    "add_publisher", "POST /adapters/{namespace}/{name}/publishers", ADMIN, PublisherAdd, PublisherView,
+    status=201, echo={"adapter": "adapter", "issuer": "issuer", "claims": "claims"},
+)
+DELETE_PUBLISHER = namespaces.add(
+    "delete_publisher", "DELETE /adapters/{namespace}/{name}/publishers/{publisher_id}", ADMIN, NO_BODY, PublisherView,
+    echo={"adapter": "adapter", "id": "publisher_id"},
+)

@@ -1,0 +1,23 @@
+"""Operations of verdicts."""
+
+from registry.api.evaluation import CheckRequest, EngineSettingsList, NormsView, VerdictList
+from registry.api.operations.operation import NO_BODY, PULL, SAME_VERSION, Tag
+
+# fmt: off
+
+# fmt: off
+
+# fmt: off
+verdicts = Tag("verdicts", "What engines say about a version; norms of its weights.")
+CHECK_ADAPTER = verdicts.add("check_adapter", "POST /check", PULL, CheckRequest, VerdictList, takes_key=False)
+LIST_VERDICTS = verdicts.add(
+    "list_verdicts", "GET /adapters/{namespace}/{name}/versions/{selector}/verdicts", PULL, NO_BODY, VerdictList,
+    echo={"items.subject": "digest"},
+)
+SHOW_NORMS = verdicts.add(
+    "show_norms", "GET /adapters/{namespace}/{name}/versions/{selector}/norms", PULL, NO_BODY, NormsView,
+    echo=SAME_VERSION,
+)
+RECOMMEND_ENGINE_SETTINGS = verdicts.add(
+    "recommend_engine_settings", "GET /engine-settings", PULL, NO_BODY, EngineSettingsList,
+)

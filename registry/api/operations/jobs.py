@@ -1,0 +1,36 @@
+"""Operations of jobs and campaigns."""
+
+from registry.api.jobs import (
+    CampaignRequest,
+    CampaignView,
+    Claimed,
+    ClaimRequest,
+    FailRequest,
+    FinishRequest,
+    JobPage,
+    JobSubmit,
+    QueuePosition,
+    RenewRequest,
+)
+from registry.api.operations.operation import NO_BODY, PULL, PUSH, WORK, Tag
+from registry.jobs import Job, Lease
+
+# fmt: off
+
+# fmt: off
+jobs = Tag("jobs", "Work on versions: submit and watch; claim and finish for workers.")
+SUBMIT_JOB = jobs.add("submit_job", "POST /jobs", PUSH, JobSubmit, Job, status=201, echo={"kind": "kind"})
+LIST_JOBS = jobs.add(
+    "list_jobs", "GET /jobs", PULL, NO_BODY, JobPage, echo={"items.kind": "kind", "items.state": "state"},
+)
+CLAIM_JOB = jobs.add("claim_job", "POST /jobs/claim", WORK, ClaimRequest, Claimed)
+START_CAMPAIGN = jobs.add("start_campaign", "POST /campaigns", PUSH, CampaignRequest, CampaignView, status=201)
+SHOW_CAMPAIGN = jobs.add(
+    "show_campaign", "GET /campaigns/{campaign_id}", PULL, NO_BODY, CampaignView, echo={"id": "campaign_id"},
+)
+SHOW_JOB = jobs.add("show_job", "GET /jobs/{job_id}", PULL, NO_BODY, Job, echo={"id": "job_id"})
+SHOW_QUEUE_POSITION = jobs.add("show_queue_position", "GET /jobs/{job_id}/queue", PULL, NO_BODY, QueuePosition)
+CANCEL_JOB = jobs.add("cancel_job", "POST /jobs/{job_id}/cancel", PUSH, NO_BODY, Job, echo={"id": "job_id"})
+RENEW_JOB = jobs.add("renew_job", "POST /jobs/{job_id}/renew", WORK, RenewRequest, Lease, echo={"token": "lease_token"})
+FINISH_JOB = jobs.add("finish_job", "POST /jobs/{job_id}/finish", WORK, FinishRequest, Job, echo={"id": "job_id"})
+FAIL_JOB = jobs.add("fail_job", "POST /jobs/{job_id}/fail", WORK, FailRequest, Job, echo={"id": "job_id"})

@@ -1,0 +1,43 @@
+"""Operations of a push and a pull, and bytes of files."""
+
+from registry.api.evaluation import ReferenceLogprobsView
+from registry.api.operations.operation import NO_BODY, NO_TOKEN, PULL, PUSH, Tag
+from registry.api.transfer import (
+    BulkCommitRequest,
+    BulkPullPlan,
+    BulkPullRequest,
+    BulkPushPlan,
+    BulkPushRequest,
+    BulkPushResult,
+)
+
+# fmt: off
+
+# fmt: off
+transfer = Tag("transfer", "Push and pull: plan, upload, commit; bytes of files.")
+PLAN_PUSHES = transfer.add(
+    "plan_pushes", "POST /pushes", PUSH, BulkPushRequest, BulkPushPlan, is_bulk=True, takes_key=False,
+)
+COMMIT_PUSHES = transfer.add(
+    "commit_pushes", "POST /pushes/commit", PUSH, BulkCommitRequest, BulkPushResult, is_bulk=True,
+)
+PLAN_PULLS = transfer.add(
+    "plan_pulls", "POST /pulls", PULL, BulkPullRequest, BulkPullPlan, is_bulk=True, takes_key=False,
+)
+READ_FILE = transfer.add(
+    "read_file", "GET /adapters/{namespace}/{name}/versions/{selector}/files/{path:path}", PULL, NO_BODY, bytes,
+)
+HEAD_FILE = transfer.add(
+    "head_file", "HEAD /adapters/{namespace}/{name}/versions/{selector}/files/{path:path}", PULL, NO_BODY, bytes,
+)
+READ_REPORT = transfer.add(
+    "read_report", "GET /adapters/{namespace}/{name}/versions/{selector}/reports/{digest}", PULL, NO_BODY, bytes,
+)
+READ_REFERENCE_LOGPROBS = transfer.add(
+    "read_reference_logprobs", "GET /adapters/{namespace}/{name}/versions/{selector}/reference-logprobs",
+    PULL, NO_BODY, ReferenceLogprobsView, echo={"digest": "digest"},
+)
+UPLOAD_BY_LINK = transfer.add(
+    "upload_by_link", "PUT /links/{key:path}", NO_TOKEN, bytes, NO_BODY, status=204, takes_key=False,
+)
+READ_BY_LINK = transfer.add("read_by_link", "GET /links/{key:path}", NO_TOKEN, NO_BODY, bytes)
