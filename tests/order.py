@@ -1,13 +1,13 @@
-"""How the tests are shared out to processes, and what the summary says of those that were left out.
+"""How the tests are shared out to processes and tiers, and what the summary says of those that were left out.
 
 - A file is one group, so its fixtures are made once. Files that need the same slow thing (torch, model processes,
   the S3 store) are one group together.
 - Groups that take longest are handed out first, so that no process is left alone with one at the end.
-- `make test` leaves out the tests marked `faults`, `deep` and `chance`; the summary says how many, with several
-  processes too.
+- `make test` leaves out the tests marked `faults`, `deep`, `chance` and `database`; the summary says how many, with
+  several processes too. `make sample` runs one of each kind of these.
 - What is `deep` stands here, in one list: it guards a part, not the way from a push to a pull.
-- A test that runs on both databases runs on one of them in `make test` and on the other in `make deep`. Its name says
-  which, so each run has both databases, and every test. Without `-m` it runs on both.
+- A test that takes either database runs on one of them in `make test`, half of the tests on each. Where the databases
+  differ (`BOTH_DATABASES`), `make deep` runs it on the other one, and `make test-databases` runs all others there.
 
 Example
     pytest_plugins = ["tests.order"]
@@ -60,6 +60,25 @@ DEEP = (
 CHANCE = ("tests/access/test_model.py", "tests/access/test_documented.py")
 """What `make model` runs, and nothing else does: thousands of random steps. Each test is a group of its own."""
 
+SAMPLE = (
+    "tests/faults/test_kill.py::test_a_push_survives_a_kill", "tests/faults/test_kill.py::test_garbage_collection",
+    "tests/faults/test_store_faults.py::test_a_push_in_parts",
+    "tests/faults/test_races.py::test_64_clients_with_different",
+    "tests/ha/test_replicas.py::test_a_killed_replica", "tests/web/test_browser.py::test_a_day_of_a_merchant",
+    "tests/light/", "tests/hub/test_newest_client.py", "tests/flows/test_restore.py", "tests/flows/test_merge_flow.py",
+    "tests/access/test_model.py",
+)  # fmt: skip
+"""What `make sample` runs of the tiers that `make test` leaves out: the first case of each of these."""
+
+BOTH_DATABASES = (
+    "tests/contract/", "tests/interleavings/", "tests/flows/", "tests/server/test_clock.py",
+    "tests/server/test_process_locks.py", "tests/server/test_many_values.py", "tests/server/test_search.py",
+    "tests/server/test_usage.py", "tests/server/test_fsck.py", "tests/server/test_request_statements.py",
+    "tests/server/test_desired_state.py", "tests/server/test_push.py", "tests/access/test_at_once.py",
+    "tests/audit/test_log.py", "tests/audit/test_feed.py",
+)  # fmt: skip
+"""Where SQLite and PostgreSQL differ: locks, clocks, queues, search, statements, transactions."""
+
 DATABASES = ("sqlite", "postgres")
 
 
@@ -74,10 +93,20 @@ def group_of(nodeid: str) -> str:
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(DEEP) or _is_the_other_database(item):
+        other = _is_the_other_database(item)
+        if other and not item.nodeid.startswith(BOTH_DATABASES):
+            item.add_marker("database")
+        elif other or item.nodeid.startswith(DEEP):
             item.add_marker("deep")
         if item.nodeid.startswith(CHANCE):
             item.add_marker("chance")
+
+    sampled: set[str] = set()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function.startswith(SAMPLE) and function not in sampled:
+            sampled.add(function)
+            item.add_marker("sample")
 
     def turn(item: pytest.Item) -> int:
         own = group_of(item.nodeid)

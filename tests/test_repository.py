@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import registry
-from scripts import lock
+from scripts import lock, nightly
 from tests import releases
 from tests.import_table import ROOT
 
@@ -76,8 +76,12 @@ def test_images_of_others_are_named_by_digest() -> None:
 def test_the_workflow_runs_what_the_ci_script_runs() -> None:
     lines = re.findall(r"^make (?:--\S+ )*([a-z -]+?)(?: [A-Z_]+=\S+)*$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     targets = " ".join(lines).split()
-    assert {"lint", "docs", "faults", "test-ha", "test-web", "deep", "model", "test"} == set(targets)
+    assert {"lint", "docs", "sample", "test"} == set(targets)
     assert {f"make {target} PY=python" for target in targets} <= set(commands("ci.yml"))
+
+
+def test_the_workflow_runs_every_tier_of_the_night() -> None:
+    assert {f"make {tier} PY=python" for tier in nightly.TIERS} <= set(commands("ci.yml"))
 
 
 def test_classifiers_and_workflow_name_the_same_pythons() -> None:
