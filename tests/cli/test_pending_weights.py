@@ -18,7 +18,7 @@ pytestmark = pytest.mark.security
 def large(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
     """All weights count as large, so a push ends before their numbers are read."""
     monkeypatch.setattr("registry.server.push.inspect.INLINE_BYTES", 0)
-    monkeypatch.setattr("registry.server.promotion.moves.PENDING_RETRY_SECONDS", 0)
+    monkeypatch.setattr("registry.server.promotion.move_decisions.PENDING_RETRY_SECONDS", 0)
     monkeypatch.setattr("registry.client.transport.retries.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("registry.client.waiting.POLL_SECONDS", 0.01)
     cli.add_base()

@@ -19,11 +19,12 @@ from registry.server.actors import Actor, unknown_adapter, unknown_namespace
 from registry.server.catalog import version_groups
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
+from registry.server.outcomes import only
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.promotion import alias_deletion, aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
-from registry.server.promotion.group import only
+from registry.server.promotion.move_decisions import Move
 from registry.server.search import adapters
 from registry.server.search.adapters import Search
 from registry.server.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request
@@ -192,7 +193,7 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
     if breaks_glass:
         confirm_identity(request, session, visitor, fields.get("token", ""))
     selector, generation = names.selector(move.version), _generation(fields)
-    moves.move_alias(session, visitor.actor, moves.Move(name, alias, selector, generation, move.reason, breaks_glass))
+    moves.move_alias(session, visitor.actor, Move(name, alias, selector, generation, move.reason, breaks_glass))
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 
@@ -203,9 +204,7 @@ def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, n
     fields = read_fields(request, visitor)
     visitor.actor.require(Scope.PROMOTE, name)
     reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
-    moves.move_alias(
-        session, visitor.actor, moves.Move(name, alias, None, _generation(fields), reason, is_rollback=True)
-    )
+    moves.move_alias(session, visitor.actor, Move(name, alias, None, _generation(fields), reason, is_rollback=True))
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 

@@ -19,7 +19,8 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
-from registry.server.promotion.moves import moved_error, next_time
+from registry.server.promotion.move_decisions import moved_error
+from registry.server.promotion.moves import next_time
 from registry.server.serving import reports
 
 

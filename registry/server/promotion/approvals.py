@@ -1,8 +1,9 @@
 """Approvals of versions for aliases, in groups: each has its own outcome. One approval is a group of one."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
@@ -18,10 +19,10 @@ from registry.server.actors import Actor
 from registry.server.catalog import availability, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import VersionRow
+from registry.server.database.models import EventRow, VersionRow
 from registry.server.database.models.owner_rules import ApprovalRow
+from registry.server.outcomes import all_or_none, collect_outcomes, results_of
 from registry.server.promotion import gates
-from registry.server.promotion.group import Member, results_of, without_error
 
 ALIASES_LIMIT = 32
 """For how many aliases one identity approves a version."""
@@ -37,108 +38,144 @@ _COUNTS = (
     .group_by(col(ApprovalRow.version_id))
 )
 _Key = tuple[int, str]
+"""A version and the alias that it is approved for."""
 
 
-@dataclass
-class NewApproval(Member):
+@dataclass(frozen=True)
+class NewApproval:
     """An approval to write."""
 
     ref: Ref
     alias: str
     comment: str = ""
-    version: VersionRow | None = field(default=None, init=False)
-    result: ApprovalView | None = field(default=None, init=False)
+
+
+@dataclass(frozen=True)
+class ApprovalFacts:
+    """What the decision about an approval depends on: how many there are once all of the request are written."""
+
+    approval: NewApproval
+    version: VersionRow
+    is_new: bool
+    of_identity: int
+    """For how many aliases this identity approves the version."""
+    of_all: int
+    """Approvals of the version by all identities."""
+
+    @property
+    def key(self) -> _Key:
+        """The version and the alias."""
+        return self.version.id or 0, self.approval.alias
 
 
 def approve(
-    session: Session, actor: Actor, approvals: Sequence[NewApproval], *, atomic: bool = False, dry_run: bool = False
-) -> list[ApprovalView | RegistryError]:
+    session: Session, actor: Actor, approvals: Sequence[NewApproval | RegistryError], *, atomic: bool = False,
+    dry_run: bool = False,
+) -> list[ApprovalView | RegistryError]:  # fmt: skip
     """Approve versions for aliases; return the approvals or errors, in order. A second approval changes nothing.
 
     `Denied`, `Refused`, `NotFound`. `atomic`: an error of one lets all fail. `dry_run`: check all and write nothing.
     """
-    for approval in approvals:
-        with approval.collect_error():
-            actor.require(Scope.PROMOTE, approval.ref.name)
-            approval.alias = str(names.alias(approval.alias))
-    refs = [approval.ref for approval in without_error(approvals)]
+    requested = collect_outcomes(approvals, partial(_check_request, actor))
     # A move to another namespace removes approvals: none comes after it.
+    refs = [approval.ref for approval in results_of(requested)]
     rows = version_groups.find_all(session, actor, refs, lock_names=not dry_run)
-    for approval in without_error(approvals):
-        with approval.collect_error():
-            row = rows[approval.ref]
-            if isinstance(row, RegistryError):
-                raise row
-            availability.require_available(approval.ref.name, row)
-            approval.version = row
+    pairs = collect_outcomes(requested, lambda approval: (approval, _require_version(approval, rows)))
     if not dry_run:
-        db.lock_names(session, *(f"approvals of {a.version.id}" for a in approvals if a.version is not None))
-    own = _find_own(session, actor, without_error(approvals))
-    _check_limits(session, without_error(approvals), own)
-    if not (atomic and len(without_error(approvals)) < len(approvals)):
-        _write(session, actor, without_error(approvals), own, dry_run=dry_run)
-    return results_of(approvals, atomic=atomic)
+        db.lock_names(session, *(f"approvals of {version.id}" for _, version in results_of(pairs)))
+    own = _find_own(session, actor, {version.id or 0 for _, version in results_of(pairs)})
+    decisions = collect_outcomes(_load_facts(session, pairs, own), decide)
+    decisions = all_or_none(decisions) if atomic else decisions
+    views = _write(session, actor, results_of(decisions), own, dry_run=dry_run)
+    return collect_outcomes(decisions, lambda decision: views[decision.key])
 
 
-def _find_own(session: Session, actor: Actor, approvals: Sequence[NewApproval]) -> dict[_Key, ApprovalRow]:
+def _check_request(actor: Actor, approval: NewApproval) -> NewApproval:
+    actor.require(Scope.PROMOTE, approval.ref.name)
+    return replace(approval, alias=str(names.alias(approval.alias)))
+
+
+def _require_version(approval: NewApproval, rows: Mapping[Ref, VersionRow | RegistryError]) -> VersionRow:
+    row = rows[approval.ref]
+    if isinstance(row, RegistryError):
+        raise row
+    availability.require_available(approval.ref.name, row)
+    return row
+
+
+def _find_own(session: Session, actor: Actor, version_ids: Collection[int]) -> dict[_Key, ApprovalRow]:
     """The approvals that the actor gave these versions before, for any alias."""
-    ids = sorted({a.version.id or 0 for a in approvals if a.version is not None})
-    rows = session.exec(_OWN, params={"ids": ids, "identity": actor.identity}) if ids else ()
+    params = {"ids": sorted(version_ids), "identity": actor.identity}
+    rows = session.exec(_OWN, params=params) if version_ids else ()
     return {(row.version_id, row.alias): row for row in rows}
 
 
-def _check_limits(session: Session, approvals: Sequence[NewApproval], own: Collection[_Key]) -> None:
-    keys = {(a.version.id or 0, a.alias) for a in approvals if a.version is not None}
-    if keys <= set(own):
-        return
+def _load_facts(
+    session: Session, pairs: Sequence[tuple[NewApproval, VersionRow] | RegistryError], own: Collection[_Key]
+) -> list[ApprovalFacts | RegistryError]:
+    """Count what each version has with these approvals. Nothing is counted if all exist."""
+    keys = {(version.id or 0, approval.alias) for approval, version in results_of(pairs)}
+    new = keys.difference(own)
     of_identity = Counter(version_id for version_id, _ in keys.union(own))
-    of_all = Counter(dict(session.exec(_COUNTS, params={"ids": sorted({version_id for version_id, _ in keys})}).all()))
-    of_all.update(version_id for version_id, _ in keys.difference(own))
-    for approval in approvals:
-        version_id = approval.version.id or 0 if approval.version is not None else 0
-        if of_identity[version_id] > ALIASES_LIMIT:
-            detail = f"one identity approves a version for at most {ALIASES_LIMIT} aliases"
-            approval.error = TooLarge("QUOTA_EXCEEDED", f"'{approval.ref}': {detail}")
-        elif of_all[version_id] > APPROVALS_LIMIT:
-            detail = f"it has at most {APPROVALS_LIMIT} approvals"
-            approval.error = TooLarge("QUOTA_EXCEEDED", f"'{approval.ref}': {detail}")
+    counted = {"ids": sorted({version_id for version_id, _ in keys})}
+    of_all = Counter(dict(session.exec(_COUNTS, params=counted).all()) if new else {})
+    of_all.update(version_id for version_id, _ in new)
+
+    def gather(pair: tuple[NewApproval, VersionRow]) -> ApprovalFacts:
+        approval, version = pair
+        version_id = version.id or 0
+        is_new = (version_id, approval.alias) in new
+        return ApprovalFacts(approval, version, is_new, of_identity[version_id], of_all[version_id])
+
+    return collect_outcomes(pairs, gather)
+
+
+def decide(facts: ApprovalFacts) -> ApprovalFacts:
+    """The approval, if there is space for it: `TooLarge` (QUOTA_EXCEEDED). One that exists needs none."""
+    ref = facts.approval.ref
+    if facts.is_new and facts.of_identity > ALIASES_LIMIT:
+        detail = f"one identity approves a version for at most {ALIASES_LIMIT} aliases"
+        raise TooLarge("QUOTA_EXCEEDED", f"'{ref}': {detail}")
+    if facts.is_new and facts.of_all > APPROVALS_LIMIT:
+        raise TooLarge("QUOTA_EXCEEDED", f"'{ref}': it has at most {APPROVALS_LIMIT} approvals")
+    return facts
 
 
 def _write(
-    session: Session, actor: Actor, approvals: Sequence[NewApproval], own: dict[_Key, ApprovalRow], *, dry_run: bool
-) -> None:
-    by_key = {(a.version.id or 0, a.alias): (a, a.version) for a in approvals if a.version is not None}
-    if not by_key:
-        return
+    session: Session, actor: Actor, approvals: Sequence[ApprovalFacts], own: Mapping[_Key, ApprovalRow], *,
+    dry_run: bool,
+) -> dict[_Key, ApprovalView]:  # fmt: skip
+    """Write the approvals that are new, and their events; return all as they are then."""
+    if not approvals:
+        return {}
+    by_key = {approval.key: approval for approval in approvals}
     new = {
-        (version_id, alias): ApprovalRow(
-            version_id=version_id, alias=alias, identity=actor.identity, at=db.now(), token_id=actor.token_id,
-            comment=approval.comment,
+        key: ApprovalRow(
+            version_id=key[0], alias=key[1], identity=actor.identity, at=db.now(), token_id=actor.token_id,
+            comment=facts.approval.comment,
         )
-        for (version_id, alias), (approval, _) in sorted(by_key.items(), key=lambda item: item[0])
-        if (version_id, alias) not in own
+        for key, facts in sorted(by_key.items(), key=lambda item: item[0])
+        if facts.is_new
     }  # fmt: skip
     created = set(new)
     if new and not dry_run:
         values = [row.model_dump(exclude={"id"}) for row in new.values()]
         created = {(row[0], row[1]) for row in db.insert_new_rows(session, ApprovalRow, values, returning=_KEY)}
-    events = [
-        audit.build(
-            session, actor, EventType.VERSION_APPROVE, f"{approval.ref.name}@{version.number}",
-            {"alias": key[1], "digest": version.digest, "identity": actor.identity, "comment": approval.comment},
-        )
-        for key, (approval, version) in by_key.items()
-        if key in created
-    ]  # fmt: skip
     if not dry_run:
-        db.bulk_insert(session, events)
-    own = {**own, **{key: new[key] for key in created}}
-    if by_key.keys() - own.keys():  # equal requests at the same moment
-        own |= _find_own(session, actor, approvals)
-    members = [(a.ref.name, a.version, a) for a in approvals if a.version is not None]
-    views = _views(session, [(name, own[version.id or 0, a.alias], version) for name, version, a in members])
-    for (_, version, approval), view in zip(members, views, strict=True):
-        approval.result = view.model_copy(update={"created": (version.id, approval.alias) in created})
+        db.bulk_insert(session, [_build_event(session, actor, f) for key, f in by_key.items() if key in created])
+    rows = {**own, **{key: new[key] for key in created}}
+    if by_key.keys() - rows.keys():  # equal requests at the same moment
+        rows |= _find_own(session, actor, {version_id for version_id, _ in by_key})
+    views = _views(session, [(f.approval.ref.name, rows[key], f.version) for key, f in by_key.items()])
+    return {key: view.model_copy(update={"created": key in created}) for key, view in zip(by_key, views, strict=True)}
+
+
+def _build_event(session: Session, actor: Actor, facts: ApprovalFacts) -> EventRow:
+    approval, version = facts.approval, facts.version
+    detail = {
+        "alias": approval.alias, "digest": version.digest, "identity": actor.identity, "comment": approval.comment,
+    }  # fmt: skip
+    return audit.build(session, actor, EventType.VERSION_APPROVE, f"{approval.ref.name}@{version.number}", detail)
 
 
 def list_approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:

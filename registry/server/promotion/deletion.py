@@ -45,6 +45,7 @@ from registry.server.database.models.pushes import VersionNormsRow
 from registry.server.jobs import queue
 from registry.server.promotion import describe, withdraw
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
+from registry.server.promotion.withdraw import StateChange
 from registry.server.serving import reports
 
 NEEDS_LIMIT = 50
@@ -69,22 +70,32 @@ def delete_version(
     """
     version = withdraw.lock(session, actor, Scope.ADMIN, name, selector, include_deleted=True)
     if version.deleted_at is None:
-        needs = [need for need in _find_needs(session, actor, name, version) if not force or need.code in FINAL]
-        if needs:
-            reasons = needs[0].message if len(needs) == 1 else f"there are {len(needs)} reasons"
-            raise Conflict(
-                "VERSION_IN_USE",
-                f"cannot delete {name}@{version.number}: {reasons}",
-                findings=needs,
-                next_step=_next_step(name, needs),
-            )
+        require_unneeded(name, version, list(_find_needs(session, actor, name, version)), force=force)
         if not dry_run:
             withhold(session, actor, name, version, reason)
     return withdraw.view_with_nodes(session, name, version)
 
 
+def require_unneeded(name: AdapterName, version: VersionRow, needs: Sequence[Finding], *, force: bool) -> None:
+    """`Conflict` (VERSION_IN_USE) with what needs the version; `force` passes over all but `FINAL`."""
+    needs = [need for need in needs if not force or need.code in FINAL]
+    if needs:
+        reasons = needs[0].message if len(needs) == 1 else f"there are {len(needs)} reasons"
+        raise Conflict(
+            "VERSION_IN_USE",
+            f"cannot delete {name}@{version.number}: {reasons}",
+            findings=needs,
+            next_step=_next_step(name, needs),
+        )
+
+
 def withhold(session: Session, actor: Actor, name: AdapterName, version: VersionRow, reason: str) -> None:
     """Mark a version as deleted. The caller holds the adapter and the version, and knows that nothing needs it."""
+    withdraw.write(session, actor, name, version, decide_deletion(actor, version, reason))
+
+
+def decide_deletion(actor: Actor, version: VersionRow, reason: str) -> StateChange:
+    """What a deletion does to a version: one in quarantine stays there when it is restored."""
     now = db.now()
     values = {
         "deleted_at": now, "deleted_by": actor.identity, "delete_reason": reason,
@@ -92,7 +103,7 @@ def withhold(session: Session, actor: Actor, name: AdapterName, version: Version
     }  # fmt: skip
     if version.quarantined_at is None:
         values |= {"quarantined_at": now, "quarantine_reason": "deleted"}
-    withdraw.write(session, actor, name, version, EventType.VERSION_DELETE, reason, **values)
+    return StateChange(EventType.VERSION_DELETE, reason, values)
 
 
 def undelete_version(
@@ -100,16 +111,24 @@ def undelete_version(
 ) -> VersionView:
     """Restore a deleted version as it was, exempt from retention. `NotFound` (VERSION_DELETED) once it is purged."""
     version = withdraw.lock(session, actor, Scope.ADMIN, name, selector, include_deleted=True)
+    change = decide_restore(name, version, reason)
+    if change is not None:
+        withdraw.write(session, actor, name, version, change)
+        describe.set_expiry(session, actor, version, NEVER)  # else the next garbage collection deletes it again
+    return versions.build_view(session, name, version)
+
+
+def decide_restore(name: AdapterName, version: VersionRow, reason: str) -> StateChange | None:
+    """What the end of a deletion does to a version; None if it is not deleted, `NotFound` once it is purged."""
     if version.purged_at is not None:
         detail = f"{availability.deletion_message(name, version)}, and its files were erased"
         raise NotFound("VERSION_DELETED", detail)
-    if version.deleted_at is not None:
-        values = {"deleted_at": None, "deleted_by": "", "delete_reason": "", "quarantine": version.quarantine + 1}
-        if version.quarantined_at == version.deleted_at:
-            values |= {"quarantined_at": None, "quarantine_reason": ""}
-        withdraw.write(session, actor, name, version, EventType.VERSION_UNDELETE, reason, **values)
-        describe.set_expiry(session, actor, version, NEVER)  # else the next garbage collection deletes it again
-    return versions.build_view(session, name, version)
+    if version.deleted_at is None:
+        return None
+    values = {"deleted_at": None, "deleted_by": "", "delete_reason": "", "quarantine": version.quarantine + 1}
+    if version.quarantined_at == version.deleted_at:
+        values |= {"quarantined_at": None, "quarantine_reason": ""}
+    return StateChange(EventType.VERSION_UNDELETE, reason, values)
 
 
 def _next_step(name: AdapterName, needs: Sequence[Finding]) -> str:
@@ -210,7 +229,8 @@ def purge_expired(engine: Engine, grace: timedelta) -> int:
                 continue
             name = AdapterName(adapter.namespace, adapter.name)
             values = {"purged_at": db.now(), "quarantine": version.quarantine + 1}
-            withdraw.write(session, SYSTEM, name, version, EventType.VERSION_PURGE, version.delete_reason, **values)
+            change = StateChange(EventType.VERSION_PURGE, version.delete_reason, values)
+            withdraw.write(session, SYSTEM, name, version, change)
             erase_contents(session, version)
             queue.cancel_waiting(session, version)
             purged += 1
@@ -241,4 +261,5 @@ def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRe
     for withdrawal, was_set in before.items():
         if was_set != (getattr(record, withdrawal.since) is not None):
             event_type = withdrawal.ends if was_set else withdrawal.begins
-            withdraw.write(session, actor, name, version, event_type, str(getattr(record, withdrawal.reason)))
+            change = StateChange(event_type, str(getattr(record, withdrawal.reason)), {})
+            withdraw.write(session, actor, name, version, change)

@@ -5,6 +5,7 @@
   older ones, and a cached look-up sees that the version changed.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlmodel import Session
@@ -33,6 +34,14 @@ class Withdrawal(NamedTuple):
     ends: EventType
 
 
+class StateChange(NamedTuple):
+    """New values of a version's row, and the event that says why."""
+
+    event_type: EventType
+    reason: str
+    values: Mapping[str, Any]
+
+
 QUARANTINED = Withdrawal(
     "quarantined_at", "quarantine_reason", EventType.VERSION_QUARANTINE, EventType.VERSION_UNQUARANTINE
 )
@@ -57,19 +66,28 @@ def change_state(
 
     `NotFound`, `Denied`; `Refused` (QUARANTINED) for a yank, or the end of one, during a quarantine.
     """
-    withdrawal, begins, scope = CHANGES[change]
-    version = lock(session, actor, scope, name, selector)
+    version = lock(session, actor, CHANGES[change][2], name, selector)
+    decision = decide(name, version, change, reason)
+    if decision is not None:
+        write(session, actor, name, version, decision)
+    begins = CHANGES[change][1]
+    return view_with_nodes(session, name, version) if begins else versions.build_view(session, name, version)
+
+
+def decide(name: AdapterName, version: VersionRow, change: str, reason: str) -> StateChange | None:
+    """What a change of `CHANGES` does to a version; None if the version is in that state. Errors of `change_state`."""
+    withdrawal, begins, _ = CHANGES[change]
     if withdrawal is YANKED and version.quarantined_at is not None:
         raise availability.quarantined_error(name, version)
-    if (getattr(version, withdrawal.since) is None) == begins:
-        values: dict[str, Any] = {
-            withdrawal.since: db.now() if begins else None,
-            withdrawal.reason: reason if begins else "",
-        }
-        if not (begins and withdrawal is YANKED):
-            values["quarantine"] = version.quarantine + 1
-        write(session, actor, name, version, withdrawal.begins if begins else withdrawal.ends, reason, **values)
-    return view_with_nodes(session, name, version) if begins else versions.build_view(session, name, version)
+    if (getattr(version, withdrawal.since) is not None) == begins:
+        return None
+    values: dict[str, Any] = {
+        withdrawal.since: db.now() if begins else None,
+        withdrawal.reason: reason if begins else "",
+    }
+    if not (begins and withdrawal is YANKED):
+        values["quarantine"] = version.quarantine + 1
+    return StateChange(withdrawal.begins if begins else withdrawal.ends, reason, values)
 
 
 def view_with_nodes(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
@@ -94,16 +112,13 @@ def lock(
     return version
 
 
-def write(
-    session: Session, actor: Actor, name: AdapterName, version: VersionRow, event_type: EventType, reason: str,
-    **values: Any,
-) -> None:  # fmt: skip
+def write(session: Session, actor: Actor, name: AdapterName, version: VersionRow, change: StateChange) -> None:
     """Change the row and write the event. `main` moves to the newest version that is available then."""
-    session.add(version.sqlmodel_update(values | {"recorded_at": None}))
+    session.add(version.sqlmodel_update({**change.values, "recorded_at": None}))
     subject = f"{name}@{version.number}"
-    audit.append(session, actor, event_type, subject, {"digest": version.digest, "reason": reason})
-    if event_type in _WITHHELD:
+    audit.append(session, actor, change.event_type, subject, {"digest": version.digest, "reason": change.reason})
+    if change.event_type in _WITHHELD:
         epoch.advance(session)
     session.flush()
-    moves.follow_newest(session, actor, name, version.adapter_id, event_type.message.format(object=subject))
+    moves.follow_newest(session, actor, name, version.adapter_id, change.event_type.message.format(object=subject))
     text_index.forget_version(session, version)

@@ -32,7 +32,7 @@ from registry.server.database.models import AdapterRow, EventRow, VersionRow
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
 from registry.server.promotion import moves
-from registry.server.promotion.moves import Move
+from registry.server.promotion.move_decisions import Move
 from registry.server.push import first_tests, inspect, version_rows
 from registry.server.push.commit_member import Commit, Key, NewVersion, raise_if_failed
 from registry.server.search import text_index

@@ -5,7 +5,6 @@ verdicts and yanks are seen by alias.
 """
 
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Body, Header, Query, Request, Response
@@ -26,9 +25,9 @@ from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
+from registry.server.outcomes import collect_outcomes
 from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
-from registry.server.promotion.group import run_readable
 from registry.server.routes.openapi import declarations
 from registry.server.search import adapters
 from registry.server.search.adapters import Search
@@ -171,8 +170,8 @@ def change_metadata(
 ) -> DescribeResults:
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)
-    run = partial(describe.describe, session, actor, atomic=request.atomic, dry_run=request.dry_run)
-    described = run_readable(request.items, Description.of, run, atomic=request.atomic)
+    changes = collect_outcomes(request.items, Description.of)
+    described = describe.describe(session, actor, changes, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, described, [item.subject for item in request.items])
     return DescribeResults(items=[DescribeOutcome(**item) for item in items])
 

@@ -3,7 +3,6 @@
 An alias moves only under `If-Match: "<generation>"`: without it the response is 428, with an old generation 412.
 """
 
-from functools import partial
 from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
@@ -44,11 +43,11 @@ from registry.server.http import dependencies as deps
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
+from registry.server.outcomes import collect_outcomes, fail_all, has_error, only
 from registry.server.promotion import alias_deletion, aliases, approvals, deletion, describe, gates, moves, withdraw
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.describe import Description
-from registry.server.promotion.group import fail_all, has_error, only, run_readable
-from registry.server.promotion.moves import Move
+from registry.server.promotion.move_decisions import Move
 from registry.server.promotion.owner_rules import Owner
 
 router = OperationRouter()
@@ -101,20 +100,20 @@ def move_aliases(
     """Promote or roll back aliases of many adapters, each through its gate, and change metadata with them."""
     db.begin_writing(session)
     atomic, dry_run = request.atomic, request.dry_run
-    change = partial(describe.describe, session, actor, atomic=atomic, dry_run=dry_run)
-    described = run_readable(request.metadata, Description.of, change, atomic=atomic)
+    changes = collect_outcomes(request.metadata, Description.of)
+    described = describe.describe(session, actor, changes, atomic=atomic, dry_run=dry_run)
     incomplete = atomic and has_error(described)
-    move = partial(moves.move_aliases, session, actor, atomic=atomic, dry_run=dry_run or incomplete)
-    moved = run_readable(request.items, _read_move, move, atomic=atomic)
+    requested = collect_outcomes(request.items, _read_move)
+    moved = moves.move_aliases(session, actor, requested, atomic=atomic, dry_run=dry_run or incomplete)
     if incomplete:
-        moved = fail_all(moved, "metadata")
+        moved = [*fail_all(moved, "one of the metadata has an error")]
     elif atomic and has_error(moved):
         session.rollback()
-        described = fail_all(described, "items")
+        described = [*fail_all(described, "one of the items has an error")]
     items = outcomes_of(incoming, moved, [f"{item.name}:{item.alias}" for item in request.items])
-    changes = outcomes_of(incoming, described, [item.subject for item in request.metadata])
+    metadata = outcomes_of(incoming, described, [item.subject for item in request.metadata])
     return MoveResults(
-        items=[MoveOutcome(**item) for item in items], metadata=[DescribeOutcome(**change) for change in changes]
+        items=[MoveOutcome(**item) for item in items], metadata=[DescribeOutcome(**item) for item in metadata]
     )
 
 
@@ -213,8 +212,8 @@ def approve_versions(
 ) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
-    run = partial(approvals.approve, session, actor, atomic=request.atomic, dry_run=request.dry_run)
-    approved = run_readable(request.items, _read_approval, run, atomic=request.atomic)
+    requested = collect_outcomes(request.items, _read_approval)
+    approved = approvals.approve(session, actor, requested, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, approved, [item.ref for item in request.items])
     return ApprovalResults(items=[ApprovalOutcome(**item) for item in items])
 

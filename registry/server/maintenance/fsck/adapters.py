@@ -32,7 +32,8 @@ from registry.server.database.models import (
 )
 from registry.server.maintenance import record_check
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.promotion.moves import BREAK_GLASS, TIME_STEP
+from registry.server.promotion.move_decisions import BREAK_GLASS
+from registry.server.promotion.moves import TIME_STEP
 from registry.versions.manifest import Manifest
 
 BATCH = 20

@@ -29,6 +29,7 @@ from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
 from registry.server.hub.drafts import DraftCommit
 from registry.server.promotion import moves, removal
+from registry.server.promotion.move_decisions import Move
 from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import HubRoute
@@ -208,7 +209,7 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
             raise Conflict("NAME_TAKEN", f"'{adapter}' has a branch '{alias}' already")
         if at.version is not None:
             to = Digest(at.version.digest)
-            move = moves.Move(adapter, alias, to, expected_generation=0, reason="created as a branch")
+            move = Move(adapter, alias, to, expected_generation=0, reason="created as a branch")
             moves.move_alias(session, actor, move)
             return {}
         upload = drafts.open_upload(session, actor, adapter, {}, settings, seconds=settings.draft_seconds)
