@@ -1,7 +1,6 @@
 """Print figures about the code as one line of JSON (`make facts`).
 
-`python -m scripts.facts NAME` lists where they come from: vague_names, vague_names_in_loops, vague_names_in_tests,
-metaphors, arrows_back, repeated_blocks.
+`python -m scripts.facts NAME` lists where they come from: vague_names, arrows_back, repeated_blocks.
 """
 
 from __future__ import annotations
@@ -19,16 +18,10 @@ def places(figure: str) -> Iterator[str]:
     """Where a figure comes from, one line each."""
     paths = {name: path for name, path in import_table.modules().items() if not name.startswith("migrations")}
     sources = {name: path.read_text() for name, path in paths.items()}
-    if figure == "metaphors":
-        for path, text in vocabulary.texts(ROOT).items():
-            yield from (f"{path}:{line} {word}" for line, word in vocabulary.metaphors(text))
-    elif figure in ("vague_names", "vague_names_in_loops"):
+    if figure == "vague_names":
         for name, source in sources.items():
-            names = vocabulary.vague_names(ast.parse(source), in_loops=figure == "vague_names_in_loops")
+            names = vocabulary.vague_names(ast.parse(source))
             yield from (f"{paths[name].relative_to(ROOT)}:{line} {word}" for line, word in names)
-    elif figure == "vague_names_in_tests":
-        for path, names in measures.vague_names_in_tests(ROOT).items():
-            yield from (f"{path}:{line} {name}" for line, name in names)
     elif figure == "arrows_back":
         yield from measures.arrows_back(import_table.graph(sources))
     elif figure == "repeated_blocks":

@@ -26,7 +26,6 @@ from typing import Any
 from tests import import_table, vocabulary
 
 REPEATED_LINES = 12
-TEST_CODE = ("tests", "benchmarks", "demo", "scripts")
 LAYERS = (("domain",), ("client",), ("sdk", "serving", "worker", "server"), ("training", "routes", "app"), ("cli",))
 """Kinds of tests/import_table.py from the bottom up."""
 
@@ -39,8 +38,6 @@ def facts(root: Path) -> dict[str, Any]:
     lengths = {path: len(sources[name].splitlines()) for name, path in paths.items()}
     functions = [length for tree in trees.values() for length in function_lengths(tree)]
     graph = import_table.graph(sources)
-    pages = {path: text.count("\n") for path, text in vocabulary.texts(root).items() if path.suffix == ".md"}
-    longest_page = max(pages, key=lambda path: pages[path])
     code = [line for source in sources.values() for line in code_lines(source)]
     return {
         "files": len(paths),
@@ -48,7 +45,6 @@ def facts(root: Path) -> dict[str, Any]:
         "code_lines": len(code),
         "code_line_mean": round(statistics.mean(map(len, code)), 1),
         "test_lines": sum(path.read_text().count("\n") for path in (root / "tests").rglob("*.py")),
-        "files_in_a_folder_max": max(files_by_folder(paths.values()).values()),
         "file_lines_median": statistics.median_low(lengths.values()),
         "file_lines_max": max(lengths.values()),
         "function_lines_median": statistics.median_low(functions),
@@ -57,34 +53,8 @@ def facts(root: Path) -> dict[str, Any]:
         "cycles": len(cycles(graph)),
         "arrows_back": len(arrows_back(graph)),
         "vague_names": sum(len(vocabulary.vague_names(tree)) for tree in trees.values()),
-        "vague_names_in_loops": sum(len(vocabulary.vague_names(tree, in_loops=True)) for tree in trees.values()),
-        "vague_names_in_tests": sum(len(names) for names in vague_names_in_tests(root).values()),
-        "metaphors": sum(len(vocabulary.metaphors(text)) for text in vocabulary.texts(root).values()),
         "repeated_blocks": len(repetitions(sources)),
-        "longest_page": str(longest_page),
-        "longest_page_lines": pages[longest_page],
     }
-
-
-def vague_names_in_tests(root: Path) -> dict[Path, list[tuple[int, str]]]:
-    """File → its vague names, in loops or not, in the code that is not part of the package."""
-    paths = sorted(path for top in TEST_CODE for path in (root / top).rglob("*.py"))
-    trees = {path.relative_to(root): ast.parse(path.read_text()) for path in paths}
-    return {
-        path: [
-            (line, name)
-            for line, name in sorted(vocabulary.vague_names(tree) + vocabulary.vague_names(tree, in_loops=True))
-            if name not in vocabulary.PARTICIPLES
-        ]
-        for path, tree in trees.items()
-    }
-
-
-def files_by_folder(paths: Iterable[Path]) -> dict[Path, int]:
-    counts: dict[Path, int] = defaultdict(int)
-    for path in paths:
-        counts[path.parent] += 1
-    return counts
 
 
 def function_lengths(tree: ast.Module) -> Iterator[int]:
