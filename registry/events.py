@@ -5,7 +5,7 @@ A type is `noun.verb`. The log stores it, so a released type is never renamed or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
@@ -159,30 +159,6 @@ WEBHOOK_DEFAULT: tuple[EventType, ...] = (
 """The types that a webhook sends unless it names others."""
 
 
-FORMER_TYPES = {
-    "adapter.arrive": EventType.ADAPTER_RENAME_FROM,
-    "adapter.transfer": EventType.ADAPTER_RENAME,
-    "blob.mend": EventType.BLOB_REPAIR,
-    "campaign.begin": EventType.CAMPAIGN_START,
-    "gate.remove": EventType.GATE_DELETE,
-    "job.park": EventType.JOB_FAIL,
-    "publisher.remove": EventType.PUBLISHER_DELETE,
-    "retention.clear": EventType.RETENTION_DELETE,
-    "upkeep.collect": EventType.GC_RUN,
-    "upkeep.rejudge": EventType.ENGINES_RECHECK,
-    "version.leave": EventType.VERSION_UNSERVE,
-    "version.release": EventType.VERSION_UNQUARANTINE,
-}
-FORMER_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
-"""Names in events of earlier releases. The log never changes what it has hashed."""
-
-
-def with_former_types(types: Iterable[str]) -> list[str]:
-    """These types, also by a former name, and the names that stored events have for them."""
-    current = {FORMER_TYPES.get(event_type, event_type) for event_type in types}
-    return sorted(current | {former for former, event_type in FORMER_TYPES.items() if event_type in current})
-
-
 class EventText(NamedTuple):
     """An event in words. `details` are the fields that the message does not contain."""
 
@@ -193,7 +169,7 @@ class EventText(NamedTuple):
 
 def describe(event_type: str, object: str, detail: Mapping[str, Any]) -> EventText:
     """An event in words, from its stored type, its object and its detail."""
-    fields = {FORMER_DETAILS.get(key, key): _short(value, key) for key, value in detail.items() if value not in _EMPTY}
+    fields = {key: _short(value, key) for key, value in detail.items() if value not in _EMPTY}
     template = message_template(event_type)
     try:
         message = template.format(object=object, **fields)
@@ -222,8 +198,7 @@ def _short(value: object, key: str = "") -> str:
 
 def message_template(event_type: str) -> str:
     """The `message` of a stored type. A type of a newer release, which has no member here, reads as itself."""
-    current: str = FORMER_TYPES.get(event_type, event_type)
     try:
-        return EventType[current.upper().replace(".", "_")].message
+        return EventType[event_type.upper().replace(".", "_")].message
     except KeyError:
         return f"{event_type} {{object}}"

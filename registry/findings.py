@@ -92,44 +92,10 @@ class Finding:
 _LIMITS = {"location": TEXT_LIMIT, "message": MESSAGE_LIMIT, "expected": TEXT_LIMIT, "actual": TEXT_LIMIT}
 
 
-def convert_old_finding(stored: Any) -> Any:
-    """A finding as an earlier release stored it, with the names of today. Reports and records never change.
-
-    `ValueError` for many fields: pydantic would keep some 400 bytes for each that it does not know.
-    """
-    if not isinstance(stored, dict):
-        return stored
-    if len(stored) > _FIELDS_LIMIT:
-        raise ValueError(f"a finding has {len(stored)} fields, over the limit of {_FIELDS_LIMIT}")
-    renamed = {_OLD_FIELDS.get(key, key): value for key, value in stored.items()}
-    return renamed | {"code": convert_old_code(str(stored.get("code", "")))}
-
-
-def convert_old_code(code: str) -> str:
-    """The code of today for one that an earlier release stored."""
-    family, dot, name = code.partition(".")
-    code = _OLD_FAMILIES.get(family, family) + dot + _OLD_NAMES.get(name, name)
-    return FORMER_CODES.get(code, code)
-
-
-_OLD_FIELDS = {"place": "location", "sentence": "message", "found": "actual"}
-_OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
-_OLD_NAMES = {"rank_unannounced": "rank_differs_from_config"}
-"""Of `lora`, and of every engine."""
-FORMER_CODES = {
-    "compat.method_not_judged": "compat.method_not_evaluated",
-    "compat.method_unjudged": "compat.method_not_evaluated",
-    "compat.module_unannounced": "compat.module_not_targeted",
-    "compat.unties": "compat.embeddings_untied",
-    "format.gguf_no_adapter": "format.gguf_not_adapter",
-    "lora.magnitude_unannounced": "lora.magnitude_without_dora",
-    "lora.prefix_wrong": "lora.prefix_invalid",
-    "smoke.does_not_fit": "smoke.incompatible",
-    "smoke.golden_endless": "smoke.golden_not_ended",
-    "smoke.golden_unasked": "smoke.golden_skipped",
-    "smoke.picture_not_finite": "smoke.image_not_finite",
-    "smoke.picture_unchanged": "smoke.image_unchanged",
-}
+def limit_fields(finding: object) -> None:
+    """`ValueError` for many fields: pydantic would keep some 400 bytes for each that it does not know."""
+    if isinstance(finding, dict) and len(finding) > _FIELDS_LIMIT:
+        raise ValueError(f"a finding has {len(finding)} fields, over the limit of {_FIELDS_LIMIT}")
 
 
 ERRORS_LIMIT = 500

@@ -14,8 +14,8 @@ import pytest
 
 from cli import main
 from registry import errors
-from registry.events import FORMER_TYPES, EventType
-from registry.findings import FORMER_CODES, Severity
+from registry.events import EventType
+from registry.findings import Severity
 from registry.server import app
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND
 from scripts import reference
@@ -95,7 +95,7 @@ def finding_codes() -> set[str]:
     """Every dotted code that the code writes down, except events, failpoints, columns and file names."""
     families = "|".join(findings.groups())
     codes: set[str] = set()
-    others = {*EventType, *FORMER_TYPES, *FORMER_CODES, "audit.key"}
+    others = {*EventType, "audit.key"}
     for module, source in import_table.sources().items():
         if module.startswith(("migrations", "registry.server.database.models", "registry.api.operations")):
             continue

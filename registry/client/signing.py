@@ -27,7 +27,7 @@ from registry.client.audit import Audit
 from registry.client.core import Versions
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError
-from registry.events import EventType, with_former_types
+from registry.events import EventType
 from registry.names import Ref
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
@@ -223,8 +223,7 @@ def names_of(version: Signable, arrival: EventProof | None = None, log_keys: Seq
     if arrival is not None and notes.verify_proof(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             event = arrival.event()
-            renames = with_former_types([EventType.ADAPTER_RENAME_FROM])
-            if event["action"] in renames and event["object"] == names[0]:
+            if event["action"] == EventType.ADAPTER_RENAME_FROM and event["object"] == names[0]:
                 names += [str(name) for name in event["detail"]["names"]]
     return [f"{name}@{version.number}" for name in names]
 

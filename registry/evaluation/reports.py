@@ -1,7 +1,6 @@
 """`Report`: all findings and measurements of one run of a check, stored as a blob; a verdict names it by digest.
 
-It is untrusted input: bounded, and only the server turns it into a verdict. Reports with the field names of
-schemas 0014 and 0019 are converted when they are read.
+It is untrusted input: bounded, and only the server turns it into a verdict.
 """
 
 import unicodedata
@@ -14,7 +13,7 @@ from registry.digest import Digest
 from registry.evaluation.golden import SAMPLES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check
-from registry.findings import Finding, convert_old_finding
+from registry.findings import Finding, limit_fields
 from registry.model import FrozenModel
 from registry.structs import pattern
 
@@ -116,22 +115,9 @@ class Report(FrozenModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _convert_old_names(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        renamed = {_OLD_FIELDS.get(key, key): value for key, value in data.items()}
+    def _limit_fields(cls, data: Any) -> Any:
         for field in ("findings", "compat"):
-            if isinstance(findings := renamed.get(field), list):
-                renamed[field] = [convert_old_finding(finding) for finding in findings]
-        if renamed.get("check") != "acts":
-            return renamed
-        renamed["check"] = "smoke"
-        if isinstance(measurements := renamed.get("measurements"), dict):
-            numbers = dict(measurements)
-            renamed |= {field: numbers.pop(field) for field in ("module_norms", "golden") if field in numbers}
-            renamed["execution"] = {field: numbers.pop(field) for field in Execution.model_fields if field in numbers}
-            renamed["measurements"] = numbers
-        return renamed
-
-
-_OLD_FIELDS = {"fits": "compat", "fingerprint": "reference_logprobs", "pictures": "images"}
+            if isinstance(data, dict) and isinstance(findings := data.get(field), list):
+                for finding in findings:
+                    limit_fields(finding)
+        return data

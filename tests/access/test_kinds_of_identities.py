@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import update
-from sqlmodel import select
 
 from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Invalid, Unauthenticated
 from registry.evaluation.gates import Gate
-from registry.server.database.models import RoleRow, TokenRow, VersionRow
-from registry.server.database.models.owner_rules import ApprovalRow
+from registry.server.database.models import RoleRow, TokenRow
 from tests.access.tenants import of_subject
 from tests.harness import Harness
 
@@ -46,39 +43,6 @@ def test_a_person_approves_what_a_machine_of_her_name_has_pushed(harness: Harnes
     ]  # fmt: skip
     assert alice.check_gate("acme/support@1", "prod").missing, "she would move it on her own approval"
     assert machine.promote("acme/support", "prod", "1", generation=0).moved_by == f"token:{ALICE}"
-
-
-def test_neither_of_one_name_approves_what_a_release_without_kinds_has_recorded(
-    harness: Harness, machine: Registry
-) -> None:
-    """A server that is replaced later than others, or a record of the metadata backup."""
-    harness.admin.set_gate("acme", "prod", Gate(approvals=1))
-    alice = person(harness)
-    with harness.session(write=True) as session:
-        session.connection().execute(update(VersionRow).values(created_by=ALICE, pushed_by=ALICE))
-    assert [actor.approve("acme/support@1", "prod").counts for actor in (machine, alice)] == [False, False]
-    assert machine.check_gate("acme/support@1", "prod").missing
-
-
-def test_what_a_release_without_kinds_has_approved_counts_as_the_token(harness: Harness, machine: Registry) -> None:
-    """A server that is replaced later than others records the bare name: one token was two people to a gate."""
-    harness.push("acme/support")
-    harness.admin.set_gate("acme", "prod", Gate(approvals=2))
-    machine.approve("acme/support@2", "prod")
-    with harness.session(write=True) as session:
-        approval = session.exec(select(ApprovalRow)).one()
-        former = approval.model_dump(exclude={"id"}) | {"identity": ALICE}
-        session.add(ApprovalRow(**former))
-    own = [(f"token:{ALICE}", True)] * 2
-    assert [(a.identity, a.counts) for a in machine.approvals("acme/support@2").items] == own
-    (missing,) = machine.check_gate("acme/support@2", "prod").missing
-    assert missing.message.startswith("1 of 2 approvals")
-    harness.admin.grant_role("acme", "bob@acme", "promoter")
-    assert harness.client(of_subject(harness, "bob@acme")).approve("acme/support@2", "prod").counts
-    assert not machine.check_gate("acme/support@2", "prod").missing
-    harness.admin.set_gate("acme", "prod", Gate(approvals=2, two_person=True))
-    (missing,) = machine.check_gate("acme/support@2", "prod").missing
-    assert missing.message.startswith("1 of 2 approvals"), "neither of its approvals counts if it moves the alias"
 
 
 def test_the_log_tells_a_machine_from_a_person_of_its_name(harness: Harness, machine: Registry) -> None:

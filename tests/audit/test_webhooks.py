@@ -21,7 +21,6 @@ from registry.api.aliases import WithdrawRequest
 from registry.api.audit.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
-from registry.evaluation.gates import Gate
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
@@ -118,20 +117,6 @@ def test_events_are_sent_signed_and_once(harness: Harness, receiver: Receiver) -
         (item.state, item.attempt, item.status) for item in Audit(harness.admin).deliveries(created.webhook.id).items
     }
     assert states == {("delivered", 1, 200)}
-
-
-def test_a_webhook_that_an_earlier_release_stored_gets_events_of_renamed_types(
-    harness: Harness, receiver: Receiver
-) -> None:
-    created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["gate.delete"]))
-    with harness.session(write=True) as session:
-        row = session.get_one(WebhookRow, created.webhook.id)
-        row.actions = ["gate.remove"]
-        session.add(row)
-    harness.admin.set_gate("acme", "prod", Gate(approvals=1))
-    harness.admin.delete_gate("acme", "prod")
-    assert step(harness) == 1
-    assert [json.loads(body)["type"] for _, _, body in receiver.received] == ["gate.delete"]
 
 
 def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(

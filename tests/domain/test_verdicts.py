@@ -7,7 +7,6 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from registry.digest import Digest
-from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import (
     FINDINGS_LIMIT,
     FINDINGS_TEXT_LIMIT,
@@ -93,31 +92,3 @@ def test_texts_of_a_finding_are_cut_to_their_limits() -> None:
     long = {"location": "l" * 601, "message": "m" * 2001, "actual": "a" * 601}
     (cut,) = Verdict.model_validate(stored | {"findings": [stored["findings"][0] | long]}).findings
     assert (len(cut.location), len(cut.message), len(cut.actual)) == (600, 2000, 600)
-
-
-def test_a_report_with_the_field_names_of_schema_0014_reads_as_one_of_today() -> None:
-    old = {"code": "acts.drift", "severity": "warning", "place": "logits", "sentence": "it drifts"}
-    stored = {"check": "acts", "subject": SUBJECT, "base": "b", "base_fingerprint": BASE, "findings": [old],
-              "fits": [old | {"code": "fit.shape"}, old | {"code": "acts.picture_unchanged"}],
-              "pictures": {"before": "x"},
-              "measurements": {"mode": "loaded", "confined_by": ["limits"], "kl_nats": 0.1, "golden": [{"ends": True}],
-                               "module_norms": {"q": [1.0, 2.0, 3.0, None]}}}  # fmt: skip
-    report = Report.model_validate(stored)
-    assert (report.check, report.findings[0].code, report.findings[0].location) == ("smoke", "smoke.drift", "logits")
-    assert report.compat is not None
-    assert (report.compat[0].code, report.compat[0].message) == ("compat.shape", "it drifts")
-    assert (report.measurements, report.golden) == ({"kl_nats": 0.1}, ({"ends": True},))
-    assert report.module_norms == {"q": (1.0, 2.0, 3.0, None)}
-    assert (report.execution.mode, report.execution.confined_by) == ("loaded", ("limits",))
-    assert (report.compat[1].code, report.images) == ("smoke.image_unchanged", {"before": "x"})
-    for broken in ({"findings": ["x"]}, {"findings": 1}):
-        with pytest.raises(ValueError, match="findings"):
-            Report.model_validate(stored | broken)
-
-
-def test_a_report_with_the_field_names_of_schema_0019_reads_as_one_of_today() -> None:
-    old = {"code": "smoke.golden_endless", "severity": "error", "location": "golden.jsonl line 1", "message": "m",
-           "expected": "an end", "found": "none"}  # fmt: skip
-    stored = {"check": "smoke", "subject": SUBJECT, "base": "b", "base_fingerprint": BASE, "findings": [old]}
-    (finding,) = Report.model_validate(stored).findings
-    assert (finding.code, finding.expected, finding.actual) == ("smoke.golden_not_ended", "an end", "none")

@@ -17,7 +17,7 @@ from tests.harness import media_type
 NOW = datetime(2026, 5, 3, 14, 5, tzinfo=UTC)
 RECORDED = {
     "created_at": NOW, "created_by": "alice", "number": 3, "method": "lora", "rank": 8, "facts": {"rank": 8},
-    "message": "first", "yanked_at": NOW, "yank_reason": "diverged", "pushed_by": "ci", "quarantine": 2,
+    "message": "first", "yanked_at": NOW, "yank_reason": "diverged", "quarantine": 2,
     "quarantined_at": NOW, "quarantine_reason": "reported", "deleted_at": NOW, "deleted_by": "alice",
     "delete_reason": "erased", "purged_at": NOW,
 }  # fmt: skip

@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.audit import EventPage, EventView
 from registry.digest import canonical_json
-from registry.events import ADMIN_TYPES, EventType, ObjectKind, with_former_types
+from registry.events import ADMIN_TYPES, EventType, ObjectKind
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor, public_namespaces
@@ -52,7 +52,7 @@ class EventSearch(Value, frozen=True):
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         """The conditions on `event`."""
         if self.actions:
-            yield col(EventRow.action).in_(with_former_types(self.actions))
+            yield col(EventRow.action).in_(self.actions)
         if self.object:
             yield _is_about(self.object)
         if self.actor:
@@ -116,7 +116,7 @@ def build(
 def read_former_names(session: Session, name: AdapterName) -> list[str]:
     """Return the earlier names of an adapter, oldest first. A name is never used twice."""
     statement = select(EventRow).where(
-        col(EventRow.object) == str(name), col(EventRow.action).in_(with_former_types([EventType.ADAPTER_RENAME_FROM]))
+        col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_RENAME_FROM
     )
     event = session.exec(statement).first()
     return [str(former) for former in event.detail.get("names", [])] if event is not None else []
@@ -191,8 +191,7 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
     else:
         visible = public_namespaces.is_one_of(col(EventRow.namespace), readable, actor)
     administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.AUDIT) or frozenset()
-    admin_types = with_former_types(ADMIN_TYPES)
-    for_actor = or_(col(EventRow.action).not_in(admin_types), col(EventRow.namespace).in_(sorted(administered)))
+    for_actor = or_(col(EventRow.action).not_in(ADMIN_TYPES), col(EventRow.namespace).in_(sorted(administered)))
     return or_(about_bases, and_(visible, for_actor))
 
 

@@ -17,9 +17,9 @@ import contextlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import BindParameter, Engine, Integer, bindparam, update
 from sqlmodel import Session, col, select
 
@@ -27,7 +27,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
-from registry.findings import Finding, convert_old_code
+from registry.findings import Finding
 from registry.names import AdapterName
 from registry.server.catalog import base_rows
 from registry.server.database import db
@@ -46,21 +46,9 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[1] = 1
     created_at: datetime
     created_by: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _convert_version_1(cls, data: Any) -> Any:
-        """A record never changes, because its key names its bytes. Version 1 had other field names."""
-        if not isinstance(data, dict) or data.get("schema_version") != 1:
-            return data
-        former = {"quantisation": "quantization", "scheme": "format"}
-        for field in ("facts", "identity", "spec"):
-            if isinstance(value := data.get(field), dict):
-                data[field] = {former.get(name, name): item for name, item in value.items()}
-        return data | {"schema_version": 2}
 
     def to_bytes(self) -> bytes:
         """The canonical JSON of the record."""
@@ -95,11 +83,6 @@ class BaseRecord(Record):
         return [edge.model_dump(mode="json") for edge in self.parents] or None
 
 
-def _convert_old_codes(facts: dict[str, Any]) -> dict[str, Any]:
-    problems = facts.get("problems")
-    return facts | {"problems": [convert_old_code(str(code)) for code in problems]} if problems else facts
-
-
 class VersionRecord(Record):
     """A version: its name and manifest, what the push said, what its bytes say, and whether it is withdrawn."""
 
@@ -109,11 +92,10 @@ class VersionRecord(Record):
     manifest: Manifest
     method: str
     rank: int | None
-    facts: Annotated[dict[str, Any], AfterValidator(_convert_old_codes)]
+    facts: dict[str, Any]
     message: str
     yanked_at: datetime | None
     yank_reason: str
-    pushed_by: str = ""
     quarantine: int = 0
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
@@ -152,7 +134,6 @@ def base_record(row: BaseRow, identity: str | None) -> BaseRecord:
 def version_record(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
     """Return what a version's record stores."""
     columns = {name: getattr(row, name) for name in RECORDED_COLUMNS}
-    columns["pushed_by"] = row.pushed_by or ""
     manifest = Manifest.model_validate_json(row.manifest)
     return VersionRecord(namespace=adapter.namespace, name=adapter.name, manifest=manifest, **columns)
 
@@ -164,7 +145,7 @@ def tombstone_record(row: TakenNameRow) -> TombstoneRecord:
 
 def recorded_columns(record: VersionRecord) -> dict[str, Any]:
     """Return the columns of a version's row that its record stores."""
-    return {name: getattr(record, name) for name in RECORDED_COLUMNS} | {"pushed_by": record.pushed_by or None}
+    return {name: getattr(record, name) for name in RECORDED_COLUMNS}
 
 
 def adapter_prefix(namespace: str, name: str) -> str:

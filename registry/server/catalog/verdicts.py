@@ -10,7 +10,6 @@ from sqlalchemy import ColumnElement, exists, func
 from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.findings import convert_old_finding
 from registry.server.actors import TRUSTED, Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -31,7 +30,6 @@ def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: st
 def from_row(row: Any, subject: str, base: str) -> Verdict:
     """The verdict of a `VerdictRow`, or of its columns, about the version with the digest `subject` on this base."""
     stored: dict[str, Any] = {column: getattr(row, column, ()) for column in _SHARED_COLUMNS}
-    stored["findings"] = [convert_old_finding(finding) for finding in stored["findings"]]
     return Verdict.model_validate(stored | {"subject": subject, "base": base, "reported_by": row.judged_by})
 
 

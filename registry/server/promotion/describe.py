@@ -188,7 +188,7 @@ def decide(actor: Actor, facts: DescriptionFacts, before: Metadata) -> Descripti
         availability.require_not_deleted(name, version)
         if version.quarantined_at is not None:
             raise availability.quarantined_error(name, version)
-        if expiry is not None and actor.identity != (version.pushed_by or version.created_by):
+        if expiry is not None and actor.identity != version.created_by:
             actor.require(Scope.ADMIN, name)
     if expiry is not None and before.get((EXPIRES, "")) == NEVER:
         actor.require(Scope.ADMIN, name)  # an owner restored it

@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import exists, func, literal_column, union_all
 from sqlalchemy import select as plain_select
-from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -23,15 +22,15 @@ from registry.evaluation import gates as domain
 from registry.evaluation.gates import MISSED_GOLDEN, Approval, Evidence, Gate
 from registry.evaluation.verdicts import Check, Verdict
 from registry.events import EventType
-from registry.findings import Finding, convert_old_finding
+from registry.findings import Finding
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.actors import TOKEN, Actor
+from registry.server.actors import Actor
 from registry.server.catalog import base_rows, verdicts, version_groups, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AliasMoveRow, BaseRow, TokenRow, UtcTime, VersionFileRow, VersionRow
+from registry.server.database.models import AliasMoveRow, BaseRow, UtcTime, VersionFileRow, VersionRow
 from registry.server.database.models.owner_rules import AdapterGateRow, ApprovalRow, NamespaceGateRow
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.promotion import attestations, owner_rules
@@ -85,13 +84,8 @@ _MEASURED = (
     .order_by(col(VersionRow.base_id), col(VersionRow.id))
 )
 _FACTS = plain_select(col(VersionRow.id), col(VersionRow.facts)).where(any_of(col(VersionRow.id), parameter="ids"))
-_BY_BARE_NAME = exists().where(
-    col(TokenRow.id) == col(ApprovalRow.token_id),
-    col(TokenRow.subject) == "",
-    col(TokenRow.name) == col(ApprovalRow.identity),
-)
 _APPROVALS = (
-    select(ApprovalRow, _BY_BARE_NAME.correlate(ApprovalRow))
+    select(ApprovalRow)
     .where(any_of(col(ApprovalRow.version_id), parameter="ids"))
     .order_by(col(ApprovalRow.id))
     .execution_options(populate_existing=True)
@@ -264,7 +258,7 @@ def gather_evidence(
     approvals: dict[tuple[int, str], list[Approval]] = defaultdict(list)
     approved = sorted({alias for (_, alias, _), view in zip(moves, views, strict=True) if view.gate.approvals})
     rows_of_approvals = session.exec(_APPROVALS_FOR, params={"ids": ids, "aliases": approved}) if approved else ()
-    for row in _with_kinds(rows_of_approvals):
+    for row in rows_of_approvals:
         approvals[row.version_id, row.alias].append(Approval(identity=row.identity, at=row.at))
     soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
     signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
@@ -284,7 +278,7 @@ def gather_evidence(
                 approvals=tuple(approvals[version.id or 0, alias]),
                 soak_seconds={soak: soaked[version.id or 0, soak]} if (soak := gate.gate.soak_in) else {},
                 signed_by=signers.get(version.id or 0, frozenset()),
-                pushed_by=_pushers(version),
+                pushed_by=frozenset({version.created_by}),
                 promoted_by=actor.identity,
             ),
         )
@@ -295,7 +289,7 @@ def gather_evidence(
 def _add_golden_findings(session: Session, newest: Mapping[int, list[Verdict]], version_ids: Collection[int]) -> None:
     """Give the last smoke test of each version its first finding about a golden sample: gates read no other."""
     for version_id, stored in version_groups.last_findings(session, version_ids, Check.SMOKE) if version_ids else ():
-        findings = (Finding.from_dict(convert_old_finding(finding)) for finding in stored)
+        findings = (Finding.from_dict(finding) for finding in stored)
         missed = (finding for finding in findings if finding is not None and finding.code.startswith(MISSED_GOLDEN))
         own, update = newest[version_id], {"findings": tuple(islice(missed, 1))}
         for position in [i for i, verdict in enumerate(own) if verdict.check is Check.SMOKE][-1:]:
@@ -376,28 +370,13 @@ def _soak_seconds(session: Session, soaking: Sequence[tuple[VersionRow, str]]) -
     return {(v.id or 0, alias): max(0, int(seconds[v.id or 0, alias])) for v, alias in soaking}
 
 
-def _pushers(version: VersionRow) -> frozenset[str]:
-    """Who pushed it. A server or a backup from before ADR 41 has a name alone, which may be that of a token."""
-    names = {version.created_by, version.pushed_by or version.created_by}
-    return frozenset({*names, *(f"{TOKEN}{name}" for name in names)})
-
-
 def find_approvals(session: Session, version_ids: Iterable[int]) -> list[ApprovalRow]:
     """The approvals of these versions, oldest first."""
-    return _with_kinds(session.exec(_APPROVALS, params={"ids": sorted(version_ids)}))
-
-
-def _with_kinds(rows: Iterable[tuple[ApprovalRow, bool]]) -> list[ApprovalRow]:
-    """Approvals, those that a server from before ADR 41 has recorded by a token's bare name as `token:NAME`."""
-    approvals = []
-    for row, by_bare_name in rows:
-        if by_bare_name:
-            set_committed_value(row, "identity", f"{TOKEN}{row.identity}")  # the stored row stays
-        approvals.append(row)
-    return approvals
+    return list(session.exec(_APPROVALS, params={"ids": sorted(version_ids)}))
 
 
 def approval_counts(row: ApprovalRow, version: VersionRow, gate: Gate) -> bool:
     """Whether a gate accepts this approval of a version, as far as this approval alone decides."""
-    evidence = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
+    approvals = (Approval(identity=row.identity, at=row.at),)
+    evidence = Evidence(approvals=approvals, pushed_by=frozenset({version.created_by}))
     return bool(gate.valid_approvals(evidence))

@@ -253,7 +253,7 @@ def _new_version(actor: Actor, adapter: AdapterRow, commit: Commit) -> NewVersio
     row = version_rows.version_row(
         adapter, commit.base_row, commit.manifest, number=adapter.newest_number, method=inspection.method,
         rank=inspection.rank, facts=inspection.facts, message=commit.push.message, created_at=now,
-        created_by=actor.identity, pushed_by=actor.identity,
+        created_by=actor.identity,
         measured_at=now if inspection.weights is not None else None,
     )  # fmt: skip
     return NewVersion(commit, inspection, row, [])

@@ -8,7 +8,7 @@ its row.
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_
+from sqlalchemy import ColumnElement, and_, exists, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -100,13 +100,12 @@ def _used(session: Session, adapter: AdapterRow, own: ColumnElement[bool]) -> It
 
 def _of_people(session: Session, own: ColumnElement[bool]) -> Iterator[tuple[int, str]]:
     """Quarantined and restored versions, and tags and signatures of others than the pusher."""
-    pusher = (col(VersionRow.created_by), func.coalesce(VersionRow.pushed_by, VersionRow.created_by))
     tagged = exists().where(
         col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == TAG,
-        col(VersionMetadataRow.set_by).not_in(pusher),
+        col(VersionMetadataRow.set_by) != col(VersionRow.created_by),
     )  # fmt: skip
     signed = exists().where(
-        col(AttestationRow.version_id) == col(VersionRow.id), col(AttestationRow.made_by).not_in(pusher),
+        col(AttestationRow.version_id) == col(VersionRow.id), col(AttestationRow.made_by) != col(VersionRow.created_by),
         col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
     )  # fmt: skip
     restored = exists().where(

@@ -33,7 +33,7 @@ from sqlmodel import col, select
 from registry import __version__
 from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable, printable
-from registry.events import DeliveryState, with_former_types
+from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
@@ -203,7 +203,7 @@ def _enqueue_deliveries(engine: Engine, webhook_id: str, lock: locks.ProcessLock
         matching = select(EventRow.position).where(
             col(EventRow.position) > hook.after,
             col(EventRow.position) <= until,
-            col(EventRow.action).in_(with_former_types(hook.actions)),
+            col(EventRow.action).in_(hook.actions),
         )
         if hook.namespace != EVERY_NAMESPACE:
             matching = matching.where(EventRow.namespace == hook.namespace)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import JSON, Column, Text
+from sqlalchemy import JSON, Text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, UtcTime
@@ -26,7 +26,7 @@ class TokenRow(CreatedColumns, table=True):
     last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
     subject: str = ""
     adapters: list[str] = Field(default_factory=list, sa_type=JSON)
-    groups: list[str] = Field(default_factory=list, sa_type=JSON, sa_column_kwargs={"server_default": "[]"})
+    groups: list[str] = Field(default_factory=list, sa_type=JSON)
     previous_sha256: str | None = Field(default=None, index=True)
     previous_until: datetime | None = Field(default=None, sa_type=UtcTime)
 
@@ -61,6 +61,5 @@ class IdempotencyRow(SQLModel, table=True):
     key: str = Field(primary_key=True)
     request_sha256: str
     status: int
-    # The column keeps its first name: servers of the step before read it while they are replaced.
-    response: str = Field(sa_column=Column("answer", Text, key="response", nullable=False))
+    response: str = Field(sa_type=Text)
     created_at: datetime = Field(sa_type=UtcTime, index=True)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Text, UniqueConstraint, false, text
+from sqlalchemy import JSON, BigInteger, Index, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -79,7 +79,7 @@ class VersionRow(CreatedColumns, table=True):
     """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
 
     `measured_at` is when the numbers of its weights were read (`weights`); empty means that they still must be.
-    `created_by` is who pushed it; in older rows it is the token's name, and `pushed_by` who stood behind that.
+    `created_by` is who pushed it.
     `quarantine` grows with each quarantine and deletion, and when one or a yank ends; `quarantined_at` is empty outside
     one. A deleted version (`deleted_at`) is withheld as in quarantine; once `purged_at` is set, its files are gone and
     the row is a tombstone: number and digest are never used again.
@@ -108,7 +108,6 @@ class VersionRow(CreatedColumns, table=True):
     yank_reason: str = Field(default="", sa_type=Text)
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
     measured_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
-    pushed_by: str | None = None
     quarantine: int = 0
     quarantined_at: datetime | None = Field(default=None, sa_type=UtcTime)
     quarantine_reason: str = Field(default="", sa_type=Text)
@@ -246,15 +245,14 @@ class VerdictRow(SQLModel, table=True):
     made_by: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
     made_at: datetime = Field(sa_type=UtcTime)
     job_id: str = ""
-    judged_by: str = Field(default="", sa_column_kwargs={"server_default": ""})
-    by_owner: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    judged_by: str = ""
+    by_owner: bool = False
 
 
 class BlobRow(SQLModel, table=True):
     """A blob under its final key. The row is created before the bytes and deleted after them (see `BlobState`).
 
     `marked_at`: when it became dead. `checked_at`: when its bytes were last read and hashed.
-    `git_sha1` is unused (see `VersionFileRow`) and goes in a later release.
     """
 
     __tablename__ = "blob"
@@ -264,7 +262,6 @@ class BlobRow(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
     checked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     marked_at: datetime | None = Field(default=None, sa_type=UtcTime)
-    git_sha1: str | None = None
 
 
 class AliasRow(SQLModel, table=True):

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Text, false
+from sqlalchemy import JSON, BigInteger, Index, Text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -31,7 +31,7 @@ class JobRow(CreatedColumns, table=True):
     subject_digest: str | None = None
     base: str = Field(index=True)
     priority: int = 0
-    automatic: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    automatic: bool = False
     attempt: int = 0
     attempts_limit: int
     payload: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)

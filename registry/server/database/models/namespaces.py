@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ForeignKey, false
+from sqlalchemy import BigInteger, ForeignKey
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, UtcTime
@@ -20,8 +20,8 @@ class NamespaceRow(CreatedColumns, table=True):
     quota_bytes: int | None = Field(default=None, sa_type=BigInteger)
     quota_versions: int | None = None
     pushes_per_hour: int | None = None
-    strict: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
-    unregistered_bases: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    strict: bool = False
+    unregistered_bases: bool = False
 
 
 class TakenNameRow(SQLModel, table=True):

@@ -86,7 +86,7 @@ class WebhookRow(CreatedColumns, table=True):
     url: str = Field(sa_type=Text)
     actions: list[str] = Field(default_factory=list, sa_type=JSON)
     after: int = Field(default=0, sa_type=BigInteger)
-    key: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    key: str = ""
 
 
 class DeliveryRow(SQLModel, table=True):

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, false
+from sqlalchemy import JSON
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, UtcTime
@@ -40,8 +40,8 @@ class PageSessionRow(SQLModel, table=True):
     __tablename__ = "page_session"
     id_sha256: str = Field(primary_key=True)
     secret_sha256: str
-    provider: str = Field(default="", sa_column_kwargs={"server_default": ""})
-    owns_token: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    provider: str = ""
+    owns_token: bool = False
     confirmed_at: datetime | None = Field(default=None, sa_type=UtcTime)
     created_at: datetime = Field(sa_type=UtcTime)
     expires_at: datetime = Field(sa_type=UtcTime, index=True)

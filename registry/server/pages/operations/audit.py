@@ -13,7 +13,7 @@ from registry.api.audit import EventView
 from registry.api.maintenance import Health
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.events import FORMER_TYPES, EventText, EventType, describe
+from registry.events import EventText, EventType, describe
 from registry.server import audit
 from registry.server.database import db, schema
 from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
@@ -47,7 +47,7 @@ FiltersDep = Annotated[dict[str, str], Depends(read_filters)]
 def _search(filters: dict[str, str]) -> audit.EventSearch:
     """The filters as the log has them. `Invalid` for an event or a time that is none."""
     action = filters["action"]
-    if action and action not in {*EventType, *FORMER_TYPES}:
+    if action and action not in set(EventType):
         raise Invalid("REQUEST_INVALID", f"event: {action!r} is no type of event")
     return audit.EventSearch(
         (action,) if action else (), filters["object"], filters["actor"], _read_time("since", filters["since"]),

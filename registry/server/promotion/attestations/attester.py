@@ -17,7 +17,7 @@ from registry.attestations.keys import PrivateKey
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError
 from registry.evaluation.verdicts import Outcome
-from registry.events import EventType, with_former_types
+from registry.events import EventType
 from registry.names import AdapterName, Ref
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
@@ -152,8 +152,7 @@ def _renamed(session: Session, ref: Ref) -> VersionRow | None:
 
 def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
     """The name that an adapter of this name was given by a rename."""
-    renames = with_former_types([EventType.ADAPTER_RENAME])
-    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action).in_(renames))
+    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_RENAME)
     event = session.exec(moved).first()
     return AdapterName.parse(event.detail["to"]) if event is not None else None
 
