@@ -12,10 +12,10 @@ import click
 
 from registry import attestations
 from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import canonical_json
 from registry.errors import Invalid
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
-from registry.lineage.graph import Lineage, LineageEdge, LineageNode
 from registry.names import Ref
 
 from . import verify

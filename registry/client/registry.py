@@ -37,6 +37,7 @@ from registry.api.jobs import (
     QueuePosition,
     RenewRequest,
 )
+from registry.api.lineage import Lineage
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.api.models import Request
 from registry.bases import Similarity
@@ -54,7 +55,6 @@ from registry.errors import Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
 from registry.jobs import Job, Kind, Lease
-from registry.lineage.graph import Lineage
 from registry.versions.retention import RetentionRule
 
 MAINTENANCE_SECONDS = 900.0

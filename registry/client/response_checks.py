@@ -40,9 +40,9 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
     from registry.api.bases import BaseView
     from registry.api.evaluation import NormsView, VerdictList
     from registry.api.jobs import Claimed, JobSubmit
+    from registry.api.lineage import Lineage, LineageNode
     from registry.api.serving import DesiredAdapter, DesiredState, NodeReport, ReportAccepted
     from registry.jobs import Job
-    from registry.lineage.graph import Lineage, LineageNode
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", covariant=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from registry import __version__
 from registry.api.catalog import VersionView
-from registry.lineage.graph import Lineage, LineageNode
+from registry.api.lineage import Lineage, LineageNode
 from registry.versions.files import CARD
 
 SPEC_VERSION = "1.6"

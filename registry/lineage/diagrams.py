@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import pairwise
 
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.errors import TooLarge
-from registry.lineage.graph import Lineage, LineageEdge, LineageNode
 
 SHORT_DIGEST = slice(7, 19)
 LABEL_LIMIT = 60

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from registry.api.catalog import VersionView
-from registry.lineage.graph import Lineage, LineageNode
+from registry.api.lineage import Lineage, LineageNode
 
 PRODUCER = "urn:adapter-registry:lineage:v1"
 NAMESPACE = "adapter-registry"

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from registry import attestations
 from registry.api.catalog import VersionView
-from registry.lineage.graph import Lineage, LineageNode
+from registry.api.lineage import Lineage, LineageNode
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

@@ -16,6 +16,7 @@ from registry import names
 from registry.api import PAGE_LIMIT
 from registry.api.aliases import AliasMove, AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
+from registry.api.lineage import Lineage
 from registry.api.transfer import PushResult
 from registry.client import checks, response_checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
@@ -31,7 +32,6 @@ from registry.engines import profile
 from registry.errors import Corrupt, Invalid, Unavailable
 from registry.evaluation.verdicts import Verdict
 from registry.jobs import Job, State
-from registry.lineage.graph import Lineage
 from registry.sdk import models
 from registry.sdk.models import DEFAULT_ADAPTER, TrainedModel
 from registry.versions.provenance import Provenance

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.diagrams import svg
-from registry.lineage.graph import Lineage, LineageEdge, LineageNode
 from registry.versions.manifest import Descriptor
 from registry.versions.provenance import Provenance
 

@@ -12,9 +12,9 @@ from sqlalchemy import event, insert, text
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
-from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage
 from registry.server.database.models import BaseRow, EdgeRow, VersionRow
 from registry.versions.manifest import Edge, Relation

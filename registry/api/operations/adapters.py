@@ -9,8 +9,8 @@ from registry.api.catalog import (
     VersionPage,
     VersionView,
 )
+from registry.api.lineage import Lineage
 from registry.api.operations.operation import NO_BODY, PULL, PUSH, SAME_ADAPTER, SAME_VERSION, Tag
-from registry.lineage.graph import Lineage
 
 # fmt: off
 

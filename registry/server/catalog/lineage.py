@@ -14,8 +14,8 @@ from sqlalchemy import CTE, ColumnElement, Select, Text, case, cast, exists, fun
 from sqlmodel import Session, col
 
 from registry import names
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.lineage import BASE, CLAIMED, DATASET, kind_of
-from registry.lineage.graph import Lineage, LineageEdge, LineageNode
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, versions

@@ -5,9 +5,9 @@ from collections import defaultdict
 from fastapi import Request, Response
 from markupsafe import Markup
 
+from registry.api.lineage import Lineage, LineageNode
 from registry.errors import NotFound
 from registry.lineage import diagrams
-from registry.lineage.graph import Lineage, LineageNode
 from registry.server.catalog import lineage, versions
 from registry.server.http.dependencies import VERSION, NameDep, SelectorDep, SessionDep
 from registry.server.pages.rendering import (

@@ -11,13 +11,13 @@ from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
 from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
+from registry.api.lineage import Lineage
 from registry.api.operations import adapters as adapters_operations
 from registry.api.operations import aliases as aliases_operations
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
-from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage, version_groups, versions
 from registry.server.database import db
 from registry.server.http import dependencies as deps
