@@ -1,6 +1,6 @@
 """The floor under benchmarks/resolve.py: an ASGI application that sends so many bytes, and knows nothing.
 
-It runs as `adapter serve` does: uvicorn with our protocol, one process. What it costs is what Python costs.
+It runs as `adapter serve` does: uvicorn in one process. What it costs is what Python costs.
 
 Example
     $ python -m benchmarks._bare 1921
@@ -14,8 +14,6 @@ import sys
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from registry.server.local_links.connections import BoundedProtocol
 
 
 def application(size_bytes: int) -> ASGIApp:
@@ -33,7 +31,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
-        application(int(sys.argv[1])), http=BoundedProtocol, log_level="warning", access_log=False, lifespan="off"
+        application(int(sys.argv[1])), http="httptools", log_level="warning", access_log=False, lifespan="off"
     )
     uvicorn.Server(config).run(sockets=[listener])
 

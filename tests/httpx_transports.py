@@ -11,7 +11,6 @@ import concurrent.futures
 import email.message
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import httpx
 
@@ -65,12 +64,6 @@ class _HttpxStream(ResponseStream):
 
 
 class HttpxInProcess(InProcess, httpx.BaseTransport):
-    """Links go to `context` if there is one: by default, that of our application."""
-
-    def __init__(self, app: Any, context: Any = None) -> None:
-        context = context or getattr(getattr(app, "state", None), "link_context", None)
-        super().__init__(app, context.handle if context is not None else None)
-
     def settle_completed(self) -> None:
         """As `settle`, for requests whose response was sent: the others may wait for what the caller does next."""
         if self._running is not None:

@@ -184,9 +184,6 @@ INTERNAL_LIMITS = {
     "files of the server and its operator": [
         "registry.server.audit.keys.LIMIT_BYTES", "registry.server.catalog.metadata_backup.RECORD_LIMIT_BYTES",
     ],
-    "a longer head gets a response too, from the application": [
-        "registry.server.local_links.request.LINK_HEAD_LIMIT_BYTES",
-    ],
     "what is shown of a longer text or list": [
         "registry.adapters.formats.images.TEXT_LIMIT", "registry.adapters.formats.metadata.FAULTS_LIMIT",
         "registry.adapters.safetensors.FINDINGS_LIMIT",

@@ -286,8 +286,5 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or in a checkout, pip install '.[server]'",
         ) from e
     transport = main.load("registry.client.transport.in_process", "InProcess")
-    with (
-        application(_load) as app,
-        routes(EMBEDDED_URL, transport=transport(app, app.state.link_context.handle)) as opened,
-    ):
+    with application(_load) as app, routes(EMBEDDED_URL, transport=transport(app)) as opened:
         yield opened

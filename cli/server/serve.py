@@ -30,8 +30,7 @@ from registry.server.actors.secret import is_well_formed, new_secret, sha256_of
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
-from registry.server.local_links.connections import ConnectionLimits
-from registry.server.local_links.server import LinkServer
+from registry.server.http.server import HttpServer, listen
 from registry.server.maintenance import reevaluate
 from registry.server.settings import Settings
 from registry.server.storage.open import try_store
@@ -78,7 +77,7 @@ def serve(
         schema.prepare(engine)
         has_tokens = tokens.has_tokens(engine)
     first_token = ("", "") if has_tokens else _first_token(settings, token_file)
-    listener = _listen(host, port)
+    listener = listen(host, port)
     if workers == 1:
         _serve(settings, engine, listener, first_token)
         return
@@ -129,11 +128,7 @@ def _serve(
         reevaluation = (engine, app.state.blobs, settings)
         threading.Thread(target=reevaluate.evaluate_after, args=reevaluation, name="reevaluation", daemon=True).start()
 
-    server = LinkServer(
-        app, listener, app.state.blobs.links, app.state.link_context, on_start=ready, on_stop=log.closing.set,
-        limits=ConnectionLimits.from_open_files(settings.connections_per_address), requests=app.state.requests,
-    )  # fmt: skip
-    server.run()
+    HttpServer(app, on_start=ready, on_stop=log.closing.set).run(sockets=[listener])
     if sequencer.is_alive():
         sequencer.join(SEQUENCER_SECONDS)
     _LOG.info("stopped")
@@ -173,18 +168,6 @@ def _reload(app: FastAPI, settings: Settings) -> None:
         output.line(f"SIGHUP: the former settings stay: {e.detail}", err=True)
     else:
         output.line("SIGHUP: read the issuers and the audit key again", err=True)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as e:
-        listener.close()
-        raise OSError(e.errno, f"cannot listen on {host} port {port}: {e.strerror}") from e
-    return listener
 
 
 def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: bool, *, has_tokens: bool) -> None:

@@ -36,7 +36,7 @@ from registry.server.routes import (
     webhooks,
 )
 from registry.server.routes.openapi import routes as openapi
-from registry.server.routes.transfer import pulls, pushes
+from registry.server.routes.transfer import links, pulls, pushes
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy, open_store
@@ -44,6 +44,7 @@ from registry.server.storage.open import open_second_copy, open_store
 ROUTERS: tuple[APIRouter, ...] = (
     pushes.router,
     pulls.router,
+    links.router,
     adapters.router,
     aliases.router,
     serving.router,
@@ -76,7 +77,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     open_second_copy(settings)
     engine_profiles.parse_setting(settings.engines)
     app = build_base_app(
-        settings, routes, pushes.receive_upload, engine_profiles.find_stored_profile,
+        settings, routes, engine_profiles.find_stored_profile,
         engine=engine or open_database(settings), blobs=blobs or open_store(settings),
     )  # fmt: skip
     app.state.issuers = Issuers.read(settings.issuers)

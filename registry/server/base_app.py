@@ -3,12 +3,10 @@
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
-from starlette.datastructures import State
 from starlette.routing import BaseRoute
 
 from registry import __version__
@@ -35,7 +33,6 @@ from registry.server.http.request_body import (
     BodyBudget,
 )
 from registry.server.http.request_log import LogMiddleware, RequestLog
-from registry.server.local_links.backend import LinkBackend
 from registry.server.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
@@ -43,16 +40,15 @@ from registry.server.resolve_cache.pointers import Pointers
 from registry.server.resolve_cache.shared_reads import SharedReads
 from registry.server.sessions.one_time_links import OneTimeLinks
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, BlobWriter
-from registry.server.storage.signed_links import LinkSigner, SignedLink
+from registry.server.storage.blobs import BlobStore
+from registry.server.storage.signed_links import LinkSigner
 
-ReceiveUpload = Callable[[State, SignedLink], AbstractContextManager[BlobWriter | None]]
 FindProfile = Callable[[str, str], str]
 """`find_stored_profile` of `registry.server.evaluation.engine_profiles`."""
 
 
 def build_base_app(
-    settings: Settings, routes: Sequence[BaseRoute], receive_upload: ReceiveUpload, find_profile: FindProfile, *,
+    settings: Settings, routes: Sequence[BaseRoute], find_profile: FindProfile, *,
     engine: Engine, blobs: BlobStore, trusted: Actor | None = None,
 ) -> FastAPI:  # fmt: skip
     """Build an application. `trusted` is the actor of requests without a token (embedded registry)."""
@@ -93,8 +89,6 @@ def build_base_app(
     state.change_counter = ChangeCounter(state.engine)
     state.change_watcher = ChangeWatcher(state.freshness, state.change_counter, log.closing)
     state.shared_reads = SharedReads()
-    upload = partial(receive_upload, state)
-    state.link_context = LinkBackend(state.blobs, upload, settings.stall_seconds, log.closing.is_set)
     add_exception_handlers(app)
     app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds)
     app.add_middleware(

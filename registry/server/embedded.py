@@ -27,7 +27,8 @@ Load = Callable[[str, str], Any]
 
 ROUTERS: Mapping[tuple[str, str], str] = {
     ("adapters", "router"): "adapters lineage metadata resolve",
-    ("transfer.pulls", "router"): "adapters links pulls",
+    ("transfer.pulls", "router"): "adapters pulls",
+    ("transfer.links", "router"): "links",
     ("aliases", "router"): "adapters moves",
     ("access", "router"): "tokens whoami",
     ("access", "namespace_router"): "adapters namespaces",
@@ -83,11 +84,10 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
         def on_demand(module: str, attribute: str) -> Callable[..., Any]:
             return lambda *values: load(f"registry.server.{module}", attribute)(*values)
 
-        receive_upload = on_demand("routes.transfer.pushes", "receive_upload")
         find_profile = on_demand("evaluation.engine_profiles", "find_stored_profile")
         routes = [RoutesOnDemand(load, *router, words) for router, words in ROUTERS.items()]
         app = build_base_app(
-            settings, routes, receive_upload, find_profile, engine=engine, blobs=_open_store(settings, load),
+            settings, routes, find_profile, engine=engine, blobs=_open_store(settings, load),
             trusted=actors.TRUSTED,
         )  # fmt: skip
 

@@ -63,9 +63,6 @@ class Settings:
     failures_per_minute: int = 10
     """Invalid secrets per minute, for each server process, after which a network, or a series of secrets with the
     same first letters, is rate-limited. Valid tokens are never affected. 0: never."""
-    connections_per_address: int = 0
-    """Connections that one address may have open, for each server process. Clients of a proxy share its address.
-    0: a quarter of the files that the process may have open."""
     streams_per_token: int = 64
     """Event streams and waiting event requests of one token, for each server process. 0: unlimited."""
     waits_per_token: int = 1000

@@ -199,10 +199,6 @@ LIMITS = {
             "LIST_VALUES_LIMIT": "values of a group, a node's report and the weights of a base",
             "MANY_VALUES_LIMIT": "values of a push, of a base with its modules and of a report",
         },
-        "registry.server.local_links.connections": {
-            "HEAD_LIMIT_BYTES": "head of a request",
-            "PIPELINED_LIMIT": "requests of a connection that wait for a response",
-        },
         "registry.errors": {"RETRY_AFTER_LIMIT_SECONDS": "`Retry-After` that a client obeys"},
         "registry.server.http.conditional": {"RANGES_LIMIT": "ranges of a request for a file"},
         "registry.api": {

@@ -78,7 +78,7 @@ def watched_harness(database_url: str) -> Iterator[tuple[Harness, Watch]]:
                 REQUEST.set(f"{scope['method']} {scope['path']}#{next(watch.numbers)}")
             await app(scope, receive, send)
 
-        harness.transport = HttpxInProcess(number_requests, app.state.link_context)
+        harness.transport = HttpxInProcess(number_requests)
         harness.admin = harness.client(harness.secret)
         event.listen(Session, "after_begin", watch.begin)
         event.listen(Session, "after_transaction_end", watch.end)

@@ -1,6 +1,5 @@
 """`InProcess`: a `Transport` to an ASGI application in this process, for the embedded registry and for tests.
 
-- A request with a signed link is a plain call in the caller's thread, which reads the body and builds the response.
 - The application runs in an event loop in its own thread. Its lifespan begins before the first request and ends with
   `close()`, which lets it finish what it does for requests, also after their responses.
 - Bodies stream in both directions, and a slow reader blocks the application.
@@ -20,16 +19,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from registry.api import LINKS
 from registry.client.transport import ResponseStream, TransportError
 
 Message = MutableMapping[str, Any]
 Application = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
-
-LinkHandler = Callable[[str, str, Mapping[str, str], Iterable[bytes]], tuple[int, Mapping[str, str], Iterator[bytes]]]
-"""Method, path and query, headers in lower case and body → status, headers and body."""
 
 CHUNKS_AHEAD = 8
 """Chunks of a response that the application may produce ahead of the caller."""
@@ -41,14 +36,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class InProcess:
-    """Requests go to `app` without a socket, those with a signed link to `handle_link`.
+    """Requests go to `app` without a socket. Thread-safe; `close()` runs the application's shutdown."""
 
-    Thread-safe; `close()` runs the application's shutdown.
-    """
-
-    def __init__(self, app: Application, handle_link: LinkHandler | None = None) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
-        self._handle_link = handle_link
         self._lock = threading.Lock()
         self._running: _Running | None = None
 
@@ -66,11 +57,6 @@ class InProcess:
             lines.insert(0, ("Host", urlsplit(url).netloc))
         if isinstance(body, bytes) and (body or method not in ("GET", "HEAD")) and "content-length" not in names:
             lines.append(("Content-Length", str(len(body))))
-        parts = urlsplit(url)
-        if self._handle_link is not None and parts.path.startswith(LINKS) and method in ("GET", "PUT"):
-            pieces = [body] if isinstance(body, bytes) else body
-            values = {name.lower(): value for name, value in lines}
-            return _LinkStream(url, *self._handle_link(method, f"{parts.path}?{parts.query}", values, pieces))
         exchange = _Exchange(self._app, _scope(method, url, lines, running.state), body, url, running, seconds)
         return exchange.start()
 
@@ -269,23 +255,6 @@ class _Exchange:
                 self._out.put(message)
             if self._ended:
                 self._out.put(_END)
-
-
-class _LinkStream(ResponseStream):
-    def __init__(self, url: str, status: int, headers: Mapping[str, str], body: Iterator[bytes]) -> None:
-        message = email.message.Message()
-        for name, value in headers.items():
-            message[name] = value
-        super().__init__(url, status, message)
-        self._body = body
-
-    def chunks(self) -> Iterator[bytes]:
-        return self._body
-
-    def close(self) -> None:
-        close = getattr(self._body, "close", None)
-        if close is not None:
-            close()
 
 
 class _InProcessStream(ResponseStream):

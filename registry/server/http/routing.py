@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Set
 from traceback import clear_frames
 from typing import Any, TypeVar, get_type_hints
 from weakref import WeakValueDictionary
@@ -389,15 +389,15 @@ async def run_for(actor: Actor, function: Callable[..., Result], *args: Any, **k
         return await run_in_store_thread(function, *args, **kwargs)
 
 
-async def stream_in_threads(
-    run: Callable[..., Awaitable[Any]], chunks: Iterator[bytes], close: Callable[[], None]
-) -> AsyncIterator[bytes]:
-    """Yield chunks whose reading may wait: each is read by `run`, so not in the threads that handle all requests."""
+async def stream_in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield chunks whose reading may wait for the store."""
     try:
-        while (chunk := await run(next, chunks, None)) is not None:
+        while (chunk := await run_in_store_thread(next, chunks, None)) is not None:
             yield chunk
     finally:
-        close()
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
 
 
 def _limiter(variable: RunVar[CapacityLimiter], tokens: int) -> CapacityLimiter:

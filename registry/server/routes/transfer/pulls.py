@@ -1,11 +1,10 @@
-"""Routes of a pull: download plan, files, reports; and signed links.
+"""Routes of a pull: download plan, files, reports.
 
 - The response for a file is a link of the store (307) if it has links, else from its path, else as a stream.
 - Files are attachments with nosniff: a browser must not run what someone pushed.
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,6 @@ from registry.api import transfer
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.operations import transfer as operations
 from registry.digest import Digest
-from registry.errors import Unavailable
 from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
@@ -28,7 +26,6 @@ from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
-from registry.server.http.request_body import limit_body
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, attachment
@@ -67,14 +64,14 @@ def plan_pulls(
     return documents.respond(plan, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
 
 
-_FILE: dict[str, Any] = {
+FILE: dict[str, Any] = {
     "responses": declarations.FILE,
     "openapi_extra": declarations.FILE_HEADERS,
 }
 
 
-@router.serves(operations.HEAD_FILE, **_FILE)
-@router.serves(operations.READ_FILE, **_FILE)
+@router.serves(operations.HEAD_FILE, **FILE)
+@router.serves(operations.READ_FILE, **FILE)
 def read_file(
     request: Request, target: deps.VersionDep, path: str, blobs: deps.BlobsDep, settings: deps.SettingsDep
 ) -> Response:
@@ -84,7 +81,7 @@ def read_file(
     return _bytes_of(request, file, target, blobs, settings)
 
 
-@router.serves(operations.READ_REPORT, **_FILE)
+@router.serves(operations.READ_REPORT, **FILE)
 def read_report(
     request: Request, target: deps.VersionDep, digest: DigestDep, blobs: deps.BlobsDep, settings: deps.SettingsDep
 ) -> Response:
@@ -137,49 +134,17 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
     if path is not None:
         return FileRangeResponse(path, part.start, part.length, part.status, headers)
     chunks = blobs.open(key, part.start, part.length)
-    run = partial(routing.run_for, request.state.actor)
-    body = routing.stream_in_threads(run, chunks, getattr(chunks, "close", lambda: None))
+    body = routing.stream_in_threads(chunks)
     return StreamingResponse(body, part.status, headers, media_type=declarations.OCTETS)
 
 
-# ------------------------------------------------------------------ signed links
-# Threads of `LinkListener` handle them. The application gets what none of them takes, and says why.
-@router.serves(
-    operations.UPLOAD_BY_LINK,
-    dependencies=[Depends(routing.allow_any_query)],
-    openapi_extra=declarations.RAW_BODY,
-)
-@limit_body(None)
-def upload_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
-    """Upload a blob by a signed link of a plan, which needs no token."""
-    raise _refused_link(request)
-
-
-@router.serves(operations.READ_BY_LINK, **_FILE)
-def read_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
-    """Read a blob by a signed link of a plan, which needs no token."""
-    raise _refused_link(request)
-
-
-def _refused_link(request: Request) -> Unavailable:
-    """Raise what is wrong with a link; else no thread was free for it."""
-    request.state.unread_body = True
-    scope = request.scope
-    target = b"?".join((scope["raw_path"], scope["query_string"])).decode("latin-1")
-    request.app.state.link_context.check(request.method, target, request.headers)
-    return Unavailable("TRY_LATER", "too many transfers are in progress", retry_after_seconds=1)
-
-
 # ------------------------------------------------------------------ files of a local store
-READ_BYTES = 2**18
+READ_BYTES = 2**20
 """How much of a file is in memory for each client."""
 
 
 class FileRangeResponse(Response):
-    """Sends a range of a file by the event loop, which holds no thread for a slow peer.
-
-    Large files of a local store travel by signed links (`local_links`), which cost less.
-    """
+    """Sends a range of a file by the event loop, which holds no thread for a slow peer."""
 
     def __init__(self, path: Path, start: int, length: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(None, status_code, {**headers, "Content-Length": str(length)}, "application/octet-stream")
@@ -188,7 +153,7 @@ class FileRangeResponse(Response):
         self._length = length
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the interface of ASGI
-        descriptor = await run_in_threadpool(os.open, self._path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = await run_in_threadpool(os.open, self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             start, end = self._start, self._start + self._length

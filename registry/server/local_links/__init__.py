@@ -1,1 +1,0 @@
-"""Signed links to this server, and its threads that handle them."""
