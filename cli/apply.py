@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class _Step:
 
 
 STEPS: Table[groups.PlannedChange] = Table(
-    tuple(column.replace(wide=column.name == "error") for column in groups.CHANGES.columns)
+    tuple(replace(column, wide=column.name == "error") for column in groups.CHANGES.columns)
 )
 
 

@@ -15,7 +15,7 @@ from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
-from registry.structs import first_problem
+from registry.validation import first_problem
 
 from .console import arguments, groups, output, session
 

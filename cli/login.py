@@ -6,6 +6,7 @@ environment.
 
 import os
 import sys
+from dataclasses import replace
 
 import click
 
@@ -82,7 +83,7 @@ def add_context(name: str, url: str, insecure: bool) -> None:
         who, used_url = _sign_in(url, secret, insecure=insecure)
     profile = session.read_profile()
     contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
-    path = session.write_profile(profile.replace(contexts=contexts))
+    path = session.write_profile(replace(profile, contexts=contexts))
     subject = f"{who.actor} at {used_url}" if who is not None else "the embedded registry"
     document = {"name": name, "url": used_url, "actor": who.actor if who is not None else ""}
     output.result(document, lambda: output.line(f"{output.strong(name)}: {subject}, saved in {path}"))
@@ -94,7 +95,7 @@ def use_context(name: str) -> None:
     """Use a context from now on. Without NAME, use the registry of the last login."""
     profile = session.read_profile()
     url = session.find_context(profile, name).url if name else profile.url
-    session.write_profile(profile.replace(context=name))
+    session.write_profile(replace(profile, context=name))
     output.result(
         {"name": name, "url": url},
         lambda: output.line(f"Commands talk to {'the embedded registry' if url in ('', session.EMBEDDED) else url}."),
@@ -125,7 +126,7 @@ def delete_context(name: str) -> None:
     session.find_context(profile, name)
     contexts = {other: values for other, values in profile.contexts.items() if other != name}
     context = "" if profile.context == name else profile.context
-    session.write_profile(profile.replace(contexts=contexts, context=context))
+    session.write_profile(replace(profile, contexts=contexts, context=context))
     output.result({"name": name}, lambda: output.line(f"The context {name} is deleted."))
 
 

@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,7 @@ def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Out
     if result.value is None or result.error is not None:
         return result
     value, late = change(result.value)
-    return result.replace(value=value, error=late)
+    return replace(result, value=value, error=late)
 
 
 def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -> list[Result[PushResult]]:
@@ -352,10 +353,10 @@ def _with_changes(
         outcomes = [e] * len(pushed)
     for (position, item), outcome in zip(pushed.items(), outcomes, strict=True):
         if isinstance(outcome, RegistryError):
-            changed[position] = results[position].replace(error=outcome)
+            changed[position] = replace(results[position], error=outcome)
             continue
         version = item.version.model_copy(update=fields_of(item.version, outcome))
-        changed[position] = results[position].replace(value=item.model_copy(update={"version": version}))
+        changed[position] = replace(results[position], value=item.model_copy(update={"version": version}))
     return changed
 
 

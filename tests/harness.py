@@ -27,7 +27,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from msgspec import UNSET
 from sqlalchemy import event
 from sqlmodel import Session, select
 
@@ -162,7 +161,7 @@ class Harness:
         """Plan, upload, commit, through the API."""
         registry = by or self.admin
         files = self.files() if files is None else files
-        more = {"annotations": annotations or {}, "declared": provenance or UNSET}
+        more = {"annotations": annotations or {}, "provenance": provenance}
         manifest = self.manifest(files, base, parents).model_copy(update=more)
         plan = plan_push(registry, name, PushRequest(manifest=manifest, message=message))
         upload(registry, plan, files)

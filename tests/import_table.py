@@ -5,7 +5,7 @@
 
 Example
     >>> forbidden("registry.compat", "import torch", set())
-    ["registry.compat:1 imports torch; registry may import ['msgspec', 'pydantic']"]
+    ["registry.compat:1 imports torch; registry may import ['pydantic']"]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
 
 # The longest matching prefix decides.
 TABLE = [
-    _row("registry", "domain", "msgspec pydantic"),
+    _row("registry", "domain", "pydantic"),
     _row("registry.adapters.card", "domain", "yaml"),
     _row("registry.strict.yaml", "domain", "yaml"),
     _row("registry.adapters.templates", "domain", "jinja2"),
@@ -46,14 +46,13 @@ TABLE = [
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "pydantic"),
-    _row("registry.client.adapters_file", "domain client", "msgspec"),
     _row("registry.sdk", "domain client sdk", ""),
     _row("registry.training", "domain client sdk training", "transformers"),
     _row("registry.serving", "domain client serving", "httpx pydantic"),
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
     _row("registry.serving.vllm", "domain client serving", "vllm"),
-    _row("registry.server", "domain server", "msgspec sqlmodel sqlalchemy"),
+    _row("registry.server", "domain server", "pydantic sqlmodel sqlalchemy"),
     _row("registry.server.audit.audit_log", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.catalog.metadata_backup", "domain server", "pydantic sqlalchemy sqlmodel"),
@@ -77,7 +76,7 @@ TABLE = [
     _row("registry.server.outgoing.documents", "domain server", "httpx"),
     _row("registry.server.http.request_log", "domain server", "starlette"),
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
-    _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe"),
+    _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe pydantic"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers jinja2 pydantic"),
     _row("registry.worker.conversions.to_diffusers", "domain client worker", "diffusers safetensors torch"),
     _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf safetensors torch"),

@@ -154,11 +154,7 @@ def document(value: Any) -> Any:
 
 def json_text(value: Any) -> str:
     """Indented JSON, in which characters that do not print are escaped."""
-    plain = document(value)
-    try:  # in C, which the standard library's encoder leaves when it indents
-        text: str = main.load("msgspec.json", "format")(json.dumps(plain, ensure_ascii=False), indent=2)
-    except ValueError:  # infinity, or half of a surrogate pair
-        text = json.dumps(plain, indent=2, ensure_ascii=False)
+    text = json.dumps(document(value), indent=2, ensure_ascii=False)
     if text.isascii():
         return text
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
@@ -278,7 +274,7 @@ def _invalid_request(error: Any) -> RegistryError | None:
     requests = main.load("registry.api.models", "Request").__subclasses__()  # loaded if one has refused something
     if error.title not in {schema.__name__ for schema in requests}:
         return None
-    location, message = main.load("registry.structs", "first_problem")(error, "")
+    location, message = main.load("registry.validation", "first_problem")(error)
     return errors.Invalid("REQUEST_INVALID", f"{location}: {message}" if location else message)
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +25,6 @@ from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Invalid, NotFound
 from registry.filesystem import replace_file, user_folder
-from registry.structs import Value
 
 from .. import main
 from . import output
@@ -43,50 +43,50 @@ EMBEDDED_URL = "http://registry.embedded"
 """Stands for the registry in this process. It is never looked up."""
 
 
-class Context(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Context:
     """A registry with a token of its own, which a name stands for."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     insecure: bool = False
-    hidden_fields = frozenset({"token"})
 
 
-class LoginProfile(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class LoginProfile:
     """What `adapter login` remembers: the registry in use, and a token for each URL."""
 
     url: str = ""
-    tokens: dict[str, str] = {}
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
     insecure: tuple[str, ...] = ()
     """URLs whose tokens may go over plain http, by `adapter login --insecure`."""
-    contexts: dict[str, Context] = {}
+    contexts: dict[str, Context] = field(default_factory=dict)
     """Registries by the names that `adapter context add` gave them."""
     context: str = ""
     """The context in use; empty for the registry of the last login."""
-    hidden_fields = frozenset({"tokens"})
 
     def with_token(self, url: str, token: str, *, insecure: bool) -> LoginProfile:
         """The profile after a login at a URL, which becomes the registry in use."""
         others = tuple(other for other in self.insecure if other != url)
         insecure_urls = (*others, url) if insecure else others
-        return self.replace(url=url, tokens={**self.tokens, url: token}, insecure=insecure_urls, context="")
+        return replace(self, url=url, tokens={**self.tokens, url: token}, insecure=insecure_urls, context="")
 
     def without_token(self, url: str) -> LoginProfile:
         """The profile after a logout from a URL, which is not in use any more."""
         tokens = {other: token for other, token in self.tokens.items() if other != url}
         insecure = tuple(other for other in self.insecure if other != url)
-        return self.replace(url="" if self.url == url else self.url, tokens=tokens, insecure=insecure)
+        return replace(self, url="" if self.url == url else self.url, tokens=tokens, insecure=insecure)
 
 
-class RegistryTarget(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RegistryTarget:
     """The registry that commands talk to. `source` says where the URL comes from."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     source: str
     insecure: bool = False
     context: str = ""
-    hidden_fields = frozenset({"token"})
 
     @property
     def embedded(self) -> bool:
@@ -130,7 +130,7 @@ def write_profile(profile: LoginProfile) -> Path:
     """Store the profile, readable by its owner alone. Returns its path."""
     path = profile_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    text = json.dumps(profile.to_dict(), indent=2)
+    text = json.dumps(asdict(profile), indent=2)
     replace_file(path, text.encode(), mode=0o600)
     return path
 
@@ -153,9 +153,9 @@ def replace_token(secret: str) -> str:
         return ""
     profile = read_profile()
     if location.context:
-        context = profile.contexts[location.context].replace(token=secret)
-        return str(write_profile(profile.replace(contexts={**profile.contexts, location.context: context})))
-    return str(write_profile(profile.replace(tokens={**profile.tokens, location.url: secret})))
+        context = replace(profile.contexts[location.context], token=secret)
+        return str(write_profile(replace(profile, contexts={**profile.contexts, location.context: context})))
+    return str(write_profile(replace(profile, tokens={**profile.tokens, location.url: secret})))
 
 
 def target() -> RegistryTarget:

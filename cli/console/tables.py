@@ -11,13 +11,13 @@ import io
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import click
 
 from registry.durations import to_utc
-from registry.structs import Value
 
 from . import output
 
@@ -32,7 +32,8 @@ _GAP = "  "
 _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t")
 
 
-class Column(Value, Generic[Row], frozen=True):
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Row]):
     """`value`: the exact value of a row, for CSV and sorting. `text`: its cell for people, if it is not the value.
 
     `wide`: shown by `-o wide` and `--columns` only. `flows`: the last column, which is wrapped and never cut. `whole`:
@@ -94,7 +95,8 @@ def _plain(value: Any, time: Callable[[datetime], str]) -> str:
     return str(value)
 
 
-class Table(Value, Generic[Row], frozen=True):
+@dataclass(frozen=True, slots=True)
+class Table(Generic[Row]):
     """Columns, the most important first. `empty`: the text without rows. `name`: of a row, for `-o name`."""
 
     columns: tuple[Column[Row], ...]

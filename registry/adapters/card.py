@@ -6,13 +6,13 @@ size and depth: an alias can grow without end, and a tag can name code.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from registry.findings import Finding
 from registry.strict import yaml as strict_yaml
-from registry.structs import Value
 from registry.versions.files import CARD, Read
 
 READ_LIMIT_BYTES = 64 * 2**10
@@ -25,10 +25,11 @@ _FRAMEWORKS = re.compile(r"^#{1,6} framework versions[ \t]*$", re.IGNORECASE | r
 _TOOL = re.compile(r"[-*] ([A-Za-z][A-Za-z0-9_.-]{0,39}):? ([0-9][0-9A-Za-z.+!_-]{0,39})\Z")
 
 
-class Card(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Card:
     datasets: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
-    tools: dict[str, str] = {}
+    tools: dict[str, str] = field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ of PEFT is in registry/engines/rules/peft.toml.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from registry.strict.fields import walk
-from registry.structs import Value
 
 
 class TensorRule(NamedTuple):
@@ -33,7 +33,8 @@ def _shared(name: str, shape: str, condition: str = "True", numbers: str = "") -
     return TensorRule(name, shape, condition, numbers, is_shared=True)
 
 
-class PeftMethod(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PeftMethod:
     """One value of `peft_type`, and everything the registry knows about it.
 
     `marks`: how names of its tensors continue after the path of their module. `shared_marks`: names of tensors that all
@@ -56,10 +57,10 @@ class PeftMethod(Value, frozen=True):
     marks: tuple[str, ...] = ()
     shared_marks: tuple[str, ...] = ()
     title: str = ""
-    pair_marks: Mapping[str, str] = {}
+    pair_marks: Mapping[str, str] = field(default_factory=dict)
     rank_field: str = "r"
     tensors: tuple[TensorRule, ...] = ()
-    derived: Mapping[str, str] = {}
+    derived: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ("linear",)
     needs: tuple[str, ...] = ()
     is_prompt: bool = False

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
 from registry.strict import json as strict_json
-from registry.structs import Value
 
 Read = Callable[[int, int], bytes]
 """Read `length` bytes from `offset`: a file, a range request, a memory view."""
@@ -58,7 +57,8 @@ _WRONG_FILES: tuple[tuple[bytes, str], ...] = (
 )
 
 
-class TensorInfo(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
     """One entry of a header. `start` and `end` count bytes from `Header.data_start`."""
 
     name: str

@@ -6,13 +6,11 @@ Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields;
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, Generic, Self, TypeVar
+from typing import Any
 
 from registry.errors import Invalid
 from registry.findings import Finding
-from registry.structs import FrozenStruct, Moment
 
-Item = TypeVar("Item")
 PREFIX = "/api/v1"
 LINKS = f"{PREFIX}/links/"
 """Path of the signed links that a server handles itself."""
@@ -26,6 +24,8 @@ REF_LIMIT = 300
 """Characters of a name or a ref in a request. Longer ones are refused before they are parsed."""
 DEPTH_LIMIT = 64
 """How deep lists and objects of a request may be nested."""
+CHECKPOINT_HEADER = "Audit-Checkpoint"
+"""On responses about a version: the latest checkpoint of the audit log, its note in base64."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
@@ -76,75 +76,3 @@ def check_storable(data: Any) -> None:
             pending.append(chain(value.keys(), value.values()))
         elif isinstance(value, list):
             pending.append(iter(value))
-
-
-class RequestStruct(FrozenStruct, frozen=True, kw_only=True):
-    """The base of requests about transfers. They reject unknown fields."""
-
-    @classmethod
-    def model_validate(cls, value: Any) -> Self:
-        """As `FrozenStruct` does, after a look for values that cannot be stored."""
-        check_storable([value])  # in a list, since msgspec accepts lone surrogates in its own fields
-        return super().model_validate(value)
-
-
-class ResponseStruct(FrozenStruct, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """The base of responses about transfers and versions. They may gain fields."""
-
-
-class StructPage(ResponseStruct, Generic[Item], frozen=True, kw_only=True):
-    """One page of items."""
-
-    items: list[Item]
-    next_cursor: str = ""
-
-
-class Problem(ResponseStruct, frozen=True, kw_only=True):
-    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    code: str
-    detail: str
-    findings: list[Finding] = []
-    request_id: str
-    next_step: str = ""
-    retry_after_seconds: int | None = None
-
-
-class ItemOutcome(ResponseStruct, Generic[Item], frozen=True, kw_only=True):
-    """The outcome of one item: its result, or the problem that it alone has."""
-
-    problem: Problem | None = None
-    result: Item | None = None
-
-
-CHECKPOINT_HEADER = "Audit-Checkpoint"
-"""On responses about a version: the latest checkpoint of the audit log, its note in base64."""
-
-
-class KeyReplacement(ResponseStruct, frozen=True, kw_only=True):
-    """A key that an operator made because the former one was lost. Only the log itself attests it."""
-
-    key: str
-    reason: str
-    at: Moment
-    seq: int
-
-
-class LogKeys(ResponseStruct, frozen=True, kw_only=True):
-    """The name of the log and its public keys (C2SP verifier keys); the first one signs."""
-
-    origin: str
-    keys: list[str]
-    successions: list[str] = []
-    replacements: list[KeyReplacement] = []
-
-
-class Consistency(ResponseStruct, frozen=True, kw_only=True):
-    """The proof that the log of size `old` is a prefix of the log of size `new`: hashes in hex."""
-
-    old: int
-    new: int
-    hashes: list[str]

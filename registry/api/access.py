@@ -9,7 +9,7 @@ from pydantic import Field
 
 from registry.api.models import ItemList, ItemPage, PrintableText, Request, Response
 from registry.roles import SUBJECT_LIMIT
-from registry.structs import pattern
+from registry.validation import pattern
 
 LIFETIME_LIMIT_SECONDS = 366 * 24 * 3600
 SUBJECT = pattern(r"^[!-~]*$", "must be visible ASCII characters without spaces")

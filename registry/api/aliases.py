@@ -4,14 +4,13 @@ An alias moves only from the generation that the client has seen.
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Generic
+from typing import Any
 
-from msgspec import Meta
 from pydantic import Field
 
-from registry.api import GROUP_LIMIT, MESSAGE_LIMIT, REF_LIMIT, Problem
+from registry.api import GROUP_LIMIT, MESSAGE_LIMIT, REF_LIMIT
 from registry.api.catalog import MetadataChange
-from registry.api.models import Item, ItemList, PrintableText, Request, Response
+from registry.api.models import ItemList, ItemOutcome, PrintableText, Request, Response
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
@@ -146,13 +145,6 @@ class GroupRequest(Request):
     dry_run: bool = False
 
 
-class GroupOutcome(Response, Generic[Item]):
-    """The outcome of one item: its result, or the problem that it alone has."""
-
-    problem: Problem | None = None
-    result: Item | None = None
-
-
 class MovedAlias(AliasView):
     """An alias after a move, or as it would be then. `moved` is False if it pointed at that version already."""
 
@@ -171,7 +163,7 @@ class MoveItem(PromoteRequest):
     generation: int | None = Field(default=None, ge=0)
 
 
-class MoveOutcome(GroupOutcome[MovedAlias]):
+class MoveOutcome(ItemOutcome[MovedAlias]):
     """The outcome of one move."""
 
 
@@ -187,7 +179,7 @@ class ApprovalGroup(GroupRequest):
     items: tuple[ApproveItem, ...] = Field(min_length=1, max_length=GROUP_LIMIT)
 
 
-class ApprovalOutcome(GroupOutcome[ApprovalView]):
+class ApprovalOutcome(ItemOutcome[ApprovalView]):
     """The outcome of one approval."""
 
 
@@ -195,10 +187,10 @@ class ApprovalResults(ItemList[ApprovalOutcome]):
     """The approvals, in the order of the request."""
 
 
-class DescribeItem(MetadataChange, frozen=True, kw_only=True):
+class DescribeItem(MetadataChange):
     """A change of one subject."""
 
-    subject: Annotated[str, Meta(max_length=REF_LIMIT)]
+    subject: str = Field(max_length=REF_LIMIT)
 
 
 class DescribeGroup(GroupRequest):
@@ -217,7 +209,7 @@ class DescribedSubject(Response):
     links: dict[str, str] = {}
 
 
-class DescribeOutcome(GroupOutcome[DescribedSubject]):
+class DescribeOutcome(ItemOutcome[DescribedSubject]):
     """The outcome of one change."""
 
 

@@ -1,16 +1,17 @@
 """REST schemas of the catalog: adapters, versions, files."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from msgspec import Meta
+from pydantic import Field, model_validator
 
-from registry.api import RequestStruct, ResponseStruct, StructPage, check_field, check_printable
+from registry.api import check_field, check_printable
+from registry.api.models import ItemPage, Request, Response
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.findings import Finding
-from registry.structs import Moment, pattern
+from registry.validation import pattern
 from registry.versions.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
 from registry.versions.provenance import URI_LIMIT, Provenance
 
@@ -39,12 +40,12 @@ def _check_moment(text: str) -> None:
 
 
 _KEY_RULE = "a key has 1 to 63 letters, digits and . _ / -, and begins with a letter or digit"
-MetadataKey = Annotated[str, Meta(pattern=pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$(?!\n)", _KEY_RULE))]
-"""`$` alone matches before a last line break, too: msgspec uses Python's patterns."""
-LinkUrl = Annotated[str, Meta(max_length=URI_LIMIT)]
+MetadataKey = Annotated[str, Field(pattern=pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$", _KEY_RULE))]
+TagValue = Annotated[str, Field(max_length=TAG_VALUE_LIMIT)]
+LinkUrl = Annotated[str, Field(max_length=URI_LIMIT)]
 
 
-class ServedOn(ResponseStruct, frozen=True, kw_only=True):
+class ServedOn(Response):
     """A node with a live lease that has a version."""
 
     node: str
@@ -52,10 +53,10 @@ class ServedOn(ResponseStruct, frozen=True, kw_only=True):
     served_name: str
     number: int | None
     state: str
-    reported_at: Moment
+    reported_at: datetime
 
 
-class DeleteResult(ResponseStruct, frozen=True, kw_only=True):
+class DeleteResult(Response):
     """What was deleted, or would be. Its name stays reserved."""
 
     name: str
@@ -64,38 +65,39 @@ class DeleteResult(ResponseStruct, frozen=True, kw_only=True):
     needs: list[Finding] = []
 
 
-class MetadataChange(RequestStruct, frozen=True, kw_only=True):
+class MetadataChange(Request):
     """Changes of a description, tags and links. Absent fields and keys stay as they are; null removes a tag or link."""
 
-    description: Annotated[str, Meta(max_length=DESCRIPTION_LIMIT)] | None = None
-    tags: Annotated[
-        dict[MetadataKey, Annotated[str, Meta(max_length=TAG_VALUE_LIMIT)] | None], Meta(max_length=TAGS_LIMIT)
-    ] = {}
-    links: Annotated[dict[MetadataKey, LinkUrl | None], Meta(max_length=TAGS_LIMIT)] = {}
+    description: str | None = Field(default=None, max_length=DESCRIPTION_LIMIT)
+    tags: dict[MetadataKey, TagValue | None] = Field(default={}, max_length=TAGS_LIMIT)
+    links: dict[MetadataKey, LinkUrl | None] = Field(default={}, max_length=TAGS_LIMIT)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_texts(self) -> Self:
         check_field("description", check_printable, self.description or "")
         for key, tag in self.tags.items():
             check_field(f"tags.{key}", check_printable, tag or "")
         for key, url in self.links.items():
             if url is not None:
                 check_field(f"links.{key}", _check_link, url)
+        return self
 
 
-class VersionMetadataChange(MetadataChange, frozen=True, kw_only=True):
+class VersionMetadataChange(MetadataChange):
     """The same of a version, and when it expires: for owners and its pusher.
 
     `expires_at` is a moment with a time zone (ISO 8601), or the empty text, which removes the expiry.
     """
 
-    expires_at: Annotated[str, Meta(max_length=40)] | None = None
+    expires_at: str | None = Field(default=None, max_length=40)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check_expiry(self) -> Self:
         check_field("expires_at", _check_moment, self.expires_at or "")
+        return self
 
 
-class VersionView(ResponseStruct, frozen=True, kw_only=True):
+class VersionView(Response):
     """One version.
 
     `annotations` are sealed in the manifest; `description`, `tags` and `links` can change and are not in the digest.
@@ -113,16 +115,16 @@ class VersionView(ResponseStruct, frozen=True, kw_only=True):
     aliases: list[str]
     size_bytes: int
     message: str
-    created_at: Moment
+    created_at: datetime
     created_by: str
-    yanked_at: Moment | None = None
+    yanked_at: datetime | None = None
     yank_reason: str = ""
-    quarantined_at: Moment | None = None
+    quarantined_at: datetime | None = None
     quarantine_reason: str = ""
-    deleted_at: Moment | None = None
+    deleted_at: datetime | None = None
     deleted_by: str = ""
     delete_reason: str = ""
-    purged_at: Moment | None = None
+    purged_at: datetime | None = None
     damaged: list[str] = []
     served_on: list[ServedOn] = []
     provenance: Provenance | None = None
@@ -130,16 +132,16 @@ class VersionView(ResponseStruct, frozen=True, kw_only=True):
     description: str = ""
     tags: dict[str, str] = {}
     links: dict[str, str] = {}
-    expires_at: Moment | None = None
+    expires_at: datetime | None = None
 
 
-class VersionPage(StructPage[VersionView], frozen=True, kw_only=True):
+class VersionPage(ItemPage[VersionView]):
     """The versions of one adapter, newest first."""
 
     total: int | None = None
 
 
-class AdapterView(ResponseStruct, frozen=True, kw_only=True):
+class AdapterView(Response):
     """An adapter and a summary of its newest version that is available, where `main` points.
 
     `description`, `tags` and `links` are those of the adapter.
@@ -155,31 +157,29 @@ class AdapterView(ResponseStruct, frozen=True, kw_only=True):
     size_bytes: int
     aliases: dict[str, int]
     verdicts: dict[str, str]
-    updated_at: Moment
+    updated_at: datetime
     description: str = ""
     tags: dict[str, str] = {}
     links: dict[str, str] = {}
 
 
-class AdapterPage(StructPage[AdapterView], frozen=True, kw_only=True):
+class AdapterPage(ItemPage[AdapterView]):
     """A page of adapters that match a search."""
 
     total: int | None = None
 
 
-class FileLink(ResponseStruct, frozen=True, kw_only=True):
+class FileLink(Response):
     """A file and where its bytes are."""
-
-    hidden_fields = frozenset({"url"})
 
     path: str
     media_type: str
     digest: Digest
     size_bytes: int
-    url: str
+    url: str = Field(repr=False)
 
 
-class Resolved(ResponseStruct, frozen=True, kw_only=True):
+class Resolved(Response):
     """A version, its manifest and its files: everything that a serving system needs."""
 
     name: str

@@ -1,4 +1,4 @@
-"""Bases of those REST schemas that pydantic validates: all but the ones of a transfer (`registry.structs`).
+"""Bases of REST schemas, and the schemas that all resources share: lists, pages, problems, outcomes.
 
 Requests reject unknown fields; responses may gain fields.
 """
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from registry.api import check_printable, check_storable, escape_control
+from registry.findings import Finding
 from registry.model import FewErrorsModel
 
 Item = TypeVar("Item")
@@ -46,3 +47,24 @@ class ItemPage(ItemList[Item]):
     """One page of items."""
 
     next_cursor: str = ""
+
+
+class Problem(Response):
+    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    findings: list[Finding] = []
+    request_id: str
+    next_step: str = ""
+    retry_after_seconds: int | None = None
+
+
+class ItemOutcome(Response, Generic[Item]):
+    """The outcome of one item: its result, or the problem that it alone has."""
+
+    problem: Problem | None = None
+    result: Item | None = None

@@ -6,22 +6,15 @@
 - A relative URL is on the registry and needs the token. An absolute one is on the store and must not get it.
 """
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Self
 
-from msgspec import Meta
+from pydantic import ConfigDict, Field, model_validator
 
-from registry.api import (
-    MESSAGE_LIMIT,
-    REF_LIMIT,
-    ItemOutcome,
-    RequestStruct,
-    ResponseStruct,
-    check_field,
-    check_message,
-)
+from registry.api import MESSAGE_LIMIT, REF_LIMIT, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
+from registry.api.models import ItemOutcome, Request, Response
 from registry.digest import Digest
-from registry.structs import Moment
 from registry.versions.manifest import FILES_LIMIT, BaseRef, ManifestDraft
 
 SMALL_BLOB_BYTES = 16 * 2**10
@@ -40,13 +33,13 @@ READ_LIMIT_BYTES = 8 * 2**20
 EXCERPT_LIMIT_BYTES = 4 * 2**20
 """Of one file in a plan. Longer headers are read when the file has come."""
 
-Name = Annotated[str, Meta(max_length=REF_LIMIT)]
+Name = Annotated[str, Field(max_length=REF_LIMIT)]
 ExcerptKey = tuple[str, int, int]
 """Path and size of a file, and the position of its excerpt or -1."""
-BULK_COUNT = Meta(min_length=1, max_length=BULK_LIMIT)
+BULK_COUNT = Field(min_length=1, max_length=BULK_LIMIT)
 
 
-class PushRequest(RequestStruct, frozen=True, kw_only=True):
+class PushRequest(Request):
     """What the client wants to push. The digest of the version is that of the manifest's bytes.
 
     If the manifest has no base, `base` names it; if that is empty, too, the configuration does.
@@ -54,20 +47,22 @@ class PushRequest(RequestStruct, frozen=True, kw_only=True):
 
     manifest: ManifestDraft
     base: Name = ""
-    message: Annotated[str, Meta(max_length=MESSAGE_LIMIT)] = ""
+    message: str = Field(default="", max_length=MESSAGE_LIMIT)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_message(self) -> Self:
         check_field("message", check_message, self.message)
+        return self
 
 
-class PushItem(PushRequest, frozen=True, kw_only=True):
+class PushItem(PushRequest):
     """One push of a request. `name` is the adapter's: `namespace/name`.
 
     `excerpts`: path → position of the file's first bytes in the request's `excerpts`.
     """
 
     name: Name
-    excerpts: Annotated[dict[str, int], Meta(max_length=FILES_LIMIT)] = {}
+    excerpts: dict[str, int] = Field(default={}, max_length=FILES_LIMIT)
 
     @property
     def excerpt_keys(self) -> frozenset[ExcerptKey]:
@@ -75,21 +70,25 @@ class PushItem(PushRequest, frozen=True, kw_only=True):
         return frozenset((f.path, f.size_bytes, self.excerpts.get(f.path, -1)) for f in self.manifest.files)
 
 
-class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
+class BulkPushRequest(Request):
     """Pushes to plan. Each has its own outcome.
 
     `excerpts`: the first bytes of files (base64), each once, by which pushes are evaluated before their files are sent:
     of weights the header, of other small files all. `dry_run`: evaluate and respond, but store nothing.
     """
 
+    model_config = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
+
     items: Annotated[tuple[PushItem, ...], BULK_COUNT]
-    excerpts: Annotated[tuple[bytes, ...], Meta(max_length=EXCERPTS_LIMIT)] = ()
+    excerpts: tuple[bytes, ...] = Field(default=(), max_length=EXCERPTS_LIMIT)
     dry_run: bool = False
 
-    def __post_init__(self) -> None:
-        check_field("excerpts", lambda _: self._check_excerpts(), "")
+    @model_validator(mode="after")
+    def _check_excerpts(self) -> Self:
+        check_field("excerpts", lambda _: self._require_known_excerpts(), "")
+        return self
 
-    def _check_excerpts(self) -> None:
+    def _require_known_excerpts(self) -> None:
         if any(not 0 <= position < len(self.excerpts) for item in self.items for position in item.excerpts.values()):
             raise ValueError("an item refers to one that is not there")
         read = {item.excerpt_keys for item in self.items}
@@ -98,31 +97,27 @@ class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
             raise ValueError(f"items read {size_bytes} bytes, over the limit of {READ_LIMIT_BYTES}: plan fewer at once")
 
 
-class UploadPart(ResponseStruct, frozen=True, kw_only=True):
+class UploadPart(Response):
     """Where to PUT the bytes `start` to `start + size_bytes` of a large blob. The store keeps received parts."""
-
-    hidden_fields = frozenset({"url"})
 
     number: int
     start: int
     size_bytes: int
-    url: str
+    url: str = Field(repr=False)
 
 
-class Upload(ResponseStruct, frozen=True, kw_only=True):
+class Upload(Response):
     """Where to send one missing blob. A large one may have `parts` instead of a `url`: the parts still missing."""
-
-    hidden_fields = frozenset({"url"})
 
     digest: Digest
     size_bytes: int
     method: str = "PUT"
-    url: str = ""
+    url: str = Field(default="", repr=False)
     headers: dict[str, str] = {}
     parts: list[UploadPart] = []
 
 
-class PushPlan(ResponseStruct, frozen=True, kw_only=True):
+class PushPlan(Response):
     """What the server still needs. `uploads` may be empty. `digest` is that of the manifest with this `base`.
 
     Of a dry run, `push_id` and `uploads` are empty.
@@ -132,17 +127,17 @@ class PushPlan(ResponseStruct, frozen=True, kw_only=True):
     base: BaseRef
     digest: Digest
     uploads: list[Upload]
-    expires_at: Moment
+    expires_at: datetime
 
 
-class SmallBlob(RequestStruct, frozen=True, kw_only=True):
+class SmallBlob(Request):
     """The bytes of a small blob (base64)."""
 
     digest: Digest
-    data: Annotated[str, Meta(max_length=4 * SMALL_BLOB_BYTES // 3 + 4)]
+    data: str = Field(max_length=4 * SMALL_BLOB_BYTES // 3 + 4)
 
 
-class CommitItem(RequestStruct, frozen=True, kw_only=True):
+class CommitItem(Request):
     """One commit of a request. `alias` moves through its gate after the version exists.
 
     `small` holds small blobs that were not uploaded: most versions have few large files.
@@ -150,10 +145,10 @@ class CommitItem(RequestStruct, frozen=True, kw_only=True):
 
     push_id: Name
     alias: str = ""
-    small: Annotated[tuple[SmallBlob, ...], Meta(max_length=FILES_LIMIT)] = ()
+    small: tuple[SmallBlob, ...] = Field(default=(), max_length=FILES_LIMIT)
 
 
-class BulkCommitRequest(RequestStruct, frozen=True, kw_only=True):
+class BulkCommitRequest(Request):
     """Pushes to commit. Each has its own outcome.
 
     `atomic`: if one cannot be committed, or its alias may not move, none is.
@@ -163,7 +158,7 @@ class BulkCommitRequest(RequestStruct, frozen=True, kw_only=True):
     atomic: bool = False
 
 
-class PushResult(ResponseStruct, frozen=True, kw_only=True):
+class PushResult(Response):
     """The version. `created` is False if it existed already.
 
     `alias_refused` says why the alias of the commit did not move; the version exists anyway. If its weights are over
@@ -176,13 +171,13 @@ class PushResult(ResponseStruct, frozen=True, kw_only=True):
     alias_refused: str = ""
 
 
-class BulkPullRequest(RequestStruct, frozen=True, kw_only=True):
+class BulkPullRequest(Request):
     """Refs to pull: `namespace/name`, with `:alias`, `@number` or `@digest`. Each has its own outcome."""
 
     refs: Annotated[tuple[Name, ...], BULK_COUNT]
 
 
-class PullPlan(ResponseStruct, frozen=True, kw_only=True):
+class PullPlan(Response):
     """`direct`: path → a link of the store that needs no token and is valid for `direct_seconds`."""
 
     resolved: Resolved
@@ -191,31 +186,31 @@ class PullPlan(ResponseStruct, frozen=True, kw_only=True):
 
 
 # ------------------------------------------------------------------ outcomes of bulk requests
-class PlannedPush(ItemOutcome[PushPlan], frozen=True, kw_only=True):
+class PlannedPush(ItemOutcome[PushPlan]):
     """The outcome of planning one push."""
 
 
-class BulkPushPlan(ResponseStruct, frozen=True, kw_only=True):
+class BulkPushPlan(Response):
     """The plans, in the order of the request."""
 
     items: list[PlannedPush]
 
 
-class CommittedPush(ItemOutcome[PushResult], frozen=True, kw_only=True):
+class CommittedPush(ItemOutcome[PushResult]):
     """The outcome of committing one push."""
 
 
-class BulkPushResult(ResponseStruct, frozen=True, kw_only=True):
+class BulkPushResult(Response):
     """The versions, in the order of the request."""
 
     items: list[CommittedPush]
 
 
-class PlannedPull(ItemOutcome[PullPlan], frozen=True, kw_only=True):
+class PlannedPull(ItemOutcome[PullPlan]):
     """The outcome of planning one pull."""
 
 
-class BulkPullPlan(ResponseStruct, frozen=True, kw_only=True):
+class BulkPullPlan(Response):
     """The plans, in the order of the request. `small` holds the bytes of small files of all of them, each once."""
 
     items: list[PlannedPull]

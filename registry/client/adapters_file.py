@@ -16,22 +16,23 @@ Keys of `adapters` are names; one with a slash names its namespace.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from msgspec import Meta
+from pydantic import BaseModel, Field
 
 from registry import names
 from registry.api import GROUP_LIMIT
 from registry.api.catalog import MetadataChange
 from registry.errors import Invalid
+from registry.model import FrozenModel
 from registry.names import AdapterName
-from registry.structs import FrozenStruct, first_problem
+from registry.validation import first_problem
 
 FILE_LIMIT_BYTES = 2**20
-Shape = TypeVar("Shape", bound=FrozenStruct)
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
-class AdapterEntry(MetadataChange, frozen=True, kw_only=True):
+class AdapterEntry(MetadataChange):
     """One adapter. `description`, `tags` and `links` are of the adapter; what is absent stays as it is."""
 
     folder: str = ""
@@ -52,12 +53,12 @@ class AdapterEntry(MetadataChange, frozen=True, kw_only=True):
         return {field: value for field in ("description", "tags", "links") if (value := getattr(self, field))}
 
 
-class AdaptersFile(FrozenStruct, frozen=True, kw_only=True):
+class AdaptersFile(FrozenModel):
     """The file. `namespace` and `base` are defaults."""
 
     namespace: str = ""
     base: str = ""
-    adapters: Annotated[dict[str, dict[str, Any]], Meta(min_length=1, max_length=GROUP_LIMIT)]
+    adapters: dict[str, dict[str, Any]] = Field(min_length=1, max_length=GROUP_LIMIT)
 
 
 def read_adapters_file(path: Path) -> dict[AdapterName, AdapterEntry]:
@@ -87,7 +88,7 @@ def read_adapters_file(path: Path) -> dict[AdapterName, AdapterEntry]:
 
 
 def _read(shape: type[Shape], values: Any, file: str, location: str) -> Shape:
-    """One adapter at a time, because msgspec does not say at which key of a dictionary a value is wrong."""
+    """One adapter at a time, so that errors of our own rules name it, too."""
     try:
         return shape.model_validate(values)
     except ValueError as e:

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from registry.api import LogKeys, audit
+from registry.api import audit
+from registry.api.audit import LogKeys
 from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
 from registry.api.audit.webhooks import (
     DeliveryList,

@@ -5,9 +5,13 @@ Names and refs are parsed before a request is sent. All other routes are methods
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from registry.api import Consistency, LogKeys, catalog, transfer
+from pydantic import BaseModel
+
+from registry.api import catalog, transfer
+from registry.api.audit import Consistency, LogKeys
+from registry.api.models import ItemPage
 from registry.client import response_checks
 from registry.client.transport import (
     LIST_LIMIT_BYTES,
@@ -23,20 +27,12 @@ from registry.client.transport.retries import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_L
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref
-from registry.structs import Document
 
 Received = TypeVar("Received")
 Sent = TypeVar("Sent")
 
 
-class _Page(Document, Protocol):
-    @property
-    def items(self) -> Sequence[Any]: ...
-    @property
-    def next_cursor(self) -> str: ...
-
-
-Page = TypeVar("Page", bound=_Page)
+Page = TypeVar("Page", bound=ItemPage[Any])
 Name = AdapterName | str
 AnyRef = Ref | str
 COMMIT_BYTES = 10 * 2**20
@@ -212,18 +208,18 @@ class Versions:
         response = self.connection.send("GET", path, query=query, limit_bytes=limit_bytes, patient=patient)
         return parse_response(response, shape)
 
-    def _send(self, method: str, path: str, shape: type[Shape], request: Document | None = None, **how: Any) -> Shape:
+    def _send(self, method: str, path: str, shape: type[Shape], request: BaseModel | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None
         return parse_response(self.connection.send(method, path, json=body, **how), shape)
 
     def _send_to_version(
-        self, method: str, ref: AnyRef, path: str, request: Document | None = None, **how: Any
+        self, method: str, ref: AnyRef, path: str, request: BaseModel | None = None, **how: Any
     ) -> catalog.VersionView:
         """A change of one version. Its response is about this version."""
         response = self._send(method, f"{path_of(ref)}{path}", catalog.VersionView, request, **how)
         return response_checks.check_version(parsed_ref(ref), response)
 
-    def _post(self, path: str, request: Document, shape: type[Shape], **how: Any) -> Shape:
+    def _post(self, path: str, request: BaseModel, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)
 
 

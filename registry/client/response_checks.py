@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from registry import names
-from registry.api import Problem
 from registry.api.catalog import AdapterView, MetadataChange, Resolved, VersionView
+from registry.api.models import Problem
 from registry.api.transfer import PullPlan, PushItem, PushPlan, PushResult, Upload
 from registry.client.transport import invalid_response
 from registry.client.transport.responses import Shape, error_of_problem

@@ -11,18 +11,19 @@ import binascii
 import hashlib
 import json
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
-from registry.api import LogKeys
+from registry.api.audit import LogKeys
 from registry.client.core import Versions
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.filesystem import replace_file
-from registry.structs import Value
 from registry.tlog import notes, verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
 
 
-class TrustedCheckpoint(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TrustedCheckpoint:
     """The verifier keys of one registry's log, newest first, and the note of its longest checkpoint."""
 
     keys: tuple[str, ...]

@@ -13,7 +13,7 @@ from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
-from registry.structs import first_problem
+from registry.validation import first_problem
 from registry.versions.files import GOLDEN
 
 SAMPLES_LIMIT = 100

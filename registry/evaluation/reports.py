@@ -15,7 +15,7 @@ from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding, limit_fields
 from registry.model import FrozenModel
-from registry.structs import pattern
+from registry.validation import pattern
 
 MODULES_LIMIT = 4000
 TOOLS_LIMIT = 64

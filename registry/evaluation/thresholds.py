@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from registry.errors import Invalid
 from registry.model import FrozenModel
-from registry.structs import first_problem
+from registry.validation import first_problem
 
 
 class Thresholds(FrozenModel):

@@ -9,15 +9,16 @@ The worst finding decides: an error makes `fail`, an unknown `unknown`, a warnin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from enum import StrEnum
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta
+from pydantic import Field
 
 from registry.digest import Digest
 from registry.findings import Finding
-from registry.structs import FrozenStruct, Moment
+from registry.model import FrozenModel
 
 PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
@@ -61,7 +62,7 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
     return Outcome.WARN if "warning" in severities else Outcome.PASS
 
 
-class Verdict(FrozenStruct, frozen=True, kw_only=True):
+class Verdict(FrozenModel):
     """The stored result of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
@@ -75,11 +76,11 @@ class Verdict(FrozenStruct, frozen=True, kw_only=True):
     base_fingerprint: str
     profile: str = ""
     outcome: Outcome
-    findings: Annotated[tuple[Finding, ...], Meta(max_length=FINDINGS_LIMIT)] = ()
-    summary: Annotated[str, Meta(max_length=2000)] = ""
+    findings: tuple[Finding, ...] = Field(default=(), max_length=FINDINGS_LIMIT)
+    summary: str = Field(default="", max_length=2000)
     report: Digest | None = None
     made_by: dict[str, str] = {}
-    made_at: Moment | None = None
+    made_at: datetime | None = None
     reported_by: str = ""
     by_owner: bool = False
 

@@ -27,7 +27,7 @@ from registry.errors import Invalid
 from registry.merging import renaming
 from registry.model import FrozenModel
 from registry.names import AdapterName
-from registry.structs import first_problem
+from registry.validation import first_problem
 from registry.versions.files import CONFIG
 
 ANNOTATION = "conversion"

@@ -24,7 +24,7 @@ from registry.adapters.peft import initializations
 from registry.errors import Invalid
 from registry.findings import Finding
 from registry.model import FrozenModel
-from registry.structs import first_problem
+from registry.validation import first_problem
 
 RANK_LIMIT = 4096
 WEIGHT_LIMIT = 1000.0

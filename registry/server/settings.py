@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from registry.errors import Invalid
 from registry.filesystem import user_folder
-from registry.structs import Value
 
 PREFIX = "REGISTRY_"
 _KUBERNETES = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
@@ -155,7 +154,8 @@ def hide_secrets(text: str) -> str:
     return re.sub(r"(password\s*=).*", r"\1…", without_query, flags=re.DOTALL | re.IGNORECASE)
 
 
-class SettingSource(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SettingSource:
     """The text of a setting, and where it comes from: a variable, or a file and its key."""
 
     text: str

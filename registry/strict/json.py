@@ -7,11 +7,11 @@ refusal is an `Invalid` with a dotted reason: `<family>.invalid`, `.duplicate_ke
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from registry.errors import Invalid
 from registry.findings import Finding
-from registry.structs import Value
 
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 SPLIT_BYTES = 2**20
@@ -22,7 +22,8 @@ _SIGNED_ZERO, _LONG_INTEGER = re.compile(r"-0(?![.0-9eE])"), re.compile(r"[0-9][
 """Two patterns of which `re` knows how they begin: as one, or with `{41}`, they take three times as long."""
 
 
-class Dialect(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Dialect:
     """Which error a refusal is (`error_code`, a code of `Invalid`), its reasons' family, and what is allowed.
 
     `depth` counts nested objects and arrays. `not_finite` lets NaN and Infinity through (some base

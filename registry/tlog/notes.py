@@ -24,12 +24,12 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from cryptography import exceptions
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from registry.errors import Invalid
-from registry.structs import Value
 from registry.tlog import HASH_BYTES, leaf_hash, verify_inclusion
 
 ED25519 = b"\x01"
@@ -40,7 +40,8 @@ HASHES_LIMIT = 64
 _DASH = "— "
 
 
-class Verifier(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Verifier:
     """A public key with its name. `text` is what people copy: `name+hash+key`."""
 
     name: str
@@ -78,13 +79,12 @@ class Verifier(Value, frozen=True):
         return True
 
 
-class Signer(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Signer:
     """A private key with its name: one line of the key file."""
 
     name: str
-    seed: bytes
-
-    hidden_fields = frozenset({"seed"})
+    seed: bytes = field(repr=False)
 
     @classmethod
     def make(cls, name: str) -> Signer:
@@ -149,7 +149,8 @@ def open_note(note: str, *verifiers: Verifier) -> str | None:
     return text if good else None
 
 
-class Checkpoint(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
     """The size and the root of a log. An origin names the log."""
 
     origin: str

@@ -3,9 +3,9 @@
 import fnmatch
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from registry.findings import Finding
-from registry.structs import Value
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -51,7 +51,8 @@ Read = Callable[[str, int, int], bytes]
 """(path, offset, length) → those bytes of that file of a version, fewer only at its end."""
 
 
-class FileKind(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FileKind:
     """A kind of file that a version may hold: a path pattern, its media type, its size limit."""
 
     pattern: str

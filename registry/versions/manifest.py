@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Final, Literal, Self
 
-from msgspec import UNSET, Meta, UnsetType, field, structs
+from pydantic import AfterValidator, Field, model_validator
 
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
-from registry.structs import FrozenStruct, first_problem
+from registry.model import FrozenModel
+from registry.validation import first_problem
 from registry.versions.files import (
     FILE_LIMIT_BYTES,
     WEIGHTS,
@@ -51,52 +51,45 @@ class Relation(StrEnum):
     FUSED = "fused"
 
 
-class Descriptor(FrozenStruct, frozen=True, kw_only=True):
+class Descriptor(FrozenModel):
     """A file of a version."""
 
     path: str
     media_type: str
     digest: Digest
-    size_bytes: Annotated[int, Meta(ge=0, le=FILE_LIMIT_BYTES)]
+    size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
 
 
-class Edge(FrozenStruct, frozen=True, kw_only=True):
+class Edge(FrozenModel):
     """Child → parent. `name` is what the parent was called then, for people; the digest is what counts."""
 
     relation: Relation
     digest: Digest
-    name: Annotated[str, Meta(max_length=200)] = ""
+    name: str = Field(default="", max_length=200)
 
 
-class BaseRef(FrozenStruct, frozen=True, kw_only=True):
+class BaseRef(FrozenModel):
     """The base model of a version: its name and the digest of its architecture."""
 
-    name: str
+    name: Annotated[str, AfterValidator(names.base_name)]
     fingerprint: Digest
 
-    def __post_init__(self) -> None:
-        structs.force_setattr(self, "name", str(names.base_name(self.name)))
 
-
-class ManifestDraft(FrozenStruct, frozen=True, kw_only=True, dict=True):
+class ManifestDraft(FrozenModel):
     """A manifest whose base may still have to be chosen."""
 
-    is_hashed = True
     schema_version: Literal[1] = 1
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
     base: BaseRef | None = None
-    files: Annotated[tuple[Descriptor, ...], Meta(min_length=1, max_length=FILES_LIMIT)]
-    parents: Annotated[tuple[Edge, ...], Meta(max_length=64)] = ()
-    annotations: Annotated[dict[str, str], Meta(max_length=64)] = {}
-    declared: Provenance | UnsetType = field(default=UNSET, name="provenance")
+    files: tuple[Descriptor, ...] = Field(min_length=1, max_length=FILES_LIMIT)
+    parents: tuple[Edge, ...] = Field(default=(), max_length=64)
+    annotations: dict[str, str] = Field(default={}, max_length=64)
+    provenance: Provenance | None = Field(default=None, exclude_if=lambda declared: declared is None)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
         check_files(self.files)
-
-    @property
-    def provenance(self) -> Provenance | None:
-        """What the pusher declared; a manifest without it has no such field."""
-        return self.declared or None
+        return self
 
     @property
     def size_bytes(self) -> int:
@@ -122,34 +115,29 @@ class ManifestDraft(FrozenStruct, frozen=True, kw_only=True, dict=True):
             files=tuple(sorted(files, key=lambda f: f.path)),
             parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
             annotations=annotations or {},
-            declared=provenance or UNSET,
+            provenance=provenance,
         )
 
     def with_base(self, base: BaseRef) -> Manifest:
         """The manifest of the same parts for this base."""
         return Manifest(
-            base=base, files=self.files, parents=self.parents, annotations=self.annotations, declared=self.declared
+            base=base, files=self.files, parents=self.parents, annotations=self.annotations, provenance=self.provenance
         )
 
 
-class Manifest(ManifestDraft, frozen=True, kw_only=True, dict=True):
+class Manifest(ManifestDraft):
     """What a version is: base, files, parents and what its pusher declares."""
 
     base: BaseRef
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is the version."""
-        return self.canonical
+        return canonical_json(self.model_dump(mode="json"))
 
-    @cached_property
-    def canonical(self) -> bytes:
-        """As `to_bytes`; made once, since a push asks for it again and again."""
-        return canonical_json(self.model_dump())
-
-    @cached_property
+    @property
     def digest(self) -> Digest:
         """SHA-256 of the canonical JSON: the id of the version."""
-        return Digest.of(self.canonical)
+        return Digest.of(self.to_bytes())
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -157,11 +145,8 @@ class Manifest(ManifestDraft, frozen=True, kw_only=True, dict=True):
         check_manifest_bytes(data)
         try:
             manifest = cls.model_validate_json(data)
-        except (ValueError, RecursionError) as e:
-            location, message = (
-                first_problem(e, "document") if isinstance(e, ValueError) else ("document", "is too deep")
-            )
-            raise Invalid("MANIFEST_INVALID", f"manifest: {location}: {message}") from e
+        except ValueError as e:
+            raise Invalid("MANIFEST_INVALID", "manifest: {}: {}".format(*first_problem(e, "document"))) from e
         if manifest.to_bytes() != data:
             raise Invalid("MANIFEST_INVALID", "manifest: these bytes are not in canonical form (RFC 8785)")
         return manifest

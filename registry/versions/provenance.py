@@ -11,15 +11,18 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import model_validator
 
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
+from registry.model import FrozenModel
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
-from registry.structs import FrozenStruct, first_problem
+from registry.validation import first_problem
 
 DATASETS_LIMIT = 64
 PARAMETERS_LIMIT = 200
@@ -47,7 +50,7 @@ _SIGNED = re.compile(
 """Names in a query that make a link work for every reader."""
 
 
-class Dataset(FrozenStruct, frozen=True, kw_only=True):
+class Dataset(FrozenModel):
     """Data that a version was trained on. `digest` says which bytes; without it, a URI and its revision."""
 
     name: str = ""
@@ -63,7 +66,7 @@ class Dataset(FrozenStruct, frozen=True, kw_only=True):
         return self.digest or self.uri + revision + (f"#{self.split}" if self.split else "")
 
 
-class Run(FrozenStruct, frozen=True, kw_only=True):
+class Run(FrozenModel):
     """The training run, by the tool that recorded it: `mlflow`, `wandb`, or any other word."""
 
     tool: str
@@ -71,14 +74,14 @@ class Run(FrozenStruct, frozen=True, kw_only=True):
     url: str = ""
 
 
-class Code(FrozenStruct, frozen=True, kw_only=True):
+class Code(FrozenModel):
     """The code that trained it: a repository and the commit in it, whole."""
 
     repository: str
     commit: str
 
 
-class Provenance(FrozenStruct, frozen=True, kw_only=True):
+class Provenance(FrozenModel):
     """What the pusher declares a version was made from. Declared, not proven."""
 
     datasets: tuple[Dataset, ...] = ()
@@ -86,18 +89,20 @@ class Provenance(FrozenStruct, frozen=True, kw_only=True):
     code: Code | None = None
     parameters: dict[str, str] = {}
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         findings = list(_findings_against(self))
         if findings:
             raise wrong(findings[0].location, findings[0].message, findings)
-        size = len(canonical_json(self.model_dump()))
+        size = len(canonical_json(self.model_dump(mode="json")))
         if size > SIZE_LIMIT_BYTES:
             raise TooLarge("SIZE_INVALID", f"{FIELD}: {size} bytes are over the limit of {SIZE_LIMIT_BYTES}")
+        return self
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Provenance | None:
         """From plain values; None when they declare nothing. `Invalid` (PROVENANCE_INVALID) names the field."""
-        present = {key: value for key, value in values.items() if value or key not in cls.__struct_fields__}
+        present = {key: value for key, value in values.items() if value or key not in cls.model_fields}
         if not present:
             return None
         if isinstance(parameters := present.get("parameters"), Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -136,7 +137,7 @@ def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> No
     memory = tenants.harness.app.state.actor_cache
     actor = memory.get(secret)
     assert actor is not None
-    memory.put(secret, actor.replace(expires_at=db.now()))
+    memory.put(secret, replace(actor, expires_at=db.now()))
     assert memory.get(secret) is None
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import stat
 import threading
+from dataclasses import replace
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_a_context_has_a_url_and_a_token_of_its_own(monkeypatch: pytest.MonkeyPa
 
 def test_a_context_can_stand_for_the_embedded_registry(cli: CommandRunner) -> None:
     assert "local: the embedded registry" in cli("context", "add", "local", "embedded").stdout
-    session.write_profile(session.read_profile().replace(url="https://b.test", tokens={"https://b.test": "secret"}))
+    session.write_profile(replace(session.read_profile(), url="https://b.test", tokens={"https://b.test": "secret"}))
     assert "Commands talk to the embedded registry." in cli("context", "use", "local").stdout
     assert (session.target().embedded, session.target().token) == (True, "")
     assert cli("list", "--json").json["items"] == []

@@ -211,7 +211,7 @@ def _push(call: Recorder) -> None:
     parents: tuple[Edge, ...] = ()
     for number in (1, 2):
         files = harness.files()
-        manifest = harness.manifest(files, parents=parents).model_copy(update={"declared": provenance})
+        manifest = harness.manifest(files, parents=parents).model_copy(update={"provenance": provenance})
         item = PushItem(name="acme/support", manifest=manifest, message=f"number {number}")
         broken = PushItem(name="acme/support", manifest=manifest, base="absent")
         (plan, _) = call(registry.plan_pushes, [item, broken] if number == 1 else [item, item])

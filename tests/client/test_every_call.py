@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from functools import partial, reduce
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
 from registry.client.transport.responses import read_tolerantly
 from registry.errors import Corrupt, RegistryError
 from registry.names import AdapterName, Ref
-from registry.structs import field_types
+from registry.versions.manifest import Manifest
 from tests.access.identity import Provider
 from tests.access.tenants import send
 from tests.client import every_call
@@ -250,6 +251,13 @@ def _with(change: dict[str, Any], exchange: Exchange) -> Any:
 
 
 # ------------------------------------------------------------ responses of a newer server, requests of a newer client
+def field_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a schema or a dataclass; empty for other types."""
+    if fields := getattr(kind, "model_fields", None):
+        return {name: field.annotation for name, field in fields.items()}
+    return get_type_hints(kind) if is_dataclass(kind) else {}
+
+
 def with_unknown_fields(kind: Any, value: Any, levels: set[Any]) -> Any:
     """The document with an unknown field in each object that has fields and no digest; their types go into `levels`."""
     arguments = inner_types(kind)
@@ -257,7 +265,7 @@ def with_unknown_fields(kind: Any, value: Any, levels: set[Any]) -> Any:
         return reduce(lambda inner, option: with_unknown_fields(option, inner, levels), arguments, value)
     if isinstance(value, list) and arguments:
         return [with_unknown_fields(arguments[0], item, levels) for item in value]
-    if not isinstance(value, dict) or getattr(kind, "is_hashed", False):
+    if not isinstance(value, dict) or kind is Manifest:
         return value
     if fields := field_types(kind):
         levels.add(kind)
@@ -273,7 +281,7 @@ def inner_types(kind: Any) -> tuple[Any, ...]:
 
 def reachable_types(kind: Any, types: set[Any]) -> set[Any]:
     """The types with fields in a response of this type, except in hashed ones."""
-    if getattr(kind, "is_hashed", False) or kind in types:
+    if kind is Manifest or kind in types:
         return types
     fields = field_types(kind)
     if fields:

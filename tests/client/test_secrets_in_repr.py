@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
 from pydantic import BaseModel
 
@@ -59,8 +58,6 @@ def _filled(kind: type[Any], field: str) -> Any:
     if issubclass(kind, BaseModel):
         fields: dict[str, Any] = {field: SECRET}
         return kind.model_construct(**fields)
-    if issubclass(kind, msgspec.Struct):
-        return kind(**{name: SECRET if name == field else "" for name in kind.__struct_fields__})
     if dataclasses.is_dataclass(kind):
         value = object.__new__(kind)
         for each in dataclasses.fields(kind):

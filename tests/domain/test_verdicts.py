@@ -66,20 +66,20 @@ def test_the_findings_of_a_verdict_are_small_together() -> None:
     long = Finding("smoke.no_effect", "x" * 600, "m" * 2000, "error", "e" * 600, "a" * 600)
     verdict = Verdict.of(Check.SMOKE, SUBJECT, "llama", BASE, [finding("warning"), *[long] * 100])
     assert (verdict.outcome, {f.severity for f in verdict.findings}) == (Outcome.FAIL, {"error"})
-    size = len(verdict.to_json())
+    size = len(verdict.model_dump_json())
     assert FINDINGS_TEXT_LIMIT - 8000 < size < FINDINGS_TEXT_LIMIT + 8000
     assert verdict.summary.endswith("(and 100 more findings)")
 
 
 def test_a_verdict_survives_json() -> None:
     smoke_verdict = verdict(Check.SMOKE, "warning")
-    assert Verdict.model_validate_json(smoke_verdict.to_json()) == smoke_verdict
+    assert Verdict.model_validate_json(smoke_verdict.model_dump_json()) == smoke_verdict
 
 
 def test_values_are_frozen_and_refuse_unknown_fields() -> None:
     with pytest.raises(FrozenInstanceError):
         finding("info").location = "y"  # type: ignore[misc]
-    stored = verdict(Check.COMPAT, "info").model_dump()
+    stored = verdict(Check.COMPAT, "info").model_dump(mode="json")
     with pytest.raises(ValueError, match="extra"):
         Verdict.model_validate(stored | {"extra": 1})
     for wrong in ({"code": "no code"}, {"severity": "odd"}, {"message": 1}):
@@ -88,7 +88,7 @@ def test_values_are_frozen_and_refuse_unknown_fields() -> None:
 
 
 def test_texts_of_a_finding_are_cut_to_their_limits() -> None:
-    stored = verdict(Check.COMPAT, "info").model_dump()
+    stored = verdict(Check.COMPAT, "info").model_dump(mode="json")
     long = {"location": "l" * 601, "message": "m" * 2001, "actual": "a" * 601}
     (cut,) = Verdict.model_validate(stored | {"findings": [stored["findings"][0] | long]}).findings
     assert (len(cut.location), len(cut.message), len(cut.actual)) == (600, 2000, 600)

@@ -26,7 +26,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from registry.api import LogKeys
+from registry.api.audit import LogKeys
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.client.transport.connection import Connection

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from registry.api import PREFIX, Problem, transfer
+from registry.api import PREFIX, transfer
+from registry.api.models import Problem
 from registry.api.operations.table import TAGS
 from registry.server import app
 from registry.server.routes.openapi.descriptions import PARAMETERS, read_fields

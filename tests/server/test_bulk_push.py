@@ -313,7 +313,7 @@ def test_large_manifests_do_not_fill_a_response_and_the_others_are_requested_aga
 ) -> None:
     names = ["acme/a0", "acme/a1", "acme/a2"]
     sizes = [
-        len(filled_harness.admin.resolve(filled_harness.push(name).version.name).manifest.canonical) for name in names
+        len(filled_harness.admin.resolve(filled_harness.push(name).version.name).manifest.to_bytes()) for name in names
     ]
     monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", sum(sizes[:2]))
     headers = {"Authorization": f"Bearer {filled_harness.secret}"}

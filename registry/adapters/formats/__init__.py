@@ -18,10 +18,10 @@ Only names decide: one name that does not fit makes the format `unknown`.
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 
 from registry.adapters.safetensors import Header
-from registry.structs import Value
 
 UNKNOWN = "unknown"
 TEXT_FORMATS = frozenset({"peft", "torchtune", "mlx", "gguf", "nemo"})
@@ -98,7 +98,8 @@ _OF_TEXT = ".lora_linear_layer."
 _NAMES_LIMIT = 512
 
 
-class Format(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Format:
     """The format, why (`evidence`: one name of it), and the names that fit no format or another one."""
 
     name: str

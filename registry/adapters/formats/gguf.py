@@ -7,12 +7,12 @@ No count or length is believed before the bytes that it promises were read. What
 
 import math
 import struct
+from dataclasses import dataclass
 from typing import NoReturn
 
 from registry.adapters.safetensors import Header, Read, TensorInfo
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
-from registry.structs import Value
 
 MAGIC = b"GGUF"
 HEADER_LIMIT_BYTES = 16 * 2**20
@@ -37,7 +37,8 @@ _TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
 Field = str | int | float | bool | tuple[object, ...]
 
 
-class Gguf(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Gguf:
     """The fields, and the tensors as a `Header` whose shapes are in row-major order ([rows, columns])."""
 
     fields: dict[str, Field]

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from registry.adapters.methods import TensorRule, find
@@ -12,7 +13,6 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.formulas import ANY, evaluate
 from registry.adapters.peft.targets import Choice
 from registry.strict import patterns
-from registry.structs import Value
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -20,7 +20,8 @@ FAULTS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 """What a formula raises for fields that PEFT refuses as well."""
 
 
-class TargetModule(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TargetModule:
     """A module of the base that the configuration targets. Sizes count features; `kind` as in registry/bases."""
 
     path: str
@@ -30,7 +31,8 @@ class TargetModule(Value, frozen=True):
     has_bias: bool = False
 
 
-class BaseSizes(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class BaseSizes:
     """What shapes of shared tensors follow from. `layer_width`: keys and values of one layer, for one token."""
 
     hidden: int = 0

@@ -5,11 +5,11 @@ base. A value without a row is treated as one that changes the base.
 """
 
 import re
+from dataclasses import dataclass
 
-from registry.structs import Value
 
-
-class Initialization(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Initialization:
     """One value of `init_lora_weights`. `is_prefix`: values that begin with `name` mean it too (`pissa_niter_4`).
 
     `changes_base`: training starts from changed base weights.

@@ -6,12 +6,12 @@ are allowed only where the configuration announces them (`modules_to_save`, `bia
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 
 from registry.adapters import methods
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.targets import EMBEDDINGS, Endings, Targets
-from registry.structs import Value
 
 PREFIX = "base_model.model."
 TOKEN_TABLES = ("wte", "word_embeddings", "embed_in", "shared")
@@ -47,7 +47,8 @@ class TensorRole(Enum):
     UNEXPECTED = "unexpected"
 
 
-class TensorName(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TensorName:
     """A read name. `order`: of a parameter in a fused block the depth of `base_layer` in the path, else -1."""
 
     role: TensorRole

@@ -54,3 +54,29 @@ class EventProof(Response):
             return json.loads(self.entry)
         except RecursionError as e:
             raise ValueError("nested too deep") from e
+
+
+class KeyReplacement(Response):
+    """A key that an operator made because the former one was lost. Only the log itself attests it."""
+
+    key: str
+    reason: str
+    at: datetime
+    seq: int
+
+
+class LogKeys(Response):
+    """The name of the log and its public keys (C2SP verifier keys); the first one signs."""
+
+    origin: str
+    keys: list[str]
+    successions: list[str] = []
+    replacements: list[KeyReplacement] = []
+
+
+class Consistency(Response):
+    """The proof that the log of size `old` is a prefix of the log of size `new`: hashes in hex."""
+
+    old: int
+    new: int
+    hashes: list[str]

@@ -3,6 +3,7 @@
 A push does not need it: the registry evaluates it. Checks, comparisons and conversions on this machine do.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters.companions import check_companions, check_token_files
@@ -13,7 +14,8 @@ from registry.errors import Invalid
 _CONTENTS: ReadCache[AdapterContents] = ReadCache(limit=8)
 
 
-class AdapterFolder(Folder, frozen=True):
+@dataclass(frozen=True, slots=True)
+class AdapterFolder(Folder):
     """The files of an adapter, and what configuration and header say."""
 
     contents: AdapterContents

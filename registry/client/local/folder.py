@@ -8,6 +8,7 @@ was pushed. What the files say is evaluated by the registry, or by `adapter_fold
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
@@ -15,7 +16,6 @@ from registry.api.transfer import EXCERPT_LIMIT_BYTES
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
-from registry.structs import Value
 from registry.versions.files import (
     CONFIG,
     GOLDEN,
@@ -42,7 +42,8 @@ UNREADABLE_EXCERPT_BYTES = 4096
 """Of weights that have no header of a possible length: these bytes show what they are."""
 
 
-class Folder(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Folder:
     """What would be pushed. `sources`: path in the version → file on disk."""
 
     path: Path

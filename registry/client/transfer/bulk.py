@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Generic, Self, TypeVar
@@ -10,7 +11,6 @@ from typing import Generic, Self, TypeVar
 from registry.api.transfer import BULK_LIMIT
 from registry.client.transfer.file_transfer import Progress
 from registry.errors import Invalid, RegistryError
-from registry.structs import Value
 
 ADAPTERS_AT_ONCE = 4
 Output = TypeVar("Output")
@@ -18,7 +18,8 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 
 
-class Result(Value, Generic[Output], frozen=True):
+@dataclass(frozen=True, slots=True)
+class Result(Generic[Output]):
     """The value or the error for one adapter."""
 
     name: str

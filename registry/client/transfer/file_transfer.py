@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,6 @@ from registry.client.transport import Take
 from registry.digest import Hasher
 from registry.errors import Corrupt, Unavailable
 from registry.filesystem import NEW_FILE, write_at
-from registry.structs import Value
 from registry.versions.files import CHUNK_BYTES
 
 _NEW = os.O_RDWR | NEW_FILE
@@ -72,12 +72,12 @@ def _send_part(registry: Versions, part: UploadPart, file: io.FileIO, progress: 
     registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 
-class Direct(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Direct:
     """A link straight to the store, used until a moment of `time.monotonic`; empty for none."""
 
-    url: str = ""
+    url: str = field(default="", repr=False)
     until: float = 0.0
-    hidden_fields = frozenset({"url"})
 
 
 NO_LINK = Direct()

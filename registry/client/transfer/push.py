@@ -166,7 +166,7 @@ class _Push:
         self.sizes = {file.digest: file.size_bytes for file in draft.files}
         self.keys = {name} | {digest for digest, size in self.sizes.items() if size > transfer.SMALL_BLOB_BYTES}
         """What makes one push wait for the commit of another."""
-        self.text = draft.to_json()
+        self.text = draft.model_dump_json()
         self._sources = {file.digest: folder.sources[file.path] for file in draft.files}
         self.plan: transfer.PushPlan | None = None
         self.interruption: Unavailable | None = None

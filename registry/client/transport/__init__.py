@@ -13,12 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from registry.errors import Corrupt, Invalid
 from registry.filesystem import read_at
-from registry.structs import Value
 
 BUFFER_BYTES = 2**20
 READ_SECONDS = 60.0
@@ -64,14 +64,14 @@ class TransportError(Exception):
         self.url, self.broke, self.refused = url, broke, refused
 
 
-class HttpResponse(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
     """A response with its body, or with an empty one if the body was streamed. `headers` ignores case."""
 
-    url: str
+    url: str = field(repr=False)  # a store's is a presigned one
     status: int
     headers: email.message.Message
-    content: bytes = b""
-    hidden_fields = frozenset({"url", "content"})  # a store's URL is a presigned one
+    content: bytes = field(default=b"", repr=False)
 
     @property
     def is_error(self) -> bool:
@@ -124,7 +124,8 @@ class ResponseStream(ABC):
         return HttpResponse(response.url, response.status, response.headers, bytes(body))
 
 
-class FileRange(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FileRange:
     """A request body: `length` bytes of a file. `advance` is called with each step."""
 
     file: io.FileIO

@@ -24,6 +24,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -39,7 +40,6 @@ from registry.client.transport import (
     invalid_response,
 )
 from registry.errors import Invalid
-from registry.structs import Value
 
 STEP_BYTES = 8 * 2**20
 """Steps in which an upload reports progress."""
@@ -159,7 +159,8 @@ class HttpTransport:
         connection.close()
 
 
-class _Route(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Route:
     """How an origin is reached. A registry handles links in other threads, so they have connections of their own.
 
     `tunnel`: host and port for a proxy's CONNECT. `names_url`: the request line names the whole URL, for a proxy.
@@ -171,9 +172,8 @@ class _Route(Value, frozen=True):
     is_link: bool
     tunnel: tuple[str, int] | None = None
     names_url: bool = False
-    authorization: tuple[tuple[str, str], ...] = ()
+    authorization: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """The header for the proxy, which a tunnel gets in its CONNECT, and other proxies in each request."""
-    hidden_fields = frozenset({"authorization"})
 
     @classmethod
     def of(cls, scheme: str, location: str, is_link: bool) -> _Route:

@@ -4,19 +4,19 @@ A problem document of the registry becomes the class that the server raised. Tho
 store become messages, never a parse error. The query of a link is never in a message: it holds a signature.
 """
 
-import json as texts
 import re
 from collections.abc import Mapping
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
 
 from registry import errors
 from registry.client.transport import HttpResponse, TransportError, invalid_response
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
-from registry.structs import Document, field_types, first_problem
+from registry.validation import UNKNOWN_FIELD, first_problem
 
-Shape = TypeVar("Shape", bound=Document)
+Shape = TypeVar("Shape", bound=BaseModel)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
 _PROXY = {
@@ -26,6 +26,8 @@ _PROXY = {
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 """In what OpenSSL says of a certificate that no trusted authority has signed."""
 _STORE_NEXT_STEP = "try again once the store responds"
+MANIFEST_FIELD = "manifest"
+"""The field of a response whose value has a digest, so that this client must know all that is in it."""
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 _REASON_LIMIT = 500
 _REQUEST_ID_LIMIT = 200
@@ -120,7 +122,7 @@ def parse_response(response: HttpResponse, shape: type[Shape]) -> Shape:
     path = urlsplit(response.url).path
     try:
         return read_tolerantly(shape, response.content)
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         location, message = first_problem(e, "the document")
         raise invalid_response(f"the registry's response to {path} is not what we expect: {location}: {message}") from e
     except RegistryError as e:  # a rule of the domain, such as a manifest's
@@ -130,30 +132,12 @@ def parse_response(response: HttpResponse, shape: type[Shape]) -> Shape:
 def read_tolerantly(shape: type[Shape], data: bytes) -> Shape:
     """JSON as this schema, at every level without fields that it does not know: a newer server sends them (ADR 43).
 
-    `ValueError` names the field that is wrong. Without such fields, only the first line runs.
+    `ValueError` names the field that is wrong, such as an unknown one of a manifest: its digest covers every field.
     """
     try:
         return shape.model_validate_json(data)
-    except ValueError:
-        document = _without_unknown_fields(shape, texts.loads(data))
-        return shape.model_validate_json(texts.dumps(document, ensure_ascii=False))
-
-
-def _without_unknown_fields(kind: Any, value: Any) -> Any:
-    """Plain values of JSON, as far as this type has fields for them. Of a union, one option has fields."""
-    arguments = get_args(kind)
-    if get_origin(kind) is Annotated:
-        return _without_unknown_fields(arguments[0], value)
-    if get_origin(kind) in (Union, UnionType):
-        for option in arguments:
-            value = _without_unknown_fields(option, value)
-        return value
-    if isinstance(value, list) and arguments:
-        return [_without_unknown_fields(arguments[0], item) for item in value]
-    if not isinstance(value, dict) or getattr(kind, "is_hashed", False):
-        return value
-    if fields := field_types(kind):
-        return {name: _without_unknown_fields(fields[name], value[name]) for name in value if name in fields}
-    if len(arguments) == 2:
-        return {key: _without_unknown_fields(arguments[1], item) for key, item in value.items()}
-    return value
+    except ValidationError as e:
+        errors = e.errors(include_url=False, include_input=False, include_context=False)
+        if any(error["type"] not in UNKNOWN_FIELD or MANIFEST_FIELD in error["loc"] for error in errors):
+            raise
+        return shape.model_validate_json(data, extra="ignore")

@@ -12,12 +12,12 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from registry.errors import Denied, NotFound
 from registry.names import AdapterName
 from registry.roles import PULLING, SCOPES_OF_ROLE, SUBJECT_LIMIT, Role, Scope
-from registry.structs import Value
 
 EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
@@ -27,7 +27,8 @@ OLD_SECRET_SCOPES = frozenset({Scope.PULL, Scope.PUSH})
 _SUBJECT = re.compile(rf"[!-~]{{1,{SUBJECT_LIMIT}}}\Z")
 
 
-class Actor(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Actor:
     """A token's name and rights, or the trusted owner of an embedded registry.
 
     `roles` is None for a token that stands for itself. `epoch` is the access epoch at which all this was read; None

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,7 +24,6 @@ from registry.roles import Scope
 from registry.server.actors import Actor, public_namespaces
 from registry.server.database import db
 from registry.server.database.models import EventRow
-from registry.structs import Value
 
 DETAIL_LIMIT_BYTES = 16 * 2**10
 _FOR_EVERYBODY = [event_type.value for event_type in EventType if event_type.about is ObjectKind.BASE]
@@ -37,7 +37,8 @@ CLOCK_SLACK = timedelta(hours=1)
 """How much later than its time an event may be numbered: a transaction numbers its events at its end."""
 
 
-class EventSearch(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class EventSearch:
     """Filters of events; empty fields do not filter.
 
     `object` matches that name and names that continue it with `@` or `:`. `actor`: who acted, exactly.

@@ -20,8 +20,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry import tlog
-from registry.api import CHECKPOINT_HEADER, KeyReplacement, LogKeys
-from registry.api.audit import EventProof
+from registry.api import CHECKPOINT_HEADER
+from registry.api.audit import EventProof, KeyReplacement, LogKeys
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.events import EventType
 from registry.server import audit

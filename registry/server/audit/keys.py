@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import hmac
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from registry.errors import Invalid, Unavailable
 from registry.filesystem import replace_file
 from registry.server.settings import Settings
-from registry.structs import Value
 from registry.tlog import notes
 from registry.tlog.notes import Signer, Verifier
 
@@ -32,7 +32,8 @@ NEXT_STEP_OF_NEW = (
 )
 
 
-class Keys(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Keys:
     """The keys of one registry: the first signs, all of them verify."""
 
     signers: tuple[Signer, ...]

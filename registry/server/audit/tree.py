@@ -12,7 +12,7 @@ from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
 from registry import tlog
-from registry.api import Consistency
+from registry.api.audit import Consistency
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
 from registry.server.database import db

@@ -34,7 +34,7 @@ from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, VersionRow
 from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.storage.blobs import BlobStore
-from registry.structs import first_problem
+from registry.validation import first_problem
 from registry.versions.manifest import Edge, Manifest
 
 VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"

@@ -15,7 +15,7 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
-_SHARED_COLUMNS = sorted(set(Verdict.__struct_fields__) - {"subject", "base", "reported_by"})
+_SHARED_COLUMNS = sorted(set(Verdict.model_fields) - {"subject", "base", "reported_by"})
 
 
 def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: str = "") -> VerdictRow:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from msgspec import structs
 from sqlalchemy import (
     ColumnElement,
     Integer,
@@ -199,7 +198,7 @@ def build_resolved(
     return Resolved(
         name=str(name), selector=str(selector), number=version.number, digest=Digest(version.digest),
         manifest=manifest,
-        files=[FileLink(**structs.asdict(f), url=f"{folder}/{f.path}") for f in manifest.files],
+        files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
         verdicts=outcomes, yanked=version.yanked_at is not None, generation=generation,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, SQLColumnExpression, dialects, event, func, insert, literal, text
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -25,9 +26,8 @@ from sqlmodel import Session as Session
 from sqlmodel import SQLModel, select
 
 from registry.errors import Invalid, Unavailable
-from registry.structs import Document, field_types
 
-ViewType = TypeVar("ViewType", bound=Document)
+ViewType = TypeVar("ViewType", bound=BaseModel)
 Row = TypeVar("Row", bound=SQLModel)
 RETRY_AFTER_SECONDS = 2
 CLOCK_TOLERANCE = timedelta(seconds=0.5)
@@ -230,7 +230,7 @@ def is_sqlite(session: Session) -> bool:
 
 def to_view(row: SQLModel, view: type[ViewType], **values: Any) -> ViewType:
     """Build a view of the API from `values`, and from the row's columns for the other fields of these names."""
-    columns = type(row).model_fields.keys() & field_types(view).keys() - values.keys()
+    columns = type(row).model_fields.keys() & view.model_fields.keys() - values.keys()
     return view(**{name: getattr(row, name) for name in columns}, **values)
 
 

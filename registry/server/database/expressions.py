@@ -10,6 +10,7 @@ parts each use their index.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,10 +20,10 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlmodel import Session, SQLModel
 
 from registry.server.database import db
-from registry.structs import Value
 
 
-class RecursiveStep(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RecursiveStep:
     """How a row leads to more rows: the columns of a new row, and the tables to join, in this order."""
 
     columns: Sequence[sa.ColumnElement[Any]]

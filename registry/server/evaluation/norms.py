@@ -19,7 +19,6 @@ import numpy as np
 from registry.adapters.read import Pair
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.findings import Finding
-from registry.structs import Value
 from registry.versions.files import WEIGHTS_CHUNK_BYTES
 
 Read = Callable[[int, int], bytes | memoryview]
@@ -47,7 +46,8 @@ _E4M3_NAN = 0x7F
 """Without its sign: F8_E4M3 (the "fn" variant) has one NaN and no infinity."""
 
 
-class FactorNorms(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FactorNorms:
     """|A|, |B| and |scale · BA| of one module's update, and the root mean square of an element of scale · BA."""
 
     a: float | None
@@ -56,7 +56,8 @@ class FactorNorms(Value, frozen=True):
     rms: float | None
 
 
-class Measured(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Measured:
     """The findings about the numbers of a version, and the norms of its modules."""
 
     findings: tuple[Finding, ...]
@@ -147,7 +148,8 @@ def _is_special(data: bytes | memoryview, dtype: str) -> bool:
 
 
 # ------------------------------------------------------------------ norms
-class _Rows(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Rows:
     """Tensors of one type and size, by where they begin in the file."""
 
     dtype: str
@@ -173,7 +175,8 @@ class _Rows(Value, frozen=True):
         return _to_floats(words, self.dtype)
 
 
-class _Layout(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Layout:
     """Pairs that are computed together: those of equal shapes whose modules have equal last names."""
 
     pairs: tuple[Pair, ...]
@@ -223,7 +226,8 @@ class _Layout(Value, frozen=True):
         return tuple(np.square(each).sum(axis=(1, 2, 3)).tolist() for each in (a, b, product))
 
 
-class MeasuringPlan(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class MeasuringPlan:
     """What `measure` reads of a file with this header, and in which order. Equal for all adapters of one script."""
 
     header: Header

@@ -12,10 +12,10 @@ import json
 import math
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import count
 
-import msgspec
 from sqlalchemy import Engine, bindparam, update
 from sqlmodel import Session, col, select
 
@@ -47,7 +47,6 @@ from registry.server.evaluation.norms import (
     read_updates,
 )
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.structs import Value
 from registry.versions.manifest import Manifest
 
 # ------------------------------------------------------------------ norms of bases
@@ -61,7 +60,8 @@ _OF_EXPERTS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_p
 _CACHE: dict[tuple[str, str, datetime], Mapping[str, float]] = {}
 
 
-class BaseNorms(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class BaseNorms:
     """The norms of a base's weights by tensor, empty if no one has read them, and the thresholds for its adapters.
 
     They come from the base's identity (`adapter base identify`) and never change, so a process reads them once.
@@ -169,7 +169,7 @@ def build_verdict(
     tools = {"registry": __version__}
     findings = (*measured.findings, *compare_with_base(norms, measured.norms))
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    text = msgspec.json.encode(measured.norms).decode()
+    text = json.dumps({name: asdict(norm) for name, norm in measured.norms.items()})
     return verdicts.to_row(verdict, row.id, row.base_id), db.new_row(
         VersionNormsRow, version_id=row.id or 0, norms=text
     )

@@ -1,10 +1,10 @@
 """Conditional and range requests (RFC 9110): `Cache-Control`, ETags, and which part of a file a response holds."""
 
 import re
+from dataclasses import dataclass
 
 from registry.digest import Digest
 from registry.names import Selector
-from registry.structs import Value
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 """For what never changes: a version by number or digest, a full tile."""
@@ -38,7 +38,8 @@ RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
 
-class Part(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Part:
     """The bytes of a response: `length` of them from `start` on, and the headers that say so."""
 
     status: int

@@ -1,52 +1,47 @@
-"""Bodies of transfers: read and written by the structs that clients have, without FastAPI's own parsing."""
+"""Bodies of transfers: parsed as JSON by the schema itself, so that megabytes are held as objects only once."""
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import BackgroundTasks, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
-from registry.api import RequestStruct, check_storable
+from registry.api.models import Request as RequestSchema
 from registry.errors import Invalid
 from registry.findings import Finding
-from registry.structs import SCHEMA_MARK, FrozenStruct, first_problem
+from registry.validation import errors_of
 
 _JSON = "application/json"
+Shape = TypeVar("Shape", bound=RequestSchema)
 
 
-def read_as(shape: type[RequestStruct]) -> Any:
+def read_as(shape: type[Shape]) -> Any:
     """The dependency that reads the body of a request, whose size was checked. `Invalid` (REQUEST_INVALID)."""
 
-    async def read(request: Request) -> RequestStruct:
+    async def read(request: Request) -> Shape:
+        media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+        if media_type != _JSON:
+            finding = Finding("request.invalid", "body", f"must be {_JSON}, not {media_type[:100]}")
+            raise Invalid("REQUEST_INVALID", finding.to_text(), findings=[finding])
         try:
-            return _read(request, shape)
-        except (ValueError, RecursionError) as e:
-            location, message = first_problem(e, "")
-            finding = Finding("request.invalid", f"body.{location}".rstrip(".")[:300], message[:500])
-            text = f"{finding.location}: {finding.message}"
-            raise Invalid("REQUEST_INVALID", text, findings=[finding]) from e
+            return shape.model_validate_json(request.state.body)
+        except ValidationError as e:
+            raise RequestValidationError(
+                [{**error, "loc": ("body", *error["loc"])} for error in errors_of(e)]
+            ) from None
 
     return Depends(read)
 
 
-def _read(request: Request, shape: type[RequestStruct]) -> RequestStruct:
-    media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-    if media_type != _JSON:
-        raise ValueError(f"must be {_JSON}, not {media_type[:100]}")
-    body: bytes = request.state.body
-    if b"\\u0000" in body:  # PostgreSQL stores no such text
-        check_storable(json.loads(body))
-    return shape.model_validate_json(body)
-
-
-def body_of(shape: type[RequestStruct]) -> dict[str, Any]:
+def body_of(shape: type[RequestSchema]) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads such a body."""
-    schema = {SCHEMA_MARK: shape.__name__}
+    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
     return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
 
 
 def respond(
-    document: FrozenStruct, headers: Mapping[str, str] | None = None, background: BackgroundTasks | None = None
+    document: BaseModel, headers: Mapping[str, str] | None = None, background: BackgroundTasks | None = None
 ) -> Response:
     """The response with this document."""
-    return Response(document.to_json(), headers=dict(headers or {}), media_type=_JSON, background=background)
+    return Response(document.model_dump_json(), headers=dict(headers or {}), media_type=_JSON, background=background)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Self
 
 from fastapi import Request, Response
@@ -21,7 +22,6 @@ from registry.errors import Conflict, Invalid, Unavailable
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import IdempotencyRow
-from registry.structs import Value
 
 HEADER = "Idempotency-Key"
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -31,7 +31,8 @@ _CLAIMED = 0
 """The status of a row whose response is still missing. Only its own transaction sees it."""
 
 
-class KeyedRequest(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class KeyedRequest:
     """A request with a key: its token, its key, and the hash of what it requests."""
 
     token_id: str
@@ -49,7 +50,8 @@ class KeyedRequest(Value, frozen=True):
         return cls(token_id, key, hasher.hexdigest())
 
 
-class StoredResponse(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
     """The response to a request. `body` is None if it contained a secret."""
 
     status: int
@@ -62,7 +64,7 @@ Lookup = Callable[[Connection, KeyedRequest], StoredResponse | None]
 
 def claim(connection: Connection, request: KeyedRequest) -> StoredResponse | None:
     """Claim the key before the first change, or return the response that this request had."""
-    values = request.to_dict() | {"status": _CLAIMED, "response": "", "created_at": db.now()}
+    values = asdict(request) | {"status": _CLAIMED, "response": "", "created_at": db.now()}
     if db.insert_new(connection, IdempotencyRow, values):
         return None
     response = find(connection, request)
@@ -102,7 +104,7 @@ def store(
         statement = update(_ROW).where(_has_key(request), _ROW.c.status == _CLAIMED).values(**values)
         if connection.execute(statement).rowcount:
             return None
-    if db.insert_new(connection, IdempotencyRow, request.to_dict() | values | {"created_at": db.now()}):
+    if db.insert_new(connection, IdempotencyRow, asdict(request) | values | {"created_at": db.now()}):
         return None
     return find(connection, request)
 

@@ -15,13 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect
 
 from registry import errors
-from registry.api import Problem
+from registry.api.models import Problem
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.server.http.idempotency import store_no_response
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
-from registry.structs import state_rule
+from registry.validation import location_of, rule_of
 
 STATUS_OF_CLASS: dict[type[RegistryError], int] = {
     errors.NotFound: 404,
@@ -186,8 +186,7 @@ def _is_cut(before: Any, error: Any) -> bool:
 
 
 def _finding(item: Any) -> Finding:
-    location = ".".join(str(part) for part in item["loc"])[:300]
-    return Finding(f"request.{item['type'].replace('-', '_')}", location, state_rule(str(item["msg"]))[:500])
+    return Finding(f"request.{item['type'].replace('-', '_')}", location_of(item)[:300], rule_of(item)[:500])
 
 
 _OTHER_REPOSITORIES = ("/api/datasets/", "/api/spaces/", "/datasets/", "/spaces/")

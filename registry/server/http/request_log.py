@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.structs import Value
-
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -24,7 +22,8 @@ _EXPECTED = frozenset({"TRY_LATER", "HUB_UNSUPPORTED"})
 _LOG = logging.getLogger("registry.server.requests")
 
 
-class RequestRecord(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
     """A completed request. `route`: the template of its path."""
 
     id: str

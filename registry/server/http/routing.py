@@ -25,7 +25,6 @@ from sqlmodel import Session
 from starlette import types as asgi
 from starlette.concurrency import run_in_threadpool
 
-from registry.api import StructPage
 from registry.api.models import ItemPage
 from registry.api.models import Request as RequestSchema
 from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, Operation
@@ -110,7 +109,7 @@ class SingleThreadRoute(APIRoute):
         self.values_limit: int = getattr(endpoint, "values_limit", VALUES_LIMIT)
         returns = types.get("return")
         self.responds_at_length: bool = getattr(endpoint, "responds_at_length", False) or (
-            isinstance(returns, type) and issubclass(returns, ItemPage | StructPage)
+            isinstance(returns, type) and issubclass(returns, ItemPage)
         )
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 

@@ -15,6 +15,7 @@ import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -54,7 +55,6 @@ from registry.server.storage.blobs import (
     staging_key_of,
 )
 from registry.server.storage.states import BlobState, PushState, find_damaged
-from registry.structs import Value
 from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ _ANY_KEY = key_of(Digest.of(b""))
 Item = TypeVar("Item")
 
 
-class ExpectedBlob(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ExpectedBlob:
     """A blob that a push requested. `needed` is False once the version exists: its bytes may be discarded."""
 
     key: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
@@ -12,7 +13,6 @@ from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion.group import Member
 from registry.server.push.inspect import Inspection
-from registry.structs import Value
 from registry.versions.manifest import Manifest
 
 Key = tuple[str, str]
@@ -49,7 +49,8 @@ class Commit(Member):
         return self.base
 
 
-class NewVersion(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class NewVersion:
     """A version that this transaction creates."""
 
     commit: Commit

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,7 +35,6 @@ from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore, Stat, key_of
-from registry.structs import Value
 from registry.versions.files import CARD, CONFIG, GOLDEN, TEMPLATE_FILES, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
@@ -44,7 +44,8 @@ SHARED_BYTES = 16 * 2**20
 """Bytes of small files that the pushes of one group share."""
 
 
-class Inspection(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Inspection:
     """What a version's row will say about its content, and the findings of the check `compat`."""
 
     method: str
@@ -126,7 +127,7 @@ def _verify_blobs(
             if stat.key != key:
                 snapshots.append(stat.key)
         if stat.digest is None or file.digest in damaged:
-            stat = stat.replace(digest=Digest.of_chunks(blobs.open(stat.key)))
+            stat = replace(stat, digest=Digest.of_chunks(blobs.open(stat.key)))
         digest = stat.digest
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
             message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
@@ -305,7 +306,8 @@ class NotSent(Exception):
     """A plan has no excerpt of these bytes."""
 
 
-class Excerpts(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Excerpts:
     """The first bytes of some files of one push, and the sizes of these files."""
 
     data_of: Mapping[str, bytes]

@@ -6,7 +6,6 @@ A push writes them first; reindex writes them again, and re-evaluation replaces 
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import structs
 from sqlalchemy import delete
 from sqlmodel import Session, SQLModel, col
 
@@ -47,7 +46,7 @@ def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest
     attributes: list[SQLModel] = []
     for row, manifest in versions:
         version_id = row.id or 0
-        files += [db.new_row(VersionFileRow, version_id=version_id, **structs.asdict(file)) for file in manifest.files]
+        files += [db.new_row(VersionFileRow, version_id=version_id, **file.model_dump()) for file in manifest.files]
         parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
         edges += [
             db.new_row(

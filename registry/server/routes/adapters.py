@@ -51,7 +51,7 @@ def resolve_version(
     resolved, incoming.state.pointer = deps.with_current_actor(
         incoming, session, actor, lambda who: versions.resolve_with_pointer(session, who, name, selector)
     )
-    body = resolved.to_json()
+    body = resolved.model_dump_json().encode()
     etag = f'"{Digest.of(body).hex}"'
     headers = {
         "ETag": etag,

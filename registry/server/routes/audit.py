@@ -16,8 +16,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
-from registry.api import Consistency, LogKeys
-from registry.api.audit import EventPage, EventProof
+from registry.api.audit import Consistency, EventPage, EventProof, LogKeys
 from registry.api.operations import audit as operations
 from registry.errors import Invalid, NotFound, RegistryError
 from registry.roles import Scope
@@ -30,8 +29,8 @@ from registry.server.http.conditional import IMMUTABLE
 from registry.server.http.operation_router import OperationRouter
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
-from registry.structs import pattern
 from registry.tlog import tiles
+from registry.validation import pattern
 
 router = OperationRouter()
 WAIT_LIMIT_SECONDS = 30

@@ -7,6 +7,7 @@ base. It starts in the index where the last one ended (`next_cursor` is the last
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, tuple_
@@ -32,7 +33,6 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.search import candidates, text_index
-from registry.structs import Value
 
 WINDOW = 2000
 WIDE_WINDOW = 10_000
@@ -41,7 +41,8 @@ _NAME: Any = (col(AdapterRow.namespace), col(AdapterRow.name))
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
 
-class Search(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Search:
     """The filters of a list; empty fields do not filter. Most are about the newest version.
 
     About the adapter are `alias`, `prefix` (what `namespace/name` begins with) and `owner` (who pushed it first).

@@ -14,7 +14,7 @@ from registry.server.http import idempotency
 from registry.server.http.request_actor import record_failure
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SESSION, Visitor
-from registry.structs import first_problem
+from registry.validation import first_problem
 
 FORM_BYTES = 16 * 2**10
 Shape = TypeVar("Shape")

@@ -19,6 +19,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -29,7 +30,6 @@ from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.findings import Finding
 from registry.server.settings import hide_secrets
 from registry.server.storage.signed_links import LinkSigner
-from registry.structs import Value
 
 WHOLE_BYTES = 2**40
 """More than any blob has."""
@@ -46,7 +46,8 @@ _KEY = re.compile(
 )
 
 
-class Stat(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Stat:
     """What the store knows about a key. `digest` is None if it has not verified it: then hash a `snapshot`."""
 
     key: str
@@ -55,36 +56,33 @@ class Stat(Value, frozen=True):
     modified_at: datetime
 
 
-class Link(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Link:
     """A presigned URL for an upload, and the headers that it needs."""
 
-    hidden_fields = frozenset({"url"})
-
-    url: str
-    headers: dict[str, str] = {}
+    url: str = field(repr=False)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
-class PartLink(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PartLink:
     """A presigned URL for the PUT of one part: `size_bytes` of the blob from `start` on. It needs no headers."""
-
-    hidden_fields = frozenset({"url"})
 
     number: int
     start: int
     size_bytes: int
-    url: str
+    url: str = field(repr=False)
 
 
-class AnyUpload(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class AnyUpload:
     """Links for a client that sends no headers of its own: one for the whole blob, or one for each part.
 
     `key` is where the bytes arrive. All parts but the last have `part_bytes`; 0: the blob is sent in one piece.
     """
 
-    hidden_fields = frozenset({"urls"})
-
     key: str
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = field(repr=False)
     part_bytes: int = 0
 
 

@@ -13,10 +13,10 @@ import hmac
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from registry.api import LINKS
 from registry.errors import Unavailable
-from registry.structs import Value
 
 LIMIT_SECONDS = 15 * 60
 """A link lives no longer, whatever REGISTRY_LINK_SECONDS says."""
@@ -28,7 +28,8 @@ _TARGET = re.compile(
 )
 
 
-class SignedLink(Value, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SignedLink:
     """What a valid link allows: to read or to write the `size_bytes` of one blob."""
 
     key: str

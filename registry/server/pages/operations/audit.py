@@ -24,7 +24,7 @@ from registry.server.promotion import attestations
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SignedInDep
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.structs import pattern
+from registry.validation import pattern
 
 router = create_router()
 PAGE_EVENTS = 60

@@ -4,22 +4,24 @@ It depends on the code only, not on settings or rows. A status that an operation
 document allows and looks for one (tests/access).
 """
 
-import inspect
 import json
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from registry import __version__
+from registry.api.models import Problem
 from registry.api.operations.table import TAGS
+from registry.api.transfer import BulkCommitRequest, BulkPullRequest, BulkPushRequest
 from registry.server.http import idempotency
 from registry.server.http.problems import codes_by_status
 from registry.server.http.routing import SingleThreadRoute
 from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe, describe_fields
-from registry.structs import SCHEMA_MARK, FrozenStruct, schema_components
 
 PROBLEMS = {
     400: ("BadRequest", "The request cannot be read."),
@@ -53,6 +55,9 @@ for an identity token.
 Each operation names the scope that the token needs; `admin` includes every scope, and every scope but `metrics`
 includes `pull`."""
 _REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
+_REFERENCE_TO = "#/components/schemas/{model}"
+_ONLY_REFERRED = (Problem, BulkPushRequest, BulkCommitRequest, BulkPullRequest)
+"""What operations refer to, while FastAPI neither reads nor writes it."""
 _FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""
 
@@ -69,8 +74,7 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
         separate_input_output_schemas=False,
     )
     _add_components(content["components"])
-    names = {"Problem", *_refer_to_structs(content)}
-    content["components"]["schemas"] |= _structs(names)
+    content["components"]["schemas"] |= _schemas_of(_ONLY_REFERRED)
     describe_fields(content["components"]["schemas"])
     by_operation = {
         (route.path_format, method.lower()): route
@@ -98,6 +102,13 @@ def _let_responses_gain_fields(content: dict[str, Any]) -> None:
             del schemas[name]["additionalProperties"]
 
 
+def _schemas_of(models: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """The schemas of these models and of all that they hold."""
+    _, content = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE_TO)
+    schemas: dict[str, Any] = content["$defs"]
+    return schemas
+
+
 def _schemas_in(value: Any) -> set[str]:
     return set(_REFERENCE.findall(json.dumps(value)))
 
@@ -123,31 +134,6 @@ def _add_components(components: dict[str, Any]) -> None:
         }
     }
     components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": BEARER}}
-
-
-def _structs(names: Set[str]) -> dict[str, dict[str, Any]]:
-    """The schemas of these structs and of what they hold."""
-    pending, structs = [FrozenStruct], []
-    while pending:
-        struct = pending.pop()
-        pending += struct.__subclasses__()
-        structs += [struct] if struct.__name__ in names else []
-    components = schema_components(structs)
-    for schema in components.values():
-        if "description" in schema:
-            schema["description"] = inspect.cleandoc(schema["description"])
-    return components
-
-
-def _refer_to_structs(value: Any) -> Iterator[str]:
-    """Replace the marks by which pydantic refers to structs by references. Yields their names."""
-    for inner in list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _refer_to_structs(inner)
-    if isinstance(value, dict) and SCHEMA_MARK in value:
-        name = value[SCHEMA_MARK]
-        value.clear()
-        value["$ref"] = f"#/components/schemas/{name}"
-        yield name
 
 
 def _problem(description: str) -> dict[str, Any]:

@@ -240,7 +240,7 @@ class S3Blobs(blobs.BlobStore):
         key = f"{folder}/{push_id}/copy-{secrets.token_hex(8)}/{name}"
         if not self._copy(stat.key, key, stat.size_bytes):
             self._raise_unknown(stat.key)
-        return stat.replace(key=key)
+        return replace(stat, key=key)
 
     def copy(self, key: str, target: str, size_bytes: int) -> None:
         """Copy an object within the store, which makes the same call whether or not the other key exists."""
