@@ -156,6 +156,8 @@ def _type(schema: dict[str, Any]) -> str:
         return f"list of {_type(schema.get('items', {}))}"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"map of {_type(schema['additionalProperties'])}"
+    if "patternProperties" in schema:  # the keys of a map have to match
+        return f"map of {_type(next(iter(schema['patternProperties'].values())))}"
     return str(schema.get("format") or schema.get("type", "any"))
 
 

@@ -1,7 +1,6 @@
 """Operations of the audit log, of attestations and of webhooks."""
 
-from registry.api import Consistency, LogKeys
-from registry.api.audit import EventPage, EventProof
+from registry.api.audit import Consistency, EventPage, EventProof, LogKeys
 from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
 from registry.api.audit.webhooks import (
     DeliveryList,

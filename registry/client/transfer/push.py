@@ -286,7 +286,7 @@ def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Pus
     group: list[_Push] = []
     others: list[_Push] = []
     sent: set[Digest] = set()
-    versions: set[tuple[AdapterName, bytes]] = set()
+    versions: set[tuple[AdapterName, str]] = set()
     read: set[frozenset[bytes]] = set()
     size_bytes = body_bytes = 0
     for position, push in enumerate(pushes):

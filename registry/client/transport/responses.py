@@ -138,6 +138,6 @@ def read_tolerantly(shape: type[Shape], data: bytes) -> Shape:
         return shape.model_validate_json(data)
     except ValidationError as e:
         errors = e.errors(include_url=False, include_input=False, include_context=False)
-        if any(error["type"] not in UNKNOWN_FIELD or MANIFEST_FIELD in error["loc"] for error in errors):
+        if any(error["type"] in UNKNOWN_FIELD and MANIFEST_FIELD in error["loc"] for error in errors):
             raise
         return shape.model_validate_json(data, extra="ignore")

@@ -7,7 +7,7 @@ verdicts and yanks are seen by alias.
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import Body, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
 from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
@@ -145,18 +145,14 @@ def show_history(
 
 
 @router.serves(adapters_operations.CHANGE_ADAPTER_METADATA)
-def change_adapter_metadata(
-    target: deps.AdapterDep, request: Annotated[catalog.MetadataChange, Body()]
-) -> catalog.AdapterView:
+def change_adapter_metadata(target: deps.AdapterDep, request: catalog.MetadataChange) -> catalog.AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
     describe.describe_one(target.session, target.actor, Description(target.name, None, request))
     return adapters.show_adapter(*target)
 
 
 @router.serves(adapters_operations.CHANGE_VERSION_METADATA)
-def change_version_metadata(
-    target: deps.VersionDep, request: Annotated[catalog.VersionMetadataChange, Body()]
-) -> catalog.VersionView:
+def change_version_metadata(target: deps.VersionDep, request: catalog.VersionMetadataChange) -> catalog.VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     session, actor, name, selector = target
     subject = describe.describe_one(session, actor, Description(name, selector, request))
