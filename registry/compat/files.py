@@ -69,13 +69,6 @@ def _check_itself(facts: FileFacts, findings: CompatFindings) -> None:
         severity = "error" if facts.format == "diffusers" else "unknown"
         message = f"module {path} has no magnitude, unlike other modules of its model"
         findings.add(severity, "lora.magnitude_absent", path, message, group="magnitude")
-    for broken in facts.metadata_faults:  # the base fits; diffusers alone reads them, and its verdict judges them
-        where = f"{facts.file}: {broken.location}"
-        values = (broken.expected, broken.actual)
-        findings.warning(broken.code, where, broken.message, *values, group=broken.message)
-    if "image.names_mixed" in facts.problems:
-        message = "the first factors are lora_A and lora_B, and others lora.down and lora.up, which diffusers drops"
-        findings.warning("format.names_mixed", facts.file, message, "one kind of names", "two")
 
 
 def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, findings: CompatFindings) -> None:

@@ -3,7 +3,10 @@
     profile   "vllm==0.32.0,max_lora_rank=32"      an engine, its version, and what differs from its defaults
 
 What was not examined is `unknown`: a version outside the examined ones, or a property that the engine's rules do not
-mention. Every finding ends with the source of its rule; every verdict names its rules by their digest.
+mention. Image adapters are not judged by diffusers' rules: a worker loads the file with diffusers, and until then the
+verdict is `unknown`, unless the header alone shows that no loader can use the file.
+
+Every finding ends with the source of its rule; every verdict names its rules by their digest.
 """
 
 import re
@@ -133,7 +136,7 @@ def evaluate(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> 
     version = version_of(profile.version)
     architecture, inner = (values.get(field, "") for field in ("base_architecture", "base_text_architecture"))
     values = {**values, **source_facts.of(rules.name, version, architecture, inner)}
-    findings = _about_version(rules, profile, version)
+    findings = [] if rules.loaded_by_worker else _about_version(rules, profile, version)
     for prop in properties():
         if prop.kind != rules.kind or not _all_hold(prop.when, values, profile.settings):
             continue
@@ -141,9 +144,14 @@ def evaluate(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> 
         for statement in statements:
             if isinstance(statement, Rule) and _all_hold(statement.when, values, profile.settings):
                 findings.append(_finding_of_rule(rules, statement, values, profile))
-        if not statements and prop.when:
+        if not statements and prop.when and not rules.loaded_by_worker:
             message = f"it is not known what {rules.title} {profile.version} does with this: {prop.label}"
             findings.append(_finding(rules, prop.id, "unknown", message))
+    if rules.loaded_by_worker and not any(f.severity == "error" for f in findings):
+        message = (
+            f"no worker has loaded this file with {rules.title} {profile.version} yet, so what it takes is not known"
+        )
+        findings.append(_finding(rules, "not_loaded", "unknown", message))
     return findings
 
 

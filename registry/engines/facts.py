@@ -16,16 +16,14 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 16
+FACTS_VERSION = 1
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = dict.fromkeys((11, 12, 13, 14, 15), "text")
-"""Older version → the kind whose facts of it are still right: 12 to 16 changed facts that only images have."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
 _LAYER = re.compile(r"(?:\A|\.)(?:layers|h|blocks|layer)\.(\d{1,6})\.")
 _HEADLESS = re.compile(r"(?:(?:en|de)coder\.)?(?:layers|h|blocks|layer)\.\d")
-_SEES = re.compile(r"vision|visual|image|patch")
+_READS_IMAGES = re.compile(r"vision|visual|image|patch")
 """Modules of encoder-decoders that read images, such as Pix2Struct and T5Gemma 2."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -84,10 +82,7 @@ class EngineFacts(FrozenModel):
     problems: tuple[str, ...] = ()
     family: str = ""
     components: tuple[str, ...] = ()
-    text_components: tuple[str, ...] = ()
     other_family: bool = False
-    down_up: bool = False
-    alpha_tensors: bool = False
     tensors: int = 0
     parameters: int = 0
     size_bytes: int = 0
@@ -179,8 +174,7 @@ def from_stored(stored: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def are_current(stored: Mapping[str, Any]) -> bool:
     """Whether this registry evaluates by these stored facts. Others must be read out of the header again."""
-    version = stored.get("facts_version")
-    return version == FACTS_VERSION or _STILL_RIGHT.get(version) == stored.get("kind", "text")
+    return stored.get("facts_version") == FACTS_VERSION
 
 
 @lru_cache(maxsize=1)
@@ -213,7 +207,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
 def _is_multimodal(base: BaseSpec) -> bool:
     """Whether it wraps a text model. T5, BART and Whisper share the suffix, but are just an encoder and a decoder."""
     parts = {path.removeprefix("model.").partition(".")[0] for path in base.modules}
-    is_encoder_decoder = {"encoder", "decoder"} <= parts and not any(map(_SEES.search, base.modules))
+    is_encoder_decoder = {"encoder", "decoder"} <= parts and not any(map(_READS_IMAGES.search, base.modules))
     return base.architecture.endswith("ForConditionalGeneration") and not is_encoder_decoder
 
 
@@ -229,10 +223,7 @@ def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFact
         family=facts.family,
         base_family=facts.family if is_image else "",
         components=facts.components,
-        text_components=tuple(name for name in facts.components if name.startswith("text_encoder")),
-        down_up=any(module.a.endswith("down.weight") for module in facts.modules),
         problems=facts.problems,
-        alpha_tensors=facts.has_alpha_tensors,
         tensors=facts.tensors,
         parameters=facts.parameters,
         size_bytes=facts.size_bytes,
@@ -263,7 +254,7 @@ def _partial(paths: Iterable[str]) -> bool:
 
 
 def _lopsided(paths: Iterable[str], first: str, second: str) -> bool:
-    """Whether some block has an update for `one` and none for `other`."""
+    """Whether some block has an update for `first` and none for `other`."""
     present = set(paths)
     return any(path.removesuffix(first) + second not in present for path in present if path.endswith(f".{first}"))
 

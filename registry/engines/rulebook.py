@@ -130,7 +130,8 @@ class EngineRules(FrozenModel):
     """One engine's file. `examined`: the versions that were looked at; between two of them the older's rules hold.
 
     `source`: of every statement that names none; `{source}` in that of a statement. `extends`: an engine whose
-    statements hold here, too, about each property that this file does not mention.
+    statements hold here, too, about each property that this file does not mention. `loaded_by_worker`: a worker loads
+    the adapter with this engine and says what it takes; the rules are only what headers prove for any loader.
     """
 
     name: str
@@ -140,6 +141,7 @@ class EngineRules(FrozenModel):
     kind: Literal["text", "image"] = "text"
     examined: tuple[str, ...] = Field(min_length=1)
     versioned: bool = True
+    loaded_by_worker: bool = False
     from_documentation: bool = False
     note: str = ""
     settings: dict[str, SettingRule] = {}

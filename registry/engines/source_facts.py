@@ -44,7 +44,6 @@ FIELDS: Mapping[str, str] = {
     "source_registered": "whether this version registers a class for the base's architecture",
     "source_class": "that class, as `module.Class`",
     "source_lora": "whether the class has LoRA",
-    "source_components": "into which models of a pipeline the class loads LoRA",
     "source_embeddings": "names of embeddings and heads on which the class takes LoRA",
     "source_modules": "all names of modules on which the class takes LoRA",
     "source_listed": "names that the class lists by hand as its modules for LoRA; none if it lists none",
@@ -102,8 +101,6 @@ def of(engine: str, version: Version, architecture: str, inner: str = "") -> Map
     if name is None or not row or row["lora"] is None:
         return fields
     fields |= {"source_class": name, "source_lora": row["lora"], "source_listed": tuple(row.get("listed", ()))}
-    if "components" in row:
-        fields["source_components"] = tuple(row["components"])
     if row["lora"]:
         if row.get("inner"):
             inner_row = at(document["classes"].get(_class_name(document, version, inner), {}), version)

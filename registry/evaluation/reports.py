@@ -92,9 +92,10 @@ class Report(FrozenModel):
 
     `reference_logprobs`: what a serving node compares after loading. `images`: name → PNG in base64, of image models.
     `thresholds`: the limits behind the findings. `compat`: what the library itself says of names and shapes,
-    where the header alone could not tell; None, and then left out, where it was not asked. `golden`: the numbers of
-    each golden sample. `answers`: texts for people to read, left out where there are none. A process that read the
-    adapter made all of this, so every field is typed and bounded.
+    where the header alone could not tell; `engine`: what the engine of `made_by` took of an image adapter's file. Both
+    are None, and then left out, where nobody was asked. `golden`: the numbers of each golden sample. `answers`: texts
+    for people to read, left out where there are none. A process that read the adapter made all of this, so every field
+    is typed and bounded.
     """
 
     check: Check
@@ -111,6 +112,7 @@ class Report(FrozenModel):
     images: dict[Literal["before", "after"], Image] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
     compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
+    engine: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
     answers: tuple[Answer, ...] = Field(default=(), max_length=ANSWERS_LIMIT, exclude_if=lambda answers: not answers)
 
     @model_validator(mode="before")

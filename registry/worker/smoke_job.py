@@ -78,6 +78,8 @@ def _test(task: Task) -> Done:
     structure, certain = _findings(result.get("structure", ())), [f for f in findings if f.severity != "unknown"]
     if structure:  # PEFT decides what headers could not; the registry keeps what it was sure of itself
         report = report.model_copy(update={"compat": (*certain, *structure)})
+    if (took := result.get("engine")) is not None:
+        report = report.model_copy(update={"engine": _findings(took)})
     return _done(report)
 
 

@@ -26,6 +26,7 @@ is `unknown`.
 | wrong | It loads, but the output differs from training. |
 | setting | It loads only with another setting. |
 | depends | One of these, depending on circumstances that the facts do not show. |
+| worker | A worker [loads the file](../image-adapters.md#ask-diffusers) and says what was taken. |
 | – | Not examined: the verdict is `unknown`. |
 
 Evidence: **run** against the engine, its **source**, an **issue** of the project, or **documentation** only.
@@ -35,8 +36,8 @@ What depends on the base's model class is read from each release's source: [mode
 
 Recorded answers hold the rules in every test run. `make test-vllm` asks a real vLLM over HTTP about each case of
 `tests/engines/cases.py` and compares log probabilities with PEFT's to 2e-2. `make test-engines` runs the deciding
-code of every examined release of vLLM and SGLang, vLLM's configuration class, llama.cpp's server with converted GGUF
-adapters, and diffusers with image files. With up to 28 adapters each, a vLLM 0.32.0 server answered over HTTP on tiny
+code of every examined release of vLLM and SGLang, vLLM's configuration class, and llama.cpp's server with converted
+GGUF adapters. With up to 28 adapters each, a vLLM 0.32.0 server answered over HTTP on tiny
 models of nine architectures (`python -m tests.proof.vllm_http_models`). Where the rules pass an adapter that PEFT
 loads, its log probabilities were PEFT's to 1e-3.
 """
@@ -115,7 +116,7 @@ def _cell(engine: EngineRules, version: str, prop: Property, sources: _Sources) 
     for statement in engine.statements(prop.id, version_of(version)):
         word = _word(statement, prop)
         words.append(f"{word} {sources.number(statement)}")
-    return ", ".join(dict.fromkeys(words)) or "–"
+    return ", ".join(dict.fromkeys(words)) or ("worker" if engine.loaded_by_worker else "–")
 
 
 def _word(statement: Rule | Works, prop: Property) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -244,86 +243,6 @@ def test_alphas_are_unknown_without_values_and_exact_with_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alphas", "problems"),
-    [
-        ((1, 1, 1, 1, 8, 8), ()),
-        ((1, 1, 1, 2, 8, 8), ("image.attention_alphas",)),
-        ((1, 1, 2, 2, 8, 8), ("image.attention_alphas",)),
-        ((1, 1, 1, 1, 8, 9), ("image.text_alphas",)),
-        ((1, 2, 2, 2, 8, 9), ("image.attention_alphas", "image.text_alphas")),
-    ],
-)
-def test_alphas_that_diffusers_does_not_apply_are_seen_for_each_model(
-    alphas: tuple[float, ...], problems: tuple[str, ...]
-) -> None:
-    """Of the models of a U-Net's file, each may have one alpha; another counts outside its attention layers only."""
-    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"
-    text = "lora_te_text_model_encoder_layers_0_"
-    modules = [*(block + part for part in ("q", "k", "v", "out_0")), f"{text}self_attn_out_proj", f"{text}mlp_fc1"]
-    names = kohya_pairs("", modules)
-    names |= {f"{at}.alpha": ("F32", (), struct.pack("<f", n)) for at, n in zip(modules, alphas, strict=True)}
-    assert facts_of(names, values=True).problems == problems
-    assert facts_of(names).problems == ()
-    flux = {name.replace("down_blocks", "double_blocks"): tensor for name, tensor in names.items()}
-    assert facts_of(flux, values=True).problems == ()
-
-
-def test_alphas_that_are_there_in_part_are_a_problem_unless_the_others_are_the_rank() -> None:
-    names = kohya_pairs("lora_unet_", ATTENTION)
-    del names[next(name for name in names if name.endswith(".alpha"))]
-    assert facts_of(names, values=True).problems == ("image.alphas_in_part",)
-    same = {n: ("F32", (), struct.pack("<f", R)) if n.endswith(".alpha") else t for n, t in names.items()}
-    assert facts_of(same, values=True).problems == ()
-
-
-def test_alphas_of_a_text_encoder_alone_are_seen() -> None:
-    modules = [f"lora_te_text_model_encoder_layers_{n}_self_attn_out_proj" for n in range(3)]
-    names = kohya_pairs("", modules) | {f"{modules[0]}.alpha": ("F32", (), struct.pack("<f", 8.0))}
-    assert facts_of(names, values=True).problems == ("image.attention_alphas",)
-
-
-@pytest.mark.parametrize(
-    ("component", "numbers", "use_dora", "problems"),
-    [
-        ("unet", (0, 1), None, ()),
-        ("unet", (0, 1), True, ()),
-        ("unet", (0,), None, ("image.magnitudes_in_part",)),
-        ("unet", (), True, ("diffusers.metadata_refused",)),
-        ("unet", (0, 1), False, ("diffusers.metadata_refused",)),
-        ("text_encoder", (0, 1), None, ("image.text_magnitudes",)),
-    ],
-)
-def test_magnitudes_that_diffusers_does_not_apply_are_seen(
-    component: str, numbers: tuple[int, ...], use_dora: bool | None, problems: tuple[str, ...]
-) -> None:
-    inner = "layers.{}.self_attn.q_proj" if component == "text_encoder" else "down_blocks.{}.attn1.to_q"
-    modules = [f"{component}.{inner.format(n)}" for n in range(2)]
-    names = pair(modules[0], ".lora_A.weight", ".lora_B.weight") | pair(modules[1], ".lora_A.weight", ".lora_B.weight")
-    names |= {f"{modules[n]}.lora_magnitude_vector": ("F32", (D,), None) for n in numbers}
-    fields = {"use_dora": use_dora, "r": R, "lora_alpha": R, "target_modules": ["to_q"]}
-    claims = json.dumps({f"{component}.{name}": value for name, value in fields.items()})
-    facts = facts_of(names, {} if use_dora is None else {"lora_adapter_metadata": claims})
-    assert facts.format == "diffusers"
-    assert facts.problems == problems
-
-
-@pytest.mark.parametrize(
-    ("leaf", "has_alpha", "problems"),
-    [
-        ("attn_to_out_0", True, ("diffusers.onetrainer_names",)),
-        ("attn_to_q", False, ("image.onetrainer_modules", "diffusers.onetrainer_names")),
-        ("ff_net_2", True, ("image.onetrainer_modules", "diffusers.onetrainer_names")),
-    ],
-)
-def test_onetrainers_names_that_diffusers_refuses_are_seen(
-    leaf: str, has_alpha: bool, problems: tuple[str, ...]
-) -> None:
-    names = kohya_pairs("", [f"lora_transformer_transformer_blocks_0_{leaf}"])
-    facts = facts_of({n: t for n, t in names.items() if has_alpha or not n.endswith(".alpha")}, values=True)
-    assert (facts.format, facts.problems) == ("kohya", problems)
-
-
-@pytest.mark.parametrize(
     ("dtype", "raw"),
     [
         ("F16", struct.pack("<e", 0.5)),
@@ -368,6 +287,26 @@ def test_patterns_and_rslora_in_the_metadata_of_diffusers_count() -> None:
     facts = facts_of(names, {"lora_adapter_metadata": json.dumps(lora_metadata)})
     assert {m.scale for m in facts.modules if m.path.endswith("to_q")} == {2 / R}
     assert {m.scale for m in facts.modules if m.path.startswith("text_encoder.")} == {8 / R**0.5}
+
+
+@pytest.mark.parametrize(
+    ("alpha", "problems"), [(R, ()), (True, ("image.scale_in_metadata",)), (16, ("image.scale_in_metadata",))]
+)
+def test_a_scale_that_no_tensor_states_is_a_problem(alpha: object, problems: tuple[str, ...]) -> None:
+    """ComfyUI reads no metadata. PEFT computes with true as an alpha of 1."""
+    claims = f'{{"unet.r": {R}, "unet.lora_alpha": {json.dumps(alpha)}}}'
+    names = peft_pairs("unet.", ATTENTION)
+    assert facts_of(names, {"lora_adapter_metadata": claims}).problems == problems
+    repeated = claims[:-1] + f', "unet.r": {R}}}'
+    assert facts_of(names, {"lora_adapter_metadata": repeated}).problems == problems, "Python takes the last one"
+
+
+@pytest.mark.parametrize(("numbers", "absent"), [((0, 1), 0), ((0,), 1), ((), 0)])
+def test_modules_without_a_magnitude_beside_others_with_one_are_named(numbers: tuple[int, ...], absent: int) -> None:
+    modules = [f"unet.down_blocks.{n}.attn1.to_q" for n in range(2)]
+    names = pair(modules[0], ".lora_A.weight", ".lora_B.weight") | pair(modules[1], ".lora_A.weight", ".lora_B.weight")
+    names |= {f"{modules[n]}.lora_magnitude_vector": ("F32", (D,), None) for n in numbers}
+    assert facts_of(names).magnitudes_absent == tuple(modules[1 : 1 + absent])
 
 
 @pytest.mark.parametrize("broken", ["{", "[1]", '{"a": 1,}', "[" * 5000])
@@ -434,40 +373,6 @@ def test_a_pair_for_a_convolution_has_the_kernel_of_the_base(
 
 
 @pytest.mark.parametrize(
-    ("component", "field", "value", "problems"),
-    [
-        ("unet", "runtime_config", {"ephemeral_gpu_offload": False}, ("diffusers.metadata_refused",)),
-        ("unet", "alora_invocation_tokens", [1], ("diffusers.metadata_refused",)),
-        ("unet", "init_lora_weights", "orthogonal", ("diffusers.metadata_refused",)),
-        ("unet", "target_parameters", ["x"], ("diffusers.metadata_refused",)),
-        ("unet", "lora_bias", True, ("diffusers.metadata_refused",)),
-        ("unet", "lora_dropout", 1.5, ("diffusers.metadata_refused",)),
-        ("unet", "modules_to_save", ["x"], ("diffusers.metadata_unclear",)),
-        ("text_encoder", "target_parameters", ["x"], ("diffusers.metadata_unclear",)),
-        ("text_encoder", "trainable_token_indices", [1], ("diffusers.metadata_unclear",)),
-        ("text_encoder", "init_lora_weights", False, ("diffusers.metadata_unclear",)),
-        ("text_encoder", "lora_bias", True, ()),
-        ("unet", "lora_alpha", True, ("image.metadata_scale",)),
-        ("unet", "lora_dropout", -1, ()),
-        ("unet", "lora_dropout", math.nan, ()),
-    ],
-)
-def test_metadata_say_what_diffusers_does_by_them(
-    component: str, field: str, value: object, problems: tuple[str, ...]
-) -> None:
-    stem = f"{component}.{'encoder.layers.0.self_attn.q_proj' if component == 'text_encoder' else 'mid_block.to_q'}"
-    names: dict[str, Tensor] = {
-        f"{stem}.lora_A.weight": ("F32", (3, D), None),
-        f"{stem}.lora_B.weight": ("F32", (D, 3), None),
-    }
-    fields = {"r": 3, "lora_alpha": 3, "target_modules": ["to_q", "q_proj"], field: value}
-    claims = json.dumps({f"{component}.{name}": content for name, content in fields.items()})
-    assert facts_of(names, {"lora_adapter_metadata": claims}).problems == problems
-    repeated = claims[:-1] + f', "{component}.r": 3}}'
-    assert facts_of(names, {"lora_adapter_metadata": repeated}).problems == problems, "Python takes the last one"
-
-
-@pytest.mark.parametrize(
     "path",
     [
         "blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "proj_out", "condition_embedder.time_embedder.linear_1",
@@ -490,8 +395,3 @@ def test_names_of_diffusers_after_the_prefix_of_comfyui_or_kohya_are_seen(path: 
 def test_the_original_names_after_the_prefix_of_comfyui_or_kohya_are_in_order(path: str) -> None:
     for stem in (f"diffusion_model.{path}", f"lora_unet_{path.replace('.', '_')}"):
         assert "image.foreign_names" not in facts_of(pair(stem, ".lora_down.weight", ".lora_up.weight")).problems
-
-
-def test_the_prefix_of_lycoris_is_seen_before_plain_pairs() -> None:
-    facts = facts_of(pair("lycoris_transformer_blocks_0_attn_to_q", ".lora_down.weight", ".lora_up.weight"))
-    assert (facts.format, "diffusers.lycoris_prefix" in facts.problems) == ("kohya", True)

@@ -86,7 +86,7 @@ def test_no_engine_is_said_to_serve_an_adapter_that_is_broken(profile: str) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
-def test_image_files_are_recognized_and_evaluated_as_diffusers_does(tmp_path: Path) -> None:
+def test_image_files_are_recognized_and_left_to_a_worker(tmp_path: Path) -> None:
     from tests.fixtures import image_adapters, make_base
 
     make_base.image(tmp_path / "bases")
@@ -97,7 +97,6 @@ def test_image_files_are_recognized_and_evaluated_as_diffusers_does(tmp_path: Pa
         header = safetensors.read_bytes(data, file=name)
         format_ = formats.of_header(header)
         facts = image_facts.of_header(header, format_)
-        served = outcome(engine_facts.of_file(facts, is_image=True), "diffusers==0.42.1") in ("pass", "warn")
         assert format_.name == entry["naming"], name
         assert facts.family.startswith(entry["family"]), name
-        assert served == (" tensors usable" in entry["diffusers"] and not entry["diffusers"].startswith("0 ")), name
+        assert outcome(engine_facts.of_file(facts, is_image=True), "diffusers==0.42.1") == "unknown", name

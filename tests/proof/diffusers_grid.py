@@ -1,31 +1,21 @@
-"""diffusers itself about every generated image adapter: does each pair arrive in its module, and nothing else?
+"""The worker and diffusers about generated image adapters: does each pair arrive in its module, and nothing else?
 
-    python -m tests.proof.diffusers_grid [IDS…]     asks what the journal lacks, prints where the registry disagrees
-    python -m tests.proof.diffusers_grid --record   and writes a third into tests/engines/recorded_diffusers_grid.json
+    python -m tests.proof.diffusers_grid [--share N] [IDS…]     prints where the worker and the layers disagree
 
-An answer is `exact`, `wrong N/M` (N of M modules lack their update, or have another one or one too many), or the
-class of the exception. IDS are beginnings or patterns of ids (tests/engines/image_grid.py).
-
-Invariants
-- The entry point is `load_lora_weights` of a whole pipeline, as a user calls it; each case has fresh models.
-- An update counts by the layer's own numbers: scale · B · A, its magnitudes and biases, on unchanged weights.
-- Answers are kept in `.cache/diffusers-grid.jsonl` by the case's bytes: a stopped run goes on where it stopped.
+IDS are beginnings or patterns of ids (tests/proof/image_grid.py); without them one case in N, 8 by default. The cases
+that the tests have by name (tests/worker/image_cases.py) are asked too.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import fnmatch
-import hashlib
-import json
 import os
-import re
 import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +25,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import diffusers
 import torch
 import transformers
-from safetensors.torch import load_file
 
-from tests.engines import image_grid
-from tests.engines.image_cases import Case, Update
-from tests.engines.image_writers import UNETS
+from registry.evaluation.verdicts import Outcome, add_up
+from tests.proof import image_grid
+from tests.worker import diffusers_oracle
+from tests.worker.image_cases import CASES, Case
+from tests.worker.test_diffusers import PIPELINES
+from tests.worker.test_diffusers import models as named_models
 
-NAME = f"diffusers=={diffusers.__version__}"
-JOURNAL = Path(".cache/diffusers-grid.jsonl")
-WEIGHT_NAME = "adapter.safetensors"
-SECONDS = 3
+SECONDS = 6
 """Of CPU: more than any load here needs. What runs on is diffusers' endless loop over a negative alpha."""
-TOLERANCE = 1e-4
 Models = dict[str, Any]
 
 
@@ -157,90 +145,27 @@ _PIPELINES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def pipeline(family: str, parts: Models) -> Any:
-    """A whole pipeline of these models, with nothing in the places of the others."""
-    name, absent, options = _PIPELINES[family]
-    rest = dict.fromkeys((*_ABSENT, *absent))
-    if family == "sd":
-        rest["scheduler"] = diffusers.DDIMScheduler()
-    return getattr(diffusers, name)(**rest, **parts, **options)
+def options(family: str) -> dict[str, Any]:
+    """What the pipeline's constructor gets beside the models."""
+    _, absent, others = _PIPELINES[family]
+    return {**dict.fromkeys((*_ABSENT, *absent)), **others} | (
+        {"scheduler": diffusers.DDIMScheduler()} if family == "sd" else {}
+    )
 
 
-def described(parts: dict[str, Models]) -> dict[str, Any]:
-    """What `image_grid` needs of the models: class and shapes of all weights with two dimensions or more."""
-    bases = {}
-    for family, components in parts.items():
-        config = dict(components[("unet" if family in UNETS else "transformer")].config)
-        shapes = {
-            component: {name.removesuffix(".weight"): list(value.shape) for name, value in model.state_dict().items()
-                        if name.endswith(".weight") and value.ndim > 1}
+def shapes_of(parts: dict[str, Models]) -> dict[str, dict[str, dict[str, list[int]]]]:
+    """Family → component → path → shape of its weight, of all weights with two dimensions or more."""
+    return {
+        family: {
+            component: {
+                name.removesuffix(".weight"): list(value.shape)
+                for name, value in model.state_dict().items()
+                if name.endswith(".weight") and value.ndim > 1
+            }
             for component, model in components.items()
-        }  # fmt: skip
-        denoiser = components[("unet" if family in UNETS else "transformer")]
-        facts = {"_class_name": type(denoiser).__name__, "cross_attention_dim": config.get("cross_attention_dim")}
-        bases[family] = {"pipeline": _PIPELINES[family][0], "config": facts, "components": shapes}
-    return bases
-
-
-def ask(case: Case, parts: Models, folder: Path) -> str:
-    """diffusers' answer about one file."""
-    (folder / WEIGHT_NAME).write_bytes(case.file)
-    loaded = copy.deepcopy(parts)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    try:
-        pipeline(case.base, loaded).load_lora_weights(str(folder), weight_name=WEIGHT_NAME)
-    except Exception as e:  # whatever diffusers raises is its answer
-        return type(e).__name__
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    tensors = load_file(folder / WEIGHT_NAME)
-    expected = {update.module: update for update in case.meant}
-    biased = any(name.endswith("lora_B.bias") for name in tensors)
-    wrong, layers = 0, {}
-    for component, model in loaded.items():
-        weights = parts[component].state_dict()
-        for path, module in model.named_modules():
-            if getattr(module, "lora_A", None):
-                layers[f"{component}.{path}"] = (module, weights[f"{path}.weight"])
-    for path in layers.keys() | expected.keys():
-        if path in layers and path not in expected:
-            wrong += not _does_nothing(layers[path][0])
-        else:
-            wrong += path not in layers or not _is_right(*layers[path], expected[path], tensors, biased)
-    if case.meant and not wrong:
-        return "exact"
-    return f"wrong {wrong}/{len(layers.keys() | expected.keys())}"
-
-
-def _does_nothing(module: Any) -> bool:
-    """Whether the layer that the file has no tensors for is as PEFT begins it, with B = 0."""
-    (name,) = module.lora_A
-    b = module.lora_B[name]
-    return not (b.weight.is_meta or b.weight.any() or b.bias is not None or name in module.lora_magnitude_vector)
-
-
-def _is_right(module: Any, weight: Any, update: Update, tensors: dict[str, Any], biased: bool) -> bool:
-    (name,) = module.lora_A
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    base = module.get_base_layer().weight
-    bias = module.lora_B[name].bias
-    magnitude = module.lora_magnitude_vector[name].weight if name in module.lora_magnitude_vector else None
-    if any(value is not None and value.is_meta for value in (a, b, base, bias, magnitude)):
-        return False
-    first, last = update.rows or (0, len(tensors[update.b]))
-    product = update.scale * tensors[update.b][first:last].flatten(1) @ tensors[update.a].flatten(1)
-    own = module.scaling[name] * b.flatten(1) @ a.flatten(1)
-    if own.shape != product.shape or base.shape != weight.shape or not torch.equal(base, weight):
-        return False
-    if (magnitude is None) != (not update.magnitude) or biased != (bias is not None):
-        return False
-    if magnitude is not None and not torch.equal(magnitude.flatten(), tensors[update.magnitude].flatten()):
-        return False
-    if bias is not None:
-        stated = tensors.get(update.b.replace(".lora_B.weight", ".lora_B.bias"))
-        if stated is None or not torch.equal(bias, stated):
-            return False
-    return bool(torch.allclose(own, product, atol=TOLERANCE, rtol=TOLERANCE))
+        }
+        for family, components in parts.items()
+    }
 
 
 class Endless(Exception):
@@ -251,61 +176,57 @@ def _endless(*_: Any) -> None:
     raise Endless
 
 
-def _journal() -> dict[str, str]:
-    rows = [json.loads(line) for line in JOURNAL.read_text().splitlines()] if JOURNAL.exists() else []
-    return {row["case"]: row["answer"] for row in rows if row["version"] == NAME}
+def cases(identities: Sequence[str], share: int) -> Iterator[tuple[str, Case, Models, str, dict[str, Any]]]:
+    """Id, file, models, class of the pipeline and what else it gets."""
+    parts = {base: named_models(base) for base in PIPELINES}
+    for name, case in CASES.items():
+        kind, others = PIPELINES[case.base]
+        scheduler = {"scheduler": diffusers.DDIMScheduler()} if case.base == "sd-tiny" else {}
+        yield name, case, parts[case.base], kind, others | scheduler
+    generated = models()
+    shapes = shapes_of(generated)
+    every = image_grid.ids(shapes)
+    chosen = [i for i in every if any(i.startswith(p) or fnmatch.fnmatch(i, p) for p in identities)]
+    for identity in chosen if identities else image_grid.sample(every, share):
+        case = image_grid.build(identity, shapes)
+        yield identity, case, generated[case.base], _PIPELINES[case.base][0], options(case.base)
 
 
-def run(identities: Sequence[str], parts: dict[str, Models], limit: int = 10**6) -> dict[str, str]:
-    """Id → answer; what the journal holds is not asked again, and at most `limit` others are."""
+def disagreements(identities: Sequence[str] = (), share: int = 8) -> tuple[int, dict[str, str]]:
+    """How many were asked, and id → where the worker says something else than the layers show."""
     signal.signal(signal.SIGPROF, _endless)
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity(50)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    bases, answers, answered = described(parts), {}, _journal()
-    JOURNAL.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch, JOURNAL.open("a") as journal:
-        for identity in identities:
-            case = image_grid.build(identity, bases)
-            key = hashlib.sha256(identity.encode() + case.file + repr(case.meant).encode()).hexdigest()[:24]
-            if key not in answered and limit > 0:
-                limit -= 1
-                answered[key] = ask(case, parts[case.base], Path(scratch))
-                journal.write(
-                    json.dumps({"version": NAME, "case": key, "id": identity, "answer": answered[key]}) + "\n"
-                )
-                journal.flush()
-            if key in answered:
-                answers[identity] = answered[key]
-    return answers
+    count, different = 0, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for identity, case, parts, kind, others in cases(identities, share):
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            try:
+                answer = diffusers_oracle.ask(case, parts, (kind, others), Path(scratch))
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                findings = diffusers_oracle.worker_says(case, parts, kind, Path(scratch))
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            count += 1
+            outcome = add_up(findings)
+            codes = sorted({f.code for f in findings if f.severity != "info"})
+            if (outcome is Outcome.PASS and answer != "exact") or (outcome is Outcome.FAIL and answer == "exact"):
+                different[identity] = f"{answer}: the worker says {outcome} {codes}"
+    return count, different
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 1 if diffusers and the registry disagree anywhere."""
+    """Exit status 1 if diffusers and the worker disagree anywhere."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ids", nargs="*")
-    parser.add_argument("--record", action="store_true")
-    parser.add_argument("--limit", type=int, default=10**6, help="how many cases may be asked that the journal lacks")
-    options = parser.parse_args(arguments)
-    parts = models()
-    bases = described(parts)
-    identities = [i for i in image_grid.ids(bases)
-                  if not options.ids or any(i.startswith(p) or fnmatch.fnmatch(i, p) for p in options.ids)]  # fmt: skip
-    answers = run(identities, parts, options.limit)
-    specs = image_grid.base_specs(bases)
-    different = {
-        i: text for i in answers if (text := image_grid.disagreement(image_grid.build(i, bases), specs, answers[i]))
-    }
+    parser.add_argument("--share", type=int, default=8)
+    chosen = parser.parse_args(arguments)
+    count, different = disagreements(chosen.ids, chosen.share)
     for identity, text in different.items():
-        print(f"{identity:60} {answers[identity]:16} {text}")
-    counts = {word: sum(answer.startswith(word) for answer in answers.values()) for word in ("exact", "wrong")}
-    print(f"{NAME}: {len(answers)} cases, {counts}, {len(different)} differences")
-    if options.record:
-        rows = {"version": NAME, "bases": bases, "answers": {i: answers[i] for i in image_grid.sample(answers)}}
-        text = json.dumps(rows, indent=0, sort_keys=True)
-        text = re.sub(r"\[\n([\d,\n]+)\n\]", lambda shape: f"[{shape[1]}]".replace("\n", ""), text)
-        image_grid.RECORDED.write_text(text + "\n")
+        print(f"{identity:60} {text}")
+    print(f"diffusers=={diffusers.__version__}: {count} cases, {len(different)} differences")
     return int(bool(different))
 
 

@@ -24,9 +24,9 @@ from registry.server.evaluation import engine_profiles
 from registry.server.maintenance import reevaluate
 from tests import samples
 from tests.base_specs import spec_of
-from tests.engines import image_cases
 from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
+from tests.worker import image_cases
 
 VLLM, WIDE, SGLANG = "vllm==0.33.0", "vllm==0.33.0,max_lora_rank=64", "sglang==0.5.23"
 
@@ -165,7 +165,7 @@ def test_a_header_is_checked_before_the_push(harness: Harness) -> None:
 
 def test_a_header_of_another_tool_is_checked_before_the_push(harness: Harness) -> None:
     harness.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
-    for case, format_name in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
+    for case, fits in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
         data = image_cases.CASES[case].file
         length = int.from_bytes(data[:8], "little")
         request = CheckRequest(
@@ -173,8 +173,8 @@ def test_a_header_of_another_tool_is_checked_before_the_push(harness: Harness) -
             engines=["diffusers==0.42.1"],
         )  # fmt: skip
         compat, loaded = harness.admin.check(request).items
-        assert compat.outcome == format_name
-        assert loaded.outcome == ("pass" if case == "flux-kohya" else "fail")
+        assert compat.outcome == fits
+        assert loaded.outcome == ("fail" if fits == "fail" else "unknown")
 
 
 # ------------------------------------------------------------------ fleets
@@ -369,3 +369,42 @@ def test_an_unreadable_header_stays_unknown_and_stops_nothing(harness: Harness) 
     assert (done.versions, done.headers, done.verdicts) == (1, 0, 2)
     assert harness.admin.version("acme/support").facts == before
     assert stored(harness) == {VLLM: "unknown", SGLANG: "unknown"}
+
+
+# ------------------------------------------------------------------ what a worker has seen
+DIFFUSERS = "diffusers==0.42.1"
+
+
+def push_style(harness: Harness) -> None:
+    harness.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
+    harness.bases["flux-tiny"] = image_cases.bases()["flux-tiny"]
+    harness.push("art/style", {"style.safetensors": image_cases.CASES["flux-kohya"].file}, base="flux-tiny")
+
+
+def engine_verdicts(harness: Harness) -> list[tuple[str, str]]:
+    return [(str(v.outcome), v.findings[0].code) for v in harness.admin.verdicts("art/style", [DIFFUSERS]).items]
+
+
+@pytest.mark.parametrize("severity", ["info", "error"])
+def test_what_a_worker_saw_diffusers_take_is_the_verdict_and_rechecks_keep_it(
+    severity: Severity, harness: Harness
+) -> None:
+    push_style(harness)
+    assert engine_verdicts(harness) == [("unknown", "engine.diffusers.not_loaded")]
+    taken = Finding.of(severity, "smoke.tensors_loaded", "style.safetensors", "as diffusers says")
+    harness.validate("art/style", engine=(taken,), made_by={"diffusers": "0.42.1"})
+    outcome = "pass" if severity == "info" else "fail"
+    assert stored(harness, "art/style")[DIFFUSERS] == outcome
+    assert engine_verdicts(harness) == [(outcome, "smoke.tensors_loaded")]
+    renewed(harness, f"{VLLM} {DIFFUSERS}")
+    assert stored(harness, "art/style")[DIFFUSERS] == outcome
+    (other,) = harness.admin.verdicts("art/style", ["diffusers==0.40.0"]).items
+    assert other.outcome == "unknown"
+
+
+@pytest.mark.parametrize("version", ["0.42.1,strength=1", "", "newest"])
+def test_a_report_cannot_name_a_profile_that_there_is_not(version: str, harness: Harness) -> None:
+    push_style(harness)
+    taken = Finding.of("info", "smoke.tensors_loaded", "style.safetensors", "as diffusers says")
+    harness.validate("art/style", engine=(taken,), made_by={"diffusers": version})
+    assert set(stored(harness, "art/style")) == {VLLM, SGLANG}

@@ -36,9 +36,9 @@ from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.access.identity import ISSUER, LoginServer, Provider
 from tests.access.tenants import send
-from tests.engines import image_cases
 from tests.harness import Harness
 from tests.processes import free_port
+from tests.worker import image_cases
 
 ENGINES = "vllm==0.33.0,max_lora_rank=32 sglang==0.5.23"
 README = """---

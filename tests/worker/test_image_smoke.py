@@ -55,7 +55,11 @@ def test_image_adapters_are_rendered_and_the_report_holds_both_images(
     images = {name: base64.b64decode(image) for name, image in report.images.items()}
     assert {name: _size(image) for name, image in images.items()} == {"before": (128, 128), "after": (128, 128)}
     assert images["before"] != images["after"]
-    assert "diffusers" in report.made_by
+    profile = f"diffusers=={report.made_by['diffusers']}"
+    taken = {name: setup.harness.admin.verdicts(f"acme/{name}", [profile]).items[0].outcome for name in EXPECTED}
+    assert taken == {
+        "kohya-sd": "pass", "diffusers-old": "pass", "flux-xlabs": "pass", "flux-comfy": "fail", "lycoris-loha": "fail"
+    }  # fmt: skip
 
 
 def _size(png: bytes) -> tuple[int, int]:

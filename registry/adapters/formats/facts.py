@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.safetensors import FLOATS, TensorInfo
-from registry.findings import Finding
 from registry.model import FrozenModel
 
 
@@ -51,19 +50,13 @@ class FileFacts(FrozenModel):
     """Everything that header, alphas and metadata tell. `private_texts` names the metadata that was left out.
 
     `targets`: component → which modules its PEFT configuration in the metadata targets. `magnitudes_absent`: the
-    paths without one where other modules of the model have DoRA. `metadata_faults`: why diffusers cannot load by them.
+    paths without one where other modules of the model have DoRA.
 
     `problems` are what engines stumble over, as codes: `lora.adapter_name_inside`, `lora.pair_incomplete`,
-    `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its norms, by which loaders know a
-    control adapter), `image.attention_alphas` (different alphas in attention layers, in a kohya file for a U-Net),
-    `image.text_alphas` (in a text encoder, elsewhere), `image.alphas_in_part` (in a model, pairs without alpha beside
-    others), `image.dora_scale` (DoRA under kohya's name), `image.magnitudes_in_part` (in a model, pairs without
-    magnitudes beside others, or against its metadata), `image.text_magnitudes` (of a text encoder),
-    `image.onetrainer_modules` (names of OneTrainer for a transformer: modules of a block other than its attention, or
-    pairs without an alpha), `image.names_mixed` (of a U-Net or transformer, the file's first tensor is a lora_A and
-    others are .lora.down), `image.foreign_names` (diffusers' names of Flux's or Wan's modules after
-    ComfyUI's or kohya's prefix), `image.transformer_down_up` (kohya's ends of names after diffusers' modules), and
-    `diffusers.…` (what its loaders do with names: `formats/diffusers.py`).
+    `lora.rank_differs_from_config`, `image.no_control_norms` (Flux names of Black Forest Labs without the scales of its
+    norms, by which loaders know a control adapter), `image.dora_scale` (DoRA under kohya's name), `image.bias` (on
+    lora_B), `image.foreign_names` (diffusers' names of modules after ComfyUI's or kohya's prefix) and
+    `image.scale_in_metadata` (an alpha that no tensor states).
     """
 
     format: str
@@ -75,13 +68,11 @@ class FileFacts(FrozenModel):
     modules: tuple[FileModule, ...] = ()
     has_dora: bool = False
     has_convolutions: bool = False
-    has_alpha_tensors: bool = False
     alpha_rule: str = ""
     trigger_words: str = ""
     claims: dict[str, str] = {}
     targets: dict[str, AdapterConfig] = {}
     magnitudes_absent: tuple[str, ...] = ()
-    metadata_faults: tuple[Finding, ...] = ()
     private_texts: tuple[str, ...] = ()
     base_claimed: str = ""
     dtypes: tuple[str, ...] = ()

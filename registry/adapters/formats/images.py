@@ -7,18 +7,16 @@ only through `read`. Captions, prompts and paths of the training set may be priv
 import math
 import re
 import struct
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
-from registry.adapters.formats import IMAGE_COMPONENTS, OF_2023, Format, diffusers, metadata
+from registry.adapters.formats import IMAGE_COMPONENTS, Format, metadata
 from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors, groups_of
 from registry.adapters.peft import fields as peft_fields
 from registry.adapters.peft.config import ALPHA_LIMIT
 from registry.adapters.peft.targets import Choice
 from registry.adapters.safetensors import Header, Read, TensorInfo
-from registry.findings import Finding
 from registry.strict.fields import Fields
 
 ALPHA_READS_LIMIT = 4096
@@ -58,8 +56,6 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
     private = tuple(sorted(_printable(k) for k in header.metadata if k not in claims and k not in _HARMLESS))
     alphas, rule = _alphas(groups, header, format, read)
     family, evidence = family_of(header)
-    magnitudes = _magnitudes_absent(groups)
-    faults = _faults_of_metadata(header, groups, format)
     return FileFacts(
         format=format.name,
         method=_method(groups),
@@ -71,23 +67,15 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
             for path, halves in sorted(groups.items())
             if set(halves) - {"scale"} or not path.endswith("_norm")
         ),
-        magnitudes_absent=magnitudes,
+        magnitudes_absent=_magnitudes_absent(groups),
         has_dora=any("dora_scale" in h or "lora_magnitude_vector" in h for h in groups.values()),
         has_convolutions=any(len(t.shape) >= 4 for t in header),
-        has_alpha_tensors=any("alpha" in h for h in groups.values()),
         alpha_rule=rule,
         targets=metadata.targets(header.metadata),
-        metadata_faults=faults,
         trigger_words=next((_printable(header.metadata[k]) for k in _TRIGGERS if header.metadata.get(k)), ""),
         claims=claims,
         private_texts=private[:50],
-        problems=(
-            *_problems(header, groups, format),
-            *(("image.magnitudes_in_part",) if magnitudes and format.name == "diffusers" else ()),
-            *sorted(set(_alpha_problems(groups, format, alphas, rule))),
-            *_metadata_problems(header, faults, groups),
-            *diffusers.problems(groups, format.name, alphas if "tensors" in rule else {}),
-        ),
+        problems=_problems(header, groups, format),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),
@@ -172,130 +160,43 @@ def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 
 def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format) -> tuple[str, ...]:
-    """What engines stumble over, by the names alone."""
+    """What engines stumble over, by names and metadata alone."""
     checks = {
         "lora.adapter_name_inside": any(_INFIX.search(info.name) for info in header),
         "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
         "image.no_control_norms": format.name == "bfl" and not any("query_norm.scale" in t.name for t in header),
         "image.dora_scale": any("dora_scale" in halves for halves in groups.values()),
-        "image.text_magnitudes": any(_MAGNITUDE in h and _component(p).startswith("text_") for p, h in groups.items()),
-        "image.names_mixed": any(_has_mixed_names(header, component) for component in ("unet.", "transformer.")),
-        "image.onetrainer_modules": any(path.startswith("lora_transformer_") for path in groups)
-        and any(_ONETRAINER_OTHER.match(path) or "alpha" not in halves for path, halves in groups.items()),
+        "image.bias": any("lora_B.bias" in halves for halves in groups.values()),
+        "image.foreign_names": any(map(_FOREIGN_NAME.match, groups)),
+        "image.scale_in_metadata": _is_scale_only_in_metadata(header, groups),
     }
     return tuple(code for code, there in checks.items() if there)
 
 
-_MAGNITUDE = "lora_magnitude_vector"
-_ONETRAINER_OTHER = re.compile(
-    r"lora_transformer_(?:single_)?transformer_blocks_\d+_(?!attn_(?:to_[qkv]|to_out_0|to_add_out|add_[qkv]_proj)\Z)"
+_FOREIGN_NAME = re.compile(
+    r"(?:diffusion_model\.|lora_unet_)(?:(?:single_)?transformer_blocks[._]|blocks[._]\d+[._](?:attn[12]|ffn[._]net)[._]"
+    r"|proj_out\Z|(?:x|context|condition|time_text)_embed(?:der)?(?:[._]|\Z)|norm_out[._])"
 )
-"""Modules of a block that diffusers (0.42, `_convert_mixture_state_dict_to_diffusers`) takes for the block itself."""
+"""Modules of Flux and Wan as diffusers calls them, after a prefix that stands before their original names."""
 
 
-def _with_magnitudes(groups: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, dict[str, bool]]:
-    """Component → path of a pair → whether it has a magnitude of DoRA."""
-    by_component: dict[str, dict[str, bool]] = defaultdict(dict)
-    for path, halves in groups.items():
-        if _rank(halves):
-            by_component[_component(path)][path] = not halves.keys().isdisjoint((_MAGNITUDE, "dora_scale"))
-    return by_component
+def _is_scale_only_in_metadata(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> bool:
+    """Whether the metadata state an alpha other than the rank, and no tensor does."""
+    if any("alpha" in halves for halves in groups.values()):
+        return False
+    ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
+    return any(alpha != ranks[path] for path, alpha in _stated_alphas(ranks, header).items())
 
 
 def _magnitudes_absent(groups: Mapping[str, Mapping[str, TensorInfo]]) -> tuple[str, ...]:
     """The paths of pairs without a magnitude in models where other pairs have one."""
-    mixed = (there for there in _with_magnitudes(groups).values() if any(there.values()))
-    return tuple(path for there in mixed for path, has_one in there.items() if not has_one)
-
-
-def _faults_of_metadata(
-    header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format
-) -> tuple[Finding, ...]:
-    """What diffusers cannot load by; LyCORIS has no such configuration."""
-    if _method(groups) != "lora":
-        return ()
-    ranks: dict[str, dict[str, int]] = defaultdict(dict)
+    by_component: dict[str, dict[str, bool]] = defaultdict(dict)
     for path, halves in groups.items():
-        if rank := _rank(halves):
-            ranks[_component(path)][path.partition(".")[2] or path] = rank
-    biased = frozenset(_component(path) for path, halves in groups.items() if "lora_B.bias" in halves)
-    exact = format.name == "diffusers"
-    return (
-        *metadata.faults(header.metadata, ranks, biased, exact_paths=exact),
-        *_misstated_dora(header, groups),
-        *islice(_unstated_ranks(header, groups), metadata.FAULTS_LIMIT),
-    )
-
-
-def _unstated_ranks(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> Iterator[Finding]:
-    """Without metadata diffusers takes the columns of lora_B for the rank, which a convolution's groups divide."""
-    stated = metadata.by_component(header.metadata)
-    message = f"is split in groups, and without {metadata.KEY} diffusers takes the columns of lora_B for the rank"
-    for path, halves in groups.items():
-        count, rank = groups_of(halves), _rank(halves)
-        if count > 1 and _component(path) not in stated:
-            yield Finding.of("error", "lora.rank_differs_from_config", path, message, rank, rank // count)
-
-
-def _misstated_dora(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]]) -> Iterator[Finding]:
-    """diffusers makes layers with magnitudes by `use_dora` of the metadata alone."""
-    stated = metadata.by_component(header.metadata)
-    for component, there in _with_magnitudes(groups).items():
-        use_dora, path = stated.get(component, {}).get("use_dora"), next(iter(there))
-        if stated.get(component) and bool(use_dora) not in there.values():
-            code = "lora.magnitude_absent" if use_dora else "lora.magnitude_without_dora"
-            message = f"{metadata.KEY}: {component}.use_dora is {bool(use_dora)}, unlike the tensors of {path}"
-            yield Finding.of("error", code, path, message, there[path], bool(use_dora))
-
-
-def _metadata_problems(
-    header: Header, faults: tuple[Finding, ...], groups: Mapping[str, Mapping[str, TensorInfo]]
-) -> Iterator[str]:
-    """What engines stumble over that read diffusers' metadata, or do not read it."""
-    severities = {fault.severity for fault in faults}
-    if "error" in severities:
-        yield "diffusers.metadata_refused"
-    elif severities:
-        yield "diffusers.metadata_unclear"
-    ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
-    stated = _stated_alphas(ranks, header)
-    if stated and any("alpha" in halves for halves in groups.values()):
-        yield "diffusers.metadata_beside_alphas"
-    if any(alpha != ranks[path] for path, alpha in stated.items()):
-        yield "image.metadata_scale"
-
-
-def _has_mixed_names(header: Header, component: str) -> bool:
-    """Whether diffusers (0.42, `load_lora_adapter`), which takes the first name for all, leaves some as they are."""
-    names = [info.name for info in header if info.name.startswith(component)]
-    return bool(names) and "lora_A" in names[0] and any(name.endswith(OF_2023) for name in names)
-
-
-_ATTENTION = re.compile(r"lora_unet_\S+_attn[12]_to_(?:q|k|v|out_0)|lora_te[12]?_\S+_self_attn_(?:q|k|v|out)_proj")
-
-
-def _alpha_problems(
-    groups: Mapping[str, Mapping[str, TensorInfo]], format: Format, alphas: Mapping[str, float], rule: str
-) -> Iterator[str]:
-    """Where diffusers (0.42, `get_peft_kwargs`) gives modules the most frequent alpha of their component."""
-    components = {_component(path) for path in groups}
-    is_kohya = format.name == "kohya" and "transformer" not in components
-    if rule != "alpha tensors" or not (is_kohya or format.name == "diffusers"):
-        return
-    for component in sorted(components):
-        own = {path: alpha for path, alpha in alphas.items() if _component(path) == component}
-        in_attention = {alpha for path, alpha in own.items() if _ATTENTION.fullmatch(path)}
-        counts = Counter(own.values()).most_common()
-        frequent = [alpha for alpha, count in counts if count == counts[0][1]]  # it may take any of these
-        ranks = {_rank(halves) for path, halves in groups.items() if path not in own and _component(path) == component}
-        if frequent and all(ranks - {0, alpha} for alpha in frequent):
-            yield "image.alphas_in_part"
-        if not is_kohya:
-            continue
-        if frequent and all(in_attention - {alpha} for alpha in frequent):
-            yield "image.attention_alphas"
-        elif component != "unet" and len(counts) > 1:
-            yield "image.text_alphas"
+        if _rank(halves):
+            has_magnitude = not halves.keys().isdisjoint(("lora_magnitude_vector", "dora_scale"))
+            by_component[_component(path)][path] = has_magnitude
+    mixed = (magnitudes for magnitudes in by_component.values() if any(magnitudes.values()))
+    return tuple(path for magnitudes in mixed for path, has_magnitude in magnitudes.items() if not has_magnitude)
 
 
 def _kronecker(by_end: Mapping[str, tuple[int, ...]], number: str) -> tuple[int, ...]:

@@ -2,9 +2,11 @@
 
 Verdicts are stored for the profiles in REGISTRY_ENGINES; for any other profile they are computed and not stored. Facts
 of another release of this registry give the outcome `unknown`, never a guess.
+
+Where a worker has loaded the adapter with the engine itself, its verdict counts: facts replace it only by a no.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -15,8 +17,9 @@ from registry.api.evaluation import CheckRequest, EngineSettingsList, VerdictLis
 from registry.bases import BaseSpec
 from registry.compat import evaluate
 from registry.digest import Digest
-from registry.engines import EngineProfile
+from registry.engines import EngineProfile, rulebook
 from registry.engines import settings as engine_settings
+from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
@@ -56,11 +59,30 @@ def build_verdicts(
     return [verdicts.to_row(verdict, version.id, version.base_id) for verdict in evaluated]
 
 
+def profile_of_tools(made_by: Mapping[str, str]) -> str:
+    """The profile of the engine that a worker loads adapters with, by the tools of its report; "" if it has none."""
+    for name, rules in rulebook.engines().items():
+        if rules.loaded_by_worker and name in made_by:
+            try:
+                return str(engines.profile(f"{name}=={made_by[name]}"))
+            except Invalid:  # a report is untrusted
+                return ""
+    return ""
+
+
+def by_workers(stored: Iterable[Verdict]) -> dict[str, Verdict]:
+    """Profile → the newest verdict of a worker that loaded the adapter; the registry's own before an owner's."""
+    made = (v for v in stored if v.check is Check.ENGINE and v.report is not None)
+    return {v.profile: v for v in sorted(made, key=lambda v: not v.by_owner)}
+
+
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:
     """Write new verdicts for every stored profile, because another check of this version has changed."""
     stored = verdicts.newest_of(session, version)
     profiles = [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]
-    db.bulk_insert(session, build_verdicts(version, base, newest_outcomes(stored), profiles))
+    loaded = by_workers(stored)
+    rows = build_verdicts(version, base, newest_outcomes(stored), profiles)
+    db.bulk_insert(session, [row for row in rows if row.outcome == Outcome.FAIL or row.profile not in loaded])
 
 
 def evaluate_version(
@@ -74,7 +96,9 @@ def evaluate_version(
     outcomes = newest_outcomes(stored)
     spec = base_rows.load_spec(base_rows.get(session, version.base_id))
     profiles = engine_profiles.parse_profiles(texts)
-    return VerdictList(items=[evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles])
+    evaluated = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
+    loaded = by_workers(stored)
+    return VerdictList(items=[v if v.outcome is Outcome.FAIL else loaded.get(v.profile, v) for v in evaluated])
 
 
 def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:

@@ -4,6 +4,7 @@
   job state are one transaction: no bytes without a row, no verdict without bytes.
 - A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
   from its findings. What it says about `compat` counts if the header could not decide that check, or if PEFT says no.
+  What the engine's own library took of an image adapter's file is the verdict `engine` of its version.
 - A worker whose token may not work everywhere evaluates for the version's own namespace: its verdicts say so
   (`by_owner`), and the registry does not attest them. Its reports have to fit into the quota; only those of
   verdicts that count are kept, and only these keep their findings.
@@ -123,6 +124,10 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
         if compat.outcome is not Outcome.UNKNOWN and not by_owner:
             engine_compat.renew_verdicts(session, version, base)
         detail["compat"] = compat.outcome
+    if report.engine is not None and (profile := engine_compat.profile_of_tools(report.made_by)):
+        engine = _verdict(Check.ENGINE, report, report.engine, base, digest, profile=profile, **author)
+        session.add(verdicts.to_row(engine, version.id, version.base_id, job_id=row.id))
+        detail["engine"] = engine.outcome
     if by_owner:
         _release_former_reports(session, version)
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)

@@ -55,7 +55,10 @@ CARD = "card"
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """A version with its newest outcomes of `compat` and `weights`, and the rules of each `engine` verdict."""
+    """A version with its newest outcomes of `compat` and `weights`, and the rules of each `engine` verdict.
+
+    `loaded`: the profiles of engines with which a worker has loaded it.
+    """
 
     id: int
     digest: str
@@ -64,6 +67,7 @@ class _Version:
     compat: str
     weights: str
     rules: dict[str, str]
+    loaded: frozenset[str]
     predates_base: bool
     """Whether its `compat` was evaluated while its base was not registered, or before its modules were read again."""
 
@@ -173,23 +177,27 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
         .where(col(VerdictRow.by_owner).is_(False))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
-    outcome_rows = select(  # type: ignore[call-overload]  # seven columns: SQLModel has overloads for four
+    outcome_rows = select(  # type: ignore[call-overload]  # eight columns: SQLModel has overloads for four
         VerdictRow.version_id,
         VerdictRow.check,
         VerdictRow.profile,
         VerdictRow.outcome,
         VerdictRow.made_by,
+        VerdictRow.report,
         VerdictRow.base_fingerprint,
         col(VerdictRow.made_at) < col(BaseRow.created_at),
     ).where(col(VerdictRow.id).in_(newest), col(VerdictRow.base_id) == col(BaseRow.id))
     outcomes: dict[tuple[int, str], str] = {}
     rules: dict[int, dict[str, str]] = {}
+    loaded: dict[int, set[str]] = {}
     outdated = set()
-    for version_id, check, profile, outcome, made_by, fingerprint, predates_base in session.exec(outcome_rows):
+    for version_id, check, profile, outcome, made_by, report, fingerprint, predates_base in session.exec(outcome_rows):
         if check == Check.COMPAT and (predates_base or fingerprint == UNREGISTERED):
             outdated.add(version_id)
         if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
+            if report is not None:
+                loaded.setdefault(version_id, set()).add(profile)
         else:
             outcomes[version_id, check] = outcome
     return [
@@ -201,6 +209,7 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
             compat=outcomes.get((version_id or 0, Check.COMPAT), ""),
             weights=outcomes.get((version_id or 0, Check.WEIGHTS), ""),
             rules=rules.get(version_id or 0, {}),
+            loaded=frozenset(loaded.get(version_id or 0, ())),
             predates_base=version_id in outdated,
         )
         for version_id, digest, base_id, facts in versions
@@ -263,7 +272,8 @@ def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSp
             verdict = engine_compat.evaluate_profile(
                 version.facts, profile, version.digest, spec, version.compat, version.weights
             )
-            yield verdicts.to_row(verdict, version.id, version.base_id)
+            if verdict.outcome is Outcome.FAIL or verdict.profile not in version.loaded:
+                yield verdicts.to_row(verdict, version.id, version.base_id)
 
 
 def _store(

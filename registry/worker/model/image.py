@@ -1,5 +1,9 @@
-"""`Pipeline`: an image model in memory, loaded from a diffusers folder without its code and without network."""
+"""`Pipeline`: an image model in memory, loaded from a diffusers folder without its code and without network.
 
+Of its models only those are loaded that its class loads adapters into, and the decoder of images.
+"""
+
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +18,21 @@ from registry.versions.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model import language, tasks
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "vae")
+DECODER = "vae"
+INDEX = "model_index.json"
+CLASSES = {"UNet2DConditionModel": "StableDiffusionPipeline", "FluxTransformer2DModel": "FluxPipeline"}
+"""The class of a pipeline whose folder has no index, by its denoiser."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The models of a pipeline's folder by component. `originals`: their parameters as the objects first loaded."""
+    """The models of a pipeline's folder by component. `originals`: their parameters as the objects first loaded.
+
+    `pipeline_class`: the class in diffusers, None if it has none or loads no adapters.
+    """
 
     name: str
+    pipeline_class: Any
     parts: dict[str, Any]
     originals: dict[str, torch.Tensor]
     load_seconds: float
@@ -31,12 +42,12 @@ class Pipeline:
         """Load in fp32 on a CPU; on a GPU in the record's `dtype`, or bf16. Errors are diffusers' own."""
         started = perf_counter()
         target_dtype = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)
-        names = [part for part in COMPONENTS if (folder / part / BASE_CONFIG).is_file()]
-        if "unet" not in names:  # beside a transformer, the second text encoder is T5, which adapters leave alone
-            names = [part for part in names if part != "text_encoder_2"]
+        pipeline_class = _pipeline_class(folder)
+        adapted = pipeline_class._lora_loadable_modules if pipeline_class else ()
+        names = [part for part in (*adapted, DECODER) if (folder / part / BASE_CONFIG).is_file()]
         parts = {part: _part(folder / part, part, target_dtype).to(device) for part in names}
         originals = {f"{part}.{n}": p for part, component in parts.items() for n, p in component.named_parameters()}
-        return cls(name, parts, originals, perf_counter() - started)
+        return cls(name, pipeline_class, parts, originals, perf_counter() - started)
 
     @property
     def parameters(self) -> int:
@@ -58,6 +69,17 @@ class Pipeline:
         """Class name of the denoiser."""
         return type(self.denoiser).__name__
 
+    def assembled(self) -> Any:
+        """The pipeline of these models, with nothing in the places of all others: enough to load an adapter."""
+        parameters = inspect.signature(self.pipeline_class.__init__).parameters
+        required = [name for name, p in parameters.items() if p.default is p.empty and name != "self"]
+        arguments: dict[str, Any] = dict.fromkeys(required) | self.parts
+        if "unet" in self.parts:  # a U-Net's pipeline reads its scheduler's configuration
+            arguments["scheduler"] = diffusers.DDIMScheduler()
+        if "requires_safety_checker" in parameters:
+            arguments["requires_safety_checker"] = False
+        return self.pipeline_class(**{name: part for name, part in arguments.items() if name in parameters})
+
     def to_device(self, values: torch.Tensor) -> torch.Tensor:
         """Move random values, drawn on the CPU so that every device renders the same image."""
         return values.to(self.denoiser.device, self.denoiser.dtype)
@@ -65,6 +87,22 @@ class Pipeline:
     def fingerprint(self) -> dict[str, int]:
         """An integer sum of the bits of each tensor."""
         return {name: language.bit_sum(tensor) for name, tensor in self.originals.items()}
+
+
+def _pipeline_class(folder: Path) -> Any:
+    """The class of diffusers that the folder names; None if there is none, or if it loads no adapters."""
+    if (folder / INDEX).is_file():
+        name = str(json.loads((folder / INDEX).read_bytes()).get("_class_name", ""))
+    else:
+        configs = [
+            json.loads(f.read_bytes()) for d in ("unet", "transformer") if (f := folder / d / BASE_CONFIG).is_file()
+        ]
+        name = CLASSES.get(str(configs[0].get("_class_name", "")), "") if configs else ""
+        if name == "StableDiffusionPipeline" and configs[0].get("addition_embed_type") == "text_time":
+            name = "StableDiffusionXLPipeline"
+    kind: Any = getattr(diffusers, name, None) if name else None
+    is_pipeline = isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)
+    return kind if is_pipeline and hasattr(kind, "load_lora_weights") else None
 
 
 def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:

@@ -63,16 +63,22 @@ def unscaled(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     return norms
 
 
-def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, ScaledPair]:
-    """Path → the update that PEFT's layers in these models apply for `adapter`."""
+def loaded(components: Mapping[str, Any], adapter: str) -> dict[str, ScaledPair | None]:
+    """Path → the update that PEFT's layers in these models apply for `adapter`; None if a layer got no values."""
     return {
-        f"{component}.{path}": ScaledPair(
-            layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
-        )
+        f"{component}.{path}": _update_of(layer, adapter)
         for component, model in components.items()
         for path, layer in model.named_modules()
         if adapter in getattr(layer, "lora_A", {})
     }
+
+
+def _update_of(layer: Any, adapter: str) -> ScaledPair | None:
+    a, b = layer.lora_A[adapter], layer.lora_B[adapter]
+    magnitude = layer.lora_magnitude_vector[adapter].weight if adapter in layer.lora_magnitude_vector else None
+    if any(value is not None and value.is_meta for value in (a.weight, b.weight, b.bias, magnitude)):
+        return None
+    return ScaledPair(a.weight, b.weight, layer.scaling[adapter])
 
 
 def magnitudes(components: Mapping[str, Any], adapter: str) -> dict[str, Tensor]:
@@ -82,6 +88,7 @@ def magnitudes(components: Mapping[str, Any], adapter: str) -> dict[str, Tensor]
         for component, model in components.items()
         for path, layer in model.named_modules()
         if adapter in getattr(layer, "lora_magnitude_vector", {})
+        and not layer.lora_magnitude_vector[adapter].weight.is_meta
     }
 
 
@@ -138,44 +145,68 @@ class WrongStrength(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """Which of the file's pairs have arrived in the models; `pairs`: how many were compared."""
+    """Which of the file's updates have arrived in the models. `pairs` and `tensors`: how many were compared.
+
+    `absent`: names of the tensors of those that no layer applies. `uncompared`: the updates in a layer that are no
+    plain pairs. `empty`: the layers without values, which compute with whatever their memory holds. `unseen`: the
+    updates of models that the worker does not have.
+    """
 
     pairs: int
-    absent: list[FileModule]
+    tensors: int
+    absent: list[str]
     wrong: list[WrongStrength]
+    uncompared: list[str]
+    empty: list[str]
+    unseen: list[str]
 
 
 def compare(
-    file: FileFacts, read: Callable[[str], Tensor], updates: Mapping[str, ScaledPair], paths: Collection[str]
+    file: FileFacts, read: Callable[[str], Tensor], updates: Mapping[str, ScaledPair | None], paths: Collection[str]
 ) -> Arrival:
-    """Compare the file's pairs with the loaded updates. `paths`: the modules of the models that the worker has.
+    """Compare the file's updates with the loaded ones. `paths`: the modules of the models that the worker has.
 
-    Pairs of other components are left out, as are those whose product is zero. Without an alpha the scale is 1, as in
-    conversions; where alphas were not read, any strength is right. Pairs whose names this registry cannot resolve are
+    Updates of other components are left out, as are pairs whose product is zero. Without an alpha the scale is 1, as in
+    conversions; where alphas were not read, any strength is right. Updates whose names this registry cannot resolve are
     absent if nothing but the others is loaded.
     """
     resolver, components = Paths(file.format, paths), {path.partition(".")[0] for path in paths}
-    pairs, wrong, others = 0, [], {*updates}
-    absent: list[FileModule] = []
-    unresolved: list[FileModule] = []
+    pairs, tensors, others = 0, 0, {*updates}
+    wrong: list[WrongStrength] = []
+    uncompared: list[str] = []
+    absent: list[str] = []
+    unresolved: list[str] = []
+    unseen: list[str] = []
     are_read = file.alpha_rule != ALPHAS_UNREAD
-    for module, update in stated(file, read):
-        product = update._replace(scale=1.0)
+    pair_of = {module.path: update for module, update in stated(file, read)}
+    for module in file.modules:
         matches = resolver.of(module.path) or ()
-        is_here = {path.partition(".")[0] for path in matches or file.components} <= components
-        if not is_here or not product.squared_norm > 0:
+        if not {path.partition(".")[0] for path in matches or file.components} <= components:
+            unseen.append(module.path)
             continue
-        pairs += 1
+        update = pair_of.get(module.path)
+        product = update._replace(scale=1.0) if update else None
+        is_empty = any(path in updates and updates[path] is None for path in matches)
+        if is_empty or (product is not None and not product.squared_norm > 0):
+            others.difference_update(matches)
+            continue
         others.difference_update(matches)
-        layers = [updates[path] for path in matches if path in updates]
+        layers = [layer for path in matches if (layer := updates.get(path)) is not None]
+        names = [module.a, module.b] if update else [module.path]
+        tensors += len(names)
+        pairs += update is not None
         if not layers:
-            if update.scale:  # else nothing is to be applied
-                (absent if matches else unresolved).append(module)
-            continue
-        strength = _strength(product, layers, update.scale)
-        if are_read and not abs(strength - update.scale) <= TOLERANCE * (abs(update.scale) or 1.0):
-            wrong.append(WrongStrength(module, update.scale, strength))
-    return Arrival(pairs, absent + ([] if others else unresolved), wrong)
+            if update is None or update.scale:  # else nothing is to be applied
+                (absent if matches else unresolved).extend(names)
+        elif update is None or product is None:
+            uncompared.append(module.path)
+        else:
+            strength = _strength(product, layers, update.scale)
+            if are_read and not abs(strength - update.scale) <= TOLERANCE * (abs(update.scale) or 1.0):
+                wrong.append(WrongStrength(module, update.scale, strength))
+    empty = sorted(path for path, layer in updates.items() if layer is None)
+    absent += [] if others else unresolved
+    return Arrival(pairs, tensors, absent, wrong, uncompared, empty, unseen)
 
 
 def _strength(product: ScaledPair, layers: Sequence[ScaledPair], stated_scale: float) -> float:

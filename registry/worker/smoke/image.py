@@ -1,13 +1,17 @@
-"""Test an adapter of an image model: a few denoising steps, and the difference of the images.
+"""Test an adapter of an image model: what diffusers takes of its file, and what it changes in an image.
 
-Fixed seeds, fixed conditions, few steps, small images: two runs of one adapter render the same images. An unknown
-family is `unknown`, never a pass.
+The file is loaded with `load_lora_weights` of the whole pipeline, as users load it. Its tensors are then compared with
+the layers in the models. That is the verdict `engine` of this diffusers, and a part of the smoke test.
+
+Fixed seeds, fixed conditions, few steps, small images: two runs of one adapter render the same images. A model that
+this worker cannot render is `unknown`, never a pass.
 """
 
 import base64
 import io
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import diffusers
@@ -18,11 +22,13 @@ from safetensors import safe_open
 from registry.adapters.read import NonPeftContents
 from registry.client.local.adapter_folder import read_contents
 from registry.evaluation.thresholds import Thresholds
+from registry.findings import Finding
 from registry.worker.model import image_updates
-from registry.worker.model.image import Pipeline
+from registry.worker.model.image import DECODER, Pipeline
+from registry.worker.model.image_updates import Arrival, Magnitudes
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke.checks import SmokeTest
-from registry.worker.smoke.result import SmokeResult, exceptions_as
+from registry.worker.smoke.result import SmokeResult, exceptions_as, library_message, machine_fault
 from registry.worker.smoke.tensors import check_finite, tensors_of
 
 STEPS = 3
@@ -32,7 +38,9 @@ WORDS = 8
 SCALE = 8
 """Pixels for one latent pixel in an image without a decoder."""
 SLOT = "adapter"
-LOADERS = {"UNet2DConditionModel": "StableDiffusionLoraLoaderMixin", "FluxTransformer2DModel": "FluxLoraLoaderMixin"}
+RENDERED = ("UNet2DConditionModel", "FluxTransformer2DModel")
+"""The denoisers that this worker renders with."""
+DIFFUSERS = f"diffusers {diffusers.__version__}"
 
 
 class ImageTest(SmokeTest):
@@ -49,10 +57,9 @@ class ImageTest(SmokeTest):
 
     def check_task(self) -> bool:
         """Whether diffusers has a loader for one file and this base."""
-        if len(self._files) == 1 and self._base.kind in LOADERS:
+        if len(self._files) == 1 and self._base.pipeline_class is not None:
             return True
-        kind = self._base.kind or "this base"
-        message = f"this worker cannot render with {kind} and {len(self._files)} weights files"
+        message = f"{DIFFUSERS} cannot load {len(self._files)} weights files into {self._base.name}"
         self.result.note("unknown", "smoke.task_unsupported", "pipeline", message)
         return False
 
@@ -63,63 +70,53 @@ class ImageTest(SmokeTest):
     def check_baseline(self) -> bool:
         """Render without the adapter."""
         self._fingerprint = self._base.fingerprint()
+        if self._base.kind not in RENDERED:
+            return True
         self.result.say("rendering without the adapter")
         self._before = _render(self._base)
         return True
 
     def check_load(self) -> bool:
-        """Load the adapter."""
-        started = perf_counter()
-        message = f"diffusers {diffusers.__version__} does not take this format"  # other programs may know it
-        with exceptions_as("unknown", "smoke.task_unsupported", self._files[0].name, message):
-            _load(self._base, self._files[0])
-        self.result.measure("load_seconds", perf_counter() - started)
-        self._compare_with_file()
+        """Load the adapter, and say what diffusers took of it."""
+        file, started = self._files[0], time.perf_counter()
+        try:
+            self._base.assembled().load_lora_weights(
+                str(file.parent), weight_name=file.name, adapter_name=SLOT, local_files_only=True, use_safetensors=True
+            )
+        except Exception as e:
+            if machine_fault(e):
+                raise
+            message = f"{DIFFUSERS} refuses the file: {library_message(e)}"
+            self.result.engine = [Finding.of("error", "smoke.load_failed", file.name, message)]
+            self.result.note("unknown", "smoke.task_unsupported", file.name, message)  # other programs may take it
+            return False
+        self.result.measure("load_seconds", time.perf_counter() - started)
+        self._note_what_was_taken()
         return True
 
-    def _compare_with_file(self) -> None:
-        """Note pairs of the file that are not in the models, or not at the strength that the file states."""
+    def _note_what_was_taken(self) -> None:
+        """Compare the file with the layers that are in the models now."""
         contents = read_contents(self._files[0].parent)
         if not isinstance(contents, NonPeftContents):
             return
         paths = {name.rpartition(".")[0] for name in self._base.originals}
-        parts = self._base.parts
+        parts = {name: part for name, part in self._base.parts.items() if name != DECODER}
         with safe_open(self._files[0], framework="pt") as file:
-            arrival = image_updates.compare(contents.file, file.get_tensor, image_updates.loaded(parts, SLOT), paths)
+            updates = image_updates.loaded(parts, SLOT)
+            arrival = image_updates.compare(contents.file, file.get_tensor, updates, paths)
             magnitudes = image_updates.compare_magnitudes(
                 contents.file, file.keys(), file.get_tensor, image_updates.magnitudes(parts, SLOT), paths
             )
-        program = f"diffusers {diffusers.__version__}"
-        if magnitudes.dropped:
-            dropped, stated, name = len(magnitudes.dropped), magnitudes.stated, magnitudes.dropped[0]
-            message = f"{program} ignores {dropped} of {stated} magnitudes of DoRA, the first of them {name}"
-            expected, actual = f"{stated} magnitudes", f"{stated - dropped}"
-            self.result.note("error", "smoke.tensors_not_loaded", name, message, expected, actual)
-        if magnitudes.invented:
-            layers, path = magnitudes.invented, magnitudes.invented[0]
-            message = f"{program} applies DoRA in {len(layers)} modules, {path} first, without magnitudes in the file"
-            self.result.note("error", "lora.magnitude_absent", path, message, "lora_magnitude_vector", "nothing")
-        if magnitudes.orphans:
-            orphans, name = magnitudes.orphans, magnitudes.orphans[0]
-            message = f"{len(orphans)} magnitudes of DoRA have lost their A and B, the first of them {name}"
-            self.result.note("error", "lora.pair_incomplete", name, message, "A, B and the magnitude", "the magnitude")
-        if arrival.absent:
-            absent, total, name = 2 * len(arrival.absent), 2 * arrival.pairs, arrival.absent[0].a
-            message = f"{program} ignores {absent} of {total} tensors, the first of them {name}"
-            expected, actual = f"{total} tensors", f"{total - absent}"
-            self.result.note("error", "smoke.tensors_not_loaded", name, message, expected, actual)
-        if arrival.wrong:
-            module, scale, loaded_scale = arrival.wrong[0]
-            message = (
-                f"{program} applies {len(arrival.wrong)} of {arrival.pairs} modules at another strength than the file "
-                f"states, the first of them {module.path}: B·A times {loaded_scale:.4g} instead of {scale:.4g}"
-            )
-            self.result.note(
-                "error", "smoke.wrong_strength", module.path, message, f"{scale:.4g}", f"{loaded_scale:.4g}"
-            )
+        taken = list(_what_was_taken(self._files[0].name, arrival, magnitudes, is_empty=not updates))
+        self.result.findings += taken
+        self.result.engine = [*taken, *_what_was_not_seen(self._files[0].name, arrival, magnitudes)]
 
     def check_forward(self) -> bool:
         """Render with the adapter and compare."""
+        if self._base.kind not in RENDERED:
+            message = f"this worker cannot render with {self._base.kind}"
+            self.result.note("unknown", "smoke.task_unsupported", "pipeline", message)
+            return False
         self.result.say("rendering with the adapter")
         with exceptions_as("error", "smoke.forward_failed", "pipeline", "rendering with the adapter fails"):
             after = _render(self._base)
@@ -137,23 +134,55 @@ class ImageTest(SmokeTest):
         return True
 
 
-def _load(base: Pipeline, file: Path) -> None:
-    """Load the adapter's layers beside the base's, by diffusers' own reader of its format."""
-    loader = getattr(diffusers.loaders, LOADERS[base.kind])
-    # kohya's files for SDXL name the blocks of the original model, whose numbers follow from the configuration.
-    blocks = {"unet_config": base.denoiser.config} if base.kind == "UNet2DConditionModel" else {}
-    state, alphas, metadata = loader.lora_state_dict(
-        str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True, local_files_only=True,
-        **blocks,
-    )  # fmt: skip
-    options = {"network_alphas": alphas, "metadata": metadata, "adapter_name": SLOT}
-    if base.kind == "UNet2DConditionModel":
-        loader.load_lora_into_unet(state, unet=base.denoiser, **options)
-        for name in base.text_encoders:
-            if any(tensor.startswith(f"{name}.") for tensor in state):
-                loader.load_lora_into_text_encoder(state, text_encoder=base.parts[name], prefix=name, **options)
-    else:
-        loader.load_lora_into_transformer(state, transformer=base.denoiser, **options)
+def _what_was_taken(file: str, arrival: Arrival, magnitudes: Magnitudes, *, is_empty: bool) -> Iterator[Finding]:
+    """What is wrong with the layers that diffusers has made. `is_empty`: it has made none."""
+    absent = sorted({*arrival.absent, *magnitudes.dropped})
+    total = arrival.tensors + magnitudes.stated
+    if is_empty:
+        message = f"{DIFFUSERS} takes nothing of the file and raises no error"
+        yield Finding.of("error", "smoke.tensors_not_loaded", file, message)
+    elif absent:
+        message = f"{DIFFUSERS} ignores {len(absent)} of {total} tensors, the first of them {absent[0]}"
+        expected, actual = f"{total} tensors", f"{total - len(absent)}"
+        yield Finding.of("error", "smoke.tensors_not_loaded", absent[0], message, expected, actual)
+    if arrival.uncompared:
+        message = (
+            f"{DIFFUSERS} takes {len(arrival.uncompared)} updates that are no plain pairs, {arrival.uncompared[0]} "
+            "first, and this registry cannot compare them with the layers"
+        )
+        yield Finding.of("unknown", "smoke.tensors_uncompared", arrival.uncompared[0], message)
+    if arrival.empty:
+        message = (
+            f"{DIFFUSERS} makes {len(arrival.empty)} layers without values from the file, {arrival.empty[0]} first"
+        )
+        yield Finding.of("error", "smoke.layer_without_values", arrival.empty[0], message)
+    if magnitudes.invented:
+        layers, path = magnitudes.invented, magnitudes.invented[0]
+        message = f"{DIFFUSERS} applies DoRA in {len(layers)} modules, {path} first, without magnitudes in the file"
+        yield Finding.of("error", "lora.magnitude_absent", path, message, "lora_magnitude_vector", "nothing")
+    if magnitudes.orphans:
+        orphans, name = magnitudes.orphans, magnitudes.orphans[0]
+        message = f"{len(orphans)} magnitudes of DoRA have lost their A and B, the first of them {name}"
+        yield Finding.of("error", "lora.pair_incomplete", name, message, "A, B and the magnitude", "the magnitude")
+    if arrival.wrong:
+        module, scale, loaded_scale = arrival.wrong[0]
+        message = (
+            f"{DIFFUSERS} applies {len(arrival.wrong)} of {arrival.pairs} modules at another strength than the file "
+            f"states, the first of them {module.path}: B·A times {loaded_scale:.4g} instead of {scale:.4g}"
+        )
+        values = (f"{scale:.4g}", f"{loaded_scale:.4g}")
+        yield Finding.of("error", "smoke.wrong_strength", module.path, message, *values)
+
+
+def _what_was_not_seen(file: str, arrival: Arrival, magnitudes: Magnitudes) -> Iterator[Finding]:
+    """How much was compared, and what this worker could not compare: of the verdict `engine`, not of the test."""
+    total = arrival.tensors + magnitudes.stated
+    taken = total - len({*arrival.absent, *magnitudes.dropped})
+    message = f"{DIFFUSERS} takes {taken} of {total} tensors"
+    yield Finding.of("info", "smoke.tensors_loaded", file, message, str(total), str(taken))
+    if arrival.unseen:
+        message = f"the worker's base has no model for {len(arrival.unseen)} updates, {arrival.unseen[0]} first"
+        yield Finding.of("unknown", "smoke.tensors_uncompared", arrival.unseen[0], message)
 
 
 def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> None:

@@ -23,7 +23,8 @@ class SmokeResult:
     """What a smoke test found and measured on one adapter.
 
     `images`: name → PNG in base64, of image models. `structure`: what PEFT says of names and shapes; None if it was not
-    asked. Its errors are among the findings, too.
+    asked. Its errors are among the findings, too. `engine`: what the engine's own library took of the file; None if it
+    did not load the file.
     """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -36,6 +37,7 @@ class SmokeResult:
     images: dict[str, str] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
     structure: list[Finding] | None = None
+    engine: list[Finding] | None = None
     say: Progress = ignore_progress
 
     def note(
@@ -72,6 +74,7 @@ class SmokeResult:
             "images": self.images,
             "answers": [answer.model_dump() for answer in self.answers[:ANSWERS_LIMIT]],
             "structure": [finding.to_dict() for finding in self.structure or ()],
+            "engine": None if self.engine is None else [finding.to_dict() for finding in self.engine],
         }
 
 

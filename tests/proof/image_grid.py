@@ -7,7 +7,7 @@
     alphas     see `_alpha`; for diffusers' names `told` is the configuration in the metadata
     fault      see `FAULTS`: `ok` and the honest ones mean what they say, the others are broken on purpose
 
-The bases are the tiny models of `tests.proof.diffusers_grid`, as it recorded them; torch is not needed here.
+The bases are the tiny models of `tests.proof.diffusers_grid`.
 
 Invariants
 - Equal ids make equal bytes.
@@ -26,22 +26,12 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from registry import engines
-from registry.adapters import formats, safetensors
-from registry.adapters.formats import images
-from registry.bases import BaseSpec, pipelines
-from registry.compat import files as compat_files
-from registry.engines import facts as engine_facts
-from registry.evaluation.verdicts import Outcome, add_up
-from registry.findings import Finding
 from tests import samples
-from tests.engines.image_cases import Case, Update
-from tests.engines.image_writers import ATTENTION, UNETS, Names, Shape, is_text, writers
+from tests.proof.image_writers import ATTENTION, UNETS, Names, Shape, is_text, writers
+from tests.worker.image_cases import Case, Update
 
-RECORDED = Path(__file__).with_name("recorded_diffusers_grid.json")
 RANK = 4
 
 
@@ -63,12 +53,6 @@ class Spec:
     @property
     def denoiser(self) -> str:
         return "unet" if self.family in UNETS else "transformer"
-
-
-@lru_cache(maxsize=1)
-def recorded() -> dict[str, Any]:
-    """`bases`: family → class and component → path → shape of its weight; `answers`: id → what diffusers did."""
-    return dict(json.loads(RECORDED.read_text()))
 
 
 # ------------------------------------------------------------------ which modules
@@ -329,10 +313,10 @@ MIXED = ("half-dotted", "half-down-up", "half-diffusers", "half-kohya", "first-d
 BY_PART = ("lost-magnitude",)
 
 
-def build(identity: str, bases: Mapping[str, Any] | None = None) -> Case:
-    """The case of this id. `bases` in place of the recorded ones."""
+def build(identity: str, bases: Mapping[str, Any]) -> Case:
+    """The case of this id. `bases`: family → component → path → shape of its weight."""
     spec = Spec(*identity.split("/"))
-    tables = (bases or recorded()["bases"])[spec.family]["components"]
+    tables = bases[spec.family]
     shapes = modules_of(spec, tables)
     makers = writers(spec.family)
     names = sorted(makers[spec.writer](shapes), key=lambda pair: pair.a)
@@ -376,12 +360,11 @@ _HONEST_ALPHAS = (
 _FAULTS_ASKED = (*FAULTS, *MIXED, *BY_PART)
 
 
-def ids(bases: Mapping[str, Any] | None = None) -> list[str]:
+def ids(bases: Mapping[str, Any]) -> list[str]:
     """All cases: each dimension whole against a plain rest, and every fault with and without DoRA."""
-    tables = bases or recorded()["bases"]
     unique: dict[str, None] = {}
-    for family in tables:
-        has_text = any(map(is_text, tables[family]["components"]))
+    for family in bases:
+        has_text = any(map(is_text, bases[family]))
         parts = ("d", "t", "dt") if has_text else ("d",)
         for writer in writers(family):
             plain = "half" if writer in _WITH_ALPHAS else "none"
@@ -389,7 +372,7 @@ def ids(bases: Mapping[str, Any] | None = None) -> list[str]:
             if writer in _WHOLE.get(family, ()):
                 rows += _whole(family, writer, parts, plain)
             unique |= dict.fromkeys(map(str, rows))
-    return [identity for identity in unique if _is_case(identity, tables)]
+    return [identity for identity in unique if _is_case(identity, bases)]
 
 
 _WITH_ALPHAS = (
@@ -435,61 +418,10 @@ def _is_case(identity: str, tables: Mapping[str, Any]) -> bool:
         return False
     if spec.writer == "old" and spec.alphas not in ("none", "told"):
         return False
-    shapes = modules_of(spec, tables[spec.family]["components"])
+    shapes = modules_of(spec, tables[spec.family])
     return any(True for _ in writers(spec.family)[spec.writer](shapes))
 
 
-def sample(identities: Iterable[str]) -> list[str]:
-    """The cases that are recorded: one in three, the same ones each time."""
-    return [identity for identity in identities if zlib.crc32(identity.encode()) % 3 == 0]
-
-
-def base_specs(bases: Mapping[str, Any] | None = None) -> dict[str, BaseSpec]:
-    """The registry's view of the tiny models."""
-    specs = {}
-    for family, base in (bases or recorded()["bases"]).items():
-        components = {}
-        for component, paths in base["components"].items():
-            weights: dict[str, samples.Tensor] = {
-                f"{p}.weight": ("F32", tuple(shape), b"") for p, shape in paths.items()
-            }
-            header = {n: ("F32", shape, bytes(4 * math.prod(shape))) for n, (_, shape, _) in weights.items()}
-            config = base["config"] if not is_text(component) else {}
-            components[component] = (
-                config,
-                [safetensors.read_bytes(samples.safetensors(header), file="model.safetensors")],
-            )
-        specs[family] = pipelines.pipeline_spec(f"{family}-grid", {"_class_name": base["pipeline"]}, components)
-    return specs
-
-
-# ------------------------------------------------------------------ what the registry says
-PROFILE = engines.profile("diffusers==0.42.1")
-OF_THE_SCALE = {"lora.alpha_not_positive"}
-"""Findings about what an adapter does wherever it is loaded: diffusers loads an alpha of 0 exactly."""
-
-
-def verdicts(case: Case, base: BaseSpec) -> tuple[bool, list[Finding], list[Finding]]:
-    """Whether the format is known, and the findings of `compat` and `engine`, as a push would make them."""
-    data = case.file
-    header = safetensors.read_bytes(data, file="case.safetensors")
-    format_ = formats.of_header(header)
-    file = images.of_header(header, format_, read=lambda start, n: data[start : start + n])
-    compat = compat_files.check_file(file, base) if format_.is_known else []
-    outcome = add_up(compat).value if format_.is_known else "fail"
-    facts = engine_facts.of_file(file, is_image=True, compat=outcome)
-    of_base = engine_facts.of_base(base, facts.family, facts.components)
-    return format_.is_known, compat, engines.evaluate(facts.model_copy(update=of_base), PROFILE)
-
-
-def disagreement(case: Case, specs: Mapping[str, BaseSpec], answer: str) -> str:
-    """Where a verdict and diffusers' answer contradict each other; empty if nowhere."""
-    is_known, compat, engine = verdicts(case, specs[case.base])
-    compat = [f for f in compat if f.code not in OF_THE_SCALE]
-    outcomes = {"compat": add_up(compat), "engine": add_up(engine)}
-    if answer == "exact":
-        wrong = [name for name, outcome in outcomes.items() if outcome is Outcome.FAIL] + ["format"] * (not is_known)
-        reasons = {f.message[:160] for f in (*compat, *engine) if f.severity == "error"}
-        return f"false no of {'+'.join(wrong)}: {sorted(reasons)[:2]}" if wrong else ""
-    passes = outcomes["engine"] is Outcome.PASS and is_known
-    return f"false yes of engine (compat {outcomes['compat'].value})" if passes else ""
+def sample(identities: Iterable[str], share: int) -> list[str]:
+    """One case in `share`, the same ones each time."""
+    return [identity for identity in identities if zlib.crc32(identity.encode()) % share == 0]

@@ -1,7 +1,7 @@
 """Image adapters for questions to diffusers: name → one file with exactly one property, and what it means.
 
-Used by the tests of the rules and by `tests.proof.diffusers_images`, which asks diffusers itself. Forged without torch:
-each file's meaning is a list of updates, so that the same update can be said in every tool's names.
+Forged without torch: each file's meaning is a list of updates, so that the same update can be said in every tool's
+names.
 """
 
 from __future__ import annotations
@@ -12,13 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from registry.adapters import formats, safetensors
-from registry.adapters.formats import images
+from registry.adapters import safetensors
 from registry.bases import BaseSpec, pipelines
-from registry.compat import files as compat_files
-from registry.engines import facts as engine_facts
-from registry.engines.facts import EngineFacts
-from registry.evaluation.verdicts import add_up
 from tests import samples
 from tests.samples import Tensor
 
@@ -60,7 +55,6 @@ class Case:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     meant: list[Update] = field(default_factory=list)
     metadata: dict[str, str] | None = None
-    values: str = ""
 
     def pair(self, a: str, b: str, sizes: tuple[int, int] = (WIDTH, WIDTH), dtype: str = "F32") -> None:
         """Values of B are kept from zero by their size: an update is seen in the image."""
@@ -233,7 +227,7 @@ def _with_nan(case: Case) -> Case:
     name = case.meant[0].b
     dtype, shape, body = case.tensors[name]
     case.tensors[name] = (dtype, shape, struct.pack("<f", float("nan")) + (body or b"")[4:])
-    case.meant, case.values = [], "fail"
+    case.meant = []
     return case
 
 
@@ -353,15 +347,3 @@ def _header(modules: Iterable[str]) -> safetensors.Header:
     rows = {FLUX_MLP: 4 * WIDTH}
     weights: dict[str, Tensor] = {f"{m}.weight": ("F32", (rows.get(m, WIDTH), WIDTH), None) for m in modules}
     return safetensors.read_bytes(samples.safetensors(weights), file="model.safetensors")
-
-
-def facts_of(case: Case, base: BaseSpec) -> EngineFacts:
-    """The facts that a push would keep, with the outcomes of `compat` and `weights`."""
-    data = case.file
-    header = safetensors.read_bytes(data, file="case.safetensors")
-    format_ = formats.of_header(header)
-    file = images.of_header(header, format_, read=lambda start, n: data[start : start + n])
-    compat = add_up(compat_files.check_file(file, base)).value if format_.is_known else "fail"
-    facts = engine_facts.of_file(file, is_image=True, compat=compat)
-    of_base = engine_facts.of_base(base, facts.family, facts.components)
-    return facts.model_copy(update={**of_base, "weights": case.values})
