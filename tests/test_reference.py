@@ -185,7 +185,7 @@ INTERNAL_LIMITS = {
         "registry.server.audit.keys.LIMIT_BYTES", "registry.server.catalog.metadata_backup.RECORD_LIMIT_BYTES",
     ],
     "what is shown of a longer text or list": [
-        "registry.adapters.formats.images.TEXT_LIMIT", "registry.adapters.formats.metadata.FAULTS_LIMIT",
+        "registry.adapters.formats.images.TEXT_LIMIT",
         "registry.adapters.safetensors.FINDINGS_LIMIT",
         "registry.adapters.trainer.NUMBER_LIMIT", "registry.engines.version_facts.LINES_LIMIT",
         "registry.engines.version_facts.TARGETS_LIMIT", "registry.findings.ERRORS_LIMIT",
