@@ -15,8 +15,7 @@ from registry.errors import Conflict, Invalid, NotFound
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import main
-from .console import arguments, output, session, tables, versions
+from .console import arguments, completion, output, session, tables, versions
 from .console.tables import Column, Table
 
 BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
@@ -106,7 +105,7 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
         items, total = session.first_items(partial(registry.adapters, **search), limit)
         others = 0 if items or not any(query.values()) else registry.adapters(limit=1, count=True).total or 0
     empty = f"No adapter matches; {others} without filters." if others else EMPTY
-    if not items and query["base"] and (near := main.load(".console.completion", "nearest")("base", query["base"])):
+    if not items and query["base"] and (near := completion.nearest("base", query["base"])):
         empty += f" Did you mean --base {near}?"
     ADAPTERS.print(items, total=total, empty=empty)
 

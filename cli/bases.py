@@ -8,7 +8,7 @@ from collections import Counter
 
 import click
 
-from registry import names
+from registry import lazy, names
 from registry.api.bases import BaseAdd, BaseView
 from registry.bases import BaseMatch, BaseSpec
 from registry.bases.identity import Identity
@@ -18,7 +18,6 @@ from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
-from . import main
 from .console import output, session, tables
 from .console.progress import ProgressLine
 from .console.tables import Column, Table
@@ -81,7 +80,7 @@ def identify_base(name: str, folder: str) -> None:
 def _identity(folder: str) -> Identity:
     if not weights_identity.is_possible():
         otherwise = "; or leave it to a worker, which does it when it first uses the base"
-        raise main.MissingExtra("reading weights", "worker", "torch", otherwise)
+        raise lazy.missing_extra("reading weights", "worker", "torch", otherwise)
     with ProgressLine(f"reading {folder}") as progress:
         progress.start(Weights.of(folder).size_bytes)
         return weights_identity.identify(folder, progress.advance)

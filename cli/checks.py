@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from registry import __version__, engines
+from registry import __version__, engines, lazy
 from registry.adapters import read
 from registry.api import PAGE_LIMIT
 from registry.api.bases import BaseView
@@ -24,12 +24,11 @@ from registry.client.transport import invalid_response
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.engines.settings import combine
-from registry.errors import Unavailable
+from registry.errors import Invalid, Unavailable
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 
-from . import main
 from .console import output, session, versions
 
 NAMES_SHOWN = 10
@@ -73,10 +72,10 @@ def _check_folder(registry: Registry, path: Path, base: str, profiles: list[Engi
 def _check_weights(adapter: AdapterFolder, subject: Digest, view: BaseView) -> list[Verdict]:
     """The verdict on the numbers of local weights, by the server's code; none without numpy."""
     try:
-        measure = main.load("registry.server.evaluation.norms", "measure", "server", "reading the numbers of weights")
-        plan = main.load("registry.server.evaluation.norms", "MeasuringPlan", "server")
-    except main.MissingExtra as e:
-        output.note(f"{e.message}; without it, the push reads them")
+        measure = lazy.load("registry.server.evaluation.norms:measure", "server", "reading the numbers of weights")
+        plan = lazy.load("registry.server.evaluation.norms:MeasuringPlan", "server")
+    except Invalid as e:
+        output.note(f"{e.detail}; without it, the push reads them")
         return []
     weights = read.weights_of(adapter.files)
     with adapter.sources[weights.path].open("rb") as file:

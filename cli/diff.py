@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from registry import lazy
 from registry.adapters import module_grid
 from registry.api.catalog import VersionView
 from registry.client import waiting
@@ -25,7 +26,6 @@ from registry.engines import version_facts
 from registry.names import Ref
 from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES
 
-from . import main
 from .console import heatmap, output, session
 from .console.heatmap import HeatMap
 
@@ -70,7 +70,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """
     compare = None
     if values or plot:
-        compare = main.load("registry.worker.model.updates", "compare", "worker", "adapter diff --values")
+        compare = lazy.load("registry.worker.model.updates:compare", "worker", "adapter diff --values")
     with session.versions() as registry:
         before, after = _side(registry, a), _side(registry, b)
         changes = _compare_updates(registry, a, b, compare) if compare else None

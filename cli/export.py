@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from registry import errors
+from registry import errors, lazy
 from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client.transfer import pull
 from registry.serving import desired_state
@@ -14,7 +14,6 @@ from registry.serving.export import kubernetes as kubernetes_objects
 from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderTarget
 
-from . import main
 from .console import arguments, output, session
 
 _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
@@ -77,7 +76,7 @@ def export(
 
 
 def _bucket(dest: str) -> ExportTarget:
-    target_class = main.load("registry.serving.export.s3", "BucketTarget", "server", "adapter export to s3://")
+    target_class = lazy.load("registry.serving.export.s3:BucketTarget", "server", "adapter export to s3://")
     target: ExportTarget = target_class(dest)
     return target
 

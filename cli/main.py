@@ -1,37 +1,23 @@
-"""The entry point: the table of commands, and their lazy import.
+"""The entry point: the table of commands, each imported when it runs, and the exit code of every error.
 
-Help and completion import only click. A command's module is imported when the command runs; a missing extra and every
-error of the registry end in a message and the exit code of the error's class (cli/console/output.py).
-
-Modules that many commands import and do not use, `DEFERRED`, are imported where all others are, so type checkers and
-the import table see each dependency. But only the file is found then: reading an attribute executes it (ADR 46).
+The help of `adapter` itself imports no command.
 """
 
 import codecs
-import contextlib
-import gc
-import importlib
 import io
 import os
 import re
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from functools import partial
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Sequence
 from itertools import pairwise
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import click
 from click.exceptions import NoSuchCommand, NoSuchOption
 
-if TYPE_CHECKING:
-    from importlib.abc import Loader
+from registry import __version__, lazy
 
-OWN_PACKAGES = ("registry", "cli")
-NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
-"""pydantic's own switch. Without it pydantic reads the metadata of every installed package in search of plugins."""
+from .console import options, output
 
 COMPLETION = "_ADAPTER_COMPLETE"
 """Variable by which a shell requests completions."""
@@ -39,266 +25,112 @@ COMPLETION = "_ADAPTER_COMPLETE"
 _DOCUMENT_OPTION = re.compile(r"(?<![^\0])(?:--json|(?:-o\0?|--output[\0=])(json|yaml))(?![^\0])")
 """The option that asks for a document, in words that are joined by NUL and that click may not be able to parse."""
 
-GARBAGE_THRESHOLD = 10_000
-"""Python's default of 700 lets it collect 26 times in a push."""
-DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
-"""Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "BASE_UNKNOWN"})
 """Errors that get the nearest name."""
-
-
-DEFERRED = frozenset({
-    "cryptography.exceptions", "cryptography.hazmat.primitives.asymmetric.ed25519", "yaml",
-    "registry.adapters.templates", "registry.adapters.trainer", "registry.strict.yaml",
-    "registry.api.access", "registry.api.aliases", "registry.api.evaluation", "registry.engines",
-    "registry.server.access.tokens", "registry.server.audit.sequencer", "registry.server.audit.tree",
-    "registry.server.evaluation.engine_compat", "registry.server.promotion.gates",
-})  # fmt: skip
-_OPENAPI_MODELS = "fastapi.openapi.models"
-_FORMER_MODELS = "pydantic.v1"
 
 
 class CommandSpec(NamedTuple):
     """Where a command is implemented, the section of the help it is in, and the extra it needs."""
 
-    module: str
-    attribute: str
+    path: str
     section: str
     help: str
     extra: str = ""
+
+    def load(self, name: str) -> click.Command:
+        """Import the command. `Invalid` (EXTRA_MISSING)."""
+        command: click.Command = lazy.load(_own(self.path), self.extra, f"adapter {name}")
+        return command
 
 
 def _commands() -> dict[str, CommandSpec]:
     spec, move, look, evaluate = CommandSpec, "Push and pull", "Inspect", "Evaluate"
     make, release, manage = "Create", "Release", "Manage"
     return {
-        "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base."),
-        "apply": spec(".apply", "apply", move, "Push, tag and promote what a file lists."),
-        "push-all": spec(".push", "push_all", move, "Push every adapter folder in a folder."),
-        "pull": spec(".pull", "pull", move, "Download a version, every byte verified."),
-        "cat": spec(".pull", "cat", move, "Print a file of a version, every byte verified."),
-        "pull-all": spec(".pull", "pull_all", move, "Download every adapter of a base."),
-        "export": spec(".export", "export", move, "Export adapters of a base for engines: folders, S3, Kubernetes."),
-        "list": spec(".adapters", "list_adapters", look, "List adapters: newest version, base, verdicts, aliases."),
-        "versions": spec(".adapters", "versions_of", look, "List the versions of an adapter."),
-        "show": spec(".show", "show", look, "Show a version: aliases, verdicts, facts, norms."),
-        "open": spec(".show", "open_page", look, "Open the page of an adapter or version in a browser."),
-        "history": spec(".aliases", "history", look, "Show who moved an alias, when and why."),
-        "lineage": spec(".lineage", "lineage", look, "Show what a version was made from, or what was made from it."),
-        "diff": spec(".diff", "diff", look, "Compare two versions or folders."),
-        "audit": spec(".audit", "audit", look, "Audit log: log, verify, export, key."),
-        "fleet": spec(".fleet", "fleet", look, "Show which node serves which version."),
-        "check": spec(".checks", "check", evaluate, "Check whether an adapter fits a base and its engines."),
-        "engine-settings": spec(".checks", "engine_settings", evaluate, "Recommend engine settings for a base."),
-        "smoke-test": spec(".jobs", "smoke_test", evaluate, "Have workers test versions on their base."),
-        "job": spec(".jobs", "job", evaluate, "Jobs: list, show, cancel."),
-        "recheck-engines": spec(".checks", "recheck_engines", evaluate, "Renew the stored engine verdicts."),
-        "sign": spec(".verify", "sign", evaluate, "Sign a version, or attach a signature."),
-        "verify": spec(".verify", "verify", evaluate, "Verify a version's bytes, signatures and log entry."),
-        "merge": spec(".merge", "merge", make, "Combine adapters, resize one, or fuse one into its base."),
-        "convert": spec(".convert", "convert", make, "Convert a version to another format."),
-        "extract": spec(".merge", "extract", make, "Make an adapter from the difference of two models."),
-        "promote": spec(".aliases", "promote", release, "Point an alias at a version, through its gate."),
-        "rollback": spec(".aliases", "rollback", release, "Point an alias back at an earlier version."),
-        "alias": spec(".aliases", "alias", release, "Aliases: delete."),
-        "yank": spec(".adapters", "yank", release, "Withdraw a version from aliases."),
-        "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, delete."),
-        "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
-        "quarantine": spec(".adapters", "quarantine", release, "Withhold a version until an owner lifts it."),
-        "tag": spec(".metadata", "tag", manage, "Tags of an adapter or version: add, delete, list."),
-        "describe": spec(".metadata", "describe", manage, "Describe an adapter or version; link to pages about it."),
-        "rename": spec(".adapters", "rename", manage, "Rename an adapter or move it to another namespace."),
-        "delete": spec(".adapters", "delete", manage, "Delete a version, or an adapter and all its versions."),
-        "retention": spec(".retention", "retention", manage, "Retention: which versions gc deletes by rule."),
+        "push": spec(".push:push", move, "Push a folder as a new version, checked against its base."),
+        "apply": spec(".apply:apply", move, "Push, tag and promote what a file lists."),
+        "push-all": spec(".push:push_all", move, "Push every adapter folder in a folder."),
+        "pull": spec(".pull:pull", move, "Download a version, every byte verified."),
+        "cat": spec(".pull:cat", move, "Print a file of a version, every byte verified."),
+        "pull-all": spec(".pull:pull_all", move, "Download every adapter of a base."),
+        "export": spec(".export:export", move, "Export adapters of a base for engines: folders, S3, Kubernetes."),
+        "list": spec(".adapters:list_adapters", look, "List adapters: newest version, base, verdicts, aliases."),
+        "versions": spec(".adapters:versions_of", look, "List the versions of an adapter."),
+        "show": spec(".show:show", look, "Show a version: aliases, verdicts, facts, norms."),
+        "open": spec(".show:open_page", look, "Open the page of an adapter or version in a browser."),
+        "history": spec(".aliases:history", look, "Show who moved an alias, when and why."),
+        "lineage": spec(".lineage:lineage", look, "Show what a version was made from, or what was made from it."),
+        "diff": spec(".diff:diff", look, "Compare two versions or folders."),
+        "audit": spec(".audit:audit", look, "Audit log: log, verify, export, key."),
+        "fleet": spec(".fleet:fleet", look, "Show which node serves which version."),
+        "check": spec(".checks:check", evaluate, "Check whether an adapter fits a base and its engines."),
+        "engine-settings": spec(".checks:engine_settings", evaluate, "Recommend engine settings for a base."),
+        "smoke-test": spec(".jobs:smoke_test", evaluate, "Have workers test versions on their base."),
+        "job": spec(".jobs:job", evaluate, "Jobs: list, show, cancel."),
+        "recheck-engines": spec(".checks:recheck_engines", evaluate, "Renew the stored engine verdicts."),
+        "sign": spec(".verify:sign", evaluate, "Sign a version, or attach a signature."),
+        "verify": spec(".verify:verify", evaluate, "Verify a version's bytes, signatures and log entry."),
+        "merge": spec(".merge:merge", make, "Combine adapters, resize one, or fuse one into its base."),
+        "convert": spec(".convert:convert", make, "Convert a version to another format."),
+        "extract": spec(".merge:extract", make, "Make an adapter from the difference of two models."),
+        "promote": spec(".aliases:promote", release, "Point an alias at a version, through its gate."),
+        "rollback": spec(".aliases:rollback", release, "Point an alias back at an earlier version."),
+        "alias": spec(".aliases:alias", release, "Aliases: delete."),
+        "yank": spec(".adapters:yank", release, "Withdraw a version from aliases."),
+        "gate": spec(".gates:gate", release, "Gates of aliases: set, show, list, delete."),
+        "approve": spec(".gates:approve", release, "Approve a version for an alias."),
+        "quarantine": spec(".adapters:quarantine", release, "Withhold a version until an owner lifts it."),
+        "tag": spec(".metadata:tag", manage, "Tags of an adapter or version: add, delete, list."),
+        "describe": spec(".metadata:describe", manage, "Describe an adapter or version; link to pages about it."),
+        "rename": spec(".adapters:rename", manage, "Rename an adapter or move it to another namespace."),
+        "delete": spec(".adapters:delete", manage, "Delete a version, or an adapter and all its versions."),
+        "retention": spec(".retention:retention", manage, "Retention: which versions gc deletes by rule."),
     }
 
 
 def _setup_commands() -> dict[str, CommandSpec]:
     spec, setup, run = CommandSpec, "Set up", "Run"
     return {
-        "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
-        "login": spec(".login", "login", setup, "Remember a registry and your token."),
-        "logout": spec(".login", "logout", setup, "Forget the token of a registry on this machine."),
-        "context": spec(".login", "context", setup, "Registries by name: add, use, list, delete."),
-        "whoami": spec(".login", "whoami", setup, "Show the registry and your rights."),
-        "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
-        "namespace": spec(".namespaces", "namespace", setup, "Namespaces: roles, visibility, limits."),
-        "publisher": spec(".publishers", "publisher", setup, "Trusted publishers: CI jobs without stored secrets."),
-        "webhook": spec(".webhooks", "webhook", setup, "Webhooks: create, list, delete, deliveries."),
-        "completion": spec(".console.completion", "completion", setup, "Completion for bash, zsh or fish."),
-        "config": spec(".server.config", "config_group", setup, "Settings of servers: show."),
-        "doctor": spec(".doctor", "doctor", setup, "Diagnose problems between you and the registry."),
-        "serve": spec(".server.serve", "serve", run, "Run the registry server.", extra="server"),
-        "worker": spec(".worker", "worker", run, "Run a worker: smoke tests, merges and conversions.", extra="worker"),
-        "agent": spec(".agent", "agent", run, "Keep engines in sync with an alias."),
-        "migrate": spec(".server.serve", "migrate", run, "Upgrade the database schema.", extra="server"),
-        "audit-key": spec(".server.keys", "audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
-        "gc": spec(".maintenance", "gc", run, "Delete versions by rule, and unreferenced data."),
-        "fsck": spec(".maintenance", "fsck", run, "Check that rows, bytes and history agree."),
-        "reindex": spec(".maintenance", "reindex", run, "Rebuild lost rows from the blob store."),
+        "base": spec(".bases:base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
+        "login": spec(".login:login", setup, "Remember a registry and your token."),
+        "logout": spec(".login:logout", setup, "Forget the token of a registry on this machine."),
+        "context": spec(".login:context", setup, "Registries by name: add, use, list, delete."),
+        "whoami": spec(".login:whoami", setup, "Show the registry and your rights."),
+        "token": spec(".tokens:token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
+        "namespace": spec(".namespaces:namespace", setup, "Namespaces: roles, visibility, limits."),
+        "publisher": spec(".publishers:publisher", setup, "Trusted publishers: CI jobs without stored secrets."),
+        "webhook": spec(".webhooks:webhook", setup, "Webhooks: create, list, delete, deliveries."),
+        "completion": spec(".console.completion:completion", setup, "Completion for bash, zsh or fish."),
+        "config": spec(".server.config:config_group", setup, "Settings of servers: show."),
+        "doctor": spec(".doctor:doctor", setup, "Diagnose problems between you and the registry."),
+        "serve": spec(".server.serve:serve", run, "Run the registry server.", extra="server"),
+        "worker": spec(".worker:worker", run, "Run a worker: smoke tests, merges and conversions.", extra="worker"),
+        "agent": spec(".agent:agent", run, "Keep engines in sync with an alias."),
+        "migrate": spec(".server.serve:migrate", run, "Upgrade the database schema.", extra="server"),
+        "audit-key": spec(".server.keys:audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
+        "gc": spec(".maintenance:gc", run, "Delete versions by rule, and unreferenced data."),
+        "fsck": spec(".maintenance:fsck", run, "Check that rows, bytes and history agree."),
+        "reindex": spec(".maintenance:reindex", run, "Rebuild lost rows from the blob store."),
     }
 
 
 COMMANDS = _commands() | _setup_commands()
 
 
-class MissingExtra(click.ClickException):
-    """A command whose packages are not installed. Exit code 2. `otherwise`: what else a person can do."""
-
-    exit_code = 2
-
-    def __init__(self, user: str, extra: str, package: str, otherwise: str = "") -> None:
-        install = f"in a checkout, pip install '.[{extra}]'{otherwise}"
-        super().__init__(f"{user} needs the extra '{extra}' ({package} is not installed): {install}")
-
-
-class DeferredModule(ModuleType):
-    """A module that was not executed yet. A plain `ModuleType` afterwards."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("__"):  # the import system asks for these, and for submodules, which it imports
-            path = self.__dict__.get("__path__")
-            if path is None or PathFinder.find_spec(f"{self.__name__}.{name}", path) is None:
-                self.__dict__["__deferred__"].execute(self)
-        return ModuleType.__getattribute__(self, name)  # its class may be another one now
-
-
-class _DeferringLoader:
-    """Executes a module by `loader`, once. Other threads wait meanwhile; the same one sees what is there already."""
-
-    def __init__(self, loader: "Loader") -> None:
-        self._loader, self._lock, self._is_executing = loader, threading.RLock(), False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # such as what reads files of a package
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = DeferredModule(spec.name)
-        module.__dict__["__deferred__"] = self
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing is executed when the module is imported."""
-
-    def execute(self, module: ModuleType) -> None:
-        """Execute the module now."""
-        with self._lock:
-            if self._is_executing or not isinstance(module, DeferredModule):
-                return
-            self._is_executing = True
-            try:
-                self._loader.exec_module(module)
-                module.__class__ = ModuleType  # type: ignore[assignment]
-            finally:
-                self._is_executing = False
-
-
-class _DeferringFinder:
-    """Finds the modules of `DEFERRED`."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target) if fullname in DEFERRED else None
-        if spec is not None and spec.loader is not None:
-            spec.loader = cast("Loader", _DeferringLoader(spec.loader))
-        return spec
-
-
-@contextlib.contextmanager
-def deferred_modules() -> Iterator[None]:
-    """Imports in this context only find the modules of `DEFERRED`."""
-    finder = _DeferringFinder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-
-
-@contextlib.contextmanager
-def _importing(*, eager: bool) -> Iterator[None]:
-    """Imported modules stay alive, so collecting while they load, or later, finds nothing and costs time.
-
-    `eager`: a program that runs for long executes all modules when it starts.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        with contextlib.nullcontext() if eager else deferred_modules():
-            yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
-
-
-def load(module: str, attribute: str, extra: str = "", user: str = "") -> Any:
-    """Import `attribute` of `module`. `MissingExtra` says what to install for `user`, the command that needs it.
-
-    A module that begins with a dot is in this package, which is `cli` in a checkout and `registry.cli` in a wheel.
-    """
-    if module.startswith("."):
-        module = f"{__package__}{module}"
-    try:
-        with contextlib.nullcontext() if module in sys.modules else _importing(eager=bool(extra)):
-            return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as e:
-        missing = (e.name or "").split(".")[0]
-        if not extra or missing in OWN_PACKAGES:
-            raise
-        raise MissingExtra(user, extra, missing) from e
-
-
-@contextlib.contextmanager
-def former_models_blocked() -> Iterator[None]:
-    """Imports of `pydantic.v1` fail in this context: FastAPI asks of each parameter whether it is of such a model."""
-    blocked = {name: None for name in (_FORMER_MODELS,) if name not in sys.modules}
-    sys.modules.update(blocked)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in blocked:
-            del sys.modules[name]
-
-
-class _Names(ModuleType):
-    """Stands for a module of which only names are used: each is an empty class."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        self.__dict__[name] = type(name, (), {})
-        return self.__dict__[name]
-
-
-def import_fastapi() -> None:
-    """Import FastAPI without its models of OpenAPI documents, which the embedded registry does not make.
-
-    It is not imported if that fails, as it may with another version: the next import of it gets all.
-    """
-    if "fastapi" in sys.modules:
-        return
-    sys.modules[_OPENAPI_MODELS] = _Names(_OPENAPI_MODELS)
-    try:
-        load("fastapi", "FastAPI")
-    except Exception:
-        for name in [key for key in sys.modules if key.partition(".")[0] == "fastapi"]:
-            del sys.modules[name]
-    else:
-        del sys.modules[_OPENAPI_MODELS]
+def _own(path: str) -> str:
+    """The path of something in this package, which is `cli` in a checkout and `registry.cli` in a wheel."""
+    return f"{__package__}{path}"
 
 
 class LazyGroup(click.Group):
     """`adapter`: imports the module of a command when it runs, and turns errors into messages and exit codes."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line, or complete one for a shell."""
         if COMPLETION in os.environ:
-            load(".console.completion", "register")()
+            lazy.load(_own(".console.completion:register"))()
         _accept_all_characters()
-        gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
-        return super().main(*args, **options)
+        return super().main(*args, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the words: an error in them is a document if one of them asks for that.
@@ -321,15 +153,10 @@ class LazyGroup(click.Group):
         spec = COMMANDS.get(cmd_name)
         if spec is None:
             return None
-        # httpx imports rich and pygments for its own command line: a third of its import time. It works without.
-        sys.modules.setdefault("httpx._main", ModuleType("httpx._main"))
-        if not spec.extra:
-            os.environ.setdefault(*NO_PLUGINS)
-        command = load(spec.module, spec.attribute, spec.extra, f"adapter {cmd_name}")
+        command = spec.load(cmd_name)
         if COMPLETION in os.environ:
-            load(".console.completion", "attach")(command)
-        completed: click.Command = load(".console.output", "complete")(command, cmd_name)
-        return completed
+            lazy.load(_own(".console.completion:attach"))(command)
+        return options.complete(command, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors end in a message and the exit code of the error's class."""
@@ -346,13 +173,13 @@ class LazyGroup(click.Group):
             if document_option is None:
                 raise error from None
             ctx.meta["cli.output"] = document_option[1] or "json"
-            ctx.exit(load(".console.output", "print_usage_error")(error, ctx))
+            ctx.exit(output.print_usage_error(error, ctx))
         except (KeyboardInterrupt, click.Abort):
-            ctx.exit(load(".console.output", "print_interrupted")(ctx))
+            ctx.exit(output.print_interrupted(ctx))
         except Exception as error:
-            if getattr(error, "code", "") in SUGGESTED and DESTRUCTIVE.isdisjoint(ctx.meta["cli.words"]):
-                load(".console.completion", "suggest")(error)
-            code: int | None = load(".console.output", "print_error")(error, ctx)
+            if getattr(error, "code", "") in SUGGESTED and options.DESTRUCTIVE.isdisjoint(ctx.meta["cli.words"]):
+                lazy.load(_own(".console.completion:suggest"))(error)
+            code = output.print_error(error, ctx)
             if code is None:
                 raise
             ctx.exit(code)
@@ -375,47 +202,34 @@ def _accept_all_characters() -> None:
             stream.reconfigure(encoding=None if keeps else "utf-8", errors="backslashreplace")
 
 
-def keep_option(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-    """Callback of an option that every command has: keep its value for the output of the command."""
-    if value:
-        ctx.meta[f"cli.{str(option.name).removeprefix('_')}"] = value
-
-
-def log_options() -> Iterator[click.Option]:
-    """`--quiet` and `--verbose`, which may stand before and after the command's name."""
-    flag = partial(click.Option, is_flag=True, expose_value=False, callback=keep_option)
-    yield flag(["-q", "--quiet", "_quiet"], help="Print no notes and no progress.")
-    yield flag(["-v", "--verbose", "_verbose"], help="Print each request to the registry.")
-
-
 def _with_suggestions(error: NoSuchCommand | NoSuchOption) -> click.UsageError:
     """The error with the nearest names, or with none if the command or one of these names is destructive."""
     command = error.ctx.command if error.ctx is not None else main
     if isinstance(error, NoSuchCommand) and command is main:
         error = NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=error.ctx)
-    is_safe = DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name or ""))
+    is_safe = options.DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name or ""))
     return error if is_safe else click.UsageError(error.message, error.ctx)
 
 
 def _with_joined_ref(error: click.UsageError, words: Sequence[str]) -> click.UsageError:
     """The error with the REF that was typed with a blank before its @ or :, unless the command is destructive."""
     refs = (name + selector for name, selector in pairwise(words) if "/" in name and selector[:1] in ("@", ":"))
-    ref = next(refs, "") if DESTRUCTIVE.isdisjoint(words) else ""
+    ref = next(refs, "") if options.DESTRUCTIVE.isdisjoint(words) else ""
     return click.UsageError(f"{error.message.rstrip('.')}. Did you mean '{ref}'?", error.ctx) if ref else error
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"adapter-registry {load('registry', '__version__')}")
+        click.echo(f"adapter-registry {__version__}")
         ctx.exit()
 
 
 @click.group(
-    cls=LazyGroup, params=[*log_options()],
+    cls=LazyGroup, params=[*options.log_options()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip
 @click.option("--timeout", "_timeout", type=click.FloatRange(0, 86_400, min_open=True), expose_value=False,
-              callback=keep_option, help="Seconds to wait for a response (ADAPTER_TIMEOUT).")  # fmt: skip
+              callback=options.keep_option, help="Seconds to wait for a response (ADAPTER_TIMEOUT).")  # fmt: skip
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from registry import lazy
 from registry.api.bases import BaseView
 from registry.api.jobs import JobSubmit
 from registry.client.local.destination import Destination
@@ -23,7 +24,7 @@ from registry.names import AdapterName, Ref
 from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
 
-from . import jobs, main
+from . import jobs
 from .console import output, session
 
 WORST_SHOWN = 5
@@ -181,7 +182,7 @@ def _run(request: MergeRequest) -> MergeReport:
 
 def _require_worker() -> None:
     if not identify.is_possible():
-        raise main.MissingExtra("a local merge", "worker", "torch")
+        raise lazy.missing_extra("a local merge", "worker", "torch")
 
 
 def _print_job(job: Job) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import click
 
 from registry import names
+from registry.api.aliases import DescribeItem, MoveItem
 from registry.api.catalog import VersionMetadataChange, VersionView
 from registry.api.transfer import PushResult
 from registry.client import waiting
+from registry.client.aliases import Groups
 from registry.client.core import Versions
 from registry.client.transfer import push as pushing
 from registry.client.transfer.bulk import Result
@@ -26,9 +28,10 @@ from registry.names import AdapterName, Ref
 from registry.versions.files import CONFIG, WEIGHTS_ENDINGS
 from registry.versions.provenance import Provenance, parse_provenance_file, provenance_from_options
 
-from . import main
+from . import jobs
 from .console import arguments, output, session, versions
 from .console.progress import ProgressLine, end_with_results, result_reporter
+from .verify import signature_options
 
 
 class _TargetName(arguments.ParsedArgument[AdapterName]):
@@ -100,7 +103,7 @@ def push(
     alias = names.alias(alias) if alias else ""
     signature = None
     if key or bundle or public_key:
-        signature = main.load(".verify", "signature_options")(key, bundle, public_key)
+        signature = signature_options(key, bundle, public_key)
     options = parse_provenance_file(inputs_file.read_bytes(), file=inputs_file.name) if inputs_file else None
     declared = provenance_from_options(options, **inputs)
     late: RegistryError | None = None
@@ -160,11 +163,11 @@ def _with_test(registry: Any, pushed: PushResult, until: float | None, **options
         return pushed, None
     seconds_left = None if until is None else max(0.0, until - time.monotonic())
     try:
-        job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left, **options)
+        job = jobs.wait_for(registry, pushed.job_id, seconds_left, **options)
         version = registry.version(waiting.ref_of(pushed.version))
     except RegistryError as e:
         return pushed, e
-    return pushed.model_copy(update={"version": version}), main.load(".jobs", "error_of")(job)
+    return pushed.model_copy(update={"version": version}), jobs.error_of(job)
 
 
 def _with_alias(pushed: PushResult, late: RegistryError | None, alias: str, message: str) -> Outcome:
@@ -275,11 +278,11 @@ def _with_outcome(result: Result[PushResult], change: Callable[[PushResult], Out
 
 def _with_rights(registry: Any, results: list[Result[PushResult]], alias: str) -> list[Result[PushResult]]:
     """The results, with an error where the token may not move the alias: no one waits for that."""
-    item = partial(main.load("registry.api.aliases", "MoveItem"), alias=alias)
+    item = partial(MoveItem, alias=alias)
 
     def check(pushed: list[VersionView]) -> list[RegistryError | None]:
         items = [item(name=version.name, version=str(version.number)) for version in pushed]
-        outcomes = _groups(registry).move_aliases(items, dry_run=True)
+        outcomes = Groups(registry).move_aliases(items, dry_run=True)
         return [outcome if isinstance(outcome, Denied) else None for outcome in outcomes]
 
     return _with_changes(results, check, lambda _version, _outcome: {})
@@ -321,10 +324,9 @@ def _without_failure(pushed: PushResult) -> Outcome:
 def _with_tags(
     registry: Any, results: list[Result[PushResult]], tags: dict[str, str | None]
 ) -> list[Result[PushResult]]:
-    item = main.load("registry.api.aliases", "DescribeItem")
     return _with_changes(
         results,
-        lambda pushed: _groups(registry).change_metadata([item(subject=_title(v), tags=tags) for v in pushed]),
+        lambda pushed: Groups(registry).change_metadata([DescribeItem(subject=_title(v), tags=tags) for v in pushed]),
         lambda _version, outcome: {"tags": outcome.tags},
     )
 
@@ -332,10 +334,10 @@ def _with_tags(
 def _with_aliases(
     registry: Any, results: list[Result[PushResult]], alias: str, message: str
 ) -> list[Result[PushResult]]:
-    item = partial(main.load("registry.api.aliases", "MoveItem"), alias=alias, reason=message)
+    item = partial(MoveItem, alias=alias, reason=message)
     return _with_changes(
         results,
-        lambda pushed: _groups(registry).move_aliases([item(name=v.name, version=str(v.number)) for v in pushed]),
+        lambda pushed: Groups(registry).move_aliases([item(name=v.name, version=str(v.number)) for v in pushed]),
         lambda version, _outcome: {"aliases": sorted({*version.aliases, alias})},
     )
 
@@ -358,10 +360,6 @@ def _with_changes(
         version = item.version.model_copy(update=fields_of(item.version, outcome))
         changed[position] = replace(results[position], value=item.model_copy(update={"version": version}))
     return changed
-
-
-def _groups(registry: Any) -> Any:
-    return main.load("registry.client.aliases", "Groups")(registry)
 
 
 def _title(version: VersionView) -> str:

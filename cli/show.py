@@ -11,6 +11,8 @@ from registry.adapters import module_grid
 from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
+from registry.api.jobs import JobPage
+from registry.client import convert
 from registry.client.aliases import Aliases
 from registry.client.core import Versions
 from registry.client.transport.responses import parse_response
@@ -19,7 +21,6 @@ from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref
 from registry.versions.files import TRAINER_STATE
 
-from . import main
 from .console import arguments, heatmap, output, session, versions
 from .console.heatmap import HeatMap
 
@@ -72,8 +73,7 @@ def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:
 def _show_metadata(ref: Ref) -> None:
     """Metadata is read from the file itself: the registry keeps no copy of private texts."""
     with session.registry() as registry:
-        read = main.load("registry.client.convert", "read")
-        texts = dict(sorted(read(registry, registry.resolve(ref)).header.metadata.items()))
+        texts = dict(sorted(convert.read(registry, registry.resolve(ref)).header.metadata.items()))
 
     def text() -> None:
         if not texts:
@@ -110,7 +110,7 @@ def _open_test(registry: Versions, version: VersionView) -> str:
         return ""
     query = {"kind": "smoke-test", "ref": f"{version.name}@{version.digest}", "limit": 1}
     response = registry.connection.send("GET", "/jobs", query=query)
-    jobs = parse_response(response, main.load("registry.api.jobs", "JobPage")).items
+    jobs = parse_response(response, JobPage).items
     return next((job.id for job in jobs if job.finished_at is None), "")
 
 

@@ -9,8 +9,8 @@ import click
 from registry.api.access import TokenCreate, TokenCreated, TokenView
 from registry.errors import Invalid
 from registry.roles import Scope
+from registry.server.actors.secret import new_secret
 
-from . import main
 from .console import output, session, tables
 from .console.tables import Column, Table
 from .login import read_secret, rights_of
@@ -61,7 +61,7 @@ def generate() -> None:
 
     The SHA-256 is for REGISTRY_ADMIN_TOKEN_SHA256. Nothing is stored.
     """
-    secret = main.load("registry.server.actors.secret", "new_secret", "server", "adapter token generate")()
+    secret = new_secret()
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
     output.result({"secret": secret, "sha256": sha256}, lambda: output.facts([("secret", secret), ("sha256", sha256)]))
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import click
 
-from registry import names
+from registry import lazy, names
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.jobs import State
@@ -24,7 +24,6 @@ from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 
-from . import main
 from .console import logs, output, session
 from .console.progress import ProgressLine
 
@@ -121,8 +120,8 @@ def _run_on_cluster(
     address: str, folders: dict[str, Path | None], limits: ProcessLimits, say: Callable[[str], None], *, once: bool,
     device: str, actors: int, gpus: float | None,
 ) -> RunSummary:  # fmt: skip
-    cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", user="adapter worker --ray")
-    plan = main.load("registry.worker.cluster", "ClusterPlan", extra="cluster", user="adapter worker --ray")
+    cluster = lazy.load("registry.worker.cluster:Cluster", "cluster", "adapter worker --ray")
+    plan = lazy.load("registry.worker.cluster:ClusterPlan", "cluster", "adapter worker --ray")
     target = session.target()
     if target.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
@@ -149,7 +148,7 @@ def _base(text: str) -> tuple[str, Path | None]:
 def _require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise main.MissingExtra("adapter worker", "worker", missing[0])
+        raise lazy.missing_extra("adapter worker", "worker", missing[0])
 
 
 class Stoppable(Protocol):

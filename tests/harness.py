@@ -115,7 +115,7 @@ class Harness:
         """A transaction of the test's own, to look at rows. One that writes changes none under work that follows an
         response; a thread of a test may be such work."""
         if write and threading.current_thread() is threading.main_thread():
-            self.transport.settle_completed()
+            self.transport.settle(completed=True)
         return db.session(self.engine, write=write)
 
     # ------------------------------------------------------------ who

@@ -7,7 +7,6 @@ HttpxInProcess     `InProcess`, also for `httpx.Client`
 
 from __future__ import annotations
 
-import concurrent.futures
 import email.message
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import httpx
 
 from registry.client.transport import ResponseStream, TransportError
-from registry.client.transport.in_process import STOP_SECONDS, InProcess
+from registry.client.transport.in_process import InProcess
 
 
 class HttpxTransport(httpx.BaseTransport):
@@ -64,12 +63,6 @@ class _HttpxStream(ResponseStream):
 
 
 class HttpxInProcess(InProcess, httpx.BaseTransport):
-    def settle_completed(self) -> None:
-        """As `settle`, for requests whose response was sent: the others may wait for what the caller does next."""
-        if self._running is not None:
-            exchanges = list(self._running._exchanges.items())
-            concurrent.futures.wait([done for exchange, done in exchanges if exchange._ended], STOP_SECONDS)
-
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {}).get("read") or 600
         stream = request.stream

@@ -16,7 +16,7 @@ from registry.durations import parse_duration
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 
-from .. import main
+from .options import DESTRUCTIVE
 
 Value = TypeVar("Value")
 _SIZE = re.compile(r"([0-9]{1,19})(?:([kKMGT])(i?)B)?")
@@ -41,7 +41,7 @@ class ParsedArgument(click.ParamType[Value]):
         try:
             return self._parse(value)
         except Invalid as e:
-            if command in main.DESTRUCTIVE:  # a suggested name may be that of another object
+            if command in DESTRUCTIVE:  # a suggested name may be that of another object
                 raise Invalid(e.code, e.detail, findings=e.findings) from e
             raise
 

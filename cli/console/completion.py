@@ -1,8 +1,7 @@
 """`adapter completion`: the shell's script, and what it completes from the registry: refs, names, bases, aliases.
 
 A completion asks the registry one to three times, for `CANDIDATES_LIMIT` names and `SECONDS` each, and completes
-nothing if it is away. Of an embedded registry it reads the SQLite database, if there is one: starting that registry
-takes most of a second.
+nothing if it is away. It does not create an embedded registry.
 """
 
 import difflib
@@ -28,7 +27,6 @@ from registry.errors import Denied, NotFound, RegistryError
 from registry.filesystem import replace_file
 from registry.names import NEWEST, AdapterName
 
-from .. import main
 from . import output, session
 
 CANDIDATES_LIMIT = 50
@@ -128,9 +126,8 @@ def candidates(kind: str, incomplete: str, name: str = "") -> list[str]:
     try:
         if kind == "context":
             return [name for name in session.read_profile().contexts if name.startswith(incomplete)]
-        stored = _embedded_names(kind, incomplete, name) if session.target().embedded else None
-        if stored is not None:
-            return [name for name in stored if _PLAIN.match(name)]
+        if session.target().embedded and not session.has_embedded():
+            return []
         is_of_name = kind == "alias" and bool(name)
         opened = session.registry if kind == "base" or is_of_name else session.versions  # others need no larger client
         with opened() as registry:
@@ -139,17 +136,6 @@ def candidates(kind: str, incomplete: str, name: str = "") -> list[str]:
             return [name for name in names if name.startswith(incomplete) and _PLAIN.match(name)]
     except Exception:  # a completion has no place for an error
         return []
-
-
-def _embedded_names(kind: str, beginning: str, name: str) -> list[str] | None:
-    """Names in the database of the embedded registry; None if that must be asked itself."""
-    if not session.has_embedded():
-        return []
-    kind = "ref" if kind in ("name", "subject") else kind
-    names: list[str] | None = main.load("registry.server.database.names", "find_names")(
-        kind, beginning, name, limit=CANDIDATES_LIMIT
-    )
-    return names
 
 
 def nearest(kind: str, text: str) -> str:
@@ -231,7 +217,8 @@ def completion(shell: str, install: bool) -> None:
     Completion waits at most a second for the registry, and completes no names while it is unreachable.
     """
     register()
-    script = (get_completion_class(shell) or BashComplete)(main.main, {}, "adapter", main.COMPLETION).source()
+    root = click.get_current_context().find_root().command
+    script = (get_completion_class(shell) or BashComplete)(root, {}, "adapter", "_ADAPTER_COMPLETE").source()
     if not install:
         output.result({"shell": shell, "script": script}, lambda: click.echo(script, nl=False))
         return

@@ -23,17 +23,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import click
 
-from registry import errors
+from registry import errors, lazy
+from registry.api.models import Request
 from registry.durations import to_utc
 from registry.errors import RegistryError
 from registry.findings import Finding
-
-from .. import main
+from registry.validation import first_problem
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,
@@ -63,59 +62,6 @@ _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": 
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}
 _MARK = f"\x1b{os.urandom(8).hex()}"
 _STYLED = re.compile(f"{_MARK}([0-9]+)m")
-
-
-# ------------------------------------------------------------------ what all commands have
-def complete(command: click.Command, name: str) -> click.Command:
-    """Add what every command has to the command `name`, or to every command of the group: options, checks, examples."""
-    if isinstance(command, click.Group):
-        for word, inner in command.commands.items():
-            complete(inner, f"{name} {word}")
-    elif all(param.name != "as_json" for param in command.params):
-        table = getattr(command.callback, "table", None)
-        command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
-        command.callback = _with_utf8_arguments(command)
-        command.format_epilog = partial(_write_examples, command, name)  # type: ignore[method-assign]
-    return command
-
-
-def _write_examples(command: click.Command, name: str, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    main.load(".console.examples", "write")(command, name, ctx, formatter)
-
-
-def _shared_options(prints_rows: bool) -> Iterator[click.Option]:
-    formats = click.Choice(ROW_FORMATS if prints_rows else FORMATS)
-    option = partial(click.Option, expose_value=False)
-    yield option(["-o", "--output", "_output"], type=formats, callback=main.keep_option, help="Format of the result.")
-    yield option(["--json", "as_json"], is_flag=True, callback=_set_json, help="Same as -o json.")
-    yield from main.log_options()
-
-
-def _row_options(table: Any) -> Iterator[click.Option]:
-    names = ", ".join(column.name for column in table.columns)
-    option = partial(click.Option, expose_value=False, callback=main.keep_option)
-    yield option(["--columns", "_columns"], metavar="NAME,…", help=f"Columns of a table or CSV: {names}.")
-    yield option(["--sort", "_sort"], metavar="[-]NAME", help="Sort by this column; with - in front the largest first.")
-
-
-def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
-    """The command's function, after a check that every text can be sent. Only paths may have other bytes."""
-    labels = {param.name: param.human_readable_name for param in command.params}
-    function = command.callback
-
-    def run(**values: Any) -> Any:
-        for name, value in values.items():
-            for text in value if isinstance(value, tuple) else (value,):
-                if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
-                    raise errors.Invalid("REQUEST_INVALID", f"{labels[name]}: {one_line(text)!r} is not valid UTF-8")
-        return function(**values) if function is not None else None
-
-    return run
-
-
-def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.meta["cli.output"] = "json"
 
 
 def setting(name: str, ctx: click.Context | None = None) -> str:
@@ -165,9 +111,10 @@ def document_text(value: Any, ctx: click.Context | None = None) -> str:
     text = json_text(value)
     if setting("output", ctx) != "yaml":
         return text
-    dump = main.load("yaml", "safe_dump")
-    yaml: str = dump(json.loads(text), sort_keys=False, allow_unicode="\\u" not in text, width=120)
-    return yaml.removesuffix("\n")
+    plain: str = lazy.load("yaml:safe_dump")(
+        json.loads(text), sort_keys=False, allow_unicode="\\u" not in text, width=120
+    )
+    return plain.removesuffix("\n")
 
 
 def print_document(value: Any) -> None:
@@ -271,10 +218,10 @@ def _registry_error(error: Exception) -> RegistryError | None:
 
 def _invalid_request(error: Any) -> RegistryError | None:
     """Arguments that no request can hold are bad input; a response that cannot be parsed is a bug."""
-    requests = main.load("registry.api.models", "Request").__subclasses__()  # loaded if one has refused something
+    requests = Request.__subclasses__()
     if error.title not in {schema.__name__ for schema in requests}:
         return None
-    location, message = main.load("registry.validation", "first_problem")(error)
+    location, message = first_problem(error)
     return errors.Invalid("REQUEST_INVALID", f"{location}: {message}" if location else message)
 
 

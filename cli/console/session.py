@@ -15,22 +15,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
+from registry import lazy
 from registry.client import response_checks
 from registry.client.core import Versions
+from registry.client.registry import Registry
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Invalid, NotFound
 from registry.filesystem import replace_file, user_folder
 
-from .. import main
 from . import output
-
-if TYPE_CHECKING:
-    from registry.client.registry import Registry
 
 Routes = TypeVar("Routes", bound=Versions)
 Response = TypeVar("Response")
@@ -193,7 +191,7 @@ def registry(*, patient: bool = False) -> AbstractContextManager[Registry]:
 
     `patient`: of a command that pushes, pulls or waits: each of its requests waits for a registry that restarts.
     """
-    return opened(main.load("registry.client.registry", "Registry"), patient=patient)
+    return opened(Registry, patient=patient)
 
 
 def versions(*, patient: bool = False) -> AbstractContextManager[Versions]:
@@ -256,35 +254,16 @@ def trusted_checkpoints() -> TrustedCheckpoints:
     return TrustedCheckpoints(profile_path().parent / "checkpoints", by_origin=target().embedded)
 
 
-def _load(module: str, attribute: str) -> Any:
-    """`main.load`, but NumPy starts no threads: they cost more CPU time than the small products of a push."""
-    variable = "OPENBLAS_NUM_THREADS"
-    before = os.environ.get(variable)
-    os.environ.setdefault(variable, "1")
-    try:
-        with main.deferred_modules(), main.former_models_blocked():
-            return main.load(module, attribute)
-    finally:
-        if before is None:
-            del os.environ[variable]
-
-
 @contextmanager
 def embedded(routes: type[Routes]) -> Iterator[Routes]:
     """A client of the registry in the data folder (REGISTRY_DATA), run in this process without a socket.
 
-    `Invalid` (SETTING_INVALID): the server is not installed.
+    `Invalid` (EXTRA_MISSING): the server is not installed.
     """
     try:
-        with main.deferred_modules():
-            main.import_fastapi()
-            application = main.load("registry.server.embedded", "open_embedded", "server", "the embedded registry")
-    except main.MissingExtra as e:
-        raise Invalid(
-            "SETTING_INVALID",
-            "no registry is set, and the embedded one needs the extra 'server'",
-            next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or in a checkout, pip install '.[server]'",
-        ) from e
-    transport = main.load("registry.client.transport.in_process", "InProcess")
-    with application(_load) as app, routes(EMBEDDED_URL, transport=transport(app)) as opened:
-        yield opened
+        open_client = lazy.load(f"{__package__}.embedded:open_client", "server", "the embedded registry")
+    except Invalid as e:
+        e.next_step = f"set ADAPTER_REGISTRY, or run `adapter login URL`, or {e.next_step}"
+        raise
+    with open_client(routes, EMBEDDED_URL) as client:
+        yield client

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import click
 
-from .. import main
+from registry.server.settings import Settings, hide_secrets, read_sources
+
 from ..console import output, tables
 from ..console.tables import Column, Table
 
@@ -46,9 +47,8 @@ def config_group() -> None:
 def show_config(config: str | None) -> None:
     """Show each setting of a server, and where it comes from. Passwords are hidden."""
     variables = environment(config=config)
-    sources = main.load("registry.server.settings", "read_sources")(variables)
-    settings = main.load("registry.server.settings", "Settings").from_env(variables)
-    hide_secrets = main.load("registry.server.settings", "hide_secrets")
+    sources = read_sources(variables)
+    settings = Settings.from_env(variables)
     rows = []
     for field in fields(settings):
         value = hide_secrets(str(getattr(settings, field.name)))

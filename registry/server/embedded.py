@@ -5,14 +5,14 @@ signs attestations only where they are needed: three quarters of what the whole 
 Hub API are left out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from registry import lazy
 from registry.api import PREFIX
 from registry.server import actors
 from registry.server.base_app import build_base_app
@@ -22,38 +22,34 @@ from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
 
-Load = Callable[[str, str], Any]
-"""Imports an attribute of a module: the lazy loader of the command line."""
-
-ROUTERS: Mapping[tuple[str, str], str] = {
-    ("adapters", "router"): "adapters lineage metadata resolve",
-    ("transfer.pulls", "router"): "adapters pulls",
-    ("transfer.links", "router"): "links",
-    ("aliases", "router"): "adapters moves",
-    ("access", "router"): "tokens whoami",
-    ("access", "namespace_router"): "adapters namespaces",
-    ("aliases", "gate_router"): "adapters approvals namespaces",
-    ("retention", "router"): "adapters namespaces",
-    ("verdicts", "router"): "adapters check engine-settings",
-    ("verdicts", "attestation_router"): "adapters",
-    ("transfer.pushes", "router"): "pushes",
-    ("serving", "router"): "bases fleet",
-    ("bases", "router"): "bases",
-    ("jobs", "router"): "campaigns jobs",
-    ("audit", "router"): "audit events",
-    ("webhooks", "router"): "webhooks",
-    ("maintenance", "health_router"): "health",
-    ("maintenance", "router"): "fsck gc metrics reindex verdicts",
+ROUTERS: Mapping[str, str] = {
+    "registry.server.routes.adapters:router": "adapters lineage metadata resolve",
+    "registry.server.routes.transfer.pulls:router": "adapters pulls",
+    "registry.server.routes.transfer.links:router": "links",
+    "registry.server.routes.aliases:router": "adapters moves",
+    "registry.server.routes.access:router": "tokens whoami",
+    "registry.server.routes.access:namespace_router": "adapters namespaces",
+    "registry.server.routes.aliases:gate_router": "adapters approvals namespaces",
+    "registry.server.routes.retention:router": "adapters namespaces",
+    "registry.server.routes.verdicts:router": "adapters check engine-settings",
+    "registry.server.routes.verdicts:attestation_router": "adapters",
+    "registry.server.routes.transfer.pushes:router": "pushes",
+    "registry.server.routes.serving:router": "bases fleet",
+    "registry.server.routes.bases:router": "bases",
+    "registry.server.routes.jobs:router": "campaigns jobs",
+    "registry.server.routes.audit:router": "audit events",
+    "registry.server.routes.webhooks:router": "webhooks",
+    "registry.server.routes.maintenance:health_router": "health",
+    "registry.server.routes.maintenance:router": "fsck gc metrics reindex verdicts",
 }
-"""Module in `registry.server.routes` and its router → the first words of its paths. The first match counts, and what
-imports least comes first."""
+"""Path of a router → the first words of its own paths. The first match counts, and what imports least comes first."""
 
 
 class RoutesOnDemand(BaseRoute):
     """The routes of one router, imported with the first request whose path begins as one of theirs may."""
 
-    def __init__(self, load: Load, module: str, attribute: str, words: str) -> None:
-        self._load, self._module, self._attribute = load, f"registry.server.routes.{module}", attribute
+    def __init__(self, path: str, words: str) -> None:
+        self._path = path
         self._beginnings = tuple(f"{PREFIX}/{word}" for word in words.split())
         self._routes: list[BaseRoute] | None = None
 
@@ -62,7 +58,7 @@ class RoutesOnDemand(BaseRoute):
         if scope["type"] != "http" or not scope["path"].startswith(self._beginnings):
             return Match.NONE, {}
         if self._routes is None:
-            self._routes = self._load(self._module, self._attribute).routes
+            self._routes = lazy.load(self._path).routes
         return max((route.matches(scope) for route in self._routes), key=lambda match: match[0].value)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +67,7 @@ class RoutesOnDemand(BaseRoute):
 
 
 @contextmanager
-def open_embedded(load: Load) -> Iterator[FastAPI]:
+def open_embedded() -> Iterator[FastAPI]:
     """The application on the user's data folder. Access to the folder is access to everything in it."""
     settings = Settings.from_env()
     engine = open_database(settings)
@@ -79,33 +75,34 @@ def open_embedded(load: Load) -> Iterator[FastAPI]:
         with explain_failure(engine):
             require_limits(engine)
             if not is_newest(engine):
-                load("registry.server.database.schema", "prepare")(engine)
-
-        def on_demand(module: str, attribute: str) -> Callable[..., Any]:
-            return lambda *values: load(f"registry.server.{module}", attribute)(*values)
-
-        find_profile = on_demand("evaluation.engine_profiles", "find_stored_profile")
-        routes = [RoutesOnDemand(load, *router, words) for router, words in ROUTERS.items()]
+                lazy.load("registry.server.database.schema:prepare")(engine)
+        routes = [RoutesOnDemand(path, words) for path, words in ROUTERS.items()]
         app = build_base_app(
-            settings, routes, find_profile, engine=engine, blobs=_open_store(settings, load),
+            settings, routes, _find_profile, engine=engine, blobs=_open_store(settings),
             trusted=actors.TRUSTED,
         )  # fmt: skip
+        log = app.state.audit_log
 
         def attest_until(position: int) -> None:
-            attester = load("registry.server.promotion.attestations.attester", "Attester")
-            attester(engine, app.state.blobs, lambda: app.state.audit_log.keys).attest_until(position)
+            attester = lazy.load("registry.server.promotion.attestations.attester:Attester")
+            attester(engine, app.state.blobs, lambda: log.keys).attest_until(position)
 
-        app.state.audit_log.after_step.append(attest_until)
+        log.after_step.append(attest_until)
         app.state.requests.writes_lines = False
         yield app
-        app.state.audit_log.flush()
+        log.flush()
     finally:
         engine.dispose()  # the last connection that closes folds SQLite's WAL into the file
 
 
-def _open_store(settings: Settings, load: Load) -> BlobStore:
+def _find_profile(name: str, version: str) -> str:
+    profile: str = lazy.load("registry.server.evaluation.engine_profiles:find_stored_profile")(name, version)
+    return profile
+
+
+def _open_store(settings: Settings) -> BlobStore:
     if settings.blobs.startswith("s3:") or settings.second_copy:
-        load("registry.server.storage.open", "open_second_copy")(settings)
-        store: BlobStore = load("registry.server.storage.open", "open_store")(settings)
+        lazy.load("registry.server.storage.open:open_second_copy")(settings)
+        store: BlobStore = lazy.load("registry.server.storage.open:open_store")(settings)
         return store
     return LocalBlobs.from_url(settings.blobs)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +16,6 @@ from cli.console.completion import AdapterBashComplete
 from cli.main import COMPLETION, main
 from registry.client.transport import TransportError
 from registry.client.transport.http_transport import HttpTransport
-from registry.server.database import names as database_names
-from registry.server.database.names import find_names
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -44,33 +40,8 @@ PATIENT_SECONDS = 60.0
 def test_names_of_the_registry_are_completed(
     monkeypatch: pytest.MonkeyPatch, kind: str, text: str, names: list[str]
 ) -> None:
-    assert completion.candidates(kind, text) == names
     monkeypatch.setattr(completion, "SECONDS", PATIENT_SECONDS)
-    monkeypatch.setattr(completion, "_embedded_names", lambda *_: None)  # as of another database
     assert completion.candidates(kind, text) == names
-
-
-def test_a_completion_reads_only_a_database_of_sqlite_and_changes_nothing_beside_it(released: CommandRunner) -> None:
-    released("namespace", "set", "acme", "--unregistered-bases")
-    released.push("acme/other", "--base", "elsewhere/unregistered")
-    files = sorted(path.name for path in (released.folder / "data").iterdir())
-    assert find_names("base", "", limit=9) == ["tiny-llama"]
-    assert find_names("ref", "", limit=1) == ["acme/other"]
-    assert sorted(path.name for path in (released.folder / "data").iterdir()) == files
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REGISTRY_DATABASE_URL", "postgresql://db/registry")
-        assert find_names("ref", "", limit=1) is None
-
-
-def test_a_database_of_endless_rows_completes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "endless.db"
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        numbers = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n)"
-        connection.execute(f"CREATE VIEW adapter AS {numbers} SELECT id, 'acme' AS namespace, id AS name FROM n")
-    monkeypatch.setenv("REGISTRY_DATABASE_URL", f"sqlite:///{file}")
-    monkeypatch.setattr(database_names, "_STEPS_LIMIT", 100_000)
-    with pytest.raises(Exception, match="interrupted"):
-        find_names("ref", "", limit=9)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +98,7 @@ def test_a_completion_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_name_that_a_shell_could_execute_or_show_is_not_completed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(completion._CANDIDATES, "ref", lambda *_: [name, "acme/support"])
-    for stored in ([name, "acme/support"], None):
-        monkeypatch.setattr(completion, "_embedded_names", lambda *_, stored=stored: stored)
-        assert completion.candidates("ref", "acme/") == ["acme/support"]
+    assert completion.candidates("ref", "acme/") == ["acme/support"]
 
 
 def test_the_embedded_registry_is_not_created_by_a_completion(cli: CommandRunner) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from registry.client.transport.in_process import CHUNKS_AHEAD
-from registry.errors import Conflict
 from tests.httpx_transports import HttpxInProcess
 
 pytest.importorskip("starlette")
@@ -75,15 +73,6 @@ def application(observations: Observations) -> Starlette:
     def path(request: Request) -> Response:
         return PlainTextResponse(request.scope["raw_path"].decode() + " " + request.scope["path"])
 
-    @asynccontextmanager
-    async def lifespan(_app: Any) -> AsyncIterator[dict[str, str]]:
-        observations.events.append("start")
-        yield {"word": "kept"}
-        observations.events.append("stop")
-
-    def state(request: Request) -> Response:
-        return PlainTextResponse(request.state.word)
-
     return Starlette(
         routes=[
             Route("/echo", echo, methods=["GET", "POST"]),
@@ -91,11 +80,9 @@ def application(observations: Observations) -> Starlette:
             Route("/flood", flood),
             Route("/breaks", breaks),
             Route("/fails", fails),
-            Route("/state", state),
             Route("/tidies", observations.tidies),
             Route("/path/{rest:path}", path),
         ],
-        lifespan=lifespan,
     )
 
 
@@ -160,36 +147,11 @@ def test_a_body_that_fails_on_the_callers_side_raises_there(client: httpx.Client
         client.put("/count", content=body())
 
 
-def test_the_lifespan_begins_once_and_ends_with_close(observations: Observations) -> None:
-    with httpx.Client(transport=HttpxInProcess(application(observations)), base_url="http://app.test") as client:
-        assert observations.events == []
-        assert client.get("/state").text == "kept"
-        client.get("/state")
-        assert observations.events == ["start"]
-    assert observations.events == ["start", "stop"]
-
-
 def test_close_waits_for_what_is_done_after_a_response(observations: Observations) -> None:
     with httpx.Client(transport=HttpxInProcess(application(observations)), base_url="http://app.test") as client:
         assert client.get("/tidies").text == "done"
         threading.Timer(0.1, observations.released.set).start()
-    assert observations.events == ["start", "tidied", "stop"]
-
-
-def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
-    def refuse() -> None:
-        raise Conflict("SCHEMA_OLD", "the schema is old")
-
-    @asynccontextmanager
-    async def lifespan(_app: Any) -> AsyncIterator[None]:
-        refuse()
-        yield
-
-    with (
-        httpx.Client(transport=HttpxInProcess(Starlette(lifespan=lifespan)), base_url="http://app.test") as client,
-        pytest.raises(Conflict, match="the schema is old"),
-    ):
-        client.get("/")
+    assert observations.events == ["tidied"]
 
 
 def test_many_threads_share_one_transport(client: httpx.Client) -> None:

@@ -1,0 +1,77 @@
+"""What every command has: `-o`, `--json`, `--quiet`, `--verbose`, arguments in UTF-8, examples; those with rows also
+`--columns` and `--sort`."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from registry import errors
+
+from . import examples
+from .output import FORMATS, ROW_FORMATS, one_line
+
+DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "rename", "replace", "revoke", "yank"})
+"""Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
+
+
+def complete(command: click.Command, name: str) -> click.Command:
+    """Add what every command has to the command `name`, or to every command of the group: options, checks, examples."""
+    if isinstance(command, click.Group):
+        for word, inner in command.commands.items():
+            complete(inner, f"{name} {word}")
+    elif all(param.name != "as_json" for param in command.params):
+        table = getattr(command.callback, "table", None)
+        command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
+        command.callback = _with_utf8_arguments(command)
+        command.format_epilog = partial(examples.write, command, name)  # type: ignore[method-assign]
+    return command
+
+
+def _shared_options(prints_rows: bool) -> Iterator[click.Option]:
+    formats = click.Choice(ROW_FORMATS if prints_rows else FORMATS)
+    option = partial(click.Option, expose_value=False)
+    yield option(["-o", "--output", "_output"], type=formats, callback=keep_option, help="Format of the result.")
+    yield option(["--json", "as_json"], is_flag=True, callback=_set_json, help="Same as -o json.")
+    yield from log_options()
+
+
+def _row_options(table: Any) -> Iterator[click.Option]:
+    names = ", ".join(column.name for column in table.columns)
+    option = partial(click.Option, expose_value=False, callback=keep_option)
+    yield option(["--columns", "_columns"], metavar="NAME,…", help=f"Columns of a table or CSV: {names}.")
+    yield option(["--sort", "_sort"], metavar="[-]NAME", help="Sort by this column; with - in front the largest first.")
+
+
+def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
+    """The command's function, after a check that every text can be sent. Only paths may have other bytes."""
+    labels = {param.name: param.human_readable_name for param in command.params}
+    function = command.callback
+
+    def run(**values: Any) -> Any:
+        for name, value in values.items():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+                    raise errors.Invalid("REQUEST_INVALID", f"{labels[name]}: {one_line(text)!r} is not valid UTF-8")
+        return function(**values) if function is not None else None
+
+    return run
+
+
+def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["cli.output"] = "json"
+
+
+def keep_option(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    """Callback of an option that every command has: keep its value for the output of the command."""
+    if value:
+        ctx.meta[f"cli.{str(option.name).removeprefix('_')}"] = value
+
+
+def log_options() -> Iterator[click.Option]:
+    """`--quiet` and `--verbose`, which may stand before and after the command's name."""
+    flag = partial(click.Option, is_flag=True, expose_value=False, callback=keep_option)
+    yield flag(["-q", "--quiet", "_quiet"], help="Print no notes and no progress.")
+    yield flag(["-v", "--verbose", "_verbose"], help="Print each request to the registry.")
