@@ -5,13 +5,15 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from registry import names
 from registry.api import GROUP_LIMIT, aliases
 from registry.api.aliases import AliasList, AliasMove, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
-from registry.client import response_checks
-from registry.client.core import Name, Versions, path_of_adapter
+from registry.api.operations import aliases as operations
+from registry.api.operations.operation import Operation
+from registry.client.core import Name, Versions, parsed_name
+from registry.client.response_checks import check_description, check_fields, check_item, check_outcomes, ref_of
 from registry.errors import Denied, Invalid, NotFound, RegistryError
 
 
@@ -20,11 +22,11 @@ class Aliases(Versions):
 
     def aliases(self, name: Name) -> AliasList:
         """Return the aliases of an adapter."""
-        return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
+        return self._call(operations.LIST_ALIASES, about=parsed_name(name))
 
     def alias(self, name: Name, alias: str) -> AliasView:
         """Return one alias."""
-        return response_checks.check_alias(alias, self._get(_path_of_alias(name, alias), AliasView))
+        return self._call(operations.SHOW_ALIAS, about=parsed_name(name), alias=alias)
 
     def generation(self, name: Name, alias: str) -> int:
         """The generation of an alias; 0 for one that does not exist."""
@@ -40,9 +42,10 @@ class Aliases(Versions):
     ) -> AliasView:
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
         request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
-        headers = {"If-Match": f'"{generation}"'}
-        response = self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
-        return response_checks.check_alias(alias, response, response_checks.ref_of(str(name), version))
+        return self._call(
+            operations.PROMOTE_ALIAS, request, about=parsed_name(name), repeats=ref_of(str(name), version),
+            headers={"If-Match": f'"{generation}"'}, alias=alias,
+        )  # fmt: skip
 
     def check_right_to_move(self, name: Name, alias: str, version: str) -> None:
         """`Denied` if the token may not move the alias. Nothing changes, and a closed gate is no error."""
@@ -53,32 +56,26 @@ class Aliases(Versions):
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""
-        request = RollbackRequest(to=to, reason=reason)
-        response = self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView)
-        ref = response_checks.ref_of(str(name), to) if to else None
-        return response_checks.check_alias(alias, response, ref)
+        request, target = RollbackRequest(to=to, reason=reason), ref_of(str(name), to) if to else None
+        return self._call(operations.ROLLBACK_ALIAS, request, about=parsed_name(name), repeats=target, alias=alias)
 
     def delete_alias(
         self, name: Name, alias: str, *, generation: int, reason: str = "", force: bool = False
     ) -> AliasMove:
         """Delete an alias if it still is at `generation`. `force`: although nodes serve the adapter by it."""
-        headers, query = {"If-Match": f'"{generation}"'}, {"reason": reason, "force": "true" if force else ""}
-        response = self._send("DELETE", _path_of_alias(name, alias), AliasMove, headers=headers, query=query)
-        return response_checks.check_fields(
-            response, alias=alias, generation=generation + 1, number=None, reason=reason
-        )
+        response = self._call(
+            operations.DELETE_ALIAS, about=parsed_name(name), headers={"If-Match": f'"{generation}"'}, alias=alias,
+            reason=reason, force=force or None,
+        )  # fmt: skip
+        return check_fields(response, generation=generation + 1)
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""
         moment = at.isoformat() if at else ""
-        response = self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
-        for move in response.moves if alias else ():
-            response_checks.check_fields(move, alias=alias)
-        return response_checks.check_fields(response, name=str(name))
+        return self._call(operations.SHOW_HISTORY, about=parsed_name(name), alias=alias, at=moment, cursor=cursor)
 
 
-def _path_of_alias(name: Name, alias: str) -> str:
-    return f"{path_of_adapter(name)}/aliases/{names.alias(alias)}"
+check_move = partial(check_item, operations.MOVE_ALIASES)
 
 
 class Groups(Versions):
@@ -91,8 +88,7 @@ class Groups(Versions):
         self, items: Sequence[aliases.MoveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[aliases.MovedAlias | RegistryError]:
         """Move aliases of many adapters; return where each points then, or its error, in the same order."""
-        schemas = (aliases.MoveGroup, aliases.MoveResults)
-        return self._in_groups("/moves", *schemas, items, response_checks.check_move, atomic=atomic, dry_run=dry_run)
+        return self._in_groups(operations.MOVE_ALIASES, items, check_move, atomic=atomic, dry_run=dry_run)
 
     def change_together(
         self, moves: Sequence[aliases.MoveItem], metadata: Sequence[aliases.DescribeItem]
@@ -103,41 +99,36 @@ class Groups(Versions):
         _require_group(moves)
         _require_group(metadata)
         request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
-        results = self._post("/moves", request, aliases.MoveResults)
+        results = self._call(operations.MOVE_ALIASES, request)
         return (
-            response_checks.check_outcomes(moves, results.items, response_checks.check_move),
-            response_checks.check_outcomes(metadata, results.metadata, response_checks.check_description),
+            check_outcomes(moves, results.items, check_move),
+            check_outcomes(metadata, results.metadata, check_description),
         )
 
     def approve_versions(
         self, items: Sequence[aliases.ApproveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[ApprovalView | RegistryError]:
         """Approve many versions; return the approvals or errors, in the same order."""
-        schemas = (aliases.ApprovalGroup, aliases.ApprovalResults)
-        return self._in_groups(
-            "/approvals", *schemas, items, response_checks.check_approval, atomic=atomic, dry_run=dry_run
-        )
+        check = partial(check_item, operations.APPROVE_VERSIONS)
+        return self._in_groups(operations.APPROVE_VERSIONS, items, check, atomic=atomic, dry_run=dry_run)
 
     def change_metadata(
         self, items: Sequence[aliases.DescribeItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[aliases.DescribedSubject | RegistryError]:
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
-        schemas = (aliases.DescribeGroup, aliases.DescribeResults)
-        return self._in_groups(
-            "/metadata", *schemas, items, response_checks.check_description, atomic=atomic, dry_run=dry_run
-        )
+        return self._in_groups(operations.CHANGE_METADATA, items, check_description, atomic=atomic, dry_run=dry_run)
 
     def _in_groups(
-        self, path: str, request: Any, response: Any, items: Sequence[Any], check: Callable[[Any, Any], None], *,
-        atomic: bool, dry_run: bool,
+        self, operation: Operation[Any, Any], items: Sequence[Any], check: Callable[[Any, Any], None], *, atomic: bool,
+        dry_run: bool,
     ) -> list[Any]:  # fmt: skip
         if atomic:
             _require_group(items)
         outcomes: list[Any] = []
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
-            results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), response)
-            outcomes += response_checks.check_outcomes(group, results.items, check)
+            results = self._call(operation, operation.request(items=group, atomic=atomic, dry_run=dry_run))
+            outcomes += check_outcomes(group, results.items, check)
         return outcomes
 
 

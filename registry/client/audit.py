@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -25,10 +24,11 @@ from registry.api.audit.webhooks import (
     WebhookPage,
     WebhookView,
 )
+from registry.api.operations import audit as operations
 from registry.attestations import models
 from registry.attestations.keys import PublicKey
-from registry.client.core import AnyRef, Versions, path_of
-from registry.client.response_checks import check_fields, check_signature
+from registry.client.core import AnyRef, Versions, parsed_ref
+from registry.client.response_checks import check_signature
 from registry.client.transport import invalid_response
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
@@ -45,11 +45,11 @@ class Audit(Versions):
 
     def proof(self, seq: int) -> audit.EventProof:
         """The proof that an event is in the log. `NotFound` until the log has numbered it."""
-        return check_fields(self._get(f"/audit/events/{seq}/proof", audit.EventProof), seq=seq)
+        return self._call(operations.PROVE_EVENT, seq=seq)
 
     def page(self, after: int = 0, **search: Any) -> audit.EventPage:
         """One page. `search`: wait (seconds), limit, action (a list), object, by, first_at, last_at."""
-        page = self._get("/events", audit.EventPage, after=str(after), **search)
+        page = self._call(operations.LIST_EVENTS, after=after, **search)
         numbers = [after, *(event.seq for event in page.items)]
         if any(number <= before for before, number in pairwise(numbers)) or page.last < numbers[-1]:
             raise invalid_response(f"the events after {after} are not in their order")
@@ -68,52 +68,44 @@ class Audit(Versions):
 
     def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
         """The hashes of one tile, `width` × 32 bytes: as the database has them, or as the store has them (`stored`)."""
-        path = f"/audit/{tiles.tile_path(level, index, width)}"
-        return self.connection.send("GET", path, query={"stored": "true"} if stored else None).content
+        path = tiles.tile_path(level, index, width).removeprefix("tile/")
+        return self._call(operations.READ_LOG_TILE, path=path, stored=stored or None)
 
     def entries(self, index: int, width: int) -> bytes:
         """The entries of one tile as a C2SP entry bundle."""
-        return self.connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
+        path = tiles.tile_path("entries", index, width).removeprefix("tile/entries/")
+        return self._call(operations.READ_LOG_ENTRIES, path=path)
 
     def attestations(self, ref: AnyRef) -> AttestationList:
         """The attestations of a version."""
-        return self._get(f"{path_of(ref)}/attestations", AttestationList)
+        return self._call(operations.LIST_ATTESTATIONS, about=parsed_ref(ref))
 
     def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
         """Attach a signature to a version."""
-        view = self._post(f"{path_of(ref)}/attestations", request, AttestationView)
+        view = self._call(operations.SIGN_VERSION, request, about=parsed_ref(ref))
         key = PublicKey.parse(request.public_key.encode()) if request.public_key else None
         signer = key.identity if key else models.name_in_certificate(request.bundle)
         return check_signature(request.bundle, key.pem if key else "", signer, view)
 
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""
-        created = self._post("/webhooks", request, WebhookCreated)
-        check_fields(
-            created.webhook, url=request.url, namespace=request.namespace, actions=sorted(set(request.actions))
-        )
-        return created
+        return self._call(operations.CREATE_WEBHOOK, request)
 
     def webhooks(self) -> WebhookPage:
         """All webhooks, oldest first, of as many pages as there are."""
-        return self._get_all("/webhooks", WebhookPage)
+        return self._call_all(operations.LIST_WEBHOOKS)
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
         """Delete a webhook and its deliveries."""
-        return check_fields(self._send("DELETE", _webhook(webhook_id), WebhookView), id=webhook_id)
+        return self._call(operations.DELETE_WEBHOOK, webhook_id=webhook_id)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""
-        return self._get(f"{_webhook(webhook_id)}/deliveries", DeliveryList, state=state)
+        return self._call(operations.LIST_DELIVERIES, webhook_id=webhook_id, state=state)
 
     def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
         """Send a delivery again."""
-        path = f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry"
-        return check_fields(self._send("POST", path, DeliveryView), id=delivery_id)
-
-
-def _webhook(webhook_id: str) -> str:
-    return f"/webhooks/{quote(webhook_id, safe='')}"
+        return self._call(operations.RETRY_DELIVERY, webhook_id=webhook_id, delivery_id=delivery_id)
 
 
 class ServerLog:

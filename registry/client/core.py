@@ -3,26 +3,29 @@
 Names and refs are parsed before a request is sent. All other routes are methods of `Registry` (registry.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel
-
+from registry import names
 from registry.api import catalog, transfer
 from registry.api.audit import Consistency, LogKeys
 from registry.api.models import ItemPage
+from registry.api.operations import adapters, audit
+from registry.api.operations import transfer as operations
+from registry.api.operations.operation import Operation
 from registry.client import response_checks
 from registry.client.transport import (
     LIST_LIMIT_BYTES,
     READ_SECONDS,
     RESPONSE_LIMIT_BYTES,
+    HttpResponse,
     ThroughputGuard,
     Transport,
     invalid_response,
 )
 from registry.client.transport.connection import Connection
-from registry.client.transport.responses import Shape, parse_response
+from registry.client.transport.responses import parse_response
 from registry.client.transport.retries import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Retries
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
@@ -70,7 +73,7 @@ class Versions:
 
         def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:
             request = transfer.BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
-            response = self._post("/pushes", request, transfer.BulkPushPlan, patient=True)
+            response = self._call(operations.PLAN_PUSHES, request, patient=True)
             return response_checks.check_outcomes(pending, response.items, response_checks.check_push_plan)
 
         return self._repeat_unavailable(plan, items)
@@ -86,7 +89,7 @@ class Versions:
 
         def commit(pending: Sequence[transfer.CommitItem]) -> list[transfer.PushResult | RegistryError]:
             request = transfer.BulkCommitRequest(items=tuple(pending), atomic=atomic)
-            response = self._post("/pushes/commit", request, transfer.BulkPushResult, seconds=seconds, patient=True)
+            response = self._call(operations.COMMIT_PUSHES, request, seconds=seconds, patient=True)
             return response_checks.check_outcomes(pending, response.items)
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
@@ -102,7 +105,7 @@ class Versions:
 
         def plan(pending: Sequence[Ref]) -> list[transfer.PullPlan | RegistryError]:
             request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
-            response = self._post("/pulls", request, transfer.BulkPullPlan, patient=patient)
+            response = self._call(operations.PLAN_PULLS, request, patient=patient)
             small.update((item.digest, item.data) for item in response.small)
             return response_checks.check_outcomes(pending, response.items, response_checks.check_pull_plan)
 
@@ -136,91 +139,108 @@ class Versions:
     # ------------------------------------------------------------ adapters, versions and bases
     def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> catalog.AdapterPage:
         """One page. `search`: the fields of the route, such as base, method, rank_min, target, engine, owner, text."""
-        return self._get("/adapters", catalog.AdapterPage, **search, cursor=cursor, limit=limit)
+        return self._call(adapters.LIST_ADAPTERS, **search, cursor=cursor, limit=limit)
 
     def adapter(self, name: Name) -> catalog.AdapterView:
         """Return one adapter."""
-        return response_checks.check_adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
+        return self._call(adapters.SHOW_ADAPTER, about=parsed_name(name))
 
     def versions(
         self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None,
         count: bool | None = None,
     ) -> catalog.VersionPage:  # fmt: skip
         """Return one page of the versions of an adapter, newest first; with `count` also how many there are."""
-        path, deleted = f"{path_of_adapter(name)}/versions", include_deleted or None
-        page = self._get(path, catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit, count=count)
-        return response_checks.check_items(page, name=str(name))
+        return self._call(
+            adapters.LIST_VERSIONS, about=parsed_name(name), deleted=include_deleted or None, cursor=cursor,
+            limit=limit, count=count,
+        )  # fmt: skip
 
     def version(self, ref: AnyRef, *, patient: bool = False) -> catalog.VersionView:
         """Return one version with its verdicts."""
-        view = self._get(path_of(ref), catalog.VersionView, patient=patient)
-        return response_checks.check_version(parsed_ref(ref), view)
+        return self._call(adapters.SHOW_VERSION, about=parsed_ref(ref), patient=patient)
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
-        """Change description, tags and links of a version."""
-        return response_checks.check_metadata(change, self._send_to_version("PATCH", ref, "/metadata", change))
+        """Change description, tags and links of a version, and with a `VersionMetadataChange` its expiry."""
+        request: Any = change
+        return self._call(adapters.CHANGE_VERSION_METADATA, request, about=parsed_ref(ref))
 
     def describe_adapter(self, name: Name, change: catalog.MetadataChange) -> catalog.AdapterView:
         """Change description, tags and links of an adapter."""
-        response = self._send("PATCH", f"{path_of_adapter(name)}/metadata", catalog.AdapterView, change)
-        return response_checks.check_metadata(change, response_checks.check_adapter(parsed_name(name), response))
+        return self._call(adapters.CHANGE_ADAPTER_METADATA, change, about=parsed_name(name))
 
     def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
-        return response_checks.check_resolved(
-            parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved)
-        )
+        return response_checks.check_resolved(parsed, self._call(adapters.RESOLVE_VERSION, about=parsed))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
         """The note of the newest checkpoint."""
-        return self.connection.send("GET", "/audit/checkpoint").content.decode(errors="replace")
+        return self._call(audit.READ_CHECKPOINT)
 
     def log_keys(self) -> LogKeys:
         """Return the public keys of the audit log."""
-        return self._get("/audit/keys", LogKeys)
+        return self._call(audit.LIST_LOG_KEYS)
 
     def consistency(self, old: int, new: int) -> Consistency:
         """Return the proof that a smaller log is the beginning of a larger one."""
-        proof = self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
-        return response_checks.check_fields(proof, old=old, new=new)
+        return self._call(audit.PROVE_CONSISTENCY, old=old, new=new)
 
     # ------------------------------------------------------------ inside
-    def _get_all(self, path: str, shape: type[Page], **query: Any) -> Page:
+    def _call(
+        self, operation: Operation[Sent, Received], request: Sent | None = None, *,
+        about: Ref | AdapterName | None = None, repeats: Ref | None = None, headers: Mapping[str, str] | None = None,
+        seconds: float | None = None, limit_bytes: int = RESPONSE_LIMIT_BYTES, patient: bool = False, **parameters: Any,
+    ) -> Received:  # fmt: skip
+        """Send a request; return its response, which repeats what the row of the operation says.
+
+        `about`: the adapter or version in the path. `repeats`: the version that the response is about, if it is not
+        the one in the path. `parameters`: the others of the path, and those of the query.
+        """
+        arguments, in_path = {**response_checks.parameters_of(about), **parameters}, operation.path_names
+        query = {name: value for name, value in parameters.items() if name not in in_path}
+        document: Any = request
+        response = self.connection.send(
+            operation.method, operation.fill_path({name: _PARSERS.get(name, str)(arguments[name]) for name in in_path}),
+            json=None if document is None else document.model_dump(mode="json"), query=query, headers=headers,
+            seconds=seconds, limit_bytes=limit_bytes, patient=patient,
+        )  # fmt: skip
+        return self._read(operation, response, request, {**arguments, **response_checks.parameters_of(repeats)})
+
+    def _read(
+        self, operation: Operation[Any, Received], response: HttpResponse, request: object, parameters: dict[str, Any]
+    ) -> Received:
+        shape: Any = operation.response
+        if shape in (bytes, str):
+            content: Any = response.content if shape is bytes else response.content.decode(errors="replace")
+        else:
+            content = parse_response(response, shape)
+            if not operation.is_bulk:
+                response_checks.check_echo(operation, parameters, request, content)
+        received: Received = content
+        return received
+
+    def _call_all(self, operation: Operation[None, Page], **query: Any) -> Page:
         """The items of all pages as the first page. All pages together have `LIST_LIMIT_BYTES`."""
         remaining_bytes = LIST_LIMIT_BYTES
 
         def fetch(cursor: str) -> Page:
             nonlocal remaining_bytes
-            response = self.connection.send("GET", path, query={**query, "cursor": cursor}, limit_bytes=remaining_bytes)
+            response = self.connection.send(
+                "GET", operation.path, query={**query, "cursor": cursor}, limit_bytes=remaining_bytes
+            )
             remaining_bytes -= len(response.content)
-            return parse_response(response, shape)
+            return self._read(operation, response, None, query)
 
         first, *others = response_checks.all_pages(fetch)
         items = [*first.items, *(item for page in others for item in page.items)]
         return first.model_copy(update={"items": items, "next_cursor": ""})
 
-    def _get(
-        self, path: str, shape: type[Shape], *, limit_bytes: int = RESPONSE_LIMIT_BYTES, patient: bool = False,
-        **query: Any,
-    ) -> Shape:  # fmt: skip
-        response = self.connection.send("GET", path, query=query, limit_bytes=limit_bytes, patient=patient)
-        return parse_response(response, shape)
 
-    def _send(self, method: str, path: str, shape: type[Shape], request: BaseModel | None = None, **how: Any) -> Shape:
-        body = request.model_dump(mode="json") if request is not None else None
-        return parse_response(self.connection.send(method, path, json=body, **how), shape)
-
-    def _send_to_version(
-        self, method: str, ref: AnyRef, path: str, request: BaseModel | None = None, **how: Any
-    ) -> catalog.VersionView:
-        """A change of one version. Its response is about this version."""
-        response = self._send(method, f"{path_of(ref)}{path}", catalog.VersionView, request, **how)
-        return response_checks.check_version(parsed_ref(ref), response)
-
-    def _post(self, path: str, request: BaseModel, shape: type[Shape], **how: Any) -> Shape:
-        return self._send("POST", path, shape, request, **how)
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "alias": names.alias, "base": names.base_name, "node": names.node_name, "engine": names.node_name,
+}  # fmt: skip
+"""Parameters of a path → what reads them before a request is sent. `Invalid` for one that is no such name."""
 
 
 def only(outcomes: Sequence[Received | RegistryError]) -> Received:
@@ -241,20 +261,9 @@ def _limited(chunks: Iterator[bytes], link: catalog.FileLink, size_bytes: int) -
         yield chunk
 
 
-def path_of_adapter(name: Name) -> str:
-    """Return the path of an adapter."""
-    return f"/adapters/{parsed_name(name)}"
-
-
 def parsed_name(name: Name) -> AdapterName:
     """The name of an adapter, from text or as it is."""
     return name if isinstance(name, AdapterName) else AdapterName.parse(name)
-
-
-def path_of(ref: AnyRef) -> str:
-    """The path of a version."""
-    parsed = parsed_ref(ref)
-    return f"{path_of_adapter(parsed.name)}/versions/{parsed.selector}"
 
 
 def parsed_ref(ref: AnyRef) -> Ref:

@@ -1,14 +1,13 @@
 """`Registry`: the routes of `Aliases` and all others except the audit log's (audit.py), a method each."""
 
 from collections.abc import Sequence
-from urllib.parse import quote
+from typing import Any
 
 from registry import names
 from registry.api import access, catalog, evaluation, maintenance, serving
 from registry.api.aliases import (
     ApprovalList,
     ApprovalView,
-    ApproveItem,
     ApproveRequest,
     GateCheck,
     GateList,
@@ -39,16 +38,25 @@ from registry.api.jobs import (
 )
 from registry.api.lineage import Lineage
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
-from registry.api.models import Request
+from registry.api.operations import access as of_access
+from registry.api.operations import adapters as of_adapters
+from registry.api.operations import aliases as of_aliases
+from registry.api.operations import bases as of_bases
+from registry.api.operations import evaluation as of_evaluation
+from registry.api.operations import jobs as of_jobs
+from registry.api.operations import maintenance as of_maintenance
+from registry.api.operations import serving as of_serving
+from registry.api.operations import transfer as of_transfer
+from registry.api.operations.operation import OwnerOperations, Received, Sent
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import response_checks
 from registry.client.aliases import Aliases
-from registry.client.core import AnyRef, Name, parsed_name, parsed_ref, path_of, path_of_adapter
-from registry.client.response_checks import check_fields, check_items, check_withdrawn
-from registry.client.transport import LIST_LIMIT_BYTES, HttpResponse
-from registry.client.transport.responses import Shape, parse_response
+from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
+from registry.client.response_checks import check_fields
+from registry.client.transport import LIST_LIMIT_BYTES, HttpResponse, invalid_response
+from registry.client.transport.responses import parse_document, parse_response
 from registry.client.transport.retries import Retries
 from registry.digest import Digest
 from registry.errors import Unavailable
@@ -69,52 +77,51 @@ class Registry(Aliases):
     # ------------------------------------------------------------ adapters and versions
     def rename(self, name: Name, to: Name) -> catalog.AdapterView:
         """Rename an adapter."""
-        request = access.RenameRequest(to=str(to))
-        response = self._post(f"{path_of_adapter(name)}/rename", request, catalog.AdapterView)
-        return response_checks.check_adapter(parsed_name(to), response)
+        return self._call(of_access.RENAME_ADAPTER, access.RenameRequest(to=str(to)), about=parsed_name(name))
 
     def delete_adapter(self, name: Name, *, dry_run: bool = False) -> catalog.DeleteResult:
         """Delete an adapter with its versions. `dry_run`: only return what needs them."""
-        query = {"dry_run": "true" if dry_run else ""}
-        response = self._send("DELETE", path_of_adapter(name), catalog.DeleteResult, query=query)
-        return check_fields(response, name=str(name))
+        return self._call(of_access.DELETE_ADAPTER, about=parsed_name(name), dry_run=dry_run or None)
 
     def delete_version(
         self, ref: AnyRef, reason: str = "", *, force: bool = False, dry_run: bool = False
     ) -> catalog.VersionView:
         """Delete a version. `force`: although something needs it. `dry_run`: only check; the errors are the same."""
-        query = {"reason": reason, "force": "true" if force else "", "dry_run": "true" if dry_run else ""}
-        response = self._send_to_version("DELETE", ref, "", query=query)
-        return response if dry_run else check_withdrawn(response, deleted_at=True)  # it may be deleted already
+        view = self._call(
+            of_aliases.DELETE_VERSION, about=parsed_ref(ref), reason=reason, force=force or None,
+            dry_run=dry_run or None,
+        )  # fmt: skip
+        if view.deleted_at is None and not dry_run:
+            raise invalid_response(f"the version {ref} is not deleted in the response")
+        return view
 
     def undelete_version(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Restore a deleted version."""
-        return self._withdraw(ref, "/undelete", reason, deleted_at=False)
+        return self._call(of_aliases.UNDELETE_VERSION, WithdrawRequest(reason=reason), about=parsed_ref(ref))
 
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
         """Yank a version, or undo that."""
-        return self._withdraw(ref, "/unyank" if undo else "/yank", reason, yanked_at=not undo)
+        operation = of_aliases.UNYANK_VERSION if undo else of_aliases.YANK_VERSION
+        return self._call(operation, WithdrawRequest(reason=reason), about=parsed_ref(ref))
 
     def quarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """Quarantine a version."""
-        return self._withdraw(ref, "/quarantine", reason, quarantined_at=True)
+        return self._call(of_aliases.QUARANTINE_VERSION, WithdrawRequest(reason=reason), about=parsed_ref(ref))
 
     def unquarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
         """End the quarantine of a version."""
-        return self._withdraw(ref, "/unquarantine", reason, quarantined_at=False)
-
-    def _withdraw(self, ref: AnyRef, path: str, reason: str, **states: bool) -> catalog.VersionView:
-        return check_withdrawn(self._send_to_version("POST", ref, path, WithdrawRequest(reason=reason)), **states)
+        return self._call(of_aliases.UNQUARANTINE_VERSION, WithdrawRequest(reason=reason), about=parsed_ref(ref))
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """Return the ancestors and descendants of a version."""
-        response = self._get(f"{path_of(ref)}/lineage", Lineage, direction="down" if down else "up")
+        response = self._call(of_adapters.SHOW_LINEAGE, about=parsed_ref(ref), direction="down" if down else "up")
         response_checks.check_version(parsed_ref(ref), response_checks.check_root(response))
         return response
 
     def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> Lineage:
         """The lineage from a data set (its digest or URI) or from a base on."""
-        response = self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
+        direction = "down" if down else "up"
+        response = self._call(of_adapters.FIND_LINEAGE, dataset=dataset, base=base, direction=direction)
         root = response_checks.check_root(response)
         if base:
             check_fields(root, name=self._name_of_base(base, root.name))
@@ -123,142 +130,141 @@ class Registry(Aliases):
     # ------------------------------------------------------------ evaluation
     def check(self, request: evaluation.CheckRequest) -> evaluation.VerdictList:
         """`compat`, then `engine` for each engine, of an adapter that is not pushed."""
-        return self._post("/check", request, evaluation.VerdictList)
+        return self._call(of_evaluation.CHECK_ADAPTER, request)
 
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> evaluation.VerdictList:
         """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
-        response = self._get(f"{path_of(ref)}/verdicts", evaluation.VerdictList, engine=list(engines))
+        response = self._call(of_evaluation.LIST_VERDICTS, about=parsed_ref(ref), engine=list(engines))
         if engines:
             response_checks.check_engines(response)
-        return response_checks.check_digests(parsed_ref(ref), [verdict.subject for verdict in response.items], response)
+        return response
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
         """The report of one of this version's verdicts."""
-        response = self.connection.send("GET", f"{path_of(ref)}/reports/{digest}")
-        response_checks.check_bytes(digest, response.content)
-        return parse_response(response, Report)
+        data = self._call(of_transfer.READ_REPORT, about=parsed_ref(ref), digest=digest)
+        response_checks.check_bytes(digest, data)
+        return parse_document(Report, data, f"the request for the report {digest.short}")
 
     def norms(self, ref: AnyRef) -> evaluation.NormsView:
         """The size of the update of each module of this version."""
-        return response_checks.check_version(parsed_ref(ref), self._get(f"{path_of(ref)}/norms", evaluation.NormsView))
+        return self._call(of_evaluation.SHOW_NORMS, about=parsed_ref(ref))
 
     def reference_logprobs(self, ref: AnyRef) -> evaluation.ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
-        response = self._get(f"{path_of(ref)}/reference-logprobs", evaluation.ReferenceLogprobsView)
-        return response_checks.check_digests(parsed_ref(ref), [response.digest], response)
+        return self._call(of_transfer.READ_REFERENCE_LOGPROBS, about=parsed_ref(ref))
 
     def recheck_engines(self, request: evaluation.RecheckEnginesRequest) -> evaluation.RecheckEnginesPage:
         """Renew engine verdicts for a few seconds. Continue with `next_cursor`."""
-        return self._maintain("/verdicts/recheck-engines", request, evaluation.RecheckEnginesPage)
+        return self._call(of_maintenance.REEVALUATE_VERDICTS, request, seconds=MAINTENANCE_SECONDS)
 
     def start_campaign(self, request: CampaignRequest) -> CampaignView:
         """Queue smoke tests of the affected versions of a base."""
-        view = self._post("/campaigns", request, CampaignView)
+        view = self._call(of_jobs.START_CAMPAIGN, request)
         return check_fields(view, base=self._name_of_base(request.base, view.base))
 
     def campaign(self, campaign_id: str, *, patient: bool = False) -> CampaignView:
         """The progress of a campaign, and what has changed so far."""
-        return check_fields(self._get(_path("campaigns", campaign_id), CampaignView, patient=patient), id=campaign_id)
+        return self._call(of_jobs.SHOW_CAMPAIGN, patient=patient, campaign_id=campaign_id)
 
-    # ------------------------------------------------------------ gates
+    # ------------------------------------------------------------ gates and retention
+    def _call_on(
+        self, operations: OwnerOperations[Sent, Received], owner: str, request: Sent | None = None, **parameters: Any
+    ) -> Received:
+        """An operation on an adapter (with a slash) or a namespace."""
+        if "/" in owner:
+            return self._call(operations.adapter, request, about=parsed_name(owner), **parameters)
+        return self._call(operations.namespace, request, namespace=names.namespace(owner), **parameters)
+
     def gates(self, scope: str) -> GateList:
         """The gates of a scope: an adapter (with a slash) or a namespace."""
-        return self._get(_path_of_gates(scope), GateList)
+        return self._call_on(of_aliases.LIST_GATES, scope)
 
     def gate(self, scope: str, alias: str) -> GateView:
         """Return the gate of an alias."""
-        return check_fields(self._get(f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView), alias=alias)
+        return self._call_on(of_aliases.SHOW_GATE, scope, alias=alias)
 
     def set_gate(self, scope: str, alias: str, gate: Gate) -> GateView:
         """Set the gate of an alias."""
-        path = f"{_path_of_gates(scope)}/{names.alias(alias)}"
-        view = self._send("PUT", path, GateView, GateSet(gate=gate))
-        return check_fields(view, alias=alias, gate=gate if view.set_on == scope else view.gate)
+        view = self._call_on(of_aliases.SET_GATE, scope, GateSet(gate=gate), alias=alias)
+        return check_fields(view, gate=gate) if view.set_on == scope else view
 
     def delete_gate(self, scope: str, alias: str) -> GateView:
         """Delete the gate of an alias."""
-        view = self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
-        return check_fields(view, alias=alias)
+        return self._call_on(of_aliases.DELETE_GATE, scope, alias=alias)
 
     def retention(self, scope: str) -> RetentionView:
         """The retention rule in force for a scope: an adapter (with a slash) or a namespace."""
-        return self._get(f"{_path_of_scope(scope)}/retention", RetentionView)
+        return self._call_on(of_maintenance.SHOW_RETENTION, scope)
 
     def set_retention(self, scope: str, rule: RetentionRule) -> RetentionView:
         """Set which versions garbage collection keeps."""
-        view = self._send("PUT", f"{_path_of_scope(scope)}/retention", RetentionView, RetentionSet(rule=rule))
-        return check_fields(view, set_on=scope, rule=rule)
+        view = self._call_on(of_maintenance.SET_RETENTION, scope, RetentionSet(rule=rule))
+        return check_fields(view, set_on=scope)
 
     def delete_retention(self, scope: str) -> RetentionView:
         """Delete a retention rule."""
-        return self._send("DELETE", f"{_path_of_scope(scope)}/retention", RetentionView)
+        return self._call_on(of_maintenance.DELETE_RETENTION, scope)
 
     def retention_plan(self, name: Name, rule: RetentionRule | None = None, *, cursor: str = "") -> RetentionPlan:
         """One page of what garbage collection does to each version, under `rule` or under the one in force."""
         query = rule.model_dump() if rule is not None else {}
-        return self._get(f"{path_of_adapter(name)}/retention/plan", RetentionPlan, **query, cursor=cursor)
+        return self._call(of_maintenance.PLAN_RETENTION, about=parsed_name(name), **query, cursor=cursor)
 
     def check_gate(self, ref: AnyRef, alias: str) -> GateCheck:
         """What a version lacks for an alias now."""
-        response = self._get(f"{path_of(ref)}/gates/{names.alias(alias)}", GateCheck)
-        return response_checks.check_gate(parsed_ref(ref), alias, response)
+        return self._call(of_aliases.CHECK_GATE, about=parsed_ref(ref), alias=alias)
 
     def approve(self, ref: AnyRef, alias: str, comment: str = "") -> ApprovalView:
         """Approve a version for an alias."""
-        response = self._post(f"{path_of(ref)}/approvals", ApproveRequest(alias=alias, comment=comment), ApprovalView)
-        response_checks.check_approval(ApproveItem(ref=str(parsed_ref(ref)), alias=alias), response)
-        return response
+        request = ApproveRequest(alias=alias, comment=comment)
+        return self._call(of_aliases.APPROVE_VERSION, request, about=parsed_ref(ref))
 
     def approvals(self, ref: AnyRef) -> ApprovalList:
         """Return the approvals of a version."""
-        response = self._get(f"{path_of(ref)}/approvals", ApprovalList)
-        response_checks.check_numbers(parsed_ref(ref), response.items)
-        return response
+        return self._call(of_aliases.LIST_APPROVALS, about=parsed_ref(ref))
 
     # ------------------------------------------------------------ bases
     def bases(self, *, modules: bool = True) -> BasePage:
         """All bases by name, of as many pages as there are. Without `modules`, their specs have none."""
-        page = self._get_all("/bases", BasePage, modules="" if modules else "false")
+        page = self._call_all(of_bases.LIST_BASES, modules=None if modules else False)
         for view in page.items:
             response_checks.check_spec(view)
         return page
 
     def base(self, name: str) -> BaseView:
         """Return one base by its name or alias."""
-        return response_checks.check_base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
+        return response_checks.check_base(name, self._call(of_bases.SHOW_BASE, base=name))
 
     def add_base(self, request: BaseAdd) -> BaseView:
         """Register a base model."""
-        view = response_checks.check_spec(self._post("/bases", request, BaseView))
-        return check_fields(view, name=request.spec.name, fingerprint=request.spec.fingerprint)
+        return response_checks.check_spec(self._call(of_bases.ADD_BASE, request))
 
     def set_base_aliases(self, name: str, aliases: Sequence[str]) -> BaseView:
         """Set the aliases of a base."""
-        view = self._send("PUT", f"{_path_of_base(name)}/aliases", BaseView, BaseAliases(aliases=list(aliases)))
+        view = self._call(of_bases.SET_BASE_ALIASES, BaseAliases(aliases=list(aliases)), base=name)
         return check_fields(response_checks.check_spec(view), aliases=sorted(set(aliases) - {view.name}))
 
     def delete_base(self, name: str) -> catalog.DeleteResult:
         """Delete a base that nothing uses."""
-        return self._send("DELETE", _path_of_base(name), catalog.DeleteResult)
+        return self._call(of_bases.DELETE_BASE, base=name)
 
     def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Set which weights a base has. Possible once."""
-        request = IdentityRequest(identity=identity)
-        return response_checks.check_base(name, self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, request))
+        view = self._call(of_bases.IDENTIFY_BASE, IdentityRequest(identity=identity), base=name)
+        return response_checks.check_base(name, view)
 
     def set_base_modules(self, name: str, modules: LibraryModules) -> BaseView:
         """Set the modules of a base as a library here builds them. Those of a newer version stay."""
-        request = ModulesRequest(modules=modules)
-        return response_checks.check_base(name, self._send("PUT", f"{_path_of_base(name)}/modules", BaseView, request))
+        view = self._call(of_bases.SET_BASE_MODULES, ModulesRequest(modules=modules), base=name)
+        return response_checks.check_base(name, view)
 
     def similarity(self, name: str, identity: Identity) -> Similarity:
         """How the weights with this identity are related to those of a base."""
-        return self._post(f"{_path_of_base(name)}/similarity", IdentityRequest(identity=identity), Similarity)
+        return self._call(of_bases.COMPARE_BASE, IdentityRequest(identity=identity), base=name)
 
     def set_thresholds(self, base: str, thresholds: dict[str, float]) -> BaseView:
         """Set the thresholds of smoke tests on this base; the defaults apply for the others."""
-        request = ThresholdsRequest(thresholds=thresholds)
-        view = self._send("PUT", f"{_path_of_base(base)}/thresholds", BaseView, request)
+        view = self._call(of_bases.SET_THRESHOLDS, ThresholdsRequest(thresholds=thresholds), base=base)
         return response_checks.check_base(base, view)
 
     # ------------------------------------------------------------ serving
@@ -270,12 +276,11 @@ class Registry(Aliases):
 
         With `limit`, a page of it (`registry.serving.desired_state` reads all of them).
         """
-        path = f"{_path_of_base(base)}/adapters"
-        response = self._get(
-            path, serving.DesiredState, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
-            wait=wait or "", after=after, limit=limit,
+        response = self._call(
+            of_serving.SHOW_DESIRED_STATE, base=base, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine,
+            since=since, wait=wait or None, after=after, limit=limit,
         )  # fmt: skip
-        return response_checks.check_desired_state(self._name_of_base(base, response.base), alias, response)
+        return response_checks.check_desired_state(self._name_of_base(base, response.base), response)
 
     def _name_of_base(self, base: str, actual: str) -> str:
         """The name of a base that a request named, perhaps by an alias. `actual`: as the response names it."""
@@ -285,16 +290,15 @@ class Registry(Aliases):
         self, base: str, engines: Sequence[str], *, slots: int | None = None, cursor: str = "", limit: int | None = None
     ) -> evaluation.EngineSettingsList:
         """What to set so that these engines serve the newest versions of a page of the base's adapters."""
-        response = self._get(
-            "/engine-settings", evaluation.EngineSettingsList, base=str(names.base_name(base)), engine=list(engines),
+        response = self._call(
+            of_evaluation.RECOMMEND_ENGINE_SETTINGS, base=str(names.base_name(base)), engine=list(engines),
             slots=slots, cursor=cursor, limit=limit,
         )  # fmt: skip
         return check_fields(response, base=self._name_of_base(base, response.base))
 
     def report_node(self, node: str, engine: str, report: serving.NodeReport) -> serving.ReportAccepted:
         """Report everything that this engine on this node holds and serves. Renews the lease."""
-        path = _path("fleet", "nodes", names.node_name(node), names.node_name(engine))
-        response = self._send("PUT", path, serving.ReportAccepted, report)
+        response = self._call(of_serving.REPORT_NODE, report, node=node, engine=engine)
         response_checks.check_unknown(report, response)
         return response
 
@@ -303,21 +307,18 @@ class Registry(Aliases):
         limit: int | None = None,
     ) -> serving.FleetNodes:  # fmt: skip
         """One page of nodes; the first has the convergence of all."""
-        page = self._get(
-            "/fleet/nodes", serving.FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor,
-            limit=limit,
-        )  # fmt: skip
-        return check_items(page, node=node)
+        return self._call(
+            of_serving.LIST_NODES, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor, limit=limit
+        )
 
     def all_nodes(self, **search: str) -> serving.FleetNodes:
         """All pages of `nodes` as one."""
-        nodes = self._get_all("/fleet/nodes", serving.FleetNodes, **search, limit=NODES_OF_PAGE)
-        return check_items(nodes, node=search.get("node", ""))
+        return self._call_all(of_serving.LIST_NODES, **search, limit=NODES_OF_PAGE)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:
         """Submit a job."""
-        return response_checks.check_submitted(request, self._post("/jobs", request, Job))
+        return response_checks.check_submitted(request, self._call(of_jobs.SUBMIT_JOB, request))
 
     def submit_smoke_test(self, ref: AnyRef) -> Job:
         """Have a worker test a version. An equal job that is queued or running is returned instead of a second one."""
@@ -328,23 +329,22 @@ class Registry(Aliases):
         count: bool | None = None,
     ) -> JobPage:  # fmt: skip
         """Return one page of jobs; with `count` also how many there are."""
-        page = self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
-        check_items(page, kind=kind, state=state)
+        page = self._call(of_jobs.LIST_JOBS, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit, count=count)
         for job in page.items if ref else ():
             response_checks.check_subject(parsed_ref(ref), job)
         return page
 
     def job(self, job_id: str, *, patient: bool = False) -> Job:
         """Return one job. `patient`: wait for a registry that restarts."""
-        return response_checks.check_job(job_id, self._get(_path("jobs", job_id), Job, patient=patient))
+        return self._call(of_jobs.SHOW_JOB, patient=patient, job_id=job_id)
 
     def queue_position(self, job_id: str) -> QueuePosition:
         """What a queued job waits for."""
-        return self._get(_path("jobs", job_id, "queue"), QueuePosition)
+        return self._call(of_jobs.SHOW_QUEUE_POSITION, job_id=job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
-        return response_checks.check_job(job_id, self._send("POST", _path("jobs", job_id, "cancel"), Job))
+        return self._call(of_jobs.CANCEL_JOB, job_id=job_id)
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None. Asks again, for a time, while other requests hold all jobs that are left."""
@@ -357,138 +357,102 @@ class Registry(Aliases):
         return response_checks.check_claim(request.kinds, request.bases, parse_response(response, Claimed))
 
     def _send_claim(self, request: ClaimRequest) -> HttpResponse:
-        return self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
+        operation = of_jobs.CLAIM_JOB
+        return self.connection.send(operation.method, operation.path, json=request.model_dump(mode="json"))
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         """Renew the lease of a job."""
-        return check_fields(self._post(_path("jobs", job_id, "renew"), request, Lease), token=request.lease_token)
+        return self._call(of_jobs.RENEW_JOB, request, job_id=job_id)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
         """Finish a job with its result."""
-        return response_checks.check_job(job_id, self._post(_path("jobs", job_id, "finish"), request, Job))
+        return self._call(of_jobs.FINISH_JOB, request, job_id=job_id)
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
         """Report that a job failed."""
-        return response_checks.check_job(job_id, self._post(_path("jobs", job_id, "fail"), request, Job))
+        return self._call(of_jobs.FAIL_JOB, request, job_id=job_id)
 
     # ------------------------------------------------------------ namespaces and trusted publishers
     def namespaces(self, *, cursor: str = "", limit: int | None = None) -> access.NamespacePage:
         """Return the namespaces."""
-        return self._get("/namespaces", access.NamespacePage, cursor=cursor, limit=limit)
+        return self._call(of_access.LIST_NAMESPACES, cursor=cursor, limit=limit)
 
     def namespace(self, name: str) -> access.NamespaceView:
         """Return one namespace."""
-        return check_fields(self._get(_path("namespaces", name), access.NamespaceView), name=name)
+        return self._call(of_access.SHOW_NAMESPACE, namespace=name)
 
     def create_namespace(self, name: str, *, owner: str = "") -> access.NamespaceView:
         """Create a namespace."""
-        request = access.NamespaceCreate(name=name, owner=owner)
-        return check_fields(self._post("/namespaces", request, access.NamespaceView), name=name)
+        return self._call(of_access.CREATE_NAMESPACE, access.NamespaceCreate(name=name, owner=owner))
 
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
         """Change a namespace."""
-        view = self._send("PATCH", _path("namespaces", name), access.NamespaceView, request)
-        switches = {field: value for field, value in request.model_dump().items() if isinstance(value, bool)}
-        return check_fields(view, name=name, **switches)
+        return self._call(of_access.CHANGE_NAMESPACE, request, namespace=name)
 
     def delete_namespace(self, name: str) -> catalog.DeleteResult:
         """Delete an empty namespace."""
-        return check_fields(self._send("DELETE", _path("namespaces", name), catalog.DeleteResult), name=name)
+        return self._call(of_access.DELETE_NAMESPACE, namespace=name)
 
     def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
         """Grant a role in a namespace."""
-        request = access.RoleGrant(role=role)
-        view = self._send("PUT", _path("namespaces", name, "roles", subject), access.NamespaceView, request)
-        return response_checks.check_role(name, subject, role, view)
+        view = self._call(of_access.GRANT_ROLE, access.RoleGrant(role=role), namespace=name, subject=subject)
+        return response_checks.check_role(subject, role, view)
 
     def revoke_role(self, name: str, subject: str) -> access.NamespaceView:
         """Revoke a role in a namespace."""
-        view = self._send("DELETE", _path("namespaces", name, "roles", subject), access.NamespaceView)
-        return response_checks.check_role(name, subject, None, view)
+        view = self._call(of_access.REVOKE_ROLE, namespace=name, subject=subject)
+        return response_checks.check_role(subject, None, view)
 
     def publishers(self, name: Name) -> access.PublisherList:
         """Return the trusted publishers of an adapter."""
-        return check_items(self._get(f"{path_of_adapter(name)}/publishers", access.PublisherList), adapter=str(name))
+        return self._call(of_access.LIST_PUBLISHERS, about=parsed_name(name))
 
     def add_publisher(self, name: Name, request: access.PublisherAdd) -> access.PublisherView:
         """Add a trusted publisher."""
-        view = self._post(f"{path_of_adapter(name)}/publishers", request, access.PublisherView)
-        return check_fields(view, adapter=str(name), issuer=request.issuer, claims=request.claims)
+        return self._call(of_access.ADD_PUBLISHER, request, about=parsed_name(name))
 
     def delete_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
         """Delete a trusted publisher."""
-        view = self._send("DELETE", path_of_adapter(name) + _path("publishers", publisher_id), access.PublisherView)
-        return check_fields(view, adapter=str(name), id=publisher_id)
+        return self._call(of_access.DELETE_PUBLISHER, about=parsed_name(name), publisher_id=publisher_id)
 
     # ------------------------------------------------------------ tokens
     def whoami(self) -> access.Whoami:
         """Return who the token belongs to, and what it may do."""
-        return self._get("/whoami", access.Whoami)
+        return self._call(of_access.SHOW_CALLER)
 
     def tokens(self) -> access.TokenPage:
         """All tokens that the caller may revoke, newest first, of as many pages as there are."""
-        return self._get_all("/tokens", access.TokenPage)
+        return self._call_all(of_access.LIST_TOKENS)
 
     def create_token(self, request: access.TokenCreate) -> access.TokenCreated:
         """Create a token; its secret is in this response only."""
-        created = self._post("/tokens", request, access.TokenCreated)
-        rights = {name: sorted(set(getattr(request, name))) for name in ("scopes", "namespaces", "adapters")}
-        check_fields(created.token, name=request.name, **rights)
-        return created
+        return self._call(of_access.CREATE_TOKEN, request)
 
     def revoke_token(self, token_id: str) -> access.TokenView:
         """Revoke a token."""
-        return check_fields(self._send("DELETE", _path("tokens", token_id), access.TokenView), id=token_id)
+        return self._call(of_access.REVOKE_TOKEN, token_id=token_id)
 
     def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> access.TokenCreated:
         """Give a token a new secret."""
-        request = access.TokenRotate(keep_seconds=keep_seconds)
-        created = self._post(_path("tokens", token_id, "rotate"), request, access.TokenCreated)
-        check_fields(created.token, id=token_id)
-        return created
+        return self._call(of_access.ROTATE_TOKEN, access.TokenRotate(keep_seconds=keep_seconds), token_id=token_id)
 
     def exchange_token(self, assertion: str, *, adapter: str = "") -> access.TokenCreated:
         """A short-lived token for an identity token. Needs no token of the registry."""
-        request = access.ExchangeRequest(assertion=assertion, adapter=adapter)
-        created = self._post("/tokens/exchange", request, access.TokenCreated)
-        if adapter:
-            check_fields(created.token, adapters=[adapter])
-        return created
+        return self._call(of_access.EXCHANGE_TOKEN, access.ExchangeRequest(assertion=assertion, adapter=adapter))
 
     # ------------------------------------------------------------ maintenance
     def health(self, *, store: bool = False) -> maintenance.Health:
         """Return what the server says about itself."""
-        return self._get("/health", maintenance.Health, store="true" if store else "")
+        return self._call(of_access.CHECK_HEALTH, store=store or None)
 
     def collect(self, request: maintenance.GcRequest) -> maintenance.GcReport:
         """Some seconds of garbage collection; go on with `next_cursor`."""
-        return self._maintain("/gc", request, maintenance.GcReport)
+        return self._call(of_maintenance.COLLECT_GARBAGE, request, seconds=MAINTENANCE_SECONDS)
 
     def fsck(self, request: maintenance.FsckRequest) -> maintenance.FsckPage:
         """Some seconds of a check, or one large blob of a deep one; go on with `next_cursor`."""
-        return self._maintain("/fsck", request, maintenance.FsckPage)
+        return self._call(of_maintenance.CHECK_STORE, request, seconds=MAINTENANCE_SECONDS)
 
     def reindex(self, request: maintenance.ReindexRequest) -> maintenance.ReindexPage:
         """Some seconds of re-indexing; go on with `next_cursor`."""
-        return self._maintain("/reindex", request, maintenance.ReindexPage)
-
-    def _maintain(self, path: str, request: Request, shape: type[Shape]) -> Shape:
-        return self._post(path, request, shape, seconds=MAINTENANCE_SECONDS)
-
-
-def _path_of_gates(scope: str) -> str:
-    return f"{_path_of_scope(scope)}/gates"
-
-
-def _path_of_scope(scope: str) -> str:
-    if "/" in scope:
-        return path_of_adapter(scope)
-    return _path("namespaces", names.namespace(scope))
-
-
-def _path_of_base(name: str) -> str:
-    return f"/bases/{names.base_name(name)}"
-
-
-def _path(*parts: str) -> str:
-    return "".join(f"/{quote(part, safe='*')}" for part in parts)
+        return self._call(of_maintenance.REBUILD_INDEX, request, seconds=MAINTENANCE_SECONDS)

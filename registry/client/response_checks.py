@@ -1,8 +1,9 @@
 """Compares every response of a registry with its request. A registry may be hostile, taken over or misconfigured.
 
-Each function returns the response, or raises `Corrupt` that names the field. Bytes are verified where they arrive
-(transfer/file_transfer.py), links where they are followed (transport/links.py), and limits of size and time by
-transport/http_transport.py.
+`check_echo` compares what the row of an operation says. The others check what a row cannot say: hashes, links, names
+that become paths, and what a caller relies on. Each raises `Corrupt` that names the field. Bytes are verified where
+they arrive (transfer/file_transfer.py), links where they are followed (transport/links.py), and limits of size and time
+by transport/http_transport.py.
 """
 
 from __future__ import annotations
@@ -10,35 +11,29 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from registry import names
-from registry.api.catalog import AdapterView, MetadataChange, Resolved, VersionView
+from registry.api.catalog import AdapterView, Resolved, VersionView
 from registry.api.models import Problem
+from registry.api.operations import adapters
+from registry.api.operations.operation import ABSENT, PRESENT, Operation
 from registry.api.transfer import PullPlan, PushItem, PushPlan, PushResult, Upload
 from registry.client.transport import invalid_response
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
-from registry.errors import RegistryError
+from registry.errors import Corrupt, RegistryError
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName, Ref
 from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
     from registry.api.access import NamespaceView
-    from registry.api.aliases import (
-        AliasView,
-        ApprovalView,
-        ApproveItem,
-        DescribedSubject,
-        DescribeItem,
-        GateCheck,
-        MovedAlias,
-        MoveItem,
-    )
+    from registry.api.aliases import DescribedSubject, DescribeItem
     from registry.api.audit.attestations import AttestationView
     from registry.api.bases import BaseView
-    from registry.api.evaluation import NormsView, VerdictList
+    from registry.api.evaluation import VerdictList
     from registry.api.jobs import Claimed, JobSubmit
     from registry.api.lineage import Lineage, LineageNode
     from registry.api.serving import DesiredAdapter, DesiredState, NodeReport, ReportAccepted
@@ -46,9 +41,7 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", covariant=True)
-Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias", "LineageNode")
-Described = TypeVar("Described", VersionView, AdapterView)
-Numbered = TypeVar("Numbered", "AliasView", "ApprovalView", "GateCheck")
+Version = TypeVar("Version", VersionView, Resolved, "LineageNode")
 PAGES_LIMIT = 10_000
 """Pages of one list (of tokens or adapters, millions of items), or of one run, each of a few seconds."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -78,11 +71,67 @@ class _Listing(Protocol):
 Listing = TypeVar("Listing", bound=_Listing)
 
 
+def check_echo(
+    operation: Operation[Any, Any], parameters: Mapping[str, object], request: object, response: Any
+) -> None:
+    """The response repeats the parameters and the fields of its request that its row names (`Operation.echo`).
+
+    A parameter that a request leaves empty, or lacks, asks for nothing.
+    """
+    for field, parameter in operation.echo.items():
+        for actual in _values(response, field.split(".")):
+            if parameter in (PRESENT, ABSENT):
+                _equal(f"whether the response has {field}", actual is not None, parameter == PRESENT)
+                continue
+            expected = parameters[parameter] if parameter in parameters else _value(request, parameter)
+            if expected not in (None, "") and not _repeats(actual, expected):
+                raise _mismatch(f"the field {field} of the response", actual, expected)
+
+
+def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
+    """The values at this path: of a list on the way those of each item."""
+    if not path:
+        yield value
+        return
+    inner = getattr(value, path[0])
+    for item in inner if len(path) > 1 and isinstance(inner, Sequence) else [inner]:
+        yield from _values(item, path[1:])
+
+
+def _value(request: object, path: str) -> object:
+    try:
+        return attrgetter(path)(request)
+    except AttributeError:
+        return None
+
+
+def _repeats(actual: Any, expected: Any) -> bool:
+    if isinstance(expected, DigestPrefix):
+        return str(actual).startswith(expected)
+    if isinstance(expected, Mapping):  # changes: null removes a key
+        return {key: actual.get(key) for key in expected} == dict(expected)
+    if isinstance(actual, Sequence) and not isinstance(actual, str):
+        return set(actual) == ({expected} if isinstance(expected, str) else set(expected))
+    return bool(actual == expected)
+
+
+def parameters_of(about: Ref | AdapterName | None) -> dict[str, object]:
+    """The parameters by which a row names what a request is about."""
+    if about is None:
+        return {}
+    name, selector = (about.name, about.selector) if isinstance(about, Ref) else (about, None)
+    parameters: dict[str, object] = {"namespace": name.namespace, "name": name.name, "adapter": str(name)}
+    if isinstance(selector, int):
+        parameters["number"] = selector
+    elif isinstance(selector, Digest | DigestPrefix):
+        parameters["digest"] = selector
+    return parameters if selector is None else parameters | {"selector": selector}
+
+
 def check_version(ref: Ref, response: Version) -> Version:
     """The version that `ref` names: the same name, and the number or the digest that was requested."""
-    _equal(f"the name of {ref}", response.name, str(ref.name))
-    _check_number(ref, response.number)
-    return check_digests(ref, [response.digest], response)
+    check_echo(adapters.SHOW_VERSION, parameters_of(ref), None, response)
+    return response
 
 
 def check_fields(response: Shape, **expected: object) -> Shape:
@@ -92,18 +141,10 @@ def check_fields(response: Shape, **expected: object) -> Shape:
     return response
 
 
-def check_items(response: Listing, **expected: object) -> Listing:
-    """A list whose items all have these values; empty ones of the request filter nothing."""
-    expected = {name: value for name, value in expected.items() if value not in ("", None)}
-    for item in response.items:
-        check_fields(item, **expected)
-    return response
-
-
-def check_numbers(ref: Ref, responses: Iterable[Numbered]) -> None:
-    """What is about the version that `ref` names, if it names a number."""
-    for response in responses:
-        _check_number(ref, response.number)
+def check_item(operation: Operation[Any, Any], item: Any, response: Any) -> None:
+    """The result of one item of a bulk request, as `check_echo`."""
+    about = Ref.parse(item.ref) if hasattr(item, "ref") else ref_of(item.name, item.version)
+    check_echo(operation, parameters_of(about), item, response)
 
 
 def _check_number(ref: Ref, number: int | None) -> None:
@@ -119,25 +160,10 @@ def check_digests(ref: Ref, digests: Iterable[str], response: Shape) -> Shape:
     return response
 
 
-def check_adapter(name: AdapterName, response: AdapterView) -> AdapterView:
-    """The adapter of this name."""
-    _equal(f"the name of {name}", response.name, str(name))
-    return response
-
-
 def check_namespace(namespace: str, responses: Iterable[AdapterView]) -> None:
     """Adapters of this namespace. Callers change what a list names."""
     for response in responses:
         _equal(f"the namespace of {response.name[:80]!r}", response.name.partition("/")[0], namespace)
-
-
-def check_alias(alias: str, response: AliasView, ref: Ref | None = None) -> AliasView:
-    """The alias of this name, at the number or digest that `ref` names."""
-    _equal("the name of the alias", response.alias, alias)
-    if ref is not None:
-        check_numbers(ref, [response])
-        check_digests(ref, [response.digest], response)
-    return response
 
 
 def ref_of(name: str, version: str) -> Ref:
@@ -146,27 +172,6 @@ def ref_of(name: str, version: str) -> Ref:
         AdapterName.parse(name),
         Ref.parse(version).selector if "/" in version else names.selector(version or names.NEWEST),
     )
-
-
-def check_move(item: MoveItem, response: MovedAlias) -> None:
-    """The requested alias, at the requested number or digest."""
-    check_version(ref_of(item.name, item.version), response)
-    check_alias(item.alias, response)
-
-
-def check_approval(item: ApproveItem, response: ApprovalView) -> None:
-    """The approval for the requested alias, of the requested number."""
-    ref = Ref.parse(item.ref)
-    _equal(f"the alias of the approval of {ref}", response.alias, item.alias)
-    _check_number(ref, response.number)
-
-
-def check_gate(ref: Ref, alias: str, response: GateCheck) -> GateCheck:
-    """The gate of the requested alias for the requested version."""
-    _equal("the name of the alias", response.alias, alias)
-    check_fields(response.gate, alias=alias)
-    check_numbers(ref, [response])
-    return response
 
 
 def check_description(item: DescribeItem, response: DescribedSubject) -> None:
@@ -302,31 +307,13 @@ def check_signature(bundle: str, public_key: str, signer: str, response: Attesta
     return response
 
 
-def check_metadata(change: MetadataChange, response: Described) -> Described:
-    """A version or an adapter with these changes."""
-    if change.description is not None:
-        check_fields(response, description=change.description)
-    for field in ("tags", "links"):
-        values: Mapping[str, str | None] = getattr(change, field)
-        _equal(f"the {field} of the response", {key: getattr(response, field).get(key) for key in values}, dict(values))
-    return response
-
-
-def check_withdrawn(response: VersionView, **states: bool) -> VersionView:
-    """A version that is withdrawn, by the fields that say since when, or no longer."""
-    for field, is_withdrawn in states.items():
-        _equal(f"whether the version has {field}", getattr(response, field) is not None, is_withdrawn)
-    return response
-
-
 def check_bytes(digest: Digest, data: bytes) -> None:
     """The bytes with this digest."""
     _equal("the digest of the response", Digest.of(data), digest, "DIGEST_MISMATCH")
 
 
-def check_role(name: str, subject: str, role: str | None, response: NamespaceView) -> NamespaceView:
+def check_role(subject: str, role: str | None, response: NamespaceView) -> NamespaceView:
     """The namespace, where the subject has this role, or none."""
-    check_fields(response, name=name)
     if response.roles is not None:
         _equal(f"the role of {subject}", response.roles.get(subject), role)
     return response
@@ -338,10 +325,9 @@ def check_unknown(report: NodeReport, response: ReportAccepted) -> None:
         raise invalid_response(f"the registry does not know {min(others)[:80]!r}, which was not reported")
 
 
-def check_desired_state(base: str, alias: str, response: DesiredState) -> DesiredState:
-    """The desired state of this base and alias. Its entries are checked one by one (`problem_of`)."""
+def check_desired_state(base: str, response: DesiredState) -> DesiredState:
+    """The desired state of this base. Its entries are checked one by one (`problem_of`)."""
     _equal("the base of the desired state", response.base, base)
-    _equal("the alias of the desired state", response.alias, alias)
     for verb, texts in (
         ("serves two versions as", [entry.served_name for entry in response.adapters]),
         ("lists two versions of", [entry.name for entry in response.adapters]),
@@ -392,15 +378,8 @@ def failed_check(verdicts: Mapping[str, str]) -> str:
     return next((check for check in failed if not check.startswith("engine ")), "")
 
 
-def check_job(job_id: str, response: Job) -> Job:
-    """The job with this id."""
-    _equal("the id of the job", response.id, job_id)
-    return response
-
-
 def check_submitted(request: JobSubmit, response: Job) -> Job:
-    """A job of the requested kind, about the requested version."""
-    check_fields(response, kind=request.kind)
+    """A job about the requested version."""
     return check_subject(Ref.parse(request.ref), response) if request.ref else response
 
 
@@ -457,4 +436,8 @@ def _digest_of(manifest: Manifest, ref: Ref) -> Digest:
 
 def _equal(field: str, actual: object, expected: object, code: str = "RESPONSE_INVALID") -> None:
     if actual != expected:
-        raise invalid_response(f"{field} is {str(actual)[:120]!r}, not {str(expected)[:120]!r}", code)
+        raise _mismatch(field, actual, expected, code)
+
+
+def _mismatch(field: str, actual: object, expected: object, code: str = "RESPONSE_INVALID") -> Corrupt:
+    return invalid_response(f"{field} is {str(actual)[:120]!r}, not {str(expected)[:120]!r}", code)

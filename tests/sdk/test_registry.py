@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -77,16 +78,10 @@ def test_a_folder_is_pushed_with_parents_tags_and_provenance(
 
 
 def test_many_adapters_move_with_one_request_for_all(
-    registry: AdapterRegistry, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: AdapterRegistry, harness: Harness, tmp_path: Path
 ) -> None:
     sent: list[str] = []
-    post = harness.admin._post
-
-    def note(path: str, *arguments: Any, **more: Any) -> Any:
-        sent.append(path)
-        return post(path, *arguments, **more)
-
-    monkeypatch.setattr(harness.admin, "_post", note)
+    harness.admin.connection.log_requests(sent.append)
     folders = {f"acme/m{n}": samples.write(harness.files(), tmp_path / f"m{n}") for n in range(3)}
     (tmp_path / "empty").mkdir()
     pushed = registry.push_all({**folders, "acme/none": tmp_path / "empty"})
@@ -96,7 +91,8 @@ def test_many_adapters_move_with_one_request_for_all(
         *((f"acme/m{n}", type(None)) for n in range(3)), ("acme/none", NotFound)
     ]  # fmt: skip
     assert (tmp_path / "served" / "acme" / "m2" / CONFIG).read_bytes() == (folders["acme/m2"] / CONFIG).read_bytes()
-    assert sent == ["/pushes", "/pushes/commit", "/pulls"]
+    paths = [urlsplit(word).path for line in sent if line.startswith("POST") for word in line.split()[1:2]]
+    assert paths == ["/api/v1/pushes", "/api/v1/pushes/commit", "/api/v1/pulls"], sent
 
 
 def test_a_version_is_found_resolved_pulled_and_checked(

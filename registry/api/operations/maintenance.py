@@ -32,7 +32,7 @@ SHOW_RETENTION = retention.add_of_owners(
 )
 SET_RETENTION = retention.add_of_owners(
     "set_{owner}_retention", "PUT /{owner}/retention", ADMIN, RetentionSet, RetentionView,
-    echo={"set_on": "owner", "rule": "rule"},
+    echo={"rule": "rule"},
 )
 DELETE_RETENTION = retention.add_of_owners(
     "delete_{owner}_retention", "DELETE /{owner}/retention", ADMIN, NO_BODY, RetentionView,

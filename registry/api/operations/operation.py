@@ -4,6 +4,7 @@ The server takes method, path, scope and shapes of a route from its row, the cli
 response must repeat; the OpenAPI document and the tests that go through all routes are made from the rows, too.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -57,12 +58,22 @@ class Operation(Generic[Sent, Received]):
         """Method and path, as the documentation writes them."""
         return f"{self.method} {self.path}"
 
-    def fill_path(self, **parts: Any) -> str:
-        """The path for these parameters."""
-        path = self.path.replace(":path}", "}")
-        for name, value in parts.items():
-            path = path.replace("{" + name + "}", quote(str(value), safe="*:"))
+    def fill_path(self, parameters: Mapping[str, Any]) -> str:
+        """The path for these parameters, those that are not in it left out.
+
+        Slashes stay in the name of a base or the path of a file. A subject may have two of them, which proxies merge.
+        """
+        path = self.path
+        for name in self.path_names:
+            is_path = f"{{{name}:path}}" in path and name != "subject"
+            text = quote(str(parameters[name]), safe="*:/" if is_path else "*:")
+            path = path.replace(f"{{{name}:path}}", text).replace(f"{{{name}}}", text)
         return path
+
+    @property
+    def path_names(self) -> list[str]:
+        """The names of the parameters in the path."""
+        return re.findall(r"\{(\w+)", self.path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,9 +119,13 @@ def store_error_of(response: HttpResponse) -> RegistryError:
 
 def parse_response(response: HttpResponse, shape: type[Shape]) -> Shape:
     """The body of a response as this schema. `Corrupt` for another one: of another program, or damaged."""
-    path = urlsplit(response.url).path
+    return parse_document(shape, response.content, urlsplit(response.url).path)
+
+
+def parse_document(shape: type[Shape], data: bytes, path: str) -> Shape:
+    """The body of the response to this path as this schema. `Corrupt`."""
     try:
-        return read_tolerantly(shape, response.content)
+        return read_tolerantly(shape, data)
     except ValueError as e:
         location, message = first_problem(e, "the document")
         raise invalid_response(f"the registry's response to {path} is not what we expect: {location}: {message}") from e
