@@ -24,6 +24,7 @@ from registry.api.audit.webhooks import (
     WebhookPage,
     WebhookView,
 )
+from registry.api.operations import attestations, webhooks
 from registry.api.operations import audit as operations
 from registry.attestations import models
 from registry.attestations.keys import PublicKey
@@ -78,34 +79,34 @@ class Audit(Versions):
 
     def attestations(self, ref: AnyRef) -> AttestationList:
         """The attestations of a version."""
-        return self._call(operations.LIST_ATTESTATIONS, about=parsed_ref(ref))
+        return self._call(attestations.LIST_ATTESTATIONS, about=parsed_ref(ref))
 
     def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
         """Attach a signature to a version."""
-        view = self._call(operations.SIGN_VERSION, request, about=parsed_ref(ref))
+        view = self._call(attestations.SIGN_VERSION, request, about=parsed_ref(ref))
         key = PublicKey.parse(request.public_key.encode()) if request.public_key else None
         signer = key.identity if key else models.name_in_certificate(request.bundle)
         return check_signature(request.bundle, key.pem if key else "", signer, view)
 
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""
-        return self._call(operations.CREATE_WEBHOOK, request)
+        return self._call(webhooks.CREATE_WEBHOOK, request)
 
     def webhooks(self) -> WebhookPage:
         """All webhooks, oldest first, of as many pages as there are."""
-        return self._call_all(operations.LIST_WEBHOOKS)
+        return self._call_all(webhooks.LIST_WEBHOOKS)
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
         """Delete a webhook and its deliveries."""
-        return self._call(operations.DELETE_WEBHOOK, webhook_id=webhook_id)
+        return self._call(webhooks.DELETE_WEBHOOK, webhook_id=webhook_id)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""
-        return self._call(operations.LIST_DELIVERIES, webhook_id=webhook_id, state=state)
+        return self._call(webhooks.LIST_DELIVERIES, webhook_id=webhook_id, state=state)
 
     def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
         """Send a delivery again."""
-        return self._call(operations.RETRY_DELIVERY, webhook_id=webhook_id, delivery_id=delivery_id)
+        return self._call(webhooks.RETRY_DELIVERY, webhook_id=webhook_id, delivery_id=delivery_id)
 
 
 class ServerLog:

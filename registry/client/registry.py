@@ -151,7 +151,7 @@ class Registry(Aliases):
 
     def reference_logprobs(self, ref: AnyRef) -> evaluation.ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
-        return self._call(of_transfer.READ_REFERENCE_LOGPROBS, about=parsed_ref(ref))
+        return self._call(of_evaluation.READ_REFERENCE_LOGPROBS, about=parsed_ref(ref))
 
     def recheck_engines(self, request: evaluation.RecheckEnginesRequest) -> evaluation.RecheckEnginesPage:
         """Renew engine verdicts for a few seconds. Continue with `next_cursor`."""

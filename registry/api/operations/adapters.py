@@ -13,8 +13,6 @@ from registry.api.lineage import Lineage
 from registry.api.operations.operation import NO_BODY, PULL, PUSH, SAME_ADAPTER, SAME_VERSION, Tag
 
 # fmt: off
-
-# fmt: off
 adapters = Tag("adapters", "Adapters, versions, aliases, lineage, and resolving a version.")
 _CHANGED = {field: field for field in ("description", "tags", "links")}
 RESOLVE_VERSION = adapters.add(

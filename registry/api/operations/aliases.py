@@ -38,8 +38,6 @@ from registry.api.operations.operation import (
 )
 
 # fmt: off
-
-# fmt: off
 gates = Tag("gates", "What a version needs before an alias may point at it; approvals and quarantine.")
 _SAME_ALIAS = {"alias": "alias", "number": "number", "digest": "digest"}
 LIST_ALIASES = adapters.add("list_aliases", "GET /adapters/{namespace}/{name}/aliases", PULL, NO_BODY, AliasList)

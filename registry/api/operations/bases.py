@@ -14,8 +14,6 @@ from registry.api.operations.operation import ADMIN, NO_BODY, PULL, PUSH, WORK, 
 from registry.bases import Similarity
 
 # fmt: off
-
-# fmt: off
 bases = Tag("bases", "Base models, their identity, and how they are related.")
 ADD_BASE = bases.add(
     "add_base", "POST /bases", PUSH, BaseAdd, BaseView,

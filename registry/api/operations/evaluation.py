@@ -1,11 +1,8 @@
 """Operations of verdicts."""
 
-from registry.api.evaluation import CheckRequest, EngineSettingsList, NormsView, VerdictList
+from registry.api.evaluation import CheckRequest, EngineSettingsList, NormsView, ReferenceLogprobsView, VerdictList
 from registry.api.operations.operation import NO_BODY, PULL, SAME_VERSION, Tag
-
-# fmt: off
-
-# fmt: off
+from registry.api.operations.transfer import transfer
 
 # fmt: off
 verdicts = Tag("verdicts", "What engines say about a version; norms of its weights.")
@@ -20,4 +17,8 @@ SHOW_NORMS = verdicts.add(
 )
 RECOMMEND_ENGINE_SETTINGS = verdicts.add(
     "recommend_engine_settings", "GET /engine-settings", PULL, NO_BODY, EngineSettingsList,
+)
+READ_REFERENCE_LOGPROBS = transfer.add(
+    "read_reference_logprobs", "GET /adapters/{namespace}/{name}/versions/{selector}/reference-logprobs",
+    PULL, NO_BODY, ReferenceLogprobsView, echo={"digest": "digest"},
 )

@@ -16,8 +16,6 @@ from registry.api.operations.operation import NO_BODY, PULL, PUSH, WORK, Tag
 from registry.jobs import Job, Lease
 
 # fmt: off
-
-# fmt: off
 jobs = Tag("jobs", "Work on versions: submit and watch; claim and finish for workers.")
 SUBMIT_JOB = jobs.add("submit_job", "POST /jobs", PUSH, JobSubmit, Job, status=201, echo={"kind": "kind"})
 LIST_JOBS = jobs.add(

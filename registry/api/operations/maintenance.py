@@ -15,8 +15,6 @@ from registry.api.maintenance import (
 from registry.api.operations.operation import ADMIN, METRICS, NO_BODY, PULL, Tag
 
 # fmt: off
-
-# fmt: off
 maintenance = Tag("maintenance", "Garbage collection, consistency checks, metrics. For administrators.")
 retention = Tag("retention", "Rules by which garbage collection deletes versions, and what they would delete.")
 COLLECT_GARBAGE = maintenance.add("collect_garbage", "POST /gc", ADMIN, GcRequest, GcReport, takes_key=False)

@@ -4,8 +4,6 @@ from registry.api.operations.operation import NO_BODY, PULL, Tag
 from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
 
 # fmt: off
-
-# fmt: off
 serving = Tag("serving", "Serving nodes: what they should serve, and what they report.")
 SHOW_DESIRED_STATE = serving.add(
     "show_desired_state", "GET /bases/{base:path}/adapters", PULL, NO_BODY, DesiredState, echo={"alias": "alias"},

@@ -1,6 +1,5 @@
 """Operations of a push and a pull, and bytes of files."""
 
-from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.operations.operation import NO_BODY, NO_TOKEN, PULL, PUSH, Tag
 from registry.api.transfer import (
     BulkCommitRequest,
@@ -10,8 +9,6 @@ from registry.api.transfer import (
     BulkPushRequest,
     BulkPushResult,
 )
-
-# fmt: off
 
 # fmt: off
 transfer = Tag("transfer", "Push and pull: plan, upload, commit; bytes of files.")
@@ -32,10 +29,6 @@ HEAD_FILE = transfer.add(
 )
 READ_REPORT = transfer.add(
     "read_report", "GET /adapters/{namespace}/{name}/versions/{selector}/reports/{digest}", PULL, NO_BODY, bytes,
-)
-READ_REFERENCE_LOGPROBS = transfer.add(
-    "read_reference_logprobs", "GET /adapters/{namespace}/{name}/versions/{selector}/reference-logprobs",
-    PULL, NO_BODY, ReferenceLogprobsView, echo={"digest": "digest"},
 )
 UPLOAD_BY_LINK = transfer.add(
     "upload_by_link", "PUT /links/{key:path}", NO_TOKEN, bytes, NO_BODY, status=204, takes_key=False,

@@ -6,7 +6,7 @@ from fastapi import Query, Response
 
 from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
 from registry.api.evaluation import ENGINES_LIMIT, CheckRequest, EngineSettingsList, EngineText, NormsView, VerdictList
-from registry.api.operations import audit as audit_operations
+from registry.api.operations import attestations as attestation_operations
 from registry.api.operations import evaluation as evaluation_operations
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
@@ -55,7 +55,7 @@ def recommend_engine_settings(
     return engine_compat.settings_for_base(session, actor, base, engines, slots, cursor=cursor, limit=limit)
 
 
-@attestation_router.serves(audit_operations.LIST_ATTESTATIONS)
+@attestation_router.serves(attestation_operations.LIST_ATTESTATIONS)
 async def list_attestations(
     actor: deps.ActorInThreadDep,
     engine: deps.EngineDep,
@@ -74,7 +74,7 @@ async def list_attestations(
     return await routing.run_for(actor, read)
 
 
-@attestation_router.serves(audit_operations.SIGN_VERSION, responses=declarations.existing(AttestationView))
+@attestation_router.serves(attestation_operations.SIGN_VERSION, responses=declarations.existing(AttestationView))
 def sign_version(
     session: deps.KeyedSessionDep,
     actor: deps.ActorDep,

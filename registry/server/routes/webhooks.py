@@ -12,7 +12,7 @@ from registry.api.audit.webhooks import (
     WebhookPage,
     WebhookView,
 )
-from registry.api.operations import audit as operations
+from registry.api.operations import webhooks as operations
 from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.http import dependencies as deps

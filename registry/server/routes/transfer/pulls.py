@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry.api import transfer
 from registry.api.evaluation import ReferenceLogprobsView
+from registry.api.operations import evaluation
 from registry.api.operations import transfer as operations
 from registry.digest import Digest
 from registry.names import Ref
@@ -91,7 +92,7 @@ def read_report(
     return _bytes_of(request, file, target, blobs, settings)
 
 
-@router.serves(operations.READ_REFERENCE_LOGPROBS)
+@router.serves(evaluation.READ_REFERENCE_LOGPROBS)
 def read_reference_logprobs(target: deps.VersionDep, blobs: deps.BlobsDep) -> ReferenceLogprobsView:
     """Read the log-probabilities of fixed prompts from the newest smoke test of this version."""
     return files.find_reference_logprobs(*target, blobs)
