@@ -108,13 +108,13 @@ def combining(scratch: Path) -> tuple[dict[str, float], dict[str, Any]]:
     import torch
     import transformers
 
-    from registry.merging.recipes import Method, Operation, Recipe
+    from registry.merging.recipes import MergeOperation, Method, Recipe
     from registry.worker.merge.adapters import Adapter
     from registry.worker.merge.combine import combine
 
     shapes = parts.modules(parts.SMOL["hidden"], parts.SMOL["inner"], parts.SMOL["kv"])
     folders = [parts.adapter(f"smol-{seed}", parts.SMOL["layers"], shapes, 8, seed) for seed in (4, 5)]
-    recipe = Recipe(operation=Operation.COMBINE, sources=("a", "b"), method=Method.SVD, rank=8)
+    recipe = Recipe(operation=MergeOperation.COMBINE, sources=("a", "b"), method=Method.SVD, rank=8)
     times = []
     for turn in range(ROUNDS):
         began = time.perf_counter()

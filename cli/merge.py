@@ -19,7 +19,7 @@ from registry.client.registry import Registry
 from registry.client.transfer import pull, push
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, State
-from registry.merging.recipes import MergeReport, Method, Operation, Recipe
+from registry.merging.recipes import MergeOperation, MergeReport, Method, Recipe
 from registry.names import AdapterName, Ref
 from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
@@ -57,14 +57,14 @@ def merge(
     '.', '/' or '~' is a folder: made on this machine (extra 'worker'), from versions or folders, and not pushed.
     """
     refs, weights = zip(*(_weighted(source) for source in sources), strict=True)
-    operation = Operation.FUSE if fuse else Operation.COMBINE if len(sources) > 1 else Operation.RESIZE
-    if operation is Operation.RESIZE and not rank:
+    operation = MergeOperation.FUSE if fuse else MergeOperation.COMBINE if len(sources) > 1 else MergeOperation.RESIZE
+    if operation is MergeOperation.RESIZE and not rank:
         raise click.UsageError("with one adapter, pass --rank N to resize it or --fuse to write it into its base")
     recipe = Recipe(
         operation=operation, sources=refs,
-        weights=weights if operation is Operation.COMBINE or set(weights) != {1.0} else (),
-        method=Method.SVD if operation is Operation.RESIZE else Method(method), rank=rank, density=density, seed=seed,
-        into=into, onto=onto, dequantize=dequantize,
+        weights=weights if operation is MergeOperation.COMBINE or set(weights) != {1.0} else (),
+        method=Method.SVD if operation is MergeOperation.RESIZE else Method(method), rank=rank, density=density,
+        seed=seed, into=into, onto=onto, dequantize=dequantize,
     )  # fmt: skip
     if is_folder(into):
         report = _run_locally(recipe, Path(into).expanduser(), base_dir)
@@ -91,7 +91,7 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
 
     Norms, biases and embeddings that differ are left out and listed.
     """
-    recipe = Recipe(operation=Operation.EXTRACT, rank=rank, method=Method.SVD)
+    recipe = Recipe(operation=MergeOperation.EXTRACT, rank=rank, method=Method.SVD)
     request = MergeRequest(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
     if is_folder(into):
         report = _run_into(request, Path(into).expanduser())
@@ -132,10 +132,10 @@ def _run_locally(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeRepor
                 folders, own_base = _pull_sources(registry, recipe.sources, Path(scratch))
                 view = registry.base(recipe.onto or own_base)
                 base = str(base_dir or view.source)
-                if recipe.operation is Operation.FUSE and Path(base).is_dir():
+                if recipe.operation is MergeOperation.FUSE and Path(base).is_dir():
                     _compare_base(registry, view, Path(base))
         request = MergeRequest(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
-        if recipe.operation is not Operation.FUSE:
+        if recipe.operation is not MergeOperation.FUSE:
             return _run_into(request, out)
         if not request.base or not Path(request.base).is_dir():
             raise Invalid("BASE_INVALID", "the base's weights are not on this machine", next_step="pass --base-dir DIR")
@@ -196,7 +196,7 @@ def _print_job(job: Job) -> None:
 def print_report(title: str, report: MergeReport) -> None:
     """Print what a merge made: rank and errors, or what a fuse changed."""
     output.line(f"{output.strong(title)}  {report.operation}{f' ({report.method})' if report.method else ''}")
-    if report.operation is Operation.FUSE:
+    if report.operation is MergeOperation.FUSE:
         facts: list[tuple[str, str | list[str]]] = [("changed", output.plural(report.changed_tensors, "tensor")),
                  ("copied", output.size(report.copied_bytes))]  # fmt: skip
     else:

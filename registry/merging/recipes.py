@@ -36,7 +36,7 @@ ANNOTATION = "recipe"
 _error, _warning = partial(Finding.of, "error"), partial(Finding.of, "warning")
 
 
-class Operation(StrEnum):
+class MergeOperation(StrEnum):
     COMBINE = "combine"
     RESIZE = "resize"
     FUSE = "fuse"
@@ -66,7 +66,7 @@ class Recipe(FrozenModel):
     not the adapter's own. `dequantize`: a packed base is unpacked first.
     """
 
-    operation: Operation
+    operation: MergeOperation
     sources: tuple[str, ...] = Field(default=(), max_length=SOURCES_LIMIT)
     weights: tuple[float, ...] = Field(default=(), max_length=SOURCES_LIMIT)
     method: Method = Method.LINEAR
@@ -107,7 +107,7 @@ class ModuleLoss(FrozenModel):
 class MergeReport(FrozenModel):
     """What a merge made, and what it lost, in all and by module (the worst first, at most `MODULES_SAID`)."""
 
-    operation: Operation
+    operation: MergeOperation
     method: str = ""
     rank: int = 0
     energy_kept: float = 1.0
@@ -162,9 +162,9 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
         names = ", ".join(sorted({source.base for source in ingredients}))
         findings.append(_error("recipe.bases_differ", "sources", f"the sources are for different bases: {names}"))
     digests = [source.digest for source in ingredients]
-    if recipe.operation is Operation.COMBINE and len(set(digests)) < len(digests):
+    if recipe.operation is MergeOperation.COMBINE and len(set(digests)) < len(digests):
         findings.append(_error("recipe.source_duplicate", "sources", "one version is named twice; add its weights up"))
-    if recipe.operation is Operation.COMBINE:
+    if recipe.operation is MergeOperation.COMBINE:
         if len({bool(source.facts.get("conv_lora")) for source in ingredients}) > 1:
             findings.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
         total = sum(int(source.facts.get("max_rank") or 0) for source in ingredients)
@@ -192,10 +192,10 @@ def on_its_grid(quantization: str) -> Invalid:
 
 
 def _numbers(recipe: Recipe) -> Iterator[Finding]:
-    several, operation = recipe.operation is Operation.COMBINE, recipe.operation
+    several, operation = recipe.operation is MergeOperation.COMBINE, recipe.operation
     if several and len(recipe.sources) < 2:
         yield _error("recipe.sources", "sources", "combining takes at least two adapters; `--rank` alone resizes one")
-    if operation in (Operation.RESIZE, Operation.FUSE) and len(recipe.sources) != 1:
+    if operation in (MergeOperation.RESIZE, MergeOperation.FUSE) and len(recipe.sources) != 1:
         yield _error("recipe.sources", "sources", f"{operation} takes one adapter, not {len(recipe.sources)}")
     if recipe.weights and len(recipe.weights) != len(recipe.sources):
         message = f"{len(recipe.weights)} weights for {len(recipe.sources)} sources"
@@ -207,18 +207,18 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         if not math.isfinite(weight) or abs(weight) > WEIGHT_LIMIT or weight == 0:
             rule = f"a weight is a number other than 0, at most {WEIGHT_LIMIT:g} in size, not {weight:g}"
             yield _error("recipe.weight_invalid", "weights", rule)
-    lowest = 1 if operation in (Operation.RESIZE, Operation.EXTRACT) else 0
+    lowest = 1 if operation in (MergeOperation.RESIZE, MergeOperation.EXTRACT) else 0
     if not lowest <= recipe.rank <= RANK_LIMIT:
         yield _error("recipe.rank_invalid", "rank", f"a rank is a number from 1 to {RANK_LIMIT}, not {recipe.rank}")
     if not 0 < recipe.density <= 1:
         yield _error("recipe.density_invalid", "density", f"a density is over 0 and at most 1, not {recipe.density:g}")
     if recipe.density != 1 and (not several or recipe.method not in PRUNING):
         yield _error("recipe.density_invalid", "density", f"{recipe.method} leaves nothing out: it takes no density")
-    if operation is Operation.FUSE and recipe.rank:
+    if operation is MergeOperation.FUSE and recipe.rank:
         yield _error("recipe.rank_invalid", "rank", "fusing cuts no rank: resize the adapter first, then fuse that")
     if recipe.method is Method.CAT and recipe.rank:
         yield _error("recipe.rank_invalid", "rank", "cat puts the factors side by side, whatever the rank; svd cuts it")
-    if (recipe.dequantize or recipe.onto) and operation is not Operation.FUSE:
+    if (recipe.dequantize or recipe.onto) and operation is not MergeOperation.FUSE:
         yield _error("recipe.fuse_only", "onto", "another base and unpacking belong to fusing")
     if recipe.dequantize and recipe.onto:
         yield _error("recipe.fuse_only", "onto", "either another base or the unpacked one, not both")
@@ -239,10 +239,10 @@ def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[tuple[str, str]]
     if not method.mergeable:
         yield "recipe.not_mergeable", f"is {method.name}: it adds something beside the weights, so no weights equal it"
         return
-    if recipe.operation is Operation.FUSE and not method.fused_by:
+    if recipe.operation is MergeOperation.FUSE and not method.fused_by:
         yield "recipe.not_mergeable", f"is {method.name}, which is not fused here: use PEFT's merge_and_unload"
     rules = list(_UNMERGEABLE)
-    if recipe.operation in (Operation.COMBINE, Operation.RESIZE):
+    if recipe.operation in (MergeOperation.COMBINE, MergeOperation.RESIZE):
         rules += _UNSUMMABLE
         if not method.combinable:
             yield "recipe.method", f"is {method.name}: only plain LoRA has a low-rank weighted sum; convert it first"

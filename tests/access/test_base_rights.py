@@ -20,7 +20,7 @@ from registry.bases.library import LibraryModules
 from registry.client.transport import LIST_LIMIT_BYTES
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
-from registry.merging.recipes import Operation
+from registry.merging.recipes import MergeOperation
 from registry.server.catalog import base_rows, bases, metadata_backup, version_groups
 from registry.server.database.models import BaseRow
 from registry.server.database.models.namespaces import TakenNameRow
@@ -59,7 +59,7 @@ def test_a_fuse_needs_the_right_to_add_its_base(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
     pusher = harness.actor("push", namespaces=["acme"])
-    payload = {"operation": Operation.FUSE, "sources": ["acme/support@1"]}
+    payload = {"operation": MergeOperation.FUSE, "sources": ["acme/support@1"]}
     with pytest.raises(Denied, match="may not add the base"):
         pusher.submit(JobSubmit(kind=Kind.FUSE, payload={**payload, "into": "fused"}))
     assert pusher.submit(JobSubmit(kind=Kind.FUSE, payload={**payload, "into": "acme/fused"})).kind is Kind.FUSE

@@ -15,7 +15,7 @@ from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
 from registry.merging import recipes
-from registry.merging.recipes import Ingredient, Operation, Recipe
+from registry.merging.recipes import Ingredient, MergeOperation, Recipe
 from tests import samples
 from tests.domain.specs import base_spec
 
@@ -191,14 +191,14 @@ def test_a_method_with_factor_pairs_is_read_and_checked_by_its_row_alone() -> No
 @pytest.mark.parametrize(
     ("operation", "code"),
     [
-        (Operation.COMBINE, "recipe.method"),
-        (Operation.RESIZE, "recipe.method"),
-        (Operation.FUSE, "recipe.not_mergeable"),
+        (MergeOperation.COMBINE, "recipe.method"),
+        (MergeOperation.RESIZE, "recipe.method"),
+        (MergeOperation.FUSE, "recipe.not_mergeable"),
     ],
 )
-def test_a_method_whose_row_says_nothing_of_merging_is_not_merged(operation: Operation, code: str) -> None:
+def test_a_method_whose_row_says_nothing_of_merging_is_not_merged(operation: MergeOperation, code: str) -> None:
     facts = engine_facts.of_lora(spec_of("NEW", NEW_SHAPES, r=4, lora_alpha=8)).model_dump()
-    names = ("acme/a@1", "acme/b@1")[: 2 if operation is Operation.COMBINE else 1]
+    names = ("acme/a@1", "acme/b@1")[: 2 if operation is MergeOperation.COMBINE else 1]
     sources = [Ingredient(name=n, digest=n, base="tiny-llama", base_fingerprint="", facts=facts) for n in names]
     findings = recipes.check(Recipe(operation=operation, sources=names, rank=4 * (operation == "resize")), sources)
     assert {finding.code for finding in findings} == {code}

@@ -9,7 +9,7 @@ import pytest
 
 from registry.errors import Invalid
 from registry.merging import recipes
-from registry.merging.recipes import Ingredient, Method, Operation, Recipe
+from registry.merging.recipes import Ingredient, MergeOperation, Method, Recipe
 
 
 def ingredient(name: str = "acme/a@1", **facts: Any) -> Ingredient:
@@ -21,7 +21,7 @@ def ingredient(name: str = "acme/a@1", **facts: Any) -> Ingredient:
 
 
 def codes(*ingredients: Ingredient, **recipe: Any) -> set[str]:
-    values = {"operation": Operation.COMBINE, "sources": tuple(item.name for item in ingredients), **recipe}
+    values = {"operation": MergeOperation.COMBINE, "sources": tuple(item.name for item in ingredients), **recipe}
     return {finding.code for finding in recipes.check(Recipe(**values), ingredients) if finding.severity == "error"}
 
 
@@ -31,8 +31,8 @@ ONE, OTHER = ingredient("acme/a@1"), ingredient("acme/b@1")
 def test_plain_adapters_of_one_base_go_together() -> None:
     assert codes(ONE, OTHER) == set()
     assert codes(ONE, OTHER, weights=(0.7, -0.3), method=Method.DARE_TIES, density=0.2, rank=4) == set()
-    assert codes(ONE, operation=Operation.RESIZE, rank=4) == set()
-    assert codes(ONE, operation=Operation.FUSE) == set()
+    assert codes(ONE, operation=MergeOperation.RESIZE, rank=4) == set()
+    assert codes(ONE, operation=MergeOperation.FUSE) == set()
 
 
 @pytest.mark.parametrize("weight", [0.0, math.nan, math.inf, -math.inf, 1e9])
@@ -43,14 +43,14 @@ def test_a_weight_is_a_finite_number_other_than_zero(weight: float) -> None:
 @pytest.mark.parametrize("rank", [-1, 4097, 10**9])
 def test_a_rank_is_within_its_limits(rank: int) -> None:
     assert codes(ONE, OTHER, rank=rank) == {"recipe.rank_invalid"}
-    assert codes(ONE, operation=Operation.RESIZE, rank=0) == {"recipe.rank_invalid"}
+    assert codes(ONE, operation=MergeOperation.RESIZE, rank=0) == {"recipe.rank_invalid"}
 
 
 def test_what_a_fuse_or_a_resize_would_ignore_is_refused() -> None:
-    assert codes(ONE, operation=Operation.FUSE, weights=(0.5,)) == {"recipe.weight_invalid"}
-    assert codes(ONE, operation=Operation.RESIZE, rank=4, weights=(0.5,)) == {"recipe.weight_invalid"}
-    assert codes(ONE, operation=Operation.FUSE, rank=4) == {"recipe.rank_invalid"}
-    assert codes(ONE, operation=Operation.FUSE, weights=(1.0,)) == set()
+    assert codes(ONE, operation=MergeOperation.FUSE, weights=(0.5,)) == {"recipe.weight_invalid"}
+    assert codes(ONE, operation=MergeOperation.RESIZE, rank=4, weights=(0.5,)) == {"recipe.weight_invalid"}
+    assert codes(ONE, operation=MergeOperation.FUSE, rank=4) == {"recipe.rank_invalid"}
+    assert codes(ONE, operation=MergeOperation.FUSE, weights=(1.0,)) == set()
 
 
 def test_an_exact_sum_that_no_adapter_may_hold_is_refused() -> None:
@@ -88,12 +88,12 @@ def test_what_has_no_sum_may_still_be_fused_and_what_no_weights_equal_may_not(
 ) -> None:
     source = ingredient("acme/c@1", **facts)
     assert codes(ONE, source) == {combined}
-    assert codes(source, operation=Operation.FUSE) == ({fused} if fused else set())
+    assert codes(source, operation=MergeOperation.FUSE) == ({fused} if fused else set())
 
 
 def test_every_reason_is_said_at_once() -> None:
     recipe = Recipe(
-        operation=Operation.COMBINE, sources=("acme/a@1", "acme/c@1"), weights=(math.nan, 1), rank=-1, density=2
+        operation=MergeOperation.COMBINE, sources=("acme/a@1", "acme/c@1"), weights=(math.nan, 1), rank=-1, density=2
     )
     with pytest.raises(Invalid) as refused:
         recipes.demand(recipe, [ONE, ingredient("acme/c@1", use_dora=True)])
@@ -107,13 +107,15 @@ def test_every_reason_is_said_at_once() -> None:
 def test_a_reason_that_begins_with_the_source_does_not_name_it_twice() -> None:
     with pytest.raises(Invalid, match=r"\Aacme/c@1 is DoRA"):
         recipes.demand(
-            Recipe(operation=Operation.COMBINE, sources=("acme/a@1", "acme/c@1")),
+            Recipe(operation=MergeOperation.COMBINE, sources=("acme/a@1", "acme/c@1")),
             [ONE, ingredient("acme/c@1", use_dora=True)],
         )
 
 
 def test_the_annotation_is_the_recipe_without_where_it_goes() -> None:
-    recipe = Recipe(operation=Operation.COMBINE, sources=("acme/a@1", "acme/b@2"), weights=(0.5, 2), into="acme/both")
+    recipe = Recipe(
+        operation=MergeOperation.COMBINE, sources=("acme/a@1", "acme/b@2"), weights=(0.5, 2), into="acme/both"
+    )
     text = recipe.annotations[recipes.ANNOTATION]
     assert "both" not in text
     assert Recipe.model_validate_json(text) == recipe.model_copy(update={"into": ""})

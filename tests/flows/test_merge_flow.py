@@ -23,7 +23,7 @@ from registry.client.core import Versions
 from registry.client.transfer import pull
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
-from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe
+from registry.merging.recipes import ANNOTATION, MergeOperation, Method, Recipe
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
@@ -109,8 +109,8 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
     admin = setup.harness.admin
     setup.add_base("tiny-second", base_folder)
-    job = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
-    onto = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="second-dora", onto="tiny-second")
+    job = _submit(setup, operation=MergeOperation.FUSE, sources=("acme/dora",), into="tiny-dora")
+    onto = _submit(setup, operation=MergeOperation.FUSE, sources=("acme/dora",), into="second-dora", onto="tiny-second")
     half = tmp_path / "bases" / "tiny-dora" / f".{job.id}.e021e3d44212"
     half.mkdir(parents=True)  # of an attempt whose machine lost its power
 
@@ -137,7 +137,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     same = (Path(admin.base(name).source) / "model.safetensors" for name in ("tiny-dora", "second-dora"))
     assert len({path.read_bytes() for path in same}) == 1
     with pytest.raises(Conflict):
-        _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+        _submit(setup, operation=MergeOperation.FUSE, sources=("acme/dora",), into="tiny-dora")
 
 
 @pytest.mark.security
@@ -151,7 +151,7 @@ def test_a_lying_registry_cannot_name_a_folder_to_delete(
     (victim / "file").write_text("x")
     for smoke_test in setup.harness.admin.jobs(state="queued", kind="smoke-test").items:
         setup.harness.admin.cancel(smoke_test.id)
-    job = _submit(setup, operation=Operation.FUSE, sources=("acme/one",), into="fused")
+    job = _submit(setup, operation=MergeOperation.FUSE, sources=("acme/one",), into="fused")
     registry = setup.harness.actor("work", "pull", name="gpu-1")
     claim_job = registry.claim
     lie = {"absolute": str(victim), "relative": "../../victim", "link": job.id}[outside]
@@ -190,7 +190,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"weights": (1e9, 1.0)}, "recipe.weight_invalid"),
     ({"rank": 10**9}, "recipe.rank_invalid"),
     ({"rank": -1}, "recipe.rank_invalid"),
-    ({"operation": Operation.RESIZE, "sources": ("acme/one",), "rank": 0}, "recipe.rank_invalid"),
+    ({"operation": MergeOperation.RESIZE, "sources": ("acme/one",), "rank": 0}, "recipe.rank_invalid"),
     ({"sources": ("acme/one",)}, "recipe.sources"),
     ({"sources": ()}, "recipe.sources"),
     ({"sources": ("acme/one", "acme/one@1")}, "recipe.source_duplicate"),
@@ -225,7 +225,7 @@ def test_an_invalid_recipe_is_refused_before_a_job_is_queued(
 def test_fusing_into_a_quantized_base_is_refused_before_a_job_is_queued(setup: WorkerSetup) -> None:
     setup.add_base("packed", fixtures.tiny_bases() / "llama-a-nf4")
     setup.push(fixtures.good() / "lora-r4", "acme/r4", base="packed")
-    fuse = {"operation": Operation.FUSE, "sources": ("acme/r4",), "into": "fused"}
+    fuse = {"operation": MergeOperation.FUSE, "sources": ("acme/r4",), "into": "fused"}
     with pytest.raises(Invalid, match="rounded away") as refused:
         _submit(setup, **fuse)
     assert "--dequantize" in refused.value.next_step
@@ -245,9 +245,9 @@ def test_a_merge_needs_visible_sources_and_a_target_that_one_may_push(setup: Wor
 
 # ------------------------------------------------------------------ means
 def _submit(setup: WorkerSetup, *, by: Any = None, **changes: Any) -> Job:
-    values = {"operation": Operation.COMBINE, "sources": ("acme/one", "acme/other"), "into": "acme/both"} | changes
+    values = {"operation": MergeOperation.COMBINE, "sources": ("acme/one", "acme/other"), "into": "acme/both"} | changes
     recipe = Recipe(**values)
-    kind = Kind.FUSE if recipe.operation is Operation.FUSE else Kind.MERGE
+    kind = Kind.FUSE if recipe.operation is MergeOperation.FUSE else Kind.MERGE
     request = JobSubmit(kind=kind, payload=recipe.model_dump(mode="json"))
     job: Job = (by or setup.harness.admin).submit(request)
     return job

@@ -19,7 +19,7 @@ from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.jobs import RESULT_LIMIT_BYTES
-from registry.merging.recipes import Method, Operation, Recipe
+from registry.merging.recipes import MergeOperation, Method, Recipe
 from registry.worker.merge import combine as combining
 from registry.worker.merge import process
 from registry.worker.merge.adapters import Adapter
@@ -142,7 +142,7 @@ def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) 
 
 def test_a_resized_adapter_says_what_it_lost(tmp_path: Path) -> None:
     order = MergeRequest(
-        recipe=Recipe(operation=Operation.RESIZE, sources=("x",), method=Method.SVD, rank=4),
+        recipe=Recipe(operation=MergeOperation.RESIZE, sources=("x",), method=Method.SVD, rank=4),
         sources=(str(fixtures.good() / "lora-r8-all"),), out=str(tmp_path / "small"),
     )  # fmt: skip
     report = process.run(order)
@@ -158,7 +158,7 @@ def test_a_report_on_every_expert_of_a_large_model_fits_into_a_jobs_result() -> 
         (f"model.layers.{layer}.mlp.experts.{expert}.{leaf}_proj", 16, Loss(1.0, expert / 1000), Loss(1.0, 0.0))
         for layer in range(48) for expert in range(128) for leaf in ("gate", "up", "down")
     ]  # fmt: skip
-    report = combining.report(Operation.COMBINE, "svd", losses)
+    report = combining.report(MergeOperation.COMBINE, "svd", losses)
     assert len(report.model_dump_json()) < RESULT_LIMIT_BYTES / 2
     assert {module.path.split(".")[5] for module in report.modules} == {str(expert) for expert in range(121, 128)}
     assert report.relative_error == pytest.approx((127 / 2 / 1000) ** 0.5)
@@ -202,7 +202,7 @@ def test_extraction_names_what_a_lora_cannot_hold_and_refuses_unrelated_bases(tm
 def test_what_has_no_sum_is_refused_by_the_process_as_by_the_server(
     names: tuple[str, ...], word: str, tmp_path: Path
 ) -> None:
-    recipe = Recipe(operation=Operation.COMBINE, sources=names)
+    recipe = Recipe(operation=MergeOperation.COMBINE, sources=names)
     folders = tuple(str(fixtures.good() / name) for name in names)
     with pytest.raises(Invalid) as refused:
         process.run(MergeRequest(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
@@ -218,7 +218,7 @@ def test_what_has_no_sum_is_refused_by_the_process_as_by_the_server(
 )  # fmt: skip
 def test_a_folder_that_is_wrong_by_itself_is_no_source(name: str, word: str, tmp_path: Path) -> None:
     folders = (str(fixtures.bad() / name), str(fixtures.good() / "lora-r8-all"))
-    recipe = Recipe(operation=Operation.COMBINE, sources=("a", "b"))
+    recipe = Recipe(operation=MergeOperation.COMBINE, sources=("a", "b"))
     with pytest.raises(Invalid, match=word):
         process.run(MergeRequest(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
@@ -229,7 +229,7 @@ def test_nan_in_a_source_stops_the_merge(tmp_path: Path) -> None:
     good = models.adapter(base, tmp_path / "good")
     bad = models.adapter(base, tmp_path / "bad", change=models.with_nan)
     order = MergeRequest(
-        recipe=Recipe(operation=Operation.COMBINE, sources=("a", "b")), sources=(str(good), str(bad)),
+        recipe=Recipe(operation=MergeOperation.COMBINE, sources=("a", "b")), sources=(str(good), str(bad)),
         out=str(tmp_path / "out"),
     )  # fmt: skip
     with pytest.raises(Invalid) as refused:
@@ -240,7 +240,7 @@ def test_nan_in_a_source_stops_the_merge(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ the dense side
 def _combine(parts: list[tuple[float, str]], out: Path, **how: Any) -> Any:
-    recipe = Recipe(operation=Operation.COMBINE, sources=tuple(name for _, name in parts), **how)
+    recipe = Recipe(operation=MergeOperation.COMBINE, sources=tuple(name for _, name in parts), **how)
     return combine(recipe, [(weight, Adapter.open(fixtures.good() / name)) for weight, name in parts], out)
 
 

@@ -19,7 +19,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from registry.errors import Invalid, RegistryError, Unavailable
-from registry.merging.recipes import Operation, Recipe
+from registry.merging.recipes import MergeOperation, Recipe
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.fuse import fuse
 from registry.worker.merge.peft_methods import PeftMerger
@@ -191,7 +191,7 @@ def test_a_code_reference_in_a_json_file_is_never_copied(
 
 def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> None:
     folder, base = _good_adapter("loha")
-    recipe = Recipe(operation=Operation.FUSE, sources=("acme/loha",))
+    recipe = Recipe(operation=MergeOperation.FUSE, sources=("acme/loha",))
     lines: list[str] = []
     report = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(
         lines.append
@@ -213,7 +213,7 @@ def test_a_merge_sees_its_folders_in_a_home_folder_and_nothing_else_there(
     shutil.copytree(folder, home / "secret" / "adapter")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
-    recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
+    recipe = Recipe(operation=MergeOperation.FUSE, sources=("acme/r4",))
     request = MergeRequest(recipe=recipe, sources=("adapter",), base="models/base", out="models/fused")
     assert request.run().changed_tensors > 0
     assert (home / "models" / "fused" / "model.safetensors").is_file()
@@ -238,7 +238,7 @@ def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> N
         raise GivenUp
 
     folder, base = _good_adapter("lora-r4")
-    recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
+    recipe = Recipe(operation=MergeOperation.FUSE, sources=("acme/r4",))
     with pytest.raises(GivenUp):
         MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
     assert [path.name for path in tmp_path.iterdir() if path.name != "fused"] == []
@@ -268,7 +268,7 @@ with Destination(Path(sys.argv[1])) as folder:
 
 def test_an_order_that_takes_too_long_is_ended_with_the_reason(tmp_path: Path) -> None:
     folder, base = _good_adapter("lora-r4")
-    recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
+    recipe = Recipe(operation=MergeOperation.FUSE, sources=("acme/r4",))
     order = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused"))
     with pytest.raises(Unavailable, match=r"took over 0.01 seconds"):
         order.run(seconds=0.01)

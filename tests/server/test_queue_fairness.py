@@ -11,7 +11,7 @@ import pytest
 from registry.api.jobs import CampaignRequest, ClaimRequest, JobSubmit
 from registry.errors import Denied, Unavailable
 from registry.jobs import Kind
-from registry.merging.recipes import Operation
+from registry.merging.recipes import MergeOperation
 from registry.server.database import db
 from registry.server.database.models.jobs import JobRow
 from registry.server.jobs import queue, requests
@@ -90,7 +90,11 @@ def test_waiting_merges_into_a_namespace_are_limited(harness: Harness, monkeypat
     harness.push("acme/b")
 
     def merge(weight: float, into: str = "acme/merged") -> str:
-        payload: dict[str, Any] = {"operation": Operation.COMBINE, "sources": ["acme/a@1", "acme/b@1"], "into": into}
+        payload: dict[str, Any] = {
+            "operation": MergeOperation.COMBINE,
+            "sources": ["acme/a@1", "acme/b@1"],
+            "into": into,
+        }
         payload |= {"weights": [weight, 1.0], "method": "linear"}
         return harness.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload)).id
 

@@ -28,7 +28,7 @@ from registry.evaluation.verdicts import Outcome
 from registry.jobs import Job, Kind, State
 from registry.merging import conversions
 from registry.merging.conversions import Conversion
-from registry.merging.recipes import Operation, Recipe
+from registry.merging.recipes import MergeOperation, Recipe
 from registry.names import Ref
 from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.conversions import to_canonical, to_gguf, to_peft, to_plain
@@ -300,7 +300,7 @@ def test_what_was_computed_from_a_base_whose_files_changed_meanwhile_is_dropped(
     if result.job_id:
         registry.cancel(result.job_id)
     if kind is Kind.FUSE:
-        recipe = Recipe(operation=Operation.FUSE, sources=("acme/support",), into="made")
+        recipe = Recipe(operation=MergeOperation.FUSE, sources=("acme/support",), into="made")
         job: Job | None = registry.submit(JobSubmit(kind=kind, payload=recipe.model_dump(mode="json")))
     else:
         job = client_convert.convert(

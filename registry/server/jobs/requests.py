@@ -26,7 +26,7 @@ from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
 from registry.jobs import FINAL, Job, JobStep, Kind, State
 from registry.merging import conversions, recipes
-from registry.merging.recipes import Ingredient, Operation, Recipe
+from registry.merging.recipes import Ingredient, MergeOperation, Recipe
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -37,7 +37,7 @@ from registry.server.database.models import BaseRow, VersionRow
 from registry.server.database.models.jobs import JobRow
 from registry.server.jobs import queue
 
-RECIPE_KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}
+RECIPE_KINDS = {MergeOperation.COMBINE: Kind.MERGE, MergeOperation.RESIZE: Kind.MERGE, MergeOperation.FUSE: Kind.FUSE}
 SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 """Fields that must be equal in the base of an adapter and in the base that it is fused into."""
 
@@ -166,7 +166,7 @@ def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
 
 def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow) -> None:
     """Raise unless the result of the recipe may go where it says and can be computed on that base."""
-    if recipe.operation is not Operation.FUSE:
+    if recipe.operation is not MergeOperation.FUSE:
         actor.require(Scope.PUSH, AdapterName.parse(recipe.into))
         return
     name = names.base_name(recipe.into)

@@ -16,7 +16,7 @@ from registry.adapters.peft import ModuleUpdate
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
-from registry.merging.recipes import MODULES_SAID, MergeReport, Method, ModuleLoss, Operation, Recipe
+from registry.merging.recipes import MODULES_SAID, MergeOperation, MergeReport, Method, ModuleLoss, Recipe
 from registry.worker.merge import adapters, lowrank
 from registry.worker.merge.adapters import Adapter, NewUpdate, UpdateTarget, widest
 from registry.worker.merge.lowrank import Factors, Loss
@@ -52,7 +52,7 @@ def combine(
     return report(recipe.operation, str(recipe.method), losses)
 
 
-def report(operation: Operation, method: str, losses: Sequence[tuple[str, int, Loss, Loss]]) -> MergeReport:
+def report(operation: MergeOperation, method: str, losses: Sequence[tuple[str, int, Loss, Loss]]) -> MergeReport:
     """Add up (path, rank, loss against the method's aim, loss against the exact sum) of every module."""
     aim, to_sum = (Loss.total(row[column] for row in losses) for column in (2, 3))  # type: ignore[misc]
     rows = [
@@ -219,7 +219,7 @@ def extract(
     adapters.write_adapter(out, updates, config, torch.float32)
     more = f" and {len(left_out) - EXAMPLES} more" if len(left_out) > EXAMPLES else ""
     note = f"not matrices of linear modules, and left out: {', '.join(left_out[:EXAMPLES])}{more}"
-    result = report(Operation.EXTRACT, str(Method.SVD), losses)
+    result = report(MergeOperation.EXTRACT, str(Method.SVD), losses)
     return result.model_copy(update={"notes": (note,)}) if left_out else result
 
 

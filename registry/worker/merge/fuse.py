@@ -29,7 +29,7 @@ from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.findings import Finding
 from registry.merging import recipes
-from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
+from registry.merging.recipes import Ingredient, MergeOperation, MergeReport, Recipe
 from registry.strict import json as strict_json
 from registry.versions.files import BASE_CONFIG, BASE_WEIGHTS_INDEX, TOKENIZER_FILES
 from registry.worker.merge import shards, targets
@@ -73,7 +73,7 @@ def fuse(
         _write_config(folder, base, layout)
         _copy_texts(texts, base, folder, layout.notes)
     return MergeReport(
-        operation=Operation.FUSE, method=adapter.lora.method, rank=adapter.lora.rank,
+        operation=MergeOperation.FUSE, method=adapter.lora.method, rank=adapter.lora.rank,
         changed_tensors=summary.changed_tensors, copied_bytes=summary.copied_bytes, notes=tuple(layout.notes),
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantize: bool, with_p
     facts = engine_facts.of_lora(lora).model_dump()
     name = adapter.folder.name or "the adapter"
     ingredient = Ingredient(name=name, digest="", base=spec.name, base_fingerprint=str(spec.fingerprint), facts=facts)
-    recipes.demand(Recipe(operation=Operation.FUSE, sources=(name,)), [ingredient])
+    recipes.demand(Recipe(operation=MergeOperation.FUSE, sources=(name,)), [ingredient])
     if methods.find(lora.method).fused_by not in ("registry", *(["peft"] if with_peft else [])):
         message = f"{name} is {lora.method}, which is not fused here"
         raise Invalid("RECIPE_INVALID", message, next_step="merge it with PEFT's merge_and_unload")

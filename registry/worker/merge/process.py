@@ -15,7 +15,7 @@ from registry.engines import facts as engine_facts
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.merging import recipes
-from registry.merging.recipes import Ingredient, MergeReport, Operation
+from registry.merging.recipes import Ingredient, MergeOperation, MergeReport
 from registry.worker.merge import combine, fuse
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.request import MergeRequest
@@ -30,14 +30,14 @@ def run(
 ) -> MergeReport:
     """Do the merge. `Invalid` when it cannot be done. `make_merger`: as for `fuse.fuse`."""
     recipe, out = request.recipe, Path(request.out)
-    if recipe.operation is Operation.EXTRACT:
+    if recipe.operation is MergeOperation.EXTRACT:
         recipes.demand(recipe, [])
         tuned, base = Path(request.tuned), Path(request.base)
         return combine.extract(tuned, base, out, rank=recipe.rank, base_name=request.base_name, progress=progress)
     sources = [Adapter.open(folder) for folder in request.sources]
     by_folder = recipe.model_copy(update={"sources": tuple(request.sources)})
     recipes.demand(by_folder, [_ingredient(source) for source in sources])
-    if recipe.operation is Operation.FUSE:
+    if recipe.operation is MergeOperation.FUSE:
         progress("reading the base's headers")
         return fuse.fuse(
             sources[0], Path(request.base), out, dequantize=recipe.dequantize, make_merger=make_merger,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from registry.adapters.methods import find
 from registry.adapters.peft.config import read_config
-from registry.merging.recipes import MergeReport, Operation, Recipe
+from registry.merging.recipes import MergeOperation, MergeReport, Recipe
 from registry.versions.files import CONFIG
 from registry.worker.sandbox import program
 
@@ -38,7 +38,7 @@ class MergeRequest(program.ProgramRequest):
 
     def _needs_peft(self) -> bool:
         """Whether PEFT must compute the update; importing it takes seconds."""
-        if self.recipe.operation is not Operation.FUSE or not self.sources:
+        if self.recipe.operation is not MergeOperation.FUSE or not self.sources:
             return False
         config = Path(self.sources[0]) / CONFIG
         return config.is_file() and find(read_config(config.read_bytes()).method).fused_by == "peft"
