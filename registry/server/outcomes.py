@@ -48,9 +48,14 @@ def has_error(outcomes: Iterable[Any]) -> bool:
 
 
 def all_or_none(outcomes: Sequence[Result | RegistryError]) -> list[Result | RegistryError]:
-    """The outcomes of an atomic group: one error is an error of all, `Conflict` (COMMIT_INCOMPLETE) for the others."""
-    failed = next((position for position, outcome in enumerate(outcomes) if isinstance(outcome, RegistryError)), None)
-    return list(outcomes) if failed is None else [*fail_all(outcomes, f"item {failed} has an error")]
+    """The outcomes of an atomic group: the error of one is an error of all."""
+    return [*fail_incomplete(outcomes)] if has_error(outcomes) else list(outcomes)
+
+
+def fail_incomplete(outcomes: Sequence[Any]) -> list[RegistryError]:
+    """Errors for all items of a group in which one has an error."""
+    failed = next((position for position, outcome in enumerate(outcomes) if isinstance(outcome, RegistryError)), 0)
+    return fail_all(outcomes, f"item {failed} has an error")
 
 
 def fail_all(outcomes: Iterable[Any], reason: str) -> list[RegistryError]:

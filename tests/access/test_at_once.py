@@ -36,7 +36,7 @@ from registry.server.database.models.pushes import PushRow
 from registry.server.jobs import campaigns, queue
 from registry.server.promotion import approvals, deletion, moves, removal
 from registry.server.push import rows
-from registry.server.push.commit_member import Commit, MemberFailed
+from registry.server.push.commit_decisions import Commit, CommitsFailed, InspectedCommit
 from tests.access.tenants import Tenants, of_subject
 from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
@@ -271,12 +271,11 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     manifest = tenants.harness.manifest(tenants.files)
     values = dict.fromkeys(("id", "namespace", "name", "manifest", "manifest_digest", "created_by"), "")
     push = PushRow(**values, created_at=db.now(), expires_at=db.now())
-    pushed = Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
-    pushed.inspection = cast(Any, object())
-    with tenants.harness.session(write=True) as session, pytest.raises(MemberFailed):
-        rows._lock_adapters(session, TRUSTED, [pushed])
-    assert pushed.error is not None
-    assert pushed.error.code == "NAME_TOMBSTONED"
+    commit = Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
+    pushed = InspectedCommit(commit, inspection=cast(Any, object()))
+    with tenants.harness.session(write=True) as session, pytest.raises(CommitsFailed) as failed:
+        rows.write(session, TRUSTED, [pushed], engines=(), atomic=False)
+    assert {push_id: error.code for push_id, error in failed.value.errors.items()} == {"psh_1": "NAME_TOMBSTONED"}
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)

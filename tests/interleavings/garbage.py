@@ -31,8 +31,8 @@ from registry.server.database.models import BlobRow, VersionFileRow, VersionRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import gc
+from registry.server.outcomes import only
 from registry.server.promotion import deletion, removal
-from registry.server.promotion.group import only
 from registry.server.push import commit, plan
 from registry.server.retention import plan as retention
 from registry.server.serving import reports

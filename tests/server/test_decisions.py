@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from registry.api.catalog import MetadataChange, VersionMetadataChange
+from registry.api.transfer import CommitItem
 from registry.digest import Digest
-from registry.errors import RegistryError
+from registry.errors import Conflict, RegistryError, TooLarge
 from registry.evaluation.gates import ANY_ALIAS, Evidence
 from registry.evaluation.verdicts import Check, Verdict
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.database.models import DESCRIPTION, EXPIRES, NEVER, TAG, VersionRow
+from registry.server.database.models import DESCRIPTION, EXPIRES, NEVER, TAG, BaseRow, VersionRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.promotion import approvals, deletion, describe, move_decisions, withdraw
 from registry.server.promotion.aliases import PastMove
 from registry.server.promotion.approvals import ApprovalFacts, NewApproval
 from registry.server.promotion.describe import Description, DescriptionFacts
 from registry.server.promotion.move_decisions import AliasState, Move, MoveFacts
 from registry.server.promotion.withdraw import StateChange
+from registry.server.push import commit_decisions
+from registry.server.push.commit_decisions import Commit, CommitFacts, InspectedCommit, VersionFacts
+from registry.server.push.inspect import Inspection
+from registry.versions.manifest import BaseRef
 
 NAME = AdapterName("acme", "support")
 MAY = datetime(2026, 5, 3, tzinfo=UTC)
@@ -35,7 +43,7 @@ def actor(*scopes: Scope, name: str = "ci") -> Actor:
 
 def version(number: int = 2, **columns: Any) -> VersionRow:
     row = {"yanked_at": None, "quarantined_at": None, "deleted_at": None, "purged_at": None, "quarantine": 0, **columns}
-    row |= {"adapter_id": 1, "created_by": "token:ci", "pushed_by": "token:ci", "measured_at": MAY}
+    row |= {"adapter_id": 1, "created_by": "token:ci", "measured_at": MAY}
     return VersionRow(id=number, number=number, digest=Digest.of(b"%d" % number), **row)
 
 
@@ -176,3 +184,68 @@ def test_force_passes_over_all_but_aliases_and_the_last_version() -> None:
     deletion.require_unneeded(NAME, version(), needs[:1], force=True)
     assert code_of(lambda: deletion.require_unneeded(NAME, version(), needs[:1], force=False)) == "VERSION_IN_USE"
     assert code_of(lambda: deletion.require_unneeded(NAME, version(), needs, force=True)) == "VERSION_IN_USE"
+
+
+def base() -> BaseRow:
+    row: dict[str, Any] = {"name": "llama", "fingerprint": FINGERPRINT}
+    return BaseRow(**row)
+
+
+def commit_of(manifest: Any) -> Commit:
+    push: dict[str, Any] = {"id": "psh_1"}
+    return Commit(CommitItem(push_id="psh_1"), PushRow(**push), NAME, "", manifest)
+
+
+def committed(**facts: Any) -> VersionFacts:
+    """An inspected push of a version that does not exist."""
+    commit = commit_of(SimpleNamespace(digest=Digest.of(b"2")))
+    findings = [Finding.of("error", "compat.shape", "x", "does not fit")] if facts.pop("is_unfit", False) else []
+    inspection = None if facts.pop("is_lost", False) else Inspection("LORA", 8, {}, tuple(findings))
+    inspected = InspectedCommit(commit, base(), inspection, error_without_version=LOST)
+    return VersionFacts(
+        **{"inspected": inspected, "existing": None, "is_candidate": True, "is_repeated": False, **facts}
+    )
+
+
+FINGERPRINT = Digest.of(b"base")
+LOST = Conflict("UPLOAD_INCOMPLETE", "the bytes are gone")
+FULL = TooLarge("QUOTA_EXCEEDED", "the namespace is full")
+DELETED: dict[str, Any] = {"deleted_at": MAY, "deleted_by": "bo", "delete_reason": ""}
+
+
+@pytest.mark.parametrize(
+    ("of_push", "creates"),
+    [
+        (committed(), True),
+        (committed(is_unfit=True), True),  # stored with a failing verdict
+        (committed(existing=version(), is_candidate=False), False),
+        (committed(existing=version(), is_candidate=False, is_lost=True), False),  # a racing commit was faster
+        (committed(is_candidate=False, is_repeated=True), False),
+    ],
+)
+def test_a_push_creates_its_version_once(of_push: VersionFacts, *, creates: bool) -> None:
+    assert commit_decisions.creates_version(of_push) is creates
+
+
+@pytest.mark.parametrize(
+    ("of_push", "code"),
+    [
+        (committed(is_unfit=True, is_strict=True), "INCOMPATIBLE"),
+        (committed(quota_error=FULL), "QUOTA_EXCEEDED"),
+        (committed(is_candidate=False, is_lost=True), "UPLOAD_INCOMPLETE"),
+        (committed(is_candidate=False, existing=version(**DELETED)), "VERSION_TOMBSTONED"),
+    ],
+)
+def test_a_push_gets_an_error_instead(of_push: VersionFacts, code: str) -> None:
+    assert code_of(commit_decisions.creates_version, of_push) == code
+
+
+def test_bytes_that_may_not_be_read_any_more_must_be_sent() -> None:
+    digest, llama = Digest.of(b"weights"), base()
+    file = SimpleNamespace(path="adapter_model.safetensors", digest=digest, size_bytes=7)
+    commit = commit_of(SimpleNamespace(files=[file], base=BaseRef(name="llama", fingerprint=FINGERPRINT)))
+    taken_over = {digest: PushBlobRow(push_id="psh_1", digest=digest, size_bytes=7, staging_key="", is_stored=False)}
+    of_push = CommitFacts(commit, taken_over, {"llama": llama}, stores_unregistered=False, readable={digest})
+    assert commit_decisions.accept(of_push) is llama
+    assert code_of(commit_decisions.accept, replace(of_push, readable=set())) == "UPLOAD_INCOMPLETE"
+    assert code_of(commit_decisions.accept, replace(of_push, bases={})) == "BASE_UNKNOWN"

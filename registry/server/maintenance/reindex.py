@@ -38,7 +38,7 @@ from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import record_check
 from registry.server.promotion import deletion, moves
-from registry.server.push import inspect, plan, version_rows
+from registry.server.push import base_choice, inspect, version_rows
 from registry.server.push.inspect import Inspection
 from registry.server.search import text_index
 from registry.server.storage import references
@@ -274,7 +274,7 @@ def _inspect(run: _Run, manifest: Manifest) -> Inspection | None:
     try:
         with db.session(run.engine, write=False) as session:
             bases_by_name, name = base_rows.find_all(session, [manifest.base.name]), manifest.base.name
-            base = plan.find_base(bases_by_name, name, manifest.base, unregistered=True)
+            base = base_choice.find_base(bases_by_name, name, manifest.base, unregistered=True)
             spec, relatives = base_rows.load_spec(base), base_weights.find_relatives(session, base)
         return inspect.inspect_files(run.blobs, keys, manifest, spec, relatives)
     except RegistryError:

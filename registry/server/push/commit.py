@@ -17,32 +17,28 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Engine, bindparam, case, func, update
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from registry import names
 from registry.api.transfer import BULK_BODY_BYTES, CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable, from_problem
+from registry.errors import Conflict, Invalid, NotFound, RegistryError, TooLarge, Unavailable
 from registry.findings import Finding
-from registry.names import AdapterName
-from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.access import namespaces
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, BlobRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, BlobRow, VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
-from registry.server.promotion.group import results_of, run_readable, without_error
-from registry.server.push import background, inspect, plan, rows
-from registry.server.push.commit_member import Commit, MemberFailed
+from registry.server.outcomes import collect_outcomes, fail_incomplete, has_error, only, results_of
+from registry.server.push import background, commit_decisions, inspect, plan, rows
+from registry.server.push.commit_decisions import Commit, CommitFacts, CommitsFailed, InspectedCommit
 from registry.server.push.received import RECEIVED
 from registry.server.storage import references
 from registry.server.storage.blobs import (
@@ -55,7 +51,6 @@ from registry.server.storage.blobs import (
     staging_key_of,
 )
 from registry.server.storage.states import BlobState, PushState, find_damaged
-from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:
     from registry.engines import EngineProfile
@@ -69,6 +64,7 @@ REFUSAL_LIMIT = 2**16
 INSPECTED_AT_ONCE = 4
 _ANY_KEY = key_of(Digest.of(b""))
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,7 @@ def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -
     """The key for the bytes of this blob. `NotFound` for another token's push and for a blob that was not requested."""
     row = session.exec(_UPLOAD, params={"id": push_id[:80], "digest": digest}).first()
     push, blob = row if row is not None else (None, None)
-    return _expected_blob(_check_push(push, token_id, push_id), digest, blob)
+    return _expected_blob(commit_decisions.require_open(push, token_id, push_id), digest, blob)
 
 
 def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int) -> BlobWriter:
@@ -189,13 +185,6 @@ def _find_pushes(session: Session, token_id: str, push_ids: Collection[str]) -> 
     return {row.id: (row, manifests.get(row.id, "") if manifest is None else manifest) for row, _, manifest in rows}
 
 
-def _check_push(row: PushRow | None, token_id: str, push_id: str) -> PushRow:
-    late = row is not None and row.state == PushState.OPEN and row.expires_at <= db.now()
-    if row is None or row.token_id != token_id or row.state == PushState.EXPIRED or late:
-        raise references.unknown_push(push_id)
-    return row
-
-
 def commit_pushes(
     session: Session, actor: Actor, items: Sequence[CommitItem], *,
     atomic: bool = False, blobs: BlobStore, engines: Sequence[EngineProfile] = (),
@@ -210,159 +199,139 @@ def commit_pushes(
     if len(push_ids) < len(items):
         raise Invalid("REQUEST_INVALID", "items: a push is named twice")
     pushes = _find_pushes(session, actor.token_id, push_ids)
-    run = partial(_commit, session, actor, atomic=atomic, blobs=blobs, engines=engines)
-    return run_readable(
-        items, lambda item: _begin(actor, item, *pushes.get(item.push_id, (None, ""))), run, atomic=atomic
+    requested = collect_outcomes(
+        items, lambda item: commit_decisions.read(actor, item, *pushes.get(item.push_id, (None, "")))
     )
-
-
-def _commit(
-    session: Session, actor: Actor, commits: Sequence[Commit], *,
-    atomic: bool, blobs: BlobStore, engines: Sequence[EngineProfile],
-) -> list[PushResult | RegistryError]:  # fmt: skip
-    _inspect(session, actor, _find_unfinished(session, commits), blobs)
-    _end_refused(session, commits, blobs)
-    while without_error(commits) and not (atomic and any(commit.error for commit in commits)):
+    if atomic and has_error(requested):
+        return [*fail_incomplete(requested)]
+    facts = _load_facts(session, actor, results_of(requested))
+    inspected = dict(zip(facts, _inspect(session, [*facts.values()], blobs), strict=True))
+    _end_refused(session, facts, inspected, blobs)
+    pending: list[InspectedCommit | RegistryError] = [
+        commit if isinstance(commit, RegistryError) else inspected.get(commit.push.id) or InspectedCommit(commit)
+        for commit in requested
+    ]
+    while results_of(pending) and not (atomic and has_error(pending)):
         db.begin_writing(session)
         try:
-            rows.write(session, actor, without_error(commits), engines=engines, atomic=atomic)
-            break
-        except MemberFailed:  # the others again, in another transaction
+            versions = rows.write(session, actor, results_of(pending), engines=engines, atomic=atomic)
+            return [each if isinstance(each, RegistryError) else versions[each.push_id] for each in pending]
+        except CommitsFailed as failed:  # the others again, in another transaction
             session.rollback()
-            _end_refused(session, commits, blobs)
-    return results_of(commits, atomic=atomic)
+            errors = failed.errors
+            _end_refused(session, facts, errors, blobs)
+            pending = [
+                commit if isinstance(commit, RegistryError) else errors.get(commit.push_id) or commit
+                for commit in pending
+            ]
+    return [*fail_incomplete(pending)]
 
 
-def _end_refused(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> None:
-    """End the pushes of files that are refused, and delete what they staged: else both would count until they expire.
-
-    The row keeps the error, for a client whose response was lost. A push stays open whose bytes can be sent again or
-    whose request was wrong: repeating its commit may help.
-    """
-    refused = [commit for commit in commits if _is_refused(commit)]
-    if not refused:
-        return
-    db.begin_writing(session)
-    ended = references.end_pushes(session, [commit.push.id for commit in refused], state=PushState.EXPIRED)
-    refusals = [{"of_push": c.push.id, "problem": _to_refusal(c.error)} for c in refused if c.push.id in ended]
-    if refusals:
-        session.connection().execute(_SET_REFUSAL, refusals)
-    keys = [
-        blob.staging_key
-        for commit in refused
-        for digest, blob in commit.requested.items()
-        if commit.push.id in ended
-        and blob.staging_key == staging_key_of(commit.push.id, digest)  # else an upload of a Hub client has it
-    ]
-    db.commit_early(session)
-    with contextlib.suppress(Unavailable):  # `gc` deletes it, too
-        _run(blobs.end_staging, keys, blobs)
-
-
-def _to_refusal(error: RegistryError | None) -> str:
-    problem = error.to_problem() if error is not None else {}
-    text = json.dumps(problem)
-    return text if len(text) <= REFUSAL_LIMIT else json.dumps({**problem, "findings": problem["findings"][:1]})
-
-
-def _is_refused(commit: Commit) -> bool:
-    error = commit.error
-    is_invalid = isinstance(error, Invalid) and error.code not in ("REQUEST_INVALID", "BLOB_MISMATCH")
-    is_too_large = isinstance(error, TooLarge) and error.code == "SIZE_INVALID" and commit.inspection is None
-    return is_invalid or is_too_large or (isinstance(error, Refused) and error.code == "INCOMPATIBLE")
-
-
-def _begin(actor: Actor, item: CommitItem, row: PushRow | None, manifest: str) -> Commit:
-    if row is not None and row.token_id == actor.token_id and row.refusal:
-        raise from_problem(json.loads(row.refusal))
-    push = _check_push(row, actor.token_id, item.push_id)
-    name = AdapterName(push.namespace, push.name)
-    actor.require(Scope.PUSH, name)
-    alias = str(names.alias(item.alias)) if item.alias else ""
-    if alias:
-        actor.require(Scope.PROMOTE, name)
-    if not manifest:
-        no_version = push.manifest_digest and rows.unknown_version(name, push.manifest_digest)
-        raise no_version or references.unknown_push(push.id)
-    return Commit(item, push, name, alias, Manifest.parse(manifest.encode()))
-
-
-def _find_unfinished(session: Session, commits: Sequence[Commit]) -> list[Commit]:
-    """Those commits whose bytes count. What an ended push has staged is never read."""
+# ------------------------------------------------------------------ facts
+def _load_facts(session: Session, actor: Actor, commits: Sequence[Commit]) -> dict[str, CommitFacts]:
+    """Push → the facts, of those pushes whose bytes count. What an ended push has staged is never read."""
     existing = rows.find_existing(session, [(commit.name, commit.manifest) for commit in commits])
     repeated = [c.push.id for c in commits if c.push.state == PushState.OPEN and c.key in existing]
     repairing = set(session.exec(_REPAIRING, params={"ids": sorted(repeated)})) if repeated else set()
-    return [
+    commits = [
         commit
         for commit in commits
         if commit.push.state == PushState.OPEN and (commit.key not in existing or commit.push.id in repairing)
     ]
-
-
-def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: BlobStore) -> None:
-    """Inspect the bytes of these pushes and move them to their final keys. Holds no transaction meanwhile."""
     if not commits:
-        return
-    by_push = plan.find_push_blobs(session, [commit.push.id for commit in commits])
+        return {}
+    blobs_of = plan.find_push_blobs(session, [commit.push.id for commit in commits])
     bases = base_rows.find_all(session, {commit.manifest.base.name for commit in commits})
     unmatched = {commit.name.namespace for commit in commits if commit.manifest.base.name not in bases}
     storing = namespaces.find_storing_unregistered(session, unmatched) if unmatched else set()
-    subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
-    for commit in commits:
-        with commit.collect_error():
-            commit.requested = {Digest(blob.digest): blob for blob in by_push[commit.push.id]}
-            reference = commit.manifest.base
-            commit.base = base = plan.find_base(
-                bases, reference.name, reference, unregistered=commit.name.namespace in storing
-            )
-            if base.name not in subjects:
-                subjects[base.name] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
-    _check_taken_over(session, actor, without_error(commits))
-    commits = without_error(commits)
-    damaged = _secure_blobs(session, commits)
-    db.commit_early(session)
-
-    shared = inspect.GroupReads()
-
-    def inspect_one(commit: Commit) -> None:
-        with commit.collect_error():
-            small = _decode_small(commit)
-            _inspect_and_promote(commit, small, *subjects[commit.base_row.name], damaged, blobs, shared)
-
-    _run(inspect_one, commits, blobs)
-    _store_small(without_error(commits), damaged, blobs)
-    blobs.sync({digest for commit in without_error(commits) for digest in commit.promoted})
-
-
-def _check_taken_over(session: Session, actor: Actor, commits: Sequence[Commit]) -> None:
-    """Refuse pushes of bytes that were readable at the plan and are not any more: they have to be sent."""
-    taken_over = {
-        commit.push.id: {digest for digest, blob in commit.requested.items() if blob.is_taken_over}
+    taken_over = {Digest(blob.digest) for of_push in blobs_of.values() for blob in of_push if blob.is_taken_over}
+    readable = {Digest(digest) for digest, _ in plan.find_readable_blobs(session, actor, taken_over)}
+    return {
+        commit.push.id: CommitFacts(
+            commit, {Digest(blob.digest): blob for blob in blobs_of[commit.push.id]}, bases,
+            commit.name.namespace in storing, readable,
+        )
         for commit in commits
-    }
-    digests = {digest for blobs in taken_over.values() for digest in blobs}
-    readable = {digest for digest, _ in plan.find_readable_blobs(session, actor, digests)}
-    for commit in commits:
-        with commit.collect_error():
-            inspect.check_none_missing(commit.manifest, taken_over[commit.push.id] - readable)
+    }  # fmt: skip
 
 
-def _run(work: Callable[[Item], None], items: Sequence[Item], blobs: BlobStore) -> None:
-    """Some at a time if each waits for another machine; bytes of this machine only use the processor."""
+@dataclass(frozen=True)
+class _Accepted:
+    """A push whose bytes may be inspected, and what they are compared with."""
+
+    commit: Commit
+    blobs: Mapping[Digest, PushBlobRow]
+    base: BaseRow
+    spec: BaseSpec
+    relatives: Sequence[Similarity]
+
+
+def _keep_open(session: Session, commits: Sequence[_Accepted | RegistryError]) -> list[_Accepted | RegistryError]:
+    """Keep the pushes, and with them their blobs, open for as long as a commit takes.
+
+    Nothing is written if they stay open longer anyway. A push that `gc` has ended gets `NotFound` (PUSH_UNKNOWN).
+    """
+    until = db.now() + timedelta(seconds=COMMIT_SECONDS)
+    short = {c.commit.push.id: c.commit for c in results_of(commits) if c.commit.push.expires_at <= until}
+    if not short:
+        return [*commits]
+    db.begin_writing(session)
+    states = references.extend_pushes(session, short, until=until)
+    still_open = [commit for push_id, commit in short.items() if states.get(push_id) is PushState.OPEN]
+    reserved = references.reserve_group(session, {d: n for commit in still_open for d, n in commit.sizes.items()})
+
+    def require_open(accepted: _Accepted) -> _Accepted:
+        push_id = accepted.commit.push.id
+        state = states.get(push_id, PushState.EXPIRED)
+        if push_id in short and state is PushState.EXPIRED:
+            raise references.unknown_push(push_id)
+        if push_id in short and state is PushState.OPEN:
+            references.check_not_deleting(reserved, accepted.commit.sizes)
+        return accepted
+
+    return collect_outcomes(commits, require_open)
+
+
+# ------------------------------------------------------------------ bytes
+def _inspect(session: Session, facts: Sequence[CommitFacts], blobs: BlobStore) -> list[InspectedCommit | RegistryError]:
+    """Inspect what pushes have sent, and move it to its final keys, without a transaction."""
+    if not facts:
+        return []
+    subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
+
+    def accept(of_push: CommitFacts) -> _Accepted:
+        base = commit_decisions.accept(of_push)
+        if base.name not in subjects:
+            subjects[base.name] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
+        return _Accepted(of_push.commit, of_push.blobs, base, *subjects[base.name])
+
+    accepted = _keep_open(session, collect_outcomes(facts, accept))
+    damaged = find_damaged(session, {digest for each in results_of(accepted) for digest in each.commit.sizes})
+    db.commit_early(session)
+    shared = inspect.GroupReads()
+    inspected = _collect_at_once(accepted, lambda each: _inspect_one(each, damaged, blobs, shared), blobs)
+    inspected = _store_small(inspected, damaged, blobs)
+    blobs.sync({digest for commit in results_of(inspected) for digest in commit.promoted})
+    return inspected
+
+
+def _collect_at_once(
+    items: Sequence[Item | RegistryError], act: Callable[[Item], Result], blobs: BlobStore
+) -> list[Result | RegistryError]:
+    """`collect_outcomes`, some at a time if each waits for another machine: here it only uses the processor."""
     if len(items) < 2 or blobs.local_path(_ANY_KEY) is not None:
-        for item in items:
-            work(item)
-        return
+        return collect_outcomes(items, act)
     with ThreadPoolExecutor(INSPECTED_AT_ONCE, thread_name_prefix="inspect") as pool:
-        for _ in pool.map(work, items):
-            pass
+        return [
+            outcome for outcomes in pool.map(lambda item: collect_outcomes([item], act), items) for outcome in outcomes
+        ]
 
 
-def _decode_small(commit: Commit) -> dict[Digest, bytes]:
+def _decode_small(accepted: _Accepted) -> dict[Digest, bytes]:
     """The bytes that the commit itself carries, verified under the rules of an upload."""
     data_of: dict[Digest, bytes] = {}
-    for item in commit.small:
-        expected = _expected_blob(commit.push, item.digest, commit.requested.get(item.digest))
+    for item in accepted.commit.item.small:
+        expected = _expected_blob(accepted.commit.push, item.digest, accepted.blobs.get(item.digest))
         try:
             data = base64.b64decode(item.data, validate=True)
         except ValueError:
@@ -379,45 +348,51 @@ def _decode_small(commit: Commit) -> dict[Digest, bytes]:
     return data_of
 
 
-def _store_small(commits: Sequence[Commit], damaged: Set[Digest], blobs: BlobStore) -> None:
+def _store_small(
+    commits: Sequence[InspectedCommit | RegistryError], damaged: Set[Digest], blobs: BlobStore
+) -> list[InspectedCommit | RegistryError]:
     """Write what these commits carry, each blob once: adapters of one training script have the same configuration."""
-    commits_of: dict[Digest, list[Commit]] = {}
-    for commit in commits:
+    carriers: dict[Digest, InspectedCommit] = {}
+    for commit in results_of(commits):
         for digest in commit.carried:
-            commits_of.setdefault(digest, []).append(commit)
+            carriers.setdefault(digest, commit)
 
     def store(digest: Digest) -> None:
-        first, *others = commits_of[digest]
-        with first.collect_error():
-            key = blobs.upload_key_of(first.requested[digest].staging_key)
-            blobs.put(key, [first.carried[digest]], expect=digest, limit_bytes=len(first.carried[digest]))
-            blobs.promote(key, digest, replace=digest in damaged)
-            failpoints.reach("push.after_promote")
-        for other in others:
-            other.error = other.error or first.error
+        carrier = carriers[digest]
+        key = blobs.upload_key_of(carrier.blobs[digest].staging_key)
+        blobs.put(key, [carrier.carried[digest]], expect=digest, limit_bytes=len(carrier.carried[digest]))
+        blobs.promote(key, digest, replace=digest in damaged)
+        failpoints.reach("push.after_promote")
 
-    _run(store, [*commits_of], blobs)
+    stored = dict(zip(carriers, _collect_at_once([*carriers], store, blobs), strict=True))
+
+    def require_stored(commit: InspectedCommit) -> InspectedCommit:
+        for digest in commit.carried:
+            only([stored[digest]])
+        return commit
+
+    return collect_outcomes(commits, require_stored)
 
 
-def _inspect_and_promote(
-    commit: Commit, small: Mapping[Digest, bytes], spec: BaseSpec, relatives: Sequence[Similarity],
-    damaged: Set[Digest], blobs: BlobStore, shared: inspect.GroupReads,
-) -> None:  # fmt: skip
-    """Inspect the bytes and move them to their final keys; also sets which damaged blobs they replaced.
+def _inspect_one(
+    accepted: _Accepted, damaged: Set[Digest], blobs: BlobStore, shared: inspect.GroupReads
+) -> InspectedCommit:
+    """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced.
 
     If the bytes are gone, a racing commit of the same push may have finished: then its version counts, if there is one.
     """
-    staged = [digest for digest, blob in commit.requested.items() if blob.staging_key]
-    keys = {digest: plan.key_of_sent(blob) or key_of(digest) for digest, blob in commit.requested.items()}
+    commit, small = accepted.commit, _decode_small(accepted)
+    staged = [digest for digest, blob in accepted.blobs.items() if blob.staging_key]
+    keys = {digest: plan.key_of_sent(blob) or key_of(digest) for digest, blob in accepted.blobs.items()}
     stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged | small.keys()
+    replaced = damaged & set(staged)
     try:
-        replaced = damaged & set(staged)
         with inspect.verified_blobs(blobs, keys, stored, commit.manifest, replaced, shared) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
-            data_of = {**_take_received(commit), **small}
+            data_of = {**_take_received(accepted), **small}
             files = blobs, keys, commit.manifest
-            inspection = inspect.inspect_files(*files, spec, relatives, small=data_of, shared=shared)
+            inspection = inspect.inspect_files(*files, accepted.spec, accepted.relatives, small=data_of, shared=shared)
             failpoints.reach("push.before_promote")
             for digest in staged:
                 if digest not in small:
@@ -430,37 +405,50 @@ def _inspect_and_promote(
     except (Conflict, NotFound) as error:
         if error.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
             raise
-        commit.error_without_version = error
-    else:
-        commit.inspection, commit.promoted, commit.carried = inspection, staged, small
-        commit.repaired = replaced
+        return InspectedCommit(commit, accepted.base, error_without_version=error)
+    return InspectedCommit(commit, accepted.base, inspection, accepted.blobs, staged, small, replaced)
 
 
-def _take_received(commit: Commit) -> dict[Digest, bytes]:
+def _take_received(accepted: _Accepted) -> dict[Digest, bytes]:
     """The bytes that this push has sent to this process, as far as they are kept."""
-    blobs = {digest: RECEIVED.take(blob.staging_key) for digest, blob in commit.requested.items() if blob.staging_key}
+    blobs = {digest: RECEIVED.take(blob.staging_key) for digest, blob in accepted.blobs.items() if blob.staging_key}
     return {digest: data for digest, data in blobs.items() if data is not None}
 
 
-def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:
-    """Keep the pushes, and with them their blobs, open for as long as a commit takes; returns the damaged blobs.
+# ------------------------------------------------------------------ refused and committed pushes
+def _end_refused(
+    session: Session, facts: Mapping[str, CommitFacts], outcomes: Mapping[str, object], blobs: BlobStore
+) -> None:
+    """End the pushes of files that are refused, and delete what they staged: else both would count until they expire.
 
-    Nothing is written if they stay open longer anyway. A push that `gc` has ended gets `NotFound` (PUSH_UNKNOWN).
+    The row keeps the error, for a client whose response was lost.
     """
-    until = db.now() + timedelta(seconds=COMMIT_SECONDS)
-    short = [commit for commit in commits if commit.push.expires_at <= until]
-    if short:
-        db.begin_writing(session)
-        states = references.extend_pushes(session, [commit.push.id for commit in short], until=until)
-        for commit in short:
-            if commit.push.id not in states or states[commit.push.id] is PushState.EXPIRED:
-                commit.error = references.unknown_push(commit.push.id)
-        still_open = [commit for commit in short if states.get(commit.push.id) is PushState.OPEN]
-        reserved = references.reserve_group(session, {d: n for commit in still_open for d, n in commit.sizes.items()})
-        for commit in still_open:
-            with commit.collect_error():
-                references.check_not_deleting(reserved, commit.sizes)
-    return find_damaged(session, {digest for commit in without_error(commits) for digest in commit.sizes})
+    refused = {
+        push_id: outcome
+        for push_id, outcome in outcomes.items()
+        if isinstance(outcome, RegistryError) and commit_decisions.ends_push(outcome)
+    }
+    if not refused:
+        return
+    db.begin_writing(session)
+    ended = references.end_pushes(session, refused, state=PushState.EXPIRED)
+    refusals = [{"of_push": push_id, "problem": _to_refusal(refused[push_id])} for push_id in sorted(ended)]
+    if refusals:
+        session.connection().execute(_SET_REFUSAL, refusals)
+    keys = [
+        blob.staging_key
+        for push_id in sorted(ended & facts.keys())
+        for digest, blob in facts[push_id].blobs.items()
+        if blob.staging_key == staging_key_of(push_id, digest)  # else an upload of a Hub client has it
+    ]
+    db.commit_early(session)
+    _collect_at_once(keys, blobs.end_staging, blobs)  # what an outage leaves is deleted by `gc`
+
+
+def _to_refusal(error: RegistryError) -> str:
+    problem = error.to_problem()
+    text = json.dumps(problem)
+    return text if len(text) <= REFUSAL_LIMIT else json.dumps({**problem, "findings": problem["findings"][:1]})
 
 
 def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore, any_size: bool = True) -> None:

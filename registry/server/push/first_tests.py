@@ -15,7 +15,7 @@ from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import AliasRow, VersionRow
 from registry.server.jobs import queue
-from registry.server.push.commit_member import NewVersion
+from registry.server.push.commit_decisions import NewVersion
 from registry.versions.manifest import Relation
 
 
@@ -26,7 +26,7 @@ def enqueue(session: Session, actor: Actor, created: Sequence[NewVersion]) -> li
         is_failed = any(v.outcome == Outcome.FAIL for v in version.verdicts if v.check in (Check.COMPAT, Check.WEIGHTS))
         job_ids.append("")
         if version.inspection.can_be_tested and not is_failed:
-            base = version.commit.base_row.name
+            base = version.base.name
             job = queue.build(
                 session, actor, Kind.SMOKE_TEST, version.row, name=version.commit.name, base=base, automatic=True
             )

@@ -12,15 +12,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.adapters.peft.config import BaseClaim
 from registry.api.transfer import BulkPushRequest, ExcerptKey, PushItem, PushPlan, Upload, UploadPart
-from registry.bases import UNREGISTERED, BaseSpec, Similarity
+from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.errors import Invalid, Refused, RegistryError
 from registry.findings import Finding
@@ -33,34 +33,71 @@ from registry.server.catalog import base_rows, base_weights, versions
 from registry.server.database import db, models
 from registry.server.database.expressions import any_of
 from registry.server.database.models.pushes import PushBlobRow, PushRow
-from registry.server.promotion.group import Member, run_readable, without_error
-from registry.server.push import inspect, rows
+from registry.server.outcomes import collect_outcomes, only, results_of
+from registry.server.push import base_choice, inspect, rows
 from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.states import BlobState, PushState, find_damaged
-from registry.versions.manifest import BaseRef, Manifest, ManifestDraft, check_size
+from registry.versions.manifest import Manifest, ManifestDraft, check_size
 
 LOOKED_UP_AT_ONCE = 16
 
 
-class _Push(Member):
-    """A push that is being planned."""
+@dataclass(frozen=True)
+class _Requested:
+    """An item of the request, and what its excerpts say of themselves."""
 
-    def __init__(self, name: AdapterName, item: PushItem, excerpts: Excerpts) -> None:
-        self.name, self.draft, self.message, self.excerpts = name, item.manifest, item.message, excerpts
-        self.base_name = item.manifest.base.name if item.manifest.base is not None else item.base
-        self.contents: inspect.Contents | None = None
-        """What configuration and header say, if the plan has both."""
-        self.base: models.BaseRow
-        self.manifest: Manifest
-        self.sizes = blob_sizes(item.manifest)
-        self.row: PushRow | None = None
-        self.blobs: list[PushBlobRow] = []
-        self.arrived: set[str] = set()
-        """Digests of blobs whose bytes are there already."""
-        self.plan: PushPlan | None = None
+    name: AdapterName
+    item: PushItem
+    excerpts: Excerpts
+    contents: inspect.Contents | None
+    """What configuration and header say, if the plan has both."""
+    sizes: Mapping[Digest, int]
+
+    @property
+    def base_name(self) -> str:
+        """The base that is named: in the manifest, else beside it; empty for none."""
+        reference = self.item.manifest.base
+        return reference.name if reference is not None else self.item.base
+
+    @property
+    def claim(self) -> BaseClaim:
+        """The base that the configuration names."""
+        return self.contents.adapter.claim if self.contents is not None else BaseClaim()
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A push that can be planned."""
+
+    requested: _Requested
+    base: models.BaseRow
+    manifest: Manifest
+
+    @property
+    def name(self) -> AdapterName:
+        """The adapter."""
+        return self.requested.name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The version that it would be."""
+        return str(self.name), self.manifest.digest
+
+
+@dataclass(frozen=True)
+class _OpenPush:
+    """A push that is open now, with the digests of those of its blobs whose bytes are there already."""
+
+    draft: _Draft
+    row: PushRow
+    blobs: Sequence[PushBlobRow]
+    arrived: Set[str] = frozenset()
+
+
+_Evaluated = dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None]
 
 
 def plan_pushes(
@@ -71,150 +108,110 @@ def plan_pushes(
     Checks everything that can be checked without the bytes. An open push of the same token and manifest is resumed, so
     that nothing is sent twice. `session` must have begun by reading; it commits.
     """
-    evaluated: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None] = {}
-    run = partial(_plan_group, session, actor, request, blobs=blobs, settings=settings)
-    return run_readable(request.items, lambda item: _begin(actor, item, request.excerpts, evaluated), run, atomic=False)
+    evaluated: _Evaluated = {}
+    requested = collect_outcomes(request.items, lambda item: _read(actor, item, request.excerpts, evaluated))
+    drafts = _refuse_incompatible(session, _choose_bases(session, requested))
+    unique: dict[tuple[str, str], _Draft] = {}
+    for draft in results_of(drafts):
+        unique.setdefault(draft.key, draft)
+    if request.dry_run:
+        return collect_outcomes(drafts, _plan_nothing)
+    opened = _open(session, actor, [*unique.values()], blobs, settings)
+    plans = collect_outcomes(opened, lambda push: _plan(push, actor, blobs, settings))
+    plan_of = dict(zip(unique, plans, strict=True))
+    return [draft if isinstance(draft, RegistryError) else plan_of[draft.key] for draft in drafts]
 
 
-def _plan_group(
-    session: Session, actor: Actor, request: BulkPushRequest, pushes: Sequence[_Push], *,
-    blobs: BlobStore, settings: Settings,
-) -> list[PushPlan | RegistryError]:  # fmt: skip
-    _choose_bases(session, pushes)
-    _evaluate(session, without_error(pushes))
-    unique: dict[tuple[str, str], _Push] = {}
-    for push in without_error(pushes):
-        unique.setdefault((str(push.name), push.manifest.digest), push)
-    planned = [*unique.values()]
-    if not request.dry_run:
-        open_pushes = _find_open_pushes(session, actor, planned, settings)
-        readable = find_readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
-        for push in planned:
-            push.row = open_pushes.get((str(push.name), push.manifest.digest))
-        resumed = [push for push in planned if push.row is not None]
-        _resume(session, resumed, readable)
-        _create(session, actor, [push for push in planned if push.row is None], readable, settings)
-        db.commit_early(session)
-        _find_arrived(without_error(resumed), blobs)
-    for push in without_error(planned):
-        with push.collect_error():
-            push.plan = _plan(push, actor, blobs, settings)
-    return [_outcome(push, unique) for push in pushes]
+def _open(
+    session: Session, actor: Actor, drafts: Sequence[_Draft], blobs: BlobStore, settings: Settings
+) -> list[_OpenPush | RegistryError]:
+    """Resume open pushes of these versions, and create the others."""
+    open_pushes = _find_open_pushes(session, actor, drafts, settings)
+    readable = find_readable_blobs(session, actor, {digest for draft in drafts for digest in draft.requested.sizes})
+    resumed = _resume(session, [draft for draft in drafts if draft.key in open_pushes], open_pushes, readable)
+    new = [draft for draft in drafts if draft.key not in open_pushes]
+    created = _create(session, actor, new, readable, settings)
+    db.commit_early(session)
+    outcome_of = dict(zip([push.draft.key for push in resumed], _find_arrived(resumed, blobs), strict=True))
+    outcome_of |= dict(zip([draft.key for draft in new], created, strict=True))
+    return [outcome_of[draft.key] for draft in drafts]
 
 
-def _begin(
-    actor: Actor, item: PushItem, data: Sequence[bytes],
-    evaluated: dict[frozenset[ExcerptKey], RegistryError | inspect.Contents | None],
-) -> _Push:  # fmt: skip
+# ------------------------------------------------------------------ what can be checked without the bytes
+def _read(actor: Actor, item: PushItem, data: Sequence[bytes], evaluated: _Evaluated) -> _Requested:
     """The push of this item, with what its excerpts say of themselves. `evaluated`: of the items before."""
     name = AdapterName.parse(item.name)
     actor.require(Scope.PUSH, name)
-    push = _Push(name, item, Excerpts.of(item, data))
+    sizes, excerpts = blob_sizes(item.manifest), Excerpts.of(item, data)
     key = item.excerpt_keys
     if key not in evaluated:
-        evaluated[key] = _evaluate_alone(item, push.excerpts)
-    outcome = evaluated[key]
-    if isinstance(outcome, RegistryError):
-        raise outcome
-    push.contents = outcome
-    return push
+        [evaluated[key]] = collect_outcomes([item], lambda item: _evaluate_alone(item, excerpts))
+    return _Requested(name, item, excerpts, only([evaluated[key]]), sizes)
 
 
-def _evaluate_alone(item: PushItem, excerpts: Excerpts) -> RegistryError | inspect.Contents | None:
-    """What the excerpts of an item say, whatever its base; the error if a file is malformed or unsafe."""
-    try:
-        inspect.check_beside(excerpts.whole, excerpts.read)
-        return inspect.read_excerpts(item.manifest, excerpts)
-    except RegistryError as e:
-        return e
+def _evaluate_alone(item: PushItem, excerpts: Excerpts) -> inspect.Contents | None:
+    """What the excerpts of an item say, whatever its base. Raises if a file is malformed or unsafe."""
+    inspect.check_beside(excerpts.whole, excerpts.read)
+    return inspect.read_excerpts(item.manifest, excerpts)
 
 
-def _outcome(push: _Push, unique: Mapping[tuple[str, str], _Push]) -> PushPlan | RegistryError:
-    first = push if push.error is not None else unique[str(push.name), push.manifest.digest]
-    outcome = first.error or first.plan
-    if outcome is None:
-        raise RuntimeError(f"the push of {push.name} has no outcome")
-    return outcome
-
-
-def _choose_bases(session: Session, pushes: Sequence[_Push]) -> None:
-    """Set the base of each push: the one of its manifest, else the named one, else the configured one."""
-    unnamed = [push for push in pushes if not push.base_name]
+def _choose_bases(session: Session, requested: Sequence[_Requested | RegistryError]) -> list[_Draft | RegistryError]:
+    """The base of each push: the one of its manifest, else the named one, else the configured one."""
+    unnamed = [push for push in results_of(requested) if not push.base_name]
     aliases = base_rows.read_aliases(session) if unnamed else {}
-    claims = {push: push.contents.adapter.claim if push.contents is not None else BaseClaim() for push in unnamed}
-    unmatched = [push for push, claim in claims.items() if claim.names_unregistered(aliases)]
-    storing = _find_storing(session, unmatched)
-    for push, claim in claims.items():
-        with push.collect_error():
-            is_stored = push in unmatched and push.name.namespace in storing
-            push.base_name = claim.name if is_stored else claim.choose(aliases)
-    bases = base_rows.find_all(session, {push.base_name for push in without_error(pushes)})
-    storing |= _find_storing(session, [push for push in without_error(pushes) if push.base_name not in bases])
-    for push in without_error(pushes):
-        with push.collect_error():
-            push.base = find_base(bases, push.base_name, push.draft.base, unregistered=push.name.namespace in storing)
-            push.manifest = push.draft.with_base(base_rows.reference(push.base))
-            check_size(push.manifest)  # a group may have more bytes than one manifest
+    storing = _find_storing(session, [push for push in unnamed if push.claim.names_unregistered(aliases)])
+
+    def name_base(push: _Requested) -> tuple[_Requested, str]:
+        if push.base_name:
+            return push, push.base_name
+        is_stored = push.name.namespace in storing and push.claim.names_unregistered(aliases)
+        return push, push.claim.name if is_stored else push.claim.choose(aliases)
+
+    pairs = collect_outcomes(requested, name_base)
+    bases = base_rows.find_all(session, {name for _, name in results_of(pairs)})
+    storing |= _find_storing(session, [push for push, name in results_of(pairs) if name not in bases])
+
+    def find_base(pair: tuple[_Requested, str]) -> _Draft:
+        push, name = pair
+        draft = push.item.manifest
+        base = base_choice.find_base(bases, name, draft.base, unregistered=push.name.namespace in storing)
+        manifest = draft.with_base(base_rows.reference(base))
+        check_size(manifest)  # a group may have more bytes than one manifest
+        return _Draft(push, base, manifest)
+
+    return collect_outcomes(pairs, find_base)
 
 
-def _find_storing(session: Session, pushes: Sequence[_Push]) -> set[str]:
+def _find_storing(session: Session, pushes: Sequence[_Requested]) -> set[str]:
     """The namespaces of these pushes that store adapters whose base is not registered."""
     return namespaces.find_storing_unregistered(session, {push.name.namespace for push in pushes}) if pushes else set()
 
 
-def _evaluate(session: Session, pushes: Sequence[_Push]) -> None:
+def _refuse_incompatible(session: Session, drafts: Sequence[_Draft | RegistryError]) -> list[_Draft | RegistryError]:
     """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
-    strict = namespaces.find_strict(session, {push.name.namespace for push in pushes})
+    strict = namespaces.find_strict(session, {draft.name.namespace for draft in results_of(drafts)})
     subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
-    incompatible: list[tuple[_Push, Refused]] = []
-    for push in pushes:
-        if push.contents is None or push.name.namespace not in strict:
+    refusals: dict[tuple[str, str], Refused] = {}
+    for draft in results_of(drafts):
+        contents = draft.requested.contents
+        if contents is None or draft.name.namespace not in strict:
             continue
-        if push.base.name not in subjects:
-            subjects[push.base.name] = base_rows.load_spec(push.base), base_weights.find_relatives(session, push.base)
-        findings = inspect.evaluate_excerpts(push.manifest, push.contents, push.excerpts, *subjects[push.base.name])
-        refusal = inspect.refusal_of(push.name, push.base.name, findings)
+        base = draft.base
+        if base.name not in subjects:
+            subjects[base.name] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
+        findings = inspect.evaluate_excerpts(draft.manifest, contents, draft.requested.excerpts, *subjects[base.name])
+        refusal = inspect.refusal_of(draft.name, base.name, findings)
         if refusal is not None:
-            incompatible.append((push, refusal))
-    existing = rows.find_existing(session, [(push.name, push.manifest) for push, _ in incompatible])
-    for push, refusal in incompatible:
-        if (str(push.name), push.manifest.digest) not in existing:
-            push.error = refusal
+            refusals[draft.key] = refusal
+    refused = [(draft.name, draft.manifest) for draft in results_of(drafts) if draft.key in refusals]
+    existing = rows.find_existing(session, refused)
 
+    def require_fit(draft: _Draft) -> _Draft:
+        if draft.key in refusals and draft.key not in existing:
+            raise refusals[draft.key]
+        return draft
 
-def find_base(
-    bases: Mapping[str, models.BaseRow], name: str, reference: BaseRef | None, *, unregistered: bool
-) -> models.BaseRow:
-    """The base of this name. `NotFound` (BASE_UNKNOWN), `Invalid` if a manifest has an alias or another fingerprint.
-
-    A version keeps its manifest, and an alias may end: so a manifest names a base by its own name. `unregistered`: a
-    base that does not exist is a row which is not stored. A manifest with only its name fits the base once it exists.
-    """
-    base = bases.get(name)
-    is_only_name = reference is not None and reference.fingerprint == UNREGISTERED
-    if base is None and unregistered and (reference is None or is_only_name):
-        return base_rows.build_unregistered(name)
-    if base is None:
-        raise base_rows.unknown_base(name)
-    if is_only_name:
-        return base
-    if reference is not None and base.name != name:
-        message = f"is an alias of the base '{base.name}'"
-        raise Invalid(
-            "BASE_INVALID",
-            f"'{name}' {message}",
-            findings=[Finding("base.is_alias", name, message)],
-            next_step=f"name the base '{base.name}' in the manifest",
-        )
-    if reference is not None and base.fingerprint != reference.fingerprint:
-        message = f"has the fingerprint {base.fingerprint} here, and the manifest says {reference.fingerprint}"
-        raise Invalid(
-            "BASE_INVALID",
-            f"base '{base.name}' {message}",
-            findings=[Finding("base.fingerprint_differs", base.name, message)],
-            next_step="the adapter was trained on another model of this name: register that model under its own name",
-        )
-    return base
+    return collect_outcomes(drafts, require_fit)
 
 
 def blob_sizes(manifest: ManifestDraft) -> dict[Digest, int]:
@@ -260,20 +257,22 @@ _BLOBS = select(PushBlobRow).where(any_of(col(PushBlobRow.push_id), parameter="i
 
 
 def _find_open_pushes(
-    session: Session, actor: Actor, pushes: Sequence[_Push], settings: Settings
+    session: Session, actor: Actor, drafts: Sequence[_Draft], settings: Settings
 ) -> dict[tuple[str, str], PushRow]:
     """Name and digest → the oldest open push of the same token, if at least half of its time is left."""
     soonest = db.now() + timedelta(seconds=settings.push_hold_seconds / 2)
-    params = {"token_id": actor.token_id, "digests": sorted({push.manifest.digest for push in pushes})}
-    rows = session.exec(_OPEN_PUSHES, params={**params, "soonest": soonest}) if pushes else ()
+    params = {"token_id": actor.token_id, "digests": sorted({draft.manifest.digest for draft in drafts})}
+    rows = session.exec(_OPEN_PUSHES, params={**params, "soonest": soonest}) if drafts else ()
     return {(f"{row.namespace}/{row.name}", row.manifest_digest): row for row in rows}
 
 
-def _resume(session: Session, pushes: Sequence[_Push], readable: Set[tuple[str, int]]) -> None:
+def _resume(
+    session: Session, drafts: Sequence[_Draft], open_pushes: Mapping[tuple[str, str], PushRow],
+    readable: Set[tuple[str, int]],
+) -> list[_OpenPush]:  # fmt: skip
     """Load the blobs of open pushes. A blob that was damaged since it was planned or sent is requested (again)."""
-    by_push = find_push_blobs(session, [push.row.id for push in pushes if push.row is not None])
-    for push in pushes:
-        push.blobs = by_push[push.row.id] if push.row is not None else []
+    by_push = find_push_blobs(session, [open_pushes[draft.key].id for draft in drafts])
+    pushes = [_OpenPush(d, open_pushes[d.key], by_push[open_pushes[d.key].id]) for d in drafts]
     blobs = [blob for push in pushes for blob in push.blobs]
     sent = {Digest(blob.digest) for blob in blobs if blob.is_stored}
     sent_damaged = find_damaged(session, sent) if sent else set()
@@ -285,38 +284,47 @@ def _resume(session: Session, pushes: Sequence[_Push], readable: Set[tuple[str, 
             blob.staging_key, blob.is_stored = staging_key_of(blob.push_id, Digest(blob.digest)), False
         session.add_all(damaged)
         session.flush()
+    return pushes
 
 
 def _create(
-    session: Session, actor: Actor, pushes: Sequence[_Push], readable: Set[tuple[str, int]], settings: Settings
-) -> None:
+    session: Session, actor: Actor, drafts: Sequence[_Draft], readable: Set[tuple[str, int]], settings: Settings
+) -> list[_OpenPush | RegistryError]:
     """Create the rows of new pushes, those of their blobs first."""
-    if not pushes:
-        return
-    for push in pushes:
-        push.row = row = new_row(actor, push.name, push.manifest, push.message, settings)
-        push.blobs = [
-            db.new_row(
-                PushBlobRow,
-                push_id=row.id, digest=digest, size_bytes=size,
-                staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
-            )
-            for digest, size in push.sizes.items()
-        ]  # fmt: skip
+    if not drafts:
+        return []
+    pushes = [_build_push(actor, draft, readable, settings) for draft in drafts]
     failpoints.reach("push.plan.before_rows")
     db.begin_writing(session)
     staged_bytes = [sum(blob.size_bytes for blob in push.blobs if blob.staging_key) for push in pushes]
-    checked = [quotas.NewPush(p.name, p.manifest, size) for p, size in zip(pushes, staged_bytes, strict=True)]
-    for position, error in quotas.check_before_upload(session, actor, checked).items():
-        pushes[position].error = error
-    states = references.reserve_group(session, {d: n for push in without_error(pushes) for d, n in push.sizes.items()})
-    for push in without_error(pushes):
-        with push.collect_error():
-            references.check_not_deleting(states, push.sizes)
-    created = without_error(pushes)
-    db.bulk_insert(session, [push.row for push in created if push.row is not None])
-    db.bulk_insert(session, [blob for push in created for blob in push.blobs])
+    checked = [quotas.NewPush(d.name, d.manifest, size) for d, size in zip(drafts, staged_bytes, strict=True)]
+    errors = quotas.check_before_upload(session, actor, checked)
+    allowed = [errors.get(position) or push for position, push in enumerate(pushes)]
+    sizes = {digest: size for push in results_of(allowed) for digest, size in push.draft.requested.sizes.items()}
+    states = references.reserve_group(session, sizes)
+
+    def require_kept(push: _OpenPush) -> _OpenPush:
+        references.check_not_deleting(states, push.draft.requested.sizes)
+        return push
+
+    created = collect_outcomes(allowed, require_kept)
+    db.bulk_insert(session, [push.row for push in results_of(created)])
+    db.bulk_insert(session, [blob for push in results_of(created) for blob in push.blobs])
     failpoints.reach("push.plan.after_rows")
+    return created
+
+
+def _build_push(actor: Actor, draft: _Draft, readable: Set[tuple[str, int]], settings: Settings) -> _OpenPush:
+    row = new_row(actor, draft.name, draft.manifest, draft.requested.item.message, settings)
+    blobs = [
+        db.new_row(
+            PushBlobRow,
+            push_id=row.id, digest=digest, size_bytes=size,
+            staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
+        )
+        for digest, size in draft.requested.sizes.items()
+    ]  # fmt: skip
+    return _OpenPush(draft, row, blobs)
 
 
 def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[PushBlobRow]]:
@@ -344,32 +352,41 @@ def new_row(actor: Actor, name: AdapterName, manifest: Manifest, message: str, s
     )  # fmt: skip
 
 
-def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
+def _find_arrived(pushes: Sequence[_OpenPush], blobs: BlobStore) -> list[_OpenPush | RegistryError]:
     """Find out which blobs of resumed pushes have arrived. A store on another machine is asked about some at a time."""
-    requested = [(push, blob) for push in pushes for blob in push.blobs if blob.staging_key]
+    requested = [blob for push in pushes for blob in push.blobs if blob.staging_key]
 
-    def look_up(push: _Push, blob: PushBlobRow) -> None:
-        if push.error is None:
-            with push.collect_error():
-                if blobs.stat(key_of_sent(blob)) is not None:
-                    push.arrived.add(blob.digest)
+    def look_up(blob: PushBlobRow) -> bool | RegistryError:
+        return collect_outcomes([blob], lambda blob: blobs.stat(key_of_sent(blob)) is not None)[0]
 
-    if len(requested) < 2 or blobs.local_path(key_of_sent(requested[0][1])) is not None:
-        for push, blob in requested:
-            look_up(push, blob)
-        return
-    with ThreadPoolExecutor(LOOKED_UP_AT_ONCE, thread_name_prefix="plan") as pool:
-        for _ in pool.map(look_up, *zip(*requested, strict=True)):
-            pass
+    if len(requested) < 2 or blobs.local_path(key_of_sent(requested[0])) is not None:
+        outcomes = [look_up(blob) for blob in requested]
+    else:
+        with ThreadPoolExecutor(LOOKED_UP_AT_ONCE, thread_name_prefix="plan") as pool:
+            outcomes = [*pool.map(look_up, requested)]
+    has_arrived = {(b.push_id, b.digest): outcome for b, outcome in zip(requested, outcomes, strict=True)}
+
+    def add_arrived(push: _OpenPush) -> _OpenPush:
+        keys = [(blob.push_id, blob.digest) for blob in push.blobs if blob.staging_key]
+        return replace(push, arrived={digest for push_id, digest in keys if only([has_arrived[push_id, digest]])})
+
+    return collect_outcomes(pushes, add_arrived)
 
 
-def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
+def _plan(push: _OpenPush, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
     """The response, without the blobs whose bytes are there already."""
     missing = [blob for blob in push.blobs if blob.staging_key and blob.digest not in push.arrived]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
-    push_id, expires_at = (push.row.id, push.row.expires_at) if push.row is not None else ("", db.now())  # a dry run
-    manifest = push.manifest
-    return PushPlan(push_id=push_id, base=manifest.base, digest=manifest.digest, uploads=uploads, expires_at=expires_at)
+    manifest, expires_at = push.draft.manifest, push.row.expires_at
+    return PushPlan(
+        push_id=push.row.id, base=manifest.base, digest=manifest.digest, uploads=uploads, expires_at=expires_at
+    )
+
+
+def _plan_nothing(draft: _Draft) -> PushPlan:
+    """The response to a dry run."""
+    manifest = draft.manifest
+    return PushPlan(push_id="", base=manifest.base, digest=manifest.digest, uploads=[], expires_at=db.now())
 
 
 def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -18,23 +19,32 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
-from registry.errors import Conflict, NotFound, Refused, RegistryError, Unavailable
-from registry.evaluation.verdicts import WEIGHTS_PENDING, Outcome
+from registry.errors import RegistryError
+from registry.evaluation.verdicts import Outcome
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, base_rows, versions
+from registry.server.catalog import base_rows, versions
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, EventRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, EventRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
+from registry.server.outcomes import collect_outcomes
 from registry.server.promotion import moves
 from registry.server.promotion.move_decisions import Move
-from registry.server.push import first_tests, inspect, version_rows
-from registry.server.push.commit_member import Commit, Key, NewVersion, raise_if_failed
+from registry.server.push import commit_decisions, first_tests, version_rows
+from registry.server.push.commit_decisions import (
+    CommitsFailed,
+    InspectedCommit,
+    NewVersion,
+    VersionFacts,
+    VersionKey,
+    require_all,
+)
+from registry.server.push.inspect import Inspection
 from registry.server.search import text_index
 from registry.server.storage import references
 from registry.versions.manifest import Manifest
@@ -68,7 +78,7 @@ _SET_NEWEST = (
 )
 
 
-def find_existing(session: Session, pushed: Collection[tuple[AdapterName, Manifest]]) -> dict[Key, VersionRow]:
+def find_existing(session: Session, pushed: Collection[tuple[AdapterName, Manifest]]) -> dict[VersionKey, VersionRow]:
     """The versions that exist of these adapters with these manifests."""
     if not pushed:
         return {}
@@ -81,94 +91,109 @@ def find_existing(session: Session, pushed: Collection[tuple[AdapterName, Manife
 
 
 def write(
-    session: Session, actor: Actor, commits: Sequence[Commit], *, engines: Sequence[EngineProfile], atomic: bool
-) -> None:
-    """Set the result of each commit: the version of its push, or the existing one if an equal push was faster.
+    session: Session, actor: Actor, commits: Sequence[InspectedCommit], *, engines: Sequence[EngineProfile],
+    atomic: bool,
+) -> dict[str, PushResult]:  # fmt: skip
+    """Push → the version that it has created, or the existing one if an equal push was faster.
 
-    `MemberFailed` if some got an error instead. `atomic`: a refused alias is an error.
+    `CommitsFailed` if some got an error instead. `atomic`: a refused alias is an error.
     """
     adapters = _lock_adapters(session, actor, commits)
-    existing = find_existing(session, [(commit.name, commit.manifest) for commit in commits])
-    for commit in commits:
-        commit.error = _deletion_error(commit, existing.get(commit.key)) or commit.error
-    new: dict[Key, Commit] = {}
-    repeated: list[Commit] = []
-    for commit in commits:
-        if commit.key not in existing and commit.inspection is not None and commit.key not in new:
-            new[commit.key] = commit
-            continue
-        repeated.append(commit)
-        if commit.key not in existing and commit.key not in new:
-            commit.error = commit.error_without_version or unknown_version(commit.name, commit.manifest.digest)
-    for position, error in quotas.check_before_commit(session, [(c.name, c.manifest) for c in new.values()]).items():
-        [*new.values()][position].error = error
-    _refuse_incompatible(session, new.values())
-    _store_bases(session, new.values())
-    _end_pushes(session, new.values(), repeated)
+    existing = find_existing(session, [(c.commit.name, c.commit.manifest) for c in commits])
+    facts = _load_facts(session, commits, existing)
+    creates = require_all(commits, collect_outcomes(facts, commit_decisions.creates_version))
+    new = [commit for commit, creates_version in zip(commits, creates, strict=True) if creates_version]
+    repeated = [commit for commit, creates_version in zip(commits, creates, strict=True) if not creates_version]
+    bases = require_all(new, collect_outcomes(new, lambda commit: _store_base(session, commit)))
+    _end_pushes(session, new, repeated)
     failpoints.reach("push.before_rows")
-    _mark_live(session, new.values(), repeated)
-    created = _create_versions(session, actor, adapters, [*new.values()], engines)
+    _mark_live(session, new, repeated)
+    created = _create_versions(session, actor, adapters, [*zip(new, bases, strict=True)], engines)
     versions_by_key = existing | {version.commit.key: version.row for version in created}
     refusals = _move_aliases(session, actor, commits, versions_by_key, atomic=atomic)
     session.flush()
     failpoints.reach("push.before_commit")
-    aliases_now: dict[tuple[str, str], Key] = {
+    job_ids = first_tests.enqueue(session, actor, created)
+    aliases_of = _find_pointing(commits, created, refusals)
+    results = {}
+    for commit, version, job_id in zip(new, created, job_ids, strict=True):
+        view = versions.build_new_view(
+            version.commit.name, version.row, version.base.name, version.commit.manifest, version.verdicts,
+            aliases_of[version.commit.key],
+        )  # fmt: skip
+        refusal = refusals.get(commit.push_id, "")
+        results[commit.push_id] = PushResult(version=view, created=True, job_id=job_id, alias_refused=refusal)
+    views = versions.build_views(session, [(c.commit.name, versions_by_key[c.commit.key]) for c in repeated])
+    for commit, view in zip(repeated, views, strict=True):
+        refusal = refusals.get(commit.push_id, "")
+        results[commit.push_id] = PushResult(version=view, created=False, alias_refused=refusal)
+    return results
+
+
+def _find_pointing(
+    commits: Sequence[InspectedCommit], created: Sequence[NewVersion], refusals: Mapping[str, str]
+) -> dict[VersionKey, list[str]]:
+    """The aliases that point at each version after this group: of pushes that ask for the same, the last one has it."""
+    versions_of: dict[tuple[str, str], VersionKey] = {
         (str(version.commit.name), names.NEWEST): version.commit.key for version in created
     }
-    aliases_now |= {(str(c.name), c.alias): c.key for c in _with_alias(commits) if not refusals[c.push.id]}
-    for version, job_id in zip(created, first_tests.enqueue(session, actor, created), strict=True):
-        commit = version.commit
-        pointing = sorted(alias for (_, alias), key in aliases_now.items() if key == commit.key)
-        view = versions.build_new_view(
-            commit.name, version.row, commit.base_row.name, commit.manifest, version.verdicts, pointing
+    versions_of |= {
+        (str(c.commit.name), c.commit.alias): c.commit.key for c in _with_alias(commits) if c.push_id not in refusals
+    }
+    aliases_of: dict[VersionKey, list[str]] = defaultdict(list)
+    for (_, alias), key in sorted(versions_of.items()):
+        aliases_of[key].append(alias)
+    return aliases_of
+
+
+def _load_facts(
+    session: Session, commits: Sequence[InspectedCommit], existing: Mapping[VersionKey, VersionRow]
+) -> list[VersionFacts]:
+    """What decides about each commit. The first of a group that can create a version is the candidate for it."""
+    candidates: dict[VersionKey, InspectedCommit] = {}
+    repeated: set[str] = set()
+    for commit in commits:
+        key = commit.commit.key
+        if key in candidates:
+            repeated.add(commit.push_id)
+        elif key not in existing and commit.inspection is not None:
+            candidates[key] = commit
+    checked = [(commit.commit.name, commit.commit.manifest) for commit in candidates.values()]
+    quota_errors = quotas.check_before_commit(session, checked)
+    error_of = {commit.push_id: quota_errors.get(position) for position, commit in enumerate(candidates.values())}
+    failing = {
+        commit.commit.name.namespace
+        for commit in candidates.values()
+        if any(finding.severity == "error" for finding in commit.content[1].findings)
+    }
+    strict = namespaces.find_strict(session, failing) if failing else set()
+    return [
+        VersionFacts(
+            commit, existing.get(commit.commit.key), commit.push_id in error_of, commit.push_id in repeated,
+            error_of.get(commit.push_id), commit.commit.name.namespace in strict,
         )
-        commit.result = PushResult(version=view, created=True, job_id=job_id, alias_refused=refusals[commit.push.id])
-    views = versions.build_views(session, [(commit.name, versions_by_key[commit.key]) for commit in repeated])
-    for commit, view in zip(repeated, views, strict=True):
-        commit.result = PushResult(version=view, created=False, alias_refused=refusals[commit.push.id])
+        for commit in commits
+    ]  # fmt: skip
 
 
-def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
-    """Set the error of those that do not fit their base, in strict namespaces."""
-    for commit in commits:
-        findings = commit.inspection.findings if commit.inspection is not None else ()
-        refusal = inspect.refusal_of(commit.name, commit.base_row.name, findings)
-        if refusal is not None and namespaces.find_strict(session, [commit.name.namespace]):
-            commit.error = refusal
+def _store_base(session: Session, commit: InspectedCommit) -> BaseRow:
+    base = commit.content[0]
+    if base.fingerprint != UNREGISTERED:
+        return base
+    return base_rows.store_unregistered(session, commit.commit.name.namespace, base.name)
 
 
-def _store_bases(session: Session, commits: Iterable[Commit]) -> None:
-    for commit in commits:
-        if commit.error is None and commit.base_row.fingerprint == UNREGISTERED:
-            with commit.collect_error():
-                commit.base = base_rows.store_unregistered(session, commit.name.namespace, commit.base_row.name)
-
-
-def _deletion_error(commit: Commit, version: VersionRow | None) -> Conflict | None:
-    """The error of a push of a version that was deleted; None for any other."""
-    if version is None or version.deleted_at is None:
-        return None
-    step = f"adapter delete --undo {commit.name}@{version.number}" if version.purged_at is None else ""
-    return Conflict("VERSION_TOMBSTONED", availability.deletion_message(commit.name, version), next_step=step)
-
-
-def unknown_version(name: AdapterName, digest: str) -> NotFound:
-    """The error for a commit whose version is gone."""
-    detail = f"the version {digest} of '{name}' was deleted in the meantime"
-    return NotFound("VERSION_UNKNOWN", detail)
-
-
-def _lock_adapters(session: Session, actor: Actor, commits: Sequence[Commit]) -> dict[str, AdapterRow]:
+def _lock_adapters(session: Session, actor: Actor, commits: Sequence[InspectedCommit]) -> dict[str, AdapterRow]:
     """The rows of the adapters that get a version, created if necessary, or an alias.
 
     All are locked until the transaction ends, by one statement, and before any version, as in all other changes.
     """
     inspected = [commit for commit in commits if commit.inspection is not None]
-    locked = sorted({(c.name.namespace, c.name.name) for c in (*inspected, *_with_alias(commits))})
+    locked = sorted({(c.commit.name.namespace, c.commit.name.name) for c in (*inspected, *_with_alias(commits))})
     if not locked:
         return {}
     now = db.now()
-    adapters = {(commit.name.namespace, commit.name.name): commit.name for commit in inspected}
+    adapters = {(c.commit.name.namespace, c.commit.name.name): c.commit.name for c in inspected}
     values = [
         {
             "namespace": namespace, "name": name, "newest_number": 0,
@@ -187,45 +212,37 @@ def _lock_adapters(session: Session, actor: Actor, commits: Sequence[Commit]) ->
     rows = {f"{row.namespace}/{row.name}": row for row in session.exec(_LOCKED, params={"names": locked}).all()}
     lost = [name for name in adapters.values() if str(name) not in rows]  # deleted or renamed between the statements
     conflicts |= reserved_names.find_conflicts(session, actor, lost) if lost else {}
-    for commit in inspected:
-        commit.error = conflicts.get(commit.name) or (unknown_adapter(commit.name) if commit.name in lost else None)
-    raise_if_failed(inspected)
+    errors: dict[AdapterName, RegistryError] = {**{name: unknown_adapter(name) for name in lost}, **conflicts}
+    require_all(inspected, [errors.get(c.commit.name, c) for c in inspected])
     return rows
 
 
-def _end_pushes(session: Session, new: Collection[Commit], repeated: Collection[Commit]) -> None:
+def _end_pushes(session: Session, new: Sequence[InspectedCommit], repeated: Sequence[InspectedCommit]) -> None:
     """End the pushes. Those of new versions must still be open."""
-    raise_if_failed((*new, *repeated))
-    ended = references.end_pushes(session, [commit.push.id for commit in (*new, *repeated)])
-    for commit in new:
-        if commit.push.id not in ended:
-            commit.error = references.unknown_push(commit.push.id)
-    raise_if_failed(new)
+    ended = references.end_pushes(session, [commit.push_id for commit in (*new, *repeated)])
+    require_all(new, [c if c.push_id in ended else references.unknown_push(c.push_id) for c in new])
 
 
-def _mark_live(session: Session, new: Iterable[Commit], repeated: Iterable[Commit]) -> None:
+def _mark_live(session: Session, new: Sequence[InspectedCommit], repeated: Sequence[InspectedCommit]) -> None:
     """Mark the blobs of new versions live, and those that pushes of existing versions have repaired."""
-    needed = {commit.push.id: commit.sizes for commit in new}
-    needed |= {c.push.id: {d: n for d, n in c.sizes.items() if d in c.repaired} for c in repeated if c.repaired}
-    commits = {commit.push.id: commit for commit in (*new, *repeated) if commit.push.id in needed}
+    needed = {commit.push_id: commit.commit.sizes for commit in new}
+    needed |= {c.push_id: {d: n for d, n in c.commit.sizes.items() if d in c.repaired} for c in repeated if c.repaired}
+    commits = [commit for commit in (*new, *repeated) if commit.push_id in needed]
     sizes = {digest: size for blobs in needed.values() for digest, size in blobs.items()}
-    repaired = {digest for commit in commits.values() for digest in commit.repaired}
+    repaired = {digest for commit in commits for digest in commit.repaired}
     lost = references.mark_group_live(session, sizes, written_now=repaired)
-    for push_id, commit in commits.items():
-        with commit.collect_error():
-            references.check_not_lost(lost, needed[push_id])
-    raise_if_failed(commits.values())
+    require_all(commits, collect_outcomes(commits, lambda c: references.check_not_lost(lost, needed[c.push_id])))
 
 
 def _create_versions(
-    session: Session, actor: Actor, adapters: Mapping[str, AdapterRow], commits: Sequence[Commit],
-    engines: Sequence[EngineProfile],
+    session: Session, actor: Actor, adapters: Mapping[str, AdapterRow],
+    commits: Sequence[tuple[InspectedCommit, BaseRow]], engines: Sequence[EngineProfile],
 ) -> list[NewVersion]:  # fmt: skip
     """The rows of new versions, with contents, verdicts and events, and `main` on each adapter's last one."""
     if not commits:
         return []
-    created = [_new_version(actor, adapters[str(commit.name)], commit) for commit in commits]
-    newest = {str(version.commit.name): version.row for version in created}
+    numbered = [_new_row(actor, adapters[str(c.commit.name)], c, base) for c, base in commits]
+    newest = {str(c.commit.name): row for (c, _), row in zip(commits, numbered, strict=True)}
     db.update_rows(
         session, _SET_NEWEST,
         [
@@ -233,86 +250,89 @@ def _create_versions(
             for name, row in sorted(newest.items(), key=lambda item: item[0])
         ],
     )  # fmt: skip
-    db.bulk_insert_with_ids(session, [version.row for version in created], ("adapter_id", "number"))
-    version_rows.add_contents(session, [(version.row, version.commit.manifest) for version in created])
-    text_index.add_versions(session, [(v.row, v.commit.name, v.inspection.card_words) for v in created])
-    _add_verdicts(session, created, engines)
+    db.bulk_insert_with_ids(session, numbered, ("adapter_id", "number"))
+    rows = [
+        (commit.commit, base, commit.content[1], row) for (commit, base), row in zip(commits, numbered, strict=True)
+    ]
+    version_rows.add_contents(session, [(row, commit.manifest) for commit, _, _, row in rows])
+    text_index.add_versions(session, [(row, commit.name, of.card_words) for commit, _, of, row in rows])
+    verdicts = _add_verdicts(session, [(row, base, inspection) for _, base, inspection, row in rows], engines)
+    created = [NewVersion(*each, of_one) for each, of_one in zip(rows, verdicts, strict=True)]
     move_events = moves.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
     pushed = [_push_event(session, actor, version) for version in created]
     db.bulk_insert(session, [event for pair in zip(pushed, move_events, strict=True) for event in pair])
     return created
 
 
-def _new_version(actor: Actor, adapter: AdapterRow, commit: Commit) -> NewVersion:
+def _new_row(actor: Actor, adapter: AdapterRow, commit: InspectedCommit, base: BaseRow) -> VersionRow:
     """Take the next number of the adapter, in its locked row."""
-    inspection = commit.inspection
-    if inspection is None:
-        raise RuntimeError(f"push {commit.push.id} was not inspected")
+    inspection = commit.content[1]
     now = db.now()
     set_committed_value(adapter, "newest_number", adapter.newest_number + 1)  # written for all adapters at once
-    row = version_rows.version_row(
-        adapter, commit.base_row, commit.manifest, number=adapter.newest_number, method=inspection.method,
-        rank=inspection.rank, facts=inspection.facts, message=commit.push.message, created_at=now,
+    return version_rows.version_row(
+        adapter, base, commit.commit.manifest, number=adapter.newest_number, method=inspection.method,
+        rank=inspection.rank, facts=inspection.facts, message=commit.commit.push.message, created_at=now,
         created_by=actor.identity,
         measured_at=now if inspection.weights is not None else None,
     )  # fmt: skip
-    return NewVersion(commit, inspection, row, [])
 
 
 def _push_event(session: Session, actor: Actor, version: NewVersion) -> EventRow:
-    row, base = version.row, version.commit.base_row
-    compat = version.verdicts[0].outcome
-    detail = {"digest": row.digest, "base": base.name, "compat": str(compat), "size_bytes": row.size_bytes}
+    row, compat = version.row, version.verdicts[0].outcome
+    detail = {"digest": row.digest, "base": version.base.name, "compat": str(compat), "size_bytes": row.size_bytes}
     return audit.build(session, actor, EventType.VERSION_PUSH, f"{version.commit.name}@{row.number}", detail)
 
 
-def _add_verdicts(session: Session, created: Sequence[NewVersion], engines: Sequence[EngineProfile]) -> None:
+def _add_verdicts(
+    session: Session, created: Sequence[tuple[VersionRow, BaseRow, Inspection]], engines: Sequence[EngineProfile]
+) -> list[list[VerdictRow]]:
     """Write the verdicts that versions start with: `compat`, `weights` if they were measured, and of each engine."""
     norms_of: dict[tuple[int, str], BaseNorms] = {}
     norms_rows = []
-    for version in created:
-        row, base, measured = version.row, version.commit.base_row, version.inspection.weights
-        version.verdicts.append(version_rows.build_compat_verdict(row, base, version.inspection))
-        outcomes = (version.verdicts[0].outcome, Outcome.UNKNOWN)
-        if measured is not None:
+    verdicts_of: list[list[VerdictRow]] = []
+    for row, base, inspection in created:
+        verdicts = [version_rows.build_compat_verdict(row, base, inspection)]
+        outcomes = (verdicts[0].outcome, Outcome.UNKNOWN)
+        if inspection.weights is not None:
             key = (row.base_id, weights.format_of(row))
             if key not in norms_of:
                 norms_of[key] = weights.load_base_norms(session, base, key[1])
-            verdict, norms_row = weights.build_verdict(row, base, norms_of[key], measured)
-            version.verdicts.append(verdict)
+            verdict, norms_row = weights.build_verdict(row, base, norms_of[key], inspection.weights)
+            verdicts.append(verdict)
             norms_rows.append(norms_row)
             outcomes = (outcomes[0], Outcome(verdict.outcome))
-        version.verdicts.extend(engine_compat.build_verdicts(row, base, outcomes, engines) if engines else ())
-    db.bulk_insert(session, [verdict for version in created for verdict in version.verdicts])
+        verdicts.extend(engine_compat.build_verdicts(row, base, outcomes, engines) if engines else ())
+        verdicts_of.append(verdicts)
+    db.bulk_insert(session, [verdict for verdicts in verdicts_of for verdict in verdicts])
     db.bulk_insert(session, norms_rows)
+    return verdicts_of
 
 
 def _move_aliases(
-    session: Session, actor: Actor, commits: Sequence[Commit], rows: Mapping[Key, VersionRow], *, atomic: bool
-) -> dict[str, str]:
-    """Move the aliases that pushes asked for; push → why its alias did not move, or an empty string."""
-    refusals = {commit.push.id: "" for commit in commits}
-    requested = pending = _with_alias(commits)
+    session: Session, actor: Actor, commits: Sequence[InspectedCommit], rows: Mapping[VersionKey, VersionRow], *,
+    atomic: bool,
+) -> dict[str, str]:  # fmt: skip
+    """Move the aliases that pushes asked for; push → why its alias did not move, of those that did not."""
+    refusals: dict[str, str] = {}
+    errors: dict[str, RegistryError] = {}
+    pending = _with_alias(commits)
     while pending:  # of pushes that ask for the same alias, the last one has it
-        first = {(str(commit.name), commit.alias): commit for commit in reversed(pending)}
-        requests = [Move(c.name, c.alias, rows[c.key], reason=c.push.message) for c in first.values()]
-        outcomes = moves.move_aliases(session, actor, requests)
-        for commit, outcome in zip(first.values(), outcomes, strict=True):
-            if isinstance(outcome, RegistryError) and not atomic and _is_refusal(outcome):
-                refusals[commit.push.id] = outcome.detail
+        first = {(str(c.commit.name), c.commit.alias): c for c in reversed(pending)}
+        requests = [
+            Move(c.commit.name, c.commit.alias, rows[c.commit.key], reason=c.commit.push.message)
+            for c in first.values()
+        ]
+        for commit, outcome in zip(first.values(), moves.move_aliases(session, actor, requests), strict=True):
+            if isinstance(outcome, RegistryError) and not atomic and commit_decisions.keeps_alias(outcome):
+                refusals[commit.push_id] = outcome.detail
             elif isinstance(outcome, RegistryError):
-                commit.error = outcome
-        pending = [commit for commit in pending if commit not in first.values()]
-    raise_if_failed(requested)
+                errors[commit.push_id] = outcome
+        tried = {commit.push_id for commit in first.values()}
+        pending = [commit for commit in pending if commit.push_id not in tried]
+    if errors:
+        raise CommitsFailed(errors)
     return refusals
 
 
-def _with_alias(commits: Iterable[Commit]) -> list[Commit]:
-    """Those that ask for an alias; `main` moves by itself."""
-    return [commit for commit in commits if commit.alias and commit.alias != names.NEWEST]
-
-
-def _is_refusal(error: RegistryError) -> bool:
-    """Whether a gate is closed, or stays closed until large weights are read."""
-    is_pending = isinstance(error, Unavailable) and any(reason.code == WEIGHTS_PENDING for reason in error.findings)
-    return isinstance(error, Refused) or is_pending
+def _with_alias(commits: Iterable[InspectedCommit]) -> list[InspectedCommit]:
+    return [commit for commit in commits if commit.commit.moves_alias]
