@@ -21,17 +21,9 @@ from registry.server.access.rate_limits import (
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
-from registry.server.http import routing
+from registry.server.http.admission import Admission
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
-from registry.server.http.request_body import (
-    DISK_BYTES,
-    NAMESPACE_BYTES,
-    PROCESS_BYTES,
-    SUBJECT_BYTES,
-    UNCHECKED_BYTES,
-    BodyBudget,
-)
 from registry.server.http.request_log import LogMiddleware, RequestLog
 from registry.server.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
@@ -78,12 +70,7 @@ def build_base_app(
     state.upload_limiter = ConcurrencyLimiter(UPLOADS_PER_TOKEN, "uploads of this token")
     state.blob_limiter = ConcurrencyLimiter(UPLOADS_PER_BLOB, "uploads of this blob")
     state.requests = RequestLog()
-    state.body_budget = BodyBudget(PROCESS_BYTES, SUBJECT_BYTES, NAMESPACE_BYTES)
-    state.response_budget = BodyBudget(
-        routing.RESPONSE_BYTES, routing.SUBJECT_RESPONSE_BYTES, routing.NAMESPACE_RESPONSE_BYTES
-    )
-    state.disk_budget = BodyBudget(DISK_BYTES, DISK_BYTES // 4, DISK_BYTES // 2)
-    state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2, UNCHECKED_BYTES // 8)
+    state.admission = Admission()
     state.freshness = Freshness(state.engine)
     state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)

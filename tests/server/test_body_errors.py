@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from typing import Any
 
-import anyio
 import pytest
 
 from registry.model import UNKNOWN_FIELDS_LIMIT
 from registry.server import app as server_app
-from registry.server.http import routing
-from registry.server.http.request_body import LIST_VALUES_LIMIT, VALUES_LIMIT
+from registry.server.http.request_body import VALUES_LIMIT
 from registry.server.http.routing import SingleThreadRoute
 from tests.harness import Harness
-from tests.raw_asgi import RawResponse, call, call_in_loop
+from tests.raw_asgi import call
 
 pytestmark = pytest.mark.security
 DIGEST = "sha256:" + "1" * 64
@@ -107,52 +104,3 @@ def test_an_object_with_few_unknown_fields_names_all(harness: Harness) -> None:
     spec = SPEC | {"modules": {"q": {"kind": "linear"} | unknown}}
     locations = [finding["location"] for finding in post(harness, "POST", "/bases", "push", {"spec": spec})["findings"]]
     assert locations == [f"body.spec.modules.q.{name}" for name in unknown]
-
-
-async def post_many(harness: Harness, secret: str, values: int) -> RawResponse:
-    headers = [("content-type", "application/json"), ("authorization", f"Bearer {secret}")]
-    return await call_in_loop(harness.app, "POST", "/api/v1/check", headers, [b"[" + b"0," * values + b"0]"])
-
-
-async def wait_until(share: str, waiting: int) -> None:
-    with anyio.fail_after(120):
-        while routing._share(share, 1).statistics().tasks_waiting != waiting:
-            await anyio.lowlevel.checkpoint()
-
-
-def test_one_body_of_many_values_is_parsed_at_a_time(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each person has one that runs or waits, each namespace one that waits for the others: the next one comes soon."""
-    began, go_on = threading.Event(), threading.Event()
-    parsed: list[int] = []
-
-    def hold(body: bytes, _limit: int) -> None:
-        parsed.append(body.count(b",") - LIST_VALUES_LIMIT)
-        began.set()
-        assert parsed[-1] <= 0 or go_on.wait(120)
-
-    monkeypatch.setattr(routing, "check_values", hold)
-    acme = [harness.issue("pull", namespaces=["acme"], name=f"acme-{n}")[1] for n in range(3)]
-    other = harness.issue("pull", name="other")[1]
-    refused: list[RawResponse] = []
-
-    async def send_all() -> None:
-        async with anyio.create_task_group() as group:
-
-            def start(secret: str, number: int) -> None:
-                group.start_soon(post_many, harness, secret, LIST_VALUES_LIMIT + number)
-
-            start(acme[0], 1)
-            await anyio.to_thread.run_sync(began.wait, 120)
-            for number, secret in enumerate(acme[1:], 2):
-                start(secret, number)
-                await wait_until("bodies of many values in namespace acme", number - 1)
-            start(other, 4)
-            await wait_until("bodies of many values", 1)
-            for secret in (acme[0], acme[2], other):
-                refused.append(await post_many(harness, secret, LIST_VALUES_LIMIT + 5))
-            await post_many(harness, other, VALUES_LIMIT - 1)  # a smaller body waits for none of them
-            go_on.set()
-
-    anyio.run(send_all)
-    assert parsed == [1, VALUES_LIMIT - 1 - LIST_VALUES_LIMIT, 4, 2, 3]
-    assert [(r.status, r.json()["code"], r.headers["retry-after"]) for r in refused] == [(503, "TRY_LATER", "2")] * 3

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from registry.api.transfer import PushRequest
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.server.http.routing import STORE_THREADS, STORE_THREADS_PER_GROUP, STORE_THREADS_PER_PERSON
+from registry.server.http.admission import REQUESTS_EACH
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat, key_of
 from registry.server.storage.s3 import bucket
@@ -86,18 +86,19 @@ def harness(database_url: str, blobs: HangingBlobs) -> Iterator[Harness]:
 def test_requests_without_bytes_are_served_while_pushes_wait_for_the_store(
     harness: Harness, blobs: HangingBlobs
 ) -> None:
-    manifests = [harness.manifest(harness.files()) for _ in range(STORE_THREADS_PER_PERSON + 20)]
+    manifests = [harness.manifest(harness.files()) for _ in range(REQUESTS_EACH + 20)]
     pushes = [plan_push(harness.admin, f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
+    other = harness.actor("pull")
     blobs.hangs.set()
     with ThreadPoolExecutor(len(pushes) + 1) as pool:
         again = [
             pool.submit(plan_push, harness.admin, f"acme/a{i}", PushRequest(manifest=manifest))
             for i, manifest in enumerate(manifests)
         ]
-        for _ in range(STORE_THREADS_PER_PERSON):
+        for _ in range(REQUESTS_EACH):
             assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
-            assert pool.submit(harness.admin.adapters).result(WAIT_SECONDS).items == []
+            assert pool.submit(other.adapters).result(WAIT_SECONDS).items == []
             assert pool.submit(harness.admin.health).result(WAIT_SECONDS).status == "ok"
         finally:
             blobs.resumes.set()
@@ -105,24 +106,26 @@ def test_requests_without_bytes_are_served_while_pushes_wait_for_the_store(
 
 
 @pytest.mark.security
-def test_one_pusher_does_not_get_all_threads_of_the_store(harness: Harness, blobs: HangingBlobs) -> None:
-    """Two tokens of one namespace are a group with a larger share."""
-    pushers = [harness.actor("push", namespaces=["acme"]) for _ in range(2)] + [harness.actor("push", namespaces=["b"])]
-    shares = [(pushers[0], STORE_THREADS_PER_PERSON), (pushers[1], STORE_THREADS_PER_GROUP - STORE_THREADS_PER_PERSON)]
-    shares += [(pushers[2], STORE_THREADS - STORE_THREADS_PER_GROUP)]
-    plans = {}
+def test_one_tenant_does_not_get_all_threads_of_the_store(harness: Harness, blobs: HangingBlobs) -> None:
+    """Two tokens of one namespace are one tenant."""
+    pushers = [harness.actor("push", namespaces=[namespace]) for namespace in ("acme", "acme", "other")]
+    plans = []
     for number, pusher in enumerate(pushers):
-        name = f"{'b' if number == 2 else 'acme'}/a{number}"
+        name = f"{'other' if number == 2 else 'acme'}/a{number}"
         request = PushRequest(manifest=harness.manifest(harness.files()))
         plan_push(pusher, name, request)
-        plans[pusher] = partial(plan_push, pusher, name, request)
+        plans.append(partial(plan_push, pusher, name, request))
     blobs.hangs.set()
-    with ThreadPoolExecutor(3 * STORE_THREADS) as pool:
-        for pusher, share in shares:
-            for _ in range(STORE_THREADS):
-                pool.submit(plans[pusher])
-            for _ in range(share):
-                assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
+    with ThreadPoolExecutor(3 * REQUESTS_EACH) as pool:
+        for plan in plans[:2]:
+            for _ in range(REQUESTS_EACH):
+                pool.submit(plan)
+        for _ in range(REQUESTS_EACH):
+            assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
+        while blobs.waiting.acquire(timeout=0.5):
+            pass
+        pool.submit(plans[2])
+        assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         blobs.resumes.set()
 
 
@@ -206,10 +209,10 @@ def test_bodies_that_wait_for_the_store_delay_no_other_request(
     path = f"/api/v1/adapters/acme/support/versions/1/files/{link.path}"
     monkeypatch.setattr(blobs, "stat", partial(MemoryBlobs.stat, blobs))
     blobs.hangs.set()
-    with ThreadPoolExecutor(2 * STORE_THREADS) as pool:
-        reads = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(2 * STORE_THREADS)]
+    with ThreadPoolExecutor(2 * REQUESTS_EACH) as pool:
+        reads = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(2 * REQUESTS_EACH)]
         try:
-            for _ in range(STORE_THREADS_PER_PERSON):
+            for _ in range(REQUESTS_EACH):
                 assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
                 assert harness.admin.whoami()
         finally:

@@ -1,32 +1,23 @@
-"""Bodies of requests: nothing large is read or parsed before sign-in, and memory for bodies is bounded."""
+"""Bodies of requests: nothing large is read or parsed before sign-in."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from registry.api.access import TokenCreate
 from registry.api.bases import IDENTITY_BODY_BYTES, IdentityRequest
 from registry.api.serving import REASON_LIMIT, SLOTS_LIMIT, NodeReport, SlotReport, SlotState
 from registry.bases.identity import MARKS_LIMIT, Identity, TensorMark
 from registry.digest import Digest
-from registry.errors import Unavailable
 from registry.server import app as server_app
-from registry.server.access import tokens
-from registry.server.actors import TRUSTED
-from registry.server.http import routing
-from registry.server.http.request_body import LIST_VALUES_LIMIT, UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
-from registry.server.http.routing import LARGE_BODIES, LARGE_BODIES_PER_PERSON, SingleThreadRoute
+from registry.server.http.request_body import LIST_VALUES_LIMIT, UNTRUSTED_BYTES, VALUES_LIMIT
+from registry.server.http.routing import SingleThreadRoute
 from tests.harness import Harness
-from tests.raw_asgi import ADDRESS, RawResponse, call, call_in_loop
+from tests.raw_asgi import RawResponse, call
 
 pytestmark = pytest.mark.security
 CHUNK = b" " * 2**14
@@ -116,109 +107,6 @@ def test_a_body_is_not_held_while_its_response_is_sent_and_work_follows(harness:
     assert sizes == [0] * 6
 
 
-def test_a_subject_and_the_process_have_a_budget_that_is_given_back() -> None:
-    budget = BodyBudget(total_bytes=100, owner_bytes=60, group_bytes=70)
-    a, b, c = ("a", ""), ("b", ""), ("c", "")
-    budget.change(a, 50)
-    with pytest.raises(Unavailable):
-        budget.require_space(a, 11)
-    budget.require_space(b, 50)
-    budget.change(b, 50)
-    with pytest.raises(Unavailable):
-        budget.require_space(c, 1)
-    budget.change(b, -50)
-    budget.change(a, -50)
-    budget.require_space(a, 60)
-    assert budget.used_bytes == 0
-
-
-def test_owners_of_one_group_share_a_budget() -> None:
-    budget = BodyBudget(total_bytes=100, owner_bytes=60, group_bytes=70)
-    budget.change(("a", "acme"), 50)
-    with pytest.raises(Unavailable):
-        budget.require_space(("b", "acme"), 21)
-    budget.require_space(("b", "acme"), 20)
-    budget.require_space(("c", "bolt"), 50)
-    budget.change(("a", "acme"), -50)
-    budget.require_space(("b", "acme"), 60)
-
-
-def test_a_request_beyond_the_budget_gets_503_and_not_read(harness: Harness) -> None:
-    secret = harness.issue("admin")[1]
-    harness.app.state.body_budget.owner_bytes = 2**20
-    response = post(harness, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
-    assert (response.status, response.json()["code"], response.bytes_read) == (503, "TRY_LATER", 0)
-    assert int(response.headers["retry-after"]) >= 1
-    assert post(harness, "/check", [b"{}"], ("content-length", "2"), secret=secret).status == 400
-
-
-def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(harness: Harness) -> None:
-    budget: BodyBudget = harness.app.state.body_budget
-    secrets = [issue_to(harness, "alice") for _ in range(2)]
-    used: list[int] = []
-
-    def chunks() -> Iterator[bytes]:
-        yield b" "
-        used.append(budget.used_bytes)
-        yield b" " * (2**17 - 1)
-        used.append(budget.used_bytes)
-        budget.owner_bytes = 2**18
-        other = chunked_in_another_loop(harness, secrets[1])
-        assert (other.status, other.json()["code"]) == (503, "TRY_LATER")
-        assert 2**17 <= other.bytes_read <= 2**17 + len(CHUNK)
-
-    response = post(harness, "/check", chunks(), ("content-length", str(2**24)), secret=secrets[0])
-    assert used == [1, 2**17]
-    assert (response.status, budget.used_bytes) == (400, 0)
-
-
-def test_many_tokens_of_one_namespace_leave_memory_to_others(harness: Harness) -> None:
-    """Who administers a namespace can issue tokens of any subject."""
-    budget: BodyBudget = harness.app.state.body_budget
-    first, second = (issue_to(harness, name, "acme") for name in ("alice", "bob"))
-    other = harness.issue("pull", namespaces=["bolt"])[1]
-
-    def chunks() -> Iterator[bytes]:
-        yield b" " * 2**18
-        budget.group_bytes = 2**18
-        assert chunked_in_another_loop(harness, second).status == 503
-        assert chunked_in_another_loop(harness, other, LARGE[:8]).status == 400
-
-    assert post(harness, "/check", chunks(), secret=first).status == 400
-    assert budget.used_bytes == 0
-
-
-@pytest.mark.parametrize("path", ["/check", "/bases", "/tokens/exchange"])
-@pytest.mark.parametrize("is_authenticated", [True, False])
-@pytest.mark.parametrize("size_bytes", [10, 2**17])
-def test_a_connection_that_breaks_gives_its_bytes_back(
-    harness: Harness, path: str, is_authenticated: bool, size_bytes: int
-) -> None:
-    secret = harness.issue("admin")[1] if is_authenticated else "lra_" + "0" * 38
-
-    def chunks() -> Iterator[bytes]:
-        yield b" " * size_bytes
-        raise ConnectionResetError
-
-    with contextlib.suppress(ConnectionResetError):
-        post(harness, path, chunks(), secret=secret)
-    for budget in (harness.app.state.body_budget, harness.app.state.unchecked_budget):
-        assert (budget.used_bytes, dict(budget._bytes_by_owner)) == (0, {})
-
-
-def issue_to(harness: Harness, subject: str, namespace: str = "*") -> str:
-    """Issue a token of its own to a subject that may pull there."""
-    request = TokenCreate(name="laptop", scopes=["pull"], namespaces=[namespace], subject=subject)
-    with harness.session(write=True) as session:
-        return tokens.issue(session, TRUSTED, request)[1]
-
-
-def chunked_in_another_loop(harness: Harness, secret: str, chunks: Iterable[bytes] = LARGE) -> RawResponse:
-    """Send a large body while another request is under way."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(post, harness, "/check", chunks, secret=secret).result()
-
-
 def test_without_the_scope_of_the_route_a_large_body_is_not_read(harness: Harness) -> None:
     response = post(harness, "/bases", LARGE, ("content-length", str(2**21)), secret=harness.issue("pull")[1])
     assert (response.status, response.json()["code"], response.bytes_read) == (403, "DENIED", 0)
@@ -227,29 +115,6 @@ def test_without_the_scope_of_the_route_a_large_body_is_not_read(harness: Harnes
 def test_without_a_token_no_body_is_read_by_a_route_that_needs_one(closed: Harness) -> None:
     response = post(closed, "/check", [b"{}"])
     assert (response.status, response.bytes_read) == (401, 0)
-
-
-def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_need_it(closed: Harness) -> None:
-    budget: BodyBudget = closed.app.state.unchecked_budget
-    budget.owner_bytes = 100
-    small = [b" " * 101]
-    valid = post(closed, "/check", small, secret=closed.issue("pull")[1])
-    unknown = post(closed, "/check", small, secret="lra_" + "0" * 38)
-    exchange = post(closed, "/tokens/exchange", small)
-    assert (valid.status, unknown.status) == (400, 401)
-    assert (exchange.status, exchange.json()["code"]) == (503, "TRY_LATER")
-    assert int(exchange.headers["retry-after"]) >= 1
-    assert (budget.used_bytes, closed.app.state.body_budget.used_bytes) == (0, 0)
-
-
-@pytest.mark.security
-def test_bodies_without_a_token_of_one_network_leave_space_for_others(closed: Harness) -> None:
-    budget: BodyBudget = closed.app.state.unchecked_budget
-    assert 2 * budget.group_bytes < budget.owner_bytes
-    for network, status in (("network 203.0.113.7", 401), (f"network {ADDRESS}", 503)):
-        budget.change(("without a token", network), budget.group_bytes)
-        response = post(closed, "/tokens/exchange", [b'{"assertion": "x"}'])
-        assert response.status == status, network
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
@@ -300,41 +165,6 @@ def test_a_node_may_report_its_most_versions_each_with_a_long_reason(harness: Ha
     headers = [("content-type", "application/json"), *authorization(f"Bearer {harness.issue('pull')[1]}")]
     response = call(harness.app, "PUT", "/api/v1/fleet/nodes/n/vllm", headers, [body])
     assert (response.status, len(response.json()["unknown"])) == (200, SLOTS_LIMIT)
-
-
-@pytest.mark.parametrize(
-    "chunks", [LARGE, [b"[" + b"0," * VALUES_LIMIT + b"0]"]], ids=["of many bytes", "of many values"]
-)
-def test_few_large_bodies_are_parsed_at_once(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, chunks: list[bytes]
-) -> None:
-    lock, turn = threading.Lock(), threading.Barrier(LARGE_BODIES)
-    running: list[int] = [0]
-    most: list[int] = []
-
-    def count(_body: bytes, _limit: int) -> None:
-        with lock:
-            running[0] += 1
-            most.append(running[0])
-        turn.wait(120)
-        with lock:
-            running[0] -= 1
-
-    monkeypatch.setattr(routing, "check_values", count)
-    persons = [
-        [("content-type", "application/json"), *authorization(f"Bearer {harness.issue('pull')[1]}")]
-        for _ in range(LARGE_BODIES // LARGE_BODIES_PER_PERSON)
-    ]
-
-    async def send_all() -> None:
-        async with anyio.create_task_group() as group:
-            for headers in persons:  # the first one sends all of theirs first, and the next one gets turns all the same
-                for _ in range(3 * LARGE_BODIES_PER_PERSON):
-                    group.start_soon(call_in_loop, harness.app, "POST", "/api/v1/check", headers, chunks)
-
-    anyio.run(send_all)
-    assert len(most) == 3 * LARGE_BODIES
-    assert max(most) == LARGE_BODIES
 
 
 def test_commas_in_texts_are_not_values(harness: Harness) -> None:

@@ -9,7 +9,6 @@
 - What an actor may not see does not exist for it: it gets `NotFound`, and `Denied` only where it may look.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -71,16 +70,11 @@ class Actor:
         return f"subject {self.subject}" if self.subject else f"token {self.token_id}"
 
     @property
-    def shares(self) -> tuple[str, str]:
-        """Whom limits of a process count this actor's work for: its subject or token, and its namespace, if not all."""
-        namespace = min(self.namespaces, default=EVERY_NAMESPACE)
-        group = "" if EVERY_NAMESPACE in self.namespaces else f"namespace {namespace}"
-        return (self.owner, group)
-
-    def link_owner(self, token_id: str = "") -> str:
-        """The token of a plan (this one if not given) and, hashed, the shares, as a signed link names them."""
-        hashes = [hashlib.sha256(share.encode()).hexdigest()[:12] if share else "" for share in self.shares]
-        return ".".join((token_id or self.token_id, *hashes))
+    def tenant(self) -> str:
+        """Whom limits of a process count the work for: its namespace, if not all, else its subject or token."""
+        if EVERY_NAMESPACE in self.namespaces:
+            return self.owner
+        return f"namespace {min(self.namespaces, default='')}"
 
     def has_scope(self, scope: Scope) -> bool:
         """Whether the actor holds this scope in at least one namespace."""

@@ -37,10 +37,9 @@ from registry.tlog import notes
 
 ENTRIES_LIMIT = 1000
 READS_LIMIT = 10_000
-READS_PER_OWNER = 2_500
-READS_PER_GROUP = 5_000
-"""Entries of a batch: about denied requests, and about reads of bytes, which have space of their own: all together,
-those of one subject or token, and those of the tokens of one namespace."""
+READS_PER_TENANT = 2_500
+"""Entries of a batch: about denied requests, and about reads of bytes, which have space of their own: all together, and
+those of one tenant."""
 PAGE_READ_SECONDS = 600
 """Someone who sees the same version on pages within this time is recorded once."""
 PATHS_LIMIT = 50
@@ -163,9 +162,7 @@ def _limits_of(actor: Actor, event_type: EventType) -> dict[str, int]:
     """What a new entry counts for → how many entries that may have in a batch."""
     if event_type not in (EventType.BYTES_READ, EventType.PAGE_READ):
         return {"denials": ENTRIES_LIMIT}
-    owner, group = actor.shares
-    of_group = {group: READS_PER_GROUP} if group else {}
-    return {"reads": READS_LIMIT, owner: READS_PER_OWNER, **of_group}
+    return {"reads": READS_LIMIT, actor.tenant: READS_PER_TENANT}
 
 
 STEP_SECONDS = 1.0

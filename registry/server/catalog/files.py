@@ -156,7 +156,7 @@ def _parse(text: str) -> Ref | RegistryError:
 
 def _plan(version: Resolved, left_out: set[Digest], actor: Actor, blobs: BlobStore, settings: Settings) -> PullPlan:
     """The plan of one version, with links to those files that are not `left_out`."""
-    seconds, owner = min(settings.link_seconds, blobs.link_limit_seconds), actor.link_owner()
+    seconds, owner = min(settings.link_seconds, blobs.link_limit_seconds), actor.token_id
     links = {
         file.path: blobs.presign_read(
             key_of(file.digest), file.size_bytes, seconds=seconds, owner=owner, file_name=file.path

@@ -14,32 +14,26 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Set
 from traceback import clear_frames
 from typing import Any, TypeVar, get_type_hints
-from weakref import WeakValueDictionary
 
-from anyio import CapacityLimiter, WouldBlock, to_thread
+from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlmodel import Session
-from starlette import types as asgi
 from starlette.concurrency import run_in_threadpool
 
 from registry.api.models import ItemPage
 from registry.api.models import Request as RequestSchema
 from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, Operation
-from registry.digest import Digest
-from registry.errors import Invalid, RegistryError, Unavailable, printable
+from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
-from registry.server.actors import Actor
 from registry.server.http import idempotency, request_body
-from registry.server.http.request_actor import look_up_actor, read_network, require_secret
+from registry.server.http.admission import Admission, count_response, tenant_of
 from registry.server.http.request_body import (
     BODY_LIMIT_BYTES,
     VALUES_LIMIT,
-    BodyBudget,
     Endpoint,
-    Owner,
     check_values,
     read_body,
 )
@@ -146,7 +140,7 @@ class SingleThreadRoute(APIRoute):
                 if not isinstance(error, idempotency.RepeatedRequest):
                     raise
                 response = error.response()
-            return _counted(request, response)
+            return count_response(request, response, is_change=request.method not in idempotency.SAFE_METHODS)
 
         return handle_and_count
 
@@ -167,44 +161,10 @@ class SingleThreadRoute(APIRoute):
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
-        has_large_body = request_body.is_large(_body_of(request))
-        is_large = has_large_body or self.responds_at_length
-        has_many_values = has_large_body and request_body.has_many_values(_body_of(request))
-        async with contextlib.AsyncExitStack() as stack:
-            if self._uses_store or has_large_body:
-                owner = await self._shares_of(request)
-            elif is_large:
-                owner = self._reader_of(request)
-            if has_many_values:
-                stack.enter_context(_hold_only_share(owner[0]))
-            if self._uses_store:
-                await stack.enter_async_context(_hold_store_shares(owner))
-            if is_large:  # last: who waits for a thread takes no turn from others
-                kind = "large bodies" if has_large_body else "large responses"
-                await stack.enter_async_context(_share(f"{kind} of {owner[0]}", LARGE_BODIES_PER_PERSON))
-                if has_many_values:
-                    await stack.enter_async_context(_share(f"bodies of many values in {owner[1] or owner[0]}", 1))
-                    await stack.enter_async_context(_share("bodies of many values", 1))
-                limiter = _LARGE_LIMITER if has_large_body else _LARGE_RESPONSES_LIMITER
-                await stack.enter_async_context(_limiter(limiter, LARGE_BODIES))
+        tenant = tenant_of(request, needs_no_token=self.needs_no_token)
+        is_large = request_body.is_large(_body_of(request))
+        async with _admission(request).turn(tenant, is_large=is_large, is_list=self.responds_at_length):
             return await run(_run_request, handle, request, self.values_limit)
-
-    async def _shares_of(self, request: Request) -> Owner:
-        """Whom the thread of a request counts for: its actor, or its network where no token is needed."""
-        secret = None if self.needs_no_token else require_secret(request)
-        if secret is None:
-            return f"network {read_network(request)}", ""
-        actor = request.app.state.actor_cache.get(secret) or await run_in_threadpool(look_up_actor, request)
-        shares: Owner = actor.shares
-        return shares
-
-    def _reader_of(self, request: Request) -> Owner:
-        """As `_shares_of`, without a look at the database: a token that was not used lately counts for itself."""
-        secret = None if self.needs_no_token else require_secret(request)
-        if secret is None:
-            return f"network {read_network(request)}", ""
-        actor: Actor | None = request.app.state.actor_cache.get(secret)
-        return actor.shares if actor is not None else (f"secret {Digest.of(secret.encode())}", "")
 
     def error_headers(self, _request: Request, _error: RegistryError) -> dict[str, str]:
         """Return headers for the response to an error. The Hub API has some."""
@@ -215,49 +175,9 @@ class SingleThreadRoute(APIRoute):
         return None
 
 
-class _CountedResponse(Response):
-    """A large response, whose bytes count for its reader until they are sent. `Unavailable` (TRY_LATER) before that."""
-
-    def __init__(self, response: Response, budget: BodyBudget, owner: Owner) -> None:
-        super().__init__(response.body, response.status_code)
-        self.raw_headers, self._task = response.raw_headers, response.background
-        self._budget, self._owner = budget, owner
-
-    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
-        async def send_in_parts(message: asgi.Message) -> None:
-            body: bytes = message.get("body", b"")
-            start = 0
-            while len(body) - start > PART_BYTES:  # each waits until the one before has left the server's buffer
-                await send({**message, "body": body[start : start + PART_BYTES], "more_body": True})
-                start += PART_BYTES
-            await send({**message, "body": body[start:]} if body else message)
-
-        try:
-            with self._hold_space():
-                await super().__call__(scope, receive, send_in_parts)
-        finally:  # also of a change whose response is refused
-            if self._task is not None:
-                await self._task()
-
-    @contextlib.contextmanager
-    def _hold_space(self) -> Iterator[None]:
-        size_bytes = len(self.body)
-        if not self._budget.has_space(self._owner, size_bytes):
-            detail = "response: others that are not read yet use all space for responses"
-            raise Unavailable("TRY_LATER", detail, retry_after_seconds=1)
-        self._budget.change(self._owner, size_bytes)
-        try:
-            yield
-        finally:
-            self._budget.change(self._owner, -size_bytes)
-
-
-def _counted(request: Request, response: Response) -> Response:
-    if len(getattr(response, "body", b"")) <= PART_BYTES:
-        return response
-    actor: Actor | None = getattr(request.state, "actor", None)
-    owner = actor.shares if actor is not None else (f"network {read_network(request)}", "")
-    return _CountedResponse(response, request.app.state.response_budget, owner)
+def _admission(request: Request) -> Admission:
+    admission: Admission = request.app.state.admission
+    return admission
 
 
 def responds_at_length(endpoint: Endpoint) -> Endpoint:
@@ -316,75 +236,26 @@ def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, A
 
 Result = TypeVar("Result")
 STORE_THREADS = 32
-STORE_THREADS_PER_PERSON = 16
-STORE_THREADS_PER_GROUP = 24
-"""For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
-LARGE_BODIES = 4
-LARGE_BODIES_PER_PERSON = 2
-"""How many requests with large bodies (`request_body.is_large`) run at once: parsing them takes time and memory.
-As many run on routes that make large responses."""
-RESPONSE_BYTES = 256 * 2**20
-SUBJECT_RESPONSE_BYTES = 64 * 2**20
-NAMESPACE_RESPONSE_BYTES = 128 * 2**20
-"""Of large responses that are not sent yet: of all, of one subject, and of the tokens of one namespace."""
-PART_BYTES = 64 * 2**10
-"""Larger responses are counted, and sent in parts of this size."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
-_LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
-_LARGE_RESPONSES_LIMITER: RunVar[CapacityLimiter] = RunVar("large_responses")
-_SHARE_LIMITERS: RunVar[WeakValueDictionary[str, CapacityLimiter]] = RunVar("shares")
 
 
 class UsesStore:
     """Annotates a parameter of a route that calls the store."""
 
 
-@contextlib.asynccontextmanager
-async def _hold_store_shares(owner: Owner) -> AsyncIterator[None]:
-    """Wait until this person and this group have few store threads, so that no one has all of them."""
-    group = _share(f"store threads of the group {owner[1]}", STORE_THREADS_PER_GROUP) if owner[1] else None
-    async with _share(f"store threads of {owner[0]}", STORE_THREADS_PER_PERSON), group or contextlib.nullcontext():
-        yield
-
-
-@contextlib.contextmanager
-def _hold_only_share(person: str) -> Iterator[None]:
-    """Let a person have one body of many values that waits or is parsed, so that it is soon the next one's turn.
-
-    `Unavailable` (TRY_LATER) for another one.
-    """
-    share = _share(f"bodies of many values of {person}", 1)
-    try:
-        share.acquire_nowait()
-    except WouldBlock:
-        detail = "body: another one of yours with as many values is being read"
-        raise Unavailable("TRY_LATER", detail, retry_after_seconds=2) from None
-    try:
-        yield
-    finally:
-        share.release()
-
-
-def _share(key: str, tokens: int) -> CapacityLimiter:
-    """The limiter of one person or group. It lasts while a request of theirs does."""
-    try:
-        limiters = _SHARE_LIMITERS.get()
-    except LookupError:
-        limiters = WeakValueDictionary()
-        _SHARE_LIMITERS.set(limiters)
-    limiter: CapacityLimiter = limiters.setdefault(key, CapacityLimiter(tokens))
-    return limiter
-
-
 async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Call a function in a thread that may wait for the store."""
-    limiter = _limiter(_STORE_LIMITER, STORE_THREADS)
+    """Call a function in a thread that may wait for the store, so not in those that handle all requests."""
+    try:
+        limiter = _STORE_LIMITER.get()
+    except LookupError:
+        limiter = CapacityLimiter(STORE_THREADS)
+        _STORE_LIMITER.set(limiter)
     return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=limiter)
 
 
-async def run_for(actor: Actor, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """As `run_in_store_thread`, within the shares of an actor."""
-    async with _hold_store_shares(actor.shares):
+async def run_in_turn(request: Request, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """As `run_in_store_thread`, for a route that is `async def`: when it is the turn of its tenant."""
+    async with _admission(request).turn(tenant_of(request)):
         return await run_in_store_thread(function, *args, **kwargs)
 
 
@@ -397,13 +268,3 @@ async def stream_in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         close = getattr(chunks, "close", None)
         if close is not None:
             close()
-
-
-def _limiter(variable: RunVar[CapacityLimiter], tokens: int) -> CapacityLimiter:
-    """Return the limiter of this event loop."""
-    try:
-        return variable.get()
-    except LookupError:
-        limiter = CapacityLimiter(tokens)
-        variable.set(limiter)
-        return limiter

@@ -95,7 +95,7 @@ def request_uploads(
     uploads: dict[Digest, AnyUpload] = {}
     for digest in missing.keys() - arrived:
         uploads[digest] = blobs.presign_any(
-            upload.id, digest, missing[digest], seconds=settings.link_seconds, owner=actor.link_owner(upload.token_id)
+            upload.id, digest, missing[digest], seconds=settings.link_seconds, owner=upload.token_id
         )
     moved = {digest: link.key for digest, link in uploads.items() if link.key != staging_key_of(upload.id, digest)}
     if moved:

@@ -397,5 +397,5 @@ def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Setting
         links = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
     link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
-    link = link or blobs.sign_upload(blob.staging_key, size, seconds=seconds, owner=actor.link_owner())
+    link = link or blobs.sign_upload(blob.staging_key, size, seconds=seconds, owner=actor.token_id)
     return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)

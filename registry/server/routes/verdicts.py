@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 
 from registry.api.audit.attestations import AttestationList, AttestationView, SignRequest
 from registry.api.evaluation import ENGINES_LIMIT, CheckRequest, EngineSettingsList, EngineText, NormsView, VerdictList
@@ -57,6 +57,7 @@ def recommend_engine_settings(
 
 @attestation_router.serves(attestation_operations.LIST_ATTESTATIONS)
 async def list_attestations(
+    request: Request,
     actor: deps.ActorInThreadDep,
     engine: deps.EngineDep,
     name: deps.NameDep,
@@ -71,7 +72,7 @@ async def list_attestations(
             return attestations.list_attestations(session, actor, name, selector, blobs)
 
     await log.catch_up()  # attests what was pushed just now
-    return await routing.run_for(actor, read)
+    return await routing.run_in_turn(request, read)
 
 
 @attestation_router.serves(attestation_operations.SIGN_VERSION, responses=declarations.existing(AttestationView))

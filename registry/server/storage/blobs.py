@@ -211,7 +211,7 @@ class BlobStore(ABC):
     ) -> str | None:
         """Presign the URL of a GET or HEAD; None if the bytes are read by the routes of the API.
 
-        `owner` is `Actor.link_owner` of the actor that gets the link.
+        `owner` is the id of the token that gets the link.
         """
         return None
 

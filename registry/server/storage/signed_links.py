@@ -1,6 +1,6 @@
 """`LinkSigner`: signs and checks links that this server handles, as S3 signs links to the objects of a bucket.
 
-    /api/v1/links/staging/psh_1f/<hex>?size=31457280&until=1795779000&owner=tok_9.5f1c….09ab…&signature=<hex>
+    /api/v1/links/staging/psh_1f/<hex>?size=31457280&until=1795779000&owner=tok_9&signature=<hex>
 
 - The signature is an HMAC-SHA256 over the method and everything before it. The key ends in the digest of the bytes, and
   a staging key names the push, so a link reads or writes one blob, and for a PUT in one push.
@@ -24,7 +24,7 @@ SECRET_PURPOSE = "links of the local store"  # noqa: S105 - a name, no secret
 METHODS = frozenset({"GET", "PUT"})
 _TARGET = re.compile(
     re.escape(LINKS) + r"(?P<key>[a-zA-Z0-9_/-]{64,200})\?size=(?P<size>[0-9]{1,15})&until=(?P<until>[0-9]{1,12})"
-    r"&owner=(?P<owner>[A-Za-z0-9_-]{0,80}(?:\.[0-9a-f]{0,12}){0,2})&signature=(?P<signature>[0-9a-f]{64})\Z"
+    r"&owner=(?P<owner>[A-Za-z0-9_-]{0,80})&signature=(?P<signature>[0-9a-f]{64})\Z"
 )
 
 
@@ -36,9 +36,6 @@ class SignedLink:
     size_bytes: int
     owner: str
     """Id of the token that the plan was made for."""
-    person: str = ""
-    group: str = ""
-    """Whom its transfers count for: a subject or token, and a namespace, both hashed."""
 
 
 class LinkSigner:
@@ -48,7 +45,7 @@ class LinkSigner:
         self._secret = secret
 
     def sign(self, method: str, key: str, size_bytes: int, *, seconds: int, owner: str) -> str:
-        """Return the relative URL of a link. `owner`: as `Actor.link_owner` says it."""
+        """Return the relative URL of a link. `owner`: the id of a token."""
         until = int(time.time()) + min(seconds, LIMIT_SECONDS)
         target = f"{LINKS}{key}?size={size_bytes}&until={until}&owner={owner}"
         return f"{target}&signature={self.sign_text(method, target)}"
@@ -72,8 +69,7 @@ class LinkSigner:
         signature = self.sign_text(method, target.rpartition("&signature=")[0])
         if not hmac.compare_digest(signature, match["signature"]) or time.time() >= int(match["until"]):
             return None
-        owner, *shares = match["owner"].split(".")
-        return SignedLink(match["key"], int(match["size"]), owner, *(shares or [owner]))
+        return SignedLink(match["key"], int(match["size"]), match["owner"])
 
     def sign_text(self, purpose: str, text: str) -> str:
         """Return the signature of a text. `purpose` is one word: the method of a link, or what else the text is for."""

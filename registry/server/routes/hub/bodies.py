@@ -15,7 +15,7 @@ from registry.hub.operations import Body
 from registry.server.actors import Actor
 from registry.server.http.dependencies import RequireScope
 from registry.server.http.request_body import spool_body
-from registry.server.http.routing import run_for
+from registry.server.http.routing import run_in_turn
 from registry.server.push import background
 
 Result = TypeVar("Result")
@@ -31,19 +31,18 @@ async def with_body(
     """
     state = request.app.state
     actor: Actor = request.state.actor
-    owner = actor.shares
     request.state.unread_body = True
-    with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
-        size_bytes = await spool_body(request, actor, spool, state.disk_budget, limit_bytes)
+    with (
+        tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id),
+        state.admission.disk.hold() as held,
+    ):  # fmt: skip
+        size_bytes = await spool_body(request, held, spool, limit_bytes)
         request.state.unread_body = False
-        try:
-            if not size_bytes:
-                raise Invalid("REQUEST_INVALID", "the body is empty")
-            actor = await run_in_threadpool(access.check_again, request)  # the body may take hours
-            with state.freshness.during_write(), background.push_in_progress(state.engine):
-                return await run_for(actor, work, actor, SpooledBody(spool, size_bytes))
-        finally:
-            state.disk_budget.change(owner, -size_bytes)
+        if not size_bytes:
+            raise Invalid("REQUEST_INVALID", "the body is empty")
+        actor = await run_in_threadpool(access.check_again, request)  # the body may take hours
+        with state.freshness.during_write(), background.push_in_progress(state.engine):
+            return await run_in_turn(request, work, actor, SpooledBody(spool, size_bytes))
 
 
 class SpooledBody:

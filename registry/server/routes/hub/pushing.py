@@ -37,7 +37,7 @@ from registry.server.http.dependencies import (
     SettingsDep,
 )
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
-from registry.server.http.routing import run_for
+from registry.server.http.routing import run_in_store_thread, run_in_turn
 from registry.server.hub import commits, drafts, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
@@ -189,7 +189,7 @@ async def commit_files(
     _refuse_pull_request(create_pr)
     state, name = request.app.state, protocol.adapter_of(request)
     request.state.unread_body = True
-    await run_for(actor, commits.find_head, engine, actor, name, revision)
+    await run_in_turn(request, commits.find_head, engine, actor, name, revision)
 
     def run(actor: Actor, body: Body) -> CommitOutcome:
         committed = read_commit(body)
@@ -197,17 +197,17 @@ async def commit_files(
         return Committer(state.engine, state.blobs, state.settings, actor, name, branch, committed).run()
 
     outcome = await with_body(request, RequireScope(Scope.PUSH), BODY_LIMIT_BYTES, run)
-    return _respond(request, actor, name, outcome)
+    return _respond(request, name, outcome)
 
 
-def _respond(request: Request, actor: Actor, name: AdapterName, outcome: CommitOutcome) -> Response:
+def _respond(request: Request, name: AdapterName, outcome: CommitOutcome) -> Response:
     state = request.app.state
     text = _describe(name, outcome)
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
     body = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
     clean_up = partial(_clean_up, request, outcome)
     is_clean = not (outcome.push_id or outcome.xorbs)
-    response = JSONResponse(body, background=None if is_clean else BackgroundTask(run_for, actor, clean_up))
+    response = JSONResponse(body, background=None if is_clean else BackgroundTask(run_in_store_thread, clean_up))
     response.headers.update(state.audit_log.checkpoint_header)
     _warn(response, outcome.commit, text)
     return response

@@ -31,7 +31,7 @@ from registry.server.database import db
 from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread, SettingsDep
 from registry.server.http.problems import problem_response
 from registry.server.http.request_actor import current_actor, read_secret, record_failure
-from registry.server.http.routing import run_for
+from registry.server.http.routing import run_in_store_thread, run_in_turn
 from registry.server.hub import commits, refusals
 from registry.server.hub.xet import access_tokens, files, sessions, xorbs
 from registry.server.hub.xet.sessions import XetSession
@@ -117,7 +117,7 @@ async def receive_xorb(request: Request, actor: XetPusher, engine: EngineDep, se
     """Stage a xorb."""
     if not hashes.is_text(xorb):
         raise Invalid("REQUEST_INVALID", f"xorb: {xorb[:80]!r} is not 64 lower-case hex digits")
-    await run_for(actor, commits.require_target, engine, actor, protocol.adapter_of(request))
+    await run_in_turn(request, commits.require_target, engine, actor, protocol.adapter_of(request))
 
     def store(actor: Actor, body: Body) -> bool:
         return xorbs.store(_session_of(request, actor, session), xorb, body)
@@ -128,11 +128,11 @@ async def receive_xorb(request: Request, actor: XetPusher, engine: EngineDep, se
 @router.post(SESSION + "/v1/shards")
 async def receive_shard(request: Request, actor: XetPusher, engine: EngineDep, session: str) -> Response:
     """Make files of the session's xorbs."""
-    await run_for(actor, commits.require_target, engine, actor, protocol.adapter_of(request))
+    await run_in_turn(request, commits.require_target, engine, actor, protocol.adapter_of(request))
 
     def make(actor: Actor, body: Body) -> list[str]:
         return files.make(_session_of(request, actor, session), body)
 
     keys = await with_body(request, RequireXetToken(Scope.PUSH), SHARD_LIMIT_BYTES, make)
-    after = BackgroundTask(run_for, actor, sessions.delete_xorbs, request.app.state.blobs, keys)
+    after = BackgroundTask(run_in_store_thread, sessions.delete_xorbs, request.app.state.blobs, keys)
     return JSONResponse({"result": 1}, background=after)

@@ -136,16 +136,20 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
         return FileRangeResponse(path, part.start, part.length, part.status, headers)
     chunks = blobs.open(key, part.start, part.length)
     body = routing.stream_in_threads(chunks)
-    return StreamingResponse(body, part.status, headers, media_type=declarations.OCTETS)
+    response = StreamingResponse(body, part.status, headers, media_type=declarations.OCTETS)
+    response.held_bytes = READ_BYTES  # type: ignore[attr-defined]
+    return response
 
 
 # ------------------------------------------------------------------ files of a local store
-READ_BYTES = 2**20
+READ_BYTES = 2**19
 """How much of a file is in memory for each client."""
 
 
 class FileRangeResponse(Response):
     """Sends a range of a file by the event loop, which holds no thread for a slow peer."""
+
+    held_bytes = READ_BYTES
 
     def __init__(self, path: Path, start: int, length: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(None, status_code, {**headers, "Content-Length": str(length)}, "application/octet-stream")

@@ -95,7 +95,7 @@ def commit_pushes(
         id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, transfer.PushResult)
     ]
     if committed:
-        after.add_task(routing.run_for, actor, commit.clean_up, engine, committed, blobs=blobs, any_size=False)
+        after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs, any_size=False)
     items = outcomes_of(incoming, outcomes, push_ids)
     result = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
     return documents.respond(result, incoming.app.state.audit_log.checkpoint_header, after)
