@@ -19,7 +19,7 @@ from registry.findings import Severity
 from registry.server import app
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND
 from scripts import reference
-from scripts.reference import cli, findings, limits, rest, settings
+from scripts.reference import cli, findings, rest, settings
 from scripts.reference import errors as error_page
 from tests import import_table
 from tests.import_table import ROOT
@@ -149,87 +149,3 @@ def test_the_rows_of_compat_say_what_the_check_reads() -> None:
 
 def test_the_pages_are_marked_as_generated() -> None:
     assert "docs/reference/*.md linguist-generated merge=union" in (ROOT / ".gitattributes").read_text()
-
-
-INTERNAL_LIMITS = {
-    "a batch of internal work; the next batch goes on": [
-        "registry.server.promotion.removal.RECORDS_LIMIT", "registry.server.maintenance.gc.FAILURES_LIMIT",
-        "registry.server.promotion.deletion.NEEDS_LIMIT",
-        "registry.server.maintenance.fsck.check.FINDINGS_LIMIT", "registry.server.maintenance.reindex.FINDINGS_LIMIT",
-        "registry.server.audit.SCAN_LIMIT", "registry.server.audit.OBJECT_SCAN_LIMIT",
-        "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.audit_log.ENTRIES_LIMIT",
-        "registry.server.audit.audit_log.PATHS_LIMIT", "registry.server.audit.audit_log.READS_LIMIT",
-        "registry.server.search.candidates.CANDIDATES_LIMIT",
-        "registry.server.search.candidates.MORE_CANDIDATES_LIMIT", "registry.server.search.candidates.COMMON_LIMIT",
-        "registry.server.search.candidates.SELECTIONS_LIMIT",
-        "registry.server.http.metrics.COUNT_LIMIT",
-    ],
-    "a cache forgets and reads again": [
-        "registry.adapters.read.PIECES_LIMIT", "registry.adapters.read.BYTES_LIMIT",
-        "registry.server.push.inspect.FITS_LIMIT",
-        "registry.server.resolve_cache.middleware.ENTRIES_LIMIT",
-        "registry.server.resolve_cache.middleware.BYTES_LIMIT",
-        "registry.server.resolve_cache.middleware.STALE_LIMIT_SECONDS", "registry.server.storage.s3.store.CACHE_LIMIT",
-        "registry.server.push.received.BLOB_LIMIT_BYTES", "registry.server.push.received.LIMIT_BYTES",
-    ],
-    "calls of other systems; their errors name the call": [
-        "registry.server.storage.s3.bucket.ATTEMPTS_LIMIT",
-        "registry.server.access.oidc_client.REDEEM_LIMIT", "registry.server.webhooks.target.LOOKUPS_LIMIT",
-        "registry.server.failpoints.WAIT_LIMIT_SECONDS",
-    ],
-    "sessions of a database": [
-        "registry.server.database.engine.IDLE_LIMIT_MS", "registry.server.database.engine.LOCK_LIMIT_MS",
-        "registry.server.database.engine.STATEMENT_LIMIT_MS", "registry.server.database.locks.LEASE_SECONDS",
-    ],
-    "files of the server and its operator": [
-        "registry.server.audit.keys.LIMIT_BYTES", "registry.server.catalog.metadata_backup.RECORD_LIMIT_BYTES",
-    ],
-    "what is shown of a longer text or list": [
-        "registry.adapters.formats.images.TEXT_LIMIT",
-        "registry.adapters.safetensors.FINDINGS_LIMIT",
-        "registry.adapters.trainer.NUMBER_LIMIT", "registry.engines.version_facts.LINES_LIMIT",
-        "registry.engines.version_facts.TARGETS_LIMIT", "registry.findings.ERRORS_LIMIT",
-        "registry.findings.TEXT_LIMIT", "registry.findings.MESSAGE_LIMIT", "registry.lineage.diagrams.LABEL_LIMIT",
-        "registry.server.database.engine.REASON_LIMIT", "registry.server.http.problems.FINDINGS_LIMIT",
-        "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
-        "registry.bases.identity.MARKS_LIMIT", "registry.server.jobs.requests.OPEN_LIMIT",
-        "registry.training.uploads.REASON_LIMIT", "registry.server.push.commit.REFUSAL_LIMIT",
-        "registry.sdk.models.REASON_LIMIT",
-        "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
-        "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.readme.CELLS_LIMIT",
-        "registry.server.pages.versions.CELLS_LIMIT", "registry.server.pages.rendering.MARKS_LIMIT",
-        "registry.server.pages.versions.REPORT_LIMIT_BYTES", "registry.server.routes.hub.pushing.WARNING_LIMIT",
-    ],
-    "forms of the server's own pages, and links that it prints": [
-        "registry.server.sessions.visitors.FIELDS_LIMIT", "registry.server.sessions.visitors.NEXT_LIMIT",
-        "registry.server.sessions.one_time_links.LINKS_LIMIT", "registry.server.sessions.visitors.COOKIE_LIMIT",
-        "registry.server.pages.operations.live.PATH_LIMIT",
-    ],
-    "sizes of the table of files, which the page shows": [
-        "registry.versions.files.CONFIG_LIMIT_BYTES", "registry.versions.files.FILE_LIMIT_BYTES",
-    ],
-}  # fmt: skip
-"""Why no user meets a limit, and the limits."""
-
-
-LIMIT_CONSTANT = (
-    r"^([A-Z]\w*_LIMIT(?:_[A-Z]+)?|LIMIT_[A-Z]+|KEEP_\w+|(?:\w+_)?(?:LIFETIME|LEASE|SESSION)_SECONDS)(?:: \w+)? = "
-)
-"""An assignment of a limit, or of how long something is kept or valid."""
-
-
-def test_every_limit_of_server_domain_and_schemas_is_on_the_page_or_internal() -> None:
-    others = ("registry.client", "registry.serving", "registry.worker")
-    in_code = {
-        f"{module}.{name}"
-        for module, source in import_table.sources().items()
-        if module.startswith("registry") and not module.startswith(others)
-        for name in re.findall(LIMIT_CONSTANT, source, re.MULTILINE)
-    }
-    on_page = {
-        f"{module}.{name}" for modules in limits.LIMITS.values() for module in modules for name in modules[module]
-    }
-    internal = {name for names in INTERNAL_LIMITS.values() for name in names}
-    assert len(in_code) > 100
-    assert sorted(in_code - on_page - internal) == []
-    assert sorted(internal - in_code | internal & on_page) == []

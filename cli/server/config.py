@@ -1,4 +1,4 @@
-"""`adapter config show`: the settings of a server, and where each comes from."""
+"""`adapter config show`: the settings of a server, where each comes from, and its limits."""
 
 import os
 from dataclasses import fields
@@ -45,7 +45,7 @@ def config_group() -> None:
 @CONFIG_OPTION
 @tables.prints(SETTINGS)
 def show_config(config: str | None) -> None:
-    """Show each setting of a server, and where it comes from. Passwords are hidden."""
+    """Show each setting of a server, and where it comes from; then its limits, and why. Passwords are hidden."""
     variables = environment(config=config)
     sources = read_sources(variables)
     settings = Settings.from_env(variables)
@@ -54,4 +54,7 @@ def show_config(config: str | None) -> None:
         value = hide_secrets(str(getattr(settings, field.name)))
         source = sources[field.name].origin if field.name in sources else "default"
         rows.append(Setting(field.name, value, source))
-    SETTINGS.print(rows, document={"items": [row._asdict() for row in rows]})
+    limits = main.load("registry.server.limits", "LIMITS")
+    document = {"items": [row._asdict() for row in rows], "limits": [limit._asdict() for limit in limits]}
+    rows += [Setting(limit.name, limit.value, f"limit: {limit.why}") for limit in limits]
+    SETTINGS.print(rows, document=document)

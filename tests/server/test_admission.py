@@ -21,7 +21,7 @@ from registry.server import app as server_app
 from registry.server.catalog import base_rows, bases
 from registry.server.database import db
 from registry.server.database.models import BaseRow
-from registry.server.http import admission, routing
+from registry.server.http import admission, request_body, routing
 from registry.server.http.admission import HeldResponse, Space, Turns
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT
 from registry.server.http.routing import SingleThreadRoute
@@ -95,7 +95,7 @@ def test_who_waits_too_long_for_a_turn_gets_503_and_others_are_served(
 ) -> None:
     monkeypatch.setattr(admission, "WAIT_SECONDS", 0.3)
     begun, go_on = threading.Semaphore(0), threading.Event()
-    check = routing.check_values
+    check = request_body.check_values
 
     def hold(body: bytes, limit: int) -> None:
         if body:

@@ -14,7 +14,7 @@ from registry.api.maintenance import Health
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.events import EventText, EventType, describe
-from registry.server import audit
+from registry.server import audit, limits
 from registry.server.database import db, schema
 from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
 from registry.server.jobs import requests
@@ -159,7 +159,7 @@ def show_status(
     )  # fmt: skip
     return render(
         request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys(),
-        probe=(problem, milliseconds), workers=workers, jobs=jobs,
+        probe=(problem, milliseconds), workers=workers, jobs=jobs, limits=limits.by_section(),
     )  # fmt: skip
 
 
