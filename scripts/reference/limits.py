@@ -12,10 +12,10 @@ INTRODUCTION = """\
 # Limits
 
 What users and operators meet. Limits that operators change are [settings](settings.md); namespaces have quotas.
-A tenant is the namespace that a token is limited to, else its subject or the token itself; without a token, the network.
+A tenant is the namespace that a token is limited to, else its subject or the token; without a token, the network.
 
-`adapter config show` and the page *Status* show these tables. Readers of untrusted files have further limits, and say
-so in their errors.
+`adapter config show` and the page *Status* show these tables.
+Readers of untrusted files have further limits, and say so in their errors.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from registry.hub.operations import BODY_LIMIT_BYTES
+from registry.server.http.admission import Space
 from tests import raw_asgi
 from tests.harness import Harness
 from tests.hub.commits import CARD, Pusher, add, header, staged
@@ -16,13 +17,13 @@ from tests.hub.commits import CARD, Pusher, add, header, staged
 @pytest.mark.parametrize(("size_bytes", "status"), [(BODY_LIMIT_BYTES + 1, 413), (2**20, 503)])
 def test_a_commit_that_declares_too_many_bytes_is_not_read(harness: Harness, size_bytes: int, status: int) -> None:
     harness.push("acme/support")
-    harness.app.state.disk_budget.owner_bytes = 2**20 - 1
+    space = harness.app.state.admission.disk = Space(2**20 - 1, 2**30)
     headers = [("Authorization", f"Bearer {harness.secret}"), ("Content-Length", str(size_bytes))]
     response = raw_asgi.call(
         harness.app, "POST", "/api/models/acme/support/commit/main", headers, [bytes(2**10)] * 2**10
     )
     assert (response.status, response.bytes_read, "x-error-message" in response.headers) == (status, 0, True)
-    assert harness.app.state.disk_budget.used_bytes == 0
+    assert space.used_bytes == 0
 
 
 BAD_PATHS = {

@@ -17,12 +17,12 @@ from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, fail_after
 from fastapi import Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
-from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.actors import Actor
-from registry.server.http.request_actor import read_network, read_secret
+from registry.server.http.request_actor import look_up_actor, read_network, read_secret
 
 REQUESTS = 64
 REQUESTS_EACH = 16
@@ -154,11 +154,11 @@ def network_of_request(request: Request) -> str:
     return f"network {read_network(request)}"
 
 
-def tenant_of(request: Request, *, needs_no_token: bool = False) -> str:
-    """Whom a request counts for. A token that was not used lately counts for itself until it has signed in."""
-    if needs_no_token or (secret := read_secret(request)) is None:
+async def find_tenant(request: Request, *, needs_no_token: bool = False) -> str:
+    """Whom a request counts for. `Unauthenticated` for a token that is not valid."""
+    if needs_no_token or read_secret(request) is None:
         return network_of_request(request)
-    return known_tenant(request) or f"secret {Digest.of(secret.encode())}"
+    return known_tenant(request) or (await run_in_threadpool(look_up_actor, request)).tenant
 
 
 class HeldResponse(Response):
@@ -189,4 +189,5 @@ def count_response(request: Request, response: Response, *, is_change: bool) -> 
     if size_bytes <= PART_BYTES:
         return response
     memory: Space = request.app.state.admission.memory
-    return HeldResponse(response, memory, tenant_of(request), size_bytes, is_refusable=not is_change)
+    tenant = known_tenant(request) or network_of_request(request)
+    return HeldResponse(response, memory, tenant, size_bytes, is_refusable=not is_change)

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive
 
 from registry.errors import TooLarge
 from registry.roles import Scope
-from registry.server.http.admission import Admission, Held, known_tenant, network_of_request, tenant_of
+from registry.server.http.admission import Admission, Held, known_tenant, network_of_request
 from registry.server.http.request_actor import look_up_actor, require_secret
 from registry.strict.json import count_values, has_more_values
 
@@ -92,7 +92,8 @@ async def _sign_in(request: Request, scope: Scope | None) -> str:
 
 async def spool_body(request: Request, held: Held, file: IO[bytes], limit_bytes: int) -> int:
     """Write the body to a file, in threads; return its size. `TooLarge` (SIZE_INVALID), `Unavailable` (TRY_LATER)."""
-    size_bytes, buffer, tenant = 0, bytearray(), tenant_of(request)
+    size_bytes, buffer = 0, bytearray()
+    tenant = known_tenant(request) or network_of_request(request)
     request.app.state.admission.disk.require(tenant, _read_length(request, limit_bytes))
     async for chunk in request.stream():
         held.add(tenant, len(chunk))

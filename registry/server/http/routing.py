@@ -29,7 +29,7 @@ from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, Operation
 from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
 from registry.server.http import idempotency, request_body
-from registry.server.http.admission import Admission, count_response, tenant_of
+from registry.server.http.admission import Admission, count_response, find_tenant
 from registry.server.http.request_body import (
     BODY_LIMIT_BYTES,
     VALUES_LIMIT,
@@ -161,7 +161,7 @@ class SingleThreadRoute(APIRoute):
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
-        tenant = tenant_of(request, needs_no_token=self.needs_no_token)
+        tenant = await find_tenant(request, needs_no_token=self.needs_no_token)
         is_large = request_body.is_large(_body_of(request))
         async with _admission(request).turn(tenant, is_large=is_large, is_list=self.responds_at_length):
             return await run(_run_request, handle, request, self.values_limit)
@@ -255,7 +255,7 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
 
 async def run_in_turn(request: Request, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """As `run_in_store_thread`, for a route that is `async def`: when it is the turn of its tenant."""
-    async with _admission(request).turn(tenant_of(request)):
+    async with _admission(request).turn(await find_tenant(request)):
         return await run_in_store_thread(function, *args, **kwargs)
 
 
