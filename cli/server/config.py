@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import click
 
+from registry.server.limits import LIMITS
 from registry.server.settings import Settings, hide_secrets, read_sources
 
 from ..console import output, tables
@@ -54,7 +55,6 @@ def show_config(config: str | None) -> None:
         value = hide_secrets(str(getattr(settings, field.name)))
         source = sources[field.name].origin if field.name in sources else "default"
         rows.append(Setting(field.name, value, source))
-    limits = main.load("registry.server.limits", "LIMITS")
-    document = {"items": [row._asdict() for row in rows], "limits": [limit._asdict() for limit in limits]}
-    rows += [Setting(limit.name, limit.value, f"limit: {limit.why}") for limit in limits]
+    document = {"items": [row._asdict() for row in rows], "limits": [limit._asdict() for limit in LIMITS]}
+    rows += [Setting(limit.name, limit.value, f"limit: {limit.why}") for limit in LIMITS]
     SETTINGS.print(rows, document=document)

@@ -193,7 +193,7 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
                 assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path
                 for call in calls:
                     assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
-    paths = {"bases/{base:path}/adapters", "events", "events/stream", "health", "audit/checkpoint"}
+    paths = {"bases/{base:path}/adapters", "events", "events/stream", "health", "audit/checkpoint", "links/{key:path}"}
     paths.add("adapters/{namespace}/{name}/versions/{selector}/attestations")
     model = "/api/models/{namespace}/{name}"
     hub = {"commit/{revision}", *(f"xet/{{session}}/v1/{path}" for path in XET_PATHS)}

@@ -169,4 +169,4 @@ def test_a_slow_reader_needs_little_memory(tmp_path: Path) -> None:
     response = pulls.FileRangeResponse(tmp_path / "file", 0, 3 * 2**20, 200, {})
     asyncio.run(response({"type": "http", "method": "GET"}, receive, send))
     assert sum(sizes) == 3 * 2**20
-    assert max(sizes) <= 2**18
+    assert max(sizes) <= pulls.READ_BYTES
