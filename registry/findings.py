@@ -27,11 +27,17 @@ class Finding:
     """
 
     code: str
+    """Dotted code for programs, such as `safetensors.duplicate_key`. The reference of findings explains each."""
     location: str
+    """The tensor, field or file that it is about."""
     message: str
+    """What was observed, in one clause for people."""
     severity: Severity = "error"
+    """`error` fails a verdict, `unknown` leaves it open, `warning` warns, `info` changes nothing."""
     expected: str = ""
+    """The value that the rule asks for, as text. Empty if the rule has no value."""
     actual: str = ""
+    """The value that was found, as text."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 

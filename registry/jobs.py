@@ -74,34 +74,58 @@ class JobStep(FrozenModel):
     """What a worker said that it was doing, and when."""
 
     at: datetime
+    """When the worker reported it."""
     attempt: int
+    """Which attempt this is, from 1."""
     message: str
+    """What the worker was doing."""
 
 
 class Job(FrozenModel):
     """One piece of work on one version."""
 
     id: str = Field(pattern=JOB_ID_PATTERN)
+    """Identifier, with a prefix that names the kind (`tok_`, `job_` …)."""
     kind: Kind
+    """What the worker does: `smoke-test`, `merge`, `fuse` …"""
     state: State
+    """`queued`, `running`, `done`, `failed` or `cancelled`."""
     namespace: str
+    """Namespace of the subject, whose members may see the job."""
     subject: str
+    """Adapter version that the job is about, as `namespace/name@number`."""
     subject_digest: Digest | None = None
+    """Digest of that version; null for jobs without one."""
     base: str
+    """Name of the base model, such as `llama-3.1-8b`."""
     priority: int = 0
+    """Higher goes first; 0 is that of a push."""
     attempt: int = 0
+    """Number of attempts so far."""
     attempts_limit: int = ATTEMPTS_LIMIT
+    """After this many failed attempts the job has failed."""
     payload: dict[str, Any] = Field(default_factory=dict)
+    """Options of this kind of job. Empty for smoke tests."""
     progress: str = ""
+    """What the worker last reported that it was doing."""
     result: dict[str, Any] = Field(default_factory=dict)
+    """What the job made, by kind: an outcome, or the ref of a new version. Empty until it is done."""
     error: str = ""
+    """Why it failed; empty if it did not."""
     worker: str = ""
+    """Worker that has or had the lease."""
     created_by: str = ""
+    """Identity whose token created it."""
     created_at: datetime
+    """When it was created."""
     started_at: datetime | None = None
+    """When a worker first claimed it; null before."""
     finished_at: datetime | None = None
+    """When it was done, had failed or was cancelled; null before."""
     steps: tuple[JobStep, ...] = ()
+    """What workers reported that they were doing, oldest first, at most 200."""
     lease_expired: bool = False
+    """Whether that worker has not renewed its lease in time: the next worker that asks takes the job back."""
 
     @property
     def waits_for_a_worker(self) -> bool:
@@ -113,5 +137,8 @@ class Lease(FrozenModel):
     """A worker's time-limited claim. `token` must come with every renewal and with the result."""
 
     token: str = Field(repr=False)
+    """Send it with every renewal and with the result."""
     expires_at: datetime
+    """When it ends."""
     seconds: int = LEASE_SECONDS
+    """How long the lease lasts without a renewal. Renew it after a third of that."""

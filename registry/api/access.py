@@ -23,57 +23,88 @@ class TokenCreate(Request):
         min_length=1, max_length=100,
         pattern=pattern(r"^[^\n\t]*\S[^\n\t]*$", "must have a visible character, no line breaks and no tabs"),
     )  # fmt: skip
+    """What people call the token."""
     scopes: list[str]
+    """What the token may do: `pull`, `push`, `promote`, `work`, `admin`."""
     namespaces: list[str] = ["*"]
+    """Namespaces that it reaches; `*` for all."""
     expires_in_seconds: int | None = Field(default=None, ge=1, le=LIFETIME_LIMIT_SECONDS)
+    """How long it is valid; null for no end. It never outlives the token that creates it."""
     subject: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
+    """Person or program whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = Field(default=[], max_length=100)
+    """The only adapters that it reaches, as `namespace/name`. Empty: all of its namespaces."""
 
 
 class TokenView(Response):
     """A token without its secret."""
 
     id: str
+    """Identifier, with a prefix that names the kind (`tok_`, `job_` …)."""
     name: str
+    """What people call the token."""
     scopes: list[str]
+    """What the token may do: `pull`, `push`, `promote`, `work`, `admin`."""
     namespaces: list[str]
+    """Namespaces that it reaches; `*` for all."""
     subject: str = ""
+    """Person or program whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = []
+    """The only adapters that it reaches, as `namespace/name`. Empty: all of its namespaces."""
     created_at: datetime
+    """When it was created."""
     expires_at: datetime | None = None
+    """When it ends; null for never."""
     revoked_at: datetime | None = None
+    """When it was revoked; null if it is valid."""
     last_used_at: datetime | None = None
+    """When it was last used, to ten minutes; null if never."""
 
 
 class TokenPage(ItemPage[TokenView]):
     """A page of the tokens that the caller may revoke, newest first."""
+
+    items: list[TokenView]
+    """Tokens that the caller may revoke, newest first."""
 
 
 class TokenCreated(Response):
     """A token and its secret, which is shown once."""
 
     token: TokenView
+    """The token without its secret."""
     secret: str = Field(repr=False)
+    """Shown in this response only, and not stored. Keep it."""
 
 
 class TokenRotate(Request):
     """Replace the secret of a token."""
 
     keep_seconds: int = Field(default=0, ge=0, le=86400)
+    """How long the old secret stays valid."""
 
 
 class Whoami(Response):
     """The token of the request and its rights."""
 
     actor: str
+    """Identity that the registry records for what this token does: its subject, `token:NAME` or `publisher:NAME`."""
     token_id: str
+    """Identifier of the token."""
     scopes: list[str]
+    """What the token may do: `pull`, `push`, `promote`, `work`, `admin`."""
     namespaces: list[str]
+    """Namespaces that it reaches; `*` for all."""
     expires_at: datetime | None = None
+    """When it ends; null for never."""
     subject: str = ""
+    """Person or program whose roles limit the token. Empty: the token stands for itself."""
     roles: dict[str, str] = {}
+    """Namespace → role of the token's subject."""
     adapters: list[str] = []
+    """The only adapters that it reaches, as `namespace/name`. Empty: all of its namespaces."""
     groups: list[str] = []
+    """Subjects of the groups that came with a sign-in, such as `group:ml-platform`."""
 
 
 QUOTA_LIMIT = 2**31 - 1
@@ -86,78 +117,117 @@ class NamespaceCreate(Request):
     """A new namespace."""
 
     name: str
+    """The new name: lower-case letters, digits, `.`, `_` and `-`, at most 64 characters."""
     owner: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
+    """Subject that becomes its owner. Empty: that of the token, if it has one."""
 
 
 class NamespaceSet(Request):
     """Changes of a namespace. Fields that are absent do not change."""
 
     public: bool | None = None
+    """Whether every token may pull from it, and everyone may read its web pages; null: unchanged."""
     quota_bytes: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT_BYTES)
+    """Limit of stored bytes; 0 removes it, null: unchanged."""
     quota_versions: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
+    """Limit of versions; 0 removes it, null: unchanged."""
     pushes_per_hour: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
+    """Limit of pushes in an hour; 0 removes it, null: unchanged."""
     strict: bool | None = None
+    """Refuse adapters that are incompatible with their base, instead of storing a failed verdict; null: unchanged."""
     unregistered_bases: bool | None = None
+    """Store adapters whose base is not registered, with `compat` unknown, instead of refusing them; null: unchanged."""
 
 
 class NamespaceView(Response):
     """A namespace, its limits, and how much of them is used."""
 
     name: str
+    """The part of an adapter's name before the slash."""
     public: bool = False
+    """Whether every token may pull from it."""
     created_at: datetime
+    """When it was created."""
     created_by: str = ""
+    """Identity whose token created it."""
     quota_bytes: int | None = None
+    """Limit of stored bytes; null for none."""
     quota_versions: int | None = None
+    """Limit of versions; null for none."""
     pushes_per_hour: int | None = None
+    """Limit of pushes in an hour; null for none."""
     strict: bool = False
+    """Whether adapters that are incompatible with their base are refused."""
     unregistered_bases: bool = False
+    """Whether adapters whose base is not registered are stored."""
     used_bytes: int = 0
+    """Bytes of all versions, each in full even if others hold the same bytes."""
     used_versions: int = 0
+    """Number of versions that count against the quota."""
     roles: dict[str, str] | None = None
+    """Subject → role; null if the caller is no owner."""
 
 
 class NamespacePage(ItemPage[NamespaceView]):
     """A page of the namespaces that the caller may see, by name."""
+
+    items: list[NamespaceView]
+    """Namespaces that the caller may see, by name."""
 
 
 class RoleGrant(Request):
     """The new role of a subject."""
 
     role: str = Field(max_length=20)
+    """`reader`, `pusher`, `promoter` or `owner`."""
 
 
 class RenameRequest(Request):
     """Rename an adapter."""
 
     to: str = Field(max_length=200)
+    """The new name, as `namespace/name`."""
 
 
 class PublisherAdd(Request):
     """Identity tokens of `issuer` may push if all of `claims` match."""
 
     issuer: str = Field(min_length=1, max_length=500)
+    """Issuer of identity tokens (OpenID Connect), as in their `iss`."""
     claims: dict[str, str] = Field(min_length=1, max_length=CLAIMS_LIMIT)
+    """Claim → value that an identity token must have; `*` in a value matches any text."""
 
 
 class PublisherView(Response):
     """A trusted publisher of an adapter."""
 
     id: str
+    """Identifier, with a prefix that names the kind (`tok_`, `job_` …)."""
     adapter: str
+    """Adapter, as `namespace/name`."""
     issuer: str
+    """Issuer of identity tokens (OpenID Connect), as in their `iss`."""
     claims: dict[str, str]
+    """Claim → value that an identity token must have; `*` in a value matches any text."""
     issuer_is_configured: bool
+    """Whether `REGISTRY_ISSUERS` lists the issuer. If not, the server rejects its identity tokens."""
     created_at: datetime
+    """When it was created."""
     created_by: str
+    """Identity whose token created it."""
 
 
 class PublisherList(ItemList[PublisherView]):
     """The trusted publishers of an adapter."""
+
+    items: list[PublisherView]
+    """Trusted publishers of the adapter, oldest first."""
 
 
 class ExchangeRequest(Request):
     """An identity token, in exchange for a token of the registry."""
 
     assertion: str = Field(min_length=1, max_length=16_384, repr=False)
+    """Identity token (JWT) of a CI job or person."""
     adapter: str = Field(default="", max_length=200)
+    """Adapter that a CI job pushes, as `namespace/name`. Empty for a person."""

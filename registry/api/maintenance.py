@@ -21,48 +21,81 @@ class Health(Response):
     """The state of the server. Details require a token."""
 
     status: str
+    """`ok` or `unavailable`."""
     reason: str = ""
+    """What is unavailable. Empty if `ok`."""
     version: str = ""
+    """Version of the server. Empty without a token, as are the fields below."""
     database: str = ""
+    """`sqlite` or `postgresql`."""
     blobs: str = ""
+    """Kind of blob store: `local` or `s3`."""
     schema_revision: str = ""
+    """Last migration that the database has."""
     capabilities: dict[str, bool] = {}
+    """What the blob store can do → whether it does, as probed."""
 
 
 class GcRequest(Request):
     """Collect garbage: delete what nothing references, after a grace time."""
 
     dry_run: bool = False
+    """Only report what would happen, and change nothing."""
     grace_seconds: int | None = Field(default=None, ge=0, le=YEAR_SECONDS)
+    """How long blobs without a reference are kept; null: the server's setting."""
     cursor: str = Field(default="", max_length=100)
+    """Where to continue: `next_cursor` of the previous response, unchanged. Empty to start."""
 
 
 class GcReport(Response):
     """What one request of garbage collection did, or would do. Add up the reports of a run."""
 
     dry_run: bool = False
+    """Whether the report only says what would happen."""
     pushes_expired: int = 0
+    """Pushes whose time was over and that now cannot be committed."""
     pushes_deleted: int = 0
+    """Rows of ended pushes that were deleted."""
     versions_retired: int = 0
+    """Versions that a retention rule or their expiry deleted."""
     versions_purged: int = 0
+    """Deleted versions whose files were erased, because their grace time is over."""
     responses_deleted: int = 0
+    """Stored responses to idempotency keys that were deleted."""
     tokens_deleted: int = 0
+    """Exchanged tokens that expired long ago."""
     assertions_deleted: int = 0
+    """Records of identity tokens that cannot be exchanged any more."""
     sessions_deleted: int = 0
+    """Sign-ins of browsers that were over."""
     deliveries_deleted: int = 0
+    """Ended deliveries of webhooks that were deleted."""
     jobs_deleted: int = 0
+    """Jobs that ended 90 days ago and were deleted."""
     campaigns_deleted: int = 0
+    """Campaigns of that time that were deleted with their last job."""
     blobs_marked: int = 0
+    """Blobs without a reference, whose grace time began."""
     blobs_deleted: int = 0
+    """Blobs that were deleted."""
     bytes_deleted: int = 0
+    """Bytes of the blobs that were deleted."""
     staged_deleted: int = 0
+    """Uploads of ended pushes that were deleted."""
     uploads_aborted: int = 0
+    """Unfinished multipart uploads that were ended in the store."""
     orphans_deleted: int = 0
+    """Stored blobs without a row. There should be none: find out why."""
     orphans_kept: int = 0
+    """Stored blobs without a row that were kept: too young, or the store has records that the database lacks."""
     keys_refused: int = 0
+    """Keys that the store did not delete. The next run tries again."""
     records_written: int = 0
+    """Metadata records that were missing in the store and were written."""
     versions_measured: int = 0
+    """Versions whose large weights were read, because no one had done it."""
     next_cursor: str = ""
+    """Send it as `cursor` to continue. Empty on the last page."""
 
     def __add__(self, other: GcReport) -> GcReport:
         """Add the counts. Flags and cursor are those of `other`."""
@@ -78,63 +111,92 @@ class FsckRequest(Request):
     """Check database and store against each other."""
 
     deep: bool = False
+    """Read and hash every blob too. Damaged ones are marked and, if possible, restored."""
     cursor: str = Field(default="", max_length=100)
+    """Where to continue: `next_cursor` of the previous response, unchanged. Empty to start."""
 
 
 class FsckPage(Response):
     """What one request of a check found."""
 
     findings: list[Finding] = []
+    """What is wrong. Empty if nothing is."""
     checked: dict[str, int] = {}
+    """What was checked → how many."""
     bytes_hashed: int = 0
+    """Bytes that were read and hashed."""
     share: float = 1.0
+    """How far the run has come, from 0 to 1."""
     next_cursor: str = ""
+    """Send it as `cursor` to continue. Empty on the last page."""
 
 
 class ReindexRequest(Request):
     """Rebuild rows from the records in the store. Existing rows do not change."""
 
     dry_run: bool = False
+    """Only report what would happen, and change nothing."""
     cursor: str = Field(default="", max_length=400)
+    """Where to continue: `next_cursor` of the previous response, unchanged. Empty to start."""
 
 
 class ReindexPage(Response):
     """What one request of a re-index did."""
 
     bases: int = 0
+    """Bases that were restored."""
     versions: int = 0
+    """Versions that were restored."""
     tombstones: int = 0
+    """Names of deleted adapters and namespaces that were restored, so that nothing reuses them."""
     withdrawals: int = 0
+    """Yanks, quarantines and deletions that were restored."""
     records: int = 0
+    """Records that were read."""
     findings: list[Finding] = []
+    """Records that are unreadable or contradict rows."""
     next_cursor: str = ""
+    """Send it as `cursor` to continue. Empty on the last page."""
 
 
 class RetentionSet(Request):
     """The new rule of an adapter or namespace."""
 
     rule: RetentionRule
+    """The rule that replaces the former one."""
 
 
 class RetentionView(Response):
     """The rule in force, null for none, and where it was set."""
 
     rule: RetentionRule | None = None
+    """The rule in force; null for none."""
     set_on: str = ""
+    """Adapter or namespace that the rule was set for. Empty if there is none."""
     set_at: datetime | None = None
+    """When it was set; null without a rule."""
     set_by: str = ""
+    """Identity whose token set it."""
 
 
 class RetentionDecision(Response):
     """What the next garbage collection does to one version, and why."""
 
     number: int
+    """Number of the version in its adapter, from 1."""
     digest: Digest
+    """Digest of the version's manifest, which names the version."""
     deletes: bool
+    """Whether the next garbage collection deletes the version."""
     reason: str
+    """Why it is deleted or kept."""
 
 
 class RetentionPlan(ItemPage[RetentionDecision]):
     """The versions of one adapter that are not deleted, newest first, under this rule."""
 
+    items: list[RetentionDecision]
+    """Versions that are not deleted, newest first."""
+
     rule: RetentionRule | None = None
+    """The rule that decides; null for none."""

@@ -47,24 +47,36 @@ class ItemPage(ItemList[Item]):
     """One page of items."""
 
     next_cursor: str = ""
+    """Send it as `cursor` to continue. Empty on the last page."""
 
 
 class Problem(Response):
     """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people."""
 
     type: str = "about:blank"
+    """Always `about:blank` (RFC 9457): the kind of error is in `code`."""
     title: str
+    """The status in words."""
     status: int
+    """HTTP status."""
     code: str
+    """Stable code for programs, such as `ALIAS_MOVED`. Its meaning never changes."""
     detail: str
+    """What happened, with the names and the limit, for people."""
     findings: list[Finding] = []
+    """Every broken rule, if there are several."""
     request_id: str
+    """The request that caused it, as in the header `X-Request-Id` and in the server's log."""
     next_step: str = ""
+    """What to do first, in one sentence. Empty if there is nothing to do."""
     retry_after_seconds: int | None = None
+    """How long to wait before a retry, as the header `Retry-After` says; null if a retry does not help."""
 
 
 class ItemOutcome(Response, Generic[Item]):
     """The outcome of one item: its result, or the problem that it alone has."""
 
     problem: Problem | None = None
+    """Why this item failed; null if it succeeded."""
     result: Item | None = None
+    """What was done; null if it failed."""

@@ -42,79 +42,127 @@ class SlotReport(Request):
     """One version on one engine."""
 
     adapter: str = Field(max_length=200)
+    """Adapter, as `namespace/name`."""
     digest: Digest
+    """Digest of the version that the engine has."""
     served_name: PrintableText = Field(min_length=1, max_length=300)
+    """Model name under which clients of the engine request it. It belongs to this version."""
     state: SlotState
+    """What the engine does with it. `downloaded`: on the node, not in the engine."""
     reason: EscapedText = Field(default="", max_length=REASON_LIMIT)
+    """Why it was refused or failed. Control characters are escaped."""
     verified: bool = False
+    """Whether its answers matched the reference log-probabilities after loading."""
 
 
 class NodeReport(Request):
     """The complete state of one engine on one node."""
 
     base: str = Field(max_length=300)
+    """Name of the base model, such as `llama-3.1-8b`."""
     alias: str = Field(max_length=128)
+    """Alias that the node follows, such as `prod`."""
     profile: PrintableText = Field(default="", max_length=1000)
+    """Engine with version and settings: `vllm==0.33.0,max_lora_rank=32`. Empty if there is none."""
     on_demand: bool = False
+    """Whether the node loads adapters on request, so that nothing is missing there."""
     cursor: str = Field(default="", max_length=100)
+    """Cursor of the desired state that the node works on."""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=5, le=3600)
+    """How long the report is valid. Report again after a third of it."""
     slots: list[SlotReport] = Field(max_length=SLOTS_LIMIT)
+    """Every version on the engine. What is absent here is gone there."""
 
 
 class ReportAccepted(Response):
     """A report that was stored, and how long it holds."""
 
     expires_at: datetime
+    """When it ends."""
     unknown: list[str] = []
+    """Served names of versions that the token may not see. The registry does not keep their bytes for the node."""
 
 
 class SlotView(Response):
     """A version on a node, and what the node should have in its place."""
 
     adapter: str
+    """Adapter, as `namespace/name`."""
     served_name: str
+    """Model name under which clients of the engine request it. It belongs to this version."""
     number: int | None
+    """Number of the version on the node; null if the registry does not know it."""
     digest: Digest | None
+    """Digest of the version on the node; null if it should serve one and has not reported it."""
     state: SlotState
+    """What the engine does with it. `absent`: the node should serve it and has not reported it."""
     reason: str
+    """Why it was refused or failed."""
     verified: bool
+    """Whether its answers matched the reference log-probabilities after loading."""
     since: datetime
+    """When it entered this state."""
     desired_number: int | None = None
+    """Number that the node's alias points at now; null if that may not be served."""
     desired_digest: Digest | None = None
+    """Digest that the node's alias points at now; null if that may not be served."""
 
 
 class NodeView(Response):
     """One engine on one node, as last reported."""
 
     node: str
+    """Name of the serving node, such as `gpu-7`."""
     engine: str
+    """Name of the engine on its node, such as `vllm-8000`."""
     base: str
+    """Name of the base model, such as `llama-3.1-8b`."""
     alias: str
+    """Alias that the node follows, such as `prod`."""
     profile: str
+    """Engine with version and settings: `vllm==0.33.0,max_lora_rank=32`. Empty if there is none."""
     on_demand: bool
+    """Whether the node loads adapters on request."""
     reporter: str
+    """Identity whose token reports for the node."""
     live: bool
+    """Whether the last report is still valid."""
     reported_at: datetime
+    """When the node last reported."""
     expires_at: datetime
+    """When it ends."""
     slots: list[SlotView]
+    """Every version on the engine, and those that it should serve."""
 
 
 class Convergence(Response):
     """How many of the live nodes that should serve a version do serve it."""
 
     adapter: str
+    """Adapter, as `namespace/name`."""
     alias: str
+    """Alias that the nodes follow."""
     base: str
+    """Name of the base model, such as `llama-3.1-8b`."""
     number: int
+    """Number of the version in its adapter, from 1."""
     digest: Digest
+    """Digest of the version's manifest, which names the version."""
     serving: int
+    """Number of live nodes that serve the version."""
     nodes: int
+    """Number of live nodes that should serve it."""
 
 
 class FleetNodes(ItemPage[NodeView]):
     """A page of nodes, and how far each version has come."""
 
+    items: list[NodeView]
+    """Engines on nodes, in the order of their first report."""
+
     convergence: list[Convergence] = []
+    """How far each version has come on the whole fleet: up to 1,000, those first that are behind. On the first page
+    only."""
 
 
 class DesiredAdapter(Response):
@@ -125,17 +173,29 @@ class DesiredAdapter(Response):
     """
 
     name: str
+    """Adapter, as `namespace/name`."""
     served_name: str
+    """Model name under which clients of the engine request it. It belongs to this version."""
     number: int
+    """Number of the version in its adapter, from 1."""
     digest: Digest
+    """Digest of the version's manifest, which names the version."""
     generation: int
+    """How often the alias has moved. Send it as `If-Match` to move the alias."""
     method: str
+    """PEFT method, such as `lora` or `ia3`."""
     rank: int | None
+    """Largest rank of a module; null for methods without one."""
     size_bytes: int
+    """Bytes of all files together."""
     files: list[FileLink]
+    """Every file and where its bytes are."""
     verdicts: dict[str, str]
+    """Check → outcome; for engines, `engine:PROFILE` → outcome."""
     engine_outcome: Outcome | None = None
+    """What the engine of the request does with it; null if none is named."""
     findings: list[Finding] = []
+    """Why, if the outcome is not `pass`."""
 
 
 class DesiredState(Response):
@@ -145,10 +205,18 @@ class DesiredState(Response):
     """
 
     base: str
+    """Name of the base model, such as `llama-3.1-8b`."""
     base_fingerprint: str
+    """Digest of the architecture of the base: tensor names, shapes, and what changes the computation."""
     alias: str
+    """Alias that decides which version of each adapter is served."""
     cursor: str
+    """Changes whenever the state does: send it as `since`. Empty on the pages after the first one."""
     adapters: list[DesiredAdapter]
+    """The version of each adapter that the alias points at, without withdrawn ones."""
     ranks: dict[str, int]
+    """Rank → number of adapters."""
     settings: EngineSettings | None = None
+    """What to set on the engine of the request; null if none is named."""
     next_after: str = ""
+    """Send it as `after` to continue. Empty on the last page."""

@@ -46,8 +46,11 @@ class PushRequest(Request):
     """
 
     manifest: ManifestDraft
+    """What the version consists of. Its canonical JSON is hashed, and that digest names the version."""
     base: Name = ""
+    """Name or alias of the base, if the manifest has none. Empty: the one that the configuration names."""
     message: str = Field(default="", max_length=MESSAGE_LIMIT)
+    """Free text about the version. It is not part of the digest."""
 
     @model_validator(mode="after")
     def _check_message(self) -> Self:
@@ -62,7 +65,10 @@ class PushItem(PushRequest):
     """
 
     name: Name
+    """Adapter, as `namespace/name`."""
     excerpts: dict[str, int] = Field(default={}, max_length=FILES_LIMIT)
+    """Path of a file → index of its first bytes in the `excerpts` of the request. Files without one are evaluated by
+    the commit."""
 
     @property
     def excerpt_keys(self) -> frozenset[ExcerptKey]:
@@ -80,8 +86,12 @@ class BulkPushRequest(Request):
     model_config = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
 
     items: Annotated[tuple[PushItem, ...], BULK_COUNT]
+    """Pushes to plan. Each has its own outcome, at the same index of the response."""
     excerpts: tuple[bytes, ...] = Field(default=(), max_length=EXCERPTS_LIMIT)
+    """First bytes of files in base64, each once: of weights the header, of other small files all. They can only have a
+    push refused or choose its base."""
     dry_run: bool = False
+    """Evaluate the pushes and respond, but store nothing."""
 
     @model_validator(mode="after")
     def _check_excerpts(self) -> Self:
@@ -101,20 +111,30 @@ class UploadPart(Response):
     """Where to PUT the bytes `start` to `start + size_bytes` of a large blob. The store keeps received parts."""
 
     number: int
+    """Number of the part, from 1."""
     start: int
+    """Offset of its first byte in the blob."""
     size_bytes: int
+    """Length of the part in bytes; only the last one is shorter than the others."""
     url: str = Field(repr=False)
+    """Where to PUT the part. Absolute: send no token."""
 
 
 class Upload(Response):
     """Where to send one missing blob. A large one may have `parts` instead of a `url`: the parts still missing."""
 
     digest: Digest
+    """SHA-256 that the bytes must have."""
     size_bytes: int
+    """Length of the blob in bytes."""
     method: str = "PUT"
+    """HTTP method to send the bytes with."""
     url: str = Field(default="", repr=False)
+    """Where to send the bytes. Empty if `parts` are listed. Relative: send the token. Absolute: send none."""
     headers: dict[str, str] = {}
+    """Headers that the request must have, unchanged."""
     parts: list[UploadPart] = []
+    """Parts of a large blob that are still missing; send them in any order, several at once."""
 
 
 class PushPlan(Response):
@@ -124,17 +144,24 @@ class PushPlan(Response):
     """
 
     push_id: str
+    """Identifier of the planned push (`psh_…`)."""
     base: BaseRef
+    """The base of the version: put it into the manifest."""
     digest: Digest
+    """Digest of the manifest, as the server computed it."""
     uploads: list[Upload]
+    """Blobs that the registry lacks. Empty: commit at once."""
     expires_at: datetime
+    """Commit before this time, or plan again."""
 
 
 class SmallBlob(Request):
     """The bytes of a small blob (base64)."""
 
     digest: Digest
+    """SHA-256 of the bytes."""
     data: str = Field(max_length=4 * SMALL_BLOB_BYTES // 3 + 4)
+    """The bytes in base64."""
 
 
 class CommitItem(Request):
@@ -144,8 +171,11 @@ class CommitItem(Request):
     """
 
     push_id: Name
+    """Identifier of the planned push (`psh_…`)."""
     alias: str = ""
+    """Alias to move to the new version, if its gate is open. Empty: none."""
     small: tuple[SmallBlob, ...] = Field(default=(), max_length=FILES_LIMIT)
+    """Small files, sent here instead of in an upload each."""
 
 
 class BulkCommitRequest(Request):
@@ -155,7 +185,9 @@ class BulkCommitRequest(Request):
     """
 
     items: Annotated[tuple[CommitItem, ...], BULK_COUNT]
+    """Pushes to commit. Each has its own outcome, at the same index of the response."""
     atomic: bool = False
+    """Commit all or none: none if one fails or its alias may not move."""
 
 
 class PushResult(Response):
@@ -166,23 +198,31 @@ class PushResult(Response):
     """
 
     version: VersionView
+    """The version that the push made, or that existed already with the same digest."""
     created: bool
+    """False if this version existed already."""
     job_id: str = ""
+    """Smoke test that the push queued; empty if none."""
     alias_refused: str = ""
+    """Why the alias did not move, although the version exists. Empty if it moved or none was named."""
 
 
 class BulkPullRequest(Request):
     """Refs to pull: `namespace/name`, with `:alias`, `@number` or `@digest`. Each has its own outcome."""
 
     refs: Annotated[tuple[Name, ...], BULK_COUNT]
+    """Versions to pull: `namespace/name` with `:alias`, `@number` or `@digest`. Each has its own outcome."""
 
 
 class PullPlan(Response):
     """`direct`: path → a link of the store that needs no token and is valid for `direct_seconds`."""
 
     resolved: Resolved
+    """The version and its files."""
     direct: dict[str, str] = {}
+    """Path → link of the store for files that are not in `small`. Send no token there."""
     direct_seconds: int = 0
+    """How long those links are valid; 0 if there are none."""
 
 
 # ------------------------------------------------------------------ outcomes of bulk requests
@@ -194,6 +234,7 @@ class BulkPushPlan(Response):
     """The plans, in the order of the request."""
 
     items: list[PlannedPush]
+    """One outcome for each push of the request, in its order."""
 
 
 class CommittedPush(ItemOutcome[PushResult]):
@@ -204,6 +245,7 @@ class BulkPushResult(Response):
     """The versions, in the order of the request."""
 
     items: list[CommittedPush]
+    """One outcome for each commit of the request, in its order."""
 
 
 class PlannedPull(ItemOutcome[PullPlan]):
@@ -214,4 +256,6 @@ class BulkPullPlan(Response):
     """The plans, in the order of the request. `small` holds the bytes of small files of all of them, each once."""
 
     items: list[PlannedPull]
+    """One outcome for each ref of the request, in its order."""
     small: list[SmallBlob] = []
+    """Contents of small files, each once."""

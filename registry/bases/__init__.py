@@ -55,12 +55,19 @@ class Similarity(FrozenModel):
     """
 
     other: str = ""
+    """Name of the other base."""
     match: BaseMatch
+    """How closely the weights match; `unknown` if too little could be compared."""
     compared: int = 0
+    """Number of tensors that had values to compare."""
     equal: int = 0
+    """Number of tensors with equal bytes."""
     mean: float | None = None
+    """Mean cosine over the compared tensors; null if none could be compared."""
     least: float | None = None
+    """Smallest cosine; null if none could be compared."""
     changed: tuple[str, ...] = Field(default=(), max_length=64)
+    """Last parts of the paths of modules whose values differ, at most 64."""
 
     @property
     def message(self) -> str:
@@ -97,29 +104,53 @@ class BaseSpec(FrozenModel):
     """
 
     name: str = Field(min_length=1, max_length=256)
+    """Name of the base in this registry."""
     architecture: ShortText = ""
+    """Class that the configuration names, such as `LlamaForCausalLM`."""
     text_architecture: ShortText = ""
+    """Class of the language model inside a model of several parts. Empty if none is named."""
     model_type: ShortText = ""
+    """`model_type` of the configuration, such as `llama`."""
     hidden: int = 0
+    """Width of a hidden state; 0 if unknown."""
     intermediate: int = 0
+    """Width of the feed-forward layers; 0 if unknown."""
     layers: int = 0
+    """Number of layers; 0 if unknown."""
     heads: int = 0
+    """Number of attention heads; 0 if unknown."""
     kv_heads: int = 0
+    """Number of heads of keys and values; 0 if unknown."""
     head_size: int = 0
+    """Width of one attention head; 0 if unknown."""
     vocab: int = 0
+    """Rows of the token embedding; 0 if unknown."""
     tied: bool = False
+    """Whether input and output embedding share their weights."""
     quantization: ShortText = ""
+    """Method of packed weights, such as `gptq` or `awq`. Empty if the weights are not packed."""
     dtype: ShortText = ""
+    """Number format of most bytes of the weights, as safetensors writes it: `BF16` …"""
     parameters: int = 0
+    """Number of elements of all tensors."""
     weights_bytes: int = 0
+    """Bytes of all weight files."""
     names_known: bool = True
+    """False if tensor names were only assumed to be module names."""
     needs_code: bool = False
+    """Whether loading needs code from the base's repository. Workers refuse that."""
     library: str = Field(default="", max_length=100)
+    """Library and version that built `modules`. Empty while they are read from headers."""
     library_problem: str = Field(default="", max_length=1000)
+    """Error of the library if it cannot build the base."""
     components: tuple[ComponentName, ...] = Field(default=(), max_length=20)
+    """Models of an image pipeline, such as `unet`. Empty for a language model."""
     modules: dict[str, ModuleShape] = Field(max_length=MODULES_LIMIT)
+    """Path of a module, `*` for the number of a layer or expert → its kind and sizes."""
     template: str = Field(default="", max_length=2**16)
+    """Chat template (Jinja). Empty if there is none."""
     fingerprints: Fingerprints
+    """Four digests that identify the base."""
 
     @classmethod
     def unregistered(cls, name: str) -> Self:

@@ -37,9 +37,13 @@ class Fingerprints(FrozenModel):
     """What a base is, four ways. Two bases with equal `architecture` take the same adapters structurally."""
 
     architecture: Digest
+    """Of tensor names, shapes and what changes the computation. Equal: the same adapters fit structurally."""
     tokenizer: Digest | None = None
+    """Of the tokenizer without padding and truncation; null if there is none."""
     template: Digest | None = None
+    """Of the chat template; null if there is none."""
     exact: Digest | None = None
+    """Of the bytes of all weights; null until they were read."""
 
 
 def architecture_fingerprint(

@@ -51,12 +51,19 @@ class TensorMark(FrozenModel):
     """
 
     dtype: str = Field(max_length=32)
+    """Number format, as safetensors writes it: `F32`, `BF16` …"""
     shape: tuple[int, ...] = Field(max_length=16)
+    """Logical shape. Empty if it is packed and unknown."""
     digest: Digest
+    """SHA-256 of the stored bytes."""
     constant: bool = False
+    """Whether all values are equal. Such tensors are never compared."""
     packed: bool = False
+    """Whether the stored bytes are quantized."""
     sketch: str = Field(default="", max_length=256)
+    """64 half-precision numbers in base64 that survive casts and packing. Empty if constant or unreadable."""
     norm: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Frobenius norm of the dequantized values; null if unreadable or not finite."""
 
     @field_validator("sketch")
     @classmethod
@@ -75,10 +82,15 @@ class Identity(FrozenModel):
     """Which weights a base has. `tensors` counts all; `marks` are by the model's name."""
 
     schema_version: Literal[1] = 1
+    """Version of this format."""
     exact: Digest
+    """Merkle root over name, number format, shape and bytes of every tensor."""
     tensors: int = Field(ge=1)
+    """Number of all tensors."""
     quantization: str = Field(default="", max_length=64)
+    """Method of packed weights, such as `gptq`. Empty if the weights are not packed."""
     marks: dict[str, TensorMark] = Field(max_length=MARKS_LIMIT)
+    """Name of a tensor → its mark, for at most 4,096 tensors (those whose names hash lowest)."""
 
     @property
     def has_norms(self) -> bool:

@@ -20,10 +20,15 @@ class LibraryModules(FrozenModel):
     """
 
     library: str = Field(pattern=r"^[a-z]{1,40} [0-9A-Za-z.+-]{1,40}$")
+    """Library and version, such as `transformers 5.24.0`."""
     modules: dict[str, ModuleShape] = Field(default={}, max_length=MODULES_LIMIT)
+    """Path of a module → its kind and sizes."""
     vocab: int = Field(default=0, ge=0)
+    """Rows of the token embedding; 0 if unknown."""
     tied: bool = False
+    """Whether input and output embedding share their weights."""
     problem: str = Field(default="", max_length=1000)
+    """Error of the library if it cannot build the base; then there are no modules."""
 
     def replaces(self, library: str) -> bool:
         """Whether this is to replace what `library` built: another library, or a newer version. Empty: yes."""

@@ -27,14 +27,23 @@ class ModuleShape(FrozenModel):
     """
 
     kind: Kind
+    """Kind of layer."""
     in_features: int = 0
+    """Inputs; of an embedding, its rows; of experts, the hidden size. 0 if unknown."""
     out_features: int = 0
+    """Outputs; of an embedding, its width; of experts, the size of one. 0 if unknown."""
     bias: bool = False
+    """Whether it has a bias."""
     dtype: str = ""
+    """Number format, as safetensors writes it: `F32`, `BF16` …"""
     count: int = 1
+    """Number of experts; 1 for other kinds."""
     is_known: bool = True
+    """False if header and configuration do not say the sizes."""
     kernel: tuple[int, ...] = ()
+    """Of a convolution, the sizes behind the channels."""
     groups: int = 0
+    """Of a convolution, how many groups its channels are in; 0 if unknown."""
 
 
 class Facts(NamedTuple):

@@ -61,15 +61,25 @@ class Gate(FrozenModel):
     """
 
     requires: tuple[Check, ...] = ()
+    """Checks that must be `pass` or `warn`. Engines are listed in `engines`."""
     passes: tuple[Check, ...] = ()
+    """Checks that must be `pass`, without warnings."""
     engines: tuple[str, ...] = Field(default=(), max_length=16)
+    """Engine profiles whose verdict must be `pass` or `warn`, such as `vllm==0.33.0`."""
     golden: bool = False
+    """The version has golden samples, and all of them passed in its smoke test."""
     approvals: int = Field(default=0, ge=0, le=32)
+    """Number of identities that must approve. The pusher does not count."""
     approvers: tuple[str, ...] = Field(default=(), max_length=64)
+    """Identities whose approval counts, subjects or `token:NAME`. Empty: everyone who may promote."""
     two_person: bool = False
+    """The approval of the person who moves the alias does not count."""
     soak_in: str = ""
+    """Alias that must have pointed at the version before. Empty: none."""
     soak_seconds: int = Field(default=0, ge=0, le=SOAK_LIMIT_SECONDS)
+    """How long `soak_in` must have pointed at the version, in all."""
     signed_by: tuple[str, ...] = Field(default=(), max_length=64)
+    """One of these identities must have signed the version. Empty: no signature is needed."""
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:

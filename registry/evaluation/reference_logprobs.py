@@ -29,8 +29,11 @@ class Prompt(_FiniteModel):
     """A prompt of n tokens, and the log-probabilities of the n - 1 tokens after the first."""
 
     tokens: tuple[int, ...] = Field(min_length=2, max_length=4096)
+    """Token numbers of the prompt."""
     adapter: tuple[float, ...]
+    """With the adapter: log-probability of each token after the first, in nats."""
     base: tuple[float, ...]
+    """The same without the adapter."""
 
     @model_validator(mode="after")
     def _one_number_a_step(self) -> Self:
@@ -43,9 +46,13 @@ class ReferenceLogprobs(_FiniteModel):
     """`dtype` and `device` say how it was made; `format` grows when the meaning of a field changes."""
 
     format: Literal[1] = 1
+    """Version of this format."""
     prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=64)
+    """Fixed prompts and how they were answered."""
     dtype: str = "float32"
+    """Number format of the run, such as `float32`."""
     device: str = "cpu"
+    """Device of the run, such as `cpu`."""
 
 
 class Comparison(_FiniteModel):

@@ -53,9 +53,13 @@ class Execution(FrozenModel):
     """How a smoke test was run. `probe_kind`: whether the probes are texts or token numbers."""
 
     mode: Literal["", "loaded", "swapped", "isolated"] = ""
+    """`loaded` and `swapped`: in a shared process; `isolated`: in its own process."""
     isolated_because: str = Field(default="", max_length=600)
+    """Why it had its own process. Empty if it had none."""
     probe_kind: Literal["", "text", "numbers"] = ""
+    """Whether the probes were `text` or token `numbers`."""
     confined_by: tuple[Layer, ...] = Field(default=(), max_length=len(Layer))
+    """What confined the process that read the adapter."""
 
     @property
     def missing_isolation(self) -> list[Layer]:
@@ -83,8 +87,11 @@ class Answer(FrozenModel):
     """How the base begins to continue a prompt, alone and with the adapter. Untrusted; no verdict depends on it."""
 
     prompt: AnswerText
+    """The prompt, decoded; control and formatting characters are escaped."""
     base: AnswerText
+    """What the base alone says: generated text, the likeliest next tokens, or the start of a golden answer."""
     adapter: AnswerText
+    """The same with the adapter."""
 
 
 class Report(FrozenModel):
@@ -99,21 +106,38 @@ class Report(FrozenModel):
     """
 
     check: Check
+    """Which check: `compat` (header fits the base), `weights` (numbers), `engine` (a serving engine), `smoke` (a
+    run)."""
     subject: Digest
+    """Digest of the version that was checked."""
     base: str
+    """Name of the base model, such as `llama-3.1-8b`."""
     base_fingerprint: str
+    """Digest of the architecture of the base: tensor names, shapes, and what changes the computation."""
     findings: tuple[Finding, ...] = ()
+    """What was observed: errors first, then warnings and notes."""
     measurements: dict[MeasurementName, Number | None] = Field(default_factory=dict, max_length=100)
+    """Name with its unit → number; null if it is not finite."""
     module_norms: dict[ModulePath, ModuleNorms] = Field(default_factory=dict, max_length=MODULES_LIMIT)
+    """Path of a module → Frobenius norms of A, B, scale · BA and the base weight W; null where unknown."""
     golden: tuple[GoldenNumbers, ...] = Field(default=(), max_length=SAMPLES_LIMIT)
+    """Figures of each golden sample, in file order: log-probabilities in nats, with and without the adapter."""
     execution: Execution = Field(default_factory=Execution)
+    """How the test was run."""
     made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
+    """Tool that took part → its version."""
     reference_logprobs: ReferenceLogprobs | None = None
+    """What a serving node compares after loading; null if none were recorded."""
     images: dict[Literal["before", "after"], Image] = Field(default_factory=dict)
+    """`before` and `after` → PNG in base64, for image models."""
     thresholds: dict[str, float] = Field(default_factory=dict)
+    """Name of a threshold → the value that the findings are based on."""
     compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
+    """What PEFT reports about tensor names and shapes; absent if it was not asked."""
     engine: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
+    """Name of the engine on its node, such as `vllm-8000`."""
     answers: tuple[Answer, ...] = Field(default=(), max_length=ANSWERS_LIMIT, exclude_if=lambda answers: not answers)
+    """How base and adapter begin to continue prompts. Untrusted text; left out if there is none."""
 
     @model_validator(mode="before")
     @classmethod

@@ -71,18 +71,32 @@ class Verdict(FrozenModel):
     """
 
     check: Check
+    """Which check: `compat` (header fits the base), `weights` (numbers), `engine` (a serving engine), `smoke` (a
+    run)."""
     subject: Digest
+    """Digest of the version that was checked."""
     base: str
+    """Name of the base model, such as `llama-3.1-8b`."""
     base_fingerprint: str
+    """Digest of the architecture of the base: tensor names, shapes, and what changes the computation."""
     profile: str = ""
+    """Engine with version and settings: `vllm==0.33.0,max_lora_rank=32`. Empty if there is none."""
     outcome: Outcome
+    """`pass`, `warn`, `fail`, or `unknown` if the evidence is not enough."""
     findings: tuple[Finding, ...] = Field(default=(), max_length=FINDINGS_LIMIT)
+    """The worst findings, at most 200; `summary` counts the rest."""
     summary: str = Field(default="", max_length=2000)
+    """The first of the worst findings, and how many more there are."""
     report: Digest | None = None
+    """Digest of the full report; null if the server made the verdict."""
     made_by: dict[str, str] = {}
+    """Tool → version that made it. A newer tool renews the verdict."""
     made_at: datetime | None = None
+    """When it was made."""
     reported_by: str = ""
+    """Identity of the worker whose report decided it; empty for the server."""
     by_owner: bool = False
+    """Whether a worker of the namespace reported it, rather than one of the registry."""
 
     @classmethod
     def of(

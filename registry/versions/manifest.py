@@ -55,36 +55,52 @@ class Descriptor(FrozenModel):
     """A file of a version."""
 
     path: str
+    """Path of the file in the version, with `/` between folders."""
     media_type: str
+    """Media type, which follows from the path."""
     digest: Digest
+    """SHA-256 of the file's bytes."""
     size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
+    """Length of the file in bytes."""
 
 
 class Edge(FrozenModel):
     """Child → parent. `name` is what the parent was called then, for people; the digest is what counts."""
 
     relation: Relation
+    """How the child came from the parent."""
     digest: Digest
+    """Digest of the parent's manifest; of a base, its fingerprint."""
     name: str = Field(default="", max_length=200)
+    """Name of the parent at that time, for people. Only the digest counts."""
 
 
 class BaseRef(FrozenModel):
     """The base model of a version: its name and the digest of its architecture."""
 
     name: Annotated[str, AfterValidator(names.base_name)]
+    """Name of the base in this registry."""
     fingerprint: Digest
+    """Digest of the architecture of the base, as `GET /bases/{base}` returns it."""
 
 
 class ManifestDraft(FrozenModel):
     """A manifest whose base may still have to be chosen."""
 
     schema_version: Literal[1] = 1
+    """Version of this format."""
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
+    """Media type of this format."""
     base: BaseRef | None = None
+    """Base model that the adapter was trained on; null: the registry chooses it."""
     files: tuple[Descriptor, ...] = Field(min_length=1, max_length=FILES_LIMIT)
+    """All files, sorted by path, with at least one of weights. Together at most 40 GiB."""
     parents: tuple[Edge, ...] = Field(default=(), max_length=64)
+    """Versions that this one was made from, sorted by relation and digest."""
     annotations: dict[str, str] = Field(default={}, max_length=64)
+    """Key → value, sealed in the manifest: part of the digest, so they never change."""
     provenance: Provenance | None = Field(default=None, exclude_if=lambda declared: declared is None)
+    """What the pusher declares the version was made from; null if nothing."""
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:
@@ -129,6 +145,7 @@ class Manifest(ManifestDraft):
     """What a version is: base, files, parents and what its pusher declares."""
 
     base: BaseRef
+    """The base model that the adapter was trained on."""
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is the version."""

@@ -54,10 +54,15 @@ class Dataset(FrozenModel):
     """Data that a version was trained on. `digest` says which bytes; without it, a URI and its revision."""
 
     name: str = ""
+    """What people call it, at most 200 characters."""
     uri: str = ""
+    """Where it is, such as `hf://datasets/acme/tickets`. No user, password or signature. Empty if `digest` is set."""
     digest: Digest | None = None
+    """SHA-256 of its bytes; null if it is named by `uri` and `revision` only."""
     revision: str = ""
+    """Revision at `uri`, such as a commit."""
     split: str = ""
+    """Part of the data set, such as `train`."""
 
     @property
     def key(self) -> str:
@@ -70,24 +75,33 @@ class Run(FrozenModel):
     """The training run, by the tool that recorded it: `mlflow`, `wandb`, or any other word."""
 
     tool: str
+    """Program that recorded the run, in lower case: `mlflow`, `wandb` …"""
     id: str
+    """The run's identifier in that program, at most 200 characters."""
     url: str = ""
+    """Web page of the run (http or https)."""
 
 
 class Code(FrozenModel):
     """The code that trained it: a repository and the commit in it, whole."""
 
     repository: str
+    """URI of the repository, without credentials."""
     commit: str
+    """Whole commit: 40 or 64 lower-case hexadecimal digits."""
 
 
 class Provenance(FrozenModel):
     """What the pusher declares a version was made from. Declared, not proven."""
 
     datasets: tuple[Dataset, ...] = ()
+    """Data that it was trained on, at most 64."""
     run: Run | None = None
+    """The training run that made it; null if none is declared."""
     code: Code | None = None
+    """The code that trained it; null if none is declared."""
     parameters: dict[str, str] = {}
+    """Name → value of hyperparameters, as text. At most 200, each value at most 500 characters on one line."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

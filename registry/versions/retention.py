@@ -21,7 +21,9 @@ class RetentionRule(FrozenModel):
     """A version stays if it is among the newest, or younger than the age, or needed. At least one of both is set."""
 
     keep_newest: int | None = Field(default=None, ge=1, le=NEWEST_LIMIT)
+    """Number of newest versions that are kept, whatever their age. Null: none is kept for being new."""
     keep_seconds: int | None = Field(default=None, ge=1, le=SECONDS_LIMIT)
+    """Versions younger than this are kept. Null: none is kept for its age."""
 
     @model_validator(mode="after")
     def _check(self) -> RetentionRule:

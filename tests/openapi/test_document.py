@@ -15,7 +15,7 @@ from registry.api import PREFIX, transfer
 from registry.api.models import Problem
 from registry.api.operations.table import TAGS
 from registry.server import app
-from registry.server.routes.openapi.descriptions import PARAMETERS, read_fields
+from registry.server.routes.openapi.descriptions import PARAMETERS
 from scripts.reference import rest
 from tests.access.tenants import send
 from tests.harness import Harness
@@ -96,15 +96,6 @@ def test_every_schema_and_field_is_described_and_no_description_repeats_the_name
     for name, text in described.items():
         assert text.rstrip().endswith((".", ":", "…")), name
         assert words(text) - words(re.sub("(?<=[a-z])(?=[A-Z])", " ", name)), f"{name} is only repeated: {text}"
-
-
-def test_every_described_field_exists_and_shared_ones_are_in_several_schemas(document: dict[str, Any]) -> None:
-    described = read_fields()
-    shared = described.pop("shared")
-    fields = {name: set(schema.get("properties", {})) for name, schema in document["components"]["schemas"].items()}
-    assert {(name, field) for name, own in described.items() for field in own if field not in fields[name]} == set()
-    uses = [field for name, own in fields.items() for field in own - set(described.get(name, {}))]
-    assert {field: uses.count(field) for field in shared if uses.count(field) < 2} == {}
 
 
 def test_every_error_names_its_codes_and_every_security_scheme_says_how_it_is_used(document: dict[str, Any]) -> None:
