@@ -51,12 +51,12 @@ def describe_fields(schemas: dict[str, Any]) -> None:
 def _types_with_fields() -> Iterator[type]:
     """Every type with fields that a request or a response of an operation holds."""
     pending: list[Any] = [Problem, *(shape for row in OPERATIONS.values() for shape in (row.request, row.response))]
-    seen: list[Any] = []
+    visited: list[Any] = []
     while pending:
         kind = pending.pop()
-        if kind in seen:
+        if kind in visited:
             continue
-        seen.append(kind)
+        visited.append(kind)
         pending += get_args(kind)
         if not isinstance(kind, type):
             continue
