@@ -47,6 +47,7 @@ TABLE = [
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "pydantic"),
+    _row("registry.client.transport.http_transport", "domain client", "urllib3"),
     _row("registry.client.transport.in_process", "domain client", "anyio"),
     _row("registry.sdk", "domain client sdk", ""),
     _row("registry.training", "domain client sdk training", "transformers"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import socket
@@ -36,15 +35,6 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, HIGH + 10), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("many_files")
-def test_a_kept_connection_is_looked_at_where_thousands_of_files_are_open() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, HIGH)) as high:
-        assert not http_transport.has_data(high)
-        theirs.send(b"bye")
-        assert http_transport.has_data(high)
 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy.test:1", "http://[::1"])

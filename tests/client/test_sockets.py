@@ -349,10 +349,3 @@ def test_https_goes_through_a_tunnel_without_headers_of_the_request(environment:
             connection.send("GET", "/x")
     assert heads[0].startswith(b"CONNECT registry.example:443 HTTP/1.")
     assert TOKEN.encode() not in b"".join(heads)
-
-
-def test_links_have_connections_of_their_own(registry: Registry, home: Origin, tmp_path: Path) -> None:
-    for _ in range(2):
-        put(registry, "/api/v1/links/blob", tmp_path / "source")
-        put(registry, "/api/v1/pushes/psh_1/blobs/x", tmp_path / "source")
-    assert home.connections == 2
