@@ -15,6 +15,7 @@ from registry import __version__
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.filesystem import IS_POSIX, user_folder
+from registry.next_steps import NextStep, StepKind
 
 from .console import output, session
 
@@ -117,7 +118,9 @@ def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diag
 
 
 def _failed(about: str, error: Exception) -> Diagnosis:
-    next_step = getattr(error, "next_step", "").removesuffix(" `adapter doctor` diagnoses it")
+    next_step = error.next_step if isinstance(error, RegistryError) else ""
+    if isinstance(error, RegistryError) and error.step == NextStep(StepKind.DIAGNOSE):
+        next_step = "is it running, and is ADAPTER_REGISTRY right?"
     return Diagnosis(about, "wrong", f"{error}" + (f" ({next_step})" if next_step else ""), output.exit_code_of(error))
 
 

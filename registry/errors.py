@@ -16,19 +16,26 @@ class, so a client rebuilds the class from the code. HTTP statuses are in regist
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, ClassVar, Self
 
 from registry.findings import Finding
+from registry.next_steps import NextStep
 
 RETRY_AFTER_LIMIT_SECONDS = 10**6
 _DETAIL_LIMIT = 20_000
 _NEXT_STEP_LIMIT = 2000
 _FINDINGS_LIMIT = 200
+_PARAMETERS_LIMIT, _PARAMETER_LIMIT = 20, 600
 """Of another side's problem, whose texts and findings beyond these are not kept."""
 
 
 class RegistryError(Exception):
-    """The root. `code` is one of the class's `CODES`; `next_step` tells a person what to do."""
+    """The root. `code` is one of the class's `CODES`; `next_step` tells a person what to do.
+
+    `step` is the next step as data, for surfaces that word it otherwise. `parameters`: what the error is about, by
+    name: `adapter`, `alias`, `base`. `candidates`: what may have been meant.
+    """
 
     TITLE: ClassVar[str] = "The registry failed"
     CODES: ClassVar[frozenset[str]] = frozenset({"INTERNAL"})
@@ -39,8 +46,10 @@ class RegistryError(Exception):
         detail: str,
         *,
         findings: Iterable[Finding] = (),
-        next_step: str = "",
+        next_step: NextStep | str = "",
         retry_after_seconds: int | None = None,
+        parameters: Mapping[str, str] | None = None,
+        candidates: Iterable[str] = (),
     ) -> None:
         if code not in self.CODES:
             raise ValueError(f"{type(self).__name__} has no code {code!r}")
@@ -48,7 +57,10 @@ class RegistryError(Exception):
         self.code = code
         self.detail = detail
         self.findings = tuple(findings)
-        self.next_step = next_step
+        self.step = next_step if isinstance(next_step, NextStep) else None
+        self.next_step = next_step.as_command() if isinstance(next_step, NextStep) else next_step
+        self.parameters = dict(parameters or {})
+        self.candidates = tuple(candidates)
         self.retry_after_seconds = retry_after_seconds
 
     def to_problem(self) -> dict[str, Any]:
@@ -62,12 +74,16 @@ class RegistryError(Exception):
         }
         if self.next_step:
             problem["next_step"] = self.next_step
+        if self.parameters:
+            problem["parameters"] = self.parameters
+        if self.candidates:
+            problem["candidates"] = list(self.candidates)
         if self.retry_after_seconds is not None:
             problem["retry_after_seconds"] = self.retry_after_seconds
         return problem
 
     @classmethod
-    def from_finding(cls, code: str, finding: Finding, *, next_step: str = "") -> Self:
+    def from_finding(cls, code: str, finding: Finding, *, next_step: NextStep | str = "") -> Self:
         """The error for one broken rule."""
         return cls(code, f"{finding.location} {finding.message}", findings=[finding], next_step=next_step)
 
@@ -178,5 +194,11 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
         return Corrupt("RESPONSE_INVALID", unknown, findings=findings)
     return cls(
         code, detail, findings=findings, next_step=str(problem.get("next_step") or "")[:_NEXT_STEP_LIMIT],
-        retry_after_seconds=retry,
+        retry_after_seconds=retry, parameters=_texts_of(problem.get("parameters")),
     )  # fmt: skip
+
+
+def _texts_of(value: Any) -> dict[str, str]:
+    """The texts in an object of another side's problem."""
+    items = islice(value.items(), _PARAMETERS_LIMIT) if isinstance(value, Mapping) else ()
+    return {str(name)[:100]: text[:_PARAMETER_LIMIT] for name, text in items if isinstance(text, str)}

@@ -144,20 +144,19 @@ def nearest(kind: str, text: str) -> str:
     return "".join(difflib.get_close_matches(text, names, n=1)) if text not in names else ""
 
 
-_UNKNOWN_BASE = re.compile(r"there is no base '([^']+)'")
-_UNKNOWN = re.compile(r"adapter '([^/']+/[^'])([^']*)'(?: has no alias '([^']+)')?")
-
-
 def suggest(error: RegistryError) -> None:
-    """Begin the next step of an error about an unknown adapter, alias or base with the nearest one, if one is near."""
-    if match := _UNKNOWN_BASE.search(error.detail):
-        if base := nearest("base", match[1]):
-            error.next_step = f"did you mean '{base}'? {error.next_step}"
-    elif match := _UNKNOWN.search(error.detail):
-        start, rest, alias = match.groups("")
-        name, near = f"{start}{rest}", f"{start}{rest}:" if alias else start
-        if closest := difflib.get_close_matches(f"{near}{alias}" if alias else name, candidates("ref", near), n=1):
-            error.next_step = f"did you mean '{closest[0]}'? {error.next_step}"
+    """Give an error about an unknown adapter, alias or base the nearest one as its candidate, if one is near."""
+    if base := error.parameters.get("base"):
+        error.candidates = tuple(filter(None, [nearest("base", base)]))
+    elif adapter := error.parameters.get("adapter"):
+        alias = error.parameters.get("alias")
+        text, beginning = (f"{adapter}:{alias}", f"{adapter}:") if alias else (adapter, _beginning_of(adapter))
+        error.candidates = tuple(difflib.get_close_matches(text, candidates("ref", beginning), n=1))
+
+
+def _beginning_of(adapter: str) -> str:
+    """The namespace and the first letter, with which the nearest name begins as well."""
+    return adapter[: adapter.find("/") + 2]
 
 
 _KINDS = {"base_name": "base", "onto": "base", "group_alias": "alias", "soak_in": "alias", "scope": "name"}

@@ -168,9 +168,15 @@ def print_error(error: Exception, ctx: click.Context) -> int | None:
         line(f"  - {location}{finding.message}", err=True)
     if len(findings) > FINDINGS_SHOWN:
         line(f"  - and {len(findings) - FINDINGS_SHOWN} more", err=True)
-    if known_error.next_step:
-        line(strong("Next: ") + known_error.next_step, err=True)
+    if advice := advice_of(known_error):
+        line(strong("Next: ") + advice, err=True)
     return EXIT_CODES[type(known_error)]
+
+
+def advice_of(error: RegistryError) -> str:
+    """The nearest name, if one is known, and the next step."""
+    guess = f"did you mean '{error.candidates[0]}'?" if error.candidates else ""
+    return f"{guess} {error.next_step}".strip()
 
 
 def print_usage_error(error: click.ClickException, ctx: click.Context) -> int:

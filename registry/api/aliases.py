@@ -14,6 +14,7 @@ from registry.api.models import ItemList, ItemOutcome, PrintableText, Request, R
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
+from registry.next_steps import NextStep
 
 
 class AliasView(Response):
@@ -155,6 +156,8 @@ class GateCheck(Response):
     """What the version lacks. Empty if the gate is open."""
     next_step: str = ""
     """What to do first, in one sentence. Empty if there is nothing to do."""
+    step: NextStep | None = None
+    """The next step as data; null if the gate is open."""
 
 
 class ApproveRequest(Request):

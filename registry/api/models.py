@@ -69,6 +69,10 @@ class Problem(Response):
     """The request that caused it, as in the header `X-Request-Id` and in the server's log."""
     next_step: str = ""
     """What to do first, in one sentence. Empty if there is nothing to do."""
+    parameters: dict[str, str] = {}
+    """What the error is about, by name: `adapter`, `alias` or `base`."""
+    candidates: list[str] = []
+    """What may have been meant, the nearest first."""
     retry_after_seconds: int | None = None
     """How long to wait before a retry, as the header `Retry-After` says; null if a retry does not help."""
 

@@ -17,8 +17,37 @@ from registry.model import FrozenModel
 from registry.versions.files import GOLDEN
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
-MISSED_GOLDEN = ".".join(("smoke", "golden"))
-"""How the codes of findings begin that a golden sample left: `smoke.golden…`."""
+MISSED_GOLDEN = frozenset(
+    {"smoke.golden_missed", "smoke.golden_not_ended", "smoke.golden_skipped", "smoke.golden_unreadable"}
+)
+"""Codes of the findings that golden samples leave in a smoke test unless all of them pass."""
+ABSENT = {
+    Check.COMPAT: "gate.compat_absent",
+    Check.WEIGHTS: "gate.weights_absent",
+    Check.ENGINE: "gate.engine_absent",
+    Check.SMOKE: "gate.smoke_absent",
+}
+FAILED = {
+    Check.COMPAT: "gate.compat_fail",
+    Check.WEIGHTS: "gate.weights_fail",
+    Check.ENGINE: "gate.engine_fail",
+    Check.SMOKE: "gate.smoke_fail",
+}
+_INSUFFICIENT = {
+    Outcome.FAIL: FAILED,
+    Outcome.UNKNOWN: {
+        Check.COMPAT: "gate.compat_unknown",
+        Check.WEIGHTS: "gate.weights_unknown",
+        Check.ENGINE: "gate.engine_unknown",
+        Check.SMOKE: "gate.smoke_unknown",
+    },
+    Outcome.WARN: {
+        Check.COMPAT: "gate.compat_warn",
+        Check.WEIGHTS: "gate.weights_warn",
+        Check.SMOKE: "gate.smoke_warn",
+    },
+}
+"""Outcome that does not suffice → check → code of the finding."""
 
 
 class Approval(FrozenModel):
@@ -140,7 +169,7 @@ class Gate(FrozenModel):
             yield Finding.of("error", "gate.golden_absent", GOLDEN, "no golden samples: push the version with --golden")
             return
         smoke = evidence.newest(Check.SMOKE)
-        missed = [f for f in smoke.findings if f.code.startswith(MISSED_GOLDEN)] if smoke is not None else []
+        missed = [f for f in smoke.findings if f.code in MISSED_GOLDEN] if smoke is not None else []
         if missed:
             yield Finding.of(
                 "error", "gate.golden_missed", missed[0].location, f"a golden sample failed: {missed[0].message}"
@@ -168,11 +197,11 @@ def _lacks(check: Check, verdict: Verdict | None, profile: str = "", *, must_pas
     location = f"{check} {profile}".strip()
     if verdict is None:
         message = f"no verdict for the check '{location}' yet"
-        yield Finding.of("error", f"gate.{check}_absent", location, message)
+        yield Finding.of("error", ABSENT[check], location, message)
     elif verdict.outcome not in ((Outcome.PASS,) if must_pass else (Outcome.PASS, Outcome.WARN)):
         why = f": {verdict.summary}" if verdict.summary else ""
         message = f"the check '{location}' on base {verdict.base} says {verdict.outcome}{why}"
-        yield Finding.of("error", f"gate.{check}_{verdict.outcome}", location, message)
+        yield Finding.of("error", _INSUFFICIENT[verdict.outcome][check], location, message)
 
 
 GATES: dict[str, Gate] = {

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from registry import errors
 from registry.client.transport import HttpResponse, TransportError, invalid_response
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
+from registry.next_steps import NextStep, StepKind
 from registry.validation import UNKNOWN_FIELD, first_problem
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -42,7 +43,7 @@ def unreachable(url: str, error: TransportError) -> Unavailable:
             f"the store at {target.netloc} is unreachable: {why}",
             next_step="can this machine reach the address in the server's REGISTRY_S3_PUBLIC_ENDPOINT?",
         )
-    next_step = "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it"
+    next_step: NextStep | str = NextStep(StepKind.DIAGNOSE)
     if _UNTRUSTED in why:
         next_step = "if a private authority issued its certificate, set SSL_CERT_FILE to that authority's certificate"
     return Unavailable("SERVER_UNREACHABLE", f"the registry at {url} is unreachable: {why}", next_step=next_step)

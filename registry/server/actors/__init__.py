@@ -206,7 +206,8 @@ def is_subject(text: str) -> bool:
 def unknown_adapter(name: AdapterName, next_step: str = "") -> NotFound:
     """The error for an adapter that does not exist or that the actor may not see."""
     next_step = next_step or f"`adapter list --namespace {name.namespace}` lists those that you may see"
-    return NotFound("ADAPTER_UNKNOWN", f"there is no adapter '{name}', or you may not see it", next_step=next_step)
+    message = f"there is no adapter '{name}', or you may not see it"
+    return NotFound("ADAPTER_UNKNOWN", message, next_step=next_step, parameters={"adapter": str(name)})
 
 
 def unknown_namespace(namespace: str, next_step: str = "") -> NotFound:

@@ -56,7 +56,9 @@ def get(session: Session, base_id: int) -> BaseRow:
 def unknown_base(name: str) -> NotFound:
     """The error for a base that does not exist."""
     next_step = f"`adapter base list` shows the registered ones; `adapter base add {name[:200]} DIR` adds this one"
-    return NotFound("BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=next_step)
+    return NotFound(
+        "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=next_step, parameters={"base": name[:200]}
+    )
 
 
 def find_named(session: Session, name: str) -> BaseRow | None:

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, exists, func
 from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.next_steps import NextStep, StepKind
 from registry.server.actors import TRUSTED, Actor
 from registry.server.database import db
 from registry.server.database.expressions import any_of
@@ -121,8 +122,6 @@ def label(check: str, profile: str, by_owner: bool = False) -> str:
     return f"{check} {profile}".strip() + (" (owner)" if by_owner else "")
 
 
-def testing_step(actor: Actor, ref: str) -> str:
-    """The commands that have a version tested. An embedded registry has no workers that wait for its jobs."""
-    if actor == TRUSTED:
-        return f"run `adapter smoke-test {ref}`, then `adapter worker --once`"
-    return f"run `adapter smoke-test {ref} --wait`"
+def testing_step(actor: Actor, ref: str) -> NextStep:
+    """How to have a version tested. An embedded registry has no workers that wait for its jobs."""
+    return NextStep(StepKind.SMOKE_TEST_AND_WORK if actor == TRUSTED else StepKind.SMOKE_TEST, ref)

@@ -248,7 +248,10 @@ def unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
     """The error for a selector that names nothing."""
     code, noun = ("ALIAS_UNKNOWN", "alias") if is_alias(selector) else ("VERSION_UNKNOWN", "version")
     next_step = f"`adapter versions {name}` lists its versions and aliases; {name} alone is the newest"
-    return NotFound(code, f"adapter '{name}' has no {noun} '{selector}'", next_step=next_step)
+    return NotFound(
+        code, f"adapter '{name}' has no {noun} '{selector}'", next_step=next_step,
+        parameters={"adapter": str(name), noun: str(selector)},
+    )  # fmt: skip
 
 
 def find_adapter(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:

@@ -25,6 +25,7 @@ from registry import __version__
 from registry.digest import Digest
 from registry.durations import format_duration
 from registry.errors import NotFound, RegistryError
+from registry.next_steps import NextStep, StepKind
 from registry.server.database import db
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
@@ -214,31 +215,29 @@ def format_prose(text: str) -> Markup:
     return Markup("").join(code.format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
-_STEPS_ON_PAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(expression), step)
-    for expression, step in (
-        (r"run `adapter approve .*`", "approve the version with the form on the page of the alias"),
-        (r", then look at `adapter gate show .*`", ": the page of the alias says how long it still takes"),
-        (r"look at `adapter show .*`", "look at the page of the version"),
-        (r"look at it again with `adapter history .*`", "open the page of the alias again: it shows the last move"),
-        (r"name one with --to", "promote one with the form on the page of the alias"),
-        (r", or pass --force", ", or delete it with `adapter alias delete --force`"),
-        (r"delete one: `adapter alias delete`", "delete one on its page"),
-    )
-)
+_STEPS_ON_PAGES = {
+    StepKind.APPROVE: "approve the version with the form {there}",
+    StepKind.SOAK: "promote it there and wait: the page of the alias says how long it still takes",
+    StepKind.SHOW_VERSION: "look at the page of the version",
+    StepKind.SHOW_HISTORY: "open the page of the alias again: it shows the last move",
+    StepKind.CHOOSE_VERSION: "promote one with the form {there}",
+    StepKind.DELETE_ALIAS: "delete one on its page",
+    StepKind.RELEASE_ALIAS: "let them follow another alias, or delete it with `adapter alias delete --force`",
+}
+"""What a person on a page does; other steps are commands there, too."""
 
 
-def format_step(text: str) -> Markup:
-    """Return the next step after an error for people who are on a page: a form instead of a command, if there is one.
+def format_step(step: NextStep | str, there: str = "on the page of the alias") -> Markup:
+    """Return a next step for people who are on a page: a form instead of a command, if there is one.
 
-    >>> format_step("run `adapter approve acme/support@3 prod`")
-    Markup('Approve the version with the form on the page of the alias')
-    >>> format_step("ask ann to run `adapter approve acme/support@3 prod`")
+    >>> format_step(NextStep(StepKind.APPROVE, "acme/support@3", "prod", ask=("ann",)))
     Markup('Ask ann to approve the version with the form on the page of the alias')
     """
-    for expression, step in _STEPS_ON_PAGES:
-        text = expression.sub(step, text)
-    return format_prose(text)
+    if isinstance(step, str):
+        return format_prose(step)
+    if step.kind not in _STEPS_ON_PAGES:
+        return format_prose(step.as_command())
+    return format_prose(step.whom() + _STEPS_ON_PAGES[step.kind].format(there=there))
 
 
 def section_of(address: str) -> str:

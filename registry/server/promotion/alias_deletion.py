@@ -9,16 +9,18 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.aliases import AliasMove
-from registry.errors import Conflict, NotFound, Refused
+from registry.errors import Conflict, Refused
 from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName
+from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
+from registry.server.promotion.aliases import unknown_alias
 from registry.server.promotion.move_decisions import moved_error
 from registry.server.promotion.moves import next_time
 from registry.server.serving import reports
@@ -39,7 +41,7 @@ def delete_alias(
     statement = select(AliasRow).where(AliasRow.adapter_id == adapter.id, AliasRow.alias == alias).with_for_update()
     row = session.exec(statement.execution_options(populate_existing=True)).first()
     if row is None:
-        raise NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'")
+        raise unknown_alias(name, alias)
     if row.generation != generation:
         raise moved_error(name, alias, generation, row.generation)
     if not force:
@@ -70,5 +72,5 @@ def _require_unused(session: Session, name: AdapterName, alias: str) -> None:
         ]
         raise Conflict(
             "ALIAS_IN_USE", f"{count} {name} by its alias '{alias}', and would unload it",
-            findings=findings, next_step="let them follow another alias, or pass --force",
+            findings=findings, next_step=NextStep(StepKind.RELEASE_ALIAS, str(name), alias),
         )  # fmt: skip

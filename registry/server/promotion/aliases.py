@@ -70,9 +70,15 @@ def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> views
     adapter = versions.find_adapter(session, actor, name)
     row = session.get(AliasRow, (adapter.id, alias), populate_existing=True)
     if row is None:
-        raise NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'")
+        raise unknown_alias(name, alias)
     version = session.get_one(VersionRow, row.version_id)
     return db.to_view(row, views.AliasView, number=version.number, digest=version.digest)
+
+
+def unknown_alias(name: AdapterName, alias: str) -> NotFound:
+    """The error for an alias that the adapter does not have."""
+    parameters = {"adapter": str(name), "alias": alias}
+    return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{alias}'", parameters=parameters)
 
 
 def find_deleted(session: Session, adapter_id: int | None, limit: int) -> list[str]:

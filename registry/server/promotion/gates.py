@@ -19,11 +19,12 @@ from registry.api.aliases import GateCheck, GateList, GateView
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Refused, TooLarge
 from registry.evaluation import gates as domain
-from registry.evaluation.gates import MISSED_GOLDEN, Approval, Evidence, Gate
+from registry.evaluation.gates import ABSENT, FAILED, MISSED_GOLDEN, Approval, Evidence, Gate
 from registry.evaluation.verdicts import Check, Verdict
 from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName, Ref, Selector
+from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
@@ -206,40 +207,39 @@ def _check(session: Session, actor: Actor, moves: Sequence[tuple[AdapterName, st
         missing = gate.gate.missing(evidence)
         step = next_step(actor, name, version, alias, gate.gate, evidence)
         checks.append(GateCheck(
-            alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step
+            alias=alias, number=version.number, gate=gate, open=not missing, missing=missing,
+            next_step=step.as_command() if step is not None else "", step=step,
         ))  # fmt: skip
     return checks
 
 
 def next_step(
     actor: Actor, name: AdapterName, version: VersionRow, alias: str, gate: Gate, evidence: Evidence
-) -> str:  # fmt: skip
-    """The command that helps with the first of what is missing; empty if nothing is.
+) -> NextStep | None:  # fmt: skip
+    """What helps with the first of what is missing; None if nothing is.
 
     A check that failed comes first: for these bytes nothing else can help.
     """
-    missing = gate.missing(evidence)
+    missing = [finding.code for finding in gate.missing(evidence)]
     if not missing:
-        return ""
+        return None
     ref = f"{name}@{version.number}"
-    code = next((finding.code for finding in missing if finding.code.endswith("_fail")), missing[0].code)
-    if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
+    code = next((code for code in missing if code in FAILED.values()), missing[0])
+    if code in (ABSENT[Check.COMPAT], ABSENT[Check.WEIGHTS], ABSENT[Check.SMOKE]):
         return verdicts.testing_step(actor, ref)
-    steps = {
-        "gate.approvals_missing": f"{_who_approves(actor, gate, evidence)}run `adapter approve {ref} {alias}`",
-        "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
-        "gate.soak_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
-    }
-    return steps.get(code, f"look at `adapter show {ref}`")
+    if code == "gate.approvals_missing":
+        return NextStep(StepKind.APPROVE, ref, alias, _approvers_to_ask(actor, gate, evidence))
+    kinds = {"gate.signature_absent": StepKind.SIGN, "gate.soak_short": StepKind.SOAK}
+    return NextStep(kinds.get(code, StepKind.SHOW_VERSION), ref, alias)
 
 
-def _who_approves(actor: Actor, gate: Gate, evidence: Evidence) -> str:
-    """Whom to ask for an approval; empty if one of the actor counts."""
+def _approvers_to_ask(actor: Actor, gate: Gate, evidence: Evidence) -> tuple[str, ...]:
+    """Whom to ask for an approval; nobody if one of the actor counts."""
     approved = {approval.identity for approval in evidence.approvals}
     if actor.identity not in approved and gate.accepts_approval_of(actor.identity, evidence):
-        return ""
+        return ()
     others = (i for i in gate.approvers if i not in approved and gate.accepts_approval_of(i, evidence))
-    return f"ask {' or '.join(others) or 'someone else who may promote'} to "
+    return tuple(others) or ("someone else who may promote",)
 
 
 def gather_evidence(
@@ -290,7 +290,7 @@ def _add_golden_findings(session: Session, newest: Mapping[int, list[Verdict]], 
     """Give the last smoke test of each version its first finding about a golden sample: gates read no other."""
     for version_id, stored in version_groups.last_findings(session, version_ids, Check.SMOKE) if version_ids else ():
         findings = (Finding.from_dict(finding) for finding in stored)
-        missed = (finding for finding in findings if finding is not None and finding.code.startswith(MISSED_GOLDEN))
+        missed = (finding for finding in findings if finding is not None and finding.code in MISSED_GOLDEN)
         own, update = newest[version_id], {"findings": tuple(islice(missed, 1))}
         for position in [i for i, verdict in enumerate(own) if verdict.check is Check.SMOKE][-1:]:
             own[position] = own[position].model_copy(update=update)

@@ -18,6 +18,7 @@ from registry.evaluation.gates import Evidence, Gate
 from registry.evaluation.verdicts import WEIGHTS_PENDING
 from registry.findings import Finding
 from registry.names import AdapterName, Alias, Ref, Selector
+from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import availability
@@ -141,7 +142,7 @@ def decide(actor: Actor, facts: MoveFacts) -> MoveDecision:
     if facts.is_repeated:
         raise Invalid("REQUEST_INVALID", f"items: '{move.name}:{move.alias}' is named twice")
     if move.is_rollback and before.version_id is None:
-        raise NotFound("ALIAS_UNKNOWN", f"adapter '{move.name}' has no alias '{move.alias}'")
+        raise aliases.unknown_alias(move.name, str(move.alias))
     version = facts.version if move.to is not None else _find_previous(facts)
     availability.require_available(move.name, version)
     if not before.is_expected(move.expected_generation):
@@ -163,7 +164,7 @@ def _find_previous(facts: MoveFacts) -> VersionRow:
     raise NotFound(
         "VERSION_UNKNOWN",
         f"alias '{facts.move.alias}' of '{facts.move.name}' has no earlier version that is still available",
-        next_step="name one with --to",
+        next_step=NextStep(StepKind.CHOOSE_VERSION, str(facts.move.name), facts.move.alias),
     )
 
 
@@ -178,13 +179,13 @@ def _pass_gate(actor: Actor, facts: MoveFacts) -> list[dict[str, Any]]:
     return [{"check": BREAK_GLASS, "missing": [f.code for f in missing]}, *evidence] if missing else evidence
 
 
-def _closed_gate(facts: MoveFacts, missing: Sequence[Finding], next_step: str) -> Refused | Unavailable:
+def _closed_gate(facts: MoveFacts, missing: Sequence[Finding], next_step: NextStep | None) -> Refused | Unavailable:
     """The error for a closed gate. One that only waits for large weights to be read opens by itself."""
     detail = f"version {facts.version.number} of '{facts.move.name}' may not become '{facts.move.alias}'"
     detail += f": {missing[0].message}" + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
     if all(finding.code == WEIGHTS_PENDING for finding in missing):
         return Unavailable("TRY_LATER", detail, findings=missing, retry_after_seconds=PENDING_RETRY_SECONDS)
-    return Refused("GATE_CLOSED", detail, findings=missing, next_step=next_step)
+    return Refused("GATE_CLOSED", detail, findings=missing, next_step=next_step or "")
 
 
 def moved_error(name: AdapterName, alias: str, expected: int, actual: int) -> Conflict:
@@ -192,5 +193,5 @@ def moved_error(name: AdapterName, alias: str, expected: int, actual: int) -> Co
     return Conflict(
         "ALIAS_MOVED",
         f"alias '{alias}' of '{name}' is at generation {actual}, not {expected}: someone moved it",
-        next_step=f"look at it again with `adapter history {name}:{alias}`",
+        next_step=NextStep(StepKind.SHOW_HISTORY, str(name), alias),
     )

@@ -25,6 +25,7 @@ from registry.errors import RegistryError, TooLarge
 from registry.evaluation.gates import Evidence, Gate
 from registry.events import EventType
 from registry.names import AdapterName, Ref
+from registry.next_steps import NextStep, StepKind
 from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import availability, version_groups
@@ -262,7 +263,7 @@ def write(
 def _require_space(name: AdapterName, count: int) -> None:
     if count > ALIASES_LIMIT:
         detail = f"an adapter has at most {ALIASES_LIMIT} aliases, and '{name}' has no space left"
-        raise TooLarge("QUOTA_EXCEEDED", detail, next_step="delete one: `adapter alias delete`")
+        raise TooLarge("QUOTA_EXCEEDED", detail, next_step=NextStep(StepKind.DELETE_ALIAS, str(name)))
 
 
 def _swap(
