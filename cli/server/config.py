@@ -46,7 +46,10 @@ def config_group() -> None:
 @CONFIG_OPTION
 @tables.prints(SETTINGS)
 def show_config(config: str | None) -> None:
-    """Show each setting of a server, and where it comes from; then its limits, and why. Passwords are hidden."""
+    """Show the settings of a server and its limits.
+
+    Each setting with where it comes from, each limit with its reason. Passwords are hidden.
+    """
     variables = environment(config=config)
     sources = read_sources(variables)
     settings = Settings.from_env(variables)

@@ -67,6 +67,7 @@ LIMITS: tuple[Limit, ...] = tuple(
             ("bytes of a tenant in flight", size(admission.BYTES_EACH), _MEMORY),
             ("bytes of all in flight", size(admission.BYTES), _MEMORY),
             ("uploads of a token at a time", rate_limits.UPLOADS_PER_TOKEN, "each may have a temporary file"),
+            ("head of a request", size(middleware.HEAD_LIMIT_BYTES), _MEMORY),
             ("body before sign-in", size(request_body.UNTRUSTED_BYTES), "strangers get little memory"),
             ("body of a request", size(request_body.BODY_LIMIT_BYTES), _MEMORY),
             ("body of a push", size(transfer.BULK_BODY_BYTES), _MEMORY),

@@ -129,11 +129,11 @@ def test_a_form_is_not_json_and_a_large_one_is_not_read(server: Server) -> None:
 
 def test_an_oversized_url_and_oversized_headers_are_refused(server: Server) -> None:
     """Or the connection ends: who still sends may not hear why."""
-    assert server.status(server.ask("GET", "/api/v1/adapters?text=" + "x" * 2**20)) in (414, CLOSED)
+    assert server.status(server.ask("GET", "/api/v1/adapters?text=" + "x" * 2**20)) in (400, CLOSED)
     headers = (f"X-{n}: {'y' * 1000}" for n in range(2000))
-    assert server.status(server.ask("GET", WHOAMI, *headers)) in (431, CLOSED)
-    assert server.status(server.ask("GET", "/api/v1/adapters?text=" + "x" * 70_000)) == 414
-    assert server.status(server.ask("GET", WHOAMI, *(f"X-{n}: {'y' * 1000}" for n in range(70)))) == 431
+    assert server.status(server.ask("GET", WHOAMI, *headers)) in (400, CLOSED)
+    assert server.status(server.ask("GET", "/api/v1/adapters?text=" + "x" * 70_000)) == 400
+    assert server.status(server.ask("GET", WHOAMI, *(f"X-{n}: {'y' * 1000}" for n in range(70)))) == 400
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "1" + "0" * 9, "9" * 400])

@@ -1,6 +1,7 @@
 """`RequestMiddleware`: an outer ASGI layer. It sets the request id and rejects requests that are malformed.
 
 - Every response carries X-Request-Id: the client's if it is well-formed, else a new one.
+- A head of at most `HEAD_LIMIT_BYTES`.
 - At most one Host header, which must be a host with or without a port.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
 - At most one Authorization header, so that no two layers can read different ones.
@@ -23,6 +24,9 @@ from registry.server.http.problems import problem_response
 BODY_BYTES_PER_SECOND = 16 * 2**10
 """The deadline of a body is its size divided by this, and a minute (`Settings.stall_seconds`)."""
 
+HEAD_LIMIT_BYTES = 64 * 2**10
+"""Of the path, the query and the headers of a request that is handled. A proxy limits what arrives (docs/deploy.md)."""
+_LARGE_HEAD = Invalid("REQUEST_INVALID", f"the head of the request has over {HEAD_LIMIT_BYTES} bytes")
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
 _BAD_HOST = Invalid("REQUEST_INVALID", "the Host header is not a host")
 _SEVERAL_HOSTS = Invalid("REQUEST_INVALID", "the request has several Host headers: send one")
@@ -34,6 +38,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
 def has_several_tokens(scope: Scope) -> bool:
     """Whether a request has more than one Authorization header."""
     return _count(scope, b"authorization") > 1
+
+
+def _head_bytes(scope: Scope) -> int:
+    of_headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return of_headers + len(scope["path"]) + len(scope.get("query_string", b""))
 
 
 def _count(scope: Scope, header: bytes) -> int:
@@ -72,6 +81,8 @@ class RequestMiddleware:
             await response(scope, guard, send_with_id)
         elif not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
             await _send_problem(send_with_id, request_id, _BAD_HOST)
+        elif _head_bytes(scope) > HEAD_LIMIT_BYTES:
+            await _send_problem(send_with_id, request_id, _LARGE_HEAD)
         elif _count(scope, b"host") > 1:
             await _send_problem(send_with_id, request_id, _SEVERAL_HOSTS)
         elif has_several_tokens(scope):
