@@ -68,9 +68,9 @@ def code_lines(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     omitted: set[int] = set()
     for node in ast.walk(tree):
-        is_import = isinstance(node, ast.Import | ast.ImportFrom)
-        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant | ast.JoinedStr)
-        if is_import or (is_docstring and isinstance(getattr(node.value, "value", None), str)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring, or `...`
+            omitted.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             omitted.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     for number, line in enumerate(source.splitlines(), 1):
         text = line.strip()

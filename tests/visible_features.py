@@ -24,7 +24,7 @@ def features() -> Iterator[str]:
     for router in app.ROUTERS:
         for route in router.routes:
             if isinstance(route, APIRoute):
-                yield from (f"route {method} {route.path}" for method in route.methods)
+                yield from (f"route {method} {route.path}" for method in route.methods or ())
     for variable, _, _ in settings.server():
         yield f"setting {variable}"
     for group in settings.client().values():

@@ -63,7 +63,7 @@ def memory_limit(server: Server, limit_bytes: int) -> Iterator[None]:
 def hostile_requests(url: str, secret: str) -> Iterator[list[int]]:
     """Send large bodies, and ask for long lists, over many connections until the end of the block."""
     end, statuses = threading.Event(), list[int]()
-    modules = {f"m{n}": {} for n in range(MANY_VALUES_LIMIT // 8)}
+    modules: dict[str, dict[str, str]] = {f"m{n}": {} for n in range(MANY_VALUES_LIMIT // 8)}
     body = json.dumps({"spec": {"name": "evil/base", "modules": modules}}).encode()[: 2**23 - 1]
 
     def send(number: int) -> None:
