@@ -102,7 +102,8 @@ def _server(registry: Registry) -> Iterator[Diagnosis]:
         f"{verb} {', '.join(names)}" for verb, names in (("has", options[True]), ("lacks", options[False])) if names
     ]
     if texts:
-        yield Diagnosis("store", "ok", "; ".join(texts))
+        consequence = ": all bytes pass through the server" if options[False] else ""
+        yield Diagnosis("store", "note" if options[False] else "ok", "; ".join(texts) + consequence)
 
 
 def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diagnosis]:

@@ -60,7 +60,7 @@ TABLE = [
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.catalog.metadata_backup", "domain server", "pydantic sqlalchemy sqlmodel"),
     _row("registry.server.resolve_cache", "domain server", "anyio sqlmodel sqlalchemy starlette"),
-    _row("registry.server.storage.s3", "domain server", "boto3 botocore urllib3"),
+    _row("registry.server.storage.s3", "domain server", "boto3 botocore"),
     _row("registry.server.database.engine", "domain server", "sqlalchemy pysqlite3"),
     _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.evaluation.norms", "domain", "numpy"),

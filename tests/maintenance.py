@@ -10,7 +10,7 @@ from registry.digest import Digest
 from registry.server.database import db
 from registry.server.database.models import BlobRow
 from registry.server.database.models.pushes import PushRow
-from registry.server.storage.blobs import key_of
+from registry.server.storage.blobs import key_of, write_blob
 from tests import samples
 from tests.bulk import plan_push
 from tests.harness import Harness, rows, upload
@@ -64,7 +64,7 @@ def states(harness: Harness) -> dict[str, str]:
 def orphan(harness: Harness, data: bytes = b"unreferenced") -> Digest:
     """Store a live blob that nothing refers to."""
     digest = Digest.of(data)
-    harness.blobs.put(key_of(digest), [data], limit_bytes=len(data))
+    write_blob(harness.blobs, key_of(digest), [data], limit_bytes=len(data))
     with harness.session(write=True) as session:
         session.add(BlobRow(digest=digest, size_bytes=len(data), created_at=db.now()))
     return digest

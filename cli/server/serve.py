@@ -99,9 +99,7 @@ def _serve(
     log = app.state.audit_log
     app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
     if problem := try_store(app.state.blobs, settings.blobs):
-        output.line(
-            output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
-        )
+        output.line(output.styled(problem, "yellow"), err=True)
     with explain_failure(engine):  # last: the key of a server that starts for nothing does not become that of the log
         log.claim()
     gc.freeze()  # modules stay alive, so the collector need not traverse them

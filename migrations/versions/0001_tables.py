@@ -105,7 +105,6 @@ TABLES = (
     "draft",
     "draft_file",
     "xorb",
-    "xet_session",
     "job",
     "job_step",
     "process_lock",
@@ -677,7 +676,7 @@ def _pushes() -> None:
         sa.Column("push_id", sa.String(), nullable=False),
         sa.Column("digest", sa.String(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("staging_key", sa.String(), nullable=False),
+        sa.Column("is_requested", sa.Boolean(), nullable=False),
         sa.Column("is_stored", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["push_id"], ["push.id"], name="fk_push_blob_push_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("push_id", "digest", name="pk_push_blob"),
@@ -730,16 +729,6 @@ def _hub() -> None:
         sa.Column("chunk_ends", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["push_id"], ["push.id"], name="fk_xorb_push_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("push_id", "hash", name="pk_xorb"),
-    )
-    op.create_table(
-        "xet_session",
-        sa.Column("push_id", sa.String(), nullable=False),
-        sa.Column("word", sa.String(), nullable=False),
-        sa.Column("has_shard", sa.Boolean(), nullable=False),
-        sa.Column("is_shared", sa.Boolean(), nullable=False),
-        sa.Column("is_closed", sa.Boolean(), nullable=False),
-        sa.ForeignKeyConstraint(["push_id"], ["push.id"], name="fk_xet_session_push_id", ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("push_id", name="pk_xet_session"),
     )
 
 

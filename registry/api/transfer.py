@@ -80,7 +80,7 @@ class BulkPushRequest(Request):
     """Pushes to plan. Each has its own outcome.
 
     `excerpts`: the first bytes of files (base64), each once, by which pushes are evaluated before their files are sent:
-    of weights the header, of other small files all. `dry_run`: evaluate and respond, but store nothing.
+    of weights the header, of other small files all, which then need not be sent. `dry_run`: evaluate and store nothing.
     """
 
     model_config = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
@@ -88,8 +88,8 @@ class BulkPushRequest(Request):
     items: Annotated[tuple[PushItem, ...], BULK_COUNT]
     """Pushes to plan. Each has its own outcome, at the same index of the response."""
     excerpts: tuple[bytes, ...] = Field(default=(), max_length=EXCERPTS_LIMIT)
-    """First bytes of files in base64, each once: of weights the header, of other small files all. They can only have a
-    push refused or choose its base."""
+    """First bytes of files in base64, each once: of weights the header, of other small files all, which then
+    need not be sent. What is not a whole file can only have a push refused or choose its base."""
     dry_run: bool = False
     """Evaluate the pushes and respond, but store nothing."""
 
@@ -155,7 +155,7 @@ class PushPlan(Response):
     """Commit before this time, or plan again."""
 
 
-class SmallBlob(Request):
+class SmallBlob(Response):
     """The bytes of a small blob (base64)."""
 
     digest: Digest
@@ -165,17 +165,12 @@ class SmallBlob(Request):
 
 
 class CommitItem(Request):
-    """One commit of a request. `alias` moves through its gate after the version exists.
-
-    `small` holds small blobs that were not uploaded: most versions have few large files.
-    """
+    """One commit of a request. `alias` moves through its gate after the version exists."""
 
     push_id: Name
     """Identifier of the planned push (`psh_…`)."""
     alias: str = ""
     """Alias to move to the new version, if its gate is open. Empty: none."""
-    small: tuple[SmallBlob, ...] = Field(default=(), max_length=FILES_LIMIT)
-    """Small files, sent here instead of in an upload each."""
 
 
 class BulkCommitRequest(Request):

@@ -80,6 +80,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
         settings, routes, engine_profiles.find_stored_profile,
         engine=engine or open_database(settings), blobs=blobs or open_store(settings),
     )  # fmt: skip
+    app.state.quick_blobs = blobs or open_store(settings, is_quick=True)
     app.state.issuers = Issuers.read(settings.issuers)
     app.state.error_page = render_unknown if settings.pages != "off" else None
     log = app.state.audit_log

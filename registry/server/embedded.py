@@ -19,8 +19,7 @@ from registry.server.base_app import build_base_app
 from registry.server.database.engine import explain_failure, open_database, require_limits
 from registry.server.database.revision import is_newest
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore
-from registry.server.storage.local import LocalBlobs
+from registry.server.storage.open import open_second_copy, open_store
 
 ROUTERS: Mapping[str, str] = {
     "registry.server.routes.adapters:router": "adapters lineage metadata resolve",
@@ -76,9 +75,10 @@ def open_embedded() -> Iterator[FastAPI]:
             require_limits(engine)
             if not is_newest(engine):
                 lazy.load("registry.server.database.schema:prepare")(engine)
+        open_second_copy(settings)  # a wrong URL is an error of every command
         routes = [RoutesOnDemand(path, words) for path, words in ROUTERS.items()]
         app = build_base_app(
-            settings, routes, _find_profile, engine=engine, blobs=_open_store(settings),
+            settings, routes, _find_profile, engine=engine, blobs=open_store(settings),
             trusted=actors.TRUSTED,
         )  # fmt: skip
         log = app.state.audit_log
@@ -98,11 +98,3 @@ def open_embedded() -> Iterator[FastAPI]:
 def _find_profile(name: str, version: str) -> str:
     profile: str = lazy.load("registry.server.evaluation.engine_profiles:find_stored_profile")(name, version)
     return profile
-
-
-def _open_store(settings: Settings) -> BlobStore:
-    if settings.blobs.startswith("s3:") or settings.second_copy:
-        lazy.load("registry.server.storage.open:open_second_copy")(settings)
-        store: BlobStore = lazy.load("registry.server.storage.open:open_store")(settings)
-        return store
-    return LocalBlobs.from_url(settings.blobs)

@@ -35,8 +35,7 @@ class Settings:
     s3_public_endpoint: str = ""
     """URL at which clients reach the same store; used in presigned links. Default: `REGISTRY_S3_ENDPOINT`."""
     parts_from_bytes: int = 0
-    """Size from which blobs are uploaded to an S3 store in resumable parts of 32 MiB. 0: 1 GiB if the store verifies
-    the SHA-256 of a one-part upload (`checksum_parts`), else 64 MiB."""
+    """Size from which blobs are uploaded to an S3 store in resumable parts of 16 MiB; 0: 1 GiB."""
     public_url: str = ""
     """URL at which clients reach this server, for absolute links. Default: links are relative."""
     push_hold_seconds: int = 24 * 3600

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import update
@@ -15,6 +14,7 @@ from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.maintenance.reindex import rebuild_index
 from registry.server.promotion import removal
+from registry.server.storage.blobs import BlobWriter, write_blob
 from tests.access.tenants import Tenants
 from tests.harness import Harness, rows
 from tests.memory_blobs import MemoryBlobs
@@ -39,7 +39,7 @@ def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None
     removal.delete_records(harness.engine, harness.blobs, gone)
     assert list(harness.blobs.list(folder)) == []
     for key, data in records.items():  # as if the server had died before it could forget
-        harness.blobs.put(key, [data], limit_bytes=len(data))
+        write_blob(harness.blobs, key, [data], limit_bytes=len(data))
     assert rebuild_index(harness.engine, harness.blobs, TRUSTED, ReindexRequest()).findings == []
     with harness.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
@@ -67,11 +67,11 @@ class ActBeforeBackup(MemoryBlobs):
         super().__init__()
         self.act: Callable[[], object] | None = None
 
-    def put(self, key: str, chunks: Iterable[bytes], **how: Any) -> Any:
+    def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
         if key.startswith(metadata_backup.VERSIONS) and self.act is not None:
             act, self.act = self.act, None
             act()
-        return super().put(key, chunks, **how)
+        return super().open_writer(key, limit_bytes=limit_bytes)
 
 
 @pytest.mark.parametrize("ends", [False, True])

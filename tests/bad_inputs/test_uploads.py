@@ -159,7 +159,7 @@ def test_a_manifest_that_breaks_its_shape_is_refused(refusing: RawClient, change
 
 def assert_nothing_kept(client: RawClient) -> None:
     store = client.harness.blobs
-    assert list(store.list("staging/")) == []
+    assert list(store.list("blobs/")) == []
     assert list(store.list("blobs/")) == []
     if isinstance(store, LocalBlobs):
         assert not list((store.root / "tmp").glob("*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import threading
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.digest import Digest, Hasher
+from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge, Unavailable
-from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
+from registry.server.storage.blobs import BlobStore, key_of, staging_key_of, write_blob
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.store import S3Blobs
@@ -22,7 +21,7 @@ from tests.memory_blobs import MemoryBlobs
 
 DATA = random.Random(7).randbytes(3 * 2**20 + 17)
 DIGEST = Digest.of(DATA)
-STAGED = staging_key_of("push1", DIGEST)
+KEY = key_of(DIGEST)
 
 
 @pytest.fixture(params=["memory", "local", "s3"])
@@ -38,46 +37,28 @@ def pieces(data: bytes, size: int = 100_000) -> Iterator[bytes]:
 
 
 def test_a_blob_is_read_back_whole_and_in_ranges(store: BlobStore) -> None:
-    stat = store.put(STAGED, pieces(DATA), expect=DIGEST, limit_bytes=len(DATA))
-    assert (stat.size_bytes, stat.digest, stat.key) == (len(DATA), DIGEST, STAGED)
-    assert b"".join(store.open(STAGED)) == DATA
-    assert b"".join(store.open(STAGED, 2**20 - 1, 2**20 + 3)) == DATA[2**20 - 1 : 2**21 + 2]
-    assert store.read(STAGED, len(DATA) - 5, 100) == DATA[-5:]
-    assert store.read(STAGED, len(DATA) + 5, 100) == b""
-    assert store.read(STAGED, 0, 0) == b""
+    stat = write_blob(store, KEY, pieces(DATA), limit_bytes=len(DATA))
+    assert (stat.size_bytes, stat.key) == (len(DATA), KEY)
+    assert b"".join(store.open(KEY)) == DATA
+    assert b"".join(store.open(KEY, 2**20 - 1, 2**20 + 3)) == DATA[2**20 - 1 : 2**21 + 2]
+    assert store.read(KEY, len(DATA) - 5, 100) == DATA[-5:]
+    assert store.read(KEY, len(DATA) + 5, 100) == b""
+    assert store.read(KEY, 0, 0) == b""
 
 
 def test_an_empty_blob_can_be_stored(store: BlobStore) -> None:
     key = key_of(Digest.of(b""))
-    assert store.put(key, [], limit_bytes=0).size_bytes == 0
+    assert write_blob(store, key, [], limit_bytes=0).size_bytes == 0
     assert list(store.open(key)) == []
 
 
 def test_wrong_bytes_are_rejected_and_leave_nothing(store: BlobStore) -> None:
     with pytest.raises(Invalid) as refusal:
-        store.put(STAGED, [DATA[:-1] + b"x"], limit_bytes=len(DATA))
+        write_blob(store, KEY, [DATA[:-1] + b"x"], limit_bytes=len(DATA))
     assert (refusal.value.code, refusal.value.findings[0].code) == ("BLOB_MISMATCH", "blob.digest_mismatch")
-    assert store.stat(STAGED) is None
-    assert list(store.list("staging/")) == []
+    assert store.stat(KEY) is None
+    assert list(store.list("blobs/")) == []
     assert_no_litter(store)
-
-
-def test_expecting_another_digest_than_the_keys_is_rejected(store: BlobStore) -> None:
-    with pytest.raises(Invalid):
-        store.put(STAGED, [DATA], expect=Digest.of(b"other"), limit_bytes=len(DATA))
-
-
-def test_bytes_that_the_caller_has_hashed_are_only_counted(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hasher, "update", None)
-    with pytest.raises(Invalid) as refusal:
-        store.put(STAGED, [DATA[:-1]], limit_bytes=len(DATA), is_hashed=True)
-    assert (refusal.value.code, refusal.value.findings[0].code) == ("BLOB_MISMATCH", "blob.size_mismatch")
-    with pytest.raises(TooLarge):
-        store.put(STAGED, [DATA, b"x"], limit_bytes=len(DATA), is_hashed=True)
-    assert store.stat(STAGED) is None
-    assert_no_litter(store)
-    assert store.put(STAGED, pieces(DATA), limit_bytes=len(DATA), is_hashed=True).digest == DIGEST
-    assert b"".join(store.open(STAGED)) == DATA
 
 
 def test_too_many_bytes_are_rejected_before_the_stream_ends(store: BlobStore) -> None:
@@ -90,9 +71,9 @@ def test_too_many_bytes_are_rejected_before_the_stream_ends(store: BlobStore) ->
             yield b"a" * 1000
 
     with pytest.raises(TooLarge):
-        store.put(STAGED, endless(), limit_bytes=10_000)
+        write_blob(store, KEY, endless(), limit_bytes=10_000)
     assert sent <= 12_000
-    assert store.stat(STAGED) is None
+    assert store.stat(KEY) is None
     assert_no_litter(store)
 
 
@@ -102,93 +83,53 @@ def test_a_broken_stream_leaves_nothing(store: BlobStore) -> None:
         raise ConnectionError("the line broke")
 
     with pytest.raises(ConnectionError):
-        store.put(STAGED, broken(), limit_bytes=len(DATA))
-    assert store.stat(STAGED) is None
+        write_blob(store, KEY, broken(), limit_bytes=len(DATA))
+    assert store.stat(KEY) is None
     assert_no_litter(store)
 
 
-def test_promotion_creates_the_final_key_once_and_keeps_the_staging_key(store: BlobStore) -> None:
-    store.put(STAGED, [DATA], limit_bytes=len(DATA))
-    store.promote(STAGED, DIGEST)
-    store.promote(STAGED, DIGEST)
-    assert b"".join(store.open(key_of(DIGEST))) == DATA
-    assert store.stat(STAGED) is not None
-    store.delete(STAGED)
-    store.promote(STAGED, DIGEST)
-    assert [stat.key for stat in store.list("blobs/")] == [key_of(DIGEST)]
-
-
-def test_promoting_a_missing_blob_raises_not_found(store: BlobStore) -> None:
-    with pytest.raises(NotFound) as refusal:
-        store.promote(STAGED, DIGEST)
-    assert refusal.value.code == "BLOB_UNKNOWN"
-
-
-def test_a_copy_is_another_key_of_the_same_bytes(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy, other = staging_key_of("push2", DIGEST), staging_key_of("push2", Digest.of(b"other"))
-    store.put(STAGED, [DATA], limit_bytes=len(DATA))
-    with monkeypatch.context() as patch:
-        if not isinstance(store, MemoryBlobs):
-            patch.setattr(Hasher, "update", None)
-        for _ in range(2):
-            store.copy(STAGED, copy, len(DATA))
-    with pytest.raises(Invalid):
-        store.copy(STAGED, other, len(DATA))
-    store.copy(STAGED, key_of(DIGEST), len(DATA))
-    store.delete(STAGED)
-    with pytest.raises(NotFound):
-        store.copy(STAGED, staging_key_of("push3", DIGEST), len(DATA))
-    assert [b"".join(store.open(key)) for key in (copy, key_of(DIGEST))] == [DATA] * 2
-    assert store.stat(other) is None
+def test_writing_again_leaves_the_blob_as_it_is(store: BlobStore) -> None:
+    for _ in range(2):
+        write_blob(store, KEY, [DATA], limit_bytes=len(DATA))
+    assert b"".join(store.open(KEY)) == DATA
+    assert [stat.key for stat in store.list("blobs/")] == [KEY]
     assert_no_litter(store)
-
-
-def test_a_file_system_without_links_copies_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, copy = LocalBlobs(tmp_path), staging_key_of("push2", DIGEST)
-    store.put(STAGED, [DATA], limit_bytes=len(DATA))
-
-    def refuse(*_: str) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    store.copy(STAGED, copy, len(DATA))
-    assert b"".join(store.open(copy)) == DATA
 
 
 def test_deleting_is_idempotent(store: BlobStore) -> None:
-    store.put(STAGED, [DATA], limit_bytes=len(DATA))
-    store.delete(STAGED)
-    store.delete(STAGED)
-    assert store.stat(STAGED) is None
+    write_blob(store, KEY, [DATA], limit_bytes=len(DATA))
+    store.delete(KEY)
+    store.delete(KEY)
+    assert store.stat(KEY) is None
 
 
 def test_opening_a_missing_blob_raises_before_the_first_chunk(store: BlobStore) -> None:
     with pytest.raises(NotFound):
-        store.open(STAGED)
+        store.open(KEY)
     with pytest.raises(NotFound):
-        store.read(STAGED, 0, 1)
+        store.read(KEY, 0, 1)
 
 
 def test_a_reader_keeps_its_bytes_while_the_blob_is_deleted(store: BlobStore) -> None:
-    store.put(STAGED, [DATA], limit_bytes=len(DATA))
-    reader = iter(store.open(STAGED))
+    write_blob(store, KEY, [DATA], limit_bytes=len(DATA))
+    reader = iter(store.open(KEY))
     first = next(reader)
-    store.delete(STAGED)
+    store.delete(KEY)
     assert first + b"".join(reader) == DATA
 
 
 def test_listing_returns_keys_sizes_and_times_under_a_prefix(store: BlobStore) -> None:
-    for push, data in (("a", b"1"), ("a", b"22"), ("b", b"333")):
-        store.put(staging_key_of(push, Digest.of(data)), [data], limit_bytes=3)
-    assert sorted(stat.size_bytes for stat in store.list("staging/a/")) == [1, 2]
-    assert len(list(store.list("staging/"))) == 3
-    assert list(store.list("blobs/")) == []
-    assert all(abs(stat.modified_at - datetime.now(UTC)) < timedelta(minutes=1) for stat in store.list("staging/"))
+    for data in (b"1", b"22", b"333"):
+        write_blob(store, key_of(Digest.of(data)), [data], limit_bytes=3)
+    assert sorted(stat.size_bytes for stat in store.list("blobs/")) == [1, 2, 3]
+    assert [stat.size_bytes for stat in store.list(key_of(Digest.of(b"22"))[:-64])] == [2]
+    assert list(store.list("records/")) == []
+    assert all(abs(stat.modified_at - datetime.now(UTC)) < timedelta(minutes=1) for stat in store.list("blobs/"))
 
 
 @pytest.mark.parametrize("key", ["", "blobs/../../etc/passwd", "staging/../" + "a" * 64, "blobs/sha256/ab/" + "A" * 64])
 def test_an_invalid_key_raises_and_touches_nothing(store: BlobStore, key: str) -> None:
-    for call in (store.stat, store.open, store.delete, store.local_path):
+    for call in (store.stat, store.open, store.delete):
         with pytest.raises(ValueError, match="is not the key of a blob"):
             call(key)
 
@@ -196,16 +137,14 @@ def test_an_invalid_key_raises_and_touches_nothing(store: BlobStore, key: str) -
 def test_racing_writers_of_one_blob_all_succeed(store: BlobStore) -> None:
     data = DATA[: 2**18]
     digest = Digest.of(data)
-    staged, failures = staging_key_of("push1", digest), list[BaseException]()
+    failures = list[BaseException]()
     start = threading.Barrier(8)
 
     def push() -> None:
         try:
             start.wait()
             for _ in range(5):
-                store.put(staged, pieces(data, 50_000), limit_bytes=len(data))
-                store.promote(staged, digest)
-                store.delete(staging_key_of("other", digest))
+                write_blob(store, key_of(digest), pieces(data, 50_000), limit_bytes=len(data))
         except BaseException as e:
             failures.append(e)
 
@@ -224,28 +163,23 @@ def damage(store: BlobStore, key: str) -> None:
     if isinstance(store, MemoryBlobs):
         store.insert(key, b"rotten")
     elif isinstance(store, LocalBlobs):
-        (store.root / key).unlink()  # else the staged file, which is the same one by another name, would rot too
-        (store.root / key).write_bytes(b"rotten")
+        store.local_path(key).write_bytes(b"rotten")
     elif isinstance(store, S3Blobs):
         store.bucket.put(key, b"rotten")
 
 
-def test_damaged_bytes_are_replaced_only_with_replace(store: BlobStore) -> None:
-    store.put(STAGED, pieces(DATA), limit_bytes=len(DATA))
-    store.promote(STAGED, DIGEST)
-    damage(store, key_of(DIGEST))
-    store.promote(STAGED, DIGEST)
-    assert b"".join(store.open(key_of(DIGEST))) == b"rotten"
-    store.promote(STAGED, DIGEST, replace=True)
-    assert b"".join(store.open(key_of(DIGEST))) == DATA
-    store.promote(STAGED, DIGEST, replace=True)
-    assert b"".join(store.open(key_of(DIGEST))) == b"".join(store.open(STAGED)) == DATA
+def test_writing_again_replaces_damaged_bytes(store: BlobStore) -> None:
+    write_blob(store, KEY, pieces(DATA), limit_bytes=len(DATA))
+    damage(store, KEY)
+    assert b"".join(store.open(KEY)) == b"rotten"
+    write_blob(store, KEY, pieces(DATA), limit_bytes=len(DATA))
+    assert b"".join(store.open(KEY)) == DATA
     assert_no_litter(store)
 
 
 def test_records_are_stored_beside_the_blobs(store: BlobStore) -> None:
     key = f"records/version/acme/support-1.0/3/{DIGEST.hex}"
-    store.put(key, pieces(DATA), limit_bytes=len(DATA))
+    write_blob(store, key, pieces(DATA), limit_bytes=len(DATA))
     assert [(stat.key, stat.size_bytes) for stat in store.list("records/")] == [(key, len(DATA))]
     assert list(store.list("blobs/")) == []
     store.delete(key)
@@ -255,12 +189,23 @@ def test_records_are_stored_beside_the_blobs(store: BlobStore) -> None:
             store.stat(f"{folder}/{DIGEST.hex}")
 
 
-def test_deleting_unfinished_uploads_of_one_push_keeps_those_of_others(store: BlobStore) -> None:
-    writer = store.open_writer(STAGED, limit_bytes=2**27)
+def test_old_unfinished_uploads_are_deleted_and_young_ones_go_on(store: BlobStore) -> None:
+    writer = store.open_writer(KEY, limit_bytes=2**27)
     writer.write(DATA)
-    assert store.delete_unfinished(timedelta(0), "staging/another/") == 0
+    assert store.delete_unfinished(timedelta(hours=1)) == 0
     writer.write(b"")
     assert writer.finish().size_bytes == len(DATA)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1000, 2**30])
+def test_what_no_client_has_written_is_not_collected(store: BlobStore, size_bytes: int) -> None:
+    write_blob(store, KEY, [DATA], limit_bytes=len(DATA))
+    assert store.collect(staging_key_of("push1", DIGEST), size_bytes) is None
+
+
+def test_an_interface_of_ten_methods() -> None:
+    methods = [name for name, value in vars(BlobStore).items() if callable(value) and not name.startswith("_")]
+    assert len(methods) <= 10, methods
 
 
 def assert_no_litter(store: BlobStore) -> None:
@@ -275,10 +220,10 @@ def test_a_process_that_dies_while_writing_leaves_a_temporary_file_and_no_blob(t
     store = LocalBlobs(tmp_path)
     child = os.fork()
     if child == 0:
-        store.open_writer(STAGED, limit_bytes=len(DATA)).write(DATA[:1000])
+        store.open_writer(KEY, limit_bytes=len(DATA)).write(DATA[:1000])
         os._exit(9)
     os.waitpid(child, 0)
-    assert store.stat(STAGED) is None
+    assert store.stat(KEY) is None
     assert len(list((tmp_path / "tmp").iterdir())) == 1
     assert store.delete_unfinished(timedelta(hours=1)) == 0
     assert store.delete_unfinished(timedelta(seconds=-1)) == 1
@@ -291,7 +236,7 @@ def test_a_full_disk_raises_unavailable_and_leaves_nothing(tmp_path: Path, monke
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    sink = store.open_writer(STAGED, limit_bytes=len(DATA))
+    sink = store.open_writer(KEY, limit_bytes=len(DATA))
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(Unavailable, match="No space left"):
         sink.write(DATA)

@@ -6,7 +6,6 @@ Server and client both reach the real store through a proxy that injects the fau
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ WHOLE = [
 ]  # fmt: skip
 STAGED = [
     ("put", "flip"), ("head", "500"), ("copy", "503"), ("copy", "reset_after"), ("copy", "error_in_200"),
-    ("delete", "500"),
 ]  # fmt: skip
 PARTS = [
     ("create", "500"), ("create", "cut"), ("list", "flip"), ("part", "503"), ("part", "reset_after"), ("part", "cut"),
@@ -70,14 +68,15 @@ def proxy(object_store: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def blobs(s3_url: str, proxy: FaultProxy) -> S3Blobs:
-    return S3Blobs(bucket.Bucket(s3_url, endpoint=proxy.endpoint), parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
+    through = bucket.Bucket(s3_url, endpoint=proxy.endpoint)
+    return S3Blobs(through, direct_from_bytes=1, parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
 
 
 @pytest.fixture
 def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
     with Harness(database_url, blobs=blobs) as harness:
         harness.add_base(BASE)
-        assert blobs.capabilities.links  # probed now, while the store works
+        assert blobs.capabilities["presigned_links"]  # probed now, while the store works
         yield harness
 
 
@@ -114,14 +113,6 @@ def test_a_push_survives_a_fault(
     assert proxy.happened(operation) == 1
 
 
-@pytest.fixture
-def staging(blobs: S3Blobs) -> None:
-    """Let clients stage also small blobs by links, as large ones in a store without checksums of parts."""
-    blobs._direct_from_bytes = 1
-    blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False, conditional_links=False)
-
-
-@pytest.mark.usefixtures("staging")
 @pytest.mark.parametrize(("operation", "act"), STAGED)
 def test_a_push_of_staged_blobs_survives_a_fault(
     harness: Harness, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
@@ -156,7 +147,7 @@ def check_pushed(harness: Harness, client: Registry, source: Path, tmp_path: Pat
     assert same(source, tmp_path / "out")
     collect(harness)
     assert findings(harness) == []
-    assert list(harness.blobs.list("staging/")) == []
+    assert {stat.size_bytes for stat in harness.blobs.list("staging/")} <= {0}, "what keeps links from writing again"
     with harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
 
@@ -257,11 +248,8 @@ def test_a_store_that_stays_away_fails_the_push_and_the_next_one_succeeds(
     client: Registry,
     proxy: FaultProxy,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
     operation: str,
 ) -> None:
-    if operation == "copy":
-        request.getfixturevalue("staging")
     source = folder(tmp_path)
     proxy.fail(operation, "reset_before")
     with pytest.raises(Unavailable) as caught:
@@ -294,7 +282,7 @@ def test_a_probe_that_meets_a_fault_is_repeated(blobs: S3Blobs, proxy: FaultProx
 
 def test_the_circuit_breaker_rejects_calls_after_a_timeout(blobs: S3Blobs, proxy: FaultProxy) -> None:
     """Each caller would wait as long; one of them finds out when the store is back."""
-    assert blobs.capabilities.ranges
+    assert blobs.capabilities["ranges"]
     proxy.fail("head", "hang")
     key = key_of(Digest.of(b""))
     with pytest.raises(Unavailable, match="did not respond in time"):
@@ -313,7 +301,7 @@ def test_the_circuit_breaker_rejects_calls_after_a_timeout(blobs: S3Blobs, proxy
 def test_a_store_that_asks_for_fewer_requests_is_no_outage(
     blobs: S3Blobs, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert blobs.capabilities.ranges
+    assert blobs.capabilities["ranges"]
     caplog.clear()
     proxy.fail("list", "503")
     with pytest.raises(Unavailable, match="SlowDown"):
@@ -325,7 +313,7 @@ def test_a_store_that_asks_for_fewer_requests_is_no_outage(
 def test_an_outage_has_one_line_when_it_begins_and_one_when_it_ends(
     blobs: S3Blobs, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, act: str
 ) -> None:
-    assert blobs.capabilities.ranges
+    assert blobs.capabilities["ranges"]
     caplog.clear()
     proxy.fail("head", act)
     key = key_of(Digest.of(b""))

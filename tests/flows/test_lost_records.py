@@ -22,7 +22,7 @@ from registry.server.database.models import BaseIdentityRow, BaseRow, VersionRow
 from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.promotion import withdraw
 from registry.server.promotion.attestations.attester import Attester
-from registry.server.storage.blobs import BlobStore, key_of
+from registry.server.storage.blobs import BlobStore, key_of, write_blob
 from tests import samples
 from tests.flows.test_restore import fill, lose_the_database, reindex
 from tests.harness import Harness, rows
@@ -75,7 +75,7 @@ def test_a_record_from_before_a_withdrawal_counts_as_lost(stored_harness: Harnes
     for key in list(records(stored_harness)):
         stored_harness.blobs.delete(key)
     for key, data in before.items():
-        stored_harness.blobs.put(key, [data], limit_bytes=len(data))
+        write_blob(stored_harness.blobs, key, [data], limit_bytes=len(data))
     assert findings(stored_harness) == ["record.missing acme/support@1"]
     assert reindex(stored_harness).records == 1
     assert findings(stored_harness) == []

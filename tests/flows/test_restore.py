@@ -20,7 +20,7 @@ from registry.server.database import tables
 from registry.server.database.models import BaseEdgeRow, BlobRow, TokenRow, VersionRow
 from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.promotion import removal
-from registry.server.storage.blobs import BlobStore, digest_of, key_of
+from registry.server.storage.blobs import BlobStore, digest_of, key_of, write_blob
 from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Provenance
 from tests import samples
@@ -212,7 +212,7 @@ def test_a_damaged_record_is_a_finding_and_the_others_are_restored(stored_harnes
     stored_harness.blobs.delete(first)
     data = b'{"not": "a record"}'
     wrong = first.rpartition("/")[0] + "/" + Digest.of(data).hex
-    stored_harness.blobs.put(wrong, [data], limit_bytes=100)
+    write_blob(stored_harness.blobs, wrong, [data], limit_bytes=100)
     lose_the_database(stored_harness)
     page = reindex(stored_harness)
     assert ([f.code for f in page.findings], page.versions) == (["record.damaged"], 1)

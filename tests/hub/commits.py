@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx
 
+from registry.digest import Digest
 from registry.server.database.models.hub import DraftFileRow, DraftRow
+from registry.server.database.models.pushes import PushBlobRow, PushRow
+from registry.server.storage.states import PushState
 from tests.access.tenants import send
 from tests.harness import Harness, rows
 
@@ -76,5 +79,9 @@ def drafts_of(harness: Harness) -> tuple[int, int]:
 
 
 def staged(harness: Harness) -> list[str]:
-    """The keys of what pushes have sent."""
-    return [stat.key for stat in harness.blobs.list("staging/")]
+    """What open pushes have sent and no version has yet: `PUSH/HEX` of each blob."""
+    harness.transport.settle()
+    with harness.session() as session:
+        open_ids = {row.id for row in rows(session, PushRow) if row.state == PushState.OPEN}
+        sent = [row for row in rows(session, PushBlobRow) if row.is_requested and row.is_stored]
+    return sorted(f"{row.push_id}/{Digest(row.digest).hex}" for row in sent if row.push_id in open_ids)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import uuid
@@ -47,7 +46,6 @@ NAME = "acme/support"
 CARD = b"# An adapter\n"
 NESTED = "part/one/README.md"
 CLIENT_SECONDS = 300
-XORB = re.compile(r"/v1/xorbs/default/\{xorb\} status=200 .*?in=([0-9]+)")
 
 
 @dataclass
@@ -88,17 +86,12 @@ class LiveServer:
     # ------------------------------------------------------------ clients
     def run(self, command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """A client program in `folder`, which knows HF_ENDPOINT and HF_TOKEN and nothing else of the Hub."""
-        return subprocess.run(
-            [str(word) for word in command], env=self.environment(folder) | more, cwd=folder, capture_output=True,
-            text=True, timeout=CLIENT_SECONDS,
-        )  # fmt: skip
-
-    def environment(self, folder: Path) -> dict[str, str]:
-        """The variables of a client in `folder`."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AWS_", "PYTHON", "REGISTRY_"))}
-        return environment | {
-            "HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token, "HF_HOME": str(folder / "home")
-        }  # fmt: skip
+        environment |= {"HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token, "HF_HOME": str(folder / "home")}
+        return subprocess.run(
+            [str(word) for word in command], env=environment | more, cwd=folder, capture_output=True, text=True,
+            timeout=CLIENT_SECONDS,
+        )  # fmt: skip
 
     def python(self, script: str, folder: Path) -> Any:
         """What a fresh Python of these tests prints on its last line, which is JSON."""
@@ -112,11 +105,6 @@ class LiveServer:
         """How many shards the server has received."""
         log = self.server.log
         return log.read_text().count("/v1/shards status=200") if log is not None else 0
-
-    def xorb_bytes(self) -> int:
-        """How many bytes of xorbs the server has received."""
-        log = self.server.log
-        return sum(map(int, XORB.findall(log.read_text()))) if log is not None else 0
 
     def no_token_left_home(self) -> None:
         """Fails when the store ever saw a token of ours, in a header or in a target."""

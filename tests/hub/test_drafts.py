@@ -22,8 +22,7 @@ from registry.server.database.models.hub import DraftRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import drafts
 from registry.server.hub.commits import Committer
-from registry.server.storage import references
-from registry.server.storage.blobs import staging_key_of
+from registry.server.storage import reclaim, references
 from registry.server.storage.states import BlobState, PushState
 from tests import samples
 from tests.harness import Harness, rows
@@ -126,7 +125,7 @@ def test_bytes_that_are_never_committed_end_while_their_pusher_goes_on(harness: 
     for tables in ((), (BlobRow,), (PushRow,)):  # the bytes are new, or the upload is
         with harness.session(write=True) as session:
             make_older(session, *tables)
-            assert drafts.release_abandoned(session, timedelta(days=7), 10)[0] == 0
+            assert drafts.release_abandoned(session, timedelta(days=7), 10) == 0
             session.rollback()
     with harness.session(write=True) as session:
         make_older(session, BlobRow, PushRow)
@@ -155,7 +154,7 @@ def test_bytes_that_a_client_sends_now_are_not_abandoned(
         for state in (BlobState.PENDING, BlobState.DEAD):
             session.connection().execute(update(BlobRow).values(created_at=old, state=state))
             references.reserve(session, {Digest.of(weights): len(weights)})
-            assert drafts.release_abandoned(session, timedelta(days=7), 10) == (0, [])
+            assert drafts.release_abandoned(session, timedelta(days=7), 10) == 0
         session.connection().execute(update(BlobRow).values(created_at=old))
     lock = drafts._lock_uploads
 
@@ -165,7 +164,7 @@ def test_bytes_that_a_client_sends_now_are_not_abandoned(
 
     def is_kept() -> bool:
         collect(harness)
-        return any(key.startswith("staging/hub_") for key in staged(harness))
+        return any(key.startswith("hub_") for key in staged(harness))
 
     with monkeypatch.context() as patch:
         patch.setattr(drafts, "_lock_uploads", commit_before)
@@ -238,20 +237,20 @@ def test_a_draft_becomes_a_version_at_an_alias_that_was_deleted(harness: Harness
     assert harness.admin.alias("acme/support", "other").generation == 3
 
 
-def test_bytes_that_are_staged_again_are_not_deleted(
+def test_bytes_that_are_sent_again_are_not_deleted(
     harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete_released, late = drafts.delete_released, list[Any]()
+    delete_unneeded, late = reclaim.delete_unneeded, list[Any]()
     pusher.create()
     pusher.send("POST", OTHER, json={})
     pusher.commit(add(CARD, b"# Shared\n"), revision="other")
     with monkeypatch.context() as patch:
-        patch.setattr(drafts, "delete_released", lambda *args: late.append(args))
+        patch.setattr(reclaim, "delete_unneeded", lambda *args: late.append(args))
         assert pusher.send("DELETE", OTHER).status_code == 200
         harness.transport.settle()
     assert pusher.commit(add(CARD, b"# Shared\n")).status_code == 200
     [args] = late
-    delete_released(*args)
+    delete_unneeded(*args)
     assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Shared\n"
 
 
@@ -323,7 +322,7 @@ def test_an_upload_that_another_request_is_about_to_use_does_not_end(harness: Ha
         releasing.start()
         while releasing.is_alive() and not is_waiting_for_a_lock(harness):
             releasing.join(0.05)
-        drafts.hold_blobs(session, push, {digest: staging_key_of(push.id, digest)}, {digest: 25})
+        drafts.hold_blobs(session, push, {digest: 25})
     releasing.join()
     with harness.session() as session:
         assert [row.state for row in rows(session, PushRow)] == ["open"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,18 +73,17 @@ def test_the_newest_pushes_to_a_folder(local: LiveServer, tmp_path: Path) -> Non
 
 
 LARGE = """
-import hashlib, json, pathlib, random, sys
+import hashlib, json, os, pathlib, sys
 from huggingface_hub import HfApi, hf_hub_download
-random.seed(7)
 name, size = json.loads(sys.argv[1])
-folder = pathlib.Path("large"); folder.mkdir(exist_ok=True)
+folder = pathlib.Path("large"); folder.mkdir()
 with open(folder / "adapter_model.safetensors", "wb") as file:
     header = json.dumps({"x": {"data_offsets": [0, size], "dtype": "U8", "shape": [size]}}).encode()
     file.write(len(header).to_bytes(8, "little") + header)
     for _ in range(size // 10**6):
-        file.write(random.randbytes(10**6))
+        file.write(os.urandom(10**6))
 api = HfApi()
-api.create_repo(name, exist_ok=True)
+api.create_repo(name)
 api.upload_folder(repo_id=name, folder_path=folder)
 def sum_of(path):
     return hashlib.file_digest(open(path, "rb"), "sha256").hexdigest()
@@ -119,36 +117,17 @@ print(json.dumps(api.upload_folder(repo_id=order["name"], folder_path=order["fol
 
 @pytest.mark.parametrize("version", ["0.34.4", "1.10.1", ""])
 def test_a_client_killed_between_upload_and_commit_pushes_again(live: LiveServer, tmp_path: Path, version: str) -> None:
-    """The bytes that have arrived are not sent again, by Git LFS and by Xet."""
+    """By Git LFS the bytes that have arrived are not sent again. By Xet they are: a session ends with its client."""
     name = f"acme/killed-{version or 'newest'}"
     python = _python(version) if version else Path(sys.executable)
     folder = pushes.adapter_folder(tmp_path, seed=930 + len(version))  # bytes that no version has
     request = {"name": name, "folder": str(folder), "dies": True}
     died = live.run([python, "-c", KILLED, json.dumps(request)], tmp_path)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    links, shards, xorbs = len(live.proxy.targets("PUT")), live.xet_uploads(), live.xorb_bytes()
+    links, shards = len(live.proxy.targets("PUT")), live.xet_uploads()
     commit = lives.last_line(live.run([python, "-c", KILLED, json.dumps(request | {"dies": False})], tmp_path))
-    assert (len(live.proxy.targets("PUT")) - links, live.xorb_bytes() - xorbs) == (0, 0)
-    assert (live.xet_uploads() > shards) == (not version)
+    assert (len(live.proxy.targets("PUT")) - links, live.xet_uploads() > shards) == (0, not version)
     assert commit == commit_id(live.registry.version(Ref(AdapterName.parse(name), 1)).digest)
-
-
-def test_a_client_killed_while_it_sends_by_xet_sends_the_rest(local: LiveServer, tmp_path: Path) -> None:
-    """hf-xet keeps a list of the xorbs that it has sent, by default every 20 seconds.
-
-    It is killed when the list has two of three; the third may be on its way and count twice.
-    """
-    size, before = 200 * 10**6, local.xorb_bytes()
-    command = [sys.executable, "-c", LARGE, json.dumps(["acme/cut-off", size])]
-    variables = {"HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT": "1"}
-    with subprocess.Popen(command, env=local.environment(tmp_path) | variables, cwd=tmp_path) as client:
-        while len(list(tmp_path.glob("home/xet/*/staging/shard-session/xorb_metadata/*.mdb"))) < 2:
-            assert client.poll() is None, "it has not ended yet"
-            local.server.pause(0.01)
-        client.kill()
-    pushed, pulled = lives.last_line(local.run(command, tmp_path, **variables))
-    assert pushed == pulled
-    assert size <= local.xorb_bytes() - before < size + 100 * 10**6
 
 
 MANY = """

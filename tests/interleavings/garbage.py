@@ -33,10 +33,10 @@ from registry.server.evaluation import weights
 from registry.server.maintenance import gc
 from registry.server.outcomes import only
 from registry.server.promotion import deletion, removal
-from registry.server.push import commit, plan
+from registry.server.push import commit, plan, receive
 from registry.server.retention import plan as retention
 from registry.server.serving import reports
-from registry.server.storage.blobs import Bytes, Stat, digest_of, key_of
+from registry.server.storage.blobs import Stat, digest_of, key_of
 from tests import samples
 from tests.harness import Harness
 from tests.interleavings.scheduler import Scheduler
@@ -80,19 +80,15 @@ class PausingBlobs(MemoryBlobs):
         self._scheduler.pause("read")
         return super().read(key, start, length)
 
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        self._scheduler.pause("promote")
-        super().promote(staging_key, digest, replace=replace)
-        self._scheduler.pause("promoted")
-
     def delete(self, key: str) -> None:
         self._scheduler.pause("delete")
         super().delete(key)
         self._scheduler.pause("deleted")
 
-    def insert(self, key: str, data: Bytes) -> Stat:
+    def insert(self, key: str, data: bytes) -> None:
         self._scheduler.pause("insert")
-        return super().insert(key, bytes(data))
+        super().insert(key, data)
+        self._scheduler.pause("inserted")
 
     def list(self, prefix: str) -> Iterator[Stat]:
         """Of the 256 shards of final keys most are always empty: a switch there is the same as one a step later."""
@@ -191,10 +187,10 @@ class Garbage:
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in planned.uploads:
             with db.session(self.harness.engine, write=False) as session:
-                expected = commit.find_upload(session, TRUSTED.token_id, planned.push_id, upload.digest)
-            if expected.needed:
-                data = by_digest[upload.digest]
-                self.blobs.put(expected.key, [data], expect=upload.digest, limit_bytes=len(data))
+                is_needed = commit.find_upload(session, TRUSTED.token_id, planned.push_id, upload.digest)
+            if is_needed:
+                data, engine = by_digest[upload.digest], self.harness.engine
+                receive.receive(engine, self.blobs, planned.push_id, upload.digest, [data], len(data))
         return planned
 
     def _abandon(self, name: str, files: dict[str, bytes]) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import false, true
 
-from registry.server.maintenance import gc
-from registry.server.storage import needs, references
+from registry.server.storage import needs, reclaim, references
 from tests.interleavings import garbage
 from tests.interleavings.scheduler import Scheduler
 
@@ -34,14 +33,14 @@ def test_nothing_acknowledged_is_lost_in_any_interleaving(
 
 
 def _claim_without_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    update_unneeded = gc._update_unneeded
+    update_unneeded = reclaim.update_unneeded
 
     def update(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(needs, "is_unneeded", lambda **_: true())
             return update_unneeded(*arguments)
 
-    monkeypatch.setattr(gc, "_update_unneeded", update)
+    monkeypatch.setattr(reclaim, "update_unneeded", update)
 
 
 def _reserve_what_is_being_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

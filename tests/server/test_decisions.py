@@ -244,7 +244,7 @@ def test_bytes_that_may_not_be_read_any_more_must_be_sent() -> None:
     digest, llama = Digest.of(b"weights"), base()
     file = SimpleNamespace(path="adapter_model.safetensors", digest=digest, size_bytes=7)
     commit = commit_of(SimpleNamespace(files=[file], base=BaseRef(name="llama", fingerprint=FINGERPRINT)))
-    taken_over = {digest: PushBlobRow(push_id="psh_1", digest=digest, size_bytes=7, staging_key="", is_stored=False)}
+    taken_over = {digest: PushBlobRow(push_id="psh_1", digest=digest, size_bytes=7, is_stored=False)}
     of_push = CommitFacts(commit, taken_over, {"llama": llama}, stores_unregistered=False, readable={digest})
     assert commit_decisions.accept(of_push) is llama
     assert code_of(commit_decisions.accept, replace(of_push, readable=set())) == "UPLOAD_INCOMPLETE"

@@ -34,7 +34,7 @@ from registry.server.database.models import (
 )
 from registry.server.database.models.namespaces import BaseUsageRow, NamespaceUsageRow
 from registry.server.maintenance.fsck import usage as fsck_usage
-from registry.server.storage.blobs import key_of
+from registry.server.storage.blobs import key_of, write_blob
 from registry.server.storage.local import LocalBlobs
 from tests import samples, usage
 from tests.harness import Harness
@@ -64,6 +64,7 @@ def fill(harness: Harness) -> None:
 
 
 def file_of(harness: Harness, digest: str) -> Path:
+    assert isinstance(harness.blobs, LocalBlobs)
     path = harness.blobs.local_path(key_of(Digest(digest)))
     assert path is not None
     return path
@@ -266,7 +267,7 @@ def test_a_hundred_flipped_bits_in_a_hundred_blobs_are_a_hundred_findings(local:
         for _ in range(BLOBS):
             data = dice.randbytes(dice.randrange(1, 5000))
             digest = Digest.of(data)
-            local.blobs.put(key_of(digest), [data], limit_bytes=len(data))
+            write_blob(local.blobs, key_of(digest), [data], limit_bytes=len(data))
             session.add(BlobRow(digest=digest, size_bytes=len(data), created_at=db.now()))
             expected.append(digest)
             flip(file_of(local, digest), dice.randrange(len(data) * 8))
@@ -314,7 +315,7 @@ def test_damaged_blobs_are_restored_from_the_second_copy(local: Harness, tmp_pat
     local.push("acme/support", files)
     second = LocalBlobs(tmp_path / "second")
     for data in files.values():
-        second.put(key_of(Digest.of(data)), [data], limit_bytes=len(data))
+        write_blob(second, key_of(Digest.of(data)), [data], limit_bytes=len(data))
     weights, config = Digest.of(files[samples.WEIGHTS]), Digest.of(files[samples.CONFIG])
     flip(file_of(local, weights), 1)
     file_of(local, config).unlink()
@@ -348,7 +349,7 @@ def test_an_unreadable_blob_is_a_finding_and_the_check_continues(
     assert findings(local) == [f"blob.unreadable {bad}", f"blob.damaged {good}"]
     assert states(local)[bad] == "live"
     second, data = LocalBlobs(tmp_path / "second"), next(d for d in files.values() if Digest.of(d) == bad)
-    second.put(key_of(bad), [data], limit_bytes=len(data))
+    write_blob(second, key_of(bad), [data], limit_bytes=len(data))
     assert findings(local) == [f"blob.restored {bad}", f"blob.damaged {good}"]
     assert file_of(local, bad).read_bytes() == data
 

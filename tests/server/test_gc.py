@@ -23,7 +23,8 @@ from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import UsedAssertionRow
 from registry.server.maintenance import gc
 from registry.server.maintenance.gc import GcRun
-from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
+from registry.server.push import inspect
+from registry.server.storage.blobs import digest_of, key_of, staging_key_of, write_blob
 from tests import samples
 from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows
@@ -60,9 +61,9 @@ def test_an_expired_push_references_nothing_and_leaves_nothing(stored_harness: H
     send(stored_harness, planned, files)
     expire(stored_harness, planned)
     report = collect(stored_harness)
-    assert (report.pushes_expired, report.staged_deleted, report.blobs_deleted) == (1, len(files), len(files))
+    assert (report.pushes_expired, report.blobs_deleted) == (1, len(files))
     assert states(stored_harness) == {}
-    assert list(stored_harness.blobs.list("staging/")) == []
+    assert list(stored_harness.blobs.list("blobs/")) == []
     with pytest.raises(NotFound, match="no open push"):
         commit_push(stored_harness.admin, planned.push_id)
     assert stored_harness.push("acme/support", files).created
@@ -128,7 +129,7 @@ def test_a_run_that_died_is_finished_by_the_next_one(stored_harness: Harness, st
 def test_a_final_key_without_a_row_is_a_finding_and_is_deleted_after_the_grace_period(stored_harness: Harness) -> None:
     data = b"left by a server that went on too long"
     key = key_of(Digest.of(data))
-    stored_harness.blobs.put(key, [data], limit_bytes=len(data))
+    write_blob(stored_harness.blobs, key, [data], limit_bytes=len(data))
     assert findings(stored_harness) == [f"blob.orphan {Digest.of(data)}"]
     assert collect(stored_harness, grace=3600).orphans_kept == 1
     assert collect(stored_harness).orphans_deleted == 1
@@ -141,9 +142,9 @@ def test_stray_blobs_stay_while_records_have_versions_that_the_database_lacks(st
     record = next(iter(stored_harness.blobs.list("records/version/"))).key
     data = stored_harness.blobs.read(record, 0, 2**20)
     other = f"records/version/acme/support/2/{digest_of(record).hex}"
-    stored_harness.blobs.put(other, [data], limit_bytes=len(data))
+    write_blob(stored_harness.blobs, other, [data], limit_bytes=len(data))
     stray = b"of version 2"
-    stored_harness.blobs.put(key_of(Digest.of(stray)), [stray], limit_bytes=100)
+    write_blob(stored_harness.blobs, key_of(Digest.of(stray)), [stray], limit_bytes=100)
     report = collect(stored_harness)
     assert (report.orphans_kept, report.orphans_deleted) == (1, 0)
     stored_harness.blobs.delete(other)
@@ -156,9 +157,9 @@ def test_a_dry_run_counts_the_same_and_changes_nothing(stored_harness: Harness) 
     planned = plan(stored_harness, files)
     send(stored_harness, planned, files)
     expire(stored_harness, planned)
-    before, staged = states(stored_harness), list(stored_harness.blobs.list("staging/"))
+    before, stored = states(stored_harness), list(stored_harness.blobs.list("blobs/"))
     expected = collect(stored_harness, dry_run=True)
-    assert (states(stored_harness), list(stored_harness.blobs.list("staging/"))) == (before, staged)
+    assert (states(stored_harness), list(stored_harness.blobs.list("blobs/"))) == (before, stored)
     assert expected.dry_run
     done = collect(stored_harness)
     for count in ("pushes_expired", "blobs_marked", "blobs_deleted", "bytes_deleted"):
@@ -251,18 +252,15 @@ def test_a_commit_after_gc_ended_its_push_creates_no_version(
     files = stored_harness.files()
     planned = plan(stored_harness, files)
     send(stored_harness, planned, files)
-    promote = type(stored_harness.blobs).promote
-    remaining = len(files)
+    inspect_files = inspect.inspect_files
 
-    def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        nonlocal remaining
-        promote(store, staging_key, digest, replace=replace)
-        remaining -= 1
-        if remaining == 0:
-            expire(stored_harness, planned)
-            collect(stored_harness)
+    def slow(*args: Any, **options: Any) -> inspect.Inspection:
+        inspection = inspect_files(*args, **options)
+        expire(stored_harness, planned)
+        collect(stored_harness)
+        return inspection
 
-    monkeypatch.setattr(type(stored_harness.blobs), "promote", slow)
+    monkeypatch.setattr(inspect, "inspect_files", slow)
     with pytest.raises(RegistryError) as refusal:
         commit_push(stored_harness.admin, planned.push_id)
     assert refusal.value.code == "PUSH_UNKNOWN"
@@ -303,7 +301,7 @@ def test_a_push_between_mark_and_claim_keeps_its_blobs(
 
 def test_a_staging_key_without_a_push_is_deleted(stored_harness: Harness) -> None:
     data = b"sent after the end"
-    stored_harness.blobs.put(staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
+    write_blob(stored_harness.blobs, staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
     assert collect(stored_harness).staged_deleted == 1
 
 

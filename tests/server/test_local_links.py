@@ -17,7 +17,7 @@ import pytest
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.http import server as http_server
-from registry.server.storage.blobs import BlobWriter, key_of
+from registry.server.storage.blobs import BlobWriter, key_of, write_blob
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.signed_links import LinkSigner
 from tests.harness import Harness
@@ -39,7 +39,7 @@ class Links:
 
     def read(self, data: bytes) -> str:
         key = key_of(Digest.of(data))
-        self.harness.blobs.put(key, [data], limit_bytes=len(data))
+        write_blob(self.harness.blobs, key, [data], limit_bytes=len(data))
         signer = self.harness.blobs.links
         assert signer is not None
         return signer.sign("GET", key, len(data), seconds=60, owner="tok_1")
@@ -48,8 +48,8 @@ class Links:
         return planned_link(self.harness, data, next(self._names))
 
     def stored(self) -> list[bytes]:
-        """The staged blobs."""
-        return [b"".join(self.harness.blobs.open(stat.key)) for stat in self.harness.blobs.list("staging/")]
+        """The blobs that arrived."""
+        return [b"".join(self.harness.blobs.open(stat.key)) for stat in self.harness.blobs.list("blobs/")]
 
     def leftovers(self) -> list[Path]:
         return list((self.root / "tmp").glob("*"))
@@ -203,7 +203,7 @@ def test_an_upload_that_drips_ends(database_url: str, tmp_path: Path) -> None:
                     break
             else:
                 pytest.fail("the drip is still read")
-    assert list(blobs.list("staging/")) == []
+    assert list(blobs.list("blobs/")) == []
 
 
 @pytest.mark.security
@@ -302,5 +302,5 @@ def test_a_stop_ends_a_transfer_that_takes_too_long(
                 threading.Event().wait(0.01)
             server.stop()
             rest_of(sock)
-        assert list(blobs.list("staging/")) == []
+        assert list(blobs.list("blobs/")) == []
         assert list((blobs.root / "tmp").glob("*")) == []

@@ -12,21 +12,16 @@ from typing import Any
 
 import pytest
 
-from registry.client.transfer.push import push_all
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound, Unavailable
-from registry.filesystem import sync_folder
-from registry.server.storage import local as local_store
-from registry.server.storage.blobs import any_key_of, key_of, staging_key_of
+from registry.server.storage.blobs import key_of, write_blob
 from registry.server.storage.local import LocalBlobs
-from registry.versions.files import WEIGHTS
 from tests import samples
 from tests.harness import Harness
 from tests.maintenance import collect, findings
 
 DATA = random.Random(7).randbytes(300_000)
 DIGEST = Digest.of(DATA)
-STAGED = staging_key_of("push1", DIGEST)
 
 
 @pytest.fixture
@@ -42,9 +37,8 @@ def local(database_url: str, tmp_path: Path) -> Iterator[Harness]:
 
 
 def file_of(harness: Harness, digest: Digest) -> Path:
-    path = harness.blobs.local_path(key_of(digest))
-    assert path is not None
-    return path
+    assert isinstance(harness.blobs, LocalBlobs)
+    return harness.blobs.local_path(key_of(digest))
 
 
 def replace_file(path: Path, kind: str) -> None:
@@ -62,15 +56,14 @@ def replace_file(path: Path, kind: str) -> None:
 def test_anything_but_a_file_is_no_blob_and_is_moved_aside(tmp_path: Path, kind: str) -> None:
     store = LocalBlobs(tmp_path)
     path = store.root / key_of(DIGEST)
-    for replace in (False, True):
-        store.put(STAGED, [DATA], limit_bytes=len(DATA))
-        store.promote(STAGED, DIGEST)
+    write_blob(store, key_of(DIGEST), [DATA], limit_bytes=len(DATA))
+    for _ in range(2):
         replace_file(path, kind)
         assert store.stat(key_of(DIGEST)) is None
         assert list(store.list("blobs/")) == []
         with pytest.raises(NotFound):
             store.read(key_of(DIGEST), 0, 5)
-        store.promote(STAGED, DIGEST, replace=replace)
+        write_blob(store, key_of(DIGEST), [DATA], limit_bytes=len(DATA))
         assert b"".join(store.open(key_of(DIGEST))) == DATA
     replace_file(path, kind)
     store.delete(key_of(DIGEST))
@@ -79,74 +72,19 @@ def test_anything_but_a_file_is_no_blob_and_is_moved_aside(tmp_path: Path, kind:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_pushes_share_the_folders_of_staged_blobs_and_see_only_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = LocalBlobs(tmp_path)
-    keys = [staging_key_of(push_id, DIGEST) for push_id in ("psh_1a", "psh_21a", "psh_2b")]
-    keys += [any_key_of("psh_1a", DIGEST)]
-    for key in keys:
-        store.put(key, [DATA], limit_bytes=len(DATA))
-    folders: list[str] = []
-    monkeypatch.setattr(os, "mkdir", lambda path, **_options: folders.append(path))
-    for key in keys:
-        store.delete(key)
-        store.put(key, [DATA], limit_bytes=len(DATA))
-    assert folders == [], "a folder for each push would cost more than its files"
-    assert sorted(stat.key for stat in store.list("staging/")) == sorted(keys)
-    assert sorted(stat.key for stat in store.list("staging/psh_1a/")) == sorted([keys[0], keys[3]])
-    assert [stat.key for stat in store.list("staging/psh_2b/")] == [keys[2]]
-    assert list(store.list("staging/psh_a/")) == []
-
-
-def test_gc_deletes_what_an_earlier_release_staged_once_it_is_old(local: Harness) -> None:
-    root = file_of(local, DIGEST).parents[3]
-    old, hub, new = (root / "staging" / name / DIGEST.hex for name in ("psh_1a", "psh_21a/any", "psh_2b"))
-    for path in (old, hub, new):
-        path.parent.mkdir(parents=True)
-        path.write_bytes(DATA)
-    for path in (old, hub):
-        os.utime(path, (1, 1))
-    assert collect(local).uploads_aborted == 2
-    assert [path.name for path in (root / "staging").glob("???*")] == ["psh_2b"]
-    assert new.exists(), "a server of that release may still commit it"
-
-
-def test_a_commit_forces_each_folder_to_disk_once(
-    local: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    local.push("acme/first")
-    for number in range(256):
-        (tmp_path / "blobs" / "blobs" / "sha256" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-    folders: list[Path] = []
-    fleet = [(samples.write(local.files(), tmp_path / f"a{number}"), f"acme/a{number}") for number in range(6)]
-
-    def note_folder(folder: str) -> None:
-        folders.append(Path(folder))
-        sync_folder(folder)
-
-    monkeypatch.setattr(local_store, "sync_folder", note_folder)
-    results = push_all(local.admin, fleet)
-    weights = [file.digest for r in results if r.value for file in r.value.version.files if file.path == WEIGHTS]
-    blob_folders = [folder for folder in folders if folder.parent.name == "sha256"]
-    assert {file_of(local, digest).parent for digest in weights} <= set(blob_folders)
-    assert len(blob_folders) == len(set(blob_folders))
-    assert [folder.name for folder in folders].count("tmp") == 1
-
-
 def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalBlobs(tmp_path)
-    store.put(STAGED, [DATA], limit_bytes=len(DATA))
-    scandir, staged = os.scandir, store.local_path(STAGED)
+    write_blob(store, key_of(DIGEST), [DATA], limit_bytes=len(DATA))
+    scandir, folder = os.scandir, store.local_path(key_of(DIGEST)).parent
 
     def failing(path: Any) -> Any:
-        if staged is not None and Path(path) == staged.parent:
+        if Path(path) == folder:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(Unavailable, match="Permission denied"):
-        list(store.list("staging/"))
+        list(store.list("blobs/"))
     assert list(store.list("records/")) == [], "a missing folder is empty"
 
 

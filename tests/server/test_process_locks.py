@@ -19,6 +19,7 @@ from registry.errors import Unavailable
 from registry.server.audit import sequencer
 from registry.server.database import db, locks
 from registry.server.maintenance import gc
+from registry.server.storage import reclaim
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.webhooks import dispatch
 from tests import samples
@@ -170,7 +171,7 @@ def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing
         delete(blobs, key)
 
     monkeypatch.setattr(type(harness.blobs), "delete", freeze_and_delete)
-    with locks.acquire(harness.engine, gc.LOCK) as lock:
+    with locks.acquire(harness.engine, reclaim.LOCK) as lock:
         no = timedelta(0)
         run = gc.GcRun(harness.engine, harness.blobs, lock, no, no, no, no, no, dry_run=False)
         with pytest.raises(Unavailable, match="took over"):

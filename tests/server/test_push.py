@@ -7,7 +7,6 @@ import threading
 from datetime import timedelta
 
 import pytest
-from starlette.testclient import TestClient
 
 from registry.adapters.peft import targets
 from registry.api.access import NamespaceSet
@@ -27,7 +26,7 @@ from registry.versions.files import GOLDEN
 from registry.versions.manifest import BaseRef, Edge, Relation
 from tests import samples
 from tests.access.tenants import of_subject
-from tests.bulk import COMMITS, commit_body, commit_push, plan_push
+from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows, send_blob, upload
 from tests.maintenance import collect
 
@@ -194,7 +193,8 @@ def test_a_refused_commit_ends_its_push_and_deletes_its_bytes(
         send(filled_harness, planned, files)
         with pytest.raises((Invalid, Refused, TooLarge)) as refused:
             commit_push(filled_harness.admin, planned.push_id)
-        assert [*filled_harness.blobs.list("staging/")] == []
+        filled_harness.transport.settle()
+        assert [*filled_harness.blobs.list("blobs/")] == []
         with filled_harness.session() as session:
             row = session.get_one(PushRow, planned.push_id)
         assert (row.state, row.manifest) == (PushState.EXPIRED, "")
@@ -207,17 +207,16 @@ def test_a_refused_commit_ends_its_push_and_deletes_its_bytes(
         }
         with pytest.raises(NotFound, match="no open push"):
             commit_push(filled_harness.actor("push"), planned.push_id)
-    assert collect(filled_harness).blobs_marked == len(files)
+    assert collect(filled_harness).blobs_marked == 0
     assert filled_harness.push("acme/support").created
 
 
-def test_a_push_of_wrong_bytes_or_an_invalid_request_stays_open(filled_harness: Harness) -> None:
+def test_a_push_with_an_invalid_request_stays_open(filled_harness: Harness) -> None:
     files = filled_harness.files()
     planned = plan(filled_harness, files)
     send(filled_harness, planned, files)
-    item = {"digest": Digest.of(files[samples.CONFIG]), "data": "no base64"}
-    with pytest.raises(Invalid, match="not base64"):
-        commit_push(filled_harness.admin, planned.push_id, small=[item])
+    with pytest.raises(Invalid):
+        commit_push(filled_harness.admin, planned.push_id, alias="not an alias")
     assert commit_push(filled_harness.admin, planned.push_id).created
 
 
@@ -359,19 +358,6 @@ def test_racing_different_pushes_get_numbers_without_gaps(filled_harness: Harnes
         thread.join()
     assert sorted(results) == list(range(1, 9))
     assert filled_harness.admin.version("acme/support").number == 8
-
-
-def test_nothing_staged_is_left_after_a_commit(filled_harness: Harness) -> None:
-    files = filled_harness.files()
-    planned = plan(filled_harness, files)
-    send(filled_harness, planned, files)
-    assert len(list(filled_harness.blobs.list("staging/"))) == len(files)
-    whole = TestClient(filled_harness.app)  # its responses come when the work after the response is done, too
-    response = whole.post(
-        COMMITS, json=commit_body(planned.push_id), headers={"Authorization": f"Bearer {filled_harness.secret}"}
-    )
-    assert response.json()["items"][0]["result"]["created"]
-    assert list(filled_harness.blobs.list("staging/")) == []
 
 
 @pytest.mark.security

@@ -90,7 +90,7 @@ def test_an_upload_of_a_push_that_was_just_planned_here_looks_nothing_up(
     looked_up: list[str] = []
     find_upload = commit.find_upload
 
-    def note(session: Session, token_id: str, push_id: str, digest: Digest) -> commit.ExpectedBlob:
+    def note(session: Session, token_id: str, push_id: str, digest: Digest) -> bool:
         looked_up.append(push_id)
         return find_upload(session, token_id, push_id, digest)
 

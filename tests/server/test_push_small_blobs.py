@@ -1,22 +1,20 @@
-"""Small blobs come with the commit instead of a request of their own, under the rules of uploads."""
+"""Small files come with the plan instead of a request of their own, under the rules of uploads."""
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, SmallBlob
+from registry.api.transfer import PushItem, PushPlan
 from registry.client.transfer.push import push_all
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
-from registry.server.database.models import BlobRow, VersionRow
+from registry.errors import Conflict, RegistryError
+from registry.server.database.models import BlobRow
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobWriter, digest_of
 from tests import samples
-from tests.bulk import commit_body, commit_push, plan_push
+from tests.bulk import commit_push
 from tests.harness import Harness, rows, upload
 
 
@@ -26,62 +24,48 @@ def filled_harness(harness: Harness) -> Harness:
     return harness
 
 
-def plan(harness: Harness, files: samples.Files) -> PushPlan:
-    return plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
+def excerpts_of(files: samples.Files) -> dict[str, bytes]:
+    return {path: data for path, data in files.items() if path != samples.WEIGHTS}
 
 
-def send(harness: Harness, plan: PushPlan, files: samples.Files) -> None:
-    upload(harness.admin, plan, files)
+def plan_with(harness: Harness, files: samples.Files, excerpts: dict[str, bytes], *, dry_run: bool = False) -> PushPlan:
+    """The plan of a push whose excerpts say what these files are."""
+    positions = {path: number for number, path in enumerate(excerpts)}
+    item = PushItem(name="acme/support", manifest=harness.manifest(files), excerpts=positions)
+    [outcome] = harness.admin.plan_pushes([item], excerpts=tuple(excerpts.values()), dry_run=dry_run)
+    if isinstance(outcome, RegistryError):
+        raise outcome
+    return outcome
 
 
-def small_of(plan: PushPlan, files: samples.Files) -> list[SmallBlob]:
-    by_digest = {Digest.of(data): data for data in files.values()}
-    return [
-        SmallBlob(digest=u.digest, data=base64.b64encode(by_digest[u.digest]).decode())
-        for u in plan.uploads
-        if u.size_bytes <= SMALL_BLOB_BYTES
-    ]
-
-
-def test_a_commit_may_carry_small_blobs(filled_harness: Harness) -> None:
+def test_files_that_came_whole_with_the_plan_are_not_requested(filled_harness: Harness) -> None:
     files = filled_harness.files()
-    planned = plan(filled_harness, files)
-    small = small_of(planned, files)
-    assert {len(small), len(planned.uploads)} == {2, 3}
-    sent = {item.digest for item in small}
-    big = planned.model_copy(update={"uploads": [u for u in planned.uploads if u.digest not in sent]})
-    send(filled_harness, big, files)
-    assert commit_push(filled_harness.admin, planned.push_id, small=small).created
-    assert not commit_push(filled_harness.admin, planned.push_id, small=small).created
+    planned = plan_with(filled_harness, files, excerpts_of(files))
+    assert [item.digest for item in planned.uploads] == [Digest.of(files[samples.WEIGHTS])]
+    upload(filled_harness.admin, planned, files)
+    assert commit_push(filled_harness.admin, planned.push_id).created
+    assert not commit_push(filled_harness.admin, planned.push_id).created
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        (lambda _: {"data": "not base64!"}, "REQUEST_INVALID"),
-        (lambda item: {"data": base64.b64encode(b"x" * len(base64.b64decode(item.data))).decode()}, "BLOB_MISMATCH"),
-        (lambda item: {"data": base64.b64encode(base64.b64decode(item.data) + b"x").decode()}, "BLOB_MISMATCH"),
-        (lambda _: {"digest": Digest.of(b"never asked for")}, "BLOB_UNKNOWN"),
-    ],
-)
-def test_small_blobs_follow_the_rules_of_uploads(filled_harness: Harness, change: Any, code: str) -> None:
+def test_a_dry_run_stores_nothing(filled_harness: Harness) -> None:
     files = filled_harness.files()
-    planned = plan(filled_harness, files)
-    first, *others = small_of(planned, files)
-    with pytest.raises(RegistryError) as refusal:
-        commit_push(filled_harness.admin, planned.push_id, small=[first.model_copy(update=change(first)), *others])
-    assert refusal.value.code == code
-    with filled_harness.session() as session:
-        assert rows(session, VersionRow) == []
+    assert plan_with(filled_harness, files, excerpts_of(files), dry_run=True).uploads == []
+    assert list(filled_harness.blobs.list("blobs/")) == []
 
 
-def test_a_blob_that_is_not_small_is_refused_in_a_commit(filled_harness: Harness) -> None:
+@pytest.mark.security
+def test_what_is_not_the_file_that_it_is_said_to_be_is_not_stored(filled_harness: Harness) -> None:
     files = filled_harness.files()
-    planned = plan(filled_harness, files)
-    small = [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BLOB_BYTES)}]
-    with pytest.raises(Invalid) as refusal:
-        filled_harness.admin.connection.send("POST", "/pushes/commit", json=commit_body(planned.push_id, small=small))
-    assert refusal.value.code == "REQUEST_INVALID"
+    lie = {**excerpts_of(files), "README.md": b"x" * len(files["README.md"])}
+    planned = plan_with(filled_harness, files, lie)
+    requested = {Digest.of(files[path]) for path in ("README.md", samples.WEIGHTS)}
+    assert {item.digest for item in planned.uploads} == requested
+    stored = {digest_of(stat.key) for stat in filled_harness.blobs.list("blobs/")}
+    assert stored.isdisjoint({Digest.of(lie["README.md"]), *requested})
+    with pytest.raises(Conflict):
+        commit_push(filled_harness.admin, planned.push_id)
+    upload(filled_harness.admin, planned, files)
+    assert commit_push(filled_harness.admin, planned.push_id).created
 
 
 def test_the_size_of_a_blob_is_what_its_commit_measured(filled_harness: Harness) -> None:
@@ -103,9 +87,9 @@ def test_equal_small_blobs_of_a_group_are_written_once(
     written: list[str] = []
     open_writer = filled_harness.blobs.open_writer
 
-    def note(key: str, *, limit_bytes: int, is_hashed: bool = False) -> BlobWriter:
+    def note(key: str, *, limit_bytes: int) -> BlobWriter:
         written.append(str(digest_of(key)))
-        return open_writer(key, limit_bytes=limit_bytes, is_hashed=is_hashed)
+        return open_writer(key, limit_bytes=limit_bytes)
 
     monkeypatch.setattr(filled_harness.blobs, "open_writer", note)
     folders = [

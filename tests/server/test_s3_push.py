@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlmodel import update
 
 from registry.api.transfer import PushPlan, PushRequest
 from registry.client.transfer import pull, push
 from registry.digest import Digest
-from registry.errors import Invalid, Unavailable
+from registry.errors import Conflict, Invalid, Unavailable
 from registry.names import AdapterName
-from registry.server.database.models import VersionRow
+from registry.server.database import db
 from registry.server.database.models.pushes import PushRow
 from registry.server.storage.blobs import key_of
+from registry.server.storage.open import try_store
+from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import samples
 from tests.bulk import commit_push, plan_push
 from tests.harness import Harness, rows
+from tests.maintenance import collect
 from tests.recording_proxy import RecordingProxy
 
 NAME = AdapterName("acme", "support")
@@ -43,10 +47,8 @@ def proxy(object_store: str) -> Iterator[RecordingProxy]:
 
 @pytest.fixture
 def blobs(s3_url: str, object_store: str, proxy: RecordingProxy) -> S3Blobs:
-    store = S3Blobs.from_url(s3_url, endpoint=object_store, public_endpoint=proxy.endpoint)
-    set_capabilities(store, signed_headers=True)  # Ceph does not have it, and would get no links
-    store._direct_from_bytes = 1
-    return store
+    bucket = Bucket(s3_url, endpoint=object_store, public_endpoint=proxy.endpoint)
+    return S3Blobs(bucket, direct_from_bytes=1)
 
 
 @pytest.fixture
@@ -56,13 +58,12 @@ def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
         yield harness
 
 
-def set_capabilities(blobs: S3Blobs, **capabilities: bool) -> None:
-    """Pretend that the probe found these capabilities."""
-    blobs._capabilities = dataclasses.replace(blobs.capabilities, **capabilities)
+def manifest_of(harness: Harness, files: samples.Files) -> PushRequest:
+    return PushRequest(manifest=harness.manifest(files))
 
 
 def plan(harness: Harness, files: samples.Files) -> PushPlan:
-    return plan_push(harness.admin, NAME, PushRequest(manifest=harness.manifest(files)))
+    return plan_push(harness.admin, NAME, manifest_of(harness, files))
 
 
 def put(url: str, body: bytes, headers: dict[str, str]) -> int:
@@ -84,12 +85,10 @@ def test_bytes_go_directly_to_the_store_and_back_without_the_token(
     pushed = push.push_folder(harness.admin, folder, NAME)
     resolved = pull.pull(harness.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
-    # Small files come with the commit and with the plan of the pull; the weights go directly to the store and back.
+    # Small files come with the plans of the push and the pull; the weights go directly to the store and back.
     assert (len(proxy.targets("PUT")), len(proxy.targets("GET"))) == (1, 1)
-    # A store that verifies parts has them at the final key; in another one (Ceph) they are staged and then copied.
-    (target,) = proxy.targets("PUT")
-    direct = blobs.capabilities.checksum_parts
-    assert ("uploadId=" in target, "/staging/" in target) == (direct, not direct)
+    assert "/staging/" in proxy.targets("PUT")[0]
+    assert list(blobs.list("blobs/")) != []
     assert not [head for head in proxy.heads if "authorization:" in head.lower() or harness.secret in head]
 
 
@@ -104,71 +103,105 @@ def test_a_second_push_of_the_same_bytes_sends_none_of_them(
     assert (again.created, other.created, len(proxy.heads)) == (False, True, sent)
 
 
-def test_a_link_accepts_only_the_planned_bytes(harness: Harness, blobs: S3Blobs) -> None:
-    if not blobs.capabilities.checksum_links:
-        pytest.skip("this store has no checksum links: the next test shows the fallback")
-    set_capabilities(blobs, checksum_parts=False)
-    files = harness.files()
-    for upload in plan(harness, files).uploads:
-        wrong = b"x" * upload.size_bytes
-        assert put(upload.url, wrong, upload.headers) in (400, 403)
-        assert put(upload.url, wrong, {}) == 403
-        assert put(upload.url, b"short", upload.headers) in (400, 403)
-
-
-def test_without_checksums_a_link_writes_once_and_the_server_hashes(harness: Harness, blobs: S3Blobs) -> None:
-    set_capabilities(blobs, checksums=False, checksum_links=False, checksum_parts=False)
+@pytest.mark.security
+def test_a_link_accepts_only_the_planned_bytes_and_only_once(harness: Harness, blobs: S3Blobs) -> None:
     files = harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    first = plan(harness, files)
-    for upload in first.uploads:
-        wrong = b"x" * upload.size_bytes
-        assert put(upload.url, wrong, upload.headers) == 200
-        assert put(upload.url, by_digest[upload.digest], upload.headers) == 412
-    # Each commit finds one wrong file and deletes it, so that the right one can be sent.
-    for _ in first.uploads:
-        with pytest.raises(Invalid) as refusal:
-            commit_push(harness.admin, first.push_id)
-        assert refusal.value.code == "BLOB_MISMATCH"
-        (upload,) = plan(harness, files).uploads
-        assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
-    assert commit_push(harness.admin, first.push_id).created
-    with harness.session() as session:
-        assert len(rows(session, VersionRow)) == 1
+    planned = plan(harness, files)
+    for item in planned.uploads:
+        right, wrong = by_digest[item.digest], b"x" * item.size_bytes
+        assert put(item.url, wrong, item.headers) in (400, 403)
+        assert put(item.url, right, {}) == 403
+        assert put(item.url, b"short", item.headers) in (400, 403)
+        assert put(item.url, right, {**item.headers, "x-amz-meta-note": "mine"}) == 403
+        copied = {**item.headers, "x-amz-copy-source": f"/{blobs.bucket.name}/{item.digest.hex}"}
+        assert put(item.url, b"", copied) in (400, 403)
+        assert [put(item.url, right, item.headers) for _ in range(2)] == [200, 412]
+    assert list(blobs.list("blobs/")) == [], "no link leads there"
+    assert commit_push(harness.admin, planned.push_id).created
+    assert all(b"".join(blobs.open(key_of(digest))) == data for digest, data in by_digest.items())
 
 
-def test_without_bound_links_bytes_pass_through_the_server(
-    harness: Harness, blobs: S3Blobs, proxy: RecordingProxy, tmp_path: Path
-) -> None:
-    set_capabilities(blobs, checksum_links=False, conditional_links=False, checksum_parts=False, parts=False)
-    folder = samples.write(harness.files(), tmp_path / "adapter")
-    assert push.push_folder(harness.admin, folder, NAME).created
-    assert proxy.targets("PUT") == []
-    set_capabilities(blobs, links=False)
-    pull.pull(harness.admin, str(NAME), tmp_path / "out", cache=None)
-    assert proxy.targets("GET") == []
-
-
-def test_a_lost_response_does_not_make_a_conditional_link_fail(
-    harness: Harness, blobs: S3Blobs, tmp_path: Path
-) -> None:
-    set_capabilities(blobs, checksums=False, checksum_links=False, checksum_parts=False)
+@pytest.mark.security
+def test_a_link_writes_nothing_after_its_push(harness: Harness, blobs: S3Blobs) -> None:
+    """It would fill the bucket, and no quota counted it. An empty object keeps it out until it has expired."""
     files = harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    links = plan(harness, files).uploads
-    for upload in links:
-        assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
-        source = tmp_path / upload.digest.hex
-        source.write_bytes(by_digest[upload.digest])
+    first, second = plan(harness, files), plan_push(harness.admin, "acme/other", manifest_of(harness, files))
+    for item in first.uploads:
+        put(item.url, by_digest[item.digest], item.headers)
+    for planned in (first, second):
+        with suppress(Conflict):  # the other one has sent nothing
+            commit_push(harness.admin, planned.push_id)
+    with harness.session(write=True) as session:
+        session.connection().execute(update(PushRow).values(expires_at=db.now()))
+    harness.transport.settle()
+    assert {put(item.url, by_digest[item.digest], item.headers) for item in first.uploads} == {412}
+    collect(harness)
+    assert {stat.size_bytes for stat in blobs.list("staging/")} <= {0}
+    assert {put(item.url, by_digest[item.digest], item.headers) for item in first.uploads} == {412}
+
+
+@pytest.mark.security
+def test_bytes_count_only_for_the_push_that_sent_them(harness: Harness) -> None:
+    files = harness.files()
+    by_digest = {Digest.of(data): data for data in files.values()}
+    owner, thief = (harness.actor("push", "pull", namespaces=[name], name=name) for name in ("acme", "evil"))
+    request = manifest_of(harness, files)
+    planned, stolen = plan_push(owner, NAME, request), plan_push(thief, "evil/copy", request)
+    for item in planned.uploads:
+        put(item.url, by_digest[item.digest], item.headers)
+    assert commit_push(owner, planned.push_id).created
+    with pytest.raises(Conflict) as refusal:
+        commit_push(thief, stolen.push_id)
+    assert refusal.value.code == "UPLOAD_INCOMPLETE"
+
+
+class LackingBlobs(S3Blobs):
+    """A store without one of the four things."""
+
+    lacking = ""
+
+    @property
+    def capabilities(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {**super().capabilities, self.lacking: False}
+
+
+@pytest.mark.parametrize("lacking", ["conditional_puts", "sha256_checksums", "presigned_links", "ranges"])
+def test_all_bytes_of_a_store_that_lacks_something_pass_through_the_server(
+    database_url: str, blobs: S3Blobs, proxy: RecordingProxy, tmp_path: Path, lacking: str
+) -> None:
+    store = LackingBlobs(blobs.bucket, direct_from_bytes=1, parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
+    store.lacking = lacking
+    files = big_files()
+    with Harness(database_url, blobs=store) as harness:
+        harness.add_base()
+        assert push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), NAME).created
+        pull.pull(harness.admin, str(NAME), tmp_path / "out", cache=None)
+        assert {path: (tmp_path / "out" / path).read_bytes() for path in files} == files
+        assert harness.admin.health().capabilities[lacking] is False
+    assert proxy.heads == []
+    assert f"lacks {lacking.replace('_', ' ')}" in try_store(store, "s3://bucket")
+
+
+def test_a_lost_response_does_not_make_a_link_fail(harness: Harness, tmp_path: Path) -> None:
+    files = harness.files()
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for item in plan(harness, files).uploads:
+        assert put(item.url, by_digest[item.digest], item.headers) == 200
+        source = tmp_path / item.digest.hex
+        source.write_bytes(by_digest[item.digest])
         with open(source, "rb", buffering=0) as file:  # a client whose first attempt arrived
-            sent = harness.admin.connection.send_file(upload.url, file, 0, upload.size_bytes, headers=upload.headers)
+            sent = harness.admin.connection.send_file(item.url, file, 0, item.size_bytes, headers=item.headers)
         assert sent.status == 200
 
 
 @pytest.fixture
-def in_parts(harness: Harness, blobs: S3Blobs) -> Harness:
-    blobs._parts_from_bytes = blobs._part_bytes = 5 * MIB
-    return harness
+def in_parts(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
+    store = S3Blobs(blobs.bucket, direct_from_bytes=1, parts_from_bytes=5 * MIB, part_bytes=5 * MIB)
+    with Harness(database_url, blobs=store) as harness:
+        harness.add_base()
+        yield harness
 
 
 def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
@@ -223,31 +256,26 @@ def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: Harnes
 
 
 def test_unfinished_uploads_are_aborted(in_parts: Harness, blobs: S3Blobs) -> None:
-    uploads = plan(in_parts, big_files()).uploads
-    # Where the store verifies no part (Ceph), only a file in several parts has an upload; others have one PUT.
-    multipart = [upload for upload in uploads if upload.parts or blobs.capabilities.checksum_parts]
-    assert multipart
+    assert [len(item.parts) for item in plan(in_parts, big_files()).uploads if item.parts] == [3]
     assert blobs.delete_unfinished(timedelta(hours=1)) == 0
-    assert blobs.delete_unfinished(timedelta(hours=-1)) == len(multipart)
+    assert blobs.delete_unfinished(timedelta(hours=-1)) == 1
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
 def test_health_shows_the_capabilities_of_the_store(harness: Harness) -> None:
     health = harness.admin.health()
     assert health.blobs == "s3"
-    assert health.capabilities["parts"] is True
+    assert health.capabilities == dict.fromkeys(health.capabilities, True)
+    assert len(health.capabilities) == 4
 
 
-def test_an_unreachable_store_is_probed_again_after_a_pause(s3_url: str, object_store: str) -> None:
+def test_an_unreachable_store_is_probed_again(s3_url: str, object_store: str) -> None:
     blobs: Any = S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="cannot serve") as caught:
         _ = blobs.capabilities
     assert caught.value.code == "STORE_UNAVAILABLE"
     blobs.bucket = S3Blobs.from_url(s3_url, endpoint=object_store).bucket
-    with pytest.raises(Unavailable):
-        _ = blobs.capabilities  # too soon
-    blobs._probe_again_at = 0.0
-    assert blobs.capabilities.ranges
+    assert blobs.capabilities["ranges"]
 
 
 def test_health_shows_that_the_store_is_away(database_url: str, s3_url: str) -> None:

@@ -7,7 +7,6 @@ a store fails, it plans again while bytes arrive.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -42,9 +41,6 @@ GROUP_BYTES = 384 * 2**20
 """Bytes of the adapters that one group commits, if it has more than one."""
 
 
-_Blob = tuple[AdapterName, Digest]
-
-
 class Signature(Protocol):
     """How a pushed version is signed: `signing.WithKey` or `signing.Attached`, in a module that is slow to import."""
 
@@ -74,7 +70,8 @@ def push_folder(
     draft = read.draft(all_edges, annotations, provenance)
     push = _Push(read, name, draft, base, message, alias, check=signature.check if signature is not None else None)
     counter = _Counter(progress or Silent())
-    _commit_group(registry, [push], _send_group(registry, [push], counter), counter)
+    _send_group(registry, [push], counter)
+    _commit_group(registry, [push])
     pushed = push.required_result
     if signature is not None:
         signature.attach(registry, Ref(name, push.manifest.digest), push.manifest)
@@ -223,15 +220,6 @@ class _Push:
         except OSError as e:
             self.error = Invalid("FOLDER_INVALID", f"{self.folder.path}: {e.strerror or e}")
 
-    def read_small(self, upload: transfer.Upload) -> transfer.SmallBlob:
-        """The bytes of a small blob. `Invalid` (FOLDER_INVALID) if the file has changed."""
-        data = self._sources[upload.digest].read_bytes()
-        if len(data) != upload.size_bytes:
-            raise Invalid(
-                "FOLDER_INVALID", f"{self.folder.path}: a file changed while it was pushed; wait for its writer"
-            )
-        return transfer.SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
-
 
 class _Commits:
     """Commits a group of pushes in a thread while the next one is sent."""
@@ -269,10 +257,10 @@ def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Count
         if commits.concern(pending):
             commits.wait()
         group, pending = _next_group(pending, commits.stored)
-        small = _send_group(registry, group, counter)
+        _send_group(registry, group, counter)
         errors = (push.error for push in group if push.error is not None)
         commits.outage = next((error for error in errors if error.code == "SERVER_UNREACHABLE"), None)
-        commits.start(group, partial(_commit_group, registry, group, small, counter))
+        commits.start(group, partial(_commit_group, registry, group))
     for push in pending:
         push.error = push.error or commits.outage
 
@@ -334,21 +322,18 @@ def _error_of_all(pushes: Sequence[_Push]) -> Iterator[None]:
                 push.error = e
 
 
-def _send_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> set[_Blob]:
-    """Plan, and send what is missing. Returns what the commit carries; sets the error of each push that has one."""
-    small: set[_Blob] = set()
+def _send_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
+    """Plan, which brings the small files, and send what is missing. Sets the error of each push that has one."""
     with _error_of_all(pushes):
         _plan(registry, pushes)
         counter.start(_missing_bytes(pushes))
-        small = _choose_small(pushes)
-        _send(registry, pushes, small, counter)
-    return small
+        _send(registry, pushes, counter)
 
 
-def _commit_group(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
+def _commit_group(registry: Versions, pushes: Sequence[_Push]) -> None:
     """Commit the pushes without an error; set the outcome of each."""
     with _error_of_all(pushes):
-        _commit(registry, [push for push in pushes if push.error is None], small, counter)
+        _commit(registry, [push for push in pushes if push.error is None])
     for push in pushes:
         vars(push).pop("excerpts", None)  # as large as headers are
 
@@ -376,28 +361,12 @@ def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False)
             push.error = e
 
 
-def _choose_small(pushes: Sequence[_Push]) -> set[_Blob]:
-    """Pushes and blobs that the commit carries, within the limit of its body."""
-    inline: set[_Blob] = set()
-    size_bytes = 0
-    for push in pushes:
-        for upload in push.uploads:
-            size_bytes += upload.size_bytes
-            if upload.size_bytes <= transfer.SMALL_BLOB_BYTES and size_bytes <= transfer.BULK_BODY_BYTES // 2:
-                inline.add((push.name, upload.digest))
-            else:
-                size_bytes -= upload.size_bytes
-    return inline
-
-
-def _send(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
-    """Send the large blobs, and plan again those pushes whose uploads failed, while bytes arrive."""
+def _send(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
+    """Send the missing blobs, and plan again those pushes whose uploads failed, while bytes arrive."""
     pending = _missing_bytes(pushes)
     while True:
         counter.bytes = 0
-        uploads = [
-            (push, upload) for push in pushes for upload in push.uploads if (push.name, upload.digest) not in small
-        ]
+        uploads = [(push, upload) for push in pushes for upload in push.uploads]
         file_transfer.run_parallel(
             lambda pair: pair[0].send(registry, pair[1], counter),
             sorted(uploads, key=lambda pair: -pair[1].size_bytes),
@@ -418,28 +387,16 @@ def _send(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counte
         counter.advance(arrived - counter.bytes)
 
 
-def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[_Blob], counter: _Counter) -> None:
-    items: list[transfer.CommitItem] = []
-    committed: list[_Push] = []
-    for push in pushes:
-        carried = [upload for upload in push.uploads if (push.name, upload.digest) in small]
-        try:
-            blobs = tuple(push.read_small(upload) for upload in carried)
-        except (Invalid, OSError) as e:
-            push.error = e if isinstance(e, Invalid) else Invalid("FOLDER_INVALID", f"{push.name}: {e.strerror or e}")
-            continue
-        committed.append(push)
-        items.append(transfer.CommitItem(push_id=push.plan.push_id if push.plan else "", alias=push.alias, small=blobs))
-    if not items:
+def _commit(registry: Versions, pushes: Sequence[_Push]) -> None:
+    if not pushes:
         return
-    size_bytes = sum(push.draft.size_bytes for push in committed)
-    outcomes = registry.commit_pushes(items, size_bytes=size_bytes)
-    for push, item, outcome in zip(committed, items, outcomes, strict=True):
+    items = [transfer.CommitItem(push_id=p.plan.push_id if p.plan else "", alias=p.alias) for p in pushes]
+    outcomes = registry.commit_pushes(items, size_bytes=sum(push.draft.size_bytes for push in pushes))
+    for push, outcome in zip(pushes, outcomes, strict=True):
         if isinstance(outcome, RegistryError):
             push.error = outcome
         else:
             push.result = response_checks.check_push_result(push.name, push.manifest.digest, outcome)
-            counter.advance(sum(push.sizes[blob.digest] for blob in item.small))
 
 
 def _missing_bytes(pushes: Iterable[_Push]) -> int:

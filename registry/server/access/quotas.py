@@ -42,7 +42,7 @@ _COUNT_OPEN = (
 _SUM_STAGED = (
     select(col(PushRow.namespace), func.sum(PushBlobRow.size_bytes))
     .join(PushBlobRow, col(PushRow.id) == col(PushBlobRow.push_id))
-    .where(*_IS_OPEN, any_of(col(PushRow.namespace), parameter="names"), col(PushBlobRow.staging_key) != "")
+    .where(*_IS_OPEN, any_of(col(PushRow.namespace), parameter="names"), col(PushBlobRow.is_requested))
     .group_by(col(PushRow.namespace))
 )
 _IS_REPEATED = (

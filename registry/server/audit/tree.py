@@ -17,7 +17,7 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
 from registry.server.database import db
 from registry.server.database.models import AuditTileRow
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, write_blob
 from registry.tlog import HASH_BYTES, tiles
 from registry.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
 
@@ -97,7 +97,7 @@ def write_once(blobs: BlobStore, path: str, data: bytes) -> None:
     """Store bytes below their path and digest, unless they are stored already."""
     key = f"{PREFIX}{path}/{Digest.of(data).hex}"
     if blobs.stat(key) is None:
-        blobs.put(key, [data], limit_bytes=len(data))
+        write_blob(blobs, key, [data], limit_bytes=len(data))
 
 
 def read_stored_tile(blobs: BlobStore, level: int, index: int, width: int, *, expected: bytes) -> bytes:

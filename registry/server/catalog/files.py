@@ -190,7 +190,7 @@ def _read_small(plans: Iterable[Resolved], damaged: set[Digest], blobs: BlobStor
         encoded = base64.b64encode(data).decode()
         return SmallBlob(digest=digest, data=encoded) if Digest.of(data) == digest else None
 
-    if len(sizes) < 2 or blobs.local_path(key_of(next(iter(sizes)))) is not None:
+    if len(sizes) < 2 or not blobs.is_remote:
         return [item for item in map(read, sizes.items()) if item is not None]
     with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="small") as pool:
         return [item for item in pool.map(read, sizes.items()) if item is not None]

@@ -33,7 +33,7 @@ from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, VersionRow
 from registry.server.database.models.namespaces import TakenNameRow
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, write_blob
 from registry.validation import first_problem
 from registry.versions.manifest import Edge, Manifest
 
@@ -257,7 +257,7 @@ def _put_version(blobs: BlobStore, adapter: AdapterRow, version: VersionRow) -> 
 
 def _put(blobs: BlobStore, folder: str, record: Record) -> str:
     key, data = folder + record.digest.hex, record.to_bytes()
-    blobs.put(key, [data], limit_bytes=len(data))  # it hardly ever exists, so looking first would waste a call
+    write_blob(blobs, key, [data], limit_bytes=len(data))  # it hardly ever exists, so looking first would waste a call
     return key
 
 

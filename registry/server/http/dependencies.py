@@ -57,12 +57,6 @@ def app_state(name: str) -> Any:
     return Depends(read)
 
 
-async def read_quick_store(request: Request) -> BlobStore:
-    """Return the store with short timeouts."""
-    blobs: BlobStore = request.app.state.blobs
-    return blobs.quick
-
-
 # ------------------------------------------------------------------ sessions
 async def open_session(request: Request) -> Session:
     """One transaction for the request. It may write unless the request is a GET or HEAD."""
@@ -218,7 +212,7 @@ EngineDep = Annotated[Engine, app_state("engine")]
 BlobsDep = Annotated[BlobStore, app_state("blobs"), UsesStore]
 BlobsHandleDep = Annotated[BlobStore, app_state("blobs")]
 """The store, for a route that does not call it, or only if it is requested."""
-QuickBlobsDep = Annotated[BlobStore, Depends(read_quick_store), UsesStore]
+QuickBlobsDep = Annotated[BlobStore, app_state("quick_blobs"), UsesStore]
 """The store, for a page: it shows its other parts if a read takes long."""
 SettingsDep = Annotated[Settings, app_state("settings")]
 AuditLogDep = Annotated[AuditLog, app_state("audit_log")]

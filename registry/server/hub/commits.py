@@ -1,6 +1,6 @@
 """Commit of a Hub client: apply its operations to a branch; the result is a version, or a draft.
 
-    head → operations → files → bytes staged and complete → whole adapter? version : draft
+    head → operations → files → bytes complete → whole adapter? version : draft
 
 - A whole adapter becomes a version by the push of the registry, with the version at the branch as its parent.
 - Files that are no adapter yet become a draft. A commit that is refused leaves nothing but the draft before it; after a
@@ -10,7 +10,7 @@
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, func
@@ -40,10 +40,10 @@ from registry.server.evaluation import engine_profiles
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
 from registry.server.hub.drafts import DraftCommit
 from registry.server.hub.version_push import VersionPush, choose_base
-from registry.server.hub.xet import sessions
+from registry.server.push import receive
 from registry.server.settings import Settings
-from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, Stat, key_of, staging_key_of
+from registry.server.storage import reclaim, references
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD, WEIGHTS_ENDINGS
 from registry.versions.manifest import FILES_LIMIT, Descriptor, Edge, Manifest, Relation, check_files
 
@@ -72,15 +72,12 @@ class Head:
 class CommitOutcome:
     """What a commit has made. `pushed` is None for a draft, and for a commit that changed nothing.
 
-    After the response, `push_id` (a push), `released` (staging keys of files) and `xorbs` (those of xorbs) are cleaned
-    up.
+    After the response, `push_id` (a push) is cleaned up.
     """
 
     commit: str
     pushed: PushResult | None = None
     push_id: str = ""
-    released: Sequence[str] = ()
-    xorbs: Sequence[str] = ()
     is_draft: bool = False
 
 
@@ -115,7 +112,7 @@ class Committer:
         failpoints.reach("hub.commit.staged")
         try:
             staged = self._complete(tree)
-            contents = self._read_adapter(tree, staged)
+            contents = self._read_adapter(tree)
             if contents is None:
                 return self._write_draft(head, tree, staged)
             return self._push(head, tree, staged, contents)
@@ -126,8 +123,7 @@ class Committer:
 
     def _clean_up(self, refused: Mapping[str, File]) -> None:
         """End what was planned, and delete the bytes of refused files that no draft has. Optional: they expire, too."""
-        released: list[str] = []
-        xorbs: list[str] = []
+        released: set[Digest] = set()
         with contextlib.suppress(Unavailable):
             with db.session(self.engine) as session:
                 references.end_pushes(session, self._planned)
@@ -135,9 +131,7 @@ class Committer:
                 if refused and upload is not None:
                     digests = {file.descriptor.digest for file in refused.values()}
                     released = drafts.release_unused(session, [upload.id], digests)
-                    xorbs = sessions.end_used(session, self.actor, self.name)
-            drafts.delete_released(self.engine, self.blobs, released)
-            sessions.delete_xorbs(self.blobs, xorbs)
+            reclaim.delete_unneeded(self.engine, self.blobs, released)
 
     def _has_made(self, head: Head) -> bool:
         """Whether the head is the version that this commit has made: clients repeat one whose response was lost."""
@@ -208,23 +202,21 @@ class Committer:
                 return
             db.begin_writing(session)
             upload = drafts.open_upload(session, self.actor, self.name, sizes, self.settings)
-            keys = {digest: staging_key_of(upload.id, digest) for digest in sizes}
-            drafts.hold_blobs(session, upload, keys, sizes)
-        for digest, key in keys.items():
-            version_push.write_blob(self.engine, self.blobs, key, contents[digest].chunks(), sizes[digest])
+            drafts.hold_blobs(session, upload, sizes)
+            upload_id = upload.id
+        for digest, size_bytes in sizes.items():
+            receive.receive(self.engine, self.blobs, upload_id, digest, contents[digest].chunks(), size_bytes)
 
     def _complete(self, tree: Mapping[str, File]) -> dict[Digest, PushBlobRow]:
-        """The blobs of these files that an upload stages. `Conflict` (UPLOAD_INCOMPLETE) unless all have arrived."""
+        """The blobs of these files that an upload has sent. `Conflict` (UPLOAD_INCOMPLETE) unless all have arrived."""
         files = {file.descriptor.digest: file.descriptor for file in tree.values()}
         with db.session(self.engine, write=False) as session:
             readable = version_push.find_readable(session, self.actor, {d: f.size_bytes for d, f in files.items()})
             upload = drafts.find_upload(session, self.actor, self.name)
             missing = files.keys() - readable
             located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
-        staged = {digest: blob for digest, blob in located.items() if not blob.is_taken_over}
-        absent = [
-            file for digest, file in files.items() if digest in missing and self._stat(staged.get(digest)) is None
-        ]
+        staged = {digest: blob for digest, blob in located.items() if blob.is_stored}
+        absent = [file for digest, file in files.items() if digest in missing and digest not in staged]
         if absent:
             raise version_push.not_uploaded(absent)
         for digest, blob in staged.items():
@@ -232,30 +224,16 @@ class Committer:
                 raise _mismatch(files[digest], f"has {blob.size_bytes} bytes in its upload")
         return staged
 
-    def _stat(self, blob: PushBlobRow | None) -> Stat | None:
-        if blob is None:
-            return None
-        key = drafts.key_of_blob(blob)
-        stat = self.blobs.stat(key)
-        if stat is None and blob.staging_key:
-            self.blobs.complete_parts(key, blob.size_bytes)
-            stat = self.blobs.stat(key)
-        return stat
+    def _read(self, tree: Mapping[str, File], path: str, at: int, n: int) -> bytes:
+        return self.blobs.read(key_of(tree[path].descriptor.digest), at, n)
 
-    def _read(
-        self, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow], path: str, at: int, n: int
-    ) -> bytes:
-        digest = tree[path].descriptor.digest
-        key = drafts.key_of_blob(staged[digest]) if digest in staged else key_of(digest)
-        return self.blobs.read(key, at, n)
-
-    def _read_adapter(self, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> BaseClaim | None:
+    def _read_adapter(self, tree: Mapping[str, File]) -> BaseClaim | None:
         """What the configuration says of the base; None if the files are not an adapter yet."""
         if not any(path.endswith(WEIGHTS_ENDINGS) for path in tree):
             return None
         files = [tree[path].descriptor for path in sorted(tree)]
         try:
-            return read_any(files, lambda path, at, n: self._read(tree, staged, path, at, n)).claim
+            return read_any(files, lambda path, at, n: self._read(tree, path, at, n)).claim
         except Invalid as error:
             if error.findings and {finding.code for finding in error.findings} <= _INCOMPLETE:
                 return None
@@ -263,11 +241,7 @@ class Committer:
 
     # ---------------------------------------------------------------- draft
     def _write_draft(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> CommitOutcome:
-        verified = {f.descriptor.digest for f in head.files.values()}
-        new = {f.descriptor.digest: f.descriptor for f in tree.values() if f.descriptor.digest not in verified}
-        for digest in new.keys() & staged.keys():
-            self._verify(new[digest], staged[digest])
-        described = self._with_git_ids(tree, staged)
+        described = self._with_git_ids(tree)
         sizes = {f.descriptor.digest: f.descriptor.size_bytes for f in described.values()}
         parent = head.version.digest if head.version is not None else ""
         draft = DraftCommit(self.branch, described, parent, self.request.message)
@@ -277,25 +251,12 @@ class Committer:
             lost = staged.keys() - drafts.locate(session, [upload.id], staged).keys()
             if lost:  # another branch was deleted meanwhile, which alone had these bytes
                 raise version_push.not_uploaded([f.descriptor for f in tree.values() if f.descriptor.digest in lost])
-            drafts.hold_blobs(session, upload, {digest: "" for digest in sizes if digest not in staged}, sizes)
+            taken_over = {digest: size for digest, size in sizes.items() if digest not in staged}
+            drafts.hold_blobs(session, upload, taken_over, is_requested=False)
             row = drafts.write(session, self.actor, self.name, upload, draft, head.draft.revision if head.draft else "")
-            xorbs = sessions.end_used(session, self.actor, self.name)
-        return CommitOutcome(row.revision, xorbs=xorbs, is_draft=True)
+        return CommitOutcome(row.revision, is_draft=True)
 
-    def _verify(self, file: Descriptor, blob: PushBlobRow) -> None:
-        """Check the bytes of a draft's file. A version's are checked again when it is pushed."""
-        key = drafts.key_of_blob(blob)
-        stat = self.blobs.stat(key)
-        if stat is None:
-            raise version_push.not_uploaded([file])
-        digest, size_bytes = stat.digest, stat.size_bytes
-        if digest is None:
-            digest = Digest.of_chunks(self.blobs.open(key))
-        if (digest, size_bytes) != (file.digest, file.size_bytes):
-            self.blobs.delete(key)  # otherwise nothing else could be uploaded there
-            raise _mismatch(file, f"has {size_bytes} bytes that hash to {digest}")
-
-    def _with_git_ids(self, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> dict[str, File]:
+    def _with_git_ids(self, tree: Mapping[str, File]) -> dict[str, File]:
         """The files with the ids that the Hub API shows of them."""
         described: dict[str, File] = {}
         for path, file in tree.items():
@@ -303,7 +264,7 @@ class Committer:
             if hub.is_large(descriptor):
                 file = File(descriptor, hub.git_id(hub.pointer(descriptor)))
             elif not file.git_id:
-                file = File(descriptor, hub.git_id(self._read(tree, staged, path, 0, descriptor.size_bytes)))
+                file = File(descriptor, hub.git_id(self._read(tree, path, 0, descriptor.size_bytes)))
             described[path] = file
         return described
 
@@ -313,7 +274,7 @@ class Committer:
     ) -> CommitOutcome:
         """Push the files as a version, and end the draft of the branch in the same transaction."""
         card = tree.get(CARD)
-        text = self._read(tree, staged, CARD, 0, card.descriptor.size_bytes) if card is not None else b""
+        text = self._read(tree, CARD, 0, card.descriptor.size_bytes) if card is not None else b""
         alias = "" if self.branch == NEWEST else self.branch
         engines = engine_profiles.parse_setting(self.settings.engines)
         with db.session(self.engine, write=False) as session:
@@ -329,10 +290,9 @@ class Committer:
             moved = find_generation(session, self.name, self.branch) - head.generation
             if result.created and moved != 1:  # its files are not those read at the start
                 raise drafts.moved(self.name, self.branch)
-            released = self._end_draft(session, head, manifest)
-            xorbs = sessions.end_used(session, self.actor, self.name)
+            self._end_draft(session, head, manifest)
             failpoints.reach("hub.version.before_commit")
-        return CommitOutcome(hub.commit_id(manifest.digest), result, push_id, released, xorbs)
+        return CommitOutcome(hub.commit_id(manifest.digest), result, push_id)
 
     def _parents(self, head: Head) -> list[Edge]:
         if head.version is None:
@@ -340,11 +300,12 @@ class Committer:
         name = f"{self.name}@{head.version.number}"
         return [Edge(relation=Relation.CONTINUED, digest=Digest(head.version.digest), name=name)]
 
-    def _end_draft(self, session: Session, head: Head, manifest: Manifest) -> list[str]:
+    def _end_draft(self, session: Session, head: Head, manifest: Manifest) -> None:
         if head.draft is not None:
             drafts.end(session, [head.draft])
         upload = drafts.find_upload(session, self.actor, self.name)
-        return drafts.release(session, upload.id, [f.digest for f in manifest.files]) if upload is not None else []
+        if upload is not None:
+            drafts.release(session, upload.id, [f.digest for f in manifest.files])
 
 
 def _check_message(message: str) -> None:

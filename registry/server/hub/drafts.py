@@ -1,26 +1,25 @@
 """Drafts: what a Hub client has committed or uploaded, and what is no version yet.
 
 - A draft belongs to one pusher and one branch. No one else sees it; it reserves no name and is in no list.
-- Its bytes are staged by a push without a manifest, the *upload* of one pusher for one adapter. `gc` ends it as any
+- Its bytes are sent for a push without a manifest, the *upload* of one pusher for one adapter. `gc` ends it as any
   push, and its drafts with it. Each commit renews it, for `REGISTRY_DRAFT_SECONDS`.
-- A version never refers to a draft. When a commit completes the adapter, another push takes over the staged bytes.
+- A version never refers to a draft. When a commit completes the adapter, another push takes over the bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, case, delete, exists, func, not_, or_, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest, canonical_json
-from registry.errors import Conflict, TooLarge, Unavailable
+from registry.errors import Conflict, TooLarge
 from registry.hub.shapes import File
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -34,7 +33,6 @@ from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import staging
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.states import BlobState, PushState
 from registry.versions.files import kind_of
 from registry.versions.manifest import Descriptor
@@ -105,18 +103,13 @@ def describe(path: str, digest: Digest, size_bytes: int) -> Descriptor:
 
 
 def locate(session: Session, push_ids: Iterable[str], digests: Iterable[Digest]) -> dict[Digest, PushBlobRow]:
-    """The rows of these blobs in uploads; one whose bytes are staged is preferred."""
+    """The rows of these blobs in uploads; one that sends the bytes is preferred."""
     rows = session.exec(
         select(PushBlobRow)
         .where(col(PushBlobRow.push_id).in_(list(push_ids)), col(PushBlobRow.digest).in_(list(digests)))
-        .order_by(col(PushBlobRow.staging_key))
+        .order_by(col(PushBlobRow.is_requested))
     )
     return {Digest(row.digest): row for row in rows}
-
-
-def key_of_blob(blob: PushBlobRow) -> str:
-    """Where the bytes of a blob of an upload are."""
-    return key_of(Digest(blob.digest)) if blob.is_stored or not blob.staging_key else blob.staging_key
 
 
 # ------------------------------------------------------------------ uploads
@@ -145,18 +138,18 @@ def open_upload(
     return staging.open_push(session, actor, name, _upload_prefix(actor), size_bytes, seconds=seconds)
 
 
-def hold_blobs(session: Session, push: PushRow, keys: Mapping[Digest, str], sizes: Mapping[Digest, int]) -> None:
-    """Reference these blobs by an upload, each with its staging key; empty for one that the actor may read.
+def hold_blobs(session: Session, push: PushRow, sizes: Mapping[Digest, int], *, is_requested: bool = True) -> None:
+    """Reference these blobs by an upload, which sends them, or not: then the actor may read them.
 
-    A blob whose bytes are not verified gets the new size, too: quotas count it.
+    A blob whose bytes are not there gets the new size, too: quotas count it.
     """
-    references.reserve(session, {digest: sizes[digest] for digest in keys})
-    for digest, key in sorted(keys.items()):
-        values = {"push_id": push.id, "digest": digest, "size_bytes": sizes[digest], "staging_key": key}
-        if not db.insert_new(session, PushBlobRow, values) and key:
+    references.reserve(session, sizes)
+    for digest, size_bytes in sorted(sizes.items()):
+        values = {"push_id": push.id, "digest": digest, "size_bytes": size_bytes, "is_requested": is_requested}
+        if not db.insert_new(session, PushBlobRow, values) and is_requested:
             same = (col(PushBlobRow.push_id) == push.id, col(PushBlobRow.digest) == digest)
-            size = case((col(PushBlobRow.is_stored), col(PushBlobRow.size_bytes)), else_=sizes[digest])
-            session.connection().execute(update(PushBlobRow).where(*same).values(staging_key=key, size_bytes=size))
+            size = case((col(PushBlobRow.is_stored), col(PushBlobRow.size_bytes)), else_=size_bytes)
+            session.connection().execute(update(PushBlobRow).where(*same).values(is_requested=True, size_bytes=size))
 
 
 # ------------------------------------------------------------------ change
@@ -204,7 +197,7 @@ def move(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> 
     uploads = staging.find_pushes(session, _upload_prefix(actor), name)
     ids = [upload.id for upload in uploads]
     staged = select(func.coalesce(func.sum(PushBlobRow.size_bytes), 0)).where(
-        col(PushBlobRow.push_id).in_(ids), col(PushBlobRow.staging_key) != ""
+        col(PushBlobRow.push_id).in_(ids), col(PushBlobRow.is_requested)
     )
     size_bytes = int(session.exec(staged).one()) if to.namespace != name.namespace else 0
     quotas.check_before_staging(session, actor, to, size_bytes, is_new=True)
@@ -250,8 +243,8 @@ def end(session: Session, drafts: Iterable[DraftRow]) -> None:
     session.connection().execute(delete(DraftRow).where(col(DraftRow.id).in_(ids)))
 
 
-def discard(session: Session, drafts: Sequence[DraftRow]) -> list[str]:
-    """Delete drafts, and stop staging the files that no other one has; return the staging keys of these."""
+def discard(session: Session, drafts: Sequence[DraftRow]) -> set[Digest]:
+    """Delete drafts, and let go of the files that no other one has; return these."""
     ids, push_ids = [draft.id for draft in drafts], {draft.push_id for draft in drafts}
     _lock_uploads(session, push_ids)
     digests = set(session.exec(select(DraftFileRow.digest).where(col(DraftFileRow.draft_id).in_(ids))).all())
@@ -259,12 +252,14 @@ def discard(session: Session, drafts: Sequence[DraftRow]) -> list[str]:
     return release_unused(session, push_ids, map(Digest, digests))
 
 
-def release_unused(session: Session, push_ids: Collection[str], digests: Iterable[Digest]) -> list[str]:
-    """Stop staging those of these blobs in these uploads that no draft has; return their staging keys."""
+def release_unused(session: Session, push_ids: Collection[str], digests: Iterable[Digest]) -> set[Digest]:
+    """Let these uploads go of those of these blobs that no draft has; return these: nothing may need them now."""
     _lock_uploads(session, push_ids)
     of_drafts = select(DraftFileRow.digest).join(DraftRow, col(DraftRow.id) == col(DraftFileRow.draft_id))
     unused = set(digests).difference(session.exec(of_drafts.where(col(DraftRow.push_id).in_(push_ids))).all())
-    return [key for push_id in push_ids for key in release(session, push_id, unused)]
+    for push_id in push_ids:
+        release(session, push_id, unused)
+    return unused
 
 
 def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:
@@ -276,8 +271,8 @@ def end_uploads(session: Session, actor: Actor, name: AdapterName) -> set[str]:
     return ended
 
 
-def release_abandoned(session: Session, age: timedelta, limit: int, *, dry_run: bool = False) -> tuple[int, list[str]]:
-    """Stop staging blobs that were sent this long ago and never committed; return how many, and their staging keys.
+def release_abandoned(session: Session, age: timedelta, limit: int, *, dry_run: bool = False) -> int:
+    """Let uploads go of blobs that were sent this long ago and never committed; return how many.
 
     A pusher uses one upload for all of an adapter, and each commit renews it: without this they would stay. The row of
     a blob whose bytes no version has is as old as the newest request to send them (`references.reserve`).
@@ -299,59 +294,43 @@ def release_abandoned(session: Session, age: timedelta, limit: int, *, dry_run: 
     abandoned = (
         select(PushBlobRow.push_id, PushBlobRow.digest)
         .join(BlobRow, col(BlobRow.digest) == col(PushBlobRow.digest))
-        .where(col(PushBlobRow.push_id).in_(uploads), PushBlobRow.staging_key != "")
+        .where(col(PushBlobRow.push_id).in_(uploads), col(PushBlobRow.is_requested))
         .where(BlobRow.state == BlobState.PENDING, col(BlobRow.created_at) < before)
         .where(not_(in_draft), not_(in_other_push.correlate(PushBlobRow).exists()))
     )
     if dry_run:
-        return session.exec(select(func.count()).select_from(abandoned.subquery())).one(), []
+        return session.exec(select(func.count()).select_from(abandoned.subquery())).one()
     push_ids = {push_id for push_id, _ in session.exec(abandoned.limit(limit))}
     _lock_uploads(session, push_ids)
     digests: dict[str, list[Digest]] = {}
     rows = session.exec(abandoned.where(col(PushBlobRow.push_id).in_(push_ids)).limit(limit)).all()
     for push_id, digest in rows:  # read again: a commit may have come first
         digests.setdefault(push_id, []).append(Digest(digest))
-    keys = [key for push_id, unused in digests.items() for key in release_unused(session, [push_id], unused)]
-    return len(rows), keys
-
-
-def delete_released(engine: Engine, blobs: BlobStore, keys: Iterable[str]) -> None:
-    """Delete the bytes under these keys, which were released, unless their upload stages them again.
-
-    Optional: `gc` would do the same after the upload.
-    """
-    with contextlib.suppress(Unavailable):
-        for key in keys:
-            push_id = key.split("/")[1]
-            again = select(PushBlobRow.digest).where(PushBlobRow.push_id == push_id, PushBlobRow.staging_key == key)
-            with db.session(engine) as session:
-                _lock_uploads(session, [push_id])  # the same bytes are written again after this only
-                if session.exec(again).first() is None:
-                    blobs.end_staging(key)
+    for push_id, unused in digests.items():
+        release_unused(session, [push_id], unused)
+    return len(rows)
 
 
 def _lock_uploads(session: Session, push_ids: Iterable[str]) -> None:
-    """Let no one stage anything in these uploads, or commit what they stage, until this transaction ends."""
+    """Let no one send anything for these uploads, or commit what they have, until this transaction ends."""
     own = select(PushRow.id).where(col(PushRow.id).in_(sorted(push_ids)))
     session.exec(own.order_by(col(PushRow.id)).with_for_update()).all()
 
 
-def release(session: Session, push_id: str, digests: Iterable[Digest]) -> list[str]:
-    """Stop staging these blobs, which a version has now; return their staging keys. An upload without any use ends."""
+def release(session: Session, push_id: str, digests: Iterable[Digest]) -> None:
+    """Let an upload go of these blobs, which a version has now. An upload without any use ends."""
     of_push = col(PushBlobRow.push_id) == push_id
-    staged = and_(of_push, col(PushBlobRow.digest).in_(list(digests)), col(PushBlobRow.staging_key) != "")
-    keys = list(session.exec(select(PushBlobRow.staging_key).where(staged)).all())
-    session.connection().execute(update(PushBlobRow).where(staged).values(staging_key=""))
+    sent = and_(of_push, col(PushBlobRow.digest).in_(list(digests)), col(PushBlobRow.is_requested))
+    session.connection().execute(update(PushBlobRow).where(sent).values(is_requested=False))
     in_draft = exists().where(
         col(DraftRow.push_id) == push_id, col(DraftFileRow.draft_id) == col(DraftRow.id),
         col(DraftFileRow.digest) == col(PushBlobRow.digest),
     )  # fmt: skip
-    unused = delete(PushBlobRow).where(of_push, col(PushBlobRow.staging_key) == "", not_(in_draft))
+    unused = delete(PushBlobRow).where(of_push, col(PushBlobRow.is_requested).is_(False), not_(in_draft))
     session.connection().execute(unused.execution_options(synchronize_session=False))
     open_push = select(PushRow.id).where(col(PushRow.id) == push_id)
     if not session.exec(open_push.with_for_update(skip_locked=True)).first():
-        return keys  # another request of the actor is about to use the upload
+        return  # another request of the actor is about to use the upload
     uses = (select(PushBlobRow.digest).where(of_push), select(DraftRow.id).where(col(DraftRow.push_id) == push_id))
     if not any(session.exec(use.limit(1)).first() for use in uses):
         references.end_pushes(session, [push_id])
-    return keys

@@ -21,7 +21,7 @@ from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, VersionRow
 from registry.server.database.models.hub import DraftRow
 from registry.server.hub import drafts, repositories, version_push
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.manifest import Descriptor
 
 
@@ -167,4 +167,4 @@ def locate_bytes(engine: Engine, actor: Actor, blobs: BlobStore, revision: Revis
             raise NotFound("BLOB_UNKNOWN", f"{file.path} of the draft is from a version that was withdrawn")
     if blob is None:
         raise Corrupt("DIGEST_MISMATCH", f"{file.path}: the draft no longer has these bytes")
-    return drafts.key_of_blob(blob)
+    return key_of(file.digest)

@@ -1,6 +1,7 @@
 """How the files of a Hub client get here: the mode of each file, and the links of its large ones (Git LFS batch).
 
-- Links need no headers, because clients send none. Bytes that a version visible to the actor has are not asked for.
+- Clients of the Hub send no headers, so a link cannot bind them to a SHA-256: all bytes come through this server, by
+  its own links. Bytes that a version visible to the actor has are not asked for.
 - huggingface_hub 1.20 and later send large files to Xet without asking, if they are installed with it (`hub.xet`).
 """
 
@@ -24,8 +25,9 @@ from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub import drafts, refusals, version_push
+from registry.server.push import receive
 from registry.server.settings import Settings
-from registry.server.storage.blobs import AnyUpload, BlobStore, staging_key_of
+from registry.server.storage.blobs import BlobStore, staging_key_of
 from registry.versions.files import kind_of, refusal_of
 
 _UNSAFE = re.compile(r"(?:\A|/)(?:\.\.?)?(?:/|\Z)|[\\\0]")
@@ -68,11 +70,11 @@ def _choose_mode(path: str, size_bytes: int, current: File | None) -> FileMode:
 
 @dataclass(frozen=True, slots=True)
 class LargeFile:
-    """The response about one large file: how to send it, or nothing if it is here."""
+    """The response about one large file: the link to send it by, or nothing if it is here."""
 
     digest: Digest
     size_bytes: int
-    upload: AnyUpload | None
+    url: str = ""
 
 
 def request_uploads(
@@ -86,28 +88,23 @@ def request_uploads(
 ) -> list[LargeFile]:
     """Where to send each of these blobs, unless the actor has it. Errors as of a plan of a push."""
     with db.session(engine, write=False) as session:
-        missing, staged = find_missing(session, actor, name, sizes)
-        new = {digest: size for digest, size in missing.items() if digest not in staged}
+        missing, sent = find_missing(session, actor, name, sizes)
+        new = {digest: size for digest, size in missing.items() if digest not in sent}
         db.begin_writing(session)
         upload = reserve(session, actor, name, new, settings)
     failpoints.reach("hub.lfs.after_rows")
-    arrived = find_arrived(blobs, staged)
-    uploads: dict[Digest, AnyUpload] = {}
-    for digest in missing.keys() - arrived:
-        uploads[digest] = blobs.presign_any(
-            upload.id, digest, missing[digest], seconds=settings.link_seconds, owner=upload.token_id
-        )
-    moved = {digest: link.key for digest, link in uploads.items() if link.key != staging_key_of(upload.id, digest)}
-    if moved:
-        with db.session(engine) as session:
-            drafts.hold_blobs(session, upload, moved, missing)
-    return [LargeFile(digest, size, uploads.get(digest)) for digest, size in sizes.items()]
+    seconds, owner = settings.link_seconds, upload.token_id
+    urls: dict[Digest, str] = {}
+    for digest in missing.keys() - find_arrived(sent):
+        key = staging_key_of(upload.id, digest)
+        urls[digest] = receive.sign_link(blobs, key, missing[digest], seconds=seconds, owner=owner)
+    return [LargeFile(digest, size, urls.get(digest, "")) for digest, size in sizes.items()]
 
 
 def find_missing(
     session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int]
 ) -> tuple[dict[Digest, int], dict[Digest, PushBlobRow]]:
-    """Those of these blobs that no version visible to the actor has, and the rows of those that its upload stages."""
+    """Those of these blobs that no version visible to the actor has, and the rows of those that its upload sends."""
     readable = version_push.find_readable(session, actor, sizes)
     upload = drafts.find_upload(session, actor, name)
     missing = {digest: size for digest, size in sizes.items() if digest not in readable}
@@ -119,47 +116,34 @@ def reserve(
     session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int], settings: Settings,
     *, counted_bytes: int = 0,
 ) -> PushRow:  # fmt: skip
-    """The upload of the actor, with a row and a staging key for each of these blobs. The transaction must write.
+    """The upload of the actor, with a row for each of these blobs. The transaction must write.
 
     `counted_bytes` of them count in quotas already. Errors as of a plan of a push.
     """
     upload = drafts.open_upload(session, actor, name, sizes, settings, counted_bytes=counted_bytes)
-    drafts.hold_blobs(session, upload, {digest: staging_key_of(upload.id, digest) for digest in sizes}, sizes)
+    drafts.hold_blobs(session, upload, sizes)
     return upload
 
 
-def find_arrived(blobs: BlobStore, staged: Mapping[Digest, PushBlobRow]) -> set[Digest]:
-    """Those of these blobs whose bytes the store has, with the size of their row."""
-    return {digest for digest, row in staged.items() if _has_arrived(blobs, drafts.key_of_blob(row), row.size_bytes)}
+def find_arrived(sent: Mapping[Digest, PushBlobRow]) -> set[Digest]:
+    """Those of these blobs whose bytes have arrived."""
+    return {digest for digest, row in sent.items() if row.is_stored}
 
 
 def _is_sent(blob: PushBlobRow, size_bytes: int) -> bool:
-    """Whether an upload stages this blob with this size; another one may be asked for until its bytes are verified."""
+    """Whether an upload sends this blob with this size; another one may be asked for until its bytes are verified."""
     if blob.is_stored and blob.size_bytes != size_bytes:
         message = f"has {blob.size_bytes} bytes, and not {size_bytes}"
         raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", blob.digest, message))
     return blob.size_bytes == size_bytes and not blob.is_taken_over
 
 
-def _has_arrived(blobs: BlobStore, key: str, size_bytes: int) -> bool:
-    stat = blobs.stat(key)
-    return stat is not None and stat.size_bytes == size_bytes
-
-
-def verify_upload(
-    engine: Engine, actor: Actor, name: AdapterName, digest: Digest, size_bytes: int, *, blobs: BlobStore
-) -> None:
-    """Check that a blob of this size has arrived; the commit hashes it. `Conflict` (UPLOAD_INCOMPLETE)."""
+def verify_upload(engine: Engine, actor: Actor, name: AdapterName, digest: Digest, size_bytes: int) -> None:
+    """Check that a blob of this size has arrived. `Conflict` (UPLOAD_INCOMPLETE)."""
     with db.session(engine, write=False) as session:
-        readable = version_push.find_readable(session, actor, {digest: size_bytes})
+        if digest in version_push.find_readable(session, actor, {digest: size_bytes}):
+            return
         upload = drafts.find_upload(session, actor, name)
         row = drafts.locate(session, [upload.id], [digest]).get(digest) if upload is not None else None
-    if digest in readable:
-        return
-    if row is None:
-        raise version_push.not_uploaded([drafts.describe(f"sha256:{digest.hex}", digest, size_bytes)])
-    key = drafts.key_of_blob(row)
-    if blobs.stat(key) is None:
-        blobs.complete_parts(key, row.size_bytes)
-    if row.size_bytes != size_bytes or not _has_arrived(blobs, key, size_bytes):
+    if row is None or not row.is_stored or row.size_bytes != size_bytes:
         raise version_push.not_uploaded([drafts.describe(f"sha256:{digest.hex}", digest, size_bytes)])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry.adapters.card import read as read_card
@@ -27,13 +26,13 @@ from registry.server.database.models.pushes import PushBlobRow
 from registry.server.push import commit, plan
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, write_all
+from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class VersionPush:
-    """A version to push: what it is, the blobs that an upload stages for it, and its message."""
+    """A version to push: what it is, the blobs that an upload has sent for it, and its message."""
 
     manifest: Manifest
     staged: Mapping[Digest, PushBlobRow]
@@ -46,13 +45,8 @@ def find_readable(session: Session, actor: Actor, sizes: Mapping[Digest, int]) -
     return {digest for digest, size_bytes in sizes.items() if (digest, size_bytes) in readable}
 
 
-def write_blob(engine: Engine, blobs: BlobStore, key: str, chunks: Iterable[bytes], size_bytes: int) -> None:
-    """Write the bytes that a commit carries for a blob of an upload. `key` is its staging key."""
-    write_all(commit.open_upload(engine, blobs, key, limit_bytes=size_bytes), chunks)
-
-
 def plan_version(session: Session, actor: Actor, name: AdapterName, push: VersionPush, settings: Settings) -> str:
-    """Plan a push and return its id. `Conflict` (UPLOAD_INCOMPLETE) for files that are not staged, RATE_LIMITED.
+    """Plan a push and return its id. `Conflict` (UPLOAD_INCOMPLETE) for files that were not sent, RATE_LIMITED.
 
     `session` must have begun by reading. The plan is durable when this returns.
     """
@@ -89,9 +83,11 @@ def commit_version(
 
 
 def _blob_row(push_id: str, digest: Digest, size_bytes: int, staged: PushBlobRow | None) -> PushBlobRow:
-    """A blob of a push that an upload has staged; without that, a version has it."""
-    key, is_stored = (staged.staging_key, staged.is_stored) if staged is not None else ("", False)
-    return PushBlobRow(push_id=push_id, digest=digest, size_bytes=size_bytes, staging_key=key, is_stored=is_stored)
+    """A blob of a push that an upload has sent; without that, a version has it."""
+    is_requested, is_stored = (staged.is_requested, staged.is_stored) if staged is not None else (False, False)
+    return PushBlobRow(
+        push_id=push_id, digest=digest, size_bytes=size_bytes, is_requested=is_requested, is_stored=is_stored
+    )
 
 
 def not_uploaded(files: Sequence[Descriptor]) -> Conflict:

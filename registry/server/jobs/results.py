@@ -102,7 +102,7 @@ def _store(session: Session, actor: Actor, row: JobRow, report: Report, store: B
     row.report = digest
     session.add(row)
     db.commit_early(session)
-    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    blobs.write_blob(store, blobs.key_of(digest), [data], limit_bytes=len(data))
     db.begin_writing(session)
     references.mark_live(session, {digest: len(data)}, written_now={digest})
     return digest

@@ -6,14 +6,14 @@
     purge        versions deleted longer ago than their grace time lose their files
     mark         unreferenced blobs become `dead`
     delete       blobs dead for longer than the grace period: claim as `deleting`, delete the bytes, then the row
-    orphans      staging keys of ended pushes, unfinished uploads, final keys without a row
+    orphans      what clients wrote for ended pushes, unfinished uploads, final keys without a row
 
 - Safe with a grace period of 0: a blob is protected by its row and references (`storage.references`), never by a clock.
   Before each change references are checked again under the lock of the row.
 - `deleting` is final, and only the one process that holds the lock deletes bytes.
 - No transaction has more than `BATCH` rows, and none is open while bytes are deleted, so pushes never wait for long.
 - A staging key is deleted if its push is not open. The push's row is created before the key, so "no row" means "ended".
-  While a link of the push may work, an empty object may have to stay under the key (`BlobStore.end_staging`).
+  While a link of the push may work, an empty object stays under the key, so that it does not write there again.
 - A final key without a row is claimed by a row `deleting` first, so that a push of the same blob waits. It is kept
   while it is younger than the grace period, and while the bucket has records of versions that the database lacks: then
   the database is the older one, and `adapter reindex` comes first.
@@ -27,7 +27,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
-from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, tuple_, update
 from sqlmodel import Session, SQLModel, col, select
@@ -57,11 +56,10 @@ from registry.server.retention import plan as retention
 from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.settings import Settings
-from registry.server.storage import needs
+from registry.server.storage import needs, reclaim
 from registry.server.storage.blobs import BlobStore, Stat, digest_of, key_of
 from registry.server.storage.states import BlobState, PushState
 
-LOCK = "gc"
 BATCH = 500
 """Rows of one transaction."""
 WINDOW = 5000
@@ -122,11 +120,7 @@ class GcRun:
                 self.lock.check()
                 if self.delete_key(key_of(Digest(digest))):
                     deleted.append(digest)
-            failpoints.reach("gc.deleted")
-            with db.session(self.engine) as session:
-                self.lock.guard(session)
-                rows = delete(BlobRow).where(col(BlobRow.digest).in_(deleted), col(BlobRow.state) == BlobState.DELETING)
-                session.connection().execute(rows)
+            reclaim.delete_rows(self.engine, self.lock, deleted)
         except Unavailable:
             with contextlib.suppress(Unavailable):
                 self._mark_missing(deleted)
@@ -145,10 +139,10 @@ class GcRun:
             for digest in session.connection().execute(statement).scalars().all():
                 audit.append(session, SYSTEM, EventType.BLOB_DAMAGE, digest)
 
-    def delete_key(self, key: str, *, end_staging: bool = False) -> bool:
+    def delete_key(self, key: str) -> bool:
         """Delete a key; False if the store fails. `Unavailable` if it fails too often."""
         try:
-            (self.blobs.end_staging if end_staging else self.blobs.delete)(key)
+            self.blobs.delete(key)
         except Unavailable:
             self.failed_keys.add(key)
             self.count("keys_refused", 1)
@@ -163,7 +157,7 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     grace_seconds = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
     grace, hold = timedelta(seconds=grace_seconds), timedelta(seconds=settings.push_hold_seconds)
     delete_grace = timedelta(seconds=settings.delete_grace_seconds)
-    with locks.acquire(engine, LOCK) as lock:
+    with locks.acquire(engine, reclaim.LOCK) as lock:
         links = timedelta(seconds=settings.link_seconds) + CLOCK_MARGIN
         drafts_last = timedelta(seconds=max(settings.draft_seconds, settings.push_hold_seconds))
         run = GcRun(engine, blobs, lock, grace, hold, delete_grace, links, drafts_last, request.dry_run)
@@ -238,7 +232,7 @@ def _count_collectable(run: GcRun) -> None:
         ):
             run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
         run.count("versions_purged", deletion.count_expired(session, run.delete_grace))
-        run.count("staged_deleted", drafts.release_abandoned(session, run.drafts, BATCH, dry_run=True)[0])
+        run.count("staged_deleted", drafts.release_abandoned(session, run.drafts, BATCH, dry_run=True))
         for name, number in count(session).items():
             run.count(name, number)
     run.count("blobs_deleted", blobs)
@@ -260,7 +254,7 @@ def _is_deletable(run: GcRun) -> ColumnElement[bool]:
 
 
 def _end_pushes(run: GcRun) -> None:
-    """Expire pushes and abort their multipart uploads. `_delete_orphans` deletes their staging keys."""
+    """Expire pushes. `_delete_orphans` deletes what clients wrote for them."""
     while not run.is_over:
         with db.session(run.engine) as session:
             expired = select(PushRow.id).where(_is_expired_push()).limit(BATCH).with_for_update(skip_locked=True)
@@ -269,8 +263,6 @@ def _end_pushes(run: GcRun) -> None:
             session.connection().execute(rows.values(state=PushState.EXPIRED, manifest=""))
             session.connection().execute(delete(DraftRow).where(col(DraftRow.push_id).in_(ids)))
         run.count("pushes_expired", len(ids))
-        for push_id in ids:
-            run.count("uploads_aborted", run.blobs.delete_unfinished(timedelta(0), f"staging/{push_id}/"))
         if len(ids) < BATCH:
             return
 
@@ -278,8 +270,7 @@ def _end_pushes(run: GcRun) -> None:
 def _release_abandoned(run: GcRun) -> None:
     while True:
         with db.session(run.engine) as session:
-            number, keys = drafts.release_abandoned(session, run.drafts, BATCH)
-        drafts.delete_released(run.engine, run.blobs, keys)
+            number = drafts.release_abandoned(session, run.drafts, BATCH)
         run.count("staged_deleted", number)
         if number < BATCH or run.is_over:
             return
@@ -299,7 +290,7 @@ def _mark_dead(run: GcRun, after: str) -> str:
         after = digests[-1] if len(digests) == WINDOW else END
         for start in range(0, len(markable), BATCH):
             values = {"state": BlobState.DEAD, "marked_at": db.now()}
-            marked = _update_unneeded(run, markable[start : start + BATCH], _is_markable(), values)
+            marked = reclaim.update_unneeded(run.engine, markable[start : start + BATCH], _is_markable(), values)
             run.count("blobs_marked", len(marked))
         failpoints.reach("gc.marked")
     return after
@@ -312,25 +303,10 @@ def _delete_dead(run: GcRun) -> None:
         with db.session(run.engine, write=False) as session:
             deletable = select(BlobRow.digest).where(_is_deletable(run)).order_by(col(BlobRow.digest)).limit(BATCH)
             digests = session.exec(deletable).all()
-        if not _update_unneeded(run, digests, _is_deletable(run), {"state": BlobState.DELETING}):
+        if not reclaim.update_unneeded(run.engine, digests, _is_deletable(run), {"state": BlobState.DELETING}):
             return
         failpoints.reach("gc.claimed")
         _delete_claimed(run)
-
-
-def _update_unneeded(
-    run: GcRun, digests: Sequence[str], condition: ColumnElement[bool], values: dict[str, Any]
-) -> Sequence[str]:
-    """Lock these rows and update those that are still unreferenced; return their digests.
-
-    Two statements on purpose: one that has waited for a lock still sees *other* tables as they were before.
-    """
-    with db.session(run.engine) as session:
-        rows = select(BlobRow.digest).where(col(BlobRow.digest).in_(digests), condition).order_by(col(BlobRow.digest))
-        locked = session.exec(rows.with_for_update(skip_locked=True)).all()
-        unneeded = update(BlobRow).where(col(BlobRow.digest).in_(locked), condition, needs.is_unneeded())
-        statement = unneeded.values(**values).execution_options(synchronize_session=False)
-        return session.connection().execute(statement.returning(col(BlobRow.digest))).scalars().all()
 
 
 def _delete_claimed(run: GcRun) -> None:
@@ -377,10 +353,10 @@ def _delete_staged(run: GcRun) -> str:
             rows = select(PushRow.id).where(col(PushRow.id).in_(push_ids), col(PushRow.state) == PushState.OPEN)
             open_ids = set(session.exec(rows).all())
         for stat in stats:
-            has_links = run.blobs.has_conditional_links and stat.modified_at > links_work_since
-            if stat.key.split("/")[1] in open_ids or (has_links and not stat.size_bytes):
+            keeps_links_out = not stat.size_bytes and stat.modified_at > links_work_since
+            if stat.key.split("/")[1] in open_ids or keeps_links_out:
                 continue
-            if run.dry_run or run.delete_key(stat.key, end_staging=has_links):
+            if run.dry_run or run.delete_key(stat.key):
                 run.count("staged_deleted", 1)
     if not run.dry_run:
         age = run.hold + run.grace + timedelta(days=1)

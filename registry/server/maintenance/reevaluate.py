@@ -38,7 +38,7 @@ from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.push import inspect, version_rows
 from registry.server.push.inspect import Inspection
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, key_of
+from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import Manifest
 
 LOCK = "recheck-engines"
@@ -248,9 +248,8 @@ def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[
                 base_data[row.base_id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
             manifest, card = Manifest.model_validate_json(row.manifest), row.facts.get(CARD)
             spec, relatives = base_data[row.base_id]
-        keys = {file.digest: key_of(file.digest) for file in manifest.files}
         try:
-            inspection = inspect.inspect_files(blobs, keys, manifest, spec, relatives, measure_small=False)
+            inspection = inspect.inspect_files(blobs, manifest, spec, relatives, measure_small=False)
         except RegistryError:
             continue
         facts = {name: value for name, value in inspection.facts.items() if name != CARD}

@@ -270,13 +270,12 @@ def _find_present_blobs(run: _Run, manifest: Manifest, location: str) -> set[Dig
 
 def _inspect(run: _Run, manifest: Manifest) -> Inspection | None:
     """Evaluate the bytes against their base; None if they cannot be read."""
-    keys = {file.digest: key_of(file.digest) for file in manifest.files}
     try:
         with db.session(run.engine, write=False) as session:
             bases_by_name, name = base_rows.find_all(session, [manifest.base.name]), manifest.base.name
             base = base_choice.find_base(bases_by_name, name, manifest.base, unregistered=True)
             spec, relatives = base_rows.load_spec(base), base_weights.find_relatives(session, base)
-        return inspect.inspect_files(run.blobs, keys, manifest, spec, relatives)
+        return inspect.inspect_files(run.blobs, manifest, spec, relatives)
     except RegistryError:
         return None
 

@@ -3,14 +3,13 @@
 - Pushes are committed in groups, with a few statements for all; one push is a group of one. An error of one push does
   not concern the others, except in an atomic commit.
 - Bytes first, then one transaction, then the response: a version is visible completely or not at all.
-- A commit holds no transaction while it reads, hashes and promotes bytes. Afterwards it checks that its push is still
+- A commit holds no transaction while it reads and hashes bytes. Afterwards it checks that its push is still
   open, and looks for an equal version under a lock.
 - Malformed files are rejected and nothing is stored. Incompatible ones are stored with a failing verdict `compat`.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Engine, bindparam, case, func, update
+from sqlalchemy import Engine, bindparam, case, func, or_, update
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -27,7 +26,6 @@ from registry.api.transfer import BULK_BODY_BYTES, CommitItem, PushResult
 from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, TooLarge, Unavailable
-from registry.findings import Finding
 from registry.server import failpoints
 from registry.server.access import namespaces
 from registry.server.actors import Actor
@@ -36,20 +34,11 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BaseRow, BlobRow, VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
-from registry.server.outcomes import collect_outcomes, fail_incomplete, has_error, only, results_of
-from registry.server.push import background, commit_decisions, inspect, plan, rows
+from registry.server.outcomes import collect_outcomes, fail_incomplete, has_error, results_of
+from registry.server.push import background, commit_decisions, inspect, plan, receive, rows
 from registry.server.push.commit_decisions import Commit, CommitFacts, CommitsFailed, InspectedCommit
-from registry.server.push.received import RECEIVED
-from registry.server.storage import references
-from registry.server.storage.blobs import (
-    BlobStore,
-    BlobWriter,
-    DigestVerifier,
-    Stat,
-    digest_of,
-    key_of,
-    staging_key_of,
-)
+from registry.server.storage import reclaim, references
+from registry.server.storage.blobs import BlobStore
 from registry.server.storage.states import BlobState, PushState, find_damaged
 
 if TYPE_CHECKING:
@@ -62,70 +51,21 @@ MANIFESTS_LIMIT = BULK_BODY_BYTES
 REFUSAL_LIMIT = 2**16
 """Characters of the error that a refused push keeps; of a longer one, its first finding."""
 INSPECTED_AT_ONCE = 4
-_ANY_KEY = key_of(Digest.of(b""))
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedBlob:
-    """A blob that a push requested. `needed` is False once the version exists: its bytes may be discarded."""
+def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -> bool:
+    """Whether the bytes of this blob are needed; not if its version exists by now: then they may be discarded.
 
-    key: str
-    size_bytes: int
-    needed: bool
-
-
-def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -> ExpectedBlob:
-    """The key for the bytes of this blob. `NotFound` for another token's push and for a blob that was not requested."""
+    `NotFound` for another token's push and for a blob that was not requested.
+    """
     row = session.exec(_UPLOAD, params={"id": push_id[:80], "digest": digest}).first()
     push, blob = row if row is not None else (None, None)
-    return _expected_blob(commit_decisions.require_open(push, token_id, push_id), digest, blob)
-
-
-def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int) -> BlobWriter:
-    """Begin to write a blob that a push sends through this server. `key` is its staging key."""
-    upload_key = blobs.upload_key_of(key)
-    writer = blobs.open_writer(upload_key, limit_bytes=limit_bytes)
-    if upload_key == key:  # a file of this machine: reading it again costs less than keeping its bytes
-        return writer
-    return RECEIVED.keeping(key, limit_bytes, _StoredBlobWriter(engine, writer, key))
-
-
-def copy_upload(engine: Engine, blobs: BlobStore, source: str, key: str, size_bytes: int) -> None:
-    """Store a blob that a push sends as a copy of `source`, where `put` has stored it. `key` is its staging key."""
-    upload_key = blobs.upload_key_of(key)
-    blobs.copy(source, upload_key, size_bytes)
-    if upload_key != key:
-        _record_stored(engine, key)
-
-
-class _StoredBlobWriter:
-    """Writes a blob under its final key and records that its push has sent it. Nothing is asked about other pushes."""
-
-    def __init__(self, engine: Engine, writer: BlobWriter, staging_key: str) -> None:
-        self._engine, self._staging_key = engine, staging_key
-        self._writer = writer
-        self.write, self.abort = writer.write, writer.abort
-
-    def finish(self) -> Stat:
-        stat = self._writer.finish()
-        _record_stored(self._engine, self._staging_key)
-        return stat
-
-
-def _record_stored(engine: Engine, staging_key: str) -> None:
-    """Record that a push has sent the blob of this staging key, whose bytes are under the final key."""
-    failpoints.reach("upload.stored")
-    with db.session(engine) as session:
-        params = {"of_push": staging_key.split("/")[1], "of_digest": digest_of(staging_key)}
-        session.connection().execute(_SET_STORED, params)
-
-
-def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> ExpectedBlob:
-    if blob is None or not blob.staging_key:
-        raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not request blob {digest}")
-    return ExpectedBlob(blob.staging_key, blob.size_bytes, row.state == PushState.OPEN)
+    push = commit_decisions.require_open(push, token_id, push_id)
+    if blob is None or not blob.is_requested:
+        raise NotFound("BLOB_UNKNOWN", f"push {push.id} did not request blob {digest}")
+    return push.state == PushState.OPEN
 
 
 # Built once: building a statement takes longer than running it.
@@ -152,21 +92,20 @@ _UPLOAD = (
     .options(defer(cast(Any, PushRow.manifest)))
     .where(col(PushRow.id) == bindparam("id"))
 )
-_SET_STORED = (
-    update(PushBlobRow)
-    .where(col(PushBlobRow.push_id) == bindparam("of_push"), col(PushBlobRow.digest) == bindparam("of_digest"))
-    .values(is_stored=True)
+_UNUSED = (
+    select(PushBlobRow)
+    .join(PushRow, col(PushRow.id) == col(PushBlobRow.push_id))
+    .where(any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.is_requested))
+    .where(or_(col(PushRow.state) == PushState.EXPIRED, col(PushBlobRow.is_stored).is_(False)))
+    .where(col(PushRow.state) != PushState.OPEN)
 )
 _SET_REFUSAL = update(PushRow).where(col(PushRow.id) == bindparam("of_push")).values(refusal=bindparam("problem"))
 _REPAIRING = (
     select(PushBlobRow.push_id)
     .join(BlobRow, col(PushBlobRow.digest) == col(BlobRow.digest))
-    .where(any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.staging_key) != "")
+    .where(any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.is_requested))
     .where(col(BlobRow.state) == BlobState.CORRUPT)
     .distinct()
-)
-_STAGED = select(PushBlobRow.push_id, PushBlobRow.staging_key, PushBlobRow.size_bytes).where(
-    any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.staging_key) != ""
 )
 
 
@@ -206,7 +145,7 @@ def commit_pushes(
         return [*fail_incomplete(requested)]
     facts = _load_facts(session, actor, results_of(requested))
     inspected = dict(zip(facts, _inspect(session, [*facts.values()], blobs), strict=True))
-    _end_refused(session, facts, inspected, blobs)
+    _end_refused(session, inspected)
     pending: list[InspectedCommit | RegistryError] = [
         commit if isinstance(commit, RegistryError) else inspected.get(commit.push.id) or InspectedCommit(commit)
         for commit in requested
@@ -219,7 +158,7 @@ def commit_pushes(
         except CommitsFailed as failed:  # the others again, in another transaction
             session.rollback()
             errors = failed.errors
-            _end_refused(session, facts, errors, blobs)
+            _end_refused(session, errors)
             pending = [
                 commit if isinstance(commit, RegistryError) else errors.get(commit.push_id) or commit
                 for commit in pending
@@ -229,7 +168,7 @@ def commit_pushes(
 
 # ------------------------------------------------------------------ facts
 def _load_facts(session: Session, actor: Actor, commits: Sequence[Commit]) -> dict[str, CommitFacts]:
-    """Push → the facts, of those pushes whose bytes count. What an ended push has staged is never read."""
+    """Push → the facts, of those pushes whose bytes count. What was sent for an ended push is never read."""
     existing = rows.find_existing(session, [(commit.name, commit.manifest) for commit in commits])
     repeated = [c.push.id for c in commits if c.push.state == PushState.OPEN and c.key in existing]
     repairing = set(session.exec(_REPAIRING, params={"ids": sorted(repeated)})) if repeated else set()
@@ -294,7 +233,7 @@ def _keep_open(session: Session, commits: Sequence[_Accepted | RegistryError]) -
 
 # ------------------------------------------------------------------ bytes
 def _inspect(session: Session, facts: Sequence[CommitFacts], blobs: BlobStore) -> list[InspectedCommit | RegistryError]:
-    """Inspect what pushes have sent, and move it to its final keys, without a transaction."""
+    """Inspect what pushes have sent, without a transaction."""
     if not facts:
         return []
     subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
@@ -309,17 +248,31 @@ def _inspect(session: Session, facts: Sequence[CommitFacts], blobs: BlobStore) -
     damaged = find_damaged(session, {digest for each in results_of(accepted) for digest in each.commit.sizes})
     db.commit_early(session)
     shared = inspect.GroupReads()
-    inspected = _collect_at_once(accepted, lambda each: _inspect_one(each, damaged, blobs, shared), blobs)
-    inspected = _store_small(inspected, damaged, blobs)
-    blobs.sync({digest for commit in results_of(inspected) for digest in commit.promoted})
-    return inspected
+    arrived = _collect_arrived(session, accepted, blobs)
+    return _collect_at_once(arrived, lambda each: _inspect_one(each, damaged, blobs, shared), blobs)
+
+
+def _collect_arrived(
+    session: Session, commits: Sequence[_Accepted | RegistryError], blobs: BlobStore
+) -> list[_Accepted | RegistryError]:
+    """Make final what clients have written to the store for these pushes."""
+    collected: list[PushBlobRow] = []
+
+    def collect(accepted: _Accepted) -> _Accepted:
+        collected.extend(receive.collect(blobs, [blob for blob in accepted.blobs.values() if blob.is_awaited]))
+        return accepted
+
+    outcomes = _collect_at_once(commits, collect, blobs)
+    receive.record_stored(session, collected)
+    receive.discard_sent(blobs, collected)
+    return outcomes
 
 
 def _collect_at_once(
     items: Sequence[Item | RegistryError], act: Callable[[Item], Result], blobs: BlobStore
 ) -> list[Result | RegistryError]:
     """`collect_outcomes`, some at a time if each waits for another machine: here it only uses the processor."""
-    if len(items) < 2 or blobs.local_path(_ANY_KEY) is not None:
+    if len(items) < 2 or not blobs.is_remote:
         return collect_outcomes(items, act)
     with ThreadPoolExecutor(INSPECTED_AT_ONCE, thread_name_prefix="inspect") as pool:
         return [
@@ -327,99 +280,30 @@ def _collect_at_once(
         ]
 
 
-def _decode_small(accepted: _Accepted) -> dict[Digest, bytes]:
-    """The bytes that the commit itself carries, verified under the rules of an upload."""
-    data_of: dict[Digest, bytes] = {}
-    for item in accepted.commit.item.small:
-        expected = _expected_blob(accepted.commit.push, item.digest, accepted.blobs.get(item.digest))
-        try:
-            data = base64.b64decode(item.data, validate=True)
-        except ValueError:
-            raise Invalid("REQUEST_INVALID", f"small: the bytes of {item.digest} are not base64") from None
-        if len(data) != expected.size_bytes:
-            message = f"has {len(data)} bytes in the commit, and the plan requested {expected.size_bytes}"
-            findings = [Finding("blob.size_mismatch", item.digest, message)]
-            raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", findings=findings)
-        verifier = DigestVerifier(expected.key, len(data))
-        verifier.update(data)
-        verifier.verify()
-        if expected.needed:
-            data_of[item.digest] = data
-    return data_of
-
-
-def _store_small(
-    commits: Sequence[InspectedCommit | RegistryError], damaged: Set[Digest], blobs: BlobStore
-) -> list[InspectedCommit | RegistryError]:
-    """Write what these commits carry, each blob once: adapters of one training script have the same configuration."""
-    carriers: dict[Digest, InspectedCommit] = {}
-    for commit in results_of(commits):
-        for digest in commit.carried:
-            carriers.setdefault(digest, commit)
-
-    def store(digest: Digest) -> None:
-        carrier = carriers[digest]
-        key = blobs.upload_key_of(carrier.blobs[digest].staging_key)
-        blobs.put(key, [carrier.carried[digest]], expect=digest, limit_bytes=len(carrier.carried[digest]))
-        blobs.promote(key, digest, replace=digest in damaged)
-        failpoints.reach("push.after_promote")
-
-    stored = dict(zip(carriers, _collect_at_once([*carriers], store, blobs), strict=True))
-
-    def require_stored(commit: InspectedCommit) -> InspectedCommit:
-        for digest in commit.carried:
-            only([stored[digest]])
-        return commit
-
-    return collect_outcomes(commits, require_stored)
-
-
 def _inspect_one(
     accepted: _Accepted, damaged: Set[Digest], blobs: BlobStore, shared: inspect.GroupReads
 ) -> InspectedCommit:
-    """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced.
+    """Inspect the bytes of a push; also says which damaged blobs it has replaced.
 
-    If the bytes are gone, a racing commit of the same push may have finished: then its version counts, if there is one.
+    If bytes are missing, a racing commit of the same push may have finished: then its version counts, if there is one.
     """
-    commit, small = accepted.commit, _decode_small(accepted)
-    staged = [digest for digest, blob in accepted.blobs.items() if blob.staging_key]
-    keys = {digest: plan.key_of_sent(blob) or key_of(digest) for digest, blob in accepted.blobs.items()}
-    stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged | small.keys()
-    replaced = damaged & set(staged)
+    commit = accepted.commit
+    stored = {digest for digest, blob in accepted.blobs.items() if blob.is_stored}
+    taken_over = {digest for digest, blob in accepted.blobs.items() if blob.is_taken_over}
     try:
-        with inspect.verified_blobs(blobs, keys, stored, commit.manifest, replaced, shared) as verified:
-            failpoints.reach("push.hashed")
-            keys = {digest: stat.key for digest, stat in verified.items()}
-            data_of = {**_take_received(accepted), **small}
-            files = blobs, keys, commit.manifest
-            inspection = inspect.inspect_files(*files, accepted.spec, accepted.relatives, small=data_of, shared=shared)
-            failpoints.reach("push.before_promote")
-            for digest in staged:
-                if digest not in small:
-                    blobs.promote(keys[digest], digest, replace=digest in damaged)
-                    failpoints.reach("push.after_promote")
-    except inspect.BlobMismatch as error:
-        if error.key.startswith("staging/"):
-            blobs.delete(error.key)  # otherwise nothing else could ever be uploaded there
-        raise
+        inspect.check_blobs(blobs, commit.manifest, stored, taken_over, damaged, shared)
+        failpoints.reach("push.hashed")
+        inspection = inspect.inspect_files(blobs, commit.manifest, accepted.spec, accepted.relatives, shared=shared)
     except (Conflict, NotFound) as error:
         if error.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
             raise
         return InspectedCommit(commit, accepted.base, error_without_version=error)
-    return InspectedCommit(commit, accepted.base, inspection, accepted.blobs, staged, small, replaced)
-
-
-def _take_received(accepted: _Accepted) -> dict[Digest, bytes]:
-    """The bytes that this push has sent to this process, as far as they are kept."""
-    blobs = {digest: RECEIVED.take(blob.staging_key) for digest, blob in accepted.blobs.items() if blob.staging_key}
-    return {digest: data for digest, data in blobs.items() if data is not None}
+    return InspectedCommit(commit, accepted.base, inspection, damaged & stored)
 
 
 # ------------------------------------------------------------------ refused and committed pushes
-def _end_refused(
-    session: Session, facts: Mapping[str, CommitFacts], outcomes: Mapping[str, object], blobs: BlobStore
-) -> None:
-    """End the pushes of files that are refused, and delete what they staged: else both would count until they expire.
+def _end_refused(session: Session, outcomes: Mapping[str, object]) -> None:
+    """End the pushes of files that are refused: else their bytes would count until they expire. See `clean_up`.
 
     The row keeps the error, for a client whose response was lost.
     """
@@ -435,14 +319,7 @@ def _end_refused(
     refusals = [{"of_push": push_id, "problem": _to_refusal(refused[push_id])} for push_id in sorted(ended)]
     if refusals:
         session.connection().execute(_SET_REFUSAL, refusals)
-    keys = [
-        blob.staging_key
-        for push_id in sorted(ended & facts.keys())
-        for digest, blob in facts[push_id].blobs.items()
-        if blob.staging_key == staging_key_of(push_id, digest)  # else an upload of a Hub client has it
-    ]
     db.commit_early(session)
-    _collect_at_once(keys, blobs.end_staging, blobs)  # what an outage leaves is deleted by `gc`
 
 
 def _to_refusal(error: RegistryError) -> str:
@@ -451,23 +328,20 @@ def _to_refusal(error: RegistryError) -> str:
     return text if len(text) <= REFUSAL_LIMIT else json.dumps({**problem, "findings": problem["findings"][:1]})
 
 
-def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore, any_size: bool = True) -> None:
-    """Delete what committed pushes staged and run the background work. Optional: `gc` would do the same later.
+def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore, refused: Collection[str] = ()) -> None:
+    """Delete what ended pushes have sent in vain, and run the background work. Optional: `gc` would do it later.
 
-    `any_size`: clients may have staged blobs of any size, as those of the Hub do.
+    Of a committed push that is only what clients may still send to a store on another machine.
     """
+    ended = {*refused, *(push_ids if blobs.is_remote else ())}
     with contextlib.suppress(Unavailable):
-        requested: Sequence[tuple[str, str, int]] = ()
-        only_large = not any_size and not blobs.is_staged(0)
-        if blobs.has_conditional_links or only_large:
-            with db.session(engine, write=False) as session:
-                requested = session.exec(_STAGED, params={"ids": sorted(push_ids)}).all()
-        if only_large:
-            requested = [blob for blob in requested if blobs.is_staged(blob[2])]
-            push_ids = {push_id for push_id, _, _ in requested}
-        keys = {stat.key for push_id in push_ids for stat in blobs.list(f"staging/{push_id}/")}
-        if blobs.has_conditional_links:
-            keys.update(key for _, key, _ in requested)
-        for key in sorted(keys):
-            blobs.end_staging(key)
+        if ended:
+            _delete_unused(engine, ended, blobs)
         background.run_pending(engine, blobs)
+
+
+def _delete_unused(engine: Engine, push_ids: Collection[str], blobs: BlobStore) -> None:
+    with db.session(engine, write=False) as session:
+        unused = session.exec(_UNUSED, params={"ids": sorted(push_ids)}).all()
+    receive.discard_sent(blobs, [blob for blob in unused if blob.is_awaited])
+    reclaim.delete_unneeded(engine, blobs, {Digest(blob.digest) for blob in unused if blob.is_stored})

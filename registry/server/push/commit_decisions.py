@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
@@ -82,10 +82,6 @@ class InspectedCommit:
     commit: Commit
     base: BaseRow | None = None
     inspection: Inspection | None = None
-    blobs: Mapping[Digest, PushBlobRow] = field(default_factory=dict)
-    promoted: Sequence[Digest] = ()
-    carried: Mapping[Digest, bytes] = field(default_factory=dict)
-    """Verified bytes that came with the commit itself."""
     repaired: Set[Digest] = frozenset()
     """Damaged blobs whose bytes this push has replaced."""
     error_without_version: RegistryError | None = None

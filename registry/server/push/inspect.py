@@ -1,8 +1,8 @@
 """What the server itself sees in a push: are the bytes there and correct, what do they say, do they fit the base?
 
-- Nothing that a client claimed is trusted: sizes and digests come from the store, facts from the bytes. What is
-  inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
-- A staged blob is never looked up under its final key: those bytes may be another tenant's.
+- Nothing that a client claimed is trusted: sizes and digests were verified as the bytes came, facts come from them.
+- What is inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
+- A requested blob counts once its push has sent it, never because its final key exists: that may be another tenant's.
 - It writes neither blobs nor rows. Malformed files raise; incompatible ones get a finding.
 """
 
@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,13 +27,12 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest
 from registry.engines import version_facts
-from registry.errors import Conflict, Invalid, Refused, TooLarge, Unavailable
+from registry.errors import Conflict, Refused, TooLarge, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
-from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.search import text_index
-from registry.server.storage.blobs import BlobStore, Stat, key_of
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD, CONFIG, GOLDEN, TEMPLATE_FILES, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
@@ -60,23 +58,21 @@ class Inspection:
     """Whether a worker can load it on its base: PEFT adapters can, and image adapters on an image model."""
 
 
-class BlobMismatch(Invalid):
-    """The bytes under `key` are not what the manifest says."""
-
-    def __init__(self, key: str, detail: str, findings: list[Finding]) -> None:
-        super().__init__("BLOB_MISMATCH", detail, findings=findings)
-        self.key = key
-
-
 class GroupReads:
     """What the pushes of one group found in the store, which is asked once about files that they share. Thread-safe."""
 
     def __init__(self) -> None:
-        self.stats: dict[str, Stat] = {}
-        """Final key → the verified blob."""
+        self._sizes: dict[Digest, int] = {}
         self.data: dict[Digest, bytes] = {}
         """The verified bytes of small files, `SHARED_BYTES` at most (some more if threads read at once)."""
         self._size_bytes = 0
+
+    def size_of(self, blobs: BlobStore, digest: Digest) -> int:
+        """How many bytes the store has of a blob; -1 without the blob."""
+        if digest not in self._sizes:
+            stat = blobs.stat(key_of(digest))
+            self._sizes[digest] = stat.size_bytes if stat is not None else -1
+        return self._sizes[digest]
 
     def keep(self, digest: Digest, data: bytes) -> None:
         """Keep the bytes of a file if they are few."""
@@ -85,60 +81,28 @@ class GroupReads:
             self.data[digest] = data
 
 
-@contextmanager
-def verified_blobs(
-    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest,
-    damaged: Set[Digest] = frozenset(), shared: GroupReads | None = None,
-) -> Iterator[dict[Digest, Stat]]:  # fmt: skip
-    """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
+def check_blobs(
+    blobs: BlobStore, manifest: Manifest, stored: Set[Digest], taken_over: Set[Digest], damaged: Set[Digest],
+    shared: GroupReads,
+) -> None:  # fmt: skip
+    """Check that the bytes of every file are there. `Conflict` (UPLOAD_INCOMPLETE) lists those that are missing.
 
-    `keys` says where the bytes should be. `stored` are those that this server itself has hashed and written there;
-    `damaged` ones are hashed again, whatever the store says. Snapshots last as long as the context. `Conflict`
-    (UPLOAD_INCOMPLETE) lists every file whose bytes are missing; `BlobMismatch` names the first wrong one.
+    `stored` blobs were verified when they came; `taken_over` ones are those of a version; no other one has come.
+    `damaged` ones are hashed again.
     """
-    snapshots: list[str] = []
-    try:
-        yield _verify_blobs(blobs, keys, stored, manifest, damaged, shared or GroupReads(), snapshots)
-    finally:
-        with contextlib.suppress(Unavailable):  # `gc` deletes them with what else the push has staged
-            for key in snapshots:
-                blobs.delete(key)
-
-
-def _verify_blobs(
-    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest, damaged: Set[Digest],
-    shared: GroupReads, snapshots: list[str],
-) -> dict[Digest, Stat]:  # fmt: skip
-    verified: dict[Digest, Stat] = {}
     missing: list[Finding] = []
     lost = False
     for file in manifest.files:
-        key = keys[file.digest]
-        if file.digest in stored:
-            verified[file.digest] = Stat(key, file.size_bytes, file.digest, db.now())
-            continue
-        stat = verified.get(file.digest) or shared.stats.get(key) or _stat(blobs, key, file.size_bytes)
-        if stat is None:
+        is_there = file.digest in stored
+        if file.digest in taken_over:
+            is_there = shared.size_of(blobs, file.digest) == file.size_bytes
+            lost = lost or not is_there
+        if is_there and file.digest in damaged:
+            is_there = Digest.of_chunks(blobs.open(key_of(file.digest))) == file.digest
+        if not is_there:
             missing.append(_unknown(file))
-            lost = lost or not key.startswith("staging/")
-            continue
-        if stat.digest is None:
-            stat = blobs.snapshot(stat)
-            if stat.key != key:
-                snapshots.append(stat.key)
-        if stat.digest is None or file.digest in damaged:
-            stat = replace(stat, digest=Digest.of_chunks(blobs.open(stat.key)))
-        digest = stat.digest
-        if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
-            message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
-            findings = [Finding("blob.size_mismatch", file.path, message)]
-            raise BlobMismatch(key, f"{file.path} {message}", findings)
-        verified[file.digest] = stat
-        if stat.key == key == key_of(file.digest):
-            shared.stats[key] = stat
     if missing:
         raise _incomplete(missing, lost)
-    return verified
 
 
 def check_none_missing(manifest: Manifest, missing: Set[str]) -> None:
@@ -164,28 +128,18 @@ def _incomplete(missing: list[Finding], lost: bool) -> Conflict:
     )
 
 
-def _stat(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
-    """What is under the key, after assembling parts that were uploaded."""
-    stat = blobs.stat(key)
-    if stat is None:
-        blobs.complete_parts(key, size_bytes)
-        stat = blobs.stat(key)
-    return stat
-
-
 def inspect_files(
-    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec,
-    relatives: Sequence[Similarity] = (), *, measure_small: bool = True, small: Mapping[Digest, bytes] = {},
-    shared: GroupReads | None = None,
+    blobs: BlobStore, manifest: Manifest, spec: BaseSpec, relatives: Sequence[Similarity] = (), *,
+    measure_small: bool = True, shared: GroupReads | None = None,
 ) -> Inspection:  # fmt: skip
     """Read the configuration, the headers and the tokenizer's files, and compare them with the base.
 
-    `measure_small`: measure the weights, too, if they are small. `small`: verified bytes that need not be read.
+    `measure_small`: measure the weights, too, if they are small.
     """
     shared = shared or GroupReads()
     weights = weights_of(manifest.files)
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
-    read = _reader(blobs, keys, manifest, small, shared, keep=weights.path if inline else "")
+    read = _reader(blobs, manifest, shared, keep=weights.path if inline else "")
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_beside({path: size for path, size in sizes.items() if path not in (weights.path, CONFIG, CARD)}, read)
     _search_tokens(manifest.files, read)
@@ -324,6 +278,10 @@ class Excerpts:
         """The sizes of those files that were sent as a whole."""
         return {path: size for path, size in self.sizes.items() if len(self.data_of[path]) == size}
 
+    def find_whole(self, manifest: ManifestDraft) -> dict[Digest, bytes]:
+        """The bytes of the files that were sent as a whole, by the digests that they are said to have."""
+        return {file.digest: self.data_of[file.path] for file in manifest.files if file.path in self.whole}
+
     def read(self, path: str, start: int, length: int) -> bytes:
         """Read a piece of a file. `NotSent` if an excerpt does not hold all of it."""
         data = self.data_of.get(path)
@@ -374,17 +332,13 @@ def refusal_of(name: AdapterName, base: str, findings: Iterable[Finding]) -> Ref
     )
 
 
-def _reader(
-    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, small: Mapping[Digest, bytes], shared: GroupReads,
-    *, keep: str,
-) -> Read:  # fmt: skip
+def _reader(blobs: BlobStore, manifest: Manifest, shared: GroupReads, *, keep: str) -> Read:
     """Reads pieces of the manifest's files and detects bits that flip between the store and here.
 
     The file `keep` is read once as a whole and hashed; its pieces come from that. `Unavailable` when bytes differ.
     """
     by_path = {file.path: file for file in manifest.files}
-    data_of = {**shared.data, **small}
-    whole = {file.path: data_of[file.digest] for file in manifest.files if file.digest in data_of}
+    whole = {file.path: shared.data[file.digest] for file in manifest.files if file.digest in shared.data}
 
     def read(path: str, start: int, length: int) -> bytes:
         file = by_path[path]
@@ -393,11 +347,11 @@ def _reader(
         if path == keep and file.size_bytes > length:
             whole[path] = read(path, 0, file.size_bytes)
             return whole[path][start : start + length]
-        data = blobs.read(keys[file.digest], start, length)
+        data = blobs.read(key_of(file.digest), start, length)
         if start == 0 and length >= file.size_bytes:
             is_same, is_whole = Digest.of(data) == file.digest, True
         else:
-            is_same, is_whole = blobs.read(keys[file.digest], start, length) == data, False
+            is_same, is_whole = blobs.read(key_of(file.digest), start, length) == data, False
         if not is_same:
             raise Unavailable("STORE_UNAVAILABLE", f"{path}: the store returned bytes that were not verified")
         if is_whole:

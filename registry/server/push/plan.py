@@ -3,6 +3,7 @@
 - A plan requests every blob that is in no version which the actor may read, even if another tenant has it. So neither
   a plan nor its timing nor an error reveals what is in other namespaces.
 - Every blob of an open push has a row and a reference before its bytes are sent, so `gc` never deletes it too early.
+- Small files came whole with the excerpts: they are stored here, and the client sends only large ones.
 - Pushes are planned in groups, with a few statements for all; one push is a group of one.
 - A damaged blob is requested even from those who have it: that repairs it.
 """
@@ -34,11 +35,11 @@ from registry.server.database import db, models
 from registry.server.database.expressions import any_of
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.outcomes import collect_outcomes, only, results_of
-from registry.server.push import base_choice, inspect, rows
+from registry.server.push import base_choice, inspect, receive, rows
 from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
+from registry.server.storage.blobs import BlobStore, Link, staging_key_of
 from registry.server.storage.states import BlobState, PushState, find_damaged
 from registry.versions.manifest import Manifest, ManifestDraft, check_size
 
@@ -89,7 +90,7 @@ class _Draft:
 
 @dataclass(frozen=True)
 class _OpenPush:
-    """A push that is open now, with the digests of those of its blobs whose bytes are there already."""
+    """A push that is open now, with the digests of those blobs that a client has written to the store already."""
 
     draft: _Draft
     row: PushRow
@@ -129,9 +130,11 @@ def _open(
     open_pushes = _find_open_pushes(session, actor, drafts, settings)
     readable = find_readable_blobs(session, actor, {digest for draft in drafts for digest in draft.requested.sizes})
     resumed = _resume(session, [draft for draft in drafts if draft.key in open_pushes], open_pushes, readable)
-    new = [draft for draft in drafts if draft.key not in open_pushes]
+    resumed_keys = {push.draft.key for push in resumed}
+    new = [draft for draft in drafts if draft.key not in resumed_keys]
     created = _create(session, actor, new, readable, settings)
     db.commit_early(session)
+    _store_small(session, [*resumed, *results_of(created)], blobs)
     outcome_of = dict(zip([push.draft.key for push in resumed], _find_arrived(resumed, blobs), strict=True))
     outcome_of |= dict(zip([draft.key for draft in new], created, strict=True))
     return [outcome_of[draft.key] for draft in drafts]
@@ -270,21 +273,20 @@ def _resume(
     session: Session, drafts: Sequence[_Draft], open_pushes: Mapping[tuple[str, str], PushRow],
     readable: Set[tuple[str, int]],
 ) -> list[_OpenPush]:  # fmt: skip
-    """Load the blobs of open pushes. A blob that was damaged since it was planned or sent is requested (again)."""
+    """Load the blobs of open pushes and return those pushes that go on.
+
+    One whose blobs were damaged or are not readable any more since it was planned begins anew: the links of the
+    old one may have written already.
+    """
     by_push = find_push_blobs(session, [open_pushes[draft.key].id for draft in drafts])
     pushes = [_OpenPush(d, open_pushes[d.key], by_push[open_pushes[d.key].id]) for d in drafts]
-    blobs = [blob for push in pushes for blob in push.blobs]
-    sent = {Digest(blob.digest) for blob in blobs if blob.is_stored}
-    sent_damaged = find_damaged(session, sent) if sent else set()
-    damaged = [b for b in blobs if not b.staging_key and (b.digest, b.size_bytes) not in readable]
-    damaged += [b for b in blobs if b.is_stored and b.digest in sent_damaged]
-    if damaged:
-        db.begin_writing(session)
-        for blob in damaged:
-            blob.staging_key, blob.is_stored = staging_key_of(blob.push_id, Digest(blob.digest)), False
-        session.add_all(damaged)
-        session.flush()
-    return pushes
+    stored = {Digest(blob.digest) for push in pushes for blob in push.blobs if blob.is_stored}
+    damaged = find_damaged(session, stored) if stored else set()
+
+    def is_lost(blob: PushBlobRow) -> bool:
+        return blob.digest in damaged or (blob.is_taken_over and (blob.digest, blob.size_bytes) not in readable)
+
+    return [push for push in pushes if not any(map(is_lost, push.blobs))]
 
 
 def _create(
@@ -296,7 +298,7 @@ def _create(
     pushes = [_build_push(actor, draft, readable, settings) for draft in drafts]
     failpoints.reach("push.plan.before_rows")
     db.begin_writing(session)
-    staged_bytes = [sum(blob.size_bytes for blob in push.blobs if blob.staging_key) for push in pushes]
+    staged_bytes = [sum(blob.size_bytes for blob in push.blobs if blob.is_requested) for push in pushes]
     checked = [quotas.NewPush(d.name, d.manifest, size) for d, size in zip(drafts, staged_bytes, strict=True)]
     errors = quotas.check_before_upload(session, actor, checked)
     allowed = [errors.get(position) or push for position, push in enumerate(pushes)]
@@ -320,7 +322,7 @@ def _build_push(actor: Actor, draft: _Draft, readable: Set[tuple[str, int]], set
         db.new_row(
             PushBlobRow,
             push_id=row.id, digest=digest, size_bytes=size,
-            staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
+            is_requested=(digest, size) not in readable,
         )
         for digest, size in draft.requested.sizes.items()
     ]  # fmt: skip
@@ -335,11 +337,6 @@ def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list
     return blobs
 
 
-def key_of_sent(blob: PushBlobRow) -> str:
-    """Where the bytes are that a push has sent; empty if it need not send them."""
-    return key_of(Digest(blob.digest)) if blob.is_stored else blob.staging_key
-
-
 def new_row(actor: Actor, name: AdapterName, manifest: Manifest, message: str, settings: Settings) -> PushRow:
     """The row of a push that begins now."""
     created_at = db.now()
@@ -352,22 +349,33 @@ def new_row(actor: Actor, name: AdapterName, manifest: Manifest, message: str, s
     )  # fmt: skip
 
 
+def _store_small(session: Session, pushes: Sequence[_OpenPush], blobs: BlobStore) -> None:
+    """Store the files that came whole with the plan, each once. One that is not what its digest says is requested."""
+    whole: dict[Digest, bytes] = {}
+    for push in pushes:
+        whole |= push.draft.requested.excerpts.find_whole(push.draft.manifest)
+    awaited = [blob for push in pushes for blob in push.blobs if blob.is_awaited and blob.digest in whole]
+    right = {d: whole[d] for d in {Digest(blob.digest) for blob in awaited} if Digest.of(whole[d]) == d}
+    receive.write_all(blobs, right)
+    receive.record_stored(session, [blob for blob in awaited if blob.digest in right])
+
+
 def _find_arrived(pushes: Sequence[_OpenPush], blobs: BlobStore) -> list[_OpenPush | RegistryError]:
-    """Find out which blobs of resumed pushes have arrived. A store on another machine is asked about some at a time."""
-    requested = [blob for push in pushes for blob in push.blobs if blob.staging_key]
+    """Find out which blobs of resumed pushes clients have written to a store on another machine, some at a time."""
+    awaited = [blob for push in pushes for blob in push.blobs if blob.is_awaited]
+    if not awaited or not blobs.is_remote:
+        return [*pushes]
 
     def look_up(blob: PushBlobRow) -> bool | RegistryError:
-        return collect_outcomes([blob], lambda blob: blobs.stat(key_of_sent(blob)) is not None)[0]
+        key = staging_key_of(blob.push_id, Digest(blob.digest))
+        return collect_outcomes([key], lambda key: blobs.stat(key) is not None)[0]
 
-    if len(requested) < 2 or blobs.local_path(key_of_sent(requested[0])) is not None:
-        outcomes = [look_up(blob) for blob in requested]
-    else:
-        with ThreadPoolExecutor(LOOKED_UP_AT_ONCE, thread_name_prefix="plan") as pool:
-            outcomes = [*pool.map(look_up, requested)]
-    has_arrived = {(b.push_id, b.digest): outcome for b, outcome in zip(requested, outcomes, strict=True)}
+    with ThreadPoolExecutor(LOOKED_UP_AT_ONCE, thread_name_prefix="plan") as pool:
+        outcomes = [*pool.map(look_up, awaited)]
+    has_arrived = {(b.push_id, b.digest): outcome for b, outcome in zip(awaited, outcomes, strict=True)}
 
     def add_arrived(push: _OpenPush) -> _OpenPush:
-        keys = [(blob.push_id, blob.digest) for blob in push.blobs if blob.staging_key]
+        keys = [(blob.push_id, blob.digest) for blob in push.blobs if blob.is_awaited]
         return replace(push, arrived={digest for push_id, digest in keys if only([has_arrived[push_id, digest]])})
 
     return collect_outcomes(pushes, add_arrived)
@@ -375,7 +383,7 @@ def _find_arrived(pushes: Sequence[_OpenPush], blobs: BlobStore) -> list[_OpenPu
 
 def _plan(push: _OpenPush, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
     """The response, without the blobs whose bytes are there already."""
-    missing = [blob for blob in push.blobs if blob.staging_key and blob.digest not in push.arrived]
+    missing = [blob for blob in push.blobs if blob.is_awaited and blob.digest not in push.arrived]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
     manifest, expires_at = push.draft.manifest, push.row.expires_at
     return PushPlan(
@@ -390,12 +398,14 @@ def _plan_nothing(draft: _Draft) -> PushPlan:
 
 
 def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
-    """Upload by links: to the store, in parts or whole, if it has safe ones, else to this server. None: all arrived."""
+    """Upload by links: to the store, whole or in parts, if it gives some, else to this server. None: all arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
-    parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
-    if parts is not None:
-        links = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
-        return Upload(digest=digest, size_bytes=size, parts=links) if links else None
-    link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
-    link = link or blobs.sign_upload(blob.staging_key, size, seconds=seconds, owner=actor.token_id)
-    return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
+    key = staging_key_of(blob.push_id, digest)
+    links = blobs.presign_upload(key, size, seconds=seconds)
+    if links is None:
+        url = receive.sign_link(blobs, key, size, seconds=seconds, owner=actor.token_id)
+        return Upload(digest=digest, size_bytes=size, url=url)
+    if isinstance(links, Link):
+        return Upload(digest=digest, size_bytes=size, url=links.url, headers=links.headers)
+    parts = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in links]
+    return Upload(digest=digest, size_bytes=size, parts=parts) if parts else None

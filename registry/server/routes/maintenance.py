@@ -87,7 +87,7 @@ def _describe(request: Request) -> Health:
         database=state.engine.dialect.name,
         blobs=state.blobs.kind,
         schema_revision=schema.revision_of(state.engine),
-        capabilities=state.blobs.describe(),
+        capabilities=dict(state.blobs.capabilities),
     )
 
 

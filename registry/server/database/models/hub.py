@@ -41,7 +41,7 @@ class DraftFileRow(SQLModel, table=True):
 
 
 class XorbRow(SQLModel, table=True):
-    """A xorb that a Xet client has sent, staged unpacked under its SHA-256. It goes with its session.
+    """A xorb that a Xet client has sent, stored unpacked under its SHA-256. It goes with its session.
 
     `chunk_ends`: where each chunk ends in the unpacked bytes, as little-endian u32.
     """
@@ -51,18 +51,3 @@ class XorbRow(SQLModel, table=True):
     hash: str = Field(primary_key=True)
     digest: str
     chunk_ends: bytes = Field(sa_type=LargeBinary)
-
-
-class XetSessionRow(SQLModel, table=True):
-    """A push of a Xet session, and the word in the session's URL. It goes with the push.
-
-    `has_shard`: a shard has made files of it. `is_shared`: its URL was given out again. `is_closed`: it is given out no
-    more.
-    """
-
-    __tablename__ = "xet_session"
-    push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
-    word: str
-    has_shard: bool = False
-    is_shared: bool = False
-    is_closed: bool = False

@@ -31,22 +31,27 @@ class PushRow(CreatedColumns, table=True):
 
 
 class PushBlobRow(SQLModel, table=True):
-    """A blob of a push. `staging_key` is empty if a version that the caller can read has it already.
+    """A blob of a push. `is_requested`: the push has to send its bytes, as no version that the caller may read has it.
 
-    `is_stored`: this push has sent the bytes, and this server has written them under their final key.
+    `is_stored`: this push has sent the bytes, and this server has verified that they are under their final key.
     """
 
     __tablename__ = "push_blob"
     push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
     digest: str = Field(primary_key=True, index=True)
     size_bytes: int = Field(sa_type=BigInteger)
-    staging_key: str = ""
+    is_requested: bool = False
     is_stored: bool = False
 
     @property
     def is_taken_over(self) -> bool:
         """Whether the push only refers to bytes that a version has: only who may read them may use them."""
-        return not (self.is_stored or self.staging_key)
+        return not (self.is_requested or self.is_stored)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the bytes have not arrived yet, as far as the database knows."""
+        return self.is_requested and not self.is_stored
 
 
 class VersionNormsRow(SQLModel, table=True):

@@ -2,9 +2,9 @@
 
 - A file that has arrived, or that a version visible to the actor has, needs no xorb: so a repeated shard succeeds.
 - All segments are checked before anything is written. Then each file is written and hashed piece by piece. One that is
-  a whole xorb is copied within the store: it was hashed when the xorb arrived. If one is wrong, none stays.
-- Quotas count a xorb until its session ends. So the files of the first shard count only for what they have beyond the
-  xorbs: otherwise an upload needed twice its size until the commit.
+  a whole xorb is there already: it was hashed when the xorb arrived. If one is wrong, none stays.
+- Quotas count a xorb until its session ends. So the files count only for what they have beyond the xorbs: otherwise an
+  upload needed twice its size.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from registry.hub.xet.xorbs import XORB_LIMIT_BYTES
 from registry.server import failpoints
 from registry.server.database import db
 from registry.server.database.models.hub import XorbRow
-from registry.server.hub import drafts, uploads, version_push
+from registry.server.hub import drafts, uploads
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession
-from registry.server.push import commit
-from registry.server.storage.blobs import digest_of, staging_key_of
+from registry.server.push import receive
+from registry.server.storage import reclaim
+from registry.server.storage.blobs import key_of
 from registry.versions.manifest import VERSION_LIMIT_BYTES
 
 REPEATS_LIMIT = 16
@@ -34,16 +35,16 @@ REPEATS_LIMIT = 16
 
 
 class Span(NamedTuple):
-    """A range of the bytes of a xorb: its key, start and length. `is_all`: these are all of its bytes."""
+    """A range of the bytes of a xorb. `is_all`: these are all of its bytes."""
 
-    key: str
+    digest: Digest
     start: int
     size_bytes: int
     is_all: bool
 
 
-def make(xet: XetSession, shard: Body) -> list[str]:
-    """Make the files of a shard; return the staging keys that can be deleted, if no commit will follow.
+def make(xet: XetSession, shard: Body) -> set[Digest]:
+    """Make the files of a shard and end the session; return the digests of its xorbs, which nothing may need now.
 
     `TooLarge` (SIZE_INVALID) for files that repeat much, `Conflict` (UPLOAD_INCOMPLETE) for a xorb that the session
     does not have, `Invalid` (BLOB_MISMATCH) for a segment that is not in its xorb and for a file with another SHA-256,
@@ -51,26 +52,23 @@ def make(xet: XetSession, shard: Body) -> list[str]:
     """
     files = read_files(shard)
     if not files:
-        return []
+        return set()
     sizes = _sizes_of(files)
     with db.session(xet.engine, write=False) as session:
-        missing, staged = uploads.find_missing(session, xet.actor, xet.name, sizes)
-    absent = missing.keys() - uploads.find_arrived(xet.blobs, staged)
-    needed = {file.digest: file.segments for file in files if file.digest in absent}
-    with db.session(xet.engine, write=False) as session:
+        missing, sent = uploads.find_missing(session, xet.actor, xet.name, sizes)
+        absent = missing.keys() - uploads.find_arrived(sent)
+        needed = {file.digest: file.segments for file in files if file.digest in absent}
         xorbs = sessions.find_xorbs(session, xet, {s.xorb for segments in needed.values() for s in segments})
-        xorb_bytes, has_shard = sessions.count_bytes(session, xet)
+        xorb_bytes = sessions.count_bytes(session, xet)
     _check_repeats(sum(sizes[digest] for digest in needed), xorb_bytes)
-    counted_bytes = 0 if has_shard else xorb_bytes
-    counted_bytes += sum(staged[digest].size_bytes for digest in staged.keys() & needed.keys())
+    counted_bytes = xorb_bytes + sum(sent[digest].size_bytes for digest in sent.keys() & needed.keys())
     spans = {file: [_locate(file, segment, xorbs) for segment in segments] for file, segments in needed.items()}
     _write(xet, spans, sizes, counted_bytes)
     failpoints.reach("hub.shard.written")
     with db.session(xet.engine) as session:
-        sessions.record_shard(session, xet)
-        keys = [] if missing else sessions.end_used(session, xet.actor, xet.name)
+        ended = sessions.end(session, xet)
         failpoints.reach("hub.shard.before_commit")
-    return keys
+    return ended
 
 
 def _check_repeats(size_bytes: int, xorb_bytes: int) -> None:
@@ -94,21 +92,20 @@ def _write(
         upload_id = upload.id
     try:
         for digest, ranges in spans.items():
-            _write_file(xet, staging_key_of(upload_id, digest), ranges, sizes[digest])
+            _write_file(xet, upload_id, digest, ranges, sizes[digest])
     except Invalid:
         with db.session(xet.engine) as session:
             released = drafts.release_unused(session, [upload_id], spans)
-        drafts.delete_released(xet.engine, xet.blobs, released)
+        reclaim.delete_unneeded(xet.engine, xet.blobs, released)
         raise
 
 
-def _write_file(xet: XetSession, key: str, ranges: Sequence[Span], size_bytes: int) -> None:
-    first = ranges[0]
-    if len(ranges) == 1 and first.is_all and digest_of(first.key) == digest_of(key):
-        commit.copy_upload(xet.engine, xet.blobs, first.key, key, size_bytes)
+def _write_file(xet: XetSession, upload_id: str, digest: Digest, ranges: Sequence[Span], size_bytes: int) -> None:
+    if [(span.digest, span.is_all) for span in ranges] == [(digest, True)]:  # the xorb is this file
+        receive.record(xet.engine, upload_id, digest)
         return
-    chunks = chain.from_iterable(xet.blobs.open(span.key, span.start, span.size_bytes) for span in ranges)
-    version_push.write_blob(xet.engine, xet.blobs, key, chunks, size_bytes)
+    chunks = chain.from_iterable(xet.blobs.open(key_of(span.digest), span.start, span.size_bytes) for span in ranges)
+    receive.receive(xet.engine, xet.blobs, upload_id, digest, chunks, size_bytes)
 
 
 def _sizes_of(files: Iterable[ShardFile]) -> dict[Digest, int]:
@@ -126,7 +123,7 @@ def _locate(file: Digest, segment: Segment, xorbs: Mapping[str, XorbRow]) -> Spa
         message = f"is made of xorb {segment.xorb}, which this session does not have"
         raise Conflict(
             "UPLOAD_INCOMPLETE", f"{file} {message}", findings=[Finding("blob.unknown", file, message)],
-            next_step="upload again: a session ends with the commit of its files, or when its xorbs expire",
+            next_step="upload again: a session ends with its shard, or when its xorbs expire",
         )  # fmt: skip
     start, end = sessions.locate(xorb, segment.first, segment.end)
     if end - start != segment.size_bytes:
@@ -134,4 +131,4 @@ def _locate(file: Digest, segment: Segment, xorbs: Mapping[str, XorbRow]) -> Spa
         message = f"has a segment of {segment.size_bytes} bytes, and {run} have {end - start}"
         raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", file, message))
     is_all = start == 0 and segment.end * 4 == len(xorb.chunk_ends)
-    return Span(staging_key_of(xorb.push_id, Digest(xorb.digest)), start, segment.size_bytes, is_all)
+    return Span(Digest(xorb.digest), start, segment.size_bytes, is_all)

@@ -1,4 +1,4 @@
-"""Receive a xorb: check its hashes and stage its unpacked bytes.
+"""Receive a xorb: check its hashes and store its unpacked bytes.
 
 The row that says where each chunk is comes last, so a xorb that a shard can name is whole.
 """
@@ -19,7 +19,7 @@ from registry.server.database.models.hub import XorbRow
 from registry.server.hub import drafts
 from registry.server.hub.xet import sessions
 from registry.server.hub.xet.sessions import XetSession
-from registry.server.storage.blobs import staging_key_of
+from registry.server.push import receive
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,16 @@ class _Contents:
 
 
 def store(xet: XetSession, xorb: str, body: Body) -> bool:
-    """Stage a xorb; return False if the session has it. `Invalid` (BLOB_MISMATCH), `TooLarge`, errors as of a plan."""
+    """Store a xorb; return False if the session has it. `Invalid` (BLOB_MISMATCH), `TooLarge`, errors as of a plan."""
     with db.session(xet.engine, write=False) as session:
         if sessions.find_xorbs(session, xet, [xorb]):
             return False
     contents = _check(xorb, body)
     with db.session(xet.engine) as session:
         push = sessions.open_push(session, xet, contents.size_bytes)
-        key = staging_key_of(push.id, contents.digest)
-        drafts.hold_blobs(session, push, {contents.digest: key}, {contents.digest: contents.size_bytes})
+        drafts.hold_blobs(session, push, {contents.digest: contents.size_bytes})
     failpoints.reach("hub.xorb.after_rows")
-    xet.blobs.put(key, read_chunks(body), limit_bytes=contents.size_bytes, is_hashed=True)
+    receive.receive(xet.engine, xet.blobs, push.id, contents.digest, read_chunks(body), contents.size_bytes)
     failpoints.reach("hub.xorb.stored")
     values = {"push_id": push.id, "hash": xorb, "digest": contents.digest}
     with db.session(xet.engine) as session:

@@ -5,8 +5,8 @@
 - What looks wrong is looked up again, the row after the bytes: a push or GC may have been in the middle of it.
 - What cannot be read (a folder, a bad sector) is a finding and does not stop the check, unless the store does not
   respond at all. It is not marked, because no one has seen that it is wrong.
-- The deep stage marks a blob with wrong bytes `corrupt`, and restores it from a second copy like a push: staged,
-  verified, then replaced atomically. Bytes that hash to their digest are right, whatever the row says.
+- The deep stage marks a blob with wrong bytes `corrupt`, and restores it from a second copy as a push
+  writes it: verified, then replaced atomically. Bytes that hash to their digest are right, whatever the row says.
 - A row changes only if it is as it was before the bytes were read, so a repair in the meantime is not undone. Each
   change to `corrupt` or back to `live` is an audit event.
 """
@@ -29,15 +29,13 @@ from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow
 from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
-from registry.server.storage.local import LocalBlobs
+from registry.server.storage.blobs import BlobStore, digest_of, key_of, write_blob
 from registry.server.storage.states import BlobState, PushState
 
 FIRST_SHARD = "00"
 FEW_BLOBS = 1000
 BATCH = 32
 SECONDS = 5.0
-PUSH_ID = "scrub"
 EVENTS = {BlobState.CORRUPT: EventType.BLOB_DAMAGE, BlobState.LIVE: EventType.BLOB_REPAIR}
 READABLE = (BlobState.LIVE, BlobState.CORRUPT)
 _ATTESTATION = "an attestation"
@@ -47,14 +45,14 @@ def check_shard(run: FsckRun, prefix: str) -> str:
     """Check the shard of this prefix; return the next prefix, empty at the end."""
     if len(prefix) != 2 or set(prefix) - set("0123456789abcdef"):
         raise invalid_cursor()
-    if prefix == FIRST_SHARD and run.blobs.kind != LocalBlobs.kind and _has_few_blobs(run):
+    if prefix == FIRST_SHARD and run.blobs.is_remote and _has_few_blobs(run):
         _compare(run, "")
         _count_staged(run)
         return ""
     try:
         _compare(run, prefix)
     except Unavailable as e:
-        if run.blobs.kind != LocalBlobs.kind:  # one prefix of a bucket does not fail alone: a retry gets all of it
+        if run.blobs.is_remote:  # one prefix of a bucket does not fail alone: a retry gets all of it
             raise
         run.add_unreadable(f"blobs/sha256/{prefix}/", e)
     if prefix == "ff":
@@ -223,14 +221,11 @@ def _find_problem(run: FsckRun, digest: Digest, size_bytes: int) -> str:
 
 
 def _restore(run: FsckRun, second_copy: BlobStore, digest: Digest, size_bytes: int) -> bool:
-    staging_key = staging_key_of(PUSH_ID, digest)
+    key = key_of(digest)
     try:
-        run.blobs.put(staging_key, second_copy.open(key_of(digest)), expect=digest, limit_bytes=size_bytes)
-        run.blobs.promote(staging_key, digest, replace=True)
-        run.blobs.sync([digest])
+        write_blob(run.blobs, key, second_copy.open(key), limit_bytes=size_bytes)
     except (NotFound, Invalid, TooLarge):  # the copy is missing, or damaged as well
         return False
-    run.blobs.delete(staging_key)
     with db.session(run.engine) as session:
         row = session.get(BlobRow, digest)
     return row is not None and _set_state(run, row, BlobState.LIVE)

@@ -169,6 +169,6 @@ def _probe(blobs: BlobStore) -> tuple[str, float, dict[str, bool]]:
     try:
         blobs.stat(key_of(Digest.of(b"")))
         milliseconds = 1000 * (perf_counter() - started)
-        return "", milliseconds, blobs.describe()
+        return "", milliseconds, dict(blobs.capabilities)
     except RegistryError as e:
         return e.detail, 1000 * (perf_counter() - started), {}

@@ -80,7 +80,7 @@ class Attester:
         failpoints.reach("attestation.held")
         for digest, data in missing.items():
             lock.check()
-            self._store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+            blobs.write_blob(self._store, blobs.key_of(digest), [data], limit_bytes=len(data))
         with db.session(self._engine) as session:
             lock.guard(session)
             references.mark_live(session, {digest: sizes[digest] for digest in missing}, written_now=set(missing))

@@ -68,7 +68,7 @@ def add_signature(
         session.add(row)
     db.commit_early(session)
     failpoints.reach("attestation.held")
-    store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+    blobs.write_blob(store, blobs.key_of(digest), [data], limit_bytes=len(data))
     db.begin_writing(session)
     references.mark_live(session, {digest: len(data)}, written_now={digest})
     detail = {"identity": identity, "kind": kind, "signature": digest, "digest": version.digest}

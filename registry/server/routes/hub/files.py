@@ -41,7 +41,7 @@ def read_file(
         repository_file.record_read(request)
     key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
     redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
-    is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this response
+    is_local = not blobs.is_remote  # bytes of this machine are sent in this response
     can_redirect = not is_local and repository_file.revision.draft is None
     if hub.is_large(file) and redirects and can_redirect and not protocol.sends_token_on_redirect(request):
         url = blobs.presign_read(key, file.size_bytes, seconds=settings.link_seconds, file_name=file.path)

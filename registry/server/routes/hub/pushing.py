@@ -27,7 +27,6 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.http.dependencies import (
-    NO_TOKEN,
     BlobsDep,
     EngineDep,
     Puller,
@@ -36,12 +35,10 @@ from registry.server.http.dependencies import (
     RequireScope,
     SettingsDep,
 )
-from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.http.routing import run_in_store_thread, run_in_turn
-from registry.server.hub import commits, drafts, refusals, repositories, revisions, uploads
+from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
-from registry.server.hub.xet import sessions
 from registry.server.push import commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.bodies import with_body
@@ -122,8 +119,7 @@ def request_uploads(
     files = uploads.request_uploads(engine, actor, name, sizes, blobs=blobs, settings=settings)
     base = protocol.base_url(request)
     objects = [_to_object(file, base, f"{base}/{name}.git/info/lfs/objects") for file in files]
-    is_multipart = any(file.upload is not None and file.upload.part_bytes for file in files)
-    body = {"transfer": "multipart" if is_multipart else "basic", "objects": objects, "hash_algo": "sha256"}
+    body = {"transfer": "basic", "objects": objects, "hash_algo": "sha256"}
     return JSONResponse(body, media_type=LFS_TYPE)
 
 
@@ -146,31 +142,18 @@ def _object(item: Any) -> tuple[Digest, int]:
 
 def _to_object(file: LargeFile, base: str, url: str) -> Json:
     body: Json = {"oid": file.digest.hex, "size": file.size_bytes, "authenticated": True}
-    upload = file.upload
-    if upload is None:
+    if not file.url:
         return body
-    urls = [link if "://" in link else base + link for link in upload.urls]
-    action: Json = {"href": urls[0]}
-    if upload.part_bytes:
-        header = {"chunk_size": str(upload.part_bytes), **{str(at): link for at, link in enumerate(urls, 1)}}
-        action = {"href": f"{url}/complete", "header": header}
-    return body | {"actions": {"upload": action, "verify": {"href": f"{url}/verify"}}}
-
-
-@router.post(LFS + "/complete", dependencies=[NO_TOKEN])
-@limit_body(UNTRUSTED_BYTES)
-def complete_parts() -> Json:
-    """Do nothing: clients send no token here, so the commit assembles the parts."""
-    return {}
+    return body | {"actions": {"upload": {"href": base + file.url}, "verify": {"href": f"{url}/verify"}}}
 
 
 @router.post(LFS + "/verify")
-def verify_upload(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep) -> Json:
+def verify_upload(request: Request, actor: Pusher, engine: EngineDep) -> Json:
     """Check that a large file has arrived."""
     name = protocol.adapter_of(request)
     digest, size_bytes = _object(read_json(request))
     commits.require_target(engine, actor, name)
-    uploads.verify_upload(engine, actor, name, digest, size_bytes, blobs=blobs)
+    uploads.verify_upload(engine, actor, name, digest, size_bytes)
     return {}
 
 
@@ -205,20 +188,11 @@ def _respond(request: Request, name: AdapterName, outcome: CommitOutcome) -> Res
     text = _describe(name, outcome)
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
     body = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
-    clean_up = partial(_clean_up, request, outcome)
-    is_clean = not (outcome.push_id or outcome.xorbs)
-    response = JSONResponse(body, background=None if is_clean else BackgroundTask(run_in_store_thread, clean_up))
+    clean_up = partial(commit.clean_up, state.engine, [outcome.push_id], blobs=state.blobs)
+    response = JSONResponse(body, background=BackgroundTask(run_in_store_thread, clean_up) if outcome.push_id else None)
     response.headers.update(state.audit_log.checkpoint_header)
     _warn(response, outcome.commit, text)
     return response
-
-
-def _clean_up(request: Request, outcome: CommitOutcome) -> None:
-    state = request.app.state
-    sessions.delete_xorbs(state.blobs, outcome.xorbs)
-    if outcome.push_id:
-        drafts.delete_released(state.engine, state.blobs, outcome.released)
-        commit.clean_up(state.engine, [outcome.push_id], blobs=state.blobs)
 
 
 def _describe(name: AdapterName, outcome: CommitOutcome) -> str:

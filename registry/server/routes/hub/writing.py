@@ -33,6 +33,7 @@ from registry.server.promotion.move_decisions import Move
 from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import HubRoute
+from registry.server.storage import reclaim
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
 
@@ -230,7 +231,7 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, blobs: Blo
         if not own_drafts:
             raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
         released = drafts.discard(session, own_drafts)
-    after = BackgroundTask(run_in_store_thread, drafts.delete_released, engine, blobs, released)
+    after = BackgroundTask(run_in_store_thread, reclaim.delete_unneeded, engine, blobs, released)
     return JSONResponse({}, background=after)
 
 

@@ -2,7 +2,7 @@
 
     GET  …/xet-write-token/{revision}        an access token, with the URL of a session
     GET  …/v1/chunks/default/{hash}          404: the server says nothing about chunks, so no one learns who has them
-    POST …/v1/xorbs/default/{hash}           stage a xorb
+    POST …/v1/xorbs/default/{hash}           store a xorb
     POST …/v1/shards                         make files of the xorbs
 
 What clients try first and this registry does not have (`/v1/xorb-grants`, `/v2/shards`) is a 404, after which they use
@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.background import BackgroundTask
 
+from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Unauthenticated
 from registry.hub.operations import Body
 from registry.hub.shapes import Json
@@ -28,7 +29,7 @@ from registry.server.access import sign_in
 from registry.server.actors import Actor
 from registry.server.actors.secret import sha256_of
 from registry.server.database import db
-from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread, SettingsDep
+from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread
 from registry.server.http.problems import problem_response
 from registry.server.http.request_actor import current_actor, read_secret, record_failure
 from registry.server.http.routing import run_in_store_thread, run_in_turn
@@ -39,6 +40,7 @@ from registry.server.routes.hub import protocol
 from registry.server.routes.hub.bodies import with_body
 from registry.server.routes.hub.protocol import HubRoute
 from registry.server.routes.hub.writing import MODEL
+from registry.server.storage import reclaim
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 SESSION = MODEL + "/xet/{session}"
@@ -74,15 +76,14 @@ XetPusher = Annotated[Actor, Depends(RequireXetToken(Scope.PUSH))]
 
 
 @router.get(MODEL + "/xet-write-token/{revision:path}")
-def create_write_token(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep) -> Response:
-    """An access token for uploads to this repository, and the URL of a session: one that was cut off, or a new one."""
+def create_write_token(request: Request, actor: Pusher, engine: EngineDep) -> Response:
+    """An access token for uploads to this repository, and the URL of a new session."""
     name = protocol.adapter_of(request)
     commits.require_target(engine, actor, name)
     secret = read_secret(request)
     signer = request.app.state.blobs.links
     token, until = access_tokens.issue(signer, name, sha256_of(secret) if secret else "", actor.expires_at)
-    word = sessions.choose_word(engine, actor, name, settings)
-    url = f"{protocol.base_url(request)}/api/models/{name}/xet/{word}"
+    url = f"{protocol.base_url(request)}/api/models/{name}/xet/{sessions.new_word()}"
     headers = {
         "X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(until),
         "Cache-Control": "no-store",
@@ -114,7 +115,7 @@ def _session_of(request: Request, actor: Actor, word: str) -> XetSession:
 
 @router.post(SESSION + "/v1/xorbs/default/{xorb}")
 async def receive_xorb(request: Request, actor: XetPusher, engine: EngineDep, session: str, xorb: str) -> Json:
-    """Stage a xorb."""
+    """Store a xorb."""
     if not hashes.is_text(xorb):
         raise Invalid("REQUEST_INVALID", f"xorb: {xorb[:80]!r} is not 64 lower-case hex digits")
     await run_in_turn(request, commits.require_target, engine, actor, protocol.adapter_of(request))
@@ -130,9 +131,9 @@ async def receive_shard(request: Request, actor: XetPusher, engine: EngineDep, s
     """Make files of the session's xorbs."""
     await run_in_turn(request, commits.require_target, engine, actor, protocol.adapter_of(request))
 
-    def make(actor: Actor, body: Body) -> list[str]:
+    def make(actor: Actor, body: Body) -> set[Digest]:
         return files.make(_session_of(request, actor, session), body)
 
-    keys = await with_body(request, RequireXetToken(Scope.PUSH), SHARD_LIMIT_BYTES, make)
-    after = BackgroundTask(run_in_store_thread, sessions.delete_xorbs, request.app.state.blobs, keys)
+    ended = await with_body(request, RequireXetToken(Scope.PUSH), SHARD_LIMIT_BYTES, make)
+    after = BackgroundTask(run_in_store_thread, reclaim.delete_unneeded, engine, request.app.state.blobs, ended)
     return JSONResponse({"result": 1}, background=after)

@@ -19,10 +19,11 @@ from registry.server.http import routing
 from registry.server.http.conditional import LINK_HEADERS
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import limit_body
+from registry.server.push.receive import PushWriter
 from registry.server.routes.openapi import declarations
 from registry.server.routes.transfer import pushes
 from registry.server.routes.transfer.pulls import FILE, bytes_response
-from registry.server.storage.blobs import BlobStore, BlobWriter, digest_of, raise_unknown
+from registry.server.storage.blobs import BlobStore, digest_of, raise_unknown
 from registry.server.storage.signed_links import SignedLink
 
 router = OperationRouter()
@@ -108,7 +109,7 @@ async def _receive(chunks: AsyncIterator[bytes], upload: "_Upload") -> None:
 class _Upload:
     """What threads do with a body. Without a writer the push has ended with a version, and the bytes are discarded."""
 
-    def __init__(self, writer: BlobWriter | None) -> None:
+    def __init__(self, writer: PushWriter | None) -> None:
         self._writer = writer
 
     def write(self, part: Iterable[bytes]) -> None:

@@ -30,6 +30,7 @@ from registry.server.http.request_actor import record_read
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, attachment
+from registry.server.storage.local import LocalBlobs
 from registry.versions.manifest import Descriptor
 
 router = OperationRouter()
@@ -114,7 +115,7 @@ def _bytes_of(
     record_read(request, target.name, target.selector)
     key = files.locate_bytes(blobs, file)
     url = None
-    if blobs.local_path(key) is None:  # bytes of this machine are sent in this response
+    if blobs.is_remote:  # bytes of this machine are sent in this response
         seconds = settings.link_seconds
         url = blobs.presign_read(key, file.size_bytes, seconds=seconds, file_name=file.path, method=request.method)
     if url is not None:
@@ -131,9 +132,8 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
     headers |= part.headers
     if request.method == "HEAD":
         return Response(status_code=part.status, headers=headers, media_type=declarations.OCTETS)
-    path = blobs.local_path(key)
-    if path is not None:
-        return FileRangeResponse(path, part.start, part.length, part.status, headers)
+    if isinstance(blobs, LocalBlobs):
+        return FileRangeResponse(blobs.local_path(key), part.start, part.length, part.status, headers)
     chunks = blobs.open(key, part.start, part.length)
     body = routing.stream_in_threads(chunks)
     response = StreamingResponse(body, part.status, headers, media_type=declarations.OCTETS)

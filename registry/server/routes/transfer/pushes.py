@@ -10,6 +10,7 @@ from starlette.datastructures import State
 from registry.api import transfer
 from registry.api.operations import transfer as operations
 from registry.digest import Digest
+from registry.errors import RegistryError
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
@@ -18,7 +19,8 @@ from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
 from registry.server.push import background, commit, plan
-from registry.server.storage.blobs import BlobWriter, digest_of
+from registry.server.push.receive import PushWriter
+from registry.server.storage.blobs import digest_of
 from registry.server.storage.signed_links import SignedLink
 
 router = OperationRouter()
@@ -44,7 +46,7 @@ def plan_pushes(
 
 
 @contextmanager
-def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None]:
+def receive_upload(state: State, link: SignedLink) -> Iterator[PushWriter | None]:
     """Receive a blob of a push in this context, where background work waits; None once its version exists.
 
     A link may live longer than its push: `NotFound` if that has expired. One that was planned a moment ago is open, and
@@ -53,13 +55,13 @@ def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None
     push_id = link.key.split("/")[1]
     if not background.was_planned(state.engine, push_id, hold_seconds=state.settings.push_hold_seconds):
         with db.session(state.engine, write=False) as session:
-            expected = commit.find_upload(session, link.owner, push_id, digest_of(link.key))
-        if not expected.needed:
+            is_needed = commit.find_upload(session, link.owner, push_id, digest_of(link.key))
+        if not is_needed:
             yield None
             return
     in_progress = background.push_in_progress(state.engine)
     with state.upload_limiter.hold(link.owner), state.blob_limiter.hold(link.key), in_progress:
-        yield commit.open_upload(state.engine, state.blobs, link.key, limit_bytes=link.size_bytes)
+        yield PushWriter(state.engine, state.blobs, push_id, digest_of(link.key), link.size_bytes)
 
 
 async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
@@ -91,11 +93,8 @@ def commit_pushes(
         outcomes = commit.commit_pushes(
             session, actor, request.items, atomic=request.atomic, blobs=blobs, engines=engines
         )
-    committed = [
-        id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, transfer.PushResult)
-    ]
-    if committed:
-        after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs, any_size=False)
+    refused = [id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, RegistryError)]
+    after.add_task(routing.run_in_store_thread, commit.clean_up, engine, push_ids, blobs=blobs, refused=refused)
     items = outcomes_of(incoming, outcomes, push_ids)
     result = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
     return documents.respond(result, incoming.app.state.audit_log.checkpoint_header, after)

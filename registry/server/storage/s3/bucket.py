@@ -8,7 +8,7 @@
 """
 
 import base64
-import copy
+import hashlib
 import io
 import logging
 import re
@@ -16,13 +16,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
-import botocore.session
-import urllib3
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -40,7 +37,6 @@ from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.server.settings import hide_secrets
 from registry.server.storage.blobs import RequestRejected, invalid_store, raise_unknown
-from registry.server.storage.s3.signed_puts import SignedPuts
 from registry.versions.files import CHUNK_BYTES
 
 _LOG = logging.getLogger("registry.server")
@@ -48,12 +44,12 @@ READ_BYTES = 32 * 2**20
 """Bytes of one ranged read. SeaweedFS streams larger ones at a tenth of the speed if its reader cache is small."""
 CONNECT_SECONDS = 5
 READ_SECONDS = 10
-"""Timeout of one attempt. All attempts together, with one of `put_signed`, are shorter than the timeout of a client."""
+"""Timeout of one attempt. All attempts together are shorter than the timeout of a client."""
 LONG_READ_SECONDS = 60
 """Timeout of calls in which the store itself moves bytes; these are tried twice at most."""
 QUICK_SECONDS = 3
-"""Timeout of the reads of pages (`Bucket.quick`), which are tried once."""
-LONG_CALLS = frozenset({"copy_object", "upload_part_copy", "complete_multipart_upload"})
+"""Timeout of the reads of pages (`is_quick`), which are tried once: a page shows its other parts meanwhile."""
+LONG_CALLS = frozenset({"copy_object", "complete_multipart_upload"})
 ATTEMPTS_LIMIT = 4
 CONNECTIONS = 32
 RETRY_AFTER_SECONDS = 5
@@ -92,94 +88,98 @@ _ERRORS: dict[str, type[Unavailable]] = {
 class Bucket:
     """A bucket and our prefix in it. Thread-safe, as boto3's clients are; each client has one connection pool."""
 
-    def __init__(self, url: str, *, endpoint: str = "", public_endpoint: str = "") -> None:
+    def __init__(self, url: str, *, endpoint: str = "", public_endpoint: str = "", is_quick: bool = False) -> None:
         """Open `s3://BUCKET/PREFIX`. boto3 finds credentials and region in its usual places."""
         parts = urlsplit(url)
         if parts.scheme != "s3" or not re.fullmatch(r"[^@:]+", parts.netloc) or parts.query or parts.fragment:
             raise invalid_store(url)
         self.name = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-        session, self._certificates = _open_session()
-        self._session, self._endpoint = session, endpoint
-        self._internal = _create_client(session, endpoint)
+        session = _open_session()
+        seconds, attempts = (QUICK_SECONDS, 1) if is_quick else (READ_SECONDS, ATTEMPTS_LIMIT)
+        self._internal = _create_client(session, endpoint, read_seconds=seconds, attempts=attempts)
         self._patient = _create_client(session, endpoint, read_seconds=LONG_READ_SECONDS, attempts=2)
         same = public_endpoint in ("", endpoint)
         self._public = self._internal if same else _create_client(session, public_endpoint)
         self._breaker = CircuitBreaker(self.name)
 
-    @cached_property
-    def quick(self) -> Self:
-        """Return this bucket with short timeouts and one try. What is too slow for it closes no other reads."""
-        quick = copy.copy(self)
-        quick._internal = _create_client(self._session, self._endpoint, read_seconds=QUICK_SECONDS, attempts=1)
-        quick._breaker = CircuitBreaker(self.name)
-        return quick
-
     def head(self, key: str) -> dict[str, Any] | None:
         """Return the headers of an object, with its checksum if the store has one; None if it does not exist."""
         return self.call_if_exists("head_object", Key=key, ChecksumMode="ENABLED")
 
-    def get(self, key: str, start: int, length: int) -> tuple[Any, int] | None:
-        """Return a stream of the range, as far as it exists, and the size of the object; None if it does not exist."""
+    def stream(self, key: str, start: int, length: int, *, in_ranges: bool = True) -> Iterator[bytes]:
+        """Yield the range as far as it exists, by requests of `READ_BYTES`; `NotFound` by this call.
+
+        `in_ranges=False`: by one request of the whole object, for a store that cannot read ranges.
+        """
+        first = self._get_range(key, start, min(READ_BYTES, length)) if in_ranges else self._get_whole(key)
+        if first is None:
+            raise_unknown(key)
+        body, size_bytes = first
+        end = min(size_bytes, start + length)
+        return self._read_ranges(key, body, start, end) if in_ranges else self._read_whole(body, start, end)
+
+    def _get_range(self, key: str, start: int, length: int) -> tuple[Any, int] | None:
+        """The body of a range and the size of the object; None if it does not exist."""
         limits = {"Range": f"bytes={start}-{start + max(length, 1) - 1}"}
         try:
             response = self.call_if_exists("get_object", Key=key, **limits)
         except RangeNotSatisfiable:
-            head = self.head(key)
-            return (io.BytesIO(), int(head["ContentLength"])) if head else None
+            return io.BytesIO(), 0
         if response is None:
             return None
         size = str(response.get("ContentRange", "")).rpartition("/")[2] or response["ContentLength"]
         return response["Body"], int(size)
 
-    def stream(self, key: str, start: int, length: int) -> Iterator[bytes] | None:
-        """Yield the range in chunks, in as many requests as it takes; None if the object does not exist."""
-        first = self.get(key, start, min(READ_BYTES, length))
-        return None if first is None else self._stream(key, first[0], start, min(first[1], start + length))
-
-    def _stream(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
+    def _read_ranges(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
         while start < end:
-            remaining = min(READ_BYTES, end - start)
-            try:
-                with self.translate_errors("get_object"):
-                    while remaining and (chunk := body.read(min(CHUNK_BYTES, remaining))):
-                        start, remaining = start + len(chunk), remaining - len(chunk)
-                        yield chunk
-            finally:
-                body.close()
-            if remaining:
-                raise Unavailable("STORE_UNAVAILABLE", f"a blob ended {end - start} bytes too early")
+            length = min(READ_BYTES, end - start)
+            yield from self._read_body(body, length)
+            start += length
             if start < end:
-                following = self.get(key, start, min(READ_BYTES, end - start))
+                following = self._get_range(key, start, min(READ_BYTES, end - start))
                 if following is None:
                     raise_unknown(key)
                 body = following[0]
 
+    def _get_whole(self, key: str) -> tuple[Any, int] | None:
+        response = self.call_if_exists("get_object", Key=key)
+        return (response["Body"], int(response["ContentLength"])) if response else None
+
+    def _read_whole(self, body: Any, start: int, end: int) -> Iterator[bytes]:
+        position = 0
+        for chunk in self._read_body(body, end):
+            piece = chunk[max(start - position, 0) :]
+            position += len(chunk)
+            if piece:
+                yield piece
+
+    def _read_body(self, body: Any, length: int) -> Iterator[bytes]:
+        try:
+            while length > 0:
+                with self.translate_errors("get_object"):
+                    chunk = body.read(min(CHUNK_BYTES, length))
+                if not chunk:
+                    raise Unavailable("STORE_UNAVAILABLE", f"a blob ended {length} bytes too early")
+                length -= len(chunk)
+                yield chunk
+        finally:
+            body.close()
+
     def put(self, key: str, data: bytes | bytearray, **parameters: Any) -> bool:
-        """Write an object; False if a condition among the parameters does not hold."""
-        return self._call_if_condition_holds("put_object", Key=key, Body=data, **parameters)
+        """Write an object whose bytes the store compares with an MD5, which every store does.
 
-    def put_signed(self, key: str, data: bytes | bytearray, digest: Digest, headers: dict[str, str]) -> bool:
-        """Write an object by one request of `SignedPuts`; False if that failed, for whatever reason: then `put` it.
-
-        After a timeout `put` tries first: its responses say whether the store is back.
+        False if a condition among the parameters does not hold.
         """
-        if self._breaker.is_open:
+        try:
+            self.call("put_object", Key=key, Body=data, ContentMD5=md5_of(data), **parameters)
+        except ConditionFailed:
             return False
-        is_written = self._signed_puts.put(key, data, digest, headers, *self.credentials())
-        if is_written:
-            self._breaker.record_response()
-        return is_written
+        return True
 
-    @cached_property
-    def _signed_puts(self) -> SignedPuts:
-        url = self.presign("put_object", 1, internal=True, Key="x").partition("?")[0].removesuffix("x")
-        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
-        return SignedPuts(url, certificates=self._certificates, timeout=timeout, connections=CONNECTIONS)
-
-    def copy(self, source_key: str, key: str, **conditions: Any) -> bool:
-        """Copy an object; False if a condition does not hold. `ObjectMissing` if there is no source."""
-        return self._call_if_condition_holds("copy_object", Key=key, CopySource=source_key, **conditions)
+    def copy(self, source_key: str, key: str, **conditions: Any) -> None:
+        """Copy an object. `ObjectMissing` if there is no source."""
+        self.call("copy_object", Key=key, CopySource=source_key, MetadataDirective="REPLACE", **conditions)
 
     def delete(self, key: str) -> None:
         """Delete an object if it exists."""
@@ -200,13 +200,6 @@ class Bucket:
             return self.call(operation, **parameters)
         except ObjectMissing:
             return None
-
-    def _call_if_condition_holds(self, operation: str, **parameters: Any) -> bool:
-        try:
-            self.call(operation, **parameters)
-        except ConditionFailed:
-            return False
-        return True
 
     def list_pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """Yield the pages of a listing."""
@@ -234,13 +227,6 @@ class Bucket:
     def strip_prefix(self, object_name: str) -> str:
         """Return our key of an object in a listing."""
         return object_name[len(self.prefix) :]
-
-    def credentials(self) -> tuple[Any, str]:
-        """Return the credentials that sign now, and their region."""
-        with self.translate_errors("find credentials"):
-            if (credentials := self._session.get_credentials()) is None:
-                raise NoCredentialsError
-            return credentials.get_frozen_credentials(), self._internal.meta.region_name
 
     def _check_breaker(self) -> None:
         if self._breaker.rejects_call():
@@ -291,11 +277,6 @@ class CircuitBreaker:
         self._open_until: float | None = None
         self._is_outage = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether no call has had a response since the last timeout."""
-        return self._open_until is not None
-
     def rejects_call(self) -> bool:
         """Whether a call should fail now. The first one after the pause may try, and begins the next pause."""
         with self._lock:
@@ -329,22 +310,27 @@ def checksum_of(digest: Digest) -> str:
     return base64.b64encode(bytes.fromhex(digest.hex)).decode()
 
 
-def _open_session() -> tuple[Any, str | None]:
-    """A session of boto3, and the file of certificates that it trusts, if one is configured."""
-    core = botocore.session.Session()
+def md5_of(data: bytes | bytearray) -> str:
+    """Return an MD5 as S3 writes it. It only protects the bytes on their way: what they are, their SHA-256 says."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _open_session() -> Any:
     try:
-        return boto3.session.Session(botocore_session=core), core.get_config_variable("ca_bundle")
+        return boto3.session.Session()
     except ProfileNotFound as e:
         raise _missing_credentials(e) from e
 
 
-def _create_client(session: Any, endpoint: str, *, read_seconds: float = 0, attempts: int = ATTEMPTS_LIMIT) -> Any:
+def _create_client(
+    session: Any, endpoint: str, *, read_seconds: float = READ_SECONDS, attempts: int = ATTEMPTS_LIMIT
+) -> Any:
     if "@" in endpoint:  # clients would see it in links
         raise Invalid("SETTING_INVALID", "REGISTRY_S3_ENDPOINT has a user; set the keys by AWS_… variables")
     config = Config(
         signature_version="s3v4",
-        connect_timeout=min(CONNECT_SECONDS, read_seconds or CONNECT_SECONDS),
-        read_timeout=read_seconds or READ_SECONDS,
+        connect_timeout=min(CONNECT_SECONDS, read_seconds),
+        read_timeout=read_seconds,
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=CONNECTIONS,
         request_checksum_calculation="when_required",

@@ -1,16 +1,14 @@
-"""`Capabilities`: what a store really supports. `probe` tries it under `probe/`, once in the life of a server.
+"""`probe`: asks a store for the four things that direct transfers need, under `probe/`, once in the life of a server.
 
 - Every result comes from an observed outcome, never from a header that names a product.
-- A store without a capability has a safe fallback in `store` (through the server, hash again, copy); only ranges are
-  required. A store that accepts everything, also wrong checksums or expired links, ends up with False.
+- A store that lacks one of them is used through this server only. One that accepts everything, also wrong checksums or
+  expired links, ends up so.
 """
 
 import contextlib
 import http.client
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -18,70 +16,27 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.storage.blobs import RequestRejected
 from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_of
-from registry.server.storage.s3.signatures import LINK_SECONDS, presign_at
+from registry.server.storage.s3.uploads import MultipartUpload
 
 TIMEOUT_SECONDS = 20
+LINK_SECONDS = 60
 ATTEMPTS = 3
 """How often to try what failed: networks and stores have hiccups, and a result lasts for the life of a server."""
-MD5_HEADER = "content-md5"
 RIGHT = checksum_of(Digest.of(b"right"))
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """The capabilities of a store; /health shows them by these names."""
-
-    ranges: bool
-    """A ranged read returns that range. The registry needs it."""
-    copies: bool
-    """CopyObject works."""
-    conditional: bool
-    """A PUT with `If-None-Match: *` fails if the key exists."""
-    conditional_copy: bool
-    """So does a CopyObject."""
-    checksums: bool
-    """A PUT that contradicts its `x-amz-checksum-sha256` is rejected, and HEAD returns the checksum."""
-    signed_puts: bool
-    """A PUT that this server signs itself works (`Bucket.put_signed`); not through a proxy."""
-    links: bool
-    """A presigned GET works; an altered or expired one does not."""
-    signed_headers: bool
-    """A presigned PUT with an `x-amz-` header that was not signed is rejected. Else no client gets a link to write:
-    with `x-amz-copy-source` it would copy any object of the bucket, and with `x-amz-meta-` it would set metadata."""
-    checksum_links: bool
-    """A presigned PUT can be bound to the SHA-256 of its body."""
-    conditional_links: bool
-    """A presigned PUT can be bound to a key that does not exist yet."""
-    parts: bool
-    """Multipart uploads with presigned parts work and can be listed."""
-    checksum_parts: bool
-    """A one-part upload can be bound to the SHA-256 of its part, and replaces a key atomically when it completes."""
-
-
-def probe(bucket: Bucket) -> Capabilities:
-    """Try every capability. `Unavailable` if the store is away, rejects our credentials or cannot read ranges."""
+def probe(bucket: Bucket) -> dict[str, bool]:
+    """What a store can do, by name. `Unavailable` if it is away or rejects our credentials."""
     attempt = _Probe(bucket)
     try:
         bucket.put(attempt.key, b"probe")
-        if not attempt.works(attempt.ranges):
-            bucket.head(attempt.key)  # raises if the store is away
-            raise Unavailable("STORE_UNAVAILABLE", "the blob store cannot read ranges")
-        links = attempt.works(attempt.links)
-        capabilities = Capabilities(
-            ranges=True,
-            copies=attempt.works(attempt.copies),
-            conditional=attempt.works(attempt.conditional),
-            conditional_copy=attempt.works(attempt.conditional_copy),
-            checksums=attempt.works(attempt.checksums),
-            signed_puts=attempt.works(attempt.signed_puts),
-            links=links,
-            signed_headers=links and attempt.works(attempt.signed_headers),
-            checksum_links=links and attempt.works(attempt.checksum_links),
-            conditional_links=links and attempt.works(attempt.conditional_links),
-            parts=links and attempt.works(attempt.parts),
-            checksum_parts=links and attempt.works(attempt.checksum_parts),
-        )
-        bucket.head(attempt.key)  # raises if the store was deleted meanwhile: then the results mean nothing
+        capabilities = {
+            "conditional_puts": attempt.works(attempt.conditional_puts),
+            "sha256_checksums": attempt.works(attempt.sha256_checksums),
+            "presigned_links": attempt.works(attempt.presigned_links),
+            "ranges": attempt.works(attempt.ranges),
+        }
+        bucket.head(attempt.key)  # raises if the store went away meanwhile: then the results mean nothing
         return capabilities
     finally:
         attempt.clean()
@@ -108,24 +63,13 @@ class _Probe:
             with contextlib.suppress(Unavailable):
                 self._bucket.delete(key)
 
-    def ranges(self) -> bool:
-        return self._read(self.key, 1, 3) == b"rob"
-
-    def copies(self) -> bool:
-        copy = self._new_key()
-        self._bucket.copy(self.key, copy)
-        return self._read(copy) == b"probe"
-
-    def conditional(self) -> bool:
+    def conditional_puts(self) -> bool:
+        """A PUT that may only create fails if the key exists."""
         key = self._new_key()
         return self._bucket.put(key, b"first", IfNoneMatch="*") and not self._bucket.put(key, b"other", IfNoneMatch="*")
 
-    def conditional_copy(self) -> bool:
-        copy = self._new_key()
-        self._bucket.copy(self.key, copy)
-        return not self._bucket.copy(self.key, copy, IfNoneMatch="*")
-
-    def checksums(self) -> bool:
+    def sha256_checksums(self) -> bool:
+        """A PUT that contradicts its SHA-256 fails, and HEAD returns what the store has verified."""
         right, wrong = self._new_key(), self._new_key()
         self._bucket.put(right, b"right", ChecksumSHA256=RIGHT)
         returned = (self._bucket.head(right) or {}).get("ChecksumSHA256") == RIGHT
@@ -135,85 +79,59 @@ class _Probe:
             return returned and self._bucket.head(wrong) is None
         return False
 
-    def signed_puts(self) -> bool:
-        key = self._new_key()
-        return self._bucket.put_signed(key, b"right", Digest.of(b"right"), {}) and self._read(key) == b"right"
+    def ranges(self) -> bool:
+        """A ranged read returns that range."""
+        return self._read(self.key, 1, 3) == b"rob"
 
-    def links(self) -> bool:
-        link = self._presign("get_object", self.key)
-        altered = link[:-1] + ("0" if link[-1] != "0" else "1")
-        credentials, region = self._bucket.credentials()
-        now = datetime.now(UTC)
-        valid = (link, presign_at(now, link, credentials, region))
-        invalid = (altered, presign_at(now - timedelta(hours=2), link, credentials, region))
-        return all(_send("GET", url) == 200 for url in valid) and all(
-            _is_rejected(_send("GET", url)) for url in invalid
+    def presigned_links(self) -> bool:
+        """A link does what was signed and nothing else: to read, to write a blob, and to write a part."""
+        return (
+            self._links_read() and self._links_take_no_other_headers() and self._links_write() and self._links_parts()
         )
 
-    def signed_headers(self) -> bool:
+    def _links_read(self) -> bool:
+        link, expired = (self._presign("get_object", self.key, seconds=seconds) for seconds in (LINK_SECONDS, 0))
+        altered = link[:-1] + ("0" if link[-1] != "0" else "1")
+        return _send("GET", link) == 200 and all(_is_rejected(_send("GET", url)) for url in (altered, expired))
+
+    def _links_take_no_other_headers(self) -> bool:
+        """With `x-amz-copy-source` a client would copy any object of the bucket."""
         key = self._new_key()
         link = self._presign("put_object", key)
         source = quote(f"/{self._bucket.name}/{self._bucket.prefix}{self.key}")
         forged = ({"x-amz-meta-upload": "forged"}, {"x-amz-copy-source": source})
         return all(_is_rejected(_send("PUT", link, b"", headers)) for headers in forged) and not self._bucket.head(key)
 
-    def checksum_links(self) -> bool:
-        right, wrong = self._new_key(), self._new_key()
-        to_right, to_wrong = (
-            self._presign("put_object", key, ChecksumSHA256=RIGHT, ContentLength=5) for key in (right, wrong)
-        )
-        accepted = _send("PUT", to_right, b"right", {CHECKSUM_HEADER: RIGHT})
-        rejected = all(_is_rejected(_send("PUT", to_wrong, b"wrong", h)) for h in ({CHECKSUM_HEADER: RIGHT}, {}))
-        return accepted == 200 and rejected and self._bucket.head(wrong) is None
-
-    def conditional_links(self) -> bool:
+    def _links_write(self) -> bool:
+        """Only bytes with the SHA-256 of the link, only where nothing is, and only with the headers that say so."""
         key = self._new_key()
-        link = self._presign("put_object", key, IfNoneMatch="*")
-        headers = {"If-None-Match": "*"}
-        first, second = _send("PUT", link, b"first", headers), _send("PUT", link, b"other", headers)
-        without_header = _send("PUT", link, b"other")
-        rejected = _is_rejected(second) and _is_rejected(without_header)
-        return first == 200 and rejected and self._read(key) == b"first"
+        link = self._presign("put_object", key, ChecksumSHA256=RIGHT, ContentLength=5, IfNoneMatch="*")
+        headers = {CHECKSUM_HEADER: RIGHT, "If-None-Match": "*"}
+        wrong = (_send("PUT", link, b"wrong", headers), _send("PUT", link, b"wrong"), _send("PUT", link, b"right"))
+        if not all(map(_is_rejected, wrong)) or self._bucket.head(key) is not None:
+            return False
+        first, second = _send("PUT", link, b"right", headers), _send("PUT", link, b"right", headers)
+        return first == 200 and _is_rejected(second) and self._read(key) == b"right"
 
-    def parts(self) -> bool:
-        key = self._new_key()
-        upload = self._bucket.call("create_multipart_upload", Key=key)["UploadId"]
-        link = self._presign("upload_part", key, UploadId=upload, PartNumber=1, ContentLength=4)
-        sent = _send("PUT", link, b"part")
-        open_uploads = self._bucket.call("list_multipart_uploads", Prefix=key).get("Uploads", [])
-        parts = self._complete(key, upload)
+    def _links_parts(self) -> bool:
+        """Parts are listed, nothing is visible before they are complete, and no link writes afterwards."""
+        key, copy = self._new_key(), self._new_key()
+        upload = MultipartUpload.begin(self._bucket, key)
+        link = self._presign("upload_part", key, UploadId=upload.id, PartNumber=1, ContentLength=4)
+        sent, open_uploads = _send("PUT", link, b"part"), MultipartUpload.list_open(self._bucket, key)
+        invisible, parts = self._bucket.head(key) is None, upload.list_parts()
+        upload.etags = [etag for etag, _ in parts.values()]
+        upload.complete()
         late = _send("PUT", link, b"late")
-        lists_right = [u["UploadId"] for u in open_uploads] == [upload] and [p["Size"] for p in parts] == [4]
-        return sent == 200 and lists_right and _is_rejected(late) and self._read(key) == b"part"
+        self._bucket.copy(key, copy)
+        lists_right = [u.id for u in open_uploads] == [upload.id] and [size for _, size in parts.values()] == [4]
+        return sent == 200 and invisible and lists_right and _is_rejected(late) and self._read(copy) == b"part"
 
-    def checksum_parts(self) -> bool:
-        key, headers = self._new_key(), {CHECKSUM_HEADER: RIGHT}
-        self._bucket.put(key, b"older")
-        upload = self._bucket.call("create_multipart_upload", Key=key, ChecksumAlgorithm="SHA256")["UploadId"]
-        link = self._presign("upload_part", key, UploadId=upload, PartNumber=1, ContentLength=5, ChecksumSHA256=RIGHT)
-        rejected = all(_is_rejected(_send("PUT", link, b"wrong", h)) for h in (headers, {}))
-        none_listed = not self._bucket.call("list_parts", Key=key, UploadId=upload).get("Parts")
-        sent = _send("PUT", link, b"right", headers)
-        invisible = self._read(key) == b"older"
-        parts = self._complete(key, upload, ChecksumSHA256=RIGHT)
-        late = _is_rejected(_send("PUT", link, b"right", headers))
-        lists_right = none_listed and [p["Size"] for p in parts] == [5]
-        return rejected and sent == 200 and invisible and lists_right and late and self._read(key) == b"right"
+    def _presign(self, operation: str, key: str, *, seconds: int = LINK_SECONDS, **parameters: Any) -> str:
+        return self._bucket.presign(operation, seconds, internal=True, Key=key, **parameters)
 
-    def _complete(self, key: str, upload: str, **checksum: str) -> list[dict[str, Any]]:
-        """Complete an upload with the parts that the store lists; return those."""
-        parts: list[dict[str, Any]] = self._bucket.call("list_parts", Key=key, UploadId=upload).get("Parts", [])
-        body = {"Parts": [{"PartNumber": p["PartNumber"], "ETag": p["ETag"], **checksum} for p in parts]}
-        self._bucket.call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload=body)
-        return parts
-
-    def _presign(self, operation: str, key: str, **parameters: Any) -> str:
-        return self._bucket.presign(operation, LINK_SECONDS, internal=True, Key=key, **parameters)
-
-    def _read(self, key: str, start: int = 0, length: int = 100) -> bytes | None:
-        with self._bucket.translate_errors("get_object"):
-            response = self._bucket.get(key, start, length)
-            return bytes(response[0].read()) if response else None
+    def _read(self, key: str, start: int = 0, length: int = 100) -> bytes:
+        return b"".join(self._bucket.stream(key, start, length))
 
     def _new_key(self) -> str:
         self._keys.append(f"probe/{secrets.token_hex(8)}")
