@@ -68,9 +68,9 @@ def code_lines(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     omitted: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring, or `...`
-            omitted.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        elif isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)  # a docstring, or `...`
+        ):
             omitted.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     for number, line in enumerate(source.splitlines(), 1):
         text = line.strip()

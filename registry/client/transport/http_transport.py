@@ -259,8 +259,8 @@ def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
         if isinstance(cause, TimeoutError | PauseError):
             raise TransportError(f"no byte moved for {seconds:.0f} seconds", url) from e
         if isinstance(cause, IncompleteRead):
-            left = "" if cause.expected is None else f" {cause.expected} bytes before its end"
-            raise TransportError(f"the response was cut off{left}", url, broke=True) from e
+            missing = "" if cause.expected is None else f" {cause.expected} bytes before its end"
+            raise TransportError(f"the response was cut off{missing}", url, broke=True) from e
         refused = isinstance(cause, ConnectionRefusedError)
         raise TransportError(str(cause) or type(cause).__name__, url, broke=True, refused=refused) from e
 

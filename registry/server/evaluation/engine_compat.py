@@ -72,8 +72,8 @@ def profile_of_tools(made_by: Mapping[str, str]) -> str:
 
 def by_workers(stored: Iterable[Verdict]) -> dict[str, Verdict]:
     """Profile → the newest verdict of a worker that loaded the adapter; the registry's own before an owner's."""
-    made = (v for v in stored if v.check is Check.ENGINE and v.report is not None)
-    return {v.profile: v for v in sorted(made, key=lambda v: not v.by_owner)}
+    from_workers = (v for v in stored if v.check is Check.ENGINE and v.report is not None)
+    return {v.profile: v for v in sorted(from_workers, key=lambda v: not v.by_owner)}
 
 
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:

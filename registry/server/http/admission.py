@@ -86,11 +86,11 @@ class Space:
     @contextmanager
     def hold(self) -> Iterator[Held]:
         """A context that gives back what is added in it."""
-        held = Held(self._held, self)
+        reserved = Held(self._held, self)
         try:
-            yield held
+            yield reserved
         finally:
-            held.release()
+            reserved.release()
 
 
 class Held:
@@ -178,8 +178,8 @@ class HeldResponse(Response):
                 start += PART_BYTES
             await send({**message, "body": body[start:]} if body else message)
 
-        with self._space.hold() as held:
-            held.add(self._tenant, self._size_bytes, is_required=self._is_refusable)
+        with self._space.hold() as reserved:
+            reserved.add(self._tenant, self._size_bytes, is_required=self._is_refusable)
             await self._response(scope, receive, send_in_parts if getattr(self._response, "body", b"") else send)
 
 

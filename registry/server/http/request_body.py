@@ -90,13 +90,13 @@ async def _sign_in(request: Request, scope: Scope | None) -> str:
     return actor.tenant
 
 
-async def spool_body(request: Request, held: Held, file: IO[bytes], limit_bytes: int) -> int:
+async def spool_body(request: Request, reserved: Held, file: IO[bytes], limit_bytes: int) -> int:
     """Write the body to a file, in threads; return its size. `TooLarge` (SIZE_INVALID), `Unavailable` (TRY_LATER)."""
     size_bytes, buffer = 0, bytearray()
     tenant = known_tenant(request) or network_of_request(request)
     request.app.state.admission.disk.require(tenant, _read_length(request, limit_bytes))
     async for chunk in request.stream():
-        held.add(tenant, len(chunk))
+        reserved.add(tenant, len(chunk))
         size_bytes += len(chunk)
         buffer += chunk
         if size_bytes > limit_bytes:

@@ -107,9 +107,9 @@ class ImageTest(SmokeTest):
             magnitudes = image_updates.compare_magnitudes(
                 contents.file, file.keys(), file.get_tensor, image_updates.magnitudes(parts, SLOT), paths
             )
-        taken = list(_what_was_taken(self._files[0].name, arrival, magnitudes, is_empty=not updates))
-        self.result.findings += taken
-        self.result.engine = [*taken, *_what_was_not_seen(self._files[0].name, arrival, magnitudes)]
+        findings = list(_what_was_taken(self._files[0].name, arrival, magnitudes, is_empty=not updates))
+        self.result.findings += findings
+        self.result.engine = [*findings, *_what_was_not_seen(self._files[0].name, arrival, magnitudes)]
 
     def check_forward(self) -> bool:
         """Render with the adapter and compare."""
@@ -177,9 +177,9 @@ def _what_was_taken(file: str, arrival: Arrival, magnitudes: Magnitudes, *, is_e
 def _what_was_not_seen(file: str, arrival: Arrival, magnitudes: Magnitudes) -> Iterator[Finding]:
     """How much was compared, and what this worker could not compare: of the verdict `engine`, not of the test."""
     total = arrival.tensors + magnitudes.stated
-    taken = total - len({*arrival.absent, *magnitudes.dropped})
-    message = f"{DIFFUSERS} takes {taken} of {total} tensors"
-    yield Finding.of("info", "smoke.tensors_loaded", file, message, str(total), str(taken))
+    loaded = total - len({*arrival.absent, *magnitudes.dropped})
+    message = f"{DIFFUSERS} takes {loaded} of {total} tensors"
+    yield Finding.of("info", "smoke.tensors_loaded", file, message, str(total), str(loaded))
     if arrival.unseen:
         message = f"the worker's base has no model for {len(arrival.unseen)} updates, {arrival.unseen[0]} first"
         yield Finding.of("unknown", "smoke.tensors_uncompared", arrival.unseen[0], message)

@@ -34,9 +34,9 @@ async def with_body(
     request.state.unread_body = True
     with (
         tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id),
-        state.admission.disk.hold() as held,
+        state.admission.disk.hold() as reserved,
     ):  # fmt: skip
-        size_bytes = await spool_body(request, held, spool, limit_bytes)
+        size_bytes = await spool_body(request, reserved, spool, limit_bytes)
         request.state.unread_body = False
         if not size_bytes:
             raise Invalid("REQUEST_INVALID", "the body is empty")
