@@ -180,20 +180,5 @@ def _name(item: ApproveItem) -> str:
 def _print(view: GateView) -> None:
     origin = f"set on {view.set_on} by {view.set_by}" if view.set_on else "built in"
     output.line(f"{output.strong(view.alias)}  {output.faint(origin)}")
-    gate = view.gate
-    requirements = [
-        ("checks", ", ".join([*gate.requires, *(check + STRICT for check in gate.passes)])),
-        ("engines", ", ".join(gate.engines)),
-        ("golden", "all passed" if gate.golden else ""),
-        ("approvals", _approvals(gate)),
-        ("soak", f"{gate.soak_seconds} s in {gate.soak_in}" if gate.soak_in else ""),
-        ("signed by", ", ".join(gate.signed_by)),
-    ]
-    output.facts([(name, value) for name, value in requirements if value] or [("requires", "nothing")])
-
-
-def _approvals(gate: Gate) -> str:
-    if not gate.approvals:
-        return ""
-    approvers = ", ".join(gate.approvers) or "those who may promote"
-    return f"{gate.approvals} of {approvers}" + (", not counting the promoter" if gate.two_person else "")
+    for requirement in view.gate.describe() or ["requires nothing"]:
+        output.line(f"  {requirement}")

@@ -128,6 +128,21 @@ class Gate(FrozenModel):
         """What still stands between this evidence and the alias; empty means open."""
         return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
 
+    def describe(self) -> list[str]:
+        """What it requires, in words; empty for nothing."""
+        required = [check for check in self.requires if check not in self.passes]
+        people = f" of {', '.join(self.approvers)}" if self.approvers else ""
+        approvals = f"{self.approvals} approval{'s' * (self.approvals > 1)}{people}"
+        return [
+            *([f"{' and '.join(required)} must not fail"] if required else []),
+            *([f"{' and '.join(self.passes)} must pass without warnings"] if self.passes else []),
+            *(f"{profile} must serve it" for profile in self.engines),
+            *(["golden samples must pass"] if self.golden else []),
+            *([approvals + (", not by the promoter" if self.two_person else "")] if self.approvals else []),
+            *([f"{self.soak_seconds / 3600:.3g} hours as {self.soak_in}"] if self.soak_in else []),
+            *([f"signed by {' or '.join(self.signed_by)}"] if self.signed_by else []),
+        ]
+
     def valid_approvals(self, evidence: Evidence) -> list[Approval]:
         """The approvals that count: one for each identity, of those who may approve, none of the pusher."""
         counted = {approval.identity: approval for approval in reversed(evidence.approvals)}

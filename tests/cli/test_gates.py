@@ -14,7 +14,7 @@ def test_a_gate_is_set_shown_met_and_removed(cli: CommandRunner) -> None:
     cli.add_base()
     cli.push("acme/support")
     words = ["gate", "set", "acme", "prod", "--require", "compat", "--approvals", "1", "--approver", "ann"]
-    assert "1 of ann" in cli(*words).stdout
+    assert "1 approval of ann" in cli(*words).stdout
     assert cli("gate", "list", "acme", "--json").json["items"][0]["gate"]["approvals"] == 1
     shown = cli("gate", "show", "acme/support@1", "prod").stdout
     assert "closed for @1:" in shown

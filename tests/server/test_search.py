@@ -18,7 +18,7 @@ from registry.server.database.models import AdapterRow, AliasRow, VersionAttribu
 from registry.server.http import metrics
 from registry.server.http.request_log import RequestLog
 from registry.server.search import adapters, candidates
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from tests import many_adapters, samples
 from tests.harness import Harness
 from tests.identities import make_identity, nudged, values

@@ -25,7 +25,7 @@ from registry.server.catalog import files, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VersionFileRow, VersionRow
 from registry.server.search import adapters as catalog_search
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import Descriptor, Manifest
 

@@ -12,7 +12,6 @@ from registry.adapters.formats import IMAGE_FORMATS
 from registry.api import PREFIX
 from registry.api.catalog import VersionView
 from registry.errors import RegistryError, Unavailable
-from registry.evaluation.gates import Gate
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -55,7 +54,7 @@ def show_adapter(
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,
         newest=newest, aliases=pointers, deleted=deleted,
-        gates={view.alias: describe_gate(view.gate) for view in effective},
+        gates={view.alias: view.gate.describe() for view in effective},
         readme=readme, readme_problem=problem, alias=shown_alias,
         examples=usage_examples(request, name, shown_alias, page.items[0]) if page.items else [],
         trend=verdict_trend(page.items), may_promote=may_change(visitor, Scope.PROMOTE, name),
@@ -75,27 +74,6 @@ def _read_readme(
         return "", e.detail
     except RegistryError:
         return "", ""
-
-
-def describe_gate(gate: Gate) -> list[str]:
-    """What a gate requires, in words; empty for nothing."""
-    required = [check for check in gate.requires if check not in gate.passes]
-    return [
-        *([f"{' and '.join(required)} must not fail"] if required else []),
-        *([f"{' and '.join(gate.passes)} must pass without warnings"] if gate.passes else []),
-        *(f"{profile} must serve it" for profile in gate.engines),
-        *(["golden samples must pass"] if gate.golden else []),
-        *([_describe_approvals(gate)] if gate.approvals else []),
-        *([f"{gate.soak_seconds / 3600:.3g} hours as {gate.soak_in}"] if gate.soak_in else []),
-        *([f"signed by {' or '.join(gate.signed_by)}"] if gate.signed_by else []),
-    ]
-
-
-def _describe_approvals(gate: Gate) -> str:
-    people = f" of {', '.join(gate.approvers)}" if gate.approvers else ""
-    return f"{gate.approvals} approval{'s' * (gate.approvals > 1)}{people}" + (
-        ", not by the promoter" if gate.two_person else ""
-    )
 
 
 def verdict_trend(page: Sequence[VersionView]) -> dict[str, list[tuple[int, str]]]:

@@ -20,13 +20,12 @@ from registry.server.catalog import version_groups
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.outcomes import only
-from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.promotion import alias_deletion, aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.move_decisions import Move
 from registry.server.search import adapters
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from registry.server.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request
 from registry.server.sessions.visitors import VisitorDep
 
@@ -102,7 +101,7 @@ def show_alias(
     in_effect = _in_effect(session, actor, name, alias, at)
     return render(
         request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
-        requirements=describe_gate(checked.gate.gate) if checked else [], history=history, at=at, cursor=cursor,
+        requirements=checked.gate.gate.describe() if checked else [], history=history, at=at, cursor=cursor,
         versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
         may_break_glass=may_promote and may_change(visitor, Scope.ADMIN, name),
         deletion=_find_deletion(history.moves) if pointer is None and not cursor else None,

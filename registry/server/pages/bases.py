@@ -8,7 +8,7 @@ from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep
 from registry.server.jobs import campaigns
 from registry.server.pages.rendering import create_router, render
 from registry.server.search import adapters
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()

@@ -16,7 +16,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
 from registry.server.pages.rendering import create_router, render
 from registry.server.search import adapters
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()

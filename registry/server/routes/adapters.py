@@ -30,7 +30,7 @@ from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
 from registry.server.routes.openapi import declarations
 from registry.server.search import adapters
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from registry.versions.provenance import URI_LIMIT
 
 router = OperationRouter()

@@ -17,7 +17,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.retention import rules
 from registry.server.search import adapters
-from registry.server.search.adapters import Search
+from registry.server.search.filters import Search
 from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
 from registry.server.sessions.visitors import SignedInDep, Visitor
 from registry.versions.retention import RetentionRule

@@ -1,0 +1,233 @@
+"""The filters of a search, one row each: what they read of a `Search`, and their condition in SQL, twice.
+
+`condition` is exact, and about an adapter joined with its newest version; it keeps planners from an index that would
+read too much. `selection` selects the ids of adapters that may match, from an index, whatever their newest version is:
+`candidates` reads these first. None where the order of names is read instead.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import eq, ge, le
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, literal_column, union_all
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.bases import BaseMatch
+from registry.evaluation.verdicts import Check, Outcome
+from registry.server.catalog import base_rows, base_weights, metadata, verdicts
+from registry.server.database import db
+from registry.server.database.expressions import any_of, without_index
+from registry.server.database.models import (
+    ADAPTER_PATH,
+    FACT,
+    AdapterMetadataRow,
+    AdapterRow,
+    AliasRow,
+    BaseRow,
+    VerdictRow,
+    VersionAttributeRow,
+    VersionMetadataRow,
+    VersionRow,
+)
+from registry.server.search import candidates
+
+CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
+_AFTER_EVERY_NAME = "~"
+"""Sorts by bytes after every character of a name."""
+_PATH: ColumnElement[str] = literal_column(ADAPTER_PATH)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The filters of a list; empty fields do not filter. Most are about the newest version.
+
+    About the adapter are `alias`, `prefix` (what `namespace/name` begins with) and `owner` (who pushed it first).
+    `base`: one base; with `base_match` also bases whose weights are at least that closely related to it.
+    `tags`: `key` or `key=value` of tags of the adapter or that version; all must be present. `annotations`: the same,
+    of the version's manifest. `text`: words; each must begin a word of the adapter's name, description or tags, or of
+    that version's description, tags, annotations, trigger words or card.
+    `targets`: modules that it must all change, by the last part of their path (`q_proj`).
+    `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names.
+    `engine`: a profile whose verdicts are stored. `check`: any other check. Both match a yes (`pass` or `warn`) or,
+    with `outcome`, that outcome.
+    """
+
+    namespace: str = ""
+    base: str = ""
+    base_match: BaseMatch | None = None
+    method: str = ""
+    text: str = ""
+    alias: str = ""
+    owner: str = ""
+    prefix: str = ""
+    format: str = ""
+    targets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
+    rank_min: int | None = None
+    rank_max: int | None = None
+    engine: str = ""
+    check: Check | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One filter. `read_values`: what each of its conditions needs; nothing where the search does not use it."""
+
+    read_values: Callable[[Session, Search], Iterable[Any]]
+    condition: Callable[[Any], ColumnElement[bool]]
+    selection: Callable[[Session, Any], Any] | None
+    is_of_name: bool = False
+    """Whether it says where in the order of names a list begins and ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the filters of one search come to."""
+
+    of_names: list[ColumnElement[bool]]
+    others: list[ColumnElement[bool]]
+    selections: list[Any]
+
+
+def build_conditions(session: Session, search: Search) -> Conditions:
+    """The conditions of a search, but for its words. `NotFound` for relatives of a base that is not registered."""
+    used = [(row, value) for row in FILTERS for value in row.read_values(session, search)]
+    return Conditions(
+        of_names=[row.condition(value) for row, value in used if row.is_of_name],
+        others=[row.condition(value) for row, value in used if not row.is_of_name],
+        selections=[row.selection(session, value) for row, value in used if row.selection is not None],
+    )
+
+
+def _owner_of(version_id: Any) -> Any:
+    """The id of a version's adapter. Not by a join: PostgreSQL might read all versions for it, or all rows."""
+    return select(col(VersionRow.adapter_id)).where(col(VersionRow.id) == version_id).scalar_subquery()
+
+
+def _optional(
+    field: str, convert: Callable[[Any], Any] = lambda value: value
+) -> Callable[[Session, Search], list[Any]]:
+    """The value of one field, if the search has one."""
+    return lambda _, search: [convert(value)] if (value := getattr(search, field)) not in ("", None) else []
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """`key=value` or `key`."""
+    key, equals, value = text.partition("=")
+    return key, value if equals else None
+
+
+def _compare(
+    read: Callable[[Session, Search], Iterable[Any]], column: Any, compare: Callable[[Any, Any], Any]
+) -> Filter:
+    """A filter by a column of the adapter or of its version."""
+    owner_id = col(AdapterRow.id) if column.class_ is AdapterRow else col(VersionRow.adapter_id)
+    return Filter(
+        read,
+        lambda value: compare(without_index(column), value),
+        lambda _, value: select(owner_id).where(compare(column, value)),
+    )
+
+
+# ------------------------------------------------------------------ names
+def _begins(prefix: str) -> ColumnElement[bool]:
+    namespace, slash, name = prefix.partition("/")
+    column, beginning = (col(AdapterRow.name), name) if slash else (col(AdapterRow.namespace), namespace)
+    within = [col(AdapterRow.namespace) == namespace] if slash else []
+    return and_(*within, column >= beginning, column.startswith(beginning, autoescape=True))
+
+
+def _select_beginning(session: Session, prefix: str) -> Any:
+    """An index in the order of bytes has a range of them, whatever the collation."""
+    namespace, slash, name = prefix.partition("/")
+    ids = select(AdapterRow.id)
+    if not db.is_sqlite(session):
+        end = _PATH.bool_op("~<~")(prefix + _AFTER_EVERY_NAME)
+        return ids.where(_PATH.bool_op("~>=~")(prefix), end)
+    column, beginning = (col(AdapterRow.name), name) if slash else (col(AdapterRow.namespace), namespace)
+    within = [AdapterRow.namespace == namespace] if slash else []
+    return ids.where(*within, column >= beginning, column < beginning + _AFTER_EVERY_NAME)
+
+
+# ------------------------------------------------------------------ bases
+def _read_base_ids(session: Session, search: Search) -> Iterator[list[int]]:
+    """The bases to search for."""
+    if not search.base:
+        return
+    base_names = [str(names.base_name(search.base))]
+    if search.base_match is not None:
+        matches = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
+        relatives = base_weights.find_relatives(session, base_rows.find(session, base_names[0]))
+        base_names += [relative.other for relative in relatives if relative.match in matches]
+    yield [base_id or 0 for base_id in session.exec(select(BaseRow.id).where(col(BaseRow.name).in_(base_names)))]
+
+
+# ------------------------------------------------------------------ facts, annotations and tags
+def _read_attributes(_: Session, search: Search) -> list[tuple[str, str | None]]:
+    """Key and value of what the version must have; None for any value."""
+    formats = [f"{FACT}format:{search.format.lower()}"] if search.format else []
+    targets = [f"{FACT}target:{target}" for target in search.targets]
+    return [*((fact, None) for fact in (*formats, *targets)), *map(_split, search.annotations)]
+
+
+def _is_attribute(pair: tuple[str, str | None]) -> list[Any]:
+    key, value = pair
+    of_value = [] if value is None else [col(VersionAttributeRow.value) == value]
+    return [col(VersionAttributeRow.key) == key, *of_value]
+
+
+def _select_tagged(_: Session, pair: tuple[str, str | None]) -> Any:
+    of_adapter = select(AdapterMetadataRow.adapter_id).where(*metadata.is_tag(AdapterMetadataRow, *pair))
+    of_version = select(_owner_of(VersionMetadataRow.version_id))
+    return union_all(of_adapter, of_version.where(*metadata.is_tag(VersionMetadataRow, *pair)))
+
+
+# ------------------------------------------------------------------ verdicts
+def _read_checks(_: Session, search: Search) -> list[tuple[Check, Sequence[Outcome], str]]:
+    """The checks, the outcomes that match, and the profiles."""
+    outcomes = [search.outcome] if search.outcome else [Outcome.PASS, Outcome.WARN]
+    engine = [(Check.ENGINE, search.engine)] if search.engine else []
+    check = [(search.check, "")] if search.check is not None else []
+    return [(check, outcomes, profile) for check, profile in engine + check]
+
+
+def _select_checked(_: Session, checked: tuple[Check, Sequence[Outcome], str]) -> Any:
+    """Those for which the check once had such an outcome."""
+    check, outcomes, profile = checked
+    own = select(_owner_of(VerdictRow.version_id)).where(VerdictRow.check == check, VerdictRow.profile == profile)
+    return own.where(col(VerdictRow.outcome).in_(outcomes))
+
+
+FILTERS = (
+    Filter(
+        _optional("namespace"), lambda name: col(AdapterRow.namespace) == names.namespace(name), None, is_of_name=True
+    ),
+    Filter(
+        lambda _, search: [search.prefix.lower()] if search.prefix else [], _begins, _select_beginning, is_of_name=True
+    ),
+    Filter(
+        _optional("alias"),
+        lambda alias: exists().where(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == alias),
+        lambda _, alias: select(AliasRow.adapter_id).where(AliasRow.alias == alias),
+    ),
+    _compare(_optional("owner"), col(AdapterRow.created_by), eq),
+    Filter(
+        _read_base_ids,
+        lambda base_ids: any_of(without_index(VersionRow.base_id), base_ids),
+        lambda _, base_ids: candidates.on_bases(base_ids),
+    ),
+    _compare(_optional("method", str.upper), col(VersionRow.method), eq),
+    _compare(_optional("rank_min"), col(VersionRow.rank), ge),
+    _compare(_optional("rank_max"), col(VersionRow.rank), le),
+    Filter(
+        _read_attributes,
+        lambda pair: exists().where(col(VersionAttributeRow.version_id) == col(VersionRow.id), *_is_attribute(pair)),
+        lambda _, pair: select(_owner_of(VersionAttributeRow.version_id)).where(*_is_attribute(pair)),
+    ),
+    Filter(lambda _, search: map(_split, search.tags), lambda pair: metadata.has_tag(*pair), _select_tagged),
+    Filter(_read_checks, lambda checked: verdicts.has_outcome(*checked), _select_checked),
+)
