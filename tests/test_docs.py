@@ -153,7 +153,7 @@ def test_decisions_are_numbered_without_a_gap_and_have_status_date_and_every_sec
         assert header, f"{record.name} lacks title, status and date"
         title, status, date = header.groups()
         assert title.startswith(f"{int(record.name[:4])}. ")
-        assert status.split(";")[0] in ("Proposed", "Accepted", "Superseded"), record.name
+        assert re.match(r"(Proposed|Accepted|Superseded)\b", status), record.name
         assert datetime.date.fromisoformat(date)
         assert f"[{title.split('. ', 1)[1]}]({record.name}) | {date} |" in index
         headings = re.findall(r"^## (.+)$", record.read_text(), re.MULTILINE)

@@ -127,7 +127,7 @@ def _tls_context() -> ssl.SSLContext:
 def _pool_classes(check_peer: CheckPeer) -> dict[str, type[HTTPConnectionPool]]:
     """Pools whose connections are checked before anything is sent on them, and whose responses begin in time."""
 
-    class Connection(HTTPConnection):
+    class PlainConnection(HTTPConnection):
         def connect(self) -> None:
             super().connect()
             _check(self, "http", check_peer)
@@ -145,13 +145,13 @@ def _pool_classes(check_peer: CheckPeer) -> dict[str, type[HTTPConnectionPool]]:
             with _limited_head(self):
                 return super().getresponse()
 
-    class Pool(HTTPConnectionPool):
-        ConnectionCls = Connection
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
 
     class EncryptedPool(HTTPSConnectionPool):
         ConnectionCls = EncryptedConnection
 
-    return {"http": Pool, "https": EncryptedPool}
+    return {"http": PlainPool, "https": EncryptedPool}
 
 
 def _check(connection: HTTPConnection, scheme: str, check_peer: CheckPeer) -> None:
