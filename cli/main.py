@@ -107,10 +107,11 @@ def _setup_commands() -> dict[str, CommandSpec]:
         "worker": spec(".worker:worker", run, "Run a worker: smoke tests, merges and conversions.", extra="worker"),
         "agent": spec(".agent:agent", run, "Keep engines in sync with an alias."),
         "migrate": spec(".server.serve:migrate", run, "Upgrade the database schema.", extra="server"),
+        "backup": spec(".server.backup:backup_group", run, "Database: back up, restore.", extra="server"),
         "audit-key": spec(".server.keys:audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
         "gc": spec(".maintenance:gc", run, "Delete versions by rule, and unreferenced data."),
         "fsck": spec(".maintenance:fsck", run, "Check that rows, bytes and history agree."),
-        "reindex": spec(".maintenance:reindex", run, "Rebuild lost rows from the blob store."),
+        "reindex": spec(".maintenance:reindex", run, "Import versions that only the blob store has."),
     }
 
 

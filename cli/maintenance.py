@@ -31,7 +31,7 @@ _LABELS = (
     ("orphans_deleted", "blob{s} without a row deleted"),
     ("orphans_kept", "blob{s} without a row kept"),
     ("keys_refused", "key{s} that the store refused to delete"),
-    ("records_written", "record{s} written"),
+    ("refs_written", "ref{s} written"),
     ("versions_measured", "version{s} measured"),
     ("pushes_deleted", "record{s} of ended pushes deleted"),
     ("responses_deleted", "stored response{s} deleted"),
@@ -142,12 +142,12 @@ def _print_fsck(total: FsckPage) -> None:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be restored.")
 def reindex(dry_run: bool) -> None:
-    """Rebuild lost rows of bases, versions, files, lineage and tombstones from the metadata backup in the store.
+    """Import the versions and bases that the store has and the database does not, as pushes.
 
-    Aliases, verdicts, jobs, tokens and the audit log are not in it: restore a database backup first. Missing backup
-    records are written again.
+    Aliases, roles, tokens, reserved names and the audit log come back with a backup of the database: run `adapter
+    backup restore` first. What the store has lost of its refs and of the audit log is written again.
     """
-    totals: Counter[str] = Counter(bases=0, versions=0, tombstones=0, withdrawals=0, records=0)
+    totals: Counter[str] = Counter(bases=0, versions=0, rewritten=0)
     findings: dict[tuple[str, str], Finding] = {}
     with session.registry() as registry:
         for page in response_checks.all_pages(
@@ -163,12 +163,13 @@ def reindex(dry_run: bool) -> None:
 
 def _print_reindexed(totals: Counter[str], findings: list[Finding], *, dry_run: bool) -> None:
     _print_findings(findings)
-    labels = {"tombstones": "deleted name", "withdrawals": "withdrawal", "records": "backup record"}
     counts = [output.plural(totals["bases"], "base"), output.plural(totals["versions"], "version")]
-    counts += [output.plural(totals[kind], label) for kind, label in labels.items() if totals[kind]]
-    output.line(f"{'Would restore' if dry_run else 'Restored'} {', '.join(counts)}.")
+    output.line(f"{'Would import' if dry_run else 'Imported'} {' and '.join(counts)}.")
+    if totals["rewritten"]:
+        objects = output.plural(totals["rewritten"], "lost object")
+        output.line(f"{'Would write' if dry_run else 'Wrote'} {objects} of the store again.")
     if totals["versions"] and not dry_run:
-        output.note("aliases, verdicts, signatures, roles and tokens are not in the records: see docs/operations.md")
+        output.note("aliases, roles and tokens are only in a backup of the database: see docs/operations.md")
 
 
 def _print_findings(findings: list[Finding]) -> None:

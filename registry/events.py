@@ -79,7 +79,6 @@ class EventType(StrEnum):
     ADAPTER_RENAME_FROM = "adapter.rename_from", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
     ADAPTER_DELETE = "adapter.delete", ObjectKind.ADAPTER, "deleted {object} with all its versions"
     ADAPTER_DESCRIBE = "adapter.describe", ObjectKind.ADAPTER, "changed the description, tags or links of {object}"
-    NAME_REINDEX = "name.reindex", ObjectKind.NAME, "restored from the bucket that the name {object} is never reused"
     NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
     NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"
     NAMESPACE_STRICT = (

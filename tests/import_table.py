@@ -58,7 +58,7 @@ TABLE = [
     _row("registry.server", "domain server", "pydantic sqlmodel sqlalchemy"),
     _row("registry.server.audit.audit_log", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
-    _row("registry.server.catalog.metadata_backup", "domain server", "pydantic sqlalchemy sqlmodel"),
+    _row("registry.server.catalog.refs", "domain server", "pydantic sqlalchemy sqlmodel"),
     _row("registry.server.resolve_cache", "domain server", "anyio sqlmodel sqlalchemy starlette"),
     _row("registry.server.storage.s3", "domain server", "boto3 botocore"),
     _row("registry.server.database.engine", "domain server", "sqlalchemy pysqlite3"),

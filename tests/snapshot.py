@@ -26,10 +26,18 @@ def snapshot(harness: Harness) -> dict[str, list[dict[str, Any]]]:
         bases = {b.id: b.name for b in session.exec(select(BaseRow)).all()}
         refs = {v.id: f"{names[v.adapter_id]}@{v.number}" for v in session.exec(select(VersionRow)).all()}
         return {
-            "adapter": _plain(session, AdapterRow, id=None, created_at=None),
+            "adapter": _plain(session, AdapterRow, id=None, created_at=None, updated_at=None),
             "base": _plain(session, BaseRow, id=None, recorded_at=None),
             "version": _plain(
-                session, VersionRow, id=refs, adapter_id=names, base_id=bases, recorded_at=None, measured_at=None
+                session,
+                VersionRow,
+                id=refs,
+                adapter_id=names,
+                base_id=bases,
+                recorded_at=None,
+                measured_at=None,
+                yanked_at=None,
+                quarantine=None,
             ),
             "file": _plain(session, VersionFileRow, version_id=refs),
             "edge": _plain(session, EdgeRow, child_id=refs),

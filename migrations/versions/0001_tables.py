@@ -491,7 +491,6 @@ def _namespaces() -> None:
         sa.Column("skeleton", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("ended_at", TIME, nullable=True),
-        sa.Column("recorded_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("owner", "skeleton", name="pk_taken_name"),
     )
     op.create_table(
@@ -670,6 +669,7 @@ def _pushes() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_push"),
     )
     op.create_index("ix_push_expires_at", "push", ["expires_at"])
+    op.create_index("ix_push_manifest_digest", "push", ["manifest_digest"])
     op.create_index("ix_push_open", "push", ["namespace"], **_where("state = 'open'"))
     op.create_table(
         "push_blob",

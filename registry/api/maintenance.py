@@ -87,11 +87,11 @@ class GcReport(Response):
     orphans_deleted: int = 0
     """Stored blobs without a row. There should be none: find out why."""
     orphans_kept: int = 0
-    """Stored blobs without a row that were kept: too young, or the store has records that the database lacks."""
+    """Stored blobs without a row that were kept: too young, or the store has versions that the database lacks."""
     keys_refused: int = 0
     """Keys that the store did not delete. The next run tries again."""
-    records_written: int = 0
-    """Metadata records that were missing in the store and were written."""
+    refs_written: int = 0
+    """Refs of versions and bases that were missing in the store and were written."""
     versions_measured: int = 0
     """Versions whose large weights were read, because no one had done it."""
     next_cursor: str = ""
@@ -132,7 +132,7 @@ class FsckPage(Response):
 
 
 class ReindexRequest(Request):
-    """Rebuild rows from the records in the store. Existing rows do not change."""
+    """Import versions that the store has and the database does not. Existing rows do not change."""
 
     dry_run: bool = False
     """Only report what would happen, and change nothing."""
@@ -144,17 +144,13 @@ class ReindexPage(Response):
     """What one request of a re-index did."""
 
     bases: int = 0
-    """Bases that were restored."""
+    """Bases that were imported."""
     versions: int = 0
-    """Versions that were restored."""
-    tombstones: int = 0
-    """Names of deleted adapters and namespaces that were restored, so that nothing reuses them."""
-    withdrawals: int = 0
-    """Yanks, quarantines and deletions that were restored."""
-    records: int = 0
-    """Records that were read."""
+    """Versions that were imported."""
+    rewritten: int = 0
+    """Refs, bases and tiles of the audit log that the store had lost and got again."""
     findings: list[Finding] = []
-    """Records that are unreadable or contradict rows."""
+    """What could not be imported, and why."""
     next_cursor: str = ""
     """Send it as `cursor` to continue. Empty on the last page."""
 

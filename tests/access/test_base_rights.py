@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import delete
 from sqlmodel import Session
 
 from registry.api.bases import BaseAdd
@@ -21,9 +20,8 @@ from registry.client.transport import LIST_LIMIT_BYTES
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import MergeOperation
-from registry.server.catalog import base_rows, bases, metadata_backup, version_groups
+from registry.server.catalog import base_rows, bases, refs, version_groups
 from registry.server.database.models import BaseRow
-from registry.server.database.models.namespaces import TakenNameRow
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import plan_push
@@ -158,7 +156,7 @@ def test_a_base_is_deleted_while_nothing_refers_to_it(harness: Harness) -> None:
         harness.admin.delete_base("tiny-llama")
     assert refused.value.code == "BASE_IN_USE"
     harness.admin.add_base(base("mistaken"))
-    metadata_backup.write_missing(harness.engine, harness.blobs, limit=10)
+    refs.write_missing(harness.engine, harness.blobs, limit=10)
     harness.admin.add_base(base("acme/other"))
     pusher, owner = harness.actor("push", namespaces=["acme"]), harness.actor("admin", namespaces=["acme"])
     for actor, name in ((pusher, "mistaken"), (pusher, "acme/other"), (owner, "mistaken")):
@@ -169,7 +167,7 @@ def test_a_base_is_deleted_while_nothing_refers_to_it(harness: Harness) -> None:
     harness.transport.settle()
     with pytest.raises(NotFound):
         harness.admin.base("mistaken")
-    assert harness.admin.reindex(ReindexRequest()).bases == 0, "its record is gone, too"
+    assert harness.admin.reindex(ReindexRequest()).bases == 0, "the bucket has forgotten it, too"
     assert harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama("mistaken", hidden=128)))).name == "mistaken"
 
 
@@ -209,17 +207,6 @@ def test_a_name_that_a_base_had_is_not_given_to_another_base_by_pushers(harness:
     assert harness.admin.add_base(base("Hub/Tiny")).name == "Hub/Tiny", "an administrator decides"
 
 
-def test_a_name_that_a_base_had_is_in_the_backup(harness: Harness) -> None:
-    harness.add_base(samples.llama("hub/tiny"))
-    harness.admin.delete_base("hub/tiny")
-    assert metadata_backup.write_missing(harness.engine, harness.blobs, limit=10) == 1
-    with harness.session(write=True) as session:
-        session.connection().execute(delete(TakenNameRow))
-    assert harness.admin.reindex(ReindexRequest()).tombstones == 1
-    with pytest.raises(Conflict, match="name or an alias of another base"):
-        harness.actor("push", namespaces=["hub"]).add_base(base("hub/tiny"))
-
-
 def test_a_manifest_names_its_base_by_its_own_name(harness: Harness) -> None:
     """An alias may end and mean another base later; a version keeps its manifest."""
     harness.bases["hub/tiny"] = harness.add_base().spec
@@ -246,13 +233,13 @@ def test_an_alias_that_is_given_to_another_base_changes_no_version(harness: Harn
     assert harness.admin.desired_state("hub/tiny", "main").adapters == []
 
 
-def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(harness: Harness) -> None:
+def test_a_base_that_is_deleted_by_its_alias_leaves_nothing_in_the_bucket(harness: Harness) -> None:
     harness.add_base()
     harness.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
-    metadata_backup.write_missing(harness.engine, harness.blobs, limit=10)
+    refs.write_missing(harness.engine, harness.blobs, limit=10)
     harness.admin.delete_base("hub/tiny")
     harness.transport.settle()
-    assert list(harness.blobs.list(metadata_backup.BASES)) == []
+    assert list(harness.blobs.list(refs.BASES)) == []
 
 
 @pytest.mark.parametrize("first", ["alias", "add", "delete"])

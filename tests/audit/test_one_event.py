@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import update
 from sqlmodel import col
 
 from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
@@ -41,14 +41,16 @@ from registry.evaluation.gates import Gate
 from registry.events import EventType
 from registry.jobs import Kind
 from registry.server import app
+from registry.server.catalog import refs
+from registry.server.catalog.refs import StoredBase
 from registry.server.database import db
 from registry.server.database.models import VerdictRow
-from registry.server.database.models.namespaces import TakenNameRow
 from registry.server.database.models.owner_rules import DeliveryRow
-from registry.server.storage.blobs import key_of
+from registry.server.storage.blobs import key_of, write_blob
 from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.access.identity import ISSUER, Provider
+from tests.base_specs import spec_of
 from tests.bulk import plan_push
 from tests.harness import Harness
 from tests.identities import make_identity, values
@@ -279,7 +281,8 @@ def _maintain(call: EventRecorder) -> None:
     with harness.session(write=True) as session:
         old = update(VerdictRow).where(col(VerdictRow.check) == "engine").values(made_by={"rules": "older"})
         session.connection().execute(old)
-        session.connection().execute(delete(TakenNameRow).where(col(TakenNameRow.name) == "helper"))
+    spare = StoredBase(created_at=db.now(), created_by="x", spec=spec_of(samples.llama("spare")), source="").to_bytes()
+    write_blob(harness.blobs, f"{refs.BASES}{Digest.of(spare).hex}", [spare], limit_bytes=len(spare))
     for _ in range(2):
         call("POST /verdicts/recheck-engines", lambda: harness.admin.recheck_engines(RecheckEnginesRequest()))
         call("POST /reindex", lambda: harness.admin.reindex(ReindexRequest()))
@@ -317,7 +320,7 @@ def _nothing_is_left_out(call: EventRecorder) -> None:
         "PUT /bases/{base:path}/identity": {"base.identify tiny-llama"},
         "PUT /bases/{base:path}/modules": {"base.modules tiny-llama"},
         "POST /verdicts/recheck-engines": {"engines.recheck verdicts"},
-        "POST /reindex": {"name.reindex acme/helper"},
+        "POST /reindex": {"base.reindex spare"},
         "POST /gc": {"gc.run blobs"},
     }
     for route, events in once.items():

@@ -62,9 +62,9 @@ def test_a_lost_database_is_rebuilt_from_the_bucket(cli: CommandRunner) -> None:
     cli("gc")
     for path in cli.folder.rglob("registry.db*"):
         path.unlink()
-    assert "record.version_unknown" in cli("fsck", expect=70).stdout
-    assert "Would restore 1 base, 1 version" in cli("reindex", "--dry-run").stdout
-    assert "Restored 1 base, 1 version" in cli("reindex").stdout
+    assert "ref.version_unknown" in cli("fsck", expect=70).stdout
+    assert "Would import 1 base and 1 version" in cli("reindex", "--dry-run").stdout
+    assert "Imported 1 base and 1 version" in cli("reindex").stdout
     assert cli("show", "acme/support", "--json").json["digest"] == first["version"]["digest"]
-    assert "Restored 0 bases, 0 versions" in cli("reindex").stdout
+    assert "Imported 0 bases and 0 versions" in cli("reindex").stdout
     assert "No problems found." in cli("fsck", "--deep").stdout

@@ -177,14 +177,14 @@ def test_writing_again_replaces_damaged_bytes(store: BlobStore) -> None:
     assert_no_litter(store)
 
 
-def test_records_are_stored_beside_the_blobs(store: BlobStore) -> None:
-    key = f"records/version/acme/support-1.0/3/{DIGEST.hex}"
+def test_refs_are_stored_beside_the_blobs(store: BlobStore) -> None:
+    key = f"refs/acme/support-1.0/3/{DIGEST.hex}"
     write_blob(store, key, pieces(DATA), limit_bytes=len(DATA))
-    assert [(stat.key, stat.size_bytes) for stat in store.list("records/")] == [(key, len(DATA))]
+    assert [(stat.key, stat.size_bytes) for stat in store.list("refs/")] == [(key, len(DATA))]
     assert list(store.list("blobs/")) == []
     store.delete(key)
-    assert list(store.list("records/version/acme/")) == []
-    for folder in ("records/version/../x/3", "records", "records/version/a/b/c"):
+    assert list(store.list("refs/acme/")) == []
+    for folder in ("refs/../x/3", "refs", "refs/a/b/c", "backups/today"):
         with pytest.raises(ValueError, match="not the key"):
             store.stat(f"{folder}/{DIGEST.hex}")
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Table, delete, text, update
-from sqlmodel import select
+from sqlalchemy import delete
 
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.digest import Digest
-from registry.errors import Conflict, Corrupt
-from registry.server.catalog import metadata_backup
-from registry.server.catalog.metadata_backup import Record
+from registry.errors import Refused
 from registry.server.database import tables
-from registry.server.database.models import BaseEdgeRow, BlobRow, TokenRow, VersionRow
-from registry.server.database.models.namespaces import TakenNameRow
-from registry.server.promotion import removal
-from registry.server.storage.blobs import BlobStore, digest_of, key_of, write_blob
-from registry.versions.manifest import Edge, Relation
+from registry.server.promotion import deletion
+from registry.server.storage.blobs import digest_of, key_of, write_blob
+from registry.versions.manifest import Edge, Manifest, Relation
 from registry.versions.provenance import Provenance
 from tests import samples
-from tests.access.test_at_once import waiting
 from tests.base_specs import spec_of
 from tests.harness import Harness
 from tests.identities import make_identity, values
@@ -80,45 +74,19 @@ def test_a_reindex_restores_versions_files_and_lineage_from_the_bucket(stored_ha
     }  # fmt: skip
     assert len(before["base_edge"]) == 1
     lose_the_database(stored_harness)
-    assert "record.version_unknown records/" in findings(stored_harness, deep=False)
+    assert "ref.version_unknown refs/" in findings(stored_harness, deep=False)
     assert collect(stored_harness).orphans_deleted == 0, "GC keeps what a re-index needs"
     assert reindex(stored_harness, dry_run=True).versions == 4
     assert snapshot(stored_harness)["version"] == []
     page = reindex(stored_harness)
     assert (page.bases, page.versions, page.findings) == (2, 4, [])
     assert snapshot(stored_harness) == before
-    with stored_harness.session(write=True) as session:  # as an older server that still runs leaves it
-        session.connection().execute(delete(BaseEdgeRow))
     again = reindex(stored_harness)
     assert snapshot(stored_harness) == before
     assert (again.bases, again.versions, again.findings) == (0, 0, [])
     assert {f.partition(" ")[0] for f in findings(stored_harness)} == {"blob.orphan"}, "the report of a lost verdict"
     assert collect(stored_harness).orphans_deleted == 1
     assert findings(stored_harness) == []
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_reindex_waits_for_blobs_before_it_locks_counters_as_a_push_does(harness: Harness) -> None:
-    harness.add_base()
-    for _ in range(2):
-        harness.push("acme/support")
-    harness.transport.settle()
-    version: Table = VersionRow.__table__  # type: ignore[attr-defined]
-    with harness.session(write=True) as session:
-        for statement in removal._delete_with_references(version, version.c.number == 1):
-            session.connection().execute(statement)
-    reindexing = threading.Thread(target=reindex, args=(harness,))
-    counters = text(
-        "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid "
-        "WHERE datname = current_database() AND relation = 'namespace_usage'::regclass AND mode LIKE 'Row%'"
-    )
-    with harness.session(write=True) as session:
-        session.exec(select(BlobRow.digest).with_for_update()).all()
-        reindexing.start()
-        waiting(harness)
-        assert session.connection().execute(counters).scalar_one() == 0
-    reindexing.join()
-    assert [version.number for version in harness.admin.versions("acme/support").items] == [2, 1]
 
 
 def test_after_a_reindex_only_aliases_and_other_verdicts_are_missing(stored_harness: Harness) -> None:
@@ -176,49 +144,48 @@ def test_versions_newer_than_the_backup_are_findings_and_are_restored(
         (file.parent / name).unlink(missing_ok=True)
     shutil.copyfile(tmp_path / "backup.db", file)
     locations = findings(harness, deep=False)
-    assert "record.version_unknown records/" in locations
-    assert {f.partition(" ")[0] for f in locations} == {"record.version_unknown", "blob.orphan"}
+    assert "ref.version_unknown refs/" in locations
+    assert {f.partition(" ")[0] for f in locations} == {"ref.version_unknown", "blob.orphan"}
     assert reindex(harness).versions == 1
     version = harness.admin.version("acme/support")
     assert (version.number, version.digest, version.message) == (2, later.version.digest, "after the backup")
     assert findings(harness) == []
 
 
-def test_a_version_without_its_bytes_is_restored_and_lists_what_is_missing(stored_harness: Harness) -> None:
+def test_a_version_without_its_bytes_is_not_imported_and_lists_what_is_missing(stored_harness: Harness) -> None:
     files = stored_harness.files()
     stored_harness.push("acme/support", files)
+    stored_harness.push("acme/support")
     collect(stored_harness)
-    weights = Digest.of(files[samples.WEIGHTS])
+    weights, data = Digest.of(files[samples.WEIGHTS]), files[samples.WEIGHTS]
     stored_harness.blobs.delete(key_of(weights))
     lose_the_database(stored_harness)
+    page = reindex(stored_harness, dry_run=True)
+    assert [(f.code, f.location) for f in page.findings] == [("blob.bytes_missing", "acme/support@1")]
+    assert samples.WEIGHTS in page.findings[0].message
+    write_blob(stored_harness.blobs, key_of(weights), [data], limit_bytes=len(data))
     page = reindex(stored_harness)
-    assert [(f.code, f.location) for f in page.findings] == [
-        ("blob.bytes_missing", f"acme/support@1 {samples.WEIGHTS}")
-    ]
-    assert stored_harness.admin.version("acme/support").damaged == [samples.WEIGHTS]
-    assert findings(stored_harness, deep=False) == [f"blob.damaged {weights}"]
-    link = next(f for f in stored_harness.admin.resolve("acme/support").files if f.path == samples.WEIGHTS)
-    with pytest.raises(Corrupt), stored_harness.admin.read(link):
-        pass
-    assert stored_harness.push("acme/support", files).version.damaged == []
-    assert findings(stored_harness) == []
+    assert (page.versions, page.findings) == (2, [])
+    assert stored_harness.admin.version("acme/support@1").damaged == []
 
 
-def test_a_damaged_record_is_a_finding_and_the_others_are_restored(stored_harness: Harness) -> None:
+def test_a_damaged_ref_is_a_finding_and_the_others_are_imported(stored_harness: Harness) -> None:
     stored_harness.push("acme/support")
     stored_harness.push("acme/support")
     collect(stored_harness)
-    first = next(stat.key for stat in stored_harness.blobs.list("records/version/acme/support/1/"))
+    first = next(stat.key for stat in stored_harness.blobs.list("refs/acme/support/1/"))
     stored_harness.blobs.delete(first)
-    data = b'{"not": "a record"}'
+    data = b'{"not": "a ref"}'
     wrong = first.rpartition("/")[0] + "/" + Digest.of(data).hex
     write_blob(stored_harness.blobs, wrong, [data], limit_bytes=100)
     lose_the_database(stored_harness)
     page = reindex(stored_harness)
-    assert ([f.code for f in page.findings], page.versions) == (["record.damaged"], 1)
+    assert ([(f.code, f.location) for f in page.findings], page.versions) == ([("ref.damaged", "acme/support@1")], 1)
     assert stored_harness.admin.version("acme/support").number == 2
-    assert any(f.startswith("version.numbers_broken") for f in findings(stored_harness, deep=False))
+    assert stored_harness.push("acme/support").version.number == 3, "no number gets another version"
     delete_unreferenced_blobs(stored_harness)
+    collect(stored_harness)
+    assert findings(stored_harness) == []
 
 
 def delete_unreferenced_blobs(harness: Harness) -> None:
@@ -240,99 +207,52 @@ def test_a_version_number_that_was_reused_is_a_finding_and_is_not_changed(stored
     delete_unreferenced_blobs(stored_harness)
 
 
-def test_a_late_backup_deletes_no_newer_record(stored_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version is yanked, and its record written, while its first record is being written."""
-    stored_harness.push("acme/support")
-    stored_harness.push("acme/support")
-    collect(stored_harness)
-    with stored_harness.session(write=True) as session:
-        session.connection().execute(update(VersionRow).values(recorded_at=None))
-    put = metadata_backup._put
-    interrupted_at: list[str] = []
-
-    def interrupt(blobs: BlobStore, folder: str, record: Record) -> str:
-        if not interrupted_at:
-            interrupted_at.append(folder)
-            stored_harness.admin.yank("acme/support@1", "diverged")
-            metadata_backup.write_missing(stored_harness.engine, blobs, limit=10)
-        return put(blobs, folder, record)
-
-    monkeypatch.setattr(metadata_backup, "_put", interrupt)
-    metadata_backup.write_missing(stored_harness.engine, stored_harness.blobs, limit=10)
-    monkeypatch.undo()
-    assert interrupted_at
-    collect(stored_harness)
-    assert findings(stored_harness) == []
-    lose_the_database(stored_harness)
-    assert reindex(stored_harness).versions == 2
-    assert stored_harness.admin.version("acme/support@1").yank_reason == "diverged"
-
-
-def test_tokens_are_never_in_the_bucket(stored_harness: Harness) -> None:
-    fill(stored_harness)
-    with stored_harness.session() as session:
-        secrets = [row.secret_sha256 for row in session.exec(select(TokenRow)).all()]
-    for stat in stored_harness.blobs.list("records/"):
-        data = stored_harness.blobs.read(stat.key, 0, stat.size_bytes)
-        assert not any(secret.encode() in data for secret in [*secrets, stored_harness.secret])
-    assert TokenRow.__tablename__ in KEPT
-
-
-def end_some_names(harness: Harness) -> None:
-    """Delete an adapter, move one, delete a namespace."""
-    for name in ("acme/support", "acme/images", "initech/images"):
-        harness.push(name)
-    harness.admin.delete_adapter("acme/support")
-    harness.admin.rename("acme/images", "acme/photos")
-    harness.admin.delete_adapter("initech/images")
-    harness.admin.delete_namespace("initech")
-    harness.transport.settle()
-
-
-ENDED = ("acme/support", "acme/supp0rt", "acme/images", "initech/anything")
-
-
-def test_tombstones_are_restored_from_the_bucket(stored_harness: Harness) -> None:
-    end_some_names(stored_harness)
-    lose_the_database(stored_harness)
-    assert "record.version_unknown records/" in findings(stored_harness, deep=False)
-    assert reindex(stored_harness, dry_run=True).tombstones == 4
-    page = reindex(stored_harness)
-    assert (page.versions, page.tombstones, page.findings) == (1, 4, [])
-    assert stored_harness.admin.version("acme/photos").number == 1
-    for name in ENDED:
-        with pytest.raises(Conflict) as refusal:
-            stored_harness.push(name)
-        assert refusal.value.code == "NAME_TOMBSTONED", name
-    again = reindex(stored_harness)
-    assert (again.versions, again.tombstones, again.findings) == (0, 0, [])
-    collect(stored_harness)
-    assert findings(stored_harness) == []
-
-
-def test_a_deleted_name_that_a_backup_restored_is_a_finding_and_stays(stored_harness: Harness) -> None:
-    stored_harness.push("acme/support")
-    stored_harness.admin.delete_adapter("acme/support")
+def test_withdrawals_are_imported_with_their_versions(stored_harness: Harness) -> None:
+    for _ in range(5):
+        stored_harness.push("acme/support")
+    stored_harness.admin.yank("acme/support@2", "diverged")
+    stored_harness.admin.quarantine("acme/support@3", "poisoned")
+    stored_harness.admin.delete_version("acme/support@4", "private data")
+    assert deletion.purge_expired(stored_harness.engine, timedelta(0)) == 1
+    stored_harness.admin.delete_version("acme/support@5", "later")
     stored_harness.transport.settle()
-    collect(stored_harness)
+    collect(stored_harness, grace=3600)
     lose_the_database(stored_harness)
-    stored_harness.add_base()
-    version = stored_harness.push("acme/support").version
-    page = reindex(stored_harness)
-    assert [(f.code, f.location) for f in page.findings] == [("record.name_in_use", "acme/support")]
-    assert stored_harness.admin.version("acme/support").digest == version.digest
-    stored_harness.admin.delete_adapter("acme/support")
-    stored_harness.transport.settle()
     assert reindex(stored_harness).findings == []
-
-
-def test_gc_records_a_tombstone_that_the_store_could_not_take(stored_harness: Harness) -> None:
-    end_some_names(stored_harness)
-    for stat in list(stored_harness.blobs.list(metadata_backup.TOMBSTONES)):
-        stored_harness.blobs.delete(stat.key)
-    with stored_harness.session(write=True) as session:
-        session.connection().execute(update(TakenNameRow).values(recorded_at=None))
+    versions = stored_harness.admin.versions("acme/support", include_deleted=True).items
+    assert [(v.number, v.yank_reason, v.quarantined_at is not None, v.delete_reason) for v in versions] == [
+        (5, "", True, "later"), (3, "", True, ""), (2, "diverged", False, ""), (1, "", False, ""),
+    ]  # fmt: skip
+    assert stored_harness.admin.resolve("acme/support").number == 1
+    with pytest.raises(Refused):
+        stored_harness.admin.resolve("acme/support@3")
+    assert stored_harness.push("acme/support").version.number == 6
     collect(stored_harness)
-    folders = sorted(stat.key.rpartition("/")[0] for stat in stored_harness.blobs.list(metadata_backup.TOMBSTONES))
-    names = ("acme/images", "acme/support", "initech", "initech/images")
-    assert folders == [f"records/tombstone/{name}" for name in names]
+    assert findings(stored_harness) == []
+
+
+def test_refs_and_bases_that_the_bucket_has_lost_are_written_again(stored_harness: Harness) -> None:
+    fill(stored_harness)
+    stored_harness.transport.settle()
+    before = {stat.key for folder in ("refs/", "bases/") for stat in stored_harness.blobs.list(folder)}
+    for key in before:
+        stored_harness.blobs.delete(key)
+    assert reindex(stored_harness, dry_run=True).rewritten == len(before) == 6
+    assert reindex(stored_harness).rewritten == 6
+    assert {stat.key for folder in ("refs/", "bases/") for stat in stored_harness.blobs.list(folder)} == before
+    assert reindex(stored_harness).rewritten == 0
+
+
+def test_a_manifest_is_a_blob_that_lives_as_long_as_its_version(stored_harness: Harness) -> None:
+    digest = stored_harness.push("acme/support").version.digest
+    kept = stored_harness.push("acme/support").version.digest
+    collect(stored_harness)
+    for each in (digest, kept):
+        manifest = b"".join(stored_harness.blobs.open(key_of(Digest(each))))
+        assert Digest.of(manifest) == each
+        assert Manifest.parse(manifest).digest == each
+    stored_harness.admin.delete_version("acme/support@1", "private data")
+    assert deletion.purge_expired(stored_harness.engine, timedelta(0)) == 1
+    collect(stored_harness)
+    assert stored_harness.blobs.stat(key_of(Digest(digest))) is None
+    assert stored_harness.blobs.stat(key_of(Digest(kept))) is not None

@@ -25,7 +25,7 @@ from registry.errors import NotFound, RegistryError
 from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
-from registry.server.catalog import metadata_backup, versions
+from registry.server.catalog import refs, versions
 from registry.server.database import db, tables
 from registry.server.database.models import BlobRow, VersionFileRow, VersionRow
 from registry.server.database.models.pushes import PushRow
@@ -49,7 +49,7 @@ SKIPPED: dict[tuple[object, str], Any] = {
     (reports, "delete_silent"): None,
     (retention, "apply_rules"): (0, None),
     (deletion, "purge_expired"): 0,
-    (metadata_backup, "write_missing"): 0,
+    (refs, "write_missing"): 0,
     (weights, "measure_newest"): False,
     (weights, "has_unmeasured"): False,
 }

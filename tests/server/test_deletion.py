@@ -10,17 +10,14 @@ from sqlmodel import col, select
 
 from registry.api.catalog import MetadataChange
 from registry.api.jobs import ClaimRequest, FinishRequest, JobSubmit
-from registry.api.maintenance import GcRequest, ReindexRequest
+from registry.api.maintenance import GcRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, NotFound, Refused
 from registry.evaluation.verdicts import Check
 from registry.jobs import Kind, State
-from registry.server.catalog import metadata_backup
-from registry.server.database.models import AdapterRow, VersionFileRow, VersionRow
-from registry.server.promotion import removal
-from registry.server.push import background
+from registry.server.database.models import VersionFileRow
 from registry.server.storage.blobs import key_of
 from registry.versions.manifest import Edge, Relation
 from tests.bulk import plan_pull
@@ -229,33 +226,3 @@ def test_only_an_owner_deletes_and_children_of_others_are_not_named(harness: Har
     outsider = harness.actor("admin", "pull", namespaces=["initech"], name="outsider")
     with pytest.raises(NotFound, match="there is no adapter"):
         outsider.version("acme/support@1")
-
-
-def test_deletions_survive_the_loss_of_the_database(harness: Harness) -> None:
-    for _ in range(3):
-        harness.push("acme/support")
-    harness.admin.delete_version("acme/support@1", "private data")
-    collect(harness)
-    harness.admin.delete_version("acme/support@3", "later")
-    with background._scheduler(
-        harness.engine
-    ).running:  # no other writer of records, which would remove those of deleted rows
-        metadata_backup.write_missing(harness.engine, harness.blobs, limit=100)
-        with harness.session(write=True) as session:
-            table = AdapterRow.__table__  # type: ignore[attr-defined]
-            for statement in removal._delete_with_references(table, table.c.id > 0):
-                session.connection().execute(statement)
-    assert harness.admin.reindex(ReindexRequest()).versions == 3
-    restored = harness.admin.versions("acme/support", include_deleted=True).items
-    assert [(v.number, v.delete_reason, v.purged_at is not None) for v in restored] == [
-        (3, "later", False), (2, "", False), (1, "private data", True)
-    ]  # fmt: skip
-    assert harness.admin.version("acme/support").number == 2
-    assert harness.admin.undelete_version("acme/support@3", "needed").files
-    with harness.session(write=True) as session:  # a backup of the database from before the deletion
-        row = session.exec(select(VersionRow).where(VersionRow.number == 1)).one()
-        row.sqlmodel_update({"deleted_at": None, "purged_at": None, "quarantined_at": None, "quarantine": 0})
-        session.add(row)
-    harness.admin.reindex(ReindexRequest())
-    with pytest.raises(NotFound, match="private data"):
-        harness.admin.version("acme/support@1")

@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 from sqlalchemy import text
 
-from registry.api.maintenance import GcRequest, ReindexRequest
 from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
@@ -325,23 +324,3 @@ def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(filled_ha
     with filled_harness.session() as session:
         actions = [row.action for row in rows(session, EventRow) if row.object == f"{NAME}@1" and "." in row.action]
     assert actions.count("version.quarantine") == actions.count("version.unquarantine") == 1
-
-
-@pytest.mark.parametrize("released", [False, True])
-def test_the_newest_record_of_a_quarantine_is_in_the_bucket(filled_harness: Harness, released: bool) -> None:
-    filled_harness.admin.collect(GcRequest())
-    filled_harness.admin.quarantine(f"{NAME}@1", "reported")
-    filled_harness.admin.collect(GcRequest())
-    if released:
-        filled_harness.admin.unquarantine(f"{NAME}@1", "looked at")
-        filled_harness.admin.collect(GcRequest())
-    records = [stat.key for stat in filled_harness.blobs.list(f"records/version/{NAME}/1/")]
-    assert len(records) == (3 if released else 2)
-    with filled_harness.session(write=True) as session:
-        for table in ("adapter_text", "approval", "alias_move", "alias", "job", "verdict", "version_norms",
-                      "version_attribute", "edge", "version_file", "attestation", "version", "adapter",
-                      "taken_name"):  # fmt: skip
-            session.connection().execute(text(f"DELETE FROM {table}"))
-    filled_harness.admin.reindex(ReindexRequest())
-    view = filled_harness.admin.version(f"{NAME}@1")
-    assert (view.quarantined_at is None, view.quarantine_reason) == (released, "" if released else "reported")

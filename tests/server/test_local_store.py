@@ -85,7 +85,7 @@ def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(Unavailable, match="Permission denied"):
         list(store.list("blobs/"))
-    assert list(store.list("records/")) == [], "a missing folder is empty"
+    assert list(store.list("refs/")) == [], "a missing folder is empty"
 
 
 def test_a_folder_under_a_key_is_damage_that_a_push_repairs(local: Harness) -> None:

@@ -32,7 +32,7 @@ def filled_harness(harness: Harness) -> Harness:
 @pytest.fixture
 def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's patience ends during a test."""
-    for name in ("QUIET_SECONDS", "RECORDS_DELAY_SECONDS", "MEASURE_DELAY_SECONDS"):
+    for name in ("QUIET_SECONDS", "REFS_DELAY_SECONDS", "MEASURE_DELAY_SECONDS"):
         monkeypatch.setattr(background, name, LONG_SECONDS)
 
 
@@ -59,7 +59,7 @@ def test_a_push_that_is_never_committed_delays_records_but_does_not_stop_them(
     filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
-    monkeypatch.setattr(background, "RECORDS_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(background, "REFS_DELAY_SECONDS", 0.05)
     background.expect_commits(filled_harness.engine, ["psh_of_somebody_who_left"])
     filled_harness.push("acme/support")
     filled_harness.transport.settle()

@@ -25,7 +25,7 @@ from registry.evaluation.verdicts import Check
 from registry.hub import commit_id
 from registry.jobs import Kind
 from registry.names import AdapterName
-from registry.server.catalog import base_rows, metadata_backup
+from registry.server.catalog import base_rows, refs
 from registry.server.database import locks
 from registry.server.database.models import BaseRow, EventRow, VerdictRow, VersionRow
 from registry.server.maintenance import reevaluate
@@ -298,8 +298,8 @@ def test_reindex_restores_versions_whose_base_is_not_registered(harness: Harness
     push_folder(harness, tmp_path)
     with background._scheduler(
         harness.engine
-    ).running:  # no other writer of records, which would remove those of deleted rows
-        metadata_backup.write_missing(harness.engine, harness.blobs, limit=100)
+    ).running:  # no other writer of refs, which would remove those of deleted rows
+        refs.write_missing(harness.engine, harness.blobs, limit=100)
         with harness.session(write=True) as session:
             table = removal.AdapterRow.__table__  # type: ignore[attr-defined]
             for statement in removal._delete_with_references(table, table.c.id > 0):

@@ -8,7 +8,6 @@
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
@@ -113,20 +112,20 @@ def _insert(session: Session, owner: str, name: str) -> bool:
 
 
 def restore_adapter(session: Session, name: AdapterName) -> None:
-    """Reserve the name of an adapter that is restored from its records. Nothing is refused: it existed before."""
+    """Reserve the name of an adapter that is imported from the bucket. Nothing is refused: it existed before."""
     values = {"name": name.namespace, "created_at": db.now(), "created_by": "registry"}
     db.insert_new(session, NamespaceRow, values)
     _insert(session, NAMESPACES, name.namespace)
     _insert(session, name.namespace, name.name)
 
 
-def add_tombstone(session: Session, owner: str, name: str, *, at: datetime | None = None) -> None:
-    """Mark a name as ended, now or at a time. It and all names that look like it are never used again."""
+def add_tombstone(session: Session, owner: str, name: str) -> None:
+    """Mark a name as ended. It and all names that look like it are never used again."""
     _insert(session, owner, name)
     statement = update(TakenNameRow).where(
         col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name)
     )
-    session.connection().execute(statement.values(ended_at=at or db.now(), recorded_at=None))
+    session.connection().execute(statement.values(ended_at=db.now()))
 
 
 def add_base_tombstone(session: Session, name: str) -> None:

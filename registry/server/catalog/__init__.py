@@ -1,1 +1,1 @@
-"""Reads: versions, bases, lineage, history and files, as the API shows them; and the metadata backup."""
+"""Reads: versions, bases, lineage, history and files, as the API shows them; and refs."""

@@ -55,8 +55,8 @@ def store_identity(session: Session, actor: Actor, base: BaseRow, identity: Iden
             f"to identify the weights of '{base.name}' later needs the scope 'work' in all namespaces",
             next_step="ask an administrator to run `adapter base identify`",
         )
-    # The lock makes a concurrent backup see the change: without it, setting an empty `recorded_at` to empty again
-    # would write nothing.
+    # The lock lets whoever writes the base to the bucket now see the change: without it, setting an empty
+    # `recorded_at` to empty again would write nothing.
     session.refresh(base, with_for_update={"key_share": True})
     values = {
         "base_id": base_id, "exact": str(identity.exact), "identity": identity.model_dump_json(),
@@ -73,7 +73,7 @@ def store_identity(session: Session, actor: Actor, base: BaseRow, identity: Iden
         for pair in ((base_id, other_id), (other_id, base_id)):
             values = {"base_id": pair[0], "other_id": pair[1], "similarity": similarity}
             db.insert_new(session, BaseSimilarityRow, values)
-    base.recorded_at = None  # its record is written again
+    base.recorded_at = None  # it is written again
     session.add(base)
     audit.append(session, actor, EventType.BASE_IDENTIFY, base.name, {"exact": str(identity.exact)})
     return True

@@ -98,7 +98,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, Lit
             next_step=by_admin if differing == [_MODULES] else "add it under another name: a base never changes",
         )
     elif source and not base.source:
-        base.source, base.recorded_at = source, None  # its record is written again
+        base.source, base.recorded_at = source, None  # it is written again
         audit.append(session, actor, EventType.BASE_ADD, str(name), {"source": source})
     if request.identity is not None:
         base_weights.store_identity(session, actor, base, request.identity, new=created)
@@ -201,7 +201,7 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
             raise Conflict("BASE_EXISTS", f"aliases: '{alias}' names the base '{other.name}' already")
     for ended_alias in sorted(set(base.aliases or ()) - set(others)):
         reserved_names.add_base_tombstone(session, ended_alias)
-    base.aliases, base.recorded_at = others or None, None  # its record is written again
+    base.aliases, base.recorded_at = others or None, None  # it is written again
     session.add(base)
     base_rows.adopt(session, base, others)
     audit.append(session, actor, EventType.BASE_ALIASES, base.name, {"aliases": others})

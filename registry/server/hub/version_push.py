@@ -60,7 +60,7 @@ def plan_version(session: Session, actor: Actor, name: AdapterName, push: Versio
     rows = [_blob_row(row.id, digest, size, push.staged.get(digest)) for digest, size in sizes.items()]
     db.begin_writing(session)
     quotas.check_rate(session, name, manifest)
-    references.reserve(session, sizes)
+    references.reserve(session, plan.stored_sizes(manifest))
     db.bulk_insert(session, [row])
     db.bulk_insert(session, rows)
     db.commit_early(session)

@@ -15,7 +15,7 @@
 - A staging key is deleted if its push is not open. The push's row is created before the key, so "no row" means "ended".
   While a link of the push may work, an empty object stays under the key, so that it does not write there again.
 - A final key without a row is claimed by a row `deleting` first, so that a push of the same blob waits. It is kept
-  while it is younger than the grace period, and while the bucket has records of versions that the database lacks: then
+  while it is younger than the grace period, and while the bucket has refs of versions that the database lacks: then
   the database is the older one, and `adapter reindex` comes first.
 - A dry run counts the same and changes nothing.
 """
@@ -37,7 +37,7 @@ from registry.errors import Unavailable, invalid_cursor
 from registry.events import DeliveryState, EventType
 from registry.server import audit, failpoints
 from registry.server.actors import EXCHANGE, SYSTEM, Actor
-from registry.server.catalog import base_rows, metadata_backup
+from registry.server.catalog import base_rows, refs
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
@@ -207,8 +207,8 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
     _delete_dead(run)
     position = _mark_dead(run, after)
     _delete_dead(run)
-    while not run.is_over and (count := metadata_backup.write_missing(run.engine, run.blobs, limit=BATCH)):
-        run.count("records_written", count)
+    while not run.is_over and (count := refs.write_missing(run.engine, run.blobs, limit=BATCH)):
+        run.count("refs_written", count)
     while not run.is_over and weights.measure_newest(run.engine, run.blobs):
         run.count("versions_measured", 1)
     text_index.mark_outdated(run.engine)

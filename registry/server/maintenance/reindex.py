@@ -1,28 +1,28 @@
-"""Re-indexing: restore bases, versions with their files and lineage, and tombstones from the records beside the blobs.
+"""Re-indexing: import the versions of one's own bucket that the database does not have, as pushes.
 
-- Existing rows stay. A record that contradicts them is a finding; withdrawals that only the records have are repeated.
-- A version without its bytes is restored as well; its blobs are `corrupt` until someone pushes them again.
-- Aliases (except `main`), verdicts (except `compat`, which is evaluated again), tokens, jobs and events are only in a
-  backup of the database. Restore that first, if there is one; a re-index adds what is newer.
-- Records and tiles of the audit log that are lost are written again: then the bucket is older than the database.
-- A second run changes nothing.
+- A ref names a manifest, and the manifest its files: with the bytes that are there, this is an ordinary push with the
+  number, the author and the time of the ref. Nothing else writes rows of versions.
+- Existing rows stay. Only refs above an adapter's counter are imported, so a number never gets another version.
+- A version without its bytes is not imported. Restore the bytes first, or its number stays unused.
+- Aliases (except `main`), verdicts that need a worker, tokens, roles, reserved names, jobs and events are in a backup
+  of the database. Restore that first, if there is one; a re-index adds what is newer.
+- Refs, bases and tiles of the audit log that the bucket lost are written again: then it is older than the database.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col, select
 
-from registry import names
 from registry.api.maintenance import ReindexPage, ReindexRequest
+from registry.api.transfer import CommitItem
 from registry.bases import UNREGISTERED
 from registry.bases.identity import Identity
-from registry.digest import Digest
-from registry.errors import Conflict, RegistryError
+from registry.errors import Conflict, Invalid, NotFound, RegistryError
 from registry.events import EventType
 from registry.findings import Finding
 from registry.names import AdapterName
@@ -30,25 +30,21 @@ from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import tree
-from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, versions
-from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
+from registry.server.catalog import base_rows, base_weights, bases, refs, versions
+from registry.server.catalog.refs import StoredBase, StoredRef
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, BaseRow, BlobRow, VersionRow
-from registry.server.database.models.namespaces import TakenNameRow
-from registry.server.evaluation import weights
-from registry.server.maintenance import record_check
-from registry.server.promotion import deletion, moves
-from registry.server.push import base_choice, inspect, version_rows
-from registry.server.push.inspect import Inspection
-from registry.server.search import text_index
+from registry.server.database.models import AdapterRow, BaseRow, VersionRow
+from registry.server.database.models.pushes import PushBlobRow
+from registry.server.promotion import deletion, withdraw
+from registry.server.push import commit, plan
+from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of
-from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
-BATCH = 100
 SECONDS = 10.0
 FINDINGS_LIMIT = 200
+BATCH = 100
 _MORE = "again"
 
 
@@ -58,6 +54,7 @@ class _Run:
 
     engine: Engine
     blobs: BlobStore
+    settings: Settings
     actor: Actor
     dry_run: bool
     findings: list[Finding] = field(default_factory=list)
@@ -66,293 +63,220 @@ class _Run:
         self.findings.append(Finding.of("error", code, location, message))
 
 
-def rebuild_index(engine: Engine, blobs: BlobStore, actor: Actor, request: ReindexRequest) -> ReindexPage:
+def rebuild_index(
+    engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, request: ReindexRequest
+) -> ReindexPage:
     """Run one request's share of a re-index. A dry run counts what is missing, in a single request."""
     started = time.monotonic()
-    run = _Run(engine, blobs, actor, request.dry_run)
-    tombstones, restored_bases = _restore_tombstones(run), _restore_bases(run)
-    restored, next_cursor = 0, ""
-    for batch in _missing_versions(engine, blobs):
-        if run.dry_run:
-            restored += len(batch)
-            continue
-        for name, group in groupby(batch, key=lambda missing: missing.name):
-            restored += _restore_versions(run, name, list(group))
-        if time.monotonic() - started > SECONDS and restored:
+    run = _Run(engine, blobs, settings, actor, request.dry_run)
+    imported_bases, imported, next_cursor, written = _import_bases(run), 0, "", 0
+    for name, stats in _missing_versions(engine, blobs):
+        imported += sum(_import_version(run, name, number, group) for number, group in stats.items())
+        if time.monotonic() - started > SECONDS and imported and not run.dry_run:
             next_cursor = _MORE
             break
-    withdrawals = records = 0
     if not next_cursor:
-        withdrawals = _restore_withdrawals(run)
-        records = record_check.rewrite_missing(engine, blobs, dry_run=run.dry_run)
-        records += tree.rewrite_lost_copies(engine, blobs, dry_run=run.dry_run)
-        if not run.dry_run:
-            text_index.mark_outdated(engine)
-            while text_index.index_newest(engine, blobs):
-                pass
+        written = _rewrite_lost(run) + tree.rewrite_lost_copies(engine, blobs, dry_run=run.dry_run)
     return ReindexPage(
-        bases=restored_bases,
-        versions=restored,
-        tombstones=tombstones,
-        withdrawals=withdrawals,
-        records=records,
+        bases=imported_bases,
+        versions=imported,
+        rewritten=written,
         findings=run.findings[:FINDINGS_LIMIT],
         next_cursor=next_cursor,
     )
 
 
 def is_needed(engine: Engine, blobs: BlobStore) -> bool:
-    """Whether there is a record of a version or a tombstone that the database does not have."""
-    with db.session(engine, write=False) as session:
-        if any(_find_name(session, stat) is None for stat in blobs.list(metadata_backup.TOMBSTONES)):
-            return True
+    """Whether the bucket has a version that the database does not have."""
     return next(_missing_versions(engine, blobs), None) is not None
 
 
-# ------------------------------------------------------------------ tombstones
-def _restore_tombstones(run: _Run) -> int:
-    """Restore missing tombstones, by the names in their keys; return how many. A name that is in use stays in use."""
-    missing: set[str] = set()
-    for stat in sorted(run.blobs.list(metadata_backup.TOMBSTONES), key=lambda stat: stat.key):
-        location = "/".join(part for part in _name_in_key(stat) if part)
-        with db.session(run.engine, write=not run.dry_run) as session:
-            row = _find_name(session, stat)
-            if row is not None and row.ended_at is None:
-                message = "was deleted after this database's backup, and is in use here: delete it again"
-                run.add("record.name_in_use", location, message)
-            elif row is None and (record := _read_tombstone(run, stat)) is not None:
-                missing.add(location)
-                if not run.dry_run:
-                    _restore_tombstone(session, run.actor, record, location)
-    return len(missing)
-
-
-def _restore_tombstone(session: Session, actor: Actor, record: TombstoneRecord, location: str) -> None:
-    reserved_names.add_tombstone(session, record.owner, record.name, at=record.created_at)
-    row = session.get_one(TakenNameRow, (record.owner, names.skeleton(record.name)), populate_existing=True)
-    row.recorded_at = db.now()
-    session.add(row)
-    audit.append(session, actor, EventType.NAME_REINDEX, location)
-
-
-def _read_tombstone(run: _Run, stat: Stat) -> TombstoneRecord | None:
-    record = metadata_backup.parse_record(run.blobs, stat.key, stat.size_bytes, TombstoneRecord, run.findings)
-    if record is None or (record.owner, record.name) == _name_in_key(stat):
-        return record
-    run.add("record.damaged", stat.key, "is the record of a different name from its key's")
-    return None
-
-
-def _find_name(session: Session, stat: Stat) -> TakenNameRow | None:
-    owner, name = _name_in_key(stat)
-    return session.get(TakenNameRow, (owner, names.skeleton(name)))
-
-
-def _name_in_key(stat: Stat) -> tuple[str, str]:
-    parts = stat.key.removeprefix(metadata_backup.TOMBSTONES).split("/")[:-1]
-    return (parts[0], parts[1]) if len(parts) == 2 else (reserved_names.NAMESPACES, parts[0])
-
-
 # ------------------------------------------------------------------ bases
-def _restore_bases(run: _Run) -> int:
+def _import_bases(run: _Run) -> int:
     missing: set[str] = set()
-    for stat in list(run.blobs.list(metadata_backup.BASES)):
-        record = metadata_backup.parse_record(run.blobs, stat.key, stat.size_bytes, BaseRecord, run.findings)
-        if record is None:
+    for stat in list(run.blobs.list(refs.BASES)):
+        stored = refs.read(run.blobs, stat, StoredBase)
+        if stored is None:
+            run.add("ref.damaged", stat.key, "has changed since it was written")
             continue
         with db.session(run.engine, write=not run.dry_run) as session:
-            if not run.dry_run and _add_base(session, run.actor, record):
-                missing.add(record.spec.name)
-            base = session.exec(select(BaseRow).where(col(BaseRow.name) == record.spec.name)).first()
+            if not run.dry_run and _add_base(session, run.actor, stored):
+                missing.add(stored.spec.name)
+            base = session.exec(select(BaseRow).where(col(BaseRow.name) == stored.spec.name)).first()
             if base is None:
-                missing.add(record.spec.name)
-            elif base.fingerprint != record.spec.fingerprint:
-                run.add("record.base_differs", stat.key, f"here, base '{base.name}' has another fingerprint")
+                missing.add(stored.spec.name)
+            elif base.fingerprint != stored.spec.fingerprint:
+                run.add("ref.base_differs", stat.key, f"here, base '{base.name}' has another fingerprint")
             elif not run.dry_run:
-                bases.add_parents(session, base, record.parents)
-                if record.identity is not None:
-                    _restore_identity(run, session, base, record.identity)
+                bases.add_parents(session, base, stored.parents)
+                if stored.identity is not None:
+                    _add_identity(run, session, base, stored.identity)
     return len(missing)
 
 
-def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
-    spec = record.spec
+def _add_base(session: Session, actor: Actor, stored: StoredBase) -> bool:
+    spec = stored.spec
     base_rows.lock_names(session)
-    values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
-    values |= {
-        "aliases": list(record.aliases) or None,
-        "source": record.source,
-        "created_at": record.created_at,
-        "created_by": record.created_by,
-    }
-    values |= {"parents": record.edges, "recorded_at": db.now()}
+    values: dict[str, Any] = {
+        "name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json"),
+        "aliases": list(stored.aliases) or None, "source": stored.source,
+        "parents": [edge.model_dump(mode="json") for edge in stored.parents] or None,
+        "created_at": stored.created_at, "created_by": stored.created_by, "recorded_at": db.now(),
+    }  # fmt: skip
     if added := db.insert_new(session, BaseRow, values) or base_rows.complete(session, values):
         audit.append(session, actor, EventType.BASE_REINDEX, spec.name, {"fingerprint": spec.fingerprint})
     return added
 
 
-def _restore_identity(run: _Run, session: Session, base: BaseRow, identity: Identity) -> None:
-    """Set the identity of a base's weights unless it has one. The record exists, so it is not written again."""
+def _add_identity(run: _Run, session: Session, base: BaseRow, identity: Identity) -> None:
+    """Set the identity of a base's weights unless it has one. The bucket has it, so it is not written again."""
     recorded_at = base.recorded_at
     try:
         if base_weights.store_identity(session, run.actor, base, identity):
             base.recorded_at = recorded_at
             session.add(base)
     except Conflict as e:
-        run.add("record.base_differs", base.name, e.detail[:500])
+        run.add("ref.base_differs", base.name, e.detail[:500])
 
 
 # ------------------------------------------------------------------ versions
-@dataclass(frozen=True, slots=True, order=True)
-class _MissingVersion:
-    name: AdapterName
-    number: int
-    keys: tuple[tuple[str, int], ...]
-    """Of its records, with their sizes."""
-
-
-def _missing_versions(engine: Engine, blobs: BlobStore) -> Iterator[list[_MissingVersion]]:
-    """Yield recorded versions without a row, in batches that are sorted by name and number."""
-    stats = sorted(blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
-    by_version = groupby(stats, key=lambda stat: stat.key.rpartition("/")[0])
-    recorded = (_recorded_version(folder, group) for folder, group in by_version)
-    while batch := list(islice(recorded, BATCH)):
+def _missing_versions(engine: Engine, blobs: BlobStore) -> Iterator[tuple[AdapterName, dict[int, list[Stat]]]]:
+    """Adapters with the refs above their counters, by number and in its order, without those whose name has ended."""
+    listed = sorted(blobs.list(refs.REFS), key=lambda stat: stat.key)
+    for folder, stats in groupby(listed, key=lambda stat: stat.key.split("/")[1:3]):
+        name = AdapterName(*folder)
+        by_number: dict[int, list[Stat]] = {}
+        for stat in stats:
+            by_number.setdefault(refs.version_in_key(stat.key)[1], []).append(stat)
         with db.session(engine, write=False) as session:
-            missing = [version for version in batch if not _has_row(session, version)]
-        if missing:
-            yield sorted(missing, key=lambda version: (str(version.name), version.number))
+            has_ended = reserved_names.has_tombstone(session, name)
+            newest = session.exec(select(AdapterRow.newest_number).where(versions.has_name(name))).first() or 0
+        missing = {number: by_number[number] for number in sorted(by_number) if number > newest}
+        if missing and not has_ended:
+            yield name, missing
 
 
-def _recorded_version(folder: str, stats: Iterable[Stat]) -> _MissingVersion:
-    _, _, namespace, name, number = folder.split("/")
-    return _MissingVersion(AdapterName(namespace, name), int(number), tuple((s.key, s.size_bytes) for s in stats))
-
-
-def _has_row(session: Session, version: _MissingVersion) -> bool:
-    """Whether the version, or a tombstone of its adapter, is in the database."""
-    statement = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    statement = statement.where(versions.has_name(version.name), col(VersionRow.number) == version.number)
-    return session.exec(statement).first() is not None or reserved_names.has_tombstone(session, version.name)
-
-
-def _restore_versions(run: _Run, name: AdapterName, missing: list[_MissingVersion]) -> int:
-    restored = 0
-    for version in missing:
-        record = metadata_backup.newest_record(run.blobs, version.keys, version.name, version.number, run.findings)
-        if record is None:
-            continue
-        present: set[Digest] = set()
-        inspection = None
-        if record.purged_at is None:
-            present = _find_present_blobs(run, record.manifest, f"{name}@{version.number}")
-            inspection = _inspect(run, record.manifest)
-        with db.session(run.engine) as session:
-            restored += _restore_version(run, session, name, record, inspection, present)
-    with db.session(run.engine) as session:
-        adapter_id = session.exec(select(AdapterRow.id).where(versions.has_name(name))).first()
-        if adapter_id is not None:
-            moves.follow_newest(session, run.actor, name, adapter_id, "restored")
-    return restored
-
-
-def _find_present_blobs(run: _Run, manifest: Manifest, location: str) -> set[Digest]:
-    """Return the blobs of a version whose bytes are in the store with the right size; add a finding for the others."""
-    present = set()
-    for file in manifest.files:
-        stat = run.blobs.stat(key_of(file.digest))
-        if stat is not None and stat.size_bytes == file.size_bytes:
-            present.add(file.digest)
-        else:
-            message = f"the store has {'no bytes' if stat is None else f'{stat.size_bytes} bytes'} of {file.digest}"
-            run.add("blob.bytes_missing", f"{location} {file.path}", message)
-    return present
-
-
-def _inspect(run: _Run, manifest: Manifest) -> Inspection | None:
-    """Evaluate the bytes against their base; None if they cannot be read."""
+def _import_version(run: _Run, name: AdapterName, number: int, stats: list[Stat]) -> bool:
+    """Import one version. False, and mostly a finding, if that is not possible; a purged one is only a number."""
+    version = f"{name}@{number}"
+    stored = [ref for stat in stats if (ref := refs.read_ref(run.blobs, stat)) is not None]
+    if len(stored) != 1:
+        message = "has several refs: delete the wrong ones" if stored else "its ref has changed since it was written"
+        run.add("ref.damaged", version, message)
+        return False
+    (ref,) = stored
     try:
+        manifest = None if ref.is_purged else _read_manifest(run, ref)
+        if run.dry_run:
+            return manifest is not None
+        with db.session(run.engine) as session:
+            _reserve_number(session, name, number, ref)
+            push_id = _plan(session, run, name, manifest, ref) if manifest is not None else ""
+        if manifest is None:
+            return False
         with db.session(run.engine, write=False) as session:
-            bases_by_name, name = base_rows.find_all(session, [manifest.base.name]), manifest.base.name
-            base = base_choice.find_base(bases_by_name, name, manifest.base, unregistered=True)
-            spec, relatives = base_rows.load_spec(base), base_weights.find_relatives(session, base)
-        return inspect.inspect_files(run.blobs, manifest, spec, relatives)
-    except RegistryError:
-        return None
-
-
-def _restore_version(
-    run: _Run,
-    session: Session,
-    name: AdapterName,
-    record: VersionRecord,
-    inspection: Inspection | None,
-    present: set[Digest],
-) -> bool:
-    """Add the rows of a version; False, with a finding, if they contradict what is there."""
-    manifest, location = record.manifest, f"{name}@{record.number}"
-    base = base_rows.find_named(session, manifest.base.name)
-    if manifest.base.fingerprint == UNREGISTERED and base is None:
-        base = base_rows.store_unregistered(session, name.namespace, manifest.base.name)
-    if base is None or manifest.base.fingerprint not in (base.fingerprint, UNREGISTERED):
-        run.add("record.base_unknown", location, f"its base '{manifest.base.name}' is not registered here")
+            _commit(session, run.actor, run.blobs, push_id, version, ref)
+    except RegistryError as e:
+        findings = e.findings or [Finding("ref.not_imported", version, e.detail)]
+        for finding in findings:
+            run.add(finding.code, version, f"{finding.location}: {finding.message}"[:500])
         return False
-    adapter = _restore_adapter(session, name, record)
-    same = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == manifest.digest)
-    if session.exec(same).first() is not None:
-        run.add("record.number_taken", location, "the same manifest has another number here")
-        return False
-    if record.purged_at is None:
-        _restore_blobs(session, manifest, present)  # it locks blobs before rows of usage, as a push does
-    adapter.newest_number = max(adapter.newest_number, record.number)
-    adapter.updated_at = max(adapter.updated_at, record.created_at)
-    columns = metadata_backup.recorded_columns(record)
-    row = version_rows.version_row(adapter, base, manifest, **columns, recorded_at=db.now())
-    session.add_all([adapter, row])
-    session.flush()
-    version_rows.add_contents(session, [(row, manifest)])
-    if record.purged_at is not None:
-        deletion.erase_contents(session, row)
-    if inspection is not None:
-        db.bulk_insert(session, [version_rows.build_compat_verdict(row, base, inspection)])
-        if inspection.weights is not None:
-            row.measured_at = db.now()
-            weights.add_verdict(session, row, base, inspection.weights)
-    detail = {"digest": row.digest, "base": base.name}
-    audit.append(session, run.actor, EventType.VERSION_REINDEX, location, detail)
     return True
 
 
-def _restore_adapter(session: Session, name: AdapterName, record: VersionRecord) -> AdapterRow:
+def _read_manifest(run: _Run, ref: StoredRef) -> Manifest:
+    """The manifest of a version. `NotFound` if the bucket lacks it or a file, with a finding for each file."""
+    manifest = Manifest.parse(b"".join(run.blobs.open(key_of(ref.manifest))))
+    if manifest.digest != ref.manifest:
+        raise Invalid("MANIFEST_INVALID", f"the bytes under the digest {ref.manifest} are another manifest's")
+    lost = []
+    for file in manifest.files:
+        stat = run.blobs.stat(key_of(file.digest))
+        if stat is None or stat.size_bytes != file.size_bytes:
+            found = "no bytes" if stat is None else f"{stat.size_bytes} bytes"
+            lost.append(Finding("blob.bytes_missing", file.path, f"the store has {found} of {file.digest}"))
+    if lost:
+        raise NotFound("BLOB_UNKNOWN", f"{ref.version} has lost files", findings=lost)
+    return manifest
+
+
+def _reserve_number(session: Session, name: AdapterName, number: int, ref: StoredRef) -> None:
+    """Let the adapter's next version have this number. A purged version only takes it."""
     values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
-    values |= {"created_at": record.created_at, "created_by": record.created_by, "updated_at": record.created_at}
+    values |= {"created_at": ref.created_at, "created_by": ref.created_by, "updated_at": ref.created_at}
     if db.insert_new(session, AdapterRow, values):
         reserved_names.restore_adapter(session, name)
     statement = select(AdapterRow).where(versions.has_name(name)).with_for_update()
-    return session.exec(statement.execution_options(populate_existing=True)).one()
+    adapter = session.exec(statement.execution_options(populate_existing=True)).one()
+    adapter.newest_number = max(adapter.newest_number, number if ref.is_purged else number - 1)
+    session.add(adapter)
 
 
-def _restore_blobs(session: Session, manifest: Manifest, present: set[Digest]) -> None:
-    """Mark the blobs of a version `live`, or `corrupt` if their bytes are missing."""
-    sizes = {file.digest: file.size_bytes for file in manifest.files}
-    references.reserve(session, sizes)
-    references.mark_live(session, {digest: sizes[digest] for digest in present}, written_now=present)
-    for digest in sorted(sizes.keys() - present):
-        row = session.get_one(BlobRow, digest, populate_existing=True)
-        if row.state == BlobState.PENDING:
-            row.state = BlobState.CORRUPT
-            session.add(row)
-    session.flush()
+def _plan(session: Session, run: _Run, name: AdapterName, manifest: Manifest, ref: StoredRef) -> str:
+    """A push whose files have been sent: they are under their final keys."""
+    if manifest.base.fingerprint == UNREGISTERED and base_rows.find_named(session, manifest.base.name) is None:
+        base_rows.store_unregistered(session, name.namespace, manifest.base.name)
+    sizes = plan.blob_sizes(manifest)
+    row = plan.new_row(run.actor, name, manifest, ref.message, run.settings)
+    references.reserve(session, plan.stored_sizes(manifest))
+    files = [
+        PushBlobRow(push_id=row.id, digest=digest, size_bytes=size, is_stored=True) for digest, size in sizes.items()
+    ]
+    db.bulk_insert(session, [row])
+    db.bulk_insert(session, files)
+    return row.id
 
 
-def _restore_withdrawals(run: _Run) -> int:
-    """Repeat the withdrawals, and ends of some, that happened after the database's backup; return how many."""
-    count = 0
-    stats_of_records = sorted(run.blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
-    for location, stats in groupby(stats_of_records, key=lambda stat: stat.key.split("/")[2:4]):
-        name = AdapterName(*location)
-        for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, stats):
-            count += 1
+def _commit(session: Session, actor: Actor, blobs: BlobStore, push_id: str, version: str, ref: StoredRef) -> None:
+    """Commit the push, and in its transaction give the version its author, its time and its withdrawals."""
+    (result,) = commit.commit_pushes(session, actor, [CommitItem(push_id=push_id)], blobs=blobs)
+    if isinstance(result, RegistryError):
+        raise result
+    name, number = result.version.name, result.version.number
+    if f"{name}@{number}" != version or not result.created:
+        raise Conflict("NAME_TAKEN", f"the registry has this manifest as {name}@{number}, or was pushed to meanwhile")
+    adapter_name = AdapterName.parse(str(name))
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    row = session.exec(statement.where(versions.has_name(adapter_name), col(VersionRow.number) == number)).one()
+    session.add(row.sqlmodel_update({"created_at": ref.created_at, "created_by": ref.created_by}))
+    audit.append(session, actor, EventType.VERSION_REINDEX, version, {"digest": row.digest})
+    for change, reason in (("yank", ref.yanked), ("quarantine", ref.quarantined)):
+        if reason is not None and (decision := withdraw.decide(adapter_name, row, change, reason)) is not None:
+            withdraw.write(session, actor, adapter_name, row, decision)
+    if ref.deleted is not None:
+        deletion.withhold(session, actor, adapter_name, row, ref.deleted)
+
+
+# ------------------------------------------------------------------ the bucket is the older one
+def _rewrite_lost(run: _Run) -> int:
+    """Write refs and bases that the bucket has lost; return how many."""
+    count, after = 0, 0
+    while adapters := _adapters_after(run, after):
+        after = adapters[-1].id or 0
+        for adapter in adapters:
+            prefix = refs.adapter_prefix(AdapterName(adapter.namespace, adapter.name))
+            stored = {refs.version_in_key(stat.key)[1] for stat in run.blobs.list(prefix)}
+            with db.session(run.engine, write=not run.dry_run) as session:
+                is_recorded = (col(VersionRow.adapter_id) == adapter.id, col(VersionRow.recorded_at).is_not(None))
+                numbers = set(session.exec(select(VersionRow.number).where(*is_recorded))) - stored
+                if numbers and not run.dry_run:
+                    lost = update(VersionRow).where(*is_recorded, col(VersionRow.number).in_(numbers))
+                    session.connection().execute(lost.values(recorded_at=None))
+            count += len(numbers)
+    stored_bases = sum(1 for _ in run.blobs.list(refs.BASES))
+    with db.session(run.engine, write=not run.dry_run) as session:
+        recorded = (base_rows.REGISTERED, col(BaseRow.recorded_at).is_not(None))
+        registered = session.exec(select(func.count()).select_from(BaseRow).where(*recorded)).one()
+        if registered > stored_bases:
+            count += registered - stored_bases
             if not run.dry_run:
-                with db.session(run.engine) as session:
-                    deletion.restore(session, run.actor, name, record)
+                session.connection().execute(update(BaseRow).where(*recorded).values(recorded_at=None))
+    while not run.dry_run and refs.write_missing(run.engine, run.blobs, limit=BATCH):
+        pass
     return count
+
+
+def _adapters_after(run: _Run, after: int) -> list[AdapterRow]:
+    with db.session(run.engine, write=False) as session:
+        statement = select(AdapterRow).where(col(AdapterRow.id) > after).order_by(col(AdapterRow.id)).limit(BATCH)
+        return list(session.exec(statement))

@@ -4,7 +4,7 @@
 - The row stays as a tombstone, with manifest, lineage and history: number and digest are never used again.
 - After the grace time garbage collection erases files, verdicts, approvals and metadata, and cancels jobs that wait;
   blobs that nothing references go.
-- Each step counts `quarantine` up, so the newest record beside the blobs can be told from older ones.
+- Each step counts `quarantine` up, so a ref that was written meanwhile is written again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,7 @@ from registry.jobs import State
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import availability, metadata_backup, versions
-from registry.server.catalog.metadata_backup import VersionRecord
+from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.models import (
     NEVER,
@@ -55,9 +54,6 @@ ALIAS_POINTS, ONLY_VERSION = "version.alias_points", "version.only_one"
 FINAL = frozenset({ALIAS_POINTS, ONLY_VERSION})
 """Codes that `force` does not pass over."""
 _CONTENTS = (VersionFileRow, VerdictRow, VersionNormsRow, VersionAttributeRow, VersionMetadataRow, ApprovalRow)
-_WITHDRAWALS = (withdraw.QUARANTINED, withdraw.YANKED, withdraw.DELETED, withdraw.PURGED)
-_COLUMNS = {"quarantine", "deleted_by", *(column for each in _WITHDRAWALS for column in (each.since, each.reason))}
-"""The columns of a version that its record can know better than the database after a restore."""
 
 
 def delete_version(
@@ -244,22 +240,3 @@ def erase_contents(session: Session, version: VersionRow) -> None:
     if version.measured_at is None:
         session.add(version.sqlmodel_update({"measured_at": version.purged_at}))
     session.flush()
-
-
-# ------------------------------------------------------------------ after a restore of the database
-def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
-    """Withdraw or delete a version, or end that, as its record says, unless the row knows of something newer."""
-    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    same = statement.where(versions.has_name(name), col(VersionRow.number) == record.number)
-    version = session.exec(same.with_for_update(of=VersionRow)).one_or_none()
-    if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
-        return
-    before = {each: getattr(version, each.since) is not None for each in _WITHDRAWALS}
-    session.add(version.sqlmodel_update({column: getattr(record, column) for column in _COLUMNS}))
-    if version.purged_at is not None:
-        erase_contents(session, version)
-    for withdrawal, was_set in before.items():
-        if was_set != (getattr(record, withdrawal.since) is not None):
-            event_type = withdrawal.ends if was_set else withdrawal.begins
-            change = StateChange(event_type, str(getattr(record, withdrawal.reason)), {})
-            withdraw.write(session, actor, name, version, change)

@@ -5,7 +5,7 @@
   adapter moves to another namespace, whose gates then count before its own. A push in progress finds its name reserved
   and fails.
 - A rename has an event under both names. The new name's event lists all former names.
-- The tombstone is recorded beside the blobs after the commit. `reindex` skips versions whose name has ended.
+- The refs of a name that has ended are deleted after the commit. `reindex` skips what is left of them.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, metadata_backup, verdicts, versions
+from registry.server.catalog import base_rows, refs, verdicts, versions
 from registry.server.database import db, tables
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.jobs import JobRow
@@ -41,7 +41,8 @@ from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 
-RECORDS_LIMIT = 100
+REFS_LIMIT = 100
+
 """Records that one removal writes: its own tombstone, and some that an outage left."""
 _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
@@ -138,18 +139,11 @@ def delete_namespace(session: Session, actor: Actor, namespace: str) -> DeleteRe
     return DeleteResult(name=namespace)
 
 
-def delete_records(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:
-    """Record the tombstone of a deleted adapter, then delete the records of its versions."""
-    record_tombstones(engine, blobs)
+def delete_refs(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:
+    """Write the refs of a renamed adapter under its new name, then delete those under the old one."""
     with contextlib.suppress(Unavailable):
-        for key in [stat.key for stat in blobs.list(metadata_backup.adapter_prefix(name.namespace, name.name))]:
-            blobs.delete(key)
-
-
-def record_tombstones(engine: Engine, blobs: BlobStore) -> None:
-    """Record tombstones beside the blobs. During an outage of the store they are left to `gc`."""
-    with contextlib.suppress(Unavailable):
-        metadata_backup.write_missing(engine, blobs, limit=RECORDS_LIMIT)
+        refs.write_missing(engine, blobs, limit=REFS_LIMIT)
+    refs.delete_adapter(blobs, name)
 
 
 def _end_name(session: Session, name: AdapterName) -> None:

@@ -1,8 +1,8 @@
 """Withdraw versions: yank and unyank, quarantine and end a quarantine.
 
-- A change locks the row. Row and event are one transaction; the metadata backup is written after it.
-- `quarantine` of a row grows with each quarantine, and when one or a yank ends, so the newest record differs from
-  older ones, and a cached look-up sees that the version changed.
+- A change locks the row. Row and event are one transaction; its ref is written again after it.
+- `quarantine` of a row grows with each quarantine, and when one or a yank ends, so a ref that
+  was written meanwhile is written again, and a cached look-up sees that the version changed.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,6 @@ QUARANTINED = Withdrawal(
 )
 YANKED = Withdrawal("yanked_at", "yank_reason", EventType.VERSION_YANK, EventType.VERSION_UNYANK)
 DELETED = Withdrawal("deleted_at", "delete_reason", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE)
-PURGED = Withdrawal("purged_at", "delete_reason", EventType.VERSION_PURGE, EventType.VERSION_PURGE)
 _WITHHELD = frozenset({EventType.VERSION_QUARANTINE, EventType.VERSION_DELETE})
 """Replicas must stop serving these versions at once, from memory as well."""
 CHANGES = {
@@ -102,7 +101,7 @@ def lock(
 ) -> VersionRow:  # fmt: skip
     """Check the right, lock the adapter, whose `main` may move, and return the version, locked and as it is now.
 
-    Without the lock a concurrent metadata backup could miss the change: setting an empty `recorded_at` to empty again
+    Without the lock, whoever writes refs now could miss the change: setting an empty `recorded_at` to empty again
     writes nothing.
     """
     actor.require(scope, name)

@@ -1,9 +1,9 @@
-"""Work after the response of a push: write its record to the bucket, index cards, measure large weights.
+"""Work after the response of a push: write its ref to the bucket, index cards, measure large weights.
 
 - Nothing depends on this work: what is not done now is done after the next push, or by `gc`.
 - One thread of a process does it for all pushes that finish together.
-- Pushes take priority. Records wait while other pushes are in progress, for `RECORDS_DELAY_SECONDS` at most; the record
-  of a single push is written at once. Measuring waits until no push was active for `QUIET_SECONDS` and no planned push
+- Pushes take priority. Refs wait while other pushes are in progress, for `REFS_DELAY_SECONDS` at most; the ref of a
+  single push is written at once. Measuring waits until no push was active for `QUIET_SECONDS` and no planned push
   waits for its commit, for `MEASURE_DELAY_SECONDS` at most.
 """
 
@@ -15,15 +15,15 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Engine
 
-from registry.server.catalog import metadata_backup
+from registry.server.catalog import refs
 from registry.server.evaluation import weights
 from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore
 
 QUIET_SECONDS = 0.3
-RECORDS_DELAY_SECONDS = 2.0
+REFS_DELAY_SECONDS = 2.0
 MEASURE_DELAY_SECONDS = 20.0
-RECORDS_PER_BATCH = 64
+REFS_PER_BATCH = 64
 
 
 class _Scheduler:
@@ -92,13 +92,13 @@ class _Scheduler:
             self._changed.notify_all()
 
     def run(self, engine: Engine, blobs: BlobStore) -> None:
-        """Write records and index cards at the next pause, then measure while it is quiet.
+        """Write refs and index cards at the next pause, then measure while it is quiet.
 
         Returns early when a push has finished.
         """
-        self._wait(time.monotonic() + RECORDS_DELAY_SECONDS, or_when=lambda: not self._planned)
+        self._wait(time.monotonic() + REFS_DELAY_SECONDS, or_when=lambda: not self._planned)
         self._requested = False
-        while metadata_backup.write_missing(engine, blobs, limit=RECORDS_PER_BATCH) >= RECORDS_PER_BATCH:
+        while refs.write_missing(engine, blobs, limit=REFS_PER_BATCH) >= REFS_PER_BATCH:
             pass
         while text_index.index_newest(engine, blobs):
             pass
@@ -162,7 +162,7 @@ def was_planned(engine: Engine, push_id: str, *, hold_seconds: float) -> bool:
 
 
 def run_pending(engine: Engine, blobs: BlobStore) -> None:
-    """Write the missing records and measure waiting weights once pushes allow it."""
+    """Write the missing refs and measure waiting weights once pushes allow it."""
     scheduler = _scheduler(engine)
     scheduler.request()
     while scheduler.requested and scheduler.running.acquire(blocking=False):

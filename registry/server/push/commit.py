@@ -38,7 +38,7 @@ from registry.server.outcomes import collect_outcomes, fail_incomplete, has_erro
 from registry.server.push import background, commit_decisions, inspect, plan, receive, rows
 from registry.server.push.commit_decisions import Commit, CommitFacts, CommitsFailed, InspectedCommit
 from registry.server.storage import reclaim, references
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, key_of, write_blob
 from registry.server.storage.states import BlobState, PushState, find_damaged
 
 if TYPE_CHECKING:
@@ -298,7 +298,9 @@ def _inspect_one(
         if error.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
             raise
         return InspectedCommit(commit, accepted.base, error_without_version=error)
-    return InspectedCommit(commit, accepted.base, inspection, damaged & stored)
+    of_version, manifest = commit.manifest.digest, commit.manifest.to_bytes()
+    write_blob(blobs, key_of(of_version), [manifest], limit_bytes=len(manifest))
+    return InspectedCommit(commit, accepted.base, inspection, damaged & {*stored, of_version})
 
 
 # ------------------------------------------------------------------ refused and committed pushes
@@ -343,5 +345,7 @@ def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore, ref
 def _delete_unused(engine: Engine, push_ids: Collection[str], blobs: BlobStore) -> None:
     with db.session(engine, write=False) as session:
         unused = session.exec(_UNUSED, params={"ids": sorted(push_ids)}).all()
+        of_pushes = select(PushRow.manifest_digest).where(any_of(col(PushRow.id), sorted(push_ids)))
+        manifests = {Digest(digest) for digest in session.exec(of_pushes) if digest}
     receive.discard_sent(blobs, [blob for blob in unused if blob.is_awaited])
-    reclaim.delete_unneeded(engine, blobs, {Digest(blob.digest) for blob in unused if blob.is_stored})
+    reclaim.delete_unneeded(engine, blobs, manifests | {Digest(blob.digest) for blob in unused if blob.is_stored})

@@ -51,8 +51,9 @@ class Commit:
 
     @cached_property
     def sizes(self) -> dict[Digest, int]:
-        """The size of each blob."""
-        return {file.digest: file.size_bytes for file in self.manifest.files}
+        """The size of each blob, the manifest's own among them."""
+        sizes = {file.digest: file.size_bytes for file in self.manifest.files}
+        return {**sizes, self.manifest.digest: len(self.manifest.to_bytes())}
 
     @property
     def moves_alias(self) -> bool:

@@ -228,6 +228,11 @@ def blob_sizes(manifest: ManifestDraft) -> dict[Digest, int]:
     return sizes
 
 
+def stored_sizes(manifest: Manifest) -> dict[Digest, int]:
+    """The size of each blob of a version: of its files, and of the manifest itself, which the commit writes."""
+    return {**blob_sizes(manifest), manifest.digest: len(manifest.to_bytes())}
+
+
 def find_readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) -> set[tuple[str, int]]:
     """Digest and size of those blobs that versions visible to the actor have, undamaged.
 
@@ -302,11 +307,11 @@ def _create(
     checked = [quotas.NewPush(d.name, d.manifest, size) for d, size in zip(drafts, staged_bytes, strict=True)]
     errors = quotas.check_before_upload(session, actor, checked)
     allowed = [errors.get(position) or push for position, push in enumerate(pushes)]
-    sizes = {digest: size for push in results_of(allowed) for digest, size in push.draft.requested.sizes.items()}
-    states = references.reserve_group(session, sizes)
+    needed = {push.row.id: stored_sizes(push.draft.manifest) for push in results_of(allowed)}
+    states = references.reserve_group(session, {d: n for sizes in needed.values() for d, n in sizes.items()})
 
     def require_kept(push: _OpenPush) -> _OpenPush:
-        references.check_not_deleting(states, push.draft.requested.sizes)
+        references.check_not_deleting(states, needed[push.row.id])
         return push
 
     created = collect_outcomes(allowed, require_kept)

@@ -127,14 +127,9 @@ def delete_namespace(
     session: deps.SessionDep,
     actor: deps.ActorDep,
     namespace: str,
-    blobs: deps.BlobsHandleDep,
-    engine: deps.EngineDep,
-    after: BackgroundTasks,
 ) -> DeleteResult:
     """Delete an empty namespace. Its name stays reserved."""
-    removed = removal.delete_namespace(session, actor, namespace)
-    after.add_task(routing.run_in_store_thread, removal.record_tombstones, engine, blobs)
-    return removed
+    return removal.delete_namespace(session, actor, namespace)
 
 
 @namespace_router.serves(operations.GRANT_ROLE)
@@ -162,7 +157,7 @@ def delete_adapter(
     if dry_run:
         return removed
     background.forget_plans(engine)
-    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
+    after.add_task(routing.run_in_store_thread, removal.delete_refs, engine, blobs, target.name)
     return removed
 
 
@@ -178,7 +173,7 @@ def rename_adapter(
     to = AdapterName.parse(request.to)
     removal.rename(*target, to)
     background.forget_plans(engine)
-    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
+    after.add_task(routing.run_in_store_thread, removal.delete_refs, engine, blobs, target.name)
     return adapters.show_adapter(target.session, target.actor, to)
 
 

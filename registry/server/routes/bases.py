@@ -22,7 +22,7 @@ from registry.api.operations import bases as operations
 from registry.bases import Similarity
 from registry.errors import Unavailable
 from registry.roles import Scope
-from registry.server.catalog import base_weights, bases, metadata_backup
+from registry.server.catalog import base_weights, bases, refs
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
@@ -76,7 +76,7 @@ def delete_base(
 ) -> DeleteResult:
     """Delete a base model that no version and no waiting job refers to."""
     name = bases.delete(session, actor, base)
-    after.add_task(routing.run_in_store_thread, metadata_backup.delete_base_records, blobs, name)
+    after.add_task(routing.run_in_store_thread, refs.delete_base, blobs, name)
     return DeleteResult(name=name)
 
 

@@ -109,7 +109,7 @@ def check_store(target: deps.MaintenanceDep, request: FsckRequest) -> FsckPage:
 @router.serves(maintenance_operations.REBUILD_INDEX)
 def rebuild_index(target: deps.MaintenanceDep, request: ReindexRequest) -> ReindexPage:
     """Rebuild the database from the store, for a few seconds. Continue with `next_cursor`."""
-    return reindex.rebuild_index(target.engine, target.blobs, target.actor, request)
+    return reindex.rebuild_index(*target, request)
 
 
 @router.serves(maintenance_operations.REEVALUATE_VERDICTS)

@@ -6,7 +6,9 @@
 
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`); no client has a link to write here
     staging/<push id>/<hex>    what a client writes for one push; nothing is ever read from here but by `collect`
-    records/…/<hex>            backup of the rows of a version, a base or a tombstone (`catalog.metadata_backup`)
+    refs/<ns>/<name>/<number>/<hex>   a version, whose manifest and files are blobs (`catalog.refs`)
+    bases/<hex>                a base
+    backups/<time>/<hex>       a backup of the database (`maintenance.backup`)
     audit/tile/…/<hex>         a tile of the audit log's tree, or the events below it (`audit.sequencer`)
 
 - Bytes appear under a final key whole or not at all, durable, and only after they hashed to the digest that the key
@@ -35,10 +37,8 @@ Bytes = bytes | bytearray | memoryview
 """An incoming chunk. It is valid only until the call returns, because the caller reuses the memory."""
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
-_BASE_WORD = r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?"
-_TOMBSTONE = rf"tombstone/(?:@{_BASE_WORD}/{_BASE_WORD}|{_WORD}(?:/{_WORD})?)"
 _KEY = re.compile(
-    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|records/(?:base|{_TOMBSTONE}|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|refs/{_WORD}/{_WORD}/[0-9]{{1,9}}|bases|backups/[0-9]{{8}}T[0-9]{{6}}Z"
     r"|audit/tile/(?:[0-7]|entries)/(?:x[0-9]{3}/){0,5}[0-9]{3}(?:\.p/[0-9]{1,3})?)"
     r"/[0-9a-f]{64}\Z"
 )

@@ -10,10 +10,10 @@ from registry.server.database.models.columns import CreatedColumns, SetColumns, 
 
 
 class BaseRow(CreatedColumns, table=True):
-    """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written.
+    """A base model. `parents`: the versions that were fused into it; `recorded_at`: when the bucket got it.
 
     `aliases`: other names of the same model, such as its name on the Hugging Face Hub. `library_modules`: what
-    `library`, with its version, builds of it on a worker; the metadata backup leaves them out. A base that is not
+    `library`, with its version, builds of it on a worker; the bucket does not have them. A base that is not
     registered is a row with the fingerprint `registry.bases.UNREGISTERED`: only its name counts.
     """
 
@@ -76,7 +76,7 @@ class AdapterRow(CreatedColumns, table=True):
 
 
 class VersionRow(CreatedColumns, table=True):
-    """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
+    """A version. `recorded_at` is when its ref was written to the bucket; empty means that it still must be.
 
     `measured_at` is when the numbers of its weights were read (`weights`); empty means that they still must be.
     `created_by` is who pushed it.

@@ -28,7 +28,7 @@ class TakenNameRow(SQLModel, table=True):
     """A reserved name, by its skeleton. With `ended_at` it is a tombstone: the name is never available again.
 
     `owner` is the namespace of an adapter's name; empty for the name of a namespace; `@ORG` for a name `ORG/NAME` that
-    a base had. `recorded_at`: when the tombstone's backup was written.
+    a base had.
     """
 
     __tablename__ = "taken_name"
@@ -36,7 +36,6 @@ class TakenNameRow(SQLModel, table=True):
     skeleton: str = Field(primary_key=True)
     name: str
     ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
-    recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
 class NamespaceUsageRow(SQLModel, table=True):

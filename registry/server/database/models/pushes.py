@@ -22,7 +22,7 @@ class PushRow(CreatedColumns, table=True):
     namespace: str
     name: str
     manifest: str = Field(sa_type=Text)
-    manifest_digest: str
+    manifest_digest: str = Field(index=True)
     message: str = Field(default="", sa_type=Text)
     state: str = "open"
     token_id: str = ""

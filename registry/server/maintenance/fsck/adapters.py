@@ -1,7 +1,4 @@
-"""Check adapters: version numbers without a gap, manifests, files, aliases and events that agree, and records.
-
-One adapter is read in one snapshot. Its records in the store are listed after the snapshot.
-"""
+"""Check adapters: counters, manifests, files, aliases and events that agree. One adapter is read in one snapshot."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +14,6 @@ from registry.errors import RegistryError, invalid_cursor
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import audit
-from registry.server.catalog import metadata_backup
 from registry.server.catalog.availability import is_withdrawn
 from registry.server.database.models import (
     AdapterRow,
@@ -30,7 +26,6 @@ from registry.server.database.models import (
     VersionInputRow,
     VersionRow,
 )
-from registry.server.maintenance import record_check
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.promotion.move_decisions import BREAK_GLASS
 from registry.server.promotion.moves import TIME_STEP
@@ -40,7 +35,6 @@ BATCH = 20
 CLOCK_TOLERANCE = timedelta(hours=1)
 """How far the time of a move may be from its event's. If a clock was set back by more, a move is `TIME_STEP` after the
 previous one, because the moves of an alias keep their order."""
-VERSION_EVENTS = (EventType.VERSION_PUSH, EventType.VERSION_REINDEX)
 
 
 def check_adapters(run: FsckRun, after: str) -> str:
@@ -54,7 +48,6 @@ def check_adapters(run: FsckRun, after: str) -> str:
         with run.snapshot() as session:
             versions = _check_versions(run, session, row)
             _check_aliases(run, session, row, {version.id or 0: version for version in versions})
-        _check_records(run, row)
         run.count("adapters")
     return str(rows[-1].id) if len(rows) == BATCH else ""
 
@@ -66,8 +59,8 @@ def _check_versions(run: FsckRun, session: Session, adapter: AdapterRow) -> Sequ
     statement = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.number))
     versions = session.exec(statement).all()
     numbers = [version.number for version in versions]
-    if numbers != list(range(1, current.newest_number + 1)):
-        message = f"has {len(numbers)} versions up to {max(numbers, default=0)} and counts {current.newest_number}"
+    if numbers and numbers[-1] > current.newest_number:
+        message = f"has the version {numbers[-1]} and counts {current.newest_number}"
         run.add("version.numbers_broken", name, message)
     ids = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
     files = session.exec(select(VersionFileRow).where(col(VersionFileRow.version_id).in_(ids))).all()
@@ -122,7 +115,7 @@ def _check_inputs(run: FsckRun, session: Session, location: str, version: Versio
 
 def _check_version_events(run: FsckRun, session: Session, name: str, numbers: list[int]) -> None:
     """Check that each version has exactly one event of its creation, and each such event a version."""
-    counts = Counter(f"{name}@{number}" for number, _ in _select_events(session, name, "@", VERSION_EVENTS))
+    counts = Counter(f"{name}@{number}" for number, _ in _select_events(session, name, "@", (EventType.VERSION_PUSH,)))
     versions = {f"{name}@{number}" for number in numbers}
     for version in sorted(versions | set(counts)):
         if counts[version] != 1 or version not in versions:
@@ -212,19 +205,3 @@ def _compare_with_events(
 
 def _missing_evidence(evidence: list[dict[str, Any]]) -> list[str] | None:
     return next((item["missing"] for item in evidence if item.get("check") == BREAK_GLASS), None)
-
-
-# ------------------------------------------------------------------ records
-def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
-    """Check that no record is lost, and that none says of a withdrawal what the row does not."""
-    name = AdapterName(adapter.namespace, adapter.name)
-    with run.snapshot() as session:
-        recorded = record_check.select_recorded(session, name)
-    stats = list(run.blobs.list(metadata_backup.adapter_prefix(adapter.namespace, adapter.name)))
-    for number in record_check.find_versions(run.engine, run.blobs, name, recorded, stats):
-        message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
-        run.add("record.missing", f"{name}@{number}", message)
-    for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, stats):
-        message = "was yanked, quarantined or unquarantined after this database's backup"
-        run.add("record.withdrawal_unknown", f"{name}@{record.number}", message)
-    run.count("records", len({stat.key.rpartition("/")[0] for stat in stats}))

@@ -25,7 +25,7 @@ from registry.events import EventType
 from registry.server import audit
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow
+from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.database.models.owner_rules import AttestationRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.maintenance.fsck.run import FsckRun
@@ -95,7 +95,9 @@ def _select_referenced(session: Session, prefix: str) -> set[str]:
     """The blobs of this shard that versions, verdicts and attestations refer to."""
     columns = (col(VersionFileRow.digest), col(VerdictRow.report), col(AttestationRow.digest))
     selects = [select(column).where(_is_in_shard(column, prefix)).distinct() for column in columns]
-    return {digest for statement in selects for digest in session.exec(statement) if digest}
+    manifests = select(VersionRow.digest).where(_is_in_shard(col(VersionRow.digest), prefix))
+    referenced = set(session.exec(manifests.where(col(VersionRow.purged_at).is_(None))))
+    return referenced | {digest for statement in selects for digest in session.exec(statement) if digest}
 
 
 def _check_again(run: FsckRun, digest: str) -> None:
@@ -137,6 +139,9 @@ def _find_user(session: Session, digest: str) -> str:
     file = session.exec(select(VersionFileRow).where(VersionFileRow.digest == digest).limit(1)).first()
     if file is not None:
         return f"file '{file.path}' of a version"
+    is_manifest = (VersionRow.digest == digest, col(VersionRow.purged_at).is_(None))
+    if session.exec(select(VersionRow.id).where(*is_manifest).limit(1)).first() is not None:
+        return "a version"
     report = session.exec(select(VerdictRow.id).where(VerdictRow.report == digest).limit(1)).first()
     if report is not None:
         return "a verdict"

@@ -1,9 +1,9 @@
 """Check whether rows, bytes, counts, manifests and events agree, in stages:
 
-    adapters   versions, files, aliases and events of each adapter, and its records (`adapters`)
+    adapters   versions, files, aliases and events of each adapter (`adapters`)
     usage      counters of what namespaces hold and of the adapters of bases (`usage`)
     blobs      rows ↔ keys of the store, in both directions (`blobs`)
-    records    records that the database does not have, rows without a record; tiles and key of the audit log
+    refs       versions that only the bucket has; tiles and key of the audit log
     deep       read and hash each blob; mark wrong ones, and restore them from a second copy (`blobs`)
 
 - A healthy registry under load has no findings: what looks wrong is looked at a second time before it becomes one.
@@ -21,7 +21,7 @@ from registry.errors import Invalid, invalid_cursor
 from registry.server.actors import Actor
 from registry.server.audit import keys as audit_keys
 from registry.server.audit import sequencer, tree
-from registry.server.maintenance import record_check, reindex
+from registry.server.maintenance import reindex
 from registry.server.maintenance.fsck import adapters, blobs, usage
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.settings import Settings
@@ -58,12 +58,9 @@ def check_consistency(
     )
 
 
-def _check_records(run: FsckRun, _position: str) -> str:
+def _check_refs(run: FsckRun, _position: str) -> str:
     if reindex.is_needed(run.engine, run.blobs):
-        message = "there are records of versions or tombstones that the database does not have"
-        run.add("record.version_unknown", "records/", message)
-    for location, _ in record_check.find_other_rows(run.engine, run.blobs):
-        run.add("record.missing", location, "has no record beside the blobs: a re-index would not find it")
+        run.add("ref.version_unknown", "refs/", "there are versions that the database does not have")
     for path in tree.find_lost_copies(run.engine, run.blobs):
         run.add("audit.tile_missing", path, "is missing in the store: the log cannot be verified")
     _check_audit_key(run)
@@ -81,8 +78,8 @@ def _check_audit_key(run: FsckRun) -> None:
 _STAGES: dict[str, tuple[Callable[[FsckRun, str], str], str]] = {
     "adapters": (adapters.check_adapters, "usage:"),
     "usage": (usage.check_usage, "blobs:00"),
-    "blobs": (blobs.check_shard, "records:"),
-    "records": (_check_records, "deep:"),
+    "blobs": (blobs.check_shard, "refs:"),
+    "refs": (_check_refs, "deep:"),
     "deep": (blobs.check_bytes, ""),
 }
 """What checks from a position on and returns the next one, empty at its end; and the cursor after that."""
@@ -93,7 +90,7 @@ def _share(cursor: str, *, deep: bool) -> float:
     stage, _, position = cursor.partition(":")
     if not stage:
         return 1.0
-    start = {"adapters": 0.0, "usage": 0.3, "blobs": 0.3, "records": 0.9, "deep": 0.1}[stage]
+    start = {"adapters": 0.0, "usage": 0.3, "blobs": 0.3, "refs": 0.9, "deep": 0.1}[stage]
     part = int(position.removeprefix("sha256:")[:2] or "0", 16) / 256 if stage in ("blobs", "deep") else 0.0
     if stage == "deep":
         return start + 0.9 * part

@@ -141,7 +141,7 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
             return JSONResponse({}, background=after)
         removal.delete_adapter(session, actor, name)
     background.forget_plans(engine)
-    after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
+    after = BackgroundTask(run_in_store_thread, removal.delete_refs, engine, blobs, name)
     return JSONResponse({}, background=after)
 
 
@@ -163,7 +163,7 @@ def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: B
             return JSONResponse({})
         removal.rename(session, actor, name, to)
     background.forget_plans(engine)
-    after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
+    after = BackgroundTask(run_in_store_thread, removal.delete_refs, engine, blobs, name)
     return JSONResponse({}, background=after)
 
 
