@@ -64,7 +64,10 @@ def pattern(expression: str, words: str) -> str:
 
 def location_of(error: Mapping[str, Any]) -> str:
     """The dotted path of the field that an error is about; empty for the document itself."""
-    return ".".join(str(part) for part in error["loc"])
+    parts = error["loc"]
+    if parts[-1:] == ("[key]",):  # the key itself is wrong: name the object, and leave the key out of the message
+        parts = parts[:-2]
+    return ".".join(str(part) for part in parts)
 
 
 def rule_of(error: Mapping[str, Any]) -> str:

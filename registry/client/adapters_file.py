@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from registry import names
 from registry.api import GROUP_LIMIT
@@ -39,6 +39,13 @@ class AdapterEntry(MetadataChange):
     base: str = ""
     message: str = ""
     aliases: dict[str, str | int] | list[str] = {}
+
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _require_versions(cls, value: Any) -> Any:
+        if isinstance(value, dict) and any(isinstance(version, bool) for version in value.values()):
+            raise ValueError("a version is a whole number or text, not true or false")
+        return value
 
     @property
     def versions(self) -> dict[str, str]:
