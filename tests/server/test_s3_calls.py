@@ -81,12 +81,12 @@ def test_a_push_of_a_large_file_makes_few_calls_besides_the_one_that_moves_it(
     files = {**harness.files(rank=16), "tokenizer.json": b"{}" + b" " * 2**20}
     push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
     harness.transport.settle()
-    # The large file: two heads and a copy; list, head and put to end its link. Others, and the record: put.
+    # The large file: two heads and a copy; list, head and put to end its link. Others, manifest and ref: put.
     moved = Counter(HeadObject=3, CopyObject=1, ListMultipartUploads=1, PutObject=1)
     assert {name: Counter(calls)[name] for name in ("CopyObject", "ListMultipartUploads")} == {
         name: moved[name] for name in ("CopyObject", "ListMultipartUploads")
     }
-    assert len(calls) <= moved.total() + 10
+    assert len(calls) <= moved.total() + 11
 
 
 def test_a_push_of_a_small_adapter_writes_each_blob_once(
@@ -97,8 +97,8 @@ def test_a_push_of_a_small_adapter_writes_each_blob_once(
     calls.clear()
     push.push_folder(harness.admin, samples.write(small, tmp_path / "adapter"), AdapterName("acme", "support"))
     harness.transport.settle()
-    # Weights, configuration and record are put; the inspection reads the first two.
-    assert Counter(calls) == Counter(PutObject=3, GetObject=2)
+    # Weights, configuration, manifest and ref are put; the inspection reads the first two.
+    assert Counter(calls) == Counter(PutObject=4, GetObject=2)
     assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in small.values())
     assert list(blobs.list("staging/")) == []
 
@@ -117,8 +117,8 @@ def test_a_file_that_adapters_share_is_read_once_in_a_group(
         fleet.append((samples.write(small, tmp_path / f"m{seed}"), f"acme/m{seed}"))
     assert all(result.value for result in push.push_all(harness.admin, fleet))
     harness.transport.settle()
-    # Weights and record of each are put, and the weights read. The configuration is looked for and read once.
-    assert Counter(calls) == Counter(PutObject=6, HeadObject=1, GetObject=4)
+    # Weights, manifest and ref of each are put, and the weights read. The configuration is looked for and read once.
+    assert Counter(calls) == Counter(PutObject=9, HeadObject=1, GetObject=4)
 
 
 def test_a_file_that_is_a_whole_xorb_is_not_written_again(harness: Harness, calls: list[str]) -> None:

@@ -27,7 +27,7 @@ from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
 pytestmark = pytest.mark.security
-CALLS = ("stat", "open", "open_writer", "copy", "promote", "delete", "list")
+CALLS = ("stat", "open", "read", "list", "open_writer", "delete", "delete_unfinished", "collect")
 REQUEST: ContextVar[str] = ContextVar("request", default="")
 
 
