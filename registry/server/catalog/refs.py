@@ -194,8 +194,8 @@ def _put(blobs: BlobStore, folder: str, stored: StoredObject) -> str:
     return key
 
 
-def _delete_others(blobs: BlobStore, folder: str, kept: str = "") -> None:
-    for key in [stat.key for stat in blobs.list(folder) if stat.key != kept]:
+def _delete_others(blobs: BlobStore, folder: str, except_key: str = "") -> None:
+    for key in [stat.key for stat in blobs.list(folder) if stat.key != except_key]:
         blobs.delete(key)
 
 

@@ -69,18 +69,18 @@ def rebuild_index(
     """Run one request's share of a re-index. A dry run counts what is missing, in a single request."""
     started = time.monotonic()
     run = _Run(engine, blobs, settings, actor, request.dry_run)
-    imported_bases, imported, next_cursor, written = _import_bases(run), 0, "", 0
+    imported_bases, imported, next_cursor, rewritten = _import_bases(run), 0, "", 0
     for name, stats in _missing_versions(engine, blobs):
         imported += sum(_import_version(run, name, number, group) for number, group in stats.items())
         if time.monotonic() - started > SECONDS and imported and not run.dry_run:
             next_cursor = _MORE
             break
     if not next_cursor:
-        written = _rewrite_lost(run) + tree.rewrite_lost_copies(engine, blobs, dry_run=run.dry_run)
+        rewritten = _rewrite_lost(run) + tree.rewrite_lost_copies(engine, blobs, dry_run=run.dry_run)
     return ReindexPage(
         bases=imported_bases,
         versions=imported,
-        rewritten=written,
+        rewritten=rewritten,
         findings=run.findings[:FINDINGS_LIMIT],
         next_cursor=next_cursor,
     )
@@ -193,8 +193,8 @@ def _read_manifest(run: _Run, ref: StoredRef) -> Manifest:
     for file in manifest.files:
         stat = run.blobs.stat(key_of(file.digest))
         if stat is None or stat.size_bytes != file.size_bytes:
-            found = "no bytes" if stat is None else f"{stat.size_bytes} bytes"
-            lost.append(Finding("blob.bytes_missing", file.path, f"the store has {found} of {file.digest}"))
+            stored = "no bytes" if stat is None else f"{stat.size_bytes} bytes"
+            lost.append(Finding("blob.bytes_missing", file.path, f"the store has {stored} of {file.digest}"))
     if lost:
         raise NotFound("BLOB_UNKNOWN", f"{ref.version} has lost files", findings=lost)
     return manifest
