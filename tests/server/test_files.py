@@ -80,7 +80,7 @@ def test_a_range_beyond_the_end_is_416(harness: Harness, files: samples.Files) -
 
 @pytest.mark.usefixtures("files")
 def test_very_many_ranges_are_refused_before_they_are_read(harness: Harness) -> None:
-    for count in (9, 10_000):
+    for count in (9, 5_000):  # more would be over the limit of a request's head
         response = ask(harness, FILE, Range="bytes=" + ",".join(f"{i}-{i}" for i in range(count)))
         assert (response.status_code, response.content) == (416, b"")
 
