@@ -64,9 +64,10 @@ def test_the_pages_say_that_the_store_cannot_be_reached(
         calls["quick"] += 1
         raise Unavailable("STORE_UNAVAILABLE", "the bucket is away")
 
-    # Only reads that fail soon: the store has nothing else.
+    # Only reads that fail soon: the pages have no other store.
     quick = SimpleNamespace(kind="s3", read=fail, open=fail, stat=fail)
-    monkeypatch.setattr(registry.app.state, "blobs", SimpleNamespace(quick=quick))
+    monkeypatch.setattr(registry.app.state, "quick_blobs", quick)
+    monkeypatch.setattr(registry.app.state, "blobs", None)
     assert "the bucket is away" in signed_in.get("/status").text
     for path, missing in pages.items():
         page = signed_in.get(path)
