@@ -32,7 +32,7 @@ _GAP = "  "
 _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: in Python 3.11 they break `Column[Row](…)` of a frozen generic
 class Column(Generic[Row]):
     """`value`: the exact value of a row, for CSV and sorting. `text`: its cell for people, if it is not the value.
 
