@@ -227,7 +227,7 @@ def test_doctor_names_the_options_of_a_store_in_one_line() -> None:
     health = Health(status="ok", version=__version__, schema_revision="1", database="sqlite", blobs="s3",
                     capabilities={"ranges": True, "parts": True, "copies": False})  # fmt: skip
     lines = [diagnosis.message for diagnosis in doctor._server(cast(Any, SimpleNamespace(health=lambda **_: health)))]
-    assert lines[1:] == ["has parts, ranges; lacks copies"]
+    assert lines[1:] == ["has parts, ranges; lacks copies: all bytes pass through the server"]
 
 
 def test_doctor_reports_an_outage_and_does_not_wait_for_its_end(
