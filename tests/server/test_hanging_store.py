@@ -32,6 +32,8 @@ WAIT_SECONDS = 60
 class HangingBlobs(MemoryBlobs):
     """While `hangs` is set, writes and look-ups wait for `resumes`."""
 
+    is_remote = True  # else a plan looks nothing up
+
     def __init__(self) -> None:
         super().__init__()
         self.hangs, self.resumes = threading.Event(), threading.Event()
