@@ -116,8 +116,12 @@ class Garbage:
         self._number = 0
         weights = [harness.files(samples.llama()) for _ in range(3)]
         self._contents = [{**files, "README.md": b"%d" % n} for files in weights for n in range(2)]
-        digests = [Digest.of(data) for files in self._contents for data in files.values()]
+        digests = [digest for files in self._contents for digest in self._digests(files)]
         blobs.shards = {key_of(digest).rpartition("/")[0] + "/" for digest in digests}
+
+    def _digests(self, files: dict[str, bytes]) -> set[Digest]:
+        """The blobs of a version: its files and its manifest."""
+        return {self.harness.manifest(files).digest, *(Digest.of(data) for data in files.values())}
 
     # ------------------------------------------------------------ actions
     def choose(self, seed: int) -> list[tuple[str, Step]]:
@@ -255,11 +259,10 @@ class Garbage:
         with db.session(self.harness.engine, write=False) as session:
             rows = {row.digest: row for row in session.exec(select(BlobRow)).all()}
             files = session.exec(select(VersionFileRow.digest)).all()
-            versions_stored = len(session.exec(select(VersionRow.id)).all())
-        assert versions_stored == len(self.acknowledged), "a version is missing, or a deleted one is back"
-        for digest in {Digest.of(data) for files_ in self.acknowledged.values() for data in files_.values()} | set(
-            files
-        ):
+            manifests = session.exec(select(VersionRow.digest)).all()
+        assert len(manifests) == len(self.acknowledged), "a version is missing, or a deleted one is back"
+        acknowledged = {digest for version in self.acknowledged.values() for digest in self._digests(version)}
+        for digest in acknowledged.union(files, manifests):
             assert rows[digest].state == "live", f"a blob of a version is {rows[digest].state}"
             assert Digest.of(stored[key_of(Digest(digest))]) == digest, "a blob of a version has other bytes"
         assert all(key.rpartition("/")[0] + "/" in self.blobs.shards for key in stored if key.startswith("blobs/"))
