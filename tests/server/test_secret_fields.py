@@ -15,7 +15,6 @@ from tests.import_table import modules
 
 SECRET = re.compile(r"(^|_)(secret|secrets|password|token|assertion|verifier|nonce|cookie|seed|private_key)$")
 PRESIGNED = {
-    "AnyUpload.urls",
     "Direct.url",
     "FileLink.url",
     "HttpResponse.url",
@@ -26,7 +25,7 @@ PRESIGNED = {
 }
 """Fields with presigned URLs: whoever has one reads or writes the bytes."""
 NOT_SECRET = {
-    "PageSessionRow.owns_token", "Settings.streams_per_token", "Settings.waits_per_token", "TokenCreated.token",
+    "Operation.has_secret", "PageSessionRow.owns_token", "Settings.streams_per_token", "Settings.waits_per_token", "TokenCreated.token",
     "_State.of_token",
 }  # fmt: skip
 """What has the name of a secret and is none."""
