@@ -96,7 +96,7 @@ def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
     harness.add_base()
     harness.push("acme/support")
     harness.transport.settle()
-    monkeypatch.setattr(harness.blobs, "read", away)
+    monkeypatch.setattr(harness.blobs, "stat", away)
     caplog.clear()
     response = send(
         harness, "GET", "/api/v1/adapters/acme/support/versions/1/files/adapter_config.json", harness.secret
