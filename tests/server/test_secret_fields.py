@@ -25,7 +25,8 @@ PRESIGNED = {
 }
 """Fields with presigned URLs: whoever has one reads or writes the bytes."""
 NOT_SECRET = {
-    "Operation.has_secret", "PageSessionRow.owns_token", "Settings.streams_per_token", "Settings.waits_per_token", "TokenCreated.token",
+    "Operation.has_secret",
+    "PageSessionRow.owns_token", "Settings.streams_per_token", "Settings.waits_per_token", "TokenCreated.token",
     "_State.of_token",
 }  # fmt: skip
 """What has the name of a secret and is none."""
