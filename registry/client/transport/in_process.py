@@ -155,6 +155,8 @@ class _Exchange:
         while message := self._next():
             if message.get("body"):
                 yield message["body"]
+            if not message.get("more_body", False):
+                return  # the application may go on: work in the background follows the response
         if not self.is_complete:
             raise TransportError("the application cut off its response", self._url)
 
