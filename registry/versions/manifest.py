@@ -12,7 +12,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from registry import names
 from registry.digest import Digest, canonical_json
@@ -125,14 +125,17 @@ class ManifestDraft(FrozenModel):
         annotations: dict[str, str] | None = None,
         provenance: Provenance | None = None,
     ) -> Self:
-        """The manifest of these parts, in canonical order."""
-        return cls(
-            base=base,
-            files=tuple(sorted(files, key=lambda f: f.path)),
-            parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
-            annotations=annotations or {},
-            provenance=provenance,
-        )
+        """The manifest of these parts, in canonical order. `Invalid` (MANIFEST_INVALID)."""
+        try:
+            return cls(
+                base=base,
+                files=tuple(sorted(files, key=lambda f: f.path)),
+                parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
+                annotations=annotations or {},
+                provenance=provenance,
+            )
+        except ValidationError as e:
+            raise Invalid("MANIFEST_INVALID", "manifest: {}: {}".format(*first_problem(e, "document"))) from e
 
     def with_base(self, base: BaseRef) -> Manifest:
         """The manifest of the same parts for this base."""
