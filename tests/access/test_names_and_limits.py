@@ -26,8 +26,9 @@ from registry.server.database import db
 from registry.server.database.models import AdapterRow, EventRow, RoleRow, VersionRow
 from registry.server.database.models.jobs import JobRow, JobStepRow
 from registry.server.database.models.namespaces import NamespaceRow, TakenNameRow
-from registry.server.database.models.pushes import PushBlobRow, PushRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.promotion import gates, moves
+from registry.server.storage.blobs import staging_key_of
 from tests import samples
 from tests.access.tenants import Tenants, send
 from tests.bulk import PUSHES, commit_push, plan_push, push_body, response_about
@@ -243,9 +244,8 @@ def test_uploads_in_progress_are_limited_for_a_token_and_for_a_blob(tenants: Ten
     plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
     target, data = plan.uploads[0], {Digest.of(data): data for data in files.values()}[plan.uploads[0].digest]
     token_id = harness.admin.whoami().token_id
-    with ExitStack() as uploads, harness.session() as session:
-        row = session.get_one(PushBlobRow, (plan.push_id, target.digest))
-        key = token_id if limiter == "upload_limiter" else row.staging_key
+    with ExitStack() as uploads:
+        key = token_id if limiter == "upload_limiter" else staging_key_of(plan.push_id, target.digest)
         count = rate_limits.UPLOADS_PER_TOKEN if limiter == "upload_limiter" else rate_limits.UPLOADS_PER_BLOB
         for _ in range(count):
             uploads.enter_context(getattr(harness.app.state, limiter).hold(key))

@@ -134,12 +134,15 @@ def _allows_old_secret(scope: Scope | None, method: str) -> bool:
 
 
 class RequireScopeCached(RequireScope):
-    """For `resolve`: the actor may come from the cache, and the route must use `with_current_actor`."""
+    """For `resolve`: the actor may come from the cache, and the route must use `with_current_actor`.
+
+    A token that this server has not seen lately is signed in, which records its use.
+    """
 
     def _sign_in(self, request: Request) -> Actor:
         secret = read_secret(request)
         actor: Actor | None = request.app.state.actor_cache.get(secret) if secret else None
-        if actor is None:
+        if actor is None or getattr(request.state, "is_looked_up", False):
             return current_actor(request)
         request.app.state.request_limiter.take(actor.token_id)
         return actor

@@ -54,12 +54,17 @@ def current_actor(request: Request) -> Actor:
 
 
 def look_up_actor(request: Request) -> Actor:
-    """Return the actor of a request, which is not signed in yet. `Unauthenticated` for an invalid token."""
+    """Return the actor of a request, which is not signed in yet. `Unauthenticated` for an invalid token.
+
+    This neither counts the request nor records the use of its token, so `state.is_looked_up` tells the sign-in that
+    the cache has this actor only since then.
+    """
 
     def read(request: Request) -> Actor:
         with db.session(request.app.state.engine, write=False) as session:
             return authenticate(request, session)
 
+    request.state.is_looked_up = True
     return _sign_in(request, read)
 
 
