@@ -357,7 +357,7 @@ def test_the_first_server_of_a_registry_says_where_its_key_comes_from(tmp_path: 
 
 def test_fsck_reports_a_key_of_another_log(harness: Harness, tmp_path: Path) -> None:
     def found(settings: Settings) -> list[str]:
-        page = check_consistency(harness.engine, harness.blobs, settings, TRUSTED, FsckRequest(cursor="records:"))
+        page = check_consistency(harness.engine, harness.blobs, settings, TRUSTED, FsckRequest(cursor="refs:"))
         return [finding.code for finding in page.findings]
 
     logs.append(harness, 3)
