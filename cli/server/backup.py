@@ -73,7 +73,9 @@ def list_backups(data: str | None, config: str | None) -> None:
 @_server_options
 @click.argument("name", default="")
 def restore_backup(data: str | None, config: str | None, name: str) -> None:
-    """Restore a backup, the newest one by default, into an empty database. Stop the servers first.
+    """Restore a backup into an empty database.
+
+    The newest one by default. Stop the servers first.
 
     Run `adapter migrate` if the program is newer than the backup, and `adapter reindex` for newer versions.
     """

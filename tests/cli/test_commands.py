@@ -155,8 +155,8 @@ def test_groups_of_commands_use_one_verb_for_one_act() -> None:
             for verb in command.list_commands(context):
                 groups.setdefault(verb, set()).add(name)
     assert groups["add"] == {"base", "context", "publisher", "tag"}
-    assert groups["create"] == {"namespace", "token", "webhook"}
-    assert groups["delete"] == (groups["add"] | groups["create"] | groups["set"] | {"alias"}) - {"token"}
+    assert groups["create"] == {"backup", "namespace", "token", "webhook"}
+    assert groups["delete"] == (groups["add"] | groups["create"] | groups["set"] | {"alias"}) - {"backup", "token"}
     assert groups["revoke"] == {"namespace", "token"}, "of a namespace, a role is revoked"
     synonyms = {"remove", "rm", "new", "register", "drop", "destroy", "get", "describe", "ls", "edit", "update"}
     assert synonyms.isdisjoint(groups)
