@@ -73,9 +73,9 @@ class Harness:
         self._data = tempfile.TemporaryDirectory(prefix="harness-")
         self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).with_defaults()
         self.engine = open_database(self.settings)
-        self.blobs = blobs if blobs is not None else MemoryBlobs()
+        self._blobs = blobs if blobs is not None else MemoryBlobs()
         schema.prepare(self.engine)
-        self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
+        self.app = app.create_app(self.settings, engine=self.engine, blobs=self._blobs)
         self.transport = HttpxInProcess(self.app)
         secret = new_secret()
         self.secret = secret if tokens.create_first_token(self.engine, sha256_of(secret)) else ""
@@ -111,12 +111,20 @@ class Harness:
     def _kept(self) -> set[str]:
         return {str(digest_of(stat.key)) for stat in self.blobs.list("blobs/")}
 
+    @property
+    def blobs(self) -> BlobStore:
+        """The store, once what follows earlier responses has ended."""
+        self._settle()
+        return self._blobs
+
     def session(self, *, write: bool = False) -> Any:
-        """A transaction of the test's own, to look at rows. One that writes changes none under work that follows an
-        response; a thread of a test may be such work."""
-        if write and threading.current_thread() is threading.main_thread():
-            self.transport.settle(completed=True)
+        """A transaction of the test's own, once what follows earlier responses has ended."""
+        self._settle()
         return db.session(self.engine, write=write)
+
+    def _settle(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # another thread of a test may be such work
+            self.transport.settle(completed=True)
 
     # ------------------------------------------------------------ who
     def client(self, secret: str) -> Registry:
