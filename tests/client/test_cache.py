@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -70,44 +69,13 @@ def test_what_a_killed_process_left_half_written_goes_after_a_day(tmp_path: Path
     assert cache.take(digest, SIZE, tmp_path / "again")
 
 
-def test_what_was_handed_out_as_a_link_stays_when_the_cache_lets_it_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "registry.client.local.cache._clone", lambda _kept, _target: False
-    )  # as on ext4, wherever this runs
+def test_what_was_handed_out_as_a_link_stays_when_the_cache_lets_it_go(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", limit_bytes=LINK_FROM_BYTES)
     first = fill(cache, 1, tmp_path / "1", size_bytes=LINK_FROM_BYTES)
     assert (tmp_path / "1").stat().st_nlink == 2
     fill(cache, 2, tmp_path / "2", size_bytes=LINK_FROM_BYTES)
     assert not cache.path_of(first).exists()
     assert (tmp_path / "1").read_bytes() == blob(1, LINK_FROM_BYTES)[1]
-
-
-@pytest.fixture
-def cloning(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a btrfs of its own, which shares blocks between files."""
-    image, folder = tmp_path / "image", tmp_path / "btrfs"
-    folder.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(128 * 2**20)
-    try:
-        subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", image, folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no btrfs can be made and mounted here (it needs mkfs.btrfs, and to be root)")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_where_files_can_share_blocks_each_is_a_file_of_its_own_and_an_edit_stays_in_one(cloning: Path) -> None:
-    cache = Cache(cloning / "cache")
-    digest = fill(cache, 1, cloning / "one", size_bytes=LINK_FROM_BYTES)
-    assert cache.take(digest, LINK_FROM_BYTES, cloning / "two")
-    assert [path.stat().st_nlink for path in (cloning / "one", cloning / "two", cache.path_of(digest))] == [1, 1, 1]
-    with open(cloning / "one", "r+b") as file:
-        file.write(b"edited")
-    assert (cloning / "two").read_bytes() == cache.path_of(digest).read_bytes() == blob(1, LINK_FROM_BYTES)[1]
 
 
 def test_a_blob_larger_than_the_limit_is_handed_out_and_not_kept(tmp_path: Path) -> None:
@@ -199,21 +167,3 @@ def test_a_copy_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "copyfile", half)
     assert not cache.take(digest, SIZE, target)
     assert not target.exists()
-
-
-def test_a_file_system_that_cannot_clone_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused: list[int] = []
-
-    def refuse(*_arguments: object) -> None:
-        refused.append(1)
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(cache_module, "ioctl", refuse, raising=False)
-    monkeypatch.setattr(cache_module, "CAN_CLONE", True)
-    monkeypatch.setattr(cache_module, "_WITHOUT_CLONES", set())
-    cached = tmp_path / "cached"
-    cached.write_bytes(bytes(LINK_FROM_BYTES))
-    for number in range(3):
-        cache_module.hand_out(cached, tmp_path / f"target-{number}")
-    assert len(refused) == 1
-    assert {path.stat().st_size for path in tmp_path.iterdir()} == {LINK_FROM_BYTES}

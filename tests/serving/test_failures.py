@@ -130,7 +130,7 @@ def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
         assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
         assert any("No space left" in transport and "cannot be stored" in transport for transport in node.lines)
         assert node.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed"}
-    assert not list((node.store.root / "incoming").iterdir()), "nothing half lies there"
+    assert not [path for path in node.store.versions.iterdir() if path.name.startswith(".")], "nothing half lies there"
     assert node.states() == {"acme-support-v2": "ready"}
 
 

@@ -1,8 +1,8 @@
 """`Cache`: blobs that this machine pulled before, by digest. Any number of processes may share one.
 
 - A cached blob is hashed again at each use, so an edited file never becomes another adapter.
-- Large blobs are cloned (btrfs, XFS) or hard-linked read-only; small ones are copied, because people edit them. On
-  Windows, where a read-only file can be neither replaced nor deleted, all are copied.
+- Large blobs are hard-linked read-only; small ones are copied, because people edit them. On Windows, where a read-only
+  file can be neither replaced nor deleted, all are copied.
 - Files appear whole under their digest. A process waits for a large blob that another one fetches; on Windows, and of a
   small one, both fetch it.
 - Above the limit the least recently used go, before them files that a killed process left half-written.
@@ -11,12 +11,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import secrets
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,22 +24,11 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.filesystem import IS_POSIX, lock, user_folder
 
-try:
-    from fcntl import ioctl
-except ImportError:  # Windows
-    CAN_CLONE = False
-else:
-    CAN_CLONE = sys.platform == "linux"
-
 LINK_FROM_BYTES = 2**20
 LOCKED_FROM_BYTES = 8 * 2**20
 """A smaller blob is fetched twice rather than locked: a lock is a file that is created and removed."""
 LIMIT_BYTES = 50 * 2**30
 LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
-_FICLONE = 0x40049409
-"""Linux's ioctl that makes one file share the blocks of another."""
-_WITHOUT_CLONES: set[int] = set()
-"""Devices whose file system cannot clone. A vain attempt costs a new file each time."""
 LEFT_SECONDS = 24 * 3600
 """A half-written file of this age was abandoned."""
 LOOK_SHARE = 50
@@ -184,10 +171,8 @@ def _used(cached: Path) -> None:
 
 
 def hand_out(cached: Path, target: Path) -> None:
-    """Clone or hard-link a large file if possible, else copy. A failed copy is removed."""
+    """Hard-link a large file if possible, else copy. A failed copy is removed."""
     if cached.stat().st_size >= LINK_FROM_BYTES and IS_POSIX:
-        if _clone(cached, target):
-            return
         with contextlib.suppress(OSError):
             os.link(cached, target)
             return
@@ -201,20 +186,3 @@ def hand_out(cached: Path, target: Path) -> None:
         with contextlib.suppress(OSError):
             target.unlink()
         raise OSError(e.errno, e.strerror, str(target)) from e  # it would name the file that was read
-
-
-def _clone(cached: Path, target: Path) -> bool:
-    """Copy on write (FICLONE). False if the file system has no such thing, which is remembered."""
-    device = os.stat(target.parent).st_dev
-    if not CAN_CLONE or device in _WITHOUT_CLONES:
-        return False
-    with contextlib.suppress(OSError), open(cached, "rb") as source, open(target, "xb") as file:
-        try:
-            ioctl(file.fileno(), _FICLONE, source.fileno())
-            os.fsync(file.fileno())
-            return True
-        except OSError as e:
-            target.unlink()
-            if e.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
-                _WITHOUT_CLONES.add(device)
-    return False

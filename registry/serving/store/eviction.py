@@ -45,12 +45,12 @@ class Evicted:
     remaining_bytes: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _StoredVersion:
-    """One version with all its copies; `used_at`: when its last use was seen."""
+    """`used_at`: when its last use was seen."""
 
     digest: Digest
-    folders: list[Path]
+    folder: Path
     used_at: float
     size_bytes: int
 
@@ -62,21 +62,21 @@ def evict(
     """Evict once. Errors of `leases` are raised; a folder that cannot be deleted is left for the next time."""
     evicted, now = Evicted(), clock()
     versions = _stored_versions(store)
-    evicted.remaining_bytes = sum(copy.size_bytes for copy in versions)
+    evicted.remaining_bytes = sum(version.size_bytes for version in versions)
     leased = set(leases()) if versions else set()
-    for copy in versions:  # least recently used first
-        if copy.digest in leased:
-            store.note_use(copy.digest, now)
+    for version in versions:  # least recently used first
+        if version.digest in leased:
+            store.note_use(version.digest, now)
             continue
-        unused = now - copy.used_at
+        unused = now - version.used_at
         over = evicted.remaining_bytes > limits.size_bytes or unused >= limits.keep_days * DAY_SECONDS
-        with store.in_use.exclusive(copy.digest) as unused_now:
+        with store.in_use.exclusive(version.digest) as unused_now:
             if not unused_now:
-                store.note_use(copy.digest, now)
-            elif over and unused >= LEAST_SECONDS and _detach(store, copy):
-                evicted.removed.append(copy.digest)
-                evicted.removed_bytes += copy.size_bytes
-                evicted.remaining_bytes -= copy.size_bytes
+                store.note_use(version.digest, now)
+            elif over and unused >= LEAST_SECONDS and _detach(store, version):
+                evicted.removed.append(version.digest)
+                evicted.removed_bytes += version.size_bytes
+                evicted.remaining_bytes -= version.size_bytes
     _delete_leftovers(store, now - DAY_SECONDS)
     _forget(store, evicted.removed)
     return evicted
@@ -118,16 +118,12 @@ class Evictor:
 
 
 def _stored_versions(store: LocalStore) -> list[_StoredVersion]:
-    by_digest: dict[Digest, _StoredVersion] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for folder in store.versions.iterdir():
-            digest = digest_of(folder.name)
-            if digest is None or folder.is_symlink():
-                continue
-            version = by_digest.setdefault(digest, _StoredVersion(digest, [], _seen_at(store, digest, folder), 0))
-            version.folders.append(folder)
-            version.size_bytes += _size_of(folder)
-    return sorted(by_digest.values(), key=lambda version: version.used_at)
+    versions = []
+    for folder in _entries(store.versions):
+        digest = digest_of(folder.name)
+        if digest is not None and not folder.is_symlink():
+            versions.append(_StoredVersion(digest, folder, _seen_at(store, digest, folder), _size_of(folder)))
+    return sorted(versions, key=lambda version: version.used_at)
 
 
 def _seen_at(store: LocalStore, digest: Digest, folder: Path) -> float:
@@ -147,26 +143,24 @@ def _size_of(folder: Path) -> int:
 
 
 def _detach(store: LocalStore, version: _StoredVersion) -> bool:
-    """Rename its folders away. Its manifest goes first, so that it is not found any more."""
+    """Rename its folder away. Its manifest goes first, so that it is not found any more."""
     try:
-        store.evicted.mkdir(exist_ok=True)
         store.manifest_path(version.digest).unlink(missing_ok=True)
-        for folder in version.folders:
-            os.rename(folder, store.evicted / f"{folder.name}.{secrets.token_hex(4)}")
+        os.rename(version.folder, store.versions / f".{version.folder.name}.{secrets.token_hex(4)}.old")
     except OSError:
         return False
     return True
 
 
 def _delete_leftovers(store: LocalStore, died_before: float) -> None:
-    """Delete detached folders, and scratch folders of pulls that died."""
-    leftovers = [*_entries(store.evicted)]
-    for scratch in _entries(store.incoming):
+    """Delete detached folders, and new folders of pulls that died."""
+    for folder in _entries(store.versions):
+        if not folder.name.startswith("."):
+            continue
         with contextlib.suppress(OSError):
-            times = [path.lstat().st_mtime for path in (scratch, *scratch.rglob("*"))]
-            leftovers += [scratch] if max(times) < died_before else []
-    for path in leftovers:
-        shutil.rmtree(path, ignore_errors=True)
+            times = [path.lstat().st_mtime for path in (folder, *folder.rglob("*"))]
+            if folder.name.endswith(".old") or max(times) < died_before:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _entries(folder: Path) -> list[Path]:

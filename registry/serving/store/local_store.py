@@ -6,17 +6,13 @@
 
 Engines read an adapter's files again at any time, and a folder that disappears has crashed whole engines. So:
 
-- A folder appears by one rename after every byte was verified, and is never written to again.
-- A folder is verified again before its first use by a process. A damaged one stays, because an engine may still read
-  it, and a second one (`<hex>-2`) is made beside it.
+- A folder appears by one rename after every byte was verified (`Destination`), and its files are not written to again.
+- A folder is verified again before its first use by a process. A damaged one is exchanged for an intact one.
 - A process that gets a folder uses the version from then on, so eviction leaves it. Processes can share a store.
 """
 
 import contextlib
-import errno
 import os
-import secrets
-import shutil
 import threading
 import time
 from collections.abc import Iterable
@@ -25,13 +21,11 @@ from pathlib import Path
 from registry.client.registry import Registry
 from registry.client.transfer import pull
 from registry.digest import Digest
-from registry.errors import Corrupt, RegistryError, Unavailable
+from registry.errors import Invalid, RegistryError, Unavailable
 from registry.filesystem import replace_file
 from registry.names import AdapterName, Ref
 from registry.serving.store.in_use import InUse
 from registry.versions.manifest import Manifest
-
-COPIES_LIMIT = 9
 
 
 class LocalStore:
@@ -42,9 +36,8 @@ class LocalStore:
         self.in_use = InUse(self.root, user)
         self.versions = self.root / "versions"
         self.manifests, self.reference_logprobs = self.root / "manifests", self.root / "reference-logprobs"
-        self.incoming, self.evicted = self.root / "incoming", self.root / "evicted"
         self.resolutions = self.root / "resolutions"
-        self._verified: dict[Digest, Path] = {}
+        self._verified: set[Digest] = set()
         self._lock = threading.Lock()
 
     def find(self, digest: Digest) -> Path | None:
@@ -53,16 +46,16 @@ class LocalStore:
         if manifest is None:
             return None
         self.in_use.mark(digest)  # first: what is found then stays
+        folder = self.folder_of(digest)
         with self._lock:
-            verified = self._verified.get(digest)
-        if verified is not None and verified.is_dir():
-            return verified
-        for folder in self._folders(digest):
-            if folder.is_dir() and _is_intact(folder, manifest):
-                with self._lock:
-                    self._verified[digest] = folder
-                return folder
-        return None
+            is_verified = digest in self._verified
+        if is_verified and folder.is_dir():
+            return folder
+        if not _is_intact(folder, manifest):
+            return None
+        with self._lock:
+            self._verified.add(digest)
+        return folder
 
     def fetch(
         self, registry: Registry, name: AdapterName, digest: Digest, pulls: pull.PlannedPulls | None = None, *,
@@ -76,20 +69,28 @@ class LocalStore:
         if existing is not None:
             return existing
         self.in_use.mark(digest)
-        scratch = self.incoming / f"{digest.hex[:16]}-{secrets.token_hex(4)}"
+        folder = self.folder_of(digest)
         try:
-            for folder in (self.versions, self.manifests, self.incoming):
-                folder.mkdir(parents=True, exist_ok=True)
             pulls = pulls or pull.PlannedPulls(registry, ())
-            resolved = pulls.pull(Ref(name, digest), scratch, cache=None, number=number)
-            return self._put(scratch, resolved.manifest)
-        except OSError as e:
+            resolved = pulls.pull(Ref(name, digest), folder, cache=None, number=number)
+            for file in folder.iterdir():
+                file.chmod(0o444)
+            replace_file(self.manifest_path(digest), resolved.manifest.to_bytes())
+        except (OSError, Invalid) as e:
+            if isinstance(e, Invalid) and e.code != "FOLDER_INVALID":
+                raise
+            reason = e.detail if isinstance(e, Invalid) else e.strerror or e
             raise Unavailable(
-                "STORE_UNAVAILABLE", f"{name}@{digest.short} cannot be stored in {self.root}: {e.strerror or e}",
+                "STORE_UNAVAILABLE", f"{name}@{digest.short} cannot be stored in {self.root}: {reason}",
                 next_step="free some space there; it is tried again",
             ) from e  # fmt: skip
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with self._lock:
+            self._verified.add(digest)
+        return folder
+
+    def folder_of(self, digest: Digest) -> Path:
+        """Where the files of a version are."""
+        return self.versions / digest.hex
 
     def manifest_path(self, digest: Digest) -> Path:
         """Where the manifest of a version is."""
@@ -120,36 +121,11 @@ class LocalStore:
             folder = folder.parent
         return digest_of(folder.name) if folder.parent == self.versions else None
 
-    def _put(self, scratch: Path, manifest: Manifest) -> Path:
-        digest = manifest.digest
-        for file in scratch.rglob("*"):
-            if file.is_file():
-                file.chmod(0o444)
-        replace_file(self.manifest_path(digest), manifest.to_bytes())
-        for location in self._folders(digest):
-            try:
-                os.rename(scratch, location)
-            except OSError as e:
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                folder = self.find(digest)  # another process has pulled it meanwhile
-                if folder is not None:
-                    return folder
-                continue
-            with self._lock:
-                self._verified[digest] = location
-            return location
-        raise Corrupt("DIGEST_MISMATCH", f"{self.versions}: {COPIES_LIMIT} damaged copies of {digest.short} are there")
-
-    def _folders(self, digest: Digest) -> list[Path]:
-        again = [self.versions / f"{digest.hex}-{number}" for number in range(2, COPIES_LIMIT + 1)]
-        return [self.versions / digest.hex, *again]
-
 
 def digest_of(name: str) -> Digest | None:
     """The version in a folder of this name; None for other names."""
     with contextlib.suppress(RegistryError):
-        return Digest("sha256:" + name.partition("-")[0])
+        return Digest(f"sha256:{name}")
     return None
 
 
