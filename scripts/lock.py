@@ -23,8 +23,8 @@ from tests.import_table import ROOT
 
 FOLDER = ROOT / "requirements"
 EXTRAS = {
-    "dev": ("server", "worker", "images", "docs", "dev"),
-    "server": ("server",),
+    "dev": ("server", "verify", "worker", "images", "docs", "dev"),
+    "server": ("server", "verify"),
     "agent": (),
     "worker": ("worker", "images", "gguf"),
 }

@@ -46,6 +46,7 @@ TABLE = [
     _row("registry.hub.xet", "domain", "blake3 lz4"),
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
+    _row("registry.attestations.keyless", "domain", "cryptography sigstore"),
     _row("registry.client", "domain client", "pydantic"),
     _row("registry.client.transport.http_transport", "domain client", "urllib3"),
     _row("registry.client.transport.in_process", "domain client", "anyio"),

@@ -1,35 +1,29 @@
 """Certificates that sign versions: whose they are, and whether they lead to a root that an operator has named.
 
-A signing certificate needs the key usage `digitalSignature`, and `codeSigning` where it lists extended usages; one that
-lists none is for any (RFC 5280 §4.2.1.12). An unknown critical extension breaks the chain. Revocation is not looked up:
-that needs the network, and would tell others whose signatures we look at.
+`cryptography` validates the chain. A signing certificate needs the key usage `digitalSignature`, and `codeSigning`
+where it lists extended usages; one that lists none is for any (RFC 5280 §4.2.1.12). Revocation is not looked up: that
+needs the network, and would tell others whose signatures we look at.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
 
 from registry.attestations import decode_base64, signature_error
 from registry.attestations.keys import PublicKey
 from registry.errors import Invalid
 
 CHAIN_LIMIT = 8
-_UNDERSTOOD = {
-    ExtensionOID.BASIC_CONSTRAINTS,
-    ExtensionOID.KEY_USAGE,
-    ExtensionOID.EXTENDED_KEY_USAGE,
-    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-}
 
 
 class Untrusted(Exception):
@@ -38,49 +32,27 @@ class Untrusted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whom an operator trusts: roots of authorities, Sigstore's authorities, its logs by key id (SHA-256 in hex)."""
+    """Whom an operator trusts: roots of authorities, and Sigstore instances by their `trusted_root.json`."""
 
     roots: tuple[x509.Certificate, ...] = ()
-    authorities: tuple[x509.Certificate, ...] = ()
-    logs: Mapping[str, PublicKey] = field(default_factory=dict)
-    certificate_logs: Mapping[str, PublicKey] = field(default_factory=dict)
+    sigstore: tuple[bytes, ...] = ()
 
     @classmethod
     def parse(cls, files: Iterable[bytes]) -> Trust:
         """From PEM files of root certificates and Sigstore's `trusted_root.json`. `Invalid` (SETTING_INVALID)."""
         roots: list[x509.Certificate] = []
-        certificates: dict[str, list[Any]] = {"certificateAuthorities": [], "tlogs": [], "ctlogs": []}
+        sigstore: list[bytes] = []
         try:
             for data in files:
                 if data.lstrip().startswith(b"{"):
-                    document = json.loads(data)
-                    for name, entries in certificates.items():
-                        entries += document.get(name, [])
+                    _ = json.loads(data)["certificateAuthorities"]
+                    sigstore.append(data)
                 else:
                     roots += x509.load_pem_x509_certificates(data)
-            chains = [authority["certChain"]["certificates"] for authority in certificates["certificateAuthorities"]]
-            authorities = tuple(_certificate(raw["rawBytes"]) for chain in chains for raw in chain)
-            return cls(tuple(roots), authorities, _logs(certificates["tlogs"]), _logs(certificates["ctlogs"]))
-        except (ValueError, KeyError, TypeError, AttributeError, Invalid) as e:
+        except (ValueError, KeyError) as e:
             message = "trusted roots: neither PEM certificates nor a trusted_root.json of Sigstore"
             raise Invalid("SETTING_INVALID", message) from e
-
-
-def _logs(entries: Iterable[Any]) -> dict[str, PublicKey]:
-    """The keys of logs that we can verify with; other kinds of key are passed over, so nothing of theirs verifies."""
-    keys = {}
-    for log in entries:
-        try:
-            key = serialization.load_der_public_key(base64.b64decode(log["publicKey"]["rawBytes"]))
-            pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-            keys[base64.b64decode(log["logId"]["keyId"]).hex()] = PublicKey.parse(pem)
-        except Invalid:
-            continue
-    return keys
-
-
-def _certificate(text: str) -> x509.Certificate:
-    return x509.load_der_x509_certificate(base64.b64decode(text))
+        return cls(tuple(roots), tuple(sigstore))
 
 
 def of_material(material: Mapping[str, Any]) -> tuple[x509.Certificate, ...]:
@@ -125,62 +97,37 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(SHA256()).hex()
 
 
-def root_of(
-    chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime, *, code_only: bool = False
-) -> tuple[x509.Certificate, x509.Certificate]:
-    """The root that a chain leads to, and who issued its first certificate. `Untrusted` says why it leads to none.
-
-    `code_only`: it must say itself that it is for signing code, as Sigstore's do.
-    """
-    current, issuer = chain[0], None
-    _made_for_signing(current, code_only=code_only)
-    for below in range(CHAIN_LIMIT):
-        _valid(current, at)
-        trusted = next((root for root in roots if _has_issued(current, root)), None)
-        above = trusted or next((other for other in chain[1:] if _has_issued(current, other)), None)
-        if above is None:
-            break
-        _authority(above, below)
-        issuer = issuer or above
-        if trusted is not None:
-            _valid(trusted, at)
-            return trusted, issuer
-        current = above
-    raise Untrusted(f"its certificate ({name_of(chain[0])}) does not lead to a root that is trusted here")
-
-
-def _has_issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
+def root_of(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime) -> x509.Certificate:
+    """The root that a chain leads to. `Untrusted` says why it leads to none."""
+    leaf = chain[0]
+    _require_signing_use(leaf)
+    policy = PolicyBuilder().store(Store(list(roots))).time(at).max_chain_depth(CHAIN_LIMIT)
+    policy = policy.extension_policies(ca_policy=_AUTHORITY, ee_policy=ExtensionPolicy.permit_all())
     try:
-        certificate.verify_directly_issued_by(by)
-    except Exception:  # the library raises many kinds for keys and signatures that do not go together
-        return False
-    return True
+        return policy.build_client_verifier().verify(leaf, list(chain[1:])).chain[-1]
+    except (VerificationError, x509.UnsupportedGeneralNameType, ValueError) as e:
+        reason = str(e).partition(" (encountered")[0]
+        message = f"its certificate ({name_of(leaf)}) does not lead to a root that is trusted here: {reason}"
+        raise Untrusted(message) from e
 
 
-def _valid(certificate: x509.Certificate, at: datetime) -> None:
-    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
-        time_text = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
-        raise Untrusted(f"the certificate of {name_of(certificate)} was not valid at {time_text} UTC")
-    for extension in certificate.extensions:
-        if extension.critical and extension.oid not in _UNDERSTOOD:
-            raise Untrusted(f"the certificate of {name_of(certificate)} has a critical extension that is unknown here")
+def _require_issuing_use(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("not an authority that may issue certificates")
 
 
-def _made_for_signing(leaf: x509.Certificate, *, code_only: bool) -> None:
+# Certificates of company authorities often lack the key identifiers and extended usages that the Web's must have.
+_AUTHORITY = (
+    ExtensionPolicy.permit_all()
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
+    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _require_issuing_use)
+)
+
+
+def _require_signing_use(leaf: x509.Certificate) -> None:
     by_oid = {extension.oid: extension.value for extension in leaf.extensions}
     usage, purposes = by_oid.get(ExtensionOID.KEY_USAGE), by_oid.get(ExtensionOID.EXTENDED_KEY_USAGE)
     if usage is None or not usage.digital_signature:
         raise Untrusted("its certificate is not one for signatures")
-    unnamed = purposes is None and not code_only
-    if not unnamed and ExtendedKeyUsageOID.CODE_SIGNING not in (purposes or ()):
+    if purposes is not None and ExtendedKeyUsageOID.CODE_SIGNING not in purposes:
         raise Untrusted("its certificate is not one for signing code")
-
-
-def _authority(certificate: x509.Certificate, below: int) -> None:
-    """Whether it may sign certificates, with so many others between it and the one at the end."""
-    by_oid = {extension.oid: extension.value for extension in certificate.extensions}
-    basic, usage = by_oid.get(ExtensionOID.BASIC_CONSTRAINTS), by_oid.get(ExtensionOID.KEY_USAGE)
-    if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
-        raise Untrusted(f"{certificate.subject.rfc4514_string()} is not an authority that may issue certificates")
-    if basic.path_length is not None and below > basic.path_length:
-        raise Untrusted(f"{certificate.subject.rfc4514_string()} may not issue a chain as long as this one")

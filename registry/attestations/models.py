@@ -1,4 +1,4 @@
-"""OpenSSF model signing: bundles that sign the files of a model, made with keys, read with keys and certificates.
+"""OpenSSF model signing: bundles that sign the files of a model, made and read with keys (certificates: `certified`).
 
     subject     the model's name, and the SHA-256 over the digests of its files in the order of their names
     predicate   `resources`: each file's name, algorithm and digest; `serialization`: how they were hashed
@@ -10,15 +10,12 @@ names the manifest, which pins base and parents, and lists our own note in a pul
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from cryptography import x509
 
 from registry import attestations
-from registry.attestations import Statement, certificates, signature_error, sigstore
-from registry.attestations.certificates import Trust, Untrusted
+from registry.attestations import Statement, certificates, signature_error
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.versions.files import NOTE
 from registry.versions.manifest import Manifest
@@ -44,47 +41,19 @@ def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
     return json.dumps({"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope})
 
 
-@dataclass(frozen=True, slots=True)
-class SignerIdentity:
-    """Who signed, or why that cannot be said here: exactly one of the two is set."""
-
-    identity: str
-    problem: str = ""
-
-
 def verify_with_key(bundle: str, key: PublicKey, manifest: Manifest) -> str:
     """The identity that signed the files of this version. `Invalid` (SIGNATURE_INVALID) says what does not agree."""
-    _covers(attestations.verify_envelope(_envelope(attestations.read(bundle.encode())), key), manifest)
+    require_files(attestations.verify_envelope(envelope_of(attestations.read(bundle.encode())), key), manifest)
     return key.identity
-
-
-def verify_with_certificate(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> SignerIdentity:
-    """Who signed the files of this version with a certificate: a chain of its own, or Sigstore's with a log's entry.
-
-    A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a
-    `SignerIdentity` without identity where nothing does, but no one who is trusted here vouches for it.
-    """
-    document = attestations.read(bundle.encode())
-    material, chain, envelope = *_certificates(document), _envelope(document)
-    _covers(attestations.verify_envelope(envelope, certificates.key_of(chain[0])), manifest)
-    try:
-        if material.get("tlogEntries"):
-            return SignerIdentity(sigstore.signer(material, envelope, chain, trust))
-        if not trust.roots:
-            raise Untrusted(f"no root is configured that could vouch for {certificates.name_of(chain[0])}")
-        root, _ = certificates.root_of(chain, trust.roots, at)
-        return SignerIdentity(f"pki:{certificates.fingerprint(root)[:32]}/{certificates.name_of(chain[0])}")
-    except Untrusted as e:
-        return SignerIdentity("", f"not verified: {e}")
 
 
 def name_in_certificate(bundle: str) -> str:
     """Whose the certificate of a bundle says that it is. `Invalid` (SIGNATURE_INVALID) without one."""
-    _, chain = _certificates(attestations.read(bundle.encode()))
+    _, chain = certificates_of(attestations.read(bundle.encode()))
     return certificates.name_of(chain[0])
 
 
-def _certificates(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[x509.Certificate, ...]]:
+def certificates_of(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[x509.Certificate, ...]]:
     """The verification material of a bundle, and its certificates, the one that signed first."""
     material = document.get("verificationMaterial")
     chain = certificates.of_material(material) if isinstance(material, dict) else ()
@@ -93,7 +62,8 @@ def _certificates(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple
     return material, chain
 
 
-def _covers(statement: Statement, manifest: Manifest) -> None:
+def require_files(statement: Statement, manifest: Manifest) -> None:
+    """`Invalid` (SIGNATURE_INVALID) unless the statement names each file of the manifest with its digest."""
     signed = files_of(statement)
     for file in manifest.files:
         if file.path not in signed:
@@ -134,7 +104,7 @@ def _root(digests: Any) -> str:
     return hasher.hexdigest()
 
 
-def _envelope(document: dict[str, Any]) -> Mapping[str, Any]:
+def envelope_of(document: dict[str, Any]) -> Mapping[str, Any]:
     """The envelope of a bundle; what is no bundle is taken for an envelope."""
     inner = document.get("dsseEnvelope", document)
     if not isinstance(inner, dict):

@@ -20,7 +20,7 @@ from registry.api.audit import EventProof
 from registry.api.audit.attestations import AttestationView, SignRequest
 from registry.api.catalog import Resolved
 from registry.api.models import Response
-from registry.attestations import Statement, keys, models
+from registry.attestations import Statement, certified, keys, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.client.audit import Audit
@@ -187,7 +187,7 @@ class Attached:
         if self.request.public_key:
             models.verify_with_key(self.request.bundle, PublicKey.parse(self.request.public_key.encode()), manifest)
         else:
-            models.verify_with_certificate(self.request.bundle, manifest, Trust(), datetime.now(UTC))
+            certified.verify_with_certificate(self.request.bundle, manifest, Trust(), datetime.now(UTC))
 
     def attach(self, registry: Versions, ref: Ref, _manifest: Manifest) -> None:
         """Attach the signature to the pushed version."""
@@ -280,12 +280,12 @@ def _signature(view: AttestationView, version: Signable, trust: Trust) -> Signed
 
 def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed:
     """A signature with a certificate, as of the time at which the registry says it was attached."""
-    certified = models.verify_with_certificate(view.bundle, version.manifest, trust, view.made_at)
-    if not certified.identity:
-        return replace(_line(view, view.identity, "", certified.problem), unverified=True)
-    if view.kind == "signature" and certified.identity != view.identity:
+    signer = certified.verify_with_certificate(view.bundle, version.manifest, trust, view.made_at)
+    if not signer.identity:
+        return replace(_line(view, view.identity, "", signer.problem), unverified=True)
+    if view.kind == "signature" and signer.identity != view.identity:
         raise attestations.signature_error(f"the registry says that this is the signature of {view.identity}")
-    return _line(view, certified.identity, f"signed these files; uploaded by {view.made_by}", "")
+    return _line(view, signer.identity, f"signed these files; uploaded by {view.made_by}", "")
 
 
 def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier], names: Sequence[str]) -> Signed:

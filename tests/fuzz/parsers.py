@@ -15,7 +15,7 @@ from registry.adapters import card, companions, safetensors, templates, trainer
 from registry.adapters.formats import gguf
 from registry.adapters.methods import CODE_FIELDS
 from registry.adapters.peft import config, describe
-from registry.attestations import models
+from registry.attestations import certified, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey
 from registry.client import signing
@@ -148,7 +148,7 @@ def _signature(data: bytes) -> None:
     key = PrivateKey.of_seed(bytes(32)).public
     _any_of(
         partial(models.verify_with_key, text, key, manifest),
-        partial(models.verify_with_certificate, text, manifest, Trust(), NOW),
+        partial(certified.verify_with_certificate, text, manifest, Trust(), NOW),
     )
 
 

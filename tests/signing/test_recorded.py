@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from registry.attestations import models
+from registry.attestations import certified, models
 from registry.attestations.certificates import Trust, fingerprint
 from registry.attestations.keys import PublicKey
 from registry.digest import Digest
@@ -68,15 +68,15 @@ def test_a_bundle_of_a_certificate_is_its_owners_where_its_root_is_named(way: st
     root = fingerprint(x509.load_pem_x509_certificate(pem))[:32]
     owner = "alice@example.org" if way == "certificate" else "CN=acme release"
     assert (
-        models.verify_with_certificate(bundle_of(way), pushed(), Trust.parse([pem]), AT).identity
+        certified.verify_with_certificate(bundle_of(way), pushed(), Trust.parse([pem]), AT).identity
         == f"pki:{root}/{owner}"
     )
-    unknown = models.verify_with_certificate(bundle_of(way), pushed(), Trust(), AT)
+    unknown = certified.verify_with_certificate(bundle_of(way), pushed(), Trust(), AT)
     assert (unknown.identity, unknown.problem.startswith("not verified: no root is configured")) == ("", True)
-    late = models.verify_with_certificate(
+    late = certified.verify_with_certificate(
         bundle_of(way), pushed(), Trust.parse([pem]), datetime(2099, 1, 1, tzinfo=UTC)
     )
-    assert "was not valid at" in late.problem
+    assert "not valid at validation time" in late.problem
 
 
 @pytest.mark.parametrize("way", [KEYS[0], CERTIFICATES[0]])
@@ -96,6 +96,6 @@ def test_no_changed_byte_of_what_was_signed_or_of_the_signature_is_taken(way: st
                 if key is not None:
                     models.verify_with_key(json.dumps(document), key, pushed())
                 else:
-                    models.verify_with_certificate(json.dumps(document), pushed(), Trust(), AT)
+                    certified.verify_with_certificate(json.dumps(document), pushed(), Trust(), AT)
             assert caught.value.code == "SIGNATURE_INVALID"
         put(base64.b64encode(data).decode())

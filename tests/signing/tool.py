@@ -12,7 +12,6 @@ Example
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,28 +20,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "1.1.1"
-SIGSTORE = """
-import json, pathlib, sys
-from sigstore.models import Bundle, TrustedRoot
-from sigstore.verify import Verifier
-
-class AnyIdentity:
-    def verify(self, certificate):
-        pass
-
-folder = pathlib.Path(sys.argv[1])
-verifier = Verifier(trusted_root=TrustedRoot.from_file(str(folder / "trusted_root.json")))
-
-def is_accepted(text):
-    try:
-        verifier.verify_dsse(Bundle.from_json(text), AnyIdentity())
-    except Exception:
-        return False
-    return True
-
-print(json.dumps([is_accepted(text) for text in json.loads((folder / "bundles.json").read_text())]))
-"""
-"""Reads `trusted_root.json` and `bundles.json` of a folder and prints one boolean for each bundle."""
 FOLDER = ROOT / ".cache" / "signing" / f"model-signing-{VERSION}"
 
 
@@ -79,16 +56,6 @@ class Tool:
         """Whether it takes a bundle for this folder; files that nobody signed count against it."""
         arguments: list[str | Path] = ["verify", "key", "--public_key", public_key, "--signature", signature, folder]
         return subprocess.run([FOLDER / "bin" / "model_signing", *arguments], capture_output=True).returncode == 0
-
-    def sigstore_accepts(self, trusted_root: bytes, bundles: Sequence[str], folder: Path) -> list[bool]:
-        """Whether Sigstore's own client, which model_signing brings along, verifies each bundle offline."""
-        (folder / "trusted_root.json").write_bytes(trusted_root)
-        (folder / "bundles.json").write_text(json.dumps(bundles))
-        done = subprocess.run([FOLDER / "bin" / "python", "-c", SIGSTORE, folder], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"sigstore: {done.stderr[-2000:]}")
-        accepted: list[bool] = json.loads(done.stdout.splitlines()[-1])
-        return accepted
 
     def _run(self, *words: object) -> None:
         done = subprocess.run([FOLDER / "bin" / "model_signing", *map(str, words)], capture_output=True, text=True)

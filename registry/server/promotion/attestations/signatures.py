@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from registry.api.audit.attestations import AttestationView, SignRequest
-from registry.attestations import models
+from registry.attestations import certified, models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PublicKey
 from registry.digest import Digest
@@ -102,7 +102,7 @@ def _verify(request: SignRequest, manifest: Manifest, trusted_roots: str) -> tup
         key = PublicKey.parse(request.public_key.encode())
         return SIGNATURE, models.verify_with_key(request.bundle, key, manifest), key.pem
     trust = Trust.parse(_read_roots(trusted_roots))
-    signer = models.verify_with_certificate(request.bundle, manifest, trust, db.now())
+    signer = certified.verify_with_certificate(request.bundle, manifest, trust, db.now())
     return (SIGNATURE, signer.identity, "") if signer.identity else (UNVERIFIED, signer.problem, "")
 
 
