@@ -13,7 +13,7 @@ PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 # The lock: exact versions with hashes. `make venv LOCK=` installs the newest versions that pyproject.toml allows.
 LOCK   ?= requirements/dev.txt
-EXTRAS := server,worker,images,docs,dev
+EXTRAS := server,verify,worker,images,docs,dev
 # The environments of `make test-lowest` and `make sbom`.
 LOWEST := .cache/lowest
 RELEASE := .cache/release

@@ -48,7 +48,7 @@ def write_lowest(path: Path) -> None:
     """Write the lowest versions of the product's dependencies for this Python, with new tools for development."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    product = ("server", "worker", "transformers", "images", "gguf")
+    product = ("server", "verify", "worker", "transformers", "images", "gguf")
     with tempfile.TemporaryDirectory() as folder:
         excluded, lowest = Path(folder, "excluded.txt"), Path(folder, "lowest.txt")
         excluded.write_text("torch\n")
