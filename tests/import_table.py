@@ -23,6 +23,8 @@ IMPORTS_BY_NAME = ("importlib.import_module", "pkgutil.resolve_name", "__import_
 KINDS = {"client", "sdk", "training", "serving", "server", "worker"}
 """Packages in `registry/` that are not of the domain."""
 
+OF_EXTRAS = {"boto3", "jinja2", "lz4", "sigstore", "transformers", "uvicorn"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -230,11 +232,12 @@ def installed_name(module: str) -> str:
 
 
 def base_modules() -> list[str]:
-    """Modules of the base install: those whose row allows neither server nor worker, boto3, Jinja, LZ4…"""
+    """Modules of the base install: those whose row allows neither server nor worker, nor a package of an extra."""
     return [
         module
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
-        and not {"boto3", "jinja2", "lz4", "transformers", "uvicorn"} & (row_of(module) or TABLE[0]).packages
+        and not {"boto3", "jinja2", "lz4", "sigstore", "transformers", "uvicorn"}
+        & (row_of(module) or TABLE[0]).packages
     ]

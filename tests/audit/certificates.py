@@ -116,7 +116,7 @@ class Sigstore:
     def leaf(self, *, stamped: bool = True) -> x509.Certificate:
         """A certificate with an embedded timestamp of the certificate log, made as such logs ask for it."""
         issuer = x509.UnrecognizedExtension(
-            ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), b"\x0c\x1b" + b"https://accounts.example.org"[:27]
+            ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), b"\x0c\x1c" + b"https://accounts.example.org"
         )
         builder = self.authority.unsigned(self.signer.public_key(), (issuer, False))
         plain = builder.sign(self.authority.key, hashes.SHA256())

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 HEAVY = [
     *("alembic", "boto3", "fastapi", "jinja2", "orjson", "psycopg", "sqlalchemy", "sqlmodel", "starlette", "uvicorn"),
-    *("diffusers", "numpy", "peft", "ray", "safetensors", "torch", "transformers"),
+    *("diffusers", "numpy", "peft", "ray", "safetensors", "sigstore", "torch", "transformers"),
 ]
 SIZE_LIMIT_BYTES = 36 * 2**20  # half of it is cryptography: a client verifies by itself (docs/adr/0012)
 MISSING_EXTRA_EXIT_CODE = 2
