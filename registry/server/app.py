@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from registry.api import PREFIX
 from registry.api.operations.table import OPERATIONS
 from registry.server.access.issuers import Issuers
-from registry.server.base_app import build_base_app
 from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
+from registry.server.http.base_app import build_base_app
 from registry.server.http.routing import SingleThreadRoute
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.pages.rendering import render_unknown

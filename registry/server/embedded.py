@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 from registry import lazy
 from registry.api import PREFIX
 from registry.server import actors
-from registry.server.base_app import build_base_app
 from registry.server.database.engine import explain_failure, open_database, require_limits
 from registry.server.database.revision import is_newest
+from registry.server.http.base_app import build_base_app
 from registry.server.settings import Settings
 from registry.server.storage.open import open_second_copy, open_store
 

@@ -18,13 +18,12 @@ import pytest
 
 from registry.api.access import PublisherAdd, TokenCreate
 from registry.errors import Denied, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable
-from registry.server.access import issuers, token_exchange
+from registry.server.access import issuers, outgoing, token_exchange
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.token_exchange import matches_pattern
 from registry.server.database import db
 from registry.server.database.models import EventRow, TokenRow
 from registry.server.database.models.sign_in import PublisherRow, UsedAssertionRow
-from registry.server.outgoing import documents
 from tests.access.identity import ISSUER, LOGIN_ISSUER, Provider, other_key, rsa_key
 from tests.access.tenants import of_subject, send
 from tests.harness import Harness, rows
@@ -292,7 +291,7 @@ def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
         assert response.wait(60)
         raise ValueError("no response")
 
-    monkeypatch.setattr(documents, "request_document", fail)
+    monkeypatch.setattr(outgoing, "request_document", fail)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(issuer.key_of, provider.sign())
         assert requested.wait(60)
@@ -331,7 +330,7 @@ def test_requests_with_unknown_keys_cause_one_download(
             raise ValueError("not JSON")
         return 200, document
 
-    monkeypatch.setattr(documents, "request_document", respond)
+    monkeypatch.setattr(outgoing, "request_document", respond)
     for number in range(20):
         with pytest.raises(Unauthenticated if is_good else Unavailable):
             issuer.key_of(provider.sign(kid=f"unknown-{number}"))

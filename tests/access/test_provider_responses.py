@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Unauthenticated, Unavailable
-from registry.server.access import issuers
-from registry.server.outgoing import documents
-from registry.server.sessions import authorization_code
-from registry.server.sessions.attempts import SignInAttempt
+from registry.server.access import issuers, outgoing
+from registry.server.pages.sessions import authorization_code
+from registry.server.pages.sessions.attempts import SignInAttempt
 from tests.access.identity import ISSUER, Provider
 
 pytestmark = pytest.mark.security
@@ -106,7 +105,7 @@ def test_the_keys_of_an_issuer_are_read_within_limits(server: RawServer, tmp_pat
     with pytest.raises(Unavailable, match="the keys of"):
         issuers.Issuer(config, tmp_path).key_of(provider.sign())
     assert server.connections == 1
-    assert server.sent_bytes < 64 * documents.DOCUMENT_LIMIT_BYTES, "and what the system buffers"
+    assert server.sent_bytes < 64 * outgoing.DOCUMENT_LIMIT_BYTES, "and what the system buffers"
 
 
 def test_the_response_to_a_code_is_read_within_limits(server: RawServer, tmp_path: Path) -> None:
@@ -120,16 +119,16 @@ def test_the_response_to_a_code_is_read_within_limits(server: RawServer, tmp_pat
     with pytest.raises((Unavailable, Unauthenticated)):
         authorization_code.redeem_code(client, attempt, "code", "http://registry.test/")
     assert server.connections == 1
-    assert server.sent_bytes < 64 * documents.DOCUMENT_LIMIT_BYTES
+    assert server.sent_bytes < 64 * outgoing.DOCUMENT_LIMIT_BYTES
     assert client.free.acquire(blocking=False), "the place is free again"
 
 
 def test_a_document_of_the_limit_is_read() -> None:
-    document = {"a": " " * (documents.DOCUMENT_LIMIT_BYTES - 9)}
+    document = {"a": " " * (outgoing.DOCUMENT_LIMIT_BYTES - 9)}
     text = json.dumps(document).encode()
     opened = RawServer(lambda send, _: send(OK + f"Content-Length: {len(text)}\r\n\r\n".encode() + text))
     try:
-        assert len(text) == documents.DOCUMENT_LIMIT_BYTES
-        assert documents.request_document("GET", opened.url, seconds=60) == (200, document)
+        assert len(text) == outgoing.DOCUMENT_LIMIT_BYTES
+        assert outgoing.request_document("GET", opened.url, seconds=60) == (200, document)
     finally:
         opened.close()

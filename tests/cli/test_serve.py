@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from cli.server import serve
-from registry.server.sessions.one_time_links import OneTimeLinks
+from registry.server.access.one_time_links import OneTimeLinks
 from registry.server.settings import Settings
 from tests.access.identity import ISSUER, Provider
 from tests.cli.runner import COMMAND, CommandRunner, served

@@ -33,8 +33,8 @@ from registry.server.evaluation import weights
 from registry.server.maintenance import gc
 from registry.server.outcomes import only
 from registry.server.promotion import deletion, removal
+from registry.server.promotion.retention import plan as retention
 from registry.server.push import commit, plan, receive
-from registry.server.retention import plan as retention
 from registry.server.serving import reports
 from registry.server.storage.blobs import Stat, digest_of, key_of
 from tests import samples

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import event
 
 from registry.api.serving import NodeReport, SlotReport, SlotState
+from registry.server.catalog.search import adapters, candidates
 from registry.server.http import metrics
-from registry.server.search import adapters, candidates
 from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from registry.server.http.resolve_cache.freshness import Freshness
 from registry.server.pages.operations import live
-from registry.server.resolve_cache.freshness import Freshness
 from tests.harness import Harness
 from tests.pages.conftest import Browser
 from tests.raw_asgi import call_in_loop

@@ -21,8 +21,8 @@ from registry.server.access.oidc_client import REDEEMS_PER_NETWORK
 from registry.server.database import db
 from registry.server.database.models import TokenRow
 from registry.server.database.models.sign_in import PageSessionRow
-from registry.server.sessions import authorization_code
-from registry.server.sessions.attempts import SignInAttempt
+from registry.server.pages.sessions import authorization_code
+from registry.server.pages.sessions.attempts import SignInAttempt
 from tests import raw_asgi
 from tests.access.identity import CLIENT, LoginServer, other_key
 from tests.harness import Harness, rows

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
+from registry.server.catalog.search import adapters, candidates
 from registry.server.pages.rendering import limit_marks
-from registry.server.search import adapters, candidates
 from tests.harness import Harness
 from tests.pages.conftest import Browser
 

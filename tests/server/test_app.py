@@ -25,8 +25,8 @@ from registry.server.database.engine import open_database
 from registry.server.database.models import TokenRow
 from registry.server.http import dependencies, idempotency, problems, routing
 from registry.server.http.request_body import BODY_LIMIT_BYTES
+from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.http.routing import SingleThreadRoute
-from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.settings import Settings
 from tests.harness import URL, Harness, rows
 from tests.raw_asgi import call

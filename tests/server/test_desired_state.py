@@ -28,7 +28,7 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.catalog import version_groups
 from registry.server.database.models import VersionRow
-from registry.server.resolve_cache.freshness import ChangeCounter
+from registry.server.http.resolve_cache.freshness import ChangeCounter
 from registry.server.serving import desired as desired_states
 from registry.serving import desired_state
 from tests.harness import URL, Harness

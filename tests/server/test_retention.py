@@ -19,8 +19,8 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.gates import Gate
 from registry.jobs import Kind, State
 from registry.server.database.models import AdapterRow, VersionRow
-from registry.server.retention import needs
-from registry.server.retention.plan import apply_rules
+from registry.server.promotion.retention import needs
+from registry.server.promotion.retention.plan import apply_rules
 from registry.versions.manifest import Edge, Relation
 from registry.versions.retention import RetentionRule
 from tests.harness import Harness, upload
@@ -325,8 +325,8 @@ def test_a_plan_is_read_page_by_page_and_collection_continues_where_it_stopped(
     assert ([item.number for item in rest.items], rest.next_cursor) == ([1], "")
     assert counts == [2, 1], "a page reads its own versions"
     acme.admin.set_retention("acme", RetentionRule(keep_newest=1))
-    monkeypatch.setattr("registry.server.retention.plan.ADAPTERS", 1)
-    monkeypatch.setattr("registry.server.retention.plan.BATCH", 1)
+    monkeypatch.setattr("registry.server.promotion.retention.plan.ADAPTERS", 1)
+    monkeypatch.setattr("registry.server.promotion.retention.plan.BATCH", 1)
     times = iter([False, False, False, True])
     assert apply_rules(acme.engine, 0, is_over=lambda: next(times), dry_run=False) == (1, 0), "within an adapter, too"
     assert collect(acme).versions_retired == 3

@@ -14,11 +14,11 @@ from registry.client.response_checks import all_pages
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome
 from registry.server.actors import TRUSTED
+from registry.server.catalog.search import adapters, candidates
+from registry.server.catalog.search.filters import Search
 from registry.server.database.models import AdapterRow, AliasRow, VersionAttributeRow, VersionMetadataRow, VersionRow
 from registry.server.http import metrics
 from registry.server.http.request_log import RequestLog
-from registry.server.search import adapters, candidates
-from registry.server.search.filters import Search
 from tests import many_adapters, samples
 from tests.harness import Harness
 from tests.identities import make_identity, nudged, values

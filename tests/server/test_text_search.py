@@ -15,8 +15,8 @@ from registry.api.catalog import MetadataChange
 from registry.api.maintenance import GcRequest
 from registry.client.local import base_folder
 from registry.errors import Invalid
+from registry.server.catalog.search import candidates, text_index
 from registry.server.database.models import AdapterTextRow
-from registry.server.search import candidates, text_index
 from tests import non_peft_files, samples
 from tests.harness import Harness
 

@@ -19,11 +19,10 @@ from typing import Any, Self
 import jwt
 
 from registry.errors import Invalid, Unauthenticated, Unavailable
-from registry.server.access import oidc_client
+from registry.server.access import oidc_client, outgoing
 from registry.server.access.oidc_client import OidcClient
 from registry.server.actors import GROUP, is_subject
 from registry.server.database import db
-from registry.server.outgoing import documents
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 LEEWAY_SECONDS = 30
@@ -60,7 +59,7 @@ class _KeySet(jwt.PyJWKClient):
 
     def fetch_data(self) -> Any:
         """Fetch the keys. `ValueError` if there are none."""
-        status, keys = documents.request_document("GET", self.uri, seconds=FETCH_SECONDS)
+        status, keys = outgoing.request_document("GET", self.uri, seconds=FETCH_SECONDS)
         if status != 200 or not isinstance(keys, dict):
             raise ValueError(f"{self.uri} responds with status {status} and no key set")
         return keys

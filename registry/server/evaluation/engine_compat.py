@@ -24,11 +24,11 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, base_rows, base_weights, verdicts, version_groups, versions
+from registry.server.catalog.search import candidates
 from registry.server.database import db
 from registry.server.database.expressions import any_of, without_index
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_profiles
-from registry.server.search import candidates
 from registry.versions.files import CONFIG
 from registry.versions.manifest import Descriptor
 

@@ -22,10 +22,10 @@ from registry.names import AdapterName, is_alias
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
+from registry.server.catalog.search import adapters as catalog_search
+from registry.server.catalog.search.filters import Search
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VersionFileRow, VersionRow
-from registry.server.search import adapters as catalog_search
-from registry.server.search.filters import Search
 from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import Descriptor, Manifest
 

@@ -38,6 +38,7 @@ from registry.events import DeliveryState, EventType
 from registry.server import audit, failpoints
 from registry.server.actors import EXCHANGE, SYSTEM, Actor
 from registry.server.catalog import base_rows, refs
+from registry.server.catalog.search import text_index
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
@@ -52,8 +53,7 @@ from registry.server.hub import drafts
 from registry.server.jobs import ended
 from registry.server.maintenance import reindex
 from registry.server.promotion import deletion
-from registry.server.retention import plan as retention
-from registry.server.search import text_index
+from registry.server.promotion.retention import plan as retention
 from registry.server.serving import reports
 from registry.server.settings import Settings
 from registry.server.storage import needs, reclaim

@@ -16,15 +16,15 @@ from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import files, version_groups, versions
+from registry.server.catalog.search import adapters
 from registry.server.catalog.verdicts import label
 from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render, sparkline_points
+from registry.server.pages.sessions.forms import may_change
+from registry.server.pages.sessions.visitors import VisitorDep, record_page_read
 from registry.server.promotion import aliases, gates
-from registry.server.search import adapters
-from registry.server.sessions.forms import may_change
-from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD
 

@@ -17,17 +17,17 @@ from registry.roles import Scope
 from registry.server.access import namespaces
 from registry.server.actors import Actor, unknown_adapter, unknown_namespace
 from registry.server.catalog import version_groups
+from registry.server.catalog.search import adapters
+from registry.server.catalog.search.filters import Search
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.outcomes import only
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
+from registry.server.pages.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request
+from registry.server.pages.sessions.visitors import VisitorDep
 from registry.server.promotion import alias_deletion, aliases, approvals, gates, moves
 from registry.server.promotion.approvals import NewApproval
 from registry.server.promotion.move_decisions import Move
-from registry.server.search import adapters
-from registry.server.search.filters import Search
-from registry.server.sessions.forms import FORM_BYTES, confirm_identity, may_change, read_fields, to_request
-from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"

@@ -3,13 +3,13 @@
 from fastapi import Request, Response
 
 from registry.server.catalog import bases
+from registry.server.catalog.search import adapters
+from registry.server.catalog.search.filters import Search
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep
 from registry.server.jobs import campaigns
 from registry.server.pages.rendering import create_router, render
-from registry.server.search import adapters
-from registry.server.search.filters import Search
-from registry.server.sessions.visitors import SignedInDep
+from registry.server.pages.sessions.visitors import SignedInDep
 
 router = create_router()
 PAGE_BASES = 50

@@ -17,8 +17,8 @@ from registry.server.catalog.verdicts import label
 from registry.server.evaluation import weights
 from registry.server.http.dependencies import QuickBlobsDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
+from registry.server.pages.sessions.visitors import Visitor, VisitorDep, record_page_read
 from registry.server.pages.versions import HeatTable, evaluate_engines, heat_table, read_smoke_test
-from registry.server.sessions.visitors import Visitor, VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 

@@ -18,7 +18,7 @@ from registry.server.pages.rendering import (
     create_router,
     render,
 )
-from registry.server.sessions.visitors import VisitorDep
+from registry.server.pages.sessions.visitors import VisitorDep
 
 router = create_router()
 NODES_SHOWN = 100

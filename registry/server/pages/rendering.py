@@ -29,7 +29,7 @@ from registry.next_steps import NextStep, StepKind
 from registry.server.database import db
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
-from registry.server.sessions.visitors import Visitor, find_visitor, local_path
+from registry.server.pages.sessions.visitors import Visitor, find_visitor, local_path
 
 FOLDER = Path(__file__).parent
 MARKS_LIMIT = 6

@@ -12,12 +12,12 @@ from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS
 from registry.adapters.methods import METHODS
 from registry.errors import Invalid, RegistryError
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
+from registry.server.catalog.search import adapters
+from registry.server.catalog.search.filters import Search
 from registry.server.evaluation import engine_profiles
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
 from registry.server.pages.rendering import create_router, render
-from registry.server.search import adapters
-from registry.server.search.filters import Search
-from registry.server.sessions.visitors import VisitorDep
+from registry.server.pages.sessions.visitors import VisitorDep
 
 router = create_router()
 PAGE_ADAPTERS = 25

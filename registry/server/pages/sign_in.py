@@ -16,10 +16,10 @@ from registry.server.http.request_actor import read_network, record_failure
 from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import registry_url
 from registry.server.pages.rendering import create_router, redirect, render
-from registry.server.sessions import authorization_code, page_sessions, visitors
-from registry.server.sessions.attempts import SignInAttempt
-from registry.server.sessions.forms import FORM_BYTES
-from registry.server.sessions.visitors import ATTEMPT, FORM, SESSION, VisitorDep
+from registry.server.pages.sessions import authorization_code, page_sessions, visitors
+from registry.server.pages.sessions.attempts import SignInAttempt
+from registry.server.pages.sessions.forms import FORM_BYTES
+from registry.server.pages.sessions.visitors import ATTEMPT, FORM, SESSION, VisitorDep
 
 router = create_router()
 INVALID_TOKEN = "This token is not valid."  # noqa: S105

@@ -39,9 +39,9 @@ from registry.server.pages.rendering import (
     render,
     sparkline_points,
 )
+from registry.server.pages.sessions.forms import FORM_BYTES, may_change, read_fields, to_request
+from registry.server.pages.sessions.visitors import VisitorDep, record_page_read
 from registry.server.promotion import attestations, withdraw
-from registry.server.sessions.forms import FORM_BYTES, may_change, read_fields, to_request
-from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import GOLDEN

@@ -24,6 +24,7 @@ from registry.server import audit
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, version_groups
 from registry.server.catalog.metadata import expiry_text
+from registry.server.catalog.search import text_index
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -38,7 +39,6 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.outcomes import all_or_none, collect_outcomes, has_error, only, results_of
-from registry.server.search import text_index
 
 MetadataKey = tuple[str, str]
 """The kind of a value, and the key of a tag or a link."""

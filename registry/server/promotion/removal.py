@@ -30,6 +30,7 @@ from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, refs, verdicts, versions
+from registry.server.catalog.search import text_index
 from registry.server.database import db, tables
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.jobs import JobRow
@@ -37,7 +38,6 @@ from registry.server.database.models.owner_rules import ApprovalRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import PublisherRow
 from registry.server.promotion import deletion, gates
-from registry.server.search import text_index
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 

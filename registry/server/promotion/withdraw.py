@@ -18,10 +18,10 @@ from registry.server import audit
 from registry.server.access import epoch
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
+from registry.server.catalog.search import text_index
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.promotion import moves
-from registry.server.search import text_index
 from registry.server.serving import reports
 
 

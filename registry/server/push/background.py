@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from sqlalchemy import Engine
 
 from registry.server.catalog import refs
+from registry.server.catalog.search import text_index
 from registry.server.evaluation import weights
-from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore
 
 QUIET_SECONDS = 0.3

@@ -30,8 +30,8 @@ from registry.engines import version_facts
 from registry.errors import Conflict, Refused, TooLarge, Unavailable
 from registry.findings import Finding
 from registry.names import AdapterName
+from registry.server.catalog.search import text_index
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
-from registry.server.search import text_index
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.versions.files import CARD, CONFIG, GOLDEN, TEMPLATE_FILES, TRAINER_STATE, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft

@@ -27,6 +27,7 @@ from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import base_rows, versions
+from registry.server.catalog.search import text_index
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BaseRow, EventRow, VerdictRow, VersionRow
@@ -45,7 +46,6 @@ from registry.server.push.commit_decisions import (
     require_all,
 )
 from registry.server.push.inspect import Inspection
-from registry.server.search import text_index
 from registry.server.storage import references
 from registry.versions.manifest import Manifest
 

@@ -12,15 +12,15 @@ from registry.api.operations import access as operations
 from registry.errors import Unauthenticated
 from registry.names import AdapterName
 from registry.server.access import namespaces, token_exchange, tokens
+from registry.server.catalog.search import adapters
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.issuers import IssuersDep
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
 from registry.server.push import background
-from registry.server.search import adapters
-from registry.server.sessions.issuers import IssuersDep
 
 router = OperationRouter()
 namespace_router = OperationRouter()

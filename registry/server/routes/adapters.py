@@ -19,6 +19,8 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.server.catalog import lineage, version_groups, versions
+from registry.server.catalog.search import adapters
+from registry.server.catalog.search.filters import Search
 from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http.conditional import cache_control, etag_matches
@@ -29,8 +31,6 @@ from registry.server.outcomes import collect_outcomes
 from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
 from registry.server.routes.openapi import declarations
-from registry.server.search import adapters
-from registry.server.search.filters import Search
 from registry.versions.provenance import URI_LIMIT
 
 router = OperationRouter()

@@ -21,9 +21,9 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import metrics, routing
 from registry.server.http.operation_router import OperationRouter
+from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck.check import check_consistency
-from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.routes.openapi import declarations
 from registry.server.storage.blobs import BlobStore, key_of
 

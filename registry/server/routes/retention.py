@@ -10,7 +10,7 @@ from registry.durations import SECONDS_LIMIT
 from registry.server.http import dependencies as deps
 from registry.server.http.operation_router import OperationRouter
 from registry.server.promotion.owner_rules import Owner
-from registry.server.retention import plan, rules
+from registry.server.promotion.retention import plan, rules
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
 router = OperationRouter()

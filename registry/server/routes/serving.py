@@ -26,9 +26,9 @@ from registry.server.http import dependencies as deps
 from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
-from registry.server.resolve_cache.change_watcher import ChangeWatcher
-from registry.server.resolve_cache.freshness import Counts
-from registry.server.resolve_cache.shared_reads import SharedReads
+from registry.server.http.resolve_cache.change_watcher import ChangeWatcher
+from registry.server.http.resolve_cache.freshness import Counts
+from registry.server.http.resolve_cache.shared_reads import SharedReads
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
 

@@ -35,13 +35,13 @@ from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable, printable
 from registry.events import DeliveryState
 from registry.server import webhooks
+from registry.server.access import outgoing
 from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db, locks
 from registry.server.database.models import EventRow
 from registry.server.database.models.owner_rules import DeliveryRow, WebhookRow
-from registry.server.outgoing import deadlines
 from registry.server.settings import Settings
 from registry.server.webhooks.target import WebhookAddress, resolve_target
 
@@ -268,7 +268,7 @@ def sign_headers(message_id: str, body: bytes, secret: str, at: datetime) -> dic
 def _post(target: WebhookAddress, body: bytes, headers: dict[str, str]) -> int:
     """POST to the checked address and return the status. Reads at most `RESPONSE_LIMIT_BYTES` of the response."""
     connection = http.client.HTTPConnection(target.host, target.port, timeout=RESPONSE_SECONDS)
-    with deadlines.shut_down_after(RESPONSE_SECONDS) as watch, contextlib.closing(connection):
+    with outgoing.shut_down_after(RESPONSE_SECONDS) as watch, contextlib.closing(connection):
         connection.sock = socket.create_connection((target.address, target.port), timeout=RESPONSE_SECONDS)
         watch(connection.sock)
         if target.scheme == "https":

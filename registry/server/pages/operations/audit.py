@@ -20,9 +20,9 @@ from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobs
 from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
+from registry.server.pages.sessions import visitors
+from registry.server.pages.sessions.visitors import SignedInDep
 from registry.server.promotion import attestations
-from registry.server.sessions import visitors
-from registry.server.sessions.visitors import SignedInDep
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.validation import pattern
 

@@ -7,8 +7,8 @@ from fastapi import Request, Response
 from registry.api.serving import SlotState, SlotView
 from registry.server.http.dependencies import CursorDep, SessionDep, Text
 from registry.server.pages.rendering import create_router, render
+from registry.server.pages.sessions.visitors import SignedInDep
 from registry.server.serving import status
-from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()
 PAGE_NODES = 20

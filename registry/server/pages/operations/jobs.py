@@ -8,8 +8,8 @@ from registry.server.http.dependencies import CursorDep, SessionDep, Text
 from registry.server.http.request_body import limit_body
 from registry.server.jobs import campaigns, requests
 from registry.server.pages.rendering import create_router, redirect, render
-from registry.server.sessions.forms import FORM_BYTES, read_fields
-from registry.server.sessions.visitors import SignedInDep
+from registry.server.pages.sessions.forms import FORM_BYTES, read_fields
+from registry.server.pages.sessions.visitors import SignedInDep
 
 router = create_router()
 PAGE_JOBS = 50

@@ -21,7 +21,7 @@ from starlette.types import Message
 from registry.errors import Invalid, Unavailable
 from registry.server.database import db
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router
-from registry.server.sessions import visitors
+from registry.server.pages.sessions import visitors
 
 router = create_router()
 LIVE_PAGES = ("/fleet", "/jobs", "/campaigns")

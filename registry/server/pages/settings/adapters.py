@@ -7,13 +7,13 @@ from registry.errors import Invalid
 from registry.roles import Scope
 from registry.server.access import token_exchange
 from registry.server.http.dependencies import ADAPTER, NameDep, SessionDep
+from registry.server.http.issuers import IssuersDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
+from registry.server.pages.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
+from registry.server.pages.sessions.visitors import SignedInDep
 from registry.server.pages.settings.namespaces import SETTINGS, may_administer, read_rule
-from registry.server.retention import plan, rules
-from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
-from registry.server.sessions.issuers import IssuersDep
-from registry.server.sessions.visitors import SignedInDep
+from registry.server.promotion.retention import plan, rules
 
 router = create_router()
 DECISIONS_SHOWN = 30

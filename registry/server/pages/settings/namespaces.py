@@ -12,14 +12,14 @@ from registry.errors import Invalid
 from registry.roles import Role, Scope
 from registry.server.access import namespaces
 from registry.server.actors import Actor
+from registry.server.catalog.search import adapters
+from registry.server.catalog.search.filters import Search
 from registry.server.http.dependencies import NAMESPACE, CursorDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
-from registry.server.retention import rules
-from registry.server.search import adapters
-from registry.server.search.filters import Search
-from registry.server.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
-from registry.server.sessions.visitors import SignedInDep, Visitor
+from registry.server.pages.sessions.forms import FORM_BYTES, confirm_identity, read_fields, to_request
+from registry.server.pages.sessions.visitors import SignedInDep, Visitor
+from registry.server.promotion.retention import rules
 from registry.versions.retention import RetentionRule
 
 router = create_router()

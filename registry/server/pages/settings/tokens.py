@@ -14,9 +14,9 @@ from registry.server.database import db
 from registry.server.http.dependencies import CursorDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.pages.rendering import create_router, redirect, render
+from registry.server.pages.sessions.forms import FORM_BYTES, claim_form, confirm_identity, read_fields, to_request
+from registry.server.pages.sessions.visitors import SignedInDep, Visitor
 from registry.server.pages.settings.namespaces import SETTINGS
-from registry.server.sessions.forms import FORM_BYTES, claim_form, confirm_identity, read_fields, to_request
-from registry.server.sessions.visitors import SignedInDep, Visitor
 
 router = create_router()
 TOKENS = SETTINGS + "/tokens"

@@ -12,8 +12,8 @@ from registry.roles import Scope
 from registry.server.access import sign_in
 from registry.server.http import idempotency
 from registry.server.http.request_actor import record_failure
-from registry.server.sessions import visitors
-from registry.server.sessions.visitors import SESSION, Visitor
+from registry.server.pages.sessions import visitors
+from registry.server.pages.sessions.visitors import SESSION, Visitor
 from registry.validation import first_problem
 
 FORM_BYTES = 16 * 2**10

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute
 
 from registry import __version__
 from registry.server import failpoints
+from registry.server.access.one_time_links import OneTimeLinks
 from registry.server.access.rate_limits import (
     UPLOADS_PER_BLOB,
     UPLOADS_PER_TOKEN,
@@ -25,12 +26,11 @@ from registry.server.http.admission import Admission
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
 from registry.server.http.request_log import LogMiddleware, RequestLog
-from registry.server.resolve_cache.change_watcher import ChangeWatcher
-from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
-from registry.server.resolve_cache.middleware import ResolveCache
-from registry.server.resolve_cache.pointers import Pointers
-from registry.server.resolve_cache.shared_reads import SharedReads
-from registry.server.sessions.one_time_links import OneTimeLinks
+from registry.server.http.resolve_cache.change_watcher import ChangeWatcher
+from registry.server.http.resolve_cache.freshness import ChangeCounter, Freshness
+from registry.server.http.resolve_cache.middleware import ResolveCache
+from registry.server.http.resolve_cache.pointers import Pointers
+from registry.server.http.resolve_cache.shared_reads import SharedReads
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.signed_links import LinkSigner

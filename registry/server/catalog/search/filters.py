@@ -17,6 +17,7 @@ from registry import names
 from registry.bases import BaseMatch
 from registry.evaluation.verdicts import Check, Outcome
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts
+from registry.server.catalog.search import candidates
 from registry.server.database import db
 from registry.server.database.expressions import any_of, without_index
 from registry.server.database.models import (
@@ -31,7 +32,6 @@ from registry.server.database.models import (
     VersionMetadataRow,
     VersionRow,
 )
-from registry.server.search import candidates
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 _AFTER_EVERY_NAME = "~"

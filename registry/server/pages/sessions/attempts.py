@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Self
 
-from registry.server.sessions.visitors import local_path
+from registry.server.pages.sessions.visitors import local_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from registry.server.database.models import EXPIRES, NEVER, AdapterRow, VersionM
 from registry.server.database.models.owner_rules import AdapterRetentionRow, NamespaceRetentionRow
 from registry.server.jobs import queue
 from registry.server.promotion import deletion
-from registry.server.retention import needs, rules
+from registry.server.promotion.retention import needs, rules
 from registry.versions.retention import RetentionRule
 
 BATCH = 100

@@ -24,7 +24,7 @@ from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
 from registry.server.http.request_actor import current_actor, read_network, record_read
-from registry.server.sessions import page_sessions
+from registry.server.pages.sessions import page_sessions
 
 FIELDS_LIMIT = 20
 NEXT_LIMIT = 500

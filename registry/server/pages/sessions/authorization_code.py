@@ -12,9 +12,9 @@ from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_r
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
 from registry.errors import Unauthenticated, Unavailable
+from registry.server.access import outgoing
 from registry.server.access.oidc_client import OidcClient
-from registry.server.outgoing import documents
-from registry.server.sessions.attempts import SignInAttempt
+from registry.server.pages.sessions.attempts import SignInAttempt
 
 REDEEM_SECONDS = 10
 
@@ -41,7 +41,7 @@ def redeem_code(client: OidcClient, attempt: SignInAttempt, code: str, redirect_
     if not client.free.acquire(timeout=1):
         raise _unavailable(client)
     try:
-        status, document = documents.request_document(
+        status, document = outgoing.request_document(
             "POST", url, headers=headers, form=dict(parse_qsl(body)), seconds=REDEEM_SECONDS
         )
     except ValueError as e:

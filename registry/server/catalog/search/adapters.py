@@ -17,6 +17,8 @@ from registry.digest import Digest
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import metadata, verdicts, versions
+from registry.server.catalog.search import candidates, filters, text_index
+from registry.server.catalog.search.filters import Search
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
@@ -26,8 +28,6 @@ from registry.server.database.models import (
     BaseRow,
     VersionRow,
 )
-from registry.server.search import candidates, filters, text_index
-from registry.server.search.filters import Search
 
 WINDOW = 2000
 WIDE_WINDOW = 10_000

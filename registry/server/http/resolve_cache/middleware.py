@@ -29,8 +29,8 @@ from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http.conditional import etag_matches
 from registry.server.http.middleware import choose_request_id, has_several_tokens
-from registry.server.resolve_cache.freshness import Freshness
-from registry.server.resolve_cache.pointers import Pointers
+from registry.server.http.resolve_cache.freshness import Freshness
+from registry.server.http.resolve_cache.pointers import Pointers
 
 ENTRIES_LIMIT = 16_384
 BYTES_LIMIT = 64 * 2**20

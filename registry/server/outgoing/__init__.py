@@ -1,1 +1,0 @@
-"""Requests that this server sends to others."""
