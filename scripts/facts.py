@@ -1,6 +1,6 @@
 """Print figures about the code as one line of JSON (`make facts`).
 
-`python -m scripts.facts NAME` lists where they come from: vague_names, arrows_back, repeated_blocks.
+`python -m scripts.facts NAME` lists where they come from: vague_names, arrows_back.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ def places(figure: str) -> Iterator[str]:
             yield from (f"{paths[name].relative_to(ROOT)}:{line} {word}" for line, word in names)
     elif figure == "arrows_back":
         yield from measures.arrows_back(import_table.graph(sources))
-    elif figure == "repeated_blocks":
-        for name, line, other, other_line in measures.repetitions(sources):
-            yield f"{paths[name].relative_to(ROOT)}:{line} repeats {paths[other].relative_to(ROOT)}:{other_line}"
     else:
         sys.exit(__doc__)
 

@@ -191,27 +191,6 @@ def late_imports(module: str, source: str) -> list[str]:
     return sorted(set(violations))
 
 
-def cycle_in(graph: dict[str, set[str]]) -> list[str]:
-    """One cycle of the import graph, as a path; empty if there is none."""
-    done: set[str] = set()
-    path: list[str] = []
-
-    def visit(module: str) -> list[str]:
-        if module in path:
-            return [*path[path.index(module) :], module]
-        if module in done:
-            return []
-        path.append(module)
-        for target in sorted(graph[module]):
-            if cycle := visit(target):
-                return cycle
-        path.pop()
-        done.add(module)
-        return []
-
-    return next((cycle for module in sorted(graph) if (cycle := visit(module))), [])
-
-
 def sources() -> dict[str, str]:
     """The text of every module of ours."""
     return {name: path.read_text() for name, path in modules().items()}

@@ -1,4 +1,4 @@
-"""Figures about the code: sizes, import cycles, repeated lines, vague words. Only the standard library.
+"""Figures about the code: sizes, import cycles, vague words. Only the standard library.
 
 `make facts` prints them as one line of JSON. Unless a name says otherwise they are about `registry/` and `cli/`.
 
@@ -6,8 +6,6 @@
 - Arrows are the imports between the files and folders directly in one folder. An arrow runs back when it lies on a
   cycle of that graph, or when it leads from a layer of `LAYERS` to a higher one.
 - A function is measured from `def` to its last line; nested functions count as functions too.
-- A repetition is a run of at least `REPEATED_LINES` lines that stands somewhere else as well, leaving out blank lines,
-  comments, imports and indentation.
 
 Example
     $ make facts | jq .vague_names
@@ -16,7 +14,6 @@ Example
 from __future__ import annotations
 
 import ast
-import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +22,6 @@ from typing import Any
 
 from tests import import_table, vocabulary
 
-REPEATED_LINES = 12
 LAYERS = (("domain",), ("client",), ("sdk", "serving", "worker", "server"), ("training", "routes", "app"), ("cli",))
 """Kinds of tests/import_table.py from the bottom up."""
 
@@ -53,7 +49,6 @@ def facts(root: Path) -> dict[str, Any]:
         "cycles": len(cycles(graph)),
         "arrows_back": len(arrows_back(graph)),
         "vague_names": sum(len(vocabulary.vague_names(tree)) for tree in trees.values()),
-        "repeated_blocks": len(repetitions(sources)),
     }
 
 
@@ -128,37 +123,3 @@ def sibling_graphs(graph: Mapping[str, Iterable[str]]) -> dict[str, dict[str, se
                 siblings[ours[depth]].add(theirs[depth])
                 siblings[theirs[depth]].update()
     return graphs
-
-
-# ------------------------------------------------------------------ repetitions
-def repetitions(sources: Mapping[str, str]) -> list[tuple[str, int, str, int]]:
-    """(module, line, other module, other line) where a run of lines that stood elsewhere begins again."""
-    lines = {module: _substance(source) for module, source in sources.items()}
-    first: dict[tuple[str, ...], tuple[str, int]] = {}
-    repeated = []
-    for module in sources:
-        ours, run_end = lines[module], 0
-        for at in range(len(ours) - REPEATED_LINES + 1):
-            window = tuple(text for _, text in ours[at : at + REPEATED_LINES])
-            other, origin = first.setdefault(window, (module, at))
-            overlaps = other == module and at - origin < REPEATED_LINES
-            if not overlaps and at >= run_end:
-                repeated.append((module, ours[at][0], other, lines[other][origin][0]))
-                run_end = at + _common(ours[at:], lines[other][origin:])
-    return repeated
-
-
-def _common(ours: list[tuple[int, str]], theirs: list[tuple[int, str]]) -> int:
-    """How many lines both begin with."""
-    pairs = zip(ours, theirs, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0][1] == pair[1][1], pairs))
-
-
-def _substance(source: str) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that are neither blank nor a comment nor part of an import."""
-    imports: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            imports.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), 1) if number not in imports)
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]

@@ -1,10 +1,10 @@
-"""How the tests are shared out to processes and tiers, and what the summary says of those that were left out.
+"""How the tests are shared out to processes and tiers.
 
 - A file is one group, so its fixtures are made once. Files that need the same slow thing (torch, model processes,
   the S3 store) are one group together.
 - Groups that take longest are handed out first, so that no process is left alone with one at the end.
-- `make test` leaves out the tests marked `faults`, `deep`, `chance` and `database`; the summary says how many, with
-  several processes too. `make sample` runs one of each kind of these.
+- `make test` leaves out the tests marked `faults`, `deep`, `chance` and `database`. `make sample` runs one of each kind
+  of these.
 - What is `deep` stands here, in one list: it guards a part, not the way from a push to a pull.
 - A test that takes either database runs on one of them in `make test`, half of the tests on each. Where the databases
   differ (`BOTH_DATABASES`), `make deep` runs it on the other one, and `make test-databases` runs all others there.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import gc
 import zlib
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ TOGETHER = {
         "tests/flows/test_merge_flow.py", "tests/cli/test_bases.py", "tests/cli/test_merge.py",
     ),
     "libraries": ("tests/facts/", "tests/engines/", "tests/merge/", "tests/proof/"),
-    "s3": ("tests/server/test_s3_", "tests/contract/test_blob_store.py", "tests/test_services.py", "tests/hub/"),
+    "s3": ("tests/server/test_s3_", "tests/contract/test_blob_store.py", "tests/hub/"),
 }  # fmt: skip
 FIRST = (
     "worker", "libraries", "tests/light/", "s3", "tests/cli/", "tests/flows/", "tests/server/", "tests/contract/",
@@ -46,10 +46,10 @@ DEEP = (
     "tests/facts/test_image_adapters.py", "tests/facts/test_architectures.py", "tests/facts/test_against_peft.py",
     "tests/serving/test_export.py", "tests/serving/test_random_events.py",
     "tests/access/test_canaries.py", "tests/access/test_isolation.py",
-    "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
-    "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",
+    "tests/worker/test_structure.py",
+    "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",
     "tests/flows/test_restore.py", "tests/flows/test_demo.py", "tests/engines/test_fixtures.py",
-    "tests/worker/test_devices.py",
+    "tests/worker/test_devices.py", "tests/proof/test_diffusers.py",
     "tests/worker/test_campaign.py", "tests/worker/test_library.py", "tests/openapi/test_generated_client.py",
     "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py", "tests/truth/",
     "tests/training/test_callback.py", "tests/test_page_commands.py::test_a_reader_of_the_team_page",
@@ -88,6 +88,15 @@ def group_of(nodeid: str) -> str:
     if path in CHANCE:
         return nodeid
     return next((name for name, starts in TOGETHER.items() if path.startswith(starts)), path)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Whether a folder or file is left out as a whole: what it imports, torch for example, takes long."""
+    chosen: str = config.option.markexpr
+    left_out = [("not deep", DEEP), ("not chance", CHANCE), ("not faults", ("tests/faults/",))]
+    names = [name for words, starts in left_out if words in chosen for name in starts if "::" not in name]
+    path = collection_path.relative_to(config.rootpath).as_posix() + "/" * collection_path.is_dir()
+    return path.startswith(tuple(names)) or None
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -137,32 +146,3 @@ def pytest_collection_finish() -> None:
     """Modules and tests live to the end: the garbage collector need not walk over them, millions, again and again."""
     gc.collect()
     gc.freeze()
-
-
-# ------------------------------------------------------------------ what was left out
-_LEFT_OUT = pytest.StashKey[int]()
-
-
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    config = items[0].config
-    config.stash[_LEFT_OUT] = config.stash.get(_LEFT_OUT, 0) + len(items)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Every process leaves out the same tests."""
-    stash = node.config.stash
-    stash[_LEFT_OUT] = max(stash.get(_LEFT_OUT, 0), getattr(node, "workeroutput", {}).get("left_out", 0))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    stats = terminalreporter.stats
-    if not stats.get("deselected"):
-        stats["deselected"] = [SimpleNamespace() for _ in range(config.stash.get(_LEFT_OUT, 0))]

@@ -13,7 +13,6 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, inspect, text
 
 from registry.errors import Conflict, Invalid, Unavailable
@@ -69,27 +68,12 @@ def test_the_migrations_create_the_tables_of_the_models(empty: Engine) -> None:
     assert text_index & {"ix_adapter_text_words", models.TEXT_INDEX}
 
 
-def test_constraints_have_the_names_of_the_convention(empty: Engine) -> None:
-    schema.migrate(empty)
-    inspector = inspect(empty)
-    for table in tables.metadata.tables.values():
-        assert inspector.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
-        for key in inspector.get_foreign_keys(table.name):
-            assert key["name"] == f"fk_{table.name}_{'_'.join(key['constrained_columns'])}"
-        for unique in inspector.get_unique_constraints(table.name):
-            assert unique["name"] == f"uq_{table.name}_{'_'.join(unique['column_names'])}"
-
-
 def test_a_downgrade_leaves_nothing_and_an_upgrade_works_again(empty: Engine) -> None:
     schema.migrate(empty)
     schema.migrate(empty, "base")
     assert set(inspect(empty).get_table_names()) <= {"alembic_version"}
     assert schema.migrate(empty) == schema.newest_revision()
     assert differences(empty) == []
-
-
-def test_migrating_twice_changes_nothing(empty: Engine) -> None:
-    assert schema.migrate(empty) == schema.migrate(empty)
 
 
 def test_a_statement_of_a_migration_may_take_longer_than_one_of_a_request(
@@ -169,12 +153,6 @@ def test_a_database_that_stores_no_utf8_is_rejected_with_its_encoding(postgres_s
         engine.dispose()
     assert str(rejected.value) == "REGISTRY_DATABASE_URL: the encoding of the database is SQL_ASCII, not UTF8"
     assert "ENCODING 'UTF8'" in rejected.value.next_step
-
-
-def test_there_is_one_head_and_the_revisions_are_numbered() -> None:
-    script = ScriptDirectory(str(VERSIONS[0].parent.parent))
-    assert len(script.get_heads()) == 1
-    assert [path.name[:4] for path in VERSIONS] == [f"{i:04}" for i in range(1, len(VERSIONS) + 1)]
 
 
 def test_a_migration_imports_nothing_of_ours() -> None:

@@ -10,7 +10,6 @@ from sqlalchemy import false, true
 
 from registry.server.storage import needs, reclaim, references
 from tests.interleavings import garbage
-from tests.interleavings.scheduler import Scheduler
 
 COUNT = int(os.environ.get("INTERLEAVINGS", "100"))
 FIRST_SEED = int(os.environ.get("INTERLEAVINGS_FIRST", "0"))
@@ -62,34 +61,3 @@ def test_a_broken_collection_is_found(
     break_collection(monkeypatch)
     with pytest.raises(AssertionError, match="seed"):
         garbage.explore(f"sqlite:///{tmp_path}/registry.db", 100, first)
-
-
-def test_equal_seeds_give_equal_traces() -> None:
-    scheduler = Scheduler()
-
-    def act() -> None:
-        for point in "abc":
-            scheduler.pause(point)
-
-    traces = []
-    for seed in (1, 1, 2):
-        scheduler.run(seed, [("x", act), ("y", act)])
-        traces.append(scheduler.trace)
-    assert traces[0] == traces[1] != traces[2]
-
-
-def test_an_error_of_one_task_ends_the_run_after_the_others() -> None:
-    scheduler = Scheduler()
-    ended = []
-
-    def fail() -> None:
-        scheduler.pause("before")
-        raise ValueError("expected")
-
-    def act() -> None:
-        scheduler.pause("before")
-        ended.append(True)
-
-    with pytest.raises(ValueError, match="expected"):
-        scheduler.run(3, [("x", fail), ("y", act)])
-    assert ended == [True]

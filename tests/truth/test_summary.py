@@ -32,40 +32,6 @@ def results(*others: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"commit": "abc", "libraries": "peft 1", **values}
 
 
-def test_only_what_was_asked_whole_becomes_a_line() -> None:
-    from tests.truth import summary
-
-    lines = {line.subject: line for line in summary.lines_of(results(), GROUPS)}
-    assert set(lines) == {"gpt2", "loha@classifier"}
-    assert (lines["gpt2"].cases, lines["gpt2"].honest, lines["gpt2"].commits) == (2, 1, {"abc": 2})
-    assert lines["gpt2"].unbuilt == [["gpt2/dora", "PEFT", "ValueError: no DoRA"]]
-    assert lines["gpt2"].wrong == [
-        ["gpt2/plain/lost", stage, "false yes"] for stage in ("all", "check", "compat", "smoke")
-    ]
-    assert lines["loha@classifier"].faults == {"check false no": 1}
-
-
-def test_cases_that_a_group_no_longer_has_are_forgotten(tmp_path: Path) -> None:
-    from tests.truth import summary
-    from tests.truth.journal import Journal
-
-    journal = Journal(tmp_path / "results.jsonl")
-    for value in results():
-        journal.put(value.get("id") or value.get("whole") or value["unmade"][0], value)
-    journal.forget("gpt2/plain", {"gpt2/plain/honest"})
-    reopened = Journal(tmp_path / "results.jsonl")
-    lines = {line.subject: line for line in summary.lines_of(reopened.values(), GROUPS)}
-    assert (lines["gpt2"].cases, lines["gpt2"].wrong) == (1, [])
-
-
-def test_a_model_that_cannot_be_built_is_whole() -> None:
-    from tests.truth import summary
-
-    unbuilt = {"unmade": ["opt", "transformers", "KeyError: 'x'"]}
-    lines = {line.subject: line for line in summary.lines_of(results(unbuilt), GROUPS)}
-    assert lines["opt"].unbuilt == [unbuilt["unmade"]]
-
-
 def test_a_run_replaces_its_lines_and_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.truth import summary
 
