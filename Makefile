@@ -167,13 +167,12 @@ test-vllm: venv  ## compare our verdicts with a real vLLM (CPU); run a node with
 engine-rules: venv  ## read the rules of a release from its source: ENGINE=vllm VERSION=0.33.0 [WHEEL=path, folder or URL]
 	@$(PYTHON) -m scripts.engine_rules $(ENGINE) $(VERSION) $(WHEEL)
 
-test-engines: venv  ## compare our verdicts with llama.cpp, diffusers, and the code of published vLLM and SGLang wheels
+test-engines: venv  ## compare our verdicts with llama.cpp and the code of published vLLM and SGLang wheels
 	@$(PYTHON) -m tests.proof.venvs wheels
 	@$(PYTHON) -m tests.proof.venvs llama
-	@PROOF_DIFFUSERS=1 $(PYTEST) tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/proof/test_diffusers.py tests/engines $(ARGS)
+	@$(PYTEST) tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/engines $(ARGS)
 
 test-truth: venv  ## ask PEFT and the registry about every method, architecture and mutation: hours, resumable (CASES='lora/plain loha')
-	@[ -n "$(CASES)" ] || ! $(PYTHON) -c 'import diffusers' 2>/dev/null || $(PYTHON) -m tests.proof.diffusers_grid
 	@$(PYTHON) -m tests.truth.run $(CASES) $(ARGS)
 
 test-signing: venv  ## exchange signatures with OpenSSF's model_signing (downloads 100 MB once)

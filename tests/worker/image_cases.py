@@ -116,10 +116,6 @@ def qwen(prefix: str, infix: str = "") -> Case:
     return case
 
 
-def _qwen_kohya(prefix: str, dot: str = ".", alpha: float | None = 2.0) -> Case:
-    return kohya("qwen-image-tiny", {f"transformer.{m}": prefix + m.replace(".", dot) for m in QWEN}, alpha=alpha)
-
-
 def _kohya_sd(*, text: tuple[str, ...] = (), alpha: float | None = 2.0) -> Case:
     modules = {f"unet.{module}": "lora_unet_" + module.replace(".", "_") for module in SD}
     modules |= {f"text_encoder.{m}": "lora_te_text_model_" + m.replace(".", "_") for m in text}
@@ -192,24 +188,6 @@ def _onetrainer(*, is_attention: bool = True, alpha: float | None = 2.0) -> Case
     return case
 
 
-def _without_alphas(case: Case, numbers: Iterable[int]) -> Case:
-    for number in numbers:
-        update = case.meant[number]
-        del case.tensors[f"{update.a.removesuffix('.lora_down.weight')}.alpha"]
-        case.meant[number] = replace(update, scale=1.0)
-    return case
-
-
-def _text_alone(alphas: Mapping[int, float]) -> Case:
-    names = {f"text_encoder.{m}": "lora_te_text_model_" + m.replace(".", "_") for m in TEXT}
-    return _of_alphas(kohya("sd-tiny", names), alphas)
-
-
-def _with_text_dora(case: Case) -> Case:
-    text = _dora(peft(case.base, "text_encoder.", TEXT), ".lora_magnitude_vector", (WIDTH,))
-    return replace(case, tensors=case.tensors | text.tensors, meant=case.meant + text.meant)
-
-
 def _without_b(case: Case) -> Case:
     del case.tensors[case.meant[0].b]
     case.meant = []
@@ -255,75 +233,31 @@ CASES: dict[str, Case] = {
     "sd-diffusers": peft("sd-tiny", "unet.", SD),
     "sd-diffusers-alpha": _told(peft("sd-tiny", "unet.", SD, scale=2.0), "unet", 2.0 * RANK),
     "sd-diffusers-bf16": peft("sd-tiny", "unet.", SD, dtype="BF16"),
-    "sd-diffusers-f16": peft("sd-tiny", "unet.", SD, dtype="F16"),
-    "sd-adapter-name": peft("sd-tiny", "unet.", SD, infix=".default"),
     "sd-old": _old(),
     "sd-late-2023": _late(),
-    "sd-kohya": _kohya_sd(),
     "sd-kohya-text": _kohya_sd(text=TEXT),
-    "sd-kohya-text-without-out": _kohya_sd(text=TEXT[:3]),
-    "sd-kohya-half-a-pair": _without_b(_kohya_sd()),
-    "sd-kohya-no-alpha": _kohya_sd(alpha=None),
     "sd-kohya-alphas": _of_alphas(_kohya_sd(), {3: 16.0}),
-    "sd-kohya-alphas-of-half": _of_alphas(_kohya_sd(), dict.fromkeys(range(4), 16.0)),
-    "sd-kohya-alphas-of-text": _of_alphas(_kohya_sd(text=TEXT), dict.fromkeys(range(8, 10), 16.0)),
-    "sd-kohya-one-alpha-for-each-model": _of_alphas(_kohya_sd(text=TEXT), dict.fromkeys(range(8, 12), 16.0)),
     "sd-kohya-dora": _dora(_kohya_sd(), ".dora_scale", (WIDTH, 1)),
     "sd-diffusers-dora": _dora(peft("sd-tiny", "unet.", SD), ".lora_magnitude_vector", (WIDTH,)),
     "sd-diffusers-dora-in-part": _dora(
         peft("sd-tiny", "unet.", SD), ".lora_magnitude_vector", (WIDTH,), range(0, len(SD), 2)
     ),
-    "sd-diffusers-dora-of-text": _with_text_dora(peft("sd-tiny", "unet.", SD)),
-    "sd-kohya-alphas-in-part": _without_alphas(_kohya_sd(), range(3)),
-    "sd-kohya-alphas-of-text-alone": _text_alone({1: 16.0}),
-    "sd-kohya-text-alone": _text_alone({}),
     "sd-loha": _lycoris("loha"),
-    "sd-lokr": _lycoris("lokr"),
-    "sd-no-prefix": peft("sd-tiny", "", SD),
     "sd-flux-names": peft("sd-tiny", "transformer.", FLUX),
-    "sd-absent-block": peft("sd-tiny", "unet.", [module.replace("blocks.0.a", "blocks.7.a") for module in SD]),
     "sd-wrong-width": _wide(peft("sd-tiny", "unet.", SD)),
     "sd-half-a-pair": _without_b(peft("sd-tiny", "unet.", SD)),
     "sd-nan": _with_nan(peft("sd-tiny", "unet.", SD)),
-    "flux-diffusers": peft("flux-tiny", "transformer.", FLUX),
-    "flux-diffusers-alpha": _told(peft("flux-tiny", "transformer.", FLUX, scale=2.0), "transformer", 2.0 * RANK),
-    "flux-diffusers-dora": _dora(peft("flux-tiny", "transformer.", FLUX), ".lora_magnitude_vector", (WIDTH,)),
-    "flux-adapter-name": peft("flux-tiny", "transformer.", FLUX, infix=".default"),
     "flux-kohya": _flux_kohya(),
-    "flux-kohya-dora": _dora(_flux_kohya(), ".dora_scale", (WIDTH, 1)),
-    "flux-onetrainer": _onetrainer(),
     "flux-onetrainer-mlp": _onetrainer(is_attention=False),
-    "flux-onetrainer-no-alpha": _without_alphas(_onetrainer(), [0]),
-    "flux-kohya-absent-block": _flux_kohya(9),
     "flux-xlabs": flux_fused(_UP_DOWN, _XLABS),
     "flux-bfl": flux_fused(_AB, _DOUBLE),
     "flux-comfy": flux_fused(_AB, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}),
-    "flux-comfy-kohya-ends": flux_fused(
-        _KOHYA_ENDS, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}, alpha=2.0
-    ),
-    "flux-comfy-kohya-ends-no-alpha": flux_fused(
-        _KOHYA_ENDS, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}
-    ),
-    "flux-comfy-alpha": flux_fused(_AB, {key: f"diffusion_model.{at}" for key, at in _DOUBLE.items()}, alpha=2.0),
-    "flux-no-prefix": peft("flux-tiny", "", FLUX),
-    "flux-unet-names": peft("flux-tiny", "unet.", SD),
-    "flux-absent-block": peft("flux-tiny", "transformer.", [module.replace("s.0.", "s.9.") for module in FLUX]),
     "flux-wrong-width": _wide(peft("flux-tiny", "transformer.", FLUX)),
-    "flux-half-a-pair": _without_b(peft("flux-tiny", "transformer.", FLUX)),
-    "flux-no-prefix-adapter-name": peft("flux-tiny", "", FLUX, infix=".default"),
     "qwen-diffusers": qwen("transformer."),
     "qwen-adapter-name": qwen("transformer.", ".default"),
     "qwen-no-prefix": qwen(""),
-    "qwen-no-prefix-adapter-name": qwen("", ".default"),
-    "qwen-no-prefix-kohya-ends": _qwen_kohya(""),
-    "qwen-no-prefix-kohya-ends-no-alpha": _qwen_kohya("", alpha=None),
-    "qwen-comfy": qwen("diffusion_model."),
-    "qwen-comfy-kohya-ends": _qwen_kohya("diffusion_model."),
-    "qwen-kohya": _qwen_kohya("lora_unet_", "_"),
 }
-for _name in ("sd-no-prefix", "sd-flux-names", "sd-absent-block", "flux-no-prefix", "flux-unet-names",
-              "flux-absent-block", "flux-kohya-absent-block", "flux-no-prefix-adapter-name"):  # fmt: skip
-    CASES[_name].meant = []  # no module of the base is meant
+CASES["sd-flux-names"].meant = []  # no module of the base is meant
 
 
 def bases() -> dict[str, BaseSpec]:
