@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,9 @@ from starlette.background import BackgroundTask
 
 from registry.api.bases import BaseAdd
 from registry.errors import Unavailable
-from registry.server import app as server_app
-from registry.server.catalog import base_rows, bases
-from registry.server.database import db
-from registry.server.database.models import BaseRow
 from registry.server.http import admission, request_body, routing
 from registry.server.http.admission import HeldResponse, Space, Turns
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT
-from registry.server.http.routing import SingleThreadRoute
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import Harness
@@ -162,13 +156,6 @@ def test_a_tenant_has_one_large_body_that_is_parsed(
     anyio.run(send_all)
     assert len(most) == 3 * admission.LARGE
     assert max(most) == admission.LARGE
-
-
-def test_routes_that_return_pages_make_a_few_at_a_time() -> None:
-    routes = [route for router in server_app.ROUTERS for route in router.routes if isinstance(route, SingleThreadRoute)]
-    paths = {route.path.removeprefix("/api/v1") for route in routes if route.responds_at_length}
-    resources = {"/adapters", "/bases", "/jobs", "/namespaces", "/tokens", "/webhooks"}
-    assert resources | {"/adapters/{namespace}/{name}/versions", "/bases/{base:path}"} <= paths
 
 
 # ------------------------------------------------------------------ bodies
@@ -313,81 +300,3 @@ def test_the_response_to_a_change_is_sent_in_any_case_and_what_follows_is_done()
     held = HeldResponse(response, space, "tenant", admission.PART_BYTES + 1, is_refusable=False)
     anyio.run(lambda: held({"type": "http"}, receive, send))
     assert (sum(sent), done, space.used_bytes) == (admission.PART_BYTES + 1, [True], 0)
-
-
-@pytest.mark.usefixtures("size_bytes")
-def test_two_long_responses_of_a_tenant_are_made_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = [*[harness.issue("pull", name="mine")[1]] * 4, harness.issue("pull", name="other")[1]]
-    begun, go_on = threading.Semaphore(0), threading.Event()
-    show = bases.show
-
-    def hold(*arguments: Any) -> Any:
-        begun.release()
-        assert go_on.wait(120)
-        return show(*arguments)
-
-    monkeypatch.setattr(bases, "show", hold)
-
-    async def read_all() -> None:
-        async with anyio.create_task_group() as group:
-            for secret in secrets:
-                group.start_soon(read_base, harness, secret)
-            for _ in range(3):  # two of the first tenant, and the other one
-                assert await anyio.to_thread.run_sync(begun.acquire, True, 120)
-            assert not await anyio.to_thread.run_sync(begun.acquire, True, 0.1)
-            go_on.set()
-
-    anyio.run(read_all)
-
-
-def test_neither_a_repeated_request_nor_an_error_keeps_what_was_parsed(harness: Harness) -> None:
-    """Not until the collector runs, which a server lets run seldom: 60 MB of each repetition stayed."""
-    spec = spec_of(samples.llama()).model_copy(update={"name": "acme/many"})
-    other = spec.model_copy(update={"vocab": 1})
-    secret = harness.issue("push", namespaces=["acme"])[1]
-    statuses = []
-
-    def post(body: bytes, key: str) -> None:
-        headers = [
-            ("authorization", f"Bearer {secret}"),
-            ("content-type", "application/json"),
-            ("idempotency-key", key),
-        ]
-        statuses.append(call(harness.app, "POST", "/api/v1/bases", headers, [body]).status)
-
-    bodies = [BaseAdd(spec=parsed).model_dump_json(exclude_defaults=True).encode() for parsed in (spec, other)]
-    post(bodies[0], "a" * 32)
-    gc.collect()
-    gc.disable()
-    try:
-        post(bodies[0], "a" * 32)
-        post(bodies[1], "b" * 32)
-        parsed_types = [type(each) for each in gc.get_objects() if isinstance(each, BaseAdd)]
-    finally:
-        gc.enable()
-    assert (statuses, parsed_types) == ([201, 201, 409], [])
-
-
-def test_a_base_that_many_requests_need_is_read_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the 40 threads each took 100 MB for a base of 100,000 modules."""
-    harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama())))
-    base_rows._SPECS.clear()
-    begun, go_on = threading.Semaphore(0), threading.Event()
-    parse = base_rows.parse_spec
-
-    def hold(*arguments: Any) -> Any:
-        begun.release()
-        assert go_on.wait(120)
-        return parse(*arguments)
-
-    monkeypatch.setattr(base_rows, "parse_spec", hold)
-    with ThreadPoolExecutor(4) as pool:
-        results = [pool.submit(harness.admin.base, "tiny-llama") for _ in range(4)]
-        assert begun.acquire(timeout=120)
-        assert not begun.acquire(timeout=0.3), "a second thread reads it, too"
-        monkeypatch.setattr(base_rows, "READ_SECONDS", 0.01)
-        with pytest.raises(Unavailable, match="others are being read"):
-            base_rows.load_spec(BaseRow(name="other", fingerprint="x", created_at=db.now(), created_by="x", spec={}))
-        go_on.set()
-        assert len({result.result().fingerprint for result in results}) == 1
-    assert not begun.acquire(blocking=False)

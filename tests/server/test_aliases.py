@@ -5,18 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
-from functools import partial
 
 import httpx
 import pytest
 
 from registry.client.registry import Registry
-from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
+from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.gates import Gate
 from registry.findings import Finding
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VerdictRow
 from tests.harness import URL, Harness, rows
-from tests.maintenance import findings
 
 NAME = "acme/support"
 NO_EFFECT = Finding(code="smoke.no_effect", severity="error", location="logits", message="the answers do not change")
@@ -141,26 +139,6 @@ def test_one_of_many_racing_promotions_wins(filled_harness: Harness) -> None:
     assert sorted(generations) == [1, 2]
 
 
-def test_one_of_many_racing_first_promotions_wins(filled_harness: Harness) -> None:
-    start = threading.Barrier(6)
-    outcomes: list[str] = []
-
-    def race() -> None:
-        start.wait()
-        try:
-            promote(filled_harness.admin, 1, 0, alias="canary")
-            outcomes.append("moved")
-        except Conflict as conflict:
-            outcomes.append(conflict.code)
-
-    threads = [threading.Thread(target=race) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes) == ["ALIAS_MOVED"] * 5 + ["moved"]
-
-
 def test_rolling_back_twice_goes_back_two_versions(filled_harness: Harness) -> None:
     filled_harness.validate(f"{NAME}@3")
     for generation, number in enumerate((1, 2, 3)):
@@ -234,41 +212,6 @@ def test_a_time_without_a_zone_or_out_of_range_is_refused(filled_harness: Harnes
     for at in (datetime(2026, 5, 3, 14, 5), *ends):
         with pytest.raises(Invalid):
             filled_harness.admin.history(NAME, at=at)
-
-
-def test_times_of_an_alias_grow_even_when_the_clock_is_set_back(
-    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    promote(filled_harness.admin, 1, 0)
-    past = datetime.now(UTC) - timedelta(days=1)
-    monkeypatch.setattr("registry.server.database.db.now", lambda: past)
-    promote(filled_harness.admin, 2, 1)
-    monkeypatch.undo()
-    later, earlier = filled_harness.admin.history(NAME, alias="prod").moves
-    assert later.at > earlier.at
-    assert findings(filled_harness, deep=False) == [], "and a check takes the clock for no forger"
-
-
-def test_moving_an_alias_needs_the_scope_promote(filled_harness: Harness) -> None:
-    pusher = filled_harness.actor("push", namespaces=["acme"])
-    outsider = filled_harness.actor("promote", namespaces=["globex"])
-    with pytest.raises(Denied):
-        promote(pusher, 1, 0)
-    for act in (
-        lambda: promote(outsider, 1, 0),
-        lambda: outsider.rollback(NAME, "prod"),
-        lambda: outsider.yank(f"{NAME}@1", "no"),
-        lambda: outsider.history(NAME),
-        lambda: outsider.aliases(NAME),
-    ):
-        assert refused(filled_harness, act).code == "ADAPTER_UNKNOWN"
-
-
-def test_an_alias_cannot_look_like_a_version_or_break_the_grammar(filled_harness: Harness) -> None:
-    for alias in ("3", "v3", "sha256-x", "Prod", "pröd", "a..b", "con"):
-        error = refused(filled_harness, partial(promote, filled_harness.admin, 1, 0, alias=alias))
-        assert error.code in ("NAME_INVALID", "ROUTE_UNKNOWN"), alias
-    assert promote(filled_harness.admin, 1, 0, alias="latest3") == 1
 
 
 def test_a_version_of_another_adapter_cannot_be_promoted_here(filled_harness: Harness) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from fastapi.dependencies.models import Dependant
 from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
-from registry import __version__, errors
+from registry import __version__
 from registry.api import PREFIX
 from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
 from registry.server import app
@@ -23,7 +21,7 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import TokenRow
-from registry.server.http import dependencies, idempotency, problems, routing
+from registry.server.http import idempotency, problems
 from registry.server.http.request_body import BODY_LIMIT_BYTES
 from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.http.routing import SingleThreadRoute
@@ -167,44 +165,10 @@ def test_changes_refuse_unknown_query_parameters(harness: Harness, http: httpx.C
     assert http.get("/adapters/acme/support", params={"nonsense": "1"}).status_code == 200
 
 
-XET_PATHS = ("chunks/default/{chunk}", "xorbs/default/{xorb}", "shards")
-
-
 def dependencies_of(dependant: Dependant) -> list[Any]:
     return [inner.call for inner in dependant.dependencies] + [
         call for inner in dependant.dependencies for call in dependencies_of(inner)
     ]
-
-
-def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_a_thread() -> None:
-    waiting = set()
-    for router in app.ROUTERS:
-        for route in router.routes:
-            assert isinstance(route, SingleThreadRoute)
-            calls = dependencies_of(route.dependant)
-            if route.is_async:
-                waiting.add(route.path)
-                assert not dependencies.takes_key(route.dependant), route.path
-                assert dependencies.open_read_session not in calls, route.path
-                actors = {call for call in calls if isinstance(call, dependencies.RequireScope)}
-                assert len(actors) == (routing.require_nothing not in calls), route.path
-                assert all(isinstance(actor, dependencies.RequireScopeInThread) for actor in actors), route.path
-            else:
-                assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path
-                for call in calls:
-                    assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
-    paths = {"bases/{base:path}/adapters", "events", "events/stream", "health", "audit/checkpoint", "links/{key:path}"}
-    paths.add("adapters/{namespace}/{name}/versions/{selector}/attestations")
-    model = "/api/models/{namespace}/{name}"
-    hub = {"commit/{revision}", *(f"xet/{{session}}/v1/{path}" for path in XET_PATHS)}
-    assert waiting == {
-        "/livez",
-        "/readyz",
-        "/live",
-        "/audit/export",
-        *(f"{model}/{path}" for path in hub),
-        *(f"{PREFIX}/{path}" for path in paths),
-    }
 
 
 def test_a_commit_that_fails_is_never_reported_as_success(harness: Harness, http: httpx.Client) -> None:
@@ -337,14 +301,3 @@ def test_without_a_trusted_actor_every_request_needs_a_token(harness: Harness) -
         "/api/v1/whoami", headers={"Authorization": "Bearer lra_wrong"}
     )
     assert wrong.status_code == 401, "a wrong token is not excused by trust"
-
-
-def test_a_problem_travels_to_the_client_and_becomes_the_same_error(harness: Harness) -> None:
-    with pytest.raises(errors.NotFound) as caught:
-        harness.admin.adapter("acme/nothing")
-    problem = json.loads(
-        httpx.Client(transport=harness.transport, base_url=URL)
-        .get("/api/v1/adapters/acme/nothing", headers={"Authorization": f"Bearer {harness.secret}"})
-        .text
-    )
-    assert caught.value.detail.startswith(problem["detail"])

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest
-from registry.bases import BaseMatch, Similarity
-from registry.bases import identity as identities
-from registry.bases.identity import Identity
+from registry.bases import BaseMatch
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from registry.server.catalog import base_weights
-from registry.server.database.models import BaseRow
 from tests import samples
 from tests.base_specs import spec_of
-from tests.harness import Harness, rows
+from tests.harness import Harness
 from tests.identities import make_identity, nudged, values
 
 ONE = values()
@@ -69,14 +64,6 @@ def test_a_base_shows_how_other_bases_are_related_to_it(family: Harness) -> None
     assert family.admin.base("unknown").relatives == []
 
 
-def test_similarities_are_read_and_not_computed_again(family: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.bases.identity.compare", lambda *_: pytest.fail("it was compared again"))
-    with family.statements() as statements:
-        assert len(family.admin.base("tiny-llama").relatives) == 4
-    reads = [statement for statement in statements if statement.startswith("SELECT")]
-    assert len(reads) <= 9, "a slow test writes the use of its token once more"
-
-
 def test_a_new_identity_is_compared_with_bases_of_its_architecture_first(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,47 +79,6 @@ def test_a_new_identity_is_compared_with_bases_of_its_architecture_first(
     harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama("a/new")), identity=CAST))
     relatives = {relative.other: relative.match for relative in harness.admin.base("acme/tuned").relatives}
     assert relatives["a/new"] is not BaseMatch.UNKNOWN, "before the older base of another architecture"
-
-
-@pytest.mark.security
-def test_a_new_identity_is_compared_with_few_bases_and_a_request_computes_few_pairs(
-    family: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Anyone who may push somewhere adds bases: the cost of the next one must not grow with all of them."""
-    monkeypatch.setattr(base_weights, "COMPARED_LIMIT", 2)
-    monkeypatch.setattr(base_weights, "COMPUTED_LIMIT", 1)
-    compared: list[Identity] = []
-    compare = identities.compare
-
-    def count(first: Identity, second: Identity) -> Similarity:
-        compared.append(second)
-        return compare(first, second)
-
-    monkeypatch.setattr(identities, "compare", count)
-    select_compared = base_weights._select_compared
-    chosen: list[str] = []
-
-    def record(base: BaseRow, identity: Identity) -> Any:
-        statement = select_compared(base, identity)
-        with family.session() as session:
-            names = {row.id: row.name for row in rows(session, BaseRow)}
-            chosen.extend(names[base_id] for base_id in session.exec(statement))
-        return statement
-
-    monkeypatch.setattr(base_weights, "_select_compared", record)
-    new = make_identity(nudged(ONE, 0.0004), dtype="BF16")
-    for name, identity, nearest in (
-        ("org/new", new, ["org/other", "tiny-llama"]), ("again", PACKED, ["packed-4bit", "tiny-llama"]),
-    ):  # fmt: skip
-        compared.clear()
-        chosen.clear()
-        spec = spec_of(samples.llama(name))
-        shown = family.admin.add_base(BaseAdd(spec=spec, identity=identity)).relatives
-        assert chosen == nearest
-        assert len(compared) == 3, "two that are stored, and one missing pair"
-        assert [relative.match for relative in shown].count(BaseMatch.UNKNOWN) == len(shown) - 3
-    matches = {relative.other: relative.match for relative in family.admin.base("again").relatives}
-    assert (matches["packed-4bit"], matches["tiny-llama"]) == (BaseMatch.EXACT, BaseMatch.QUANTIZED)
 
 
 def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: Harness) -> None:

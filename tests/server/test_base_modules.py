@@ -48,23 +48,11 @@ def test_a_push_is_checked_against_recorded_library_modules(unfamiliar: Harness)
     assert compat(harness, wide) is Outcome.FAIL
 
 
-def test_a_newer_version_replaces_them_and_an_older_one_does_not(unfamiliar: Harness) -> None:
-    admin = unfamiliar.admin
-    for library, stored in ((LIBRARY, LIBRARY), ("transformers 5.9.0", LIBRARY), ("transformers 5.25.0",) * 2):
-        assert admin.set_base_modules("wrapped", built(library)).spec.library == stored
-        assert admin.base("wrapped").spec.library == stored
-
-
 def test_a_base_that_the_library_cannot_build_is_reported_and_keeps_its_headers(unfamiliar: Harness) -> None:
     spec = unfamiliar.bases["wrapped"]
     view = unfamiliar.admin.set_base_modules("wrapped", built(modules={}, problem="KeyError: 'x'"))
     assert (view.spec.library_problem, view.spec.modules) == ("KeyError: 'x'", spec.modules)
     assert not view.spec.names_known
-
-
-def test_the_base_can_be_added_again_after_its_modules_are_recorded(unfamiliar: Harness) -> None:
-    unfamiliar.admin.set_base_modules("wrapped", built())
-    assert unfamiliar.admin.add_base(BaseAdd(spec=unfamiliar.bases["wrapped"])).spec.library == LIBRARY
 
 
 @pytest.mark.security

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-import httpx
 import pytest
 
 from registry.api.access import NamespaceSet
@@ -14,14 +13,12 @@ from registry.api.transfer import CommitItem, PullPlan, PushItem, PushPlan, Push
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, TooLarge
-from registry.server.catalog import files as downloads
 from registry.server.database.models import AdapterRow, EventRow, VersionRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.push import background, commit
-from registry.versions.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES, BaseRef
+from registry.versions.manifest import BaseRef
 from tests import samples
-from tests.bulk import PULLS
-from tests.harness import URL, Harness, rows, upload
+from tests.harness import Harness, rows, upload
 
 Result = TypeVar("Result")
 PLAN_STATEMENTS = 11
@@ -115,19 +112,6 @@ def test_one_bad_adapter_does_not_undo_the_others(filled_harness: Harness) -> No
         assert sorted(row.name for row in rows(session, AdapterRow)) == ["good", "late"]
         states = {row.name: row.state for row in rows(session, PushRow)}
     assert states == {"good": "committed", "late": "committed", "bent": "expired", "missing": "open"}
-
-
-@pytest.mark.security
-def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(filled_harness: Harness) -> None:
-    """Else rows of open pushes, which are not counted in bytes, could fill the database."""
-    items = items_of(filled_harness, new_adapters(filled_harness, 4))
-    for number, size in enumerate((MANIFEST_LIMIT_BYTES, ANNOTATIONS_LIMIT_BYTES + 1, ANNOTATIONS_LIMIT_BYTES)):
-        manifest = items[number].manifest.model_copy(update={"annotations": {"note": "x" * (size - len("note"))}})
-        items[number] = items[number].model_copy(update={"manifest": manifest})
-    outcomes = filled_harness.admin.plan_pushes(items)
-    assert codes(outcomes) == ["SIZE_INVALID", "SIZE_INVALID", "", ""]
-    with filled_harness.session() as session:
-        assert sorted(row.name for row in rows(session, PushRow)) == ["a2", "a3"]
 
 
 @pytest.mark.security
@@ -305,35 +289,3 @@ def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(filled_harness: Harn
     assert codes(hidden[0]) == ["ADAPTER_UNKNOWN"] * 2
     assert hidden[1] == {}
     assert set(small) == {Digest.of(data) for path, data in files.items() if path != samples.WEIGHTS}
-
-
-@pytest.mark.security
-def test_large_manifests_do_not_fill_a_response_and_the_others_are_requested_again(
-    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ["acme/a0", "acme/a1", "acme/a2"]
-    sizes = [
-        len(filled_harness.admin.resolve(filled_harness.push(name).version.name).manifest.to_bytes()) for name in names
-    ]
-    monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", sum(sizes[:2]))
-    headers = {"Authorization": f"Bearer {filled_harness.secret}"}
-    with httpx.Client(transport=filled_harness.transport, base_url=URL, headers=headers) as http:
-        for refs, expected in (
-            (names, ["", "", "TRY_LATER"]),
-            (["acme/a0"] * 3, ["TRY_LATER"] * 3),
-            (["acme/a0", "globex/none", "acme/a0"], ["", "ADAPTER_UNKNOWN", ""]),
-        ):
-            items = http.post(PULLS, json={"refs": refs}).json()["items"]
-            assert [(item["problem"] or {"code": ""})["code"] for item in items] == expected
-        monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", max(sizes))
-        with filled_harness.statements() as sent:
-            items = http.post(PULLS, json={"refs": names}).json()["items"]
-        assert [item["problem"] is None for item in items] == [True, False, False]
-        assert len([statement for statement in sent if "version.manifest," in statement]) == 1  # larger than a third
-        monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", min(sizes) - 1)
-        with filled_harness.statements() as sent:
-            items = http.post(PULLS, json={"refs": names}).json()["items"]
-        assert [item["problem"]["code"] for item in items] == ["TRY_LATER"] * 3
-        assert [statement for statement in sent if "version.manifest," in statement] == []  # else 100 MB for nothing
-    monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", sum(sizes[:2]))
-    assert codes(filled_harness.admin.plan_pulls(names)[0]) == ["", "", ""]

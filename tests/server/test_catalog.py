@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event
-from sqlmodel import col, select
+from sqlmodel import select
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
-from registry.bases.modules import ModuleShape
 from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound, TooLarge
-from registry.server.catalog import version_groups
-from registry.server.database import db
-from registry.server.database.models import VerdictRow, VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.push.inspect import FACTS_LIMIT_BYTES
 from registry.versions.manifest import Edge, Relation
 from tests import samples
@@ -60,20 +55,6 @@ def test_the_view_of_a_version_has_all_its_fields(harness: Harness) -> None:
         assert harness.admin.version(ref) == view
 
 
-def test_verdicts_of_checks_that_a_newer_release_added_are_skipped(harness: Harness) -> None:
-    harness.add_base()
-    harness.push(NAME)
-    before = harness.admin.version(NAME)
-    with db.session(harness.engine) as session:
-        newer = session.exec(select(VerdictRow)).first()
-        assert newer is not None
-        session.add(VerdictRow(**newer.model_dump(exclude={"id"}) | {"check": "smells"}))
-    assert harness.admin.version(NAME) == before
-    assert [view.name for view in harness.admin.adapters().items] == [NAME]
-    assert harness.admin.resolve(NAME).digest == before.digest
-    assert harness.push(NAME, harness.files(seed=2)).version.number == 2
-
-
 def test_versions_come_newest_first_in_pages(harness: Harness) -> None:
     harness.add_base()
     for _ in range(5):
@@ -86,55 +67,6 @@ def test_versions_come_newest_first_in_pages(harness: Harness) -> None:
         if not cursor:
             break
     assert numbers == [5, 4, 3, 2, 1]
-
-
-@pytest.mark.security
-@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
-def test_a_page_of_large_versions_has_fewer_of_them(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest may have a megabyte, as may facts: a page of 200 had hundreds of megabytes, for every reader."""
-    harness.add_base()
-    for number in range(5):
-        harness.push(NAME, message="x" * number)
-    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 1)
-    pages: list[list[int]] = []
-    cursor = ""
-    while not pages or cursor:
-        page = harness.admin.versions(NAME, cursor=cursor, limit=200)
-        pages.append([version.number for version in page.items])
-        cursor = page.next_cursor
-    assert pages == [[5], [4], [3], [2], [1]]
-    with harness.session(write=True) as session:
-        newest = session.exec(select(VersionRow).order_by(col(VersionRow.number).desc())).first()
-        assert newest is not None
-        size = len(newest.manifest) + len(json.dumps(newest.facts))
-    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 5 * size // 2)
-    page = harness.admin.versions(NAME, limit=200)
-    assert ([version.number for version in page.items], page.next_cursor) == ([5, 4], "4")
-    with harness.session(write=True) as session:
-        for row in session.exec(select(VerdictRow).where(VerdictRow.check == "compat")):
-            row.findings = [{"code": "smoke.no_effect", "location": "", "message": "m" * size, "severity": "info"}]
-            session.add(row)
-    assert [version.number for version in harness.admin.versions(NAME, limit=200).items] == [5], "findings count"
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"])  # SQLite has one writer
-def test_a_version_that_comes_while_a_page_is_read_hides_no_other(harness: Harness) -> None:
-    harness.add_base()
-    for _ in range(2):
-        harness.push(NAME)
-    pushed = list[int]()
-
-    def push(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "length(" in statement and "verdict" in statement and not pushed:
-            pushed.append(0)
-            pushed.append(harness.push(NAME).version.number)
-
-    event.listen(harness.engine, "before_cursor_execute", push)
-    try:
-        page = harness.admin.versions(NAME)
-    finally:
-        event.remove(harness.engine, "before_cursor_execute", push)
-    assert (pushed[1:], [version.number for version in page.items], page.next_cursor) == ([3], [2, 1], "")
 
 
 @pytest.mark.security
@@ -184,15 +116,6 @@ def test_the_list_is_searched_and_paged_and_costs_four_statements(harness: Harne
     with harness.statements() as sent:
         harness.admin.adapters()
     assert len([s for s in sent if "FROM token" not in s]) == 4
-
-
-def test_a_page_has_at_most_the_largest_page_size(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.server.http.dependencies.PAGE_LIMIT", 3)
-    harness.add_base()
-    for number in range(4):
-        harness.push(f"acme/{'abcd'[number]}{number + 2}")
-    page = harness.admin.adapters(limit=10**9)
-    assert (len(page.items), bool(page.next_cursor)) == (3, True)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -272,26 +195,6 @@ def test_a_short_digest_names_the_one_version_that_begins_with_it(harness: Harne
         assert "more of its digits" in caught.value.next_step
 
 
-def test_only_pulls_of_short_digests_cost_a_statement_more(harness: Harness) -> None:
-    harness.add_base()
-    digest = harness.push(NAME).version.digest
-    plan_pull(harness.admin, NAME)  # a token's first use is recorded
-
-    def count(*refs: str) -> int:
-        with harness.statements() as sent:
-            harness.admin.plan_pulls(refs)
-        return len(sent)
-
-    whole, short = f"{NAME}@{digest}", f"{NAME}@{digest[:15]}"
-    assert count(whole) == count(short) == count(short, f"{NAME}@{digest[:16]}") == count(whole, short) - 1
-    for ask in (harness.admin.version, harness.admin.resolve):
-        with harness.statements() as by_digest:
-            ask(whole)
-        with harness.statements() as by_prefix:
-            ask(short)
-        assert len(by_digest) == len(by_prefix)
-
-
 # ------------------------------------------------------------------ lineage
 def test_lineage_goes_up_to_the_bases_and_down_to_the_children(harness: Harness) -> None:
     harness.add_base()
@@ -341,15 +244,6 @@ def test_a_digest_under_two_names_is_shown_under_the_requested_name(harness: Har
     assert next(n for n in up.nodes if n.id == first.digest).name == "acme/b"
 
 
-def test_a_long_line_of_descent_is_walked_to_its_end(harness: Harness) -> None:
-    harness.add_base()
-    version = harness.push(NAME).version
-    for _ in range(12):
-        version = harness.push(NAME, parents=continued(version)).version
-    assert len([n for n in harness.admin.lineage(NAME).nodes if n.kind == "version"]) == 13
-    assert len(harness.admin.lineage(f"{NAME}@1", down=True).edges) == 12 + 13
-
-
 # ------------------------------------------------------------------ bases
 def test_a_base_is_added_once_and_never_changed(harness: Harness) -> None:
     spec = spec_of(samples.llama())
@@ -363,42 +257,6 @@ def test_a_base_is_added_once_and_never_changed(harness: Harness) -> None:
     assert "fingerprints.architecture" in str(caught.value)
     assert harness.admin.base(spec.name).spec == spec
     assert [b.name for b in harness.admin.bases().items] == [spec.name]
-
-
-def test_an_administrator_adds_a_base_again_whose_modules_newer_rules_read_otherwise(harness: Harness) -> None:
-    new = spec_of(samples.llama())
-    turned = {
-        path: module.model_copy(update={"in_features": module.out_features, "out_features": module.in_features})
-        for path, module in new.modules.items()
-    }
-    assert turned != new.modules
-    harness.admin.add_base(BaseAdd(spec=new.model_copy(update={"modules": turned})))
-    harness.bases[new.name] = new
-    [verdict] = [v for v in harness.push(NAME).version.verdicts if v.check == "compat"]
-    assert verdict.outcome == "fail"
-    worker = harness.client(harness.issue("work", "push")[1])
-    with pytest.raises(Conflict, match="they differ in modules") as caught:
-        worker.add_base(BaseAdd(spec=new))
-    assert "an administrator may add it again" in caught.value.next_step
-    assert harness.admin.add_base(BaseAdd(spec=new)).spec == new
-    assert harness.admin.base(new.name).spec == new
-    [verdict] = [v for v in harness.push("acme/after").version.verdicts if v.check == "compat"]
-    assert verdict.outcome == "pass"
-    harness.transport.settle()
-    [verdict] = [v for v in harness.admin.version(f"{NAME}@1").verdicts if v.check == "compat"]
-    assert verdict.outcome == "pass", "versions that were pushed before are evaluated again"
-
-
-def test_a_base_that_was_stored_without_kernels_is_added_again(harness: Harness) -> None:
-    """An earlier release recorded no kernels of convolutions, and clients of it send none."""
-    new = ModuleShape(kind="conv", in_features=64, out_features=64, kernel=(3, 3))
-    former = new.model_copy(update={"kernel": ()})
-    spec = spec_of(samples.llama())
-    stored, sent = (spec.model_copy(update={"modules": spec.modules | {"conv": conv}}) for conv in (former, new))
-    for first, second in ((stored, sent), (sent, stored)):
-        harness.admin.add_base(BaseAdd(spec=first))
-        assert harness.admin.add_base(BaseAdd(spec=second)).spec == first
-        harness.admin.delete_base(spec.name)
 
 
 def test_a_base_counts_the_visible_adapters(harness: Harness) -> None:

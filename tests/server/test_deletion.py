@@ -174,15 +174,6 @@ def test_a_job_on_a_deleted_version_writes_no_verdict_and_runs_again_after_the_d
     assert states == [State.CANCELLED, State.DONE]
 
 
-def test_a_version_is_attested_although_it_was_deleted_at_once(harness: Harness) -> None:
-    for _ in range(2):
-        harness.push("acme/support")
-    harness.admin.delete_version("acme/support@1")
-    harness.transport.settle()
-    harness.admin.undelete_version("acme/support@1", "needed")
-    assert [item.kind for item in Audit(harness.admin).attestations("acme/support@1").items] == ["push"]
-
-
 def test_main_falls_back_to_the_newest_version_that_is_available(harness: Harness) -> None:
     for _ in range(4):
         harness.push("acme/support")

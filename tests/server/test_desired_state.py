@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import json
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import event
-from sqlmodel import select
 
-from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
+from registry.api.serving import DesiredState
 from registry.client.registry import Registry
-from registry.client.response_checks import problem_of
 from registry.digest import Digest
 from registry.engines import rulebook
 from registry.errors import Corrupt, TooLarge, Unavailable
@@ -26,15 +22,11 @@ from registry.events import EventType
 from registry.names import AdapterName, served_name
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.catalog import version_groups
-from registry.server.database.models import VersionRow
-from registry.server.http.resolve_cache.freshness import ChangeCounter
 from registry.server.serving import desired as desired_states
 from registry.serving import desired_state
 from tests.harness import URL, Harness
 
 BASE = "tiny-llama"
-LOOKS = 10
 DESIRED_STATE = f"/api/v1/bases/{BASE}/adapters"
 
 
@@ -92,18 +84,6 @@ def test_the_desired_state_takes_as_many_statements_for_two_adapters_as_for_ten(
         [s for s in sent if "FROM adapter" in s or "version_file" in s or "FROM verdict" in s] for sent in (few, many)
     ]
     assert len(ours[0]) == len(ours[1]) <= 5, ours
-
-
-@pytest.mark.security
-def test_the_desired_state_reads_neither_manifests_nor_findings(harness: Harness) -> None:
-    """A page has up to 2,000 versions, each with a megabyte of the one and hundreds of kilobytes of the other."""
-    harness.add_base()
-    harness.push("acme/one")
-    harness.admin.promote("acme/one", "canary", "1", generation=0)
-    with harness.statements() as sent:
-        [adapter] = harness.admin.desired_state("tiny-llama", "canary").adapters
-    assert adapter.verdicts == {"compat": "pass", "weights": "pass"}
-    assert not [statement for statement in sent if "version.manifest" in statement or "verdict.findings" in statement]
 
 
 def test_the_cursor_changes_with_the_rules_of_the_engine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,31 +148,6 @@ def test_a_waiting_request_ends_when_its_token_is_revoked(harness: Harness) -> N
         assert waiting.result(50).status_code == 401
 
 
-def test_the_change_counter_moves_with_events_and_not_with_leases(harness: Harness) -> None:
-    fill(harness, "acme/support")
-    counter, stamps = ChangeCounter(harness.engine), itertools.count()
-    digest = harness.admin.version("acme/support").digest
-    slot = SlotReport(adapter="acme/support", digest=digest, served_name="s", state=SlotState.LOADING)
-    report = NodeReport(base=BASE, alias="canary", slots=[slot])
-    reading = counter.read(next(stamps))
-    for _ in range(3):
-        harness.admin.report_node("gpu-1", "vllm", report)
-    assert counter.read(next(stamps)) == reading
-    readings = [reading]
-    harness.push("acme/support")
-    readings.append(counter.read(next(stamps)))
-    harness.admin.promote("acme/support", "canary", "2", generation=1)
-    readings.append(counter.read(next(stamps)))
-    harness.validate("acme/support@2")
-    readings.append(counter.read(next(stamps)))
-    harness.admin.quarantine("acme/support@2", "an alarm")
-    readings.append(counter.read(next(stamps)))
-    assert readings == sorted(set(readings))
-    with harness.statements() as sent:
-        assert counter.read("a") == counter.read("a") == counter.peek("a") == readings[-1]
-    assert (len(sent), counter.peek("b"), counter.peek(None)) == (1, None, None)
-
-
 def test_a_desired_state_shows_only_what_the_actor_may_see(harness: Harness) -> None:
     fill(harness, "acme/support", "bolt/sales")
     _, secret = harness.issue("pull", namespaces=["bolt"])
@@ -216,21 +171,6 @@ def test_a_rename_changes_the_cursor(harness: Harness) -> None:
     after = harness.admin.desired_state(BASE, "canary")
     assert [entry.name for entry in after.adapters] == ["acme/help"]
     assert after.cursor != before.cursor
-
-
-def test_equal_bytes_under_equal_served_names_get_two_names(harness: Harness) -> None:
-    """Whoever has a copy of a version could otherwise push it under such a name, and no node could read the state."""
-    harness.add_base()
-    files = harness.files()
-    for name in ("a-b/c", "a/b-c"):
-        harness.push(name, files)
-        harness.admin.promote(name, "canary", "1", generation=0)
-    entries = harness.admin.desired_state(BASE, "canary").adapters
-    assert len({entry.digest for entry in entries}) == 1
-    assert len({entry.served_name for entry in entries}) == 2
-    assert not any(map(problem_of, entries))
-    swapped = [entries[0].model_copy(update={"served_name": entries[1].served_name})]
-    assert all(map(problem_of, swapped))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 500])
@@ -269,34 +209,6 @@ def test_a_desired_state_of_many_adapters_is_read_page_by_page_only(
     without_pages = last.model_copy(update={"adapters": [*first.adapters, *last.adapters]})
     monkeypatch.setattr(Registry, "desired_state", lambda *_, after="", **__: without_pages if after else first)
     with pytest.raises(Corrupt, match="two pages of the desired state list 'acme/a'"):
-        desired_state.read(harness.admin, BASE, "canary")
-
-
-@pytest.mark.security
-@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
-def test_a_page_of_the_desired_state_has_fewer_adapters_of_many_files(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """2,000 adapters of 256 files each were one response of 200 MB."""
-    harness.add_base()
-    for name, count in (("acme/a", 1), ("acme/b", 40), ("acme/c", 1), ("acme/d", 1)):
-        harness.push(name, {**harness.files(), **{f"notes/{n}/LICENSE": b"note" for n in range(count)}})
-        harness.admin.promote(name, "canary", "1", generation=0)
-    whole = harness.admin.desired_state(BASE, "canary")
-    sizes = [sum(400 + 2 * len(file.path) for file in entry.files) for entry in whole.adapters]
-    with harness.session() as session:
-        facts = max(len(json.dumps(row.facts)) for row in session.exec(select(VersionRow)))
-    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", sizes[2] + sizes[3] + 2 * facts)
-    assert sizes[1] > version_groups.PAGE_CHARACTERS
-    pages = [harness.admin.desired_state(BASE, "canary", limit=500)]
-    while pages[-1].next_after:
-        pages.append(harness.admin.desired_state(BASE, "canary", limit=500, after=pages[-1].next_after))
-    assert [[entry.name for entry in page.adapters] for page in pages] == [["acme/a"], ["acme/b"], ["acme/c", "acme/d"]]
-    assert desired_state.read(harness.admin, BASE, "canary").adapters == whole.adapters
-    with pytest.raises(TooLarge, match=f"or {version_groups.PAGE_CHARACTERS} characters of files and facts"):
-        harness.admin.desired_state(BASE, "canary")
-    monkeypatch.setattr(desired_state, "FILES_LIMIT", len(whole.adapters[0].files))
-    with pytest.raises(TooLarge, match=f"has more than {desired_state.FILES_LIMIT} files"):
         desired_state.read(harness.admin, BASE, "canary")
 
 
@@ -358,30 +270,6 @@ def test_many_waiting_nodes_cost_one_read_for_each_change(harness: Harness, monk
         states = [future.result(60) for future in waiting]
     assert {state.adapters[0].number for state in states} == {2}
     assert 2 <= calls["cursor"] - calls["load"] <= len(counts)
-
-
-def test_one_task_looks_for_all_waiting_requests(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(harness, "acme/support")
-    cursor = desired(http(harness)).cursor
-    freshness, looks = harness.app.state.freshness, deque[object](maxlen=LOOKS)
-    stamp, same = freshness.stamp, threading.Event()
-
-    def record_task() -> object:
-        looks.append(asyncio.current_task())
-        if len(looks) == LOOKS and len(set(looks)) == 1:
-            same.set()
-        return stamp()
-
-    with ThreadPoolExecutor(10) as pool:
-        waiting = [pool.submit(desired, http(harness), since=cursor, wait=60) for _ in range(10)]
-        while harness.app.state.change_watcher._waiting < len(waiting):
-            assert not any(future.done() for future in waiting)
-            time.sleep(0.01)  # no event tells that all of them wait
-        monkeypatch.setattr(freshness, "stamp", record_task)
-        assert same.wait(50)
-        harness.push("acme/support")
-        harness.admin.promote("acme/support", "canary", "2", generation=1)
-        assert {future.result(60).adapters[0].number for future in waiting} == {2}
 
 
 @pytest.mark.security

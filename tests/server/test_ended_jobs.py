@@ -70,17 +70,6 @@ def test_a_version_keeps_its_newest_ended_jobs_of_each_kind(filled_harness: Harn
         assert {row.object for row in rows(session, EventRow)} >= {job.id for job in jobs}
 
 
-def test_many_ended_jobs_with_short_results_stay(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ended, "ENDED_CHARACTERS", 2**16)
-    jobs = [convert(filled_harness, length=10) for _ in range(30)]
-    assert len(ids(filled_harness, kind=Kind.CONVERT)) == 30
-    long = convert(filled_harness, length=2**17)
-    assert convert(filled_harness, length=10).id
-    assert ids(filled_harness, kind=Kind.CONVERT)[1:] == [long.id], "the newest ended one stays however long"
-    with pytest.raises(NotFound):
-        filled_harness.admin.job(jobs[-1].id)
-
-
 def test_old_jobs_are_deleted_with_their_steps_and_what_they_led_to_stays(filled_harness: Harness) -> None:
     filled_harness.validate(f"{NAME}@1")
     job = convert(filled_harness)

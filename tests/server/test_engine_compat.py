@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert
-from sqlmodel import col, select
+from sqlmodel import select
 
 from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
@@ -18,7 +18,6 @@ from registry.errors import Denied, Invalid, NotFound, Refused
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding, Severity
-from registry.server.catalog import version_groups
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionAttributeRow, VersionRow
 from registry.server.evaluation import engine_profiles
 from registry.server.maintenance import reevaluate
@@ -123,12 +122,6 @@ def test_an_invisible_version_has_no_verdicts(harness: Harness) -> None:
         harness.actor("pull", namespaces=["other"]).verdicts("acme/support", [VLLM])
 
 
-def test_an_incompatible_adapter_fails_on_every_engine(harness: Harness) -> None:
-    harness.push("acme/support", samples.lora(samples.llama(hidden=32, heads=2, kv_heads=1, intermediate=64), seed=1))
-    assert harness.admin.version("acme/support").verdicts[0].outcome == "fail"
-    assert set(stored(harness).values()) == {"fail"}
-
-
 @pytest.mark.parametrize(("severities", "outcome"), [((), "pass"), (("error",), "fail")])
 def test_what_headers_cannot_compare_is_unknown_until_the_worker_asked_peft(
     harness: Harness, severities: tuple[Severity, ...], outcome: str
@@ -196,20 +189,6 @@ def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(harness
     assert (second.adapters, second.items[0].max_rank, second.next_cursor) == (1, 64, "")
 
 
-@pytest.mark.security
-def test_a_page_of_engine_settings_reads_few_facts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Facts have up to 256 KiB: 200 of these were read at once."""
-    for rank in (8, 16, 32):
-        harness.push(f"acme/rank-{rank}", harness.files(rank=rank))
-    with harness.session() as session:
-        lengths = session.exec(select(version_groups.OF_FACTS).order_by(col(VersionRow.id))).all()
-    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", sum(lengths[:2]))
-    pages = [harness.admin.engine_settings("tiny-llama", [VLLM])]
-    while pages[-1].next_cursor:
-        pages.append(harness.admin.engine_settings("tiny-llama", [VLLM], cursor=pages[-1].next_cursor))
-    assert [(page.adapters, page.items[0].max_rank) for page in pages] == [(2, 16), (1, 32)]
-
-
 # ------------------------------------------------------------------ renewal
 def renewed(harness: Harness, setting: str) -> tuple[int, int]:
     done = reevaluate.evaluate_again(harness.engine, harness.blobs, engine_profiles.parse_setting(setting))
@@ -234,23 +213,6 @@ def test_an_engine_added_to_the_settings_gets_its_verdicts_without_reading_blobs
     close(harness)
     assert renewed(harness, f"{VLLM} {SGLANG} {WIDE}") == (1, 1)
     assert stored(harness) == {VLLM: "fail", SGLANG: "pass", WIDE: "pass"}
-
-
-def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness.push("acme/support")
-    many(harness, 250)
-    monkeypatch.setattr(reevaluate, "BATCH", 100)
-    close(harness)
-    with harness.statements() as sent:
-        assert renewed(harness, f"{VLLM} {SGLANG}") == (251, 500)
-    # Three batches: each reads the versions' facts and their verdicts, and writes its rows. The push before may still
-    # be writing its record, so only these are counted.
-    facts = "SELECT version.id, version.digest, version.base_id, version.facts"
-    reads = [s for s in sent if s.startswith((facts, "SELECT verdict."))]
-    assert len(reads) <= 6
-    assert len([s for s in sent if s.startswith("INSERT INTO verdict")]) <= 3
 
 
 def test_a_run_is_cut_into_requests_and_is_for_administrators(
@@ -311,28 +273,6 @@ def test_facts_of_an_older_release_are_read_from_the_header_again_once(harness: 
     assert harness.admin.adapters(format="unknown").items == []
     close(harness)
     assert renewed(harness, harness.settings.engines) == (1, 0)
-
-
-def test_old_headers_are_read_again_without_engines_in_the_settings(harness: Harness) -> None:
-    harness.push("acme/support")
-    as_an_older_release_kept_it(harness)
-    done = reevaluate.evaluate_again(harness.engine, harness.blobs, ())
-    assert (done.versions, done.headers, done.verdicts) == (1, 1, 0)
-    assert harness.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
-
-
-def test_many_old_headers_are_read_some_at_a_time(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.push("acme/support")
-    as_an_older_release_kept_it(harness)
-    many(harness, 6)
-    monkeypatch.setattr(reevaluate, "HEADERS", 2)
-    monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
-    page = harness.admin.recheck_engines(RecheckEnginesRequest())
-    assert (page.versions, page.headers, bool(page.next_cursor)) == (2, 2, True)
-    done = reevaluate.evaluate_again(
-        harness.engine, harness.blobs, engine_profiles.parse_setting(harness.settings.engines)
-    )
-    assert (done.versions, done.headers) == (7, 5)
 
 
 def test_an_alias_evaluates_the_versions_that_name_it_again_and_opens_their_gate(harness: Harness) -> None:

@@ -9,13 +9,12 @@ import pytest
 
 from registry.api.access import NamespaceSet
 from registry.api.serving import FleetNodes, NodeReport, SlotReport, SlotState
-from registry.client import response_checks
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.server.database import db
 from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
-from registry.server.serving import reports, status
+from registry.server.serving import reports
 from tests.harness import Harness, rows
 from tests.maintenance import collect
 
@@ -203,36 +202,3 @@ def test_pages_hold_at_most_limit_nodes_and_all_of_them_together(harness: Harnes
     assert [len(first["items"]), bool(first["next_cursor"]), first["convergence"][0]["nodes"]] == [3, True, 7]
     second = harness.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3, "cursor": first["next_cursor"]})
     assert (len(second.json()["items"]), second.json()["convergence"]) == (3, [])
-
-
-def test_all_of_1001_nodes_are_listed_page_by_page(harness: Harness, nodes: Nodes) -> None:
-    nodes.says("gpu-0", nodes.slot("acme/support@1"))
-    with harness.session(write=True) as session:
-        [first], [slot] = (rows(session, table) for table in (FleetNodeRow, FleetSlotRow))
-        for number in range(1, 1001):
-            changes = {"id": first.id + number, "node": f"gpu-{number}"}
-            session.add(FleetNodeRow(**first.model_dump() | changes))
-            session.add(FleetSlotRow(**slot.model_dump() | {"node_id": first.id + number}))
-    whole = harness.admin.all_nodes()
-    assert [view.node for view in whole.items] == [f"gpu-{number}" for number in range(1001)]
-    assert {len(view.slots) for view in whole.items} == {1}
-    assert [(c.serving, c.nodes) for c in whole.convergence] == [(1001, 1001)]
-    pages = list(response_checks.all_pages(lambda cursor: harness.admin.nodes(cursor=cursor, limit=200)))
-    assert [len(page.items) for page in pages] == [200] * 5 + [1]
-    assert len(harness.admin.nodes().items) == 50
-
-
-def test_a_page_ends_early_after_many_slots_and_lists_what_is_behind(
-    harness: Harness, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("acme/a", "acme/b"):
-        harness.push(name, alias="canary")
-    for node in ("gpu-1", "gpu-2", "gpu-3"):
-        nodes.says(node, *(nodes.slot(f"acme/{name}@1") for name in ("a", "support")))
-    monkeypatch.setattr(status, "SLOTS_OF_PAGE", 3)
-    monkeypatch.setattr(status, "SLOTS_LIMIT", 2)
-    monkeypatch.setattr(status, "CONVERGENCE_LIMIT", 2)
-    pages = list(response_checks.all_pages(lambda cursor: harness.admin.nodes(cursor=cursor)))
-    assert [[view.node for view in page.items] for page in pages] == [["gpu-1"], ["gpu-2"], ["gpu-3"]]
-    assert {len(view.slots) for page in pages for view in page.items} == {2}, "without what it has not reported"
-    assert [(c.adapter, c.serving) for c in pages[0].convergence] == [("acme/b", 0), ("acme/a", 3)]

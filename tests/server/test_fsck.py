@@ -6,12 +6,9 @@ import errno
 import itertools
 import os
 import random
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import delete, update
@@ -33,12 +30,11 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.database.models.namespaces import BaseUsageRow, NamespaceUsageRow
-from registry.server.maintenance.fsck import usage as fsck_usage
 from registry.server.storage.blobs import key_of, write_blob
 from registry.server.storage.local import LocalBlobs
 from tests import samples, usage
 from tests.harness import Harness
-from tests.maintenance import check, collect, findings, plan, states
+from tests.maintenance import check, collect, findings, states
 
 BLOBS = 100
 
@@ -199,48 +195,6 @@ def test_wrong_counters_of_usage_are_found_and_corrected(harness: Harness, damag
     assert findings(harness, deep=False) == []
 
 
-def push_and_damage_counters(harness: Harness) -> None:
-    harness.add_base()
-    harness.push("acme/support")
-    with harness.session(write=True) as session:
-        _change(NamespaceUsageRow, versions=7, size_bytes=9)(session)
-        session.connection().execute(delete(BaseUsageRow))
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_counters_are_corrected_beside_a_push(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A push that commits after the recount and before the correction counts as well."""
-    push_and_damage_counters(harness)
-    repair = fsck_usage._repair
-
-    def push_then_repair(*arguments: Any) -> None:
-        harness.push("acme/support")
-        repair(*arguments)
-
-    monkeypatch.setattr(fsck_usage, "_repair", push_then_repair)
-    assert findings(harness, deep=True) == ["usage.counters_differ acme"]
-    assert usage.find_differences(harness.engine) == []
-
-
-@pytest.mark.security
-def test_counters_that_two_runs_correct_are_corrected_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both had found the difference, and each added it: a quota could be emptied."""
-    push_and_damage_counters(harness)
-    repair = fsck_usage._repair
-    both_found = threading.Barrier(2, timeout=30)
-
-    def repair_together(*arguments: Any) -> None:
-        both_found.wait()
-        repair(*arguments)
-
-    monkeypatch.setattr(fsck_usage, "_repair", repair_together)
-    with ThreadPoolExecutor(2) as pool:
-        request = FsckRequest(deep=True, cursor="usage:")
-        pages = [run.result() for run in [pool.submit(harness.admin.fsck, request) for _ in range(2)]]
-    assert [[f.code for f in page.findings] for page in pages] == [["usage.counters_differ"]] * 2
-    assert usage.find_differences(harness.engine) == []
-
-
 def test_a_version_whose_manifest_has_another_digest_is_found(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
@@ -296,20 +250,6 @@ def test_a_push_of_the_same_bytes_repairs_a_damaged_version(local: Harness) -> N
     assert findings(local) == []
 
 
-def test_a_push_that_was_open_before_the_damage_repairs_it(local: Harness) -> None:
-    files = local.files()
-    local.push("acme/support", files)
-    changed = {**files, "README.md": b"# another\n"}
-    first = plan(local, changed)
-    assert len(first.uploads) == 1
-    weights = Digest.of(files[samples.WEIGHTS])
-    flip(file_of(local, weights), 77)
-    findings(local)
-    pushed = local.push("acme/support", changed)
-    assert (pushed.created, pushed.version.damaged) == (True, [])
-    assert findings(local) == []
-
-
 def test_damaged_blobs_are_restored_from_the_second_copy(local: Harness, tmp_path: Path) -> None:
     files = local.files()
     local.push("acme/support", files)
@@ -352,17 +292,6 @@ def test_an_unreadable_blob_is_a_finding_and_the_check_continues(
     write_blob(second, key_of(bad), [data], limit_bytes=len(data))
     assert findings(local) == [f"blob.restored {bad}", f"blob.damaged {good}"]
     assert file_of(local, bad).read_bytes() == data
-
-
-def test_bytes_repaired_by_hand_are_accepted_again(local: Harness) -> None:
-    files = local.files()
-    local.push("acme/support", files)
-    weights = Digest.of(files[samples.WEIGHTS])
-    flip(file_of(local, weights), 5)
-    findings(local)
-    flip(file_of(local, weights), 5)
-    assert findings(local) == [f"blob.repaired {weights}"]
-    assert findings(local) == []
 
 
 def test_a_deep_check_continues_at_its_cursor(local: Harness) -> None:

@@ -8,7 +8,6 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import text
 
 from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
@@ -17,8 +16,8 @@ from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.server.database import db
-from registry.server.database.models import AliasMoveRow, EventRow, VersionRow
-from registry.server.promotion import aliases, approvals
+from registry.server.database.models import AliasMoveRow, EventRow
+from registry.server.promotion import approvals
 from tests import samples
 from tests.bulk import plan_push
 from tests.harness import Harness, rows
@@ -148,40 +147,6 @@ def test_a_version_has_a_limited_number_of_approvals(filled_harness: Harness, mo
 
 
 @pytest.mark.security
-def test_a_rollback_and_a_soak_read_a_bounded_part_of_a_long_history(filled_harness: Harness) -> None:
-    """Of evidence and reasons nothing. A version that the alias held longer ago needs evidence, as any other."""
-    admin, count = filled_harness.admin, aliases.HISTORY_LIMIT + 2
-    admin.promote(NAME, "canary", "1", generation=0)
-    filled_harness.push(NAME)
-    with filled_harness.session(write=True) as session:
-        first, second, third = (row.id or 0 for row in rows(session, VersionRow))
-        (old,) = (row for row in rows(session, AliasMoveRow) if row.alias == "canary")
-        ids = [first, *([second, third] * count)][:count]
-        db.bulk_insert(
-            session,
-            [
-                AliasMoveRow(
-                    adapter_id=old.adapter_id, alias="canary", generation=number + 1, from_version_id=ids[number - 1],
-                    to_version_id=ids[number], at=old.at + timedelta(microseconds=number), actor="x",
-                )
-                for number in range(1, count)
-            ],
-        )  # fmt: skip
-        session.connection().execute(
-            text("UPDATE alias SET version_id = :id, generation = :n WHERE alias = 'canary'"),
-            {"id": ids[-1], "n": count},
-        )
-    with filled_harness.statements() as sent:
-        assert admin.rollback(NAME, "canary").number == 3
-    assert not any("alias_move" in statement and "alias_move.reason" in statement for statement in sent)
-    assert admin.history(NAME, alias="canary").moves[0].evidence[0]["check"] == "rollback"
-    admin.rollback(NAME, "canary", to="1")
-    assert [item["check"] for item in admin.history(NAME, alias="canary").moves[0].evidence] == ["compat"]
-    admin.set_gate(NAME, "prod", Gate(soak_in="canary", soak_seconds=60))
-    assert missing(admin) == ["gate.soak_short"]
-
-
-@pytest.mark.security
 def test_the_gate_of_a_namespace_counts_for_an_adapter_that_moves_into_it(filled_harness: Harness) -> None:
     admin = filled_harness.admin
     admin.set_gate(NAME, "prod", Gate())
@@ -257,15 +222,6 @@ def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(filled
     filled_harness.admin.yank(f"{NAME}@2", "leaks")
     with pytest.raises(Refused):
         filled_harness.admin.promote(NAME, "prod", "2", generation=1, reason="still down", break_glass=True)
-
-
-def test_history_at_a_time_is_one_statement(filled_harness: Harness) -> None:
-    filled_harness.admin.promote(NAME, "canary", "1", generation=0)
-    moved = filled_harness.admin.promote(NAME, "canary", "2", generation=1)
-    with filled_harness.statements() as sent:
-        moves = filled_harness.admin.history(NAME, alias="canary", at=moved.moved_at - timedelta(microseconds=1)).moves
-    assert [move.number for move in moves] == [1]
-    assert len([statement for statement in sent if "alias_move" in statement or "FROM adapter" in statement]) == 1
 
 
 # ------------------------------------------------------------------ quarantine

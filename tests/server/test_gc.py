@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlmodel import Session
 
 from registry.api.audit.webhooks import WebhookCreate
 from registry.api.maintenance import FsckRequest, GcRequest
-from registry.api.transfer import PushPlan, PushRequest
+from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.digest import Digest
-from registry.errors import Denied, NotFound, RegistryError, Unavailable
+from registry.errors import Denied, NotFound, Unavailable
 from registry.server.database import db, locks
-from registry.server.database.models import BlobRow, IdempotencyRow, TokenRow, VersionRow
+from registry.server.database.models import BlobRow, IdempotencyRow, TokenRow
 from registry.server.database.models.owner_rules import DeliveryRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import UsedAssertionRow
 from registry.server.maintenance import gc
-from registry.server.maintenance.gc import GcRun
-from registry.server.push import inspect
 from registry.server.storage.blobs import digest_of, key_of, staging_key_of, write_blob
 from tests import samples
 from tests.bulk import commit_push, plan_push
@@ -246,87 +242,7 @@ def test_only_an_administrator_of_everything_collects(stored_harness: Harness) -
                 call()
 
 
-def test_a_commit_after_gc_ended_its_push_creates_no_version(
-    stored_harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """GC ends and collects the push while its commit is between its bytes and its rows."""
-    files = stored_harness.files()
-    planned = plan(stored_harness, files)
-    send(stored_harness, planned, files)
-    inspect_files = inspect.inspect_files
-
-    def slow(*args: Any, **options: Any) -> inspect.Inspection:
-        inspection = inspect_files(*args, **options)
-        expire(stored_harness, planned)
-        collect(stored_harness)
-        return inspection
-
-    monkeypatch.setattr(inspect, "inspect_files", slow)
-    with pytest.raises(RegistryError) as refusal:
-        commit_push(stored_harness.admin, planned.push_id)
-    assert refusal.value.code == "PUSH_UNKNOWN"
-    monkeypatch.undo()
-    with stored_harness.session() as session:
-        assert rows(session, VersionRow) == []
-    collect(stored_harness)
-    assert states(stored_harness) == {}
-    assert stored_harness.push("acme/support", files).created
-    assert findings(stored_harness) == []
-
-
-def test_a_push_between_mark_and_claim_keeps_its_blobs(
-    stored_harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A push begins between the mark and the claim of blobs that it names."""
-    files = stored_harness.files()
-    for data in files.values():
-        orphan(stored_harness, data)
-    planned: list[PushPlan] = []
-    read = Session.exec
-
-    def interfere(session: Session, statement: object, **how: object) -> object:
-        result = read(session, statement, **how)  # type: ignore[call-overload]
-        if "blob.marked_at <=" in str(statement) and not planned:
-            planned.append(plan(stored_harness, files))
-        return result
-
-    if stored_harness.engine.dialect.name == "postgresql":  # on SQLite the writer would wait for this thread
-        monkeypatch.setattr(Session, "exec", interfere)
-        collect(stored_harness)
-        monkeypatch.undo()
-        assert planned
-        send(stored_harness, planned[0], files)
-        assert commit_push(stored_harness.admin, planned[0].push_id).created
-        assert findings(stored_harness) == []
-
-
 def test_a_staging_key_without_a_push_is_deleted(stored_harness: Harness) -> None:
     data = b"sent after the end"
     write_blob(stored_harness.blobs, staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
     assert collect(stored_harness).staged_deleted == 1
-
-
-def test_a_run_of_many_short_requests_ends(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request scans a few blobs and continues where the previous one stopped."""
-    harness.add_base()
-    for _ in range(4):
-        harness.push("acme/support")
-    unreferenced = orphan(harness)
-    calls = Counter[int]()
-
-    def is_over(run: GcRun) -> bool:
-        calls[id(run)] += 1
-        return calls[id(run)] > 10
-
-    monkeypatch.setattr(gc, "WINDOW", 1)
-    monkeypatch.setattr(GcRun, "is_over", property(is_over))
-    cursors = [""]
-    while len(cursors) < 300:
-        next_cursor = harness.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor
-        if not next_cursor:
-            break
-        cursors.append(next_cursor)
-        calls.clear()
-    assert len(cursors) == len(set(cursors)) < 300
-    assert unreferenced not in states(harness)
-    assert set(states(harness).values()) == {"live"}

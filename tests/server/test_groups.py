@@ -6,20 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from sqlmodel import select
 
 from registry.api import GROUP_LIMIT
 from registry.api.aliases import ApproveItem, DescribeItem, MovedAlias, MoveItem
 from registry.client.aliases import Groups
 from registry.client.registry import Registry
-from registry.digest import Digest
-from registry.errors import Invalid, Refused, RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.evaluation.gates import Gate
-from registry.evaluation.verdicts import Check, Verdict
-from registry.server.catalog import verdicts, version_groups
-from registry.server.database.models import AliasMoveRow, EventRow, VersionFileRow, VersionRow
-from registry.server.evaluation import engine_compat
-from registry.versions.files import GOLDEN
+from registry.server.database.models import AliasMoveRow, EventRow
 from tests.access.tenants import send
 from tests.harness import Harness, rows
 
@@ -82,62 +76,6 @@ def test_any_number_of_items_costs_the_same_statements(fleet: Harness) -> None:
             counts.append(len(statements))
             assert [statement for statement in statements if "version.manifest," in statement] == []  # a megabyte each
         assert counts[0] == counts[1] == limit, act
-
-
-@pytest.mark.security
-def test_engines_are_evaluated_once_for_adapters_with_equal_facts(
-    fleet: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else 500 moves through a gate with 16 engines would hold their locks for seconds."""
-    evaluated: list[str] = []
-    evaluate = engine_compat.evaluate_profile
-
-    def counting(*arguments: Any) -> Verdict:
-        evaluated.append(str(arguments[1]))
-        return evaluate(*arguments)
-
-    monkeypatch.setattr(engine_compat, "evaluate_profile", counting)
-    fleet.admin.set_gate("acme", "staging", Gate(engines=("vllm==0.33.0", "vllm==0.32.0")))
-    outcomes = Groups(fleet.admin).move_aliases(moves("1", "staging"), dry_run=True)
-    assert len(evaluated) == 2
-    assert {type(outcome) for outcome in outcomes} <= {MovedAlias, Refused}
-
-
-@pytest.mark.security
-def test_facts_and_findings_of_a_group_are_read_a_few_at_a_time(
-    fleet: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of 500 versions may have hundreds of megabytes. Gates read findings of golden samples only."""
-    fleet.admin.set_gate("acme", "staging", Gate(engines=("vllm==0.33.0",), golden=True))
-    missed = [{"code": "smoke.golden_missed", "severity": "warning", "location": "golden.jsonl line 1", "message": "m"}]
-    with fleet.session(write=True) as session:
-        for version in (row for row in rows(session, VersionRow) if row.number == 1):
-            session.add(VersionFileRow(
-                version_id=version.id or 0, path=GOLDEN, digest=version.digest, size_bytes=1, media_type="x"
-            ))  # fmt: skip
-            verdict = Verdict.of(Check.SMOKE, Digest(version.digest), "", "", [])
-            row = verdicts.to_row(verdict, version.id, version.base_id)
-            row.findings = [finding | {"code": "smoke.slow"} for finding in missed] + missed
-            session.add(row)
-        session.flush()
-        facts = max(session.exec(select(version_groups.OF_FACTS)).all())
-    groups = Groups(fleet.admin)
-
-    def closed() -> tuple[list[list[tuple[str, str]]], int, int]:
-        with fleet.statements() as statements:
-            outcomes = groups.move_aliases(moves("1", "staging"), dry_run=True)
-        findings = [getattr(outcome, "findings", ()) for outcome in outcomes]
-        of_facts = [text for text in statements if "version.facts" in text and "length(" not in text]
-        of_findings = [text for text in statements if "verdict.findings" in text and "length(" not in text]
-        return [[(f.code, f.location) for f in listed] for listed in findings], len(of_facts), len(of_findings)
-
-    expected, of_facts, of_findings = closed()
-    assert (of_facts, of_findings) == (1, 1)
-    assert expected == [[("gate.golden_missed", "golden.jsonl line 1")]] * len(NAMES)
-    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 3 * facts + 2)
-    assert closed()[:2] == (expected, 4)
-    monkeypatch.setattr(version_groups, "PAGE_CHARACTERS", 1)
-    assert closed() == (expected, len(NAMES), len(NAMES))
 
 
 def test_each_item_has_its_own_outcome_and_one_event(fleet: Harness) -> None:

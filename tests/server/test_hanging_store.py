@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +13,10 @@ from sqlalchemy import event
 
 from registry.api.transfer import PushRequest
 from registry.digest import Digest
-from registry.errors import Unavailable
 from registry.server.http.admission import REQUESTS_EACH
-from registry.server.push import background, inspect
-from registry.server.storage.blobs import BlobWriter, Link, Stat, key_of
-from registry.server.storage.s3 import bucket
-from registry.server.storage.s3.store import S3Blobs
-from tests.access.tenants import send
-from tests.bulk import commit_push, plan_push
-from tests.harness import Harness, send_blob, upload
+from registry.server.storage.blobs import BlobWriter, Link, Stat
+from tests.bulk import plan_push
+from tests.harness import Harness, send_blob
 from tests.memory_blobs import MemoryBlobs
 
 WAIT_SECONDS = 60
@@ -160,87 +154,3 @@ def test_a_plan_holds_no_database_connection_while_it_waits_for_the_store(
     first = plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest))
     assert plan_push(harness.admin, "acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
     assert connections == [0] * 2 * len(first.uploads)
-
-
-def test_a_commit_that_is_repeated_while_it_runs_is_done_once(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A commit takes long if the store is slow; reading everything twice at once would make it slower."""
-    files = harness.files()
-    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
-    upload(harness.admin, plan, files)
-    arrived = threading.Semaphore(0)
-    reads: list[Any] = []
-    turn, inspected = background.commit_lock, inspect.inspect_files
-
-    def announce(*args: Any) -> Any:
-        arrived.release()
-        return turn(*args)
-
-    def wait_for_both(*args: Any, **options: Any) -> Any:
-        reads.append(1)
-        for _ in range(2):
-            assert arrived.acquire(timeout=WAIT_SECONDS)
-        return inspected(*args, **options)
-
-    monkeypatch.setattr(background, "commit_lock", announce)
-    monkeypatch.setattr(inspect, "inspect_files", wait_for_both)
-    with ThreadPoolExecutor(2) as pool:
-        pushed = [pool.submit(commit_push, harness.admin, plan.push_id) for _ in range(2)]
-        assert sorted(future.result().created for future in pushed) == [False, True]
-    assert reads == [1]
-
-
-def test_a_resumed_plan_looks_up_its_blobs_at_a_time(harness: Harness, blobs: HangingBlobs) -> None:
-    files = harness.files()
-    request = PushRequest(manifest=harness.manifest(files))
-    plan_push(harness.admin, "acme/support", request)
-    blobs.hangs.set()
-    with ThreadPoolExecutor(1) as pool:
-        planned = pool.submit(plan_push, harness.admin, "acme/support", request)
-        for _ in files:
-            assert blobs.waiting.acquire(timeout=WAIT_SECONDS), "one look-up waits for another"
-        blobs.resumes.set()
-        assert len(planned.result(WAIT_SECONDS).uploads) == len(files)
-
-
-def test_bodies_that_wait_for_the_store_delay_no_other_request(
-    harness: Harness, blobs: HangingBlobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = harness.push("acme/support").version.files[0]
-    path = f"/api/v1/adapters/acme/support/versions/1/files/{link.path}"
-    monkeypatch.setattr(blobs, "stat", partial(MemoryBlobs.stat, blobs))
-    blobs.hangs.set()
-    with ThreadPoolExecutor(2 * REQUESTS_EACH) as pool:
-        reads = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(2 * REQUESTS_EACH)]
-        try:
-            for _ in range(REQUESTS_EACH):
-                assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
-                assert harness.admin.whoami()
-        finally:
-            blobs.resumes.set()
-        assert {read.result().status_code for read in reads} == {200}
-
-
-def test_reads_of_pages_are_tried_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """The store accepts connections and never responds. Only the log says which store, bucket and key it is."""
-    monkeypatch.setattr(bucket, "QUICK_SECONDS", 0.2)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        store = S3Blobs.from_url("s3://pages", endpoint=endpoint, is_quick=True)
-        for call in (store.stat, store.open, store.stat):
-            with pytest.raises(Unavailable, match="the blob store cannot serve") as caught:
-                call(key_of(Digest.of(b"x")))
-            problem = str(caught.value.to_problem())
-            parts = ("pages", "127.0.0.1", "sha256", Digest.of(b"x").hex, "_object", "Error")
-            assert not any(part in problem for part in parts)
-        assert (
-            f"bucket 'pages' cannot serve head_object now: Read timeout on endpoint URL: \"{endpoint}/pages/"
-            in caplog.text
-        )
-        silent.setblocking(False)
-        silent.accept()[0].close()
-        with pytest.raises(BlockingIOError):
-            silent.accept()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event, insert, text
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
@@ -16,13 +13,12 @@ from registry.api.lineage import Lineage
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.server.catalog import lineage
-from registry.server.database.models import BaseRow, EdgeRow, VersionRow
 from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import PUSHES, push_body, response_about
-from tests.harness import Harness, rows
+from tests.harness import Harness
 
 D = Digest.of(b"tickets")
 URI = "s3://data/tickets.jsonl"
@@ -212,58 +208,3 @@ def test_a_truncated_response_says_so(filled_harness: Harness, monkeypatch: pyte
 
 
 # ------------------------------------------------------------------ how it is asked
-def insert_versions(harness: Harness, count: int) -> None:
-    """Versions of one adapter, each going on from an earlier one: version n from n/2, a tree of two branches each."""
-    harness.push("acme/tree", provenance=declared(datasets=[{"uri": URI}]))
-    for number in range(2, 10):
-        harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama(f"other-{number}"))))
-    with harness.session(write=True) as session:
-        version = rows(session, VersionRow)[0].model_dump()
-        bases = [base.id for base in rows(session, BaseRow)]
-        digests = [version["digest"], *(str(Digest.of(b"%d" % n)) for n in range(2, count + 1))]
-        filled_harness = [
-            version | {"id": 1000 + n, "number": n, "digest": digests[n - 1], "base_id": bases[n % 9]}
-            for n in range(2, count + 1)
-        ]
-        session.connection().execute(insert(VersionRow), filled_harness)
-        links = [
-            {"child_id": 1000 + n, "parent_digest": digests[n // 2 - 1], "relation": "continued", "parent_name": ""}
-            for n in range(2, count + 1)
-        ]
-        session.connection().execute(insert(EdgeRow), links)
-    with harness.engine.connect() as connection:
-        connection.execute(text("ANALYZE"))
-        connection.commit()
-
-
-def test_lineage_is_one_indexed_statement_of_any_size(filled_harness: Harness, database_kind: str) -> None:
-    insert_versions(filled_harness, 3000)
-    reader = filled_harness.actor("pull", namespaces=["acme", "globex"])
-    questions: dict[str, Callable[[], Any]] = {
-        "down": lambda: filled_harness.admin.lineage("acme/tree@5", down=True),
-        "reader": lambda: reader.lineage("acme/tree@5", down=True),
-        "up": lambda: filled_harness.admin.lineage("acme/tree@2047"),
-        "dataset": lambda: filled_harness.admin.lineage_of(dataset=URI),
-    }
-    for name, ask in questions.items():
-        sent: list[tuple[str, Any]] = []
-
-        def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any, sent: Any = sent) -> None:
-            if "walk" in statement:
-                sent.append((statement, parameters))
-
-        event.listen(filled_harness.engine, "before_cursor_execute", keep)
-        try:
-            graph = ask()
-        finally:
-            event.remove(filled_harness.engine, "before_cursor_execute", keep)
-        assert len(sent) == 1, name
-        assert (
-            len([n for n in graph.nodes if n.kind == "version"])
-            == {"down": 952, "reader": 952, "up": 11, "dataset": 3000}[name]
-        )
-        explain = "EXPLAIN QUERY PLAN " if database_kind == "sqlite" else "EXPLAIN "
-        with filled_harness.engine.connect() as connection:
-            plan = [str(row[-1]) for row in connection.exec_driver_sql(explain + sent[0][0], sent[0][1])]
-        whole = re.compile(r"(SCAN|Seq Scan on) (edge|version)( |$)")
-        assert not [line for line in plan if whole.search(line)], "\n".join(plan)

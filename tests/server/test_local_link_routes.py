@@ -67,13 +67,6 @@ def test_a_push_and_a_pull_go_by_links_without_a_token(harness: Harness) -> None
     assert pulled.direct_seconds == 15 * 60
 
 
-def test_our_client_uses_the_links_of_the_plan(harness: Harness) -> None:
-    files = harness.files()
-    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(files)))
-    upload(harness.admin, plan, files)
-    assert commit_push(harness.admin, plan.push_id).created
-
-
 def planned_link(harness: Harness, data: bytes, name: str = "acme/support") -> str:
     """The link of a plan for a file with these bytes."""
     manifest = harness.manifest({**harness.files(), "merges.txt": data})
@@ -171,16 +164,6 @@ def test_of_what_a_link_does_not_allow_no_body_is_stored(harness: Harness) -> No
         assert (response.status, response.json()["code"], response.bytes_read) == (status, code, 0), target
         assert response.headers["connection"] == "close"
     assert list(harness.blobs.list("blobs/")) == []
-
-
-def test_a_store_without_links_of_its_own_is_reached_by_those_of_the_server(database_url: str) -> None:
-    with Harness(database_url) as harness:
-        harness.add_base()
-        files = harness.files()
-        plan = plan_push(harness.admin, "acme/x", PushRequest(manifest=harness.manifest(files)))
-        assert all(item.url.startswith(f"/api/v1/links/staging/{plan.push_id}/") for item in plan.uploads)
-        upload(harness.admin, plan, files)
-        assert commit_push(harness.admin, plan.push_id).created
 
 
 # ------------------------------------------------------------------ a real server

@@ -94,11 +94,6 @@ def test_bytes_go_both_ways_over_one_connection(links: Links, client: http.clien
     assert client.sock is sock
 
 
-def test_an_empty_blob_is_written(links: Links, client: http.client.HTTPConnection) -> None:
-    assert ask(client, "PUT", links.write(b""), b"", Content_Length="0") == (204, b"")
-    assert links.stored() == [b""]
-
-
 def test_responses_tell_browsers_to_run_nothing(links: Links, client: http.client.HTTPConnection) -> None:
     client.request("GET", links.read(SMALL), headers={"X-Request-Id": "of-the-client"})
     response = client.getresponse()
@@ -126,15 +121,6 @@ def test_a_paused_upload_and_a_slow_reader_delay_no_one(links: Links, client: ht
         other.sendall(HEALTH)
         assert other.recv(1000).startswith(b"HTTP/1.1 200")
     assert received + response.read() == DATA
-
-
-def test_a_client_may_wait_for_leave_to_send_the_body(links: Links) -> None:
-    with links.server.connect() as sock:
-        sock.sendall(head_of("PUT", links.write(SMALL), len(SMALL), "Expect: 100-continue"))
-        assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        sock.sendall(SMALL)
-        assert sock.recv(1000).startswith(b"HTTP/1.1 204")
-    assert links.stored() == [SMALL]
 
 
 @pytest.mark.parametrize("end", [True, False])
@@ -176,13 +162,6 @@ def test_a_refused_upload_gets_the_reason_though_it_still_sends(
     assert (fields["route"], fields["problem"], fields["detail"]) == (
         "/api/v1/links/{key}", "STORE_UNAVAILABLE", "the disk is full"
     )  # fmt: skip
-
-
-def test_a_blob_that_is_gone_is_unknown(links: Links, client: http.client.HTTPConnection) -> None:
-    link = links.read(SMALL)
-    links.harness.blobs.delete(key_of(Digest.of(SMALL)))
-    status, body = ask(client, "GET", link)
-    assert (status, b"BLOB_UNKNOWN" in body) == (404, True)
 
 
 # ------------------------------------------------------------------ abuse
@@ -232,46 +211,6 @@ def test_a_replay_can_only_write_the_same_bytes(links: Links, client: http.clien
         assert ask(client, "PUT", link, SMALL) == (204, b"")
     assert ask(client, "PUT", link, SMALL[::-1])[0] == 422
     assert links.stored() == [SMALL]
-
-
-@pytest.mark.security
-@pytest.mark.parametrize(
-    "framing",
-    [
-        f"Content-Length: {len(SMALL)}\r\nTransfer-Encoding: chunked",
-        f"Transfer-Encoding: chunked\r\nContent-Length: {len(SMALL)}",
-        f"Content-Length: {len(SMALL)}\r\nContent-Length: {len(SMALL)}",
-        f"Content-Length: {len(SMALL)}\r\nContent-Length: 0",
-        f"Content-Length: +{len(SMALL)}",
-        f"Content-Length: {len(SMALL)},{len(SMALL)}",
-        f"Content-Length: {len(SMALL) + 1}",
-        f"Content-Length : {len(SMALL)}",
-        f"Content-Length: {len(SMALL)}\r\n X: folded",
-        f"Content-Length: {len(SMALL)}\nTransfer-Encoding: chunked",
-        f"Content-Length: {len(SMALL)}\r\nTransfer-Encoding\x0b: chunked",
-        f"X: \x00\r\nContent-Length: {len(SMALL)}",
-        "X-None: 1",
-    ],
-)
-def test_a_request_with_unusual_framing_writes_nothing(links: Links, framing: str) -> None:
-    head = f"PUT {links.write(SMALL)} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode()
-    with links.server.connect() as sock:
-        with contextlib.suppress(OSError):
-            sock.sendall(head + SMALL)
-            sock.shutdown(socket.SHUT_WR)
-        assert not rest_of(sock).startswith(b"HTTP/1.1 2")
-    assert links.stored() == []
-
-
-@pytest.mark.security
-def test_the_body_of_a_link_is_never_read_as_a_request(links: Links) -> None:
-    body = HEALTH * 100
-    with links.server.connect() as sock:
-        sock.sendall(head_of("PUT", links.write(body), len(body), "Connection: close") + body + HEALTH)
-        response = rest_of(sock)
-    assert response.startswith(b"HTTP/1.1 204")
-    assert response.count(b"HTTP/1.1") == 1
-    assert links.stored() == [body]
 
 
 # ------------------------------------------------------------------ stop

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from registry.server.storage.blobs import key_of, write_blob
 from registry.server.storage.local import LocalBlobs
 from tests import samples
 from tests.harness import Harness
-from tests.maintenance import collect, findings
+from tests.maintenance import findings
 
 DATA = random.Random(7).randbytes(300_000)
 DIGEST = Digest.of(DATA)
@@ -123,29 +122,3 @@ def test_an_unreadable_folder_is_a_finding_and_the_check_continues(
     assert findings(local, deep=False) == expected
     monkeypatch.undo()
     away.rename(file_of(local, lost))
-
-
-def test_gc_reports_what_the_disk_refuses(local: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    local.push("acme/support")
-    root = file_of(local, DIGEST).parents[3]
-    (root / "tmp" / "a folder").mkdir()
-    assert collect(local).blobs_deleted == 0
-    (root / "tmp" / "left").touch()
-    unlink = Path.unlink
-
-    def failing(path: Path, missing_ok: bool = False) -> None:
-        if path.name == "left":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", failing)
-    with pytest.raises(Unavailable, match="Input/output error"):
-        local.blobs.delete_unfinished(timedelta(seconds=-1))
-
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    monkeypatch.setattr(local.admin.connection, "repeats", False)  # it would ask for a minute
-    with pytest.raises(Unavailable, match="No locks available"):
-        collect(local)

@@ -13,15 +13,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from registry.api.audit.webhooks import WebhookCreate
-from registry.client.audit import Audit
 from registry.errors import Unavailable
 from registry.server.audit import sequencer
 from registry.server.database import db, locks
 from registry.server.maintenance import gc
 from registry.server.storage import reclaim
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.server.webhooks import dispatch
 from tests import samples
 from tests.harness import Harness
 from tests.import_table import ROOT
@@ -180,31 +177,3 @@ def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing
     assert not harness.push("acme/support", files).created
     assert set(states(harness).values()) == {"live"}
     assert findings(harness) == []
-
-
-def test_no_lock_is_taken_while_there_is_no_webhook_delivery_to_make(harness: Harness) -> None:
-    """Taking one is a write, after which every cache of responses would read again, each second."""
-    Audit(harness.admin).create_webhook(WebhookCreate(url="https://hooks.example/x", actions=["version.yank"]))
-
-    def send_and_count_locks() -> int:
-        dispatch.send_due(harness.engine, harness.settings, lambda: harness.app.state.audit_log.keys)
-        with harness.engine.connect() as connection:
-            return connection.execute(text("SELECT number FROM process_lock WHERE name = 'webhooks'")).scalar() or 0
-
-    counts = []
-    for _ in range(2):
-        harness.push("acme/support")
-        harness.app.state.audit_log.step()
-        counts += [send_and_count_locks(), send_and_count_locks()]
-    assert counts == [1, 1, 2, 2]
-
-
-def test_a_lost_lock_is_reported_before_any_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "CHECK_SECONDS", 0.0)
-    with locks.acquire(engine, "gc") as lock:
-        with engine.begin() as connection:
-            connection.execute(text("UPDATE process_lock SET number = number + 1"))
-        with pytest.raises(Unavailable, match="took over"):
-            lock.check()
-        with pytest.raises(Unavailable, match="took over"), db.session(engine) as session:
-            lock.guard(session)

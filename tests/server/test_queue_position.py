@@ -14,7 +14,6 @@ from registry.errors import NotFound
 from registry.jobs import FINAL, Kind, State
 from registry.server.database import db
 from registry.server.database.models.jobs import JobRow
-from tests import samples
 from tests.harness import Harness
 
 
@@ -88,27 +87,6 @@ def test_a_worker_that_passes_a_namespace_by_does_not_count(harness: Harness) ->
     assert position(harness, "acme/b") == (False, 2), "that worker is idle now"
 
 
-def test_a_worker_counts_where_it_took_jobs_within_a_day(harness: Harness) -> None:
-    """It may be busy on another base for as long as it likes."""
-    base = samples.llama("other")
-    harness.add_base(base)
-    harness.push("acme/other", base="other")
-    other = harness.admin.claim(ClaimRequest(worker="w", bases=["other"]))
-    assert other is not None
-    assert position(harness, "acme/a") == (False, 0)
-    earlier = claim(harness.actor("work", "pull", namespaces=["acme"]))
-    give_back(harness.admin, earlier)
-    assert position(harness, "acme/b")[0]
-    change(harness, earlier.job.id, started_at=db.now() - timedelta(days=2))
-    assert not position(harness, "acme/b")[0]
-
-
-def test_jobs_that_no_worker_gets_are_not_behind_one(harness: Harness) -> None:
-    claim(harness.admin)
-    harness.admin.quarantine("acme/b@1", reason="suspicious")
-    assert (position(harness, "acme/b")[0], position(harness, "acme/c")) == (False, (True, 1)), "acme/a runs"
-
-
 @pytest.mark.security
 def test_jobs_of_others_are_neither_shown_nor_counted(harness: Harness) -> None:
     claim(harness.admin)
@@ -139,20 +117,3 @@ def test_a_campaign_says_whether_a_worker_is_busy(harness: Harness) -> None:
     change(harness, claimed.job.id, lease_expires_at=db.now() - timedelta(seconds=1))
     view = harness.admin.campaign(campaign.id)
     assert (view.worker_is_busy, view.states) == (False, {State.QUEUED: 3, State.RUNNING: 1})
-
-
-def test_a_campaign_over_more_namespaces_takes_no_more_statements(harness: Harness) -> None:
-    """The only worker runs a job on another base, so no namespace ends the search for one."""
-    harness.add_base(samples.llama("other"))
-    harness.push("acme/other", base="other")
-    assert harness.admin.claim(ClaimRequest(worker="w", bases=["other"])) is not None
-    counts = []
-    for namespaces in ((), ("initech", "hooli", "stark")):
-        for namespace in namespaces:
-            harness.push(f"{namespace}/a")
-        campaign = harness.admin.start_campaign(CampaignRequest(base="tiny-llama"))
-        with harness.statements() as sent:
-            view = harness.admin.campaign(campaign.id)
-        assert (view.total, view.worker_is_busy) == (4 + len(namespaces), False)
-        counts.append(len(sent))
-    assert counts[0] == counts[1]

@@ -65,20 +65,6 @@ LOCKING = [
 ]
 
 
-def test_the_engine_refuses_isolation_levels_of_sqlalchemy(migrated_postgres: str) -> None:
-    """A connection came back into the pool with the driver's transactions on, and each read left one open."""
-    database = engine.open_database(Settings(database_url=migrated_postgres))
-    with pytest.raises(RuntimeError, match="set postgresql_transaction"), db.session(database) as session:
-        session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
-    with pytest.raises(RuntimeError, match="set postgresql_transaction"):
-        database.execution_options(isolation_level="AUTOCOMMIT")
-    with db.session(database, write=False) as session:
-        session.connection().execute(text("SELECT 1"))
-        connection: Any = session.connection().connection.dbapi_connection
-        assert (connection.autocommit, connection.info.transaction_status.name) == (True, "IDLE")
-    database.dispose()
-
-
 @pytest.mark.parametrize("statement", ["UPDATE process_lock SET holder = ''", " DELETE FROM process_lock", *LOCKING])
 def test_a_read_session_refuses_statements_that_need_a_transaction(migrated_postgres: str, statement: str) -> None:
     database = engine.open_database(Settings(database_url=migrated_postgres))
@@ -144,16 +130,6 @@ def backend_of(database: Engine) -> int:
     with db.session(database, write=False) as session:
         backend: int = session.connection().execute(text("SELECT pg_backend_pid()")).scalar_one()
         return backend
-
-
-@pytest.mark.parametrize(("after_seconds", "count"), [(float("inf"), 0), (0.0, 1)])
-def test_only_an_idle_connection_is_pinged(
-    pinged: tuple[Engine, list[Any]], monkeypatch: pytest.MonkeyPatch, after_seconds: float, count: int
-) -> None:
-    monkeypatch.setattr(engine, "PING_AFTER_SECONDS", after_seconds)
-    database, connections = pinged
-    backend_of(database)
-    assert len(connections) == count
 
 
 def test_a_connection_that_the_database_closed_is_replaced(

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import anyio
 import httpx
 import psycopg
 import pytest
-from sqlmodel import select
 
 from registry import names
-from registry.events import EventType
 from registry.names import AdapterName
 from registry.server import app
 from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
-from registry.server.audit import audit_log
 from registry.server.database import db
-from registry.server.database.models import VersionRow
 from registry.server.promotion import deletion, withdraw
-from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
-from tests.raw_asgi import call_in_loop
 
 NAME = "acme/support"
 PATH = f"/api/v1/resolve/{NAME}"
@@ -90,21 +82,6 @@ def test_after_every_change_a_cached_response_equals_an_uncached_one(harness: Ha
                         assert comparable(client(harness, secret), selector) == expected, (number, selector)
 
 
-def test_a_short_digest_that_became_ambiguous_is_not_served_from_the_cache(harness: Harness) -> None:
-    harness.add_base()
-    first = harness.push(NAME).version.digest
-    second = harness.push(NAME).version.digest
-    short = first[:15]
-    for selector, cache_control in ((short, "no-cache"), (first, "immutable")):
-        assert [comparable(client(harness), selector)[0] for _ in range(2)] == [200, 200]
-        assert cache_control in comparable(client(harness), selector)[2]["cache-control"]
-    with harness.session(write=True) as session:
-        row = session.exec(select(VersionRow).where(VersionRow.digest == second)).one()
-        row.digest = short + "0" * 56
-        session.add(row)
-    assert [comparable(client(harness), selector)[0] for selector in (short, first)] == [404, 200]
-
-
 def test_an_unchanged_response_needs_no_statement(harness: Harness, database_kind: str) -> None:
     harness.add_base()
     harness.push(NAME)
@@ -127,118 +104,6 @@ def test_a_secret_without_its_scheme_is_refused_by_the_cache_as_by_the_applicati
     assert client(harness, secret).get(f"{PATH}/main").status_code == 200
     for header in (secret, f"Basic {secret}", f"Token {secret}"):
         assert client(harness).get(f"{PATH}/main", headers={"Authorization": header}).status_code == 401, header
-
-
-def test_requests_that_arrive_together_ask_once_whether_anything_was_committed(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness.add_base()
-    harness.push(NAME)
-    harness.transport.settle()
-    fresh = app.create_app(harness.settings, engine=harness.engine, blobs=harness.blobs)
-    stamps: list[object] = []
-    read = fresh.state.freshness.stamp
-
-    def stamp() -> object:
-        stamps.append(read())
-        return stamps[-1]
-
-    monkeypatch.setattr(fresh.state.freshness, "stamp", stamp)
-    token = [("Authorization", f"Bearer {harness.secret}")]
-
-    async def ask() -> int:
-        return (await call_in_loop(fresh, "GET", f"{PATH}/main", token)).status
-
-    async def ask_together() -> tuple[list[int], int]:
-        before = len(stamps)
-        return await asyncio.gather(*(ask() for _ in range(8))), len(stamps) - before
-
-    async def run() -> None:
-        await ask()  # what is asked for later is kept
-        assert [await ask_together() for _ in range(2)] == [([200] * 8, 1)] * 2
-        await anyio.to_thread.run_sync(lambda: harness.admin.yank(f"{NAME}@1", "bad data"))
-        assert (await ask_together())[0] == [422] * 8
-
-    anyio.run(run)
-
-
-def test_polled_snapshots_save_the_statement_and_show_commits_of_others(harness: Harness) -> None:
-    harness.add_base()
-    harness.push(NAME)
-    http, closing = client(harness), threading.Event()
-    freshness = harness.app.state.freshness
-    follower = threading.Thread(target=freshness.run, args=(closing,))
-    follower.start()
-    try:
-        http.get(f"{PATH}/main")
-
-        def quiet() -> bool:
-            with harness.statements() as sent:
-                http.get(f"{PATH}/main")
-            return not [statement for statement in sent if "adapter.namespace" in statement]
-
-        ask_until(quiet)
-        with replica(harness) as other:  # what it writes is no write of ours
-            yank = {"reason": "bad data"}
-            assert (
-                client(harness, transport=other)
-                .post(f"/api/v1/adapters/{NAME}/versions/1/yank", json=yank, headers={"Idempotency-Key": "k" * 20})
-                .is_success
-            )
-        ask_until(lambda: http.get(f"{PATH}/main").status_code == 422)
-    finally:
-        closing.set()
-        follower.join()
-
-
-def test_background_threads_send_no_statement_while_nothing_is_committed(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness.add_base()
-    harness.push(NAME)
-    monkeypatch.setattr(audit_log, "STEP_SECONDS", 0.01)
-    monkeypatch.setattr(dispatch, "STEP_SECONDS", 0.01)
-    state, turns = harness.app.state, [0, 0]
-
-    def counted(at: int) -> Callable[[], object]:
-        stamp = state.freshness.for_thread().stamp
-
-        def asked() -> object:
-            turns[at] += 1
-            return stamp()
-
-        return asked
-
-    threads = [
-        threading.Thread(target=state.freshness.run, args=(state.audit_log.closing,)),
-        threading.Thread(target=state.audit_log.run, args=(counted(0),)),
-        threading.Thread(
-            target=dispatch.run,
-            args=(harness.engine, harness.settings, lambda: state.audit_log.keys, state.audit_log.closing, counted(1)),
-        ),
-    ]
-    for thread in threads:
-        thread.start()
-
-    def quiet() -> bool:
-        with harness.statements() as sent:
-            before = list(turns)
-            ask_until(lambda: all(now >= then + 5 for now, then in zip(turns, before, strict=True)))
-        return all("pg_current_snapshot" in statement for statement in sent)
-
-    try:
-        ask_until(quiet)
-        size = state.audit_log.latest.size
-        harness.push(NAME)
-        ask_until(lambda: state.audit_log.latest.size > size)
-        ask_until(quiet)
-        state.audit_log.batch.add(TRUSTED, EventType.BYTES_READ, NAME)
-        size = state.audit_log.latest.size
-        ask_until(lambda: state.audit_log.latest.size > size)
-    finally:
-        state.audit_log.closing.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_a_cached_response_ends_with_its_token_to_the_second(harness: Harness) -> None:

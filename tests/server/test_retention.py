@@ -13,7 +13,6 @@ from sqlmodel import Session, select
 from registry.api.access import NamespaceSet
 from registry.api.catalog import MetadataChange, VersionMetadataChange
 from registry.api.jobs import ClaimRequest, JobSubmit
-from registry.api.transfer import CommitItem, PushItem, PushPlan
 from registry.durations import expiry
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.gates import Gate
@@ -23,7 +22,7 @@ from registry.server.promotion.retention import needs
 from registry.server.promotion.retention.plan import apply_rules
 from registry.versions.manifest import Edge, Relation
 from registry.versions.retention import RetentionRule
-from tests.harness import Harness, upload
+from tests.harness import Harness
 from tests.maintenance import collect
 
 NAME = "acme/support"
@@ -178,23 +177,6 @@ def test_what_others_need_of_a_version_keeps_it(acme: Harness) -> None:
     }  # fmt: skip
 
 
-def test_a_child_of_an_equal_version_in_its_own_adapter_keeps_only_that(acme: Harness) -> None:
-    """Two adapters that start from one first checkpoint have equal versions."""
-    first = acme.files()
-    digest = acme.push(NAME, first).version.digest
-    assert acme.push("acme/mix", first).version.digest == digest
-    acme.push(NAME)
-    edge = Edge(relation=Relation.CONTINUED, digest=digest, name="acme/mix@1")
-    acme.push("acme/mix", parents=[edge])
-    rule = RetentionRule(keep_newest=1)
-    assert acme.admin.delete_version(f"{NAME}@1", dry_run=True).deleted_at is None, "a deletion has the same rule"
-    assert reasons(acme, rule)[1] == "- retention rule: keep the newest 1"
-    acme.push("acme/mix", parents=[edge.model_copy(update={"name": f"{NAME}@1"})])
-    assert reasons(acme, rule)[1] == "+ is what another adapter was made from", "it says so itself"
-    with pytest.raises(Conflict, match="it is a parent of acme/mix@3"):
-        acme.admin.delete_version(f"{NAME}@1", dry_run=True)
-
-
 def test_every_source_of_a_merge_that_waits_stays(acme: Harness) -> None:
     for name in (NAME, "acme/second"):
         for _ in range(2):
@@ -344,27 +326,6 @@ def test_of_a_burst_only_the_newest_checkpoint_is_tested(acme: Harness) -> None:
     acme.validate(f"{NAME}@4")
 
 
-def test_of_a_burst_in_one_group_only_the_newest_is_tested_with_the_same_statements(acme: Harness) -> None:
-    acme.push("acme/first")
-    counts = []
-    for name, count in (("acme/a", 2), ("acme/b", 5)):
-        items, files, digests = [], [acme.files() for _ in range(count)], list[str]()
-        for each in files:
-            manifest = acme.manifest(each, parents=[continued(digests[-1])] if digests else [])
-            items.append(PushItem(name=name, manifest=manifest))
-            digests.append(manifest.digest)
-        plans = [plan for plan in acme.admin.plan_pushes(items) if isinstance(plan, PushPlan)]
-        for plan, each in zip(plans, files, strict=True):
-            upload(acme.admin, plan, each)
-        with acme.statements() as sent:
-            acme.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
-        counts.append(sum("continued" not in statement and " job" in statement for statement in sent))
-        states = [job.state for job in reversed(acme.admin.jobs(ref=name).items)]
-        assert sorted(states) == sorted([*[State.SUPERSEDED] * (count - 1), State.QUEUED])
-        assert {job.subject for job in acme.admin.jobs(ref=name, state="queued").items} == {f"{name}@{count}"}
-    assert max(counts) < 8
-
-
 def test_a_test_that_someone_asked_for_or_whose_version_has_an_alias_stays(acme: Harness) -> None:
     first = acme.push(NAME).version
     acme.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=f"{NAME}@1"))
@@ -374,12 +335,3 @@ def test_a_test_that_someone_asked_for_or_whose_version_has_an_alias_stays(acme:
     acme.push("acme/other", parents=[continued(unrelated.digest)])
     acme.push(NAME, parents=[continued(unrelated.digest, Relation.MERGED)])
     assert {job.state for job in acme.admin.jobs().items} == {State.QUEUED}
-
-
-def test_a_deleted_version_is_not_tested_any_more(acme: Harness) -> None:
-    for _ in range(3):
-        acme.push(NAME)
-    acme.admin.set_retention(NAME, KEEP_TWO)
-    collect(acme)
-    states = {job.subject: job.state for job in acme.admin.jobs(ref=NAME).items}
-    assert states == {f"{NAME}@1": State.SUPERSEDED, f"{NAME}@2": State.QUEUED, f"{NAME}@3": State.QUEUED}

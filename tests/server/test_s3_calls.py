@@ -22,8 +22,7 @@ from registry.server.app import create_app
 from registry.server.database import db
 from registry.server.database.models import BlobRow
 from registry.server.database.models.pushes import PushRow
-from registry.server.push import commit as server_commit
-from registry.server.storage.blobs import digest_of, key_of, staging_key_of
+from registry.server.storage.blobs import digest_of, key_of
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.states import BlobState
@@ -31,13 +30,6 @@ from tests import maintenance, samples
 from tests.bulk import commit_push, plan_push
 from tests.harness import URL, Harness, rows, send_blob, upload
 from tests.httpx_transports import HttpxInProcess
-from tests.hub.commits import Pusher
-from tests.hub.xet import XetClient, commit
-
-DATA = bytes(range(256)) * 64
-DIGEST = Digest.of(DATA)
-STAGED = staging_key_of("psh_one", DIGEST)
-MIB = 2**20
 
 
 @pytest.fixture
@@ -87,53 +79,6 @@ def test_a_push_of_a_large_file_makes_few_calls_besides_the_one_that_moves_it(
         name: moved[name] for name in ("CopyObject", "ListMultipartUploads")
     }
     assert len(calls) <= moved.total() + 11
-
-
-def test_a_push_of_a_small_adapter_writes_each_blob_once(
-    harness: Harness, blobs: S3Blobs, calls: list[str], tmp_path: Path, small: samples.Files
-) -> None:
-    push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))
-    harness.transport.settle()
-    calls.clear()
-    push.push_folder(harness.admin, samples.write(small, tmp_path / "adapter"), AdapterName("acme", "support"))
-    harness.transport.settle()
-    # Weights, configuration, manifest and ref are put; the inspection reads the first two.
-    assert Counter(calls) == Counter(PutObject=4, GetObject=2)
-    assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in small.values())
-    assert list(blobs.list("staging/")) == []
-
-
-def test_a_file_that_adapters_share_is_read_once_in_a_group(
-    harness: Harness, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_commit, "INSPECTED_AT_ONCE", 1)
-    push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))
-    harness.transport.settle()
-    calls.clear()
-    fleet = []
-    for seed in (11, 12, 13):
-        files = harness.files(seed=seed)
-        small = {name: files[name] for name in (samples.CONFIG, samples.WEIGHTS)}
-        fleet.append((samples.write(small, tmp_path / f"m{seed}"), f"acme/m{seed}"))
-    assert all(result.value for result in push.push_all(harness.admin, fleet))
-    harness.transport.settle()
-    # Weights, manifest and ref of each are put, and the weights read. The configuration is looked for and read once.
-    assert Counter(calls) == Counter(PutObject=9, HeadObject=1, GetObject=4)
-
-
-def test_a_file_that_is_a_whole_xorb_is_not_written_again(harness: Harness, calls: list[str]) -> None:
-    pusher = Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
-    pusher.create()
-    files = harness.files()
-    weights = files.pop(samples.WEIGHTS)
-    client = XetClient(pusher)
-    calls.clear()
-    client.upload(weights)
-    assert Counter(calls) == Counter(PutObject=1)
-    assert commit(pusher, {samples.WEIGHTS: weights}, **files).status_code == 200
-    harness.transport.settle()
-    assert pusher.send("GET", f"/acme/support/raw/main/{samples.WEIGHTS}").status_code == 200
-    assert b"".join(harness.blobs.open(key_of(Digest.of(weights)))) == weights
 
 
 # ------------------------------------------------------------------ small blobs

@@ -12,13 +12,8 @@ from sqlmodel import select
 from registry.api.catalog import AdapterPage, MetadataChange
 from registry.client.response_checks import all_pages
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Check, Outcome
-from registry.server.actors import TRUSTED
 from registry.server.catalog.search import adapters, candidates
-from registry.server.catalog.search.filters import Search
 from registry.server.database.models import AdapterRow, AliasRow, VersionAttributeRow, VersionMetadataRow, VersionRow
-from registry.server.http import metrics
-from registry.server.http.request_log import RequestLog
 from tests import many_adapters, samples
 from tests.harness import Harness
 from tests.identities import make_identity, nudged, values
@@ -150,16 +145,6 @@ def counted(harness: Harness, cursor: str) -> tuple[AdapterPage, int]:
     return page, min(counts)
 
 
-def test_a_summary_reads_no_column_that_it_does_not_show(harness: Harness) -> None:
-    harness.add_base()
-    harness.push("acme/support")
-    harness.transport.settle()  # what follows the push reads more
-    with harness.statements() as sent:
-        assert harness.admin.adapters().items[0].verdicts == harness.admin.adapter("acme/support").verdicts
-    read = " ".join(sent)
-    assert [column for column in ("findings", "facts", "manifest") if f".{column}" in read] == [], sent
-
-
 def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -> None:
     insert_adapters(harness, 300)
     first, sent = counted(harness, "")
@@ -230,67 +215,6 @@ def test_pages_of_filters_that_match_many_and_together_few_hold_the_same(
         if names == few[0]:
             assert len(pages) == (1 if candidates_limit else 9), "a page looks at 7 adapters"
         assert other_tenant.adapters(**search) == AdapterPage(items=[])
-
-
-def test_of_many_filters_only_some_are_read_beyond_a_few_matches(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    many_adapters.fill(harness, 20)
-    for module, name, limit in (
-        (candidates, "CANDIDATES_LIMIT", 1), (candidates, "MORE_CANDIDATES_LIMIT", 0), (adapters, "WINDOW", 3),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, limit)
-    statements = []
-    for filters in (candidates.SELECTIONS_LIMIT, candidates.SELECTIONS_LIMIT + 12):
-        with harness.statements() as sent:
-            harness.admin.adapters(annotation=["parity=odd"] * filters, limit=4)
-        statements.append(len(sent))
-    assert statements[1] - statements[0] == 12, "each filter is read once, for a few matches"
-
-
-SEARCHES: tuple[dict[str, Any], ...] = (
-    {}, {"namespace": "acme"}, {"text": "shop"}, {"base": "tiny-llama"}, {"alias": "main"}, {"method": "lora"},
-    {"rank_min": 8}, {"owner": "token:admin"},
-)  # fmt: skip
-
-
-def test_no_page_sorts_all_adapters_if_each_has_one_version(harness: Harness, database_kind: str) -> None:
-    """Then PostgreSQL expects few rows of a join by two columns."""
-    many_adapters.fill(harness, 5000)
-    plans = {str(search): explained(harness, "", search) for search in SEARCHES}
-    words = ("TEMP B-TREE", "SCAN version") if database_kind == "sqlite" else ("Sort Key", "Seq Scan on version")
-    assert {search: plan for search, plan in plans.items() if any(word in str(plan) for word in words)} == {}
-
-
-RARE = (
-    Search(prefix="acme/a-"), Search(prefix="acme/zz"), Search(prefix="b"),
-    Search(text="kind3", method="loha"), Search(base="rare-llama", text="shop"), Search(check=Check.SMOKE),
-    Search(check=Check.COMPAT, outcome=Outcome.WARN), Search(check=Check.WEIGHTS, outcome=Outcome.UNKNOWN),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_postgres_reads_few_rows_of_many_for_rare_matches_and_metrics(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of SQLite, tests/pages/test_growth.py counts the steps."""
-    many_adapters.fill(harness, 5000)
-    for module, name, limit in (
-        (candidates, "CANDIDATES_LIMIT", 50), (candidates, "MORE_CANDIDATES_LIMIT", 50), (adapters, "WINDOW", 50),
-        (adapters, "WIDE_WINDOW", 200), (metrics, "COUNT_LIMIT", 50),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, limit)
-    reads = text("SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables")
-    rows_read: dict[object, int] = {}
-    with harness.session() as session:
-        for search in (*RARE, None):
-            before = session.connection().execute(reads).scalar_one() or 0
-            if search is None:
-                metrics.text(session, RequestLog())
-            else:
-                adapters.search_adapters(session, TRUSTED, search, limit=20)
-            rows_read[search] = session.connection().execute(reads).scalar_one() - before
-    assert {subject: rows for subject, rows in rows_read.items() if rows > 2000} == {}
 
 
 def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str]:

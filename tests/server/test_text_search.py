@@ -15,7 +15,7 @@ from registry.api.catalog import MetadataChange
 from registry.api.maintenance import GcRequest
 from registry.client.local import base_folder
 from registry.errors import Invalid
-from registry.server.catalog.search import candidates, text_index
+from registry.server.catalog.search import text_index
 from registry.server.database.models import AdapterTextRow
 from tests import non_peft_files, samples
 from tests.harness import Harness
@@ -119,16 +119,6 @@ def test_a_card_is_not_searched_if_it_is_quarantined_while_it_is_indexed(
     assert (names_with(harness, "returns"), names_with(harness, "support")) == ([], [REF])
 
 
-def test_garbage_collection_indexes_what_servers_of_earlier_releases_pushed(harness: Harness) -> None:
-    push(harness)
-    harness.admin.describe_adapter(REF, MetadataChange(description="Answers customers"))
-    with harness.session(write=True) as session:
-        session.connection().execute(delete(AdapterTextRow))
-    assert names_with(harness, "returns") == []
-    harness.admin.collect(GcRequest())
-    assert names_with(harness, "support customers returns") == [REF]
-
-
 @pytest.mark.security
 def test_words_of_other_tenants_are_neither_found_nor_counted(harness: Harness) -> None:
     push(harness, "acme/secret-plan", readme=b"merger")
@@ -166,18 +156,3 @@ def test_a_query_and_a_card_have_limits(harness: Harness) -> None:
         [],
         [REF],
     )
-
-
-def test_many_matches_are_read_in_order_with_the_same_result(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"acme/shop-{letter}" for letter in "abcd"]
-    for number, name in enumerate(names):
-        push(harness, name, readme=b"x returns" if number % 2 else b"xy")
-    texts = ("shop", "shop returns", "x", "xy", "s", "shop nothing")
-    few = {text: names_with(harness, text) for text in texts}
-    assert few["shop returns"] == few["x"] == names[1::2]
-    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", 0)
-    assert {text: names_with(harness, text) for text in texts} == few
-    with harness.statements() as sent:
-        page = harness.admin.adapters(text="shop", limit=2)
-    assert len([statement for statement in sent if "FROM token" not in statement]) == 6
-    assert [item.name for item in harness.admin.adapters(text="shop", cursor=page.next_cursor).items] == names[2:]

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlmodel import col, select
 
 from registry.api.access import NamespaceSet
-from registry.api.bases import BaseAdd, BaseView
+from registry.api.bases import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
 from registry.client.registry import Registry
 from registry.client.transfer import push
-from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, TooLarge, Unavailable
+from registry.errors import Invalid, NotFound, Refused, RegistryError, TooLarge
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
-from registry.hub import commit_id
 from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server.catalog import base_rows, refs
-from registry.server.database import locks
 from registry.server.database.models import BaseRow, EventRow, VerdictRow, VersionRow
-from registry.server.maintenance import reevaluate
 from registry.server.promotion import removal
 from registry.server.push import background
-from registry.server.routes import bases
 from tests import maintenance, samples
 from tests.base_specs import spec_of
 from tests.harness import Harness, rows
@@ -198,32 +193,6 @@ def test_a_commit_during_which_the_base_is_registered_is_repeated(
     assert (base_rows_of(harness), maintenance.findings(harness)) == ([], [])
 
 
-def test_bases_that_are_added_at_once_are_each_evaluated(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While another server evaluates the versions of one base, those of the next base wait for their turn."""
-    other = samples.llama("org/other")
-    push_folder(harness, tmp_path / "first")
-    push_folder(harness, tmp_path / "second", "acme/second", base=other)
-    evaluate, refused = reevaluate.evaluate_again, threading.Semaphore(0)
-
-    def evaluate_and_count(*args: Any, **options: Any) -> object:
-        try:
-            return evaluate(*args, **options)
-        except Unavailable:
-            refused.release()
-            raise
-
-    monkeypatch.setattr(reevaluate, "evaluate_again", evaluate_and_count)
-    monkeypatch.setattr(bases, "PAUSE_SECONDS", 0.01)
-    with locks.acquire(harness.engine, reevaluate.LOCK_OF_BASE):
-        for base in (BASE, other):
-            harness.add_base(base)
-            assert refused.acquire(timeout=30)
-    harness.transport.settle()
-    assert [verdicts(harness, f"{name}@1")["compat"] for name in (NAME, "acme/second")] == ["pass", "pass"]
-
-
 def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_path: Path) -> None:
     """Each gets the base, or is told that another one has its name; versions that wait are evaluated once."""
     push_folder(harness, tmp_path)
@@ -251,47 +220,6 @@ def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_
         assert len(events) == 1
         evaluated = [row for row in rows(session, VerdictRow) if row.check == "compat"]
         assert len(evaluated) == 2, "without the base, and once with it"
-
-
-@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
-def test_bases_and_an_alias_that_are_added_at_once_evaluate_hub_pushes(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One commit waits for a name that a new base and an alias both claim, and one of them gets it."""
-    monkeypatch.setattr(bases, "PAUSE_SECONDS", 0.01)
-    secret, other = harness.issue("push", namespaces=["acme"])[1], samples.llama("org/other")
-    for name, base in ((NAME, BASE), ("acme/second", other)):
-        pusher = Pusher(harness, secret, name)
-        pusher.create()
-        response = pusher.push(harness.files(base))
-        assert (response.status_code, "compat unknown" in warning(response)) == (200, True), response.text
-    harness.add_base(samples.llama("llama-8b"))
-    start = threading.Barrier(3)
-
-    def run(request: Callable[[], BaseView]) -> str:
-        start.wait(30)
-        try:
-            return request().name
-        except Conflict as error:
-            return error.code
-
-    requests = [
-        lambda: harness.add_base(BASE),
-        lambda: harness.admin.set_base_aliases("llama-8b", [HUB_NAME]),
-        lambda: harness.add_base(other),
-    ]
-    with ThreadPoolExecutor(3) as pool:
-        responses = list(pool.map(run, requests))
-    harness.transport.settle()
-    assert responses in ([HUB_NAME, "BASE_EXISTS", other.name], ["BASE_EXISTS", "llama-8b", other.name])
-    for name, base_name in ((NAME, min(responses[:2], key="BASE_EXISTS".__eq__)), ("acme/second", other.name)):
-        version = harness.admin.version(f"{name}@1")
-        assert (version.base, verdicts(harness, version.name)["compat"]) == (base_name, "pass")
-        assert Pusher(harness, secret, name).info().json()["sha"] == commit_id(version.digest)
-    assert (base_rows_of(harness), maintenance.findings(harness)) == ([], [])
-    with harness.session() as session:
-        evaluated = [row for row in rows(session, VerdictRow) if row.check == "compat"]
-    assert len(evaluated) == 4, "for each version once without its base, and once with it"
 
 
 def test_reindex_restores_versions_whose_base_is_not_registered(harness: Harness, tmp_path: Path) -> None:

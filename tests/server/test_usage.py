@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from sqlalchemy import insert, text
 from sqlmodel import select
 
 from registry.api.access import NamespaceSet, TokenCreate
@@ -16,12 +13,8 @@ from registry.api.maintenance import GcRequest
 from registry.bases import BaseSpec
 from registry.errors import RegistryError
 from registry.server.access import quotas
-from registry.server.actors import TRUSTED
-from registry.server.catalog import base_rows
-from registry.server.catalog.bases import set_aliases
 from registry.server.database.models import VersionRow
 from tests import samples, usage
-from tests.access.test_at_once import is_waiting, waiting
 from tests.harness import Harness
 
 BASES = ("tiny-llama", "other-llama")
@@ -114,39 +107,6 @@ def test_counters_equal_a_recount_after_any_history(harness: Harness, seed: int)
     assert sum(size for size, _ in counted.values()) == sum(version.size_bytes for version in present)
 
 
-def test_reading_counters_reads_no_versions(harness: Harness) -> None:
-    for name in NAMES:
-        harness.push(name)
-    with harness.statements() as sent:
-        [acme, globex] = harness.admin.namespaces().items
-        bases = harness.admin.bases().items
-    assert (acme.used_versions, globex.used_versions) == (2, 2)
-    assert {base.name: base.adapters for base in bases} == {BASES[0]: 4, BASES[1]: 0}
-    assert [statement for statement in sent if " version" in statement] == []
-
-
-def test_counting_a_version_reads_no_others(harness: Harness, database_kind: str) -> None:
-    """Even in a session that planned its statements while the tables were empty."""
-    if database_kind == "sqlite":
-        pytest.skip("SQLite plans for each statement: tests/pages/test_growth.py counts its steps")
-    harness.push("acme/a")
-    reads = text(
-        "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables "
-        "WHERE relname IN ('version', 'adapter')"
-    )
-    with harness.session(write=True) as session:
-        template, connection = session.exec(select(VersionRow)).one().model_dump(), session.connection()
-
-        def add(number: int) -> int:
-            before = connection.execute(reads).scalar_one() or 0
-            row = {"id": 1000 + number, "number": number, "digest": f"sha256:{number:064x}"}
-            connection.execute(insert(VersionRow), template | row)
-            return int(connection.execute(reads).scalar_one() - before)
-
-        first, *_, last = (add(number) for number in range(2, 400))
-    assert last <= first + 5
-
-
 @pytest.mark.security
 def test_a_base_counts_the_adapters_that_the_actor_may_see(harness: Harness) -> None:
     for name in NAMES:
@@ -165,50 +125,3 @@ def test_a_base_counts_the_adapters_that_the_actor_may_see(harness: Harness) -> 
     harness.admin.change_namespace("globex", NamespaceSet(public=True))
     assert count(namespaces=["acme"]) == 3
     assert count(namespaces=["globex"], adapters=["globex/c"]) == 2, "the public ones count once"
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_deletion_counts_what_another_transaction_gives_to_its_base(harness: Harness) -> None:
-    """Neither of the two locks what the other changes: the counters make them take turns."""
-    for base in (UNREGISTERED, BASES[0]):
-        harness.push("acme/a", harness.files(samples.llama(base)), base=base)
-    harness.push("acme/a", harness.files(samples.llama(BASES[1])), base=BASES[1])
-    deletion = threading.Thread(target=harness.admin.delete_version, args=("acme/a@2", "gone"))
-    with harness.session(write=True) as session:
-        set_aliases(session, TRUSTED, BASES[0], [UNREGISTERED])
-        deletion.start()
-        waiting(harness)
-    deletion.join()
-    assert usage.find_differences(harness.engine) == []
-    assert harness.admin.base(BASES[0]).adapters == 1
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_restore_does_not_wait_for_an_alias_that_waits_for_it(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A restore locks the namespace's counter, and then refers to the base; an alias locks them the other way round."""
-    for base in (UNREGISTERED, BASES[0]):
-        harness.push("acme/a", harness.files(samples.llama(base)), base=base)
-    harness.admin.delete_version("acme/a@2", "gone", force=True)
-    restored, waited, adopt = threading.Event(), list[bool](), base_rows.adopt
-
-    def restore() -> None:
-        harness.admin.undelete_version("acme/a@2", "needed")
-        restored.set()
-
-    restoration = threading.Thread(target=restore)
-
-    def adopt_during_restore(*arguments: Any) -> None:
-        restoration.start()
-        while not restored.wait(0.02) and not waited and restoration.is_alive():
-            waited.extend([True] * is_waiting(harness))
-        adopt(*arguments)
-
-    monkeypatch.setattr(base_rows, "adopt", adopt_during_restore)
-    harness.admin.set_base_aliases(BASES[0], [UNREGISTERED])
-    restoration.join()
-    assert restored.is_set()
-    assert not waited
-    assert usage.find_differences(harness.engine) == []
-    assert harness.admin.base(BASES[0]).adapters == 1

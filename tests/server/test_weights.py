@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
-import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 from sqlmodel import select
 
 from registry.adapters import peft, safetensors
@@ -29,7 +27,6 @@ from registry.server.database.models.pushes import VersionNormsRow
 from registry.server.evaluation import norms, weights
 from registry.server.evaluation.norms import MeasuringPlan, Window
 from registry.server.evaluation.weights import BaseNorms
-from registry.server.push import background
 from tests import non_peft_files, samples
 from tests.harness import Harness
 from tests.samples import CONFIG, WEIGHTS, Files
@@ -147,14 +144,6 @@ def test_a_push_warns_of_an_update_larger_than_the_weight_that_it_changes(harnes
     assert outcome(harness, "acme/allowed") == ("pass", [])
 
 
-def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_again(harness: Harness) -> None:
-    harness.push("acme/support", filled(a=0.02, b=0.01))
-    harness.admin.identify_base("tiny-llama", identity_of(harness, None))
-    assert not harness.admin.norms("acme/support").base_measured
-    harness.admin.identify_base("tiny-llama", identity_of(harness, 8.0))
-    assert {module.weight for module in harness.admin.norms("acme/support").modules.values()} == {8.0}
-
-
 def test_names_of_other_tools_are_compared_with_the_modules_that_they_mean(harness: Harness, tmp_path: Path) -> None:
     spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
     harness.bases["sd-tiny"] = spec
@@ -221,35 +210,6 @@ def test_large_weights_are_measured_once_after_the_push(harness: Harness, monkey
     assert harness.admin.collect(GcRequest()).versions_measured == 0
 
 
-def test_measuring_waits_until_no_push_is_in_progress(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "QUIET_SECONDS", 0.05)
-    harness.push("acme/support")
-    harness.transport.settle()  # the background work of the push
-    with harness.session(write=True) as session:
-        session.connection().execute(update(VersionRow).values(measured_at=None))
-        session.connection().execute(delete(VersionNormsRow))
-    with ThreadPoolExecutor(1) as pool:
-        with background.push_in_progress(harness.engine):
-            measuring = pool.submit(background.run_pending, harness.engine, harness.blobs)
-            with pytest.raises(TimeoutError):
-                measuring.result(3 * background.QUIET_SECONDS)
-            assert harness.admin.norms("acme/support").measured_at is None
-        measuring.result(60)
-    assert harness.admin.norms("acme/support").measured_at is not None
-
-
-def test_a_push_that_never_ends_does_not_stop_measuring(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "MEASURE_DELAY_SECONDS", 0.01)
-    harness.push("acme/support")
-    harness.transport.settle()  # the background work of the push
-    with harness.session(write=True) as session:
-        session.connection().execute(update(VersionRow).values(measured_at=None))
-        session.connection().execute(delete(VersionNormsRow))
-    with background.push_in_progress(harness.engine):
-        background.run_pending(harness.engine, harness.blobs)
-        assert harness.admin.norms("acme/support").measured_at is not None
-
-
 def test_gc_measures_versions_that_were_never_measured(harness: Harness) -> None:
     harness.push("acme/support")
     harness.transport.settle()  # the background work of the push
@@ -302,78 +262,6 @@ def test_sixteen_bit_floats_have_the_values_that_numpy_gives_them() -> None:
     finite = codes[codes & 0x7C00 != 0x7C00]
     ours, theirs = norms._from_half(finite.view("<i2")), finite.view("<f2").astype("<f4")
     assert (ours.view("<u4") == theirs.view("<u4")).all()  # -0.0 and subnormal numbers included
-
-
-@pytest.mark.parametrize("window_bytes", [100, 1500, 2**20])
-def test_pairs_of_one_layout_have_the_norms_that_each_has_alone(
-    window_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pairs at equal distances and at others, of several shapes and types, larger and smaller than a window."""
-    monkeypatch.setattr(norms, "WINDOW_BYTES", window_bytes)
-    source = np.random.default_rng(2)
-    kinds = {"F16": "<f2", "F32": "<f4"}
-    sides = [("q", "F16", 8), ("k", "F16", 4), ("q", "F16", 8), ("q", "F16", 8), ("k", "F16", 4), ("o", "F32", 8)] * 3
-    stored: dict[str, tuple[str, Any]] = {}
-    for number, (leaf, dtype, width) in enumerate(sides):
-        name = f"layers.{number}.{leaf}"
-        stored[f"{name}.b"] = dtype, source.normal(size=(width, 2)).astype(kinds[dtype])
-        stored[f"{name}.a"] = dtype, source.normal(size=(2, width)).astype(kinds[dtype])
-    body = samples.safetensors({name: (dtype, t.shape, t.tobytes()) for name, (dtype, t) in stored.items()})
-    header = safetensors.read_bytes(body, file=WEIGHTS)
-    fetched: list[int] = []
-
-    def fetch(start: int, count: int) -> bytes:
-        fetched.append(count)
-        return body[start : start + count]
-
-    pairs = [Pair(name[:-2], 2, 0.5, name, f"{name[:-2]}.b") for name in stored if name.endswith(".a")]
-    measured = MeasuringPlan.of(header, pairs).compute_norms(Window(fetch, len(body)).read)
-    assert measured.keys() == {pair.path for pair in pairs}
-    for pair in pairs:
-        update = stored[pair.b][1].astype("<f4") @ stored[pair.a][1].astype("<f4") / 2
-        assert measured[pair.path].update == pytest.approx(float(np.linalg.norm(update)), rel=1e-3)
-        assert measured[pair.path].rms == pytest.approx(float(np.sqrt((update**2).mean())), rel=1e-3)
-    if window_bytes > len(body):
-        assert len(fetched) == 1
-
-
-def test_of_a_pair_with_a_high_rank_one_factor_is_in_memory_at_a_time() -> None:
-    """A rank of 1,900 on 2,048 columns, as 1 GB of LoRA has, took 91 MB with both factors, and 61 with one."""
-    rank = 512
-    tensor = np.full((rank, rank), 0.01, "<f2").tobytes()
-    body = samples.safetensors(dict.fromkeys(("x.a", "x.b"), ("F16", (rank, rank), tensor)))
-    plan = MeasuringPlan.of(safetensors.read_bytes(body, file=WEIGHTS), [Pair("x", rank, 1.0, "x.a", "x.b")])
-    tracemalloc.start()
-    measured = plan.compute_norms(Window(lambda start, count: body[start : start + count], len(body)).read)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert measured["x"].a == pytest.approx(0.01 * rank, rel=1e-2)
-    assert peak_bytes < len(body) + 4 * 4 * rank * rank
-
-
-@pytest.mark.parametrize("experts", [1, 2])
-def test_a_rank_above_the_width_takes_no_more_memory_than_its_factors(experts: int) -> None:
-    """Rank 600 on 4 columns: Gram matrices of eight modules took 23 MB for a file of 77 kB."""
-    rank, width, count = 600, 4, 8
-    source, stored = np.random.default_rng(3), {}
-    for number in range(count):
-        stored[f"{number}.x.a"] = source.normal(size=(rank * experts, width)).astype("<f2")
-        stored[f"{number}.x.b"] = source.normal(size=(width, rank * experts)).astype("<f2")
-    body = samples.safetensors({name: ("F16", t.shape, t.tobytes()) for name, t in stored.items()})
-    names = [f"{number}.x" for number in range(count)]
-    pairs = [Pair(name, rank, 1.0, f"{name}.a", f"{name}.b", experts=experts) for name in names]
-    plan = MeasuringPlan.of(safetensors.read_bytes(body, file=WEIGHTS), pairs)
-    tracemalloc.start()
-    measured = plan.compute_norms(Window(lambda start, count: body[start : start + count], len(body)).read)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak_bytes < 10 * len(body)
-    for name in names:
-        a = stored[f"{name}.a"].astype("f4").reshape(experts, rank, width)
-        b = stored[f"{name}.b"].astype("f4").reshape(width, rank, experts).transpose(2, 0, 1)
-        assert measured[name].update == pytest.approx(float(np.linalg.norm(b @ a)), rel=1e-3)
-        assert measured[name].a == pytest.approx(float(np.linalg.norm(a)), rel=1e-3)
-        assert measured[name].b == pytest.approx(float(np.linalg.norm(b)), rel=1e-3)
 
 
 def test_cosines_of_a_rank_above_the_width_are_those_of_the_products() -> None:
