@@ -5,38 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import event, text
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import col, select
 
 from registry.api.access import PublisherAdd
 from registry.api.audit.webhooks import WebhookCreate
 from registry.api.catalog import DeleteResult
-from registry.api.jobs import CampaignRequest, JobSubmit
-from registry.api.transfer import CommitItem
+from registry.api.jobs import CampaignRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import NotFound, Refused, RegistryError, Unauthenticated
-from registry.evaluation.gates import Gate
-from registry.jobs import Job, Kind, State
 from registry.names import AdapterName
 from registry.server import app, webhooks
 from registry.server.access import namespaces, token_exchange
 from registry.server.actors import TRUSTED
-from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.engine import open_database
-from registry.server.database.models import AdapterRow, VersionRow
+from registry.server.database.models import VersionRow
 from registry.server.database.models.owner_rules import ApprovalRow
-from registry.server.database.models.pushes import PushRow
-from registry.server.jobs import campaigns, queue
+from registry.server.jobs import campaigns
 from registry.server.promotion import approvals, deletion, moves, removal
-from registry.server.push import rows
-from registry.server.push.commit_decisions import Commit, CommitsFailed, InspectedCommit
 from tests.access.tenants import Tenants, of_subject
 from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
@@ -131,16 +123,6 @@ def test_resolving_takes_at_most_one_statement_and_signing_in_takes_one(tenants:
         assert len(sent) == 1
 
 
-def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> None:
-    _, secret = tenants.harness.issue("pull", seconds=3600)
-    tenants.harness.client(secret).whoami()
-    memory = tenants.harness.app.state.actor_cache
-    actor = memory.get(secret)
-    assert actor is not None
-    memory.put(secret, replace(actor, expires_at=db.now()))
-    assert memory.get(secret) is None
-
-
 # ------------------------------------------------------------------ two at once: on SQLite writers take turns
 def is_waiting(harness: Harness) -> bool:
     """Whether a connection waits for a lock of the database."""
@@ -202,31 +184,6 @@ def test_an_act_in_the_former_namespace_does_not_come_after_a_move_to_another(te
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-@pytest.mark.parametrize("how", ["approve", "gate"])
-def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(tenants: Tenants, how: str) -> None:
-    """The client retries by itself if the error allows it."""
-    harness, codes = tenants.harness, list[str]()
-    acts: dict[str, Callable[[], object]] = {
-        "approve": lambda: harness.admin.approve("acme/support@1", "prod"),
-        "gate": lambda: harness.admin.set_gate("acme/support", "prod", Gate(approvals=1)),
-    }
-
-    def act() -> None:
-        with pytest.raises(RegistryError) as refusal:
-            acts[how]()
-        codes.append(refusal.value.code)
-
-    with harness.session(write=True) as session:
-        removal.delete_adapter(session, TRUSTED, AdapterName("acme", "support"))
-        session.flush()
-        writing = threading.Thread(target=act)
-        writing.start()
-        waiting(harness)
-    writing.join()
-    assert codes == ["ADAPTER_UNKNOWN"]
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 @pytest.mark.parametrize("how", ["unquarantine", "quarantine", "promote"])
 def test_a_version_that_was_just_deleted_stays_withheld_and_gets_no_alias(tenants: Tenants, how: str) -> None:
     harness, refused = tenants.harness, list[str]()
@@ -255,62 +212,6 @@ def test_a_version_that_was_just_deleted_stays_withheld_and_gets_no_alias(tenant
     assert refused == ["VERSION_DELETED"]
     deleted = harness.admin.versions("acme/support", include_deleted=True).items[-1]
     assert (deleted.number, deleted.quarantined_at is not None, deleted.aliases) == (1, True, [])
-
-
-def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
-    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first statement sees the adapter's row; the second one, which locks it, does not."""
-    tenants.harness.admin.rename("acme/support", "acme/helper")
-    name, insert = AdapterName("acme", "support"), db.insert_new_rows
-
-    def seen(session: Session, table: type[SQLModel], values: Any, **how: Any) -> list[Any]:
-        return [] if table is AdapterRow else insert(session, table, values, **how)
-
-    monkeypatch.setattr(db, "insert_new_rows", seen)
-    manifest = tenants.harness.manifest(tenants.files)
-    values = dict.fromkeys(("id", "namespace", "name", "manifest", "manifest_digest", "created_by"), "")
-    push = PushRow(**values, created_at=db.now(), expires_at=db.now())
-    commit = Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
-    pushed = InspectedCommit(commit, inspection=cast(Any, object()))
-    with tenants.harness.session(write=True) as session, pytest.raises(CommitsFailed) as failed:
-        rows.write(session, TRUSTED, [pushed], engines=(), atomic=False)
-    assert {push_id: error.code for push_id, error in failed.value.errors.items()} == {"psh_1": "NAME_TOMBSTONED"}
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_job_that_ends_at_this_moment_is_not_the_response_to_who_asks_for_one(tenants: Tenants) -> None:
-    harness, submitted = tenants.harness, list[Job]()
-    [waits] = harness.admin.jobs(ref="acme/support").items
-    request = JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1")
-    with harness.session(write=True) as session:
-        version = versions.find(session, TRUSTED, AdapterName("acme", "support"), 1)
-        queue.supersede(session, {version.id or 0: "@2 continues this version"})
-        session.flush()
-        asking = threading.Thread(target=lambda: submitted.append(harness.admin.submit(request)))
-        asking.start()
-        waiting(harness)
-    asking.join()
-    assert [(job.id != waits.id, job.state) for job in submitted] == [(True, State.QUEUED)]
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-@pytest.mark.parametrize("target", ["acme", "acme/support", "nobodys"])
-def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, target: str) -> None:
-    start, setters = threading.Barrier(6), list[str]()
-
-    def put() -> None:
-        start.wait()
-        for _ in range(5):
-            setters.append(tenants.harness.admin.set_gate(target, "prod", Gate(approvals=1)).set_on)
-            tenants.harness.admin.delete_gate(target, "prod")
-
-    threads = [threading.Thread(target=put) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(setters) == 30
 
 
 def start_between(harness: Harness, statement_part: str, act: Callable[[], object]) -> threading.Thread:
@@ -364,17 +265,3 @@ def test_two_at_once_do_not_pass_a_limit(tenants: Tenants, monkeypatch: pytest.M
     act(0)
     other.join()
     assert errors in (["QUOTA_EXCEEDED"], ["RATE_LIMITED"], ["REQUEST_INVALID"], ["SIZE_INVALID"])
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_deletion_waits_for_a_branch_that_is_being_created(tenants: Tenants) -> None:
-    """Its version was looked up without a lock, and was gone when its verdicts were read or the alias was written."""
-    harness = tenants.harness
-    deletion = start_between(harness, "SELECT alias.", lambda: harness.admin.delete_adapter("acme/support"))
-    with httpx.Client(transport=harness.transport, base_url=URL) as http:
-        headers = {"Authorization": f"Bearer {harness.secret}"}
-        response = http.post("/api/models/acme/support/branch/canary", headers=headers, json={})
-        deletion.join()
-    assert response.status_code == 200, response.text
-    with pytest.raises(NotFound):
-        harness.admin.adapter("acme/support")

@@ -15,7 +15,6 @@ from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushRequest
 from registry.bases import MODULES_LIMIT
-from registry.bases.library import LibraryModules
 from registry.client.transport import LIST_LIMIT_BYTES
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
@@ -115,38 +114,6 @@ def test_specs_of_bases_are_limited(harness: Harness, monkeypatch: pytest.Monkey
     with pytest.raises(Invalid, match=f"has {MODULES_LIMIT + 2} modules, over {MODULES_LIMIT}"):
         harness.admin.connection.send("PUT", f"{path}/acme/three/modules", json={"modules": built})
     assert harness.admin.base("acme/three").spec.library == "", "nothing is stored"
-
-
-def test_workers_list_bases_without_their_modules(harness: Harness) -> None:
-    """A pusher's bases had 31 MB of modules, which the server parsed for each poll of each worker."""
-    read = harness.admin.add_base(BaseAdd(spec=base("acme/one").spec.model_copy(update={"template": "{{ x }}"})))
-    built = harness.admin.add_base(base("acme/two"))
-    library = LibraryModules(library="transformers 5.24.0", modules=built.spec.modules, vocab=700, tied=True)
-    harness.admin.set_base_modules("acme/two", library)
-    harness.admin.set_base_aliases("acme/one", ["acme/other-name"])
-    whole = harness.admin.bases().items
-    with harness.statements() as sent:
-        light = harness.admin.bases(modules=False).items
-    assert [view.spec.modules for view in light] == [{}, {}]
-    assert [(view.spec.template, view.spec.library, view.spec.vocab) for view in light] == [
-        (read.spec.template, "", built.spec.vocab), (built.spec.template, "transformers 5.24.0", 700),
-    ]  # fmt: skip
-    without = [view.model_copy(update={"spec": view.spec.model_copy(update={"modules": {}})}) for view in whole]
-    assert light == without
-    assert [statement for statement in sent if "base.spec, base.source" in statement] == []
-    spec = base("acme/three").spec.model_copy(update={"architecture": "x" * 257})
-    with pytest.raises(Invalid, match="architecture"):  # else this text had the megabytes
-        harness.admin.connection.send("POST", "/bases", json={"spec": spec.model_dump(mode="json")})
-
-
-def test_the_specs_that_a_process_keeps_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_rows, "_SPECS", {})
-    count = len(base("any").spec.modules)
-    monkeypatch.setattr(base_rows, "CACHED_MODULES", 2 * count)
-    for number in range(5):
-        harness.admin.add_base(base(f"llama-{number}"))
-        assert len(base_rows._SPECS) <= 2
-    assert base_rows._SPECS
 
 
 def test_a_base_is_deleted_while_nothing_refers_to_it(harness: Harness) -> None:

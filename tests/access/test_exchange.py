@@ -258,15 +258,6 @@ def test_no_rules_of_other_adapters_change_what_a_job_gets(harness: Harness, pro
 
 
 @pytest.mark.security
-def test_a_job_names_its_adapter_however_many_rules_match(harness: Harness, provider: Provider) -> None:
-    """The response depends on the issuer alone, so it tells nobody which adapters trust the job."""
-    for assertion in (provider.sign(), provider.sign(repository="globex/train")):
-        with pytest.raises(Invalid, match="exchanged for one adapter") as refused:
-            exchange(harness, assertion, "")
-        assert "--adapter" in refused.value.next_step
-
-
-@pytest.mark.security
 def test_the_rules_of_a_namespace_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_exchange, "RULES_LIMIT", 2)
     harness.admin.add_publisher("acme/other", RULE)

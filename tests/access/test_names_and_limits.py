@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
-from sqlalchemy import event
 
 from registry import names
 from registry.api.access import NamespaceSet, TokenCreate
@@ -23,9 +22,9 @@ from registry.server import app
 from registry.server.access import namespaces, quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, EventRow, RoleRow, VersionRow
+from registry.server.database.models import AdapterRow, EventRow, VersionRow
 from registry.server.database.models.jobs import JobRow, JobStepRow
-from registry.server.database.models.namespaces import NamespaceRow, TakenNameRow
+from registry.server.database.models.namespaces import NamespaceRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.promotion import gates, moves
 from registry.server.storage.blobs import staging_key_of
@@ -363,13 +362,6 @@ def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(harness:
     assert len(failures._failures) == failures.ENTRIES_LIMIT
 
 
-def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
-    tenants.harness.push("acme/support")
-    with tenants.harness.session() as session:
-        names = [(row.owner, row.name) for row in rows(session, TakenNameRow)]
-    assert names == [("", "acme"), ("", "globex"), ("acme", "support"), ("globex", "secret")]
-
-
 @pytest.mark.security
 def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants) -> None:
     files = ("robots.txt", "security.txt", "sitemap.xml", "apple-touch-icon.png")
@@ -416,24 +408,6 @@ def test_the_aliases_and_gates_of_an_adapter_are_limited(harness: Harness, monke
         with pytest.raises(TooLarge, match="gates of 1 aliases"):
             harness.admin.set_gate(owner, "b", Gate(approvals=1))
         harness.admin.set_gate(owner, "a", Gate(approvals=2))
-
-
-@pytest.mark.security
-def test_a_list_of_namespaces_reads_the_roles_of_those_that_one_administers(tenants: Tenants) -> None:
-    tenants.harness.admin.change_namespace("globex", NamespaceSet(public=True))
-    for number in range(3):
-        tenants.harness.admin.grant_role("globex", f"person{number}@globex", "reader")
-    reader = tenants.harness.actor("pull", namespaces=["acme"])
-    loaded: list[RoleRow] = []
-
-    def record(row: RoleRow, _: object) -> None:
-        loaded.append(row)
-
-    event.listen(RoleRow, "load", record)
-    listed = {item.name: (item.public, item.roles) for item in reader.namespaces().items}
-    event.remove(RoleRow, "load", record)
-    assert listed["globex"] == (True, None)
-    assert [row.subject for row in loaded if row.namespace == "globex"] == ["*"]
 
 
 @pytest.mark.security

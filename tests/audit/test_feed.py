@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ from registry.errors import Denied, NotFound, Unauthenticated
 from registry.events import ADMIN_TYPES, EventType, ObjectKind
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.audit import audit_log, sequencer
+from registry.server.audit import audit_log
 from registry.server.audit.audit_log import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
 from registry.server.database.models import EventRow
 from tests.access.tenants import send
@@ -215,33 +214,6 @@ def test_a_flood_hides_no_read(harness: Harness, monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
 
 
-@pytest.mark.security
-def test_one_who_reads_much_leaves_space_for_the_reads_of_others(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A version has many names, by prefixes of its digest: each is an entry of its own."""
-    monkeypatch.setattr(audit_log, "READS_PER_TENANT", 3)
-    harness.add_base()
-    digest = harness.push("acme/a").version.digest
-    log = harness.app.state.audit_log
-    log.step()
-    monkeypatch.setattr(log, "is_running", True)
-
-    def read(secret: str, digits: int) -> int:
-        path = f"/api/v1/adapters/acme/a/versions/{digest[: len('sha256:') + digits]}/files/adapter_config.json"
-        return send(harness, "GET", path, secret).status_code
-
-    flood, same_namespace, other = (
-        harness.issue("pull", namespaces=namespaces, name=name)[1]
-        for name, namespaces in (("flood", ["acme"]), ("same", ["acme"]), ("other", ["*"]))
-    )
-    assert [read(flood, digits) for digits in (20, 21, 20)] == [200, 200, 200]
-    assert [read(same_namespace, digits) for digits in (20, 21)] == [200, 503]
-    assert [read(other, digits) for digits in (20, 21, 22, 23)] == [200, 200, 200, 503]
-    log.step()
-    assert read(flood, 22) == 200
-
-
 def test_no_secret_is_in_events_tiles_errors_responses_or_logs(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -295,33 +267,3 @@ def test_events_about_people_webhooks_and_nodes_are_for_administrators_of_the_na
     owner = Audit(harness.actor("admin", namespaces=["acme"]))
     assert private <= {event.seq for event in owner.events()}
     assert owner.proof(min(private)).seq == min(private)
-
-
-@pytest.mark.security
-def test_readers_do_not_wait_for_the_sequencer(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    logs.append(harness, 3)
-    reader = Audit(harness.admin)
-    last = reader.page(0, limit=200).last
-    with harness.session(write=True) as session:
-        for _ in range(2):
-            audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
-    certificate_builder, release = threading.Semaphore(0), threading.Event()
-
-    def blocked(*_: object) -> int:
-        certificate_builder.release()
-        release.wait(60)
-        return 0
-
-    monkeypatch.setattr(audit_log, "CATCH_UP_SECONDS", 0.05)
-    monkeypatch.setattr(sequencer, "run_sequencer", blocked)
-    try:
-        with ThreadPoolExecutor(60) as pool:
-            pages = [future.result(60) for future in [pool.submit(reader.page, 0, limit=200) for _ in range(60)]]
-        assert certificate_builder.acquire(timeout=60)
-        assert not certificate_builder.acquire(blocking=False), "one step for all readers"
-        assert {page.last for page in pages} == {last}
-        assert reader.checkpoint()
-    finally:
-        release.set()
-    monkeypatch.undo()
-    assert reader.page(last, limit=200).last >= last + 2

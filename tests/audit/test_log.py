@@ -80,25 +80,6 @@ def test_an_interrupted_numbering_is_continued(harness: Harness, monkeypatch: py
     assert (replay.size, replay.problems) == (302, [])
 
 
-def test_a_server_whose_first_step_goes_on_returns_the_stored_checkpoint(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logs.append(harness, 3)
-    stored = Audit(harness.admin).checkpoint()
-    monkeypatch.setattr("registry.server.audit.audit_log.CATCH_UP_SECONDS", 0.0)
-    log = harness.app.state.audit_log
-    log.latest = LatestCheckpoint()
-    with log._step_lock:
-        assert Audit(harness.admin).checkpoint() == stored
-
-
-def test_the_first_checkpoint_of_a_log_is_waited_for(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.server.audit.audit_log.CATCH_UP_SECONDS", 0.0)
-    with harness.session() as session:
-        assert rows(session, AuditCheckpointRow) == []
-    assert Audit(harness.admin).checkpoint().splitlines()[1] == "1"
-
-
 def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(harness: Harness) -> None:
     logs.append(harness, 200)
     logs.append(harness, 400, start=200)

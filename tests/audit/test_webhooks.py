@@ -8,11 +8,9 @@ import hmac
 import json
 import socket
 import threading
-from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -358,46 +356,6 @@ def test_a_webhook_does_not_wait_for_others_that_never_respond(
     sender.join(60)
     assert not sender.is_alive()
     assert len(receiver.received) == events
-
-
-@pytest.mark.security
-def test_slow_receivers_of_a_namespace_leave_requests_to_others(
-    harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "RESPONSE_SECONDS", 60.0)
-    silent = SilentReceiver()
-    try:
-        actions = [EventType.VERSION_PUSH]
-        create = Audit(harness.admin).create_webhook
-        one_slow = WebhookCreate(url=silent.url, namespace="globex", actions=actions)
-        slow = [create(one_slow).webhook.id for _ in range(dispatch.PARALLEL)]
-        create(WebhookCreate(url=receiver.url, namespace="acme", actions=actions))
-        harness.push("globex/support")
-        harness.push("acme/support")
-        harness.app.state.audit_log.step()
-        for webhook_id in slow:  # theirs are the oldest
-            dispatch._enqueue_deliveries(harness.engine, webhook_id, ProcessLock())
-        sender = threading.Thread(target=step, args=(harness,))
-        sender.start()
-        receiver.wait_for(1)
-        assert silent.connections <= dispatch.PER_NAMESPACE
-    finally:
-        silent.close()
-    sender.join(60)
-    assert not sender.is_alive()
-
-
-@pytest.mark.security
-def test_a_freed_request_goes_to_the_namespace_with_the_fewest() -> None:
-    sender: Any = dispatch._Sender(*[None] * 5)  # type: ignore[arg-type]
-    for namespace in ("slow", "other"):
-        for number in range(20):
-            hook: Any = SimpleNamespace(id=f"{namespace}{number}", namespace=namespace)
-            sender._waiting[hook.id] = deque([SimpleNamespace(webhook=hook)])
-    for number in range(dispatch.PARALLEL):
-        sender._in_flight[number] = sender._take_next()
-    counts = Counter(due.webhook.namespace for due in sender._in_flight.values())
-    assert counts == {"slow": 8, "other": 8}
 
 
 @pytest.mark.security

@@ -140,23 +140,3 @@ def test_a_folder_may_have_a_name_that_is_not_utf_8(cli: CommandRunner) -> None:
     cli.add_base()
     folder = cli.make_adapter("caf\udce9")
     assert cli("push", folder, "acme/support", "--base", "tiny-llama", "--json").json["created"]
-
-
-def test_groups_of_commands_use_one_verb_for_one_act() -> None:
-    """`add` names what exists elsewhere, `create` makes something here; `revoke` and `cancel` leave a record.
-
-    An alias comes into being when it is promoted.
-    """
-    context = click.Context(main.main)
-    groups: dict[str, set[str]] = {}
-    for name in main.COMMANDS:
-        command = main.main.get_command(context, name)
-        if isinstance(command, click.Group):
-            for verb in command.list_commands(context):
-                groups.setdefault(verb, set()).add(name)
-    assert groups["add"] == {"base", "context", "publisher", "tag"}
-    assert groups["create"] == {"backup", "namespace", "token", "webhook"}
-    assert groups["delete"] == (groups["add"] | groups["create"] | groups["set"] | {"alias"}) - {"backup", "token"}
-    assert groups["revoke"] == {"namespace", "token"}, "of a namespace, a role is revoked"
-    synonyms = {"remove", "rm", "new", "register", "drop", "destroy", "get", "describe", "ls", "edit", "update"}
-    assert synonyms.isdisjoint(groups)

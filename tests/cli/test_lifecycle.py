@@ -11,7 +11,6 @@ import pytest
 
 from registry.digest import Digest
 from registry.evaluation.reports import Answer
-from registry.findings import Finding
 from registry.server.audit import keys
 from registry.server.settings import Settings
 from tests import samples
@@ -195,16 +194,6 @@ def test_cat_prints_nothing_of_damaged_bytes(cli: CommandRunner, tmp_path: Path)
     assert cli("cat", "acme/support", "adapter_model.safetensors", expect=70).stdout == ""
 
 
-def test_pushing_the_same_folder_again_yields_the_same_version(cli: CommandRunner) -> None:
-    cli.add_base()
-    folder = cli.make_adapter("mine")
-    first = cli("push", folder, "acme/support", "--base", "tiny-llama", "--json").json
-    again = cli("push", folder, "acme/support", "--base", "tiny-llama", "--json").json
-    assert (first["created"], again["created"]) == (True, False)
-    assert first["version"]["digest"] == again["version"]["digest"]
-    assert "nothing sent" in cli("push", folder, "acme/support").stdout
-
-
 def test_a_push_lists_skipped_files_and_finds_the_base(cli: CommandRunner) -> None:
     cli.add_base()
     folder = cli.make_adapter("mine")
@@ -223,28 +212,6 @@ def test_a_whole_model_is_refused_before_it_is_sent(cli: CommandRunner) -> None:
         assert problem["detail"] == "model.safetensors holds a whole model, not an adapter"
         assert "adapter base add" in problem["next_step"]
     assert cli("list", "--json").json["items"] == []
-
-
-def test_an_adapter_for_another_base_is_stored_and_its_gates_stay_closed(cli: CommandRunner) -> None:
-    cli.add_base()
-    folder = cli.make_adapter("wrong", samples.llama(hidden=32))
-    result = cli("push", folder, "acme/wrong", "--base", "tiny-llama", "--strict", expect=6)
-    assert "has shape [8, 32]; tiny-llama takes [8, 64]" in result.stdout
-    assert "gates stay closed" in result.stdout
-    assert "does not fit" in result.stdout
-    assert cli("promote", "acme/wrong", "canary", "--json", expect=6).problem["code"] == "GATE_CLOSED"
-    assert cli("push", folder, "acme/wrong", "--base", "tiny-llama").exit_code == 0
-
-
-def test_prod_opens_only_after_a_passed_smoke_test(cli: CommandRunner) -> None:
-    cli.add_base()
-    cli.push("acme/support")
-    result = cli("promote", "acme/support", "prod", expect=6)
-    assert "Next: run `adapter smoke-test acme/support@1`, then `adapter worker --once`" in result.stderr
-    cli.finish_smoke_test(
-        "acme/support", Finding(code="smoke.not_finite", severity="error", location="logits", message="NaN")
-    )
-    assert "says fail: NaN" in cli("promote", "acme/support", "prod", expect=6).stderr
 
 
 def test_a_promotion_says_if_the_alias_is_new(released: CommandRunner) -> None:
@@ -273,17 +240,6 @@ def test_a_version_is_named_as_people_write_it(released: CommandRunner) -> None:
     assert released("rollback", "acme/support:prod", "--to", short, "--json").json["number"] == 1
     unknown = released("show", "acme/support@sha256:00000000", "--json", expect=4)
     assert unknown.problem["code"] == "VERSION_UNKNOWN"
-
-
-def test_a_yanked_version_is_refused_by_name_and_served_by_digest(released: CommandRunner, tmp_path: Path) -> None:
-    digest = released("show", "acme/support@2", "--json").json["digest"]
-    result = released("yank", "acme/support@2", "--reason", "rude after all")
-    assert "rude after all" in result.stdout
-    assert released("show", "acme/support", "--json").json["number"] == 1
-    released("yank", "acme/support@1", "--reason", "rude, too")
-    assert released("pull", "acme/support", tmp_path / "x", "--json", expect=6).problem["code"] == "YANKED"
-    assert not (tmp_path / "x").exists()
-    assert "is yanked" in released("pull", f"acme/support@{digest}", tmp_path / "x").stdout
 
 
 def test_a_key_that_has_signed_nothing_is_not_lost(cli: CommandRunner) -> None:

@@ -27,8 +27,6 @@ print(*sorted(sys.modules), file=sys.stderr)
 sys.exit(code)
 """
 OF_EXTRAS = {"fastapi", "sqlalchemy", "boto3", "numpy", "torch", "transformers", "uvicorn", "jinja2", "alembic"}
-UNUSED_BY_EMBEDDED = {"torch", "transformers", "boto3", "alembic", "uvicorn", "registry.server.pages",
-                      "registry.server.app", "registry.server.routes.hub"}  # fmt: skip
 
 
 def loaded(*words: str) -> set[str]:
@@ -55,30 +53,6 @@ def test_a_command_to_a_server_imports_no_extra(
         ("whoami", "--json"),
     ):
         assert OF_EXTRAS & loaded(*words) == set(), words
-
-
-def test_a_command_on_the_embedded_registry_imports_the_routes_that_it_calls(
-    cli: CommandRunner, tmp_path: Path
-) -> None:
-    cli.add_base()
-    cli.push("acme/support")
-    for words, routes, unused in (
-        (("list", "--json"), "adapters", {"numpy", "registry.server.routes.transfer"}),
-        (("pull", "acme/support", str(tmp_path / "served"), "--json"), "transfer.pulls", set()),
-    ):
-        modules = loaded(*words)
-        assert f"registry.server.routes.{routes}" in modules
-        assert (UNUSED_BY_EMBEDDED | unused) & modules == set(), words
-
-
-def test_tables_build_no_validators() -> None:
-    """Rows validate nothing, and each command on the embedded registry imports all tables."""
-    program = (
-        "from sqlmodel import SQLModel; import registry.server.database.models; "
-        "print(*(table.__name__ for table in SQLModel.__subclasses__() if table.__pydantic_complete__))"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert ran.stdout.split() == []
 
 
 def test_the_embedded_registry_has_every_route_of_the_rest_api() -> None:

@@ -81,23 +81,6 @@ def test_a_merge_by_name_is_a_job_and_a_wrong_one_is_refused(
     cli("merge", "acme/one", "acme/none", "--into", "acme/both", expect=4)
 
 
-def test_local_merges_follow_the_rules_of_the_registry(cli: CommandRunner, trained: Path, tmp_path: Path) -> None:
-    cli("base", "add", "tiny", trained / "base")
-    cli("base", "add", "copy", models.base(tmp_path / "copy"))
-    cli("push", trained / "one", "acme/one", "--base", "tiny")
-    here = ("--base-dir", trained / "base", "--into", tmp_path / "no")
-    assert "as it was trained" in cli("merge", f"{trained}/one=0.5", "--fuse", *here, expect=2).stderr
-    assert "takes one adapter" in cli("merge", trained / "one", trained / "other", "--fuse", *here, expect=2).stderr
-    assert "a rank is" in cli("extract", trained / "base", trained / "base", "--rank", 0, *here[2:], expect=2).stderr
-    assert not (tmp_path / "no").exists()
-    onto = _json(cli, "merge", "acme/one", "--fuse", "--onto", "copy", "--into", tmp_path / "onto")
-    assert any("was trained on tiny" in note for note in onto["report"]["notes"])
-    dora = models.adapter(trained / "base", tmp_path / "dora", use_dora=True)
-    cli("push", dora, "acme/dora", "--base", "tiny")
-    named = cli("merge", "acme/one", "acme/dora", "--into", tmp_path / "no", expect=2).stderr
-    assert "Error: dora is DoRA" in named
-
-
 def test_a_local_fuse_accepts_only_the_weights_of_the_registered_base(
     cli: CommandRunner, trained: Path, tmp_path: Path
 ) -> None:

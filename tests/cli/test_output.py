@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 from datetime import UTC, datetime
-from typing import Any
 
 import click
 import pytest
@@ -86,15 +85,6 @@ def test_amounts_and_times_for_people() -> None:
     assert [output.amount(n) for n in (12, 1500, 134_515_008, 7 * 10**9)] == ["12", "1.5 k", "134.5 M", "7.0 G"]
     assert output.moment(datetime(2026, 5, 3, 14, 5, 59, tzinfo=UTC)) == "2026-05-03 14:05:59 UTC"
     assert output.moment(None) == ""
-
-
-def test_large_documents_are_indented_as_by_the_standard_library() -> None:
-    row: dict[str, Any] = {"tags": [], "facts": {}, "next": None, "parts": [{"path": "a"}, {}]}
-    rows = [{"name": f"acme/a{n}", "size": n, "share": n / 7, **row} for n in range(500)]
-    document = {"items": rows, "text": "Grüße\n", "half": "\ud800"}
-    assert json.loads(output.json_text(document)) == document
-    assert output.json_text(rows) == json.dumps(rows, indent=2, ensure_ascii=False)
-    assert output.json_text([float("inf")]) == json.dumps([float("inf")], indent=2), "JSON has no such number"
 
 
 def test_findings_print_as_json() -> None:

@@ -186,31 +186,6 @@ def test_waiting_goes_on_behind_a_busy_worker_and_ends_once_it_is_silent(
     assert "Next: it continues, once a worker runs (`adapter worker`)" in result.stderr
 
 
-def test_waiting_goes_on_at_an_older_server_that_does_not_say_whether_workers_are_busy(
-    pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds, ends_after = 0.0, 3600.0
-
-    def sleep(_seconds: float) -> None:
-        nonlocal seconds
-        seconds += 100
-        if seconds == ends_after:
-            with session.embedded(Registry) as registry:
-                for job in registry.jobs().items:
-                    registry.cancel(job.id)
-
-    for module in ("queue_position.has_busy_worker", "campaigns._has_busy_worker"):
-        monkeypatch.setattr(f"registry.server.jobs.{module}", lambda *_: None)
-    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: seconds)
-    monkeypatch.setattr("registry.client.waiting.time", clock)
-    monkeypatch.setattr("cli.jobs.time", clock)
-    pushed("smoke-test", "--all", "--base", "tiny-llama", "--wait")
-    assert seconds == ends_after
-    seconds = 0.0
-    pushed("smoke-test", "acme/a", "--wait", expect=5)  # cancelled
-    assert seconds == ends_after
-
-
 def test_a_limit_of_time_says_that_the_workers_are_busy(pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.client.waiting.POSITION_SECONDS", 0.0)
     with session.embedded(Registry) as registry:

@@ -159,21 +159,6 @@ def test_an_interrupt_does_not_wait_for_a_commit(
     assert committed.wait(60)
 
 
-def test_a_commit_that_fails_by_a_bug_is_no_result(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness.add_base()
-    names: list[str] = []
-
-    def failing(*_args: Any, **_kwargs: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(harness.admin, "commit_pushes", failing)
-    with pytest.raises(ZeroDivisionError):
-        push.push_all(harness.admin, folders(harness, tmp_path, 1), on_result=lambda result: names.append(result.name))
-    assert names == []
-
-
 def test_progress_of_many_adds_up(counting_client: CountingClient, harness: Harness, tmp_path: Path) -> None:
     fleet = folders(harness, tmp_path)
     progress = [0, 0]
@@ -206,15 +191,6 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
     assert [path for _, path in counting_client.requests if "/files/" in path] == []
     for folder, name in fleet:
         assert (tmp_path / "out" / name / samples.WEIGHTS).read_bytes() == (folder / samples.WEIGHTS).read_bytes()
-
-
-def test_the_registry_chooses_the_base_of_each_push(
-    counting_client: CountingClient, harness: Harness, tmp_path: Path
-) -> None:
-    pushed = push.push_all(counting_client.registry, folders(harness, tmp_path))
-    assert {result.value.version.base for result in pushed if result.value} == {"tiny-llama"}
-    paths = {path.removeprefix("/api/v1") for method, path in counting_client.requests if method != "PUT"}
-    assert paths == {"/pushes", "/pushes/commit"}
 
 
 def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_twice(

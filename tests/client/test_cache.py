@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from registry.client.local import cache as cache_module
 from registry.client.local.cache import LEFT_SECONDS, LIMIT_SETTING, LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Invalid
-from tests.import_table import ROOT
 
 SIZE = 1000
 
@@ -115,35 +113,6 @@ def test_others_wait_for_a_large_blob_that_is_being_fetched_and_fetch_a_small_on
         assert (first.result(60), second.result(60), len(fetched)) == outcome
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == data
     assert [path.name for path in cache.root.rglob("*") if path.is_file()] == [digest.hex]
-
-
-FETCH = """
-import sys
-from pathlib import Path
-from registry.client.local.cache import Cache
-from registry.digest import Digest
-root, target, digest, size = Path(sys.argv[1]), Path(sys.argv[2]), Digest(sys.argv[3]), int(sys.argv[4])
-print("begun", flush=True)
-print(Cache(root).fill(digest, size, target, lambda path: sys.exit("it fetched")))
-"""
-
-
-def test_another_process_waits_too(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache")
-    size_bytes = cache_module.LOCKED_FROM_BYTES
-    digest, data = blob(1, size_bytes)
-    command: list[str | Path] = [sys.executable, "-c", FETCH, cache.root, tmp_path / "other", digest, str(size_bytes)]
-    started: list[subprocess.Popen[str]] = []
-
-    def fetch(path: Path) -> None:
-        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-        assert started[0].stdout is not None
-        assert started[0].stdout.readline() == "begun\n"
-        path.write_bytes(data)
-
-    assert cache.fill(digest, size_bytes, tmp_path / "mine", fetch)
-    assert started[0].communicate(timeout=120)[0] == "False\n"
-    assert (tmp_path / "other").read_bytes() == data
 
 
 def test_the_users_cache_has_the_limit_of_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import threading
 import time
@@ -16,25 +15,11 @@ import pytest
 from registry.api.transfer import CommitItem
 from registry.client.core import Versions
 from registry.client.local.destination import Destination
-from registry.client.transport import TransportError, http_transport
 from registry.client.transport.connection import Connection
 from registry.client.transport.retries import ATTEMPTS_LIMIT
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.versions.files import NOTE
 from tests.httpx_transports import HttpxTransport, MockTransport
-
-HIGH = 1100
-"""A descriptor that `select` does not know."""
-
-
-@pytest.fixture
-def many_files() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard <= HIGH:
-        pytest.skip("this machine lets no process open so many files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, HIGH + 10), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy.test:1", "http://[::1"])
@@ -43,23 +28,6 @@ def test_a_proxy_that_cannot_be_used_is_a_wrong_setting(monkeypatch: pytest.Monk
     with Connection("http://registry.test") as connection, pytest.raises(Invalid, match="ALL_PROXY") as caught:
         connection.send("GET", "/whoami")
     assert caught.value.code == "SETTING_INVALID"
-
-
-def test_the_environment_is_read_once_for_an_origin(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
-
-    def getproxies() -> dict[str, str]:
-        reads.append("environment")
-        return {}
-
-    monkeypatch.setattr("urllib.request.getproxies", getproxies)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    transport = http_transport.HttpTransport("tests")
-    for path in ("/a", "/b"):
-        with pytest.raises(TransportError):
-            transport.open("GET", f"http://127.0.0.1:{port}{path}", {}, b"", seconds=30)
-    assert reads == ["environment"]
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])

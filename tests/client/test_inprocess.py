@@ -104,10 +104,6 @@ def test_a_body_and_a_query_arrive_and_come_back(client: httpx.Client) -> None:
     assert (response.status_code, response.content, response.headers["x-query"]) == (200, b"hello", "a=1&b=%2F")
 
 
-def test_a_percent_encoded_path_keeps_its_raw_form(client: httpx.Client) -> None:
-    assert client.get("/path/a%2Fb%20c").text == "/path/a%2Fb%20c /path/a/b c"
-
-
 def test_a_request_body_is_streamed_chunk_by_chunk(client: httpx.Client) -> None:
     response = client.put("/count", content=(b"x" * 10 for _ in range(50)))
     assert response.json() == {"chunks": 50, "bytes": 500}
@@ -138,30 +134,8 @@ def test_a_response_that_breaks_off_is_a_protocol_error(client: httpx.Client) ->
         client.get("/breaks")
 
 
-def test_a_body_that_fails_on_the_callers_side_raises_there(client: httpx.Client) -> None:
-    def body() -> Iterator[bytes]:
-        yield b"first"
-        raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="the disk is gone"):
-        client.put("/count", content=body())
-
-
 def test_close_waits_for_what_is_done_after_a_response(observations: Observations) -> None:
     with httpx.Client(transport=HttpxInProcess(application(observations)), base_url="http://app.test") as client:
         assert client.get("/tidies").text == "done"
         threading.Timer(0.1, observations.released.set).start()
     assert observations.events == ["tidied"]
-
-
-def test_many_threads_share_one_transport(client: httpx.Client) -> None:
-    responses: list[bytes] = []
-    threads = [
-        threading.Thread(target=lambda i=i: responses.append(client.post("/echo", content=b"%d" % i).content))
-        for i in range(30)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(responses, key=int) == [b"%d" % i for i in range(30)]

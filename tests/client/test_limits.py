@@ -6,8 +6,6 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -16,9 +14,7 @@ from registry.client import transport
 from registry.client.registry import Registry
 from registry.client.transport import connection, http_transport
 from registry.client.transport.connection import Connection
-from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unavailable
-from registry.serving.store.local_store import LocalStore
-from registry.serving.store.resolver import Resolver
+from registry.errors import Corrupt, Invalid, RegistryError, TooLarge, Unavailable
 from tests.client.test_api import URL, WHO, ScriptedServer, link_to, problem, script
 from tests.httpx_transports import MockTransport
 
@@ -94,21 +90,6 @@ def test_an_endless_response_ends_at_the_limit(head: bytes, piece: bytes) -> Non
 
 
 @pytest.mark.security
-def test_an_endless_response_through_a_proxy_or_transport_ends_at_the_limit() -> None:
-    sent = list[int]()
-
-    def body() -> Iterator[bytes]:
-        while True:
-            sent.append(2**16)
-            yield b" " * 2**16
-
-    wire = ScriptedServer(lambda _: httpx.Response(200, content=body()))
-    with pytest.raises(Corrupt, match="over 1000000 bytes"):
-        wire.registry().connection.send("GET", "/whoami", limit_bytes=1_000_000)
-    assert sum(sent) < 2_000_000
-
-
-@pytest.mark.security
 @pytest.mark.parametrize(
     ("head", "piece"),
     [(OK + b"\r\n", b" "), (OK + b"Content-Length: 100000\r\n\r\n", b" "), (b"HTTP/1.1 200 OK\r\n", b"X")],
@@ -137,30 +118,6 @@ def test_lines_behind_a_file_end(script: Callable[[bytes, bytes], Script], monke
             registry.connection.stream(f"{url}/blob") as chunks,
         ):
             list(chunks)
-
-
-def whole_after(count: int, body: bytes) -> Script:
-    """Bytes that a reader ignores, each in time, and then a valid response."""
-
-    def respond(send: Callable[[bytes], None], stop: threading.Event) -> None:
-        send(OK.replace(b"200 OK", b"404 Not Found") + b"Content-Length: %d\r\n\r\n" % (count + len(body)))
-        for _ in range(count):
-            stop.wait(0.02)
-            send(b" ")
-        send(body)
-
-    return respond
-
-
-@pytest.mark.security
-def test_one_deadline_ends_a_look_up_that_drips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(connection.TIMEOUT_SETTING, "0.3")
-    unknown = problem(404, "ADAPTER_UNKNOWN").content
-    with peer(whole_after(50, unknown)) as (url, _), Registry(url) as registry:
-        resolver = Resolver(registry, LocalStore(tmp_path), engine="vllm==0.33.0", base="b")
-        assert "did not arrive as a whole" in resolver.find("acme/support").reason
-        with pytest.raises(NotFound):  # without a deadline the same response is waited for
-            registry.whoami()
 
 
 @pytest.mark.security
@@ -193,25 +150,6 @@ def test_a_silent_peer_is_reported_and_ends_by_the_timeout(monkeypatch: pytest.M
     assert len(lines) == 1
     assert lines[0].startswith(f"no response from {url} yet")
     assert connection.TIMEOUT_SETTING in lines[0]
-
-
-def test_a_registry_in_this_process_is_not_reported_by_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.0)
-    reported = threading.Event()
-    lines = list[str]()
-
-    def respond(_: httpx.Request) -> httpx.Response:
-        assert reported.wait(60)
-        return httpx.Response(200, json=WHO)
-
-    def report(line: str) -> None:
-        lines.append(line)
-        reported.set()
-
-    opened = Connection(URL, transport=MockTransport(ScriptedServer(respond)))
-    opened.on_wait = report
-    Registry(URL, connection=opened).whoami()
-    assert lines[0].startswith("no response from the registry in this process yet")
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
@@ -272,14 +210,6 @@ def test_a_response_of_a_proxy_is_named_as_such(status: int, kind: type[Registry
     assert words in caught.value.detail + caught.value.next_step
 
 
-def test_a_conflict_of_the_registry_is_no_response_of_a_proxy() -> None:
-    document: dict[str, Any] = {"reason": "the database is away"}
-    scripted = ScriptedRegistry(*[httpx.Response(503, json=document)] * 100)
-    with pytest.raises(Unavailable, match="responded with 503: the database is away") as caught:
-        scripted.registry.health()
-    assert "proxy" not in caught.value.next_step
-
-
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 500])
 @pytest.mark.parametrize("code", ["FROM_THE_FUTURE", "", 401, None, ["UNAUTHORIZED"]])
 def test_an_error_with_an_unknown_code_is_a_wrong_response(status: int, code: object) -> None:
@@ -287,14 +217,6 @@ def test_an_error_with_an_unknown_code_is_a_wrong_response(status: int, code: ob
     with pytest.raises(Corrupt, match="does not know: go away") as caught:
         scripted.registry.whoami()
     assert caught.value.code == "RESPONSE_INVALID"
-
-
-@pytest.mark.parametrize(("status", "kind"), [(413, TooLarge), (429, Unavailable), (503, Unavailable)])
-def test_a_proxy_may_name_its_errors_code_as_well(status: int, kind: type[RegistryError]) -> None:
-    document = {"code": status, "message": "upstream connect error"}
-    scripted = ScriptedRegistry(*[httpx.Response(status, json=document)] * 100)
-    with pytest.raises(kind, match=f"proxy before .*{status}"):
-        scripted.registry.whoami()
 
 
 @pytest.mark.parametrize("seconds", [-5, 10**400, 1.5, "5", True])

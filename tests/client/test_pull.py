@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from registry.api.transfer import PullPlan
-from registry.client.local import destination
 from registry.client.local.base_folder import base_spec_from
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
@@ -282,22 +281,6 @@ def test_what_a_killed_pull_left_is_removed_by_the_next_one_once_it_is_old(tmp_p
     with Destination(out):
         assert not leftover.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_many_destinations_read_the_names_in_their_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders: list[Path] = []
-    listdir = os.listdir
-
-    def note_folder(folder: Path) -> list[str]:
-        folders.append(folder)
-        return listdir(folder)
-
-    monkeypatch.setattr(os, "listdir", note_folder)
-    monkeypatch.setattr(destination, "NAMES_SECONDS", 10**9)
-    for number in range(20):
-        with Destination(tmp_path / f"a{number}"):
-            pass
-    assert folders.count(tmp_path) == 1, "each would read the names of all the others"
 
 
 def test_locked_and_foreign_entries_stay(tmp_path: Path) -> None:

@@ -20,10 +20,9 @@ from registry.api.catalog import FileLink
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer.file_transfer import Silent, fetch
-from registry.client.transport import READ_SECONDS, HttpResponse
+from registry.client.transport import HttpResponse
 from registry.client.transport.connection import Connection
 from registry.client.transport.responses import store_error_of
-from registry.client.transport.retries import ATTEMPTS_LIMIT, PAUSE_LIMIT_SECONDS
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
 
@@ -185,16 +184,6 @@ def test_an_upload_that_is_cut_is_sent_again_and_progress_ends_at_its_size(
     assert sum(steps) == len(DATA)
 
 
-def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(
-    registry: Registry, home: Origin, tmp_path: Path
-) -> None:
-    home.tricks = ["goodbye"]
-    fetch(registry, link("/file"), tmp_path / "a", Silent())
-    fetch(registry, link("/file"), tmp_path / "b", Silent())
-    assert (tmp_path / "b").read_bytes() == DATA
-    assert (home.connections, len(home.requests)) == (2, 2)
-
-
 def test_big_files_come_in_ranges_that_are_put_together(
     registry: Registry, home: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,24 +224,6 @@ def test_a_store_that_cannot_be_reached_is_not_taken_for_the_registry(
         fetch(registry, link(f"{store.url}/x"), tmp_path / "x", Silent())
     assert caught.value.code == "STORE_UNAVAILABLE"
     assert "REGISTRY_S3_PUBLIC_ENDPOINT" in str(caught.value.next_step)
-
-
-@pytest.mark.parametrize("patient", [False, True])
-def test_only_pushes_pulls_and_polls_wait_for_a_registry_that_refuses_connections(patient: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    pauses: list[float] = []
-    lines: list[str] = []
-    with Connection(url, wait=pauses.append) as connection:
-        connection.on_wait = lines.append
-        with pytest.raises(Unavailable, match="refused"):
-            connection.send("GET", "/x", patient=patient)
-    assert ("trying again for" in lines[0]) == patient
-    if patient:
-        assert READ_SECONDS - PAUSE_LIMIT_SECONDS < sum(pauses) <= READ_SECONDS
-    else:
-        assert len(pauses) == ATTEMPTS_LIMIT - 1
-        assert lines[0].endswith("refused; trying again")
 
 
 def test_a_disk_that_is_full_is_no_failure_of_the_line(

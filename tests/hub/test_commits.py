@@ -17,9 +17,7 @@ from registry.evaluation.gates import Gate
 from registry.hub import commit_id
 from registry.server.database.models import VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
-from registry.server.hub import commits, revisions
 from registry.server.hub.commits import Committer
-from registry.server.routes.hub import writing
 from tests import non_peft_files, raw_asgi, samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness, rows
@@ -117,28 +115,6 @@ def test_a_commit_during_which_the_branch_moves_is_refused(
     assert pusher.commit(add(CARD, b"on the newest"), revision=revision).status_code == 200
 
 
-@pytest.mark.parametrize("database_kind", ["postgres"])  # SQLite reads a snapshot
-def test_a_move_while_the_head_is_read_is_noticed(
-    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The commit would leave out what the other one added."""
-    harness.push("acme/support")
-    find_head, find_parent = commits.find_head, revisions.find_parent
-
-    def find_and_push(*args: Any) -> str:
-        parent = find_parent(*args)
-        harness.push("acme/support")
-        return parent
-
-    def find_head_slowly(*args: Any) -> commits.Head:
-        with monkeypatch.context() as patch:
-            patch.setattr(revisions, "find_parent", find_and_push)
-            return find_head(*args)
-
-    monkeypatch.setattr(commits, "find_head", find_head_slowly)
-    assert pusher.commit(add(CARD, b"on the first")).status_code == 412
-
-
 def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, pusher: Pusher) -> None:
     harness.push("acme/support")
     harness.admin.promote("acme/support", "canary", "1", generation=0)
@@ -195,16 +171,6 @@ def test_a_name_without_a_namespace_is_in_the_only_one_that_the_token_may_push_t
         assert other.send("GET", "/api/whoami-v2").json()["name"] == "laptop"
         refused = other.send("POST", "/api/repos/create", json=body)
         assert (refused.status_code, "name the repository NAMESPACE/NAME" in refused.text) == (422, True)
-
-
-def test_a_repository_that_another_process_creates_meanwhile_exists(
-    pusher: Pusher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All processes of a training create the repository, with `exist_ok`: the client then expects 409 with a URL."""
-    url = pusher.create().json()["url"]
-    monkeypatch.setattr(writing, "_exists", lambda *_: False)
-    response = pusher.create()
-    assert (response.status_code, response.json()["url"]) == (409, url)
 
 
 @pytest.mark.security
@@ -341,39 +307,6 @@ def test_staged_bytes_count_towards_the_quota(harness: Harness, pusher: Pusher) 
 def ask_for_links(pusher: Pusher, oid: str, size: int) -> httpx.Response:
     client_request = {"operation": "upload", "objects": [{"oid": oid, "size": size}]}
     return pusher.send("POST", f"/{pusher.name}.git/info/lfs/objects/batch", json=client_request)
-
-
-def test_an_unchanged_push_is_accepted_at_the_limit_of_an_hour(harness: Harness, pusher: Pusher) -> None:
-    harness.admin.create_namespace("acme", owner="owner@acme")
-    harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
-    pusher.create()
-    files = harness.files()
-    weights = files[samples.WEIGHTS]
-    assert pusher.push(files).status_code == 200
-    assert ask_for_links(pusher, "0" * 64, 900).status_code == 429
-    assert ask_for_links(pusher, sha256(weights).hexdigest(), len(weights)).status_code == 200
-    assert pusher.push(files).status_code == 200
-    assert pusher.push(files | {CARD: b"# Another card"}).status_code == 429
-    harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=2))
-    assert pusher.push(files | {CARD: b"# Another card"}).status_code == 200
-    assert pusher.commit(add("LICENSE", b"# Another card")).status_code == 429, (
-        "a new version, though its bytes are here"
-    )
-    other = Pusher(harness, pusher.secret, "acme/other")
-    other.create()
-    assert other.push(files).status_code == 429, "the bytes of another adapter's version are a new version here"
-
-
-@pytest.mark.security
-def test_a_large_file_counts_with_the_size_of_its_newest_link(harness: Harness, pusher: Pusher) -> None:
-    harness.admin.create_namespace("acme", owner="owner@acme")
-    harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
-    pusher.create()
-    assert ask_for_links(pusher, "0" * 64, 1).status_code == 200
-    refused = ask_for_links(pusher, "0" * 64, 5000)
-    assert (refused.status_code, "quota of namespace 'acme' is full" in refused.text) == (413, True)
-    assert ask_for_links(pusher, "0" * 64, 900).status_code == 200
-    assert ask_for_links(pusher, "1" * 64, 200).status_code == 413
 
 
 @pytest.mark.security

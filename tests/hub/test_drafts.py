@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 from sqlmodel import Session, col, update
 
 from registry.api.access import NamespaceSet, TokenCreate
 from registry.digest import Digest
-from registry.names import AdapterName
-from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.models import BlobRow
-from registry.server.database.models.hub import DraftRow
-from registry.server.database.models.pushes import PushBlobRow, PushRow
+from registry.server.database.models.pushes import PushRow
 from registry.server.hub import drafts
-from registry.server.hub.commits import Committer
 from registry.server.storage import reclaim, references
 from registry.server.storage.states import BlobState, PushState
 from tests import samples
@@ -189,39 +183,6 @@ def test_a_deleted_repository_leaves_no_draft_and_no_bytes(harness: Harness, pus
         assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
 
 
-def test_a_deleted_branch_leaves_the_bytes_that_another_draft_has(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    for branch, *files in (("main", CARD), ("other", CARD, "LICENSE")):
-        if branch != "main":
-            pusher.send("POST", f"/api/models/acme/support/branch/{branch}", json={})
-        assert pusher.commit(*(add(path, path.encode()) for path in files), revision=branch).status_code == 200
-    assert len(staged(harness)) == 2
-    assert pusher.send("DELETE", "/api/models/acme/support/branch/other").status_code == 200
-    harness.transport.settle()
-    assert (len(staged(harness)), pusher.files()) == (1, [CARD])
-    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == CARD.encode()
-
-
-def test_a_commit_fails_if_another_branch_takes_its_bytes_with_it(
-    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_shared, write = add(CARD, b"# Shared\n"), Committer._write_draft
-    pusher.create()
-    pusher.send("POST", OTHER, json={})
-    assert pusher.commit(add_shared, revision="other").status_code == 200
-
-    def write_after_deletion(*args: Any) -> Any:
-        assert pusher.send("DELETE", OTHER).status_code == 200
-        return write(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Committer, "_write_draft", write_after_deletion)
-        assert "was not uploaded" in pusher.commit(add_shared).headers["x-error-message"]
-    harness.transport.settle()
-    assert pusher.commit(add_shared).status_code == 200
-    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Shared\n"
-
-
 def test_a_draft_becomes_a_version_at_an_alias_that_was_deleted(harness: Harness) -> None:
     """The generation of an alias goes on after its deletion."""
     pusher, files = Pusher(harness, harness.issue("push", "promote", namespaces=["acme"])[1]), harness.files()
@@ -269,19 +230,6 @@ def test_a_draft_does_not_undo_a_version_that_came_meanwhile(harness: Harness, p
     ]
 
 
-def test_a_version_needs_nothing_of_its_draft(harness: Harness, pusher: Pusher) -> None:
-    pusher.create()
-    for path, data in harness.files().items():
-        pusher.commit(add(path, data))
-    with harness.session(write=True) as session:
-        session.execute(update(PushRow).values(expires_at=db.now()))
-    collect(harness)
-    with harness.session() as session:
-        assert [row for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")] == []
-    for path in (CARD, samples.CONFIG, samples.WEIGHTS):
-        assert pusher.send("GET", f"/acme/support/resolve/main/{path}").status_code == 200
-
-
 @pytest.mark.security
 def test_a_repository_has_a_limited_number_of_drafts(pusher: Pusher) -> None:
     pusher.create()
@@ -301,60 +249,3 @@ def test_expired_draft_rows_are_replaced(harness: Harness, pusher: Pusher) -> No
     pusher.create()
     assert pusher.files() == []
     assert drafts_of(harness) == (1, 0)
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"])
-def test_an_upload_that_another_request_is_about_to_use_does_not_end(harness: Harness, pusher: Pusher) -> None:
-    """Otherwise a client whose commit comes at the same time is told that its files were not uploaded."""
-    pusher.create()
-    digest = Digest.of(b"sent by the other request")
-    with harness.session(write=True) as session:
-        [push] = rows(session, PushRow)
-        drafts.end(session, rows(session, DraftRow))
-
-    def release() -> None:
-        with db.session(harness.engine) as session:
-            drafts.release(session, push.id, [])
-
-    releasing = threading.Thread(target=release)
-    with db.session(harness.engine) as session:
-        references.extend_pushes(session, [push.id], until=db.now() + timedelta(hours=1))
-        releasing.start()
-        while releasing.is_alive() and not is_waiting_for_a_lock(harness):
-            releasing.join(0.05)
-        drafts.hold_blobs(session, push, {digest: 25})
-    releasing.join()
-    with harness.session() as session:
-        assert [row.state for row in rows(session, PushRow)] == ["open"]
-
-
-@pytest.mark.parametrize("database_kind", ["postgres"])
-def test_requests_at_once_share_one_new_upload(harness: Harness) -> None:
-    """Otherwise one of them does not find what the other one's files are staged in."""
-    name, opened = AdapterName.parse("acme/support"), list[str]()
-
-    def open_upload(session: Session) -> None:
-        opened.append(drafts.open_upload(session, TRUSTED, name, {}, harness.settings).id)
-
-    def open_too() -> None:
-        with db.session(harness.engine) as session:
-            open_upload(session)
-
-    other = threading.Thread(target=open_too)
-    with db.session(harness.engine) as session:
-        open_upload(session)
-        other.start()
-        while other.is_alive() and not is_waiting_for_a_lock(harness):
-            other.join(0.05)
-    other.join()
-    assert len(opened) == 2
-    assert len(set(opened)) == 1
-
-
-def is_waiting_for_a_lock(harness: Harness) -> bool:
-    """Whether a connection to this database waits for another one."""
-    with harness.engine.connect() as connection:
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        return bool(connection.execute(text(waiting)).scalar())

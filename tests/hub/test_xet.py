@@ -88,31 +88,6 @@ def test_files_share_chunks_and_span_xorbs(pusher: Pusher) -> None:
         assert pusher.send("GET", f"/acme/support/resolve/main/{path}").content == expected
 
 
-def test_a_repeated_shard_succeeds_after_its_session_has_ended(harness: Harness, pusher: Pusher) -> None:
-    """The response of the first may be lost, also that of the commit."""
-    files = harness.files()
-    weights = files.pop(samples.WEIGHTS)
-    xorb, client = xorb_of(split(weights, CHUNK)), XetClient(pusher)
-    shard = shard_of((oid(weights), [xorb.segment()]))
-    client.send_xorb(xorb)
-    assert [client.send_shard(shard).status_code for _ in range(2)] == [200, 200]
-    assert commit(pusher, {samples.WEIGHTS: weights}, **files).status_code == 200
-    assert client.send_shard(shard).status_code == 200
-    assert client.send_shard(shard_of()).json() == {"result": 1}, "a shard without files"
-    assert (staged(harness), xorbs_of(harness)) == ([], 0)
-
-
-def test_a_new_session_has_nothing_of_an_ended_one(pusher: Pusher) -> None:
-    """Clients remember which xorbs a URL has."""
-    first, second = XetClient(pusher), XetClient(pusher)
-    assert first.url != second.url
-    xorb = xorb_of([b"one"])
-    first.send_xorb(xorb)
-    refused(second.send_shard(shard_of((oid(b"one"), [xorb.segment()]))), 422, "which this session does not have")
-    assert first.send_shard(shard_of((oid(b"one"), [xorb.segment()]))).status_code == 200
-    refused(first.send_shard(shard_of((oid(b"oneone"), [xorb.segment()] * 2))), 422, "does not have")
-
-
 # ------------------------------------------------------------------ hostile requests
 @pytest.mark.security
 @pytest.mark.parametrize("word", ["x", "A" * 24, "a" * 25, "a" * 4000])

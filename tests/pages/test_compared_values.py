@@ -63,20 +63,3 @@ def test_versions_that_are_too_large_or_withheld_are_not_compared(
     page = signed_in.get("/compare", params=address).text
     assert "There are no cosines: version 1 of" in page
     assert 'aria-label="Cosines' not in page
-
-
-@pytest.mark.security
-def test_a_comparison_waits_little_for_another_one(
-    registry: Harness, signed_in: Browser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Visitors without a token compare, too: each that waits has one of the threads that pushes need."""
-    for seed in (5, 6):
-        registry.push("acme/busy", samples.lora(samples.llama(), seed=seed))
-    monkeypatch.setattr(weights, "COMPARE_WAIT_SECONDS", 0)
-    compared = {"first": "acme/busy@1", "second": "acme/busy@2"}
-    assert 'aria-label="Cosines' in signed_in.get("/compare", params=compared).text
-    with weights._COMPARING:
-        page = signed_in.get("/compare", params={"first": "acme/busy@2", "second": "acme/busy@1"}).text
-        assert "other versions are compared now" in page
-        assert 'aria-label="Cosines' in signed_in.get("/compare", params=compared).text, "it is remembered"
-    assert 'aria-label="Cosines' in signed_in.get("/compare", params=compared).text

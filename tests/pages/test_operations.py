@@ -6,7 +6,6 @@ import html
 import json
 import re
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -19,7 +18,6 @@ from registry.server.database import db
 from registry.server.pages.operations import audit
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
-from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness
 from tests.pages.conftest import Browser
@@ -59,29 +57,6 @@ def test_a_lost_node_serves_nothing(signed_in: Browser, monkeypatch: pytest.Monk
     page = signed_in.get("/fleet?adapter=acme/fleet").text
     assert "acme/fleet – was serving" in text_of(page)
     assert 'class="badge pass"' not in page
-
-
-def test_the_fleet_stays_small_with_many_nodes_and_adapters(tmp_path: Path) -> None:
-    """And shows what a node refuses, then what it should serve and does not, before what it serves."""
-    with Harness(f"sqlite:///{tmp_path}/registry.db") as harness:
-        many_adapters.fill(harness, 200)
-        digests = {name: harness.admin.version(name).digest for name in (many_adapters.PUSHED, "acme/shop-000197")}
-        slots = [
-            SlotReport(adapter=name, digest=digest, served_name=name, state=state)
-            for (name, digest), state in zip(digests.items(), (SlotState.SERVING, SlotState.REFUSED), strict=True)
-        ]
-        for number in range(20):
-            harness.admin.report_node(f"n{number}", "vllm", NodeReport(base="tiny-llama", alias="main", slots=slots))
-        with Browser(harness) as browser:
-            browser.sign_in(harness.secret)
-            page = browser.get("/fleet")
-    assert len(page.content) < 150_000
-    node = text_of(page.text.partition('aria-label="vllm on n0"')[2].partition("</section>")[0])
-    assert node.index("refused") < node.index("absent")
-    assert "acme/shop-000197 – refused" in node, "what is refused is not what is served"
-    assert "serving" not in node
-    assert "and 189 more: filter by adapter" in node
-    assert "and 149 more: filter by adapter or base" in text_of(page.text)
 
 
 def test_a_job_and_a_campaign_show_their_progress_and_a_job_can_be_cancelled(

@@ -8,16 +8,11 @@ from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import update
-from sqlmodel import col
 
 from registry.api.access import NamespaceSet
-from registry.api.aliases import AliasMove
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
-from registry.server.database.models import AliasMoveRow
-from registry.server.pages.aliases import build_timeline
 from tests.access.tenants import send
 from tests.harness import URL, Harness
 from tests.pages.conftest import Browser
@@ -87,20 +82,6 @@ def test_a_timeline_leads_to_what_served_in_each_span(filled: Harness, signed_in
     assert re.findall(r'aria-current="true">version (\d)', first + second) == ["2", "1"]
     assert re.findall(r"it pointed at <a[^>]*>version (\d)", first + second) == ["2", "1"]
     assert "timeline" not in signed_in.get("/adapters/acme/shop/aliases/absent").text
-
-
-def test_spans_are_as_wide_as_they_are_long_and_never_too_narrow_to_press() -> None:
-    start = datetime.now(UTC) - timedelta(hours=100)
-    changes = [(number, start + timedelta(hours=after)) for number, after in ((1, 0), (2, 40), (3, 41))]
-    moves = [
-        AliasMove(
-            alias="prod", generation=number, from_number=None, number=number, digest=None, at=at, actor="", reason=""
-        )
-        for number, at in reversed(changes)
-    ]  # fmt: skip
-    spans = build_timeline(moves, moves[1])
-    assert [(span.number, span.share, span.is_shown) for span in spans] == [(1, 4, False), (2, 1, True), (3, 6, False)]
-    assert build_timeline(moves[:1], None) == []
 
 
 def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_reasons(
@@ -291,33 +272,6 @@ def test_an_alias_is_deleted_from_where_the_page_has_shown_it(filled: Harness, s
     assert "it pointed at nothing: it was deleted" in signed_in.get(PAGE, params={"at": now}).text
     assert signed_in.submit(f"{PAGE}?version=1", f"{PAGE}/promote").status_code == 303
     assert "Deleted, with" not in signed_in.get("/adapters/acme/shop").text
-
-
-def test_the_picker_and_the_timeline_agree_on_moves_within_a_second(filled: Harness, signed_in: Browser) -> None:
-    name, page = "acme/quick", "/adapters/acme/quick/aliases/trial"
-    filled.push(name)
-    filled.push(name)
-    at = datetime(2026, 5, 3, 14, 5, 23, tzinfo=UTC)
-    for generation_, number in enumerate((1, 2, 1, 2)):
-        filled.admin.promote(name, "trial", str(number), generation=generation_)
-    steps = {1: timedelta(), 2: timedelta(milliseconds=417, microseconds=523), 3: timedelta(seconds=20),
-             4: timedelta(seconds=20, milliseconds=900)}  # fmt: skip
-    with filled.session(write=True) as session:
-        for step, after in steps.items():
-            of_alias = (col(AliasMoveRow.alias) == "trial", col(AliasMoveRow.generation) == step)
-            session.connection().execute(update(AliasMoveRow).where(*of_alias).values(at=at + after))
-    links = re.findall(r'<a href="([^"]*\?at=[^"]*)"', signed_in.get(page).text)
-    assert len(links) == 4
-    for step, link in enumerate(links, start=1):
-        shown = signed_in.get(html.unescape(link)).text
-        version = f"version {2 - step % 2}</a>, moved"
-        assert version in shown
-        moment = re.findall(r'name="at" type="datetime-local" step="0?[.0-9]*1" value="([^"]*)"', shown)[0]
-        assert version in signed_in.get(page, params={"at": moment}).text, "the picker holds what the link has shown"
-    assert "2026-05-03 14:05:43" in signed_in.get(page).text
-    for second, number in (("23", 2), ("42", 2), ("43", 2)):
-        assert f"version {number}</a>, moved" in signed_in.get(f"{page}?at=2026-05-03T14:05:{second}").text, second
-    assert "pointed at nothing" in signed_in.get(f"{page}?at=2026-05-03T14:05:22").text
 
 
 def test_a_namespace_says_what_the_newest_version_lacks_for_its_aliases(filled: Harness, signed_in: Browser) -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
-from typing import Any
 
 import pytest
-from markupsafe import Markup
 
 from registry.server.catalog.search import adapters, candidates
-from registry.server.pages.rendering import limit_marks
 from tests.harness import Harness
 from tests.pages.conftest import Browser
 
@@ -83,32 +79,3 @@ def test_a_page_shows_few_combining_marks_a_character(registry: Harness, signed_
     page = signed_in.get("/adapters/acme/marks/aliases/trial").text
     assert f"Z{stack}Y\u0301\u0301" in page
     assert stack + stack[0] not in page
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("Z" + "\u0301" * 80, "Z" + "\u0301" * 6),
-        ("Z" + "\u0301\u200d" * 9, "Z" + "\u0301\u200d" * 6),
-        ("→" * 20 + "👍\ufe0f" * 20, "→" * 20 + "👍\ufe0f" * 20),
-        ("Tiếng Việt, בְּרֵאשִׁ֖ית, བསྒྲུབས, क्ष्म्य", "Tiếng Việt, בְּרֵאשִׁ֖ית, བསྒྲུབས, क्ष्म्य"),
-        (Markup("<b>e" + "\u0301" * 9 + "</b>"), Markup("<b>e" + "\u0301" * 6 + "</b>")),
-        ("© 2026 Acme® Größe", "© 2026 Acme® Größe"),
-        *(
-            (text, text)
-            for text in (
-                unicodedata.normalize("NFD", "안녕하세요반갑습니다어댑터"),
-                "👩🏽\u200d❤\ufe0f\u200d💋\u200d👨🏽" * 9,
-                "🇩🇪" * 20,
-                "हिन्दी" * 9,
-                "日本語、中文。" * 20,
-                "👩\u200d" * 20,
-                "\U00011f02\U00011f42" * 20,
-            )
-        ),
-        (7, 7),
-    ],
-)
-def test_only_marks_beyond_the_limit_are_cut(text: Any, shown: Any) -> None:
-    assert limit_marks(text) == shown
-    assert type(limit_marks(text)) is type(shown)

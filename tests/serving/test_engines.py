@@ -121,27 +121,6 @@ def test_llama_cpp_with_several_adapters_has_all_at_nought_and_requests_name_the
     assert any("answers like base" in transport for transport in llama_node.lines)
 
 
-def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched_on(
-    llama_node: Node, llama: LlamaServer
-) -> None:
-    llama.restart([push_gguf(llama_node, "acme/support", 16.0), push_gguf(llama_node, "acme/support", 8.0)])
-    llama_node.promote("acme/support", 1)
-    llama_node.states()
-    assert llama.scales == [1.0, 0.0]
-    llama_node.promote("acme/support", 2)
-    llama_node.driver = LlamaCpp(llama.url)
-    llama_node.start()
-    assert llama_node.states() == {"acme-support-v2": "ready"}
-    assert llama.scales == [0.0, 1.0]
-    push_gguf(llama_node, "acme/support", 4.0)  # the server was not started with it
-    llama_node.driver = LlamaCpp(llama.url)
-    llama_node.start()
-    assert llama_node.states() == {"acme-support-v3": "failed"}
-    assert llama.scales == [0.0, 1.0]
-    assert llama_node.reconciler.aliases == {"acme/support": "acme-support-v2"}
-    assert llama_node.reported() == {"acme-support-v2": "serving", "acme-support-v3": "failed"}
-
-
 def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_desired_state_is_missing(
     llama_node: Node, llama: LlamaServer
 ) -> None:

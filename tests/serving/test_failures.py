@@ -156,23 +156,6 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     assert json.loads(aliases.read_text()) == {"acme/support": "acme-support-v2"}
 
 
-def test_a_desired_state_that_a_full_disk_did_not_take_is_stored_when_there_is_space(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node.push("acme/support")
-    node.states()
-    node.push("acme/support")
-    with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.agent.agent.replace_file", full_disk)
-        for _ in range(2):
-            assert node.states() == {"acme-support-v2": "ready"}
-    assert len([transport for transport in node.lines if "cannot store the desired state" in transport]) == 1
-    node.states()
-    node.transport.cut = True
-    node.start()
-    assert node.states() == {"acme-support-v2": "ready"}
-
-
 def test_an_engine_that_dies_in_the_middle_is_waited_for_and_filled_again(node: Node) -> None:
     node.push("acme/support")
     node.states()
@@ -305,26 +288,6 @@ def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytes
     assert len(passes) == 3
     assert [transport for transport in node.lines if "bug" in transport] == [
         "a pass failed because of a bug: ZeroDivisionError('nobody thought of it')"
-    ]
-
-
-def test_a_bug_in_reading_the_desired_state_is_said_and_it_is_read_again(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(agent, "RETRY_SECONDS", 0.01)
-    stop, reads = threading.Event(), list[int]()
-
-    def broken(**_: object) -> bool:
-        reads.append(1)
-        if len(reads) > 2:
-            stop.set()
-        raise ZeroDivisionError("nobody thought of it")
-
-    monkeypatch.setattr(node.agent, "fetch", broken)
-    node.agent._watch(stop)
-    assert len(reads) == 3
-    assert [line for line in node.lines if "bug" in line] == [
-        "the desired state cannot be read because of a bug: ZeroDivisionError('nobody thought of it')"
     ]
 
 

@@ -225,18 +225,6 @@ def test_a_run_with_once_waits_for_the_retries_of_its_own_failed_jobs(
     assert (summary.done, summary.failed, summary.unfinished) == (1, 1, 0)
 
 
-def test_a_run_with_once_says_what_is_left(
-    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
-    monkeypatch.setattr("registry.worker.loop.RETRY_SECONDS", -600)
-    job_id = setup.push(good).job_id
-    frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
-    summary = worker().run(once=True)
-    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1)
-    assert setup.harness.admin.job(job_id).state is State.QUEUED
-
-
 @pytest.mark.parametrize("change", ["vanishes", "gets other weights"])
 def test_a_run_with_once_counts_what_is_left_when_its_base(
     change: str, setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
@@ -281,18 +269,6 @@ def test_a_model_process_that_dies_in_every_attempt_leaves_a_verdict(
         Outcome.UNKNOWN, ["smoke.not_finished"],
     )  # fmt: skip
     assert "none of 3 attempts ended with a result" in verdict.summary
-
-
-def test_a_retry_that_was_cancelled_is_not_waited_for(
-    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
-    job_id = setup.push(good).job_id
-    frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
-    retrying = worker()
-    monkeypatch.setattr(retrying._stopping, "wait", lambda _seconds: setup.harness.admin.cancel(job_id))
-    summary = retrying.run(once=True)
-    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 0)
 
 
 @pytest.mark.usefixtures("good")
