@@ -54,7 +54,7 @@ class PeftContents:
     header: Header
     lora: LoraSpec
     findings: tuple[Finding, ...] = ()
-    format = "peft"
+    format = formats.PEFT
 
     @property
     def claim(self) -> BaseClaim:
@@ -84,8 +84,8 @@ class NonPeftContents:
     findings: tuple[Finding, ...] = ()
 
     @property
-    def format(self) -> str:
-        """The name of the file's format."""
+    def format(self) -> formats.Format:
+        """How the file was written."""
         return self.file.format
 
     @property
@@ -135,8 +135,8 @@ def as_its_tool(contents: AdapterContents) -> AdapterContents:
 
     The scale is that of the configuration where it is one for all modules; otherwise it is unknown.
     """
-    format = formats.of_header(contents.header)
-    if not isinstance(contents, PeftContents) or format.name not in ("torchtune", "mlx"):
+    format = formats.of_header(contents.header).format
+    if not isinstance(contents, PeftContents) or format.converts_to != formats.PEFT.name:
         return contents
     config = contents.config
     is_plain = not (config.use_rslora or config.rank_pattern or config.alpha_pattern)
@@ -188,29 +188,30 @@ def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read, with_va
     packed = gguf.read_header(within, file.size_bytes, file=file.path) if file.path.endswith(".gguf") else None
     header = packed.header if packed else _header(file, read)
     refuse_code(fields, CONFIG)
-    format = formats.of_header(header)
-    if format.name == "peft":
+    recognized = formats.of_header(header)
+    format = recognized.format
+    if format == formats.PEFT:
         _refuse_missing({file.path: file})
-    if format.name == "nemo":
-        message = f"is an adapter of NeMo ({format.evidence}), which no supported loader reads; {format.advice}"
+    if format == formats.NEMO:
+        message = f"is an adapter of NeMo ({recognized.evidence}), which no supported loader reads; {format.advice}"
         raise Invalid.from_finding("FILE_REFUSED", Finding("format.convert_first", file.path, message))
     if format.is_image:
         facts = images.of_header(header, format, read=within if with_values else None)
     else:
         facts = text.of_header(header, format, config=fields, gguf=packed)
-    return NonPeftContents(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))
+    return NonPeftContents(facts.model_copy(update={"file": file.path}), header, _about(recognized, packed, file.path))
 
 
-def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
+def _about(recognized: formats.Recognized, packed: gguf.Gguf | None, path: str) -> tuple[Finding, ...]:
     """What the names alone say: an unknown format, or a GGUF file that is no LoRA adapter."""
     if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
         kind = packed.kinds[0] or "no general.type"
         message = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
         return (Finding.of("error", "format.gguf_not_adapter", path, message),)
-    if format.is_known:
+    if recognized.format != formats.UNKNOWN:
         return ()
-    location = format.unexpected[0] if format.unexpected else path
-    return (Finding.of("error", "format.unknown", location, f"{format.message}; {format.advice}"),)
+    location = recognized.unexpected[0] if recognized.unexpected else path
+    return (Finding.of("error", "format.unknown", location, f"{recognized.message}; {recognized.format.advice}"),)
 
 
 def _header(file: Descriptor, read: Read) -> Header:
@@ -221,10 +222,11 @@ def _header(file: Descriptor, read: Read) -> Header:
 
 def _refuse_other_tool(file: Descriptor, read: Read) -> None:
     """Refuse another tool's file under PEFT's name, rather than miss PEFT's configuration."""
-    tool = formats.of_header(_header(file, read))
-    if tool.is_known and tool.name != "peft":
-        message = f"has the tensor names of {tool.name} ({tool.evidence}), and a file of this name is PEFT's"
-        next_step = f"rename it, such as to {tool.name}.safetensors, and push it again"
+    recognized = formats.of_header(_header(file, read))
+    if recognized.format not in (formats.UNKNOWN, formats.PEFT):
+        tool = recognized.format
+        message = f"has the tensor names of {tool} ({recognized.evidence}), and a file of this name is PEFT's"
+        next_step = f"rename it, such as to {tool}.safetensors, and push it again"
         raise Invalid.from_finding(
             "MANIFEST_INVALID", Finding("adapter.weights_misnamed", file.path, message), next_step=next_step
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters import read as contents
+from registry.adapters.formats import Format
 from registry.adapters.peft.targets import EMBEDDINGS, Targets
 from registry.adapters.read import AdapterContents, PeftContents
 from registry.api.bases import BaseView
@@ -56,7 +57,7 @@ def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionO
         before, after = Path(scratch) / "before", Path(scratch) / "after"
         pull.pull(registry, Ref(AdapterName.parse(source.name), source.digest), before, cache=None)
         report = rename(before, after, conversion, base)
-        return ConversionOutcome(push(registry, after, source, conversion, report, format_name=contents.format), report)
+        return ConversionOutcome(push(registry, after, source, conversion, report, origin=contents.format), report)
 
 
 def read(registry: Registry, source: Resolved) -> AdapterContents:
@@ -111,12 +112,12 @@ def _write_targets(file: Path, contents: PeftContents, names: Mapping[str, str],
 
 
 def push(
-    registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, format_name: str
+    registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, origin: Format
 ) -> PushResult:
     """Push the converted folder as the newest version of `conversion.into`."""
     parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
     return pushing.push_folder(
         registry, folder, AdapterName.parse(conversion.into), base=source.manifest.base.name, edges=[parent],
-        annotations=conversion.annotations(format_name, report),
+        annotations=conversion.annotations(origin, report),
         message=conversion.message or f"{conversion.to} form of {source.name}@{source.number}",
     )  # fmt: skip

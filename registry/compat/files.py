@@ -7,7 +7,6 @@ cannot be noticed.
 
 import math
 
-from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.adapters.peft.targets import Targets
 from registry.bases import BaseSpec
@@ -24,7 +23,7 @@ _CONTROL_INPUTS = ("img_in", "x_embedder")
 def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     """All findings about this file on this base."""
     findings = CompatFindings()
-    is_image = facts.format in formats.IMAGE_FORMATS
+    is_image = facts.format.is_image
     if is_image != base.is_pipeline:
         kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
         message = f"the file's names ({facts.format}) are of {kind}, and {base.name} is {other}"
@@ -42,7 +41,7 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     if not is_image and any(module.rank and module.scale is None for module in facts.modules):
         message = "the folder does not state the scale of the update (alpha), and the registry does not guess it"
         findings.warning("format.alpha_absent", facts.file, message)
-    if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
+    if facts.alpha_rule.startswith("no alpha in the file") and is_image and not facts.format.alpha_is_rank:
         message = "the file has no alpha: loaders use alpha = rank, which may differ from training"
         findings.warning("format.alpha_absent", facts.file, message)
     return findings.on(base)
@@ -66,7 +65,7 @@ def _check_itself(facts: FileFacts, findings: CompatFindings) -> None:
             values = ("> 0", f"{module.scale:g}")
             findings.add(severity, "lora.alpha_not_positive", module.path, message, *values, group="scale")
     for path in facts.magnitudes_absent:  # with LyCORIS, DoRA may be set module by module
-        severity = "error" if facts.format == "diffusers" else "unknown"
+        severity = "error" if facts.format.dora_everywhere else "unknown"
         message = f"module {path} has no magnitude, unlike other modules of its model"
         findings.add(severity, "lora.magnitude_absent", path, message, group="magnitude")
 
@@ -137,7 +136,7 @@ def _sizes(
     if module.out_features == expected[0] and module.in_features in [expected[1] * factor for factor in factors]:
         return
     sizes = (module.out_features, module.in_features)
-    if facts.format == "bfl" and module.path.endswith(_CONTROL_INPUTS) and sizes[1] > expected[1]:
+    if facts.format.has_control and module.path.endswith(_CONTROL_INPUTS) and sizes[1] > expected[1]:
         message = f"{module.path} takes {sizes[1]} inputs instead of {expected[1]}: a control adapter widens it"
         findings.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
         return

@@ -15,7 +15,7 @@ Several modules for one path are the parts of one fused matrix, in the order of 
 import re
 from collections.abc import Callable, Iterable
 
-from registry.adapters.formats import IMAGE_COMPONENTS
+from registry.adapters.formats import IMAGE_COMPONENTS, TORCHTUNE, Format
 
 _KOHYA_COMPONENTS: tuple[tuple[str, str], ...] = (
     ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
@@ -94,18 +94,18 @@ def layers_per_block(modules: Iterable[str]) -> int:
 class Paths:
     """The modules of one base under the names of one format."""
 
-    def __init__(self, format_name: str, modules: Iterable[str]) -> None:
-        self._format = format_name
+    def __init__(self, format: Format, modules: Iterable[str]) -> None:
+        self._format = format
         self._known = set(modules)
         self._flat: dict[str, str] = {}
-        if format_name in ("kohya", "lycoris", "comfy"):
+        if format.paths in ("kohya", "comfy"):
             for path in self._known:
                 self._flat.setdefault(_flat(path), path)
         self._resnets = layers_per_block(self._known)
 
     def of(self, name: str) -> tuple[str, ...] | None:
         """The paths that a name in the file means, as the base spells them; None if the format has no rule for it."""
-        rule = _RULES.get(self._format)
+        rule = _RULES.get(self._format.paths)
         resolved = rule(self, name) if rule else None
         return tuple(self._spelled(path) for path in resolved) if resolved else None
 
@@ -121,7 +121,7 @@ class Paths:
         if name in _WHOLE:
             return (_WHOLE[name],)
         match = _LAYER.match(name)
-        inner = (_TORCHTUNE if self._format == "torchtune" else _GGUF).get(match[2]) if match else None
+        inner = (_TORCHTUNE if self._format == TORCHTUNE else _GGUF).get(match[2]) if match else None
         return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
 
     def _processors(self, name: str) -> tuple[str, ...]:
@@ -220,8 +220,8 @@ def _flat(path: str) -> str:
 
 
 _RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
-    **dict.fromkeys(("mlx", "diffusers"), lambda _paths, name: (name,)),
-    "bare": lambda _paths, name: (f"transformer.{name}",), "torchtune": Paths._text, "gguf": Paths._text,
-    "diffusers-old": Paths._processors, "kohya": Paths._kohya, "lycoris": Paths._kohya, "bfl": Paths._flux,
-    "xlabs": Paths._flux, "comfy": Paths._comfy,
+    "equal": lambda _paths, name: (name,), "bare": lambda _paths, name: (f"transformer.{name}",),
+    "text": Paths._text, "processors": Paths._processors, "kohya": Paths._kohya, "flux": Paths._flux,
+    "comfy": Paths._comfy,
 }  # fmt: skip
+"""`Format.paths` → what its names mean."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from registry.adapters import formats
 from registry.bases import BaseSpec
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
@@ -25,8 +26,6 @@ from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome, Verdict
 from registry.findings import Finding
 from registry.model import FrozenModel
 
-TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}
-"""Format of a text adapter that is not PEFT's → the engines that load it as it is."""
 _PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
 _EFFECT_WORDS = {
     "refuses": "refuses it",
@@ -130,7 +129,7 @@ def evaluate(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> 
             message = f"{rules.title} cannot be asked: the names in the file are of no tool that this registry knows"
         return [_finding(rules, "kind", "error", message)]
     format_name = values.get("format", "peft")
-    if rules.kind == "text" and format_name != "peft" and rules.name not in TAKES.get(format_name, ()):
+    if rules.kind == "text" and format_name != "peft" and rules.name not in formats.named(format_name).engines:
         message = f"{rules.title} reads adapters of PEFT, and this one is in {format_name!r} format"
         return [_finding(rules, "format", "error", f"{message}: convert it first")]
     version = version_of(profile.version)

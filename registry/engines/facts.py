@@ -211,11 +211,12 @@ def _is_multimodal(base: BaseSpec) -> bool:
     return base.architecture.endswith("ForConditionalGeneration") and not is_encoder_decoder
 
 
-def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFacts:
+def of_file(facts: FileFacts, compat: str = "") -> EngineFacts:
     """The facts of a weights file without a PEFT configuration."""
+    is_image = facts.format.is_image
     return EngineFacts(
         kind="image" if is_image else "text",
-        format=facts.format,
+        format=facts.format.name,
         method=facts.method.upper(),
         max_rank=facts.max_rank,
         use_dora=facts.has_dora,

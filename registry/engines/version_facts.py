@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from registry.adapters import card, formats, trainer
+from registry.adapters import card, trainer
 from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
@@ -26,7 +26,7 @@ def engine_facts_of(contents: AdapterContents) -> EngineFacts:
     """The facts that engine rules read."""
     if isinstance(contents, PeftContents):
         return engine_facts.of_lora(contents.lora)
-    return engine_facts.of_file(contents.file, is_image=contents.file.format in formats.IMAGE_FORMATS)
+    return engine_facts.of_file(contents.file)
 
 
 def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _of_peft(contents: PeftContents) -> dict[str, Any]:
     spec, config = contents.lora, contents.config
     paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
     return {
-        "format": "peft",
+        "format": contents.format.name,
         "method": spec.method,
         "rank": spec.rank or None,
         "ranks": sorted({m.rank for m in spec.modules}),
@@ -74,7 +74,7 @@ def _of_file(contents: NonPeftContents) -> dict[str, Any]:
     scales = {round(m.scale, 6) for m in file.modules if m.scale is not None}
     alphas = {m.alpha for m in file.modules if m.alpha is not None}
     return {
-        "format": file.format,
+        "format": file.format.name,
         "method": file.method.upper(),
         "file": file.file,
         "family": file.family,

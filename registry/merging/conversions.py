@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from registry.adapters import formats, methods, read
+from registry.adapters.formats import Format
 from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.bases import BaseSpec
@@ -38,7 +39,6 @@ PERMUTED = frozenset({"llama", "mistral"})
 """Model types for which the row order of q and k in torchtune and in GGUF is known to us."""
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type → llama.cpp's architecture, where its rules are known to us (llama's rows change order)."""
-_DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "bare", "diffusers-old"})
 
 
 class TargetFormat(StrEnum):
@@ -72,10 +72,10 @@ class Conversion(FrozenModel):
     def _into(cls, into: str) -> str:
         return str(AdapterName.parse(into))
 
-    def annotations(self, format_name: str, report: Converted) -> dict[str, str]:
+    def annotations(self, origin: Format, report: Converted) -> dict[str, str]:
         """What is written into the new version's manifest."""
         repair = "yes" if self.repair else ""
-        notes = {"to": str(self.to), "from": format_name, "repair": repair, "done": report.message}
+        notes = {"to": str(self.to), "from": origin.name, "repair": repair, "done": report.message}
         return {f"{ANNOTATION}.{key}": value[:500] for key, value in notes.items() if value}
 
 
@@ -118,7 +118,7 @@ def refusal(message: str, next_step: str = "") -> Invalid:
 
 def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
     if not isinstance(contents, PeftContents):
-        raise refusal(f"this file is in {contents.file.format!r} format, and {to} is made from PEFT adapters",
+        raise refusal(f"this file is in '{contents.file.format}' format, and {to} is made from PEFT adapters",
                       f"convert it to {TargetFormat.PEFT} first")  # fmt: skip
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
@@ -179,35 +179,36 @@ def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> 
 
 def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     file = contents.file
-    if file.format not in ("torchtune", "mlx"):
+    if file.format.converts_to != TargetFormat.PEFT:
         tool = "no tool that is known here" if file.format == formats.UNKNOWN else file.format
-        raise refusal(f"only torchtune and mlx can be converted to PEFT here, and the names in this file are of {tool}")
+        possible = " and ".join(f.name for f in formats.FORMATS.values() if f.converts_to == TargetFormat.PEFT)
+        raise refusal(f"only {possible} can be converted to PEFT here, and the names in this file are of {tool}")
     if file.method != "lora" or file.has_dora:
         raise refusal(f"only plain LoRA is converted, and this is {'DoRA' if file.has_dora else file.method}")
     if any(m.scale is None or not m.rank for m in file.modules):
         raise refusal(f"{CONFIG} does not say the scale, and a guess would change the outputs")
-    if file.format == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
+    if file.format.pairs_rows and (base.model_type not in PERMUTED or not base.heads):
         layouts = " and ".join(sorted(PERMUTED))
-        raise refusal(f"torchtune's row order of q and k is not known for {base.model_type!r}, only for {layouts}")
+        raise refusal(f"{file.format}'s row order of q and k is not known for {base.model_type!r}, only for {layouts}")
     return RunsOn.WORKER
 
 
 def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
-    if isinstance(contents, PeftContents) or contents.file.format in formats.TEXT_FORMATS:
+    if isinstance(contents, PeftContents) or (contents.format != formats.UNKNOWN and not contents.format.is_image):
         raise refusal("diffusers' names are for adapters of image models, and this is a language model's")
     file = contents.file
-    if conversion.repair and file.format in ("diffusers", "bare", formats.UNKNOWN):
+    if conversion.repair and file.format.near_diffusers:
         renaming.image_repairs(contents.header, base)
         return RunsOn.HERE
     if conversion.repair:
         raise refusal(f"--repair fixes names that are nearly diffusers'; these are from {file.format}")
-    if file.format == "diffusers":
+    if file.format == formats.DIFFUSERS:
         if renaming.can_rename(contents.header):
             return RunsOn.HERE
         raise refusal("it already has diffusers' names", "--repair fixes `.default`, and `lora.down` beside `lora_A`")
     if file.format == formats.UNKNOWN:
-        raise refusal(f"{file.file} has tensor names of no tool that this registry knows", formats.ADVICE[file.format])
-    if file.format not in _DIFFUSERS or file.method != "lora":
+        raise refusal(f"{file.file} has tensor names of no tool that this registry knows", file.format.advice)
+    if file.format.converts_to != TargetFormat.DIFFUSERS or file.method != "lora":
         raise refusal(f"diffusers has no converter for {file.format} with {file.method}; ComfyUI loads it as it is")
     if file.has_dora:
         raise refusal("diffusers' converters drop `dora_scale`, which would change the images")

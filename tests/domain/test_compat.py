@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from registry import compat
+from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
@@ -128,7 +129,7 @@ def test_where_names_are_only_assumed_other_kinds_and_shapes_are_unknown_too() -
 @pytest.mark.parametrize(("path", "width"), [(f"{LAYER}.q_proj", 96), (f"{LAYER}.query", 64)])
 def test_where_names_are_only_assumed_a_file_of_another_tool_is_unknown_too(path: str, width: int) -> None:
     module = FileModule(path=path, rank=8, alpha=8, in_features=width, out_features=64)
-    facts = FileFacts(format="mlx", method="lora", modules=(module,))
+    facts = FileFacts(format=formats.MLX, method="lora", modules=(module,))
     for names_known, outcome in ((True, Outcome.FAIL), (False, Outcome.UNKNOWN)):
         base = base_spec(LLAMA).model_copy(update={"names_known": names_known})
         assert add_up(check_file(facts, base)) is outcome
@@ -144,7 +145,7 @@ def test_a_file_of_another_tool_fails_by_its_alphas_only_where_nothing_acts(
         FileModule(path=f"{LAYER}.{name}_proj", rank=8, alpha=alpha, in_features=64, out_features=64)
         for name, alpha in zip("qo", alphas, strict=True)
     )
-    findings = check_file(FileFacts(format="mlx", method="lora", modules=modules), LLAMA_SPEC)
+    findings = check_file(FileFacts(format=formats.MLX, method="lora", modules=modules), LLAMA_SPEC)
     assert (add_up(findings), {f.code for f in findings}) == (outcome, {"lora.alpha_not_positive"})
 
 

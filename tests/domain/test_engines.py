@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from registry import bases, engines
-from registry.adapters import safetensors
+from registry.adapters import formats, safetensors
 from registry.adapters.formats.facts import FileFacts
 from registry.bases.modules import ModuleShape
 from registry.digest import Digest
@@ -274,18 +274,18 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
         ("lycoris", False, []),
         ("comfy", False, []),
         ("xlabs", False, ["comfyui.image_xlabs"]),
-        ("unknown", False, ["comfyui.image_unknown"]),
+        ("unknown", False, ["comfyui.kind"]),
     ],
 )
 def test_comfyui_is_judged_by_the_format(format_name: str, dora: bool, comfyui: list[str]) -> None:
     problems = ("image.dora_scale",) if dora and format_name == "kohya" else ()
-    file = FileFacts(format=format_name, method="lora", family="flux", has_dora=dora, problems=problems)
-    assert codes(engine_facts.of_file(file, is_image=True), "comfyui") == comfyui
+    file = FileFacts(format=formats.named(format_name), method="lora", family="flux", has_dora=dora, problems=problems)
+    assert codes(engine_facts.of_file(file), "comfyui") == comfyui
 
 
 @pytest.mark.parametrize("version", ["0.42.1", "0.30.0", "1.0.0"])
 def test_before_a_worker_has_loaded_it_the_verdict_of_diffusers_is_unknown(version: str) -> None:
-    facts = engine_facts.of_file(FileFacts(format="kohya", method="lora", family="flux"), is_image=True)
+    facts = engine_facts.of_file(FileFacts(format=formats.KOHYA, method="lora", family="flux"))
     (finding,) = engines.evaluate(facts, engines.profile(f"diffusers=={version}"))
     assert (finding.severity, finding.code) == ("unknown", "engine.diffusers.not_loaded")
     message = f"no worker has loaded this file with diffusers {version} yet, so what it takes is not known"

@@ -143,18 +143,18 @@ def read(names: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tu
 def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *, values: bool = False) -> FileFacts:
     header, data = read(names, metadata)
     reader = (lambda at, n: data[at : at + n]) if values else None
-    return image_facts.of_header(header, formats.of_header(header), read=reader)
+    return image_facts.of_header(header, formats.of_header(header).format, read=reader)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_image_format_is_recognized_with_its_family_and_method(name: str) -> None:
     format_name, family, method, make = FILES[name]
     header, _ = read(make())
-    format_ = formats.of_header(header)
-    facts = image_facts.of_header(header, format_)
-    assert (format_.name, facts.family, facts.method) == (format_name, family, method)
-    assert format_.is_image
-    assert format_.evidence in make()
+    recognized = formats.of_header(header)
+    facts = image_facts.of_header(header, recognized.format)
+    assert (recognized.format.name, facts.family, facts.method) == (format_name, family, method)
+    assert recognized.format.is_image
+    assert recognized.evidence in make()
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_every_image_format_is_recognized_with_its_family_and_method(name: str) 
     ],
 )
 def test_the_formats_of_text_models_are_recognized(format_name: str, name: str) -> None:
-    format_ = formats.recognize([name])
-    assert format_.name == format_name
-    assert not format_.is_image
+    recognized = formats.recognize([name]).format
+    assert recognized == formats.named(format_name)
+    assert not recognized.is_image
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_the_formats_of_text_models_are_recognized(format_name: str, name: str) 
     ],
 )
 def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
-    format_ = formats.recognize([name])
-    assert format_.name == formats.UNKNOWN
-    assert format_.message.startswith("unknown format")
-    assert format_.advice
+    recognized = formats.recognize([name])
+    assert recognized.format == formats.UNKNOWN
+    assert recognized.message.startswith("unknown format")
+    assert recognized.format.advice
 
 
 @pytest.mark.parametrize(
@@ -215,22 +215,22 @@ def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
     ],
 )  # fmt: skip
 def test_modules_of_every_family_of_transformers_are_names_of_diffusers(module: str) -> None:
-    assert formats.recognize([f"transformer.{module}.lora_A.weight"]).name == "diffusers"
+    assert formats.recognize([f"transformer.{module}.lora_A.weight"]).format == formats.DIFFUSERS
 
 
 def test_one_unexpected_name_makes_the_format_unknown_and_is_named() -> None:
-    format_ = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
-    assert (format_.name, format_.unexpected) == (formats.UNKNOWN, ("stray.tensor",))
+    recognized = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
+    assert (recognized.format, recognized.unexpected) == (formats.UNKNOWN, ("stray.tensor",))
 
 
 def test_two_formats_in_one_file_are_unknown() -> None:
-    format_ = formats.recognize([*peft_pairs("unet.", ATTENTION), *bfl()])
-    assert format_.name == formats.UNKNOWN
-    assert "bfl and diffusers are mixed" in format_.message
+    recognized = formats.recognize([*peft_pairs("unet.", ATTENTION), *bfl()])
+    assert recognized.format == formats.UNKNOWN
+    assert "bfl and diffusers are mixed" in recognized.message
 
 
 def test_no_tensors_are_unknown() -> None:
-    assert formats.recognize([]).name == formats.UNKNOWN
+    assert formats.recognize([]).format == formats.UNKNOWN
 
 
 # --------------------------------------------------------------------- facts of images
@@ -267,7 +267,7 @@ def test_only_alphas_are_read() -> None:
         read_bytes.append(length)
         return data[at : at + length]
 
-    image_facts.of_header(header, formats.of_header(header), read=reader)
+    image_facts.of_header(header, formats.of_header(header).format, read=reader)
     assert read_bytes == [4] * len(ATTENTION)
 
 

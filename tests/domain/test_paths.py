@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from registry.adapters import formats
 from registry.compat.paths import Paths
 
 ATTENTION = "transformer_blocks.0.attn1.to_q"
@@ -44,13 +45,13 @@ FLUX = [
     ],
 )
 def test_kohyas_flat_names_mean_one_module_of_an_sdxl(written: str, meant: str) -> None:
-    assert Paths("kohya", SDXL).of(written) == (meant,)
+    assert Paths(formats.KOHYA, SDXL).of(written) == (meant,)
 
 
 def test_comfys_text_encoders_are_those_of_the_pipeline() -> None:
     names = ("clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
              "clip_g.transformer.text_model.encoder.layers.0.mlp.fc1")  # fmt: skip
-    paths = Paths("comfy", SDXL)
+    paths = Paths(formats.COMFY, SDXL)
     assert [paths.of(f"text_encoders.{name}") for name in names] == [(SDXL[-2],), (SDXL[-1],)]
 
 
@@ -58,7 +59,7 @@ def test_comfys_text_encoders_are_those_of_the_pipeline() -> None:
     "written", ["lora_unet_input_blocks_99_1_x", "lora_unet_nothing", "lora_unet_joint_blocks_0_x"]
 )
 def test_a_name_that_no_rule_translates_means_nothing(written: str) -> None:
-    assert Paths("kohya", SDXL).of(written) is None
+    assert Paths(formats.KOHYA, SDXL).of(written) is None
 
 
 @pytest.mark.parametrize(
@@ -71,27 +72,27 @@ def test_a_name_that_no_rule_translates_means_nothing(written: str) -> None:
     ],
 )
 def test_the_fused_matrix_of_flux_is_three_modules_in_every_spelling(format_name: str, written: str) -> None:
-    assert Paths(format_name, FLUX).of(written) == tuple(FLUX[:3])
+    assert Paths(formats.named(format_name), FLUX).of(written) == tuple(FLUX[:3])
 
 
 @pytest.mark.parametrize("second", ["text_encoder_2", "text_encoder_3"])
 def test_kohyas_name_of_t5_means_it_wherever_the_pipeline_has_it(second: str) -> None:
     t5 = f"{second}.encoder.block.0.layer.0.SelfAttention.q"
-    assert Paths("kohya", [*FLUX, t5]).of("lora_te3_encoder_block_0_layer_0_SelfAttention_q") == (t5,)
+    assert Paths(formats.KOHYA, [*FLUX, t5]).of("lora_te3_encoder_block_0_layer_0_SelfAttention_q") == (t5,)
 
 
 def test_linear1_of_a_single_block_is_four_modules() -> None:
-    assert Paths("bfl", FLUX).of("single_blocks.1.linear1") == tuple(FLUX[4:])
+    assert Paths(formats.BFL, FLUX).of("single_blocks.1.linear1") == tuple(FLUX[4:])
 
 
 def test_the_text_model_that_libraries_add_and_drop_does_not_count() -> None:
     bare = ["text_encoder.encoder.layers.0.self_attn.q_proj"]
-    assert Paths("diffusers", bare).of("text_encoder.text_model.encoder.layers.0.self_attn.q_proj") == tuple(bare)
-    assert Paths("diffusers", SDXL).of(bare[0]) == (SDXL[-2],)
+    assert Paths(formats.DIFFUSERS, bare).of("text_encoder.text_model.encoder.layers.0.self_attn.q_proj") == tuple(bare)
+    assert Paths(formats.DIFFUSERS, SDXL).of(bare[0]) == (SDXL[-2],)
 
 
 def test_torchtune_and_gguf_name_the_modules_of_a_language_model_their_own_way() -> None:
     meant = ("model.layers.3.self_attn.o_proj",)
-    assert Paths("torchtune", []).of("layers.3.attn.output_proj") == meant
-    assert Paths("gguf", []).of("blk.3.attn_output") == meant
-    assert Paths("gguf", []).of("blk.3.ffn_gate_exps") is None
+    assert Paths(formats.TORCHTUNE, []).of("layers.3.attn.output_proj") == meant
+    assert Paths(formats.GGUF, []).of("blk.3.attn_output") == meant
+    assert Paths(formats.GGUF, []).of("blk.3.ffn_gate_exps") is None

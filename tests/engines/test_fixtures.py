@@ -95,8 +95,8 @@ def test_image_files_are_recognized_and_left_to_a_worker(tmp_path: Path) -> None
     for name, entry in entries.items():
         data = (tmp_path / "files" / entry["file"]).read_bytes()
         header = safetensors.read_bytes(data, file=name)
-        format_ = formats.of_header(header)
+        format_ = formats.of_header(header).format
         facts = image_facts.of_header(header, format_)
         assert format_.name == entry["naming"], name
         assert facts.family.startswith(entry["family"]), name
-        assert outcome(engine_facts.of_file(facts, is_image=True), "diffusers==0.42.1") == "unknown", name
+        assert outcome(engine_facts.of_file(facts), "diffusers==0.42.1") == "unknown", name

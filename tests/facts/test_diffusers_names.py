@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from registry.adapters import formats
+from registry.adapters.formats import DIFFUSERS
 from tests.domain.test_formats import facts_of
 
 diffusers = pytest.importorskip("diffusers", reason="the images extra (diffusers) is not installed")
@@ -50,7 +51,7 @@ def test_the_modules_of_every_class_with_a_loader_are_names_of_diffusers() -> No
             names = [f"{component}.{path}.lora_{letter}.weight" for letter in "AB"]
             facts = facts_of(dict.fromkeys(names, ("F32", (2, 2), None)))
             if (facts.format, facts.components, facts.modules[0].path) != (
-                "diffusers", (component,), f"{component}.{path}"
+                DIFFUSERS, (component,), f"{component}.{path}"
             ):  # fmt: skip
                 wrong.append(f"{kind.__name__}: {names[0]}: {facts.format} {facts.components}")
     assert wrong == []

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import delete
 from sqlmodel import select
 
-from registry.adapters import peft, safetensors
+from registry.adapters import formats, peft, safetensors
 from registry.adapters.peft import config
 from registry.adapters.read import Pair
 from registry.api.bases import BaseAdd
@@ -176,8 +176,8 @@ def test_norm_of_a_fused_matrix_is_that_of_its_parts_together() -> None:
     parts = {f"transformer.transformer_blocks.0.attn.to_{leaf}": 2.0 for leaf in "qkv"}
     norms = {f"{path}.weight": size for path, size in parts.items()}
     fused = "lora_unet_double_blocks_0_img_attn_qkv"
-    assert BaseNorms("flux", norms, paths=Paths("kohya", parts)).norm(fused) == pytest.approx(12**0.5, rel=1e-4)
-    missing = BaseNorms("flux", dict(list(norms.items())[:2]), paths=Paths("kohya", parts))
+    assert BaseNorms("flux", norms, paths=Paths(formats.KOHYA, parts)).norm(fused) == pytest.approx(12**0.5, rel=1e-4)
+    missing = BaseNorms("flux", dict(list(norms.items())[:2]), paths=Paths(formats.KOHYA, parts))
     assert missing.norm(fused) is None
 
 

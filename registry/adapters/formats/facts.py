@@ -6,6 +6,7 @@ writes the multiplier itself. `claims` are the uploader's metadata, without priv
 
 from collections.abc import Mapping
 
+from registry.adapters.formats import Format
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.safetensors import FLOATS, TensorInfo
 from registry.model import FrozenModel
@@ -59,7 +60,7 @@ class FileFacts(FrozenModel):
     `image.scale_in_metadata` (an alpha that no tensor states).
     """
 
-    format: str
+    format: Format
     method: str
     file: str = ""
     family: str = ""

@@ -57,7 +57,7 @@ def of_header(header: Header, format: Format, *, read: Read | None = None) -> Fi
     alphas, rule = _alphas(groups, header, format, read)
     family, evidence = family_of(header)
     return FileFacts(
-        format=format.name,
+        format=format,
         method=_method(groups),
         family=family,
         family_evidence=evidence,
@@ -164,7 +164,7 @@ def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], fo
     checks = {
         "lora.adapter_name_inside": any(_INFIX.search(info.name) for info in header),
         "lora.pair_incomplete": any("is_half" in _pair(halves) for halves in groups.values()),
-        "image.no_control_norms": format.name == "bfl" and not any("query_norm.scale" in t.name for t in header),
+        "image.no_control_norms": format.has_control and not any("query_norm.scale" in t.name for t in header),
         "image.dora_scale": any("dora_scale" in halves for halves in groups.values()),
         "image.bias": any("lora_B.bias" in halves for halves in groups.values()),
         "image.foreign_names": any(map(_FOREIGN_NAME.match, groups)),
@@ -239,7 +239,7 @@ def _alphas(
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
     if stated := _stated_alphas(ranks, header):
         return stated, "metadata"
-    if format.name in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
+    if format.alpha_is_rank:
         return ranks, "no alpha in the file: diffusers and ComfyUI take alpha = rank"
     return {}, "no alpha in the file"
 

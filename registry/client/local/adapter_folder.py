@@ -25,10 +25,9 @@ class AdapterFolder(Folder):
         """The contents of a PEFT adapter. `Invalid` (FOLDER_INVALID) for another tool's."""
         if isinstance(self.contents, PeftContents):
             return self.contents
-        format_name = self.contents.file.format
         raise Invalid(
             "FOLDER_INVALID",
-            f"{self.path}: {self.contents.file.file} is in {format_name!r} format, and PEFT's is needed here",
+            f"{self.path}: {self.contents.file.file} is in '{self.contents.format}' format, and PEFT's is needed here",
             next_step="convert it first: `adapter convert`",
         )
 

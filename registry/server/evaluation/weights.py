@@ -21,6 +21,7 @@ from sqlmodel import Session, col, select
 
 from registry import __version__
 from registry.adapters import read
+from registry.adapters.formats import PEFT, Format, named
 from registry.api import evaluation as views
 from registry.compat.paths import Paths
 from registry.digest import Digest
@@ -51,7 +52,6 @@ from registry.versions.manifest import Manifest
 
 # ------------------------------------------------------------------ norms of bases
 CACHED_BASES = 16
-PEFT = "peft"
 _HEAD = "lm_head"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 """The embeddings, under the names that architectures give them: a head without a weight of its own is tied to them."""
@@ -118,7 +118,7 @@ _SELECT_THRESHOLDS = (
 """A row exists if the base has an identity. Built once: every push executes it."""
 
 
-def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) -> BaseNorms:
+def load_base_norms(session: Session, base: BaseRow, format: Format = PEFT) -> BaseNorms:
     """The norms of the base for an adapter whose names are in this format."""
     rows = session.exec(_SELECT_THRESHOLDS, params={"id": base.id}).all()
     if not rows:
@@ -132,7 +132,7 @@ def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) ->
             if len(_CACHE) >= CACHED_BASES:
                 _CACHE.clear()
             _CACHE[key] = norms
-    paths = Paths(format_name, base_rows.load_spec(base).modules) if norms and format_name != PEFT else None
+    paths = Paths(format, base_rows.load_spec(base).modules) if norms and format != PEFT else None
     return BaseNorms(base.name, norms, Thresholds.with_overrides(rows[0] or {}), paths)
 
 
@@ -283,6 +283,6 @@ def _read_updates(blobs: BlobStore, manifest: Manifest) -> Factors:
     return read_updates(lambda start, n: blobs.read(keys[weights.path], start, n), weights.size_bytes, plan)
 
 
-def format_of(version: VersionRow) -> str:
+def format_of(version: VersionRow) -> Format:
     """The format of a version's files, which says how they name modules."""
-    return str(version.facts.get("format") or PEFT)
+    return named(str(version.facts.get("format") or PEFT))

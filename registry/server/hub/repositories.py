@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Engine, tuple_, update
 from sqlmodel import Session, col, select
 
 from registry import hub, names
-from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS, images
+from registry.adapters.formats import FORMATS, images
 from registry.adapters.methods import METHODS
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
@@ -30,7 +30,7 @@ from registry.server.storage.blobs import BlobStore
 from registry.versions.manifest import Descriptor, Manifest
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
-_LIBRARIES = TEXT_FORMATS | IMAGE_FORMATS | {LIBRARY}
+_LIBRARIES = FORMATS.keys() | {LIBRARY}
 _METHODS = images.METHODS | {method.lower() for method in METHODS}
 _COMMON_TAGS = frozenset({"safetensors"})
 """Tags that all adapters have, so that filtering by them has no effect."""

@@ -18,7 +18,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.adapters.formats import IMAGE_FORMATS
+from registry.adapters import formats
 from registry.api.jobs import JobPage, JobSubmit
 from registry.bases import UNREGISTERED, BaseSpec
 from registry.digest import Digest, DigestPrefix
@@ -41,7 +41,6 @@ RECIPE_KINDS = {MergeOperation.COMBINE: Kind.MERGE, MergeOperation.RESIZE: Kind.
 SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 """Fields that must be equal in the base of an adapter and in the base that it is fused into."""
 
-PEFT = "peft"
 WAITING_LIMIT = 100
 WORKER_JOBS = 200
 LISTED_RESULT_LIMIT = 4096
@@ -81,8 +80,8 @@ def _submit_smoke_test(session: Session, actor: Actor, request: JobSubmit) -> Jo
 
 def can_be_tested(version: VersionRow, spec: BaseSpec) -> bool:
     """Whether a worker can load a version on its base: PEFT adapters, and image adapters on an image model."""
-    format_name = version.facts.get("format", PEFT)
-    return format_name == PEFT or (spec.is_pipeline and format_name in IMAGE_FORMATS)
+    format = formats.named(version.facts.get("format", formats.PEFT.name))
+    return format == formats.PEFT or (spec.is_pipeline and format.is_image)
 
 
 def _submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> JobRow:

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from markupsafe import Markup
 from sqlmodel import Session
 
-from registry.adapters.formats import IMAGE_FORMATS
+from registry.adapters import formats
 from registry.api import PREFIX
 from registry.api.catalog import VersionView
 from registry.errors import RegistryError, Unavailable
@@ -106,7 +106,7 @@ def usage_examples(request: Request, name: AdapterName, selector: str, version: 
     revision = f"v{selector}" if selector.isdigit() else selector
     environment = f"export ADAPTER_REGISTRY={url}\nexport ADAPTER_TOKEN=…"
     hub = f"export HF_ENDPOINT={url}\nexport HF_TOKEN=…"
-    is_image = version.facts.get("format") in IMAGE_FORMATS
+    is_image = formats.named(version.facts.get("format", "")).is_image
     engines = (
         _image_examples(name, ref, environment, version)
         if is_image

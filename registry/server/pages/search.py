@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
-from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS
+from registry.adapters.formats import FORMATS
 from registry.adapters.methods import METHODS
 from registry.errors import Invalid, RegistryError
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
@@ -52,7 +52,7 @@ def show_search(
     }  # fmt: skip
     profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     choices: dict[str, Any] = {
-        "methods": sorted(METHODS), "formats": sorted(TEXT_FORMATS | IMAGE_FORMATS), "checks": [*CHECKS, *profiles],
+        "methods": sorted(METHODS), "formats": sorted(FORMATS), "checks": [*CHECKS, *profiles],
         "outcomes": list(Outcome),
     }  # fmt: skip
     status, problem, items, next_cursor = 200, None, [], ""

@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple
 from fastapi import Request, Response
 from sqlmodel import Session
 
-from registry.adapters import module_grid
-from registry.adapters.formats import IMAGE_FORMATS
+from registry.adapters import formats, module_grid
 from registry.adapters.module_grid import Grid, Join
 from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import VersionView
@@ -102,7 +101,7 @@ def evaluate_engines(
     """The verdicts of the engines in the setting, and of the newest version of every other engine of this kind, now."""
     profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     stored = {profile.partition("==")[0] for profile in profiles}
-    kind = "image" if version.facts.get("format") in IMAGE_FORMATS else "text"
+    kind = "image" if formats.named(version.facts.get("format", "")).is_image else "text"
     profiles += [
         f"{rules.name}=={rules.examined[-1]}"
         for rules in rulebook.engines().values()

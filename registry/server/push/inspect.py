@@ -17,11 +17,10 @@ from functools import cached_property, partial
 from typing import Any
 
 from registry import compat
-from registry.adapters import templates
+from registry.adapters import formats, templates
 from registry.adapters.card import check_card
 from registry.adapters.companions import check_companions, check_token_files, is_token_file
-from registry.adapters.formats import IMAGE_FORMATS
-from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
+from registry.adapters.read import AdapterContents, ReadCache, read_any, weights_of
 from registry.api.transfer import SMALL_BLOB_BYTES, PushItem
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
@@ -160,7 +159,7 @@ def inspect_files(
     if (size_bytes := len(json.dumps(facts))) > FACTS_LIMIT_BYTES:
         detail = f"the names of modules, ranks and scales in its header have {size_bytes} bytes"
         raise TooLarge("SIZE_INVALID", f"{weights.path}: {detail}, over the limit of {FACTS_LIMIT_BYTES}")
-    is_loadable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
+    is_loadable = contents.format == formats.PEFT or (spec.is_pipeline and contents.format.is_image)
     testable = spec.is_registered and is_loadable
     card = read(CARD, 0, min(sizes[CARD], text_index.CARD_LIMIT_BYTES)) if CARD in sizes else b""
     words = text_index.card_words(card, facts, manifest.annotations)

@@ -17,6 +17,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.adapters.formats import Format
 from registry.api.transfer import PushResult
 from registry.bases import UNREGISTERED
 from registry.errors import RegistryError
@@ -287,7 +288,7 @@ def _add_verdicts(
     session: Session, created: Sequence[tuple[VersionRow, BaseRow, Inspection]], engines: Sequence[EngineProfile]
 ) -> list[list[VerdictRow]]:
     """Write the verdicts that versions start with: `compat`, `weights` if they were measured, and of each engine."""
-    norms_of: dict[tuple[int, str], BaseNorms] = {}
+    norms_of: dict[tuple[int, Format], BaseNorms] = {}
     norms_rows = []
     verdicts_of: list[list[VerdictRow]] = []
     for row, base, inspection in created:

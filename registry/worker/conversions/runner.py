@@ -41,8 +41,7 @@ def convert(task: Task) -> Done:
         except (Invalid, TooLarge) as e:
             raise Failed(e.detail, final=True) from e
         task.lease.say(f"pushing {conversion.into}")
-        format_name = contents.format
-        pushed = client_convert.push(task.registry, out, task.subject, conversion, report, format_name=format_name)
+        pushed = client_convert.push(task.registry, out, task.subject, conversion, report, origin=contents.format)
     version = f"{pushed.version.name}@{pushed.version.number}"
     result = {"version": version, "digest": str(pushed.version.digest), "report": report.model_dump(mode="json")}
     return Done(f"{conversion.to} → {version}: {report.message}", result=result)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from registry.adapters import read
-from registry.adapters.formats import IMAGE_COMPONENTS
+from registry.adapters.formats import COMFY, IMAGE_COMPONENTS
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
@@ -90,7 +90,7 @@ def _flux_names(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor
 
     A control adapter (Black Forest Labs' names with scales of norms) has a converter of its own.
     """
-    if file.format != "comfy" and "image.no_control_norms" not in file.problems:
+    if file.format != COMFY and "image.no_control_norms" not in file.problems:
         return tensors
     ends = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
     renamed = {}

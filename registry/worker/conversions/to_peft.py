@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from registry.adapters import read
+from registry.adapters.formats import Format
 from registry.adapters.formats.facts import FileModule
 from registry.adapters.peft.names import PREFIX
 from registry.adapters.read import NonPeftContents
@@ -52,9 +53,9 @@ def convert(request: ConversionRequest) -> Converted:
 
 
 def _pair(
-    tensors: dict[str, Tensor], module: FileModule, format_name: str, path: str, base: BaseSpec
+    tensors: dict[str, Tensor], module: FileModule, format: Format, path: str, base: BaseSpec
 ) -> tuple[Tensor, Tensor]:
-    if format_name == "mlx":
+    if format.is_transposed:
         return tensors[f"{module.path}.lora_a"].T, tensors[f"{module.path}.lora_b"].T
     at = f"module.{module.path}" if f"module.{module.path}.lora_a.weight" in tensors else module.path
     a, b = tensors[f"{at}.lora_a.weight"], tensors[f"{at}.lora_b.weight"]
