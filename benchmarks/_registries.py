@@ -85,7 +85,7 @@ def _fill(url: str, adapters: int) -> str:
         for start in range(1, adapters, BATCH):
             with db.session(engine) as session:
                 _copies(session.connection(), range(start, min(start + BATCH, adapters)))
-        with db.without_transactions(engine).connect() as connection:
+        with db.bind(engine, write=False).connect() as connection:
             connection.execute(text("ANALYZE"))
     return secret
 

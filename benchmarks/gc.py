@@ -79,7 +79,7 @@ def fill(harness: Harness) -> None:
         ):
             session.connection().execute(text("SET LOCAL statement_timeout = 0"))
             session.connection().execute(text(statement))
-    with db.without_transactions(harness.engine).connect() as connection:
+    with db.bind(harness.engine, write=False).connect() as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from registry.errors import Unavailable
-from registry.server.database import schema
+from registry.server.database import dialects, schema
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from tests import services
@@ -62,7 +62,7 @@ def test_a_migration_waits_for_another_one(engine: Engine, tmp_path: Path, monke
     monkeypatch.setattr(schema, "_ALEMBIC", contextlib.nullcontext())  # two processes have no lock in common
     with later_steps(tmp_path, ADD_TO_VERSION) as (_, after), ThreadPoolExecutor(1) as pool:
         with engine.begin() as first:
-            first.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.MIGRATION_LOCK})
+            dialects.POSTGRESQL.lock_names(first, ["migrations"])
             second = pool.submit(schema.migrate, engine)
             with pytest.raises(TimeoutError):
                 second.result(0.3)

@@ -26,7 +26,7 @@ from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import TRUSTED
 from registry.server.catalog import refs, versions
-from registry.server.database import db, tables
+from registry.server.database import db, dialects, tables
 from registry.server.database.models import BlobRow, VersionFileRow, VersionRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.evaluation import weights
@@ -303,7 +303,7 @@ def scheduled_registry(database_url: str) -> Iterator[Garbage]:
 
 
 def _begin(scheduler: Scheduler, connection: Connection) -> None:
-    if connection.get_execution_options().get(db.TRANSACTION) != db.NO_TRANSACTION:
+    if connection.get_execution_options().get(dialects.TRANSACTION) != dialects.NO_TRANSACTION:
         scheduler.begin_transaction(connection.connection.dbapi_connection)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import JSON, ColumnElement, case, delete, exists, func, text, type_coerce, update
+from sqlalchemy import ColumnElement, delete, exists, update
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -17,7 +17,7 @@ from registry.bases import UNREGISTERED, BaseSpec
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.errors import NotFound, TooLarge, Unavailable
-from registry.server.database import db
+from registry.server.database import db, dialects
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.versions.manifest import BaseRef
@@ -32,7 +32,6 @@ READ_SECONDS = 30
 """How long a thread waits for others that read specs: one of them may need a connection that this one has."""
 UNREGISTERED_LIMIT = 100
 """Bases that are not registered, of the versions of one namespace."""
-NAMES_LOCK = 0x61646170_62617365  # "adapbase"
 REGISTERED = col(BaseRow.fingerprint) != UNREGISTERED
 DEFER_SPECS = [defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)]
 _LIGHT = select(BaseRow).options(*DEFER_SPECS).where(REGISTERED)
@@ -124,11 +123,7 @@ def parse_spec(spec: Mapping[str, Any], library_modules: Mapping[str, Any] | Non
 
 def without_modules(session: Session, column: ColumnElement[Any]) -> ColumnElement[Any]:
     """A column of JSON without its modules, which may have megabytes: no process of this server parses them."""
-    if db.is_sqlite(session):
-        return type_coerce(func.json_remove(column, "$.modules"), JSON)
-    fields = func.json_each(case((func.json_typeof(column) == "object", column))).table_valued("key", "value")
-    merged = func.json_object_agg(fields.c.key, fields.c.value)
-    return select(type_coerce(merged, JSON)).where(fields.c.key != "modules").scalar_subquery()
+    return dialects.of(session).without_key(column, "modules")
 
 
 def with_exact_fingerprint(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
@@ -141,8 +136,7 @@ def lock_names(session: Session) -> None:
 
     No index makes names and aliases unique together, and limits and rights depend on which bases exist.
     """
-    if not db.is_sqlite(session):  # it has one writer at a time
-        session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": NAMES_LOCK})
+    db.lock_names(session, "names of bases")
 
 
 def build_unregistered(name: str) -> BaseRow:

@@ -1,9 +1,7 @@
-"""Transactions and statements that differ between SQLite and PostgreSQL, and the server's clock.
+"""Transactions, statements for many rows, and the server's clock.
 
 - A `session()` is one transaction: it commits when the block ends and rolls back on an error.
-- A transaction that writes takes SQLite's write lock when it begins (BEGIN IMMEDIATE), never half-way through.
-- On PostgreSQL a session that only reads has no transaction: at READ COMMITTED each statement has its own snapshot,
-  and BEGIN and COMMIT cost a round trip each. `refuse_writes` rejects a write there, because nothing could undo it.
+- `dialects` says how one begins. `refuse_writes` rejects a write without a transaction, because nothing could undo it.
 - A database that is away or busy raises `Unavailable` (DATABASE_UNAVAILABLE), whatever the driver calls it.
 """
 
@@ -16,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, Engine, SQLColumnExpression, dialects, event, func, insert, literal, text
+from sqlalchemy import Connection, Engine, SQLColumnExpression, event, func, insert, literal
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import class_mapper
@@ -26,6 +24,8 @@ from sqlmodel import Session as Session
 from sqlmodel import SQLModel, select
 
 from registry.errors import Invalid, Unavailable
+from registry.server.database import dialects
+from registry.server.database.dialects import NO_TRANSACTION, TRANSACTION, Dialect
 
 ViewType = TypeVar("ViewType", bound=BaseModel)
 Row = TypeVar("Row", bound=SQLModel)
@@ -33,11 +33,6 @@ RETRY_AFTER_SECONDS = 2
 CLOCK_TOLERANCE = timedelta(seconds=0.5)
 """Differences below this are ignored, so that times do not jump."""
 _LOG = logging.getLogger("registry.server")
-BEGIN = "sqlite_begin"
-"""The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
-TRANSACTION = "postgresql_transaction"
-"""The execution option that says how a transaction begins on PostgreSQL: what follows BEGIN, or `NO_TRANSACTION`."""
-NO_TRANSACTION = "none"
 _LOCKS_OR_WRITES = re.compile(
     r"\A\s*(?:INSERT|UPDATE|DELETE)\b|\bFOR (?:NO KEY )?(?:UPDATE|SHARE|KEY SHARE)\b|_xact_lock"
 )
@@ -91,21 +86,15 @@ def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
 
     With `write=False` it only reads, and takes no lock on SQLite. `begin_writing` turns it into one that writes.
     """
-    with translate_errors(), Session(_bind(engine, write), expire_on_commit=False) as transaction:
+    with translate_errors(), Session(bind(engine, write=write), expire_on_commit=False) as transaction:
         yield transaction
         transaction.commit()
 
 
 @functools.lru_cache(maxsize=8)
-def _bind(engine: Engine, write: bool) -> Engine:
-    if engine.dialect.name == "sqlite":
-        return engine.execution_options(**{BEGIN: "IMMEDIATE" if write else "DEFERRED"})
-    return engine if write else without_transactions(engine)
-
-
-def without_transactions(engine: Engine) -> Engine:
-    """Return this engine of PostgreSQL, for connections that only read."""
-    return engine.execution_options(**{TRANSACTION: NO_TRANSACTION})
+def bind(engine: Engine, *, write: bool) -> Engine:
+    dialect = dialects.of(engine)
+    return engine.execution_options(**(dialect.writing if write else dialect.reading))
 
 
 def refuse_writes(connection: Connection, _cursor: Any, statement: str, _values: Any, context: Any, _many: Any) -> None:
@@ -121,8 +110,7 @@ def refuse_writes(connection: Connection, _cursor: Any, statement: str, _values:
 def snapshot(engine: Engine) -> Iterator[Session]:
     """Run a transaction that only reads, and whose statements all see the same moment."""
     with session(engine, write=False) as transaction:
-        if not is_sqlite(transaction):
-            transaction.connection(execution_options={TRANSACTION: "ISOLATION LEVEL REPEATABLE READ"})
+        transaction.connection(execution_options=dialects.of(engine).snapshot)
         yield transaction
 
 
@@ -174,31 +162,25 @@ def begin_writing(session: Session) -> None:
     """
     if session.new or session.dirty or session.deleted:
         raise RuntimeError("begin_writing was called after a change")
-    if is_sqlite(session):
-        _begin_again(session, **{BEGIN: "IMMEDIATE"})
-    else:
-        begin_transaction(session)
+    options, writing = _options(session), dialects.of(session).writing
+    if not writing.items() <= options.items():
+        _begin_again(session, writing)
 
 
 def begin_transaction(session: Session) -> None:
     """Turn a session on PostgreSQL that only reads into a transaction, which a cursor of the server needs."""
-    options = session.get_bind().get_execution_options()
-    if session.in_transaction():
-        options = session.connection().get_execution_options()
-    if options.get(TRANSACTION) == NO_TRANSACTION:
-        _begin_again(session, **{TRANSACTION: ""})
+    if _options(session).get(TRANSACTION) == NO_TRANSACTION:
+        _begin_again(session, dialects.POSTGRESQL.writing)
 
 
-def _begin_again(session: Session, **options: Any) -> None:
+def _options(session: Session) -> Mapping[str, Any]:
+    return (session.connection() if session.in_transaction() else session.get_bind()).get_execution_options()
+
+
+def _begin_again(session: Session, options: Mapping[str, str]) -> None:
     if session.in_transaction():
         session.commit()
     session.connection(execution_options=options)
-
-
-_LOCK_KEYS = text(
-    "SELECT pg_advisory_xact_lock(key) FROM (SELECT hashtextextended(name, 0) AS key"
-    " FROM unnest(CAST(:names AS text[])) AS name ORDER BY key) AS ordered"
-)
 
 
 def lock_names(session: Session, *names: str) -> None:
@@ -206,8 +188,7 @@ def lock_names(session: Session, *names: str) -> None:
 
     A count at its limit needs it: rows that others have not committed are not in it.
     """
-    if not is_sqlite(session):  # it has one writer at a time
-        session.connection().execute(_LOCK_KEYS, {"names": list(names)})
+    dialects.of(session).lock_names(session.connection(), names)
 
 
 def commit_early(session: Session) -> None:
@@ -221,11 +202,6 @@ def before_first_statement(session: Session, action: Callable[[Connection], None
     For what must come before everything else, without holding a connection while the session is idle.
     """
     event.listen(session, "after_begin", lambda _session, _transaction, connection: action(connection), once=True)
-
-
-def is_sqlite(session: Session) -> bool:
-    """Whether this session is on SQLite, for a statement whose form differs."""
-    return session.get_bind().dialect.name == "sqlite"
 
 
 def to_view(row: SQLModel, view: type[ViewType], **values: Any) -> ViewType:
@@ -245,13 +221,8 @@ _ONE = (literal(1),)
 def insert_new(target: Session | Connection, table: type[SQLModel], values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key exists; return whether it is new. A race never breaks the transaction."""
     connection = target if isinstance(target, Connection) else target.connection()
-    statement = _build_insert_new(connection.dialect.name, table, _ONE)
+    statement = _build_insert_new(dialects.of(connection), table, _ONE)
     return connection.execute(statement, dict(values)).first() is not None
-
-
-def dialect_module(name: str) -> Any:
-    """SQLAlchemy's module of a database that has an engine. The other one's would take 20 ms to import."""
-    return getattr(dialects, name)
 
 
 def insert_new_rows(
@@ -263,13 +234,13 @@ def insert_new_rows(
 ) -> list[Any]:
     """Insert those rows whose keys do not exist, in the order given; return `returning` (constants) of the new ones."""
     connection = session.connection()
-    statement = _build_insert_new(connection.dialect.name, table, returning)
+    statement = _build_insert_new(dialects.of(connection), table, returning)
     return list(connection.execute(statement, list(rows))) if rows else []
 
 
 @functools.cache
-def _build_insert_new(dialect: str, table: type[SQLModel], returning: tuple[Any, ...]) -> Any:
-    return dialect_module(dialect).insert(table).on_conflict_do_nothing().returning(*returning)
+def _build_insert_new(dialect: Dialect, table: type[SQLModel], returning: tuple[Any, ...]) -> Any:
+    return dialect.module.insert(table).on_conflict_do_nothing().returning(*returning)
 
 
 def update_rows(session: Session, statement: Any, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -342,19 +313,17 @@ def upsert(
     `where` stay as they are and are not returned. Options are part of the cache key: pass constants.
     """
     connection = target if isinstance(target, Connection) else target.connection()
-    statement = _build_upsert(connection.dialect.name, table, on_conflict, returning, where)
+    statement = _build_upsert(dialects.of(connection), table, on_conflict, returning, where)
     return list(connection.execute(statement, list(rows))) if rows else []
 
 
 @functools.lru_cache(maxsize=8)
 def _build_upsert(
-    dialect: str, table: type[SQLModel], on_conflict: tuple[tuple[str, Any], ...], returning: tuple[Any, ...],
+    dialect: Dialect, table: type[SQLModel], on_conflict: tuple[tuple[str, Any], ...], returning: tuple[Any, ...],
     where: Any,
 ) -> Any:  # fmt: skip
     key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
-    statement = (
-        dialect_module(dialect)
-        .insert(table)
-        .on_conflict_do_update(index_elements=key, set_=dict(on_conflict), where=where)
+    statement = dialect.module.insert(table).on_conflict_do_update(
+        index_elements=key, set_=dict(on_conflict), where=where
     )
     return statement.returning(*returning)

@@ -20,8 +20,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 
 from registry.errors import Invalid, Unavailable
-from registry.server.database import db
-from registry.server.database.db import BEGIN, READ_ONLY_SQLSTATE
+from registry.server.database import db, dialects
+from registry.server.database.db import READ_ONLY_SQLSTATE
+from registry.server.database.dialects import BEGIN, NO_TRANSACTION, TRANSACTION
 from registry.server.database.locks import SqliteWriteLock
 from registry.server.settings import Settings, hide_secrets
 
@@ -119,20 +120,20 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
 
 def _begin_postgresql(connection: Connection) -> None:
     """Begin a transaction, which the driver of an `autocommit` connection leaves to this function."""
-    mode = connection.get_execution_options().get(db.TRANSACTION, "")
-    if mode != db.NO_TRANSACTION:
+    mode = connection.get_execution_options().get(TRANSACTION, "")
+    if mode != NO_TRANSACTION:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 def _refuse_isolation_level(_target: Any, options: dict[str, Any]) -> None:
     """RuntimeError: with this option SQLAlchemy leaves connections of the pool in transactions that no one ends."""
     if "isolation_level" in options:
-        raise RuntimeError(f"isolation_level is not for this engine: set {db.TRANSACTION}")
+        raise RuntimeError(f"isolation_level is not for this engine: set {TRANSACTION}")
 
 
 def require_limits(engine: Engine) -> None:
     """`Invalid` (SETTING_INVALID) if sessions have no limits: a pooler in between drops what this server asks for."""
-    if engine.dialect.name != "postgresql":
+    if dialects.of(engine).is_file:
         return
     statement = text("SELECT name FROM pg_settings WHERE name = ANY(:names) AND setting = '0'")
     with db.translate_errors(), engine.connect() as connection:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlmodel import Session, SQLModel
 
-from registry.server.database import db
+from registry.server.database import dialects
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def build_recursive_cte(
     """Build the CTE of the rows of `seed` and of every row that a step reaches from them, each once."""
     cte = seed.cte("walk", recursive=True)
     selects = [(step.tables, sa.select(*step.columns).where(*step.where)) for step in steps(cte)]
-    if db.is_sqlite(session):
+    if dialects.of(session).recursive_parts:
         return cte.union(*(statement.select_from(join_in_order(cte, *tables)) for tables, statement in selects))
     parts = (statement.select_from(join_in_order(*tables)).correlate(cte) for tables, statement in selects)
     step = sa.union_all(*parts).lateral("step")
@@ -85,6 +85,50 @@ def without_index(column: Any) -> Any:
     element = _WithoutIndex(column)
     element.type = column.type
     return element
+
+
+class _BytesBetween(FunctionElement[bool]):
+    type = sa.Boolean()
+    inherit_cache = True
+    name = "bytes_between"
+
+
+@compiles(_BytesBetween)
+def _compile_pattern_order(element: _BytesBetween, compiler: Any, **options: Any) -> str:
+    column, first, end = (compiler.process(part, **options) for part in element.clauses)
+    return f"({column} ~>=~ {first} AND {column} ~<~ {end})"
+
+
+@compiles(_BytesBetween, "sqlite")
+def _compile_binary_order(element: _BytesBetween, compiler: Any, **options: Any) -> str:
+    column, first, end = (compiler.process(part, **options) for part in element.clauses)
+    return f"({column} >= {first} AND {column} < {end})"
+
+
+def bytes_between(column: Any, first: str, end: str) -> sa.ColumnElement[bool]:
+    """Condition that a text sorts by its bytes, whatever the collation, from `first` to before `end`."""
+    return _BytesBetween(column, first, end)
+
+
+class _Position(FunctionElement[int]):
+    type = sa.Integer()
+    inherit_cache = True
+    name = "position_of"
+
+
+@compiles(_Position)
+def _compile_strpos(element: _Position, compiler: Any, **options: Any) -> str:
+    return f"strpos{compiler.process(element.clause_expr, **options)}"
+
+
+@compiles(_Position, "sqlite")
+def _compile_instr(element: _Position, compiler: Any, **options: Any) -> str:
+    return f"instr{compiler.process(element.clause_expr, **options)}"
+
+
+def position_of(text: Any, part: str) -> sa.ColumnElement[int]:
+    """Where a part begins in a text, from 1; 0 if it is not in it."""
+    return _Position(text, part)
 
 
 class _ValueList(sa.TypeDecorator[list[Any]]):

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlmodel import Session
 
 from registry.errors import Unavailable
-from registry.server.database import db
+from registry.server.database import db, dialects
 
 LEASE_SECONDS = 15
 """How long a process that is frozen or cut off keeps a lock."""
@@ -88,7 +88,7 @@ class ProcessLock:
 @contextmanager
 def acquire(engine: Engine, name: str) -> Iterator[ProcessLock]:
     """Hold the lock of this name. `Unavailable` (TRY_LATER) while another process holds it."""
-    with _lock_file(engine, name) if engine.dialect.name == "sqlite" else _lock_row(engine, name) as lock:
+    with _lock_file(engine, name) if dialects.of(engine).is_file else _lock_row(engine, name) as lock:
         yield lock
 
 

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
 from registry.errors import Conflict
-from registry.server.database import db
+from registry.server.database import db, dialects
 from registry.server.database.engine import SILENCE_SECONDS, require_limits
 from registry.server.database.revision import migrations_folder
 
@@ -27,7 +27,6 @@ STEP_SECONDS = 3600
 """How long one statement of a migration may take."""
 _LIMITS_MS = {"lock_timeout": LOCK_MS, "statement_timeout": 0, "idle_in_transaction_session_timeout": 0}
 """A large index takes minutes, and moving rows keeps the process busy between two statements."""
-MIGRATION_LOCK = 0x61646170_6D696772  # "adapmigr"
 _ALEMBIC = threading.Lock()  # Alembic keeps the running migration in module globals
 
 
@@ -74,10 +73,10 @@ def migrate(engine: Engine, revision: str = "head") -> str:
 
 
 def _migrate_one_step(engine: Engine, target: str) -> str:
-    immediate = engine.execution_options(**{db.BEGIN: "IMMEDIATE"})
-    with _ALEMBIC, db.translate_errors(), immediate.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    with _ALEMBIC, db.translate_errors(), db.bind(engine, write=True).begin() as connection:
+        dialect = dialects.of(connection)
+        dialect.lock_names(connection, ["migrations"])
+        if not dialect.is_file:
             for name, limit in _LIMITS_MS.items():
                 connection.execute(text(f"SET LOCAL {name} = {limit}"))
             connection.info[SILENCE_SECONDS] = STEP_SECONDS

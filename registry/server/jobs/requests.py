@@ -201,7 +201,7 @@ def list_jobs(
     if kind:
         statement = statement.where(col(JobRow.kind) == _require_member(Kind, "kind", kind))
     if ref:
-        statement = statement.where(_has_subject(session, ref))
+        statement = statement.where(_has_subject(ref))
     total = db.count_rows(session, statement) if count else None
     if cursor:
         last = queue.find_job(session, actor, Scope.PULL, cursor)
@@ -287,11 +287,9 @@ def _redact(actor: Actor, row: JobRow, steps: tuple[JobStep, ...] = ()) -> Job:
     return job.model_copy(update={"payload": {}, "progress": "", "result": {}, "error": ""})
 
 
-def _has_subject(session: Session, text: str) -> ColumnElement[bool]:
+def _has_subject(text: str) -> ColumnElement[bool]:
     ref = Ref.parse(text)
     of_adapter = queue.has_adapter(ref.name)
-    if db.is_sqlite(session):  # which uses no index for LIKE
-        of_adapter &= col(JobRow.subject).between(f"{ref.name}@", f"{ref.name}A")
     if isinstance(ref.selector, Digest):
         return (col(JobRow.subject_digest) == ref.selector) & of_adapter
     if isinstance(ref.selector, DigestPrefix):

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, inspect
 
 from registry.digest import Hasher
 from registry.errors import Conflict, Invalid, NotFound, Unavailable
-from registry.server.database import db
+from registry.server.database import db, dialects
 from registry.server.storage.blobs import BlobStore, Stat, digest_of, write_blob
 
 BACKUPS = "backups/"
@@ -42,7 +42,7 @@ def create(engine: Engine, blobs: BlobStore, *, keep: int) -> Stat:
     """Back the database up, and delete all but the newest `keep` backups."""
     with tempfile.TemporaryDirectory(prefix="registry-backup-") as folder:
         file = Path(folder) / "database"
-        if engine.dialect.name == "sqlite":
+        if dialects.of(engine).is_file:
             _copy_sqlite(engine, file)
         else:
             _run(engine, ["pg_dump", "--format=custom", "--file", str(file)])
@@ -66,7 +66,7 @@ def restore(engine: Engine, blobs: BlobStore, name: str = "") -> Stat:
             message = "the database is not empty: a restore never replaces one"
             raise Conflict("NAME_TAKEN", message, next_step="name an empty database, or move the file away")
     engine.dispose()
-    if engine.dialect.name == "sqlite":
+    if dialects.of(engine).is_file:
         target = Path(str(engine.url.database))
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=target.parent) as folder:
             file = _download(blobs, stat, Path(folder))

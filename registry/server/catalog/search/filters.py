@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import eq, ge, le
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, literal_column, union_all
+from sqlalchemy import ColumnElement, and_, exists, union_all
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -18,10 +18,9 @@ from registry.bases import BaseMatch
 from registry.evaluation.verdicts import Check, Outcome
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts
 from registry.server.catalog.search import candidates
-from registry.server.database import db
+from registry.server.database import dialects
 from registry.server.database.expressions import any_of, without_index
 from registry.server.database.models import (
-    ADAPTER_PATH,
     FACT,
     AdapterMetadataRow,
     AdapterRow,
@@ -34,9 +33,6 @@ from registry.server.database.models import (
 )
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
-_AFTER_EVERY_NAME = "~"
-"""Sorts by bytes after every character of a name."""
-_PATH: ColumnElement[str] = literal_column(ADAPTER_PATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +138,7 @@ def _begins(prefix: str) -> ColumnElement[bool]:
 
 
 def _select_beginning(session: Session, prefix: str) -> Any:
-    """An index in the order of bytes has a range of them, whatever the collation."""
-    namespace, slash, name = prefix.partition("/")
-    ids = select(AdapterRow.id)
-    if not db.is_sqlite(session):
-        end = _PATH.bool_op("~<~")(prefix + _AFTER_EVERY_NAME)
-        return ids.where(_PATH.bool_op("~>=~")(prefix), end)
-    column, beginning = (col(AdapterRow.name), name) if slash else (col(AdapterRow.namespace), namespace)
-    within = [AdapterRow.namespace == namespace] if slash else []
-    return ids.where(*within, column >= beginning, column < beginning + _AFTER_EVERY_NAME)
+    return select(AdapterRow.id).where(*dialects.of(session).adapters_beginning(prefix))
 
 
 # ------------------------------------------------------------------ bases

@@ -17,29 +17,23 @@ from sqlalchemy import (
     Engine,
     and_,
     bindparam,
-    cast,
-    column,
     exists,
-    func,
     insert,
     literal,
     literal_column,
     or_,
     update,
 )
-from sqlalchemy import table as plain_table
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName
 from registry.server.catalog import metadata
-from registry.server.database import db
-from registry.server.database.expressions import any_of
+from registry.server.database import db, dialects
+from registry.server.database.expressions import any_of, position_of
 from registry.server.database.models import (
     FACT,
-    TEXT_INDEX,
-    TEXT_VECTOR,
     AdapterMetadataRow,
     AdapterRow,
     AdapterTextRow,
@@ -62,7 +56,6 @@ BATCH = 100
 _IDEOGRAPHS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: each character is a word."""
 _WORDS = f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+"  # compiled by a push and a search, not by each list
-_SQLITE_INDEX = plain_table(TEXT_INDEX, column("rowid"), column(TEXT_INDEX))
 _TEXT: Any = AdapterTextRow.__table__  # type: ignore[attr-defined]
 _ALL_WORDS = col(AdapterTextRow.name_words) + col(AdapterTextRow.tag_words) + col(AdapterTextRow.card_words) + " "
 _NEWEST_VERSION = (
@@ -131,24 +124,13 @@ def match_text(session: Session, text: str, visible: ColumnElement[bool]) -> Tex
         raise Invalid("REQUEST_INVALID", f"text: has {len(words)} words, the limit is {QUERY_WORDS_LIMIT}")
     if not words:
         return TextMatch(select(col(AdapterRow.id)).where(literal(False)), literal(False), literal(False))
-    adapter_id, matches = _look_up(words, is_sqlite=db.is_sqlite(session))
-    find = func.instr if db.is_sqlite(session) else func.strpos
-    compared = (find(_ALL_WORDS, f" {word}" if _is_prefix(word) else f" {word} ") > 0 for word in words)
+    adapter_id, matches = dialects.of(session).look_up([(word, _is_prefix(word)) for word in words])
+    compared = (position_of(_ALL_WORDS, f" {word}" if _is_prefix(word) else f" {word} ") > 0 for word in words)
     return TextMatch(
         select(col(AdapterRow.id)).where(adapter_id == col(AdapterRow.id), matches, visible),
         exists().where(col(AdapterTextRow.adapter_id) == col(AdapterRow.id), *compared),
         col(AdapterRow.id).in_(select(adapter_id).where(matches)),
     )
-
-
-def _look_up(words: Sequence[str], *, is_sqlite: bool) -> tuple[Any, ColumnElement[bool]]:
-    """The column of ids in the index, and the condition that a row has all words. No word holds a quotation mark."""
-    if is_sqlite:
-        query = " ".join(f'"{word}"{"*" if _is_prefix(word) else ""}' for word in words)
-        return _SQLITE_INDEX.c.rowid, _SQLITE_INDEX.c[TEXT_INDEX].bool_op("MATCH")(query)
-    query = " & ".join(f"'{word}'{':*' if _is_prefix(word) else ''}" for word in words)
-    tsquery = cast(query, db.dialect_module("postgresql").TSQUERY)
-    return col(AdapterTextRow.adapter_id), literal_column(TEXT_VECTOR).bool_op("@@")(tsquery)
 
 
 def _is_prefix(word: str) -> bool:

@@ -22,7 +22,7 @@ from sqlmodel import col, select
 
 from registry.errors import Unavailable
 from registry.server.access import epoch
-from registry.server.database import db
+from registry.server.database import db, dialects
 from registry.server.database.models import EventRow, VerdictRow
 
 _LOG = logging.getLogger("registry.server")
@@ -43,7 +43,7 @@ class Freshness:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._is_file = dialects.of(engine).is_file
         self._connection: Any = None
         """Dedicated: SQLite's `data_version` ignores what its own connection writes, so it must never write."""
         self.access = 0
@@ -60,7 +60,7 @@ class Freshness:
 
     def stamp(self) -> object | None:
         """Return the current stamp, or None if it is unknown. `Unavailable` (DATABASE_UNAVAILABLE)."""
-        if self._is_sqlite:
+        if self._is_file:
             return self._data_version()
         if self._unavailable or time.monotonic() - self._query_started_at > SILENT_SECONDS:
             raise _DATABASE_UNAVAILABLE
@@ -75,7 +75,7 @@ class Freshness:
 
     def for_thread(self) -> Freshness:
         """Return the instance that another thread must use."""
-        return Freshness(self._engine) if self._is_sqlite else self
+        return Freshness(self._engine) if self._is_file else self
 
     @contextmanager
     def during_write(self) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Freshness:
 
     def run(self, closing: threading.Event) -> None:
         """Read snapshots until `closing` is set. Returns at once on SQLite."""
-        while not self._is_sqlite and not closing.wait(POLL_SECONDS):
+        while not self._is_file and not closing.wait(POLL_SECONDS):
             self._poll()
         self._close()
 
@@ -122,7 +122,7 @@ class Freshness:
         try:
             with db.translate_errors():
                 if self._connection is None:
-                    self._connection = db.without_transactions(self._engine).connect()
+                    self._connection = db.bind(self._engine, write=False).connect()
                 return tuple(self._connection.execute(_SNAPSHOT).one())
         except Unavailable:
             self._close()

@@ -20,7 +20,8 @@ from registry.names import Selector
 from registry.server.access import epoch
 from registry.server.catalog import versions
 from registry.server.catalog.versions import Pointer
-from registry.server.database import db
+from registry.server.database import db, dialects
+from registry.server.database.dialects import Dialect
 from registry.server.database.models import AdapterRow, AliasRow, VerdictRow, VersionRow
 
 _COLUMNS = {"digest": col(VersionRow.digest), "number": col(VersionRow.number), "alias": col(AliasRow.alias)}
@@ -31,9 +32,8 @@ class Pointers:
     """Reads pointers from one database."""
 
     def __init__(self, engine: Engine) -> None:
-        self._database = engine.dialect.name
-        self._is_sqlite = self._database == "sqlite"
-        self._engine = engine if self._is_sqlite else db.without_transactions(engine)
+        self._dialect = dialects.of(engine)
+        self._engine = db.bind(engine, write=False)
         self._connection: Any = None
 
     async def read(self, path: list[str]) -> Pointer | None:
@@ -44,10 +44,10 @@ class Pointers:
             return None
         if isinstance(selector, DigestPrefix):  # a version pushed since may begin with it, too
             return None
-        statement, values = _compile(self._database, _kind_of(selector))
+        statement, values = _compile(self._dialect, _kind_of(selector))
         value = selector if isinstance(selector, int) else str(selector)
         values = {**values, "namespace": path[0], "name": path[1], "selector": value}
-        if self._is_sqlite:
+        if self._dialect.is_file:
             return self._read_sqlite(statement, values)
         return await to_thread.run_sync(self._read_postgresql, statement, values)
 
@@ -64,7 +64,7 @@ class Pointers:
 
 
 @functools.cache
-def _compile(database: str, kind: str) -> tuple[str, dict[str, Any]]:
+def _compile(dialect: Dialect, kind: str) -> tuple[str, dict[str, Any]]:
     """Return the statement for this database's driver, and its parameters."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     by_alias = kind == "alias"
@@ -85,8 +85,7 @@ def _compile(database: str, kind: str) -> tuple[str, dict[str, Any]]:
     )
     if by_alias:
         statement = statement.join(AliasRow, versions.alias_points_at_version())
-    style = "named" if database == "sqlite" else "pyformat"
-    compiled = statement.compile(dialect=db.dialect_module(database).dialect(paramstyle=style))
+    compiled = statement.compile(dialect=dialect.module.dialect(paramstyle=dialect.paramstyle))
     return str(compiled), dict(compiled.params)
 
 

@@ -15,7 +15,6 @@ from registry.server.database import db
 from registry.server.maintenance.fsck.run import FsckRun
 
 BATCH = 100
-LOCK = 0x61646170_75736167  # "adapusag"
 _PAGE = text(
     "SELECT namespace FROM (SELECT namespace FROM adapter UNION SELECT namespace FROM namespace_usage "
     "UNION SELECT namespace FROM base_usage) AS known WHERE namespace > :after ORDER BY namespace LIMIT :batch"
@@ -89,8 +88,7 @@ def _repair(run: FsckRun, where: dict[str, str]) -> None:
     """Recount, and add the differences in the order in which pushes lock counters."""
     with db.session(run.engine) as session:
         connection = session.connection()
-        if not db.is_sqlite(session):
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        db.lock_names(session, "counters of usage")
         for statement, rows in zip((_ADD_TO_NAMESPACE, _ADD_TO_BASE), _recount(session, where), strict=True):
             for row in rows:
                 connection.execute(statement, row)
