@@ -53,7 +53,15 @@ DEEP = (
     "tests/worker/test_campaign.py", "tests/worker/test_library.py", "tests/openapi/test_generated_client.py",
     "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py", "tests/truth/",
     "tests/training/test_callback.py", "tests/test_page_commands.py::test_a_reader_of_the_team_page",
-    "tests/cli/test_ci_publish.py::test_the_action",
+    "tests/cli/test_ci_publish.py::test_the_action", "tests/worker/test_unwritten_memory.py",
+    "tests/facts/test_diffusers_names.py", "tests/worker/test_dialogue.py::test_a_template_that_never_ends",
+    "tests/worker/test_program.py::test_no_program_imports", "tests/worker/test_loop.py::test_weights_that",
+    "tests/worker/test_loop.py::test_a_model_process", "tests/worker/test_loop.py::test_a_run_with_once_counts",
+    "tests/worker/test_loop.py::test_a_folder_whose_weights", "tests/worker/test_smoke.py::test_a_base_of_four_bits",
+    "tests/worker/test_smoke.py::test_a_verdict_does_not_depend", "tests/worker/test_base_kinds.py",
+    "tests/worker/test_model_process.py::test_a_configuration_that_works", "tests/server/test_store_calls.py",
+    "tests/server/test_processes.py::test_one_of_two_first", "tests/cli/test_serve.py::test_a_bucket_that_does_not",
+    "tests/cli/test_other_systems.py", "tests/pages/test_growth.py", "tests/engines/test_recorded_models.py",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 
@@ -65,8 +73,10 @@ SAMPLE = (
     "tests/faults/test_store_faults.py::test_a_push_in_parts",
     "tests/faults/test_races.py::test_64_clients_with_different",
     "tests/ha/test_replicas.py::test_a_killed_replica", "tests/web/test_browser.py::test_a_day_of_a_merchant",
-    "tests/light/", "tests/hub/test_newest_client.py", "tests/flows/test_restore.py", "tests/flows/test_merge_flow.py",
-    "tests/access/test_model.py",
+    "tests/light/test_light_install.py::test_the_bare_install", "tests/access/test_model.py",
+    "tests/light/test_light_install.py::test_the_command_helps",
+    "tests/hub/test_newest_client.py::test_the_newest_client_reads",
+    "tests/flows/test_restore.py::test_a_reindex_restores", "tests/flows/test_merge_flow.py::test_a_merge_is_a_version",
 )  # fmt: skip
 """What `make sample` runs of the tiers that `make test` leaves out: the first case of each of these."""
 

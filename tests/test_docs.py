@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
-import pytest
 
 from cli import main
 from registry.merging.recipes import Method
@@ -26,6 +25,12 @@ LINK = re.compile(r"(?<!\!)\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 def page(name: str) -> str:
     return (ROOT / name).read_text()
+
+
+def on_pages(wrong: Callable[[str], list[str]], pages: list[Path] = PAGES) -> dict[str, list[str]]:
+    """Page → what is wrong in its text, of those with something wrong."""
+    found = {str(path.relative_to(ROOT)): wrong(path.read_text()) for path in pages}
+    return {name: faults for name, faults in found.items() if faults}
 
 
 COMMANDS = dict(cli_page.commands("adapter", main.main))
@@ -59,15 +64,16 @@ def faults(typed: str) -> list[str]:
     return [f"{typed}: no option {w}" for w in words if w.startswith("-") and w.split("=")[0] not in options]
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_line_on_a_page_exists_with_its_options(path: Path) -> None:
-    assert [fault for line in typed_lines(path.read_text()) for fault in faults(line)] == []
+def test_every_command_line_on_a_page_exists_with_its_options() -> None:
+    assert on_pages(lambda text: [fault for line in typed_lines(text) for fault in faults(line)], WRITTEN) == {}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_in_the_text_of_a_page_exists_with_its_options(path: Path) -> None:
-    typed = (" ".join(code.split()) for code in re.findall(r"`(adapter [a-z][^`]*)`", path.read_text()))
-    assert [fault for line in typed if "…" not in line.split()[:3] for fault in faults(line.replace("'", ""))] == []
+def test_every_command_in_the_text_of_a_page_exists_with_its_options() -> None:
+    def wrong(text: str) -> list[str]:
+        typed = (" ".join(code.split()) for code in re.findall(r"`(adapter [a-z][^`]*)`", text))
+        return [fault for line in typed if "…" not in line.split()[:3] for fault in faults(line.replace("'", ""))]
+
+    assert on_pages(wrong) == {}
 
 
 def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
@@ -79,17 +85,21 @@ def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
-    targets = [link for link in LINK.findall(path.read_text()) if "://" not in link and not link.startswith("mailto:")]
-    assert [link for link in targets if not (path.parent / link).exists()] == []
+def test_every_link_between_pages_leads_somewhere() -> None:
+    lost = []
+    for path in PAGES:
+        targets = [link for link in LINK.findall(path.read_text()) if not re.search("://|^mailto:", link)]
+        lost += [(path.name, link) for link in targets if not (path.parent / link).exists()]
+    assert lost == []
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_path_of_the_project_that_a_page_names_exists(path: Path) -> None:
-    tops = "registry|cli|tests|migrations|deploy|docs|benchmarks|demo|scripts"
-    named = {path_.rstrip("/") for path_ in re.findall(rf"`((?:{tops})/[^`\s{{<…]*)`", path.read_text())}
-    assert [name for name in sorted(named) if not any(ROOT.glob(name))] == []
+def test_every_path_of_the_project_that_a_page_names_exists() -> None:
+    def absent(text: str) -> list[str]:
+        tops = "registry|cli|tests|migrations|deploy|docs|benchmarks|demo|scripts"
+        named = {path.rstrip("/") for path in re.findall(rf"`((?:{tops})/[^`\s{{<…]*)`", text)}
+        return [name for name in sorted(named) if not any(ROOT.glob(name))]
+
+    assert on_pages(absent) == {}
 
 
 CATALOGS = "\n".join(page(f"docs/reference/{name}.md") for name in ("errors", "findings", "settings"))
@@ -100,13 +110,15 @@ OF_OTHERS = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_finding_error_and_variable_that_a_page_names_exists(path: Path) -> None:
+def test_every_finding_error_and_variable_that_a_page_names_exists() -> None:
     groups = "|".join(sorted(set(re.findall(r"^\| `([a-z]+)\.[a-z_]+`", CATALOGS, re.MULTILINE))))
-    text = path.read_text()
-    named = set(re.findall(rf"`((?:{groups})\.(?!json`)[a-z_]+)`", text))
-    named |= {name for name in re.findall(r"\b([A-Z]+_[A-Z_]*[A-Z])\b", text) if not OF_OTHERS.match(name)}
-    assert [name for name in sorted(named) if name not in CATALOGS] == []
+
+    def unknown(text: str) -> list[str]:
+        named = set(re.findall(rf"`((?:{groups})\.(?!json`)[a-z_]+)`", text))
+        named |= {name for name in re.findall(r"\b([A-Z]+_[A-Z_]*[A-Z])\b", text) if not OF_OTHERS.match(name)}
+        return [name for name in sorted(named) if name not in CATALOGS]
+
+    assert on_pages(unknown, WRITTEN) == {}
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:

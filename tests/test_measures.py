@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from typing import Any
+import ast
 
-import pytest
+from tests import import_table, measures, vocabulary
 
-from tests import measures
-from tests.import_table import ROOT
-
-LIMITS = {
-    "cycles": 0,
-    "arrows_back": 0,
-    "vague_names": 0,
-}
-"""`make facts ARGS=NAME` lists where a figure comes from."""
+SOURCES = {name: text for name, text in import_table.sources().items() if not name.startswith("migrations")}
 
 
-@pytest.fixture(scope="module")
-def facts() -> dict[str, Any]:
-    """From a process of its own: other tests change the recursion limit, and Python 3.11's parser fails on that."""
-    done = subprocess.run([sys.executable, "-m", "scripts.facts"], cwd=ROOT, capture_output=True, text=True, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures
+def test_imports_have_no_cycle_and_no_arrow_back() -> None:
+    graph = import_table.graph(SOURCES)
+    assert (measures.cycles(graph), measures.arrows_back(graph)) == ([], [])
 
 
-@pytest.mark.parametrize("name", LIMITS)
-def test_a_figure_stays_within_its_limit(name: str, facts: dict[str, Any]) -> None:
-    assert facts[name] <= LIMITS[name], f"make facts ARGS={name} lists where it comes from"
+def test_no_name_is_vague() -> None:
+    vague = {name: list(vocabulary.vague_names(ast.parse(source))) for name, source in SOURCES.items()}
+    assert {name: words for name, words in vague.items() if words} == {}
 
 
 def test_cycles_are_found_and_their_tails_are_not() -> None:

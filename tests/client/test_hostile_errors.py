@@ -7,6 +7,7 @@ import pytest
 
 from registry.api.audit import EventProof
 from registry.client.registry import Registry
+from registry.client.transport.connection import Connection
 from registry.errors import Corrupt, RegistryError
 from tests.harness import URL
 from tests.httpx_transports import MockTransport
@@ -17,8 +18,9 @@ pytestmark = pytest.mark.security
 @pytest.mark.parametrize("status", [400, 413, 500, 503])
 def test_an_error_without_a_readable_problem_is_none_of_this_program(status: int) -> None:
     deep = httpx.Response(status, content=b"[" * 1_000_000)
+    opened = Connection(URL, "", transport=MockTransport(lambda _: deep), wait=lambda _: None)
     with pytest.raises(RegistryError, match=str(status)):
-        Registry(URL, "", MockTransport(lambda _: deep)).resolve("acme/support@2")
+        Registry(URL, connection=opened).resolve("acme/support@2")
 
 
 def test_an_entry_of_the_log_that_is_nested_too_deep_is_no_json() -> None:
