@@ -2,8 +2,8 @@
 promotion of one of them, or by one GC run.
 
 Example
-    >>> kill_at("push.after_promote", seed=3)
-    'push.after_promote=kill@2'
+    >>> kill_at("push.hashed", seed=3)
+    'push.hashed=kill@2'
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ PUSH = {
     "upload.stored": 1,
     "upload.written": 1,
     "push.hashed": 2,
-    "push.before_promote": 2,
-    "push.after_promote": 3,  # two weights, and the configuration that both have
     "push.before_rows": 1,
     "push.before_commit": 1,
     "request.committed": 2,

@@ -125,7 +125,7 @@ class Deployment:
     def collect_through(self, name: str, seed: int, *, failpoints: str) -> None:
         """Collect what a killed push has left while the server dies at a failpoint; then push the same bytes again."""
         folder = self.adapter(name, seed)
-        dies = self.server.running(failpoints="push.after_promote=kill")
+        dies = self.server.running(failpoints="push.before_rows=kill")
         with dies, self.client(patient=False) as client, contextlib.suppress(Unavailable):
             pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
         self.expire_pushes()
