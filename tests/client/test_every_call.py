@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import is_dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+from registry.api.operations.operation import PRESENT
+from registry.api.operations.table import OPERATIONS
 from registry.client.transport.responses import read_tolerantly
 from registry.errors import Corrupt, RegistryError
 from registry.names import AdapterName, Ref
 from registry.versions.manifest import Manifest
+from tests import every_call
 from tests.access.identity import Provider
 from tests.access.tenants import send
-from tests.client import every_call
-from tests.client.every_call import Call, Exchange
+from tests.every_call import Call, Exchange
 from tests.harness import Harness
 
 pytestmark = pytest.mark.security
@@ -53,6 +56,11 @@ UNCOMPARED = {
     "Registry.delete_version delete_reason": SHOWN,
     "Registry.desired_state source": SHOWN,
     "Registry.engine_settings items.*.profile": "it is written in another order",
+    **{
+        f"Registry.{change} verdicts.*.subject": "who can change it can change the outcome"
+        for change in ("delete_version", "quarantine", "undelete_version", "unquarantine", "yank")
+    },
+    "Versions.describe verdicts.*.subject": "who can change it can change the outcome",
     "Registry.fail error": SHOWN,
     "Registry.finish base": "the id names the job",
     "Registry.finish subject_digest": "the id names the job",
@@ -73,72 +81,24 @@ UNCOMPARED = {
     "Versions.versions items.*.aliases.*": "an alias of this test has the name of an adapter",
 }
 """Method and field that repeats a value of the request, and may differ."""
-NOTHING_TO_COMPARE = {
-    "Aliases.aliases": "aliases do not name their adapter",
-    "Audit.attestations": "attestations do not name their version; signing.py verifies their statements",
-    "Audit.deliveries": "deliveries do not name their webhook",
-    "Audit.entries": "the tree's hashes cover them",
-    "Audit.events": "`page` compares",
-    "Audit.tile": "the checkpoint covers it",
-    "Audit.webhooks": "a list of all",
-    "Registry.all_nodes": "an alias may name the base; `nodes` compares the node",
-    "Registry.bases": "a list of all, each with the fingerprint of its spec",
-    "Registry.check": "verdicts about files that have no name",
-    "Registry.collect": "counts",
-    "Registry.delete_base": BY_ALIAS,
-    "Registry.delete_retention": "the rule in force, perhaps the namespace's",
-    "Registry.fsck": "counts and findings",
-    "Registry.gates": "gates in force, perhaps the namespace's",
-    "Registry.health": "of the server",
-    "Registry.namespaces": "a list of all",
-    "Registry.queue_position": "counts",
-    "Registry.recheck_engines": "counts",
-    "Registry.reindex": "counts",
-    "Registry.report_node": "an end of the lease, and names (below)",
-    "Registry.retention": "the rule in force, perhaps the namespace's",
-    "Registry.retention_plan": "decisions do not name their adapter",
-    "Registry.similarity": "a measure of two weights",
-    "Registry.tokens": "a list of all",
-    "Registry.whoami": "of the token that was sent",
-    "Versions.adapters": "a search; `check_namespace` compares what is changed",
-    "Versions.checkpoint": "signed",
-    "Versions.commit_pushes": "the request names plans; `check_push_result` compares the version",
-    "Versions.log_keys": "the first are trusted, later ones chained",
-}
-"""Methods whose responses repeat nothing that could be compared."""
-NOT_IN_RESPONSES = {"Answer", "CampaignItem", "KeyReplacement", "ServedOn", "UploadPart"}
+NOT_IN_RESPONSES = {"CampaignItem", "KeyReplacement", "ServedOn", "UploadPart"}
 """Types of responses that the recorded ones do not have."""
 FREE_FORM = frozenset({"payload", "result"})
 """Fields of requests with any keys. Those of others have values of one type, which the unknown field has not."""
-WITHDRAWALS = (("yank", "yanked_at"), ("quarantine", "quarantined_at"), ("delete_version", "deleted_at"))
 OTHER_VALUES: list[tuple[str, dict[str, Any]]] = [
-    *(
-        ("Audit.sign", {name: value})
-        for name, value in (
-            ("kind", "unverified"),
-            ("identity", "key:" + "0" * 64),
-            ("digest", "sha256:" + "0" * 64),
-            ("size_bytes", 1),
-            ("public_key", ""),
-            ("bundle", "{}"),
-        )
-    ),
-    *((f"Registry.{name}", {field: None}) for name, field in WITHDRAWALS),
-    *(
-        (f"Registry.{name}", {f"{change}_at": "2026-01-01T00:00:00Z"})
-        for name, change in (
-            ("unquarantine", "quarantined"),
-            ("undelete_version", "deleted"),
-        )
-    ),
-    ("Registry.add_base", {"fingerprint": "sha256:" + "0" * 64}),
-    ("Registry.change_namespace", {"public": False}),
+    ("Audit.sign", {"kind": "unverified"}),
+    ("Audit.sign", {"identity": "key:" + "0" * 64}),
+    ("Audit.sign", {"digest": "sha256:" + "0" * 64}),
+    ("Audit.sign", {"size_bytes": 1}),
+    ("Audit.sign", {"public_key": ""}),
+    ("Audit.sign", {"bundle": "{}"}),
+    ("Registry.delete_version", {"deleted_at": None}),
     ("Registry.report_node", {"unknown": ["other"]}),
     ("Registry.revoke_role", {"roles": {"bob@example.org": "owner"}}),
     ("Registry.set_gate", {"gate": {"approvals": 0}}),
-    ("Registry.set_retention", {"rule": {"keep_newest": 1}}),
     ("Registry.lineage", {"root": "sha256:" + "0" * 64}),
 ]
+"""What the client compares beyond the table of operations."""
 
 
 @pytest.fixture(scope="module")
@@ -178,44 +138,104 @@ def _ref_of(text: str) -> Ref | None:
         return None
 
 
-def leaves(document: Any, location: Location = ()) -> Iterator[tuple[Location, Any]]:
+def leaves(
+    document: Any, location: Location = (), *, hidden: Set[str] = NOT_IDENTITIES
+) -> Iterator[tuple[Location, Any]]:
     if isinstance(document, dict | list):
         for key, value in document.items() if isinstance(document, dict) else enumerate(document):
-            if key not in NOT_IDENTITIES:
-                yield from leaves(value, (*location, key))
+            if key not in hidden:
+                yield from leaves(value, (*location, key), hidden=hidden)
     else:
         yield location, document
+
+
+def altered(call: Call, exchange: Exchange, location: Location, value: Any) -> list[Any]:
+    """The responses of a call, one of them with another value at this place."""
+    document = copy.deepcopy(exchange.received)
+    holder = reduce(lambda inner, key: inner[key], location[:-1], document)
+    holder[location[-1]] = value
+    return [document if other is exchange else None for other in call.exchanges]
+
+
+def field_of(location: Location) -> str:
+    return ".".join("*" if isinstance(key, int) else key for key in location)
 
 
 def repeated_fields(call: Call) -> Iterator[tuple[str, list[Any]]]:
     """Each field of a response that has a value of the request, and responses in which it has another one."""
     values = requested_values([*call.arguments, *call.options.values()])
     fields = set()
-    for position, exchange in enumerate(call.exchanges):
+    for exchange in call.exchanges:
         for location, value in leaves(exchange.received) if exchange.shape is not None else ():
-            field = ".".join("*" if isinstance(key, int) else key for key in location)
+            field = field_of(location)
             is_number = isinstance(value, int) and location[-1] in NUMBERS
             if field in fields or not (is_number or isinstance(value, str)) or value not in values:
                 continue
             fields.add(field)
-            document = copy.deepcopy(exchange.received)
-            holder = reduce(lambda inner, key: inner[key], location[:-1], document)
-            holder[location[-1]] = value + 1 if is_number else value[:-1] + ("1" if value[-1] != "1" else "2")
-            yield field, [document if other == position else None for other in range(len(call.exchanges))]
+            yield field, altered(call, exchange, location, other_than(value))
+
+
+def other_than(value: Any) -> Any:
+    """Another value that a field with this one may have."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, list):
+        return []
+    if isinstance(value, dict):
+        return {key: other_than(inner) for key, inner in value.items()}
+    return value[:-1] + ("1" if value[-1] != "1" else "2") if value else "2026-01-01T00:00:00Z"
+
+
+def places(document: Any, path: Sequence[str], location: Location = ()) -> Iterator[tuple[Location, Any]]:
+    """Where a document has a field of the table of operations: that of a list is in each of its items."""
+    if isinstance(document, list):
+        for position, item in enumerate(document):
+            yield from places(item, path, (*location, position))
+    elif path and isinstance(document, dict) and path[0] in document:
+        inner = document[path[0]]
+        yield from places(inner, path[1:], (*location, path[0])) if path[1:] else [((*location, path[0]), inner)]
+
+
+def test_what_the_table_says_that_a_response_repeats_is_compared(calls: list[Call]) -> None:
+    """In one call at least: a request need not name it."""
+    compared = set()
+    for call in calls:
+        for exchange in call.exchanges:
+            prefix = "items.result." if exchange.row.is_bulk else ""
+            for field, named in exchange.row.echo.items() if exchange.shape is not None else ():
+                for location, value in places(exchange.received, f"{prefix}{field}".split(".")):
+                    try:
+                        call.repeat(altered(call, exchange, location, None if named == PRESENT else other_than(value)))
+                    except Corrupt:
+                        compared.add((exchange.row.id, field))
+    assert {(row.id, field) for row in OPERATIONS.values() for field in row.echo} - compared == set()
 
 
 def test_a_response_that_repeats_its_request_wrongly_is_refused(calls: list[Call]) -> None:
-    """A new method, or a new field, is compared or listed above."""
-    accepted, comparing = set(), set()
+    """A new field is compared, or listed above."""
+    accepted = set()
     for call in calls:
         for field, documents in repeated_fields(call):
-            try:
+            with contextlib.suppress(Corrupt):
                 call.repeat(documents)
                 accepted.add(f"{call.name} {field}")
-            except Corrupt:
-                comparing.add(call.name)
     assert accepted == set(UNCOMPARED)
-    assert every_call.methods() - comparing == set(NOTHING_TO_COMPARE)
+
+
+@pytest.mark.parametrize("value", [None, "../../x", -1, []])
+def test_any_other_value_in_a_response_is_read_or_refused(calls: list[Call], value: object) -> None:
+    """No field makes the client fail by an error of its own."""
+    tried = set()
+    for call in calls:
+        for exchange in call.exchanges:
+            for location, _ in leaves(exchange.received, hidden=frozenset()) if exchange.shape is not None else ():
+                where = (call.name, exchange.row.id, field_of(location))
+                if where not in tried:
+                    tried.add(where)
+                    with contextlib.suppress(RegistryError):
+                        call.repeat(altered(call, exchange, location, value))
 
 
 @pytest.mark.parametrize(("name", "change"), OTHER_VALUES)

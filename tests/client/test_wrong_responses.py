@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,12 +14,9 @@ import pytest
 
 from cli import diff
 from cli.console import groups, output
-from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import moment as audit_moment
-from registry.api.catalog import MetadataChange, VersionMetadataChange
 from registry.api.jobs import ClaimRequest
 from registry.client import core, response_checks
-from registry.client.aliases import Groups
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
@@ -110,27 +106,6 @@ def test_another_version_than_the_requested_digest_is_never_signed_verified_pull
     assert not store.versions.exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "code"),
-    [
-        ("name", "acme/other", "RESPONSE_INVALID"),
-        ("number", 1, "RESPONSE_INVALID"),
-        ("digest", "sha256:" + "0" * 64, "DIGEST_MISMATCH"),
-        ("digest", "sha256:xyz", "RESPONSE_INVALID"),
-        ("files", [], "DIGEST_MISMATCH"),
-        ("number", "many", "RESPONSE_INVALID"),
-    ],
-)
-def test_a_field_that_does_not_fit_the_question_is_named(
-    tampered: TamperedRegistry, field: str, value: object, code: str
-) -> None:
-    tampered.alter("/resolve/acme/support/2", lambda document: document | {field: value})
-    with pytest.raises(Corrupt) as caught:
-        tampered.registry.resolve("acme/support@2")
-    assert caught.value.code == code
-    assert field.rstrip("s") in caught.value.detail or code == "DIGEST_MISMATCH"
-
-
 @pytest.mark.parametrize("change", [{"size_bytes": -1}, {"size_bytes": 7}, {"digest": "sha256:" + "0" * 64}])
 def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(
     tampered: TamperedRegistry, change: dict[str, Any]
@@ -140,18 +115,6 @@ def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(
         lambda document: document | {"files": [document["files"][0] | change, *document["files"][1:]]},
     )
     with pytest.raises(Corrupt, match="not those of its manifest"):
-        tampered.registry.resolve("acme/support@2")
-
-
-def test_a_manifest_that_breaks_a_rule_is_a_wrong_response_and_not_the_users_mistake(
-    tampered: TamperedRegistry,
-) -> None:
-    def with_pickle(document: Any) -> Any:
-        document["manifest"]["files"][0]["path"] = "../evil.bin"
-        return document
-
-    tampered.alter("/resolve/acme/support/2", with_pickle)
-    with pytest.raises(Corrupt):
         tampered.registry.resolve("acme/support@2")
 
 
@@ -184,33 +147,6 @@ def test_another_version_as_the_result_of_a_push_is_refused(
         push.push_folder(tampered.registry, folder, NAME)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "change"),
-    [
-        ("/metadata", lambda registry, ref: registry.describe(ref, VersionMetadataChange(tags={"team": "nlp"}))),
-        ("/yank", lambda registry, ref: registry.yank(ref, "wrong")),
-        ("/unyank", lambda registry, ref: registry.yank(ref, "wrong", undo=True)),
-        ("/quarantine", lambda registry, ref: registry.quarantine(ref, "wrong")),
-        ("/unquarantine", lambda registry, ref: registry.unquarantine(ref, "right")),
-        ("/undelete", lambda registry, ref: registry.undelete_version(ref, "right")),
-    ],
-)
-def test_another_version_as_the_result_of_a_change_is_refused(
-    harness: Harness, tampered: TamperedRegistry, suffix: str, change: Callable[[Registry, Ref], object]
-) -> None:
-    """A push with tags moves its alias to the version in the response, and the next checkpoint names it as parent."""
-    right = harness.admin.version("acme/support@2")
-    wrong = harness.admin.version("acme/other@1").model_dump(mode="json")
-    for ref, response, problem in (
-        (Ref(NAME, right.digest), wrong, "field name"),
-        (Ref(NAME, right.digest), wrong | {"name": str(NAME), "number": 2}, "field digest"),
-        (Ref(NAME, 2), wrong | {"name": str(NAME), "digest": right.digest}, "field number"),
-    ):
-        tampered.alter(suffix, partial(lambda altered, _: altered, response))
-        with pytest.raises(Corrupt, match=problem):
-            change(tampered.registry, ref)
-
-
 def test_adapters_of_another_namespace_are_not_selected_for_a_change(tampered: TamperedRegistry) -> None:
     options = groups.Options(namespace="acme")
     assert len(groups.select(tampered.registry, options)) == 2
@@ -218,16 +154,6 @@ def test_adapters_of_another_namespace_are_not_selected_for_a_change(tampered: T
     tampered.alter("/adapters", lambda page: page | {"items": [page["items"][0] | other, *page["items"][1:]]})
     with pytest.raises(Corrupt, match="namespace of 'globex/support'"):
         groups.select(tampered.registry, options)
-
-
-def test_another_adapter_as_the_result_of_a_change_is_refused(harness: Harness, tampered: TamperedRegistry) -> None:
-    wrong = harness.admin.adapter("acme/other").model_dump(mode="json")
-    tampered.alter("/metadata", lambda _: wrong)
-    with pytest.raises(Corrupt, match="field name"):
-        tampered.registry.describe_adapter(NAME, MetadataChange(description="ours"))
-    tampered.alter("/rename", lambda _: wrong)
-    with pytest.raises(Corrupt, match="field name"):
-        tampered.registry.rename(NAME, AdapterName("acme", "helpdesk"))
 
 
 @pytest.mark.parametrize(
@@ -342,13 +268,6 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
     assert sorted(uploaded) == sorted(file.path for file in harness.admin.version("acme/support@2").files)
 
 
-def test_the_desired_state_of_another_base_or_alias_is_refused(tampered: TamperedRegistry) -> None:
-    for field, named in (("base", "base of the desired state"), ("alias", "field alias")):
-        tampered.alter("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
-        with pytest.raises(Corrupt, match=named):
-            tampered.registry.desired_state("tiny-llama", "canary")
-
-
 def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness, tampered: TamperedRegistry) -> None:
     harness.admin.set_base_aliases("tiny-llama", ["hf-org/Tiny"])
     assert tampered.registry.desired_state("hf-org/Tiny", "canary").base == "tiny-llama"
@@ -389,53 +308,6 @@ def test_a_listed_base_has_the_fingerprint_of_its_spec(tampered: TamperedRegistr
     tampered.alter("/bases", lambda document: document | {"items": [document["items"][0] | wrong]})
     with pytest.raises(Corrupt, match="fingerprint"):
         tampered.registry.bases()
-
-
-def test_another_adapter_or_alias_than_the_requested_one_is_refused(
-    harness: Harness, tampered: TamperedRegistry
-) -> None:
-    harness.admin.promote("acme/support", "canary", "2", generation=0)
-    tampered.alter("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
-    with pytest.raises(Corrupt, match="field name"):
-        tampered.registry.adapter("acme/support")
-    tampered.alter("/aliases/canary", lambda document: document | {"alias": "prod"})
-    with pytest.raises(Corrupt, match="field alias"):
-        tampered.registry.alias("acme/support", "canary")
-    with pytest.raises(Corrupt, match="field alias"):
-        tampered.registry.promote("acme/support", "canary", "1", generation=1)
-
-
-@pytest.mark.parametrize(
-    ("path", "wrong", "field"),
-    [
-        ("/moves", {"name": "acme/other"}, "field name"), ("/moves", {"alias": "prod"}, "alias"),
-        ("/moves", {"number": 2}, "field number"), ("/approvals", {"alias": "prod"}, "alias"),
-        ("/approvals", {"number": 2}, "field number"),
-        ("/metadata", {"subject": "acme/other@1"}, "subject"), ("/metadata", {"subject": "acme/support@2"}, "number"),
-        ("/metadata", {"subject": "acme/support"}, "subject"),
-    ],
-)  # fmt: skip
-def test_an_outcome_of_a_group_is_that_of_its_item(
-    tampered: TamperedRegistry, path: str, wrong: dict[str, Any], field: str
-) -> None:
-    tampered.alter(path, in_first_item(lambda result: result | wrong))
-    groups = Groups(tampered.registry)
-    send: dict[str, Callable[[], object]] = {
-        "/moves": lambda: groups.move_aliases([MoveItem(name="acme/support", alias="canary", version="1")]),
-        "/approvals": lambda: groups.approve_versions([ApproveItem(ref="acme/support@1", alias="canary")]),
-        "/metadata": lambda: groups.change_metadata([DescribeItem(subject="acme/support@1", tags={"team": "nlp"})]),
-    }
-    with pytest.raises(Corrupt, match=field):
-        send[path]()
-
-
-def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: TamperedRegistry) -> None:
-    ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
-    wrong = harness.admin.norms("acme/support@1").model_dump(mode="json")
-    tampered.alter("/norms", lambda _: wrong)
-    for requested, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
-        with pytest.raises(Corrupt, match=field):
-            tampered.registry.norms(requested)
 
 
 @pytest.mark.parametrize("suffix", ["/pulls", "/links/"])

@@ -1,4 +1,4 @@
-"""Every method of the client is called once against a real registry, and what was sent and received is kept.
+"""Every method of the client is called against a real registry; what was sent, received and logged is kept.
 
 Tests call the methods again with what was received, changed: `Call.repeat`.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from sqlalchemy import update
+from sqlmodel import col
 
+from registry.api import PREFIX
 from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit.attestations import SignRequest
@@ -22,6 +26,8 @@ from registry.api.catalog import MetadataChange
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
 from registry.api.jobs import CampaignRequest, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.api.maintenance import FsckRequest, GcRequest, ReindexRequest
+from registry.api.operations.operation import Operation
+from registry.api.operations.table import OPERATIONS
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.api.transfer import CommitItem, PushItem
 from registry.attestations import models
@@ -31,37 +37,59 @@ from registry.client.aliases import Aliases, Groups
 from registry.client.audit import Audit
 from registry.client.core import Versions
 from registry.client.registry import Registry
-from registry.client.transport import responses
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.jobs import Kind
+from registry.server.catalog import refs
+from registry.server.catalog.refs import StoredBase
+from registry.server.database import db
+from registry.server.database.models import VerdictRow
+from registry.server.database.models.owner_rules import DeliveryRow
+from registry.server.storage.blobs import key_of, write_blob
 from registry.versions.manifest import Edge, Relation
 from registry.versions.provenance import Code, Dataset, Provenance, Run
 from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.access.identity import ISSUER, Provider
-from tests.audit.test_one_event import dead_delivery
 from tests.base_specs import spec_of
 from tests.harness import URL, Harness, upload
 from tests.httpx_transports import HttpxTransport
 from tests.identities import make_identity, values
+from tests.memory_blobs import MemoryBlobs
 
 CLIENTS = (Versions, Aliases, Groups, Registry, Audit)
 NOT_CALLED = {"Versions.close": "sends nothing", "Versions.read": "bytes of a link, verified where they arrive"}
 
 
+def row_of(method: str, path: str) -> Operation[Any, Any]:
+    """The row of the table of operations for a request."""
+    return max(
+        (row for row in OPERATIONS.values() if row.method == method and re.fullmatch(_pattern(row.path), path)),
+        key=lambda row: len(row.path),
+    )
+
+
+def _pattern(path: str) -> str:
+    return PREFIX + re.sub(r"\{\w+\}", "[^/]+", re.sub(r"\{\w+:path\}", ".+", path))
+
+
 @dataclass
 class Exchange:
-    """One request and its response. `shape`: the schema of the response's JSON, None for other bodies."""
+    """One request and its response."""
 
     request: httpx.Request
     response: httpx.Response
-    shape: Any = None
 
     @property
-    def path(self) -> str:
-        return self.request.url.path
+    def row(self) -> Operation[Any, Any]:
+        return row_of(self.request.method, self.request.url.path)
+
+    @property
+    def shape(self) -> Any:
+        """The schema of the response's JSON; None for other bodies."""
+        is_document = not self.response.is_error and self.response.status_code != 204
+        return self.row.response if is_document and hasattr(self.row.response, "model_fields") else None
 
     @property
     def sent(self) -> Any:
@@ -94,7 +122,7 @@ class RecordingTransport(HttpxTransport):
 
 @dataclass
 class Call:
-    """One call of one method. `document` of an exchange is what `repeat` responds with instead."""
+    """One call of one method, and the events that it made."""
 
     name: str
     method: Callable[..., Any]
@@ -103,6 +131,8 @@ class Call:
     transport: RecordingTransport
     exchanges: list[Exchange] = field(default_factory=list)
     result: Any = None
+    events: list[str] = field(default_factory=list)
+    is_repeated: bool = False
 
     def run(self) -> Any:
         result = self.method(*self.arguments, **self.options)
@@ -142,29 +172,35 @@ class Recorder:
         self.transport = RecordingTransport(harness)
         self.registry = Registry(URL, harness.secret, self.transport)
         self.calls: list[Call] = []
+        self._last_event = 0
 
     def __call__(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a method once, and keep the call."""
+        """Call a method, and keep the call."""
         call = Call(method.__qualname__, method, arguments, options, self.transport)
+        self._read_events()
         self.transport.exchanges = call.exchanges
-        shapes: list[Any] = []
-        read = responses.read_tolerantly
-
-        def note(shape: Any, data: bytes) -> Any:
-            shapes.append(shape)
-            return read(shape, data)
-
-        responses.read_tolerantly = note
-        try:
-            call.result = call.run()
-        finally:
-            responses.read_tolerantly = read
-        of_json = [e for e in call.exchanges if not e.response.is_error and e.response.status_code != 204]
-        if shapes:
-            for exchange, shape in zip(of_json, shapes, strict=True):
-                exchange.shape = shape
+        call.result = call.run()
+        self.transport.exchanges = []
+        call.events = self._read_events()
         self.calls.append(call)
         return call.result
+
+    def twice(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a method whose second call changes nothing; return the result of the first."""
+        result = self(method, *arguments, **options)
+        self.again(method, *arguments, **options)
+        return result
+
+    def again(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """A call that changes nothing: an earlier one did."""
+        self(method, *arguments, **options)
+        self.calls[-1].is_repeated = True
+
+    def _read_events(self) -> list[str]:
+        """Type and object of each new event. Those of look-ups are of no change."""
+        events = list(Audit(self.harness.admin).events(self._last_event))
+        self._last_event = events[-1].seq if events else self._last_event
+        return [f"{e.action} {e.object}" for e in events if not e.action.startswith(("access.", "bytes."))]
 
 
 def record(harness: Harness, provider: Provider) -> list[Call]:
@@ -191,7 +227,7 @@ def _bases(call: Recorder) -> None:
     call.harness.bases["tiny-llama"] = spec
     call(registry.add_base, BaseAdd(spec=spec, source="hub/tiny"))
     call(registry.set_base_aliases, "tiny-llama", ["hub/tiny"])
-    call(registry.identify_base, "tiny-llama", make_identity(values()))
+    call.twice(registry.identify_base, "tiny-llama", make_identity(values()))
     tuned = BaseAdd(spec=spec_of(samples.llama("tuned")), identity=make_identity(values()))
     call(registry.add_base, tuned)
     call(registry.similarity, "tiny-llama", make_identity(values()))
@@ -216,7 +252,7 @@ def _push(call: Recorder) -> None:
         broken = PushItem(name="acme/support", manifest=manifest, base="absent")
         (plan, _) = call(registry.plan_pushes, [item, broken] if number == 1 else [item, item])
         upload(registry, plan, files)
-        (pushed,) = call(registry.commit_pushes, [CommitItem(push_id=plan.push_id)])
+        (pushed,) = call.twice(registry.commit_pushes, [CommitItem(push_id=plan.push_id)])
         parents = (Edge(relation=Relation.CONTINUED, digest=pushed.version.digest, name="acme/support@1"),)
     call(registry.plan_pulls, ["acme/support@1", "acme/support", "acme/absent"])
 
@@ -230,12 +266,12 @@ def _jobs(call: Recorder) -> None:
     report = harness.report(claimed.subject.digest, "tiny-llama").model_copy(
         update={"reference_logprobs": ReferenceLogprobs(prompts=(prompt,))}
     )
-    call(registry.finish, claimed.job.id, FinishRequest(lease_token=token, report=report))
+    call.twice(registry.finish, claimed.job.id, FinishRequest(lease_token=token, report=report))
     job = call(registry.submit, JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1"))
     call(registry.job, claimed.job.id)
     call(registry.queue_position, job.id)
     call(registry.jobs, ref="acme/support@1", kind="smoke-test", count=True)
-    call(registry.cancel, job.id)
+    call.twice(registry.cancel, job.id)
     call(registry.submit_smoke_test, "acme/support@2")
     other = call(registry.claim, ClaimRequest(worker="w"))
     call(registry.fail, other.job.id, FailRequest(lease_token=other.lease.token, error="no", final=True))
@@ -246,19 +282,23 @@ def _jobs(call: Recorder) -> None:
 
 def _describe(call: Recorder) -> None:
     registry, groups = call.registry, Groups(call.registry)
-    change = MetadataChange(description="answers", tags={"team": "nlp"})
+    change = MetadataChange(description="answers", tags={"team": "nlp"}, links={"card": "https://example.org/card"})
     call(registry.describe, "acme/support@1", change)
-    call(registry.describe_adapter, "acme/support", change)
+    call.again(registry.describe, f"acme/support@{registry.version('acme/support@1').digest}", change)
+    call.twice(registry.describe_adapter, "acme/support", change)
     items = [DescribeItem(subject="acme/support@2", tags={"reviewed": ""}), DescribeItem(subject="acme/absent@1")]
-    call(groups.change_metadata, items)
+    call.twice(groups.change_metadata, items)
 
 
 def _aliases(call: Recorder) -> None:
     registry, groups = call.registry, Groups(call.registry)
     call(registry.promote, "acme/support", "canary", "1", generation=0)
-    call(registry.promote, "acme/support", "canary", "2", generation=1, reason="better")
+    first, second = (str(registry.version(f"acme/support@{number}").digest) for number in (1, 2))
+    call(registry.promote, "acme/support", "canary", second, generation=1, reason="better")
     call(registry.rollback, "acme/support", "canary")
-    call(registry.delete_alias, "acme/support", "canary", generation=3, reason="not used")
+    call(registry.rollback, "acme/support", "canary", to="2")
+    call(registry.rollback, "acme/support", "canary", to=first)
+    call(registry.delete_alias, "acme/support", "canary", generation=5, reason="not used")
     call(registry.promote, "acme/support", "canary", "1", generation=0)
     call(registry.aliases, "acme/support")
     call(registry.alias, "acme/support", "canary")
@@ -267,6 +307,7 @@ def _aliases(call: Recorder) -> None:
     call(registry.history, "acme/support", alias="canary")
     moves = [MoveItem(name="acme/support", alias="beta", version="2")]
     call(groups.move_aliases, [*moves, MoveItem(name="acme/absent", alias="beta", version="1")])
+    call.again(groups.move_aliases, [MoveItem(name="acme/support", alias="beta", version=second)])
     call(groups.change_together, moves, [DescribeItem(subject="acme/support@1", tags={"team": "b"})])
 
 
@@ -280,10 +321,10 @@ def _gates(call: Recorder) -> None:
         call(registry.retention, scope)
     call(registry.retention_plan, "acme/support")
     call(registry.check_gate, "acme/support@2", "beta")
-    call(registry.approve, "acme/support@1", "beta", "read it")
+    call.twice(registry.approve, "acme/support@1", "beta", "read it")
     call(registry.approvals, "acme/support@1")
     items = [ApproveItem(ref="acme/support@2", alias="beta"), ApproveItem(ref="acme/absent@2", alias="beta")]
-    call(groups.approve_versions, items)
+    call.twice(groups.approve_versions, items)
     for scope in ("acme", "acme/support"):
         call(registry.delete_gate, scope, "beta")
         call(registry.delete_retention, scope)
@@ -294,7 +335,7 @@ def _serve(call: Recorder) -> None:
     version = registry.version("acme/support@1")
     slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
     report = NodeReport(base="tiny-llama", alias="canary", slots=[slot], lease_seconds=3600)
-    call(registry.report_node, "gpu-1", "vllm", report)
+    call.twice(registry.report_node, "gpu-1", "vllm", report)
     call(registry.nodes, node="gpu-1")
     call(registry.all_nodes, base="tiny-llama")
     call(registry.desired_state, "tiny-llama", "canary", engine="vllm==0.33.0")
@@ -327,19 +368,24 @@ def _read(call: Recorder) -> None:
     smoke = next(verdict for verdict in stored.items if verdict.report is not None)
     call(registry.report, f"acme/support@{digest}", smoke.report)
     call(registry.norms, "acme/support@1")
+    call(registry.norms, f"acme/support@{digest}")
     call(registry.reference_logprobs, f"acme/support@{digest}")
 
 
 def _withdraw(call: Recorder) -> None:
     registry = call.registry
+    by_digest = f"acme/old@{call.harness.push('acme/old').version.digest}"
     call.harness.push("acme/old")
-    call.harness.push("acme/old")
-    call(registry.quarantine, "acme/old@1", "an alarm")
-    call(registry.unquarantine, "acme/old@1", "a false alarm")
-    call(registry.yank, "acme/old@1", "wrong")
-    call(registry.yank, "acme/old@1", "right", undo=True)
-    call(registry.delete_version, "acme/old@1", "old")
-    call(registry.undelete_version, "acme/old@1", "needed")
+    for change, reason, options in (
+        (registry.quarantine, "an alarm", {}),
+        (registry.unquarantine, "a false alarm", {}),
+        (registry.yank, "wrong", {}),
+        (registry.yank, "right", {"undo": True}),
+        (registry.delete_version, "old", {}),
+        (registry.undelete_version, "needed", {}),
+    ):
+        call(change, "acme/old@1", reason, **options)
+        call.again(change, by_digest, reason, **options)
     call(registry.delete_version, "acme/old@1", dry_run=True)
     call(registry.rename, "acme/old", "acme/older")
     call(registry.delete_adapter, "acme/older", dry_run=True)
@@ -349,7 +395,7 @@ def _withdraw(call: Recorder) -> None:
 def _namespaces(call: Recorder, provider: Provider) -> None:
     registry = call.registry
     call(registry.create_namespace, "globex", owner="ann@example.org")
-    call(registry.change_namespace, "globex", NamespaceSet(public=True))
+    call.twice(registry.change_namespace, "globex", NamespaceSet(public=True, strict=True, unregistered_bases=True))
     call(registry.grant_role, "globex", "bob@example.org", "reader")
     call(registry.namespace, "globex")
     call(registry.namespaces)
@@ -362,16 +408,18 @@ def _namespaces(call: Recorder, provider: Provider) -> None:
     call(registry.delete_publisher, "acme/support", publisher.id)
     call(registry.whoami)
     issued = call(registry.create_token, TokenCreate(name="ci", scopes=["pull"], namespaces=["acme"]))
+    call(registry.create_token, TokenCreate(name="ci of one", scopes=["push"], adapters=["acme/support"]))
     call(registry.tokens)
     call(registry.rotate_token, issued.token.id)
-    call(registry.revoke_token, issued.token.id)
+    call.twice(registry.revoke_token, issued.token.id)
 
 
 def _log(call: Recorder) -> None:
     registry, audit = call.registry, Audit(call.registry)
     key = PrivateKey.of_seed(b"\1" * 32)
     manifest = registry.resolve("acme/support@1").manifest
-    call(audit.sign, "acme/support@1", SignRequest(bundle=models.sign("x", manifest, key), public_key=key.public.pem))
+    request = SignRequest(bundle=models.sign("x", manifest, key), public_key=key.public.pem)
+    call.twice(audit.sign, "acme/support@1", request)
     call(audit.attestations, "acme/support@1")
     call(registry.checkpoint)
     call(registry.log_keys)
@@ -389,11 +437,33 @@ def _log(call: Recorder) -> None:
     call(audit.delete_webhook, created.webhook.id)
 
 
+def dead_delivery(harness: Harness, webhook_id: str) -> int:
+    """A delivery of this webhook that was given up."""
+    moment = db.now()
+    with harness.session(write=True) as session:
+        row = DeliveryRow(webhook_id=webhook_id, position=1, state="dead", next_at=moment, created_at=moment)
+        session.add(row)
+        session.flush()
+        return row.id or 0
+
+
 def _maintain(call: Recorder) -> None:
-    registry = call.registry
-    call(registry.set_base_modules, "tiny-llama", LibraryModules(library="transformers 5.24.0"))
+    """Of verdicts by old rules, a base that the database has lost, a blob that rots and is mended, unneeded bytes."""
+    registry, harness = call.registry, call.harness
+    call.twice(registry.set_base_modules, "tiny-llama", LibraryModules(library="transformers 5.24.0"))
     call(registry.health)
-    call(registry.recheck_engines, RecheckEnginesRequest())
-    call(registry.collect, GcRequest())
-    call(registry.fsck, FsckRequest())
-    call(registry.reindex, ReindexRequest())
+    with harness.session(write=True) as session:
+        old = update(VerdictRow).where(col(VerdictRow.check) == "engine").values(made_by={"rules": "older"})
+        session.connection().execute(old)
+    call.twice(registry.recheck_engines, RecheckEnginesRequest())
+    spare = StoredBase(created_at=db.now(), created_by="x", spec=spec_of(samples.llama("spare")), source="").to_bytes()
+    write_blob(harness.blobs, f"{refs.BASES}{Digest.of(spare).hex}", [spare], limit_bytes=len(spare))
+    call.twice(registry.reindex, ReindexRequest())
+    files = harness.files()
+    harness.push("other/left", files)
+    good = files[samples.WEIGHTS]
+    for data in (good[:-1] + b"?", good):
+        assert isinstance(harness.blobs, MemoryBlobs)
+        harness.blobs.insert(key_of(Digest.of(good)), data)
+        call.twice(registry.fsck, FsckRequest(deep=True))
+    call.twice(registry.collect, GcRequest(grace_seconds=0))
