@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from typing import Any
 
 import httpx
 
+from registry.api import PREFIX
 from registry.api.access import TokenCreate
+from registry.api.operations.table import OPERATIONS
 from registry.server import app
 from registry.server.database.models.jobs import JobRow
 from tests.access.tenants import Tenants, send
-from tests.bulk import commit_body, push_body, response_about
+from tests.bulk import push_body, response_about
 from tests.harness import Harness, rows
 
 ACTORS = ("nobody", "outsider", "reader", "pusher", "promoter", "owner", "admin")
@@ -43,48 +46,28 @@ class Matrix:
         self.harness, self.tenants = harness, Tenants(harness)
         with harness.session() as session:
             self.jobs = {row.namespace: row.id for row in rows(session, JobRow)}
+        for location in ("acme", "globex"):
+            harness.push(f"{location}/going-away")
         self.bodies = self._bodies()
 
     def _bodies(self) -> dict[str, Any]:
-        """Route → a body that passes its first look. The words in braces are filled in."""
+        """Route → the example of its row, or what is not there and changes nothing. Words in braces are filled in."""
+        of_rest = {f"{row.method} {PREFIX}{row.path}": _about_place(row.example) for row in OPERATIONS.values()}
         manifest = self.harness.manifest(self.tenants.files).model_dump(mode="json")
-        identity: dict[str, Any] = {}
-        return {
-            "POST /api/v1/pushes": push_body("{namespace}/{name}", manifest),
-            "POST /api/v1/pushes/commit": commit_body("psh_none"),
-            "POST /api/v1/pulls": {"refs": ["{namespace}/{name}@1"]},
-            "POST /api/v1/moves": {"items": [{"name": "{namespace}/{name}", "alias": "canary", "version": "1"}]},
-            "POST /api/v1/approvals": {"items": [{"ref": "{namespace}/{name}@1", "alias": "canary"}]},
-            "POST /api/v1/metadata": {"items": [{"subject": "{namespace}/{name}", "tags": {"team": None}}]},
-            "POST /api/v1/adapters/{namespace}/{name}/rename": {"to": "{namespace}/{name}"},
-            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/undelete": {"reason": "r"},
-            "PATCH /api/v1/adapters/{namespace}/{name}/metadata": {"tags": {"team": None}},
-            "PATCH /api/v1/adapters/{namespace}/{name}/versions/{selector}/metadata": {"tags": {"team": None}},
-            "POST /api/v1/adapters/{namespace}/{name}/publishers": {"issuer": "https://ci", "claims": {"sub": "x"}},
-            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/yank": {"reason": ""},
-            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/unyank": {"reason": ""},
-            "PUT /api/v1/adapters/{namespace}/{name}/aliases/{alias}": {"version": "1"},
-            "POST /api/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": {"to": "1"},
-            "POST /api/v1/bases": {"spec": self.harness.bases["tiny-llama"].model_dump(mode="json")},
-            "PUT /api/v1/bases/{base:path}/identity": identity,
-            "PUT /api/v1/bases/{base:path}/modules": {"modules": {"library": "transformers 5.24.0"}},
-            "PUT /api/v1/fleet/nodes/{node}/{engine}": {"base": "tiny-llama", "alias": "prod", "slots": []},
-            "POST /api/v1/jobs": {"kind": "smoke-test", "ref": "{namespace}/{name}@1"},
-            "POST /api/v1/jobs/claim": {"worker": "w", "bases": ["none"]},
-            "POST /api/v1/jobs/{job_id}/renew": {"lease_token": "x"},
-            "POST /api/v1/jobs/{job_id}/finish": {"lease_token": "x"},
-            "POST /api/v1/jobs/{job_id}/fail": {"lease_token": "x", "error": "e"},
-            "POST /api/v1/tokens": {"name": "t", "scopes": ["pull"], "namespaces": ["{namespace}"]},
-            "POST /api/v1/namespaces": {"name": "fresh-{actor}"},
-            "PATCH /api/v1/namespaces/{namespace}": {"public": False},
+        return of_rest | {
+            f"POST {PREFIX}/pushes": push_body("{namespace}/{name}", manifest),
+            f"POST {PREFIX}/adapters/{{namespace}}/{{name}}/rename": {"to": "{namespace}/{name}"},
+            f"POST {PREFIX}/bases": {"spec": self.harness.bases["tiny-llama"].model_dump(mode="json")},
+            f"PUT {PREFIX}/bases/{{base:path}}/identity": {},
+            f"POST {PREFIX}/jobs/claim": {"worker": "w", "bases": ["none"]},
+            f"POST {PREFIX}/namespaces": {"name": "fresh-{actor}"},
+            f"POST {PREFIX}/tokens/exchange": {},
+            f"PATCH {PREFIX}/namespaces/{{namespace}}": {"public": False},
             "POST /api/repos/create": {"organization": "{namespace}", "name": "fresh-{actor}"},
             "POST /api/repos/move": {"fromRepo": "{namespace}/{name}", "toRepo": "{namespace}/{name}"},
             "POST /api/models/{namespace}/{name}/preupload/{revision}": {"files": [{"path": "README.md", "size": 1}]},
             "POST /api/models/{namespace}/{name}/branch/{branch}": {"startingPoint": "absent"},
             "POST /{namespace}/{name}/info/lfs/objects/batch": {"operation": "upload", "objects": []},
-            "PUT /api/v1/namespaces/{namespace}/roles/{subject:path}": {"role": "reader"},
-            "PUT /api/v1/namespaces/{namespace}/retention": {"rule": {"keep_newest": 9}},
-            "PUT /api/v1/adapters/{namespace}/{name}/retention": {"rule": {"keep_newest": 9}},
         }
 
     def responses(self) -> Iterator[tuple[str, str, str, httpx.Response]]:
@@ -130,10 +113,21 @@ class Matrix:
         if "{token_id}" in path and location != "nowhere":
             request = TokenCreate(name="victim", scopes=["pull"], namespaces=[location])
             words["token_id"] = self.harness.admin.create_token(request).token.id
+        if path.endswith(("yank", "quarantine")):
+            words["name"] = "going-away" if location != "nowhere" else words["name"]
         if method == "DELETE" and path.endswith("{name}") and location != "nowhere":
             words["name"] = f"going-{actor}"
             self.harness.push(f"{location}/going-{actor}")
         return words
+
+
+def _about_place(example: Any) -> Any:
+    """The example of a row, about the adapter, the versions, the alias and the base that are there."""
+    text = json.dumps(example or {})
+    text = re.sub("acme/(support|billing)", "{namespace}/{name}", text).replace('"acme"', '"{namespace}"')
+    text = text.replace(":prod", "@1")
+    text = re.sub('([@"])[234]"', r'\g<1>1"', text).replace('"prod"', '"canary"').replace("llama-3.1-8b", "tiny-llama")
+    return json.loads(text)
 
 
 def _filled(value: Any, words: dict[str, str]) -> Any:

@@ -8,6 +8,7 @@ Left out: folders of `LocalBlobs` that are made with the first blob whose digest
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from registry.api import PREFIX
+from registry.api.operations.table import OPERATIONS
 from registry.api.transfer import PushRequest
 from registry.client.registry import Registry
 from registry.digest import Digest
@@ -139,41 +142,23 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
     harness.admin.create_namespace("globex", owner="bob")
     secret = of_subject(harness, "bob", namespaces=["globex"])
     send(harness, "GET", "/api/v1/whoami", secret)  # a token's first use is noted
-    for method, rest in (
-        ("GET", "/resolve/{}/canary"),
-        ("GET", f"/resolve/{{}}/{digest}"),
-        ("GET", f"/resolve/{{}}/{digest[:15]}"),
-        ("GET", "/adapters/{}"),
-        ("GET", "/adapters/{}/aliases"),
-        ("GET", "/adapters/{}/history"),
-        ("HEAD", "/adapters/{}/versions/1/files/adapter_config.json"),
-        ("GET", f"/adapters/{{}}/versions/{digest}/files/adapter_config.json"),
-        ("GET", "/adapters/{}/versions/1/lineage"),
-        ("POST", "/adapters/{}/versions/1/yank"),
-        ("POST", "/adapters/{}/versions/1/unyank"),
-        ("PATCH", "/adapters/{}/metadata"),
-        ("PATCH", "/adapters/{}/versions/1/metadata"),
-        ("GET", "/adapters/{}/retention"),
-        ("PUT", "/adapters/{}/retention"),
-        ("DELETE", "/adapters/{}/retention"),
-        ("GET", "/adapters/{}/retention/plan"),
-        ("GET", "/namespaces/{}/retention"),
-        ("PUT", "/namespaces/{}/retention"),
-        ("DELETE", "/namespaces/{}/retention"),
-    ):
-        bodies: dict[str, Any] = {
-            "POST": {"reason": "r"}, "PATCH": {"tags": {"team": "nlp"}}, "PUT": {"rule": {"keep_newest": 1}}
-        }  # fmt: skip
-        body = {"json": bodies[method]} if method in bodies else {}
+    for row in OPERATIONS.values():
+        if "{namespace}" not in row.path:
+            continue
+        names = {"selector": digest, "digest": digest, "alias": "canary", "path": "adapter_config.json"}
+        body = {"json": row.example} if row.example is not None else {}
         work = []
-        for name in ("acme", "initech") if rest.startswith("/namespaces") else ("acme/support", "acme/nothing"):
-            request = (method, "/api/v1" + rest.format(name))
+        for namespace, name in (("acme", "support"), ("acme" if "{name}" in row.path else "initech", "nothing")):
+            filled = row.fill_path(defaultdict(lambda: "none", names, namespace=namespace, name=name))
 
-            def ask(request: tuple[str, str] = request, body: dict[str, Any] = body) -> None:
-                assert send(harness, *request, secret, **body).status_code == 404, request
+            def ask(method: str = row.method, path: str = PREFIX + filled, body: dict[str, Any] = body) -> None:
+                response = send(harness, method, path, secret, headers={"If-Match": '"1"'}, **body)
+                assert response.status_code == 404, (method, path, response.text)
 
-            work += [work_of(harness, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
-        assert work[:2] == work[2:], rest
+            for _ in range(2):  # what was kept the first time tells nothing either
+                send(harness, "GET", f"{PREFIX}/events", harness.secret)  # numbers the events until now
+                work.append(work_of(harness, stored, ask))
+        assert work[:2] == work[2:], row.route
 
 
 def test_a_hub_client_pushes_the_bytes_of_another_tenant_with_the_same_calls(harness: Harness, stored: Calls) -> None:

@@ -29,15 +29,18 @@ _SAME_NAMESPACE = {"name": "namespace"}
 CREATE_TOKEN = access.add(
     "create_token", "POST /tokens", ADMIN, TokenCreate, TokenCreated, status=201, has_secret=True,
     echo={f"token.{field}": field for field in ("name", "scopes", "namespaces", "adapters")},
+    example={"name": "ci", "scopes": ["push"], "namespaces": ["acme"], "expires_in_seconds": 86400},
 )
 EXCHANGE_TOKEN = access.add(
     "exchange_token", "POST /tokens/exchange", NO_TOKEN, ExchangeRequest, TokenCreated,
     status=201, echo={"token.adapters": "adapter"}, takes_key=False, has_secret=True,
+    example={"assertion": "eyJhbGciOi…", "adapter": "acme/support"},
 )
 LIST_TOKENS = access.add("list_tokens", "GET /tokens", ANY_TOKEN, NO_BODY, TokenPage)
 ROTATE_TOKEN = access.add(
     "rotate_token", "POST /tokens/{token_id}/rotate", ANY_TOKEN, TokenRotate, TokenCreated,
     echo={"token.id": "token_id"}, has_secret=True,
+    example={"keep_seconds": 3600},
 )
 REVOKE_TOKEN = access.add(
     "revoke_token", "DELETE /tokens/{token_id}", ANY_TOKEN, NO_BODY, TokenView, echo={"id": "token_id"},
@@ -47,6 +50,7 @@ CHECK_HEALTH = access.add("check_health", "GET /health", NO_TOKEN, NO_BODY, Heal
 LIST_NAMESPACES = namespaces.add("list_namespaces", "GET /namespaces", PULL, NO_BODY, NamespacePage)
 CREATE_NAMESPACE = namespaces.add(
     "create_namespace", "POST /namespaces", ADMIN, NamespaceCreate, NamespaceView, status=201, echo={"name": "name"},
+    example={"name": "acme", "owner": "alice@example.org"},
 )
 SHOW_NAMESPACE = namespaces.add(
     "show_namespace", "GET /namespaces/{namespace}", PULL, NO_BODY, NamespaceView, echo=_SAME_NAMESPACE,
@@ -54,6 +58,7 @@ SHOW_NAMESPACE = namespaces.add(
 CHANGE_NAMESPACE = namespaces.add(
     "change_namespace", "PATCH /namespaces/{namespace}", ADMIN, NamespaceSet, NamespaceView,
     echo=_SAME_NAMESPACE | {field: field for field in ("public", "strict", "unregistered_bases")},
+    example={"public": True, "quota_versions": 1000},
 )
 DELETE_NAMESPACE = namespaces.add(
     "delete_namespace", "DELETE /namespaces/{namespace}", ADMIN, NO_BODY, DeleteResult, echo=_SAME_NAMESPACE,
@@ -61,6 +66,7 @@ DELETE_NAMESPACE = namespaces.add(
 GRANT_ROLE = namespaces.add(
     "grant_role", "PUT /namespaces/{namespace}/roles/{subject:path}", ADMIN, RoleGrant, NamespaceView,
     echo=_SAME_NAMESPACE,
+    example={"role": "pusher"},
 )
 REVOKE_ROLE = namespaces.add(
     "revoke_role", "DELETE /namespaces/{namespace}/roles/{subject:path}", ADMIN, NO_BODY, NamespaceView,
@@ -72,6 +78,7 @@ DELETE_ADAPTER = namespaces.add(
 RENAME_ADAPTER = namespaces.add(
     "rename_adapter", "POST /adapters/{namespace}/{name}/rename", ADMIN, RenameRequest, AdapterView,
     echo={"name": "to"},
+    example={"to": "acme/support-en"},
 )
 LIST_PUBLISHERS = namespaces.add(
     "list_publishers", "GET /adapters/{namespace}/{name}/publishers", ADMIN, NO_BODY, PublisherList,
@@ -80,6 +87,7 @@ LIST_PUBLISHERS = namespaces.add(
 ADD_PUBLISHER = namespaces.add(
     "add_publisher", "POST /adapters/{namespace}/{name}/publishers", ADMIN, PublisherAdd, PublisherView,
     status=201, echo={"adapter": "adapter", "issuer": "issuer", "claims": "claims"},
+    example={"issuer": "https://ci.example.org", "claims": {"repository": "acme/train"}},
 )
 DELETE_PUBLISHER = namespaces.add(
     "delete_publisher", "DELETE /adapters/{namespace}/{name}/publishers/{publisher_id}", ADMIN, NO_BODY, PublisherView,

@@ -33,10 +33,12 @@ SHOW_VERSION = adapters.add(
 CHANGE_ADAPTER_METADATA = adapters.add(
     "change_adapter_metadata", "PATCH /adapters/{namespace}/{name}/metadata", PUSH, MetadataChange, AdapterView,
     echo=SAME_ADAPTER | _CHANGED,
+    example={"tags": {"team": "nlp", "trial": None}},
 )
 CHANGE_VERSION_METADATA = adapters.add(
     "change_version_metadata", "PATCH /adapters/{namespace}/{name}/versions/{selector}/metadata",
     PUSH, VersionMetadataChange, VersionView, echo=SAME_VERSION | _CHANGED,
+    example={"description": "Answers about returns", "tags": {"reviewed": ""}},
 )
 SHOW_LINEAGE = adapters.add(
     "show_lineage", "GET /adapters/{namespace}/{name}/versions/{selector}/lineage", PULL, NO_BODY, Lineage,

@@ -45,13 +45,17 @@ SHOW_HISTORY = adapters.add(
     "show_history", "GET /adapters/{namespace}/{name}/history", PULL, NO_BODY, History,
     echo=SAME_ADAPTER | {"moves.alias": "alias"},
 )
-CHANGE_METADATA = adapters.add("change_metadata", "POST /metadata", PUSH, DescribeGroup, DescribeResults, is_bulk=True)
+CHANGE_METADATA = adapters.add(
+    "change_metadata", "POST /metadata", PUSH, DescribeGroup, DescribeResults, is_bulk=True,
+    example={"items": [{"subject": "acme/support@3", "tags": {"reviewed": "", "trial": None}}]},
+)
 SHOW_ALIAS = adapters.add(
     "show_alias", "GET /adapters/{namespace}/{name}/aliases/{alias}", PULL, NO_BODY, AliasView, echo={"alias": "alias"},
 )
 PROMOTE_ALIAS = adapters.add(
     "promote_alias", "PUT /adapters/{namespace}/{name}/aliases/{alias}", PROMOTE, PromoteRequest, AliasView,
     echo=_SAME_ALIAS,
+    example={"version": "3", "reason": "passed the regression suite"},
 )
 DELETE_ALIAS = adapters.add(
     "delete_alias", "DELETE /adapters/{namespace}/{name}/aliases/{alias}", PROMOTE, NO_BODY, AliasMove,
@@ -60,17 +64,27 @@ DELETE_ALIAS = adapters.add(
 ROLLBACK_ALIAS = adapters.add(
     "rollback_alias", "POST /adapters/{namespace}/{name}/aliases/{alias}/rollback", PROMOTE, RollbackRequest, AliasView,
     echo=_SAME_ALIAS,
+    example={"to": "2", "reason": "too slow"},
 )
 MOVE_ALIASES = adapters.add(
     "move_aliases", "POST /moves", PROMOTE, MoveGroup, MoveResults, echo=SAME_ADAPTER | _SAME_ALIAS, is_bulk=True,
+    example={
+        "items": [
+            {"name": "acme/support", "alias": "prod", "version": "3", "generation": 2},
+            {"name": "acme/billing", "alias": "prod", "rollback": True},
+        ],
+        "atomic": True,
+    },
 )
 YANK_VERSION = adapters.add(
     "yank_version", "POST /adapters/{namespace}/{name}/versions/{selector}/yank", PROMOTE, WithdrawRequest, VersionView,
     echo=SAME_VERSION | {"yanked_at": PRESENT},
+    example={"reason": "answers in the wrong language"},
 )
 UNYANK_VERSION = adapters.add(
     "unyank_version", "POST /adapters/{namespace}/{name}/versions/{selector}/unyank",
     PROMOTE, WithdrawRequest, VersionView, echo=SAME_VERSION | {"yanked_at": ABSENT},
+    example={"reason": "yanked by mistake"},
 )
 DELETE_VERSION = adapters.add(
     "delete_version", "DELETE /adapters/{namespace}/{name}/versions/{selector}", ADMIN, NO_BODY, VersionView,
@@ -79,6 +93,7 @@ DELETE_VERSION = adapters.add(
 UNDELETE_VERSION = adapters.add(
     "undelete_version", "POST /adapters/{namespace}/{name}/versions/{selector}/undelete",
     ADMIN, WithdrawRequest, VersionView, echo=SAME_VERSION | {"deleted_at": ABSENT},
+    example={"reason": "deleted by mistake"},
 )
 LIST_GATES = gates.add_of_owners("list_{owner}_gates", "GET /{owner}/gates", PULL, NO_BODY, GateList)
 SHOW_GATE = gates.add_of_owners(
@@ -86,6 +101,7 @@ SHOW_GATE = gates.add_of_owners(
 )
 SET_GATE = gates.add_of_owners(
     "set_{owner}_gate", "PUT /{owner}/gates/{alias}", ADMIN, GateSet, GateView, echo={"alias": "alias"},
+    example={"gate": {"approvals": 1, "signed_by": ["ci"]}},
 )
 DELETE_GATE = gates.add_of_owners(
     "delete_{owner}_gate", "DELETE /{owner}/gates/{alias}", ADMIN, NO_BODY, GateView, echo={"alias": "alias"},
@@ -101,16 +117,20 @@ LIST_APPROVALS = gates.add(
 APPROVE_VERSION = gates.add(
     "approve_version", "POST /adapters/{namespace}/{name}/versions/{selector}/approvals",
     PROMOTE, ApproveRequest, ApprovalView, echo={"alias": "alias", "number": "number"},
+    example={"alias": "prod", "comment": "reviewed"},
 )
 APPROVE_VERSIONS = gates.add(
     "approve_versions", "POST /approvals", PROMOTE, ApprovalGroup, ApprovalResults,
     echo={"alias": "alias", "number": "number"}, is_bulk=True,
+    example={"items": [{"ref": "acme/support@3", "alias": "prod", "comment": "reviewed"}]},
 )
 QUARANTINE_VERSION = gates.add(
     "quarantine_version", "POST /adapters/{namespace}/{name}/versions/{selector}/quarantine",
     PROMOTE, WithdrawRequest, VersionView, echo=SAME_VERSION | {"quarantined_at": PRESENT},
+    example={"reason": "answers in the wrong language"},
 )
 UNQUARANTINE_VERSION = gates.add(
     "unquarantine_version", "POST /adapters/{namespace}/{name}/versions/{selector}/unquarantine",
     ADMIN, WithdrawRequest, VersionView, echo=SAME_VERSION | {"quarantined_at": ABSENT},
+    example={"reason": "the report was wrong"},
 )

@@ -12,4 +12,5 @@ LIST_ATTESTATIONS = attestations.add(
 SIGN_VERSION = attestations.add(
     "sign_version", "POST /adapters/{namespace}/{name}/versions/{selector}/attestations",
     PUSH, SignRequest, AttestationView, status=201,
+    example={"bundle": "{…}", "public_key": "-----BEGIN PUBLIC KEY-----…"},
 )

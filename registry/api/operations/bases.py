@@ -10,11 +10,13 @@ from registry.api.bases import (
     ThresholdsRequest,
 )
 from registry.api.catalog import DeleteResult
-from registry.api.operations.operation import ADMIN, NO_BODY, PULL, PUSH, WORK, Tag
+from registry.api.operations.operation import ADMIN, EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT, NO_BODY, PULL, PUSH, WORK, Tag
 from registry.bases import Similarity
 
 # fmt: off
 bases = Tag("bases", "Base models, their identity, and how they are related.")
+_WEIGHTS = {"lm_head.weight": {"dtype": "BF16", "shape": [32000, 4096], "digest": EXAMPLE_DIGEST}}
+_IDENTITY = {"identity": {"exact": EXAMPLE_FINGERPRINT, "tensors": 1, "marks": _WEIGHTS}}
 ADD_BASE = bases.add(
     "add_base", "POST /bases", PUSH, BaseAdd, BaseView,
     status=201, echo={"name": "spec.name", "fingerprint": "spec.fingerprint"},
@@ -22,8 +24,28 @@ ADD_BASE = bases.add(
 LIST_BASES = bases.add("list_bases", "GET /bases", PULL, NO_BODY, BasePage)
 SHOW_BASE = bases.add("show_base", "GET /bases/{base:path}", PULL, NO_BODY, BaseView)
 DELETE_BASE = bases.add("delete_base", "DELETE /bases/{base:path}", PUSH, NO_BODY, DeleteResult)
-SET_BASE_ALIASES = bases.add("set_base_aliases", "PUT /bases/{base:path}/aliases", ADMIN, BaseAliases, BaseView)
-IDENTIFY_BASE = bases.add("identify_base", "PUT /bases/{base:path}/identity", WORK, IdentityRequest, BaseView)
-SET_BASE_MODULES = bases.add("set_base_modules", "PUT /bases/{base:path}/modules", WORK, ModulesRequest, BaseView)
-SET_THRESHOLDS = bases.add("set_thresholds", "PUT /bases/{base:path}/thresholds", ADMIN, ThresholdsRequest, BaseView)
-COMPARE_BASE = bases.add("compare_base", "POST /bases/{base:path}/similarity", PULL, IdentityRequest, Similarity)
+SET_BASE_ALIASES = bases.add(
+    "set_base_aliases", "PUT /bases/{base:path}/aliases", ADMIN, BaseAliases, BaseView,
+    example={"aliases": ["HuggingFaceTB/SmolLM2-135M-Instruct"]},
+)
+IDENTIFY_BASE = bases.add(
+    "identify_base", "PUT /bases/{base:path}/identity", WORK, IdentityRequest, BaseView,
+    example=_IDENTITY,
+)
+SET_BASE_MODULES = bases.add(
+    "set_base_modules", "PUT /bases/{base:path}/modules", WORK, ModulesRequest, BaseView,
+    example={
+        "modules": {
+            "library": "transformers 5.24.0",
+            "modules": {"lm_head": {"kind": "linear", "in_features": 4096, "out_features": 32000}},
+        }
+    },
+)
+SET_THRESHOLDS = bases.add(
+    "set_thresholds", "PUT /bases/{base:path}/thresholds", ADMIN, ThresholdsRequest, BaseView,
+    example={"thresholds": {}},
+)
+COMPARE_BASE = bases.add(
+    "compare_base", "POST /bases/{base:path}/similarity", PULL, IdentityRequest, Similarity,
+    example=_IDENTITY,
+)

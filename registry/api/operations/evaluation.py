@@ -6,7 +6,10 @@ from registry.api.operations.transfer import transfer
 
 # fmt: off
 verdicts = Tag("verdicts", "What engines say about a version; norms of its weights.")
-CHECK_ADAPTER = verdicts.add("check_adapter", "POST /check", PULL, CheckRequest, VerdictList, takes_key=False)
+CHECK_ADAPTER = verdicts.add(
+    "check_adapter", "POST /check", PULL, CheckRequest, VerdictList, takes_key=False,
+    example={"base": "llama-3.1-8b", "header": "eyJfX21ldGFkYXRhX18iOnt9fQ==", "size_bytes": 13640000},
+)
 LIST_VERDICTS = verdicts.add(
     "list_verdicts", "GET /adapters/{namespace}/{name}/versions/{selector}/verdicts", PULL, NO_BODY, VerdictList,
     echo={"items.subject": "digest"},

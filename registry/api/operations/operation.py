@@ -20,6 +20,7 @@ ANY_TOKEN = ""
 """Every valid token, whatever its scopes."""
 NO_TOKEN = "open"  # noqa: S105 - not a secret
 NO_BODY = type(None)
+EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT = "sha256:" + 16 * "3f9a", "sha256:" + 16 * "71c0"
 
 # Fields that a response repeats → parameters of the request. A dot leads into a field; of a list, into each item.
 # Further parameters: `adapter`, `number` and `digest` of what the request is about, if it names them.
@@ -52,6 +53,8 @@ class Operation(Generic[Sent, Received]):
     """Whether a repeated request with the same Idempotency-Key acts once."""
     has_secret: bool = False
     """Whether the response has a secret, which no cache may keep."""
+    example: Mapping[str, Any] | None = None
+    """A body as the documentation shows it, and tests send it."""
 
     @property
     def route(self) -> str:
@@ -98,24 +101,33 @@ class Tag:
     def add(
         self, id: str, route: str, scope: str, request: type[Sent], response: type[Received], *,
         echo: Mapping[str, str] | None = None, status: int = 200, is_bulk: bool = False, takes_key: bool = True,
-        has_secret: bool = False,
+        has_secret: bool = False, example: Mapping[str, Any] | None = None,
     ) -> Operation[Sent, Received]:  # fmt: skip
         """Add a row. `takes_key`: of a route that may change something; False if it may be repeated anyway."""
         method, _, path = route.partition(" ")
         operation = Operation(
             id, self.name, method, path, scope, request, response, status=status, echo=echo or {}, is_bulk=is_bulk,
             takes_key=takes_key and method not in ("GET", "HEAD"), has_secret=has_secret,
+            example=example,
         )  # fmt: skip
         self.operations.append(operation)
         return operation
 
     def add_of_owners(
         self, id: str, route: str, scope: str, request: type[Sent], response: type[Received], *,
-        echo: Mapping[str, str] | None = None,
+        echo: Mapping[str, str] | None = None, example: Mapping[str, Any] | None = None,
     ) -> OwnerOperations[Sent, Received]:  # fmt: skip
         """Add two rows. `{owner}` stands for the path of a namespace or an adapter, and in the id for that word."""
         of_namespace, of_adapter = (
-            self.add(id.format(owner=word), route.replace("{owner}", path), scope, request, response, echo=echo)
+            self.add(
+                id.format(owner=word),
+                route.replace("{owner}", path),
+                scope,
+                request,
+                response,
+                echo=echo,
+                example=example,
+            )
             for word, path in (("namespace", "namespaces/{namespace}"), ("adapter", "adapters/{namespace}/{name}"))
         )
         return OwnerOperations(of_namespace, of_adapter)

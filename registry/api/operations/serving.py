@@ -8,5 +8,8 @@ serving = Tag("serving", "Serving nodes: what they should serve, and what they r
 SHOW_DESIRED_STATE = serving.add(
     "show_desired_state", "GET /bases/{base:path}/adapters", PULL, NO_BODY, DesiredState, echo={"alias": "alias"},
 )
-REPORT_NODE = serving.add("report_node", "PUT /fleet/nodes/{node}/{engine}", PULL, NodeReport, ReportAccepted)
+REPORT_NODE = serving.add(
+    "report_node", "PUT /fleet/nodes/{node}/{engine}", PULL, NodeReport, ReportAccepted,
+    example={"base": "llama-3.1-8b", "alias": "prod", "slots": []},
+)
 LIST_NODES = serving.add("list_nodes", "GET /fleet/nodes", PULL, NO_BODY, FleetNodes, echo={"items.node": "node"})

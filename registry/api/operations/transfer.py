@@ -1,6 +1,6 @@
 """Operations of a push and a pull, and bytes of files."""
 
-from registry.api.operations.operation import NO_BODY, NO_TOKEN, PULL, PUSH, Tag
+from registry.api.operations.operation import EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT, NO_BODY, NO_TOKEN, PULL, PUSH, Tag
 from registry.api.transfer import (
     BulkCommitRequest,
     BulkPullPlan,
@@ -14,12 +14,31 @@ from registry.api.transfer import (
 transfer = Tag("transfer", "Push and pull: plan, upload, commit; bytes of files.")
 PLAN_PUSHES = transfer.add(
     "plan_pushes", "POST /pushes", PUSH, BulkPushRequest, BulkPushPlan, is_bulk=True, takes_key=False,
+    example={
+        "items": [
+            {
+                "name": "acme/support",
+                "manifest": {
+                    "base": {"name": "llama-3.1-8b", "fingerprint": EXAMPLE_FINGERPRINT},
+                    "files": [
+                        {
+                            "path": "adapter_model.safetensors", "media_type": "application/vnd.safetensors",
+                            "digest": EXAMPLE_DIGEST, "size_bytes": 13640000,
+                        }
+                    ],
+                },
+                "message": "trained on the tickets of October",
+            }
+        ]
+    },
 )
 COMMIT_PUSHES = transfer.add(
     "commit_pushes", "POST /pushes/commit", PUSH, BulkCommitRequest, BulkPushResult, is_bulk=True,
+    example={"items": [{"push_id": "psh_3f9a71c05d2e8b460a1f4c7d", "alias": "canary"}], "atomic": False},
 )
 PLAN_PULLS = transfer.add(
     "plan_pulls", "POST /pulls", PULL, BulkPullRequest, BulkPullPlan, is_bulk=True, takes_key=False,
+    example={"refs": ["acme/support:prod", "acme/billing@3"]},
 )
 READ_FILE = transfer.add(
     "read_file", "GET /adapters/{namespace}/{name}/versions/{selector}/files/{path:path}", PULL, NO_BODY, bytes,

@@ -15,6 +15,7 @@ webhooks = Tag("webhooks", "Webhooks and their deliveries.")
 CREATE_WEBHOOK = webhooks.add(
     "create_webhook", "POST /webhooks", ADMIN, WebhookCreate, WebhookCreated,
     status=201, echo={f"webhook.{field}": field for field in ("url", "namespace", "actions")}, has_secret=True,
+    example={"url": "https://hooks.example.org/registry", "namespace": "acme", "actions": ["alias.move"]},
 )
 LIST_WEBHOOKS = webhooks.add("list_webhooks", "GET /webhooks", ADMIN, NO_BODY, WebhookPage)
 DELETE_WEBHOOK = webhooks.add(

@@ -1,12 +1,7 @@
-"""Descriptions and examples of parameters (parameters.toml) and JSON bodies (examples.json), and texts below fields.
-
-Bodies are by operation; `add_base` has none, because the facts of a base model are long. A test validates the bodies
-against the models of their routes.
-"""
+"""Descriptions and examples of parameters (parameters.toml), and the texts below fields of schemas."""
 
 import ast
 import inspect
-import json
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -23,7 +18,6 @@ from registry.api.operations.table import OPERATIONS
 
 _FILES = resources.files(__package__)
 PARAMETERS: dict[str, tuple[str, Any]] = tomllib.loads(_FILES.joinpath("parameters.toml").read_text("utf-8"))
-EXAMPLES: dict[str, dict[str, Any]] = json.loads(_FILES.joinpath("examples.json").read_bytes())
 
 
 def describe(operation: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from registry.api.transfer import BulkCommitRequest, BulkPullRequest, BulkPushRe
 from registry.server.http import idempotency
 from registry.server.http.problems import codes_by_status
 from registry.server.http.routing import SingleThreadRoute
-from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe, describe_fields
+from registry.server.routes.openapi.descriptions import PARAMETERS, describe, describe_fields
 
 PROBLEMS = {
     400: ("BadRequest", "The request cannot be read."),
@@ -154,9 +154,10 @@ def _complete(operation: dict[str, Any], method: str, route: SingleThreadRoute) 
     for status in sorted(_problem_statuses(operation, method, scope)):
         responses.setdefault(str(status), {"$ref": f"#/components/responses/{PROBLEMS[status][0]}"})
     describe(operation)
-    if operation["operationId"] in EXAMPLES:
-        operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[operation["operationId"]]
-    if route.operation is not None and route.operation.takes_key:
+    row = route.operation
+    if row is not None and row.example is not None:
+        operation["requestBody"]["content"]["application/json"]["example"] = row.example
+    if row is not None and row.takes_key:
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
 
 
