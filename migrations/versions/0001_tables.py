@@ -91,10 +91,7 @@ TABLES = (
     "publisher",
     "used_assertion",
     "page_session",
-    "namespace_gate",
-    "adapter_gate",
-    "namespace_retention",
-    "adapter_retention",
+    "owner_rule",
     "approval",
     "attestation",
     "webhook",
@@ -550,40 +547,19 @@ def _sign_in() -> None:
 
 def _owner_rules() -> None:
     op.create_table(
-        "namespace_gate",
+        "owner_rule",
         sa.Column("set_at", TIME, nullable=False),
         sa.Column("set_by", sa.String(), nullable=False),
-        sa.Column("namespace", sa.String(), nullable=False),
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("adapter_id", sa.Integer(), nullable=True),
+        sa.Column("namespace", sa.String(), nullable=True),
+        sa.Column("kind", sa.String(), nullable=False),
         sa.Column("alias", sa.String(), nullable=False),
-        sa.Column("gate", sa.JSON(), nullable=False),
-        sa.PrimaryKeyConstraint("namespace", "alias", name="pk_namespace_gate"),
-    )
-    op.create_table(
-        "adapter_gate",
-        sa.Column("set_at", TIME, nullable=False),
-        sa.Column("set_by", sa.String(), nullable=False),
-        sa.Column("adapter_id", sa.Integer(), nullable=False),
-        sa.Column("alias", sa.String(), nullable=False),
-        sa.Column("gate", sa.JSON(), nullable=False),
-        sa.ForeignKeyConstraint(["adapter_id"], ["adapter.id"], name="fk_adapter_gate_adapter_id"),
-        sa.PrimaryKeyConstraint("adapter_id", "alias", name="pk_adapter_gate"),
-    )
-    op.create_table(
-        "namespace_retention",
-        sa.Column("set_at", TIME, nullable=False),
-        sa.Column("set_by", sa.String(), nullable=False),
-        sa.Column("namespace", sa.String(), nullable=False),
         sa.Column("rule", sa.JSON(), nullable=False),
-        sa.PrimaryKeyConstraint("namespace", name="pk_namespace_retention"),
-    )
-    op.create_table(
-        "adapter_retention",
-        sa.Column("set_at", TIME, nullable=False),
-        sa.Column("set_by", sa.String(), nullable=False),
-        sa.Column("adapter_id", sa.Integer(), nullable=False),
-        sa.Column("rule", sa.JSON(), nullable=False),
-        sa.ForeignKeyConstraint(["adapter_id"], ["adapter.id"], name="fk_adapter_retention_adapter_id"),
-        sa.PrimaryKeyConstraint("adapter_id", name="pk_adapter_retention"),
+        sa.ForeignKeyConstraint(["adapter_id"], ["adapter.id"], name="fk_owner_rule_adapter_id"),
+        sa.PrimaryKeyConstraint("id", name="pk_owner_rule"),
+        sa.UniqueConstraint("adapter_id", "kind", "alias", name="uq_owner_rule_adapter_id_kind_alias"),
+        sa.UniqueConstraint("namespace", "kind", "alias", name="uq_owner_rule_namespace_kind_alias"),
     )
     op.create_table(
         "approval",

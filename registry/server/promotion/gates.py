@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import exists, func, literal_column, union_all
+from sqlalchemy import func, or_
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
@@ -32,7 +32,7 @@ from registry.server.catalog import base_rows, verdicts, version_groups, version
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AliasMoveRow, BaseRow, UtcTime, VersionFileRow, VersionRow
-from registry.server.database.models.owner_rules import AdapterGateRow, ApprovalRow, NamespaceGateRow
+from registry.server.database.models.owner_rules import ApprovalRow, RuleKind, RuleRow
 from registry.server.evaluation import engine_compat, engine_profiles
 from registry.server.promotion import attestations, owner_rules
 from registry.server.promotion.owner_rules import Owner
@@ -43,23 +43,15 @@ _WITH_GOLDEN = select(VersionFileRow.version_id).where(
 )
 GATES_LIMIT = 100
 """Gates of an adapter, and of a namespace: all who may read it list them."""
-_Row = AdapterGateRow | NamespaceGateRow
-_GATES: Any = union_all(
-    plain_select(
-        col(AdapterGateRow.adapter_id), literal_column("''").label("namespace"), col(AdapterGateRow.alias),
-        col(AdapterGateRow.gate), col(AdapterGateRow.set_at), col(AdapterGateRow.set_by),
-    ).where(
-        any_of(col(AdapterGateRow.adapter_id), parameter="ids"), any_of(col(AdapterGateRow.alias), parameter="aliases")
-    ),
-    plain_select(
-        literal_column("0"), col(NamespaceGateRow.namespace), col(NamespaceGateRow.alias), col(NamespaceGateRow.gate),
-        col(NamespaceGateRow.set_at), col(NamespaceGateRow.set_by),
-    ).where(
-        any_of(col(NamespaceGateRow.namespace), parameter="namespaces"),
-        any_of(col(NamespaceGateRow.alias), parameter="aliases"),
-    ),
-)  # fmt: skip
-"""The gates of adapters, without a namespace, and those of namespaces, with an id of 0."""
+_GATES = (
+    select(RuleRow)
+    .where(
+        RuleRow.kind == RuleKind.GATE,
+        any_of(col(RuleRow.alias), parameter="aliases"),
+        or_(any_of(col(RuleRow.adapter_id), parameter="ids"), any_of(col(RuleRow.namespace), parameter="namespaces")),
+    )
+    .execution_options(populate_existing=True)
+)
 _MOVES = (
     plain_select(
         col(AliasMoveRow.adapter_id),
@@ -104,13 +96,13 @@ def find_gates(session: Session, aliases: Sequence[tuple[AdapterName, int | None
     rows = {(row.adapter_id, row.namespace, row.alias): row for row in session.exec(_GATES, params=params)}
     gates = []
     for name, adapter_id, alias in aliases:
-        own, inherited = rows.get((adapter_id, "", alias)), rows.get((0, name.namespace, alias))
+        own, inherited = rows.get((adapter_id, None, alias)), rows.get((None, name.namespace, alias))
         row = own or inherited
         if row is None:
             gates.append(GateView(alias=alias, gate=domain.gate_of(alias)))
         else:
             where = str(name) if own else name.namespace
-            gates.append(GateView(alias=alias, gate=row.gate, set_on=where, set_at=row.set_at, set_by=row.set_by))
+            gates.append(_view(row, where))
     return gates
 
 
@@ -118,12 +110,12 @@ def list_gates(session: Session, actor: Actor, owner: Owner) -> GateList:
     """The gates that were set for an adapter, or for a namespace, by alias."""
     if isinstance(owner, AdapterName):
         adapter = versions.find_adapter(session, actor, owner)
-        own = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter.id)
-        rows: list[_Row] = list(session.exec(own).all())
+        key = owner_rules.key_of(adapter.id)
     else:
         actor.require_in(Scope.PULL, owner)
-        rows = list(session.exec(select(NamespaceGateRow).where(NamespaceGateRow.namespace == owner)).all())
-    return GateList(items=[_view(row, str(owner)) for row in sorted(rows, key=lambda row: row.alias)])
+        key = owner_rules.key_of(owner)
+    rows = session.exec(select(RuleRow).filter_by(**key, kind=RuleKind.GATE).order_by(RuleRow.alias))
+    return GateList(items=[_view(row, str(owner)) for row in rows])
 
 
 def show_gate(session: Session, actor: Actor, owner: Owner, alias: str) -> GateView:
@@ -132,24 +124,23 @@ def show_gate(session: Session, actor: Actor, owner: Owner, alias: str) -> GateV
     if isinstance(owner, AdapterName):
         return find_gates(session, [(owner, versions.find_adapter(session, actor, owner).id, alias)])[0]
     actor.require_in(Scope.PULL, owner)
-    row = session.get(NamespaceGateRow, (owner, alias), populate_existing=True)
+    row = session.exec(_GATES, params={"ids": [], "namespaces": [owner], "aliases": [alias]}).first()
     return _view(row, owner) if row is not None else GateView(alias=alias, gate=domain.gate_of(alias))
 
 
 def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gate | None) -> GateView:
     """Set the gate of an alias, or remove it (None); returns the gate that counts then. `Invalid`, `Denied`."""
     alias = names.alias(alias)
-    key = owner_rules.lock_owner(session, actor, owner) | {"alias": alias}
+    key = owner_rules.lock_owner(session, actor, owner) | {"kind": RuleKind.GATE, "alias": alias}
     if alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{alias}' has no gate: it follows the newest version")
-    table = AdapterGateRow if isinstance(owner, AdapterName) else NamespaceGateRow
     if gate is not None:
         _check_gate(gate, alias)
-        others = select(table.alias).filter_by(**{**key, "alias": table.alias}).where(table.alias != alias)
+        others = select(RuleRow.id).filter_by(**{**key, "alias": RuleRow.alias}).where(RuleRow.alias != alias)
         if db.count_rows(session, others) >= GATES_LIMIT:
             raise TooLarge("QUOTA_EXCEEDED", f"'{owner}' has gates of {GATES_LIMIT} aliases, which is the limit")
     after = gate.model_dump(mode="json") if gate is not None else None
-    before = owner_rules.replace_rule(session, actor, table, key, ("gate", after))
+    before = owner_rules.replace_rule(session, actor, key, after)
     if before != after:
         detail, namespace = {"alias": alias, "before": before, "after": after}, owner_rules.namespace_of(owner)
         event_type = EventType.GATE_SET if gate else EventType.GATE_DELETE
@@ -159,11 +150,11 @@ def set_gate(session: Session, actor: Actor, owner: Owner, alias: str, gate: Gat
 
 def remove_overridden(session: Session, actor: Actor, to: AdapterName, adapter_id: int | None) -> None:
     """Remove the gates of an adapter that moves to another namespace where that has set one: it would not count."""
-    same = (col(NamespaceGateRow.namespace) == to.namespace, col(NamespaceGateRow.alias) == col(AdapterGateRow.alias))
-    overridden = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter_id, exists().where(*same))
-    for row in session.exec(overridden.order_by(col(AdapterGateRow.alias))).all():
+    of_namespace = select(RuleRow.alias).where(RuleRow.namespace == to.namespace, RuleRow.kind == RuleKind.GATE)
+    own = select(RuleRow).where(RuleRow.adapter_id == adapter_id, RuleRow.kind == RuleKind.GATE)
+    for row in session.exec(own.where(col(RuleRow.alias).in_(of_namespace)).order_by(RuleRow.alias)).all():
         session.delete(row)
-        detail = {"alias": row.alias, "before": row.gate, "after": None}
+        detail = {"alias": row.alias, "before": row.rule, "after": None}
         audit.append(session, actor, EventType.GATE_DELETE, f"{to}:{row.alias}", detail, namespace=to.namespace)
 
 
@@ -181,8 +172,8 @@ def _check_gate(gate: Gate, alias: str) -> None:
             raise Invalid("REQUEST_INVALID", "gate: an identity has 1 to 300 characters")
 
 
-def _view(row: _Row, where: str) -> GateView:
-    return db.to_view(row, GateView, set_on=where)
+def _view(row: RuleRow, where: str) -> GateView:
+    return db.to_view(row, GateView, gate=row.rule, set_on=where)
 
 
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:

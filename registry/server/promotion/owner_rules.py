@@ -1,8 +1,8 @@
-"""Rules that an adapter or its namespace sets, such as the gate of an alias: each has a table of either owner."""
+"""Rules that an adapter or its namespace sets: gates of aliases, and retention."""
 
 from typing import Any
 
-from sqlmodel import Session, SQLModel, select
+from sqlmodel import Session, select
 
 from registry import names
 from registry.names import AdapterName
@@ -10,6 +10,7 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
+from registry.server.database.models.owner_rules import RuleRow
 
 Owner = AdapterName | str
 """An adapter, or the name of a namespace."""
@@ -20,26 +21,31 @@ def namespace_of(owner: Owner) -> str:
     return owner.namespace if isinstance(owner, AdapterName) else owner
 
 
+def key_of(owner: int | str | None) -> dict[str, Any]:
+    """The owner's part of a rule's key: the id of an adapter, or the name of a namespace."""
+    is_namespace = isinstance(owner, str)
+    return {"adapter_id": None if is_namespace else owner, "namespace": owner if is_namespace else None}
+
+
 def lock_owner(session: Session, actor: Actor, owner: Owner) -> dict[str, Any]:
     """The owner's part of a rule's key, for an administrator. Changes of one adapter's rules wait for each other."""
     if isinstance(owner, AdapterName):
         actor.require(Scope.ADMIN, owner)
-        return {"adapter_id": versions.find_adapter(session, actor, owner, lock=True).id}
+        return key_of(versions.find_adapter(session, actor, owner, lock=True).id)
     actor.require_in(Scope.ADMIN, names.namespace(owner))
-    return {"namespace": owner}
+    return key_of(owner)
 
 
 def replace_rule(
-    session: Session, actor: Actor, table: type[SQLModel], key: dict[str, Any], rule: tuple[str, dict[str, Any] | None]
+    session: Session, actor: Actor, key: dict[str, Any], value: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Write a rule into its column, or delete it (None); return the one before. An equal one stays as it is."""
-    column, value = rule
-    statement = select(table).filter_by(**key).with_for_update()
+    """Write the rule of this owner, kind and alias, or delete it (None); return the one before, which may be equal."""
+    statement = select(RuleRow).filter_by(**key).with_for_update()
     row = session.exec(statement).first()
-    values = {column: value, "set_at": db.now(), "set_by": actor.identity}
-    while row is None and value is not None and not db.insert_new(session, table, key | values):
+    values = {"rule": value, "set_at": db.now(), "set_by": actor.identity}
+    while row is None and value is not None and not db.insert_new(session, RuleRow, key | values):
         row = session.exec(statement).first()  # lost a race for a namespace's rule
-    before: dict[str, Any] | None = getattr(row, column) if row is not None else None
+    before = row.rule if row is not None else None
     if row is not None and value is None:
         session.delete(row)
     elif row is not None and before != value:

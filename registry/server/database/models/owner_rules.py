@@ -1,6 +1,7 @@
 """Tables of what owners set or sign: gates, approvals, retention, attestations, webhooks and their deliveries."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint
@@ -10,37 +11,26 @@ from registry.events import DeliveryState
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
 
 
-class NamespaceGateRow(SetColumns, table=True):
-    """The gate of an alias in every adapter of a namespace that has no gate of its own for it."""
+class RuleKind(StrEnum):
+    """What an owner sets."""
 
-    __tablename__ = "namespace_gate"
-    namespace: str = Field(primary_key=True)
-    alias: str = Field(primary_key=True)
-    gate: dict[str, Any] = Field(sa_type=JSON)
+    GATE = "gate"
+    RETENTION = "retention"
 
 
-class AdapterGateRow(SetColumns, table=True):
-    """The gate of an alias of one adapter. It stays with the adapter when that is renamed."""
+class RuleRow(SetColumns, table=True):
+    """A rule of one adapter, with which it is renamed, or of a namespace, for adapters without one of their own.
 
-    __tablename__ = "adapter_gate"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
-    alias: str = Field(primary_key=True)
-    gate: dict[str, Any] = Field(sa_type=JSON)
+    Either `adapter_id` or `namespace` is None. `alias`: of a gate; empty for retention.
+    """
 
-
-class NamespaceRetentionRow(SetColumns, table=True):
-    """The retention rule of the adapters of a namespace that have none of their own."""
-
-    __tablename__ = "namespace_retention"
-    namespace: str = Field(primary_key=True)
-    rule: dict[str, Any] = Field(sa_type=JSON)
-
-
-class AdapterRetentionRow(SetColumns, table=True):
-    """The retention rule of one adapter. It stays with the adapter when that is renamed."""
-
-    __tablename__ = "adapter_retention"
-    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    __tablename__ = "owner_rule"
+    __table_args__ = (UniqueConstraint("adapter_id", "kind", "alias"), UniqueConstraint("namespace", "kind", "alias"))
+    id: int | None = Field(default=None, primary_key=True)
+    adapter_id: int | None = Field(default=None, foreign_key="adapter.id")
+    namespace: str | None = None
+    kind: str
+    alias: str = ""
     rule: dict[str, Any] = Field(sa_type=JSON)
 
 

@@ -22,7 +22,7 @@ from registry.server.catalog import versions
 from registry.server.catalog.metadata import expiry_text
 from registry.server.database import db
 from registry.server.database.models import EXPIRES, NEVER, AdapterRow, VersionMetadataRow, VersionRow
-from registry.server.database.models.owner_rules import AdapterRetentionRow, NamespaceRetentionRow
+from registry.server.database.models.owner_rules import RuleKind, RuleRow
 from registry.server.jobs import queue
 from registry.server.promotion import deletion
 from registry.server.promotion.retention import needs, rules
@@ -78,8 +78,9 @@ def _select_affected(after: int) -> Any:
         col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == EXPIRES,
         col(VersionMetadataRow.value) <= expiry_text(db.now()),
     )  # fmt: skip
-    own = exists().where(col(AdapterRetentionRow.adapter_id) == col(AdapterRow.id))
-    inherited = exists().where(col(NamespaceRetentionRow.namespace) == col(AdapterRow.namespace))
+    of_retention = col(RuleRow.kind) == RuleKind.RETENTION
+    own = exists().where(col(RuleRow.adapter_id) == col(AdapterRow.id), of_retention)
+    inherited = exists().where(col(RuleRow.namespace) == col(AdapterRow.namespace), of_retention)
     affected = select(AdapterRow.id).where(col(AdapterRow.id) > after, or_(own, inherited, expires))
     return affected.order_by(col(AdapterRow.id)).limit(ADAPTERS)
 
