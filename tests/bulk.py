@@ -11,7 +11,6 @@ from registry.client.core import AnyRef, Name, Versions, only, parsed_name
 
 PUSHES = "/api/v1/pushes"
 COMMITS = "/api/v1/pushes/commit"
-PULLS = "/api/v1/pulls"
 
 
 def push_body(name: str, manifest: dict[str, Any], **more: Any) -> dict[str, Any]:

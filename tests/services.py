@@ -25,7 +25,7 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString
@@ -70,25 +70,14 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def fresh_database(server_url: str, *, template: str = "template0", options: LiteralString = "") -> Iterator[str]:
-    """A database of its own on that server, dropped at the end. A filled `template` saves the migrations."""
+def fresh_database(server_url: str, *, options: LiteralString = "") -> Iterator[str]:
+    """A database of its own on that server, dropped at the end."""
     name = f"test_{uuid.uuid4().hex[:16]}"
-    _administer(server_url, "CREATE DATABASE {} TEMPLATE {} " + options, name, template)
+    _administer(server_url, "CREATE DATABASE {} TEMPLATE template0 " + options, name)
     try:
         yield _with_database(server_url, name)
     finally:
         _administer(server_url, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
-
-
-@contextlib.contextmanager
-def template_database(server_url: str, fill: Callable[[str], object]) -> Iterator[str]:
-    """The name of a database that `fill(url)` has filled, to be copied by `fresh_database(…, template=name)`.
-
-    PostgreSQL copies only a database that nobody is connected to: `fill` must close what it opens.
-    """
-    with fresh_database(server_url) as url:
-        fill(url)
-        yield url.rpartition("/")[2]
 
 
 def _administer(server_url: str, statement: LiteralString, *names: str) -> None:

@@ -26,7 +26,6 @@ from tests.hub.xet import shard_of, split, xorb_of
 pytestmark = pytest.mark.security
 
 REQUESTS_MINIMUM = 400
-LISTS = ("/adapters", "/bases", "/bases/tiny-llama", "/jobs", "/namespaces", "/tokens", "/events", "/whoami")
 # The place of an event in the log of all is told on purpose, for its proof: it says how much happened, and not what.
 VARIES = (
     (rb'"(seq|last|next_cursor)":"?\d+"?', b'"PLACE":0'),

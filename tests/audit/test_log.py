@@ -20,7 +20,7 @@ from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.audit import keys, tree
+from registry.server.audit import keys
 from registry.server.audit.audit_log import AuditLog, LatestCheckpoint
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.maintenance.fsck.check import check_consistency
@@ -28,7 +28,6 @@ from registry.server.settings import Settings
 from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
-from tests.access.tenants import send
 from tests.audit import logs
 from tests.bulk import plan_pull
 from tests.cli.runner import CommandRunner
@@ -61,25 +60,6 @@ def test_events_are_numbered_without_a_gap_whatever_the_order_of_commits(harness
     assert logs.replayed(harness).problems == []
 
 
-def test_an_interrupted_numbering_is_continued(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    logs.append(harness, 300)
-
-    def away(*_: object, **__: object) -> None:
-        raise Invalid("REQUEST_INVALID", "the store is away")
-
-    with harness.session(write=True) as session:
-        audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
-    with monkeypatch.context() as patch:
-        patch.setattr(tree, "write_once", away)
-        with pytest.raises(Invalid):
-            harness.app.state.audit_log.step()
-    with harness.session() as session:
-        assert [row.size for row in rows(session, AuditCheckpointRow)] == [301]
-    harness.app.state.audit_log.step()
-    replay = logs.replayed(harness)
-    assert (replay.size, replay.problems) == (302, [])
-
-
 def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(harness: Harness) -> None:
     logs.append(harness, 200)
     logs.append(harness, 400, start=200)
@@ -87,18 +67,6 @@ def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(harness: Ha
     expected = {tiles.tile_path(*tile) for tile in tiles.widths(601)}
     expected |= {tiles.tile_path("entries", index, width) for level, index, width in tiles.widths(601) if level == 0}
     assert paths == expected
-
-
-def test_a_tile_of_a_size_between_two_checkpoints_is_read_from_a_wider_one(harness: Harness) -> None:
-    for count, width in ((5, 3), (6, 8), (300, 200)):
-        logs.append(harness, count)
-        entries, hashes = (
-            send(harness, "GET", f"/api/v1/audit/tile/{kind}/000.p/{width}{query}", harness.secret)
-            for kind, query in (("entries", ""), ("0", "?stored=true"))
-        )
-        assert (entries.status_code, hashes.status_code) == (200, 200)
-        assert len(list(tiles.entries_of(entries.content))) == width
-        assert hashes.content == send(harness, "GET", f"/api/v1/audit/tile/0/000.p/{width}", harness.secret).content
 
 
 def test_every_event_has_a_proof_that_verifies_without_the_server(harness: Harness) -> None:

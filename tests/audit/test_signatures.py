@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from registry import attestations
@@ -124,41 +123,6 @@ def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pu
         log_keys(pushed),
     )
     assert {(line.kind, line.ok) for line in lines} == {("push", True), ("signature", True)}
-
-
-def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: Harness) -> None:
-    """Written here as that tool does: indented JSON as payload, more files than were pushed, ECDSA, no key id."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    public = PublicKey(private.public_key())
-    files = {f.path: f.digest.hex for f in pushed.admin.resolve(NAME).manifest.files} | {"optimizer.pt": "0" * 64}
-    listed = sorted(files.items())
-    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in listed)).hexdigest()
-    statement = {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{"name": "out", "digest": {"sha256": root}}],
-        "predicateType": "https://model_signing/signature/v1.0",
-        "predicate": {
-            "serialization": {
-                "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ["model.sig"],
-            },
-            "resources": [{"name": n, "algorithm": "sha256", "digest": d} for n, d in listed],
-        },
-    }  # fmt: skip
-    payload = json.dumps(statement, indent=2).encode()
-    kind = "application/vnd.in-toto+json"
-    encoded = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
-    signature = private.sign(encoded, ec.ECDSA(hashes.SHA256()))
-    bundle = {
-        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
-        "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": []},
-        "dsseEnvelope": {
-            "payload": base64.b64encode(payload).decode(),
-            "payloadType": kind,
-            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
-        },
-    }
-    signed = Audit(pushed.admin).sign(NAME, SignRequest(bundle=json.dumps(bundle), public_key=public.pem))
-    assert signed.identity == public.identity
 
 
 def test_a_signature_of_other_files_is_refused_and_not_stored(pushed: Harness) -> None:

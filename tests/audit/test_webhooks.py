@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
@@ -410,28 +409,3 @@ def test_what_a_receiver_returns_ends_as_an_escaped_error_of_its_delivery(harnes
     assert (row.attempt, row.status) == (1, None)
     assert "\\x00" in row.error
     assert row.error.isprintable()
-
-
-def test_webhooks_are_listed_page_by_page(harness: Harness, receiver: Receiver) -> None:
-    for name in ("acme", "globex"):
-        harness.push(f"{name}/support")
-    audit, acme = Audit(harness.admin), Audit(harness.actor("admin", namespaces=["acme"], name="acme-admin"))
-    ids = [
-        audit.create_webhook(WebhookCreate(url=receiver.url, namespace=name)).webhook.id
-        for name in ("acme", "globex", "acme", "*", "acme", "globex", "acme")
-    ]
-    assert [item.id for item in audit.webhooks().items] == ids
-    assert [item.id for item in acme.webhooks().items] == ids[::2]
-
-    def page(client: Any, **query: Any) -> dict[str, Any]:
-        return dict(client.connection.send("GET", "/webhooks", query=query).json())
-
-    first = page(harness.admin, limit=3)
-    assert ([item["id"] for item in first["items"]], first["next_cursor"]) == (ids[:3], ids[2])
-    assert [item["id"] for item in page(harness.admin, limit=3, cursor=ids[5])["items"]] == ids[6:]
-    for client, cursor in ((harness.admin, "whk_none"), (acme, ids[1])):
-        with pytest.raises(Invalid, match="cursor"):
-            page(client, cursor=cursor)
-    with harness.statements() as sent:
-        acme.webhooks()
-    assert any("webhook.namespace" in statement and "LIMIT" in statement for statement in sent)

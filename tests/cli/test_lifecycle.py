@@ -312,16 +312,6 @@ def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) 
         assert none.problem["code"] == "ADAPTER_UNKNOWN", "a mistyped word must not end a deployment as done"
 
 
-def test_the_audit_log_is_complete_and_in_order(released: CommandRunner) -> None:
-    items = released("audit", "log", "--json").json["items"]
-    assert [item["seq"] for item in items] == sorted(item["seq"] for item in items)
-    assert {"base.add", "version.push", "alias.move", "verdict.add"} <= {item["action"] for item in items}
-    limited = released("audit", "log", "--limit", 3)
-    assert len(limited.stdout.splitlines()) == 1 + 3
-    assert limited.stderr == f"3 of {len(items)}\n"
-    assert released("audit", "log", "--after", items[-1]["seq"], "--json").json["items"] == []
-
-
 def test_base_show_and_list(cli: CommandRunner) -> None:
     assert "Register one" in cli("base", "list").stdout
     cli.add_base()

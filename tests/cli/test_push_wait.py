@@ -127,25 +127,6 @@ def test_push_all_waits_on_for_a_test_that_a_worker_has_had_and_gave_back(
     assert smoke(item["pushed"]["version"]) == ["pass"]
 
 
-def test_push_all_gives_up_once_the_only_worker_is_silent(
-    pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = 0.0
-
-    def sleep(_seconds: float) -> None:
-        nonlocal seconds
-        seconds += 100
-        assert seconds < 1000, "the command waits on"
-
-    monkeypatch.setattr("registry.client.waiting.time", SimpleNamespace(sleep=sleep, monotonic=lambda: seconds))
-    monkeypatch.setattr("registry.jobs.LEASE_SECONDS", -1)  # no lease is renewed
-    with session.embedded(Registry) as registry:
-        assert registry.claim(ClaimRequest(worker="killed")) is not None
-    result = pushed("push-all", folder_of(pushed), "acme", "--wait", "--json", expect=75)
-    assert [item["error"]["code"] for item in result.json["items"]] == ["TRY_LATER", "TRY_LATER"]
-    assert "running" in [state for _, state in jobs(pushed)]
-
-
 def test_waiting_goes_on_behind_a_busy_worker_and_ends_once_it_is_silent(
     pushed: CommandRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

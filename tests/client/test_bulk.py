@@ -64,54 +64,6 @@ def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
     assert [result.value is not None and result.value.created for result in results] == [True, False, True]
 
 
-def requests_of_two_groups(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, fleet: list[tuple[Path, str]], *, commit_waits: bool
-) -> list[str]:
-    """Push adapters in groups of one; return the plans and commits in their order.
-
-    `commit_waits`: the first commit waits for the plan of the second group.
-    """
-    registry, requests, planned = harness.admin, list[str](), threading.Event()
-    plan, commit = registry.plan_pushes, registry.commit_pushes
-
-    def planning(*args: Any, **kwargs: Any) -> Any:
-        requests.append("plan")
-        if requests.count("plan") == 2:
-            planned.set()
-        return plan(*args, **kwargs)
-
-    def committing(*args: Any, **kwargs: Any) -> Any:
-        assert not commit_waits or planned.wait(60)
-        requests.append("commit")
-        return commit(*args, **kwargs)
-
-    monkeypatch.setattr(bulk, "BULK_LIMIT", 1)
-    monkeypatch.setattr(registry, "plan_pushes", planning)
-    monkeypatch.setattr(registry, "commit_pushes", committing)
-    assert all(result.value for result in push.push_all(registry, fleet))
-    return requests
-
-
-def test_a_group_is_sent_while_the_one_before_it_is_committed(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness.add_base()
-    fleet = folders(harness, tmp_path, 2)
-    requests = requests_of_two_groups(harness, monkeypatch, fleet, commit_waits=True)
-    assert requests == ["plan", "plan", "commit", "commit"]
-
-
-@pytest.mark.parametrize("shared", ["name", "weights"])
-def test_a_group_waits_for_the_commit_of_what_it_shares(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
-) -> None:
-    harness.add_base()
-    (first, name), (second, other) = folders(harness, tmp_path, 2)
-    fleet = [(first, name), (second, name) if shared == "name" else (first, other)]
-    requests = requests_of_two_groups(harness, monkeypatch, fleet, commit_waits=False)
-    assert requests == ["plan", "commit", "plan", "commit"]
-
-
 @pytest.mark.parametrize("limit", [1, BULK_LIMIT])
 def test_a_registry_that_is_away_is_waited_for_once(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int

@@ -38,13 +38,6 @@ def post(harness: Harness, path: str, chunks: Iterable[bytes], *more: tuple[str,
     return call(harness.app, "POST", f"/api/v1{path}", [*headers_of(secret), *more], chunks)
 
 
-@pytest.fixture
-def closed(harness: Harness) -> Harness:
-    """An application without a trusted actor, as `adapter serve` has it."""
-    harness.app.state.trusted = None
-    return harness
-
-
 # ------------------------------------------------------------------ turns and bytes
 def test_a_tenant_waits_for_its_own_requests_and_not_for_its_turn_in_all() -> None:
     turns, order = Turns(each=1, total=2), list[str]()

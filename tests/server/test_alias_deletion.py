@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import httpx
 import pytest
 
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
-from registry.client.registry import Registry
-from registry.errors import Conflict, Denied, NotFound, Refused, RegistryError
+from registry.errors import Conflict, Denied, NotFound, Refused
 from registry.evaluation.gates import Gate
 from registry.names import AdapterName
 from registry.server.serving import reports
@@ -111,31 +108,3 @@ def test_the_gate_and_its_soak_know_of_the_deletion(filled_harness: Harness) -> 
         admin.promote(NAME, "canary", "1", generation=0)
     assert closed.value.code == "GATE_CLOSED"
     assert admin.check_gate(f"{NAME}@2", "prod").open is False
-
-
-def test_deletions_and_promotions_at_once_give_one_chain(filled_harness: Harness) -> None:
-    """Whoever comes second is refused: no move is lost, and none begins at a pointer that is gone."""
-    barrier, outcomes = threading.Barrier(6), list[str]()
-
-    def act(number: int) -> None:
-        registry: Registry = filled_harness.client(filled_harness.secret)
-        barrier.wait()
-        try:
-            if number % 2:
-                registry.delete_alias(NAME, "canary", generation=2)
-            else:
-                registry.promote(NAME, "canary", "1", generation=2)
-            outcomes.append("done")
-        except RegistryError as error:
-            outcomes.append(error.code)
-
-    threads = [threading.Thread(target=act, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert outcomes.count("done") == 1
-    assert set(outcomes) <= {"done", "ALIAS_MOVED", "ALIAS_UNKNOWN"}
-    moved = filled_harness.admin.history(NAME, alias="canary").moves
-    assert [move.generation for move in moved] == [3, 2, 1]
-    assert findings(filled_harness) == []

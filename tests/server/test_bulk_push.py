@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import pytest
@@ -24,13 +23,6 @@ Result = TypeVar("Result")
 PLAN_STATEMENTS = 11
 COMMIT_STATEMENTS = 34
 PULL_STATEMENTS = 5
-
-
-@pytest.fixture
-def filled_harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url) as harness:
-        harness.add_base()
-        yield harness
 
 
 def items_of(harness: Harness, adapters: dict[str, samples.Files]) -> list[PushItem]:
@@ -252,27 +244,6 @@ def test_a_repeated_push_does_not_count_against_the_limit_of_an_hour(filled_harn
         assert [result.created for result in of_type(PushResult, repeated)] == [False] * 3
     more = {**pushed, **new_adapters(filled_harness, 2, "globex/b")}
     assert codes(filled_harness.admin.plan_pushes(items_of(filled_harness, more))) == ["", "", "", "", "RATE_LIMITED"]
-
-
-def test_racing_commits_of_groups_that_overlap_make_each_version_once(filled_harness: Harness) -> None:
-    adapters = new_adapters(filled_harness, 6)
-    plans = planned(filled_harness, adapters)
-    start, results = threading.Barrier(3), list[PushResult]()
-
-    def commit(items: list[CommitItem]) -> None:
-        start.wait()
-        results.extend(of_type(PushResult, filled_harness.admin.commit_pushes(items)))
-
-    orders = (plans, plans[::-1], plans[1:4])
-    groups = [[CommitItem(push_id=plan.push_id) for plan in order] for order in orders]
-    threads = [threading.Thread(target=commit, args=(group,)) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 15
-    assert sum(result.created for result in results) == 6
-    assert {result.version.number for result in results} == {1}
 
 
 @pytest.mark.security

@@ -24,12 +24,6 @@ D = Digest.of(b"tickets")
 URI = "s3://data/tickets.jsonl"
 
 
-@pytest.fixture
-def filled_harness(harness: Harness) -> Harness:
-    harness.add_base()
-    return harness
-
-
 def edges(*parents: VersionView, relation: Relation = Relation.CONTINUED) -> list[Edge]:
     return [Edge(relation=relation, digest=p.digest, name=f"{p.name}@{p.number}") for p in parents]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from datetime import timedelta
 
 import pytest
@@ -31,12 +30,6 @@ from tests.maintenance import collect
 
 STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
-
-
-@pytest.fixture
-def filled_harness(harness: Harness) -> Harness:
-    harness.add_base()
-    return harness
 
 
 def plan(harness: Harness, files: samples.Files, name: str = "acme/support", by: Registry | None = None) -> PushPlan:
@@ -313,50 +306,6 @@ def test_parents_are_edges_whether_they_are_here_or_not(filled_harness: Harness)
     assert {e.digest for e in child.version.parents} == {e.digest for e in edges}
     with filled_harness.session() as session:
         assert len(rows(session, EdgeRow)) == 2
-
-
-@pytest.mark.parametrize("same_token", [True, False])
-def test_racing_equal_pushes_create_exactly_one_version(filled_harness: Harness, same_token: bool) -> None:
-    files, racers = filled_harness.files(), 16
-    clients = [
-        filled_harness.admin if same_token else filled_harness.actor("push", name=f"r{i}") for i in range(racers)
-    ]
-    results: list[object] = []
-    start = threading.Barrier(racers)
-
-    def push(client: object) -> None:
-        start.wait()
-        try:
-            results.append(filled_harness.push("acme/support", files, by=client))  # type: ignore[arg-type]
-        except Exception as e:
-            results.append(e)
-
-    threads = [threading.Thread(target=push, args=(client,)) for client in clients]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [r for r in results if isinstance(r, Exception)] == []
-    assert sorted(r.created for r in results) == [False] * (racers - 1) + [True]  # type: ignore[attr-defined]
-    assert {r.version.number for r in results} == {1}  # type: ignore[attr-defined]
-    with filled_harness.session() as session:
-        assert len(rows(session, VersionRow)) == 1
-        assert len([e for e in rows(session, EventRow) if e.action == "version.push"]) == 1
-
-
-def test_racing_different_pushes_get_numbers_without_gaps(filled_harness: Harness) -> None:
-    results: list[int] = []
-    all_files = [filled_harness.files() for _ in range(8)]
-    threads = [
-        threading.Thread(target=lambda f=files: results.append(filled_harness.push("acme/support", f).version.number))
-        for files in all_files
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == list(range(1, 9))
-    assert filled_harness.admin.version("acme/support").number == 8
 
 
 @pytest.mark.security

@@ -22,12 +22,6 @@ def unrecorded(harness: Harness) -> int:
 
 
 @pytest.fixture
-def filled_harness(harness: Harness) -> Harness:
-    harness.add_base()
-    return harness
-
-
-@pytest.fixture
 def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's patience ends during a test."""
     for name in ("QUIET_SECONDS", "REFS_DELAY_SECONDS", "MEASURE_DELAY_SECONDS"):

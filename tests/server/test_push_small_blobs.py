@@ -18,12 +18,6 @@ from tests.bulk import commit_push
 from tests.harness import Harness, rows, upload
 
 
-@pytest.fixture
-def filled_harness(harness: Harness) -> Harness:
-    harness.add_base()
-    return harness
-
-
 def excerpts_of(files: samples.Files) -> dict[str, bytes]:
     return {path: data for path, data in files.items() if path != samples.WEIGHTS}
 

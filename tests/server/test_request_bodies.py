@@ -25,13 +25,6 @@ def post(
     return call(harness.app, "POST", f"/api/v1{path}", [("content-type", "application/json"), *token, *headers], chunks)
 
 
-@pytest.fixture
-def closed(harness: Harness) -> Harness:
-    """An application without a trusted actor, as `adapter serve` has it."""
-    harness.app.state.trusted = None
-    return harness
-
-
 @pytest.mark.parametrize("secret", ["", "lra_" + "0" * 38])
 @pytest.mark.parametrize("path", ["/check", "/pushes/commit", "/bases", "/fleet/nodes/n/e"])
 def test_without_a_valid_token_no_large_body_is_read(closed: Harness, path: str, secret: str) -> None:

@@ -97,29 +97,6 @@ def test_what_a_second_rollback_returns_to_stays(acme: Harness) -> None:
     assert acme.admin.rollback(NAME, "canary").number == 1
 
 
-@pytest.mark.security
-@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_a_version_that_is_approved_while_retention_decides_stays(
-    acme: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An approval refers to the version, not to its adapter, so the adapter's lock does not keep it out."""
-    push_chain(acme, 4)
-    acme.admin.set_retention(NAME, KEEP_TWO)
-    find_needs, calls = needs.find_needs, list[int]()
-
-    def approve_after_the_first(session: Session, adapter: AdapterRow, version_ids: Sequence[int]) -> dict[int, str]:
-        needed = find_needs(session, adapter, version_ids)
-        calls.append(len(needed))
-        if len(calls) == 1:
-            acme.admin.approve(f"{NAME}@1", "prod")
-        return needed
-
-    monkeypatch.setattr(needs, "find_needs", approve_after_the_first)
-    assert collect(acme).versions_retired == 1
-    assert kept(acme) == [1, 3, 4]
-    assert len(acme.admin.approvals(f"{NAME}@1").items) == 1
-
-
 def test_an_age_keeps_what_is_younger_and_both_together_keep_more(acme: Harness) -> None:
     push_chain(acme, 4)
     set_age(acme, [1, 2, 3], timedelta(days=8))

@@ -16,7 +16,7 @@ from registry.api.transfer import PushRequest
 from registry.client.registry import Registry
 from registry.client.transfer import push
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound
+from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.server.app import create_app
 from registry.server.database import db
@@ -101,26 +101,6 @@ def test_another_server_commits_what_this_one_has_received(
 
 
 @pytest.mark.security
-def test_stored_bytes_count_only_for_the_push_that_sent_them(
-    harness: Harness, blobs: S3Blobs, small: samples.Files
-) -> None:
-    """Neither before nor after the commit of the other: the plan requests them all the same."""
-    request = PushRequest(manifest=harness.manifest(small))
-    owner, thief = (harness.actor("push", "pull", namespaces=[name], name=name) for name in ("acme", "evil"))
-    plan, stolen = plan_push(owner, "acme/support", request), plan_push(thief, "evil/copy", request)
-    upload(owner, plan, small)
-    for _ in range(2):
-        with pytest.raises(Conflict) as refusal:
-            commit_push(thief, stolen.push_id)
-        assert refusal.value.code == "UPLOAD_INCOMPLETE"
-        assert len(plan_push(thief, "evil/copy", request).uploads) == len(stolen.uploads) == len(small)
-        with pytest.raises(NotFound):
-            thief.version("evil/copy")
-        commit_push(owner, plan.push_id)
-    assert all(blobs.stat(key_of(item.digest)) is not None for item in plan.uploads)
-
-
-@pytest.mark.security
 def test_wrong_bytes_never_reach_the_final_key(harness: Harness, blobs: S3Blobs, small: samples.Files) -> None:
     plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
     for item in plan.uploads:
@@ -165,24 +145,4 @@ def test_a_push_replaces_damaged_bytes_and_notices_when_they_are_lost_again(
     assert not commit_push(harness.admin, again.push_id).created
     with harness.session() as session:
         assert {row.state for row in rows(session, BlobRow)} == {"live"}
-    assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]
-
-
-@pytest.mark.security
-def test_bytes_that_rot_again_before_the_commit_are_not_taken_for_repaired(
-    harness: Harness, blobs: S3Blobs, small: samples.Files
-) -> None:
-    harness.push("acme/support", small)
-    weights = key_of(Digest.of(small[samples.WEIGHTS]))
-    with harness.session(write=True) as session:
-        session.connection().execute(
-            update(BlobRow).where(col(BlobRow.digest) == digest_of(weights)).values(state=BlobState.CORRUPT)
-        )
-    plan = plan_push(harness.admin, "acme/support", PushRequest(manifest=harness.manifest(small)))
-    upload(harness.admin, plan, small)
-    blobs.bucket.put(weights, bytes(len(small[samples.WEIGHTS])))
-    assert not commit_push(harness.admin, plan.push_id).created
-    with harness.session() as session:
-        assert [row.digest for row in rows(session, BlobRow) if row.state == "corrupt"] == [digest_of(weights)]
-    assert not harness.push("acme/support", small).created
     assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]

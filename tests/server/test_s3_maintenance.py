@@ -8,16 +8,13 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from registry.api.maintenance import ReindexRequest
 from registry.digest import Digest
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import UPLOAD_PART_BYTES
 from tests import samples
-from tests.flows.test_restore import fill, lose_the_database
 from tests.harness import Harness
 from tests.maintenance import collect, expire, findings, plan, states
-from tests.snapshot import snapshot
 
 
 @pytest.fixture
@@ -66,14 +63,4 @@ def test_damage_in_the_bucket_is_found_and_repaired_by_a_push(harness: Harness, 
     assert findings(harness, deep=False) == []
     assert findings(harness) == [f"blob.damaged {weights}"]
     assert harness.push("acme/support", files).version.damaged == []
-    assert findings(harness) == []
-
-
-def test_versions_are_restored_from_the_bucket_alone(harness: Harness) -> None:
-    fill(harness)
-    before = snapshot(harness)
-    lose_the_database(harness)
-    assert harness.admin.reindex(ReindexRequest()).versions == 4
-    assert snapshot(harness) == before
-    collect(harness)
     assert findings(harness) == []

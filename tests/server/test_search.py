@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import insert
 from sqlmodel import select
 
 from registry.api.catalog import AdapterPage, MetadataChange
@@ -157,41 +157,6 @@ def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -
     assert [item.name for item in items] == ["acme/a", *(f"acme/b{i:05d}" for i in range(300))]
 
 
-@pytest.mark.parametrize(
-    "search",
-    [
-        {},
-        {"namespace": "acme"},
-        {"method": "lora"},
-        {"rank_min": 4},
-        {"tag": ["team=search"]},
-        {"annotation": ["team=search"]},
-        {"owner": "token:admin"},
-        {"base": "tiny-llama"},
-        {"alias": "main"},
-        {"target": ["q_proj", "v_proj"]},
-        {"format": "peft"},
-    ],
-    ids=lambda search: ",".join(search) or "all",
-)
-def test_no_page_reads_the_adapters_before_it_or_all_versions(
-    harness: Harness, database_kind: str, search: dict[str, Any]
-) -> None:
-    insert_adapters(harness, 3000)
-    with harness.session(write=True) as session:
-        session.connection().execute(text("ANALYZE"))
-    plan = explained(harness, "acme/b01500", search)
-    if database_kind == "sqlite":
-        assert any("SEARCH adapter USING INDEX" in line and "namespace" in line for line in plan), plan
-        assert not any("TEMP B-TREE" in line or line.startswith(("SCAN adapter", "SCAN version")) for line in plan), (
-            plan
-        )
-    else:
-        assert any("Index" in line and "namespace" in line for line in plan), plan
-        assert not any("Seq Scan on version " in line or "Seq Scan on adapter " in line for line in plan), plan
-        assert not any("Sort Key" in line for line in plan), plan
-
-
 @pytest.mark.parametrize("candidates_limit", [0, 1000], ids=["windows", "candidates"])
 def test_pages_of_filters_that_match_many_and_together_few_hold_the_same(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, candidates_limit: int
@@ -215,26 +180,6 @@ def test_pages_of_filters_that_match_many_and_together_few_hold_the_same(
         if names == few[0]:
             assert len(pages) == (1 if candidates_limit else 9), "a page looks at 7 adapters"
         assert other_tenant.adapters(**search) == AdapterPage(items=[])
-
-
-def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str]:
-    """The plan of the statement that finds a page's adapters, as the database says it."""
-    sent: list[tuple[str, Any]] = []
-
-    def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        sent.append((statement, parameters))
-
-    event.listen(harness.engine, "before_cursor_execute", keep)
-    try:
-        assert len(harness.admin.adapters(limit=20, cursor=cursor, **search).items) == 20
-    finally:
-        event.remove(harness.engine, "before_cursor_execute", keep)
-    statement, parameters = next(
-        item for item in sent if "ORDER BY adapter.namespace" in item[0] and "JOIN version" in item[0]
-    )
-    explain = "EXPLAIN QUERY PLAN " if harness.engine.dialect.name == "sqlite" else "EXPLAIN "
-    with harness.engine.connect() as connection:
-        return [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters)]
 
 
 def test_a_count_that_would_look_at_too_many_adapters_is_missing(

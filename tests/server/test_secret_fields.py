@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import email.message
 import inspect
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from registry.client.transport import HttpResponse
 from tests.import_table import modules
 
 SECRET = re.compile(r"(^|_)(secret|secrets|password|token|assertion|verifier|nonce|cookie|seed|private_key)$")
@@ -31,11 +33,14 @@ NOT_SECRET = {
 }  # fmt: skip
 """What has the name of a secret and is none."""
 PACKAGES = (
+    "cli",
     "registry.api",
     "registry.attestations",
     "registry.client",
     "registry.jobs",
+    "registry.sdk",
     "registry.server",
+    "registry.serving",
     "registry.tlog",
 )
 
@@ -82,3 +87,11 @@ def test_no_text_of_a_value_has_its_secret(case: str) -> None:
 def test_the_fields_of_secrets_are_found() -> None:
     assert {"SignInAttempt.secret", "OidcClient.client_secret", "Lease.token", "Signer.seed"} <= CASES.keys()
     assert CASES.keys() >= NOT_SECRET | PRESIGNED
+
+
+@pytest.mark.security
+def test_a_response_does_not_show_its_body_and_a_plan_of_a_cluster_not_its_token() -> None:
+    response = HttpResponse("https://registry.test/", 200, email.message.Message(), b"s-cret")
+    assert "s-cret" not in repr(response)
+    source = modules()["registry.worker.cluster"].read_text()  # not imported: Ray may be absent
+    assert "token: str = field(repr=False)" in source

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ from registry.evaluation.verdicts import Check
 from registry.jobs import Kind
 from registry.names import AdapterName
 from registry.server.catalog import base_rows, refs
-from registry.server.database.models import BaseRow, EventRow, VerdictRow, VersionRow
+from registry.server.database.models import BaseRow, VersionRow
 from registry.server.promotion import removal
 from registry.server.push import background
 from tests import maintenance, samples
@@ -191,35 +189,6 @@ def test_a_commit_during_which_the_base_is_registered_is_repeated(
     pushed = push.push_folder(harness.admin, folder, AdapterName.parse(NAME), base=HUB_NAME)
     assert (len(calls) > 3, pushed.version.number, verdicts(harness)["compat"]) == (True, 1, "pass")
     assert (base_rows_of(harness), maintenance.findings(harness)) == ([], [])
-
-
-def test_a_base_that_two_requests_add_at_once_is_one_base(harness: Harness, tmp_path: Path) -> None:
-    """Each gets the base, or is told that another one has its name; versions that wait are evaluated once."""
-    push_folder(harness, tmp_path)
-    same, wider = BaseAdd(spec=spec_of(BASE)), BaseAdd(spec=spec_of(samples.llama(HUB_NAME, hidden=128)))
-    start = threading.Barrier(4)
-
-    def add(request: BaseAdd) -> str:
-        start.wait(30)
-        try:
-            return harness.admin.add_base(request).fingerprint
-        except RegistryError as error:
-            return error.code
-
-    with ThreadPoolExecutor(4) as pool:
-        responses = list(pool.map(add, [same, same, wider, wider]))
-    harness.transport.settle()
-    added = harness.admin.base(HUB_NAME).fingerprint
-    assert sorted(set(responses)) == sorted(["BASE_EXISTS", added])
-    assert sorted(map(responses.count, set(responses))) == [2, 2]
-    is_same = added == same.spec.fingerprint
-    assert verdicts(harness)["compat"] == ("pass" if is_same else "fail")
-    with harness.session() as session:
-        assert [row.name for row in rows(session, BaseRow)] == [HUB_NAME]
-        events = [row for row in rows(session, EventRow) if row.action == "base.add"]
-        assert len(events) == 1
-        evaluated = [row for row in rows(session, VerdictRow) if row.check == "compat"]
-        assert len(evaluated) == 2, "without the base, and once with it"
 
 
 def test_reindex_restores_versions_whose_base_is_not_registered(harness: Harness, tmp_path: Path) -> None:

@@ -52,28 +52,6 @@ def test_a_pushed_adapter_is_proven_on_its_base(setup: WorkerSetup, good: Path, 
     assert set(report.made_by) == {"worker", "torch", "transformers", "peft", "python"}
 
 
-def test_two_adapters_of_one_base_load_it_once(
-    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, pool: Pool, tmp_path: Path
-) -> None:
-    setup.push(good, "acme/one")
-    setup.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
-    loads = pool.base_loads + ("tiny" not in pool.warm)
-    tally = worker().run(once=True)
-    assert (tally.done, tally.failed, tally.base_loads) == (2, 0, loads)
-
-
-def test_an_adapter_with_nan_fails_and_the_next_one_passes(
-    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
-) -> None:
-    setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
-    setup.harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/nan"))  # its values failed: none was queued
-    setup.push(good, "acme/good")
-    assert worker().run(once=True).done == 2
-    verdicts = {name: setup.smoke(f"acme/{name}") for name in ("nan", "good")}
-    assert {name: v.outcome for name, v in verdicts.items() if v} == {"nan": "fail", "good": "pass"}
-    assert any("smoke: fail: base_model" in line and "NaN" in line for line in setup.lines)
-
-
 def test_an_adapter_that_does_not_fit_never_reaches_the_model(
     setup: WorkerSetup, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
@@ -225,29 +203,6 @@ def test_a_run_with_once_waits_for_the_retries_of_its_own_failed_jobs(
     assert (summary.done, summary.failed, summary.unfinished) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("change", ["vanishes", "gets other weights"])
-def test_a_run_with_once_counts_what_is_left_when_its_base(
-    change: str, setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
-    job_id = setup.push(good).job_id
-    folder = shutil.copytree(base_folder, tmp_path / "base")
-
-    def lose_the_base() -> None:
-        os.kill(frozen.process_pid, signal.SIGKILL)
-        shutil.rmtree(folder)
-        if change == "gets other weights":
-            models.base(folder, seed=5)
-
-    frozen.then = lose_the_base
-    summary = worker(Sources({BASE: folder})).run(once=True)
-    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1)
-    assert setup.harness.admin.job(job_id).state is State.QUEUED
-    reason = {"vanishes": "the base tiny is not in ", "gets other weights": f"{folder} is not the base tiny: "}[change]
-    assert setup.lines[-1].startswith(f"ending before the next attempt of a failed job: {reason}")
-
-
 def test_a_model_process_that_dies_in_every_attempt_leaves_a_verdict(
     setup: WorkerSetup, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,15 +274,6 @@ def test_only_jobs_of_bases_that_are_here_are_claimed(setup: WorkerSetup, worker
     assert worker(Sources({"elsewhere": elsewhere})).run(once=True).done == 1
 
 
-def test_a_folder_that_is_another_base_is_refused_by_its_fingerprint(
-    setup: WorkerSetup, good: Path, worker: Make, tmp_path: Path
-) -> None:
-    setup.push(good)
-    other = models.base(tmp_path / "other", hidden=128)
-    with pytest.raises(Invalid, match="is not the base tiny: its fingerprint is sha256:"):
-        worker(Sources({"tiny": other})).run(once=True)
-
-
 CHILD_LIMIT_SECONDS = 120
 
 
@@ -396,19 +342,6 @@ def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
         "reading the weights of copy",
         f"building copy with transformers {transformers.__version__}",
     ]
-
-
-def test_a_run_that_cannot_go_on_has_a_summary_of_what_it_did(
-    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(base_folder, tmp_path / "copy")
-    other = models.base(tmp_path / "other", seed=5) / "model.safetensors"
-    setup.push(good)
-    once = worker(Sources({BASE: folder}))
-    once._say = lambda line: os.replace(other, folder / "model.safetensors") if "smoke: pass" in line else None
-    with pytest.raises(Invalid, match=f"{folder} is not the base tiny: "):
-        once.run(once=True)
-    assert (once.summary.done, once.summary.failed, once.summary.unfinished) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("moment", ["while it loads", "between two attempts"])

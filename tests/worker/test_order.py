@@ -121,25 +121,6 @@ def test_verdicts_on_good_and_bad_adapters_do_not_depend_on_their_order() -> Non
     compare_orders(batch, BaseSource("llama-a", bases / "llama-a", ""), permutations=1)
 
 
-def test_the_structure_of_a_layout_is_built_once(
-    pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path
-) -> None:
-    """Other numbers and another scale change no name and no shape; another rank does."""
-    targets = ["k_proj", "o_proj"]
-    settings: list[dict[str, Any]] = [
-        {"r": 4},
-        {"r": 4, "lora_alpha": 32},
-        {"r": 4, "use_rslora": True},
-        {"r": 2},
-        {"r": 4},
-    ]
-    builds = []
-    for number, fields in enumerate(settings):
-        folder = models.adapter(base_folder, tmp_path / str(number), seed=number, target_modules=targets, **fields)
-        builds.append(pool.try_adapter(source, folder, LIMITS)["result"]["measurements"]["structure_builds"])
-    assert builds == [1, 0, 0, 1, 0]
-
-
 def test_peft_reads_every_configuration_also_of_a_layout_that_is_known(
     pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:

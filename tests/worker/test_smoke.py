@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -74,43 +73,6 @@ def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone
     assert ways.count("swapped") >= len(ways) - 2
     assert max(apart) < 1e-5, "a row of a mixed batch is not what it is alone"
     assert pool.base_loads == loads
-
-
-WRONG_CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "initialization with a path": {"init_lora_weights": "/etc/passwd"},
-    "rank null": {"r": None},
-    "rank of another adapter": {"r": 8, "lora_alpha": 16},
-    "dropout of seven": {"lora_dropout": 7},
-    "dropout as text": {"lora_dropout": "no"},
-    "alpha null": {"lora_alpha": None},
-    "pattern that is no pattern": {"rank_pattern": {"(": 4}},
-    "targets that are not there": {"target_modules": ["elsewhere"]},
-    "task of another kind": {"task_type": "NO_TASK"},
-    "unknown method": {"peft_type": "NO_METHOD"},
-}
-
-
-@pytest.mark.security
-def test_a_verdict_does_not_depend_on_the_adapters_tested_before(
-    pool: Pool, source: BaseSource, good: Path, base_folder: Path, tmp_path: Path
-) -> None:
-    batch = {f"good {i}": models.adapter(base_folder, tmp_path / f"good-{i}", seed=i) for i in range(3)}
-    for number, (name, fields) in enumerate(WRONG_CONFIGURATIONS.items()):
-        batch[name] = shutil.copytree(good, tmp_path / f"wrong-{number}")
-        path = batch[name] / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    def verdict(name: str, limits: ProcessLimits) -> dict[str, str]:
-        response = pool.try_adapter(source, batch[name], limits)
-        return codes(response["result"]) if "result" in response else {"failed": "failed"}
-
-    alone = {name: verdict(name, ISOLATED) for name in batch}
-    assert {name for name, codes_ in alone.items() if not codes_} == {"good 0", "good 1", "good 2"}
-    for order in (list(batch), list(reversed(batch)), random.Random(7).sample(list(batch), len(batch))):
-        mixed = ["good 0", "good 1", "good 2"]
-        for name in order:
-            mixed += [name, "good 1"]
-        assert {name: verdict(name, LIMITS) for name in mixed} == alone
 
 
 @pytest.mark.parametrize(
