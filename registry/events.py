@@ -141,7 +141,8 @@ ADMIN_TYPES: tuple[EventType, ...] = (
     EventType.VERSION_SERVE,
     EventType.VERSION_UNSERVE,
 )
-"""Types about people, trusted publishers, webhooks and nodes: only administrators of their namespace see them."""
+"""Types about people, trusted publishers, webhooks and nodes: only administrators and auditors of their namespace see
+them."""
 
 WEBHOOK_DEFAULT: tuple[EventType, ...] = (
     EventType.VERSION_PUSH,

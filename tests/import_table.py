@@ -159,7 +159,7 @@ def forbidden(module: str, source: str, modules: set[str]) -> list[str]:
     """Every import of this source that the table does not allow, one sentence each."""
     row = row_of(module)
     if row is None:
-        return [f"{module} has no row in the table of tests/test_boundaries.py"]
+        return [f"{module} has no row in the table of tests/import_table.py"]
     violations = []
     for name, line in imports_of(module, source, modules):
         top = name.split(".")[0]

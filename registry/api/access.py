@@ -25,7 +25,7 @@ class TokenCreate(Request):
     )  # fmt: skip
     """What people call the token."""
     scopes: list[str]
-    """What the token may do: `pull`, `push`, `promote`, `work`, `admin`."""
+    """What the token may do: `pull`, `push`, `promote`, `work`, `audit`, `metrics`, `admin`."""
     namespaces: list[str] = ["*"]
     """Namespaces that it reaches; `*` for all."""
     expires_in_seconds: int | None = Field(default=None, ge=1, le=LIFETIME_LIMIT_SECONDS)
@@ -44,7 +44,7 @@ class TokenView(Response):
     name: str
     """What people call the token."""
     scopes: list[str]
-    """What the token may do: `pull`, `push`, `promote`, `work`, `admin`."""
+    """What the token may do: `pull`, `push`, `promote`, `work`, `audit`, `metrics`, `admin`."""
     namespaces: list[str]
     """Namespaces that it reaches; `*` for all."""
     subject: str = ""
@@ -92,7 +92,7 @@ class Whoami(Response):
     token_id: str
     """Identifier of the token."""
     scopes: list[str]
-    """What the token may do: `pull`, `push`, `promote`, `work`, `admin`."""
+    """What the token may do: `pull`, `push`, `promote`, `work`, `audit`, `metrics`, `admin`."""
     namespaces: list[str]
     """Namespaces that it reaches; `*` for all."""
     expires_at: datetime | None = None
@@ -179,7 +179,7 @@ class RoleGrant(Request):
     """The new role of a subject."""
 
     role: str = Field(max_length=20)
-    """`reader`, `pusher`, `promoter` or `owner`."""
+    """`reader`, `pusher`, `promoter`, `owner` or `auditor`."""
 
 
 class RenameRequest(Request):
