@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from fastapi import FastAPI
 
 from registry import __version__
 from registry.errors import Invalid
@@ -31,6 +30,7 @@ from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
 from registry.server.http.server import HttpServer, listen
+from registry.server.http.services import Services, services_of
 from registry.server.maintenance import reevaluate
 from registry.server.settings import Settings
 from registry.server.storage.open import try_store
@@ -96,9 +96,10 @@ def _serve(
     """Serve until a signal. `first_token`: hash and secret of the token to create if there is none."""
     token_sha256, secret = first_token
     app = create_app(settings, engine=engine)
-    log = app.state.audit_log
-    app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
-    if problem := try_store(app.state.blobs, settings.blobs):
+    services = services_of(app)
+    log = services.audit_log
+    services.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
+    if problem := try_store(services.blobs, settings.blobs):
         output.line(output.styled(problem, "yellow"), err=True)
     with explain_failure(engine):  # last: the key of a server that starts for nothing does not become that of the log
         log.claim()
@@ -108,22 +109,22 @@ def _serve(
         # uvicorn raises the signal again after its shutdown; then it must not kill this process.
         signal.signal(number, lambda *_: None)
     is_document = output.is_document()
-    freshness = app.state.freshness
+    freshness = services.freshness
     sequencer = threading.Thread(target=log.run, args=(freshness.for_thread().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is created once the server is sure to run
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, services)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
         if announces:
-            _announce(listener, app, secret if created else "", is_document, has_tokens=not token_sha256)
+            _announce(listener, services, secret if created else "", is_document, has_tokens=not token_sha256)
         on_ready()
-        started = {"version": __version__, "database": engine.dialect.name, "blobs": app.state.blobs.kind}
+        started = {"version": __version__, "database": engine.dialect.name, "blobs": services.blobs.kind}
         _LOG.info("started", extra={"fields": started})
         sequencer.start()
         dispatcher = (engine, settings, lambda: log.keys, log.closing, freshness.for_thread().stamp)
         threading.Thread(target=dispatch.run, args=dispatcher, name="webhooks", daemon=True).start()
         threading.Thread(target=freshness.run, args=(log.closing,), name="freshness", daemon=True).start()
-        reevaluation = (engine, app.state.blobs, settings)
+        reevaluation = (engine, services.blobs, settings)
         threading.Thread(target=reevaluate.evaluate_after, args=reevaluation, name="reevaluation", daemon=True).start()
 
     HttpServer(app, on_start=ready, on_stop=log.closing.set).run(sockets=[listener])
@@ -157,25 +158,25 @@ def _settings(data: str | None, config: str | None) -> Settings:
     return Settings.from_env(environment(config=config, data=data))
 
 
-def _reload(app: FastAPI, settings: Settings) -> None:
+def _reload(services: Services) -> None:
     """Read the issuers and the audit key again; what is wrong stays as it was. Trusted roots are read at each use."""
     try:
-        app.state.issuers = Issuers.read(settings.issuers)
-        app.state.audit_log.reload_keys()
+        services.issuers = Issuers.read(services.settings.issuers)
+        services.audit_log.reload_keys()
     except Invalid as e:
         output.line(f"SIGHUP: the former settings stay: {e.detail}", err=True)
     else:
         output.line("SIGHUP: read the issuers and the audit key again", err=True)
 
 
-def _announce(listener: socket.socket, app: FastAPI, secret: str, is_document: bool, *, has_tokens: bool) -> None:
-    settings: Settings = app.state.settings
+def _announce(listener: socket.socket, services: Services, secret: str, is_document: bool, *, has_tokens: bool) -> None:
+    settings = services.settings
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     is_embedded = ipaddress.ip_address(host).is_loopback and settings.database_url.startswith("sqlite:")
     is_read = is_document or sys.stdout.isatty()  # else it is a log, whose readers would be administrators
     has_link = is_embedded and is_read and settings.pages != "off"
-    link = f"{url}/sign-in/{app.state.sign_in_links.create()}" if has_link else ""
+    link = f"{url}/sign-in/{services.sign_in_links.create()}" if has_link else ""
     if is_document:
         click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return

@@ -18,6 +18,7 @@ from registry.server.database.engine import open_database
 from registry.server.evaluation import engine_profiles
 from registry.server.http.base_app import build_base_app
 from registry.server.http.routing import SingleThreadRoute
+from registry.server.http.services import Services
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.pages.rendering import render_unknown
 from registry.server.promotion.attestations.attester import Attester
@@ -76,17 +77,18 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
     _require_every_operation()
     open_second_copy(settings)
     engine_profiles.parse_setting(settings.engines)
-    app = build_base_app(
-        settings, routes, engine_profiles.find_stored_profile,
-        engine=engine or open_database(settings), blobs=blobs or open_store(settings),
-    )  # fmt: skip
-    app.state.quick_blobs = blobs or open_store(settings, is_quick=True)
-    app.state.issuers = Issuers.read(settings.issuers)
-    app.state.error_page = render_unknown if settings.pages != "off" else None
-    log = app.state.audit_log
-    log.after_step.append(Attester(app.state.engine, app.state.blobs, lambda: log.keys).attest_until)
-    app.state.api_document = openapi.ApiDocument(app.routes)
-    return app
+    services = Services(
+        settings,
+        engine or open_database(settings),
+        blobs or open_store(settings),
+        engine_profiles.find_stored_profile,
+        quick_blobs=blobs or open_store(settings, is_quick=True),
+        error_page=render_unknown if settings.pages != "off" else None,
+        issuers=Issuers.read(settings.issuers),
+    )
+    log = services.audit_log
+    log.after_step.append(Attester(services.engine, services.blobs, lambda: log.keys).attest_until)
+    return build_base_app(services, routes)
 
 
 def _routers(settings: Settings) -> Iterator[APIRouter]:

@@ -18,6 +18,7 @@ from registry.server import actors
 from registry.server.database.engine import explain_failure, open_database, require_limits
 from registry.server.database.revision import is_newest
 from registry.server.http.base_app import build_base_app
+from registry.server.http.services import Services
 from registry.server.settings import Settings
 from registry.server.storage.open import open_second_copy, open_store
 
@@ -77,19 +78,16 @@ def open_embedded() -> Iterator[FastAPI]:
                 lazy.load("registry.server.database.schema:prepare")(engine)
         open_second_copy(settings)  # a wrong URL is an error of every command
         routes = [RoutesOnDemand(path, words) for path, words in ROUTERS.items()]
-        app = build_base_app(
-            settings, routes, _find_profile, engine=engine, blobs=open_store(settings),
-            trusted=actors.TRUSTED,
-        )  # fmt: skip
-        log = app.state.audit_log
+        services = Services(settings, engine, open_store(settings), _find_profile, trusted=actors.TRUSTED)
+        services.requests.writes_lines = False
+        log = services.audit_log
 
         def attest_until(position: int) -> None:
             attester = lazy.load("registry.server.promotion.attestations.attester:Attester")
-            attester(engine, app.state.blobs, lambda: log.keys).attest_until(position)
+            attester(engine, services.blobs, lambda: log.keys).attest_until(position)
 
         log.after_step.append(attest_until)
-        app.state.requests.writes_lines = False
-        yield app
+        yield build_base_app(services, routes)
         log.flush()
     finally:
         engine.dispose()  # the last connection that closes folds SQLite's WAL into the file

@@ -95,13 +95,12 @@ def test_the_link_of_an_administrator_is_printed_on_terminals_and_not_in_logs(
     is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
-    state = SimpleNamespace(
+    services = SimpleNamespace(
         settings=Settings(database_url="sqlite:///x", blobs="file:///x"), sign_in_links=OneTimeLinks()
     )
     listener = SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8080))
     for has_tokens in (False, True):
-        app = SimpleNamespace(state=state)
-        serve._announce(listener, app, "", is_document=False, has_tokens=has_tokens)  # type: ignore[arg-type]
+        serve._announce(listener, services, "", is_document=False, has_tokens=has_tokens)  # type: ignore[arg-type]
         printed = capsys.readouterr().out
         assert ("/sign-in/" in printed) is is_terminal
         assert ("adapter token create NAME --scope admin" in printed) is has_tokens

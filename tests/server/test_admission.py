@@ -17,7 +17,8 @@ from starlette.background import BackgroundTask
 from registry.api.bases import BaseAdd
 from registry.errors import Unavailable
 from registry.server.http import admission, request_body, routing
-from registry.server.http.admission import HeldResponse, Space, Turns
+from registry.server.http.admission import Space, Turns
+from registry.server.http.held_responses import PART_BYTES, HeldResponse
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT
 from tests import samples
 from tests.base_specs import spec_of
@@ -224,7 +225,7 @@ def size_bytes(harness: Harness) -> int:
     modules = spec.modules | {f"model.layers.0.other.{n}": shape for n in range(3000)}
     harness.admin.add_base(BaseAdd(spec=spec.model_copy(update={"modules": modules})))
     size = len(harness.admin.connection.send("GET", "/bases/tiny-llama").content)
-    assert size > 3 * admission.PART_BYTES
+    assert size > 3 * PART_BYTES
     return size
 
 
@@ -261,7 +262,11 @@ def test_responses_that_are_not_read_count_until_they_are(harness: Harness, size
         (503, "TRY_LATER", "1")
     ] * 2
     for response in (*slow, of_other, after):
-        assert (response.status, len(response.body), response.largest_part) == (200, size_bytes, admission.PART_BYTES)
+        assert (response.status, len(response.body), response.largest_part) == (
+            200,
+            size_bytes,
+            PART_BYTES,
+        )
     assert space.used_bytes == 0
 
 
@@ -280,16 +285,16 @@ def test_a_reader_that_hangs_up_gives_its_bytes_back(harness: Harness, size_byte
 
 def test_the_response_to_a_change_is_sent_in_any_case_and_what_follows_is_done() -> None:
     done, sent = list[bool](), list[int]()
-    response = Response(b" " * (admission.PART_BYTES + 1), background=BackgroundTask(done.append, True))
+    response = Response(b" " * (PART_BYTES + 1), background=BackgroundTask(done.append, True))
     space = Space(1, 1)
 
     async def send(message: Any) -> None:
         sent.append(len(message.get("body", b"")))
-        assert space.used_bytes == admission.PART_BYTES + 1
+        assert space.used_bytes == PART_BYTES + 1
 
     async def receive() -> Any:
         raise AssertionError("nothing is read")
 
-    held = HeldResponse(response, space, "tenant", admission.PART_BYTES + 1, is_refusable=False)
+    held = HeldResponse(response, space, "tenant", PART_BYTES + 1, is_refusable=False)
     anyio.run(lambda: held({"type": "http"}, receive, send))
-    assert (sum(sent), done, space.used_bytes) == (admission.PART_BYTES + 1, [True], 0)
+    assert (sum(sent), done, space.used_bytes) == (PART_BYTES + 1, [True], 0)

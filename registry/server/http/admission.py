@@ -16,13 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, fail_after
-from fastapi import Request, Response
-from starlette.concurrency import run_in_threadpool
-from starlette.types import Message, Receive, Scope, Send
 
 from registry.errors import Unavailable
-from registry.server.actors import Actor
-from registry.server.http.request_actor import look_up_actor, read_network, read_secret
 
 REQUESTS = 64
 REQUESTS_EACH = 16
@@ -41,8 +36,6 @@ STRANGERS_BYTES_EACH = 2 * 2**20
 DISK_BYTES = 16 * 2**30
 DISK_BYTES_EACH = 4 * 2**30
 """Of bodies that wait on disk."""
-PART_BYTES = 64 * 2**10
-"""Larger responses are counted, and sent in parts of this size."""
 
 
 class Turns:
@@ -139,55 +132,3 @@ class Admission:
                 detail = "too many requests are under way; send this one again"
                 raise Unavailable("TRY_LATER", detail, retry_after_seconds=1) from None
             yield
-
-
-def known_tenant(request: Request) -> str | None:
-    """The tenant of a token that was used lately, without a look at the database."""
-    actor: Actor | None = getattr(request.state, "actor", None)
-    if actor is None and (secret := read_secret(request)) is not None:
-        actor = request.app.state.actor_cache.get(secret)
-    return actor.tenant if actor is not None else None
-
-
-def network_of_request(request: Request) -> str:
-    """The tenant of requests whose senders are not known."""
-    return f"network {read_network(request)}"
-
-
-async def find_tenant(request: Request, *, needs_no_token: bool = False) -> str:
-    """Whom a request counts for. `Unauthenticated` for a token that is not valid."""
-    if needs_no_token or read_secret(request) is None:
-        return network_of_request(request)
-    return known_tenant(request) or (await run_in_threadpool(look_up_actor, request)).tenant
-
-
-class HeldResponse(Response):
-    """A response that counts for its reader until it is sent. `Unavailable` (TRY_LATER) before that."""
-
-    def __init__(self, response: Response, space: Space, tenant: str, size_bytes: int, *, is_refusable: bool) -> None:
-        super().__init__(status_code=response.status_code)
-        self._response, self._space, self._tenant, self._size_bytes = response, space, tenant, size_bytes
-        self._is_refusable = is_refusable
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_parts(message: Message) -> None:
-            body: bytes = message.get("body", b"")
-            start = 0
-            while len(body) - start > PART_BYTES:  # each waits until the one before has left the server's buffer
-                await send({**message, "body": body[start : start + PART_BYTES], "more_body": True})
-                start += PART_BYTES
-            await send({**message, "body": body[start:]} if body else message)
-
-        with self._space.hold() as reserved:
-            reserved.add(self._tenant, self._size_bytes, is_required=self._is_refusable)
-            await self._response(scope, receive, send_in_parts if getattr(self._response, "body", b"") else send)
-
-
-def count_response(request: Request, response: Response, *, is_change: bool) -> Response:
-    """Count a large response, or one that reads a file while it is sent. That to a change is sent in any case."""
-    size_bytes = getattr(response, "held_bytes", len(getattr(response, "body", b"")))
-    if size_bytes <= PART_BYTES:
-        return response
-    memory: Space = request.app.state.admission.memory
-    tenant = known_tenant(request) or network_of_request(request)
-    return HeldResponse(response, memory, tenant, size_bytes, is_refusable=not is_change)

@@ -39,6 +39,7 @@ from registry.server.http.routing import (
     enter_session,
     require_nothing,
 )
+from registry.server.http.services import Services, services_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
@@ -48,11 +49,11 @@ VERSION = ADAPTER + "/versions/{selector}"
 NAMESPACE = "/namespaces/{namespace}"
 
 
-def app_state(name: str) -> Any:
-    """The dependency that returns this attribute of the application's state."""
+def service(find: Callable[[Services], Any]) -> Any:
+    """The dependency that returns one of the application's services."""
 
     async def read(request: Request) -> Any:
-        return getattr(request.app.state, name)
+        return find(services_of(request))
 
     return Depends(read)
 
@@ -85,7 +86,7 @@ def takes_key(dependant: Dependant) -> bool:
 @contextmanager
 def _session(request: Request, *, write: bool, look_up: idempotency.Lookup | None = None) -> Iterator[Session]:
     actor = current_actor(request) if look_up is not None and idempotency.has_key(request) else None
-    with db.session(request.app.state.engine, write=write) as session:
+    with db.session(services_of(request).engine, write=write) as session:
         session.info["request_id"] = request.state.request_id
         if look_up is not None and actor is not None:
             idempotency.look_up_key(request, session, actor, look_up)
@@ -141,10 +142,10 @@ class RequireScopeCached(RequireScope):
 
     def _sign_in(self, request: Request) -> Actor:
         secret = read_secret(request)
-        actor: Actor | None = request.app.state.actor_cache.get(secret) if secret else None
+        actor = services_of(request).actor_cache.get(secret) if secret else None
         if actor is None or getattr(request.state, "is_looked_up", False):
             return current_actor(request)
-        request.app.state.request_limiter.take(actor.token_id)
+        services_of(request).request_limiter.take(actor.token_id)
         return actor
 
 
@@ -211,14 +212,14 @@ async def forbid_storing(response: Response) -> None:
     response.headers["Cache-Control"] = "no-store"
 
 
-EngineDep = Annotated[Engine, app_state("engine")]
-BlobsDep = Annotated[BlobStore, app_state("blobs"), UsesStore]
-BlobsHandleDep = Annotated[BlobStore, app_state("blobs")]
+EngineDep = Annotated[Engine, service(lambda services: services.engine)]
+BlobsDep = Annotated[BlobStore, service(lambda services: services.blobs), UsesStore]
+BlobsHandleDep = Annotated[BlobStore, service(lambda services: services.blobs)]
 """The store, for a route that does not call it, or only if it is requested."""
-QuickBlobsDep = Annotated[BlobStore, app_state("quick_blobs"), UsesStore]
+QuickBlobsDep = Annotated[BlobStore, service(lambda services: services.quick_blobs), UsesStore]
 """The store, for a page: it shows its other parts if a read takes long."""
-SettingsDep = Annotated[Settings, app_state("settings")]
-AuditLogDep = Annotated[AuditLog, app_state("audit_log")]
+SettingsDep = Annotated[Settings, service(lambda services: services.settings)]
+AuditLogDep = Annotated[AuditLog, service(lambda services: services.audit_log)]
 SessionDep = Annotated[Session, Depends(open_session)]
 ReadSessionDep = Annotated[Session, Depends(open_read_session)]
 KeyedSessionDep = Annotated[Session, Depends(open_keyed_session)]

@@ -5,15 +5,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from registry.server.access.issuers import Issuers
+from registry.server.http.routing import as_coroutine
+from registry.server.http.services import services_of
 
 
-async def issuers_of(request: Request) -> Issuers:
+def find_issuers(request: Request) -> Issuers:
     """Return the issuers of this application. The embedded registry reads their file with the first such request."""
-    state = request.app.state
-    if not hasattr(state, "issuers"):
-        state.issuers = Issuers.read(state.settings.issuers)
-    issuers: Issuers = state.issuers
-    return issuers
+    services = services_of(request)
+    if services.issuers is None:
+        services.issuers = Issuers.read(services.settings.issuers)
+    return services.issuers
 
 
-IssuersDep = Annotated[Issuers, Depends(issuers_of)]
+IssuersDep = Annotated[Issuers, Depends(as_coroutine(find_issuers))]

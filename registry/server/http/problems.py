@@ -21,6 +21,7 @@ from registry.findings import Finding
 from registry.server.http.idempotency import store_no_response
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
+from registry.server.http.services import services_of
 from registry.validation import location_of, rule_of
 
 STATUS_OF_CLASS: dict[type[RegistryError], int] = {
@@ -137,7 +138,7 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
 def _page_for_browser(request: Request, error: RegistryError, status: int) -> Response | None:
     """Return a page about an address without a route, for a browser and outside of the REST API."""
     is_for_browser = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
-    render: Callable[[Request, RegistryError, int], Response] | None = request.app.state.error_page
+    render: Callable[[Request, RegistryError, int], Response] | None = services_of(request).error_page
     return render(request, error, status) if render is not None and is_for_browser else None
 
 
@@ -156,11 +157,11 @@ def _report(request: Request, error: RegistryError, about: str = "") -> None:
     """Log failures of the server, and record denials. `about` names one item of a request."""
     if about and status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
         # The line of the request names, and counts, only the error of the whole.
-        request.app.state.requests.store_errors += error.code == "STORE_UNAVAILABLE"
+        services_of(request).requests.store_errors += error.code == "STORE_UNAVAILABLE"
         if error.code != "TRY_LATER":
             _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):
-        request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__, about)
+        services_of(request).audit_log.batch.add_denial(request.scope, type(error).__name__, about)
 
 
 def _handle_validation_error(request: Request, exception: Exception) -> Response:

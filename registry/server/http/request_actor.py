@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 from fastapi import Request
 from sqlmodel import Session
+from starlette.concurrency import run_in_threadpool
 
 from registry.errors import Unauthenticated, Unavailable
 from registry.events import EventType
@@ -15,8 +16,8 @@ from registry.names import AdapterName, Selector, is_alias
 from registry.server.access import sign_in, tokens
 from registry.server.access.rate_limits import network_of
 from registry.server.actors import Actor
-from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
+from registry.server.http.services import services_of
 
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
 
@@ -42,7 +43,7 @@ def read_network(request: Request) -> str:
 
 def authenticate(request: Request, session: Session) -> Actor:
     """Read the actor of a request from the database. `Unauthenticated`."""
-    return sign_in.authenticate(session, read_secret(request) or "", request.app.state.actor_cache)
+    return sign_in.authenticate(session, read_secret(request) or "", services_of(request).actor_cache)
 
 
 def current_actor(request: Request) -> Actor:
@@ -61,7 +62,7 @@ def look_up_actor(request: Request) -> Actor:
     """
 
     def read(request: Request) -> Actor:
-        with db.session(request.app.state.engine, write=False) as session:
+        with db.session(services_of(request).engine, write=False) as session:
             return authenticate(request, session)
 
     request.state.is_looked_up = True
@@ -69,30 +70,49 @@ def look_up_actor(request: Request) -> Actor:
 
 
 def _sign_in(request: Request, read: Callable[[Request], Actor]) -> Actor:
-    secret = require_secret(request)
-    if secret is None:
-        trusted: Actor = request.app.state.trusted
+    secret, trusted = require_secret(request), services_of(request).trusted
+    if secret is None and trusted is not None:
         return trusted
     try:
         return read(request)
     except Unauthenticated:
-        record_failure(request, secret)
+        record_failure(request, secret or "")
         raise
 
 
 def require_secret(request: Request) -> str | None:
     """Return the secret of a request, None for the trusted actor. `Unauthenticated` if there is neither."""
     secret = read_secret(request)
-    if secret is None and request.app.state.trusted is None:
+    if secret is None and services_of(request).trusted is None:
         raise Unauthenticated(
             "UNAUTHORIZED", "this request has no token", next_step="run `adapter login URL`, or set ADAPTER_TOKEN"
         )
     return secret
 
 
+def known_tenant(request: Request) -> str | None:
+    """The tenant of a token that was used lately, without a look at the database."""
+    actor: Actor | None = getattr(request.state, "actor", None)
+    if actor is None and (secret := read_secret(request)) is not None:
+        actor = services_of(request).actor_cache.get(secret)
+    return actor.tenant if actor is not None else None
+
+
+def network_of_request(request: Request) -> str:
+    """The tenant of requests whose senders are not known."""
+    return f"network {read_network(request)}"
+
+
+async def find_tenant(request: Request, *, needs_no_token: bool = False) -> str:
+    """Whom a request counts for. `Unauthenticated` for a token that is not valid."""
+    if needs_no_token or read_secret(request) is None:
+        return network_of_request(request)
+    return known_tenant(request) or (await run_in_threadpool(look_up_actor, request)).tenant
+
+
 def _read_actor(request: Request) -> Actor:
     """Read the actor in the request's read session, else in one of its own; record the token's use, and count it."""
-    engine = request.app.state.engine
+    engine = services_of(request).engine
     read_session: Session | None = getattr(request.state, "read_session", None)
     with nullcontext(read_session) if read_session is not None else db.session(engine, write=False) as session:
         actor = authenticate(request, session)
@@ -102,7 +122,7 @@ def _read_actor(request: Request) -> Actor:
     if record_use:
         with db.session(engine) as writing:
             tokens.record_use(writing, actor.token_id)
-    request.app.state.request_limiter.take(actor.token_id)
+    services_of(request).request_limiter.take(actor.token_id)
     return actor
 
 
@@ -111,7 +131,7 @@ def record_read(request: Request, name: AdapterName, selector: Selector, *, on_p
 
     `Unavailable` (TRY_LATER) while the log has no space for it, if a thread writes it: no one reads unrecorded.
     """
-    log: AuditLog = request.app.state.audit_log
+    log = services_of(request).audit_log
     version = f"{name}{':' if is_alias(selector) else '@'}{selector}"
     actor: Actor = request.state.actor
     request_id: str = request.state.request_id
@@ -126,7 +146,7 @@ def record_read(request: Request, name: AdapterName, selector: Selector, *, on_p
 def record_failure(request: Request, secret: str = "") -> None:
     """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there are too many; those are in the audit log, too."""
     try:
-        request.app.state.failure_limiter.record_failure(read_network(request), secret)
+        services_of(request).failure_limiter.record_failure(read_network(request), secret)
     except Unavailable:
-        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        services_of(request).audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         raise

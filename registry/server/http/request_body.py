@@ -14,8 +14,9 @@ from starlette.types import Message, Receive
 
 from registry.errors import TooLarge
 from registry.roles import Scope
-from registry.server.http.admission import Admission, Held, known_tenant, network_of_request
-from registry.server.http.request_actor import look_up_actor, require_secret
+from registry.server.http.admission import Held
+from registry.server.http.request_actor import known_tenant, look_up_actor, network_of_request, require_secret
+from registry.server.http.services import services_of
 from registry.strict.json import count_values, has_more_values
 
 BODY_LIMIT_BYTES = 2**20
@@ -53,7 +54,7 @@ async def read_body(
     request.state.unread_body = True
     if not needs_no_token:
         require_secret(request)
-    admission: Admission = request.app.state.admission
+    admission = services_of(request).admission
     network = network_of_request(request)
     tenant = None if needs_no_token else known_tenant(request)
     expected_bytes = _read_length(request, limit_bytes)
@@ -94,7 +95,7 @@ async def spool_body(request: Request, reserved: Held, file: IO[bytes], limit_by
     """Write the body to a file, in threads; return its size. `TooLarge` (SIZE_INVALID), `Unavailable` (TRY_LATER)."""
     size_bytes, buffer = 0, bytearray()
     tenant = known_tenant(request) or network_of_request(request)
-    request.app.state.admission.disk.require(tenant, _read_length(request, limit_bytes))
+    services_of(request).admission.disk.require(tenant, _read_length(request, limit_bytes))
     async for chunk in request.stream():
         reserved.add(tenant, len(chunk))
         size_bytes += len(chunk)

@@ -29,7 +29,8 @@ from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, Operation
 from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
 from registry.server.http import idempotency, request_body
-from registry.server.http.admission import Admission, count_response, find_tenant
+from registry.server.http.held_responses import count_response
+from registry.server.http.request_actor import find_tenant
 from registry.server.http.request_body import (
     BODY_LIMIT_BYTES,
     VALUES_LIMIT,
@@ -37,6 +38,7 @@ from registry.server.http.request_body import (
     check_values,
     read_body,
 )
+from registry.server.http.services import services_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -156,14 +158,14 @@ class SingleThreadRoute(APIRoute):
         """Handle a request, whose body is held meanwhile."""
         if request.method in idempotency.SAFE_METHODS:
             return await self._run_in_thread(handle, request)
-        with request.app.state.freshness.during_write():  # after its response no one gets what was before it
+        with services_of(request).freshness.during_write():  # after its response no one gets what was before it
             return await self._run_in_thread(handle, request)
 
     async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
         run = run_in_store_thread if self._uses_store else run_in_threadpool
         tenant = await find_tenant(request, needs_no_token=self.needs_no_token)
         is_large = request_body.is_large(_body_of(request))
-        async with _admission(request).turn(tenant, is_large=is_large, is_list=self.responds_at_length):
+        async with services_of(request).admission.turn(tenant, is_large=is_large, is_list=self.responds_at_length):
             return await run(_run_request, handle, request, self.values_limit)
 
     def error_headers(self, _request: Request, _error: RegistryError) -> dict[str, str]:
@@ -173,11 +175,6 @@ class SingleThreadRoute(APIRoute):
     def error_response(self, _request: Request, _error: RegistryError, _status: int) -> Response | None:
         """Return the response to an error in place of a problem document. Web pages have one."""
         return None
-
-
-def _admission(request: Request) -> Admission:
-    admission: Admission = request.app.state.admission
-    return admission
 
 
 def responds_at_length(endpoint: Endpoint) -> Endpoint:
@@ -255,7 +252,7 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
 
 async def run_in_turn(request: Request, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """As `run_in_store_thread`, for a route that is `async def`: when it is the turn of its tenant."""
-    async with _admission(request).turn(await find_tenant(request)):
+    async with services_of(request).admission.turn(await find_tenant(request)):
         return await run_in_store_thread(function, *args, **kwargs)
 
 

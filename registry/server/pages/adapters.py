@@ -20,6 +20,7 @@ from registry.server.catalog.search import adapters
 from registry.server.catalog.verdicts import label
 from registry.server.database import db
 from registry.server.http.dependencies import ADAPTER, CursorDep, NameDep, QuickBlobsDep, SessionDep
+from registry.server.http.services import services_of
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render, sparkline_points
 from registry.server.pages.sessions.forms import may_change
@@ -96,7 +97,7 @@ class UsageExample:
 
 def registry_url(request: Request) -> str:
     """Return the URL of this server for clients: from the settings, else as this browser reached it."""
-    return str(request.app.state.settings.public_url or request.base_url).rstrip("/")
+    return str(services_of(request).settings.public_url or request.base_url).rstrip("/")
 
 
 def usage_examples(request: Request, name: AdapterName, selector: str, version: VersionView) -> list[UsageExample]:

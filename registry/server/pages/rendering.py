@@ -29,6 +29,7 @@ from registry.next_steps import NextStep, StepKind
 from registry.server.database import db
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
+from registry.server.http.services import services_of
 from registry.server.pages.sessions.visitors import Visitor, find_visitor, local_path
 
 FOLDER = Path(__file__).parent
@@ -74,7 +75,7 @@ class PageRoute(routing.SingleThreadRoute):
 
 def render_unknown(request: Request, error: RegistryError, status: int) -> Response:
     """Return the page for an address that no route has."""
-    with suppress(RegistryError), db.session(request.app.state.engine, write=False) as session:
+    with suppress(RegistryError), db.session(services_of(request).engine, write=False) as session:
         request.state.visitor = find_visitor(request, session)
     return _render_error(request, error, status)
 

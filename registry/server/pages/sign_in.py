@@ -12,8 +12,10 @@ from registry.server.access.issuers import LEEWAY_SECONDS, IdentityToken, Issuer
 from registry.server.access.oidc_client import OidcClient
 from registry.server.database import db
 from registry.server.http.dependencies import SessionDep
+from registry.server.http.issuers import find_issuers
 from registry.server.http.request_actor import read_network, record_failure
 from registry.server.http.request_body import limit_body
+from registry.server.http.services import services_of
 from registry.server.pages.adapters import registry_url
 from registry.server.pages.rendering import create_router, redirect, render
 from registry.server.pages.sessions import authorization_code, page_sessions, visitors
@@ -41,12 +43,12 @@ def sign_in(request: Request, session: SessionDep) -> Response:
     fields = visitors.read_form(request, visitors.read_cookie(request, FORM))
     secret, path = fields.get("token", "").strip(), fields.get("next", "/")
     try:
-        session_id = page_sessions.start(session, secret, request.app.state.actor_cache)
+        session_id = page_sessions.start(session, secret, services_of(request).actor_cache)
     except Unauthenticated:
         record_failure(request, secret)
-        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        services_of(request).audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         return _form(request, path, 403, INVALID_TOKEN)
-    request.app.state.request_limiter.take(session.info["token"].id)
+    services_of(request).request_limiter.take(session.info["token"].id)
     page_sessions.end(session, visitors.read_cookie(request, SESSION))
     return _begin(request, session_id, path)
 
@@ -54,11 +56,11 @@ def sign_in(request: Request, session: SessionDep) -> Response:
 @router.get("/sign-in/{code}")
 def use_link(request: Request, code: str) -> Response:
     """Begin a session by the link that `adapter serve` has printed. It works once."""
-    if not request.app.state.sign_in_links.use(code):
+    if not services_of(request).sign_in_links.use(code):
         return _form(request, "/", 403, "This link was used, or is too old. Sign in with a token.")
-    with db.session(request.app.state.engine) as session:
+    with db.session(services_of(request).engine) as session:
         session.info["request_id"] = request.state.request_id
-        session_id = page_sessions.start_as_owner(session, request.app.state.actor_cache)
+        session_id = page_sessions.start_as_owner(session, services_of(request).actor_cache)
         page_sessions.end(session, visitors.read_cookie(request, SESSION))
     return _begin(request, session_id, "/")
 
@@ -106,16 +108,16 @@ def _finish(request: Request, issuer: Issuer, client: OidcClient, attempt: SignI
         identity = issuers.verify_sign_in(issuer, client, assertion, attempt.nonce)
         if attempt.confirms and not _has_asked_again(identity):
             raise issuers.rejection()
-        with db.session(request.app.state.engine) as writing:
+        with db.session(services_of(request).engine) as writing:
             writing.info["request_id"] = request.state.request_id
-            cache = request.app.state.actor_cache
+            cache = services_of(request).actor_cache
             session_id = page_sessions.start_for(writing, identity, client, cache, is_confirmed=attempt.confirms)
             page_sessions.end(writing, visitors.read_cookie(request, SESSION))
     except Unavailable as e:
         return _refuse(request, attempt.path, 503, f"{e.detail}.")
     except Unauthenticated:
         record_failure(request)
-        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        services_of(request).audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         return _refuse(request, attempt.path, 403, f"What {client.name} says about you is not accepted here.")
     return _begin(request, session_id, attempt.path)
 
@@ -128,7 +130,7 @@ def _refuse(request: Request, path: str, status: int, problem: str) -> Response:
 
 
 def _find_client(request: Request, name: str) -> tuple[Issuer, OidcClient]:
-    issuer: Issuer | None = request.app.state.issuers.clients.get(name)
+    issuer = find_issuers(request).clients.get(name)
     if issuer is None or issuer.client is None:
         raise NotFound("ROUTE_UNKNOWN", f"there is no identity provider {name[:40]!r} for signing in")
     return issuer, issuer.client
@@ -162,7 +164,7 @@ def _form(request: Request, path: str, status: int = 200, problem: str = "") -> 
     token = visitors.form_token(cookie)
     response = render(
         request, "sign_in.html", status, title="Sign in", next=visitors.local_path(path), token=token, problem=problem,
-        providers=sorted(request.app.state.issuers.clients),
+        providers=sorted(find_issuers(request).clients),
     )  # fmt: skip
     visitors.set_cookie(request, response, FORM, cookie)
     return response

@@ -27,6 +27,7 @@ from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
+from registry.server.http.services import services_of
 from registry.server.outcomes import collect_outcomes
 from registry.server.promotion import aliases, describe
 from registry.server.promotion.describe import Description
@@ -57,7 +58,7 @@ def resolve_version(
         "ETag": etag,
         "Cache-Control": cache_control(selector),
         "Vary": "Authorization",
-        **incoming.app.state.audit_log.checkpoint_header,
+        **services_of(incoming).audit_log.checkpoint_header,
     }
     if if_none_match is not None and etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
@@ -97,7 +98,7 @@ def list_adapters(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
         method=method, text=text, prefix=prefix, alias=alias, owner=owner, format=format,
         targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
-        engine=incoming.app.state.find_profile(settings.engines, engine) if engine else "", outcome=outcome,
+        engine=services_of(incoming).find_profile(settings.engines, engine) if engine else "", outcome=outcome,
     )  # fmt: skip
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 

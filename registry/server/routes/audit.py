@@ -27,6 +27,7 @@ from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http.conditional import IMMUTABLE
 from registry.server.http.operation_router import OperationRouter
+from registry.server.http.services import services_of
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
 from registry.tlog import tiles
@@ -46,7 +47,7 @@ Action = Annotated[str, Query(max_length=100)]
 
 async def hold_stream(request: Request, actor: deps.ActorInThreadDep) -> AsyncIterator[None]:
     """Count a stream of the actor's token until the whole response is sent."""
-    with request.app.state.stream_limiter.hold(actor.token_id):
+    with services_of(request).stream_limiter.hold(actor.token_id):
         yield
 
 
@@ -113,7 +114,7 @@ async def list_events(
     page = await reader.read_page(after, limit, fresh=True)
     if page.items or page.next_cursor or not wait:
         return page
-    with request.app.state.stream_limiter.hold(actor.token_id):
+    with services_of(request).stream_limiter.hold(actor.token_id):
         while await reader.wait_for_newer(page.last, until - time.monotonic()):
             page = await reader.read_page(page.last, limit, fresh=False)
             if page.items or page.next_cursor:

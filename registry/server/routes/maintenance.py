@@ -22,10 +22,11 @@ from registry.server.http import dependencies as deps
 from registry.server.http import metrics, routing
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
+from registry.server.http.services import services_of
 from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.routes.openapi import declarations
-from registry.server.storage.blobs import BlobStore, key_of
+from registry.server.storage.blobs import key_of
 
 health_router = OperationRouter()
 probe_router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schema=False, dependencies=[deps.NO_TOKEN])
@@ -40,14 +41,14 @@ async def check_alive() -> Response:
 @probe_router.get("/readyz")
 async def check_ready(request: Request) -> Response:
     """200 if the server can serve look-ups, from memory too; 503 if it stops, or lost its database a day ago."""
-    state, text, status = request.app.state, "ok", 200
+    services, text, status = services_of(request), "ok", 200
     try:
-        state.freshness.stamp()
-        state.database_reached_at = time.monotonic()
+        services.freshness.stamp()
+        services.database_reached_at = time.monotonic()
     except Unavailable:
-        usable = time.monotonic() - state.database_reached_at < STALE_LIMIT_SECONDS
+        usable = time.monotonic() - services.database_reached_at < STALE_LIMIT_SECONDS
         text, status = ("stale", 200) if usable else ("the database cannot be reached", 503)
-    if state.audit_log.closing.is_set():
+    if services.audit_log.closing.is_set():
         text, status = "stopping", 503
     return Response(f"{text}\n", status, media_type="text/plain")
 
@@ -58,8 +59,8 @@ async def check_ready(request: Request) -> Response:
 )
 async def check_health(request: Request, response: Response, store: bool = False) -> Health:
     """200 if the database responds, else 503. With a token it describes the server, and `store` asks the blob store."""
-    blobs: BlobStore = request.app.state.blobs
-    described = store or request.app.state.trusted is not None or "authorization" in request.headers
+    blobs = services_of(request).blobs
+    described = store or services_of(request).trusted is not None or "authorization" in request.headers
     try:
         health = await run_in_threadpool(_describe if described else _check, request)
         if store:
@@ -74,20 +75,20 @@ async def check_health(request: Request, response: Response, store: bool = False
 
 
 def _check(request: Request) -> Health:
-    schema.revision_of(request.app.state.engine)
+    schema.revision_of(services_of(request).engine)
     return Health(status="ok")
 
 
 def _describe(request: Request) -> Health:
     deps.RequireScope().check(request)
-    state = request.app.state
+    services = services_of(request)
     return Health(
         status="ok",
         version=__version__,
-        database=state.engine.dialect.name,
-        blobs=state.blobs.kind,
-        schema_revision=schema.revision_of(state.engine),
-        capabilities=dict(state.blobs.capabilities),
+        database=services.engine.dialect.name,
+        blobs=services.blobs.kind,
+        schema_revision=schema.revision_of(services.engine),
+        capabilities=dict(services.blobs.capabilities),
     )
 
 
@@ -124,5 +125,5 @@ def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequ
 def read_metrics(request: Request, session: deps.SessionDep, actor: deps.ActorDep) -> Response:
     """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere(Scope.METRICS)
-    text = metrics.text(session, request.app.state.requests)
+    text = metrics.text(session, services_of(request).requests)
     return Response(text, media_type=metrics.CONTENT_TYPE, headers={"Cache-Control": "no-store"})

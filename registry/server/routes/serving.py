@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import Engine
 
 from registry import names
 from registry.api.operations import serving as operations
@@ -26,9 +25,8 @@ from registry.server.http import dependencies as deps
 from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
-from registry.server.http.resolve_cache.change_watcher import ChangeWatcher
 from registry.server.http.resolve_cache.freshness import Counts
-from registry.server.http.resolve_cache.shared_reads import SharedReads
+from registry.server.http.services import services_of
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
 
@@ -42,8 +40,8 @@ class _DesiredStateReader:
 
     def __init__(self, request: Request, actor: Actor, base: str, alias: str, profile: EngineProfile | None) -> None:
         self._request, self._actor = request, actor
-        self._engine: Engine = request.app.state.engine
-        self._shared: SharedReads = request.app.state.shared_reads
+        self._engine = services_of(request).engine
+        self._shared = services_of(request).shared_reads
         self._base, self._alias, self._profile = names.base_name(base), names.alias(alias), profile
 
     async def read_cursor(self, counts: Counts | None) -> str:
@@ -109,7 +107,7 @@ async def show_desired_state(
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
     counts = None
     if since and wait:
-        with request.app.state.waits_limiter.hold(actor.token_id):
+        with services_of(request).waits_limiter.hold(actor.token_id):
             counts = await _wait_for_change(request, reader, since, time.monotonic() + wait)
         await reader.sign_in_again()
     if if_none_match is not None:
@@ -128,7 +126,7 @@ def _headers(cursor: str) -> dict[str, str]:
 
 async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> Counts | None:
     """Return the counts at which the cursor differs from `since`, None if the time is over."""
-    watcher: ChangeWatcher = request.app.state.change_watcher
+    watcher = services_of(request).change_watcher
     counts: Counts | None = await watcher.count()  # before the cursor, so that no commit between the two is missed
     while counts is not None and await reader.read_cursor(counts) == since:
         counts = await watcher.wait(counts, until)

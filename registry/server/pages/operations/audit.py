@@ -17,6 +17,7 @@ from registry.events import EventText, EventType, describe
 from registry.server import audit, limits
 from registry.server.database import db, schema
 from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
+from registry.server.http.services import services_of
 from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
@@ -125,7 +126,7 @@ def _read_lines(request: Request, search: audit.EventSearch) -> Iterator[str]:
     """
     after, end, more = 0, None, True
     while more:
-        with db.session(request.app.state.engine, write=False) as session:
+        with db.session(services_of(request).engine, write=False) as session:
             visitor = visitors.require(visitors.find_visitor(request, session))
             end = audit.newest_position(session) if end is None else end
             page = audit.read_page(

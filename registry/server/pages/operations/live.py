@@ -20,6 +20,7 @@ from starlette.types import Message
 
 from registry.errors import Invalid, Unavailable
 from registry.server.database import db
+from registry.server.http.services import services_of
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router
 from registry.server.pages.sessions import visitors
 
@@ -34,12 +35,12 @@ STREAM_SECONDS = 900
 async def hold_stream(request: Request) -> AsyncIterator[None]:
     """Count a stream of the visitor's token until the whole response is sent. `Unauthenticated` without a session."""
     visitor = await run_in_threadpool(_read_visitor, request)
-    with request.app.state.stream_limiter.hold(visitor.actor.token_id):
+    with services_of(request).stream_limiter.hold(visitor.actor.token_id):
         yield
 
 
 def _read_visitor(request: Request) -> visitors.Visitor:
-    with db.session(request.app.state.engine, write=False) as session:
+    with db.session(services_of(request).engine, write=False) as session:
         return visitors.require(visitors.find_visitor(request, session))
 
 
@@ -60,11 +61,11 @@ def _is_live(path: str) -> bool:
 
 
 async def _follow(request: Request, path: str, query: str) -> AsyncIterator[str]:
-    state = request.app.state
+    services = services_of(request)
     until, quiet_until = time.monotonic() + STREAM_SECONDS, 0.0
     stamp, sent = object(), ""
     yield "retry: 5000\n\n"
-    while time.monotonic() < until and not state.audit_log.closing.is_set():
+    while time.monotonic() < until and not services.audit_log.closing.is_set():
         now = _read_stamp(request)
         if now is None or now != stamp:
             stamp = now
@@ -84,7 +85,7 @@ async def _follow(request: Request, path: str, query: str) -> AsyncIterator[str]
 
 def _read_stamp(request: Request) -> object | None:
     try:
-        stamp: object | None = request.app.state.freshness.stamp()
+        stamp = services_of(request).freshness.stamp()
     except Unavailable:
         return None
     return stamp

@@ -12,6 +12,7 @@ from registry.roles import Scope
 from registry.server.access import sign_in
 from registry.server.http import idempotency
 from registry.server.http.request_actor import record_failure
+from registry.server.http.services import services_of
 from registry.server.pages.sessions import visitors
 from registry.server.pages.sessions.visitors import SESSION, Visitor
 from registry.validation import first_problem
@@ -52,7 +53,7 @@ def confirm_identity(request: Request, session: Session, visitor: Visitor, secre
     if visitor.is_confirmed:
         return
     try:
-        actor = sign_in.authenticate(session, secret.strip(), request.app.state.actor_cache)
+        actor = sign_in.authenticate(session, secret.strip(), services_of(request).actor_cache)
     except Unauthenticated:
         record_failure(request, secret)
         actor = None

@@ -20,10 +20,10 @@ from registry.errors import Denied, Invalid, Unauthenticated
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server.access import epoch
-from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
 from registry.server.http.request_actor import current_actor, read_network, record_read
+from registry.server.http.services import services_of
 from registry.server.pages.sessions import page_sessions
 
 FIELDS_LIMIT = 20
@@ -58,7 +58,7 @@ class Visitor:
 
 # ------------------------------------------------------------------ cookies
 def _is_https(request: Request) -> bool:
-    public_url: str = request.app.state.settings.public_url
+    public_url = services_of(request).settings.public_url
     return (public_url or str(request.base_url)).startswith("https:")
 
 
@@ -94,19 +94,19 @@ async def read_visitor(request: Request, session: SessionDep) -> Visitor:
 
 def find_visitor(request: Request, session: Session) -> Visitor:
     """Return who visits, with the rights of now. `Unavailable` (RATE_LIMITED)."""
-    state = request.app.state
-    if "authorization" in request.headers or state.trusted is not None:
+    services = services_of(request)
+    if "authorization" in request.headers or services.trusted is not None:
         return Visitor(current_actor(request), signed_in=True)
-    cache: ActorCache = state.actor_cache
+    cache = services.actor_cache
     session_id = read_cookie(request, SESSION)
     browser = page_sessions.find(session, session_id, cache) if session_id else None
     if browser is not None:
-        state.request_limiter.take(browser.actor.token_id)
+        services.request_limiter.take(browser.actor.token_id)
         request.state.actor = browser.actor  # the audit log names it if the request is denied
         return Visitor(browser.actor, True, form_token(session_id), *browser[1:])
-    state.visit_limiter.take(read_network(request))
+    services.visit_limiter.take(read_network(request))
     public = frozenset[str]()
-    if state.settings.pages != "private":
+    if services.settings.pages != "private":
         public = cache.public_namespaces(session, session.exec(select(epoch.current())).one())
     return Visitor(Actor("anonymous", "", frozenset({Scope.PULL}), frozenset(), public=public), signed_in=False)
 
@@ -164,7 +164,7 @@ def read_form(request: Request, cookie: str) -> dict[str, str]:
 def _comes_from_us(request: Request) -> bool:
     """Whether the headers with which a browser says where a form comes from, if any, name this server."""
     site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin")
-    hosts = {request.headers.get("host", ""), urlsplit(request.app.state.settings.public_url).netloc}
+    hosts = {request.headers.get("host", ""), urlsplit(services_of(request).settings.public_url).netloc}
     return site == "same-origin" and (origin is None or _host_of(origin) in hosts - {""})
 
 

@@ -16,6 +16,7 @@ from registry.server.actors import Actor
 from registry.server.http.dependencies import RequireScope
 from registry.server.http.request_body import spool_body
 from registry.server.http.routing import run_in_turn
+from registry.server.http.services import services_of
 from registry.server.push import background
 
 Result = TypeVar("Result")
@@ -29,19 +30,19 @@ async def with_body(
 
     `TooLarge` (SIZE_INVALID), `Invalid` for an empty body, `Unavailable` beyond what may wait on disk.
     """
-    state = request.app.state
+    services = services_of(request)
     actor: Actor = request.state.actor
     request.state.unread_body = True
     with (
-        tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id),
-        state.admission.disk.hold() as reserved,
+        tempfile.TemporaryFile() as spool, services.upload_limiter.hold(actor.token_id),
+        services.admission.disk.hold() as reserved,
     ):  # fmt: skip
         size_bytes = await spool_body(request, reserved, spool, limit_bytes)
         request.state.unread_body = False
         if not size_bytes:
             raise Invalid("REQUEST_INVALID", "the body is empty")
         actor = await run_in_threadpool(access.check_again, request)  # the body may take hours
-        with state.freshness.during_write(), background.push_in_progress(state.engine):
+        with services.freshness.during_write(), background.push_in_progress(services.engine):
             return await run_in_turn(request, work, actor, SpooledBody(spool, size_bytes))
 
 

@@ -18,6 +18,7 @@ from registry.errors import RegistryError, Unauthenticated
 from registry.names import AdapterName
 from registry.server.http.problems import header_text
 from registry.server.http.routing import SingleThreadRoute
+from registry.server.http.services import services_of
 from registry.server.hub import repositories
 
 COMMIT_HEADER = "X-Repo-Commit"
@@ -67,7 +68,7 @@ def adapter_of(request: Request) -> AdapterName:
 
 def base_url(request: Request) -> str:
     """Return the URL of this server for clients: from the settings, else as this client reached it."""
-    return str(request.app.state.settings.public_url or request.base_url).rstrip("/")
+    return str(services_of(request).settings.public_url or request.base_url).rstrip("/")
 
 
 def is_legacy(request: Request) -> bool:

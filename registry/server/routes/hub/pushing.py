@@ -36,6 +36,7 @@ from registry.server.http.dependencies import (
     SettingsDep,
 )
 from registry.server.http.routing import run_in_store_thread, run_in_turn
+from registry.server.http.services import services_of
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
@@ -170,27 +171,27 @@ async def commit_files(
 ) -> Response:
     """Commit to a branch."""
     _refuse_pull_request(create_pr)
-    state, name = request.app.state, protocol.adapter_of(request)
+    services, name = services_of(request), protocol.adapter_of(request)
     request.state.unread_body = True
     await run_in_turn(request, commits.find_head, engine, actor, name, revision)
 
     def run(actor: Actor, body: Body) -> CommitOutcome:
         committed = read_commit(body)
         branch = commits.parse_branch(name, revision)
-        return Committer(state.engine, state.blobs, state.settings, actor, name, branch, committed).run()
+        return Committer(services.engine, services.blobs, services.settings, actor, name, branch, committed).run()
 
     outcome = await with_body(request, RequireScope(Scope.PUSH), BODY_LIMIT_BYTES, run)
     return _respond(request, name, outcome)
 
 
 def _respond(request: Request, name: AdapterName, outcome: CommitOutcome) -> Response:
-    state = request.app.state
+    services = services_of(request)
     text = _describe(name, outcome)
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
     body = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
-    clean_up = partial(commit.clean_up, state.engine, [outcome.push_id], blobs=state.blobs)
+    clean_up = partial(commit.clean_up, services.engine, [outcome.push_id], blobs=services.blobs)
     response = JSONResponse(body, background=BackgroundTask(run_in_store_thread, clean_up) if outcome.push_id else None)
-    response.headers.update(state.audit_log.checkpoint_header)
+    response.headers.update(services.audit_log.checkpoint_header)
     _warn(response, outcome.commit, text)
     return response
 

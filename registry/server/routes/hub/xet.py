@@ -33,6 +33,7 @@ from registry.server.http.dependencies import EngineDep, Puller, Pusher, Require
 from registry.server.http.problems import problem_response
 from registry.server.http.request_actor import current_actor, read_secret, record_failure
 from registry.server.http.routing import run_in_store_thread, run_in_turn
+from registry.server.http.services import services_of
 from registry.server.hub import commits, refusals
 from registry.server.hub.xet import access_tokens, files, sessions, xorbs
 from registry.server.hub.xet.sessions import XetSession
@@ -53,8 +54,8 @@ class RequireXetToken(RequireScopeInThread):
         token = read_secret(request) or ""
         if not token.startswith(access_tokens.PREFIX):
             return current_actor(request)
-        state = request.app.state
-        secret = access_tokens.find_secret(state.blobs.links, protocol.adapter_of(request), token)
+        services = services_of(request)
+        secret = access_tokens.find_secret(services.link_signer, protocol.adapter_of(request), token)
         if secret is None:
             record_failure(request, token)
             raise Unauthenticated("UNAUTHORIZED", "this Xet token is not one of this repository")
@@ -62,13 +63,13 @@ class RequireXetToken(RequireScopeInThread):
         if has_expired and not getattr(request.state, "xet_token_accepted", False):
             raise Unauthenticated("UNAUTHORIZED", "this Xet token has expired", next_step="request another one")
         request.state.xet_token_accepted = True  # a body may take longer than the token lives
-        if not sha256 and state.trusted is not None:
-            actor: Actor = state.trusted
+        if not sha256 and services.trusted is not None:
+            actor: Actor = services.trusted
         else:
-            with db.session(state.engine, write=False) as session:
-                actor = sign_in.authenticate_hash(session, sha256, state.actor_cache)
+            with db.session(services.engine, write=False) as session:
+                actor = sign_in.authenticate_hash(session, sha256, services.actor_cache)
         request.state.actor = actor  # the audit log names it if the request is denied
-        state.request_limiter.take(actor.token_id)
+        services.request_limiter.take(actor.token_id)
         return actor
 
 
@@ -81,7 +82,7 @@ def create_write_token(request: Request, actor: Pusher, engine: EngineDep) -> Re
     name = protocol.adapter_of(request)
     commits.require_target(engine, actor, name)
     secret = read_secret(request)
-    signer = request.app.state.blobs.links
+    signer = services_of(request).link_signer
     token, until = access_tokens.issue(signer, name, sha256_of(secret) if secret else "", actor.expires_at)
     url = f"{protocol.base_url(request)}/api/models/{name}/xet/{sessions.new_word()}"
     headers = {
@@ -109,8 +110,8 @@ async def find_chunk(request: Request, _actor: XetPusher) -> Response:
 def _session_of(request: Request, actor: Actor, word: str) -> XetSession:
     if not sessions.is_word(word):
         raise Invalid("REQUEST_INVALID", "the URL names no upload session of this registry")
-    state = request.app.state
-    return XetSession(state.engine, state.blobs, state.settings, actor, protocol.adapter_of(request), word)
+    services = services_of(request)
+    return XetSession(services.engine, services.blobs, services.settings, actor, protocol.adapter_of(request), word)
 
 
 @router.post(SESSION + "/v1/xorbs/default/{xorb}")
@@ -135,5 +136,5 @@ async def receive_shard(request: Request, actor: XetPusher, engine: EngineDep, s
         return files.make(_session_of(request, actor, session), body)
 
     ended = await with_body(request, RequireXetToken(Scope.PUSH), SHARD_LIMIT_BYTES, make)
-    after = BackgroundTask(run_in_store_thread, reclaim.delete_unneeded, engine, request.app.state.blobs, ended)
+    after = BackgroundTask(run_in_store_thread, reclaim.delete_unneeded, engine, services_of(request).blobs, ended)
     return JSONResponse({"result": 1}, background=after)

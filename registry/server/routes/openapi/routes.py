@@ -8,11 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.routing import BaseRoute
@@ -64,17 +64,23 @@ class ApiDocument:
         return f'"{Digest.of(self.json).hex}"'
 
 
+@lru_cache(maxsize=4)
+def document_of(app: FastAPI) -> ApiDocument:
+    """The document of an application."""
+    return ApiDocument(app.routes)
+
+
 @router.get("/openapi.json")
 def read_document(request: Request, if_none_match: IfNoneMatch = "") -> Response:
     """Read the OpenAPI document of the REST API."""
-    content: ApiDocument = request.app.state.api_document
+    content = document_of(request.app)
     return _respond(content.json, "application/json", content.etag, {}, if_none_match)
 
 
 @router.get("/docs")
 def show_page(request: Request, if_none_match: IfNoneMatch = "") -> Response:
     """Show the document as a page."""
-    content: ApiDocument = request.app.state.api_document
+    content = document_of(request.app)
     return _respond(content.html, "text/html; charset=utf-8", content.etag, SECURITY_HEADERS, if_none_match)
 
 

@@ -19,6 +19,7 @@ from registry.server.http import routing
 from registry.server.http.conditional import LINK_HEADERS
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_body import limit_body
+from registry.server.http.services import services_of
 from registry.server.push.receive import PushWriter
 from registry.server.routes.openapi import declarations
 from registry.server.routes.transfer import pushes
@@ -46,7 +47,7 @@ async def upload_by_link(request: Request, key: str, blobs: deps.BlobsHandleDep)
     body = request.stream()
     try:
         with ExitStack() as stack:
-            receiving = pushes.receive_upload(request.app.state, link)
+            receiving = pushes.receive_upload(services_of(request), link)
             writer = await routing.run_in_store_thread(stack.enter_context, receiving)
             await _receive(body, _Upload(writer))
     except RegistryError:  # a connection that is closed with unread bytes takes back what it has responded

@@ -27,6 +27,7 @@ from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
+from registry.server.http.services import services_of
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, attachment
@@ -63,7 +64,7 @@ def plan_pulls(
             record_read(incoming, parsed.name, parsed.selector)
     items = outcomes_of(incoming, outcomes, request.refs)
     plan = transfer.BulkPullPlan(items=[transfer.PlannedPull(**item) for item in items], small=small)
-    return documents.respond(plan, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
+    return documents.respond(plan, {"Cache-Control": "no-store", **services_of(incoming).audit_log.checkpoint_header})
 
 
 FILE: dict[str, Any] = {

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, Request, Response
-from starlette.datastructures import State
 
 from registry.api import transfer
 from registry.api.operations import transfer as operations
@@ -18,6 +17,7 @@ from registry.server.http import documents, routing
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
+from registry.server.http.services import Services, services_of
 from registry.server.push import background, commit, plan
 from registry.server.push.receive import PushWriter
 from registry.server.storage.blobs import digest_of
@@ -46,22 +46,22 @@ def plan_pushes(
 
 
 @contextmanager
-def receive_upload(state: State, link: SignedLink) -> Iterator[PushWriter | None]:
+def receive_upload(services: Services, link: SignedLink) -> Iterator[PushWriter | None]:
     """Receive a blob of a push in this context, where background work waits; None once its version exists.
 
     A link may live longer than its push: `NotFound` if that has expired. One that was planned a moment ago is open, and
     its signature says the rest. `Unavailable` (RATE_LIMITED) for too many uploads of one token or of one blob.
     """
     push_id = link.key.split("/")[1]
-    if not background.was_planned(state.engine, push_id, hold_seconds=state.settings.push_hold_seconds):
-        with db.session(state.engine, write=False) as session:
+    if not background.was_planned(services.engine, push_id, hold_seconds=services.settings.push_hold_seconds):
+        with db.session(services.engine, write=False) as session:
             is_needed = commit.find_upload(session, link.owner, push_id, digest_of(link.key))
         if not is_needed:
             yield None
             return
-    in_progress = background.push_in_progress(state.engine)
-    with state.upload_limiter.hold(link.owner), state.blob_limiter.hold(link.key), in_progress:
-        yield PushWriter(state.engine, state.blobs, push_id, digest_of(link.key), link.size_bytes)
+    in_progress = background.push_in_progress(services.engine)
+    with services.upload_limiter.hold(link.owner), services.blob_limiter.hold(link.key), in_progress:
+        yield PushWriter(services.engine, services.blobs, push_id, digest_of(link.key), link.size_bytes)
 
 
 async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
@@ -97,4 +97,4 @@ def commit_pushes(
     after.add_task(routing.run_in_store_thread, commit.clean_up, engine, push_ids, blobs=blobs, refused=refused)
     items = outcomes_of(incoming, outcomes, push_ids)
     result = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
-    return documents.respond(result, incoming.app.state.audit_log.checkpoint_header, after)
+    return documents.respond(result, services_of(incoming).audit_log.checkpoint_header, after)
