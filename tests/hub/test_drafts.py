@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from sqlmodel import Session, col, update
@@ -16,8 +13,6 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.hub import drafts
-from registry.server.storage import reclaim, references
-from registry.server.storage.states import BlobState, PushState
 from tests import samples
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, staged
@@ -133,44 +128,6 @@ def test_bytes_that_are_never_committed_end_while_their_pusher_goes_on(harness: 
     assert harness.admin.adapter("acme/support").versions == 2
 
 
-def test_bytes_that_a_client_sends_now_are_not_abandoned(
-    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its upload is old, and so may be the row of the blob: of a deleted version, or of an upload that was given up."""
-    pusher.create()
-    weights = harness.files()[samples.WEIGHTS]
-    XetClient(pusher).upload(weights)
-    old = db.now() - timedelta(days=8)
-    with harness.session(write=True) as session:
-        session.connection().execute(update(PushRow).values(created_at=old))
-        ended = update(PushRow).where(col(PushRow.id).startswith("xet_")).values(state=PushState.EXPIRED)
-        session.connection().execute(ended)
-        for state in (BlobState.PENDING, BlobState.DEAD):
-            session.connection().execute(update(BlobRow).values(created_at=old, state=state))
-            references.reserve(session, {Digest.of(weights): len(weights)})
-            assert drafts.release_abandoned(session, timedelta(days=7), 10) == 0
-        session.connection().execute(update(BlobRow).values(created_at=old))
-    lock = drafts._lock_uploads
-
-    def commit_before(session: Session, push_ids: Iterable[str]) -> None:
-        references.reserve(session, {Digest.of(weights): len(weights)})
-        lock(session, push_ids)
-
-    def is_kept() -> bool:
-        collect(harness)
-        return any(key.startswith("hub_") for key in staged(harness))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(drafts, "_lock_uploads", commit_before)
-        assert is_kept()
-    with harness.session(write=True) as session:
-        session.connection().execute(update(BlobRow).values(created_at=old))
-    harness.app.state.settings = replace(harness.settings, draft_seconds=1, push_hold_seconds=9 * 86400)
-    assert is_kept(), "as long as a push"
-    harness.app.state.settings = harness.settings
-    assert not is_kept()
-
-
 def test_a_deleted_repository_leaves_no_draft_and_no_bytes(harness: Harness, pusher: Pusher) -> None:
     harness.admin.create_namespace("acme", owner="owner@acme")
     harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
@@ -196,23 +153,6 @@ def test_a_draft_becomes_a_version_at_an_alias_that_was_deleted(harness: Harness
     response = pusher.commit(*rest, revision="other")
     assert response.status_code == 200, response.text
     assert harness.admin.alias("acme/support", "other").generation == 3
-
-
-def test_bytes_that_are_sent_again_are_not_deleted(
-    harness: Harness, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delete_unneeded, late = reclaim.delete_unneeded, list[Any]()
-    pusher.create()
-    pusher.send("POST", OTHER, json={})
-    pusher.commit(add(CARD, b"# Shared\n"), revision="other")
-    with monkeypatch.context() as patch:
-        patch.setattr(reclaim, "delete_unneeded", lambda *args: late.append(args))
-        assert pusher.send("DELETE", OTHER).status_code == 200
-        harness.transport.settle()
-    assert pusher.commit(add(CARD, b"# Shared\n")).status_code == 200
-    [args] = late
-    delete_unneeded(*args)
-    assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Shared\n"
 
 
 def test_a_draft_does_not_undo_a_version_that_came_meanwhile(harness: Harness, pusher: Pusher) -> None:
