@@ -9,16 +9,15 @@ from typing import Any
 import click
 
 from registry.api.catalog import AdapterView, DeleteResult, VersionView
-from registry.bases import BaseMatch
+from registry.api.search import AdapterFilters
 from registry.client.core import Versions
 from registry.errors import Conflict, Invalid, NotFound
-from registry.evaluation.verdicts import Check, Outcome
+from registry.evaluation.verdicts import Check
 from registry.names import NEWEST, AdapterName, Ref
 
-from .console import arguments, completion, output, session, tables, versions
+from .console import arguments, completion, fields, output, session, tables, versions
 from .console.tables import Column, Table
 
-BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
 PAGE_LIMIT = 200
 EMPTY = "No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE"
 
@@ -64,22 +63,7 @@ VERSIONS: Table[VersionView] = Table((
 
 @click.command("list")
 @click.argument("name", type=arguments.NAME, required=False)
-@click.option("--namespace", default="", help="Only adapters in this namespace.")
-@click.option("--base", default="", help="Only adapters of this base model.")
-@click.option("--base-match", type=click.Choice(BASE_MATCHES), help="With --base: also bases that match this closely.")
-@click.option("--method", default="", help="Only this PEFT method, such as LORA.")
-@click.option("--text", default="", help="Only adapters with these words in name, description, tags or card.")
-@click.option("--alias", default="", help="Only adapters with this alias.")
-@click.option("--owner", default="", help="Only adapters first pushed by this subject or token:NAME.")
-@click.option("--format", default="", help="Only this file format, such as peft.")
-@click.option("--target", multiple=True, metavar="MODULE", help="Only adapters that target this module (repeatable).")
-@click.option("--tag", multiple=True, metavar="KEY[=VALUE]", help="Only adapters with this tag (repeatable).")
-@click.option("--annotation", multiple=True, metavar="KEY[=VALUE]",
-              help="Only adapters whose manifest has this annotation (repeatable).")  # fmt: skip
-@click.option("--rank-min", type=click.IntRange(0), help="Minimum rank.")
-@click.option("--rank-max", type=click.IntRange(0), help="Maximum rank.")
-@click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves (REGISTRY_ENGINES).")
-@click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
+@fields.options_of(AdapterFilters)
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
 @tables.prints(ADAPTERS)
 def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> None:

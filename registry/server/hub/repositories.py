@@ -9,6 +9,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Engine, tuple_, update
 from sqlmodel import Session, col, select
 
@@ -161,16 +162,11 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
     try:
         namespace = AdapterName(author.lower(), "any").namespace if author else ""
         base = str(names.base_name(bases.pop())) if bases else ""
-    except Invalid:
+        return Search(
+            namespace=namespace, base=base, text=text, format="".join(format_names), method="".join(methods), tag=tags
+        )
+    except (Invalid, ValidationError):
         return None
-    return Search(
-        namespace=namespace,
-        base=base,
-        text=text,
-        format="".join(format_names),
-        method="".join(methods),
-        tags=tuple(tags),
-    )
 
 
 def with_git_ids(

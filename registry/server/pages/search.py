@@ -4,25 +4,30 @@ No total is shown: a page says how many adapters it lists, and whether others fo
 """
 
 import re
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Query, Request, Response
+from fastapi import Request, Response
+from pydantic import ValidationError
 
 from registry.adapters.formats import FORMATS
 from registry.adapters.methods import METHODS
 from registry.errors import Invalid, RegistryError
-from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
+from registry.evaluation.verdicts import Check, Outcome
 from registry.server.catalog.search import adapters
 from registry.server.catalog.search.filters import Search
 from registry.server.evaluation import engine_profiles
-from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
+from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
 from registry.server.pages.sessions.visitors import VisitorDep
+from registry.validation import first_problem
 
 router = create_router()
 PAGE_ADAPTERS = 25
 CHECKS = (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)
-CheckText = Annotated[str, Query(max_length=PROFILE_LIMIT)]
+FIELDS = (
+    "text", "namespace", "base", "method", "format", "rank_min", "rank_max", "check", "outcome", "alias", "owner",
+)  # fmt: skip
+"""The filters of the form, and the check that must have an outcome."""
 
 
 @router.get("/")
@@ -33,23 +38,9 @@ def show_search(
     visitor: VisitorDep,
     settings: SettingsDep,
     cursor: CursorDep,
-    text: Text = "",
-    namespace: Text = "",
-    base: Text = "",
-    method: Text = "",
-    format: Text = "",
-    rank_min: Text = "",
-    rank_max: Text = "",
-    check: CheckText = "",
-    outcome: Text = "",
-    alias: Text = "",
-    owner: Text = "",
 ) -> Response:
     """Show the adapters that match, by name. A form sends its empty fields too: they do not filter."""
-    filters = {
-        "text": text, "namespace": namespace, "base": base, "method": method, "format": format, "rank_min": rank_min,
-        "rank_max": rank_max, "check": check, "outcome": outcome, "alias": alias, "owner": owner,
-    }  # fmt: skip
+    filters = {name: request.query_params.get(name, "") for name in FIELDS}
     profiles = [str(profile) for profile in engine_profiles.parse_setting(settings.engines)]
     choices: dict[str, Any] = {
         "methods": sorted(METHODS), "formats": sorted(FORMATS), "checks": [*CHECKS, *profiles],
@@ -64,7 +55,7 @@ def show_search(
         status, problem = 422, e
     else:
         items, next_cursor = page.items, page.next_cursor
-    used = sum(1 for key, value in filters.items() if value and key != "text")
+    used, text = sum(1 for key, value in filters.items() if value and key != "text"), filters["text"]
     return render(
         request, "search.html", status, title=f"{text} · Search" if text else "Adapters", filters=filters, used=used,
         items=items, cursor=cursor, next_cursor=next_cursor, page_size=PAGE_ADAPTERS, problem=problem,
@@ -84,13 +75,10 @@ def _search(filters: dict[str, str], profiles: list[str]) -> Search:
     for key in ("rank_min", "rank_max"):
         if not re.fullmatch("[0-9]{0,9}", filters[key]):
             raise Invalid("REQUEST_INVALID", f"{key}: must be a number of at most 9 digits")
-    numbers: dict[str, Any] = {key: int(filters[key]) if filters[key] else None for key in ("rank_min", "rank_max")}
-    return Search(
-        text=filters["text"].strip(), namespace=filters["namespace"].strip(), base=filters["base"].strip(),
-        method=filters["method"], format=filters["format"], alias=filters["alias"].strip(),
-        owner=filters["owner"].strip(),
-        engine=check if check in profiles else "",
-        check=Check(check) if check in CHECKS else None,
-        outcome=Outcome(outcome) if outcome else None,
-        **numbers,
-    )  # fmt: skip
+    used: dict[str, Any] = {name: value.strip() for name, value in filters.items() if value.strip()}
+    used.pop("check", None)
+    of_check = {"engine": check} if check in profiles else {"check": check or None}
+    try:
+        return Search(**used, **of_check)
+    except ValidationError as e:
+        raise Invalid("REQUEST_INVALID", ": ".join(first_problem(e, "search"))) from e

@@ -7,17 +7,16 @@ verdicts and yanks are seen by alias.
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
 from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
 from registry.api.lineage import Lineage
 from registry.api.operations import adapters as adapters_operations
 from registry.api.operations import aliases as aliases_operations
-from registry.bases import BaseMatch
+from registry.api.search import AdapterFilters
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 from registry.server.catalog import lineage, version_groups, versions
 from registry.server.catalog.search import adapters
 from registry.server.catalog.search.filters import Search
@@ -35,8 +34,14 @@ from registry.server.routes.openapi import declarations
 from registry.versions.provenance import URI_LIMIT
 
 router = OperationRouter()
-Rank = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
-TARGETS_LIMIT = 32
+
+
+async def read_filters(filters: Annotated[AdapterFilters, Query()]) -> AdapterFilters:
+    """Return the filters of a list."""
+    return filters
+
+
+FiltersDep = Annotated[AdapterFilters, Depends(read_filters)]
 
 
 @router.serves(adapters_operations.RESOLVE_VERSION, responses=declarations.NOT_MODIFIED)
@@ -72,34 +77,15 @@ def list_adapters(
     actor: deps.ActorDep,
     settings: deps.SettingsDep,
     cursor: deps.CursorDep,
-    namespace: deps.Text = "",
-    base: deps.Text = "",
-    base_match: Literal["exact", "other-dtype", "quantized", "descendant"] | None = None,
-    method: deps.Text = "",
-    text: deps.Text = "",
-    prefix: deps.Text = "",
-    alias: deps.Text = "",
-    owner: deps.Text = "",
-    format: deps.Text = "",
-    target: Annotated[list[deps.Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
-    tag: Annotated[list[deps.Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
-    annotation: Annotated[list[deps.Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
-    rank_min: Rank = None,
-    rank_max: Rank = None,
-    engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
-    outcome: Outcome | None = None,
+    filters: FiltersDep,
     limit: deps.LimitDep = deps.PAGE,
     count: bool = False,
 ) -> catalog.AdapterPage:
     """List and search adapters, each with its newest version."""
-    if base_match and not base:
+    if filters.base_match and not filters.base:
         raise Invalid("REQUEST_INVALID", "base_match: needs `base`")
-    search = Search(
-        namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
-        method=method, text=text, prefix=prefix, alias=alias, owner=owner, format=format,
-        targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
-        engine=services_of(incoming).find_profile(settings.engines, engine) if engine else "", outcome=outcome,
-    )  # fmt: skip
+    engine = services_of(incoming).find_profile(settings.engines, filters.engine) if filters.engine else ""
+    search = Search(**filters.model_dump() | {"engine": engine})
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit, count=count)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, and_, exists, union_all
 from sqlmodel import Session, col, select
 
 from registry import names
+from registry.api.search import AdapterFilters
 from registry.bases import BaseMatch
 from registry.evaluation.verdicts import Check, Outcome
 from registry.server.catalog import base_rows, base_weights, metadata, verdicts
@@ -35,38 +36,13 @@ from registry.server.database.models import (
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """The filters of a list; empty fields do not filter. Most are about the newest version.
+class Search(AdapterFilters):
+    """The filters of a list, and another check than that of an engine. It must say yes (`pass` or `warn`) or `outcome`.
 
-    About the adapter are `alias`, `prefix` (what `namespace/name` begins with) and `owner` (who pushed it first).
-    `base`: one base; with `base_match` also bases whose weights are at least that closely related to it.
-    `tags`: `key` or `key=value` of tags of the adapter or that version; all must be present. `annotations`: the same,
-    of the version's manifest. `text`: words; each must begin a word of the adapter's name, description or tags, or of
-    that version's description, tags, annotations, trigger words or card.
-    `targets`: modules that it must all change, by the last part of their path (`q_proj`).
-    `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names.
-    `engine`: a profile whose verdicts are stored. `check`: any other check. Both match a yes (`pass` or `warn`) or,
-    with `outcome`, that outcome.
+    Targets are compared by the last part of a module's path (`q_proj`), formats with the convention of tensor names.
     """
 
-    namespace: str = ""
-    base: str = ""
-    base_match: BaseMatch | None = None
-    method: str = ""
-    text: str = ""
-    alias: str = ""
-    owner: str = ""
-    prefix: str = ""
-    format: str = ""
-    targets: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    annotations: tuple[str, ...] = ()
-    rank_min: int | None = None
-    rank_max: int | None = None
-    engine: str = ""
     check: Check | None = None
-    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +134,8 @@ def _read_base_ids(session: Session, search: Search) -> Iterator[list[int]]:
 def _read_attributes(_: Session, search: Search) -> list[tuple[str, str | None]]:
     """Key and value of what the version must have; None for any value."""
     formats = [f"{FACT}format:{search.format.lower()}"] if search.format else []
-    targets = [f"{FACT}target:{target}" for target in search.targets]
-    return [*((fact, None) for fact in (*formats, *targets)), *map(_split, search.annotations)]
+    targets = [f"{FACT}target:{target}" for target in search.target]
+    return [*((fact, None) for fact in (*formats, *targets)), *map(_split, search.annotation)]
 
 
 def _is_attribute(pair: tuple[str, str | None]) -> list[Any]:
@@ -216,6 +192,6 @@ FILTERS = (
         lambda pair: exists().where(col(VersionAttributeRow.version_id) == col(VersionRow.id), *_is_attribute(pair)),
         lambda _, pair: select(_owner_of(VersionAttributeRow.version_id)).where(*_is_attribute(pair)),
     ),
-    Filter(lambda _, search: map(_split, search.tags), lambda pair: metadata.has_tag(*pair), _select_tagged),
+    Filter(lambda _, search: map(_split, search.tag), lambda pair: metadata.has_tag(*pair), _select_tagged),
     Filter(_read_checks, lambda checked: verdicts.has_outcome(*checked), _select_checked),
 )

@@ -23,7 +23,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = tomllib.loads(_FILES.joinpath("paramete
 def describe(operation: dict[str, Any]) -> None:
     """Add description and example to every parameter of the operation that has none. `KeyError` for an unknown one."""
     for parameter in operation.get("parameters", ()):
-        if "$ref" in parameter:
+        if "$ref" in parameter or "description" in parameter:
             continue
         name = parameter["name"]
         own = f"{operation['operationId']}.{name}"
