@@ -19,7 +19,6 @@ PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
 GROUP_LIMIT = 500
 """Items of one request that moves aliases, approves or describes."""
-GROUP_BODY_BYTES = 8 * 2**20
 REF_LIMIT = 300
 """Characters of a name or a ref in a request. Longer ones are refused before they are parsed."""
 DEPTH_LIMIT = 64

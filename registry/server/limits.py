@@ -12,6 +12,7 @@ from registry import api, jobs, names
 from registry.adapters import safetensors
 from registry.adapters.peft import config
 from registry.api import access, catalog, serving, transfer
+from registry.api.operations import operation
 from registry.hub import operations as hub
 from registry.server import audit, webhooks
 from registry.server.access import namespaces, quotas, rate_limits, token_exchange
@@ -72,7 +73,7 @@ LIMITS: tuple[Limit, ...] = tuple(
             ("body of a request", size(request_body.BODY_LIMIT_BYTES), _MEMORY),
             ("body of a push", size(transfer.BULK_BODY_BYTES), _MEMORY),
             ("body of a commit of a Hub client", size(hub.BODY_LIMIT_BYTES), "disk of a process"),
-            ("values in a JSON body", request_body.VALUES_LIMIT, "each takes 200 bytes when it is parsed"),
+            ("values in a JSON body", operation.VALUES_LIMIT, "each takes 200 bytes when it is parsed"),
             ("slowest body, for each second", size(middleware.BODY_BYTES_PER_SECOND), "a connection is held"),
             ("response that is not read", time(UNREAD_SECONDS), "a connection is held"),
             ("idle connection", time(IDLE_SECONDS), "a connection is held"),

@@ -19,11 +19,11 @@ import pytest
 from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import FsckRequest
+from registry.api.operations.operation import MANY_VALUES_LIMIT
 from registry.client.registry import Registry
 from registry.client.transfer.pull import pull
 from registry.client.transfer.push import push_folder
 from registry.names import AdapterName
-from registry.server.http.request_body import MANY_VALUES_LIMIT
 from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server

@@ -15,11 +15,12 @@ from fastapi import Response
 from starlette.background import BackgroundTask
 
 from registry.api.bases import BaseAdd
+from registry.api.operations.operation import VALUES_LIMIT
 from registry.errors import Unavailable
 from registry.server.http import admission, request_body, routing
 from registry.server.http.admission import Space, Turns
 from registry.server.http.held_responses import PART_BYTES, HeldResponse
-from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT
+from registry.server.http.request_body import UNTRUSTED_BYTES
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import Harness

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from registry.api.operations.operation import VALUES_LIMIT
 from registry.server import app as server_app
-from registry.server.http.request_body import VALUES_LIMIT
 from registry.server.http.routing import SingleThreadRoute
 from tests.harness import Harness
 from tests.raw_asgi import call

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from registry.api.operations.operation import LIST_VALUES_LIMIT, VALUES_LIMIT
 from registry.server import app as server_app
-from registry.server.http.request_body import LIST_VALUES_LIMIT, UNTRUSTED_BYTES, VALUES_LIMIT
+from registry.server.http.request_body import UNTRUSTED_BYTES
 from registry.server.http.routing import SingleThreadRoute
 from tests.harness import Harness
 from tests.raw_asgi import RawResponse, call

@@ -20,7 +20,7 @@ from registry.api.access import (
 )
 from registry.api.catalog import AdapterView, DeleteResult
 from registry.api.maintenance import Health
-from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKEN, PULL, SAME_ADAPTER, Tag
+from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKEN, PULL, SAME_ADAPTER, BodyLimit, Tag
 
 # fmt: off
 access = Tag("access", "Tokens, the caller, and health.")
@@ -35,6 +35,7 @@ EXCHANGE_TOKEN = access.add(
     "exchange_token", "POST /tokens/exchange", NO_TOKEN, ExchangeRequest, TokenCreated,
     status=201, echo={"token.adapters": "adapter"}, takes_key=False, has_secret=True,
     example={"assertion": "eyJhbGciOi…", "adapter": "acme/support"},
+    body_limit=BodyLimit(64 * 2**10),
 )
 LIST_TOKENS = access.add("list_tokens", "GET /tokens", ANY_TOKEN, NO_BODY, TokenPage)
 ROTATE_TOKEN = access.add(

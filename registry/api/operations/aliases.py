@@ -27,6 +27,7 @@ from registry.api.operations.adapters import adapters
 from registry.api.operations.operation import (
     ABSENT,
     ADMIN,
+    LIST_BODY,
     NO_BODY,
     PRESENT,
     PROMOTE,
@@ -48,6 +49,7 @@ SHOW_HISTORY = adapters.add(
 CHANGE_METADATA = adapters.add(
     "change_metadata", "POST /metadata", PUSH, DescribeGroup, DescribeResults, is_bulk=True,
     example={"items": [{"subject": "acme/support@3", "tags": {"reviewed": "", "trial": None}}]},
+    body_limit=LIST_BODY,
 )
 SHOW_ALIAS = adapters.add(
     "show_alias", "GET /adapters/{namespace}/{name}/aliases/{alias}", PULL, NO_BODY, AliasView, echo={"alias": "alias"},
@@ -75,6 +77,7 @@ MOVE_ALIASES = adapters.add(
         ],
         "atomic": True,
     },
+    body_limit=LIST_BODY,
 )
 YANK_VERSION = adapters.add(
     "yank_version", "POST /adapters/{namespace}/{name}/versions/{selector}/yank", PROMOTE, WithdrawRequest, VersionView,
@@ -123,6 +126,7 @@ APPROVE_VERSIONS = gates.add(
     "approve_versions", "POST /approvals", PROMOTE, ApprovalGroup, ApprovalResults,
     echo={"alias": "alias", "number": "number"}, is_bulk=True,
     example={"items": [{"ref": "acme/support@3", "alias": "prod", "comment": "reviewed"}]},
+    body_limit=LIST_BODY,
 )
 QUARANTINE_VERSION = gates.add(
     "quarantine_version", "POST /adapters/{namespace}/{name}/versions/{selector}/quarantine",

@@ -1,6 +1,7 @@
 """Operations of base models."""
 
 from registry.api.bases import (
+    IDENTITY_BODY_BYTES,
     BaseAdd,
     BaseAliases,
     BasePage,
@@ -10,16 +11,31 @@ from registry.api.bases import (
     ThresholdsRequest,
 )
 from registry.api.catalog import DeleteResult
-from registry.api.operations.operation import ADMIN, EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT, NO_BODY, PULL, PUSH, WORK, Tag
+from registry.api.operations.operation import (
+    ADMIN,
+    EXAMPLE_DIGEST,
+    EXAMPLE_FINGERPRINT,
+    LARGE_BODY,
+    LIST_VALUES_LIMIT,
+    MANY_VALUES_LIMIT,
+    NO_BODY,
+    PULL,
+    PUSH,
+    WORK,
+    BodyLimit,
+    Tag,
+)
 from registry.bases import Similarity
 
 # fmt: off
 bases = Tag("bases", "Base models, their identity, and how they are related.")
 _WEIGHTS = {"lm_head.weight": {"dtype": "BF16", "shape": [32000, 4096], "digest": EXAMPLE_DIGEST}}
+_IDENTITY_LIMIT = BodyLimit(IDENTITY_BODY_BYTES, LIST_VALUES_LIMIT)
 _IDENTITY = {"identity": {"exact": EXAMPLE_FINGERPRINT, "tensors": 1, "marks": _WEIGHTS}}
 ADD_BASE = bases.add(
     "add_base", "POST /bases", PUSH, BaseAdd, BaseView,
     status=201, echo={"name": "spec.name", "fingerprint": "spec.fingerprint"},
+    body_limit=LARGE_BODY,
 )
 LIST_BASES = bases.add("list_bases", "GET /bases", PULL, NO_BODY, BasePage)
 SHOW_BASE = bases.add("show_base", "GET /bases/{base:path}", PULL, NO_BODY, BaseView)
@@ -31,6 +47,7 @@ SET_BASE_ALIASES = bases.add(
 IDENTIFY_BASE = bases.add(
     "identify_base", "PUT /bases/{base:path}/identity", WORK, IdentityRequest, BaseView,
     example=_IDENTITY,
+    body_limit=_IDENTITY_LIMIT,
 )
 SET_BASE_MODULES = bases.add(
     "set_base_modules", "PUT /bases/{base:path}/modules", WORK, ModulesRequest, BaseView,
@@ -40,6 +57,7 @@ SET_BASE_MODULES = bases.add(
             "modules": {"lm_head": {"kind": "linear", "in_features": 4096, "out_features": 32000}},
         }
     },
+    body_limit=BodyLimit(32 * 2**20, MANY_VALUES_LIMIT),
 )
 SET_THRESHOLDS = bases.add(
     "set_thresholds", "PUT /bases/{base:path}/thresholds", ADMIN, ThresholdsRequest, BaseView,
@@ -48,4 +66,5 @@ SET_THRESHOLDS = bases.add(
 COMPARE_BASE = bases.add(
     "compare_base", "POST /bases/{base:path}/similarity", PULL, IdentityRequest, Similarity,
     example=_IDENTITY,
+    body_limit=_IDENTITY_LIMIT,
 )

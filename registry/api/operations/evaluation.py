@@ -1,7 +1,7 @@
 """Operations of verdicts."""
 
 from registry.api.evaluation import CheckRequest, EngineSettingsList, NormsView, ReferenceLogprobsView, VerdictList
-from registry.api.operations.operation import NO_BODY, PULL, SAME_VERSION, Tag
+from registry.api.operations.operation import NO_BODY, PULL, SAME_VERSION, BodyLimit, Tag
 from registry.api.operations.transfer import transfer
 
 # fmt: off
@@ -9,6 +9,7 @@ verdicts = Tag("verdicts", "What engines say about a version; norms of its weigh
 CHECK_ADAPTER = verdicts.add(
     "check_adapter", "POST /check", PULL, CheckRequest, VerdictList, takes_key=False,
     example={"base": "llama-3.1-8b", "header": "eyJfX21ldGFkYXRhX18iOnt9fQ==", "size_bytes": 13640000},
+    body_limit=BodyLimit(32 * 2**20),
 )
 LIST_VERDICTS = verdicts.add(
     "list_verdicts", "GET /adapters/{namespace}/{name}/versions/{selector}/verdicts", PULL, NO_BODY, VerdictList,

@@ -12,7 +12,7 @@ from registry.api.jobs import (
     QueuePosition,
     RenewRequest,
 )
-from registry.api.operations.operation import NO_BODY, PULL, PUSH, WORK, Tag
+from registry.api.operations.operation import LARGE_BODY, NO_BODY, PULL, PUSH, WORK, Tag
 from registry.jobs import Job, Lease
 
 # fmt: off
@@ -45,6 +45,7 @@ RENEW_JOB = jobs.add(
 FINISH_JOB = jobs.add(
     "finish_job", "POST /jobs/{job_id}/finish", WORK, FinishRequest, Job, echo={"id": "job_id"},
     example={"lease_token": "lease-4kq2v7x1", "result": {"ref": "acme/support@4"}},
+    body_limit=LARGE_BODY,
 )
 FAIL_JOB = jobs.add(
     "fail_job", "POST /jobs/{job_id}/fail", WORK, FailRequest, Job, echo={"id": "job_id"},

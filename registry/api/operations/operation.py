@@ -20,6 +20,9 @@ ANY_TOKEN = ""
 """Every valid token, whatever its scopes."""
 NO_TOKEN = "open"  # noqa: S105 - not a secret
 NO_BODY = type(None)
+VALUES_LIMIT, LIST_VALUES_LIMIT, MANY_VALUES_LIMIT = 20_000, 70_000, 1_500_000
+"""Commas and opening brackets of a JSON body, which are counted before it is parsed: each takes some 200 bytes. A body
+about many items may have more; the modules of a base, a push and a report have very many."""
 EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT = "sha256:" + 16 * "3f9a", "sha256:" + 16 * "71c0"
 
 # Fields that a response repeats → parameters of the request. A dot leads into a field; of a list, into each item.
@@ -29,6 +32,19 @@ SAME_NUMBER = {"number": "number"}
 SAME_VERSION = SAME_ADAPTER | SAME_NUMBER | {"digest": "digest"}
 PRESENT, ABSENT = "(present)", "(absent)"
 """In place of a parameter: the field has a value, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """The largest body of a request. None: it is no JSON, and the route reads it piece by piece."""
+
+    size_bytes: int | None
+    values: int = VALUES_LIMIT
+
+
+SMALL_BODY = BodyLimit(2**20)
+LIST_BODY = BodyLimit(8 * 2**20, LIST_VALUES_LIMIT)
+LARGE_BODY = BodyLimit(8 * 2**20, MANY_VALUES_LIMIT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +69,7 @@ class Operation(Generic[Sent, Received]):
     """Whether a repeated request with the same Idempotency-Key acts once."""
     has_secret: bool = False
     """Whether the response has a secret, which no cache may keep."""
+    body_limit: BodyLimit = SMALL_BODY
     example: Mapping[str, Any] | None = None
     """A body as the documentation shows it, and tests send it."""
 
@@ -101,14 +118,14 @@ class Tag:
     def add(
         self, id: str, route: str, scope: str, request: type[Sent], response: type[Received], *,
         echo: Mapping[str, str] | None = None, status: int = 200, is_bulk: bool = False, takes_key: bool = True,
-        has_secret: bool = False, example: Mapping[str, Any] | None = None,
+        has_secret: bool = False, body_limit: BodyLimit = SMALL_BODY, example: Mapping[str, Any] | None = None,
     ) -> Operation[Sent, Received]:  # fmt: skip
         """Add a row. `takes_key`: of a route that may change something; False if it may be repeated anyway."""
         method, _, path = route.partition(" ")
         operation = Operation(
             id, self.name, method, path, scope, request, response, status=status, echo=echo or {}, is_bulk=is_bulk,
             takes_key=takes_key and method not in ("GET", "HEAD"), has_secret=has_secret,
-            example=example,
+            body_limit=body_limit, example=example,
         )  # fmt: skip
         self.operations.append(operation)
         return operation

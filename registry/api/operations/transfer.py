@@ -1,7 +1,18 @@
 """Operations of a push and a pull, and bytes of files."""
 
-from registry.api.operations.operation import EXAMPLE_DIGEST, EXAMPLE_FINGERPRINT, NO_BODY, NO_TOKEN, PULL, PUSH, Tag
+from registry.api.operations.operation import (
+    EXAMPLE_DIGEST,
+    EXAMPLE_FINGERPRINT,
+    MANY_VALUES_LIMIT,
+    NO_BODY,
+    NO_TOKEN,
+    PULL,
+    PUSH,
+    BodyLimit,
+    Tag,
+)
 from registry.api.transfer import (
+    BULK_BODY_BYTES,
     BulkCommitRequest,
     BulkPullPlan,
     BulkPullRequest,
@@ -11,6 +22,7 @@ from registry.api.transfer import (
 )
 
 # fmt: off
+_BULK_BODY = BodyLimit(BULK_BODY_BYTES, MANY_VALUES_LIMIT)
 transfer = Tag("transfer", "Push and pull: plan, upload, commit; bytes of files.")
 PLAN_PUSHES = transfer.add(
     "plan_pushes", "POST /pushes", PUSH, BulkPushRequest, BulkPushPlan, is_bulk=True, takes_key=False,
@@ -31,10 +43,12 @@ PLAN_PUSHES = transfer.add(
             }
         ]
     },
+    body_limit=_BULK_BODY,
 )
 COMMIT_PUSHES = transfer.add(
     "commit_pushes", "POST /pushes/commit", PUSH, BulkCommitRequest, BulkPushResult, is_bulk=True,
     example={"items": [{"push_id": "psh_3f9a71c05d2e8b460a1f4c7d", "alias": "canary"}], "atomic": False},
+    body_limit=_BULK_BODY,
 )
 PLAN_PULLS = transfer.add(
     "plan_pulls", "POST /pulls", PULL, BulkPullRequest, BulkPullPlan, is_bulk=True, takes_key=False,
@@ -51,5 +65,6 @@ READ_REPORT = transfer.add(
 )
 UPLOAD_BY_LINK = transfer.add(
     "upload_by_link", "PUT /links/{key:path}", NO_TOKEN, bytes, NO_BODY, status=204, takes_key=False,
+    body_limit=BodyLimit(None),
 )
 READ_BY_LINK = transfer.add("read_by_link", "GET /links/{key:path}", NO_TOKEN, NO_BODY, bytes)

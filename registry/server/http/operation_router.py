@@ -54,6 +54,7 @@ class OperationRouter(APIRouter):
             if not isinstance(route, SingleThreadRoute):
                 raise TypeError(f"{route} is no route of this application")
             route.operation = operation
+            route.body_limit_bytes, route.values_limit = operation.body_limit.size_bytes, operation.body_limit.values
             _require_fit(route, operation, handler)
             return handler
 

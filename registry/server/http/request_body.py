@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
+from registry.api.operations.operation import VALUES_LIMIT
 from registry.errors import TooLarge
 from registry.roles import Scope
 from registry.server.http.admission import Held
@@ -23,21 +24,14 @@ BODY_LIMIT_BYTES = 2**20
 UNTRUSTED_BYTES = 64 * 2**10
 SPOOL_BYTES = 2**20
 """Received chunks are collected to about this size before they are written to disk."""
-VALUES_LIMIT = 20_000
-"""Commas and opening brackets of a JSON body, which are counted before it is parsed: each takes some 200 bytes."""
-LIST_VALUES_LIMIT = 70_000
-"""The same of a body about many items."""
-MANY_VALUES_LIMIT = 1_500_000
-"""The same of a push, of the modules of a base and of a report."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 
 
-def limit_body(size_bytes: int | None, *, values: int = VALUES_LIMIT) -> Callable[[Endpoint], Endpoint]:
-    """Set the largest body of a route, instead of `BODY_LIMIT_BYTES`. None: the route streams its body."""
+def limit_body(size_bytes: int) -> Callable[[Endpoint], Endpoint]:
+    """Set the largest body of a route that is in no table of operations, instead of `BODY_LIMIT_BYTES`."""
 
     def decorate(endpoint: Endpoint) -> Endpoint:
         endpoint.body_limit_bytes = size_bytes  # type: ignore[attr-defined]
-        endpoint.values_limit = values  # type: ignore[attr-defined]
         return endpoint
 
     return decorate

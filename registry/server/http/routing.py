@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 
 from registry.api.models import ItemPage
 from registry.api.models import Request as RequestSchema
-from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, Operation
+from registry.api.operations.operation import ANY_TOKEN, NO_TOKEN, VALUES_LIMIT, Operation
 from registry.errors import Invalid, RegistryError, printable
 from registry.roles import Scope
 from registry.server.http import idempotency, request_body
@@ -33,7 +33,6 @@ from registry.server.http.held_responses import count_response
 from registry.server.http.request_actor import find_tenant
 from registry.server.http.request_body import (
     BODY_LIMIT_BYTES,
-    VALUES_LIMIT,
     Endpoint,
     check_values,
     read_body,
@@ -102,7 +101,7 @@ class SingleThreadRoute(APIRoute):
         declarations = {item.dependency for item in kwargs.get("dependencies") or ()}
         self.needs_no_token, self.checks_own_query = require_nothing in declarations, allow_any_query in declarations
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
-        self.values_limit: int = getattr(endpoint, "values_limit", VALUES_LIMIT)
+        self.values_limit = VALUES_LIMIT
         returns = types.get("return")
         self.responds_at_length: bool = getattr(endpoint, "responds_at_length", False) or (
             isinstance(returns, type) and issubclass(returns, ItemPage)

@@ -18,7 +18,6 @@ from registry.server.http import routing
 from registry.server.http.issuers import IssuersDep
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_actor import record_failure
-from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
 from registry.server.push import background
 
@@ -34,7 +33,6 @@ def create_token(session: deps.SessionDep, actor: deps.ActorDep, request: access
 
 
 @router.serves(operations.EXCHANGE_TOKEN)
-@limit_body(UNTRUSTED_BYTES)
 def exchange_token(
     incoming: Request,
     session: deps.ReadSessionDep,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Query, Request, Response
 
-from registry.api import GROUP_BODY_BYTES, catalog
+from registry.api import catalog
 from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
 from registry.api.lineage import Lineage
 from registry.api.operations import adapters as adapters_operations
@@ -25,7 +25,6 @@ from registry.server.http import dependencies as deps
 from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
-from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.http.services import services_of
 from registry.server.outcomes import collect_outcomes
 from registry.server.promotion import aliases, describe
@@ -147,7 +146,6 @@ def change_version_metadata(target: deps.VersionDep, request: catalog.VersionMet
 
 
 @router.serves(aliases_operations.CHANGE_METADATA)
-@limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def change_metadata(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: DescribeGroup
 ) -> DescribeResults:

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Header, Query, Request, Response
 
 from registry import names
-from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
+from registry.api import MESSAGE_LIMIT
 from registry.api.aliases import (
     AliasMove,
     AliasView,
@@ -42,7 +42,6 @@ from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
-from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.outcomes import collect_outcomes, fail_all, has_error, only
 from registry.server.promotion import alias_deletion, aliases, approvals, deletion, describe, gates, moves, withdraw
 from registry.server.promotion.approvals import NewApproval
@@ -93,7 +92,6 @@ def rollback_alias(
 
 
 @router.serves(operations.MOVE_ALIASES)
-@limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def move_aliases(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: MoveGroup
 ) -> MoveResults:
@@ -206,7 +204,6 @@ def approve_version(target: deps.VersionDep, request: ApproveRequest) -> Approva
 
 
 @gate_router.serves(operations.APPROVE_VERSIONS)
-@limit_body(GROUP_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def approve_versions(
     incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: ApprovalGroup
 ) -> ApprovalResults:

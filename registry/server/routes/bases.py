@@ -8,7 +8,6 @@ from fastapi import BackgroundTasks, Response
 from sqlalchemy import Engine
 
 from registry.api.bases import (
-    IDENTITY_BODY_BYTES,
     BaseAdd,
     BaseAliases,
     BasePage,
@@ -27,7 +26,6 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.operation_router import OperationRouter
-from registry.server.http.request_body import LIST_VALUES_LIMIT, MANY_VALUES_LIMIT, limit_body
 from registry.server.maintenance import reevaluate
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
@@ -41,7 +39,6 @@ PATIENCE_SECONDS = 600.0
 
 
 @router.serves(operations.ADD_BASE, responses=declarations.existing(BaseView))
-@limit_body(8 * 2**20, values=MANY_VALUES_LIMIT)
 def add_base(
     session: deps.SessionDep, actor: deps.ActorDep, request: BaseAdd, response: Response, after: BackgroundTasks,
     engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
@@ -112,14 +109,12 @@ async def _evaluate_waiting(
 
 
 @router.serves(operations.IDENTIFY_BASE)
-@limit_body(IDENTITY_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def identify_base(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
 @router.serves(operations.SET_BASE_MODULES)
-@limit_body(32 * 2**20, values=MANY_VALUES_LIMIT)
 def set_base_modules(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ModulesRequest) -> BaseView:
     """Record the modules of a base model as a library builds them. Those of a newer version stay."""
     return bases.set_modules(session, actor, base, request.modules)
@@ -133,7 +128,6 @@ def set_thresholds(session: deps.SessionDep, actor: deps.ActorDep, base: str, re
 
 
 @router.serves(operations.COMPARE_BASE)
-@limit_body(IDENTITY_BODY_BYTES, values=LIST_VALUES_LIMIT)
 def compare_base(session: deps.SessionDep, _actor: deps.ActorDep, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return base_weights.compare_weights(session, base, request.identity)

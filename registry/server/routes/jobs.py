@@ -12,7 +12,6 @@ from registry.names import AdapterName
 from registry.server.catalog import bases, versions
 from registry.server.http import dependencies as deps
 from registry.server.http.operation_router import OperationRouter
-from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
 from registry.server.jobs import campaigns, queue, queue_position, requests, results
 
 router = OperationRouter()
@@ -96,7 +95,6 @@ def renew_job(session: deps.SessionDep, actor: deps.ActorDep, job_id: str, reque
 
 
 @router.serves(operations.FINISH_JOB)
-@limit_body(8 * 2**20, values=MANY_VALUES_LIMIT)
 def finish_job(
     session: deps.KeyedSessionDep, actor: deps.ActorDep, blobs: deps.BlobsDep, job_id: str, request: jobs.FinishRequest
 ) -> Job:

@@ -24,7 +24,6 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.operation_router import OperationRouter
-from registry.server.http.request_body import LIST_VALUES_LIMIT, limit_body
 from registry.server.http.resolve_cache.freshness import Counts
 from registry.server.http.services import services_of
 from registry.server.routes.openapi import declarations
@@ -134,7 +133,6 @@ async def _wait_for_change(request: Request, reader: _DesiredStateReader, since:
 
 
 @router.serves(operations.REPORT_NODE)
-@limit_body(4 * 2**20, values=LIST_VALUES_LIMIT)
 def report_node(
     session: deps.SessionDep, actor: deps.ActorDep, node: str, engine: str, report: NodeReport
 ) -> ReportAccepted:

@@ -13,7 +13,6 @@ from registry.server.evaluation import engine_compat, weights
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.operation_router import OperationRouter
-from registry.server.http.request_body import limit_body
 from registry.server.promotion import attestations
 from registry.server.promotion.attestations import signatures
 from registry.server.routes.openapi import declarations
@@ -25,7 +24,6 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 
 @router.serves(evaluation_operations.CHECK_ADAPTER)
-@limit_body(32 * 2**20)
 def check_adapter(session: deps.ReadSessionDep, _actor: deps.ActorDep, request: CheckRequest) -> VerdictList:
     """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
     return engine_compat.evaluate_files(session, request)

@@ -18,7 +18,6 @@ from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import LINK_HEADERS
 from registry.server.http.operation_router import OperationRouter
-from registry.server.http.request_body import limit_body
 from registry.server.http.services import services_of
 from registry.server.push.receive import PushWriter
 from registry.server.routes.openapi import declarations
@@ -39,7 +38,6 @@ LINGER_SECONDS = 2.0
     dependencies=[Depends(routing.allow_any_query)],
     openapi_extra=declarations.RAW_BODY,
 )
-@limit_body(None)
 async def upload_by_link(request: Request, key: str, blobs: deps.BlobsHandleDep) -> Response:  # noqa: ARG001 - documented
     """Upload a blob by a signed link of a plan, which needs no token."""
     request.state.unread_body = True

@@ -16,7 +16,6 @@ from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
-from registry.server.http.request_body import MANY_VALUES_LIMIT, limit_body
 from registry.server.http.services import Services, services_of
 from registry.server.push import background, commit, plan
 from registry.server.push.receive import PushWriter
@@ -27,7 +26,6 @@ router = OperationRouter()
 
 
 @router.serves(operations.PLAN_PUSHES, openapi_extra=documents.body_of(transfer.BulkPushRequest))
-@limit_body(transfer.BULK_BODY_BYTES, values=MANY_VALUES_LIMIT)
 def plan_pushes(
     incoming: Request,
     session: deps.ReadSessionDep,
@@ -75,7 +73,6 @@ async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
     dependencies=[Depends(_hold_commit_lock)],
     openapi_extra=documents.body_of(transfer.BulkCommitRequest),
 )
-@limit_body(transfer.BULK_BODY_BYTES, values=MANY_VALUES_LIMIT)
 def commit_pushes(
     incoming: Request,
     session: deps.KeyedSessionDep,
