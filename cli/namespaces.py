@@ -3,6 +3,8 @@
 What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
 """
 
+from typing import Any
+
 import click
 
 from registry.api.access import NamespaceSet, NamespaceView
@@ -76,15 +78,9 @@ def _print_namespace(view: NamespaceView) -> None:
 @click.option("--quota-bytes", type=arguments.SIZE, help="Maximum size of its versions, such as 500GB; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
-def change(
-    name: str, public: bool | None, strict: bool | None, unregistered_bases: bool | None, quota_bytes: int | None,
-    quota_versions: int | None, pushes_per_hour: int | None,
-) -> None:  # fmt: skip
+def change(name: str, **values: Any) -> None:
     """Make a namespace public or private, or set its rules and limits."""
-    request = NamespaceSet(
-        public=public, strict=strict, unregistered_bases=unregistered_bases, quota_bytes=quota_bytes,
-        quota_versions=quota_versions, pushes_per_hour=pushes_per_hour,
-    )  # fmt: skip
+    request = NamespaceSet(**values)
     session.print_response(lambda registry: registry.change_namespace(name, request), _print_namespace)
 
 

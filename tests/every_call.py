@@ -59,7 +59,12 @@ from tests.identities import make_identity, values
 from tests.memory_blobs import MemoryBlobs
 
 CLIENTS = (Versions, Aliases, Groups, Registry, Audit)
-NOT_CALLED = {"Versions.close": "sends nothing", "Versions.read": "bytes of a link, verified where they arrive"}
+NOT_CALLED = {
+    "Versions.call": "the others call it",
+    "Versions.call_all": "the same",
+    "Versions.close": "sends nothing",
+    "Versions.read": "bytes of a link, verified where they arrive",
+}
 
 
 def row_of(method: str, path: str) -> Operation[Any, Any]:

@@ -22,11 +22,11 @@ class Aliases(Versions):
 
     def aliases(self, name: Name) -> AliasList:
         """Return the aliases of an adapter."""
-        return self._call(operations.LIST_ALIASES, about=parsed_name(name))
+        return self.call(operations.LIST_ALIASES, about=parsed_name(name))
 
     def alias(self, name: Name, alias: str) -> AliasView:
         """Return one alias."""
-        return self._call(operations.SHOW_ALIAS, about=parsed_name(name), alias=alias)
+        return self.call(operations.SHOW_ALIAS, about=parsed_name(name), alias=alias)
 
     def generation(self, name: Name, alias: str) -> int:
         """The generation of an alias; 0 for one that does not exist."""
@@ -42,7 +42,7 @@ class Aliases(Versions):
     ) -> AliasView:
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
         request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
-        return self._call(
+        return self.call(
             operations.PROMOTE_ALIAS, request, about=parsed_name(name), repeats=ref_of(str(name), version),
             headers={"If-Match": f'"{generation}"'}, alias=alias,
         )  # fmt: skip
@@ -57,13 +57,13 @@ class Aliases(Versions):
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
         """Move an alias back to the version before."""
         request, target = RollbackRequest(to=to, reason=reason), ref_of(str(name), to) if to else None
-        return self._call(operations.ROLLBACK_ALIAS, request, about=parsed_name(name), repeats=target, alias=alias)
+        return self.call(operations.ROLLBACK_ALIAS, request, about=parsed_name(name), repeats=target, alias=alias)
 
     def delete_alias(
         self, name: Name, alias: str, *, generation: int, reason: str = "", force: bool = False
     ) -> AliasMove:
         """Delete an alias if it still is at `generation`. `force`: although nodes serve the adapter by it."""
-        response = self._call(
+        response = self.call(
             operations.DELETE_ALIAS, about=parsed_name(name), headers={"If-Match": f'"{generation}"'}, alias=alias,
             reason=reason, force=force or None,
         )  # fmt: skip
@@ -72,7 +72,7 @@ class Aliases(Versions):
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         """Return the moves of an alias, newest first."""
         moment = at.isoformat() if at else ""
-        return self._call(operations.SHOW_HISTORY, about=parsed_name(name), alias=alias, at=moment, cursor=cursor)
+        return self.call(operations.SHOW_HISTORY, about=parsed_name(name), alias=alias, at=moment, cursor=cursor)
 
 
 check_move = partial(check_item, operations.MOVE_ALIASES)
@@ -99,7 +99,7 @@ class Groups(Versions):
         _require_group(moves)
         _require_group(metadata)
         request = aliases.MoveGroup(items=tuple(moves), metadata=tuple(metadata), atomic=True)
-        results = self._call(operations.MOVE_ALIASES, request)
+        results = self.call(operations.MOVE_ALIASES, request)
         return (
             check_outcomes(moves, results.items, check_move),
             check_outcomes(metadata, results.metadata, check_description),
@@ -127,7 +127,7 @@ class Groups(Versions):
         outcomes: list[Any] = []
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
-            results = self._call(operation, operation.request(items=group, atomic=atomic, dry_run=dry_run))
+            results = self.call(operation, operation.request(items=group, atomic=atomic, dry_run=dry_run))
             outcomes += check_outcomes(group, results.items, check)
         return outcomes
 

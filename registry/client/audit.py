@@ -46,11 +46,11 @@ class Audit(Versions):
 
     def proof(self, seq: int) -> audit.EventProof:
         """The proof that an event is in the log. `NotFound` until the log has numbered it."""
-        return self._call(operations.PROVE_EVENT, seq=seq)
+        return self.call(operations.PROVE_EVENT, seq=seq)
 
     def page(self, after: int = 0, **search: Any) -> audit.EventPage:
         """One page. `search`: wait (seconds), limit, action (a list), object, by, first_at, last_at."""
-        page = self._call(operations.LIST_EVENTS, after=after, **search)
+        page = self.call(operations.LIST_EVENTS, after=after, **search)
         numbers = [after, *(event.seq for event in page.items)]
         if any(number <= before for before, number in pairwise(numbers)) or page.last < numbers[-1]:
             raise invalid_response(f"the events after {after} are not in their order")
@@ -70,43 +70,43 @@ class Audit(Versions):
     def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
         """The hashes of one tile, `width` × 32 bytes: as the database has them, or as the store has them (`stored`)."""
         path = tiles.tile_path(level, index, width).removeprefix("tile/")
-        return self._call(operations.READ_LOG_TILE, path=path, stored=stored or None)
+        return self.call(operations.READ_LOG_TILE, path=path, stored=stored or None)
 
     def entries(self, index: int, width: int) -> bytes:
         """The entries of one tile as a C2SP entry bundle."""
         path = tiles.tile_path("entries", index, width).removeprefix("tile/entries/")
-        return self._call(operations.READ_LOG_ENTRIES, path=path)
+        return self.call(operations.READ_LOG_ENTRIES, path=path)
 
     def attestations(self, ref: AnyRef) -> AttestationList:
         """The attestations of a version."""
-        return self._call(attestations.LIST_ATTESTATIONS, about=parsed_ref(ref))
+        return self.call(attestations.LIST_ATTESTATIONS, about=parsed_ref(ref))
 
     def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
         """Attach a signature to a version."""
-        view = self._call(attestations.SIGN_VERSION, request, about=parsed_ref(ref))
+        view = self.call(attestations.SIGN_VERSION, request, about=parsed_ref(ref))
         key = PublicKey.parse(request.public_key.encode()) if request.public_key else None
         signer = key.identity if key else models.name_in_certificate(request.bundle)
         return check_signature(request.bundle, key.pem if key else "", signer, view)
 
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
         """Create a webhook. Only this response has its secret."""
-        return self._call(webhooks.CREATE_WEBHOOK, request)
+        return self.call(webhooks.CREATE_WEBHOOK, request)
 
     def webhooks(self) -> WebhookPage:
         """All webhooks, oldest first, of as many pages as there are."""
-        return self._call_all(webhooks.LIST_WEBHOOKS)
+        return self.call_all(webhooks.LIST_WEBHOOKS)
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
         """Delete a webhook and its deliveries."""
-        return self._call(webhooks.DELETE_WEBHOOK, webhook_id=webhook_id)
+        return self.call(webhooks.DELETE_WEBHOOK, webhook_id=webhook_id)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         """Deliveries of a webhook, newest first, in one state or in all."""
-        return self._call(webhooks.LIST_DELIVERIES, webhook_id=webhook_id, state=state)
+        return self.call(webhooks.LIST_DELIVERIES, webhook_id=webhook_id, state=state)
 
     def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
         """Send a delivery again."""
-        return self._call(webhooks.RETRY_DELIVERY, webhook_id=webhook_id, delivery_id=delivery_id)
+        return self.call(webhooks.RETRY_DELIVERY, webhook_id=webhook_id, delivery_id=delivery_id)
 
 
 class ServerLog:

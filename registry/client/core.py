@@ -73,7 +73,7 @@ class Versions:
 
         def plan(pending: Sequence[transfer.PushItem]) -> list[transfer.PushPlan | RegistryError]:
             request = transfer.BulkPushRequest(items=tuple(pending), excerpts=excerpts, dry_run=dry_run)
-            response = self._call(operations.PLAN_PUSHES, request, patient=True)
+            response = self.call(operations.PLAN_PUSHES, request, patient=True)
             return response_checks.check_outcomes(pending, response.items, response_checks.check_push_plan)
 
         return self._repeat_unavailable(plan, items)
@@ -89,7 +89,7 @@ class Versions:
 
         def commit(pending: Sequence[transfer.CommitItem]) -> list[transfer.PushResult | RegistryError]:
             request = transfer.BulkCommitRequest(items=tuple(pending), atomic=atomic)
-            response = self._call(operations.COMMIT_PUSHES, request, seconds=seconds, patient=True)
+            response = self.call(operations.COMMIT_PUSHES, request, seconds=seconds, patient=True)
             return response_checks.check_outcomes(pending, response.items)
 
         return self._repeat_unavailable(commit, items, all_or_none=atomic)
@@ -105,7 +105,7 @@ class Versions:
 
         def plan(pending: Sequence[Ref]) -> list[transfer.PullPlan | RegistryError]:
             request = transfer.BulkPullRequest(refs=tuple(map(str, pending)))
-            response = self._call(operations.PLAN_PULLS, request, patient=patient)
+            response = self.call(operations.PLAN_PULLS, request, patient=patient)
             small.update((item.digest, item.data) for item in response.small)
             return response_checks.check_outcomes(pending, response.items, response_checks.check_pull_plan)
 
@@ -139,60 +139,60 @@ class Versions:
     # ------------------------------------------------------------ adapters, versions and bases
     def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> catalog.AdapterPage:
         """One page. `search`: the fields of the route, such as base, method, rank_min, target, engine, owner, text."""
-        return self._call(adapters.LIST_ADAPTERS, **search, cursor=cursor, limit=limit)
+        return self.call(adapters.LIST_ADAPTERS, **search, cursor=cursor, limit=limit)
 
     def adapter(self, name: Name) -> catalog.AdapterView:
         """Return one adapter."""
-        return self._call(adapters.SHOW_ADAPTER, about=parsed_name(name))
+        return self.call(adapters.SHOW_ADAPTER, about=parsed_name(name))
 
     def versions(
         self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None,
         count: bool | None = None,
     ) -> catalog.VersionPage:  # fmt: skip
         """Return one page of the versions of an adapter, newest first; with `count` also how many there are."""
-        return self._call(
+        return self.call(
             adapters.LIST_VERSIONS, about=parsed_name(name), deleted=include_deleted or None, cursor=cursor,
             limit=limit, count=count,
         )  # fmt: skip
 
     def version(self, ref: AnyRef, *, patient: bool = False) -> catalog.VersionView:
         """Return one version with its verdicts."""
-        return self._call(adapters.SHOW_VERSION, about=parsed_ref(ref), patient=patient)
+        return self.call(adapters.SHOW_VERSION, about=parsed_ref(ref), patient=patient)
 
     def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version, and with a `VersionMetadataChange` its expiry."""
         request: Any = change
-        return self._call(adapters.CHANGE_VERSION_METADATA, request, about=parsed_ref(ref))
+        return self.call(adapters.CHANGE_VERSION_METADATA, request, about=parsed_ref(ref))
 
     def describe_adapter(self, name: Name, change: catalog.MetadataChange) -> catalog.AdapterView:
         """Change description, tags and links of an adapter."""
-        return self._call(adapters.CHANGE_ADAPTER_METADATA, change, about=parsed_name(name))
+        return self.call(adapters.CHANGE_ADAPTER_METADATA, change, about=parsed_name(name))
 
     def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
-        return response_checks.check_resolved(parsed, self._call(adapters.RESOLVE_VERSION, about=parsed))
+        return response_checks.check_resolved(parsed, self.call(adapters.RESOLVE_VERSION, about=parsed))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
         """The note of the newest checkpoint."""
-        return self._call(audit.READ_CHECKPOINT)
+        return self.call(audit.READ_CHECKPOINT)
 
     def log_keys(self) -> LogKeys:
         """Return the public keys of the audit log."""
-        return self._call(audit.LIST_LOG_KEYS)
+        return self.call(audit.LIST_LOG_KEYS)
 
     def consistency(self, old: int, new: int) -> Consistency:
         """Return the proof that a smaller log is the beginning of a larger one."""
-        return self._call(audit.PROVE_CONSISTENCY, old=old, new=new)
+        return self.call(audit.PROVE_CONSISTENCY, old=old, new=new)
 
-    # ------------------------------------------------------------ inside
-    def _call(
+    # ------------------------------------------------------------ any operation
+    def call(
         self, operation: Operation[Sent, Received], request: Sent | None = None, *,
         about: Ref | AdapterName | None = None, repeats: Ref | None = None, headers: Mapping[str, str] | None = None,
         seconds: float | None = None, limit_bytes: int = RESPONSE_LIMIT_BYTES, patient: bool = False, **parameters: Any,
     ) -> Received:  # fmt: skip
-        """Send a request; return its response, which repeats what the row of the operation says.
+        """Send the request of any operation; return its response, which repeats what the row of the operation says.
 
         `about`: the adapter or version in the path. `repeats`: the version that the response is about, if it is not
         the one in the path. `parameters`: the others of the path, and those of the query.
@@ -220,7 +220,7 @@ class Versions:
         received: Received = content
         return received
 
-    def _call_all(self, operation: Operation[None, Page], **query: Any) -> Page:
+    def call_all(self, operation: Operation[None, Page], **query: Any) -> Page:
         """The items of all pages as the first page. All pages together have `LIST_LIMIT_BYTES`."""
         remaining_bytes = LIST_LIMIT_BYTES
 

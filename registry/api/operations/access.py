@@ -26,6 +26,7 @@ from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKE
 access = Tag("access", "Tokens, the caller, and health.")
 namespaces = Tag("namespaces", "Namespaces, roles, trusted publishers; renaming and deleting adapters.")
 _SAME_NAMESPACE = {"name": "namespace"}
+_RULES = {name: name for name, field in NamespaceSet.model_fields.items() if field.annotation == bool | None}
 CREATE_TOKEN = access.add(
     "create_token", "POST /tokens", ADMIN, TokenCreate, TokenCreated, status=201, has_secret=True,
     echo={f"token.{field}": field for field in ("name", "scopes", "namespaces", "adapters")},
@@ -58,7 +59,7 @@ SHOW_NAMESPACE = namespaces.add(
 )
 CHANGE_NAMESPACE = namespaces.add(
     "change_namespace", "PATCH /namespaces/{namespace}", ADMIN, NamespaceSet, NamespaceView,
-    echo=_SAME_NAMESPACE | {field: field for field in ("public", "strict", "unregistered_bases")},
+    echo=_SAME_NAMESPACE | _RULES,
     example={"public": True, "quota_versions": 1000},
 )
 DELETE_NAMESPACE = namespaces.add(
