@@ -24,7 +24,8 @@ class AdapterFilters(Request):
     either.
     """
 
-    model_config = ConfigDict(extra="ignore")  # other parameters of a list stand beside them
+    # Other parameters of a list stand beside them. Built with the first request, pydantic warns of FastAPI's alias.
+    model_config = ConfigDict(extra="ignore", defer_build=False)
 
     namespace: Text = Field("", description="Only adapters of this namespace.", examples=["acme"])
     base: Text = Field("", description="Only adapters of this base model.", examples=["llama-3.1-8b"])

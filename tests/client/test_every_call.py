@@ -110,7 +110,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Call]]:
 
 
 def test_every_method_of_the_client_is_called(calls: list[Call]) -> None:
-    assert {call.name for call in calls} == every_call.methods()
+    assert every_call.methods() - {call.name for call in calls} == set()
 
 
 # ------------------------------------------------------------ wrong responses
