@@ -26,6 +26,7 @@ from registry.api.catalog import MetadataChange
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
 from registry.api.jobs import CampaignRequest, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.api.maintenance import FsckRequest, GcRequest, ReindexRequest
+from registry.api.operations.access import CHANGE_NAMESPACE
 from registry.api.operations.operation import Operation
 from registry.api.operations.table import OPERATIONS
 from registry.api.serving import NodeReport, SlotReport, SlotState
@@ -59,6 +60,9 @@ from tests.identities import make_identity, values
 from tests.memory_blobs import MemoryBlobs
 
 CLIENTS = (Versions, Aliases, Groups, Registry, Audit)
+CALLED_LATER = frozenset(
+    {"check_health", "check_store", "collect_garbage", "rebuild_index", "reevaluate_verdicts", "set_base_modules"}
+)
 NOT_CALLED = {
     "Versions.call": "the others call it",
     "Versions.call_all": "the same",
@@ -222,6 +226,7 @@ def record(harness: Harness, provider: Provider) -> list[Call]:
     _withdraw(call)
     _namespaces(call, provider)
     _log(call)
+    _others(call)
     _maintain(call)
     return call.calls
 
@@ -400,7 +405,8 @@ def _withdraw(call: Recorder) -> None:
 def _namespaces(call: Recorder, provider: Provider) -> None:
     registry = call.registry
     call(registry.create_namespace, "globex", owner="ann@example.org")
-    call.twice(registry.change_namespace, "globex", NamespaceSet(public=True, strict=True, unregistered_bases=True))
+    rules = set(NamespaceSet.model_fields) & set(CHANGE_NAMESPACE.echo)
+    call.twice(registry.change_namespace, "globex", NamespaceSet(**dict.fromkeys(rules, True)))
     call(registry.grant_role, "globex", "bob@example.org", "reader")
     call(registry.namespace, "globex")
     call(registry.namespaces)
@@ -440,6 +446,18 @@ def _log(call: Recorder) -> None:
     call(audit.deliveries, created.webhook.id)
     call(audit.retry_delivery, created.webhook.id, delivery)
     call(audit.delete_webhook, created.webhook.id)
+
+
+def _others(call: Recorder) -> None:
+    """Rows that nothing above has called, such as those of a new resource: their examples, about what is there."""
+    called = {exchange.row.id for made in call.calls for exchange in made.exchanges}
+    there = {"namespace": "acme", "name": "support", "selector": "1", "alias": "beta", "base": "tiny-llama"}
+    for row in OPERATIONS.values():
+        if row.id in called | CALLED_LATER or not hasattr(row.response, "model_fields"):
+            continue
+        request = None if row.example is None else row.request.model_validate(row.example)
+        result = call(call.registry.call, row, request, **{name: there[name] for name in row.path_names})
+        there |= {f"{row.id.removeprefix('create_')}_id": result.id} if row.status == 201 else {}
 
 
 def dead_delivery(harness: Harness, webhook_id: str) -> int:
