@@ -91,6 +91,7 @@ class _BytesBetween(FunctionElement[bool]):
     type = sa.Boolean()
     inherit_cache = True
     name = "bytes_between"
+    _is_implicitly_boolean = True  # as in `_AnyOf`
 
 
 @compiles(_BytesBetween)
