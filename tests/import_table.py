@@ -23,7 +23,7 @@ IMPORTS_BY_NAME = ("importlib.import_module", "pkgutil.resolve_name", "__import_
 KINDS = {"client", "sdk", "training", "serving", "server", "worker"}
 """Packages in `registry/` that are not of the domain."""
 
-OF_EXTRAS = {"boto3", "jinja2", "lz4", "sigstore", "transformers", "uvicorn"}
+OF_EXTRAS = {"anyio", "boto3", "jinja2", "lz4", "sigstore", "transformers", "uvicorn"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ TABLE = [
     _row("registry.client.transport.in_process", "domain client", "anyio"),
     _row("registry.sdk", "domain client sdk", ""),
     _row("registry.training", "domain client sdk training", "transformers"),
-    _row("registry.serving", "domain client serving", "httpx pydantic"),
+    _row("registry.serving", "domain client serving", "pydantic"),
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
     _row("registry.serving.vllm", "domain client serving", "vllm"),
@@ -78,7 +78,7 @@ TABLE = [
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.pages.sessions", "domain server", "fastapi sqlalchemy sqlmodel"),
     _row("registry.server.pages.sessions.authorization_code", "domain server", "authlib"),
-    _row("registry.server.access.outgoing", "domain server", "httpx"),
+    _row("registry.server.access.outgoing", "domain server", "urllib3"),
     _row("registry.server.http.request_log", "domain server", "starlette"),
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe pydantic"),

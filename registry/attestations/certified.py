@@ -2,20 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from types import ModuleType
 
-from registry import attestations
+from registry import attestations, lazy
 from registry.attestations import certificates
 from registry.attestations.certificates import Trust, Untrusted
 from registry.attestations.models import certificates_of, envelope_of, require_files
 from registry.versions.manifest import Manifest
 
-keyless: ModuleType | None
-try:
-    from registry.attestations import keyless
-except ImportError:  # without the extra `verify`
-    keyless = None
-
+KEYLESS = "registry.attestations.keyless:signer"
+"""It needs the extra `verify`, which imports boto3: only a keyless signature loads it."""
 NOT_INSTALLED = "not verified here: install adapter-registry[verify]"
 
 
@@ -40,9 +35,11 @@ def verify_with_certificate(bundle: str, manifest: Manifest, trust: Trust, at: d
         if material.get("tlogEntries"):
             if not trust.sigstore:
                 raise Untrusted("no trusted root of Sigstore is configured")
-            if keyless is None:
+            try:
+                signer = lazy.load(KEYLESS)
+            except ImportError:
                 return SignerIdentity("", NOT_INSTALLED)
-            return SignerIdentity(keyless.signer(bundle, chain[0], trust.sigstore))
+            return SignerIdentity(signer(bundle, chain[0], trust.sigstore))
         if not trust.roots:
             raise Untrusted(f"no root is configured that could vouch for {certificates.name_of(chain[0])}")
         root = certificates.root_of(chain, trust.roots, at)

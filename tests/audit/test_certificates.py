@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -286,7 +287,8 @@ def test_a_keyless_signature_needs_every_part(sigstore: Sigstore) -> None:
 def test_without_the_extra_a_keyless_signature_is_not_verified_and_says_what_to_install(
     sigstore: Sigstore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certified, "keyless", None)
+    monkeypatch.setitem(sys.modules, "sigstore.models", None)
+    monkeypatch.delitem(sys.modules, "registry.attestations.keyless", raising=False)
     trust = Trust.parse([sigstore.trusted_root])
     result = certified.verify_with_certificate(json.dumps(sigstore.bundle(_manifest())), _manifest(), trust, NOW)
     assert (result.identity, result.problem) == ("", "not verified here: install adapter-registry[verify]")

@@ -228,7 +228,7 @@ def test_a_provider_that_does_not_respond_is_said_to_be_unavailable(
         monkeypatch.setattr(provider, "redeem", response)
         assert return_to(browser, callback).status_code == 403
         callback = leave(browser)
-    monkeypatch.setattr(httpx.Client, "stream", _refuse_connection)
+    monkeypatch.setattr(provider, "redeem", _break_off)
     response_of_page = return_to(browser, callback)
     assert response_of_page.status_code == 503
     assert "acme-login cannot be reached now" in response_of_page.text
@@ -268,8 +268,9 @@ def test_wrong_codes_of_one_network_do_not_keep_others_from_signing_in(
     assert send_code(REDEEMS_PER_NETWORK).status == 403, "and the network has its share again"
 
 
-def _refuse_connection(*_: Any, **__: Any) -> httpx.Response:
-    raise httpx.ConnectError("refused")
+def _break_off(*_: Any) -> dict[str, Any]:
+    """End the connection without a response: `socketserver` closes it when its handler raises."""
+    raise ConnectionError
 
 
 def test_an_unknown_provider_has_no_page(browser: Browser) -> None:

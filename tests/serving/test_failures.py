@@ -16,6 +16,7 @@ from registry.serving.agent import agent
 from registry.serving.engines import openai
 from registry.serving.engines.openai import VLLM
 from registry.serving.store import local_store
+from tests.httpx_transports import MockTransport
 from tests.serving.node import Node
 
 
@@ -316,7 +317,7 @@ def test_a_response_of_an_engine_that_cannot_be_read_is_the_engines_failure(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openai, "RESPONSE_LIMIT_BYTES", 200_000)
-    engine = VLLM("http://engine", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body)))
+    engine = VLLM("http://engine", transport=MockTransport(lambda _: httpx.Response(200, content=body)))
     with pytest.raises(Unavailable) as caught:
         engine.loaded()
     assert len(caught.value.detail) < 700

@@ -47,13 +47,16 @@ CheckPeer = Callable[[str, str], None]
 
 
 class HttpTransport:
-    """A `Transport` over sockets, through the proxies that the environment names.
+    """A `Transport` over sockets, through the proxies that the environment names, unless `is_direct`.
 
     `check_peer` is called with a URL and the address that a direct connection for it has; it raises what forbids it.
     """
 
-    def __init__(self, user_agent: str, check_peer: CheckPeer = lambda _url, _address: None) -> None:
+    def __init__(
+        self, user_agent: str, check_peer: CheckPeer = lambda _url, _address: None, *, is_direct: bool = False
+    ) -> None:
         self._user_agent = user_agent
+        self._is_direct = is_direct
         self._pool_classes = _pool_classes(check_peer)
         self._tls = functools.cache(_tls_context)
         self._manager = functools.lru_cache(maxsize=64)(self._manager_of)
@@ -85,7 +88,7 @@ class HttpTransport:
         options: dict[str, Any] = {"maxsize": IDLE_LIMIT}
         if scheme == "https":
             options["ssl_context"] = self._tls()
-        if not proxy or urllib.request.proxy_bypass(host):
+        if self._is_direct or not proxy or urllib.request.proxy_bypass(host):
             manager = urllib3.PoolManager(**options)
         else:
             manager = _proxy_manager(proxy, options, self._tls)

@@ -5,15 +5,21 @@
 """
 
 import contextlib
+import http.client
 import json
 import socket
 import ssl
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote, urlencode, urlsplit
 
-import httpx
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
 
 DOCUMENT_LIMIT_BYTES = 2**20
 
@@ -24,23 +30,65 @@ def request_document(
 ) -> tuple[int, Any]:  # fmt: skip
     """The status and the JSON document of a response. `ValueError` if there is none in time, or a large one.
 
-    For the URLs of the operator's file. Redirects are not followed, and nothing is decompressed.
+    For the URLs of the operator's file, through the proxies that the environment names. Redirects are not followed,
+    and nothing is decompressed.
     """
     headers = {"Accept": "application/json", **(headers or {}), "Accept-Encoding": "identity"}
-    data = bytearray()
+    body = None
+    if form is not None:
+        body, headers["Content-Type"] = urlencode(form), "application/x-www-form-urlencoded"
     try:
-        with (
-            shut_down_after(seconds) as watch,
-            httpx.Client(timeout=seconds, verify=ssl.create_default_context()) as client,
-            client.stream(method, url, data=form, headers=headers, extensions=trace(watch)) as response,
-        ):
-            for chunk in response.iter_raw(65536):
-                data += chunk
-                if len(data) > DOCUMENT_LIMIT_BYTES:
-                    raise ValueError(f"the response of {url} is over {DOCUMENT_LIMIT_BYTES} bytes")
-            return response.status_code, json.loads(data)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, RecursionError) as e:
+        with shut_down_after(seconds) as watch, _manager(url) as manager:
+            manager.pool_classes_by_scheme = _watched_pools(watch)
+            response = manager.urlopen(
+                method, url, body=body, headers=headers, timeout=seconds, retries=False, redirect=False,
+                preload_content=False, decode_content=False,
+            )  # fmt: skip
+            data = response.read(DOCUMENT_LIMIT_BYTES + 1)
+            if len(data) > DOCUMENT_LIMIT_BYTES:
+                raise ValueError(f"the response of {url} is over {DOCUMENT_LIMIT_BYTES} bytes")
+            return response.status, json.loads(data)
+    except (HTTPError, http.client.HTTPException, OSError, RecursionError) as e:
         raise ValueError(f"{url} does not respond with a document: {type(e).__name__}") from e
+
+
+def _manager(url: str) -> urllib3.PoolManager:
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    tls = ssl.create_default_context()
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return urllib3.PoolManager(ssl_context=tls)
+    location = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = {}
+    if location.username:
+        secret = f"{unquote(location.username)}:{unquote(location.password or '')}"
+        headers = urllib3.make_headers(proxy_basic_auth=secret)
+    return urllib3.ProxyManager(location.geturl(), proxy_headers=headers, ssl_context=tls, proxy_ssl_context=tls)
+
+
+def _watched_pools(watch: Callable[[socket.socket], None]) -> dict[str, type[HTTPConnectionPool]]:
+    """Pools that give each socket to `watch` as soon as it is connected, before TLS begins on it."""
+
+    class PlainConnection(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            connected = super()._new_conn()
+            watch(connected)
+            return connected
+
+    class EncryptedConnection(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            connected = super()._new_conn()
+            watch(connected)
+            return connected
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class EncryptedPool(HTTPSConnectionPool):
+        ConnectionCls = EncryptedConnection
+
+    return {"http": PlainPool, "https": EncryptedPool}
 
 
 @contextmanager
@@ -73,13 +121,3 @@ def shut_down_after(seconds: float) -> Iterator[Callable[[socket.socket], None]]
         with lock:
             for connection in connections:
                 connection.close()
-
-
-def trace(watch: Callable[[socket.socket], None]) -> dict[str, Any]:
-    """The extension of an httpx request that calls `watch` with its connection."""
-
-    def on_event(name: str, info: Mapping[str, Any]) -> None:
-        if name == "connection.connect_tcp.complete":
-            watch(info["return_value"].get_extra_info("socket"))
-
-    return {"trace": on_event}

@@ -4,15 +4,17 @@ An engine that does not respond is `Unavailable`; one that rejects a request is 
 Nothing is loaded in place of another version under the same name: engines mix old and new then.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-
-from registry.errors import Refused, Unavailable
+from registry import __version__
+from registry.client.transport import HttpResponse, Transport, TransportError
+from registry.client.transport.http_transport import HttpTransport
+from registry.errors import Corrupt, Refused, Unavailable
 
 RESPONSE_SECONDS = 120.0
 RESPONSE_LIMIT_BYTES = 32 * 2**20
@@ -54,12 +56,10 @@ class HttpEngine:
     has_logprobs = True
     is_quantized = False
 
-    def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, key: str = "", transport: Transport | None = None) -> None:
         self.url = url
-        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=RESPONSE_SECONDS, transport=transport, trust_env=False
-        )
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._transport = transport or HttpTransport(f"adapter-registry/{__version__}", is_direct=True)
 
     def loaded(self) -> dict[str, str]:
         """Served name → path, of the models that have a parent."""
@@ -82,28 +82,24 @@ class HttpEngine:
     def set_aliases(self, _aliases: Mapping[str, str], _adapters: int) -> None:
         """Do nothing: requests use the served name."""
 
-    def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        data, ends = bytearray(), time.monotonic() + 2 * RESPONSE_SECONDS
+    def _ask(self, method: str, path: str, body: Any = None) -> HttpResponse:
+        data = b"" if body is None else json.dumps(body).encode()
+        url, ends = self.url.rstrip("/") + path, time.monotonic() + 2 * RESPONSE_SECONDS
         try:
-            with self._client.stream(method, path, json=body) as stream:
-                for chunk in stream.iter_bytes():
-                    data += chunk
-                    if len(data) > RESPONSE_LIMIT_BYTES or time.monotonic() > ends:
-                        limits = f"{RESPONSE_LIMIT_BYTES} bytes or {2 * RESPONSE_SECONDS:.0f} seconds"
-                        raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} exceeds {limits}")
-                response = httpx.Response(stream.status_code, content=bytes(data))
-        except httpx.HTTPError as e:
+            stream = self._transport.open(method, url, self._headers, data, seconds=RESPONSE_SECONDS)
+            stream.set_deadline(ends)
+            response = stream.read(RESPONSE_LIMIT_BYTES)
+        except (TransportError, Corrupt) as e:
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} does not respond: {e}") from e
-        if response.status_code in (502, 503, 504):
-            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {response.text[:200]}")
-        if response.status_code == 401:
+        text = response.content.decode(errors="replace")
+        if response.status in (502, 503, 504):
+            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {text[:200]}")
+        if response.status == 401:
             raise Refused(
                 "VERDICT_FAILED", f"the engine at {self.url} requires another key (its --api-key): set {KEY_VARIABLE}"
             )
         if response.is_error:
-            raise Refused(
-                "VERDICT_FAILED", f"the engine responds with {response.status_code} to {path}: {response.text[:600]}"
-            )
+            raise Refused("VERDICT_FAILED", f"the engine responds with {response.status} to {path}: {text[:600]}")
         return response
 
     def _read(self, method: str, path: str, body: Any, pick: Callable[[Any], Any]) -> Any:
