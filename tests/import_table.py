@@ -217,6 +217,5 @@ def base_modules() -> list[str]:
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
-        and not {"boto3", "jinja2", "lz4", "sigstore", "transformers", "uvicorn"}
-        & (row_of(module) or TABLE[0]).packages
+        and not OF_EXTRAS & (row_of(module) or TABLE[0]).packages
     ]

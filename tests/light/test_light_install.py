@@ -59,9 +59,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("adapter_registry-*.whl"))
 
 
-def install(python: Path, package: str | Path) -> None:
+def install(python: Path, *packages: str | Path) -> None:
     """By the pip of this environment: the bare one has none, which saves unpacking it."""
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", package]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *packages]
     installed = _run(*pip, cwd=python.parent)
     assert installed.returncode == 0, installed.stderr
 
@@ -122,8 +122,8 @@ def test_the_command_helps_on_the_bare_install_and_names_the_missing_extra(bare:
 
 
 def test_the_domain_tests_pass_on_the_bare_install(bare: Path, tmp_path: Path) -> None:
-    """Last in this file: it adds pytest to the environment."""
-    install(bare, "pytest")
+    """Last in this file: it adds to the environment what tests/conftest.py imports."""
+    install(bare, "pytest", "httpx")
     for folder in ("tests", "docs"):  # some rules are printed as a page, and a test compares the two
         shutil.copytree(import_table.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pytest.ini").write_text(
