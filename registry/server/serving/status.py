@@ -1,14 +1,13 @@
 """The status of serving nodes: their slots, and how far each adapter has converged.
 
 - Only slots and desired versions that the actor may see are shown; a node is shown with one, and to its reporter.
-- A page inspects `limit` nodes, so it may be shorter and not the last. It ends after `SLOTS_OF_PAGE` reported slots.
+- A page inspects `limit` nodes, at most `NODES_OF_PAGE`, so it may be shorter and not the last.
 - Convergence counts live nodes that follow an alias and whose token reaches the adapter, not those that load on demand.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, distinct, func, true, tuple_
@@ -28,7 +27,8 @@ from registry.server.database.models import AdapterRow, AliasRow, BaseRow, Versi
 from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
 from registry.server.serving.reports import lease_is_live
 
-SLOTS_OF_PAGE = 10_000
+NODES_OF_PAGE = 25
+"""With `SLOTS_LIMIT` slots on each, a page has 50,000 at most: some 20 MB of JSON."""
 CONVERGENCE_LIMIT = 1000
 _Followed = tuple[str, str]
 """A base and an alias."""
@@ -57,8 +57,9 @@ def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: st
     only = AdapterName.parse(node_filter.adapter) if node_filter.adapter else None
     conditions = _conditions(node_filter)
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > parse_cursor(cursor), *conditions)
+    limit = min(limit, NODES_OF_PAGE)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
-    page = _until_full(session, rows[:limit])
+    page = rows[:limit]
     slots = _slots(session, actor, page, only)
     expected = _desired_of_page(session, actor, page, slots, only)
     views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in page]
@@ -67,15 +68,6 @@ def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: st
         convergence=[] if cursor else _convergence(session, actor, conditions, only),
         next_cursor=str(page[-1].id) if len(rows) > len(page) else "",
     )
-
-
-def _until_full(session: Session, rows: Sequence[FleetNodeRow]) -> Sequence[FleetNodeRow]:
-    """The first of these nodes: one, and others while they have `SLOTS_OF_PAGE` slots together."""
-    of_rows = any_of(col(FleetSlotRow.node_id), [row.id for row in rows])
-    counts = select(FleetSlotRow.node_id, func.count()).where(of_rows)
-    slots_of = dict(session.exec(counts.group_by(col(FleetSlotRow.node_id))).all())
-    sums = accumulate(slots_of.get(row.id or 0, 0) for row in rows)
-    return rows[: max(1, sum(count <= SLOTS_OF_PAGE for count in sums))]
 
 
 def _conditions(node_filter: NodeFilter) -> list[ColumnElement[bool]]:
