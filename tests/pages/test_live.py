@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry.server.http.resolve_cache.freshness import Freshness
+from registry.server.http.changes.freshness import Freshness
 from registry.server.pages.operations import live
 from tests.harness import Harness
 from tests.pages.conftest import Browser

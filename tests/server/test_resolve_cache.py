@@ -232,7 +232,7 @@ def test_a_hanging_database_counts_as_unreachable(
         return None, 0
 
     monkeypatch.setattr(freshness, "_read_snapshot", snapshot)
-    monkeypatch.setattr("registry.server.http.resolve_cache.freshness.SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("registry.server.http.changes.freshness.SILENT_SECONDS", 0.0)
     follower = threading.Thread(target=freshness._poll)
     follower.start()
     requested.wait(60)

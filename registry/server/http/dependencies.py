@@ -30,7 +30,7 @@ from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http import idempotency
 from registry.server.http.idempotency import SAFE_METHODS
-from registry.server.http.request_actor import authenticate, current_actor, read_secret
+from registry.server.http.request_actor import authenticate, count_request, current_actor, read_secret
 from registry.server.http.routing import (
     DeclaresScope,
     UsesStore,
@@ -145,7 +145,7 @@ class RequireScopeCached(RequireScope):
         actor = services_of(request).actor_cache.get(secret) if secret else None
         if actor is None or getattr(request.state, "is_looked_up", False):
             return current_actor(request)
-        services_of(request).request_limiter.take(actor.token_id)
+        count_request(request, actor.token_id)
         return actor
 
 

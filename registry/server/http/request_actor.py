@@ -90,6 +90,18 @@ def require_secret(request: Request) -> str | None:
     return secret
 
 
+def count_request(request: Request, token_id: str = "") -> None:
+    """Count a request of this token; without one, a visit from its network. `Unavailable` (RATE_LIMITED).
+
+    The resolve cache counts those that it serves itself.
+    """
+    services = services_of(request)
+    if token_id:
+        services.request_limiter.take(token_id)
+    else:
+        services.visit_limiter.take(read_network(request))
+
+
 def known_tenant(request: Request) -> str | None:
     """The tenant of a token that was used lately, without a look at the database."""
     actor: Actor | None = getattr(request.state, "actor", None)
@@ -122,7 +134,7 @@ def _read_actor(request: Request) -> Actor:
     if record_use:
         with db.session(engine) as writing:
             tokens.record_use(writing, actor.token_id)
-    services_of(request).request_limiter.take(actor.token_id)
+    count_request(request, actor.token_id)
     return actor
 
 

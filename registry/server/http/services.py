@@ -27,10 +27,10 @@ from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.http.admission import Admission
+from registry.server.http.changes.change_watcher import ChangeWatcher
+from registry.server.http.changes.freshness import ChangeCounter, Freshness
+from registry.server.http.changes.shared_reads import SharedReads
 from registry.server.http.request_log import RequestLog
-from registry.server.http.resolve_cache.change_watcher import ChangeWatcher
-from registry.server.http.resolve_cache.freshness import ChangeCounter, Freshness
-from registry.server.http.resolve_cache.shared_reads import SharedReads
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.signed_links import LinkSigner

@@ -13,7 +13,7 @@ from registry.server.access.oidc_client import OidcClient
 from registry.server.database import db
 from registry.server.http.dependencies import SessionDep
 from registry.server.http.issuers import find_issuers
-from registry.server.http.request_actor import read_network, record_failure
+from registry.server.http.request_actor import count_request, read_network, record_failure
 from registry.server.http.request_body import limit_body
 from registry.server.http.services import services_of
 from registry.server.pages.adapters import registry_url
@@ -48,7 +48,7 @@ def sign_in(request: Request, session: SessionDep) -> Response:
         record_failure(request, secret)
         services_of(request).audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         return _form(request, path, 403, INVALID_TOKEN)
-    services_of(request).request_limiter.take(session.info["token"].id)
+    count_request(request, session.info["token"].id)
     page_sessions.end(session, visitors.read_cookie(request, SESSION))
     return _begin(request, session_id, path)
 

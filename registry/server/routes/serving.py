@@ -22,9 +22,9 @@ from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
+from registry.server.http.changes.freshness import Counts
 from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.operation_router import OperationRouter
-from registry.server.http.resolve_cache.freshness import Counts
 from registry.server.http.services import services_of
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status

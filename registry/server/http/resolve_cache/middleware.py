@@ -27,9 +27,9 @@ from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
+from registry.server.http.changes.freshness import Freshness
 from registry.server.http.conditional import etag_matches
 from registry.server.http.middleware import choose_request_id, has_several_tokens
-from registry.server.http.resolve_cache.freshness import Freshness
 from registry.server.http.resolve_cache.pointers import Pointers
 
 ENTRIES_LIMIT = 16_384

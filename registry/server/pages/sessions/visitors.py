@@ -22,7 +22,7 @@ from registry.roles import Scope
 from registry.server.access import epoch
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
-from registry.server.http.request_actor import current_actor, read_network, record_read
+from registry.server.http.request_actor import count_request, current_actor, record_read
 from registry.server.http.services import services_of
 from registry.server.pages.sessions import page_sessions
 
@@ -101,10 +101,10 @@ def find_visitor(request: Request, session: Session) -> Visitor:
     session_id = read_cookie(request, SESSION)
     browser = page_sessions.find(session, session_id, cache) if session_id else None
     if browser is not None:
-        services.request_limiter.take(browser.actor.token_id)
+        count_request(request, browser.actor.token_id)
         request.state.actor = browser.actor  # the audit log names it if the request is denied
         return Visitor(browser.actor, True, form_token(session_id), *browser[1:])
-    services.visit_limiter.take(read_network(request))
+    count_request(request)
     public = frozenset[str]()
     if services.settings.pages != "private":
         public = cache.public_namespaces(session, session.exec(select(epoch.current())).one())

@@ -31,7 +31,7 @@ from registry.server.actors.secret import sha256_of
 from registry.server.database import db
 from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread
 from registry.server.http.problems import problem_response
-from registry.server.http.request_actor import current_actor, read_secret, record_failure
+from registry.server.http.request_actor import count_request, current_actor, read_secret, record_failure
 from registry.server.http.routing import run_in_store_thread, run_in_turn
 from registry.server.http.services import services_of
 from registry.server.hub import commits, refusals
@@ -69,7 +69,7 @@ class RequireXetToken(RequireScopeInThread):
             with db.session(services.engine, write=False) as session:
                 actor = sign_in.authenticate_hash(session, sha256, services.actor_cache)
         request.state.actor = actor  # the audit log names it if the request is denied
-        services.request_limiter.take(actor.token_id)
+        count_request(request, actor.token_id)
         return actor
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from registry.server.http.resolve_cache.freshness import Counts
+from registry.server.http.changes.freshness import Counts
 
 Result = TypeVar("Result")
 COUNTS_SHARED = 4

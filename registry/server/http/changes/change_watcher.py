@@ -6,7 +6,7 @@ import time
 
 from starlette.concurrency import run_in_threadpool
 
-from registry.server.http.resolve_cache.freshness import ChangeCounter, Counts, Freshness
+from registry.server.http.changes.freshness import ChangeCounter, Counts, Freshness
 
 LOOK_SECONDS = 0.1
 LOOK_ANYWAY_SECONDS = 0.5
