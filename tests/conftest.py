@@ -119,20 +119,20 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
-    """Model processes for all tests that need a worker: starting one costs some seconds of imports."""
-    from registry.worker.model_process.client import Pool
-
-    with Pool() as pool:
-        yield pool
-
-
-@pytest.fixture(scope="session")
 def fork_server() -> Iterator[warm.Server]:
     from tests.truth.warm import Server
 
     with Server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pool(fork_server: warm.Server) -> Iterator[Pool]:  # noqa: ARG001 - its programs may be forks, so it ends first
+    """Model processes for all tests that need a worker: starting one costs some seconds of imports."""
+    from registry.worker.model_process.client import Pool
+
+    with Pool() as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
