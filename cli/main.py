@@ -9,8 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 from click.exceptions import NoSuchCommand, NoSuchOption
@@ -29,7 +30,8 @@ SUGGESTED = frozenset({"ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "BASE_UNKNOWN"})
 """Errors that get the nearest name."""
 
 
-class CommandSpec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
     """Where a command is implemented, the section of the help it is in, and the extra it needs."""
 
     path: str

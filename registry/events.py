@@ -6,8 +6,9 @@ A type is `noun.verb`. The log stores it, so a released type is never renamed or
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 
 class ObjectKind(Enum):
@@ -159,7 +160,8 @@ WEBHOOK_DEFAULT: tuple[EventType, ...] = (
 """The types that a webhook sends unless it names others."""
 
 
-class EventText(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EventText:
     """An event in words. `details` are the fields that the message does not contain."""
 
     message: str

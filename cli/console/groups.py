@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
 
@@ -23,7 +23,8 @@ from .tables import Column, Table
 PAGE_LIMIT = 200
 
 
-class PlannedChange(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PlannedChange:
     """What happens to one adapter, for plan and report. `step`: the kind of change, if there are several."""
 
     name: str

@@ -1,8 +1,7 @@
 """`adapter config show`: the settings of a server, where each comes from, and its limits."""
 
 import os
-from dataclasses import fields
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, fields
 
 import click
 
@@ -13,7 +12,8 @@ from ..console import output, tables
 from ..console.tables import Column, Table
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Setting:
     """A setting as a server with this environment has it."""
 
     name: str
@@ -58,6 +58,6 @@ def show_config(config: str | None) -> None:
         value = hide_secrets(str(getattr(settings, field.name)))
         source = sources[field.name].origin if field.name in sources else "default"
         rows.append(Setting(field.name, value, source))
-    document = {"items": [row._asdict() for row in rows], "limits": [limit._asdict() for limit in LIMITS]}
+    document = {"items": [asdict(row) for row in rows], "limits": [asdict(limit) for limit in LIMITS]}
     rows += [Setting(limit.name, limit.value, f"limit: {limit.why}") for limit in LIMITS]
     SETTINGS.print(rows, document=document)

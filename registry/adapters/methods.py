@@ -8,12 +8,13 @@ of PEFT is in registry/engines/rules/peft.toml.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from registry.strict.fields import walk
 
 
-class TensorRule(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TensorRule:
     """A tensor that each targeted module has, or (`is_shared`) that all modules share. It must be in the file.
 
     `name`: what follows the module's path, or `base_model.` if shared. `#` in it stands for each number below

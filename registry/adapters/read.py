@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from registry.adapters import formats, peft, safetensors
 from registry.adapters.companions import refuse_code
@@ -32,7 +32,8 @@ _HALVES = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING_HALVES = (".lora_embedding_A", ".lora_embedding_B")
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pair:
     """The two factors of one module's update, by the names of their tensors: A [rank, in] and B [out, rank].
 
     `is_turned`: stored as [in, rank] and [rank, out]. `experts`: so many in one: A [experts * rank, in] by experts,

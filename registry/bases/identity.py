@@ -10,8 +10,9 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from operator import mul
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from operator import attrgetter, mul
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -98,7 +99,8 @@ class Identity(FrozenModel):
         return any(mark.norm is not None for mark in self.marks.values())
 
 
-class Leaf(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Leaf:
     """One tensor as it is stored, under the model's name for it."""
 
     name: str
@@ -111,7 +113,7 @@ def root(leaves: Iterable[Leaf]) -> Digest:
     """The Merkle root over the tensors, sorted by name. A node without a partner moves up as it is (as in RFC 6962)."""
     level = [
         hashlib.sha256(b"\0" + canonical_json([leaf.name, leaf.dtype, list(leaf.shape), leaf.digest])).digest()
-        for leaf in sorted(leaves)
+        for leaf in sorted(leaves, key=attrgetter("name"))
     ]
     while len(level) > 1:
         pairs = [hashlib.sha256(b"\1" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]

@@ -8,7 +8,8 @@ Paths are those of the Python model (transformers 5): a missing `transformer.` i
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from registry.adapters.safetensors import TensorInfo
 from registry.model import FrozenModel
@@ -46,7 +47,8 @@ class ModuleShape(FrozenModel):
     """Of a convolution, how many groups its channels are in; 0 if unknown."""
 
 
-class Facts(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Facts:
     """What the configuration tells about sizes (0 where it is silent) and packing."""
 
     model_type: str
@@ -63,7 +65,8 @@ class Facts(NamedTuple):
     """Of diffusers, whose experts are modules of their own, as the files have them (HiDream)."""
 
 
-class LogicalTensor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LogicalTensor:
     """One tensor of the base as the model sees it. `shape` is empty if it is unknown."""
 
     name: str

@@ -7,7 +7,8 @@ Equal data of two versions is one node. What a README claims is an edge of its o
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from registry.versions.provenance import Provenance
 
@@ -17,7 +18,8 @@ CLAIMED = "claimed"
 """The relation to a data set that only the README names."""
 
 
-class Input(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Input:
     """Something that a version was made from and that is no version: a leaf of its lineage."""
 
     relation: str

@@ -5,8 +5,8 @@ module that enforces it. What an operator may change is a setting, and has no ro
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 from registry import api, jobs, names
 from registry.adapters import safetensors
@@ -26,7 +26,8 @@ from registry.server.storage import signed_links
 from registry.versions import manifest
 
 
-class Limit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Limit:
     """One row."""
 
     section: str

@@ -12,15 +12,16 @@ repeats are refused: they make backtracking matchers take exponential time.
 
 import string
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 Characters = frozenset[str]
 Part = tuple[int, int]
 """The first and the last state of a part of the automaton."""
 
 
-class _Look(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Look:
     """A way without a character, open where the text goes on with `part`, or, if not `positive`, where it does not."""
 
     before: int

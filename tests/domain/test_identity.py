@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
@@ -27,8 +29,8 @@ def test_the_exact_fingerprint_does_not_depend_on_the_order_of_tensors() -> None
 def test_the_exact_fingerprint_covers_name_dtype_shape_bytes_and_the_number_of_tensors() -> None:
     first, *rest = leaves(3)
     changes = [
-        first._replace(name="other"), first._replace(dtype="BF16"), first._replace(shape=(2, 0)),
-        first._replace(digest=Digest.of(b"x")),
+        replace(first, name="other"), replace(first, dtype="BF16"), replace(first, shape=(2, 0)),
+        replace(first, digest=Digest.of(b"x")),
     ]  # fmt: skip
     roots = {identity.root([changed, *rest]) for changed in [first, *changes]} | {identity.root(rest)}
     assert len(roots) == 6

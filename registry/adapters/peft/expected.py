@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from registry.adapters.methods import TensorRule, find
 from registry.adapters.peft import fields
@@ -40,7 +40,8 @@ class BaseSizes:
     layer_width: int = 0
 
 
-class _Inputs(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Inputs:
     """Everything about a module that formulas read: modules with equal inputs have equal tensors."""
 
     kind: str

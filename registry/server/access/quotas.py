@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import bindparam, func, or_
 from sqlmodel import Session, col, select
@@ -78,7 +78,8 @@ class _Usage:
     """What the pushes before in this request add, if the namespace does not have them."""
 
 
-class NewPush(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NewPush:
     """A push to be checked: `staged_bytes` are those that it will send."""
 
     name: AdapterName

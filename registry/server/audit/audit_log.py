@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -174,7 +174,8 @@ IDLE_STEP_SECONDS = 30.0
 _LOG = logging.getLogger("registry.server.audit")
 
 
-class LatestCheckpoint(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LatestCheckpoint:
     """The latest checkpoint: how many events it covers, and its signed note. Empty before the first one."""
 
     size: int = 0

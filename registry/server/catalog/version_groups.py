@@ -6,8 +6,9 @@ first, and rows come without facts, and without manifests over their share of a 
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from sqlalchemy import Integer, Select, Text, and_, bindparam, case, func, inspect, or_, tuple_, type_coerce
 from sqlalchemy import cast as sql_cast
@@ -122,7 +123,8 @@ _BY_ALIAS = (
 )
 
 
-class _Match(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Match:
     """A version that a selector names, the characters of its manifest, and the generation of the alias."""
 
     version: VersionRow
@@ -152,17 +154,17 @@ def resolve_all(
         if isinstance(match, RegistryError):
             outcomes[ref] = match
             continue
-        version, length, generation = match
+        version = match.version
         try:
             availability.require_readable(actor, ref.name, version, ref.selector)
-            if length * times[ref] > manifests_bytes:
+            if match.length * times[ref] > manifests_bytes:
                 raise _no_space_for(ref)
             size_bytes = len(version.manifest.encode()) * times[ref]
             if size_bytes > manifests_bytes:
                 raise _no_space_for(ref)
             manifests_bytes -= size_bytes
             outcomes[ref] = versions.build_resolved(
-                ref.name, ref.selector, version, labels[version.id or 0], generation
+                ref.name, ref.selector, version, labels[version.id or 0], match.generation
             )
         except RegistryError as e:
             outcomes[ref] = e
@@ -253,7 +255,7 @@ def _find_all(
     for match, _ in read(_BY_DIGEST, keys=digests) if digests else ():
         matches[match.version.adapter_id, Digest(match.version.digest)] = [match]
     for match, (alias, generation) in read(_BY_ALIAS, keys=names_of) if names_of else ():
-        matches[match.version.adapter_id, Alias(alias)] = [match._replace(generation=generation)]
+        matches[match.version.adapter_id, Alias(alias)] = [_Match(match.version, match.length, generation)]
     conditions = [
         and_(col(VersionRow.adapter_id) == adapter_id, versions.is_selected(prefix)) for adapter_id, prefix in prefixes
     ]

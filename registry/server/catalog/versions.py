@@ -6,7 +6,8 @@ absence are distinguished only after it found nothing. A page starts after the k
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -50,7 +51,8 @@ from registry.server.storage.states import BlobState
 from registry.versions.manifest import Manifest
 
 
-class Pointer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pointer:
     """Everything that can change in a response of `resolve`: equal pointers of one request mean equal responses."""
 
     access: int

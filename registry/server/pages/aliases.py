@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from sqlmodel import Session
@@ -140,7 +141,8 @@ def _find_deletion(moves: Sequence[AliasMove]) -> AliasMove | None:
     return moves[0] if moves and moves[0].number is None else None
 
 
-class AliasSpan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AliasSpan:
     """How long an alias pointed at a version. `share`: how wide it is drawn, from 1 to `SHARES`."""
 
     number: int | None

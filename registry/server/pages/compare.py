@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from sqlmodel import Session
@@ -29,7 +29,8 @@ _FACTS = ("format", "method", "task", "ranks", "alpha", "scales", "use_dora", "u
 Reference = Annotated[str, Query(max_length=4 * NAME_LIMIT)]
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Difference:
     """A row: what is compared, and its two values; None where one side has none."""
 
     label: str

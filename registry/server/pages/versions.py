@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from fastapi import Request, Response
 from sqlmodel import Session
@@ -111,7 +111,8 @@ def evaluate_engines(
 
 
 # ------------------------------------------------------------------ loss
-class LossCurve(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LossCurve:
     """The losses that the trainer's log claims: points of a drawing, the first and last value, and the last step."""
 
     points: str
@@ -131,7 +132,8 @@ def loss_curve(facts: Mapping[str, Any]) -> LossCurve | None:
 
 
 # ------------------------------------------------------------------ norms
-class HeatCell(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HeatCell:
     """A number and how dark its cell is, from 0 to `HEAT_LEVELS` - 1; None where a layer has no such module."""
 
     value: float | None
@@ -178,7 +180,8 @@ def _cell(grid: Grid, row: str, column: str, high: float) -> HeatCell:
 
 
 # ------------------------------------------------------------------ smoke test
-class Sample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sample:
     """A golden sample and how likely its answer is: on the base, with the adapter, and by how much it must differ."""
 
     golden: Golden | None

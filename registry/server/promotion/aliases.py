@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, and_, exists, func
 from sqlalchemy import select as plain_select
@@ -140,7 +141,8 @@ def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
     return (col(AliasMoveRow.at) <= at, ~superseded)
 
 
-class PastMove(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PastMove:
     """A move, as far as rollbacks depend on it."""
 
     adapter_id: int
@@ -153,7 +155,7 @@ class PastMove(NamedTuple):
 
 def read_past(session: Session, params: dict[str, Any]) -> Iterator[PastMove]:
     """The newest moves of these aliases, oldest first."""
-    return map(PastMove._make, session.connection().execute(_PAST, params))
+    return (PastMove(*row) for row in session.connection().execute(_PAST, params))
 
 
 def earlier_ids(version_id: int | None, past: Iterable[PastMove]) -> Iterator[int]:

@@ -6,7 +6,8 @@
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from sqlmodel import Session
 
@@ -25,7 +26,8 @@ from registry.server.promotion import moves
 from registry.server.serving import reports
 
 
-class Withdrawal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
     """How a version is withdrawn: the column that says since when, the one that says why, and its two events."""
 
     since: str
@@ -34,7 +36,8 @@ class Withdrawal(NamedTuple):
     ends: EventType
 
 
-class StateChange(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StateChange:
     """New values of a version's row, and the event that says why."""
 
     event_type: EventType

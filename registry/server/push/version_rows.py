@@ -4,6 +4,7 @@ A push writes them first; reindex writes them again, and re-evaluation replaces 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import delete
@@ -55,7 +56,7 @@ def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest
             for edge in parents.values()
         ]
         inputs += [
-            db.new_row(VersionInputRow, version_id=version_id, position=position, **entry._asdict())
+            db.new_row(VersionInputRow, version_id=version_id, position=position, **asdict(entry))
             for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
         ]
         attributes += _attributes(row, manifest)

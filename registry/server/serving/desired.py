@@ -6,7 +6,8 @@ Withdrawn versions, and those that the actor may not see, are left out. The numb
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from sqlalchemy import func, tuple_
 from sqlalchemy.orm import defer
@@ -40,7 +41,8 @@ _OF_ADAPTER = (
 )
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Page:
     """Which adapters to list: up to `limit` of those that follow `after`, a name; without `limit` all of them."""
 
     after: str = ""

@@ -8,7 +8,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, distinct, func, true, tuple_
 from sqlmodel import Session, col, select
@@ -34,7 +33,8 @@ _Followed = tuple[str, str]
 """A base and an alias."""
 
 
-class _DesiredVersion(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _DesiredVersion:
     number: int
     digest: Digest
 

@@ -7,7 +7,7 @@
 
 import base64
 import secrets
-from typing import NamedTuple
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sqlalchemy import func, tuple_
@@ -123,7 +123,8 @@ def find_webhook(session: Session, actor: Actor, webhook_id: str) -> WebhookRow:
     return row
 
 
-class DueDelivery(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DueDelivery:
     """A delivery whose time has come, its webhook and its event."""
 
     delivery: DeliveryRow

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
@@ -114,7 +114,8 @@ def widest(dtypes: Sequence[str]) -> torch.dtype:
     return _DTYPES.get(dtypes[0], torch.float32) if len(set(dtypes)) == 1 else torch.float32
 
 
-class UpdateTarget(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UpdateTarget:
     """The module of an update. `a_tail`: A's sizes after the rank; `order`: depth among expert parameters.
 
     `parameter`: the one of its parameters that is meant, where the configuration names it.
@@ -132,7 +133,8 @@ class UpdateTarget(NamedTuple):
         return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
 
-class NewUpdate(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NewUpdate:
     """The update of one module to write: one pair of factors, or one for each expert, all of one rank."""
 
     target: UpdateTarget

@@ -11,7 +11,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,8 @@ def plan_layout(
         pieces = layout.files.setdefault(stored.path.name, [])
         for name in _names(stored, copies):
             makes = tuple(remaining.pop(name, ()))
-            pieces.append(_piece(layout, weights, stored, _file_name(stored, name), dequantize)._replace(changes=makes))
+            piece = _piece(layout, weights, stored, _file_name(stored, name), dequantize)
+            pieces.append(replace(piece, changes=makes))
     if HEAD in remaining:
         _add_head(layout, weights, remaining.pop(HEAD))
     if remaining:
@@ -277,7 +278,7 @@ def _add_head(layout: OutputLayout, weights: Weights, makes: list[Any]) -> None:
     table = _embedding(weights)
     last = list(layout.files)[-1]
     piece = OutputTensor(HEAD, table.info.dtype, table.info.shape, table.path, table.data_start + table.info.start)
-    layout.files[last].append(piece._replace(changes=tuple(makes)))
+    layout.files[last].append(replace(piece, changes=tuple(makes)))
 
 
 # ------------------------------------------------------------------ packed tensors

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,8 @@ class Factors(NamedTuple):
         return Factors(self.left_factor * weight, self.right_factor)
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loss:
     """Squared Frobenius norms, which add up over modules: of the target, and of the result's difference from it."""
 
     target: float

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ Fill = Callable[[int, Tensor], None]
 """(index of the first row, block) → write unpacked values into the block."""
 
 
-class OutputTensor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
     """One tensor of the new file: its name, where its bytes are now, and their changes.
 
     `changes` are made just before they are used, so one tensor's factors are in memory at a time. `fill` reads rows of
@@ -71,7 +72,8 @@ def write(
     same: Header | None = None, progress: Callable[[int], None] = lambda _bytes: None,
 ) -> None:  # fmt: skip
     """Write the file. `same`: the header of the only source, copied if no tensor changes name, type or size."""
-    if same is not None and [piece[:3] for piece in pieces] == [(t.name, t.dtype, t.shape) for t in same]:
+    described = [(piece.name, piece.dtype, piece.shape) for piece in pieces]
+    if same is not None and described == [(t.name, t.dtype, t.shape) for t in same]:
         with open(pieces[0].source, "rb") as file:
             head = file.read(same.data_start)
     else:

@@ -6,7 +6,8 @@ their kernels. Both stay the same where a loader splits a fused matrix into its 
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ TOLERANCE = 0.02
 """Of a module's norm: factors of 16 bits are rounded when a loader folds the scale into them."""
 
 
-class ScaledPair(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ScaledPair:
     """scale · B·A of A [rank, in, ...] and B [out, rank, ...]."""
 
     a: Tensor
@@ -92,7 +94,8 @@ def magnitudes(components: Mapping[str, Any], adapter: str) -> dict[str, Tensor]
     }
 
 
-class Magnitudes(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Magnitudes:
     """`stated`: how many the file has for these models. `dropped`: names of those that no layer applies as they are.
 
     `invented`: the layers that apply DoRA without magnitudes in the file, with those of the base instead.
@@ -136,7 +139,8 @@ def _are_equal(tensor: Tensor, layers: list[Tensor]) -> bool:
     return expected.shape == applied.shape and torch.allclose(applied, expected, torch.finfo(applied.dtype).eps, 0.0)
 
 
-class WrongStrength(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WrongStrength:
     """A module that is not applied as the file states: what the product of its factors is multiplied by."""
 
     module: FileModule
@@ -144,7 +148,8 @@ class WrongStrength(NamedTuple):
     loaded: float
 
 
-class Arrival(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Arrival:
     """Which of the file's updates have arrived in the models. `pairs` and `tensors`: how many were compared.
 
     `absent`: names of the tensors of those that no layer applies. `uncompared`: the updates in a layer that are no
@@ -185,7 +190,7 @@ def compare(
             unseen.append(module.path)
             continue
         update = pair_of.get(module.path)
-        product = update._replace(scale=1.0) if update else None
+        product = ScaledPair(update.a, update.b) if update else None
         is_empty = any(path in updates and updates[path] is None for path in matches)
         if is_empty or (product is not None and not product.squared_norm > 0):
             others.difference_update(matches)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -35,7 +34,8 @@ def read_adapter(folder: Path) -> PeftContents:
     return read_contents(files, read)
 
 
-class UpdateNorms(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UpdateNorms:
     """|A|, |B| and |scale · BA| of one module."""
 
     a: float
@@ -83,7 +83,8 @@ def read_updates(folder: Path) -> Iterator[Update]:
         yield from updates_of(contents.pairs, set(file.keys()), file.get_tensor)
 
 
-class UpdateChange(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UpdateChange:
     """How one module's update differs from another. `norm_ratio`: |second| / |first|, None if the first is zero."""
 
     cosine: float | None

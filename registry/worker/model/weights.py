@@ -5,16 +5,16 @@ on the order of tensors in files.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from registry import bases
 from registry.adapters.safetensors import TensorInfo
 from registry.bases import identity, pipelines
 from registry.bases import modules as base_modules
 from registry.bases.identity import Leaf
-from registry.bases.modules import Facts
+from registry.bases.modules import Facts, LogicalTensor
 from registry.client.local.base_folder import components_of, weights_of
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
@@ -25,7 +25,8 @@ Progress = Callable[[int], None]
 """Gets the number of bytes read since the last call."""
 
 
-class Stored(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Stored:
     """One tensor in a file. `shape` is the logical one (empty if unknown); `is_side` belongs to a packed tensor."""
 
     name: str
@@ -52,7 +53,7 @@ class Weights:
         """
         if components := components_of(folder):
             by_file_name = {
-                f"{part}.{name}": stored._replace(name=f"{part}.{stored.name}")
+                f"{part}.{name}": replace(stored, name=f"{part}.{stored.name}")
                 for part in components for name, stored in _stored(Path(folder) / part, pipelines.FACTS).items()
             }  # fmt: skip
             return cls(Path(folder), "", by_file_name)
@@ -86,9 +87,13 @@ def _stored(folder: Path, facts: Facts) -> dict[str, Stored]:
     tensors = bases.all_tensors(headers.values())
     side = base_modules.side_names(tensors, facts)
     logical = iter(base_modules.logical(tensors, facts))
-    names = {t.name: (side[t.name], t.shape) if t.name in side else next(logical)[:2] for t in tensors}
     starts = {t.name: (path, header.data_start) for path, header in headers.items() for t in header}
-    return {t.name: Stored(*names[t.name], t.name in side, t, *starts[t.name]) for t in tensors}
+    stored = {}
+    for t in tensors:
+        is_side = t.name in side
+        seen = LogicalTensor(side[t.name], t.shape, t.dtype, t.elements) if is_side else next(logical)
+        stored[t.name] = Stored(seen.name, seen.shape, is_side, t, *starts[t.name])
+    return stored
 
 
 def leaf(stored: Stored, digest: Digest) -> Leaf:

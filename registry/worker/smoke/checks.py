@@ -1,12 +1,13 @@
 """The checks of a smoke test in order, once for all three ways to run it: isolated, shared, image."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from registry.worker.smoke.result import LibraryFailed, SmokeResult, library_message, machine_fault
 
 
-class SmokeCheck(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SmokeCheck:
     """One check. It runs if `needs`, an earlier check, passed; empty: always."""
 
     name: str

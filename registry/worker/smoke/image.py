@@ -165,13 +165,14 @@ def _what_was_taken(file: str, arrival: Arrival, magnitudes: Magnitudes, *, is_e
         message = f"{len(orphans)} magnitudes of DoRA have lost their A and B, the first of them {name}"
         yield Finding.of("error", "lora.pair_incomplete", name, message, "A, B and the magnitude", "the magnitude")
     if arrival.wrong:
-        module, scale, loaded_scale = arrival.wrong[0]
+        wrong = arrival.wrong[0]
+        path, scale, loaded_scale = wrong.module.path, wrong.stated, wrong.loaded
         message = (
             f"{DIFFUSERS} applies {len(arrival.wrong)} of {arrival.pairs} modules at another strength than the file "
-            f"states, the first of them {module.path}: B·A times {loaded_scale:.4g} instead of {scale:.4g}"
+            f"states, the first of them {path}: B·A times {loaded_scale:.4g} instead of {scale:.4g}"
         )
         values = (f"{scale:.4g}", f"{loaded_scale:.4g}")
-        yield Finding.of("error", "smoke.wrong_strength", module.path, message, *values)
+        yield Finding.of("error", "smoke.wrong_strength", path, message, *values)
 
 
 def _what_was_not_seen(file: str, arrival: Arrival, magnitudes: Magnitudes) -> Iterator[Finding]:

@@ -10,7 +10,8 @@
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -105,7 +106,8 @@ def card_words(card: bytes, facts: Mapping[str, Any], annotations: Mapping[str, 
 
 
 # ------------------------------------------------------------------ search
-class TextMatch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TextMatch:
     """How to find the adapters that have a word that begins with each word of a query.
 
     `selection`: their ids, from the index. `to_list`, `to_count`: conditions on `adapter`, to list page by page and to

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, TooLarge
@@ -34,7 +34,8 @@ REPEATS_LIMIT = 16
 """How many times the bytes of its xorbs a shard may write. A chunk is sent once, however often files repeat it."""
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Span:
     """A range of the bytes of a xorb. `is_all`: these are all of its bytes."""
 
     digest: Digest

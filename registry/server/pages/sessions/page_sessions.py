@@ -6,8 +6,8 @@
 """
 
 import secrets
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
@@ -33,7 +33,8 @@ _SELECT = select(PageSessionRow).where(
 )
 
 
-class BrowserSession(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BrowserSession:
     """Whose session it is. `provider`: by which they signed in, if by any. `is_confirmed`: it has just asked again.
 
     `by_link`: by the link of `adapter serve`, whose token no one can paste.

@@ -103,7 +103,9 @@ def find_visitor(request: Request, session: Session) -> Visitor:
     if browser is not None:
         count_request(request, browser.actor.token_id)
         request.state.actor = browser.actor  # the audit log names it if the request is denied
-        return Visitor(browser.actor, True, form_token(session_id), *browser[1:])
+        return Visitor(
+            browser.actor, True, form_token(session_id), browser.provider, browser.is_confirmed, browser.by_link
+        )
     count_request(request)
     public = frozenset[str]()
     if services.settings.pages != "private":
