@@ -21,6 +21,10 @@ class StepKind(StrEnum):
     DELETE_ALIAS = "delete-alias"
     RELEASE_ALIAS = "release-alias"
     """Nodes serve by it."""
+    FREE_ALIASES = "free-aliases"
+    """One points at the version, and others may."""
+    DELETE_ADAPTER = "delete-adapter"
+    FORCE = "force"
     DIAGNOSE = "diagnose"
     """The registry is unreachable."""
 
@@ -35,6 +39,10 @@ _COMMANDS = {
     StepKind.SHOW_HISTORY: "look at it again with `adapter history {subject}:{alias}`",
     StepKind.CHOOSE_VERSION: "name one with --to",
     StepKind.DELETE_ALIAS: "delete one: `adapter alias delete`",
+    StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: "
+    "adapter alias delete {subject}:{alias}",
+    StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",
+    StepKind.FORCE: "pass --force to delete it all the same",
     StepKind.DIAGNOSE: "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
     StepKind.RELEASE_ALIAS: "let them follow another alias, or pass --force",
 }

@@ -95,7 +95,7 @@ def _plain(value: Any, time: Callable[[datetime], str]) -> str:
     return str(value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table(Generic[Row]):
     """Columns, the most important first. `empty`: the text without rows. `name`: of a row, for `-o name`."""
 

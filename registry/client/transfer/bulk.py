@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots, Python 3.11 cannot call Result[X](…)
 class Result(Generic[Output]):
     """The value or the error for one adapter."""
 

@@ -21,6 +21,7 @@ from registry.events import EventType
 from registry.findings import Finding
 from registry.jobs import State
 from registry.names import AdapterName, Selector
+from registry.next_steps import NextStep, StepKind
 from registry.roles import Scope
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import availability, versions
@@ -127,13 +128,12 @@ def decide_restore(name: AdapterName, version: VersionRow, reason: str) -> State
     return StateChange(EventType.VERSION_UNDELETE, reason, values)
 
 
-def _next_step(name: AdapterName, needs: Sequence[Finding]) -> str:
+def _next_step(name: AdapterName, needs: Sequence[Finding]) -> NextStep:
     if needs[0].code == ONLY_VERSION:
-        return f"delete the adapter: adapter delete {name}"
+        return NextStep(StepKind.DELETE_ADAPTER, str(name))
     if aliases := [need.location for need in needs if need.code == ALIAS_POINTS]:
-        commands = ", ".join(f"adapter alias delete {alias}" for alias in aliases)
-        return f"promote another version to each alias, or delete it: {commands}"
-    return "pass --force to delete it all the same"
+        return NextStep(StepKind.FREE_ALIASES, str(name), aliases[0].rpartition(":")[2])
+    return NextStep(StepKind.FORCE, str(name))
 
 
 # ------------------------------------------------------------------ what needs a version
