@@ -19,7 +19,7 @@ from pydantic import Field
 from registry.digest import Digest
 from registry.model import FrozenModel
 
-LEASE_SECONDS = 60
+JOB_LEASE_SECONDS = 60
 """How long a claim lasts without a renewal. A worker renews at a third of it."""
 
 ATTEMPTS_LIMIT = 3
@@ -140,5 +140,5 @@ class Lease(FrozenModel):
     """Send it with every renewal and with the result."""
     expires_at: datetime
     """When it ends."""
-    seconds: int = LEASE_SECONDS
+    seconds: int = JOB_LEASE_SECONDS
     """How long the lease lasts without a renewal. Renew it after a third of that."""

@@ -131,7 +131,7 @@ def weights_of(files: Iterable[Descriptor]) -> Descriptor:
     return next((f for f in candidates if f.path == WEIGHTS), candidates[0])
 
 
-def as_its_tool(contents: AdapterContents) -> AdapterContents:
+def read_by_names(contents: AdapterContents) -> AdapterContents:
     """Read a file with the names of torchtune or mlx-lm as theirs, although it is PEFT's by its name and configuration.
 
     The scale is that of the configuration where it is one for all modules; otherwise it is unknown.

@@ -128,7 +128,7 @@ def read_header(read: Read, size_bytes: int, *, file: str) -> Header:
     count = len(entries) - ("__metadata__" in entries)
     if count > TENSORS_LIMIT:
         _too_large(file, "safetensors.too_many_tensors", f"{count} tensors", TENSORS_LIMIT, "tensors")
-    return _Reader(file, size_bytes - 8 - length).header(entries, 8 + length, size_bytes)
+    return _HeaderReader(file, size_bytes - 8 - length).header(entries, 8 + length, size_bytes)
 
 
 def read_bytes(data: bytes | memoryview, *, file: str) -> Header:
@@ -162,7 +162,7 @@ _INT = frozenset({int})
 """The type of a whole number; that of True is another."""
 
 
-class _Reader:
+class _HeaderReader:
     """Checks one parsed header and keeps every broken rule it meets."""
 
     def __init__(self, file: str, data_bytes: int) -> None:

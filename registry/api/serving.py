@@ -16,7 +16,7 @@ from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Outcome
 from registry.findings import Finding
 
-LEASE_SECONDS = 60
+NODE_LEASE_SECONDS = 60
 SLOTS_LIMIT = 2000
 REASON_LIMIT = 600
 
@@ -68,7 +68,7 @@ class NodeReport(Request):
     """Whether the node loads adapters on request, so that nothing is missing there."""
     cursor: str = Field(default="", max_length=100)
     """Cursor of the desired state that the node works on."""
-    lease_seconds: int = Field(default=LEASE_SECONDS, ge=5, le=3600)
+    lease_seconds: int = Field(default=NODE_LEASE_SECONDS, ge=5, le=3600)
     """How long the report is valid. Report again after a third of it."""
     slots: list[SlotReport] = Field(max_length=SLOTS_LIMIT)
     """Every version on the engine. What is absent here is gone there."""

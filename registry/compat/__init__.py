@@ -98,7 +98,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     check_full(lora, lookup)
     _tokens(lora, lookup)
     _check_task(lora, lookup)
-    _care(lora, base, findings)
+    _report_cautions(lora, base, findings)
     return [*lora.findings, *findings.on(base)]
 
 
@@ -165,8 +165,8 @@ def _suffixes_of(paths: Iterable[str]) -> Callable[[str], bool]:
     return is_end
 
 
-def _care(lora: LoraSpec, base: BaseSpec, findings: CompatFindings) -> None:
-    """What fits but must be treated with care, by people or by serving engines."""
+def _report_cautions(lora: LoraSpec, base: BaseSpec, findings: CompatFindings) -> None:
+    """Report what fits, but surprises people or serving engines."""
     config = lora.config
     if initializations.changes_base(config.initialization):
         message = (

@@ -126,7 +126,12 @@ class Gate(FrozenModel):
 
     def missing(self, evidence: Evidence) -> list[Finding]:
         """What still stands between this evidence and the alias; empty means open."""
-        return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
+        return [
+            *self._check_verdicts(evidence),
+            *self._check_golden(evidence),
+            *self._check_people(evidence),
+            *self._check_soak(evidence),
+        ]
 
     def describe(self) -> list[str]:
         """What it requires, in words; empty for nothing."""
@@ -153,12 +158,12 @@ class Gate(FrozenModel):
         excluded = evidence.pushed_by | ({evidence.promoted_by} if self.two_person else frozenset())
         return identity not in excluded and (not self.approvers or identity in self.approvers)
 
-    def asks(self) -> list[Check]:
+    def required_checks(self) -> list[Check]:
         """The checks that must pass, with those of golden samples."""
         return list(dict.fromkeys((*self.requires, *self.passes, *([Check.SMOKE] if self.golden else []))))
 
-    def _verdicts(self, evidence: Evidence) -> Iterator[Finding]:
-        required = self.asks()
+    def _check_verdicts(self, evidence: Evidence) -> Iterator[Finding]:
+        required = self.required_checks()
         numbers = evidence.newest(Check.WEIGHTS)
         anything = self != Gate()
         if anything and Check.WEIGHTS not in required and numbers is not None and numbers.outcome is Outcome.FAIL:
@@ -168,16 +173,16 @@ class Gate(FrozenModel):
             message = "the check 'weights' is still pending, because the weights are large"
             yield Finding.of("error", WEIGHTS_PENDING, str(Check.WEIGHTS), message)
         for check in required:
-            yield from _lacks(check, evidence.newest(check), must_pass=check in self.passes)
+            yield from _check_verdict(check, evidence.newest(check), must_pass=check in self.passes)
         evaluated = {verdict.profile: verdict for verdict in evidence.engines}
         for profile in self.engines:
-            yield from _lacks(Check.ENGINE, evaluated.get(profile), profile)
+            yield from _check_verdict(Check.ENGINE, evaluated.get(profile), profile)
 
     def golden_passed(self, evidence: Evidence) -> bool:
         """Whether golden samples are asked for, there, and tried without a miss."""
-        return self.golden and evidence.newest(Check.SMOKE) is not None and not any(self._golden(evidence))
+        return self.golden and evidence.newest(Check.SMOKE) is not None and not any(self._check_golden(evidence))
 
-    def _golden(self, evidence: Evidence) -> Iterator[Finding]:
+    def _check_golden(self, evidence: Evidence) -> Iterator[Finding]:
         if not self.golden:
             return
         if GOLDEN not in evidence.files:
@@ -190,7 +195,7 @@ class Gate(FrozenModel):
                 "error", "gate.golden_missed", missed[0].location, f"a golden sample failed: {missed[0].message}"
             )
 
-    def _people(self, evidence: Evidence) -> Iterator[Finding]:
+    def _check_people(self, evidence: Evidence) -> Iterator[Finding]:
         count = len(self.valid_approvals(evidence))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
@@ -201,14 +206,16 @@ class Gate(FrozenModel):
             message = f"none of {', '.join(self.signed_by)} has signed it"
             yield Finding.of("error", "gate.signature_absent", "signatures", message)
 
-    def _time(self, evidence: Evidence) -> Iterator[Finding]:
+    def _check_soak(self, evidence: Evidence) -> Iterator[Finding]:
         soaked = evidence.soak_seconds.get(self.soak_in, 0)
         if soaked < self.soak_seconds:
             message = f"'{self.soak_in}' pointed at it for {soaked} seconds; {self.soak_seconds} are required"
             yield Finding.of("error", "gate.soak_short", self.soak_in, message)
 
 
-def _lacks(check: Check, verdict: Verdict | None, profile: str = "", *, must_pass: bool = False) -> Iterator[Finding]:
+def _check_verdict(
+    check: Check, verdict: Verdict | None, profile: str = "", *, must_pass: bool = False
+) -> Iterator[Finding]:
     location = f"{check} {profile}".strip()
     if verdict is None:
         message = f"no verdict for the check '{location}' yet"

@@ -108,7 +108,7 @@ def runs_on(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -
     }[conversion.to]  # fmt: skip
     if conversion.repair and conversion.to not in (TargetFormat.PEFT, TargetFormat.DIFFUSERS):
         raise refusal(f"--repair fixes names and goes with --to {TargetFormat.PEFT} or --to {TargetFormat.DIFFUSERS}")
-    return rule(read.as_its_tool(contents), conversion, base)
+    return rule(read.read_by_names(contents), conversion, base)
 
 
 def refusal(message: str, next_step: str = "") -> Invalid:

@@ -149,7 +149,7 @@ def test_waiting_goes_on_behind_a_busy_worker_and_ends_once_it_is_silent(
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: seconds)
     monkeypatch.setattr("registry.client.waiting.time", clock)
     monkeypatch.setattr("cli.jobs.time", clock)
-    monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 7200)
+    monkeypatch.setattr("registry.jobs.JOB_LEASE_SECONDS", 7200)
     for words in (
         ("push", str(folder_of(pushed, "b")), "acme/b"), ("smoke-test", "acme/b"),
         ("smoke-test", "--all", "--base", "tiny-llama"),

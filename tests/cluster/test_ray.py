@@ -78,7 +78,7 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
 ) -> None:
     from registry.worker.cluster import Cluster, ClusterPlan
 
-    monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 5)
+    monkeypatch.setattr("registry.jobs.JOB_LEASE_SECONDS", 5)
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
     setup = WorkerSetup(harness, base_folder)
     other = models.base(tmp_path / "other", hidden=128)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from registry.api.access import TokenCreate
 from registry.api.jobs import ClaimRequest
 from registry.errors import Unauthenticated
-from registry.jobs import LEASE_SECONDS
+from registry.jobs import JOB_LEASE_SECONDS
 from registry.server.database import db
 from registry.server.database import engine as engines
 from registry.server.database.models import TokenRow
@@ -67,6 +67,6 @@ def test_a_lease_and_a_token_end_by_the_clock_of_the_database(skewed_harness: Ha
     skewed_harness.push("acme/support")
     claimed = skewed_harness.admin.claim(ClaimRequest(worker="w1"))
     assert claimed is not None
-    lease = timedelta(seconds=LEASE_SECONDS)
+    lease = timedelta(seconds=JOB_LEASE_SECONDS)
     assert abs(claimed.lease.expires_at - lease - read_database_time(skewed_harness)) < TOLERANCE
     skewed_harness.give_back([claimed.job.id])

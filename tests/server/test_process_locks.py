@@ -37,7 +37,7 @@ def wait(word):
     print(word, flush=True)
     sys.stdin.readline()
 
-locks.LEASE_SECONDS, locks.RENEW_SECONDS = int(sys.argv[3]), 0.2
+locks.LOCK_SECONDS, locks.RENEW_SECONDS = int(sys.argv[3]), 0.2
 engines.SESSION_SETTINGS["idle_in_transaction_session_timeout"] = "500"
 engine = engines.open_database(Settings(database_url=sys.argv[1]))
 with locks.acquire(engine, "audit") as lock:

@@ -66,10 +66,10 @@ def read_header(read: Read, size_bytes: int, *, file: str) -> Gguf:
 
     `Invalid` (TENSORS_INVALID) at the first broken rule, `TooLarge` (SIZE_INVALID) beyond a limit.
     """
-    return _Reader(read, size_bytes, file).header()
+    return _GgufReader(read, size_bytes, file).header()
 
 
-class _Reader:
+class _GgufReader:
     """Takes value after value from windows of the file."""
 
     def __init__(self, read: Read, size_bytes: int, file: str) -> None:

@@ -121,10 +121,10 @@ class LoraSpec(FrozenModel):
 
 def describe(config: AdapterConfig, header: Header) -> LoraSpec:
     """The adapter that this configuration and this header make together, with every inner fault as a finding."""
-    return _Reader(config).spec(header)
+    return _SpecReader(config).spec(header)
 
 
-class _Reader:
+class _SpecReader:
     """Sorts the tensors by their names' roles, then joins what belongs to one module."""
 
     def __init__(self, config: AdapterConfig) -> None:

@@ -156,7 +156,7 @@ def parse_config(data: bytes) -> dict[str, Any]:
 
 def read_fields(values: dict[str, Any]) -> AdapterConfig:
     """The configuration in a parsed object. `Invalid` (CONFIG_INVALID) with every broken rule."""
-    reader = _Reader(values)
+    reader = _ConfigReader(values)
     config = reader.config()
     findings = reader.fields.findings
     if findings:
@@ -169,7 +169,7 @@ def read_fields(values: dict[str, Any]) -> AdapterConfig:
     return config
 
 
-class _Reader:
+class _ConfigReader:
     """Takes the fields one by one; keeps the broken rules and the warnings."""
 
     def __init__(self, values: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ TOKENIZER_LIMIT_BYTES = 128 * 2**20
 TEXT_LIMIT_BYTES = 4 * 2**20
 
 
-class _Reader:
+class _FolderReader:
     """Reads files of one folder and counts the bytes read from weights."""
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
 
     A diffusers pipeline gives an image model's spec. `Invalid` (BASE_INVALID) without configuration or safetensors.
     """
-    reader = _Reader(_folder(source))
+    reader = _FolderReader(_folder(source))
     components = components_of(source)
     if components:
         return _pipeline(reader, name, components)
@@ -70,11 +70,11 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
     return spec, reader.bytes_read
 
 
-def _pipeline(reader: _Reader, name: str, components: list[str]) -> tuple[BaseSpec, int]:
+def _pipeline(reader: _FolderReader, name: str, components: list[str]) -> tuple[BaseSpec, int]:
     index = reader.whole(files.PIPELINE_INDEX, bases.CONFIG_LIMIT_BYTES)
     by_name: dict[str, pipelines.Component] = {}
     for component in components:
-        inner = _Reader(reader.folder / component)
+        inner = _FolderReader(reader.folder / component)
         by_name[component] = (_config(inner), [inner.header(file) for file in _weights(inner)])
         reader.bytes_read += inner.bytes_read
     spec = pipelines.pipeline_spec(name, bases.read_config(index, file=files.PIPELINE_INDEX) if index else {}, by_name)
@@ -91,7 +91,7 @@ def components_of(source: str | Path) -> list[str]:
 
 def weights_of(source: str | Path) -> tuple[dict[str, Any], dict[Path, Header]]:
     """The configuration of the base in a folder, and its weight files with their headers. `Invalid` as above."""
-    reader = _Reader(_folder(source))
+    reader = _FolderReader(_folder(source))
     return _config(reader), {reader.folder / file: reader.header(file) for file in _weights(reader)}
 
 
@@ -102,14 +102,14 @@ def _folder(source: str | Path) -> Path:
     return folder
 
 
-def _config(reader: _Reader) -> dict[str, Any]:
+def _config(reader: _FolderReader) -> dict[str, Any]:
     config = reader.whole(files.BASE_CONFIG, bases.CONFIG_LIMIT_BYTES)
     if config is None:
         raise Invalid("BASE_INVALID", f"{reader.folder} has no {files.BASE_CONFIG}, so it is not a base's folder")
     return bases.read_config(config)
 
 
-def _weights(reader: _Reader) -> tuple[str, ...]:
+def _weights(reader: _FolderReader) -> tuple[str, ...]:
     """The weight files: those of the index, else the single file, else every safetensors file."""
     for name in (files.BASE_WEIGHTS_INDEX, files.PIPELINE_WEIGHTS_INDEX):
         index = reader.whole(name, safetensors.HEADER_LIMIT_BYTES)

@@ -68,7 +68,9 @@ def push_folder(
         left_out(reason)
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)
     draft = read.draft(all_edges, annotations, provenance)
-    push = _Push(read, name, draft, base, message, alias, check=signature.check if signature is not None else None)
+    push = _PreparedPush(
+        read, name, draft, base, message, alias, check=signature.check if signature is not None else None
+    )
     counter = _Counter(progress or Silent())
     _send_group(registry, [push], counter)
     _commit_group(registry, [push])
@@ -91,7 +93,9 @@ def push_all(
     prepare = _preparation(base, message, declared)
     counter = _Counter(SharedProgress(progress or Silent()))
 
-    def finish(items: Sequence[Result[_Push]], commit: Future[None] | None) -> list[Result[transfer.PushResult]]:
+    def finish(
+        items: Sequence[Result[_PreparedPush]], commit: Future[None] | None
+    ) -> list[Result[transfer.PushResult]]:
         if commit is not None:
             commit.result()  # raises what is no outcome of a push
         results = _results(items, lambda push: push.result)
@@ -102,7 +106,7 @@ def push_all(
     with BackgroundThread("commit") as thread:
         commits = _Commits(thread)
 
-        def push(items: Sequence[Result[_Push]]) -> list[Future[list[Result[transfer.PushResult]]]]:
+        def push(items: Sequence[Result[_PreparedPush]]) -> list[Future[list[Result[transfer.PushResult]]]]:
             _push_in_groups(registry, [item.value for item in items if item.value is not None], counter, commits)
             return [thread.submit(partial(finish, items, commits.last))]
 
@@ -116,7 +120,7 @@ def read_manifests(
     """The manifest that a push of each folder would have, or its error. The registry evaluates and keeps nothing."""
     prepare = _preparation(base, "", lambda _folder: None)
 
-    def plan(items: Sequence[Result[_Push]]) -> list[Result[Manifest]]:
+    def plan(items: Sequence[Result[_PreparedPush]]) -> list[Result[Manifest]]:
         pending = [item.value for item in items if item.value is not None]
         while pending:
             group, pending = _next_group(pending, set())
@@ -126,7 +130,9 @@ def read_manifests(
     return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), plan, folders)
 
 
-def _results(items: Sequence[Result[_Push]], value: Callable[[_Push], Output | None]) -> list[Result[Output]]:
+def _results(
+    items: Sequence[Result[_PreparedPush]], value: Callable[[_PreparedPush], Output | None]
+) -> list[Result[Output]]:
     return [
         Result(item.name, item.folder, value(item.value), item.value.error)
         if item.value is not None
@@ -137,21 +143,21 @@ def _results(items: Sequence[Result[_Push]], value: Callable[[_Push], Output | N
 
 def _preparation(
     base: str, message: str, declared: Callable[[Path], Provenance | None]
-) -> Callable[[tuple[Path, str]], Result[_Push]]:
-    def prepare(item: tuple[Path, str]) -> Result[_Push]:
+) -> Callable[[tuple[Path, str]], Result[_PreparedPush]]:
+    def prepare(item: tuple[Path, str]) -> Result[_PreparedPush]:
         folder, name = item
 
-        def work() -> _Push:
+        def work() -> _PreparedPush:
             adapter = AdapterName.parse(name)
             read = read_folder(folder)
-            return _Push(read, adapter, read.draft(provenance=declared(folder)), base, message)
+            return _PreparedPush(read, adapter, read.draft(provenance=declared(folder)), base, message)
 
         return result_of(name, folder, work)
 
     return prepare
 
 
-class _Push:
+class _PreparedPush:
     """A push under way: a folder that was read, and its outcome."""
 
     def __init__(
@@ -226,14 +232,14 @@ class _Commits:
 
     def __init__(self, thread: BackgroundThread) -> None:
         self._thread = thread
-        self._group: Sequence[_Push] = ()
+        self._group: Sequence[_PreparedPush] = ()
         self.last: Future[None] | None = None
         self.outage: RegistryError | None = None
         """Why no other group is sent: the registry did not come back while one was, and each would wait as long."""
         self.stored: set[Digest] = set()
         """Blobs of the pushes that were committed."""
 
-    def start(self, group: Sequence[_Push], commit: Callable[[], None]) -> None:
+    def start(self, group: Sequence[_PreparedPush], commit: Callable[[], None]) -> None:
         """Commit a group after the one before it."""
         self.wait()
         self._group, self.last = group, self._thread.submit(commit)
@@ -245,13 +251,13 @@ class _Commits:
         self.stored |= {digest for push in self._group if push.result is not None for digest in push.sizes}
         self._group = ()
 
-    def concern(self, pushes: Sequence[_Push]) -> bool:
+    def concern(self, pushes: Sequence[_PreparedPush]) -> bool:
         """Whether the group under way has a name or a large blob of these pushes."""
         keys = {key for push in self._group for key in push.keys}
         return any(not keys.isdisjoint(push.keys) for push in pushes)
 
 
-def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Counter, commits: _Commits) -> None:
+def _push_in_groups(registry: Versions, pushes: Sequence[_PreparedPush], counter: _Counter, commits: _Commits) -> None:
     pending = list(pushes)
     while pending and commits.outage is None:
         if commits.concern(pending):
@@ -265,14 +271,16 @@ def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Count
         push.error = push.error or commits.outage
 
 
-def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Push], list[_Push]]:
+def _next_group(
+    pushes: Sequence[_PreparedPush], stored: Set[Digest]
+) -> tuple[list[_PreparedPush], list[_PreparedPush]]:
     """The pushes to send next, and the others.
 
     Pushes that share a large blob wait until the first of them has stored it: then they need not send it. So do equal
     pushes: they have one plan, and a commit may not name it twice.
     """
-    group: list[_Push] = []
-    others: list[_Push] = []
+    group: list[_PreparedPush] = []
+    others: list[_PreparedPush] = []
     sent: set[Digest] = set()
     versions: set[tuple[AdapterName, str]] = set()
     read: set[frozenset[bytes]] = set()
@@ -298,7 +306,7 @@ def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Pus
     return group, others
 
 
-def _excerpts_bytes(push: _Push, read: set[frozenset[bytes]]) -> int:
+def _excerpts_bytes(push: _PreparedPush, read: set[frozenset[bytes]]) -> int:
     """Bytes that the excerpts of a push add to a request, in base64; 0 if they are those of another one."""
     try:
         excerpts = frozenset(push.excerpts.values())
@@ -312,7 +320,7 @@ def _excerpts_bytes(push: _Push, read: set[frozenset[bytes]]) -> int:
 
 
 @contextlib.contextmanager
-def _error_of_all(pushes: Sequence[_Push]) -> Iterator[None]:
+def _error_of_all(pushes: Sequence[_PreparedPush]) -> Iterator[None]:
     """An error of a request is that of each push without an outcome."""
     try:
         yield
@@ -322,7 +330,7 @@ def _error_of_all(pushes: Sequence[_Push]) -> Iterator[None]:
                 push.error = e
 
 
-def _send_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
+def _send_group(registry: Versions, pushes: Sequence[_PreparedPush], counter: _Counter) -> None:
     """Plan, which brings the small files, and send what is missing. Sets the error of each push that has one."""
     with _error_of_all(pushes):
         _plan(registry, pushes)
@@ -330,7 +338,7 @@ def _send_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) 
         _send(registry, pushes, counter)
 
 
-def _commit_group(registry: Versions, pushes: Sequence[_Push]) -> None:
+def _commit_group(registry: Versions, pushes: Sequence[_PreparedPush]) -> None:
     """Commit the pushes without an error; set the outcome of each."""
     with _error_of_all(pushes):
         _commit(registry, [push for push in pushes if push.error is None])
@@ -338,7 +346,7 @@ def _commit_group(registry: Versions, pushes: Sequence[_Push]) -> None:
         vars(push).pop("excerpts", None)  # as large as headers are
 
 
-def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False) -> None:
+def _plan(registry: Versions, pushes: Sequence[_PreparedPush], *, dry_run: bool = False) -> None:
     """Set the plan of each push, or its error. An error of the request is that of all."""
     positions: dict[bytes, int] = {}
     planned = [push for push in pushes if push.error is None]
@@ -361,7 +369,7 @@ def _plan(registry: Versions, pushes: Sequence[_Push], *, dry_run: bool = False)
             push.error = e
 
 
-def _send(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
+def _send(registry: Versions, pushes: Sequence[_PreparedPush], counter: _Counter) -> None:
     """Send the missing blobs, and plan again those pushes whose uploads failed, while bytes arrive."""
     pending = _missing_bytes(pushes)
     while True:
@@ -387,7 +395,7 @@ def _send(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> Non
         counter.advance(arrived - counter.bytes)
 
 
-def _commit(registry: Versions, pushes: Sequence[_Push]) -> None:
+def _commit(registry: Versions, pushes: Sequence[_PreparedPush]) -> None:
     if not pushes:
         return
     items = [transfer.CommitItem(push_id=p.plan.push_id if p.plan else "", alias=p.alias) for p in pushes]
@@ -399,7 +407,7 @@ def _commit(registry: Versions, pushes: Sequence[_Push]) -> None:
             push.result = response_checks.check_push_result(push.name, push.manifest.digest, outcome)
 
 
-def _missing_bytes(pushes: Iterable[_Push]) -> int:
+def _missing_bytes(pushes: Iterable[_PreparedPush]) -> int:
     """Bytes to send: of a file in parts, the missing ones."""
     uploads = [upload for push in pushes if push.error is None for upload in push.uploads]
     return sum(sum(part.size_bytes for part in upload.parts) or upload.size_bytes for upload in uploads)

@@ -286,20 +286,20 @@ def build_view(session: Session, name: AdapterName, row: VersionRow) -> VersionV
 _NOTHING: ColumnElement[str] = literal_column("''")
 
 
-def _beside(kind: str, version_id: Any, first: Any, second: Any = _NOTHING, third: Any = _NOTHING) -> Select[Any]:
+def _related(kind: str, version_id: Any, first: Any, second: Any = _NOTHING, third: Any = _NOTHING) -> Select[Any]:
     return plain_select(literal_column(f"'{kind}'"), version_id, first, second, third)
 
 
 # One statement: most of what a small statement takes is the same for all of them.
-_BESIDE = union_all(
-    _beside("alias", AliasRow.version_id, AliasRow.alias).where(any_of(col(AliasRow.version_id), parameter="ids")),
-    _beside("base", VersionRow.id, BaseRow.name)
+_RELATED = union_all(
+    _related("alias", AliasRow.version_id, AliasRow.alias).where(any_of(col(AliasRow.version_id), parameter="ids")),
+    _related("base", VersionRow.id, BaseRow.name)
     .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
     .where(any_of(col(VersionRow.id), parameter="ids")),
-    _beside("damaged", VersionFileRow.version_id, VersionFileRow.path)
+    _related("damaged", VersionFileRow.version_id, VersionFileRow.path)
     .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
     .where(any_of(col(VersionFileRow.version_id), parameter="ids"), col(BlobRow.state) == BlobState.CORRUPT),
-    _beside(
+    _related(
         "metadata", VersionMetadataRow.version_id, VersionMetadataRow.kind, VersionMetadataRow.key,
         VersionMetadataRow.value,
     ).where(any_of(col(VersionMetadataRow.version_id), parameter="ids")),
@@ -316,7 +316,7 @@ def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, Versio
     newest = verdicts.newest_by_version(session, rows)
     texts: dict[tuple[str, int], list[str]] = defaultdict(list)
     metadata_rows: list[tuple[int, str, str, str]] = []
-    for kind, version_id, first, second, third in session.connection().execute(_BESIDE, {"ids": ids}):
+    for kind, version_id, first, second, third in session.connection().execute(_RELATED, {"ids": ids}):
         if kind == "metadata":
             metadata_rows.append((version_id, first, second, third))
         else:

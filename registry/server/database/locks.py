@@ -17,7 +17,7 @@ from sqlmodel import Session
 from registry.errors import Unavailable
 from registry.server.database import db, dialects
 
-LEASE_SECONDS = 15
+LOCK_SECONDS = 15
 """How long a process that is frozen or cut off keeps a lock."""
 RENEW_SECONDS = 4.0
 CHECK_SECONDS = 1.0
@@ -41,7 +41,7 @@ class ProcessLock:
     """A lock that one process of all servers of a database holds.
 
     On SQLite it is a lock on a file beside the database, which ends with the process. On PostgreSQL it is a row with an
-    expiry by the database's clock, so that a frozen process stops no one for longer than `LEASE_SECONDS`, and a pooler
+    expiry by the database's clock, so that a frozen process stops no one for longer than `LOCK_SECONDS`, and a pooler
     may stand in between. Each holder gets a higher number, and `guard` checks it: a process that wakes up after another
     one took over writes nothing.
     """
@@ -70,7 +70,7 @@ class ProcessLock:
     def _renew(self) -> None:
         if self._engine is not None:
             with db.translate_errors(), self._engine.begin() as connection:
-                if not connection.execute(_RENEW, {**self._key, "seconds": LEASE_SECONDS}).rowcount:
+                if not connection.execute(_RENEW, {**self._key, "seconds": LOCK_SECONDS}).rowcount:
                     raise self._lost()
         self._renewed = time.monotonic()
 
@@ -112,7 +112,7 @@ def _lock_file(engine: Engine, name: str) -> Iterator[ProcessLock]:
 
 @contextmanager
 def _lock_row(engine: Engine, name: str) -> Iterator[ProcessLock]:
-    values = {"name": name, "holder": _describe_process(os.getpid()), "seconds": LEASE_SECONDS}
+    values = {"name": name, "holder": _describe_process(os.getpid()), "seconds": LOCK_SECONDS}
     with db.translate_errors(), engine.begin() as connection:
         row = connection.execute(_SELECT, values).first()
         if row is not None and row.is_held:  # without a lock on the row, which its holder may have for some time

@@ -148,7 +148,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     order += [last_started.asc().nulls_first(), base_order, col(JobRow.created_at), col(JobRow.id)]
     picked = select(JobRow.id).where(*conditions).order_by(*order).limit(1)
     picked = picked.with_for_update(skip_locked=True, key_share=True)
-    lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
+    lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.JOB_LEASE_SECONDS))
     claimed = (
         update(JobRow)
         .where(col(JobRow.id) == picked.scalar_subquery(), col(JobRow.state) == State.QUEUED)
@@ -174,9 +174,9 @@ def _find_invisible_jobs(session: Session, actor: Actor, kinds: Sequence[Kind]) 
 
 
 def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: str = "") -> Lease:
-    """Extend the lease to `LEASE_SECONDS` from now. `Conflict` (LEASE_LOST) if another worker has it or it ended."""
+    """Extend the lease by `JOB_LEASE_SECONDS`. `Conflict` (LEASE_LOST) if another worker has it or it ended."""
     row = _lock_leased(session, actor, job_id, token)
-    row.lease_expires_at = db.now() + timedelta(seconds=jobs.LEASE_SECONDS)
+    row.lease_expires_at = db.now() + timedelta(seconds=jobs.JOB_LEASE_SECONDS)
     if progress and progress != row.progress:
         row.progress = progress
         _add_step(session, row, progress)

@@ -289,7 +289,7 @@ def _add_golden_findings(session: Session, newest: Mapping[int, list[Verdict]], 
 
 def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
     """The evidence for a move through a gate, or past a closed one, as the alias's history stores it."""
-    checks = set(gate.asks())
+    checks = set(gate.required_checks())
     counted = [v for v in evidence.verdicts if v.check in checks]
     summary: list[dict[str, Any]] = [_summarize(v) for v in (*counted, *evidence.engines)]
     summary += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(evidence) else []

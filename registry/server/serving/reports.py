@@ -38,7 +38,10 @@ _Served = tuple[str, str, str]
 
 def accept_report(session: Session, actor: Actor, node: str, engine: str, report: NodeReport) -> ReportAccepted:
     """Store a node's report and renew its lease. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
-    names.node_name(node), names.node_name(engine), names.base_name(report.base), names.alias(report.alias)
+    names.node_name(node)
+    names.node_name(engine)
+    names.base_name(report.base)
+    names.alias(report.alias)
     row = _node(session, actor, node, engine)
     now, reach = db.now(), actor.namespaces_with(Scope.PULL)
     lease = {"reported_at": now, "expires_at": now + timedelta(seconds=report.lease_seconds)}

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterable
 
 from registry import names
-from registry.api.serving import LEASE_SECONDS, REASON_LIMIT, SLOTS_LIMIT, NodeReport, SlotReport, SlotState
+from registry.api.serving import NODE_LEASE_SECONDS, REASON_LIMIT, SLOTS_LIMIT, NodeReport, SlotReport, SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.serving.agent.metrics import Metrics
 
-RENEW_SECONDS = LEASE_SECONDS / 3
+RENEW_SECONDS = NODE_LEASE_SECONDS / 3
 DEBOUNCE_SECONDS = 0.2
 """Changes within this time are one report."""
 RETRY_SECONDS = 5.0

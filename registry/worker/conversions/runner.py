@@ -6,7 +6,7 @@ A refusal ends the job for good. The result has the original as its parent; the 
 import tempfile
 from pathlib import Path
 
-from registry.adapters.read import as_its_tool
+from registry.adapters.read import read_by_names
 from registry.client import convert as client_convert
 from registry.client.local.adapter_folder import read_adapter
 from registry.errors import Invalid, TooLarge
@@ -24,7 +24,7 @@ def convert(task: Task) -> Done:
         task.lease.say(f"pulling {task.subject.name}@{task.subject.number}")
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
-            contents = as_its_tool(read_adapter(folder).contents)
+            contents = read_by_names(read_adapter(folder).contents)
             location = conversions.runs_on(contents, conversion, base.spec)
             weights = str(task.ready_source().folder) if location is RunsOn.BASE else ""
             task.lease.say(f"converting to {conversion.to}")

@@ -29,7 +29,7 @@ from registry.worker.merge import adapters
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as PEFT's."""
     folder = read_adapter(Path(request.source))
-    contents = read.as_its_tool(folder.contents)
+    contents = read.read_by_names(folder.contents)
     if not isinstance(contents, NonPeftContents):
         raise refusal("this is already PEFT's format")
     file = contents.file

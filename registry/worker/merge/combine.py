@@ -38,7 +38,7 @@ def combine(
     dtype = widest([name for _, source in sources for name in source.lora.dtypes])
     updates, losses = [], []
     with lowrank.thread_pool() as pool:
-        is_dense = recipe.method in _AIMS  # its matrices are large: one at a time
+        is_dense = recipe.method in _DENSE_METHODS  # its matrices are large: one at a time
         results = (map if is_dense else pool.map)(
             lambda item: _module(recipe, item[0], item[1], dtype), modules.items()
         )
@@ -108,8 +108,8 @@ def _joined(
 ) -> tuple[Factors, Loss, Loss]:
     """The update that the method makes, its loss against what the method wants, and against the exact sum."""
     exact = lowrank.weighted_sum(parts)
-    if recipe.method in _AIMS:
-        thinned, joined = _AIMS[recipe.method]
+    if recipe.method in _DENSE_METHODS:
+        thinned, joined = _DENSE_METHODS[recipe.method]
         aim = joined(thinned(recipe, parts, location))
         result = _rounded(lowrank.of_dense(aim, rank), dtype)
         merged = result.dense
@@ -174,13 +174,13 @@ def _sum(updates: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(updates)).sum(0)
 
 
-_AIMS: dict[Method, tuple[Callable[..., list[Tensor]], Callable[[Sequence[Tensor]], Tensor]]] = {
+_DENSE_METHODS: dict[Method, tuple[Callable[..., list[Tensor]], Callable[[Sequence[Tensor]], Tensor]]] = {
     Method.MAGNITUDE_PRUNE: (_pruned, _sum),
     Method.TIES: (_pruned, elect_signs),
     Method.DARE_LINEAR: (_dare, _sum),
     Method.DARE_TIES: (_dare, elect_signs),
 }
-"""How each update is thinned out, and how they are joined then."""
+"""Methods that compute with whole matrices: how each update is thinned out, and how they are joined then."""
 
 
 def extract(

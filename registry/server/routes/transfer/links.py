@@ -27,7 +27,7 @@ from registry.server.storage.blobs import BlobStore, digest_of, raise_unknown
 from registry.server.storage.signed_links import SignedLink
 
 router = OperationRouter()
-PART_BYTES = 2**20
+UPLOAD_PIECE_BYTES = 2**20
 """How much of an upload is collected in memory before a thread hashes and writes it."""
 LINGER_SECONDS = 2.0
 """How long a client that still sends may take to read why its body was refused."""
@@ -93,7 +93,7 @@ async def _receive(chunks: AsyncIterator[bytes], upload: "_Upload") -> None:
         async for chunk in chunks:
             part.append(chunk)
             part_bytes += len(chunk)
-            if part_bytes >= PART_BYTES:
+            if part_bytes >= UPLOAD_PIECE_BYTES:
                 await routing.run_in_store_thread(upload.write, part)
                 part, part_bytes = [], 0
         await routing.run_in_store_thread(upload.finish, part)
