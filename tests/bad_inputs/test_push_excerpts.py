@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from registry.adapters import companions, trainer
+from registry.adapters import companions
 from registry.adapters import read as contents
-from registry.adapters.companions import check_companions
 from registry.api import transfer
 from registry.api.access import NamespaceSet
 from registry.api.bases import BaseAdd
@@ -225,22 +224,6 @@ def test_equal_configurations_and_headers_are_parsed_once_for_plan_and_commit(
     assert len(read) == 1
 
 
-def test_equal_files_beside_the_weights_are_checked_once_for_plan_and_commit(
-    based: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checked: list[int] = []
-
-    def check_and_count(*args: Any) -> None:
-        checked.append(1)
-        check_companions(*args)
-
-    monkeypatch.setattr(inspect, "check_companions", check_and_count)
-    files = based.files() | {"tokenizer_config.json": b'{"model_max_length": 77}'}
-    fleet = [(samples.write(files, tmp_path / f"a{n}"), f"acme/a{n}") for n in range(5)]
-    assert all(result.value and result.value.created for result in push.push_all(based.admin, fleet))
-    assert len(checked) == 2, "the plan has the README among its files"
-
-
 def test_a_tokenizer_that_many_versions_have_is_searched_once(based: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
 
@@ -258,7 +241,7 @@ def test_a_tokenizer_that_many_versions_have_is_searched_once(based: Harness, mo
         based.push("acme/b", based.files() | {"tokenizer.json": b'{"auto_map": {}}'})
 
 
-def test_large_equal_files_are_parsed_once_for_many_versions(based: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_tokenizer_is_parsed_once_for_many_versions(based: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are sent once, and the versions that have them cost nothing to push."""
     parsed: list[str] = []
 
@@ -275,19 +258,15 @@ def test_large_equal_files_are_parsed_once_for_many_versions(based: Harness, mon
     prints = spec.fingerprints.model_copy(update={"tokenizer": Digest.of(b"its tokenizer")})
     based.bases["own"] = spec.model_copy(update={"name": "own", "fingerprints": prints})
     based.admin.add_base(BaseAdd(spec=based.bases["own"]))
-    for module, name in (
-        (companions, "check_json"), (tokenizers, "tokenizer_fingerprint"), (tokenizers, "template_text"),
-        (trainer, "read"),
-    ):  # fmt: skip
-        count(module, name)
+    for name in ("tokenizer_fingerprint", "template_text"):
+        count(tokenizers, name)
     beside = {
         "tokenizer.json": b'{"model": {"vocab": {"%s": 0}}}' % (b"a" * 5 * 2**20),
         "tokenizer_config.json": b'{"bos_token": "%s"}' % (b"b" * 10**6),
-        "trainer_state.json": b'{"best_model_checkpoint": "%s"}' % (b"c" * 5 * 2**20),
     }
     for number in range(3):
         based.push(f"acme/a{number}", based.files() | beside, base="own")
-    assert sorted(parsed) == ["check_json", "check_json", "read", "template_text", "tokenizer_fingerprint"]
+    assert sorted(parsed) == ["template_text", "tokenizer_fingerprint"]
 
 
 def test_equal_bytes_at_other_positions_are_other_content(based: Harness) -> None:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters.companions import check_companions, check_token_files
-from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any
+from registry.adapters.read import AdapterContents, PeftContents, read_any
 from registry.client.local.folder import Folder, describe, read_at, read_folder, select_files
 from registry.errors import Invalid
-
-_CONTENTS: ReadCache[AdapterContents] = ReadCache(limit=8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +47,4 @@ def read_contents(path: Path) -> AdapterContents:
     sizes = {name: size for name, (_, size) in selected.items()}
     check_companions(sizes, read)
     check_token_files(sizes, read)
-    return _CONTENTS.compute(tuple(sizes.items()), read, lambda read: read_any(described, read))
+    return read_any(described, read)

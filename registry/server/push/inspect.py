@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from registry import compat
@@ -32,7 +31,7 @@ from registry.names import AdapterName
 from registry.server.catalog.search import text_index
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, MeasuringPlan, measure
 from registry.server.storage.blobs import BlobStore, key_of
-from registry.versions.files import CARD, CONFIG, GOLDEN, TEMPLATE_FILES, TRAINER_STATE, WEIGHTS_ENDINGS, Read
+from registry.versions.files import CARD, CONFIG, GOLDEN, TEMPLATE_FILES, WEIGHTS_ENDINGS, Read
 from registry.versions.manifest import Descriptor, Manifest, ManifestDraft
 
 FACTS_LIMIT_BYTES = 256 * 2**10
@@ -142,43 +141,29 @@ def inspect_files(
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_beside({path: size for path, size in sizes.items() if path not in (weights.path, CONFIG, CARD)}, read)
     _search_tokens(manifest.files, read)
-    read_first = read_contents(manifest.files, read)
-    contents = read_first.adapter
-    fit, facts = read_first.evaluate(spec, relatives)
-    of_card, claims = _read_claims(manifest.files, read)
-    findings = (
-        *fit,
-        *tokenizers.check_tokenizer(manifest.files, read, spec),
-        *of_card,
-    )
+    contents = read_contents(manifest.files, read)
+    fit, facts = contents.evaluate(spec, relatives)
+    findings = (*fit, *tokenizers.check_tokenizer(manifest.files, read, spec), *check_card(sizes, read))
     measured = None
     if inline:
         whole = memoryview(read(weights.path, 0, weights.size_bytes))
-        measured = measure(lambda at, n: whole[at : at + n], weights.size_bytes, read_first.measuring)
-    facts = {**facts, **claims}
+        measured = measure(lambda at, n: whole[at : at + n], weights.size_bytes, contents.measuring)
+    facts = {**facts, **version_facts.claims(manifest.files, read)}
     if (size_bytes := len(json.dumps(facts))) > FACTS_LIMIT_BYTES:
         detail = f"the names of modules, ranks and scales in its header have {size_bytes} bytes"
         raise TooLarge("SIZE_INVALID", f"{weights.path}: {detail}, over the limit of {FACTS_LIMIT_BYTES}")
-    is_loadable = contents.format == formats.PEFT or (spec.is_pipeline and contents.format.is_image)
-    testable = spec.is_registered and is_loadable
+    format = contents.adapter.format
+    testable = spec.is_registered and (format == formats.PEFT or (spec.is_pipeline and format.is_image))
     card = read(CARD, 0, min(sizes[CARD], text_index.CARD_LIMIT_BYTES)) if CARD in sizes else b""
     words = text_index.card_words(card, facts, manifest.annotations)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, words, testable)
 
 
-_BESIDE: ReadCache[bool] = ReadCache(limit=32, limit_bytes=math.inf)
-
-
 def check_beside(sizes: Mapping[str, int], read: Read) -> None:
-    """Refuse unsafe files beside weights and configuration. Safe ones are remembered by their bytes."""
-
-    def check(read: Read) -> bool:
-        check_companions(sizes, read)
-        if any(path.rpartition("/")[2] in TEMPLATE_FILES for path in sizes):
-            templates.check_templates(sizes, read)
-        return True
-
-    _BESIDE.compute(tuple(sorted(sizes.items())), read, check)
+    """Refuse unsafe files beside weights and configuration."""
+    check_companions(sizes, read)
+    if any(path.rpartition("/")[2] in TEMPLATE_FILES for path in sizes):
+        templates.check_templates(sizes, read)
 
 
 _SEARCHED: dict[Digest, None] = {}
@@ -192,26 +177,6 @@ def _search_tokens(files: Iterable[Descriptor], read: Read) -> None:
     _SEARCHED.update(dict.fromkeys(file.digest for file in new))
     for digest in list(_SEARCHED)[:-_SEARCHED_LIMIT]:
         _SEARCHED.pop(digest, None)
-
-
-Claims = tuple[list[Finding], dict[str, Any]]
-_CLAIMS: ReadCache[Claims] = ReadCache(limit=32, limit_bytes=math.inf)
-
-
-def _read_claims(files: Iterable[Descriptor], read: Read) -> Claims:
-    """What README and trainer's log claim, and what is wrong with the README. Each is remembered by its bytes."""
-    findings: list[Finding] = []
-    facts: dict[str, Any] = {}
-    for file in files:
-        if file.path in (CARD, TRAINER_STATE):
-            of_file = _CLAIMS.compute((file.path, file.size_bytes), read, partial(_claims_of, file))
-            findings += of_file[0]
-            facts |= of_file[1]
-    return findings, facts
-
-
-def _claims_of(file: Descriptor, read: Read) -> Claims:
-    return check_card({file.path: file.size_bytes}, read), version_facts.claims([file], read)
 
 
 class Contents:
@@ -337,15 +302,15 @@ def _reader(blobs: BlobStore, manifest: Manifest, shared: GroupReads, *, keep: s
     The file `keep` is read once as a whole and hashed; its pieces come from that. `Unavailable` when bytes differ.
     """
     by_path = {file.path: file for file in manifest.files}
-    whole = {file.path: shared.data[file.digest] for file in manifest.files if file.digest in shared.data}
+    kept: dict[Digest, bytes] = {}
 
     def read(path: str, start: int, length: int) -> bytes:
         file = by_path[path]
-        if path in whole:
-            return whole[path][start : start + length]
-        if path == keep and file.size_bytes > length:
-            whole[path] = read(path, 0, file.size_bytes)
-            return whole[path][start : start + length]
+        if path == keep and file.digest not in kept and file.size_bytes > length:
+            kept[file.digest] = read(path, 0, file.size_bytes)
+        whole = kept.get(file.digest, shared.data.get(file.digest))
+        if whole is not None:
+            return whole[start : start + length]
         data = blobs.read(key_of(file.digest), start, length)
         if start == 0 and length >= file.size_bytes:
             is_same, is_whole = Digest.of(data) == file.digest, True
