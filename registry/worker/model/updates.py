@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -83,8 +84,7 @@ def read_updates(folder: Path) -> Iterator[Update]:
         yield from updates_of(contents.pairs, set(file.keys()), file.get_tensor)
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateChange:
+class UpdateChange(NamedTuple):
     """How one module's update differs from another. `norm_ratio`: |second| / |first|, None if the first is zero."""
 
     cosine: float | None

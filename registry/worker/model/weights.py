@@ -91,8 +91,8 @@ def _stored(folder: Path, facts: Facts) -> dict[str, Stored]:
     stored = {}
     for t in tensors:
         is_side = t.name in side
-        seen = LogicalTensor(side[t.name], t.shape, t.dtype, t.elements) if is_side else next(logical)
-        stored[t.name] = Stored(seen.name, seen.shape, is_side, t, *starts[t.name])
+        logical_tensor = LogicalTensor(side[t.name], t.shape, t.dtype, t.elements) if is_side else next(logical)
+        stored[t.name] = Stored(logical_tensor.name, logical_tensor.shape, is_side, t, *starts[t.name])
     return stored
 
 
