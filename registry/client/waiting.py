@@ -70,9 +70,8 @@ def wait_for_weights(registry: Versions, version: VersionView, until: float) -> 
 
 
 def request_smoke_test(
-    registry: Registry, pushed: PushResult, alias: str = "", *,
-    on_no_test: Callable[[str], None] = lambda _reason: None,
-) -> PushResult:  # fmt: skip
+    registry: Registry, pushed: PushResult, alias: str = "", *, on_no_test: Callable[[str], None] = lambda _reason: None
+) -> PushResult:
     """The push with the job that will decide about the version, unless that is decided.
 
     That is the job of the push, an equal one that is open, or a new one, such as after a job that failed.

@@ -147,7 +147,7 @@ _UNMERGEABLE: tuple[tuple[str, str, str], ...] = (
     ("invocation_tokens", "recipe.not_mergeable", "is an aLoRA: it acts only after its invocation tokens"),
     ("qalora", "recipe.not_mergeable", "is QA-LoRA, which pools the inputs: no update of the weights equals it"),
     ("bdlora", "recipe.not_mergeable", "is BD-LoRA, whose factors are blocks of a larger matrix"),
-)  # fmt: skip
+)
 
 
 def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:

@@ -86,7 +86,7 @@ class ExpectedTensors:
             "prefix_width": (self._size("num_layers") or sizes.layers) * self._layer_width(sizes) or ANY,
             "token_indices": config.token_indices.get("", ()),
             "submodules": self._values.get("num_transformer_submodules") or 1 + (config.task == "SEQ_2_SEQ_LM"),
-        }  # fmt: skip
+        }
 
     def _size(self, field: str) -> int:
         """A size that the configuration writes, which then counts instead of the base's; 0 if it does not."""

@@ -62,8 +62,8 @@ def run_each(
 
 
 def in_batches(
-    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Output]], items: Sequence[Item],
-) -> list[Output]:  # fmt: skip
+    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Output]], items: Sequence[Item]
+) -> list[Output]:
     """`prepare` and `finish` as many items as a request may have, again and again. The next ones are prepared early."""
     batches = [items[start : start + BULK_LIMIT] for start in range(0, len(items), BULK_LIMIT)]
     results: list[Output] = []

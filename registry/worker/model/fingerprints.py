@@ -206,4 +206,4 @@ if __name__ == "__main__":
     program.serve(
         IdentifyRequest,
         lambda request, progress: identify(Weights.of(request.folder), lambda count: progress(str(count))),
-    )  # fmt: skip
+    )

@@ -70,13 +70,12 @@ _STATES = ("logits", "prediction_logits", "last_hidden_state", "pooler_output", 
 _WRITERS = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 CAUSAL = ModelTask(
     "CAUSAL_LM", "causal language model", ("CAUSAL_LM", "FEATURE_EXTRACTION"), _WRITERS, Predictions.NEXT_TOKENS
-)  # fmt: skip
+)
 DECODER = replace(CAUSAL, adapters=("CAUSAL_LM", "SEQ_2_SEQ_LM"))
 """In transformers' table of encoder-decoders, without an encoder: a writer of text from images or sound."""
 ENCODER_DECODER = ModelTask(
-    "SEQ_2_SEQ_LM", "encoder-decoder that writes text", ("SEQ_2_SEQ_LM", "CAUSAL_LM"), _WRITERS,
-    Predictions.NEXT_TOKENS,
-)  # fmt: skip
+    "SEQ_2_SEQ_LM", "encoder-decoder that writes text", ("SEQ_2_SEQ_LM", "CAUSAL_LM"), _WRITERS, Predictions.NEXT_TOKENS
+)
 ENCODER = ModelTask(
     "FEATURE_EXTRACTION", "model without a head", ("FEATURE_EXTRACTION",), (), Predictions.STATES, _STATES
 )

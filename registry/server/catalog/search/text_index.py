@@ -263,10 +263,10 @@ def _index_version(session: Session, adapter_id: int, version: VersionRow, card:
     own = (col(AdapterTextRow.adapter_id) == adapter_id, col(AdapterTextRow.version_id).is_(None),
            literal(version_id) == _NEWEST_VERSION)  # fmt: skip
     session.connection().execute(
-        update(AdapterTextRow).where(*own).values(
-            _EMPTY | words | {"version_id": version_id, "name_words": names.get(adapter_id, "")}
-        )
-    )  # fmt: skip
+        update(AdapterTextRow)
+        .where(*own)
+        .values(_EMPTY | words | {"version_id": version_id, "name_words": names.get(adapter_id, "")})
+    )
 
 
 def _read_version_words(session: Session, version: VersionRow, card: bytes) -> dict[str, str]:
