@@ -302,13 +302,13 @@ def _reader(blobs: BlobStore, manifest: Manifest, shared: GroupReads, *, keep: s
     The file `keep` is read once as a whole and hashed; its pieces come from that. `Unavailable` when bytes differ.
     """
     by_path = {file.path: file for file in manifest.files}
-    kept: dict[Digest, bytes] = {}
+    data_of: dict[Digest, bytes] = {}
 
     def read(path: str, start: int, length: int) -> bytes:
         file = by_path[path]
-        if path == keep and file.digest not in kept and file.size_bytes > length:
-            kept[file.digest] = read(path, 0, file.size_bytes)
-        whole = kept.get(file.digest, shared.data.get(file.digest))
+        if path == keep and file.digest not in data_of and file.size_bytes > length:
+            data_of[file.digest] = read(path, 0, file.size_bytes)
+        whole = data_of.get(file.digest, shared.data.get(file.digest))
         if whole is not None:
             return whole[start : start + length]
         data = blobs.read(key_of(file.digest), start, length)
