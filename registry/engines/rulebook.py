@@ -132,6 +132,7 @@ class EngineRules(FrozenModel):
     `source`: of every statement that names none; `{source}` in that of a statement. `extends`: an engine whose
     statements hold here, too, about each property that this file does not mention. `loaded_by_worker`: a worker loads
     the adapter with this engine and says what it takes; the rules are only what headers prove for any loader.
+    `start_flags`: what serves adapters at all. `needs_modules`: it has to be started with a list of target modules.
     """
 
     name: str
@@ -143,6 +144,8 @@ class EngineRules(FrozenModel):
     versioned: bool = True
     loaded_by_worker: bool = False
     from_documentation: bool = False
+    start_flags: tuple[str, ...] = ()
+    needs_modules: bool = False
     note: str = ""
     settings: dict[str, SettingRule] = {}
     rules: tuple[Rule, ...] = ()

@@ -124,7 +124,7 @@ def _flags(rules: EngineRules, limit: int, slots: int, adapters: int, modules: t
         "max_loras_per_batch": str(slots + 1),  # SGLang counts the base itself
         "max_cpu_loras": str(max(adapters, slots)),
     }
-    if rules.name == "sglang":  # it needs the list when no adapter is loaded at start
+    if rules.needs_modules:
         values["target_modules"] = " ".join(modules)
     flags = [f"{rules.settings[name].flag} {value}" for name, value in values.items() if name in rules.settings]
-    return ("--enable-lora", *flags) if rules.name in ("vllm", "sglang") else tuple(flags)
+    return (*rules.start_flags, *flags)
