@@ -3,9 +3,10 @@
     python -m tests.access.matrix > tests/access/matrix.txt        after a route was added or changed on purpose
 
 Invariants
-- Every route of the application has a line. A column is an actor: nobody, a subject without a role, one in each role,
-  and an administrator of all. A cell is the status about an object in `acme` (where the roles are), in `globex` and
-  nowhere; one status where they are equal, or where the route is about no object.
+- Every route of the application has a line. A column is an actor: nobody, a subject without a role, one in each role
+  but auditor (`test_auditors.py` has those), and an administrator of all. A cell is the status about an object in
+  `acme` (where the roles are), in `globex` and nowhere; one status where they are equal, or where the route is about
+  no object.
 - Nothing that one request changes may change the response to a later one: objects that go are made for each actor.
 """
 

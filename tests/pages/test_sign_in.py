@@ -107,7 +107,7 @@ def test_sign_ins_count_as_requests_of_their_token(database_url: str) -> None:
 def test_visitors_are_limited_by_network_and_end_no_limit_of_a_token(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limits.RequestLimiter, "TOKENS_LIMIT", 2)
+    monkeypatch.setattr(rate_limits.RequestLimiter, "KEYS_LIMIT", 2)
     with Harness(database_url, requests_per_minute=5) as harness:
         bearer = [("Authorization", f"Bearer {harness.issue('pull')[1]}")]
         statuses = [raw_asgi.call(harness.app, "GET", "/api/v1/bases", bearer).status for _ in range(6)]

@@ -72,28 +72,32 @@ def network_of(address: str) -> str:
 
 
 class RequestLimiter:
-    """Limits the requests of each token, or those without a token of each network, with a token bucket."""
+    """Limits the requests of each token, or those without a token of each network, with a token bucket.
 
-    TOKENS_LIMIT = 10_000
+    `subject` names in errors what is limited, such as "requests with this token".
+    """
 
-    def __init__(self, per_minute: int) -> None:
+    KEYS_LIMIT = 10_000
+
+    def __init__(self, per_minute: int, subject: str) -> None:
         self._per_minute = per_minute
+        self._subject = subject
         self._buckets: dict[str, tuple[float, float]] = {}
-        """Token id → remaining requests, and the time at which that was computed."""
+        """Token id or network → remaining requests, and the time at which that was computed."""
 
-    def take(self, token_id: str) -> None:
-        """Count a request of this token. `Unavailable` (RATE_LIMITED) if its bucket is empty."""
+    def take(self, key: str) -> None:
+        """Count a request of this token or network. `Unavailable` (RATE_LIMITED) if its bucket is empty."""
         if not self._per_minute:
             return
         now = time.monotonic()
-        if len(self._buckets) >= self.TOKENS_LIMIT:
+        if len(self._buckets) >= self.KEYS_LIMIT:
             self._buckets = {}
-        remaining, since = self._buckets.get(token_id, (float(self._per_minute), now))
+        remaining, since = self._buckets.get(key, (float(self._per_minute), now))
         remaining = min(float(self._per_minute), remaining + (now - since) * self._per_minute / MINUTE_SECONDS)
         if remaining < 1:
             seconds = (1 - remaining) * MINUTE_SECONDS / self._per_minute
-            raise rate_limited("requests with this token", self._per_minute, seconds)
-        self._buckets[token_id] = (remaining - 1, now)
+            raise rate_limited(self._subject, self._per_minute, seconds)
+        self._buckets[key] = (remaining - 1, now)
 
 
 class ConcurrencyLimiter:

@@ -68,8 +68,9 @@ class Services:
         self.requests = RequestLog()
 
         self.admission = Admission()
-        self.request_limiter = RequestLimiter(settings.requests_per_minute)
-        self.visit_limiter = RequestLimiter(settings.requests_per_minute)  # apart: anyone can have many addresses
+        self.request_limiter = RequestLimiter(settings.requests_per_minute, "requests with this token")
+        # Apart from those with a token: anyone can have many addresses.
+        self.visit_limiter = RequestLimiter(settings.requests_per_minute, "requests without a token from this network")
         self.failure_limiter = FailureLimiter(settings.failures_per_minute)
         self.stream_limiter = ConcurrencyLimiter(settings.streams_per_token, "event streams of this token")
         self.waits_limiter = ConcurrencyLimiter(settings.waits_per_token, "waiting requests of this token")
