@@ -3,11 +3,12 @@
 What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from registry.api.access import NamespaceSet, NamespaceView
+from registry.api.access import NAMESPACE_RULES, NamespaceSet, NamespaceView
 from registry.client import response_checks
 from registry.roles import Role
 
@@ -60,21 +61,23 @@ def _print_namespace(view: NamespaceView) -> None:
     rows = [("bytes", output.size(view.used_bytes) + bytes_limit)]
     rows += [("versions", f"{view.used_versions}{versions_limit}")]
     rows += [("pushes", f"{view.pushes_per_hour} an hour")] if view.pushes_per_hour else []
-    rows += [("strict", "refuses adapters that do not fit their base")] if view.strict else []
-    rows += [("bases", "stores adapters of bases that are not registered")] if view.unregistered_bases else []
+    rows += [("rule", rule.text(True)) for rule in NAMESPACE_RULES if getattr(view, rule.field)]
     rows += [(role, subject) for subject, role in sorted((view.roles or {}).items())]
     output.facts(rows)
+
+
+def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
+    for rule in reversed(NAMESPACE_RULES):
+        option = rule.field.replace("_", "-")
+        text = f"{rule.text(True)}, or with --no-{option} {rule.off}.".capitalize()
+        command = click.option(f"--{option}/--no-{option}", default=None, help=text)(command)
+    return command
 
 
 @namespace.command("set")
 @click.argument("name")
 @click.option("--public/--private", default=None, help="Allow every token to pull, or only roles.")
-@click.option("--strict/--no-strict", default=None, help="Refuse adapters that do not fit their base, or store them.")
-@click.option(
-    "--unregistered-bases/--no-unregistered-bases",
-    default=None,
-    help="Store adapters whose base is not registered, or refuse them.",
-)
+@_rule_options
 @click.option("--quota-bytes", type=arguments.SIZE, help="Maximum size of its versions, such as 500GB; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")

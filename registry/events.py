@@ -82,14 +82,7 @@ class EventType(StrEnum):
     ADAPTER_DESCRIBE = "adapter.describe", ObjectKind.ADAPTER, "changed the description, tags or links of {object}"
     NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
     NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"
-    NAMESPACE_STRICT = (
-        "namespace.strict", ObjectKind.NAMESPACE,
-        "set whether the namespace {object} refuses incompatible adapters: {strict}",
-    )  # fmt: skip
-    NAMESPACE_BASES = (
-        "namespace.bases", ObjectKind.NAMESPACE,
-        "set whether the namespace {object} stores adapters of bases that are not registered: {unregistered_bases}",
-    )  # fmt: skip
+    NAMESPACE_RULES = "namespace.rules", ObjectKind.NAMESPACE, "set rules of the namespace {object}: {text}"
     NAMESPACE_GRANT = "namespace.grant", ObjectKind.NAMESPACE, "granted {subject} the role {role} in {object}"
     NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
     NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"

@@ -3,6 +3,7 @@
 A secret is in one response only, `TokenCreated`, and is not stored. Roles are visible to the owners of a namespace.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import Field
@@ -120,6 +121,31 @@ class NamespaceCreate(Request):
     """The new name: lower-case letters, digits, `.`, `_` and `-`, at most 64 characters."""
     owner: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
     """Subject that becomes its owner. Empty: that of the token, if it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRule:
+    """What a namespace does with some adapters: `on` or `off`, in the words of commands, pages and events.
+
+    `field`: a boolean field of `NamespaceSet` and `NamespaceView`, and a column of the namespace.
+    """
+
+    field: str
+    adapters: str
+    on: str
+    off: str
+
+    def text(self, value: bool) -> str:
+        """Say what it does, such as "adapters that do not fit their base are refused"."""
+        return f"{self.adapters} are {self.on if value else self.off}"
+
+
+NAMESPACE_RULES = (
+    NamespaceRule("strict", "adapters that do not fit their base", "refused", "stored with a failing verdict"),
+    NamespaceRule(
+        "unregistered_bases", "adapters of bases that are not registered", "stored with an unknown verdict", "refused"
+    ),
+)
 
 
 class NamespaceSet(Request):

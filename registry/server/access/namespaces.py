@@ -31,11 +31,12 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import RoleRow
 from registry.server.database.models.namespaces import NamespaceRow
 
-_STRICT = select(NamespaceRow.name).where(any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.strict))
-_STORING = select(NamespaceRow.name).where(
-    any_of(col(NamespaceRow.name), parameter="names"), col(NamespaceRow.unregistered_bases)
-)
-RULES = {"strict": EventType.NAMESPACE_STRICT, "unregistered_bases": EventType.NAMESPACE_BASES}
+_HAVING_RULE = {
+    rule.field: select(NamespaceRow.name).where(
+        any_of(col(NamespaceRow.name), parameter="names"), col(getattr(NamespaceRow, rule.field))
+    )
+    for rule in views.NAMESPACE_RULES
+}
 ROLES_LIMIT = 1000
 """Roles in a namespace: administrators list those of all. A group has one for all its members."""
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
@@ -82,10 +83,9 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
     row = _find(session, actor, name)
     for key, value in limits.items():
         setattr(row, key, value)
-    for rule, event in RULES.items():
-        if values.get(rule) not in (None, getattr(row, rule)):
-            setattr(row, rule, values[rule])
-            audit.append(session, actor, event, name, {rule: values[rule]})
+    rules = [rule for rule in views.NAMESPACE_RULES if values.get(rule.field) not in (None, getattr(row, rule.field))]
+    for rule in rules:
+        setattr(row, rule.field, values[rule.field])
     session.add(row)
     if request.public:
         _set_role(session, actor, name, EVERY_SUBJECT, Role.READER)
@@ -93,18 +93,17 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
         _delete_role(session, actor, name, EVERY_SUBJECT)
     if limits:
         audit.append(session, actor, EventType.NAMESPACE_LIMIT, name, limits)
+    if rules:
+        text = "; ".join(rule.text(values[rule.field]) for rule in rules)
+        changed = {rule.field: values[rule.field] for rule in rules}
+        audit.append(session, actor, EventType.NAMESPACE_RULES, name, changed | {"text": text})
     session.flush()
     return show(session, actor, name)
 
 
-def find_strict(session: Session, names: Iterable[str]) -> set[str]:
-    """Those of these namespaces that refuse incompatible adapters."""
-    return set(session.exec(_STRICT, params={"names": sorted(names)}))
-
-
-def find_storing_unregistered(session: Session, names: Iterable[str]) -> set[str]:
-    """Those of these namespaces that store adapters whose base is not registered."""
-    return set(session.exec(_STORING, params={"names": sorted(names)}))
+def find_having(session: Session, rule: str, names: Iterable[str]) -> set[str]:
+    """Those of these namespaces that have a rule of `NAMESPACE_RULES` on, such as `strict`."""
+    return set(session.exec(_HAVING_RULE[rule], params={"names": sorted(names)}))
 
 
 def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> views.NamespaceView:

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from registry import names
-from registry.api.access import NamespaceCreate, NamespaceSet
+from registry.api.access import NAMESPACE_RULES, NamespaceCreate, NamespaceSet
 from registry.api.maintenance import RetentionSet
 from registry.durations import parse_duration
 from registry.errors import Invalid
@@ -26,6 +26,8 @@ router = create_router()
 PAGE_NAMESPACES = 50
 PAGE_ADAPTERS = 50
 SETTINGS = "/settings"
+SWITCHES = ("public", *(rule.field for rule in NAMESPACE_RULES))
+"""Fields of a namespace that are yes or no in forms."""
 
 
 @router.get(SETTINGS)
@@ -61,7 +63,7 @@ def show_namespace_settings(
     retention = rules.show_rule(session, visitor.actor, namespace)
     return render(
         request, "settings_namespace.html", title=f"Settings of {namespace}", view=view, adapters=page, cursor=cursor,
-        roles=list(Role), retention=retention, may_administer=may_administer(visitor, namespace),
+        roles=list(Role), retention=retention, rules=NAMESPACE_RULES, may_administer=may_administer(visitor, namespace),
         may_set_limits=bool(visitor.form_token) and visitor.actor.may_everywhere(Scope.ADMIN),
     )  # fmt: skip
 
@@ -72,7 +74,7 @@ def change_namespace(request: Request, session: SessionDep, visitor: SignedInDep
     """Change who may read a namespace, its rules, and its limits: the fields that differ from what the page showed."""
     fields = read_fields(request, visitor)
     changed = {key: text for key, text in fields.items() if text.strip() != fields.get(f"shown_{key}")}
-    values: dict[str, Any] = {key: changed[key] == "yes" for key in ("public", *namespaces.RULES) if key in changed}
+    values: dict[str, Any] = {key: changed[key] == "yes" for key in SWITCHES if key in changed}
     values |= {key: read_number(changed, key) for key in namespaces.LIMITS if key in changed}
     namespaces.update(session, visitor.actor, namespace, to_request(NamespaceSet, **values))
     return redirect(namespace_path(namespace))
