@@ -65,6 +65,10 @@ class Dialect(ABC):
         """Conditions, by an index, that `namespace/name` of an adapter begins with this text."""
 
     @abstractmethod
+    def position_of(self, text: Any, part: str) -> sa.ColumnElement[int]:
+        """Where a part begins in a text, from 1; 0 if it is not in it."""
+
+    @abstractmethod
     def look_up(self, words: Sequence[tuple[str, bool]]) -> tuple[Any, sa.ColumnElement[bool]]:
         """The column of ids in the text index, and the condition that a row has all words, none with quotation marks.
 
@@ -90,6 +94,9 @@ class _Sqlite(Dialect):
         within = [col(AdapterRow.namespace) == namespace] if slash else []
         return [*within, column >= beginning, column < beginning + _AFTER_EVERY_NAME]
 
+    def position_of(self, text: Any, part: str) -> sa.ColumnElement[int]:
+        return sa.func.instr(text, part, type_=sa.Integer)
+
     def look_up(self, words: Sequence[tuple[str, bool]]) -> tuple[Any, sa.ColumnElement[bool]]:
         query = " ".join(f'"{word}"{"*" if is_prefix else ""}' for word, is_prefix in words)
         return _SQLITE_INDEX.c.rowid, _SQLITE_INDEX.c[TEXT_INDEX].bool_op("MATCH")(query)
@@ -114,6 +121,9 @@ class _Postgresql(Dialect):
     def adapters_beginning(self, prefix: str) -> list[sa.ColumnElement[bool]]:
         path: sa.ColumnElement[str] = sa.literal_column(ADAPTER_PATH)  # in the order of bytes, whatever the collation
         return [path.bool_op("~>=~")(prefix), path.bool_op("~<~")(prefix + _AFTER_EVERY_NAME)]
+
+    def position_of(self, text: Any, part: str) -> sa.ColumnElement[int]:
+        return sa.func.strpos(text, part, type_=sa.Integer)
 
     def look_up(self, words: Sequence[tuple[str, bool]]) -> tuple[Any, sa.ColumnElement[bool]]:
         query = " & ".join(f"'{word}'{':*' if is_prefix else ''}" for word, is_prefix in words)

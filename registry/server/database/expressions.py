@@ -94,7 +94,7 @@ class _BytesBetween(FunctionElement[bool]):
     _is_implicitly_boolean = True  # as in `_AnyOf`
 
 
-@compiles(_BytesBetween)
+@compiles(_BytesBetween, "postgresql")
 def _compile_pattern_order(element: _BytesBetween, compiler: Any, **options: Any) -> str:
     column, first, end = (compiler.process(part, **options) for part in element.clauses)
     return f"({column} ~>=~ {first} AND {column} ~<~ {end})"
@@ -109,27 +109,6 @@ def _compile_binary_order(element: _BytesBetween, compiler: Any, **options: Any)
 def bytes_between(column: Any, first: str, end: str) -> sa.ColumnElement[bool]:
     """Condition that a text sorts by its bytes, whatever the collation, from `first` to before `end`."""
     return _BytesBetween(column, first, end)
-
-
-class _Position(FunctionElement[int]):
-    type = sa.Integer()
-    inherit_cache = True
-    name = "position_of"
-
-
-@compiles(_Position)
-def _compile_strpos(element: _Position, compiler: Any, **options: Any) -> str:
-    return f"strpos{compiler.process(element.clause_expr, **options)}"
-
-
-@compiles(_Position, "sqlite")
-def _compile_instr(element: _Position, compiler: Any, **options: Any) -> str:
-    return f"instr{compiler.process(element.clause_expr, **options)}"
-
-
-def position_of(text: Any, part: str) -> sa.ColumnElement[int]:
-    """Where a part begins in a text, from 1; 0 if it is not in it."""
-    return _Position(text, part)
 
 
 class _ValueList(sa.TypeDecorator[list[Any]]):
@@ -155,7 +134,7 @@ class _AnyOf(FunctionElement[bool]):
     _is_implicitly_boolean = True  # else SQLite gets `… IN (…) = 1`, for which it uses no index
 
 
-@compiles(_AnyOf)
+@compiles(_AnyOf, "postgresql")
 def _compile_array(element: _AnyOf, compiler: Any, **options: Any) -> str:
     column, values = element.clauses
     return f"{compiler.process(column, **options)} = ANY ({compiler.process(values, **options)})"

@@ -32,7 +32,7 @@ from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName
 from registry.server.catalog import metadata
 from registry.server.database import db, dialects
-from registry.server.database.expressions import any_of, position_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     FACT,
     AdapterMetadataRow,
@@ -126,8 +126,10 @@ def match_text(session: Session, text: str, visible: ColumnElement[bool]) -> Tex
         raise Invalid("REQUEST_INVALID", f"text: has {len(words)} words, the limit is {QUERY_WORDS_LIMIT}")
     if not words:
         return TextMatch(select(col(AdapterRow.id)).where(literal(False)), literal(False), literal(False))
-    adapter_id, matches = dialects.of(session).look_up([(word, _is_prefix(word)) for word in words])
-    compared = (position_of(_ALL_WORDS, f" {word}" if _is_prefix(word) else f" {word} ") > 0 for word in words)
+    dialect = dialects.of(session)
+    adapter_id, matches = dialect.look_up([(word, _is_prefix(word)) for word in words])
+    sought = (f" {word}" if _is_prefix(word) else f" {word} " for word in words)
+    compared = (dialect.position_of(_ALL_WORDS, text) > 0 for text in sought)
     return TextMatch(
         select(col(AdapterRow.id)).where(adapter_id == col(AdapterRow.id), matches, visible),
         exists().where(col(AdapterTextRow.adapter_id) == col(AdapterRow.id), *compared),
