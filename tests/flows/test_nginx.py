@@ -1,18 +1,29 @@
-"""A server behind nginx with the configuration of docs/deploy.md: pushes, pulls and events pass through.
+"""A server behind nginx with `deploy/nginx.conf` and the rules of docs/deploy.md and docs/hub.md, over TLS.
 
 Skipped where there is no nginx (Debian: nginx-light).
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shutil
+import socket
+import ssl
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
@@ -20,8 +31,10 @@ from registry.client.transfer.pull import pull
 from registry.client.transfer.push import push_folder
 from registry.names import AdapterName
 from tests import samples
+from tests.audit.certificates import PEM, Authority, certificate_builder, key
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
+from tests.hub import live
 from tests.import_table import ROOT
 from tests.processes import free_port
 
@@ -36,13 +49,59 @@ events {{}}
 http {{
     access_log off;
     client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
-    server {{
-        listen 127.0.0.1:{port};
-        {locations}
-    }}
+    upstream huggingface.co {{ server {hub}; }}
+    {site}
 }}
 """
 NAME = AdapterName.parse("acme/support")
+SITE = "deploy/nginx.conf"
+HEAD_SECONDS = 3
+COMMIT = "3" * 40
+BASE_FILE = b'{"model_type": "qwen3"}'
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Stands for the Hub: one file of one base model, behind a redirect such as the Hub's."""
+
+    protocol_version = "HTTP/1.1"
+    heads: ClassVar[list[str]] = []
+    """Of the requests that arrived."""
+
+    def do_GET(self) -> None:
+        self.heads.append(f"{self.command} {self.path}\n{self.headers}")
+        redirected = self.path.startswith("/Qwen/")
+        self.send_response(307 if redirected else 200)
+        if redirected:
+            self.send_header("Location", f"https://huggingface.co/api/resolve-cache/models/Qwen/q/{COMMIT}/config.json")
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Xet-Hash", "0" * 64)
+        self.send_header("ETag", '"base"')
+        self.send_header("Content-Length", "0" if redirected else str(len(BASE_FILE)))
+        self.end_headers()
+        if self.command == "GET" and not redirected:
+            self.wfile.write(BASE_FILE)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_words: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: `ca.pem`, and `site.pem` with `site.key` for 127.0.0.1 and huggingface.co."""
+    folder, authority, private = tmp_path_factory.mktemp("tls"), Authority(), key()
+    builder = certificate_builder(x509.Name([]), authority.name, private.public_key(), timedelta(days=1))
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("huggingface.co")]
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    certificate = builder.add_extension(issuer, False).sign(authority.key, hashes.SHA256())
+    (folder / "ca.pem").write_bytes(authority.pem)
+    (folder / "site.pem").write_bytes(certificate.public_bytes(PEM))
+    plain = serialization.NoEncryption()
+    (folder / "site.key").write_bytes(private.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
+    return folder
 
 
 @pytest.fixture
@@ -52,18 +111,44 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def proxy(server: Server, tmp_path: Path) -> Iterator[str]:
-    """The URL of nginx with the blocks `location` of the page: one at the root, one below a path."""
-    blocks = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
-    locations = "\n".join(blocks).replace("http://127.0.0.1:8080", server.url)
-    port = free_port()
-    folder = tmp_path / "nginx"
+def hub(certificates: Path) -> Iterator[str]:
+    """The address of the server that stands for the Hub."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "site.pem", certificates / "site.key")
+    Hub.heads.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as stub:
+        stub.socket = context.wrap_socket(stub.socket, server_side=True)
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{stub.server_port}"
+        stub.shutdown()
+
+
+@pytest.fixture
+def proxy(
+    server: Server, hub: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The URL of nginx with the site, and the blocks `location` of the pages in it."""
+    port, folder = free_port(), tmp_path / "nginx"
     folder.mkdir()
-    (folder / "nginx.conf").write_text(CONFIGURATION.format(port=port, locations=locations))
+    blocks = [block for page in ("deploy", "hub") for block in nginx_blocks(page)]
+    changes = {
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "127.0.0.1:8080": server.url.removeprefix("http://"),
+        "/etc/ssl/registry": str(certificates / "site"),
+        "/etc/ssl/certs/ca-certificates.crt": str(certificates / "ca.pem"),
+        "client_header_timeout 20s": f"client_header_timeout {HEAD_SECONDS}s",
+        "\tlocation / {": "\n".join([*blocks, "\tlocation / {"]),
+    }
+    site = (ROOT / SITE).read_text()
+    for old, new in reversed(changes.items()):  # the blocks first
+        assert old in site, f"{old} is not in {SITE}"
+        site = site.replace(old, new)
+    (folder / "nginx.conf").write_text(CONFIGURATION.format(hub=hub, site=site))
     command = [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", "nginx.conf"]
     process = subprocess.Popen(command)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = f"https://127.0.0.1:{port}"
         httpx.Client(transport=httpx.HTTPTransport(retries=20)).get(f"{url}/livez").raise_for_status()
         yield url
     finally:
@@ -71,10 +156,14 @@ def proxy(server: Server, tmp_path: Path) -> Iterator[str]:
         process.wait(60)
 
 
+def nginx_blocks(page: str) -> list[str]:
+    blocks = re.findall(r"```nginx\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
+    assert blocks, f"docs/{page}.md shows no rule of nginx"
+    return blocks
+
+
 @pytest.mark.parametrize("path", ["", "/registry"])
-def test_pushes_pulls_and_events_pass_through_the_proxy_of_the_page(
-    path: str, proxy: str, server: Server, tmp_path: Path
-) -> None:
+def test_pushes_pulls_and_events_pass_through_the_proxy(path: str, proxy: str, server: Server, tmp_path: Path) -> None:
     base = samples.llama("smollm2", hidden=512)
     files = samples.lora(base, rank=64)
     folder = samples.write(files, tmp_path / "out")
@@ -88,3 +177,45 @@ def test_pushes_pulls_and_events_pass_through_the_proxy_of_the_page(
     headers = {"Authorization": f"Bearer {server.token}"}
     with httpx.stream("GET", f"{proxy}{path}/api/v1/events/stream", headers=headers) as stream:
         assert next(line for line in stream.iter_lines() if line.startswith("data:"))
+
+
+HUB_CLIENT = """
+import json, pathlib, sys
+from huggingface_hub import HfApi, hf_hub_download
+api, out = HfApi(), pathlib.Path(sys.argv[1])
+api.create_repo("acme/support", private=True)
+commit = api.upload_folder(repo_id="acme/support", folder_path=out)
+read = {path.name: pathlib.Path(hf_hub_download("acme/support", path.name)).read_bytes() == path.read_bytes()
+        for path in out.iterdir()}
+base = pathlib.Path(hf_hub_download("Qwen/q", "config.json")).read_text()
+print(json.dumps({"url": str(commit.commit_url), "read": read, "base": base}))
+"""
+
+
+@pytest.mark.parametrize("without_xet", ["", "1"])
+def test_a_client_of_the_hub_pushes_through_the_proxy_and_reads_base_models_of_the_hub(
+    without_xet: str, proxy: str, server: Server, tmp_path: Path
+) -> None:
+    base = samples.llama("smollm2", hidden=512)
+    with Registry(proxy, server.token) as registry:
+        registry.add_base(BaseAdd(spec=spec_of(base)))
+    folder = samples.write(samples.lora(base, rank=64), tmp_path / "out")
+    environment = {"HF_ENDPOINT": proxy, "HF_TOKEN": server.token, "HF_HUB_DISABLE_XET": without_xet}
+    done = live.run_client([sys.executable, "-c", HUB_CLIENT, folder], tmp_path, **environment)
+    result = live.last_line(done)
+    assert set(result["read"].values()) == {True}
+    assert result["base"] == BASE_FILE.decode()
+    assert result["url"].startswith(f"{proxy}/acme/support/")
+    assert any(head.startswith("GET /api/resolve-cache/") for head in Hub.heads)
+    assert not [head for head in Hub.heads if re.search(rf"(?i)^(authorization|cookie):|{server.token}", head, re.M)]
+    assert httpx.post(f"{proxy}/api/models/Qwen/q/commit/main", json={}).status_code == 403
+
+
+def test_a_head_that_is_too_large_or_too_slow_does_not_reach_the_server(proxy: str) -> None:
+    large = httpx.get(f"{proxy}/livez", headers={"X-Large": "x" * 9000})
+    assert (large.status_code, "nginx" in large.text) == (400, True)
+    context, port = ssl.create_default_context(), int(proxy.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as slow:
+            slow.sendall(b"GET /livez HTTP/1.1\r\nHost: registry\r\nX-Slow: ")
+            assert slow.recv(1) == b"", "the connection is still open"

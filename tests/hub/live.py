@@ -86,12 +86,7 @@ class LiveServer:
     # ------------------------------------------------------------ clients
     def run(self, command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """A client program in `folder`, which knows HF_ENDPOINT and HF_TOKEN and nothing else of the Hub."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AWS_", "PYTHON", "REGISTRY_"))}
-        environment |= {"HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token, "HF_HOME": str(folder / "home")}
-        return subprocess.run(
-            [str(word) for word in command], env=environment | more, cwd=folder, capture_output=True, text=True,
-            timeout=CLIENT_SECONDS,
-        )  # fmt: skip
+        return run_client(command, folder, **{"HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token} | more)
 
     def python(self, script: str, folder: Path) -> Any:
         """What a fresh Python of these tests prints on its last line, which is JSON."""
@@ -111,6 +106,16 @@ class LiveServer:
         leaked = [head for head in self.proxy.heads if "authorization:" in head.lower()]
         assert not leaked, f"{len(leaked)} requests carried a token to the store, such as:\n{leaked[0]}"
         assert self.proxy.sightings == 0
+
+
+def run_client(command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A client program in `folder`, without what this machine has set for the Hub, and with an empty cache."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AWS_", "PYTHON", "REGISTRY_"))}
+    environment |= {"HF_HOME": str(folder / "home")}
+    return subprocess.run(
+        [str(word) for word in command], env=environment | more, cwd=folder, capture_output=True, text=True,
+        timeout=CLIENT_SECONDS,
+    )  # fmt: skip
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> Any:
