@@ -215,7 +215,9 @@ def test_a_head_that_is_too_large_or_too_slow_does_not_reach_the_server(proxy: s
     large = httpx.get(f"{proxy}/livez", headers={"X-Large": "x" * 9000})
     assert (large.status_code, "nginx" in large.text) == (400, True)
     context, port = ssl.create_default_context(), int(proxy.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
-        with context.wrap_socket(plain, server_hostname="127.0.0.1") as slow:
-            slow.sendall(b"GET /livez HTTP/1.1\r\nHost: registry\r\nX-Slow: ")
-            assert slow.recv(1) == b"", "the connection is still open"
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as slow,
+    ):
+        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: registry\r\nX-Slow: ")
+        assert slow.recv(1) == b"", "the connection is still open"
