@@ -22,7 +22,7 @@ class StepKind(StrEnum):
     RELEASE_ALIAS = "release-alias"
     """Nodes serve by it."""
     FREE_ALIASES = "free-aliases"
-    """One points at the version, and others may."""
+    """The subject is the first of those that point at the version."""
     DELETE_ADAPTER = "delete-adapter"
     FORCE = "force"
     DIAGNOSE = "diagnose"
@@ -40,7 +40,7 @@ _COMMANDS = {
     StepKind.CHOOSE_VERSION: "name one with --to",
     StepKind.DELETE_ALIAS: "delete one: `adapter alias delete`",
     StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: "
-    "adapter alias delete {subject}:{alias}",
+    "adapter alias delete {subject}",
     StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",
     StepKind.FORCE: "pass --force to delete it all the same",
     StepKind.DIAGNOSE: "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",

@@ -132,7 +132,7 @@ def _next_step(name: AdapterName, needs: Sequence[Finding]) -> NextStep:
     if needs[0].code == ONLY_VERSION:
         return NextStep(StepKind.DELETE_ADAPTER, str(name))
     if aliases := [need.location for need in needs if need.code == ALIAS_POINTS]:
-        return NextStep(StepKind.FREE_ALIASES, str(name), aliases[0].rpartition(":")[2])
+        return NextStep(StepKind.FREE_ALIASES, aliases[0])
     return NextStep(StepKind.FORCE, str(name))
 
 
