@@ -39,8 +39,7 @@ _COMMANDS = {
     StepKind.SHOW_HISTORY: "look at it again with `adapter history {subject}:{alias}`",
     StepKind.CHOOSE_VERSION: "name one with --to",
     StepKind.DELETE_ALIAS: "delete one: `adapter alias delete`",
-    StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: "
-    "adapter alias delete {subject}",
+    StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: adapter alias delete {subject}",
     StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",
     StepKind.FORCE: "pass --force to delete it all the same",
     StepKind.DIAGNOSE: "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",

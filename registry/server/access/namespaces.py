@@ -31,12 +31,6 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import RoleRow
 from registry.server.database.models.namespaces import NamespaceRow
 
-_HAVING_RULE = {
-    rule.field: select(NamespaceRow.name).where(
-        any_of(col(NamespaceRow.name), parameter="names"), col(getattr(NamespaceRow, rule.field))
-    )
-    for rule in views.NAMESPACE_RULES
-}
 ROLES_LIMIT = 1000
 """Roles in a namespace: administrators list those of all. A group has one for all its members."""
 LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
@@ -101,9 +95,11 @@ def update(session: Session, actor: Actor, name: str, request: views.NamespaceSe
     return show(session, actor, name)
 
 
-def find_having(session: Session, rule: str, names: Iterable[str]) -> set[str]:
+def find_with_rule(session: Session, rule: str, names: Iterable[str]) -> set[str]:
     """Those of these namespaces that have a rule of `NAMESPACE_RULES` on, such as `strict`."""
-    return set(session.exec(_HAVING_RULE[rule], params={"names": sorted(names)}))
+    is_one = any_of(col(NamespaceRow.name), parameter="names")
+    statement = select(NamespaceRow.name).where(is_one, col(getattr(NamespaceRow, rule)))
+    return set(session.exec(statement, params={"names": sorted(names)}))
 
 
 def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> views.NamespaceView:

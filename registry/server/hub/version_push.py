@@ -120,7 +120,7 @@ def choose_base(session: Session, namespace: str, claim: BaseClaim, card: bytes,
             "`adapter push --base`: later ones have its base",
         )  # fmt: skip
     unregistered = next((each.name for each in claims if each.names_unregistered(bases)), "")
-    if unregistered and namespaces.find_having(session, "unregistered_bases", [namespace]):
+    if unregistered and namespaces.find_with_rule(session, "unregistered_bases", [namespace]):
         return BaseRef(name=unregistered, fingerprint=UNREGISTERED)
     raise NotFound(
         "BASE_UNKNOWN",

@@ -102,7 +102,7 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
 
 def _refuse_incompatible(session: Session, adapter_id: int | None, name: AdapterName, to: AdapterName) -> None:
     """`Refused` (INCOMPATIBLE) if the new namespace does not store a version: its base, or that it does not fit it."""
-    if not namespaces.find_having(session, "unregistered_bases", [to.namespace]):
+    if not namespaces.find_with_rule(session, "unregistered_bases", [to.namespace]):
         unregistered = (
             select(VersionRow.number, BaseRow.name)
             .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
@@ -113,7 +113,7 @@ def _refuse_incompatible(session: Session, adapter_id: int | None, name: Adapter
                 "INCOMPATIBLE", f"the base '{base}' of '{name}@{number}' is not registered",
                 next_step=f"register it (`adapter base add {base} DIR`), or let an owner of '{to.namespace}' allow it",
             )  # fmt: skip
-    if not namespaces.find_having(session, "strict", [to.namespace]):
+    if not namespaces.find_with_rule(session, "strict", [to.namespace]):
         return
     failing = (
         select(VersionRow.number, VerdictRow.findings)

@@ -182,7 +182,7 @@ def _load_facts(session: Session, actor: Actor, commits: Sequence[Commit]) -> di
     blobs_of = plan.find_push_blobs(session, [commit.push.id for commit in commits])
     bases = base_rows.find_all(session, {commit.manifest.base.name for commit in commits})
     unmatched = {commit.name.namespace for commit in commits if commit.manifest.base.name not in bases}
-    storing = namespaces.find_having(session, "unregistered_bases", unmatched) if unmatched else set()
+    storing = namespaces.find_with_rule(session, "unregistered_bases", unmatched) if unmatched else set()
     taken_over = {Digest(blob.digest) for of_push in blobs_of.values() for blob in of_push if blob.is_taken_over}
     readable = {Digest(digest) for digest, _ in plan.find_readable_blobs(session, actor, taken_over)}
     return {

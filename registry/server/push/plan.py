@@ -188,12 +188,12 @@ def _choose_bases(session: Session, requested: Sequence[_Requested | RegistryErr
 def _find_storing(session: Session, pushes: Sequence[_Requested]) -> set[str]:
     """The namespaces of these pushes that store adapters whose base is not registered."""
     names = {push.name.namespace for push in pushes}
-    return namespaces.find_having(session, "unregistered_bases", names) if names else set()
+    return namespaces.find_with_rule(session, "unregistered_bases", names) if names else set()
 
 
 def _refuse_incompatible(session: Session, drafts: Sequence[_Draft | RegistryError]) -> list[_Draft | RegistryError]:
     """Refuse pushes that do not fit their base, in strict namespaces. A version that exists may be pushed again."""
-    strict = namespaces.find_having(session, "strict", {draft.name.namespace for draft in results_of(drafts)})
+    strict = namespaces.find_with_rule(session, "strict", {draft.name.namespace for draft in results_of(drafts)})
     subjects: dict[str, tuple[BaseSpec, list[Similarity]]] = {}
     refusals: dict[tuple[str, str], Refused] = {}
     for draft in results_of(drafts):

@@ -167,7 +167,7 @@ def _load_facts(
         for commit in candidates.values()
         if any(finding.severity == "error" for finding in commit.content[1].findings)
     }
-    strict = namespaces.find_having(session, "strict", failing) if failing else set()
+    strict = namespaces.find_with_rule(session, "strict", failing) if failing else set()
     return [
         VersionFacts(
             commit, existing.get(commit.commit.key), commit.push_id in error_of, commit.push_id in repeated,
