@@ -184,6 +184,28 @@ def test_a_batch_is_bounded_and_survives_an_unavailable_database(harness: Harnes
     assert over.detail == {"count": 5}
 
 
+def test_a_reader_of_events_waits_for_no_attestation(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.add_base()
+    log = harness.app.state.audit_log
+    attesting, read = threading.Event(), threading.Event()
+    was_read: list[bool] = []
+
+    def attest(_: int) -> None:
+        attesting.set()
+        was_read.append(read.wait(30))
+
+    monkeypatch.setattr(log, "after_step", [attest])
+    monkeypatch.setattr(log, "is_running", True)
+    monkeypatch.setattr(audit_log, "CATCH_UP_SECONDS", 60)
+    thread = threading.Thread(target=log.step)
+    thread.start()
+    assert attesting.wait(30)
+    assert list(Audit(harness.admin).events())
+    read.set()
+    thread.join()
+    assert was_read == [True]
+
+
 @pytest.mark.security
 def test_a_flood_hides_no_read(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Denied requests take no space from reads, and what cannot be recorded is not read."""

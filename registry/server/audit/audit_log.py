@@ -182,14 +182,43 @@ class LatestCheckpoint:
     note: str = ""
 
 
+class _Turn:
+    """Work that one thread of a process does at a time, for all who wait for it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work, self._lock = work, threading.Lock()
+        self._begun = self._done = 0
+
+    def take(self) -> None:
+        """Do the work once. While another thread does it, wait for at most `STEP_LIMIT_SECONDS`, then leave it."""
+        if not self._lock.acquire(timeout=STEP_LIMIT_SECONDS):
+            return
+        self._begun += 1
+        try:
+            self._work()
+        finally:
+            self._done = self._begun
+            self._lock.release()
+
+    async def wait(self) -> None:
+        """Wait for work that begins from now on, for at most `CATCH_UP_SECONDS`. Who waits holds no thread."""
+        goal, until = self._begun + 1, time.monotonic() + CATCH_UP_SECONDS
+        while self._done < goal and (seconds := until - time.monotonic()) > 0:
+            if self._lock.locked():
+                await anyio.sleep(LOOK_SECONDS)
+            else:
+                with anyio.move_on_after(seconds):  # the thread goes on with its work
+                    await to_thread.run_sync(self.take, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+
+
 class AuditLog:
     """Thread-safe. One per application."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: BlobStore) -> None:
         self._settings, self._engine, self._blobs = settings, engine, blobs
         self._keys: Keys | None = None
-        self._keys_lock, self._step_lock = threading.Lock(), threading.Lock()
-        self._steps_begun = self._steps_done = 0
+        self._keys_lock = threading.Lock()
+        self._numbering, self._following = _Turn(self._number), _Turn(self._follow)
         self.batch = EventBatch()
         self.latest = LatestCheckpoint()
         self.after_step: list[Callable[[int], object]] = []
@@ -235,37 +264,30 @@ class AuditLog:
             return sequencer.latest_checkpoint(session)
 
     def step(self) -> None:
-        """Write the batch, number and sign new events, and read the latest checkpoint.
+        """Write the batch, number and sign new events, read the latest checkpoint, and do what follows a step."""
+        self._numbering.take()
+        self._following.take()
 
-        One thread of a process does this at a time. Others wait for it, for at most `STEP_LIMIT_SECONDS`.
+    def _number(self) -> None:
+        self.batch.flush(self._engine)
+        with contextlib.suppress(Unavailable):  # another process is doing it
+            sequencer.run_sequencer(self._engine, self._blobs, lambda: self.keys)
+        self.read_latest()
+
+    def _follow(self) -> None:
+        for callback in self.after_step:
+            with contextlib.suppress(Unavailable):
+                callback(self.latest.size)
+
+    async def catch_up(self, *, attested: bool = False) -> None:
+        """Number what was committed before this call, and attest it, each for at most `CATCH_UP_SECONDS`.
+
+        Where a thread executes `run`, it attests later unless `attested` is asked for: readers of events need no
+        attestation, and there may be hours of them to make.
         """
-        if not self._step_lock.acquire(timeout=STEP_LIMIT_SECONDS):
-            return
-        self._steps_begun += 1
-        try:
-            self.batch.flush(self._engine)
-            with contextlib.suppress(Unavailable):  # another process is doing it
-                sequencer.run_sequencer(self._engine, self._blobs, lambda: self.keys)
-            self.read_latest()
-            for callback in self.after_step:
-                with contextlib.suppress(Unavailable):
-                    callback(self.latest.size)
-        finally:
-            self._steps_done = self._steps_begun
-            self._step_lock.release()
-
-    async def catch_up(self) -> None:
-        """Number what was committed before this call, for at most `CATCH_UP_SECONDS`. A reader holds no thread for it.
-
-        One thread does the step for all who wait; who waits longer reads what is numbered by then.
-        """
-        goal, until = self._steps_begun + 1, time.monotonic() + CATCH_UP_SECONDS
-        while self._steps_done < goal and (seconds := until - time.monotonic()) > 0:
-            if self._step_lock.locked():
-                await anyio.sleep(LOOK_SECONDS)
-            else:
-                with anyio.move_on_after(seconds):  # the thread goes on with its step
-                    await to_thread.run_sync(self.step, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        await self._numbering.wait()
+        if attested or not self.is_running:
+            await self._following.wait()
 
     def flush(self) -> None:
         """Write the batch before this application ends. It is lost if it cannot be written now."""

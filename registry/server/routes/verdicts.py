@@ -69,7 +69,7 @@ async def list_attestations(
         with db.session(engine, write=False) as session:
             return attestations.list_attestations(session, actor, name, selector, blobs)
 
-    await log.catch_up()  # attests what was pushed just now
+    await log.catch_up(attested=True)  # what was pushed just now
     return await routing.run_in_turn(request, read)
 
 
