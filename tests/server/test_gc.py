@@ -148,7 +148,11 @@ def test_stray_blobs_stay_while_the_bucket_has_versions_that_the_database_lacks(
     assert collect(stored_harness).orphans_deleted == 1
 
 
-def test_a_dry_run_counts_the_same_and_changes_nothing(stored_harness: Harness) -> None:
+@pytest.mark.parametrize("window", [5000, 1])
+def test_a_dry_run_counts_the_same_and_changes_nothing(
+    stored_harness: Harness, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(gc, "WINDOW", window)
     orphan(stored_harness)
     files = stored_harness.files()
     planned = plan(stored_harness, files)

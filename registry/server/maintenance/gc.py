@@ -178,12 +178,14 @@ def _continue(run: GcRun, cursor: str) -> str:
     after = cursor.removeprefix(_ROWS)
     if cursor and (after == cursor or not _POSITION.fullmatch(after)):
         return _delete_orphans(run, cursor)
-    if run.dry_run:
-        _count_collectable(run)
-    else:
+    if not run.dry_run:
         after = collect_blobs(run, after)
-        if run.is_over:
-            return _ROWS + after
+    else:
+        if not cursor:
+            _count_collectable(run)
+        after = _mark_dead(run, after)
+    if run.is_over:
+        return _ROWS + after
     return _delete_orphans(run, _STAGING)
 
 
@@ -220,17 +222,11 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
 
 def _count_collectable(run: GcRun) -> None:
     with db.snapshot(run.engine) as session:
-        marked = and_(_is_markable(), needs.is_unneeded(by_expired_pushes=False))
         deletable = or_(_is_deletable(run), col(BlobRow.state) == BlobState.DELETING)
-        if not run.grace:
-            deletable = or_(deletable, marked)
         totals = select(func.count(), func.coalesce(func.sum(BlobRow.size_bytes), 0)).select_from(BlobRow)
         blobs, size_bytes = session.exec(totals.where(deletable)).one()
-        for name, table, condition in (
-            ("blobs_marked", BlobRow, marked),
-            ("pushes_expired", PushRow, _is_expired_push()),
-        ):
-            run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
+        expired = select(func.count()).select_from(PushRow).where(_is_expired_push())
+        run.count("pushes_expired", session.exec(expired).one())
         run.count("versions_purged", deletion.count_expired(session, run.delete_grace))
         run.count("staged_deleted", drafts.release_abandoned(session, run.drafts, BATCH, dry_run=True))
         for name, number in count(session).items():
@@ -277,7 +273,10 @@ def _release_abandoned(run: GcRun) -> None:
 
 
 def _mark_dead(run: GcRun, after: str) -> str:
-    """Mark unreferenced blobs in windows, so that no statement takes longer the more of them are referenced."""
+    """Mark unreferenced blobs in windows, so that no statement takes longer the more of them are referenced.
+
+    A dry run counts them, and without a grace period also as deleted.
+    """
     while after != END and not run.is_over:
         with db.session(run.engine, write=False) as session:
             window = select(BlobRow.digest).where(col(BlobRow.digest) > after).order_by(col(BlobRow.digest))
@@ -285,9 +284,17 @@ def _mark_dead(run: GcRun, after: str) -> str:
             if not digests:
                 return END
             in_window = col(BlobRow.digest).between(digests[0], digests[-1])
-            unneeded = select(BlobRow.digest).where(in_window, _is_markable(), needs.is_unneeded())
-            markable = session.exec(unneeded).all()
+            unneeded = needs.is_unneeded(by_expired_pushes=not run.dry_run)  # a dry run has not ended these pushes
+            columns = select(BlobRow.digest, BlobRow.size_bytes).where(in_window, _is_markable(), unneeded)
+            rows = session.exec(columns).all()
         after = digests[-1] if len(digests) == WINDOW else END
+        if run.dry_run:
+            run.count("blobs_marked", len(rows))
+            if not run.grace:
+                run.count("blobs_deleted", len(rows))
+                run.count("bytes_deleted", sum(size for _, size in rows))
+            continue
+        markable = [digest for digest, _ in rows]
         for start in range(0, len(markable), BATCH):
             values = {"state": BlobState.DEAD, "marked_at": db.now()}
             marked = reclaim.update_unneeded(run.engine, markable[start : start + BATCH], _is_markable(), values)
