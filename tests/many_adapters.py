@@ -1,9 +1,9 @@
 """A registry with many adapters: rows written straight into the tables, as copies of one pushed adapter.
 
-`acme/shop-000000` … differ in name, rank and words; each has a version, aliases, words, tags, verdicts, and a push and
-a job that have ended. `acme/zz-rare` comes last by name, and nothing else has its base, alias, owner, word, tag, rank,
-method and outcomes. Half of the others have the annotation `parity=odd`, and the other half the ranks 8 and 32: only
-`zz-rare` has both that annotation and a low rank.
+`acme/shop-000000` … differ in name, rank and words; each has a version with the same files, aliases, words, tags,
+verdicts, and a push and a job that have ended. `acme/zz-rare` comes last by name, and nothing else has its base, alias,
+owner, word, tag, rank, method and outcomes. Half of the others have the annotation `parity=odd`, and the other half the
+ranks 8 and 32: only `zz-rare` has both that annotation and a low rank.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from registry.server.database.models import (
     AliasRow,
     VerdictRow,
     VersionAttributeRow,
+    VersionFileRow,
     VersionRow,
 )
 from registry.server.database.models.jobs import JobRow
@@ -29,7 +30,7 @@ from tests.harness import Harness
 PUSHED, RARE = "acme/a-pushed-one", "acme/zz-rare"
 BATCH = 1000
 TABLES: tuple[Any, ...] = (
-    AdapterRow, VersionRow, AliasRow, AdapterTextRow, VersionAttributeRow, VerdictRow, JobRow, PushRow
+    AdapterRow, VersionRow, VersionFileRow, AliasRow, AdapterTextRow, VersionAttributeRow, VerdictRow, JobRow, PushRow
 )  # fmt: skip
 _FIRST_ID = 1000
 
@@ -69,19 +70,7 @@ def fill(harness: Harness, adapters: int) -> None:
 
 def _read_templates(harness: Harness) -> dict[Any, list[dict[str, Any]]]:
     with harness.session() as session:
-        return {
-            table: [row.model_dump() for row in session.exec(select(table)).all()]
-            for table in (
-                AdapterRow,
-                VersionRow,
-                AliasRow,
-                AdapterTextRow,
-                VersionAttributeRow,
-                VerdictRow,
-                JobRow,
-                PushRow,
-            )
-        }
+        return {table: [row.model_dump() for row in session.exec(select(table)).all()] for table in TABLES}
 
 
 def _copies(templates: dict[Any, list[dict[str, Any]]], numbers: range) -> dict[Any, list[dict[str, Any]]]:
@@ -94,6 +83,7 @@ def _copies(templates: dict[Any, list[dict[str, Any]]], numbers: range) -> dict[
             VersionRow: {
                 "id": id, "adapter_id": id, "digest": f"sha256:{id:064x}", "rank": (8, 16, 32, 64)[id % 4]
             },
+            VersionFileRow: {"version_id": id},
             AliasRow: {"adapter_id": id, "version_id": id},
             AdapterTextRow: {
                 "adapter_id": id, "version_id": id,

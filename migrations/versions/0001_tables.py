@@ -232,7 +232,7 @@ def _content() -> None:
         sa.ForeignKeyConstraint(["version_id"], ["version.id"], name="fk_version_file_version_id"),
         sa.PrimaryKeyConstraint("version_id", "path", name="pk_version_file"),
     )
-    op.create_index("ix_version_file_digest", "version_file", ["digest"])
+    op.create_index("ix_version_file_digest_version_id", "version_file", ["digest", "version_id"])
     op.create_table(
         "edge",
         sa.Column("child_id", sa.Integer(), nullable=False),

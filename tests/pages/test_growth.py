@@ -13,6 +13,7 @@ from sqlalchemy import event
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.server.catalog.search import adapters, candidates
 from registry.server.http import metrics
+from registry.server.push import plan
 from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness
@@ -88,6 +89,29 @@ def counting(harness: Harness) -> Iterator[Callable[[], int]]:
     finally:
         event.remove(harness.engine, "checkout", watch)
         event.remove(harness.engine, "checkin", unwatch)
+
+
+def test_no_push_works_harder_where_many_versions_share_its_files(
+    registries: list[Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who sees those versions, and for another tenant, who has to send the bytes."""
+    monkeypatch.setattr(plan, "READERS_LIMIT", FEW // 8)
+    steps: dict[str, list[int]] = {}
+    for harness in registries:
+        for namespace in ("acme", "globex"):
+            registry = harness.actor("push", "pull", namespaces=[namespace])
+            for number in range(2):  # the second without what a process reads once
+                harness.transport.settle()
+                with counting(harness) as count:
+                    harness.push(f"{namespace}/new-{number}", {**harness.files(), **_readme(number)}, by=registry)
+                    harness.transport.settle()
+                    worked = count()
+            steps.setdefault(namespace, []).append(worked)
+    assert {name: (few, many) for name, (few, many) in steps.items() if many > 2 * few + 50} == {}
+
+
+def _readme(number: int) -> dict[str, bytes]:
+    return {"README.md": f"# {number}\n".encode()}
 
 
 def work(harness: Harness, path: str) -> int:

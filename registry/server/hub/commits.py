@@ -196,7 +196,7 @@ class Committer:
         if not sizes:
             return
         with db.session(self.engine, write=False) as session:
-            readable = version_push.find_readable(session, self.actor, sizes)
+            readable = version_push.find_readable(session, self.actor, self.name, sizes)
             sizes = {digest: size for digest, size in sizes.items() if digest not in readable}
             if not sizes:
                 return
@@ -211,7 +211,9 @@ class Committer:
         """The blobs of these files that an upload has sent. `Conflict` (UPLOAD_INCOMPLETE) unless all have arrived."""
         files = {file.descriptor.digest: file.descriptor for file in tree.values()}
         with db.session(self.engine, write=False) as session:
-            readable = version_push.find_readable(session, self.actor, {d: f.size_bytes for d, f in files.items()})
+            readable = version_push.find_readable(
+                session, self.actor, self.name, {d: f.size_bytes for d, f in files.items()}
+            )
             upload = drafts.find_upload(session, self.actor, self.name)
             missing = files.keys() - readable
             located = drafts.locate(session, [upload.id], missing) if upload is not None else {}

@@ -163,7 +163,7 @@ def locate_bytes(engine: Engine, actor: Actor, blobs: BlobStore, revision: Revis
     with db.session(engine, write=False) as session:
         blob = drafts.locate(session, [revision.draft.push_id], [file.digest]).get(Digest(file.digest))
         taken_over = blob is not None and blob.is_taken_over
-        if taken_over and not version_push.find_readable(session, actor, {file.digest: file.size_bytes}):
+        if taken_over and not version_push.find_readable(session, actor, revision.name, {file.digest: file.size_bytes}):
             raise NotFound("BLOB_UNKNOWN", f"{file.path} of the draft is from a version that was withdrawn")
     if blob is None:
         raise Corrupt("DIGEST_MISMATCH", f"{file.path}: the draft no longer has these bytes")

@@ -105,7 +105,7 @@ def find_missing(
     session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int]
 ) -> tuple[dict[Digest, int], dict[Digest, PushBlobRow]]:
     """Those of these blobs that no version visible to the actor has, and the rows of those that its upload sends."""
-    readable = version_push.find_readable(session, actor, sizes)
+    readable = version_push.find_readable(session, actor, name, sizes)
     upload = drafts.find_upload(session, actor, name)
     missing = {digest: size for digest, size in sizes.items() if digest not in readable}
     located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
@@ -141,7 +141,7 @@ def _is_sent(blob: PushBlobRow, size_bytes: int) -> bool:
 def verify_upload(engine: Engine, actor: Actor, name: AdapterName, digest: Digest, size_bytes: int) -> None:
     """Check that a blob of this size has arrived. `Conflict` (UPLOAD_INCOMPLETE)."""
     with db.session(engine, write=False) as session:
-        if digest in version_push.find_readable(session, actor, {digest: size_bytes}):
+        if digest in version_push.find_readable(session, actor, name, {digest: size_bytes}):
             return
         upload = drafts.find_upload(session, actor, name)
         row = drafts.locate(session, [upload.id], [digest]).get(digest) if upload is not None else None

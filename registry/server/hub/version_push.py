@@ -39,9 +39,9 @@ class VersionPush:
     message: str
 
 
-def find_readable(session: Session, actor: Actor, sizes: Mapping[Digest, int]) -> set[Digest]:
-    """Those of these blobs that versions visible to the actor have."""
-    readable = plan.find_readable_blobs(session, actor, set(sizes))
+def find_readable(session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int]) -> set[Digest]:
+    """Those of these blobs that versions visible to the actor have, of this adapter or any other."""
+    readable = plan.find_readable_blobs(session, actor, set(sizes), of=name)
     return {digest for digest, size_bytes in sizes.items() if (digest, size_bytes) in readable}
 
 
@@ -52,7 +52,7 @@ def plan_version(session: Session, actor: Actor, name: AdapterName, push: Versio
     """
     manifest = push.manifest
     sizes = plan.blob_sizes(manifest)
-    readable = find_readable(session, actor, sizes)
+    readable = find_readable(session, actor, name, sizes)
     lost = [file for file in manifest.files if file.digest not in readable and file.digest not in push.staged]
     if lost:
         raise not_uploaded(lost)

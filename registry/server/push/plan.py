@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
 
 from registry.adapters.peft.config import BaseClaim
@@ -44,6 +44,8 @@ from registry.server.storage.states import BlobState, PushState, find_damaged
 from registry.versions.manifest import Manifest, ManifestDraft, check_size
 
 LOOKED_UP_AT_ONCE = 16
+READERS_LIMIT = 1000
+"""How many versions that have a blob are looked at to find one that may be read."""
 
 
 @dataclass(frozen=True)
@@ -234,21 +236,36 @@ def stored_sizes(manifest: Manifest) -> dict[Digest, int]:
     return {**blob_sizes(manifest), manifest.digest: len(manifest.to_bytes())}
 
 
-def find_readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) -> set[tuple[str, int]]:
-    """Digest and size of those blobs that versions visible to the actor have, undamaged.
+def find_readable_blobs(
+    session: Session, actor: Actor, digests: Set[Digest], *, of: AdapterName | None = None
+) -> dict[tuple[str, int], int]:
+    """Digest and size of those blobs that versions visible to the actor have, undamaged → the id of such a version.
 
+    Looked for among the versions of one adapter and the `READERS_LIMIT` newest ones of each blob, so that no push waits
+    for how many share a file. A blob that only older ones have is sent again.
     Versions in quarantine do not count: pushing their bytes under another name would circumvent it.
     """
-    statement = (
-        select(models.VersionFileRow.digest, models.VersionFileRow.size_bytes)
-        .join(models.VersionRow, col(models.VersionRow.id) == col(models.VersionFileRow.version_id))
-        .join(models.AdapterRow, col(models.AdapterRow.id) == col(models.VersionRow.adapter_id))
-        .join(models.BlobRow, col(models.BlobRow.digest) == col(models.VersionFileRow.digest))
-        .where(any_of(col(models.VersionFileRow.digest), sorted(digests)), versions.visible(actor))
-        .where(col(models.BlobRow.state) == BlobState.LIVE, col(models.VersionRow.quarantined_at).is_(None))
-        .distinct()
-    )
-    return set(session.exec(statement).all()) if digests else set()
+    file, version, adapter, blob = models.VersionFileRow, models.VersionRow, models.AdapterRow, models.BlobRow
+    having = select(col(file.version_id)).where(col(file.digest) == col(blob.digest)).correlate(blob)
+    newest = having.order_by(col(file.version_id).desc()).limit(READERS_LIMIT).subquery()
+    places = [newest]
+    if of is not None:
+        own = having.join(version, col(version.id) == col(file.version_id))
+        own = own.join(adapter, col(adapter.id) == col(version.adapter_id)).where(versions.has_name(of))
+        places.insert(0, own.subquery())
+    readers = [
+        select(col(version.id))
+        .join_from(place, version, col(version.id) == place.c.version_id)
+        .join(adapter, col(adapter.id) == col(version.adapter_id))
+        .where(versions.visible(actor), col(version.quarantined_at).is_(None))
+        .limit(1)
+        .scalar_subquery()
+        for place in places
+    ]
+    reader = func.coalesce(*readers, None)
+    wanted = any_of(col(blob.digest), sorted(digests)), col(blob.state) == BlobState.LIVE
+    rows = session.exec(select(blob.digest, blob.size_bytes, reader).where(*wanted)).all() if digests else []
+    return {(digest, size_bytes): version_id for digest, size_bytes, version_id in rows if version_id is not None}
 
 
 # Built once, because every push executes them.
@@ -277,7 +294,7 @@ def _find_open_pushes(
 
 def _resume(
     session: Session, drafts: Sequence[_Draft], open_pushes: Mapping[tuple[str, str], PushRow],
-    readable: Set[tuple[str, int]],
+    readable: Mapping[tuple[str, int], int],
 ) -> list[_OpenPush]:  # fmt: skip
     """Load the blobs of open pushes and return those pushes that go on.
 
@@ -296,7 +313,11 @@ def _resume(
 
 
 def _create(
-    session: Session, actor: Actor, drafts: Sequence[_Draft], readable: Set[tuple[str, int]], settings: Settings
+    session: Session,
+    actor: Actor,
+    drafts: Sequence[_Draft],
+    readable: Mapping[tuple[str, int], int],
+    settings: Settings,
 ) -> list[_OpenPush | RegistryError]:
     """Create the rows of new pushes, those of their blobs first."""
     if not drafts:
@@ -322,7 +343,7 @@ def _create(
     return created
 
 
-def _build_push(actor: Actor, draft: _Draft, readable: Set[tuple[str, int]], settings: Settings) -> _OpenPush:
+def _build_push(actor: Actor, draft: _Draft, readable: Mapping[tuple[str, int], int], settings: Settings) -> _OpenPush:
     row = new_row(actor, draft.name, draft.manifest, draft.requested.item.message, settings)
     blobs = [
         db.new_row(

@@ -121,9 +121,10 @@ class VersionFileRow(SQLModel, table=True):
     """A file of a version. `git_sha1`: the git blob id of its bytes, once a Hub client asked for it."""
 
     __tablename__ = "version_file"
+    __table_args__ = (Index("ix_version_file_digest_version_id", "digest", "version_id"),)
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     path: str = Field(primary_key=True)
-    digest: str = Field(index=True)
+    digest: str
     size_bytes: int = Field(sa_type=BigInteger)
     media_type: str
     git_sha1: str | None = None
