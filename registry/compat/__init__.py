@@ -18,14 +18,22 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
 from registry.compat.catalog import CompatFindings, compat_finding
 from registry.compat.files import check_file
-from registry.compat.modules import TASK_HEADS, ModuleLookup, as_trained, check_completeness, check_full, check_updates
+from registry.compat.modules import (
+    TASK_HEADS,
+    ModuleLookup,
+    as_trained,
+    check_completeness,
+    check_full,
+    check_updates,
+    in_older_layout,
+)
 from registry.compat.tensors import check_tensors
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
 from registry.engines import version_facts
 from registry.evaluation.verdicts import Check, Verdict
 from registry.findings import Finding
-from registry.versions.files import CONFIG
+from registry.versions.files import CONFIG, WEIGHTS
 
 PATTERN_STEPS_LIMIT = 2**26
 """About how many steps PEFT's matcher may need on all modules of a base: some 7 seconds."""
@@ -83,6 +91,10 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     `relatives` are the other bases whose weights are known, and how they are related to this one.
     """
     findings, base = CompatFindings(), as_trained(base, lora)
+    if (older := in_older_layout(base, lora)) is not None:
+        message = f"the file has the names that transformers before 4.52 gave the modules of {base.name}"
+        findings.report("compat.layout_older", lora.modules[0].path if lora.modules else WEIGHTS, message)
+        base = older
     lookup = ModuleLookup(base, lora.config, findings)
     base_match.check_claim(lora.config.base, base, relatives, findings)
     keys = sum(map(len, lora.config.patterns.values()))

@@ -30,6 +30,8 @@ _SHAPED = ("embedding", "conv")
 FUSED = ("gate_up_proj", "down_proj")
 """The parameters of a block of experts, as transformers 5 fuses them."""
 _HEADS = ("lm_head", "embed_out")
+_POSITIONS = ("position", "wpe")
+"""Tables of positions, which may have as many rows as there are tokens."""
 Shape = tuple[int, ...]
 _TASK_MODELS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
@@ -44,7 +46,7 @@ def as_trained(base: BaseSpec, lora: LoraSpec) -> BaseSpec:
     gets_head = lora.config.task in CLASSIFYING_TASKS and base.lacks_head and not base.needs_code
     if base.is_pipeline or not (lora.config.may_lack_head or gets_head):
         return base
-    paths = [*(u.path for u in lora.modules), *(p.path for p in (*lora.pieces, *lora.full) if p.path), *lora.incomplete]
+    paths = _paths_of(lora)
     if not paths or (paths[0] in base.modules and not gets_head):
         return base
     if gets_head:  # without a path that has the prefix, all become some that the base lacks
@@ -63,6 +65,30 @@ def as_trained(base: BaseSpec, lora: LoraSpec) -> BaseSpec:
     body = {p.removeprefix(f"{top}."): m for p, m in base.modules.items() if p.startswith(f"{top}.")}
     is_whole = base.names_known and names <= inner[top]  # what the class adds, such as BERT's pooler, is not known here
     return base.model_copy(update={"modules": body, "tied": False, "names_known": is_whole})
+
+
+def _paths_of(lora: LoraSpec) -> list[str]:
+    """The modules that the tensors of the file are of."""
+    others = (*lora.pieces, *lora.full, *lora.repeats, *lora.tokens)
+    return [*(u.path for u in lora.modules), *(p.path for p in others if p.path), *lora.incomplete]
+
+
+def in_older_layout(base: BaseSpec, lora: LoraSpec) -> BaseSpec | None:
+    """The base with the names that an older library gave its modules, if the adapter uses these; None if not.
+
+    Before version 4.52, transformers put the parts of multimodal models in another order: `language_model.model.layers`
+    is now `model.language_model.layers`. PEFT renames the tensors of some of these models.
+    """
+    unknown = {path for path in _paths_of(lora) if path not in base.modules}
+    if not unknown or not base.names_known or not any("language_model" in path for path in base.modules):
+        return None
+    older = {_parts_of(path): path for path in unknown}
+    modules = {older.get(_parts_of(path), path): module for path, module in base.modules.items()}
+    return base.model_copy(update={"modules": modules}) if unknown <= modules.keys() else None
+
+
+def _parts_of(path: str) -> tuple[str, ...]:
+    return tuple(sorted(part for part in path.split(".") if part != "model"))
 
 
 class ModuleLookup:
@@ -86,7 +112,9 @@ class ModuleLookup:
 
     def covers(self, path: str) -> bool:
         """Whether the configuration targets the module at this path, by itself or tied to one that it targets."""
-        return self.targets.covers(path) or (self.base.tied and self.targets.ties(path))
+        if self.targets.covers(path):
+            return True
+        return self.base.tied and self.targets.ties(EMBEDDINGS[0]) and self.is_embedding(path)
 
     def find_sized(self, path: str) -> ModuleShape | None:
         """The base's module that the adapter calls `path`; None, with a finding, if it or its sizes are not known."""
@@ -98,6 +126,17 @@ class ModuleLookup:
             self.findings.report("compat.shape_unknown", path, message, group=path.rpartition(".")[2])
             return None
         return module
+
+    def is_embedding(self, path: str) -> bool:
+        """Whether the path is of the input or output embedding, or of a part inside."""
+        for start in starts(path):
+            leaf, module = start.rpartition(".")[2], self.find(start)
+            if leaf in EMBEDDINGS or is_token_table(start):
+                return True
+            rows = (module.in_features, module.out_features) if module is not None else ()
+            if self.base.vocab and self.base.vocab in rows and not any(word in leaf for word in _POSITIONS):
+                return True
+        return False
 
     def is_part(self, path: str) -> bool:
         """Whether the path is of a part that holds modules, such as a block or its attention."""
@@ -324,6 +363,11 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
         message = f"the base ties its input and output embeddings, and the adapter replaces only {min(ends)}"
         lookup.findings.report("compat.embeddings_untied", min(ends), message)
     for piece in lora.repeats:
+        if lookup.find(piece.path) is not None and not lookup.is_embedding(piece.path):
+            location = f"{piece.path}.base_layer.{piece.name}"
+            message = f"{location} would replace a tensor of the base itself, which all other adapters share"
+            lookup.findings.report("compat.overwrites_base", location, message)
+            continue
         message = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
         lookup.findings.report("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry import bases, compat
+from registry import bases, compat, engines
 from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
@@ -115,15 +115,18 @@ def test_the_seven_projections_as_targets_mean_attention_where_the_experts_are_f
     assert errors(adapter(attention, target_modules=SEVEN)) == []
 
 
-def test_experts_named_one_by_one_fit_and_one_that_is_lost_is_missed() -> None:
+def test_experts_named_one_by_one_are_left_to_peft_and_one_that_is_lost_is_missed() -> None:
     each = dict(Q)
     for expert in range(COUNT):
         each |= {f"mlp.experts.{expert}.{name}": (4, HIDDEN, INNER) for name in ("gate_proj", "up_proj")}
         each[f"mlp.experts.{expert}.down_proj"] = (4, INNER, HIDDEN)
     targets = {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
-    assert errors(adapter(each, **targets)) == []
+    whole = adapter(each, **targets)
+    assert [(f.severity, f.code) for f in errors(whole)] == [("unknown", "compat.experts_fused")]
+    facts = engine_facts.of_lora(whole, compat="unknown", base=base())
+    assert [f.severity for f in engines.evaluate(facts, engines.profile("peft==0.21.2"))] == ["unknown"]
     del each["mlp.experts.2.up_proj"]
-    assert [f.code for f in errors(adapter(each, **targets))] == ["compat.module_missing"]
+    assert {f.code for f in errors(adapter(each, **targets))} == {"compat.experts_fused", "compat.module_missing"}
 
 
 def test_experts_that_are_stacked_are_refused_with_the_tool_that_unstacks_them() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from registry import compat
+from registry.bases import BaseSpec
 from tests import samples
 from tests.domain.specs import base_spec, evaluate, lora_spec
 from tests.domain.test_compat import codes
@@ -96,3 +97,44 @@ def test_names_of_one_of_two_stacks_are_no_names_of_a_model_without_its_head() -
         modules = {f"{stack}.{path}": module for stack in stacks for path, module in layers.items()}
         base = LLAMA_SPEC.model_copy(update={"modules": modules})
         assert ("compat.module_unknown" in codes(compat.check_fit(adapter, base))) is is_refused
+
+
+def nested(base: BaseSpec) -> BaseSpec:
+    """The text model inside a multimodal one, as a library builds it."""
+    modules = {path.replace("model.", "model.language_model.", 1): module for path, module in base.modules.items()}
+    return base.model_copy(update={"modules": modules, "names_known": True})
+
+
+@pytest.mark.parametrize(("older", "wrong", "expected"), [
+    ("language_model.model.", False, {"unknown compat.layout_older"}),
+    ("language_model.model.", True, {"unknown compat.layout_older", "error compat.shape"}),
+    ("model.", False, {"error compat.module_unknown", "error compat.module_missing"}),
+])  # fmt: skip
+def test_the_layout_of_an_older_library_is_left_to_peft_and_its_shapes_are_compared(
+    older: str, wrong: bool, expected: set[str]
+) -> None:
+    trained_on = samples.llama("tiny-llama", hidden=96) if wrong else LLAMA
+    adapter = lora_spec(
+        samples.lora(
+            trained_on, change=lambda t: {n.replace(".model.model.", f".model.{older}"): v for n, v in t.items()}
+        )
+    )
+    found = compat.check_fit(adapter, nested(LLAMA_SPEC))
+    assert {f"{f.severity} {f.code}" for f in found if f.severity in ("error", "unknown")} == expected
+
+
+@pytest.mark.parametrize(("targets", "copied", "expected"), [
+    (["wte", "lm_head", "c_attn"], "wte", {"compat.repeats_base"}),
+    (["wte", "lm_head", "c_attn"], "h.0.attn.c_attn", {"compat.overwrites_base"}),
+    (["wte", "c_attn"], "wte", {"compat.overwrites_base"}),
+])  # fmt: skip
+def test_peft_copies_an_embedding_of_any_name_beside_a_target_that_it_knows(
+    targets: list[str], copied: str, expected: set[str]
+) -> None:
+    base = samples.gpt2()
+    module = base_spec(base).modules[f"transformer.{copied}"]
+    shape = (module.in_features, module.out_features)
+    copy: dict[str, samples.Tensor] = {f"base_model.model.transformer.{copied}.base_layer.weight": ("F32", shape, None)}
+    files = samples.lora(base, targets=["c_attn"], config={"target_modules": targets}, change=lambda t: {**t, **copy})
+    about_copies = {"compat.repeats_base", "compat.overwrites_base"}
+    assert {finding.code for finding in evaluate(files, base)} & about_copies == expected

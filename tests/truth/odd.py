@@ -6,8 +6,10 @@ Each is an honest adapter that PEFT saves and what was done to its files afterwa
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ import transformers
 
 from registry.versions.files import CONFIG
 from tests.truth import architectures, cases, methods, oracle
-from tests.truth.cases import Base, Group, Plan
+from tests.truth.cases import Base, Case, Group, Plan
 from tests.truth.mutations import Mutated, Tensors, Written
 
 Change = Callable[[Tensors, Written], tuple[Tensors, Written]]
@@ -27,12 +29,16 @@ Change = Callable[[Tensors, Written], tuple[Tensors, Written]]
 
 @dataclass(frozen=True)
 class Odd:
-    """`fields`: of PEFT's class `kind`; `changes`: name → what is done to the files; `raw`: path → for `"r": 4, `."""
+    """`fields`: of PEFT's class `kind`; `changes`: name → what is done to the files; `raw`: path → for `"r": 4, `.
+
+    `older`: what makes of the files those that an older library saved.
+    """
 
     fields: Mapping[str, Any]
     changes: Mapping[str, Change] = field(default_factory=dict)
     kind: type[peft.PeftConfig] = peft.LoraConfig
     raw: Mapping[str, bytes] = field(default_factory=dict)
+    older: Change | None = None
 
 
 def stated(**fields: Any) -> Change:
@@ -82,7 +88,35 @@ def to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: tensor.to(dtype)
 
 
+def with_base(module: str) -> Change:
+    """Add the matrix of the base beside the pair of the module in layer 0, as PEFT does of embeddings only."""
+
+    def change(tensors: Tensors, written: Written) -> tuple[Tensors, Written]:
+        name = next(name for name in tensors if f".0.attn.{module}.lora_A" in name)
+        path = name.partition(".lora_A")[0]
+        return tensors | {f"{path}.base_layer.weight": torch.zeros(32, 96)}, written
+
+    return change
+
+
+def by_expert(block: str, gates: tuple[str, str, str]) -> Change:
+    """Add LoRA of each expert as transformers 4 named them. `block`: their path in a layer; `gates`: gate, up, down."""
+
+    def change(tensors: Tensors, written: Written) -> tuple[Tensors, Written]:
+        made, hidden, inner = dict(tensors), 32, 48
+        for layer, expert, name in itertools.product(range(2), range(4), gates):
+            inputs, outputs = (inner, hidden) if name == gates[2] else (hidden, inner)
+            path = f"base_model.model.model.layers.{layer}.{block}.experts.{expert}.{name}"
+            made[f"{path}.lora_A.weight"] = torch.randn(2, inputs) / 20
+            made[f"{path}.lora_B.weight"] = torch.randn(outputs, 2) / 20
+        return made, written | {"target_modules": sorted({*written["target_modules"], *gates})}
+
+    return change
+
+
 QV = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+NARROW = {"narrow": numbers("q_proj.lora_A", lambda t: t[:, :-1].clone()), "lost": without("q_proj.lora_B", 1)}
+BEFORE_4_52 = renamed(r"model\.language_model\.", "language_model.model.")
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 EXPERTS = {"r": 2, "target_modules": ["q_proj"], "target_parameters": PARAMETERS}
 ODD: dict[str, dict[str, Odd]] = {
@@ -100,6 +134,31 @@ ODD: dict[str, dict[str, Odd]] = {
         "experts-ranked": Odd(EXPERTS | {"rank_pattern": {"experts.gate_up_proj": 4}, "alpha_pattern": {"experts": 3}}),
         "router": Odd({"r": 4, "target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}),
         "saved-experts": Odd(QV | {"modules_to_save": ["experts"]}, {"lost": without("down_proj", 1)}),
+    },
+    "mixtral-by-expert": {
+        "list": Odd({"r": 2, "target_modules": ["q_proj"]}, {"lost": without(r"experts\.1\.w2.lora_B", 1)},
+                    older=by_expert("block_sparse_moe", ("w1", "w3", "w2"))),
+    },
+    "glm4_moe": {
+        "list": Odd({"r": 2, "target_modules": ["q_proj", "up_proj", "down_proj", "gate_proj"]},
+                    older=by_expert("mlp", ("gate_proj", "up_proj", "down_proj"))),
+    },
+    "jetmoe": {
+        "weights": Odd({"r": 2, "target_modules": ["kv_proj"], "target_parameters": [
+            "mlp.input_linear.weight", "mlp.output_linear.weight"]}, {
+                "fewer": numbers("input_linear.lora_A", lambda t: t[:-2].clone()), "lost": without(
+                    "output_linear.lora_B", 1)}),
+        "saved": Odd({"r": 2, "target_modules": ["kv_proj"], "modules_to_save": ["experts"]}),
+    },
+    "llava": {"before-4.52": Odd(QV, NARROW, older=BEFORE_4_52)},
+    "gemma3": {"before-4.52": Odd(QV, NARROW, older=BEFORE_4_52)},
+    "qwen2_vl": {"before-4.52": Odd(QV, older=renamed(r"model\.language_model\.", "model."))},
+    "bloom": {"ends": Odd({"r": 4, "target_modules": ["word_embeddings", "lm_head"]})},
+    "t5": {"ends": Odd({"r": 4, "target_modules": ["shared", "lm_head", "q"]})},
+    "mamba2": {"ends": Odd({"r": 4, "target_modules": ["embeddings", "lm_head"]})},
+    "whisper": {
+        "ends": Odd({"r": 4, "target_modules": ["embed_tokens", "proj_out", "q_proj"]}),
+        "tied": Odd({"r": 4, "target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}),
     },
     "llama": {
         "saved-names": Odd(QV | {"modules_to_save": ["input_layernorm", "norm"]}, {
@@ -279,6 +338,9 @@ ODD: dict[str, dict[str, Odd]] = {
         "dora": Odd({"r": 4, "target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}, {
             "not": stated(fan_in_fan_out=False), "row": numbers("magnitude", lambda t: t[:32].clone()),
         }),
+        "ends": Odd({"r": 4, "target_modules": ["wte", "lm_head", "c_attn"], "fan_in_fan_out": True}, {
+            "base-too": with_base("c_attn"), "unnamed": stated(target_modules=["wte", "c_attn"]),
+        }),
     },
     "speech_to_text": {
         "convolution": Odd({"r": 4, "target_modules": ["conv_layers.0", "q_proj"]}, {
@@ -304,6 +366,12 @@ BASES = {
     "BertForSequenceClassification": ("bert", "BertForSequenceClassification"),
     "speech_to_text": ("speech_to_text", "Speech2TextForConditionalGeneration"),
     "squeezebert": ("squeezebert", "SqueezeBertForMaskedLM"),
+    "mixtral-by-expert": ("mixtral", "MixtralForCausalLM"), "glm4_moe": ("glm4_moe", "Glm4MoeForCausalLM"),
+    "jetmoe": ("jetmoe", "JetMoeForCausalLM"), "llava": ("llava", "LlavaForConditionalGeneration"),
+    "gemma3": ("gemma3", "Gemma3ForConditionalGeneration"),
+    "qwen2_vl": ("qwen2_vl", "Qwen2VLForConditionalGeneration"), "bloom": ("bloom", "BloomForCausalLM"),
+    "t5": ("t5", "T5ForConditionalGeneration"), "mamba2": ("mamba2", "Mamba2ForCausalLM"),
+    "whisper": ("whisper", "WhisperForConditionalGeneration"),
 }  # fmt: skip
 """Of `architectures.build`; the Llamas are those of the methods."""
 OTHER_CLASSES = {
@@ -346,6 +414,11 @@ def _group(base: Base, name: str, folder: Path) -> Group:
     methods.make_from(model, odd.kind(task_type=task, **odd.fields), folder)
     tolerated = oracle.tolerance(base.subject, folder)
     tensors, written = cases.read(folder)
+    if odd.older is not None:
+        tensors, written = odd.older(tensors, written)
+        Case(name, tensors, written).write(folder)
+        tolerated = oracle.tolerance(base.subject, folder, older=True)
+        shutil.rmtree(folder)
     raw = {path: json.dumps(written).encode().replace(b'"r": 4, ', text) for path, text in odd.raw.items()}
     changes: list[Mutated] = [(change, *edit(tensors, written)) for change, edit in odd.changes.items()]
     return Group(name, base, tensors, written, changes, tolerated, raw, saved_by_peft=not raw)

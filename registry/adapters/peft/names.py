@@ -130,10 +130,15 @@ class Names:
         return self._beside_embedding(rest)
 
     def _beside_embedding(self, rest: str) -> TensorName | None:
-        """PEFT saves all of a targeted embedding: Inkling's has a norm inside, T5Gemma 2's a second parameter."""
+        """PEFT saves all of a targeted embedding: Inkling's has a norm inside, T5Gemma 2's a second parameter.
+
+        If any target is called `embed_tokens` or `lm_head`, it saves the input and the output embedding whatever they
+        are called. Which modules these are only the base says (registry/compat/modules.py). Source:
+        peft/utils/save_and_load.py, get_peft_model_state_dict.
+        """
         table, _, part = rest.partition(".base_layer.")
-        targeted = table.rpartition(".")[2] in EMBEDDINGS and (self._targets.covers(table) or self._targets.ties(table))
-        if not part or not targeted or _OF_SOME_METHOD.search(rest):
+        may_save = self._targets.names_embeddings and (self._targets.covers(table) or self._config.ensure_weight_tying)
+        if not part or not may_save or _OF_SOME_METHOD.search(rest):
             return None
         inner, _, leaf = part.rpartition(".")
         return TensorName(TensorRole.REPEAT, f"{table}.{inner}".removesuffix("."), leaf)

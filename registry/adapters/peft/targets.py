@@ -82,8 +82,9 @@ class Targets:
                 self._parameters.setdefault(owner, set()).add(leaf)
         self.all_linear = isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR
         self.has_targets = config.targets is not None
+        self.names_embeddings = self._targets.names(EMBEDDINGS)
         saved = {name.rpartition(".")[2] for name in config.saved_modules}
-        self._ties = config.ensure_weight_tying and saved.isdisjoint(EMBEDDINGS) and self._targets.names(EMBEDDINGS)
+        self._ties = config.ensure_weight_tying and saved.isdisjoint(EMBEDDINGS) and self.names_embeddings
 
     def covers(self, path: str) -> bool:
         """Whether the module at this path is a target. With `all-linear`, only what is excluded is False."""
