@@ -248,23 +248,23 @@ def find_readable_blobs(
     file, version, adapter, blob = models.VersionFileRow, models.VersionRow, models.AdapterRow, models.BlobRow
     having = select(col(file.version_id)).where(col(file.digest) == col(blob.digest)).correlate(blob)
     newest = having.order_by(col(file.version_id).desc()).limit(READERS_LIMIT).subquery()
-    places = [newest]
+    all_holders = [newest]
     if of is not None:
         own = having.join(version, col(version.id) == col(file.version_id))
         own = own.join(adapter, col(adapter.id) == col(version.adapter_id)).where(versions.has_name(of))
-        places.insert(0, own.subquery())
+        all_holders.insert(0, own.subquery())
     readers = [
         select(col(version.id))
-        .join_from(place, version, col(version.id) == place.c.version_id)
+        .join_from(holders, version, col(version.id) == holders.c.version_id)
         .join(adapter, col(adapter.id) == col(version.adapter_id))
         .where(versions.visible(actor), col(version.quarantined_at).is_(None))
         .limit(1)
         .scalar_subquery()
-        for place in places
+        for holders in all_holders
     ]
     reader = func.coalesce(*readers, None)
-    wanted = any_of(col(blob.digest), sorted(digests)), col(blob.state) == BlobState.LIVE
-    rows = session.exec(select(blob.digest, blob.size_bytes, reader).where(*wanted)).all() if digests else []
+    conditions = any_of(col(blob.digest), sorted(digests)), col(blob.state) == BlobState.LIVE
+    rows = session.exec(select(blob.digest, blob.size_bytes, reader).where(*conditions)).all() if digests else []
     return {(digest, size_bytes): version_id for digest, size_bytes, version_id in rows if version_id is not None}
 
 

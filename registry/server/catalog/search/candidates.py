@@ -19,7 +19,6 @@ from registry.server.database.models import AdapterRow, VersionRow
 
 CANDIDATES_LIMIT = 2000
 MORE_CANDIDATES_LIMIT = 50_000
-COMMON_LIMIT = 5000
 SELECTIONS_LIMIT = 8
 """How many filters of a search are read so far: a search may have a hundred."""
 
@@ -34,19 +33,19 @@ def find_few(session: Session, selections: Iterable[Any], limit: int) -> ColumnE
 
 
 def find_common(session: Session, selections: Iterable[Any]) -> ColumnElement[bool] | None:
-    """The condition on `adapter` that it is one of those that selections have in common; None if they are many.
+    """The condition on `adapter` that it is one of those that selections have in common; None if each has too many.
 
     It reads no more selections than it takes, and `SELECTIONS_LIMIT` at most: the others are applied as filters. One of
-    more than `MORE_CANDIDATES_LIMIT` leaves nothing out.
+    more than `MORE_CANDIDATES_LIMIT` leaves nothing out. So a page is empty only if every filter has more.
     """
     common: set[int] | None = None
     for statement in islice(selections, SELECTIONS_LIMIT):
         ids = session.connection().execute(statement.limit(MORE_CANDIDATES_LIMIT + 1)).scalars().all()
         if len(ids) <= MORE_CANDIDATES_LIMIT:
             common = common.intersection(ids) if common is not None else set(ids)
-            if len(common) <= COMMON_LIMIT:
-                return any_of(col(AdapterRow.id), sorted(common))
-    return None
+            if len(common) <= CANDIDATES_LIMIT:
+                break
+    return any_of(col(AdapterRow.id), sorted(common)) if common is not None else None
 
 
 def on_bases(base_ids: Sequence[int]) -> Any:
