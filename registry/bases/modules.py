@@ -309,7 +309,7 @@ def facts_of(config: Mapping[str, Any], number: Callable[..., int]) -> Facts:
     inner = number("intermediate_size", "n_inner", "ffn_dim")
     return Facts(
         model_type=str(config.get("model_type") or "")[:64],
-        is_head_model=first.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")),
+        is_head_model=first.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")),
         hidden=hidden, intermediate=inner, heads=heads,
         kv_heads=number("num_key_value_heads", "num_kv_heads") or heads,
         head_size=(number("head_dim") if config.get("head_dim") else 0) or (hidden // heads if heads else 0),

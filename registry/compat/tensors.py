@@ -22,6 +22,7 @@ from registry.adapters.peft.formulas import ANY
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.modules import ModuleLookup
+from registry.findings import Severity
 from registry.versions.files import CONFIG
 
 T = TypeVar("T")
@@ -120,7 +121,9 @@ class _TensorCheck:
             location, group = f"{start}{name}", f"{name} {leaf}"
             if name not in expected:
                 message = f"PEFT has no {location} with this configuration"
-                findings.error("lora.tensor_unknown", location, message, ", ".join(expected), name, group=group)
+                severity: Severity = "error" if self._lookup.base.names_known or not path else "unknown"
+                expects = ", ".join(expected)
+                findings.add(severity, "lora.tensor_unknown", location, message, expects, name, group=group)
             elif ANY in expected[name] and _agrees(shape, expected[name]):
                 message = f"not all sizes of {location} are visible in headers"
                 findings.report("compat.method_not_evaluated", location, message, group=name)

@@ -31,8 +31,12 @@ def built(library: str = LIBRARY, **changes: object) -> LibraryModules:
 
 def compat(harness: Harness, files: samples.Files) -> Outcome:
     pushed = harness.push("acme/a", files, base="wrapped")
-    verdicts = harness.admin.version(f"acme/a@{pushed.version.number}").verdicts
-    return next(verdict.outcome for verdict in verdicts if verdict.check is Check.COMPAT)
+    return newest_compat(harness, pushed.version.number)
+
+
+def newest_compat(harness: Harness, number: int) -> Outcome:
+    verdicts = harness.admin.version(f"acme/a@{number}").verdicts
+    return [verdict.outcome for verdict in verdicts if verdict.check is Check.COMPAT][-1]
 
 
 def test_a_push_is_checked_against_recorded_library_modules(unfamiliar: Harness) -> None:
@@ -46,6 +50,18 @@ def test_a_push_is_checked_against_recorded_library_modules(unfamiliar: Harness)
     assert (view.spec.library, view.spec.names_known, view.fingerprint) == (LIBRARY, True, view.spec.fingerprint)
     assert compat(harness, samples.lora(samples.llama("wrapped"), rank=4)) is Outcome.PASS
     assert compat(harness, wide) is Outcome.FAIL
+
+
+def test_a_refusal_by_assumed_names_is_renewed_once_a_library_has_built_the_base(harness: Harness) -> None:
+    spec = spec_of(samples.llama("wrapped"))
+    assumed = {path: module for path, module in spec.modules.items() if not path.endswith("1.self_attn.q_proj")}
+    harness.bases["wrapped"] = spec.model_copy(update={"modules": assumed})
+    harness.admin.add_base(BaseAdd(spec=harness.bases["wrapped"]))
+    assert compat(harness, samples.lora(samples.llama("wrapped"))) is Outcome.FAIL
+    assert compat(harness, samples.lora(samples.llama("wide", hidden=128))) is Outcome.FAIL
+    harness.admin.set_base_modules("wrapped", built())
+    harness.transport.settle()
+    assert [newest_compat(harness, number) for number in (1, 2)] == [Outcome.PASS, Outcome.FAIL]
 
 
 def test_a_base_that_the_library_cannot_build_is_reported_and_keeps_its_headers(unfamiliar: Harness) -> None:

@@ -153,6 +153,9 @@ ODD: dict[str, dict[str, Odd]] = {
     "llava": {"before-4.52": Odd(QV, NARROW, older=BEFORE_4_52)},
     "gemma3": {"before-4.52": Odd(QV, NARROW, older=BEFORE_4_52)},
     "qwen2_vl": {"before-4.52": Odd(QV, older=renamed(r"model\.language_model\.", "model."))},
+    "gpt2-heads": {
+        "saved-head": Odd({"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["lm_head"]}),
+    },
     "bloom": {"ends": Odd({"r": 4, "target_modules": ["word_embeddings", "lm_head"]})},
     "t5": {"ends": Odd({"r": 4, "target_modules": ["shared", "lm_head", "q"]})},
     "mamba2": {"ends": Odd({"r": 4, "target_modules": ["embeddings", "lm_head"]})},
@@ -367,7 +370,7 @@ BASES = {
     "speech_to_text": ("speech_to_text", "Speech2TextForConditionalGeneration"),
     "squeezebert": ("squeezebert", "SqueezeBertForMaskedLM"),
     "mixtral-by-expert": ("mixtral", "MixtralForCausalLM"), "glm4_moe": ("glm4_moe", "Glm4MoeForCausalLM"),
-    "jetmoe": ("jetmoe", "JetMoeForCausalLM"), "llava": ("llava", "LlavaForConditionalGeneration"),
+    "gpt2-heads": ("gpt2", "GPT2DoubleHeadsModel"), "jetmoe": ("jetmoe", "JetMoeForCausalLM"), "llava": ("llava", "LlavaForConditionalGeneration"),
     "gemma3": ("gemma3", "Gemma3ForConditionalGeneration"),
     "qwen2_vl": ("qwen2_vl", "Qwen2VLForConditionalGeneration"), "bloom": ("bloom", "BloomForCausalLM"),
     "t5": ("t5", "T5ForConditionalGeneration"), "mamba2": ("mamba2", "Mamba2ForCausalLM"),

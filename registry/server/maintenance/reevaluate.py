@@ -3,7 +3,8 @@
 - A verdict `engine` is outdated if its `made_by` names rules that are not installed, or if there is none. Only
   outdated ones are evaluated, so a second run writes nothing.
 - A verdict `compat` is outdated if its base was not registered then, was read again since, or has got the name as an
-  alias by now that the adapter's configuration claims.
+  alias by now that the adapter's configuration claims. So is a failing one that no worker made, if a library has built
+  the base's modules since: before, their names were assumed.
 - Facts of another release are read from the version's configuration and headers again, without tensors. What the README
   claims stays. Versions whose bytes cannot be read are skipped.
 - Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
@@ -69,7 +70,7 @@ class _Version:
     rules: dict[str, str]
     loaded: frozenset[str]
     predates_base: bool
-    """Whether its `compat` was evaluated while its base was not registered, or before its modules were read again."""
+    """Whether its `compat` was evaluated before its base was registered, or before its modules were read (again)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
         .where(col(VerdictRow.by_owner).is_(False))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
-    outcome_rows = select(  # type: ignore[call-overload]  # eight columns: SQLModel has overloads for four
+    outcome_rows = select(  # type: ignore[call-overload]  # nine columns: SQLModel has overloads for four
         VerdictRow.version_id,
         VerdictRow.check,
         VerdictRow.profile,
@@ -186,13 +187,20 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
         VerdictRow.report,
         VerdictRow.base_fingerprint,
         col(VerdictRow.made_at) < col(BaseRow.created_at),
+        BaseRow.library,
     ).where(col(VerdictRow.id).in_(newest), col(VerdictRow.base_id) == col(BaseRow.id))
     outcomes: dict[tuple[int, str], str] = {}
     rules: dict[int, dict[str, str]] = {}
     loaded: dict[int, set[str]] = {}
     outdated = set()
-    for version_id, check, profile, outcome, made_by, report, fingerprint, predates_base in session.exec(outcome_rows):
-        if check == Check.COMPAT and (predates_base or fingerprint == UNREGISTERED):
+    for row in session.exec(outcome_rows):
+        version_id, check, profile, outcome, made_by, report, fingerprint, predates_base, library = row
+        is_assumed = (
+            outcome == Outcome.FAIL
+            and report is None
+            and not version_rows.tools_of(library).items() <= (made_by.items())
+        )
+        if check == Check.COMPAT and (predates_base or fingerprint == UNREGISTERED or is_assumed):
             outdated.add(version_id)
         if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")

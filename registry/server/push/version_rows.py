@@ -83,9 +83,15 @@ def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow
     return [db.new_row(VersionAttributeRow, version_id=row.id or 0, key=k, value=value) for k, value in values.items()]
 
 
+def tools_of(library: str | None) -> dict[str, str]:
+    """The library that built a base's modules, as `made_by` has it; empty before a worker has."""
+    name, _, version = (library or "").partition(" ")
+    return {name: version} if name else {}
+
+
 def build_compat_verdict(row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
-    """The row of the verdict `compat` that follows from the inspection."""
-    tools = {"registry": __version__}
+    """The row of the verdict `compat` that follows from the inspection. Its tools are also the base's library."""
+    tools = {"registry": __version__} | tools_of(base.library)
     subject = Digest(row.digest)
     verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
     return verdicts.to_row(verdict, row.id, row.base_id)

@@ -115,9 +115,14 @@ def identify_base(session: deps.SessionDep, actor: deps.ActorDep, base: str, req
 
 
 @router.serves(operations.SET_BASE_MODULES)
-def set_base_modules(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ModulesRequest) -> BaseView:
+def set_base_modules(
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ModulesRequest, after: BackgroundTasks,
+    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
+) -> BaseView:  # fmt: skip
     """Record the modules of a base model as a library builds them. Those of a newer version stay."""
-    return bases.set_modules(session, actor, base, request.modules)
+    view = bases.set_modules(session, actor, base, request.modules)
+    after.add_task(_evaluate_waiting, engine, blobs, settings, view.name, log.closing)
+    return view
 
 
 @router.serves(operations.SET_THRESHOLDS)
