@@ -127,7 +127,8 @@ def _serve(
         reevaluation = (engine, services.blobs, settings)
         threading.Thread(target=reevaluate.evaluate_after, args=reevaluation, name="reevaluation", daemon=True).start()
 
-    HttpServer(app, on_start=ready, on_stop=log.closing.set).run(sockets=[listener])
+    proxies = settings.trusted_proxies
+    HttpServer(app, trusted_proxies=proxies, on_start=ready, on_stop=log.closing.set).run(sockets=[listener])
     if sequencer.is_alive():
         sequencer.join(SEQUENCER_SECONDS)
     _LOG.info("stopped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -65,6 +66,9 @@ class Settings:
     """Event streams and waiting event requests of one token, for each server process. 0: unlimited."""
     waits_per_token: int = 1000
     """Serving nodes of one token that wait for a change, for each server process. 0: unlimited."""
+    trusted_proxies: str = ""
+    """Networks (CIDR, separated by spaces) of proxies that are believed about a client: its address and whether it uses
+    https (X-Forwarded-For, X-Forwarded-Proto). Default: none, and all clients of a proxy count as one network."""
     stall_seconds: int = 60
     """Seconds after which a request body that brings less than 16 KiB per second is aborted."""
     failpoints: str = ""
@@ -102,6 +106,8 @@ class Settings:
                 values[field.name] = _whole_number(source.origin, source.text) if is_number else source.text
                 if field.name in URLS:
                     _check_url(source)
+                if field.name in NETWORKS:
+                    _check_networks(source)
                 if source.text not in (choices := CHOICES.get(field.name, (source.text,))):
                     problem = f"{source.origin}: {source.text[:40]!r} is not one of {', '.join(choices)}"
                     raise Invalid("SETTING_INVALID", problem)
@@ -128,6 +134,7 @@ class Settings:
 
 FILE_ENDING = "_file"
 URLS = ("blobs", "public_url", "s3_endpoint", "s3_public_endpoint", "second_copy")
+NETWORKS = ("trusted_proxies", "webhook_private")
 CHOICES = {
     "pages": ("on", "private", "off"), "log": ("text", "json"), "log_level": ("debug", "info", "warning", "error"),
 }  # fmt: skip
@@ -223,6 +230,14 @@ def _check_url(source: SettingSource) -> None:
     if parts.username is not None or (parts.scheme != "file" and "@" in source.text):
         problem = f"{source.origin} holds a user name or a password"
         raise Invalid("SETTING_INVALID", problem, next_step="set the keys of a store by AWS_… variables")
+
+
+def _check_networks(source: SettingSource) -> None:
+    for network in source.text.split():
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as e:
+            raise Invalid("SETTING_INVALID", f"{source.origin}: {e}", next_step="such as 10.1.0.0/16") from e
 
 
 def _whole_number(variable: str, text: str) -> int:

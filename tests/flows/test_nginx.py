@@ -5,25 +5,18 @@ Skipped where there is no nginx (Debian: nginx-light).
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
@@ -31,30 +24,15 @@ from registry.client.transfer.pull import pull
 from registry.client.transfer.push import push_folder
 from registry.names import AdapterName
 from tests import samples
-from tests.audit.certificates import PEM, Authority, certificate_builder, key
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
+from tests.flows import proxies
+from tests.flows.proxies import issue_certificates
 from tests.hub import live
 from tests.import_table import ROOT
-from tests.processes import free_port
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-pytestmark = pytest.mark.skipif(NGINX is None, reason="needs nginx")
-CONFIGURATION = """
-daemon off;
-user root;
-pid nginx.pid;
-error_log error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
-    upstream huggingface.co {{ server {hub}; }}
-    {site}
-}}
-"""
+pytestmark = pytest.mark.skipif(proxies.NGINX is None, reason="needs nginx")
 NAME = AdapterName.parse("acme/support")
-SITE = "deploy/nginx.conf"
 HEAD_SECONDS = 3
 COMMIT = "3" * 40
 BASE_FILE = b'{"model_type": "qwen3"}'
@@ -89,24 +67,13 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: `ca.pem`, and `site.pem` with `site.key` for 127.0.0.1 and huggingface.co."""
-    folder, authority, private = tmp_path_factory.mktemp("tls"), Authority(), key()
-    builder = certificate_builder(x509.Name([]), authority.name, private.public_key(), timedelta(days=1))
-    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("huggingface.co")]
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    certificate = builder.add_extension(issuer, False).sign(authority.key, hashes.SHA256())
-    (folder / "ca.pem").write_bytes(authority.pem)
-    (folder / "site.pem").write_bytes(certificate.public_bytes(PEM))
-    plain = serialization.NoEncryption()
-    (folder / "site.key").write_bytes(private.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
-    return folder
+    return issue_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with Server({"REGISTRY_DATA": str(tmp_path / "data")}).running() as running:
+    environment = {"REGISTRY_DATA": str(tmp_path / "data"), "REGISTRY_TRUSTED_PROXIES": "127.0.0.1"}
+    with Server(environment).running() as running:
         yield running
 
 
@@ -128,32 +95,14 @@ def proxy(
     server: Server, hub: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The URL of nginx with the site, and the blocks `location` of the pages in it."""
-    port, folder = free_port(), tmp_path / "nginx"
-    folder.mkdir()
     blocks = [block for page in ("deploy", "hub") for block in nginx_blocks(page)]
     changes = {
-        "listen 443": f"listen 127.0.0.1:{port}",
-        "127.0.0.1:8080": server.url.removeprefix("http://"),
-        "/etc/ssl/registry": str(certificates / "site"),
-        "/etc/ssl/certs/ca-certificates.crt": str(certificates / "ca.pem"),
         "client_header_timeout 20s": f"client_header_timeout {HEAD_SECONDS}s",
         "\tlocation / {": "\n".join([*blocks, "\tlocation / {"]),
     }
-    site = (ROOT / SITE).read_text()
-    for old, new in reversed(changes.items()):  # the blocks first
-        assert old in site, f"{old} is not in {SITE}"
-        site = site.replace(old, new)
-    (folder / "nginx.conf").write_text(CONFIGURATION.format(hub=hub, site=site))
-    command = [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", "nginx.conf"]
-    process = subprocess.Popen(command)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
-    try:
-        url = f"https://127.0.0.1:{port}"
-        httpx.Client(transport=httpx.HTTPTransport(retries=20)).get(f"{url}/livez").raise_for_status()
+    with proxies.nginx(tmp_path / "nginx", server.url, certificates, changes, hub) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def nginx_blocks(page: str) -> list[str]:

@@ -18,9 +18,8 @@ from registry.api.bases import BaseAdd
 from registry.api.operations.operation import VALUES_LIMIT
 from registry.errors import Unavailable
 from registry.server.http import admission, request_body, routing
-from registry.server.http.admission import Space, Turns
+from registry.server.http.admission import STRANGER_BYTES, Space, StrangersSpace, Turns
 from registry.server.http.held_responses import PART_BYTES, HeldResponse
-from registry.server.http.request_body import UNTRUSTED_BYTES
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import Harness
@@ -176,7 +175,7 @@ def test_what_has_arrived_counts_for_all_tokens_of_a_tenant_and_a_declared_size_
         yield b" " * (2**17 - 1)
         used.append(space.used_bytes)
         with ThreadPoolExecutor(1) as pool:  # while this request is under way
-            responses = [pool.submit(post, harness, "/check", LARGE[:20], secret=s).result() for s in (second, other)]
+            responses = [pool.submit(post, harness, "/check", LARGE[:12], secret=s).result() for s in (second, other)]
         assert [response.status for response in responses] == [503, 400]
 
     response = post(harness, "/check", chunks(), ("content-length", str(2**18)), secret=first)
@@ -203,7 +202,7 @@ def test_a_connection_that_breaks_gives_its_bytes_back(
 
 
 def test_bodies_of_strangers_have_a_space_of_their_own_and_valid_tokens_do_not_need_it(closed: Harness) -> None:
-    closed.app.state.admission.strangers = Space(100, 150)
+    closed.app.state.admission.strangers = StrangersSpace(100, 150)
     small = [b" " * 101]
     unknown = "lra_" + "0" * 38
     valid = post(closed, "/check", small, secret=closed.issue("pull")[1])
@@ -214,7 +213,7 @@ def test_bodies_of_strangers_have_a_space_of_their_own_and_valid_tokens_do_not_n
         held.add(f"network {ADDRESS}", 100)
         assert call(closed.app, "POST", "/api/v1/tokens/exchange", (), [b"{}"]).status == 503
         assert call(closed.app, "POST", "/api/v1/tokens/exchange", (), [b"{}"], address="203.0.113.7").status != 503
-    assert admission.STRANGERS_BYTES_EACH >= UNTRUSTED_BYTES
+    assert admission.STRANGERS_BYTES_EACH >= STRANGER_BYTES
 
 
 # ------------------------------------------------------------------ responses

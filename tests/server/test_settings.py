@@ -49,6 +49,8 @@ def test_the_url_of_the_database_comes_from_a_file_of_its_own(tmp_path: Path) ->
         ("draft_seconds = 6\npush_hold_seconds = 7", r"draft_seconds: 6 is below push_hold_seconds \(7\)"),
         ("pages = 'maybe'", "'maybe' is not one of on, private, off"),
         ("pages = true", "pages is neither a text nor a whole number"),
+        ("trusted_proxies = '10.0.0.1/8'", "10.0.0.1/8 has host bits set"),
+        ("webhook_private = 'all'", "'all' does not appear to be"),
         ("log_file = '/x'", "log_file is not a setting"),
         ("database_url_file = '/none'", "/none cannot be read"),
         ("= 1", "is not TOML"),

@@ -36,7 +36,7 @@ EXCHANGE_TOKEN = access.add(
     "exchange_token", "POST /tokens/exchange", NO_TOKEN, ExchangeRequest, TokenCreated,
     status=201, echo={"token.adapters": "adapter"}, takes_key=False, has_secret=True,
     example={"assertion": "eyJhbGciOi…", "adapter": "acme/support"},
-    body_limit=BodyLimit(64 * 2**10),
+    body_limit=BodyLimit(20 * 2**10),
 )
 LIST_TOKENS = access.add("list_tokens", "GET /tokens", ANY_TOKEN, NO_BODY, TokenPage)
 ROTATE_TOKEN = access.add(

@@ -2,7 +2,8 @@
 
 - A tenant has `REQUESTS_EACH` requests in threads, of them one with a large body; its others wait for `WAIT_SECONDS`.
 - A tenant has `BYTES_EACH` in flight: bodies that arrived, and responses that are not sent yet.
-- Who has not signed in may send `UNTRUSTED_BYTES`.
+- A request that needs no token may have `STRANGER_BYTES` within `STRANGER_SECONDS`, in a space of strangers. If that is
+  full, the body that has waited longest ends, and not the one that arrives.
 - A tenant is the namespace that a token is limited to, else the subject or the token; without a token, the network.
 
 The memory limit of the process (docs/deploy.md) holds what is not counted here.
@@ -10,6 +11,7 @@ The memory limit of the process (docs/deploy.md) holds what is not counted here.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -30,9 +32,11 @@ LISTS_EACH = 2
 WAIT_SECONDS = 10.0
 BYTES = 256 * 2**20
 BYTES_EACH = 64 * 2**20
+STRANGER_BYTES = 20 * 2**10
+STRANGER_SECONDS = 5.0
 STRANGERS_BYTES = 16 * 2**20
 STRANGERS_BYTES_EACH = 2 * 2**20
-"""Of bodies whose senders have not signed in, in all and from one network."""
+"""Of the bodies of requests that need no token, in all and from one network."""
 DISK_BYTES = 16 * 2**30
 DISK_BYTES_EACH = 4 * 2**30
 """Of bodies that wait on disk."""
@@ -106,15 +110,46 @@ class Held:
         self._of_tenant.clear()
 
 
+class StrangersSpace(Space):
+    """A space in which whoever waits makes room for whoever comes: else one client could keep all others out."""
+
+    def __init__(self, each: int, total: int) -> None:
+        super().__init__(each, total)
+        self._waiting: dict[Held, tuple[str, asyncio.Timeout]] = {}
+        """Of bodies that are still arriving, the oldest first: the network and the deadline."""
+
+    @asynccontextmanager
+    async def wait(self, held: Held, network: str) -> AsyncIterator[None]:
+        """A block in which a body arrives. `TimeoutError` after `STRANGER_SECONDS`, or earlier if it makes room."""
+        async with asyncio.timeout(STRANGER_SECONDS) as deadline:
+            self._waiting[held] = network, deadline
+            try:
+                yield
+            finally:
+                self._waiting.pop(held, None)
+
+    def require(self, tenant: str, size_bytes: int) -> None:
+        """End the bodies that have waited longest until there is so much space. `Unavailable` if nobody waits."""
+        while not self.has_space(tenant, size_bytes):
+            is_own = self._held[tenant] + size_bytes > self._each
+            oldest = next((held for held, (of, _) in self._waiting.items() if of == tenant or not is_own), None)
+            if oldest is None:
+                break
+            _, deadline = self._waiting.pop(oldest)
+            oldest.release()
+            deadline.reschedule(asyncio.get_running_loop().time())
+        super().require(tenant, size_bytes)
+
+
 class Admission:
-    """The limits of one process. `strangers`: for bodies whose senders have not signed in."""
+    """The limits of one process. `strangers`: for bodies of requests that need no token."""
 
     def __init__(self) -> None:
         self._requests = Turns(REQUESTS_EACH, REQUESTS)
         self._large = Turns(LARGE_EACH, LARGE)
         self._lists = Turns(LISTS_EACH, LISTS)
         self.memory = Space(BYTES_EACH, BYTES)
-        self.strangers = Space(STRANGERS_BYTES_EACH, STRANGERS_BYTES)
+        self.strangers = StrangersSpace(STRANGERS_BYTES_EACH, STRANGERS_BYTES)
         self.disk = Space(DISK_BYTES_EACH, DISK_BYTES)
 
     @asynccontextmanager

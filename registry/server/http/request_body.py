@@ -1,6 +1,7 @@
 """Request bodies that are read whole before a route runs: after sign-in, and within the space for them (`Admission`).
 
-- A request without a token is refused unread. At most `UNTRUSTED_BYTES` are read before the token is looked up.
+- Where a token is needed, nothing is read before it is looked up, unless it was lately.
+- Where none is needed, at most `STRANGER_BYTES` are read, for `STRANGER_SECONDS`.
 - What counts is what has arrived, until the response is made. A declared length reserves nothing.
 """
 
@@ -13,15 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
 from registry.api.operations.operation import VALUES_LIMIT
-from registry.errors import TooLarge
+from registry.errors import TooLarge, Unavailable
 from registry.roles import Scope
-from registry.server.http.admission import Held
+from registry.server.http.admission import STRANGER_BYTES, STRANGER_SECONDS, Held
 from registry.server.http.request_actor import known_tenant, look_up_actor, network_of_request, require_secret
 from registry.server.http.services import services_of
 from registry.strict.json import count_values, has_more_values
 
 BODY_LIMIT_BYTES = 2**20
-UNTRUSTED_BYTES = 64 * 2**10
 SPOOL_BYTES = 2**20
 """Received chunks are collected to about this size before they are written to disk."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
@@ -46,35 +46,41 @@ async def read_body(
     `state.unread_body` is true until the body is complete: the connection cannot be used again then.
     """
     request.state.unread_body = True
-    if not needs_no_token:
-        require_secret(request)
     admission = services_of(request).admission
-    network = network_of_request(request)
-    tenant = None if needs_no_token else known_tenant(request)
-    expected_bytes = _read_length(request, limit_bytes)
-    body = bytearray()
     try:
-        with admission.strangers.hold() as of_stranger, admission.memory.hold() as of_tenant:
-            if expected_bytes > UNTRUSTED_BYTES:
-                tenant = tenant or await _sign_in(request, scope)
-                admission.memory.require(tenant, expected_bytes)
-            async for chunk in request.stream():
-                size_bytes = len(body) + len(chunk)
-                if size_bytes > limit_bytes:
-                    raise _too_large(limit_bytes)
-                is_small = size_bytes <= UNTRUSTED_BYTES and admission.strangers.has_space(network, len(chunk))
-                if tenant is None and not (is_small or needs_no_token):
-                    tenant = await _sign_in(request, scope)
-                if tenant is None:
-                    of_stranger.add(network, len(chunk))
-                else:
-                    of_tenant.add(tenant, len(chunk))
-                body += chunk
-            request.state.unread_body = False
-            request.state.body = bytes(body)
-            yield Request(request.scope, _replay(request.state.body, request.receive))
+        if needs_no_token:
+            limit_bytes, network = min(limit_bytes, STRANGER_BYTES), network_of_request(request)
+            _read_length(request, limit_bytes)
+            with admission.strangers.hold() as held:
+                try:
+                    async with admission.strangers.wait(held, network):
+                        body = await _receive(request, held, network, limit_bytes)
+                except TimeoutError:
+                    raise _late() from None
+                yield _complete(request, body)
+        else:
+            require_secret(request)
+            tenant = known_tenant(request) or await _sign_in(request, scope)
+            admission.memory.require(tenant, _read_length(request, limit_bytes))
+            with admission.memory.hold() as held:
+                yield _complete(request, await _receive(request, held, tenant, limit_bytes))
     finally:
         request.state.body = b""  # the request lives on while its response is sent and work follows
+
+
+async def _receive(request: Request, held: Held, tenant: str, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit_bytes:
+            raise _too_large(limit_bytes)
+        held.add(tenant, len(chunk))
+        body += chunk
+    return bytes(body)
+
+
+def _complete(request: Request, body: bytes) -> Request:
+    request.state.unread_body, request.state.body = False, body
+    return Request(request.scope, _replay(body, request.receive))
 
 
 async def _sign_in(request: Request, scope: Scope | None) -> str:
@@ -126,6 +132,11 @@ def check_values(body: bytes, limit: int) -> None:
 
 def _too_large(limit_bytes: int) -> TooLarge:
     return TooLarge("SIZE_INVALID", f"body: over the limit of {limit_bytes} bytes for this route")
+
+
+def _late() -> Unavailable:
+    limit = f"without a token it must arrive within {STRANGER_SECONDS:g} seconds, and sooner while many others do"
+    return Unavailable("BODY_STALLED", f"body: {limit}", next_step="send the request again")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

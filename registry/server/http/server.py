@@ -2,6 +2,7 @@
 
 - Each process has as many connections as three quarters of its open files; beyond that uvicorn responds with 503.
 - An idle connection is closed after `IDLE_SECONDS`, one whose peer reads nothing of a response after `UNREAD_SECONDS`.
+- Only `trusted_proxies` are believed about the address and the scheme of a client (`Settings.trusted_proxies`).
 - A head has no limit here. Whoever lets strangers connect puts a proxy in front, which has (docs/deploy.md).
 """
 
@@ -39,12 +40,14 @@ class HttpServer(uvicorn.Server):
     """Calls `on_start` once connections are accepted, and `on_stop` when it begins to stop; both on the event loop."""
 
     def __init__(
-        self, app: Any, *, on_start: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None
-    ) -> None:
+        self, app: Any, *, trusted_proxies: str = "", on_start: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         config = uvicorn.Config(
             app, http="httptools", ws="none", log_config=None, log_level="warning", access_log=False,
             server_header=False, timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=IDLE_SECONDS,
             backlog=BACKLOG, limit_concurrency=_connections_limit(),
+            proxy_headers=bool(trusted_proxies.split()), forwarded_allow_ips=trusted_proxies.split(),
         )  # fmt: skip
         super().__init__(config)
         self._on_start, self._on_stop = on_start, on_stop

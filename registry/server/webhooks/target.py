@@ -138,10 +138,7 @@ def _look_up(host: str, port: int, lookup: Future[list[tuple[Any, ...]]]) -> Non
 
 
 def _networks(text: str) -> list[Network]:
-    try:
-        return [ipaddress.ip_network(word) for word in text.split()]
-    except ValueError as e:
-        raise Invalid("SETTING_INVALID", f"REGISTRY_WEBHOOK_PRIVATE: {e}") from e
+    return [ipaddress.ip_network(word) for word in text.split()]
 
 
 def _is_public(address: Address) -> bool:
