@@ -7,10 +7,14 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validato
 UNKNOWN_FIELDS_LIMIT = 20
 """How many unknown fields of one object are named, at most."""
 _COLLECTIONS = ("list", "dict", "tuple", "set", "frozenset")
+_SCALARS = ("bool", "int", "float")
 
 
-class FewErrorsModel(BaseModel):
-    """Its collections are read up to their first wrong entry: pydantic keeps 400 bytes for each error of a document."""
+class StrictModel(BaseModel):
+    """No text and no number is a boolean, and nothing but a number is one: `"yes"` must not make a namespace public.
+
+    Collections are read up to their first wrong entry: pydantic keeps 400 bytes for each error of a document.
+    """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
@@ -21,6 +25,8 @@ class FewErrorsModel(BaseModel):
             if isinstance(part, dict):
                 if part.get("type") in _COLLECTIONS:
                     part["fail_fast"] = True
+                elif part.get("type") in _SCALARS:
+                    part.setdefault("strict", True)
                 pending += [value for key, value in part.items() if key not in ("metadata", "serialization")]
             elif isinstance(part, list | tuple):
                 pending += part
@@ -36,7 +42,7 @@ class FewErrorsModel(BaseModel):
         return data
 
 
-class FrozenModel(FewErrorsModel):
+class FrozenModel(StrictModel):
     """Immutable; unknown fields are refused; infinity and NaN are texts in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)

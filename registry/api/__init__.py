@@ -4,12 +4,12 @@ Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields;
 """
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from typing import Any
 
 from registry.errors import Invalid
 from registry.findings import Finding
+from registry.strict import json as strict_json
 
 PREFIX = "/api/v1"
 LINKS = f"{PREFIX}/links/"
@@ -25,7 +25,7 @@ DEPTH_LIMIT = 64
 """How deep lists and objects of a request may be nested."""
 CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On responses about a version: the latest checkpoint of the audit log, its note in base64."""
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NOT_STORABLE = re.compile(r"[\0\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
@@ -60,18 +60,6 @@ def escape_control(text: str) -> str:
 
 def check_storable(data: Any) -> None:
     """Reject U+0000 (PostgreSQL), lone surrogates (UTF-8), and values that are nested too deep."""
-    pending: list[Iterator[Any]] = [iter((data,))]
-    while pending:
-        value = next(pending[-1], pending)
-        if value is pending:
-            pending.pop()
-            continue
-        text = value if isinstance(value, str) else ""
-        if "\0" in text or (len(pending) > 2 and not text.isascii() and _SURROGATE.search(text)):
-            raise ValueError("a text holds the character U+0000 or a lone surrogate")
-        if len(pending) > DEPTH_LIMIT + 1:
-            raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
-        if isinstance(value, dict):
-            pending.append(chain(value.keys(), value.values()))
-        elif isinstance(value, list):
-            pending.append(iter(value))
+    where = strict_json.find_text(data, _NOT_STORABLE, depth=DEPTH_LIMIT)
+    if where is not None:
+        raise ValueError(f"{where}: holds the character U+0000 or half of a surrogate pair".removeprefix(": "))

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHa
 
 from registry.api import check_printable, check_storable, escape_control
 from registry.findings import Finding
-from registry.model import FewErrorsModel
+from registry.model import StrictModel
 
 Item = TypeVar("Item")
 PrintableText = Annotated[str, AfterValidator(check_printable)]
@@ -18,7 +18,7 @@ EscapedText = Annotated[str, AfterValidator(escape_control)]
 """Text that a program reports, such as an error of an engine. Control characters are escaped."""
 
 
-class Request(FewErrorsModel):
+class Request(StrictModel):
     """The base of all requests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

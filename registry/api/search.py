@@ -13,7 +13,7 @@ from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 
 Text = Annotated[str, Field(max_length=300)]
 Texts = Annotated[list[Text], Field(max_length=32)]
-Rank = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Rank = Annotated[int, Field(ge=0, le=2**31 - 1, strict=False)]  # a query is text
 CloseMatch = Literal[BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT]
 
 

@@ -18,6 +18,7 @@ SPLIT_BYTES = 2**20
 """How much may be split at its quotes at once: a part takes up to 40 bytes of memory."""
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SIGNED_ZERO, _LONG_INTEGER = re.compile(r"-0(?![.0-9eE])"), re.compile(r"[0-9][0-9]{40}")
 """Two patterns of which `re` knows how they begin: as one, or with `{41}`, they take three times as long."""
 
@@ -63,10 +64,10 @@ def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
         message = f"is not JSON: {e.msg} at line {e.lineno}, column {e.colno}"
         refuse(dialect, file, dialect.unreadable, message)
     if "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            refuse(dialect, file, dialect.unreadable, "holds half of a surrogate pair, which no text can hold")
+        where = find_text(value, _SURROGATE, depth=dialect.depth)
+        if where is not None:
+            location = f"{file}.{where}".removesuffix(".")
+            refuse(dialect, location, dialect.unreadable, "holds half of a surrogate pair, which no text can hold")
     return value
 
 
@@ -99,6 +100,23 @@ def depth_of(data: bytes, *, stop_at: int) -> int:
         if not 0 <= open_now <= stop_at:
             break
     return stop_at + (open_now > stop_at)
+
+
+def find_text(value: Any, pattern: re.Pattern[str], *, depth: int, location: str = "") -> str | None:
+    """Where a value first has a text or a key that this pattern finds: `items.0.name`. `ValueError` beyond `depth`."""
+    if isinstance(value, str):
+        return location if pattern.search(value) else None
+    if not isinstance(value, dict | list):
+        return None
+    if depth == 0:
+        raise ValueError("nests lists and objects too deeply")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(key, str) and pattern.search(key):
+            return location
+        where = find_text(item, pattern, depth=depth - 1, location=f"{location}.{key}".lstrip("."))
+        if where is not None:
+            return where
+    return None
 
 
 def has_more_values(data: bytes, limit: int) -> bool:

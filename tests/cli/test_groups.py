@@ -170,7 +170,7 @@ def test_the_help_of_apply_shows_a_file(cli: CommandRunner, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('folder = "a\\u0000"', "adapters.a: a text holds the character U+0000"),
+        ('folder = "a\\u0000"', "adapters.a: folder: holds the character U+0000"),
         ('description = "\\u001b[2J"', "adapters.a.description: holds the control character U+001B"),
         ('tags = {"a\\n" = ""}', "adapters.a.tags: a key has 1 to 63 letters, digits and . _ / -"),
         ("aliases = {prod = true}", "adapters.a.aliases: a version is a whole number or text, not true or false"),

@@ -1,37 +1,47 @@
-"""Bodies of transfers: parsed as JSON by the schema itself, so that megabytes are held as objects only once."""
+"""`JsonBody`: the JSON body of every route of the REST API, as the row of its operation says, and read one way only.
+
+- No key may stand twice in an object: of two readers, one takes the first value and one the last.
+- The schema reads the bytes, so that megabytes are held as objects only once.
+"""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from registry.api import DEPTH_LIMIT
 from registry.api.models import Request as RequestSchema
 from registry.errors import Invalid
 from registry.findings import Finding
+from registry.strict import json as strict_json
+from registry.strict.json import Dialect
 from registry.validation import errors_of
 
 _JSON = "application/json"
+_DIALECT = Dialect(error_code="REQUEST_INVALID", family="request", depth=DEPTH_LIMIT)
 Shape = TypeVar("Shape", bound=RequestSchema)
 
 
-def read_as(shape: type[Shape]) -> Any:
-    """The dependency that reads the body of a request, whose size was checked. `Invalid` (REQUEST_INVALID)."""
+async def _read(request: Request) -> Any:
+    """Read the body, whose size was checked. `Invalid` (REQUEST_INVALID)."""
+    media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        finding = Finding("request.invalid", "body", f"must be {_JSON}, not {media_type[:100]}")
+        raise Invalid("REQUEST_INVALID", finding.to_text(), findings=[finding])
+    if not request.state.body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
+    strict_json.parse(request.state.body, _DIALECT, file="body")
+    shape: type[RequestSchema] = request.scope["route"].operation.request
+    try:
+        return shape.model_validate_json(request.state.body)
+    except ValidationError as e:
+        raise RequestValidationError([{**error, "loc": ("body", *error["loc"])} for error in errors_of(e)]) from None
 
-    async def read(request: Request) -> Shape:
-        media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-        if media_type != _JSON:
-            finding = Finding("request.invalid", "body", f"must be {_JSON}, not {media_type[:100]}")
-            raise Invalid("REQUEST_INVALID", finding.to_text(), findings=[finding])
-        try:
-            return shape.model_validate_json(request.state.body)
-        except ValidationError as e:
-            raise RequestValidationError(
-                [{**error, "loc": ("body", *error["loc"])} for error in errors_of(e)]
-            ) from None
 
-    return Depends(read)
+JsonBody = Annotated[Shape, Depends(_read)]
+"""The last parameter that can refuse a request: who sends it and whether they may is known before."""
 
 
 def body_of(shape: type[RequestSchema]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     @router.serves(operations.SHOW_VERSION)
     def show_version(target: deps.VersionDep) -> VersionView: ...
 
-A handler that takes another body than its row says, or that signs in for another scope, is an error at start.
+A handler that takes another body than its row says or reads it in another way (`JsonBody`), or that signs in for
+another scope, is an error at start.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from fastapi import APIRouter, Depends, Response
 from registry.api import PREFIX
 from registry.api.operations.operation import NO_BODY, NO_TOKEN, Operation
 from registry.server.http import dependencies as deps
+from registry.server.http import documents
 from registry.server.http.idempotency import SAFE_METHODS
 from registry.server.http.routing import SingleThreadRoute, refuse_unknown_parameters
 
@@ -25,7 +27,7 @@ RAW: tuple[Any, ...] = (bytes, str, NO_BODY)
 
 
 class OperationRouter(APIRouter):
-    """The routes of one subject. Changes refuse parameters that their route does not have."""
+    """The routes of one subject. They refuse parameters that they do not have."""
 
     def __init__(self) -> None:
         dependencies = [Depends(refuse_unknown_parameters)]
@@ -43,6 +45,8 @@ class OperationRouter(APIRouter):
             dependencies = [deps.NO_STORE, *dependencies]
         if is_raw and operation.response is not NO_BODY:
             options["response_class"] = Response
+        if operation.request not in RAW:
+            options["openapi_extra"] = documents.body_of(operation.request)
 
         def add(handler: Handler[Received]) -> Handler[Received]:
             self.add_api_route(
@@ -64,6 +68,6 @@ class OperationRouter(APIRouter):
 def _require_fit(route: SingleThreadRoute, operation: Operation[Any, Any], handler: Callable[..., Any]) -> None:
     """Raise `RuntimeError` for a route whose function says something else than its row."""
     takes_key = operation.method not in SAFE_METHODS and deps.takes_key(route.dependant)
-    takes_body = operation.request in (*RAW, *get_type_hints(handler).values())
+    takes_body = operation.request in (*RAW, *get_type_hints(handler).values()) and route.body_field is None
     if (route.scope, takes_key, takes_body) != (operation.scope, operation.takes_key, True):
         raise RuntimeError(f"the function of {operation.id} does not fit its row: scope, Idempotency-Key or body")

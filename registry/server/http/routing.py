@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Set
 from traceback import clear_frames
 from typing import Any, TypeVar, get_type_hints
 
@@ -20,6 +20,7 @@ from anyio.lowlevel import RunVar
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -51,9 +52,9 @@ async def allow_any_query() -> None:
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Refuse a change with a query parameter that its route has not: `?dryrun=true` would delete. `Invalid`."""
+    """Refuse a query parameter that the route has not: `?dryrun=true` would delete, `?tga=x` list all. `Invalid`."""
     route = request.scope["route"]
-    if request.method in idempotency.SAFE_METHODS or route.checks_own_query:
+    if route.checks_own_query:
         return
     names: Set[str] = route.query_names
     for name in request.query_params:
@@ -71,6 +72,11 @@ class DeclaresScope:
     scope: Scope | None
     is_of_operation = False
     """Whether the scope is the one of the route's operation instead."""
+
+
+def _names_in(alias: str, annotation: Any) -> Iterable[str]:
+    """The names of a query parameter: of a model, those of its fields."""
+    return annotation.model_fields if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else [alias]
 
 
 def dependencies_of(dependant: Dependant) -> Iterator[Any]:
@@ -111,7 +117,8 @@ class SingleThreadRoute(APIRoute):
     @functools.cached_property
     def query_names(self) -> Set[str]:
         """The names of all query parameters that the route and its dependencies declare."""
-        return {field.alias for dependant in _all_of(self.dependant) for field in dependant.query_params}
+        fields = [field for dependant in _all_of(self.dependant) for field in dependant.query_params]
+        return {name for field in fields for name in _names_in(field.alias, field.field_info.annotation)}
 
     @functools.cached_property
     def scope(self) -> str | None:

@@ -15,6 +15,7 @@ from registry.server.access import namespaces, token_exchange, tokens
 from registry.server.catalog.search import adapters
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.documents import JsonBody
 from registry.server.http.issuers import IssuersDep
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_actor import record_failure
@@ -26,7 +27,9 @@ namespace_router = OperationRouter()
 
 
 @router.serves(operations.CREATE_TOKEN)
-def create_token(session: deps.SessionDep, actor: deps.ActorDep, request: access.TokenCreate) -> access.TokenCreated:
+def create_token(
+    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[access.TokenCreate]
+) -> access.TokenCreated:
     """Create a token. Its secret is in this response only."""
     view, secret = tokens.issue(session, actor, request)
     return access.TokenCreated(token=view, secret=secret)
@@ -37,7 +40,7 @@ def exchange_token(
     incoming: Request,
     session: deps.ReadSessionDep,
     issuers: IssuersDep,
-    request: access.ExchangeRequest,
+    request: JsonBody[access.ExchangeRequest],
 ) -> access.TokenCreated:
     """Exchange the identity token of a CI job for a short-lived token."""
     try:
@@ -58,7 +61,7 @@ def list_tokens(
 
 @router.serves(operations.ROTATE_TOKEN)
 def rotate_token(
-    session: deps.SessionDep, actor: deps.ActorDep, token_id: str, request: access.TokenRotate
+    session: deps.SessionDep, actor: deps.ActorDep, token_id: str, request: JsonBody[access.TokenRotate]
 ) -> access.TokenCreated:
     """Replace the secret of a token. The old one works for `keep_seconds` more."""
     view, secret = tokens.rotate(session, actor, token_id, keep_seconds=request.keep_seconds)
@@ -100,7 +103,7 @@ def list_namespaces(
 
 @namespace_router.serves(operations.CREATE_NAMESPACE)
 def create_namespace(
-    session: deps.SessionDep, actor: deps.ActorDep, request: access.NamespaceCreate
+    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[access.NamespaceCreate]
 ) -> access.NamespaceView:
     """Create a namespace. For administrators of all namespaces."""
     return namespaces.create(session, actor, request)
@@ -114,7 +117,7 @@ def show_namespace(session: deps.SessionDep, actor: deps.ActorDep, namespace: st
 
 @namespace_router.serves(operations.CHANGE_NAMESPACE)
 def change_namespace(
-    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, request: access.NamespaceSet
+    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, request: JsonBody[access.NamespaceSet]
 ) -> access.NamespaceView:
     """Change a namespace. Fields that are absent stay as they are."""
     return namespaces.update(session, actor, namespace, request)
@@ -132,7 +135,7 @@ def delete_namespace(
 
 @namespace_router.serves(operations.GRANT_ROLE)
 def grant_role(
-    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str, request: access.RoleGrant
+    session: deps.SessionDep, actor: deps.ActorDep, namespace: str, subject: str, request: JsonBody[access.RoleGrant]
 ) -> access.NamespaceView:
     """Give a subject a role in a namespace."""
     return namespaces.grant_role(session, actor, namespace, subject, request.role)
@@ -162,7 +165,7 @@ def delete_adapter(
 @namespace_router.serves(operations.RENAME_ADAPTER)
 def rename_adapter(
     target: deps.AdapterDep,
-    request: access.RenameRequest,
+    request: JsonBody[access.RenameRequest],
     blobs: deps.BlobsHandleDep,
     engine: deps.EngineDep,
     after: BackgroundTasks,
@@ -183,7 +186,9 @@ def list_publishers(target: deps.AdapterDep, issuers: IssuersDep) -> access.Publ
 
 
 @namespace_router.serves(operations.ADD_PUBLISHER)
-def add_publisher(target: deps.AdapterDep, request: access.PublisherAdd, issuers: IssuersDep) -> access.PublisherView:
+def add_publisher(
+    target: deps.AdapterDep, request: JsonBody[access.PublisherAdd], issuers: IssuersDep
+) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
     return token_exchange.add(*target, request, issuers)
 

@@ -23,6 +23,7 @@ from registry.server.catalog.search.filters import Search
 from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http.conditional import cache_control, etag_matches
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.services import services_of
@@ -131,14 +132,16 @@ def show_history(
 
 
 @router.serves(adapters_operations.CHANGE_ADAPTER_METADATA)
-def change_adapter_metadata(target: deps.AdapterDep, request: catalog.MetadataChange) -> catalog.AdapterView:
+def change_adapter_metadata(target: deps.AdapterDep, request: JsonBody[catalog.MetadataChange]) -> catalog.AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
     describe.describe_one(target.session, target.actor, Description(target.name, None, request))
     return adapters.show_adapter(*target)
 
 
 @router.serves(adapters_operations.CHANGE_VERSION_METADATA)
-def change_version_metadata(target: deps.VersionDep, request: catalog.VersionMetadataChange) -> catalog.VersionView:
+def change_version_metadata(
+    target: deps.VersionDep, request: JsonBody[catalog.VersionMetadataChange]
+) -> catalog.VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     session, actor, name, selector = target
     subject = describe.describe_one(session, actor, Description(name, selector, request))
@@ -147,7 +150,7 @@ def change_version_metadata(target: deps.VersionDep, request: catalog.VersionMet
 
 @router.serves(aliases_operations.CHANGE_METADATA)
 def change_metadata(
-    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: DescribeGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: JsonBody[DescribeGroup]
 ) -> DescribeResults:
     """Change descriptions, tags and links of many adapters and versions."""
     db.begin_writing(session)

@@ -40,6 +40,7 @@ from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server.database import db
 from registry.server.http import dependencies as deps
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.outcomes import collect_outcomes, fail_all, has_error, only
@@ -63,7 +64,7 @@ def show_alias(target: deps.AdapterDep, alias: str, response: Response) -> Alias
 
 @router.serves(operations.PROMOTE_ALIAS)
 def promote_alias(
-    target: deps.AdapterDep, alias: str, request: PromoteRequest, response: Response, if_match: IfMatch = None
+    target: deps.AdapterDep, alias: str, request: JsonBody[PromoteRequest], response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
     target.actor.require(Scope.PROMOTE, target.name)
@@ -83,7 +84,11 @@ def delete_alias(
 
 @router.serves(operations.ROLLBACK_ALIAS)
 def rollback_alias(
-    target: deps.AdapterDep, alias: str, request: RollbackRequest, response: Response, if_match: IfMatch = None
+    target: deps.AdapterDep,
+    alias: str,
+    request: JsonBody[RollbackRequest],
+    response: Response,
+    if_match: IfMatch = None,
 ) -> AliasView:
     """Point an alias back at an earlier version."""
     to = parse_selector(request.to, target.name) if request.to else None
@@ -93,7 +98,7 @@ def rollback_alias(
 
 @router.serves(operations.MOVE_ALIASES)
 def move_aliases(
-    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: MoveGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: JsonBody[MoveGroup]
 ) -> MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate, and change metadata with them."""
     db.begin_writing(session)
@@ -172,7 +177,7 @@ for _kind, _owner in deps.OWNERS:
 
     @gate_router.serves(operations.SET_GATE.of(_kind))
     def set_gate(
-        session: deps.SessionDep, actor: deps.ActorDep, alias: str, request: GateSet, owner: Owner = _owner
+        session: deps.SessionDep, actor: deps.ActorDep, alias: str, request: JsonBody[GateSet], owner: Owner = _owner
     ) -> GateView:
         """Set what a version needs before an alias may point at it."""
         return gates.set_gate(session, actor, owner, alias, request.gate)
@@ -197,7 +202,7 @@ def list_approvals(target: deps.VersionDep) -> ApprovalList:
 
 
 @gate_router.serves(operations.APPROVE_VERSION)
-def approve_version(target: deps.VersionDep, request: ApproveRequest) -> ApprovalView:
+def approve_version(target: deps.VersionDep, request: JsonBody[ApproveRequest]) -> ApprovalView:
     """Approve a version for an alias. One identity approves once; the pusher of the version does not count."""
     approval = NewApproval(Ref(target.name, target.selector), request.alias, request.comment)
     return only(approvals.approve(target.session, target.actor, [approval]))
@@ -205,7 +210,7 @@ def approve_version(target: deps.VersionDep, request: ApproveRequest) -> Approva
 
 @gate_router.serves(operations.APPROVE_VERSIONS)
 def approve_versions(
-    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: ApprovalGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.ActorDep, request: JsonBody[ApprovalGroup]
 ) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
@@ -221,13 +226,13 @@ def _read_approval(item: ApproveItem) -> NewApproval:
 
 # ------------------------------------------------------------------ withdrawal
 @router.serves(operations.YANK_VERSION)
-def yank_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
+def yank_version(target: deps.VersionDep, request: JsonBody[WithdrawRequest]) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
     return withdraw.change_state(*target, "yank", request.reason)
 
 
 @router.serves(operations.UNYANK_VERSION)
-def unyank_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
+def unyank_version(target: deps.VersionDep, request: JsonBody[WithdrawRequest]) -> VersionView:
     """Undo a yank: aliases resolve to the version again."""
     return withdraw.change_state(*target, "unyank", request.reason)
 
@@ -244,18 +249,18 @@ def delete_version(
 
 
 @router.serves(operations.UNDELETE_VERSION)
-def undelete_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
+def undelete_version(target: deps.VersionDep, request: JsonBody[WithdrawRequest]) -> VersionView:
     """Restore a deleted version, as long as its files are there."""
     return deletion.undelete_version(*target, reason=request.reason)
 
 
 @gate_router.serves(operations.QUARANTINE_VERSION)
-def quarantine_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
+def quarantine_version(target: deps.VersionDep, request: JsonBody[WithdrawRequest]) -> VersionView:
     """Quarantine a version: its bytes are withheld from everyone who may not promote."""
     return withdraw.change_state(*target, "quarantine", request.reason)
 
 
 @gate_router.serves(operations.UNQUARANTINE_VERSION)
-def unquarantine_version(target: deps.VersionDep, request: WithdrawRequest) -> VersionView:
+def unquarantine_version(target: deps.VersionDep, request: JsonBody[WithdrawRequest]) -> VersionView:
     """End a quarantine: everyone who may read the version can pull it again. For owners."""
     return withdraw.change_state(*target, "unquarantine", request.reason)

@@ -25,6 +25,7 @@ from registry.server.catalog import base_weights, bases, refs
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.maintenance import reevaluate
 from registry.server.routes.openapi import declarations
@@ -40,8 +41,9 @@ PATIENCE_SECONDS = 600.0
 
 @router.serves(operations.ADD_BASE, responses=declarations.existing(BaseView))
 def add_base(
-    session: deps.SessionDep, actor: deps.ActorDep, request: BaseAdd, response: Response, after: BackgroundTasks,
-    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
+    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[BaseAdd], response: Response,
+    after: BackgroundTasks, engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep,
+    log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
     view, change = bases.add(session, actor, request)
@@ -79,7 +81,7 @@ def delete_base(
 
 @router.serves(operations.SET_BASE_ALIASES)
 def set_base_aliases(
-    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: BaseAliases, after: BackgroundTasks,
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: JsonBody[BaseAliases], after: BackgroundTasks,
     engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Replace the other names of a base model. For administrators of all namespaces."""
@@ -109,15 +111,18 @@ async def _evaluate_waiting(
 
 
 @router.serves(operations.IDENTIFY_BASE)
-def identify_base(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: IdentityRequest) -> BaseView:
+def identify_base(
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: JsonBody[IdentityRequest]
+) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
 @router.serves(operations.SET_BASE_MODULES)
 def set_base_modules(
-    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ModulesRequest, after: BackgroundTasks,
-    engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep, log: deps.AuditLogDep,
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: JsonBody[ModulesRequest],
+    after: BackgroundTasks, engine: deps.EngineDep, blobs: deps.BlobsHandleDep, settings: deps.SettingsDep,
+    log: deps.AuditLogDep,
 ) -> BaseView:  # fmt: skip
     """Record the modules of a base model as a library builds them. Those of a newer version stay."""
     view = bases.set_modules(session, actor, base, request.modules)
@@ -126,13 +131,17 @@ def set_base_modules(
 
 
 @router.serves(operations.SET_THRESHOLDS)
-def set_thresholds(session: deps.SessionDep, actor: deps.ActorDep, base: str, request: ThresholdsRequest) -> BaseView:
+def set_thresholds(
+    session: deps.SessionDep, actor: deps.ActorDep, base: str, request: JsonBody[ThresholdsRequest]
+) -> BaseView:
     """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
     return bases.set_thresholds(session, actor, base, request.thresholds)
 
 
 @router.serves(operations.COMPARE_BASE)
-def compare_base(session: deps.SessionDep, _actor: deps.ActorDep, base: str, request: IdentityRequest) -> Similarity:
+def compare_base(
+    session: deps.SessionDep, _actor: deps.ActorDep, base: str, request: JsonBody[IdentityRequest]
+) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return base_weights.compare_weights(session, base, request.identity)

@@ -11,6 +11,7 @@ from registry.jobs import Job, Lease
 from registry.names import AdapterName
 from registry.server.catalog import bases, versions
 from registry.server.http import dependencies as deps
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.jobs import campaigns, queue, queue_position, requests, results
 
@@ -20,7 +21,7 @@ _WAIT = {"Retry-After": "1"}
 
 
 @router.serves(operations.SUBMIT_JOB)
-def submit_job(session: deps.SessionDep, actor: deps.ActorDep, request: jobs.JobSubmit) -> Job:
+def submit_job(session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[jobs.JobSubmit]) -> Job:
     """Queue a job. An equal job that is queued or running is returned instead of a second one."""
     return requests.submit_job(session, actor, request)
 
@@ -41,7 +42,9 @@ def list_jobs(
 
 
 @router.serves(operations.CLAIM_JOB, responses=_UNCLAIMED)
-def claim_job(session: deps.SessionDep, actor: deps.ActorDep, request: jobs.ClaimRequest) -> jobs.Claimed | Response:
+def claim_job(
+    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[jobs.ClaimRequest]
+) -> jobs.Claimed | Response:
     """Claim the next job that this worker can do. 204 if there is none; `Retry-After` if other requests hold some."""
     claimed = queue.claim(session, actor, request)
     if isinstance(claimed, queue.Unclaimed):
@@ -59,7 +62,9 @@ def claim_job(session: deps.SessionDep, actor: deps.ActorDep, request: jobs.Clai
 
 
 @router.serves(operations.START_CAMPAIGN)
-def start_campaign(session: deps.SessionDep, actor: deps.ActorDep, request: jobs.CampaignRequest) -> jobs.CampaignView:
+def start_campaign(
+    session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[jobs.CampaignRequest]
+) -> jobs.CampaignView:
     """Queue smoke tests of the versions of a base model."""
     return campaigns.start_campaign(session, actor, request)
 
@@ -89,20 +94,26 @@ def cancel_job(session: deps.SessionDep, actor: deps.ActorDep, job_id: str) -> J
 
 
 @router.serves(operations.RENEW_JOB)
-def renew_job(session: deps.SessionDep, actor: deps.ActorDep, job_id: str, request: jobs.RenewRequest) -> Lease:
+def renew_job(
+    session: deps.SessionDep, actor: deps.ActorDep, job_id: str, request: JsonBody[jobs.RenewRequest]
+) -> Lease:
     """Renew the lease of a job and report progress."""
     return queue.renew(session, actor, job_id, request.lease_token, progress=request.progress)
 
 
 @router.serves(operations.FINISH_JOB)
 def finish_job(
-    session: deps.KeyedSessionDep, actor: deps.ActorDep, blobs: deps.BlobsDep, job_id: str, request: jobs.FinishRequest
+    session: deps.KeyedSessionDep,
+    actor: deps.ActorDep,
+    blobs: deps.BlobsDep,
+    job_id: str,
+    request: JsonBody[jobs.FinishRequest],
 ) -> Job:
     """Finish a job with its report or result."""
     return results.finish_job(session, actor, job_id, request, store=blobs)
 
 
 @router.serves(operations.FAIL_JOB)
-def fail_job(session: deps.SessionDep, actor: deps.ActorDep, job_id: str, request: jobs.FailRequest) -> Job:
+def fail_job(session: deps.SessionDep, actor: deps.ActorDep, job_id: str, request: JsonBody[jobs.FailRequest]) -> Job:
     """Report that an attempt failed. The job is retried until its attempts are used up."""
     return queue.to_job(queue.fail(session, actor, job_id, request))

@@ -20,6 +20,7 @@ from registry.server.database import schema
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import metrics, routing
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.http.services import services_of
@@ -96,25 +97,25 @@ router = OperationRouter()
 
 
 @router.serves(maintenance_operations.COLLECT_GARBAGE)
-def collect_garbage(target: deps.MaintenanceDep, request: GcRequest) -> GcReport:
+def collect_garbage(target: deps.MaintenanceDep, request: JsonBody[GcRequest]) -> GcReport:
     """Delete blobs that nothing refers to, for a few seconds. Continue with `next_cursor`."""
     return gc.collect_garbage(*target, request)
 
 
 @router.serves(maintenance_operations.CHECK_STORE)
-def check_store(target: deps.MaintenanceDep, request: FsckRequest) -> FsckPage:
+def check_store(target: deps.MaintenanceDep, request: JsonBody[FsckRequest]) -> FsckPage:
     """Check database and store against each other, for a few seconds. Continue with `next_cursor`."""
     return check_consistency(*target, request)
 
 
 @router.serves(maintenance_operations.REBUILD_INDEX)
-def rebuild_index(target: deps.MaintenanceDep, request: ReindexRequest) -> ReindexPage:
+def rebuild_index(target: deps.MaintenanceDep, request: JsonBody[ReindexRequest]) -> ReindexPage:
     """Rebuild the database from the store, for a few seconds. Continue with `next_cursor`."""
     return reindex.rebuild_index(*target, request)
 
 
 @router.serves(maintenance_operations.REEVALUATE_VERDICTS)
-def reevaluate_verdicts(target: deps.MaintenanceDep, request: RecheckEnginesRequest) -> RecheckEnginesPage:
+def reevaluate_verdicts(target: deps.MaintenanceDep, request: JsonBody[RecheckEnginesRequest]) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for a few seconds. Continue with `next_cursor`."""
     engine, blobs, settings, actor = target
     profiles, seconds = engine_profiles.parse_setting(settings.engines), reevaluate.SECONDS

@@ -8,6 +8,7 @@ from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.api.operations import maintenance as operations
 from registry.durations import SECONDS_LIMIT
 from registry.server.http import dependencies as deps
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.promotion.owner_rules import Owner
 from registry.server.promotion.retention import plan, rules
@@ -25,7 +26,7 @@ for _kind, _owner in deps.OWNERS:
 
     @router.serves(operations.SET_RETENTION.of(_kind))
     def set_retention(
-        session: deps.SessionDep, actor: deps.ActorDep, request: RetentionSet, owner: Owner = _owner
+        session: deps.SessionDep, actor: deps.ActorDep, request: JsonBody[RetentionSet], owner: Owner = _owner
     ) -> RetentionView:
         """Set which versions garbage collection keeps. A version that something needs always stays."""
         return rules.set_rule(session, actor, owner, request.rule)

@@ -24,6 +24,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http.changes.freshness import Counts
 from registry.server.http.conditional import REVALIDATE, etag_matches
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.services import services_of
 from registry.server.routes.openapi import declarations
@@ -134,7 +135,7 @@ async def _wait_for_change(request: Request, reader: _DesiredStateReader, since:
 
 @router.serves(operations.REPORT_NODE)
 def report_node(
-    session: deps.SessionDep, actor: deps.ActorDep, node: str, engine: str, report: NodeReport
+    session: deps.SessionDep, actor: deps.ActorDep, node: str, engine: str, report: JsonBody[NodeReport]
 ) -> ReportAccepted:
     """Report what an engine on a node has loaded, and renew its lease."""
     return reports.accept_report(session, actor, node, engine, report)

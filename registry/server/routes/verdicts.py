@@ -12,6 +12,7 @@ from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.promotion import attestations
 from registry.server.promotion.attestations import signatures
@@ -24,7 +25,7 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 
 @router.serves(evaluation_operations.CHECK_ADAPTER)
-def check_adapter(session: deps.ReadSessionDep, _actor: deps.ActorDep, request: CheckRequest) -> VerdictList:
+def check_adapter(session: deps.ReadSessionDep, _actor: deps.ActorDep, request: JsonBody[CheckRequest]) -> VerdictList:
     """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
     return engine_compat.evaluate_files(session, request)
 
@@ -79,7 +80,7 @@ def sign_version(
     actor: deps.ActorDep,
     name: deps.NameDep,
     selector: deps.SelectorDep,
-    request: SignRequest,
+    request: JsonBody[SignRequest],
     blobs: deps.BlobsDep,
     settings: deps.SettingsDep,
     response: Response,

@@ -16,6 +16,7 @@ from registry.api.operations import webhooks as operations
 from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.http import dependencies as deps
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 
 router = OperationRouter()
@@ -25,7 +26,7 @@ router = OperationRouter()
 def create_webhook(
     session: deps.SessionDep,
     actor: deps.ActorDep,
-    request: WebhookCreate,
+    request: JsonBody[WebhookCreate],
     settings: deps.SettingsDep,
     log: deps.AuditLogDep,
 ) -> WebhookCreated:

@@ -16,8 +16,7 @@ from starlette.routing import BaseRoute
 
 from registry import __version__
 from registry.api.models import Problem
-from registry.api.operations.table import TAGS
-from registry.api.transfer import BulkCommitRequest, BulkPullRequest, BulkPushRequest
+from registry.api.operations.table import OPERATIONS, TAGS
 from registry.server.http import idempotency
 from registry.server.http.problems import codes_by_status
 from registry.server.http.routing import SingleThreadRoute
@@ -56,7 +55,10 @@ Each operation names the scope that the token needs; `admin` includes every scop
 includes `pull`."""
 _REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 _REFERENCE_TO = "#/components/schemas/{model}"
-_ONLY_REFERRED = (Problem, BulkPushRequest, BulkCommitRequest, BulkPullRequest)
+_ONLY_REFERRED: tuple[type[BaseModel], ...] = (
+    Problem,
+    *(row.request for row in OPERATIONS.values() if issubclass(row.request, BaseModel)),
+)
 """What operations refer to, while FastAPI neither reads nor writes it."""
 _FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""

@@ -24,6 +24,7 @@ from registry.server.database import db
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
@@ -44,12 +45,12 @@ def _blob_digest(digest: str) -> Digest:
 DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
-@router.serves(operations.PLAN_PULLS, openapi_extra=documents.body_of(transfer.BulkPullRequest))
+@router.serves(operations.PLAN_PULLS)
 def plan_pulls(
     incoming: Request,
     session: deps.ReadSessionDep,
     actor: deps.ActorDep,
-    request: Annotated[transfer.BulkPullRequest, documents.read_as(transfer.BulkPullRequest)],
+    request: JsonBody[transfer.BulkPullRequest],
     blobs: deps.BlobsDep,
     settings: deps.SettingsDep,
 ) -> Response:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 
@@ -14,6 +13,7 @@ from registry.server.database import db
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import documents, routing
+from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.problems import outcomes_of
 from registry.server.http.services import Services, services_of
@@ -25,12 +25,12 @@ from registry.server.storage.signed_links import SignedLink
 router = OperationRouter()
 
 
-@router.serves(operations.PLAN_PUSHES, openapi_extra=documents.body_of(transfer.BulkPushRequest))
+@router.serves(operations.PLAN_PUSHES)
 def plan_pushes(
     incoming: Request,
     session: deps.ReadSessionDep,
     actor: deps.ActorDep,
-    request: Annotated[transfer.BulkPushRequest, documents.read_as(transfer.BulkPushRequest)],
+    request: JsonBody[transfer.BulkPushRequest],
     blobs: deps.BlobsDep,
     settings: deps.SettingsDep,
     engine: deps.EngineDep,
@@ -71,13 +71,12 @@ async def _hold_commit_lock(request: Request, engine: deps.EngineDep) -> None:
 @router.serves(
     operations.COMMIT_PUSHES,
     dependencies=[Depends(_hold_commit_lock)],
-    openapi_extra=documents.body_of(transfer.BulkCommitRequest),
 )
 def commit_pushes(
     incoming: Request,
     session: deps.KeyedSessionDep,
     actor: deps.ActorDep,
-    request: Annotated[transfer.BulkCommitRequest, documents.read_as(transfer.BulkCommitRequest)],
+    request: JsonBody[transfer.BulkCommitRequest],
     blobs: deps.BlobsDep,
     after: BackgroundTasks,
     engine: deps.EngineDep,
