@@ -5,10 +5,13 @@ A type is `noun.verb`. The log stores it, so a released type is never renamed or
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
+
+from registry.errors import printable
 
 
 class ObjectKind(Enum):
@@ -189,6 +192,15 @@ def _short(value: object, key: str = "") -> str:
         return " ".join(f"{name}={text}" if text else name for name, text in fields.items())
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text[:19] if text.startswith("sha256:") else text
+
+
+def require_type(text: str) -> str:
+    """Return the name of a type. `ValueError` for another text: a filter by it would find nothing, for ever."""
+    if text not in set(EventType):
+        nearest = difflib.get_close_matches(text, [str(known) for known in EventType], n=1)
+        hint = f"the nearest is '{nearest[0]}'" if nearest else "docs/reference/events.md lists them"
+        raise ValueError(f"'{printable(text, 60)}' is no type of event; {hint}")
+    return text
 
 
 def message_template(event_type: str) -> str:

@@ -196,7 +196,7 @@ def _operation(key: str, value: dict[str, Any], content: Content | None, number:
         oid, size = _text(value, "oid", number), value.get("size")
         if value.get("algo", "sha256") != "sha256" or not _OID.match(oid):
             raise Invalid("REQUEST_INVALID", f"line {number}: `oid` is not a SHA-256 in hex")
-        if size is not None and (not isinstance(size, int) or not 0 <= size <= FILE_LIMIT_BYTES):
+        if size is not None and (type(size) is not int or not 0 <= size <= FILE_LIMIT_BYTES):
             raise Invalid("REQUEST_INVALID", f"line {number}: `size` is not a number up to {FILE_LIMIT_BYTES}")
         return AddLarge(names.file_path(path), Digest(f"sha256:{oid}"), size)
     raise Invalid("REQUEST_INVALID", f"line {number}: {key[:40]!r} is not an operation that this registry knows")

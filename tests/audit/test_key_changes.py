@@ -80,6 +80,7 @@ def test_a_rotation_is_one_event_however_often_the_log_grows(harness: Harness) -
 def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(harness: Harness) -> None:
     log = harness.app.state.audit_log
     older = log.keys
+    harness.admin.create_namespace("acme")
     request = WebhookCreate(url="https://example.org/hook", namespace="acme")
     first = Audit(harness.admin).create_webhook(request)
     rotate(harness)

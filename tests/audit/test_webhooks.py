@@ -91,6 +91,7 @@ def end_pauses(harness: Harness) -> None:
 
 
 def test_events_are_sent_signed_and_once(harness: Harness, receiver: Receiver) -> None:
+    harness.admin.create_namespace("acme")
     created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
     harness.push("acme/support")
     harness.push("globex/support")
@@ -264,11 +265,30 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
     assert "169.254.169.254" in Audit(harness.admin).deliveries(created.webhook.id).items[0].error
 
 
-@pytest.mark.parametrize("url", ["https://169.254.169.254/", "https://167772161/", "https://[::1]/", "ftp://x/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://169.254.169.254/",
+        "https://167772161/",
+        "https://[::1]/",
+        "ftp://x/",
+        "https://example.org:0/",
+        f"https://{'a' * 64}.example.org/",
+        "https://xn--/",
+        "https://a..example.org/",
+    ],
+)
 def test_the_api_refuses_such_a_url_with_422(harness: Harness, url: str) -> None:
     with pytest.raises(Invalid) as caught:
         Audit(harness.admin).create_webhook(WebhookCreate(url=url))
     assert caught.value.code == "URL_REFUSED"
+    assert Audit(harness.admin).webhooks().items == []
+
+
+def test_a_webhook_names_events_and_a_namespace_that_exist(harness: Harness) -> None:
+    for wrong, error in (({"actions": ["alias.moved"]}, Invalid), ({"namespace": "ghost"}, NotFound)):
+        with pytest.raises(error, match=r"the nearest is 'alias\.move'|no namespace 'ghost'"):
+            Audit(harness.admin).create_webhook(WebhookCreate.model_validate({"url": "https://example.org/", **wrong}))
     assert Audit(harness.admin).webhooks().items == []
 
 
@@ -400,6 +420,7 @@ def test_what_a_receiver_returns_ends_as_an_escaped_error_of_its_delivery(harnes
         thread = threading.Thread(target=respond, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/in"
+        harness.admin.create_namespace("acme")
         Audit(harness.admin).create_webhook(WebhookCreate(url=url, namespace="acme", actions=[EventType.VERSION_PUSH]))
         harness.push("acme/support")
         assert step(harness) == 1

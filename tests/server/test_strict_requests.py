@@ -95,6 +95,12 @@ def test_no_key_stands_twice_in_an_object(http: httpx.Client) -> None:
             assert send(http, row, body)["detail"] == "body: the key 'scopes' is written twice in one object", row.id
 
 
+@pytest.mark.parametrize("operation", ["list_events", "stream_events"])
+def test_no_filter_is_of_an_event_that_never_comes(http: httpx.Client, operation: str) -> None:
+    problem = send(http, OPERATIONS[operation], action="alias.moved")
+    assert "'alias.moved' is no type of event; the nearest is 'alias.move'" in problem["detail"]
+
+
 def test_no_query_has_an_unknown_parameter(harness: Harness, http: httpx.Client) -> None:
     """A misspelled `dry_run` deleted the adapter, and a misspelled filter listed all."""
     rows = [row for row in OPERATIONS.values() if row.id not in OWN_QUERY]

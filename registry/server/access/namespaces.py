@@ -104,7 +104,7 @@ def find_with_rule(session: Session, rule: str, names: Iterable[str]) -> set[str
 
 def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> views.NamespaceView:
     """Give a subject this role, which replaces the one it has. The namespace `*` stands for all."""
-    _require_admin(session, actor, name)
+    require_admin(session, actor, name)
     _check_subject(subject)
     if role not in list(Role):
         raise Invalid("REQUEST_INVALID", f"role: {role[:40]!r} is not one of {', '.join(Role)}")
@@ -119,7 +119,7 @@ def grant_role(session: Session, actor: Actor, name: str, subject: str, role: st
 
 def revoke_role(session: Session, actor: Actor, name: str, subject: str) -> views.NamespaceView:
     """Remove the role of a subject. Its tokens lose their rights here. Revoking it again changes nothing."""
-    _require_admin(session, actor, name)
+    require_admin(session, actor, name)
     _delete_role(session, actor, name, subject)
     return _show_roles(session, actor, name)
 
@@ -139,7 +139,8 @@ def _check_subject(subject: str) -> None:
         raise Invalid("REQUEST_INVALID", f"{message}, and no name of tokens or of the registry itself")
 
 
-def _require_admin(session: Session, actor: Actor, name: str) -> None:
+def require_admin(session: Session, actor: Actor, name: str) -> None:
+    """Raise `Denied` or `NotFound` unless the actor administers this namespace, which exists, or all."""
     if name == EVERY_NAMESPACE:
         actor.require_everywhere(Scope.ADMIN)
         return

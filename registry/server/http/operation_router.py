@@ -27,7 +27,10 @@ RAW: tuple[Any, ...] = (bytes, str, NO_BODY)
 
 
 class OperationRouter(APIRouter):
-    """The routes of one subject. They refuse parameters that they do not have."""
+    """The routes of one subject. They refuse parameters that they do not have.
+
+    The Hub API and pages have routers of their own: its clients and browsers send what this server does not know.
+    """
 
     def __init__(self) -> None:
         dependencies = [Depends(refuse_unknown_parameters)]

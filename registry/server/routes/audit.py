@@ -13,12 +13,14 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator
 from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
 from registry.api.audit import Consistency, EventPage, EventProof, LogKeys
 from registry.api.operations import audit as operations
 from registry.errors import Invalid, NotFound, RegistryError
+from registry.events import require_type
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.audit import EventSearch, sequencer, tree
@@ -42,7 +44,7 @@ LOOK_SECONDS = 0.1
 
 
 After = Annotated[int, Query(ge=0, le=2**53)]
-Action = Annotated[str, Query(max_length=100)]
+Action = Annotated[str, Query(max_length=100), AfterValidator(require_type)]
 
 
 async def hold_stream(request: Request, actor: deps.ActorInThreadDep) -> AsyncIterator[None]:

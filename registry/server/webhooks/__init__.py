@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select
 
-from registry import names
+from registry.api import check_field
 from registry.api.audit import EventView
 from registry.api.audit.webhooks import DeliveryView, WebhookCreate, WebhookPage, WebhookView
 from registry.errors import Invalid, NotFound, invalid_cursor
-from registry.events import DeliveryState, EventType
+from registry.events import DeliveryState, EventType, require_type
 from registry.roles import Scope
 from registry.server import audit
+from registry.server.access import namespaces
 from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
@@ -37,10 +38,9 @@ def create(
     session: Session, actor: Actor, request: WebhookCreate, settings: Settings, keys: Keys
 ) -> tuple[WebhookView, str]:
     """Create a webhook for events from now on and return it with its secret. `Invalid` (URL_REFUSED), `Denied`."""
-    if request.namespace == EVERY_NAMESPACE:
-        actor.require_everywhere(Scope.ADMIN)
-    else:
-        actor.require_in(Scope.ADMIN, names.namespace(request.namespace))
+    namespaces.require_admin(session, actor, request.namespace)
+    for action in request.actions:
+        check_field("actions", require_type, action)
     check_url(request.url, settings.webhook_private)
     db.lock_names(session, f"webhooks of {request.namespace}")
     existing = session.exec(select(WebhookRow.id).where(WebhookRow.namespace == request.namespace)).all()

@@ -8,6 +8,7 @@
 """
 
 import ipaddress
+import re
 import socket
 import threading
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ LOOKUPS_LIMIT = 64
 """Lookups at a time. One that is given up counts until the resolver gives up, too."""
 _lookups = threading.BoundedSemaphore(LOOKUPS_LIMIT)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
 _NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")]
 """Networks of IANA's registries of special-purpose addresses that some releases of Python 3.11 call global."""
 _NEXT_STEP = "use a public https URL, or allow the network in the server's setting REGISTRY_WEBHOOK_PRIVATE"
@@ -84,7 +86,16 @@ def _parse(url: str) -> tuple[SplitResult, int]:
         raise _refused("it holds a user name or a password")
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E or letter == "\\" for letter in url):
         raise _refused("it holds a space, a backslash or a character outside ASCII")
+    if port == 0:
+        raise _refused("port 0 cannot be called")
+    if not _addresses_in(parts.hostname) and not _is_host_name(parts.hostname):
+        raise _refused(f"{parts.hostname[:100]!r} is no name of a host")
     return parts, port or PORTS[parts.scheme]
+
+
+def _is_host_name(host: str) -> bool:
+    """Whether a name server can be asked for it."""
+    return len(host) <= 253 and all(_LABEL.match(label) for label in host.removesuffix(".").split("."))
 
 
 def _check_addresses(scheme: str, host: str, port: int, addresses: list[Address], networks: list[Network]) -> None:

@@ -9,14 +9,16 @@ from fastapi import Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import __version__
+from registry.api import check_field
 from registry.api.audit import EventView
 from registry.api.maintenance import Health
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.events import EventText, EventType, describe
+from registry.events import EventText, EventType, describe, require_type
 from registry.server import audit, limits
 from registry.server.database import db, schema
 from registry.server.http.dependencies import AuditLogDep, EngineDep, QuickBlobsDep, SessionDep, Text
+from registry.server.http.routing import refuse_unknown_parameters
 from registry.server.http.services import services_of
 from registry.server.jobs import requests
 from registry.server.pages.operations.live import hold_stream
@@ -48,8 +50,8 @@ FiltersDep = Annotated[dict[str, str], Depends(read_filters)]
 def _search(filters: dict[str, str]) -> audit.EventSearch:
     """The filters as the log has them. `Invalid` for an event or a time that is none."""
     action = filters["action"]
-    if action and action not in set(EventType):
-        raise Invalid("REQUEST_INVALID", f"event: {action!r} is no type of event")
+    if action:
+        check_field("event", require_type, action)
     return audit.EventSearch(
         (action,) if action else (), filters["object"], filters["actor"], _read_time("since", filters["since"]),
         _read_time("until", filters["until"], is_end=True),
@@ -109,7 +111,7 @@ def show_events(
     )  # fmt: skip
 
 
-@router.get("/audit/export")
+@router.get("/audit/export", dependencies=[Depends(refuse_unknown_parameters)])  # else a typo exports everything
 async def export_events(
     request: Request, _slot: Annotated[None, Depends(hold_stream)], filters: FiltersDep
 ) -> StreamingResponse:

@@ -102,7 +102,7 @@ def _files(fields: Json) -> Iterator[tuple[str, int]]:
         raise Invalid("REQUEST_INVALID", f"files: is not a list of at most {BATCH_LIMIT} files")
     for file in files:
         path, size = (file.get("path"), file.get("size")) if isinstance(file, dict) else (None, None)
-        if not isinstance(path, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        if not isinstance(path, str) or type(size) is not int or size < 0:
             raise Invalid("REQUEST_INVALID", "files: each needs a `path` and a `size`")
         yield path, size
 
@@ -115,6 +115,8 @@ def request_uploads(
     fields, name = read_json(request), protocol.adapter_of(request)
     if fields.get("operation") != "upload":
         raise Invalid("REQUEST_INVALID", "operation: only `upload` is served; download files by their path")
+    if fields.get("hash_algo", "sha256") != "sha256":
+        raise Invalid("REQUEST_INVALID", "hash_algo: only `sha256` is served")
     sizes = dict(_objects(fields))
     commits.require_target(engine, actor, name)
     files = uploads.request_uploads(engine, actor, name, sizes, blobs=blobs, settings=settings)
@@ -134,7 +136,7 @@ def _objects(fields: Json) -> Iterator[tuple[Digest, int]]:
 
 def _object(item: Any) -> tuple[Digest, int]:
     oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
-    if not isinstance(oid, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(oid, str) or type(size) is not int or size < 0:
         raise Invalid("REQUEST_INVALID", "a large file needs an `oid` and a `size`")
     if size > FILE_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"{oid[:64]}: has {size} bytes, over the limit of {FILE_LIMIT_BYTES}")

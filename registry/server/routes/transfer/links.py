@@ -58,7 +58,7 @@ async def upload_by_link(request: Request, key: str, blobs: deps.BlobsHandleDep)
     return Response(status_code=204)
 
 
-@router.serves(operations.READ_BY_LINK, **FILE)
+@router.serves(operations.READ_BY_LINK, dependencies=[Depends(routing.allow_any_query)], **FILE)
 def read_by_link(request: Request, key: str, blobs: deps.BlobsDep) -> Response:  # noqa: ARG001 - documented
     """Read a blob by a signed link of a plan, which needs no token."""
     link = _check(request, blobs)
