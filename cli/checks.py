@@ -94,8 +94,12 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
         scope = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
         scope = f"{scope}, its weights" if verdict.check is Check.WEIGHTS else scope
         output.line(f"{output.strong(target)} {scope}: {output.outcome(verdict.outcome)}")
+        printed_fixes = set[str]()
         for finding in verdict.findings:
             output.line(f"  {finding.severity:<8} {versions.finding_line(finding)}")
+            for fix in {*versions.fixes([finding])} - printed_fixes:
+                output.line(output.faint(f"{'':<11}what to do: {fix}"))
+                printed_fixes.add(fix)
         if verdict.check is Check.COMPAT and verdict.outcome is Outcome.PASS and not verdict.findings:
             output.line(output.faint("  every tensor matches a module of the base and its shape"))
     if is_folder and waiting.is_pending(verdicts):

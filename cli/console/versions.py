@@ -5,8 +5,10 @@ Example
     'LoRA, rank 8, alpha 16, scale 2'
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+from registry import finding_catalog
 from registry.adapters import methods
 from registry.api.catalog import AdapterView, ServedOn, VersionView
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -154,6 +156,8 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF", job_id: str = "") -
         lines += [f"      - {finding_line(f)}" for f in findings[:FINDINGS_SHOWN]]
         if len(findings) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(findings) - FINDINGS_SHOWN} more (--json has all)")
+        if verdict.outcome is not Outcome.PASS:
+            lines += [output.faint(f"      what to do: {fix}") for fix in fixes(verdict.findings)[:FINDINGS_SHOWN]]
     checks = {check for check, _, _ in newest}
     if Check.COMPAT in checks and Check.WEIGHTS not in checks:
         lines.append(
@@ -173,6 +177,13 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF", job_id: str = "") -
             reason = "not tested: it does not fit" if Check.COMPAT in failed else "not tested: its weights are broken"
         lines.append(f"{'smoke':<8}{output.faint(reason)}")
     return lines
+
+
+def fixes(findings: Sequence[Finding]) -> list[str]:
+    """What to do about these findings, each once, errors first."""
+    worst_first = sorted(findings, key=lambda finding: ("error", "unknown", "warning", "info").index(finding.severity))
+    texts = (finding_catalog.fix_of(finding.code) for finding in worst_first if finding.severity != "info")
+    return list(dict.fromkeys(filter(None, texts)))
 
 
 def finding_line(finding: Finding) -> str:

@@ -96,7 +96,6 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
         findings.report("compat.layout_older", lora.modules[0].path if lora.modules else WEIGHTS, message)
         base = older
     lookup = ModuleLookup(base, lora.config, findings)
-    base_match.check_claim(lora.config.base, base, relatives, findings)
     keys = sum(map(len, lora.config.patterns.values()))
     compilations = keys * len(base.modules) if keys > MATCHER_CACHE else 0
     if lora.config.pattern_steps * len(base.modules) > PATTERN_STEPS_LIMIT or compilations > COMPILATIONS_LIMIT:
@@ -111,6 +110,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     _tokens(lora, lookup)
     _check_task(lora, lookup)
     _report_cautions(lora, base, findings)
+    base_match.check_claim(lora.config.base, base, relatives, findings)  # last: people look at what is broken first
     return [*lora.findings, *findings.on(base)]
 
 

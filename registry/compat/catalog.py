@@ -3,12 +3,10 @@
 `CompatFindings` collects them, so no rule of the check repeats a severity.
 """
 
-import tomllib
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import cast
 
+from registry import finding_catalog
 from registry.bases import BaseSpec
 from registry.findings import Finding, FindingCollector, Severity
 
@@ -18,20 +16,13 @@ CLAIMED_BASE = "claimed base"
 """Of findings that a base does not cause any more once the name that the configuration claims is one of its aliases."""
 
 
-@cache
-def _rows() -> dict[str, dict[str, str]]:
-    """Code → row. Parsed with the first finding: that takes as long as a small push takes for its evaluation."""
-    document = tomllib.loads((Path(__file__).parents[1] / "findings.toml").read_text("utf-8"))
-    return {f"compat.{code}": row for code, row in document["compat"]["codes"].items()}
-
-
 def codes_that_follow_from(cause: str) -> frozenset[str]:
     """The codes of the findings with this cause, `MODULES` or `CLAIMED_BASE`."""
-    return frozenset(code for code, row in _rows().items() if row.get("follows_from") == cause)
+    return frozenset(code for code, row in finding_catalog.rows().items() if row.get("follows_from") == cause)
 
 
 def _severity_of(code: str) -> Severity:
-    return cast(Severity, _rows()[code]["severity"])
+    return cast(Severity, finding_catalog.rows()[code]["severity"])
 
 
 def compat_finding(code: str, location: str, message: str, expected: object = "", actual: object = "") -> Finding:

@@ -132,3 +132,20 @@ def test_show_names_the_job_that_will_test_a_version(
     assert line in cli("show", "queued/support").stdout
     cli("job", "cancel", job_id)
     assert "not tested yet: adapter smoke-test queued/support@1 --wait" in cli("show", "queued/support").stdout
+
+
+def test_a_check_a_push_and_its_version_say_what_to_do_once_and_the_base_s_name_last(
+    cli: CommandRunner, tmp_path: Path
+) -> None:
+    def lose(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
+        return {name: tensor for name, tensor in tensors.items() if "q_proj" not in name}
+
+    files = samples.lora(samples.llama(), config={"base_model_name_or_path": "someone/else"}, change=lose)
+    folder = samples.write(files, tmp_path / "lossy")
+    cli.add_base()
+    cure, name = "what to do: Save again", "someone/else"
+    checked = cli("check", str(folder), "--base", "tiny-llama", expect=6).stdout
+    pushed = cli("push", str(folder), "acme/lossy", "--base", "tiny-llama").stdout
+    shown = cli("show", "acme/lossy").stdout
+    assert [text.count(cure) for text in (checked, pushed, shown)] == [1, 1, 1]
+    assert checked.index(cure) < checked.index(name)

@@ -23,6 +23,7 @@ from sqlmodel import Session, col, select
 from registry.api.evaluation import RecheckEnginesPage
 from registry.bases import UNREGISTERED, BaseSpec, Similarity
 from registry.compat.catalog import CLAIMED_BASE, codes_that_follow_from
+from registry.digest import Digest
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, Unavailable
@@ -210,18 +211,19 @@ def _select_batch(session: Session, after: int, base: str) -> list[_Version]:
             outcomes[version_id, check] = outcome
     return [
         _Version(
-            id=version_id or 0,
-            digest=digest,
-            base_id=base_id,
-            facts=dict(facts),
+            id=version_id or 0, digest=digest, base_id=base_id, facts=dict(facts),
             compat=outcomes.get((version_id or 0, Check.COMPAT), ""),
             weights=outcomes.get((version_id or 0, Check.WEIGHTS), ""),
-            rules=rules.get(version_id or 0, {}),
-            loaded=frozenset(loaded.get(version_id or 0, ())),
+            rules=rules.get(version_id or 0, {}), loaded=frozenset(loaded.get(version_id or 0, ())),
             predates_base=version_id in outdated,
         )
         for version_id, digest, base_id, facts in versions
-    ]
+    ]  # fmt: skip
+
+
+def _is_assumed(outcome: Outcome, report: Digest | None, made_by: Mapping[str, str], library: str | None) -> bool:
+    """Whether this verdict refuses by headers alone, before this library had built the base's modules."""
+    return outcome == Outcome.FAIL and report is None and not version_rows.tools_of(library).items() <= made_by.items()
 
 
 def _find_aliased_since(session: Session, batch: Iterable[_Version], aliases: Mapping[int, Sequence[str]]) -> set[int]:
