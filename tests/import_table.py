@@ -75,6 +75,7 @@ TABLE = [
     _row("registry.server.pages.operations.live", "domain server", "fastapi starlette"),
     _row("registry.server.http", "domain server", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.http.server", "", "uvicorn"),
+    _row("registry.server.http.request_metrics", "server", "prometheus_client"),
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.pages.sessions", "domain server", "fastapi sqlalchemy sqlmodel"),
     _row("registry.server.pages.sessions.authorization_code", "domain server", "authlib"),

@@ -1,6 +1,6 @@
 """`run_processes`: several processes of one server, which share its listening socket.
 
-Caches, limits of requests and connections, and metrics of requests are those of one process.
+Caches and limits of requests and connections are those of one process.
 """
 
 import contextlib

@@ -10,10 +10,13 @@ import gc
 import ipaddress
 import json
 import logging
+import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +32,7 @@ from registry.server.actors.secret import is_well_formed, new_secret, sha256_of
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
+from registry.server.http.request_log import SHARED_FOLDER_VARIABLE
 from registry.server.http.server import HttpServer, listen
 from registry.server.http.services import Services, services_of
 from registry.server.maintenance import reevaluate
@@ -86,7 +90,12 @@ def serve(
     def work(number: int, ready: Callable[[], None]) -> None:
         _serve(settings, engine, listener, first_token, announces=number == 0, on_ready=ready)
 
-    output.exit_with(run_processes(workers, work))
+    parent, folder = os.getpid(), tempfile.mkdtemp(prefix="adapter-metrics-")
+    os.environ[SHARED_FOLDER_VARIABLE] = folder
+    code = run_processes(workers, work)
+    if os.getpid() == parent:
+        shutil.rmtree(folder, ignore_errors=True)
+    output.exit_with(code)
 
 
 def _serve(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import Engine
 
+from registry import lazy
 from registry.api import PREFIX
 from registry.api.operations.table import OPERATIONS
 from registry.server.access.issuers import Issuers
@@ -86,6 +87,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, blobs: BlobS
         error_page=render_unknown if settings.pages != "off" else None,
         issuers=Issuers.read(settings.issuers),
     )
+    services.requests.meter = lazy.load("registry.server.http.request_metrics:RequestMetrics")()
     log = services.audit_log
     log.after_step.append(Attester(services.engine, services.blobs, lambda: log.keys).attest_until)
     return build_base_app(services, routes)

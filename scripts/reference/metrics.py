@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from registry.server.http import metrics as server
+from registry.server.http import request_metrics as requests
 from registry.serving.agent import metrics as agent
 from scripts.reference.tables import table
 
@@ -15,19 +16,15 @@ How to scrape them: [operations](../operations.md).
 
 def markdown() -> str:
     """The whole page."""
-    rows = [(f"{server.PREFIX}{name}_total", description) for name, description, _ in server.COUNTERS]
-    rows[0] = (rows[0][0], f"{rows[0][1]} Labels `{'`, `'.join(server.REQUEST_LABELS)}`.")
-    histogram, meaning = server.SECONDS
-    labels = "`, `".join(server.SECONDS_LABELS)
-    rows.append(
-        (
-            f"{server.PREFIX}{histogram}",
-            f"{meaning} A histogram with the labels `{labels}`; a route is the template of its path.",
-        )
-    )
-    rows += [(f"{server.PREFIX}{name}", description) for name, description in (server.BUILD, server.QUEUE_AGE)]
-    rows += [(f"{server.PREFIX}{name}", description) for name, description, _ in server._totals()]
-    rows += [(f"{server.PREFIX}{name}", f"{description} Label `state`: {', '.join(states)}.")
+    counters = (requests.REQUESTS, requests.FAILED_SIGN_INS, requests.STORE_ERRORS)
+    rows = [(f"{name}_total", description) for name, description in counters]
+    rows[0] = (rows[0][0], f"{rows[0][1]} Labels `{'`, `'.join(requests.REQUEST_LABELS)}`.")
+    histogram, meaning = requests.SECONDS
+    labels = "`, `".join(requests.SECONDS_LABELS)
+    rows.append((histogram, f"{meaning} A histogram with the labels `{labels}`; a route is the template of its path."))
+    rows += [(f"{requests.PREFIX}{name}", description) for name, description in (server.BUILD, server.QUEUE_AGE)]
+    rows += [(f"{requests.PREFIX}{name}", description) for name, description, _ in server._totals()]
+    rows += [(f"{requests.PREFIX}{name}", f"{description} Label `state`: {', '.join(states)}.")
              for name, description, states, _ in server._totals_by_state()]  # fmt: skip
     of_agents = [(f"{agent.PREFIX}{name}_total", description) for name, description in agent.COUNTERS.items()]
     of_agents += [(f"{agent.PREFIX}{name}", description) for name, description in agent.GAUGES.items()]

@@ -225,7 +225,7 @@ def test_health_queries_the_store_on_request(
     response = http.get("/health", params={"store": "true"})
     assert (response.status_code, response.json()["status"]) == (503, "unavailable")
     harness.transport.settle()
-    assert harness.app.state.requests.store_errors == 1
+    assert "registry_store_errors_total 1.0" in harness.app.state.requests.meter.text().decode()
     with pytest.raises(Unavailable, match="503: bucket 'adapters' cannot serve"):
         harness.admin.health(store=True)
 

@@ -72,8 +72,12 @@ def test_two_processes_serve_one_port_of_a_real_server(tmp_path: Path, postgres_
         services.fresh_database(postgres_server) as url,
         served(tmp_path, "--workers", "2", REGISTRY_DATABASE_URL=url) as (process, printed),
     ):
-        response = httpx.get(f"{printed['url']}/api/v1/whoami", headers={"Authorization": f"Bearer {printed['token']}"})
-        assert response.json()["actor"] == "token:admin"
+        headers = {"Authorization": f"Bearer {printed['token']}"}
+        for _ in range(10):  # each on a connection of its own, which either process may accept
+            response = httpx.get(f"{printed['url']}/api/v1/whoami", headers=headers)
+            assert response.json()["actor"] == "token:admin"
+        metrics = httpx.get(f"{printed['url']}/api/v1/metrics", headers=headers).text
+        assert 'registry_request_seconds_count{method="GET",route="/api/v1/whoami"} 10.0' in metrics
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
 

@@ -39,6 +39,12 @@ def clean_logging() -> Iterator[None]:
     ours.setLevel(before[2])
 
 
+def counted(harness: Harness) -> str:
+    """The metrics of requests."""
+    text: bytes = harness.app.state.requests.meter.text()
+    return text.decode()
+
+
 def fields_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [record.fields for record in caplog.records if record.name == REQUESTS]  # type: ignore[attr-defined]
 
@@ -84,7 +90,7 @@ def test_a_bug_of_the_server_is_counted_and_has_a_warning(harness: Harness, capl
     (line,) = fields_of(caplog)
     assert (line["status"], line["problem"], line["id"]) == (500, "INTERNAL", response.headers["x-request-id"])
     assert line["route"] == "/api/v1/tokens"
-    assert harness.app.state.requests.counts["POST", 500] == 1
+    assert 'registry_requests_total{method="POST",status="500"} 1.0' in counted(harness)
 
 
 def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
@@ -108,7 +114,7 @@ def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
     fields = record.fields  # type: ignore[attr-defined]
     assert (record.levelname, fields["problem"]) == ("ERROR", "STORE_UNAVAILABLE")
     assert (fields["detail"], fields["id"]) == ("the bucket does not respond", response.headers["x-request-id"])
-    assert harness.app.state.requests.store_errors == 1
+    assert "registry_store_errors_total 1.0" in counted(harness)
 
 
 def test_what_is_meant_to_be_refused_is_no_fault(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:

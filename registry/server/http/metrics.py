@@ -1,17 +1,17 @@
 """Metrics of the server as Prometheus text.
 
-What is about requests is of one process; all else is read from the database, so that every replica reports the same.
+What is about requests is of one server, with all its processes (`request_metrics`); all else is read from the database,
+so that every replica reports the same.
 No table that grows without end is scanned: counters are added up, and rows counted up to `COUNT_LIMIT`, from an index.
 No label holds the name of a namespace, adapter or node.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, case, func, literal, literal_column, union_all
 from sqlmodel import Session, col, select
@@ -26,47 +26,29 @@ from registry.server.database.models.namespaces import BaseUsageRow, NamespaceUs
 from registry.server.database.models.owner_rules import DeliveryRow
 from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.serving import FleetNodeRow, FleetSlotRow
-from registry.server.http.request_log import BUCKETS_SECONDS, RequestLog
+from registry.server.http.request_metrics import PREFIX, RequestMetrics
 from registry.server.jobs import queue
 from registry.server.serving import reports
 from registry.server.storage.states import PushState
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-PREFIX = "registry_"
 COUNT_LIMIT = 10_000
 _UP_TO = f"counted up to {COUNT_LIMIT:,}"
 UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
-COUNTERS: tuple[tuple[str, str, Callable[[RequestLog], Any]], ...] = (
-    ("requests", "Requests that this process completed.", lambda log: log.counts.copy()),
-    ("failed_sign_ins", "Requests of this process with a missing or invalid token.", lambda log: log.failed_sign_ins),
-    ("store_errors", "Requests of this process that failed because the blob store did.", lambda log: log.store_errors),
-)
-"""Name and description of each counter, whose samples end in `_total`, and how to read it from a `RequestLog`."""
-REQUEST_LABELS = ("method", "status")
-SECONDS = "request_seconds", "Seconds until a response was sent."
-SECONDS_LABELS = ("method", "route")
 BUILD = "build_info", "1, with the `version` of this server and of its `python`."
 QUEUE_AGE = "job_queue_age_seconds", "Age of the oldest job that waits for a worker, 0 without one."
 
 
-def text(session: Session, requests: RequestLog) -> bytes:
+def text(session: Session, requests: RequestMetrics) -> bytes:
     """The text format of Prometheus, version 0.0.4."""
-    return generate_latest(_Server(session, requests))
+    return requests.text() + generate_latest(_Stored(session))
 
 
-class _Server(Collector):
-    def __init__(self, session: Session, requests: RequestLog) -> None:
-        self._session, self._requests = session, requests
+class _Stored(Collector):
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def collect(self) -> Iterator[Metric]:
-        for name, description, read in COUNTERS:
-            value: Any = read(self._requests)
-            is_total = isinstance(value, int)
-            counter = CounterMetricFamily(PREFIX + name, description, labels=[] if is_total else REQUEST_LABELS)
-            for labels, count in [((), value)] if is_total else sorted(value.items()):
-                counter.add_metric([str(label) for label in labels], count)
-            yield counter
-        yield self._durations()
         build = GaugeMetricFamily(PREFIX + BUILD[0], BUILD[1], labels=["version", "python"])
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
@@ -79,14 +61,6 @@ class _Server(Collector):
             for state in states:  # 0 where there is none: a series that comes and goes cannot be watched
                 family.add_metric([state], totals.get(state, 0))
             yield family
-
-    def _durations(self) -> Metric:
-        family = HistogramMetricFamily(PREFIX + SECONDS[0], SECONDS[1], labels=SECONDS_LABELS)
-        for labels, durations in sorted(self._requests.seconds.copy().items()):
-            counts = accumulate(durations.counts)
-            buckets = [*zip(map(str, BUCKETS_SECONDS), counts, strict=False), ("+Inf", sum(durations.counts))]
-            family.add_metric(labels, buckets, durations.total_seconds)
-        return family
 
     def _queue_age(self) -> float:
         """Seconds for which the oldest queued job waits, by the database's clock."""

@@ -157,7 +157,9 @@ def _report(request: Request, error: RegistryError, about: str = "") -> None:
     """Log failures of the server, and record denials. `about` names one item of a request."""
     if about and status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
         # The line of the request names, and counts, only the error of the whole.
-        services_of(request).requests.store_errors += error.code == "STORE_UNAVAILABLE"
+        meter = services_of(request).requests.meter
+        if error.code == "STORE_UNAVAILABLE" and meter is not None:
+            meter.count_store_error()
         if error.code != "TRY_LATER":
             _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):

@@ -1,22 +1,21 @@
-"""`RequestLog`: one log line for each request, and what the metrics tell about requests of this process.
+"""`RequestLog`: one log line for each request, which is counted for the metrics too.
 
 A line names the template of the route and never the path or the query, so it holds no name and no secret; only the line
 of a fault of the server says more. The actor is the token's subject or name.
 """
 
 import logging
-import threading
 import time
-from bisect import bisect_left
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
-BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-NO_ROUTE = "none"
+"""Methods that are named. Clients may send any word, and the number of labels of the metrics must stay small."""
+NO_ROUTE, OTHER_METHOD = "none", "other"
+SHARED_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable of Prometheus' client: the folder where processes of one server keep what they count."""
 _EXPECTED = frozenset({"TRY_LATER", "HUB_UNSUPPORTED"})
 """Problems with a status of faults that are none: what is meant to be refused must not fill the log of errors."""
 _LOG = logging.getLogger("registry.server.requests")
@@ -24,7 +23,7 @@ _LOG = logging.getLogger("registry.server.requests")
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """A completed request. `route`: the template of its path."""
+    """A completed request. `method`: one of `METHODS`, or another; `route`: the template of its path."""
 
     id: str
     actor: str
@@ -40,46 +39,33 @@ class RequestRecord:
     """What the error says, of a fault of the server or its parts."""
 
 
-@dataclass(slots=True)
-class Durations:
-    """How long the requests of one method and route took. `counts`: of each bucket, then of those over the last."""
+class Meter(Protocol):
+    """What counts requests."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_SECONDS) + 1))
-    total_seconds: float = 0.0
+    def count(self, request: RequestRecord) -> None:
+        """Count a completed request."""
 
-    def add(self, seconds: float) -> None:
-        """Count one request."""
-        self.counts[bisect_left(BUCKETS_SECONDS, seconds)] += 1
-        self.total_seconds += seconds
+    def count_store_error(self) -> None:
+        """Count a failure of the blob store."""
 
 
 @dataclass
 class RequestLog:
-    """The requests that were completed. `counts`: (method, status) → how many; `seconds`: (method, route) → how long.
+    """The requests that were completed. Threads of links record theirs."""
 
-    Threads of links record theirs.
-    """
-
-    counts: Counter[tuple[str, int]] = field(default_factory=Counter)
-    seconds: dict[tuple[str, str], Durations] = field(default_factory=dict)
-    failed_sign_ins: int = 0
-    store_errors: int = 0
+    meter: Meter | None = None
+    """None in the embedded registry, which nobody scrapes."""
     writes_lines: bool = True
     """False in the embedded registry, whose command reports its errors."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def record(self, request: RequestRecord) -> None:
         """Count a request and write its line: an error for a fault of the server or its parts, with what it says."""
-        method = request.method if request.method in METHODS else "other"
-        with self._lock:
-            self.counts[method, request.status] += 1
-            self.failed_sign_ins += request.status == 401
-            self.store_errors += request.problem == "STORE_UNAVAILABLE"
-            self.seconds.setdefault((method, request.route), Durations()).add(request.seconds)
+        if self.meter is not None:
+            self.meter.count(request)
         level = logging.ERROR if request.status >= 500 and request.problem not in _EXPECTED else logging.INFO
         if self.writes_lines and _LOG.isEnabledFor(level):
             fields = {
-                "id": request.id, "actor": request.actor or "-", "method": method, "route": request.route,
+                "id": request.id, "actor": request.actor or "-", "method": request.method, "route": request.route,
                 "status": request.status, "ms": round(request.seconds * 1000, 1),
                 "in": request.received_bytes, "out": request.sent_bytes,
                 **({"problem": request.problem} if request.problem else {}),
@@ -128,10 +114,11 @@ class LogMiddleware:
             if status:
                 seconds = time.perf_counter() - started_at
                 actor = state.get("log_actor") or getattr(state.get("actor"), "identity", "")
+                method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
                 route = state.get("route") or getattr(scope.get("route"), "path", NO_ROUTE)
                 self._log.record(
                     RequestRecord(
-                        request_id, actor, scope["method"], route, status, seconds, received, sent,
+                        request_id, actor, method, route, status, seconds, received, sent,
                         state.get("problem", ""), state.get("problem_detail", ""),
                     )
                 )  # fmt: skip

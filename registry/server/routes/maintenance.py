@@ -8,7 +8,7 @@ import time
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from registry import __version__
+from registry import __version__, lazy
 from registry.api.evaluation import RecheckEnginesPage, RecheckEnginesRequest
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, Health, ReindexPage, ReindexRequest
 from registry.api.operations import access as access_operations
@@ -19,7 +19,7 @@ from registry.roles import Scope
 from registry.server.database import schema
 from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
-from registry.server.http import metrics, routing
+from registry.server.http import routing
 from registry.server.http.documents import JsonBody
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
@@ -126,5 +126,6 @@ def reevaluate_verdicts(target: deps.MaintenanceDep, request: JsonBody[RecheckEn
 def read_metrics(request: Request, session: deps.SessionDep, actor: deps.ActorDep) -> Response:
     """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere(Scope.METRICS)
-    text = metrics.text(session, services_of(request).requests)
+    metrics = lazy.load("registry.server.http.metrics")  # once it is known whether processes share their counts
+    text = metrics.text(session, services_of(request).requests.meter)
     return Response(text, media_type=metrics.CONTENT_TYPE, headers={"Cache-Control": "no-store"})
