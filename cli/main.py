@@ -132,6 +132,7 @@ class LazyGroup(click.Group):
         """Run the command line, or complete one for a shell."""
         if COMPLETION in os.environ:
             lazy.load(_own(".console.completion:register"))()
+        _open_closed_streams()
         _accept_all_characters()
         return super().main(*args, **extra)
 
@@ -192,6 +193,13 @@ class LazyGroup(click.Group):
         for section in dict.fromkeys(spec.section for spec in COMMANDS.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, spec.help) for name, spec in COMMANDS.items() if spec.section == section])
+
+
+def _open_closed_streams() -> None:
+    """Let a command that was started without an output, `>&-`, print into nothing: its streams are None then."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _accept_all_characters() -> None:

@@ -154,6 +154,11 @@ class Corrupt(RegistryError):
     CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT LOG_KEY_REPLACED RESPONSE_INVALID")
 
 
+class LocalFault(RegistryError):
+    TITLE = "This machine cannot go on"
+    CODES = _codes("LOCAL_FAULT")
+
+
 CLASSES: tuple[type[RegistryError], ...] = tuple(RegistryError.__subclasses__())
 
 

@@ -197,7 +197,7 @@ def _short(value: object, key: str = "") -> str:
 def require_type(text: str) -> str:
     """Return the name of a type. `ValueError` for another text: a filter by it would find nothing, for ever."""
     if text not in set(EventType):
-        nearest = difflib.get_close_matches(text, [str(known) for known in EventType], n=1)
+        nearest = difflib.get_close_matches(text, [str(member) for member in EventType], n=1)
         hint = f"the nearest is '{nearest[0]}'" if nearest else "docs/reference/events.md lists them"
         raise ValueError(f"'{printable(text, 60)}' is no type of event; {hint}")
     return text

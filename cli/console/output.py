@@ -44,6 +44,7 @@ EXIT_CODES: dict[type[RegistryError], int] = {
     errors.Conflict: 5,
     errors.Refused: 6,
     errors.Corrupt: 70,
+    errors.LocalFault: 74,
     errors.Unavailable: 75,
 }
 NOT_FOUND = EXIT_CODES[errors.NotFound]
@@ -51,6 +52,7 @@ REFUSED = EXIT_CODES[errors.Refused]
 CORRUPT = EXIT_CODES[errors.Corrupt]
 TRY_LATER = EXIT_CODES[errors.Unavailable]
 INTERRUPTED = 130
+_FULL = {errno.ENOSPC: "its disk is full", errno.EDQUOT: "the quota of its disk is used up"}
 CLEAR_LINE = "\r\x1b[2K"
 FINDINGS_SHOWN = 12
 
@@ -214,10 +216,16 @@ def _registry_error(error: Exception) -> RegistryError | None:
     if isinstance(error, ValueError) and hasattr(error, "title"):  # of pydantic
         return _invalid_request(error)
     if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
-        file = f"{error.filename}: " if error.filename else ""
-        message = f"{file}{error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
-            return errors.Unavailable("TRY_LATER", message)
+        file = f"'{error.filename}'" if error.filename else ""
+        if error.errno in _FULL:
+            subject = file or "standard output"
+            return errors.LocalFault("LOCAL_FAULT", f"{subject} cannot be written: {_FULL[error.errno]}")
+        if error.errno == errno.ENOENT and not file:  # of `getcwd`
+            message = "the working folder was removed"
+            return errors.LocalFault("LOCAL_FAULT", message, next_step="change to another one")
+        message = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+        if error.errno == errno.EMFILE:
+            return errors.LocalFault("LOCAL_FAULT", message)
         return errors.Invalid("FOLDER_INVALID", message)
     return None
 

@@ -54,6 +54,7 @@ EXIT_CODES = {
     5: "Conflict: read again, then decide again.",
     6: "Refused by a gate or a verdict.",
     70: "Corrupt bytes.",
+    74: "This machine cannot go on: a full disk, a closed output, a removed folder.",
     75: "Temporarily unavailable: try again later.",
     130: "Interrupted with Ctrl-C.",
 }

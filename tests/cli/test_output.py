@@ -26,7 +26,7 @@ def printed(error: Exception, capsys: pytest.CaptureFixture[str], *, as_json: bo
 
 def test_every_class_of_error_has_an_exit_code_and_no_other_class_has() -> None:
     assert set(output.EXIT_CODES) == {*errors.CLASSES, RegistryError}
-    assert set(output.EXIT_CODES.values()) == {1, 2, 3, 4, 5, 6, 70, 75}
+    assert set(output.EXIT_CODES.values()) == {1, 2, 3, 4, 5, 6, 70, 74, 75}
 
 
 def test_an_error_shows_its_reasons_and_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,8 +48,11 @@ def test_an_error_in_json_is_the_problem_document(capsys: pytest.CaptureFixture[
     assert '"code": "NAME_INVALID"' in text
 
 
-def test_a_full_disk_exits_75_and_a_missing_file_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(OSError(errno.ENOSPC, "No space left on device", "/x"), capsys)[0] == 75
+def test_a_full_disk_exits_74_and_a_missing_file_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(OSError(errno.ENOSPC, "No space left on device", "/x"), capsys) == (
+        74,
+        "Error: '/x' cannot be written: its disk is full\n",
+    )
     assert printed(FileNotFoundError(errno.ENOENT, "No such file", "/x"), capsys) == (2, "Error: /x: No such file\n")
 
 

@@ -34,6 +34,7 @@ STATUS_OF_CLASS: dict[type[RegistryError], int] = {
     errors.Denied: 403,
     errors.Unavailable: 503,
     errors.Corrupt: 500,
+    errors.LocalFault: 500,
     errors.RegistryError: 500,
 }
 STATUS_OF_CODE = {
