@@ -6,7 +6,7 @@ Where the base's module names were only assumed (`names_known` false), a module 
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 
 from registry.adapters.methods import CLASSIFYING_TASKS, find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
@@ -100,6 +100,10 @@ class ModuleLookup:
         self._replicated = [n for first, end in config.layer_replication for n in range(first, end)]
         self._expected: dict[bool, tuple[str, ...]] = {}
 
+    @cached_property
+    def _parts(self) -> frozenset[str]:
+        return frozenset(start for path in self.base.modules for start in starts(path.rpartition(".")[0]))
+
     def find(self, path: str) -> ModuleShape | None:
         """The base's module that the adapter calls `path`."""
         module = self.base.modules.get(self._origin(path).replace(".block_sparse_moe.gate", ".mlp.gate"))
@@ -140,7 +144,7 @@ class ModuleLookup:
 
     def is_part(self, path: str) -> bool:
         """Whether the path is of a part that holds modules, such as a block or its attention."""
-        return any(name.startswith(f"{path}.") for name in self.base.modules)
+        return path in self._parts
 
     def missing(self, path: str, noun: str) -> None:
         """Add the finding that the base has no module `path`, and why that may be."""
@@ -175,6 +179,8 @@ class ModuleLookup:
                 each = range(module.count if single_experts else 0)
                 yield from filter(self.targets.covers, (path.replace(".*.", f".{number}.", 1) for number in each))
             elif module.kind in (*_LINEAR, "embedding", "conv", "norm", "other") and self.covers(path):
+                if f"{path}.weight" in self.base.modules:  # its weight is a block of experts
+                    continue
                 if self.targets.all_linear and (module.kind not in _LINEAR or path.startswith(_HEADS)):
                     continue
                 yield path
@@ -412,7 +418,8 @@ def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
         names = {name for start in starts(path) for name in ends.of(start)}
         if names.isdisjoint(present_names) or module.kind in ("experts", "parameter", "other") or ".*." in path:
             continue
-        for leaf in sorted({"weight", *(["bias"] if module.bias else [])} - present.get(path, set())):
+        weights = () if lookup.is_part(path) else ("weight",)  # a part with a bias may have no weight (JetMoE)
+        for leaf in sorted({*weights, *(["bias"] if module.bias else [])} - present.get(path, set())):
             message = f"modules_to_save lists {path}, but the file lacks its {leaf}"
             location, group = f"{path}.{leaf}", f"{path.rpartition('.')[2]} {leaf}"
             lookup.findings.report("compat.saved_module_absent", location, message, location, "nothing", group=group)

@@ -209,9 +209,10 @@ class _SpecReader:
             self._findings.unknown("compat.method_not_evaluated", path, message, group="masks")
         if 0 in a.shape or 0 in b.shape or self._config.other.get("use_bdlora"):
             return None
-        kind = self._kind(a, order)
         parameter = self._parameter(path, order)
         rank, alpha = self._rank_and_alpha(f"{path}.{parameter}" if parameter else path, a)
+        is_stacked = parameter == "weight" and a.shape[0] > rank  # a matrix for each expert in one weight (JetMoE)
+        kind: Kind = "parameter" if is_stacked else self._kind(a, order)
         if not self._rank_agrees(path, a, b, rank, kind):
             return None
         magnitude, bias = halves.get(TensorRole.MAGNITUDE), halves.get(TensorRole.BIAS)
