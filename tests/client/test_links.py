@@ -41,6 +41,9 @@ def resolve_to(address: str) -> Callable[..., list[object]]:
         ("http://93.184.216.34", "http://2130706433/blob"),
         ("http://93.184.216.34", "http://localhost:6379/"),
         ("https://registry.test", "https://[::1"),
+        ("http://127.0.0.1:8000", "http://169.254.169.254/latest/meta-data"),
+        ("http://localhost:8000", "http://[fd00:ec2::254]/blob"),
+        ("http://169.254.7.7:8000", "http://127.0.0.1:6379/"),
     ],
 )
 def test_a_dangerous_link_is_refused_at_once(registry: str, link: str) -> None:
@@ -52,11 +55,10 @@ def test_a_dangerous_link_is_refused_at_once(registry: str, link: str) -> None:
 
 def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
-    monkeypatch.setattr(urls, "is_local", lambda host, real=urls.is_local: host != "registry.test" and real(host))
+    own = "http://93.184.216.34"
+    monkeypatch.setattr(urls, "_addresses_of", lambda host: [host] if host[0].isdigit() else ["127.0.0.1"])
     with pytest.raises(Corrupt, match="this machine"):
-        urls.resolve_link(
-            "http://registry.test/", "http://innocent.test/blob", "http://registry.test", in_process=False
-        )
+        urls.resolve_link(f"{own}/", "http://innocent.test/blob", own, in_process=False)
 
 
 @pytest.mark.parametrize("address", ["fe80::1%eth0", "169.254.7.7", "169.254.169.254", "93.184.216.34"])

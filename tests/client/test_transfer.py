@@ -152,6 +152,16 @@ def test_a_folder_that_breaks_a_rule_is_refused_before_a_byte_is_sent(
         assert rows(session, PushRow) == []
 
 
+def test_what_follows_the_last_tensor_is_said_before_gigabytes_are_hashed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Digest, "of_file", lambda path: pytest.fail(f"{path} is hashed"))
+    with (folder / samples.WEIGHTS).open("r+b") as weights:
+        weights.truncate(4 * 2**30)
+    with pytest.raises(Invalid, match="bytes follow the last tensor"):
+        read_folder(folder)
+
+
 def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", Path(__file__)):
         with pytest.raises(Invalid) as refusal:

@@ -9,9 +9,11 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from registry import names
+from registry.adapters.safetensors import read_header
 from registry.api.transfer import EXCERPT_LIMIT_BYTES
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
@@ -30,6 +32,8 @@ from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest, Mani
 from registry.versions.provenance import Provenance
 
 ENTRIES_LIMIT = 10_000
+UNREAD_LIMIT_BYTES = 64 * 2**20
+"""The header of a larger file is read before the file is hashed, which takes seconds: it says what is cut off."""
 _REFUSED_CODES = frozenset({WHOLE_MODEL, *(code for _, code, _ in REFUSED)})
 _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})
 """Files of trainers beside an adapter. They are left out, pickle or not."""
@@ -115,6 +119,9 @@ def _read(path: Path, selected: dict[str, tuple[Path, int]], left_out: list[Find
         selected[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in selected.items()}
     described = [describe(name, size) for name, (_, size) in selected.items()]
+    for file in described:
+        if file.path.endswith(".safetensors") and file.size_bytes > UNREAD_LIMIT_BYTES:
+            read_header(partial(read_at, sources[file.path]), file.size_bytes, file=file.path)
     files = tuple(_hash(d, sources[d.path]) for d in described)
     return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out))
 

@@ -41,10 +41,9 @@ from registry.client.transport.http_transport import HttpTransport
 from registry.client.transport.links import (
     VISIBLE_ASCII,
     accepts_plain_http,
-    is_local,
-    is_local_address,
     is_loopback,
     is_this_machine,
+    may_follow,
     origin,
     resolve_link,
     shown,
@@ -263,9 +262,7 @@ class Connection:
         is_own = origin(url) == origin(self.url)
         if is_own and self._stays_here and not is_loopback(address):
             raise _unencrypted(self.url)
-        if self._in_process or is_own or not is_local_address(address):
-            return
-        if not is_local(origin(self.url)[1]):
+        if not (self._in_process or is_own or may_follow(address, origin(self.url)[1])):
             raise invalid_response(f"the registry links to {shown(url)}, which is {address} now")
 
     def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Where a registry's links and redirects may lead: not from https to http, nor to services of the client's own machine.
 
-A registry may be hostile. Its links must not reach cloud metadata or the network segment of the client, unless the
-registry is there itself. `Connection` checks the address again when it connects.
+A registry may be hostile. Its links never reach cloud metadata or the network segment of the client, and this machine
+only if the registry is on it: behind a tunnel, every registry is. `Connection` checks the address when it connects.
 """
 
 import functools
@@ -49,7 +49,7 @@ def resolve_link(base: str, link: str, registry_url: str, *, in_process: bool) -
         raise invalid_response(f"the registry links to {shown(target)}; only http and https are followed")
     if scheme == "http" and own_scheme == "https":
         raise invalid_response(f"the registry at {registry_url} links to {shown(target)}; https never leads to http")
-    if not in_process and is_local(host) and not is_local(own_host):
+    if not in_process and not all(may_follow(address, own_host) for address in _addresses_of(host)):
         raise invalid_response(f"the registry links to {shown(target)}, an address of this machine or network segment")
     return target
 
@@ -65,9 +65,12 @@ def is_this_machine(host: str) -> bool:
     return bool(addresses) and all(map(is_loopback, addresses))
 
 
-def is_local(host: str) -> bool:
-    """Whether a host is, or resolves to, a loopback, link-local or metadata address."""
-    return any(map(is_local_address, _addresses_of(host)))
+def may_follow(text: str, own_host: str) -> bool:
+    """Whether a link of a registry on this host may lead to an address, which is not the registry's own."""
+    address = _parse_address(text)
+    if address.is_link_local or address in _METADATA:
+        return False
+    return not is_loopback(text) or any(map(is_loopback, _addresses_of(own_host)))
 
 
 def _addresses_of(host: str) -> list[str]:
@@ -76,12 +79,6 @@ def _addresses_of(host: str) -> list[str]:
         return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         return []
-
-
-def is_local_address(text: str) -> bool:
-    """Whether an address is a loopback, link-local or metadata address."""
-    address = _parse_address(text)
-    return is_loopback(text) or address.is_link_local or address in _METADATA
 
 
 def is_loopback(text: str) -> bool:
