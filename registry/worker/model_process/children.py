@@ -222,12 +222,13 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         layers = confine.confine(keep=(0, 1, 2, inward, outward), visible=work.visible_folders)
         torch.set_num_threads(threads)
+        mapped_bytes = confine.address_space_bytes()
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
                 request = json.loads(line)
                 memory = int(request["memory_bytes"]) if device == CPU else 0  # a GPU's driver maps more than any limit
                 seconds = _cpu_seconds(request, loads=device != CPU)
-                confine.grant(seconds=seconds, memory_bytes=memory)
+                confine.grant(seconds=seconds, memory_bytes=memory, mapped_bytes=mapped_bytes)
                 before = time.process_time()
                 response = work.respond(request, lambda message: _write(outward, message))
                 if "result" in response:

@@ -44,11 +44,15 @@ def confine(*, keep: Collection[int], visible: Iterable[str] = ()) -> list[Layer
     return [Layer.LIMITS, *namespaces.isolate(os.environ.get(HIDDEN_PLACES, "").split(os.pathsep), visible)]
 
 
-def grant(*, seconds: float, memory_bytes: int) -> None:
-    """Limit CPU time from now on (then SIGXCPU), and memory on top of what is mapped (0: no limit)."""
+def grant(*, seconds: float, memory_bytes: int, mapped_bytes: int | None = None) -> None:
+    """Limit CPU time from now on (then SIGXCPU), and memory on top of what is mapped (0: no limit).
+
+    `mapped_bytes`: what was mapped before the first of several grants; what a run leaks then counts for the next.
+    """
     used_seconds = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _set_limit(resource.RLIMIT_CPU, int(used_seconds + seconds) + 1)
-    _set_limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
+    mapped_bytes = address_space_bytes() if mapped_bytes is None else mapped_bytes
+    _set_limit(resource.RLIMIT_AS, mapped_bytes + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
 
 
 def close_descriptors(keep: Collection[int]) -> None:
@@ -79,7 +83,8 @@ def _set_limit(kind: int, limit: int, *, permanent: bool = False) -> None:
     resource.setrlimit(kind, (soft, soft if permanent else hard))
 
 
-def _address_space_bytes() -> int:
+def address_space_bytes() -> int:
+    """How much memory this process has mapped."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
