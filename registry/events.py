@@ -117,6 +117,7 @@ class EventType(StrEnum):
     BLOB_DAMAGE = "blob.damage", ObjectKind.BLOB, "found {object} damaged"
     BLOB_REPAIR = "blob.repair", ObjectKind.BLOB, "found {object} intact again"
     BYTES_READ = "bytes.read", ObjectKind.VERSION, "downloaded files of {object}"
+    BYTES_COPY = "bytes.copy", ObjectKind.VERSION, "took files of {object} over into {to}"
     PAGE_READ = "page.read", ObjectKind.VERSION, "saw files of {object} on a page"
     ACCESS_DENIED = "access.denied", ObjectKind.REQUEST, "was denied {object}"
     ACCESS_UNKNOWN = "access.unknown", ObjectKind.REQUEST, "tried {object} without a valid token"

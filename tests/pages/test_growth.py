@@ -13,7 +13,7 @@ from sqlalchemy import event
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.server.catalog.search import adapters, candidates
 from registry.server.http import metrics
-from registry.server.push import plan
+from registry.server.push import readable_blobs
 from tests import many_adapters
 from tests.access.tenants import send
 from tests.harness import Harness
@@ -95,7 +95,7 @@ def test_no_push_works_harder_where_many_versions_share_its_files(
     registries: list[Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For who sees those versions, and for another tenant, who has to send the bytes."""
-    monkeypatch.setattr(plan, "READERS_LIMIT", FEW // 8)
+    monkeypatch.setattr(readable_blobs, "READERS_LIMIT", FEW // 8)
     steps: dict[str, list[int]] = {}
     for harness in registries:
         for namespace in ("acme", "globex"):

@@ -20,7 +20,7 @@ from tests import samples
 from tests.harness import Harness, rows, upload
 
 Result = TypeVar("Result")
-PLAN_STATEMENTS = 11
+PLAN_STATEMENTS = 15
 COMMIT_STATEMENTS = 34
 PULL_STATEMENTS = 5
 

@@ -119,20 +119,20 @@ class StrangersSpace(Space):
         """Of bodies that are still arriving, the oldest first: the network and the deadline."""
 
     @asynccontextmanager
-    async def wait(self, held: Held, network: str) -> AsyncIterator[None]:
+    async def wait(self, body: Held, network: str) -> AsyncIterator[None]:
         """A block in which a body arrives. `TimeoutError` after `STRANGER_SECONDS`, or earlier if it makes room."""
         async with asyncio.timeout(STRANGER_SECONDS) as deadline:
-            self._waiting[held] = network, deadline
+            self._waiting[body] = network, deadline
             try:
                 yield
             finally:
-                self._waiting.pop(held, None)
+                self._waiting.pop(body, None)
 
     def require(self, tenant: str, size_bytes: int) -> None:
         """End the bodies that have waited longest until there is so much space. `Unavailable` if nobody waits."""
         while not self.has_space(tenant, size_bytes):
             is_own = self._held[tenant] + size_bytes > self._each
-            oldest = next((held for held, (of, _) in self._waiting.items() if of == tenant or not is_own), None)
+            oldest = next((body for body, (of, _) in self._waiting.items() if of == tenant or not is_own), None)
             if oldest is None:
                 break
             _, deadline = self._waiting.pop(oldest)

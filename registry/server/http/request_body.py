@@ -51,10 +51,10 @@ async def read_body(
         if needs_no_token:
             limit_bytes, network = min(limit_bytes, STRANGER_BYTES), network_of_request(request)
             _read_length(request, limit_bytes)
-            with admission.strangers.hold() as held:
+            with admission.strangers.hold() as reserved:
                 try:
-                    async with admission.strangers.wait(held, network):
-                        body = await _receive(request, held, network, limit_bytes)
+                    async with admission.strangers.wait(reserved, network):
+                        body = await _receive(request, reserved, network, limit_bytes)
                 except TimeoutError:
                     raise _late() from None
                 yield _complete(request, body)
@@ -62,18 +62,18 @@ async def read_body(
             require_secret(request)
             tenant = known_tenant(request) or await _sign_in(request, scope)
             admission.memory.require(tenant, _read_length(request, limit_bytes))
-            with admission.memory.hold() as held:
-                yield _complete(request, await _receive(request, held, tenant, limit_bytes))
+            with admission.memory.hold() as reserved:
+                yield _complete(request, await _receive(request, reserved, tenant, limit_bytes))
     finally:
         request.state.body = b""  # the request lives on while its response is sent and work follows
 
 
-async def _receive(request: Request, held: Held, tenant: str, limit_bytes: int) -> bytes:
+async def _receive(request: Request, reserved: Held, tenant: str, limit_bytes: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         if len(body) + len(chunk) > limit_bytes:
             raise _too_large(limit_bytes)
-        held.add(tenant, len(chunk))
+        reserved.add(tenant, len(chunk))
         body += chunk
     return bytes(body)
 

@@ -40,7 +40,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
 from registry.server.hub.drafts import DraftCommit
 from registry.server.hub.version_push import VersionPush, choose_base
-from registry.server.push import receive
+from registry.server.push import readable_blobs, receive
 from registry.server.settings import Settings
 from registry.server.storage import reclaim, references
 from registry.server.storage.blobs import BlobStore, key_of
@@ -255,6 +255,7 @@ class Committer:
                 raise version_push.not_uploaded([f.descriptor for f in tree.values() if f.descriptor.digest in lost])
             taken_over = {digest: size for digest, size in sizes.items() if digest not in staged}
             drafts.hold_blobs(session, upload, taken_over, is_requested=False)
+            readable_blobs.record_copies(session, self.actor, {self.name: self._find_copied(head, tree, staged)})
             row = drafts.write(session, self.actor, self.name, upload, draft, head.draft.revision if head.draft else "")
         return CommitOutcome(row.revision, is_draft=True)
 
@@ -283,7 +284,7 @@ class Committer:
             base = choose_base(session, self.name.namespace, claim, text, head.version)
             files = [file.descriptor for file in tree.values()]
             manifest = Manifest.build(base, files, self._parents(head))
-            push = VersionPush(manifest, staged, self.request.message)
+            push = VersionPush(manifest, staged, self._find_copied(head, tree, staged), self.request.message)
             push_id = version_push.plan_version(session, self.actor, self.name, push, self.settings)
             self._planned.append(push_id)
             result = version_push.commit_version(session, self.actor, push_id, alias, blobs=self.blobs, engines=engines)
@@ -295,6 +296,12 @@ class Committer:
             self._end_draft(session, head, manifest)
             failpoints.reach("hub.version.before_commit")
         return CommitOutcome(hub.commit_id(manifest.digest), result, push_id)
+
+    def _find_copied(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> set[Digest]:
+        """What was neither sent nor is in this commit, nor was on the branch before."""
+        here = {*staged, *(file.descriptor.digest for file in head.files.values())}
+        here |= {tree[path].descriptor.digest for path in self._sources if path in tree}
+        return {file.descriptor.digest for file in tree.values()} - here
 
     def _parents(self, head: Head) -> list[Edge]:
         if head.version is None:

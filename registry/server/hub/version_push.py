@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from sqlmodel import Session
@@ -23,7 +23,7 @@ from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.database.models.pushes import PushBlobRow
-from registry.server.push import commit, plan
+from registry.server.push import commit, plan, readable_blobs
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore
@@ -32,16 +32,17 @@ from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 @dataclass(frozen=True, slots=True)
 class VersionPush:
-    """A version to push: what it is, the blobs that an upload has sent for it, and its message."""
+    """A version to push: what it is, the blobs that an upload has sent for it, those of others, and its message."""
 
     manifest: Manifest
     staged: Mapping[Digest, PushBlobRow]
+    copied: Set[Digest]
     message: str
 
 
 def find_readable(session: Session, actor: Actor, name: AdapterName, sizes: Mapping[Digest, int]) -> set[Digest]:
     """Those of these blobs that versions visible to the actor have, of this adapter or any other."""
-    readable = plan.find_readable_blobs(session, actor, set(sizes), of=name)
+    readable = readable_blobs.find(session, actor, set(sizes), of=name)
     return {digest for digest, size_bytes in sizes.items() if (digest, size_bytes) in readable}
 
 
@@ -63,6 +64,7 @@ def plan_version(session: Session, actor: Actor, name: AdapterName, push: Versio
     references.reserve(session, plan.stored_sizes(manifest))
     db.bulk_insert(session, [row])
     db.bulk_insert(session, rows)
+    readable_blobs.record_copies(session, actor, {name: push.copied})
     db.commit_early(session)
     failpoints.reach("hub.version.planned")
     return row.id

@@ -35,7 +35,7 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BaseRow, BlobRow, VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.outcomes import collect_outcomes, fail_incomplete, has_error, results_of
-from registry.server.push import background, commit_decisions, inspect, plan, receive, rows
+from registry.server.push import background, commit_decisions, inspect, plan, readable_blobs, receive, rows
 from registry.server.push.commit_decisions import Commit, CommitFacts, CommitsFailed, InspectedCommit
 from registry.server.storage import reclaim, references
 from registry.server.storage.blobs import BlobStore, key_of, write_blob
@@ -184,7 +184,7 @@ def _load_facts(session: Session, actor: Actor, commits: Sequence[Commit]) -> di
     unmatched = {commit.name.namespace for commit in commits if commit.manifest.base.name not in bases}
     storing = namespaces.find_with_rule(session, "unregistered_bases", unmatched) if unmatched else set()
     taken_over = {Digest(blob.digest) for of_push in blobs_of.values() for blob in of_push if blob.is_taken_over}
-    readable = {Digest(digest) for digest, _ in plan.find_readable_blobs(session, actor, taken_over)}
+    readable = {Digest(digest) for digest, _ in readable_blobs.find(session, actor, taken_over)}
     return {
         commit.push.id: CommitFacts(
             commit, {Digest(blob.digest): blob for blob in blobs_of[commit.push.id]}, bases,

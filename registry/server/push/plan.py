@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import bindparam, func
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.adapters.peft.config import BaseClaim
@@ -30,22 +30,20 @@ from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.access import namespaces, quotas
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, base_weights, versions
+from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db, models
 from registry.server.database.expressions import any_of
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.outcomes import collect_outcomes, only, results_of
-from registry.server.push import base_choice, inspect, receive, rows
+from registry.server.push import base_choice, inspect, readable_blobs, receive, rows
 from registry.server.push.inspect import Excerpts
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Link, staging_key_of
-from registry.server.storage.states import BlobState, PushState, find_damaged
+from registry.server.storage.states import PushState, find_damaged
 from registry.versions.manifest import Manifest, ManifestDraft, check_size
 
 LOOKED_UP_AT_ONCE = 16
-READERS_LIMIT = 1000
-"""How many versions that have a blob are looked at to find one that may be read."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _open(
 ) -> list[_OpenPush | RegistryError]:
     """Resume open pushes of these versions, and create the others."""
     open_pushes = _find_open_pushes(session, actor, drafts, settings)
-    readable = find_readable_blobs(session, actor, {digest for draft in drafts for digest in draft.requested.sizes})
+    readable = readable_blobs.find(session, actor, {digest for draft in drafts for digest in draft.requested.sizes})
     resumed = _resume(session, [draft for draft in drafts if draft.key in open_pushes], open_pushes, readable)
     resumed_keys = {push.draft.key for push in resumed}
     new = [draft for draft in drafts if draft.key not in resumed_keys]
@@ -236,38 +234,6 @@ def stored_sizes(manifest: Manifest) -> dict[Digest, int]:
     return {**blob_sizes(manifest), manifest.digest: len(manifest.to_bytes())}
 
 
-def find_readable_blobs(
-    session: Session, actor: Actor, digests: Set[Digest], *, of: AdapterName | None = None
-) -> dict[tuple[str, int], int]:
-    """Digest and size of those blobs that versions visible to the actor have, undamaged → the id of such a version.
-
-    Looked for among the versions of one adapter and the `READERS_LIMIT` newest ones of each blob, so that no push waits
-    for how many share a file. A blob that only older ones have is sent again.
-    Versions in quarantine do not count: pushing their bytes under another name would circumvent it.
-    """
-    file, version, adapter, blob = models.VersionFileRow, models.VersionRow, models.AdapterRow, models.BlobRow
-    having = select(col(file.version_id)).where(col(file.digest) == col(blob.digest)).correlate(blob)
-    newest = having.order_by(col(file.version_id).desc()).limit(READERS_LIMIT).subquery()
-    all_holders = [newest]
-    if of is not None:
-        own = having.join(version, col(version.id) == col(file.version_id))
-        own = own.join(adapter, col(adapter.id) == col(version.adapter_id)).where(versions.has_name(of))
-        all_holders.insert(0, own.subquery())
-    readers = [
-        select(col(version.id))
-        .join_from(holders, version, col(version.id) == holders.c.version_id)
-        .join(adapter, col(adapter.id) == col(version.adapter_id))
-        .where(versions.visible(actor), col(version.quarantined_at).is_(None))
-        .limit(1)
-        .scalar_subquery()
-        for holders in all_holders
-    ]
-    reader = func.coalesce(*readers, None)
-    conditions = any_of(col(blob.digest), sorted(digests)), col(blob.state) == BlobState.LIVE
-    rows = session.exec(select(blob.digest, blob.size_bytes, reader).where(*conditions)).all() if digests else []
-    return {(digest, size_bytes): version_id for digest, size_bytes, version_id in rows if version_id is not None}
-
-
 # Built once, because every push executes them.
 _OPEN_PUSHES = (
     select(PushRow)
@@ -339,6 +305,7 @@ def _create(
     created = collect_outcomes(allowed, require_kept)
     db.bulk_insert(session, [push.row for push in results_of(created)])
     db.bulk_insert(session, [blob for push in results_of(created) for blob in push.blobs])
+    readable_blobs.record_copies(session, actor, _find_copied(results_of(created)))
     failpoints.reach("push.plan.after_rows")
     return created
 
@@ -354,6 +321,17 @@ def _build_push(actor: Actor, draft: _Draft, readable: Mapping[tuple[str, int], 
         for digest, size in draft.requested.sizes.items()
     ]  # fmt: skip
     return _OpenPush(draft, row, blobs)
+
+
+def _find_copied(pushes: Sequence[_OpenPush]) -> dict[AdapterName, set[Digest]]:
+    """Adapter → the blobs that a version has and whose bytes the client has not shown to have, too."""
+    copied: dict[AdapterName, set[Digest]] = {}
+    for push in pushes:
+        whole = push.draft.requested.excerpts.find_whole(push.draft.manifest)
+        taken_over = {Digest(blob.digest) for blob in push.blobs if blob.is_taken_over}
+        unshown = {digest for digest in taken_over if digest not in whole or Digest.of(whole[digest]) != digest}
+        copied.setdefault(push.draft.name, set()).update(unshown)
+    return copied
 
 
 def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[PushBlobRow]]:
