@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from registry.errors import printable
+
 _PATTERN_RULES: dict[str, str] = {}
 """A regular expression → the rule in words."""
 UNKNOWN_FIELD = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
@@ -82,7 +84,9 @@ def rule_of(error: Mapping[str, Any]) -> str:
         bound, limit, noun = _LENGTHS[error["type"]]
         return f"must have at {bound} {context[limit]} {noun}{'s' * (context[limit] != 1)}"
     rule = _RULES.get(error["type"])
-    return rule.format_map(context) if rule is not None else str(error["msg"])
+    text = rule.format_map(context) if rule is not None else str(error["msg"])
+    is_of_query = error["type"].endswith("_parsing") and isinstance(error.get("input"), str)
+    return f"{text}, not '{printable(error['input'], 60)}'" if is_of_query else text
 
 
 def errors_of(error: ValidationError) -> Iterable[Mapping[str, Any]]:

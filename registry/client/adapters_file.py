@@ -74,24 +74,46 @@ def read_adapters_file(path: Path) -> dict[AdapterName, AdapterEntry]:
         data = opened.read(FILE_LIMIT_BYTES + 1)
     if len(data) > FILE_LIMIT_BYTES:
         raise Invalid("REQUEST_INVALID", f"{path.name} is over the limit of {FILE_LIMIT_BYTES} bytes")
-    try:
-        values = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as e:
-        raise Invalid("REQUEST_INVALID", f"{path.name} is not TOML: {e}") from e
-    file = _read(AdaptersFile, values, path.name, "")
+    file = _read(AdaptersFile, _parse(data, path.name), path.name, "")
     entries: dict[AdapterName, AdapterEntry] = {}
     for key, stated in file.adapters.items():
         entry = _read(AdapterEntry, stated, path.name, f"adapters.{key}")
+        if "/" not in key and not file.namespace:
+            rule = f'has no namespace: set `namespace` at the top, or write "NAMESPACE/{key}"'
+            raise Invalid("REQUEST_INVALID", f"{path.name}: adapters.{key} {rule}")
         name = AdapterName.parse(key if "/" in key else f"{file.namespace}/{key}")
         if name in entries:
             raise Invalid("REQUEST_INVALID", f"{path.name}: adapters: '{name}' is there twice")
         for alias, version in entry.versions.items():
-            names.alias(alias)
-            if version:
-                names.selector(version)
+            _check_alias(alias, version, f"{path.name}: adapters.{key}.aliases.{alias}")
         folder = str(path.parent / entry.folder) if entry.folder else ""
         entries[name] = entry.model_copy(update={"folder": folder, "base": entry.base or file.base})
     return entries
+
+
+def _parse(data: bytes, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as e:
+        problem = f"is not UTF-8 text (byte {e.start})"
+    except tomllib.TOMLDecodeError as e:
+        problem = f"is not TOML: {e}"
+    except RecursionError:
+        problem = "nests lists too deeply"
+    except ValueError:  # of `int`
+        problem = "holds an integer of too many digits"
+    raise Invalid("REQUEST_INVALID", f"{file} {problem}")
+
+
+def _check_alias(alias: str, version: str, location: str) -> None:
+    if version.removeprefix("-").isdecimal() and int(version[:12]) < 1:
+        raise Invalid("REQUEST_INVALID", f"{location}: '{version}' is not a version; versions start at 1")
+    try:
+        names.alias(alias)
+        if version:
+            names.selector(version)
+    except Invalid as e:
+        raise Invalid(e.code, f"{location}: {e.detail}") from e
 
 
 def _read(shape: type[Shape], values: Any, file: str, location: str) -> Shape:

@@ -174,7 +174,9 @@ def test_the_help_of_apply_shows_a_file(cli: CommandRunner, tmp_path: Path) -> N
         ('description = "\\u001b[2J"', "adapters.a.description: holds the control character U+001B"),
         ('tags = {"a\\n" = ""}', "adapters.a.tags: a key has 1 to 63 letters, digits and . _ / -"),
         ("aliases = {prod = true}", "adapters.a.aliases: a version is a whole number or text, not true or false"),
-        (f"aliases = {{prod = {'9' * 5000}}}", "is not TOML"),
+        (f"aliases = {{prod = {'9' * 5000}}}", "adapters.toml holds an integer of too many digits"),
+        ("aliases = {x = 0}", "adapters.toml: adapters.a.aliases.x: '0' is not a version; versions start at 1"),
+        ('aliases = {Prod = "1"}', "adapters.toml: adapters.a.aliases.Prod: "),
     ],
 )
 def test_a_adapters_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Path, text: str, message: str) -> None:
