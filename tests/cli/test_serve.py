@@ -78,6 +78,7 @@ def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, server: 
     assert cli("whoami", "--json").json["actor"] == "token:admin"
     assert "no token was given" in cli("login", "http://127.0.0.1:9", stdin="\n", expect=2).stderr
     assert "does not begin with http" in cli("login", "notaurl", stdin="\n", expect=2).stderr
+    assert "it holds a space" in cli("list", expect=2, ADAPTER_REGISTRY="http://a b/").stderr
 
 
 def test_serve_prints_a_link_that_signs_in_to_the_pages_once(server: dict[str, str]) -> None:

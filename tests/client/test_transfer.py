@@ -162,6 +162,12 @@ def test_what_follows_the_last_tensor_is_said_before_gigabytes_are_hashed(
         read_folder(folder)
 
 
+def test_too_many_files_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.client.local.folder.FILES_LIMIT", 1)
+    with pytest.raises(TooLarge, match="has 3 files of a version, and the limit is 1"):
+        read_folder(folder)
+
+
 def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", Path(__file__)):
         with pytest.raises(Invalid) as refusal:

@@ -107,6 +107,8 @@ def test_no_query_has_an_unknown_parameter(harness: Harness, http: httpx.Client)
     for row in rows:
         problem = send(http, row, **{"x\n": "1"})
         assert row.method == "HEAD" or problem["detail"] == r"query: this route has no parameter 'x\\n'", row.id
+    problem = send(http, OPERATIONS["list_adapters"], limit="abc")
+    assert problem["detail"] == "query.limit: must be a whole number, not 'abc'"
     harness.add_base()
     harness.push("acme/support")
     problem = send(http, OPERATIONS["delete_adapter"], dryrun="true")

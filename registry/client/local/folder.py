@@ -28,7 +28,7 @@ from registry.versions.files import (
     kind_of,
     refusal_of,
 )
-from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest, ManifestDraft
+from registry.versions.manifest import FILES_LIMIT, BaseRef, Descriptor, Edge, Manifest, ManifestDraft
 from registry.versions.provenance import Provenance
 
 ENTRIES_LIMIT = 10_000
@@ -117,6 +117,9 @@ def read_files(title: Path, files: Mapping[str, Path], *, golden: Path | None = 
 def _read(path: Path, selected: dict[str, tuple[Path, int]], left_out: list[Finding], golden: Path | None) -> Folder:
     if golden is not None:
         selected[GOLDEN] = _regular(golden, GOLDEN)
+    if len(selected) > FILES_LIMIT:
+        message = f"has {len(selected)} files of a version, and the limit is {FILES_LIMIT}"
+        raise TooLarge("SIZE_INVALID", f"'{path}' {message}", next_step="move out what does not belong to the adapter")
     sources = {name: entry for name, (entry, _) in selected.items()}
     described = [describe(name, size) for name, (_, size) in selected.items()]
     for file in described:

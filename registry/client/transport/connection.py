@@ -361,6 +361,9 @@ def _parsed_url(url: str) -> str:
             f"registry URL {url[:200]!r} does not begin with http:// or https://",
             next_step="set ADAPTER_REGISTRY to a URL such as https://registry.example.org",
         )
+    if not VISIBLE_ASCII.fullmatch(url):
+        message = f"registry URL {url[:200]!r} is not a URL: it holds a space or a character outside ASCII"
+        raise Invalid("SETTING_INVALID", message)
     if parts.username is not None:
         raise Invalid("SETTING_INVALID", "registry URL holds a password; put the token into ADAPTER_TOKEN")
     return url.rstrip("/")

@@ -255,8 +255,8 @@ def rejection() -> Unauthenticated:
     """The one error for an identity token that is not accepted, whatever is wrong with it."""
     return Unauthenticated(
         "UNAUTHORIZED",
-        "this identity token is expired, already used, for another audience, from an issuer that is not trusted, or of "
-        "a job that is no trusted publisher of the adapter",
+        "this identity token is expired, already used, for another audience, from an issuer that is not trusted, of a "
+        "job that is no trusted publisher of the adapter, or without `jti`",
         next_step="request a fresh one with this registry as its audience, and see `adapter publisher list NAME`",
     )
 
