@@ -224,3 +224,39 @@ def test_the_labels_of_a_head_are_those_of_its_last_layer_and_few(
 )  # fmt: skip
 def test_adapters_of_every_task_that_peft_runs_on_a_class_are_tested(name: str, task: str, is_its_own: bool) -> None:
     assert tasks.task_of(name, is_encoder_decoder=False).takes(task) is is_its_own
+
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+IMAGES = {"image_size": 32, "patch_size": 8, "num_frames": 4}
+SEEING: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("TimesformerModel", "TimesformerConfig", VIT | IMAGES),
+    ("VideoMAEModel", "VideoMAEConfig", VIT | IMAGES),
+    ("VivitForVideoClassification", "VivitConfig", VIT | IMAGES | {"tubelet_size": [2, 8, 8]}),
+    ("VJEPA2Model", "VJEPA2Config", VIT | {
+        "crop_size": 32, "patch_size": 8, "frames_per_clip": 4, "pred_hidden_size": 32, "pred_num_hidden_layers": 1,
+        "pred_num_attention_heads": 2}),
+    ("GLPNForDepthEstimation", "GLPNConfig", {
+        "hidden_sizes": [16, 16, 40, 32], "depths": [1] * 4, "decoder_hidden_size": 16, "image_size": 32}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("maker", "configuration", "sizes"), SEEING)
+def test_a_model_of_videos_or_of_depth_runs_on_noise_of_its_own_shape(
+    maker: str, configuration: str, sizes: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model = getattr(transformers, maker)(getattr(transformers, configuration)(**sizes)).eval()
+    forward = tasks.ForwardPass(model, tasks.task_of(maker, is_encoder_decoder=False))
+    first, other = forward.rows(model, [[1, 3, 5, 7], [2, 4, 6, 9]])
+    assert first.shape == other.shape
+    assert not torch.equal(first, other)
+
+
+def test_a_model_that_does_not_run_says_why_its_last_attempt_failed() -> None:
+    config = transformers.CLIPConfig(
+        text_config=VIT | {"vocab_size": 64, "eos_token_id": 2, "bos_token_id": 1},
+        vision_config=VIT | {"image_size": 32, "patch_size": 8},
+    )
+    model = transformers.CLIPModel(config).eval()
+    with pytest.raises(IndexError, match="out of range"):
+        tasks.ForwardPass(model, tasks.ANY).rows(model, [[1, 3, 5, 99]])

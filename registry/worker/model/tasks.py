@@ -66,7 +66,7 @@ class ModelTask:
         return not task_type or not self.adapters or task_type in self.adapters
 
 
-_STATES = ("logits", "prediction_logits", "last_hidden_state", "pooler_output", "logits_per_image")
+_STATES = ("logits", "prediction_logits", "last_hidden_state", "pooler_output", "logits_per_image", "predicted_depth")
 _WRITERS = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 CAUSAL = ModelTask(
     "CAUSAL_LM", "causal language model", ("CAUSAL_LM", "FEATURE_EXTRACTION"), _WRITERS, Predictions.NEXT_TOKENS
@@ -216,7 +216,7 @@ class ForwardPass:
             try:
                 output = model(**_of_method(model, self._inputs(ids, extra)), **kwargs)
             except Exception as e:
-                error = error or e
+                error = e  # the last attempt has the most inputs: what it lacks is the cause
             else:
                 self._attempts = [extra]
                 return output
@@ -342,7 +342,21 @@ def _image_embedding(config: Any, ids: torch.Tensor) -> torch.Tensor:
 def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
     side = _size(config, "image_size", default=224)
     images = _noise(ids, _size(config, "num_channels", "in_channels", default=3), side, side)
-    return images.unsqueeze(1) if getattr(config, "model_type", "") in _SEVERAL_IMAGES else images
+    if getattr(config, "model_type", "") in _SEVERAL_IMAGES:
+        return images.unsqueeze(1)
+    frames = getattr(config, "num_frames", None)
+    return _frames(images, frames) if type(frames) is int else images
+
+
+def _frames(images: torch.Tensor, count: int) -> torch.Tensor:
+    """[batch, frames, channels, height, width]: the image moves by a pixel from frame to frame."""
+    return torch.stack([images.roll(number, dims=-1) for number in range(count)], dim=1)
+
+
+def _video(config: Any, ids: torch.Tensor) -> torch.Tensor:
+    side = _size(config, "crop_size", "image_size", default=224)
+    images = _noise(ids, _size(config, "in_chans", "num_channels", default=3), side, side)
+    return _frames(images, _size(config, "frames_per_clip", "num_frames", default=2))
 
 
 _SEVERAL_IMAGES = ("idefics", "instructblipvideo")
@@ -357,7 +371,7 @@ def _patches(config: Any, ids: torch.Tensor) -> torch.Tensor:
 INPUTS: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "bbox": _bounds, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features,
     "input_values": _samples, "flattened_patches": _patches, "image_embeds_position_mask": _first_token,
-    "image_embeds": _image_embedding, "qformer_input_ids": _tokens,
+    "image_embeds": _image_embedding, "qformer_input_ids": _tokens, "pixel_values_videos": _video,
     "image_attention_mask": lambda _config, ids: torch.ones_like(ids).unsqueeze(-1),
     "visual_feats": lambda config, ids: _noise(ids, 4, _size(config, "visual_feat_dim", default=2048)),
     "visual_pos": lambda config, ids: _noise(ids, 4, _size(config, "visual_pos_dim", default=4)),
