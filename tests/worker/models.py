@@ -29,6 +29,12 @@ def base(folder: Path, *, seed: int = 0, hidden: int = 64) -> Path:
     return folder
 
 
+def pack_in_eight_bits(base_folder: Path, folder: Path) -> None:
+    """A copy of the base as bitsandbytes packs it."""
+    packing = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    transformers.AutoModelForCausalLM.from_pretrained(base_folder, quantization_config=packing).save_pretrained(folder)
+
+
 def adapter(
     base_folder: Path,
     folder: Path,

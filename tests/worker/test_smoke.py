@@ -349,3 +349,14 @@ def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path
         result["measurements"]["max_logit_delta"], rel=1e-4
     )
     assert pool.base_loads == loads + 1
+
+
+def test_dora_loads_on_a_base_of_eight_bits_that_has_run_before(pool: Pool, tmp_path: Path) -> None:
+    bases = fixtures.tiny_bases()
+    pytest.importorskip("bitsandbytes")
+    models.pack_in_eight_bits(bases / "llama-a", tmp_path / "int8")
+    dora = models.adapter(bases / "llama-a", tmp_path / "dora", target_modules=["q_proj"], use_dora=True)
+    for limits in (LIMITS, ISOLATED):
+        result = smoke_test(pool, BaseSource("int8", tmp_path / "int8", ""), dora, limits)
+        assert codes(result) == {}, result["findings"]
+        assert result["measurements"]["max_logit_delta"] > 0.001

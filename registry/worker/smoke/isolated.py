@@ -184,6 +184,7 @@ class IsolatedTest(LanguageTest):
         started = perf_counter()
         model, folder = self.base.model, str(self.folder)
         device = str(next(model.parameters()).device)
+        return_scales(model)
         try:
             self.wrapped = peft.PeftModel.from_pretrained(model, folder, is_trainable=False, torch_device=device)
         except Exception as e:
@@ -210,6 +211,7 @@ class IsolatedTest(LanguageTest):
         if reference is None:
             return False
         started = perf_counter()
+        return_scales(self.wrapped)
         try:
             bare = self.wrapped.get_base_model()
             self.wrapped.delete_adapter("default")  # `unload` would leave the copies of modules_to_save in the base
@@ -242,6 +244,18 @@ class IsolatedTest(LanguageTest):
         message = f"{subject} stay changed after unloading, {reason}"
         severity: Severity = "warning" if announced else "error"
         self.result.note(severity, "smoke.base_changed", location, message, "bit-equal", "changed")
+
+
+def return_scales(model: Any) -> None:
+    """Give weights in 8 bits of bitsandbytes back the scales that a forward pass moved into their layers.
+
+    PEFT moves modules to their device when it loads and removes DoRA. Of a weight without its scales, bitsandbytes then
+    loses them, and the next pass fails.
+    """
+    for module in model.modules():
+        state = getattr(module, "state", None)  # PEFT's layer around it has the same name and none
+        if type(module).__name__ == "Linear8bitLt" and state is not None and module.weight.SCB is None:
+            module.weight.CB, module.weight.SCB = state.CB, state.SCB
 
 
 def is_of_body(model: Any, names: Iterable[str]) -> bool:
