@@ -69,6 +69,7 @@ LIMITS: tuple[Limit, ...] = tuple(
             ("bytes of a tenant in flight", size(admission.BYTES_EACH), _MEMORY),
             ("bytes of all in flight", size(admission.BYTES), _MEMORY),
             ("uploads of a token at a time", rate_limits.UPLOADS_PER_TOKEN, "each may have a temporary file"),
+            ("different desired states that a tenant waits for", rate_limits.WAITS_FOR_DIFFERENT, "time of changes"),
             ("head of a request", size(middleware.HEAD_LIMIT_BYTES), _MEMORY),
             ("body of a request that needs no token", size(admission.STRANGER_BYTES), "strangers get little memory"),
             ("time in which it must arrive", time(admission.STRANGER_SECONDS), "strangers hold little memory"),

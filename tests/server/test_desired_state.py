@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from registry.errors import Corrupt, TooLarge, Unavailable
 from registry.events import EventType
 from registry.names import AdapterName, served_name
 from registry.server import audit
+from registry.server.access.rate_limits import WAITS_FOR_DIFFERENT
 from registry.server.actors import TRUSTED
 from registry.server.serving import desired as desired_states
 from registry.serving import desired_state
@@ -284,6 +286,22 @@ def test_a_token_has_a_limit_of_waiting_requests(database_url: str) -> None:
             assert int(refused.headers["Retry-After"]) > 0
             assert desired(http(harness, secret)).cursor == cursor, "others get a response"
             assert desired(http(harness), since="another", wait=60).cursor == cursor
+
+
+@pytest.mark.security
+def test_a_tenant_waits_for_few_different_states_and_for_one_as_often_as_it_likes(harness: Harness) -> None:
+    fill(harness, "acme/support")
+    secret = harness.issue("pull", name="nodes")[1]
+    cursor = desired(http(harness, secret)).cursor
+    limiter, tenant = harness.app.state.waited_limiter, harness.app.state.actor_cache.get(secret).tenant
+    with ExitStack() as stack:
+        for n in range(WAITS_FOR_DIFFERENT):
+            stack.enter_context(limiter.hold(tenant, n))
+        stack.enter_context(limiter.hold(tenant, 0))
+        refused = http(harness, secret).get(DESIRED_STATE, params={"since": cursor, "wait": 60})
+        assert (refused.status_code, refused.json()["code"]) == (429, "RATE_LIMITED")
+        assert desired(http(harness), since="another", wait=60).cursor == cursor, "others wait as before"
+    assert desired(http(harness, secret), since=cursor, wait=1).cursor == cursor
 
 
 def test_waiting_requests_learn_that_the_database_is_away(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

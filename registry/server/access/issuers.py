@@ -165,8 +165,8 @@ class Issuers:
         if set(document) - {"issuer"} or not isinstance(configs, list) or not all(isinstance(i, dict) for i in configs):
             raise _setting_error(f"{path} may only hold tables [[issuer]]")
         issuers = cls({issuer.name: issuer for issuer in (Issuer(config, Path(path).parent) for config in configs)})
-        if len(issuers.clients) < sum(issuer.client is not None for issuer in issuers._issuers.values()):
-            raise _setting_error(f"{path} has a sign_in_name twice")
+        if len(issuers.login_issuers) > 1:  # each could name the people of the other
+            raise _setting_error(f"{path} has login_claim in two issuers, and only one may say who people are")
         return issuers
 
     def __contains__(self, name: str) -> bool:

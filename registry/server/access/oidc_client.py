@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import Invalid
-from registry.server.access.rate_limits import ConcurrencyLimiter
+from registry.server.access.rate_limits import ConcurrencyLimiter, SpentStates
 
 FIELDS = frozenset(
     {
@@ -40,6 +40,7 @@ class OidcClient:
     session_seconds: int
     free: threading.BoundedSemaphore
     limiter: ConcurrencyLimiter
+    spent: SpentStates
 
     @classmethod
     def parse(cls, config: Mapping[str, Any], folder: Path) -> "OidcClient | None":
@@ -71,4 +72,5 @@ class OidcClient:
             name, str(config["client_id"]), secret, method, str(config["authorization_url"]), str(config["token_url"]),
             str(config.get("scopes", "openid email profile")), seconds, threading.BoundedSemaphore(REDEEM_LIMIT),
             ConcurrencyLimiter(REDEEMS_PER_NETWORK, f"sign-ins with {name} from your network"),
+            SpentStates(),
         )  # fmt: skip

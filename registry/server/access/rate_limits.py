@@ -12,6 +12,8 @@ from registry.server.actors.secret import PREFIX, sha256_of
 
 MINUTE_SECONDS = 60.0
 RETRY_SECONDS = 15
+WAITS_FOR_DIFFERENT = 32
+"""Desired states (base, alias, engine) that a tenant waits for. Each is computed anew at every change of anything."""
 UPLOADS_PER_TOKEN = 64
 UPLOADS_PER_BLOB = 4
 """Uploads in progress in one process. Each may hold a temporary file of its own."""
@@ -128,6 +130,55 @@ class ConcurrencyLimiter:
                 self._open[key] -= 1
                 if not self._open[key]:
                     del self._open[key]
+
+
+class DifferentLimiter:
+    """Limits how many different things of one key are open at one time, such as what a tenant waits for."""
+
+    def __init__(self, limit: int, subject: str) -> None:
+        self._limit, self._subject = limit, subject
+        self._open: dict[str, Counter[object]] = {}
+
+    @contextmanager
+    def hold(self, key: str, thing: object) -> Iterator[None]:
+        """Count a thing until the end of the block. `Unavailable` (RATE_LIMITED). Used on the event loop only."""
+        things = self._open.setdefault(key, Counter())
+        if thing not in things and len(things) >= self._limit:
+            detail = f"{self._limit} different {self._subject} are open, which is the limit"
+            raise Unavailable(
+                "RATE_LIMITED", detail, next_step="wait until one ends", retry_after_seconds=RETRY_SECONDS
+            )
+        things[thing] += 1
+        try:
+            yield
+        finally:
+            things[thing] -= 1
+            if not things[thing]:
+                del things[thing]
+            if not things:
+                self._open.pop(key, None)
+
+
+class SpentStates:
+    """States of sign-ins that have come back, so that each comes back once. The oldest are forgotten."""
+
+    ENTRIES_LIMIT = 10_000
+
+    def __init__(self) -> None:
+        self._spent: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, state: str) -> bool:
+        return state in self._spent
+
+    def add(self, state: str) -> bool:
+        """Spend a state; return whether it was not spent before."""
+        with self._lock:
+            is_new = state not in self._spent
+            self._spent[state] = None
+            if len(self._spent) > self.ENTRIES_LIMIT:
+                del self._spent[next(iter(self._spent))]
+        return is_new
 
 
 def rate_limited(subject: str, limit: int, seconds: float, per: str = "minute") -> Unavailable:

@@ -19,7 +19,9 @@ from registry.server.access.one_time_links import OneTimeLinks
 from registry.server.access.rate_limits import (
     UPLOADS_PER_BLOB,
     UPLOADS_PER_TOKEN,
+    WAITS_FOR_DIFFERENT,
     ConcurrencyLimiter,
+    DifferentLimiter,
     FailureLimiter,
     RequestLimiter,
 )
@@ -74,6 +76,7 @@ class Services:
         self.failure_limiter = FailureLimiter(settings.failures_per_minute)
         self.stream_limiter = ConcurrencyLimiter(settings.streams_per_token, "event streams of this token")
         self.waits_limiter = ConcurrencyLimiter(settings.waits_per_token, "waiting requests of this token")
+        self.waited_limiter = DifferentLimiter(WAITS_FOR_DIFFERENT, "waits of this tenant")
         self.upload_limiter = ConcurrencyLimiter(UPLOADS_PER_TOKEN, "uploads of this token")
         self.blob_limiter = ConcurrencyLimiter(UPLOADS_PER_BLOB, "uploads of this blob")
 

@@ -88,16 +88,19 @@ def return_from_provider(
 ) -> Response:  # fmt: skip
     """Begin a session of the person whom the identity provider has named, in the browser that was sent there.
 
-    Anyone can send codes, so few of a network wait for the provider at once. One too many may come again.
+    Anyone can send codes, so few of a network wait for the provider at once. One too many may come again. A state that
+    has come back costs the provider and others no more.
     """
     issuer, client = _find_client(request, provider)
     attempt = SignInAttempt.read(visitors.read_cookie(request, ATTEMPT))
-    if attempt is None or attempt.provider != client.name or not attempt.matches(state):
+    if attempt is None or attempt.provider != client.name or not attempt.matches(state) or state in client.spent:
         return _refuse(request, "/", 403, STALE_ATTEMPT)
     if error or not code or iss not in ("", issuer.name):
         return _refuse(request, attempt.path, 403, f"{client.name} did not sign you in.")
     db.commit_early(session)  # no connection is held while the provider responds
     with client.limiter.hold(read_network(request)):
+        if not client.spent.add(state):  # another callback with it came first
+            return _refuse(request, "/", 403, STALE_ATTEMPT)
         return _finish(request, issuer, client, attempt, code)
 
 

@@ -107,7 +107,8 @@ async def show_desired_state(
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
     counts = None
     if since and wait:
-        with services_of(request).waits_limiter.hold(actor.token_id):
+        services, awaited = services_of(request), (base, alias, profile)
+        with services.waits_limiter.hold(actor.token_id), services.waited_limiter.hold(actor.tenant, awaited):
             counts = await _wait_for_change(request, reader, since, time.monotonic() + wait)
         await reader.sign_in_again()
     if if_none_match is not None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from registry.server.http.changes.freshness import Counts
@@ -11,6 +12,9 @@ from registry.server.http.changes.freshness import Counts
 Result = TypeVar("Result")
 COUNTS_SHARED = 4
 """Readings of the change counter whose results are kept: while one changes, some requests still have the one before."""
+
+THREADS = 2
+"""Threads of their own for those who wait, so that everybody else's requests do not queue behind them."""
 
 
 class SharedReads:
@@ -20,6 +24,7 @@ class SharedReads:
     """
 
     def __init__(self) -> None:
+        self._limiter = CapacityLimiter(THREADS)
         self._reads: dict[Counts, dict[object, asyncio.Future[Any]]] = {}
 
     async def get(self, key: object, counts: Counts | None, read: Callable[[], Result]) -> Result:
@@ -30,7 +35,7 @@ class SharedReads:
         while len(self._reads) > COUNTS_SHARED:
             del self._reads[next(iter(self._reads))]
         if key not in reads:
-            reads[key] = asyncio.ensure_future(run_in_threadpool(read))
+            reads[key] = asyncio.ensure_future(to_thread.run_sync(read, limiter=self._limiter))
         try:
             result: Result = await asyncio.shield(reads[key])
         except Exception:
