@@ -128,3 +128,8 @@ def test_a_readme_keeps_its_formatting_and_loses_the_rest() -> None:
         "<span>[image: d]</span> <kbd>f</kbd></p>\n<ol>\n<li>g</li>\n</ol>\n"
     )
     assert readme.render_readme(b"<" * readme.READ_LIMIT_BYTES).startswith("<pre>")
+
+
+@pytest.mark.parametrize("part", ["![", "[", "*_", ">\n- ", "- a\n", "`"])
+def test_a_readme_of_nothing_but_markers_is_plain_text(part: str) -> None:
+    assert readme.render_readme((part * readme.READ_LIMIT_BYTES).encode()).startswith("<pre>")

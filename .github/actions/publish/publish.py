@@ -159,7 +159,9 @@ class GitHub(CiService):
         self._append("GITHUB_STEP_SUMMARY", text + "\n")
 
     def set_outputs(self, values: Mapping[str, str]) -> None:
-        """Append to the outputs of the step."""
+        """Append to the outputs of the step. A line break in a value would begin another output."""
+        if not "".join(values.values()).isprintable():
+            sys.exit("the registry responded with a name or a digest that holds control characters")
         self._append("GITHUB_OUTPUT", "".join(f"{name}={value}\n" for name, value in values.items()))
 
     def _append(self, variable: str, text: str) -> None:

@@ -22,6 +22,8 @@ HTML_LIMIT = 90_000
 PLAIN_LIMIT = 30_000
 CELLS_LIMIT = 10_000
 """Cells of a table. 32 KiB can describe 65,000, which take seconds."""
+MARKERS_LIMIT = 2_000
+"""Characters that may open or close something, and lines. For each the parser may look through the rest of the text."""
 CACHED = 128
 _DELIMITER_ROW = re.compile(r"^[ \t>]*[|:-][|: \t-]*$", re.MULTILINE)
 _TAGS = frozenset(
@@ -49,7 +51,8 @@ def render_readme(data: bytes) -> Markup:
         .replace("\0", "\N{REPLACEMENT CHARACTER}")
     )
     text = _FRONT_MATTER.sub("", text, count=1)
-    if _count_cells(text) > CELLS_LIMIT:
+    markers = max(sum(map(text.count, "[*_`>~<")), text.count("\n"))
+    if markers > MARKERS_LIMIT or _count_cells(text) > CELLS_LIMIT:
         return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])
     html = nh3.clean(
         _MARKDOWN.render(text),

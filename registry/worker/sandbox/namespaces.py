@@ -46,7 +46,7 @@ def isolate(hidden: Collection[str], visible: Iterable[str], *, read_only: bool 
     layers = [Layer.NO_NETWORK]
     if libc.mount(b"none", b"/", None, _MS_PRIVATE_RECURSIVE, None) == 0:
         places, folders = select_places(hidden, visible)
-        if _hide(libc, places, folders) and len(places) == len(list(filter(os.path.exists, hidden))):
+        if hidden and _hide(libc, places, folders) and len(places) == len(list(filter(os.path.exists, hidden))):
             layers.append(Layer.NO_HOME)
         if read_only and _forbid_writing(libc):
             layers.append(Layer.READ_ONLY)
