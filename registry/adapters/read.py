@@ -238,7 +238,7 @@ def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:
     message, next_step = "is missing, and an adapter needs it", "push the folder that save_pretrained() wrote"
     if pieces := sum(bool(_PIECE.fullmatch(path)) for path in by_path):
         message = f"is missing: the weights are in {pieces} pieces, and PEFT and vLLM read one file of that name"
-        next_step = "save the adapter in one file, with a larger `max_shard_size`"
+        next_step = "save the adapter in one file, as PEFT's `save_pretrained` does"
     findings = [Finding(code, path, message) for path, code in needed if path not in by_path]
     if findings:
         raise Invalid(

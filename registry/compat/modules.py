@@ -157,6 +157,8 @@ class ModuleLookup:
             why = f"it has the fused {_FUSED[leaf]} in its place"
         elif any(f"{prefix}.{path}" in self.base.modules for prefix in set(PREFIXES.values())):
             why = f"that is a path of the model without its head (AutoModel), and this base is {self.base.architecture}"
+        elif path.partition(".")[2] in self.base.modules:
+            why = f"without the prefix '{path.partition('.')[0]}.', which a wrapper left in the names, it would be one"
         else:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
         message = f"{noun} {path} is not a module of {self.base.name}: {why}"
@@ -320,12 +322,16 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
         lookup.findings.report("compat.targets_absent", f"{CONFIG}: target_modules", message)
         return
     expected = set(lookup.expected(single_experts=any(_EXPERT.search(path) for path in present)))
+    last_layer = max((int(layer[1]) for path in present if (layer := _LAYER.search(f"{path}."))), default=-1)
     for path in sorted(expected - present) if names_targets(lora.config) else ():
         module = lookup.find(path)
         is_router = module is not None and module.kind == "other"  # no linear module in transformers 5
         if is_router and not lookup.targets.means_weight(path):
             continue
         message = f"the configuration targets {path}, but the file has no tensor for it"
+        layer = _LAYER.search(f"{path}.")
+        if layer and -1 < last_layer < int(layer[1]):
+            message += f"; the file ends at layer {last_layer}, so its base may have fewer layers"
         group = path.rpartition(".")[2]
         lookup.findings.report("compat.module_missing", path, message, path, "nothing", group=group)
     if lora.method == "TRAINABLE_TOKENS":  # PEFT adds what is tied to a target; its own structure says which
@@ -468,7 +474,9 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     elif module.is_known and shape != expected and not is_unsure:
         by_token = is_token_table(piece.path) or rows == lookup.base.vocab
         vocabulary = by_token and len(shape) == 2 and shape[1:] == expected[1:]
-        code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")
+        code, why = ("compat.shape", "")
+        if vocabulary:
+            code, why = "compat.vocabulary_differs", f" (a vocabulary of {shape[0]} tokens instead of {expected[0]})"
         lookup.findings.report(
             code, location, f"{location} has shape {shape}, the base {expected}{why}", expected, shape
         )

@@ -143,7 +143,7 @@ def test_a_check_a_push_and_its_version_say_what_to_do_once_and_the_base_s_name_
     files = samples.lora(samples.llama(), config={"base_model_name_or_path": "someone/else"}, change=lose)
     folder = samples.write(files, tmp_path / "lossy")
     cli.add_base()
-    cure, name = "what to do: Save again", "someone/else"
+    cure, name = "what to do: Push it for the base", "someone/else"
     checked = cli("check", str(folder), "--base", "tiny-llama", expect=6).stdout
     pushed = cli("push", str(folder), "acme/lossy", "--base", "tiny-llama").stdout
     shown = cli("show", "acme/lossy").stdout

@@ -257,12 +257,15 @@ class _SpecReader:
         if rows != columns and (kind != "conv" or rows % columns):  # of a convolution in groups, B has a share of them
             swapped = " (A looks transposed)" if a.shape[1] == columns else ""
             swapped = swapped or (" (B looks transposed)" if b.shape[0] == rows else "")
+            swapped = swapped or (" (A and B look exchanged)" if a.shape[1] == b.shape[0] else "")
             message = f"module {path}: A has rank {rows} and B has rank {columns}{swapped}"
             self._note("lora.rank_differs", path, message, f"A[0] = B[1] = {rank}", f"{a.shape} and {b.shape}")
             return False
         fits = rows % rank == 0 if kind == "parameter" else rows == rank
         if not fits:
             message = f"module {path} has rank {rows}, and the configuration says {rank}"
+            if path.endswith((".experts", ".experts.base_layer")) and not self._config.target_parameters:
+                message += "; the tensors are of fused experts, and the configuration lacks `target_parameters`"
             self._note("lora.rank_differs_from_config", path, message, rank, rows)
         return fits
 
