@@ -10,7 +10,7 @@ this worker cannot render is `unknown`, never a pass.
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ WORDS = 8
 SCALE = 8
 """Pixels for one latent pixel in an image without a decoder."""
 SLOT = "adapter"
-RENDERED = ("UNet2DConditionModel", "FluxTransformer2DModel")
-"""The denoisers that this worker renders with."""
 DIFFUSERS = f"diffusers {diffusers.__version__}"
 
 
@@ -70,7 +68,7 @@ class ImageTest(SmokeTest):
     def check_baseline(self) -> bool:
         """Render without the adapter."""
         self._fingerprint = self._base.fingerprint()
-        if self._base.kind not in RENDERED:
+        if self._base.kind not in DENOISERS:
             return True
         self.result.say("rendering without the adapter")
         self._before = _render(self._base)
@@ -113,7 +111,7 @@ class ImageTest(SmokeTest):
 
     def check_forward(self) -> bool:
         """Render with the adapter and compare."""
-        if self._base.kind not in RENDERED:
+        if self._base.kind not in DENOISERS:
             message = f"this worker cannot render with {self._base.kind}"
             self.result.note("unknown", "smoke.task_unsupported", "pipeline", message)
             return False
@@ -208,9 +206,9 @@ def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> 
 def _render(base: Pipeline) -> torch.Tensor:
     """Render an image [3, height, width] after `STEPS` steps from seeded noise."""
     seeded = torch.Generator().manual_seed(7)
-    latents = (_with_unet if base.kind == "UNet2DConditionModel" else _with_flux)(base, seeded)
+    latents = DENOISERS[base.kind](base, seeded)
     decoder = base.parts.get("vae")
-    if decoder is not None:
+    if decoder is not None and base.kind not in _OF_VIDEO:
         return decoder.decode(latents / decoder.config.scaling_factor).sample[0].float().cpu()
     return latents[0, :3].float().cpu().repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2)
 
@@ -255,6 +253,61 @@ def _with_flux(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
         moment = base.to_device(torch.tensor([1.0 - step / STEPS]))
         latents = latents - transformer(hidden_states=latents, timestep=moment, **conditions).sample / STEPS
     return latents.transpose(1, 2).reshape(1, config.in_channels, side, side)
+
+
+def _with_sd3(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
+    config, (latents, words) = base.denoiser.config, _noise(base, seeded, base.denoiser.config.joint_attention_dim)
+    pooled = base.to_device(torch.randn(1, config.pooled_projection_dim, generator=seeded))
+    return _flow(base, latents, lambda noisy, moment: base.denoiser(
+        hidden_states=noisy, timestep=moment, encoder_hidden_states=words, pooled_projections=pooled,
+    ).sample)  # fmt: skip
+
+
+def _with_wan(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
+    latents, words = _noise(base, seeded, base.denoiser.config.text_dim)
+    return _flow(base, latents, lambda noisy, moment: base.denoiser(
+        hidden_states=noisy.unsqueeze(2), timestep=moment, encoder_hidden_states=words).sample.squeeze(2))  # fmt: skip
+
+
+def _with_ltx(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
+    latents, words = _noise(base, seeded, base.denoiser.config.caption_channels)
+    side, mask = latents.shape[-1], torch.ones(1, WORDS, device=words.device)
+    return _flow(base, latents, lambda noisy, moment: base.denoiser(
+        hidden_states=noisy.flatten(2).transpose(1, 2), timestep=moment, encoder_hidden_states=words,
+        encoder_attention_mask=mask, num_frames=1, height=side, width=side,
+    ).sample.transpose(1, 2).reshape(noisy.shape))  # fmt: skip
+
+
+def _with_z_image(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
+    latents, words = _noise(base, seeded, base.denoiser.config.cap_feat_dim)
+    return _flow(base, latents, lambda noisy, moment: base.denoiser(
+        [noisy[0].unsqueeze(1)], moment, [words[0]]).sample[0].squeeze(1).unsqueeze(0))  # fmt: skip
+
+
+def _noise(base: Pipeline, seeded: torch.Generator, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [1, channels, side, side] of one frame, and states of a text [1, words, width]."""
+    side = SIDE // 2
+    latents = torch.randn(1, base.denoiser.config.in_channels, side, side, generator=seeded)
+    return base.to_device(latents), base.to_device(torch.randn(1, WORDS, width, generator=seeded))
+
+
+def _flow(
+    base: Pipeline, latents: torch.Tensor, velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Follow the denoiser's velocity in `STEPS` steps from noise to an image."""
+    for step in range(STEPS):
+        latents = latents - velocity(latents, base.to_device(torch.tensor([1.0 - step / STEPS]))) / STEPS
+    return latents
+
+
+DENOISERS: Mapping[str, Callable[[Pipeline, torch.Generator], torch.Tensor]] = {
+    "UNet2DConditionModel": _with_unet, "FluxTransformer2DModel": _with_flux, "SD3Transformer2DModel": _with_sd3,
+    "WanTransformer3DModel": _with_wan, "LTXVideoTransformer3DModel": _with_ltx,
+    "ZImageTransformer2DModel": _with_z_image,
+}  # fmt: skip
+"""Class of a denoiser → what renders latents with it."""
+_OF_VIDEO = ("WanTransformer3DModel", "LTXVideoTransformer3DModel")
+"""Their latents are shown as they are: decoders of videos take several frames."""
 
 
 def _png(values: torch.Tensor) -> bytes:
