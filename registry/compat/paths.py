@@ -80,6 +80,8 @@ _WAN = (
     (r"\A(text|time)_embedding\.2", r"condition_embedder.\1_embedder.linear_2"),
 )  # fmt: skip
 """Names of Wan's own code → those of diffusers."""
+_WAN_FLAT = re.compile(r"lora_unet_blocks_(\d{1,4})_(self_attn|cross_attn|ffn)_(\w+)\Z")
+"""As musubi-tuner writes them."""
 _RESNET = re.compile(r"unet\.down_blocks\.0\.resnets\.(\d+)\.")
 _LAYER = re.compile(r"(?:layers|blk)\.(\d{1,6})\.(.+)\Z")
 _OLD = re.compile(r"(?P<at>.+?)(?:\.processor|(?<=\.self_attn))\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
@@ -142,6 +144,8 @@ class Paths:
                     path = self._flat.get(f"{component}_{tail}")
                     if path:
                         return (path,)
+        if wan := _WAN_FLAT.match(name):
+            return self._comfy(".".join(("blocks", wan[1], wan[2], wan[3])))
         return self._flux_flat(name) or self._sgm(name)
 
     def _flux(self, name: str) -> tuple[str, ...] | None:

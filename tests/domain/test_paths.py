@@ -96,3 +96,16 @@ def test_torchtune_and_gguf_name_the_modules_of_a_language_model_their_own_way()
     assert Paths(formats.TORCHTUNE, []).of("layers.3.attn.output_proj") == meant
     assert Paths(formats.GGUF, []).of("blk.3.attn_output") == meant
     assert Paths(formats.GGUF, []).of("blk.3.ffn_gate_exps") is None
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("self_attn_q", "attn1.to_q"), ("cross_attn_o", "attn2.to_out.0"), ("cross_attn_k_img", "attn2.add_k_proj"),
+    ("ffn_0", "ffn.net.0.proj"), ("ffn_2", "ffn.net.2"),
+])  # fmt: skip
+def test_flat_names_of_wans_own_code_mean_modules_of_diffusers(written: str, meant: str) -> None:
+    modules = [
+        f"transformer.blocks.3.{leaf}"
+        for leaf in ("attn1.to_q", "attn2.to_out.0", "attn2.add_k_proj", "ffn.net.0.proj", "ffn.net.2")
+    ]
+    expected = (f"transformer.blocks.3.{meant}",)
+    assert Paths(formats.KOHYA, modules).of(f"lora_unet_blocks_3_{written}") == expected
