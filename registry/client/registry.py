@@ -269,18 +269,31 @@ class Registry(Aliases):
 
     # ------------------------------------------------------------ serving
     def desired_state(
-        self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0, after: str = "",
-        limit: int | None = None,
-    ) -> serving.DesiredState:  # fmt: skip
-        """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed.
+        self, base: str, alias: str, *, engine: str = "", after: str = "", limit: int | None = None
+    ) -> serving.DesiredState:
+        """What the alias of every adapter of the base points at.
 
         With `limit`, a page of it (`registry.serving.desired_state` reads all of them).
         """
         response = self.call(
             of_serving.SHOW_DESIRED_STATE, base=base, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine,
-            since=since, wait=wait or None, after=after, limit=limit,
+            after=after, limit=limit,
         )  # fmt: skip
         return response_checks.check_desired_state(self._name_of_base(base, response.base), response)
+
+    def next_desired_state(
+        self, base: str, alias: str, *, since: str, wait: int, engine: str = "", limit: int | None = None
+    ) -> serving.DesiredState | None:
+        """The state, or its first page, once its cursor is not `since`; None if that is so after `wait` seconds."""
+        operation = of_serving.SHOW_DESIRED_STATE
+        query = {"alias": alias, "engine": engine, "since": since, "wait": wait, "limit": limit}
+        response = self.connection.send(
+            operation.method, operation.fill_path({"base": base}), query=query, limit_bytes=LIST_LIMIT_BYTES
+        )
+        if response.status == 204:
+            return None
+        state = self._read(operation, response, None, {**query, "base": base})
+        return response_checks.check_desired_state(self._name_of_base(base, state.base), state)
 
     def _name_of_base(self, base: str, actual: str) -> str:
         """The name of a base that a request named, perhaps by an alias. `actual`: as the response names it."""

@@ -18,15 +18,26 @@ FILES_LIMIT = 1_000_000
 """Files of all pages, which a node has in memory."""
 
 
-def read(
-    registry: Registry, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0
-) -> DesiredState:
-    """Return what the alias of every adapter points at; with `since` and `wait`, once that has changed.
+def read(registry: Registry, base: str, alias: str, *, engine: str = "") -> DesiredState:
+    """Return what the alias of every adapter points at.
 
     An alias that moves while the pages are read may be listed with either version: the cursor is that of the first
     page, so the next request with it returns at once.
     """
-    pages = [registry.desired_state(base, alias, engine=engine, since=since, wait=wait, limit=PAGE_ADAPTERS)]
+    first = registry.desired_state(base, alias, engine=engine, limit=PAGE_ADAPTERS)
+    return _read_on(registry, base, alias, engine, first)
+
+
+def read_next(
+    registry: Registry, base: str, alias: str, *, since: str, wait: int, engine: str = ""
+) -> DesiredState | None:
+    """Return the state, as `read` does, once its cursor is not `since`; None if that is so after `wait` seconds."""
+    first = registry.next_desired_state(base, alias, since=since, wait=wait, engine=engine, limit=PAGE_ADAPTERS)
+    return _read_on(registry, base, alias, engine, first) if first is not None else None
+
+
+def _read_on(registry: Registry, base: str, alias: str, engine: str, first: DesiredState) -> DesiredState:
+    pages = [first]
     files = 0
     while after := pages[-1].next_after:
         files += sum(len(entry.files) for entry in pages[-1].adapters)

@@ -36,13 +36,14 @@ MORE_SEARCHES = (
 )  # fmt: skip
 PATHS = (
     *(f"/search?{search}" for search in SEARCHES),
-    *(f"{API}/adapters?limit=25&{search}" for search in (*SEARCHES, *MORE_SEARCHES)),
+    *(f"{API}/adapters?limit=25&{search}" for search in (*SEARCHES, *MORE_SEARCHES) if "check=" not in search),
     f"/adapters/{PUSHED}", f"/adapters/{PUSHED}/versions/1", f"/adapters/{PUSHED}/versions/1/lineage",
     f"/adapters/{RARE}/aliases/rare", f"/compare?first={PUSHED}@1&second={RARE}@1",
     "/namespaces/acme", "/bases", "/bases/tiny-llama", "/bases/rare-llama", "/fleet", "/jobs", f"/jobs?ref={RARE}",
     "/jobs?state=failed", "/audit", f"/audit?object={RARE}", "/settings", "/settings/namespaces/acme",
     f"/settings/adapters/{PUSHED}", "/settings/tokens", "/settings/webhooks", "/status", f"{API}/metrics",
-    f"{API}/bases/tiny-llama", f"{API}/engine-settings?base=tiny-llama&engine=vllm==0.33.0", f"{API}/bases",
+    f"{API}/bases/tiny-llama/adapters?alias=main&limit=25", f"{API}/bases/tiny-llama",
+    f"{API}/engine-settings?base=tiny-llama&engine=vllm==0.33.0", f"{API}/bases",
     f"{API}/namespaces", f"{API}/jobs?limit=50", f"{API}/jobs?ref={RARE}",
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ class RequestMetrics:
     """One per application."""
 
     def __init__(self) -> None:
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._requests = Counter(*REQUESTS, REQUEST_LABELS, registry=self._registry)
         self._failed_sign_ins = Counter(*FAILED_SIGN_INS, registry=self._registry)

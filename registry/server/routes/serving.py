@@ -1,12 +1,13 @@
 """Routes of serving: the desired state of the nodes of a base, with long polling, and what nodes report.
 
 - A waiting request holds no thread and no connection. Its rights are checked again before each response.
-- The desired state is read again only after a commit with an event or a verdict, which one statement finds out, and
-  once for all requests of the same reach. Leases of nodes and uses of tokens do not count. One task looks for all.
+- The desired state and its cursor are read again only after a commit with an event or a verdict, which one statement
+  finds out, and once for all requests of the same reach. Leases of nodes and uses of tokens do not count. One task
+  looks for all.
 """
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -14,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from registry import names
 from registry.api.operations import serving as operations
 from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
-from registry.engines import EngineProfile
+from registry.engines import EngineProfile, rulebook
 from registry.evaluation.verdicts import PROFILE_LIMIT
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -44,14 +45,14 @@ class _DesiredStateReader:
         self._shared = services_of(request).shared_reads
         self._base, self._alias, self._profile = names.base_name(base), names.alias(alias), profile
 
-    async def read_cursor(self, counts: Counts | None) -> str:
-        """Return the cursor of the state, now or at these counts.
+    async def read_cursor(self, counts: Counts) -> str:
+        """Return the cursor of the state at these counts.
 
         The actor of a request that waits is read again if access has changed or its token has ended.
         """
         actor = self._actor
         ended = actor.expires_at is not None and actor.expires_at <= db.now()
-        if counts is not None and (ended or actor.epoch not in (None, counts.access)):
+        if ended or actor.epoch not in (None, counts.access):
             actor = await self.sign_in_again()
 
         def read() -> str:
@@ -62,13 +63,13 @@ class _DesiredStateReader:
 
         return await self._shared.get(self._key("cursor", actor), counts, read)
 
-    async def load(self, counts: Counts | None, page: desired.Page) -> DesiredState:
-        """Return the state, or a page of it, now or at these counts."""
+    async def load(self, counts: Counts | None, cursor: str, page: desired.Page) -> DesiredState:
+        """Return a page of the state: the first one at these counts and with this cursor, another one as of now."""
         actor = self._actor
 
         def read() -> DesiredState:
             with db.session(self._engine, write=False) as session:
-                return desired.load(session, actor, self._base, self._alias, self._profile, page)
+                return desired.load(session, actor, self._base, self._alias, self._profile, page, cursor=cursor)
 
         key = (self._key("state", actor), page)
         state = await self._shared.get(key, counts, read)
@@ -77,7 +78,8 @@ class _DesiredStateReader:
 
     def _key(self, kind: str, actor: Actor) -> object:
         reach = (actor.namespaces_with(Scope.PULL), actor.public, actor.adapters)
-        return (kind, self._base, self._alias, str(self._profile or ""), reach)
+        rules = str(rulebook.digest(self._profile.engine)) if self._profile else ""
+        return (kind, self._base, self._alias, str(self._profile or ""), rules, reach)
 
     async def sign_in_again(self) -> Actor:
         """Read the rights of the actor as of now."""
@@ -85,7 +87,10 @@ class _DesiredStateReader:
         return self._actor
 
 
-@router.serves(operations.SHOW_DESIRED_STATE, responses=declarations.NOT_MODIFIED)
+_UNCHANGED: dict[int | str, dict[str, Any]] = {204: {"description": "The cursor is `since` still: wait again"}}
+
+
+@router.serves(operations.SHOW_DESIRED_STATE, responses=declarations.NOT_MODIFIED | _UNCHANGED)
 async def show_desired_state(
     request: Request,
     response: Response,
@@ -99,39 +104,42 @@ async def show_desired_state(
     limit: Annotated[int | None, Query(ge=1, le=desired.WHOLE_LIMIT)] = None,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> DesiredState | Response:
-    """Show what nodes of this base model should serve. With `since` and `wait`, returns when it changes.
+    """Show what nodes of this base model should serve. With `since` and `wait`, 204 unless it changes in that time.
 
     The pages that follow the first one have no cursor: what changes while they are read is seen with the first one's.
     """
     profiles = engine_profiles.parse_profiles([profile] if profile else [])
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
-    counts = None
+    if after:
+        return await reader.load(None, "", desired.Page(after, limit))
+    counts = await services_of(request).change_watcher.count()  # first, so that no commit in between is missed
+    cursor = await reader.read_cursor(counts)
     if since and wait:
         services, awaited = services_of(request), (base, alias, profile)
         with services.waits_limiter.hold(actor.token_id), services.waited_limiter.hold(actor.tenant, awaited):
-            counts = await _wait_for_change(request, reader, since, time.monotonic() + wait)
+            counts, cursor = await _wait_for_change(request, reader, since, time.monotonic() + wait, counts, cursor)
         await reader.sign_in_again()
-    if if_none_match is not None:
-        headers = _headers(await reader.read_cursor(None))
-        if etag_matches(if_none_match, headers["ETag"]):
-            return Response(status_code=304, headers=headers)
-    state = await reader.load(counts, desired.Page(after, limit))
-    if state.cursor:
-        response.headers.update(_headers(state.cursor))
-    return state
+        if cursor == since:
+            return Response(status_code=204, headers=_headers(cursor))
+    headers = _headers(cursor)
+    if if_none_match is not None and etag_matches(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return await reader.load(counts, cursor, desired.Page("", limit))
 
 
 def _headers(cursor: str) -> dict[str, str]:
     return {"ETag": f'"{cursor}"', "Cache-Control": REVALIDATE}
 
 
-async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> Counts | None:
-    """Return the counts at which the cursor differs from `since`, None if the time is over."""
+async def _wait_for_change(
+    request: Request, reader: _DesiredStateReader, since: str, until: float, counts: Counts, cursor: str
+) -> tuple[Counts, str]:
+    """Return the counts at which the cursor differs from `since`, and the cursor; the last ones if the time is over."""
     watcher = services_of(request).change_watcher
-    counts: Counts | None = await watcher.count()  # before the cursor, so that no commit between the two is missed
-    while counts is not None and await reader.read_cursor(counts) == since:
-        counts = await watcher.wait(counts, until)
-    return counts
+    while cursor == since and (changed := await watcher.wait(counts, until)) is not None:
+        counts, cursor = changed, await reader.read_cursor(changed)
+    return counts, cursor
 
 
 @router.serves(operations.REPORT_NODE)

@@ -49,16 +49,16 @@ class Page:
     limit: int | None = None
 
 
-WHOLE = Page()
-
-
 def load(
-    session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None, page: Page = WHOLE
-) -> DesiredState:
-    """The desired state, or a page of it, adapters ordered by name. `NotFound` (BASE_UNKNOWN), `TooLarge`."""
+    session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None, page: Page,
+    *, cursor: str,
+) -> DesiredState:  # fmt: skip
+    """A page of the desired state, adapters ordered by name. `NotFound` (BASE_UNKNOWN), `TooLarge`.
+
+    `cursor`: what was read before it with `state_cursor`, of the first page.
+    """
     base = base_rows.find(session, names.base_name(base_name))
     alias = names.alias(alias)
-    cursor = "" if page.after else state_cursor(session, actor, base, alias, profile)
     order = (col(AdapterRow.namespace), col(AdapterRow.name))
     statement = _pointed_at(base, alias, actor).order_by(*order)
     if page.after:

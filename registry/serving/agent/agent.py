@@ -48,9 +48,7 @@ class Agent:
         """Fetch the desired state; whether it changed. Without the registry, use the stored one."""
         since = self._desired.cursor if self._desired else ""
         try:
-            desired = desired_state.read(
-                self._registry, self._base, self._alias, engine=self._profile, since=since, wait=wait
-            )
+            desired = self._read_next(since, wait)
         except RegistryError as e:
             if self._desired is None:
                 self._desired = self._read_desired()
@@ -59,10 +57,18 @@ class Agent:
                     self._say_once("desired", f"using the stored desired state: {e.detail}")
                     return True
             raise
+        if desired is None:
+            return False
         self._had_adapters = bool(self._had_adapters or desired.adapters or self._read_desired())
         self._desired = desired
         self._save_desired(desired)
         return desired.cursor != since
+
+    def _read_next(self, since: str, wait: int) -> DesiredState | None:
+        base, alias, engine = self._base, self._alias, self._profile
+        if not since or not wait:
+            return desired_state.read(self._registry, base, alias, engine=engine)
+        return desired_state.read_next(self._registry, base, alias, since=since, wait=wait, engine=engine)
 
     def step(self) -> list[AdapterStatus]:
         """Run one pass and log what changed. Does nothing without a desired state."""
