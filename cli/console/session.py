@@ -228,7 +228,9 @@ def opened(routes: type[Routes], *, patient: bool = False) -> Iterator[Routes]:
     with embedded(routes) if location.embedded else remote() as opened:
         configure(opened)
         opened.connection.patient = patient
-        trusted_checkpoints().watch(opened)
+        trusted = trusted_checkpoints()
+        trusted.watch(opened)
+        opened.connection.has_responded = trusted.remembers(opened)
         yield opened
 
 

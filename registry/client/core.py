@@ -203,7 +203,7 @@ class Versions:
         response = self.connection.send(
             operation.method, operation.fill_path({name: _PARSERS.get(name, str)(arguments[name]) for name in in_path}),
             json=None if document is None else document.model_dump(mode="json"), query=query, headers=headers,
-            seconds=seconds, limit_bytes=limit_bytes, patient=patient,
+            seconds=seconds, limit_bytes=limit_bytes, patient=patient, follows_links=operation.response is bytes,
         )  # fmt: skip
         return self._read(operation, response, request, {**arguments, **response_checks.parameters_of(repeats)})
 

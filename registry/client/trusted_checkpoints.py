@@ -71,7 +71,7 @@ class TrustedCheckpoints:
         Once per process, and only if something is remembered and nothing was seen yet.
         """
         with self._lock:
-            if self._by_origin or self._seen or _read(self._path(registry, "")) is None:
+            if self._seen or not self.remembers(registry):
                 return
             try:
                 note = registry.checkpoint()
@@ -79,6 +79,10 @@ class TrustedCheckpoints:
                 raise _wrong(registry.url, "it shows no checkpoint") from e
             self.check(registry, note)
             self._seen.add(note)
+
+    def remembers(self, registry: Versions) -> bool:
+        """Whether the registry at this URL has shown its log to this machine."""
+        return not self._by_origin and _read(self._path(registry, "")) is not None
 
     def check(self, registry: Versions, note: str) -> Checkpoint:
         """The checkpoint of this note, if it is consistent with the remembered one. A longer one is remembered."""

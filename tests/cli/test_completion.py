@@ -84,7 +84,7 @@ def test_a_completion_repeats_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refuse(_transport: HttpTransport, _method: str, url: str, *_: object, **__: object) -> None:
         urls.append(url)
-        raise TransportError("Connection refused", url, broke=True, refused=True)
+        raise TransportError("Connection refused", url, broke=True)
 
     monkeypatch.setattr(HttpTransport, "open", refuse)
     monkeypatch.setenv("ADAPTER_REGISTRY", "http://127.0.0.1:9")

@@ -25,6 +25,8 @@ from registry.client.transport.connection import Connection
 from registry.client.transport.responses import store_error_of
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check
 
 DATA = random.Random(11).randbytes(3 * 2**20 + 7)
 TOKEN = "lra_secret"
@@ -163,6 +165,14 @@ def test_a_redirect_and_a_link_to_another_origin_are_followed_without_the_token(
     assert (tmp_path / "a").read_bytes() == store.received == DATA
     assert [(method, path) for method, path, _ in store.requests] == [("GET", "/signed?X=1"), ("PUT", "/put?X=1")]
     assert not any("authorization" in headers or TOKEN in str(headers) for _, _, headers in store.requests)
+
+
+def test_a_report_is_read_where_the_registry_redirects_to(registry: Registry, home: Origin, store: Origin) -> None:
+    report = Report(check=Check.SMOKE, subject=Digest.of(DATA), base="tiny", base_fingerprint="f")
+    store.data = report.model_dump_json().encode()
+    home.tricks = [f"{store.url}/signed?X=1"]
+    assert registry.report("acme/support@1", Digest.of(store.data)) == report
+    assert TOKEN not in str(store.requests)
 
 
 def test_a_download_that_is_cut_goes_on_where_it_broke(registry: Registry, home: Origin, tmp_path: Path) -> None:

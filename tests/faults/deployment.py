@@ -92,7 +92,9 @@ class Deployment:
     def client(self, *, patient: bool = True) -> Registry:
         """Return a client that waits for a server that is starting; without `patient` it retries without pauses."""
         wait = self.server.pause if patient else lambda _seconds: None
-        return Registry(self.server.url, connection=Connection(self.server.url, self.server.token, wait=wait))
+        connection = Connection(self.server.url, self.server.token, wait=wait)
+        connection.has_responded = True
+        return Registry(self.server.url, connection=connection)
 
     def adapter(self, name: str, seed: int, *, rank: int = 64) -> Path:
         """Return a folder with an adapter whose weights are larger than one chunk of an upload. Never written twice."""

@@ -54,14 +54,11 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 class TransportError(Exception):
-    """A request got no whole response. `broke`: the connection failed, as connections do while a registry restarts.
+    """A request got no whole response. `broke`: the connection failed, as connections do while a registry restarts."""
 
-    `refused`: there was none, because nothing listens on the port now.
-    """
-
-    def __init__(self, message: str, url: str, *, broke: bool = False, refused: bool = False) -> None:
+    def __init__(self, message: str, url: str, *, broke: bool = False) -> None:
         super().__init__(message)
-        self.url, self.broke, self.refused = url, broke, refused
+        self.url, self.broke = url, broke
 
 
 @dataclass(frozen=True, slots=True)

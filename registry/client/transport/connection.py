@@ -87,7 +87,8 @@ class Connection:
             raise _unencrypted(self.url)
         self._token = token
         self._wait = wait
-        self._has_responded = False
+        self.has_responded = False
+        """Whether this registry is known to exist: it has responded, to this connection or to an earlier one."""
         self.on_checkpoint: Callable[[str], None] | None = None
         """Called with the checkpoint of a response before the response is returned; with "" if it lacks a due one."""
         self.on_wait: Callable[[str], None] | None = None
@@ -95,7 +96,7 @@ class Connection:
         self.repeats = True
         """Whether a request that fails is sent again."""
         self.patient = False
-        """Whether every request waits for a registry that refuses connections (`send`)."""
+        """Whether every request waits for a registry that restarts (`send`)."""
         self.timeout_seconds = _timeout()
         """How long a response may take, and how long a request is repeated while the registry is unavailable."""
         self._said_at = -math.inf
@@ -122,12 +123,13 @@ class Connection:
     def send(
         self, method: str, path: str, *, json: Any = None, query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None, seconds: float | None = None, limit_bytes: int = RESPONSE_LIMIT_BYTES,
-        patient: bool = False,
+        patient: bool = False, follows_links: bool = False,
     ) -> HttpResponse:  # fmt: skip
         """One request to a route below the API's prefix, its response read whole.
 
-        `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts and
-        refuses connections. Without it, that fails after a few attempts: most often the URL is wrong.
+        `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
+        Without it, and where nothing ever responded, that fails after a few attempts: most often the URL is wrong.
+        `follows_links`: a GET whose response may be a redirect to the store.
         `Corrupt` (RESPONSE_INVALID) for a response over `limit_bytes`.
         """
         params = [(key, value) for key, value in (query or {}).items() if value not in (None, "")]
@@ -144,7 +146,10 @@ class Connection:
 
         def once() -> HttpResponse:
             with self._watch(seconds is None and not wait_seconds):
-                stream = self._own_transport.open(method, target, sent, content, seconds=timeout)
+                if follows_links:
+                    stream = self._get(target, headers)
+                else:
+                    stream = self._own_transport.open(method, target, sent, content, seconds=timeout)
                 return stream.read(limit_bytes)
 
         response = self._repeat(once, patient, moves_files=False)
@@ -279,10 +284,10 @@ class Connection:
                 response = once()
             except TransportError as e:
                 error, cause = unreachable(self.url, e), e
-                is_restart = (patient or self.patient) and e.broke and (e.refused or self._has_responded)
+                is_restart = (patient or self.patient) and e.broke and self.has_responded
                 limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
             else:
-                self._has_responded = True
+                self.has_responded = True
                 if not response.is_error:
                     self._check_checkpoint(response)
                     return response

@@ -264,8 +264,7 @@ def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
         if isinstance(cause, IncompleteRead):
             missing = "" if cause.expected is None else f" {cause.expected} bytes before its end"
             raise TransportError(f"the response was cut off{missing}", url, broke=True) from e
-        refused = isinstance(cause, ConnectionRefusedError)
-        raise TransportError(str(cause) or type(cause).__name__, url, broke=True, refused=refused) from e
+        raise TransportError(str(cause) or type(cause).__name__, url, broke=True) from e
 
 
 def _cause(error: BaseException) -> BaseException:
