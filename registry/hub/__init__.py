@@ -2,7 +2,7 @@
 
     our word                 in the dialect
     adapter                  model repository `namespace/name`
-    alias                    branch (`main`, `prod`); also `refs/heads/prod`
+    alias                    branch (`main`, `prod`); also `refs/heads/prod`. `HEAD` is `main`
     version 3                tag `v3`; also `3` and `refs/tags/v3`
     manifest digest          commit id: its first 40 hex digits
     file, small              regular file: known by its git blob SHA-1
@@ -29,9 +29,15 @@ _LARGE_ENDINGS: tuple[str, ...] = (".safetensors", ".gguf", ".model")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
+def branch(text: str) -> str:
+    """The branch that a revision names, if it names one. `HEAD` is what the JavaScript client asks for by itself."""
+    word = text.removeprefix("refs/heads/")
+    return names.NEWEST if word == "HEAD" else word
+
+
 def revision(text: str) -> Selector | None:
     """What a revision of the dialect picks; None for what no version can have. Commit ids begin a digest."""
-    word = text.removeprefix("refs/heads/").removeprefix("refs/tags/")
+    word = branch(text).removeprefix("refs/tags/")
     try:
         return names.selector(word)
     except Invalid:

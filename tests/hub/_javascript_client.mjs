@@ -27,6 +27,7 @@ const found = {
   below: (await all(hub.listFiles({ repo, path: "part/one", revision: "v1", ...common }))).map((f) => f.path),
   paths: (await hub.pathsInfo({ repo, paths: ["README.md", order.nested, "nothing"], revision: "v1", ...common })).map((f) => f.path),
   sha: (await hub.modelInfo({ name: order.name, revision: "v1", additionalFields: ["sha"], ...common })).sha,
+  "sha of HEAD": (await hub.modelInfo({ name: order.name, additionalFields: ["sha"], ...common })).sha,
   commits: (await all(hub.listCommits({ repo, ...common }))).map((c) => c.oid),
   "of base": await names({ search: { tags: [`base_model:adapter:${order.base}`] } }),
   "of other": await names({ search: { tags: ["base_model:adapter:other"] } }),

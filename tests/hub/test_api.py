@@ -77,14 +77,24 @@ def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: Live
         assert small.headers["etag"] == f'"{ids["README.md"]}"'
         etags = {
             revision: client.head(f"/{NAME}/resolve/{revision}/{samples.WEIGHTS}").headers["etag"]
-            for revision in ("main", "v2", "2", live.commits[1], live.commits[1][:12], "canary", "v1", live.commits[0])
+            for revision in (
+                "main",
+                "HEAD",
+                "v2",
+                "2",
+                live.commits[1],
+                live.commits[1][:12],
+                "canary",
+                "v1",
+                live.commits[0],
+            )
         }
         pointer = client.get(f"/{NAME}/raw/v1/{samples.WEIGHTS}")
         assert pointer.headers["etag"] == f'"{ids[samples.WEIGHTS]}"'
         assert pointer.text.startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
         assert client.get(f"/{NAME}/raw/v1/README.md").content == CARD
     newest, oldest = (f'"{Digest.of(files[samples.WEIGHTS]).hex}"' for files in reversed(live.files))
-    assert list(etags.values()) == [newest] * 5 + [oldest] * 3
+    assert list(etags.values()) == [newest] * 6 + [oldest] * 3
 
 
 @pytest.mark.parametrize("revision", ["refs%2Fheads%2Fcanary", "refs/heads/canary", "refs%2ftags%2fv1", "refs/tags/v1"])
@@ -122,6 +132,7 @@ def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: LiveSer
     wrong = httpx.get(f"{live.server.url}/api/whoami-v2", headers={"Authorization": "Bearer hf_wrong"})
     assert (wrong.status_code, "x-error-code" in wrong.headers) == (401, False)
     assert wrong.headers["x-error-message"] == "Invalid credentials in Authorization header"
+    assert "token" in wrong.json()["errors"][0]["message"]
 
 
 def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: LiveServer) -> None:
@@ -173,7 +184,7 @@ def test_errors_without_a_route_or_a_token_have_a_text_for_clients(live: LiveSer
         for path, message in {
             f"/api/models/{NAME}/tree/main/%00": "U+0000",
             "/api/models?search=%00": "U+0000",
-            f"/api/models/{NAME}/discussions": "there is no route",
+            f"/api/models/{NAME}/nothing": "there is no route",
         }.items():
             response = client.get(path)
             assert (response.is_success, message in response.headers["x-error-message"]) == (False, True), path

@@ -19,7 +19,7 @@ from registry.server.database.models import VersionRow
 from registry.server.database.models.pushes import PushBlobRow, PushRow
 from registry.server.hub.commits import Committer
 from tests import non_peft_files, raw_asgi, samples
-from tests.access.tenants import of_subject
+from tests.access.tenants import of_subject, send
 from tests.harness import Harness, rows
 from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, header, staged, warning
 from tests.hub.xet import XetClient
@@ -200,7 +200,7 @@ def test_the_name_of_a_deleted_adapter_is_refused_with_a_text_that_clients_show(
 @pytest.mark.parametrize("kind", ["datasets", "spaces"])
 def test_an_upload_to_a_repository_of_another_type_says_where_it_belongs(pusher: Pusher, kind: str) -> None:
     response = pusher.send("POST", f"/api/{kind}/acme/support/preupload/main", json={"files": []})
-    assert (response.status_code, "keep them in another Hub" in response.headers["x-error-message"]) == (404, True)
+    assert (response.status_code, "keep them in another Hub" in response.headers["x-error-message"]) == (501, True)
 
 
 def test_an_unknown_base_is_refused_with_how_to_add_it(harness: Harness, pusher: Pusher) -> None:
@@ -327,9 +327,17 @@ def test_a_token_that_ends_while_its_commit_arrives_commits_nothing(harness: Har
 def test_a_readme_that_names_no_base_gets_a_warning_and_no_error(pusher: Pusher) -> None:
     cards = {"# Mine": "has no front matter", "---\nbase_model: x\n---\n# Mine": "", "---\n": "without an end"}
     for content, message in cards.items():
-        response = pusher.send("POST", "/api/validate-yaml", json={"content": content, "repoType": "model"}).json()
+        body = {"content": content, "repoType": "model"}
+        response = pusher.send("POST", "/api/validate-yaml", json=body).json()
         assert (response["errors"], len(response["warnings"])) == ([], 1 if message else 0)
         assert message in str(response["warnings"])
+
+
+def test_a_readme_of_a_stranger_is_read_up_to_a_limit(harness: Harness, pusher: Pusher) -> None:
+    body = {"content": "x" * 30_000}
+    assert pusher.send("POST", "/api/validate-yaml", json=body).status_code == 200
+    assert send(harness, "POST", "/api/validate-yaml", json={"content": "---\n"}).status_code == 200
+    assert send(harness, "POST", "/api/validate-yaml", json=body).status_code == 413
 
 
 @pytest.mark.parametrize("folder", ["checkpoint-500", "last-checkpoint", "unet/checkpoint-1"])

@@ -15,7 +15,7 @@ from registry.server.database.models.pushes import PushRow
 from registry.server.hub import drafts
 from tests import samples
 from tests.harness import Harness, rows
-from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, staged
+from tests.hub.commits import CARD, Pusher, add, add_large, delete, drafts_of, staged, warning
 from tests.hub.xet import XetClient
 from tests.maintenance import collect
 
@@ -189,3 +189,15 @@ def test_expired_draft_rows_are_replaced(harness: Harness, pusher: Pusher) -> No
     pusher.create()
     assert pusher.files() == []
     assert drafts_of(harness) == (1, 0)
+
+
+def test_a_draft_says_what_is_missing_and_goes_with_its_branch(harness: Harness, pusher: Pusher) -> None:
+    """Without the weights of a version its pusher pulls the draft; nobody else does."""
+    harness.push("acme/support")
+    said = warning(pusher.commit(delete(samples.WEIGHTS)))
+    assert ("no weights" in said, "your own pulls" in said, "delete_branch" in said) == (True, True, True)
+    assert samples.WEIGHTS not in pusher.files()
+    assert pusher.send("DELETE", "/api/models/acme/support/branch/main").status_code == 200
+    assert (samples.WEIGHTS in pusher.files(), drafts_of(harness)) == (True, (0, 0))
+    assert pusher.send("DELETE", "/api/models/acme/support/branch/main").status_code == 501
+    assert samples.CONFIG in warning(pusher.commit(delete(samples.CONFIG)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
 from registry.client.local.base_folder import base_spec_from
 from tests import fixtures, samples
@@ -28,6 +29,40 @@ def test_the_command_hf_downloads_an_alias(live: LiveServer, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     downloaded = {path: (tmp_path / "here" / path).read_bytes() for path in live.files[0]}
     assert downloaded == live.files[0]
+
+
+REFUSED = """
+import json
+from huggingface_hub import HfApi, ModelCard
+api = HfApi()
+def said(call):
+    try:
+        return str(list(call()))
+    except Exception as e:
+        return str(e)
+print(json.dumps({
+    "pull request": said(lambda: [api.create_pull_request(NAME, title="x")]),
+    "discussion": said(lambda: api.get_repo_discussions(NAME)),
+    "like": said(lambda: api.list_repo_likers(NAME)),
+    "collection": said(lambda: [api.create_collection("x", namespace="acme")]),
+    "webhook": said(lambda: [api.create_webhook(url="https://example.org", watched=[], domains=["repo"])]),
+    "data sets": said(lambda: api.list_datasets()),
+    "profile": said(lambda: [api.get_user_overview("ada")]),
+    "large files": said(lambda: api.list_lfs_files(NAME)),
+    "revoked token": said(lambda: [HfApi(token=REVOKED).model_info(NAME)]),
+    "card": said(lambda: [ModelCard("---\\nlicense: mit\\n---\\n# A card\\n").validate()]),
+}))
+"""
+
+
+def test_what_only_the_hub_has_is_refused_with_what_to_do_instead(live: LiveServer, tmp_path: Path) -> None:
+    """And a token that has ended is named; a card is checked without any."""
+    token = live.registry.create_token(TokenCreate(name="ended", scopes=["pull"]))
+    live.registry.revoke_token(token.token.id)
+    said = live.python(f"NAME, REVOKED = {NAME!r}, {token.secret!r}\n{REFUSED}", tmp_path)
+    assert (said.pop("card"), "revoked" in said.pop("revoked token")) == ("[None]", True)
+    unexplained = {key: text for key, text in said.items() if not ("501" in text and "this registry" in text)}
+    assert unexplained == {}
 
 
 TEXT = """

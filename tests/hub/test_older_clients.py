@@ -56,6 +56,7 @@ def test_the_javascript_client_reads_everything(live: LiveServer, tmp_path: Path
     weights = sha256(first[samples.WEIGHTS]).hexdigest()
     assert results["weights"] == weights == results["cached"][0]
     assert results["cached"][1] == live.commits[0] == results["sha"]
+    assert results["sha of HEAD"] == live.commits[1]
     assert results["weights at main"] == sha256(second[samples.WEIGHTS]).hexdigest()
     assert (results["nested"], results["slice"]) == (
         sha256(first[NESTED]).hexdigest(),

@@ -50,6 +50,7 @@ def test_a_problem_has_all_its_parts_and_the_responses_request_id(http: httpx.Cl
 
 
 def test_a_request_id_is_kept_when_it_is_well_formed(http: httpx.Client) -> None:
+    assert http.get("/health", headers={"X-Amzn-Trace-Id": "trace-1234.ab"}).headers["x-request-id"] == "trace-1234.ab"
     assert http.get("/health", headers={"X-Request-Id": "trace-1234.ab"}).headers["x-request-id"] == "trace-1234.ab"
     for odd in ("short", "x" * 65, "with space 123", 'quote"12345'):
         assert http.get("/health", headers={"X-Request-Id": odd}).headers["x-request-id"] != odd

@@ -1,6 +1,6 @@
 """`RequestMiddleware`: an outer ASGI layer. It sets the request id and rejects requests that are malformed.
 
-- Every response carries X-Request-Id: the client's if it is well-formed, else a new one.
+- Every response carries X-Request-Id: the one that the client gave if it is well-formed, else a new one.
 - A head of at most `HEAD_LIMIT_BYTES`.
 - At most one Host header, which must be a host with or without a port.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Iterable
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -32,6 +33,7 @@ _BAD_HOST = Invalid("REQUEST_INVALID", "the Host header is not a host")
 _SEVERAL_HOSTS = Invalid("REQUEST_INVALID", "the request has several Host headers: send one")
 _SEVERAL_TOKENS = Invalid("REQUEST_INVALID", "the request has several Authorization headers: send one")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])?(?::[0-9]{0,5})?\Z")
+_REQUEST_ID_HEADERS = (b"x-request-id", b"x-amzn-trace-id")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
 
 
@@ -49,9 +51,13 @@ def _count(scope: Scope, header: bytes) -> int:
     return [key for key, _ in scope["headers"]].count(header)
 
 
-def choose_request_id(header: bytes) -> bytes:
-    """Return the client's X-Request-Id if it is well-formed, else a new one."""
-    return header if _REQUEST_ID.match(header) else secrets.token_hex(12).encode()
+def choose_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the id that the client has given its request if it is well-formed, else a new one.
+
+    Clients of the Hub send theirs as X-Amzn-Trace-Id; that of a load balancer of Amazon is not well-formed.
+    """
+    ids = {name: value for name, value in headers if name in _REQUEST_ID_HEADERS and _REQUEST_ID.match(value)}
+    return next((ids[name] for name in _REQUEST_ID_HEADERS if name in ids), secrets.token_hex(12).encode())
 
 
 class RequestMiddleware:
@@ -65,7 +71,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = choose_request_id(_header(scope, b"x-request-id"))
+        request_id = choose_request_id(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         guard = SlowBodyGuard(receive, self._stall_seconds)
 

@@ -18,6 +18,7 @@ from registry import errors
 from registry.api.models import Problem
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
+from registry.hub import absent
 from registry.server.http.idempotency import store_no_response
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
@@ -128,9 +129,13 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
         own_response.headers.update(headers)
         return own_response
     hub_headers = route.error_headers(request, error) if isinstance(route, SingleThreadRoute) else {}
+    if route is None and error.code == "HUB_UNSUPPORTED":
+        hub_headers = {"X-Error-Message": header_text(f"{error.detail}; {error.next_step}")}
     if hub_headers:
         body["error"] = hub_headers["X-Error-Message"]
-    elif route is None:  # Hub clients request much that this server does not have
+        if error.detail not in body["error"]:  # which is what clients of the Hub compare, or shortened
+            body["errors"] = [{"message": error.detail}]
+    elif route is None:  # a Hub client may request what `absent` does not know
         headers["X-Error-Message"] = header_text(error.detail)
     media_type = "application/json" if hub_headers else "application/problem+json"  # Hub clients read no other
     return Response(json.dumps(body), status, headers | hub_headers, media_type=media_type)
@@ -193,15 +198,10 @@ def _finding(item: Any) -> Finding:
     return Finding(f"request.{item['type'].replace('-', '_')}", location_of(item)[:300], rule_of(item)[:500])
 
 
-_OTHER_REPOSITORIES = ("/api/datasets/", "/api/spaces/", "/datasets/", "/spaces/")
-"""Of the Hub API. Clients that upload without creating a repository ask here first."""
-
-
 def _handle_unknown_route(request: Request, _exception: Exception) -> Response:
-    message = f"there is no route {request.url.path[:200]!r}"
-    if request.url.path.startswith(_OTHER_REPOSITORIES):
-        message = "this registry holds adapters, and no data sets or spaces: keep them in another Hub"
-    return problem_response(request, NotFound("ROUTE_UNKNOWN", message))
+    path = request.url.path
+    error = absent.explain(path) or NotFound("ROUTE_UNKNOWN", f"there is no route {path[:200]!r}")
+    return problem_response(request, error)
 
 
 def _handle_unknown_method(request: Request, exception: Exception) -> Response:

@@ -130,7 +130,8 @@ class SingleThreadRoute(APIRoute):
                 return NO_TOKEN
         return None
 
-    def _read_body(self, request: Request) -> contextlib.AbstractAsyncContextManager[Request]:
+    def read_body_of(self, request: Request) -> contextlib.AbstractAsyncContextManager[Request]:
+        """The request with its body, read under the rules of the route."""
         if self.body_limit_bytes is None:
             return contextlib.nullcontext(request)
         scope = Scope(self.scope) if self.scope and not self.needs_no_token else None
@@ -157,7 +158,7 @@ class SingleThreadRoute(APIRoute):
             return await handle(request)
         if request.method in idempotency.SAFE_METHODS:
             return await self._respond(handle, request)
-        async with self._read_body(request) as complete:
+        async with self.read_body_of(request) as complete:
             return await self._respond(handle, complete)
 
     async def _respond(self, handle: Handler, request: Request) -> Response:

@@ -78,7 +78,8 @@ class CommitOutcome:
     commit: str
     pushed: PushResult | None = None
     push_id: str = ""
-    is_draft: bool = False
+    missing: str = ""
+    """What keeps a draft from being a version."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,15 @@ class Committer:
         with db.session(self.engine, write=False) as session:
             tree = self._apply(session, head)
         if head.commit and _descriptors(tree) == _descriptors(head.files):
-            return CommitOutcome(head.commit, is_draft=head.draft is not None)
+            return CommitOutcome(head.commit, missing=str(self._read_adapter(tree)) if head.draft is not None else "")
         check_files(tuple(tree[path].descriptor for path in sorted(tree)), needs_weights=False)
         self._stage(tree)
         failpoints.reach("hub.commit.staged")
         try:
             staged = self._complete(tree)
             contents = self._read_adapter(tree)
-            if contents is None:
-                return self._write_draft(head, tree, staged)
+            if isinstance(contents, str):
+                return self._write_draft(head, tree, staged, missing=contents)
             return self._push(head, tree, staged, contents)
         except RegistryError as error:
             # Repeating a refused commit does not help. After a conflict, what was uploaded is not sent again.
@@ -229,20 +230,22 @@ class Committer:
     def _read(self, tree: Mapping[str, File], path: str, at: int, n: int) -> bytes:
         return self.blobs.read(key_of(tree[path].descriptor.digest), at, n)
 
-    def _read_adapter(self, tree: Mapping[str, File]) -> BaseClaim | None:
-        """What the configuration says of the base; None if the files are not an adapter yet."""
+    def _read_adapter(self, tree: Mapping[str, File]) -> BaseClaim | str:
+        """What the configuration says of the base; a text if the files are not an adapter yet: what is missing."""
         if not any(path.endswith(WEIGHTS_ENDINGS) for path in tree):
-            return None
+            return "it has no weights, such as adapter_model.safetensors"
         files = [tree[path].descriptor for path in sorted(tree)]
         try:
             return read_any(files, lambda path, at, n: self._read(tree, path, at, n)).claim
         except Invalid as error:
             if error.findings and {finding.code for finding in error.findings} <= _INCOMPLETE:
-                return None
+                return f"it has no {' and no '.join(finding.location for finding in error.findings)}"
             raise
 
     # ---------------------------------------------------------------- draft
-    def _write_draft(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> CommitOutcome:
+    def _write_draft(
+        self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow], *, missing: str
+    ) -> CommitOutcome:
         described = self._with_git_ids(tree)
         sizes = {f.descriptor.digest: f.descriptor.size_bytes for f in described.values()}
         parent = head.version.digest if head.version is not None else ""
@@ -257,7 +260,7 @@ class Committer:
             drafts.hold_blobs(session, upload, taken_over, is_requested=False)
             readable_blobs.record_copies(session, self.actor, {self.name: self._find_copied(head, tree, staged)})
             row = drafts.write(session, self.actor, self.name, upload, draft, head.draft.revision if head.draft else "")
-        return CommitOutcome(row.revision, is_draft=True)
+        return CommitOutcome(row.revision, missing=missing)
 
     def _with_git_ids(self, tree: Mapping[str, File]) -> dict[str, File]:
         """The files with the ids that the Hub API shows of them."""

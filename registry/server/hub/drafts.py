@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
+from registry import hub
 from registry.digest import Digest, canonical_json
 from registry.errors import Conflict, TooLarge
 from registry.hub.shapes import File
@@ -67,7 +68,7 @@ def _id_of(name: AdapterName, owner: str, branch: str) -> str:
 # ------------------------------------------------------------------ find
 def find(session: Session, actor: Actor, name: AdapterName, revision: str) -> DraftRow | None:
     """The actor's draft at a branch or commit id. Without the right to push, there is none and nothing is read."""
-    word = revision.removeprefix("refs/heads/")
+    word = hub.branch(revision)
     rows = _list(session, actor, name, or_(col(DraftRow.branch) == word, col(DraftRow.revision) == word))
     return rows[0] if rows else None
 

@@ -266,21 +266,19 @@ async def _send(send: Send, status: int, headers: list[Header], body: bytes, eta
 
 
 def _read_headers(scope: Scope) -> tuple[bytes, bytes, bytes]:
-    """Return the secret, If-None-Match and the request id; the first two are empty if absent.
+    """Return the secret, If-None-Match and the id of the request; the first two are empty if absent.
 
     A header of another scheme stands in full, behind its name, so that it never equals a secret in the cache.
     """
-    authorization = condition = request_id = b""
+    authorization = condition = b""
     for name, value in scope["headers"]:
         if name == b"authorization":
             authorization = value
         elif name == b"if-none-match":
             condition = value
-        elif name == b"x-request-id":
-            request_id = value
     scheme, _, secret = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
         secret = secret.strip()
     elif authorization:
         secret = b"authorization: " + authorization
-    return secret, condition, choose_request_id(request_id)
+    return secret, condition, choose_request_id(scope["headers"])

@@ -6,22 +6,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from urllib.parse import quote, unquote
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.routing import Match
 from starlette.types import Scope
 
 from registry.api import PREFIX
-from registry.errors import RegistryError, Unauthenticated
+from registry.errors import RegistryError, Unauthenticated, printable
 from registry.names import AdapterName
+from registry.server.http import request_body
 from registry.server.http.problems import header_text
+from registry.server.http.request_body import BODY_LIMIT_BYTES
 from registry.server.http.routing import SingleThreadRoute
 from registry.server.http.services import services_of
 from registry.server.hub import repositories
 
 COMMIT_HEADER = "X-Repo-Commit"
+WARNING_LIMIT = 1000
 _UNENCODED_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")
 _ERROR_CODES = {
     "ADAPTER_UNKNOWN": "RepoNotFound",
@@ -45,6 +49,12 @@ class HubRoute(SingleThreadRoute):
         params = child.get("path_params", {})
         return match, {**child, "path_params": {key: unquote(str(value)) for key, value in params.items()}}
 
+    def read_body_of(self, request: Request) -> contextlib.AbstractAsyncContextManager[Request]:
+        """Read more of a body that comes with a token, where none is needed."""
+        if self.needs_no_token and "authorization" in request.headers:
+            return request_body.read_body(request, BODY_LIMIT_BYTES, needs_no_token=False, scope=None)
+        return super().read_body_of(request)
+
     def error_headers(self, request: Request, error: RegistryError) -> dict[str, str]:
         """Return the error as headers that Hub clients read."""
         message = error.detail + (f"; {error.next_step}" if error.next_step else "")
@@ -64,6 +74,12 @@ def adapter_of(request: Request) -> AdapterName:
     """Return the adapter in the path, which Git LFS writes with `.git` at its end."""
     name = request.path_params["name"].removesuffix(".git")
     return repositories.parse_name(request.path_params["namespace"], name)
+
+
+def add_warning(response: Response, topic: str, text: str) -> None:
+    """Add a warning that clients print once for each topic."""
+    line = printable(f"{topic.replace(';', ',')}; {text}", WARNING_LIMIT)
+    response.headers.append("X-HF-Warning", line.encode("ascii", "replace").decode())
 
 
 def base_url(request: Request) -> str:

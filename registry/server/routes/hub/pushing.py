@@ -18,7 +18,7 @@ from starlette.background import BackgroundTask
 
 from registry.api import PREFIX
 from registry.digest import Digest
-from registry.errors import Invalid, TooLarge, printable
+from registry.errors import Invalid, TooLarge
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.hub.operations import BODY_LIMIT_BYTES, Body, read_commit
 from registry.hub.shapes import Json
@@ -51,7 +51,6 @@ router = APIRouter(route_class=HubRoute, include_in_schema=False)
 LFS = "/{namespace}/{name}/info/lfs/objects"
 LFS_TYPE = "application/vnd.git-lfs+json"
 BATCH_LIMIT = 1000
-WARNING_LIMIT = 1000
 CreatePr = Annotated[str, Query(max_length=20)]
 
 
@@ -84,7 +83,7 @@ def choose_modes(
     if ignored:
         more = f" (and {len(ignored) - 1} more files)" if ignored[1:] else ""
         topic = f"left out of {name} {crc32(repr(ignored).encode()):08x}"  # other files get a warning of their own
-        _warn(response, topic, f"left out: {ignored[0]}{more}")
+        protocol.add_warning(response, topic, f"left out: {ignored[0]}{more}")
     return response
 
 
@@ -194,18 +193,24 @@ def _respond(request: Request, name: AdapterName, outcome: CommitOutcome) -> Res
     clean_up = partial(commit.clean_up, services.engine, [outcome.push_id], blobs=services.blobs)
     response = JSONResponse(body, background=BackgroundTask(run_in_store_thread, clean_up) if outcome.push_id else None)
     response.headers.update(services.audit_log.checkpoint_header)
-    _warn(response, outcome.commit, text)
+    protocol.add_warning(response, outcome.commit, text)
     return response
 
 
 def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
     """One line: the number of the version with its verdicts, or why it is a draft."""
     if outcome.pushed is None:
-        if outcome.is_draft:
-            return f"{name}: a draft that only you see, until its files are a whole adapter"
+        if outcome.missing:
+            return (
+                f"{name}: a draft that only you see, because {outcome.missing}. Until you push that, your own pulls of "
+                "this branch get the draft, and those of others what was there before. `delete_branch` drops the draft "
+                "and leaves the alias"
+            )
         return f"{name}: nothing has changed"
     version = outcome.pushed.version
     checks = [_verdict(verdict) for verdict in version.verdicts]
+    if not any(verdict.check is Check.WEIGHTS for verdict in version.verdicts):
+        checks.append("weights still being checked")
     checks += ["smoke test queued"] if outcome.pushed.job_id else []
     return f"{name}@{version.number} on {version.base}: {'; '.join(checks)}"
 
@@ -217,12 +222,6 @@ def _verdict(verdict: Verdict) -> str:
         severity = "unknown"
     worst = next((finding for finding in verdict.findings if finding.severity == severity), None)
     return f"{check} {verdict.outcome}" + (f" ({worst.to_text()})" if worst is not None else "")
-
-
-def _warn(response: Response, topic: str, text: str) -> None:
-    """Add a warning that clients print once for each topic."""
-    line = printable(f"{topic.replace(';', ',')}; {text}", WARNING_LIMIT)
-    response.headers.append("X-HF-Warning", line.encode("ascii", "replace").decode())
 
 
 @router.get("/{namespace}/{name}/commit/{revision}")

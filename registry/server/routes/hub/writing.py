@@ -19,12 +19,13 @@ from registry import names
 from registry.adapters import card
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.hub import absent
 from registry.hub.shapes import Json
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.http.dependencies import BlobsHandleDep, EngineDep, Pusher, SettingsDep
+from registry.server.http.dependencies import NO_TOKEN, BlobsHandleDep, EngineDep, Pusher, SettingsDep
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
 from registry.server.hub.drafts import DraftCommit
@@ -78,7 +79,11 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
     if exists:
         message = f"there is an adapter '{name}' already"
         return JSONResponse(body | {"error": message}, 409, {"X-Error-Message": message})
-    return JSONResponse(body)
+    response = JSONResponse(body)
+    if fields.get("private") is False and name.namespace not in actor.public:
+        text = f"{name} is private, because its namespace is: `adapter namespace set {name.namespace} --public`"
+        protocol.add_warning(response, f"visibility of {name}", text)
+    return response
 
 
 def _require_push(actor: Actor, name: AdapterName) -> None:
@@ -123,6 +128,8 @@ def _check_visibility(fields: Json, actor: Actor, name: AdapterName) -> None:
             f"namespace '{name.namespace}' is public, so none of its adapters is private",
             "push to a private namespace, or let an owner run `adapter namespace set NAMESPACE --private`",
         )
+    if fields.get("resourceGroupId"):
+        refusals.refuse(*absent.NO_RESOURCE_GROUPS)
     if fields.get("gated") not in (None, False, "false"):
         refusals.refuse("this registry has no gated repositories", "give readers a role in the namespace")
 
@@ -183,9 +190,9 @@ def change_settings(request: Request, actor: Pusher, engine: EngineDep, namespac
     return {"private": adapter.namespace not in actor.public, "gated": False}
 
 
-@router.post("/api/validate-yaml")
-def validate_card(request: Request, _actor: Pusher) -> Json:
-    """Say what is wrong with the front matter of a README. It never stops a push."""
+@router.post("/api/validate-yaml", dependencies=[NO_TOKEN])
+def validate_card(request: Request) -> Json:
+    """Say what is wrong with the front matter of a README. It never stops a push, and clients send no token with it."""
     content = _text(read_json(request), "content")
     problem = card.describe_problem(content.encode("utf-8", "replace"))
     if not problem and not content.startswith("---"):
@@ -226,9 +233,9 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, blobs: Blo
     alias = commits.parse_branch(adapter, branch)
     with db.session(engine) as session:
         own_drafts = [d for d in revisions.require_repository(session, actor, adapter) if d.branch == alias]
-        if revisions.find_parent(session, adapter, alias) or alias == NEWEST:
-            refusals.refuse("a branch is an alias, which this API does not delete", "run `adapter alias delete`")
         if not own_drafts:
+            if revisions.find_parent(session, adapter, alias) or alias == NEWEST:
+                refusals.refuse("a branch is an alias, which this API does not delete", "run `adapter alias delete`")
             raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
         released = drafts.discard(session, own_drafts)
     after = BackgroundTask(run_in_store_thread, reclaim.delete_unneeded, engine, blobs, released)
