@@ -1,4 +1,4 @@
-"""`Card`: what the README of an adapter claims about its origin: data sets, bases, and the versions of its tools.
+"""`Card`: what the README of an adapter claims: data sets, bases, the versions of its tools, license and tags.
 
 Claims decide nothing; what cannot be read is left out. The front matter is YAML without aliases and tags, of limited
 size and depth: an alias can grow without end, and a tag can name code.
@@ -19,8 +19,11 @@ READ_LIMIT_BYTES = 64 * 2**10
 NAMES_LIMIT = 32
 TOOLS_LIMIT = 16
 
+LABELS = ("license", "pipeline_tag", "language", "tags")
+"""Keys of the front matter by whose values the Hub finds models."""
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
+_LABEL = re.compile(r"\w[\w .+:/-]{0,63}\Z")
 _FRAMEWORKS = re.compile(r"^#{1,6} framework versions[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _TOOL = re.compile(r"[-*] ([A-Za-z][A-Za-z0-9_.-]{0,39}):? ([0-9][0-9A-Za-z.+!_-]{0,39})\Z")
 
@@ -30,11 +33,16 @@ class Card:
     datasets: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Key of `LABELS` → its values."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """As JSON, without what is not claimed."""
-        facts = {"datasets": list(self.datasets), "bases": list(self.bases), "tools": dict(self.tools)}
+        labels = {key: list(values) for key, values in self.labels.items() if values}
+        facts = {
+            "datasets": list(self.datasets), "bases": list(self.bases), "tools": dict(self.tools), "labels": labels
+        }  # fmt: skip
         return {key: value for key, value in facts.items() if value}
 
 
@@ -43,8 +51,17 @@ def read(data: bytes) -> Card:
     text = data[:READ_LIMIT_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
     matter, _ = _front_matter(text)
     return Card(
-        datasets=_names(matter.get("datasets")), bases=_names(matter.get("base_model")), tools=dict(_tools(text))
-    )
+        datasets=_names(matter.get("datasets")), bases=_names(matter.get("base_model")), tools=dict(_tools(text)),
+        labels={key: _names(matter.get(key), _LABEL) for key in LABELS},
+    )  # fmt: skip
+
+
+def labels_of(facts: Mapping[str, Any]) -> list[str]:
+    """The tags that the Hub gives a model, from the facts of its card: `license:mit`, `dataset:acme/chats`, `en`."""
+    labels = facts.get("labels") or {}
+    tags = [f"license:{value}" for value in labels.get("license", ())]
+    tags += [f"dataset:{name}" for name in facts.get("datasets", ())]
+    return tags + [value for key in LABELS if key != "license" for value in labels.get(key, ())]
 
 
 def check_card(sizes: Mapping[str, int], read: Read) -> list[Finding]:
@@ -83,9 +100,9 @@ def _front_matter(text: str) -> tuple[dict[Any, Any], str]:
     return {}, "" if loaded is None else "has front matter that is not a map"
 
 
-def _names(claimed: Any) -> tuple[str, ...]:
+def _names(claimed: Any, pattern: re.Pattern[str] = _HUB_ID) -> tuple[str, ...]:
     names = claimed if isinstance(claimed, list) else [claimed]
-    return tuple(dict.fromkeys(name for name in names if isinstance(name, str) and _HUB_ID.match(name)))[:NAMES_LIMIT]
+    return tuple(dict.fromkeys(name for name in names if isinstance(name, str) and pattern.match(name)))[:NAMES_LIMIT]
 
 
 def _tools(text: str) -> Iterator[tuple[str, str]]:

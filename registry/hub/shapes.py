@@ -51,6 +51,12 @@ class Repository:
     library: str = LIBRARY
     method: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    card: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What README.md claims under `registry.adapters.card.LABELS`."""
+    labels: Sequence[str] = ()
+    """These claims as tags."""
+    dtypes: Sequence[str] = ()
+    parameters: int = 0
     files: Sequence[File] = ()
 
 
@@ -60,12 +66,22 @@ def tags(repository: Repository) -> list[str]:
     names = [repository.library, "safetensors"]
     names += [f"base_model:{base}", f"base_model:adapter:{base}"] if base else []
     names += [repository.method.lower()] if repository.method else []
-    return names + [f"{key}:{value}" if value else key for key, value in sorted(repository.annotations.items())]
+    names += [f"{key}:{value}" if value else key for key, value in sorted(repository.annotations.items())]
+    return list(dict.fromkeys([*names, *repository.labels]))
+
+
+def _card_data(repository: Repository) -> Json:
+    """The claims of the card, under the base and the library that the registry found."""
+    claims = {
+        key: values[0] if len(values) == 1 and key != "tags" else values for key, values in repository.card.items()
+    }
+    return claims | {
+        "base_model": repository.base or None, "library_name": repository.library, "tags": tags(repository)
+    }  # fmt: skip
 
 
 def info(repository: Repository, *, siblings: bool = True, blobs: bool = False, expand: Sequence[str] = ()) -> Json:
     """The response about one repository. With `expand`, only its ids and what was asked for."""
-    base = {"base_model": repository.base or None, "library_name": repository.library, "tags": tags(repository)}
     document: Json = {
         "_id": hashlib.sha256(repository.name.encode()).hexdigest()[:24],
         "id": repository.name,
@@ -79,12 +95,19 @@ def info(repository: Repository, *, siblings: bool = True, blobs: bool = False, 
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": base["tags"],
+        "tags": tags(repository),
         "library_name": repository.library,
-        "cardData": base,
+        "cardData": _card_data(repository),
+        "baseModels": {"relation": "adapter", "models": [{"id": repository.base}]} if repository.base else None,
         "usedStorage": repository.size_bytes,
         "xetEnabled": False,
     }
+    if pipeline := repository.card.get("pipeline_tag"):
+        document["pipeline_tag"] = pipeline[0]
+    if repository.parameters and len(repository.dtypes) == 1:  # else the number of each type is not stored
+        document["safetensors"] = {
+            "parameters": {repository.dtypes[0]: repository.parameters}, "total": repository.parameters
+        }  # fmt: skip
     if siblings:
         document["siblings"] = [_sibling(file, blobs) for file in repository.files]
     if expand:

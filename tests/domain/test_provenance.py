@@ -171,6 +171,7 @@ tags: [lora, sft]
         "datasets": ["tatsu-lab/alpaca", "acme/tickets"],
         "bases": ["meta-llama/Llama-3.1-8B"],
         "tools": {"peft": "0.18.0", "trl": "0.24.0", "pytorch": "2.9.0+cu128"},
+        "labels": {"tags": ["lora", "sft"]},
     }
     assert card.read(text.replace(b"\n", b"\r\n")) == claims
     assert card.read(b"---\ndatasets: [a/b, 'c']\n---\n").datasets == ("a/b", "c")

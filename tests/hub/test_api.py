@@ -152,6 +152,34 @@ def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: LiveServer)
         assert listed("adalora") == {"acme/sums"}
 
 
+def test_a_card_is_shown_and_a_list_is_never_longer_than_its_filters_say(live: LiveServer) -> None:
+    """A filter that was dropped without a word returned every adapter."""
+    card = b"---\nlicense: mit\npipeline_tag: text-generation\ntags: [billing, PEFT, base_model:other]\n"
+    card += b"language: [en, de]\n---\n"
+    live.push("acme/with-card", {**samples.lora(samples.llama(), seed=5), "README.md": card})
+    with live.http(NEW) as client:
+        info = client.get("/api/models/acme/with-card").json()
+        data = info["cardData"]
+        assert (data["license"], data["language"], info["pipeline_tag"]) == ("mit", ["en", "de"], "text-generation")
+        assert {"license:mit", "billing", "en", "text-generation"} <= set(info["tags"])
+        assert "base_model:other" not in info["tags"]
+        assert info["baseModels"]["models"] == [{"id": live.base.name}]
+        assert info["safetensors"]["total"] == sum(info["safetensors"]["parameters"].values()) > 0
+
+        def listed(query: str) -> set[str]:
+            return {model["id"] for model in client.get(f"/api/models?author=acme&{query}").json()}
+
+        assert all("acme/with-card" in listed(f"filter={tag}") for tag in info["tags"])
+        found = ("filter=license:mit", "filter=billing,peft", "pipeline_tag=text-generation", "library=peft&filter=en")
+        assert [listed(f"{query}&full=True&sort=downloads") for query in found] == [{"acme/with-card"}] * len(found)
+        for query in ("filter=license:gpl", "pipeline_tag=image-classification", "library=transformers"):
+            assert listed(query) == set(), query
+        for query in ("gated=true", "apps=vllm", "num_parameters=min:1B", "sort=lastModified", "other=1"):
+            refused = client.get(f"/api/models?{query}")
+            assert refused.is_client_error or refused.status_code == 501, query
+            assert query.split("=")[1 if "sort" in query else 0] in refused.headers["x-error-message"]
+
+
 def test_the_last_change_of_a_branch_moves_with_its_alias(live: LiveServer) -> None:
     name = AdapterName("acme", "moved")
     for seed in (1, 2):

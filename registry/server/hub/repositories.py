@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Engine, tuple_, update
 from sqlmodel import Session, col, select
 
 from registry import hub, names
+from registry.adapters.card import labels_of
 from registry.adapters.formats import FORMATS, images
 from registry.adapters.methods import METHODS
 from registry.digest import Digest
@@ -35,6 +36,8 @@ _LIBRARIES = FORMATS.keys() | {LIBRARY}
 _METHODS = images.METHODS | {method.lower() for method in METHODS}
 _COMMON_TAGS = frozenset({"safetensors"})
 """Tags that all adapters have, so that filtering by them has no effect."""
+_OWN_WORDS = _LIBRARIES | _METHODS | _COMMON_TAGS
+"""Tags that follow from the files, whatever a card says."""
 
 
 def parse_name(namespace: str, name: str) -> AdapterName:
@@ -104,7 +107,7 @@ def describe_repository(session: Session, name: AdapterName, row: VersionRow, ac
 
 def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str, created_at: datetime) -> Repository:
     """`updated_at` is the time of the revision's commit, so that of a branch moves with its alias."""
-    manifest = Manifest.model_validate_json(row.manifest)
+    manifest, claims = Manifest.model_validate_json(row.manifest), row.facts.get("card") or {}
     return Repository(
         name=str(name),
         digest=row.digest,
@@ -114,10 +117,19 @@ def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str, cre
         private=name.namespace not in actor.public,
         size_bytes=row.size_bytes,
         library=str(row.facts.get("format") or LIBRARY),
+        card=claims.get("labels") or {},
+        labels=[label for label in labels_of(claims) if not _is_own(label)],
+        dtypes=row.facts.get("dtypes") or (),
+        parameters=row.facts.get("parameters") or 0,
         method=row.method,
         annotations=manifest.annotations,
         files=[File(descriptor) for descriptor in manifest.files],
     )
+
+
+def _is_own(label: str) -> bool:
+    """Whether the registry knows by itself what this tag says."""
+    return label.lower() in _OWN_WORDS or label.startswith(_BASE_FILTERS)
 
 
 def search(
@@ -146,7 +158,7 @@ def _version_rows(
 
 def _search_query(filters: Sequence[str], author: str, text: str) -> Search | None:
     """Translate the Hub's filters; None if no adapter can match all of them."""
-    bases, tags, format_names, methods = set[str](), list[str](), set[str](), set[str]()
+    bases, labels, format_names, methods = set[str](), list[str](), set[str](), set[str]()
     for word in filters:
         prefix = next((p for p in _BASE_FILTERS if word.startswith(p)), "")
         if prefix:
@@ -156,15 +168,16 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
         elif word.lower() in _METHODS:
             methods.add(word)
         elif word not in _COMMON_TAGS:
-            tags.append(word.replace(":", "=", 1))
+            labels.append(word)
     if max(len(bases), len(format_names), len(methods)) > 1:
         return None
     try:
         namespace = AdapterName(author.lower(), "any").namespace if author else ""
         base = str(names.base_name(bases.pop())) if bases else ""
         return Search(
-            namespace=namespace, base=base, text=text, format="".join(format_names), method="".join(methods), tag=tags
-        )
+            namespace=namespace, base=base, text=text, format="".join(format_names), method="".join(methods),
+            label=labels,
+        )  # fmt: skip
     except (Invalid, ValidationError):
         return None
 

@@ -11,6 +11,7 @@ from sqlalchemy import delete
 from sqlmodel import Session, SQLModel, col
 
 from registry import __version__, lineage
+from registry.adapters import card
 from registry.digest import Digest
 from registry.evaluation.verdicts import Check, Verdict
 from registry.server.catalog import verdicts
@@ -78,6 +79,7 @@ def _attributes(row: VersionRow, manifest: Manifest) -> list[VersionAttributeRow
         if len(value) <= TAG_VALUE_LIMIT and not key.startswith(FACT)
     }
     values |= {f"{FACT}target:{target}": "" for target in row.facts.get("targets") or ()}
+    values |= {f"{FACT}label:{label}": "" for label in card.labels_of(row.facts.get("card") or {})}
     if format_name := row.facts.get("format"):
         values[f"{FACT}format:{format_name}"] = ""
     return [db.new_row(VersionAttributeRow, version_id=row.id or 0, key=k, value=value) for k, value in values.items()]

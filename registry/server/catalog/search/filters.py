@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import eq, ge, le
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, union_all
+from sqlalchemy import ColumnElement, and_, exists, or_, union_all
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -43,6 +43,8 @@ class Search(AdapterFilters):
     """
 
     check: Check | None = None
+    label: list[str] = []
+    """What a list of the Hub is filtered by: `KEY`, `KEY:VALUE` of a tag or an annotation, or a label of the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,32 @@ def _is_attribute(pair: tuple[str, str | None]) -> list[Any]:
 
 
 def _select_tagged(_: Session, pair: tuple[str, str | None]) -> Any:
+    return union_all(*_selects_of_tag(pair))
+
+
+def _selects_of_tag(pair: tuple[str, str | None]) -> list[Any]:
     of_adapter = select(AdapterMetadataRow.adapter_id).where(*metadata.is_tag(AdapterMetadataRow, *pair))
     of_version = select(_owner_of(VersionMetadataRow.version_id))
-    return union_all(of_adapter, of_version.where(*metadata.is_tag(VersionMetadataRow, *pair)))
+    return [of_adapter, of_version.where(*metadata.is_tag(VersionMetadataRow, *pair))]
+
+
+def _pair_of(label: str) -> tuple[str, str | None]:
+    return _split(label.replace(":", "=", 1))
+
+
+def _has_label(label: str) -> ColumnElement[bool]:
+    """The condition on an attribute that it is this label of a card, or this annotation."""
+    return or_(*(and_(*_is_attribute(pair)) for pair in ((f"{FACT}label:{label}", None), _pair_of(label))))
+
+
+def _is_labelled(label: str) -> ColumnElement[bool]:
+    of_version = col(VersionAttributeRow.version_id) == col(VersionRow.id)
+    return or_(metadata.has_tag(*_pair_of(label)), exists().where(of_version, _has_label(label)))
+
+
+def _select_labelled(_: Session, label: str) -> Any:
+    of_version = select(_owner_of(VersionAttributeRow.version_id)).where(_has_label(label))
+    return union_all(*_selects_of_tag(_pair_of(label)), of_version)
 
 
 # ------------------------------------------------------------------ verdicts
@@ -193,5 +218,6 @@ FILTERS = (
         lambda _, pair: select(_owner_of(VersionAttributeRow.version_id)).where(*_is_attribute(pair)),
     ),
     Filter(lambda _, search: map(_split, search.tag), lambda pair: metadata.has_tag(*pair), _select_tagged),
+    Filter(lambda _, search: search.label, _is_labelled, _select_labelled),
     Filter(_read_checks, lambda checked: verdicts.has_outcome(*checked), _select_checked),
 )

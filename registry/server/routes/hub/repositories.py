@@ -8,7 +8,7 @@ import json
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Engine
 
@@ -20,7 +20,8 @@ from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.http.dependencies import AnyActor, BlobsDep, CursorDep, EngineDep, Puller, SessionDep, Text
-from registry.server.hub import repositories, revisions
+from registry.server.http.routing import refuse_unknown_parameters
+from registry.server.hub import refusals, repositories, revisions
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import COMMIT_HEADER, HubRoute
 
@@ -28,6 +29,8 @@ router = APIRouter(route_class=HubRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
 PATHS_LIMIT = 1000
 FILTERS_LIMIT = 32
+EQUAL_FOR_ALL = ("downloads", "likes", "trendingScore")
+"""By these any order is sorted."""
 Expand = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]
 
 
@@ -45,7 +48,7 @@ def whoami(actor: AnyActor) -> dict[str, Any]:
     }
 
 
-@router.get("/api/models")
+@router.get("/api/models", dependencies=[Depends(refuse_unknown_parameters)])  # a filter that is ignored finds all
 def list_models(
     request: Request,
     session: SessionDep,
@@ -54,11 +57,20 @@ def list_models(
     search: Text = "",
     author: Text = "",
     filters: Annotated[list[str], Query(alias="filter", max_length=FILTERS_LIMIT)] = [],  # noqa: B006
+    library: Text = "",
+    pipeline_tag: Text = "",
+    sort: Text = "",
     expand: Expand = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1)] = PAGE_LIMIT,
+    _direction: Annotated[Text, Query(alias="direction")] = "",
+    _full: Annotated[Text, Query(alias="full")] = "",
+    _config: Annotated[Text, Query(alias="config")] = "",
+    _card: Annotated[Text, Query(alias="cardData")] = "",
 ) -> Response:
     """Adapters that have all tags of `filter`. `base_model:adapter:NAME` matches a base by its registered name."""
-    words = [word for text in filters for word in text.split(",") if word]
+    words = [word for text in (*filters, library, pipeline_tag) for word in text.split(",") if word]
+    if sort not in ("", *EQUAL_FOR_ALL):
+        refusals.refuse(f"lists of this registry are in the order of names, not by {sort!r}", "leave out `sort`")
     if len(words) > FILTERS_LIMIT:
         raise Invalid("REQUEST_INVALID", f"filter: {len(words)} values, and at most {FILTERS_LIMIT} are allowed")
     page, next_cursor = repositories.search(
