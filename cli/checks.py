@@ -54,12 +54,20 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
         if is_folder:
             verdicts = _check_folder(registry, Path(target), base, profiles)
         else:
-            verdicts = checks.check_version(registry, Ref.parse(target), base, profiles)
+            verdicts = checks.check_version(registry, _parsed_ref(target), base, profiles)
     output.result({"items": verdicts}, lambda: _print_verdicts(target, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         output.exit_with(output.REFUSED)
     if waiting.is_pending(verdicts) and not is_folder:
         raise Unavailable("TRY_LATER", f"the verdict on the weights of {target} is still pending")
+
+
+def _parsed_ref(target: str) -> Ref:
+    try:
+        return Ref.parse(target)
+    except Invalid as e:
+        step = "name a folder that exists, or a version as NAMESPACE/NAME"
+        raise Invalid(e.code, e.detail, findings=e.findings, next_step=step) from e
 
 
 def _check_folder(registry: Registry, path: Path, base: str, profiles: list[EngineProfile]) -> list[Verdict]:

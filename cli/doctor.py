@@ -5,9 +5,9 @@ A failing check does not stop the next one. The exit code is that of the first c
 
 import importlib.util
 import platform
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import click
 
@@ -52,11 +52,13 @@ def _installation() -> Iterator[Diagnosis]:
             )
         else:
             yield Diagnosis(f"[{extra}]", "ok", "installed")
-    cache = user_folder("cache")
-    folder = next(path for path in [cache, *cache.parents] if path.is_dir())
-    free = shutil.disk_usage(folder).free
+    yield _disk(user_folder("cache"), "downloads")
+
+
+def _disk(folder: Path, use: str) -> Diagnosis:
+    free = session.free_bytes(folder)
     state = "ok" if free > LOW_SPACE_BYTES else "note"
-    yield Diagnosis("disk", state, f"{output.size(free)} free for downloads ({folder})")
+    return Diagnosis("disk", state, f"{output.size(free)} free for {use} ({folder})")
 
 
 def _registry() -> Iterator[Diagnosis]:
@@ -68,6 +70,8 @@ def _registry() -> Iterator[Diagnosis]:
     yield Diagnosis(
         "registry", "ok", f"embedded: {target.source}" if target.embedded else f"{target.url}, set by {target.source}"
     )
+    if target.embedded:
+        yield _disk(session.data_folder(), "the embedded registry")
     if target.unencrypted:
         yield Diagnosis("network", "note", session.UNENCRYPTED)
     try:

@@ -120,6 +120,13 @@ def _setup_commands() -> dict[str, CommandSpec]:
 COMMANDS = _commands() | _setup_commands()
 
 
+WORDS_OF_OTHERS = {
+    "download": "pull", "upload": "push", "info": "show", "inspect": "show", "search": "list --text", "ls": "list",
+    "find": "list --text", "log": "audit log", "status": "doctor",
+}  # fmt: skip
+"""Command of another tool → ours."""
+
+
 def _own(path: str) -> str:
     """The path of something in this package, which is `cli` in a checkout and `registry.cli` in a wheel."""
     return f"{__package__}{path}"
@@ -217,6 +224,9 @@ def _with_suggestions(error: NoSuchCommand | NoSuchOption) -> click.UsageError:
     """The error with the nearest names, or with none if the command or one of these names is destructive."""
     command = error.ctx.command if error.ctx is not None else main
     if isinstance(error, NoSuchCommand) and command is main:
+        if error.command_name in WORDS_OF_OTHERS:
+            own_word = WORDS_OF_OTHERS[error.command_name]
+            return click.UsageError(f"No such command '{error.command_name}'. Did you mean '{own_word}'?", error.ctx)
         error = NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=error.ctx)
     is_safe = options.DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name or ""))
     return error if is_safe else click.UsageError(error.message, error.ctx)

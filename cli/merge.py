@@ -14,7 +14,8 @@ import click
 from registry import lazy
 from registry.api.bases import BaseView
 from registry.api.jobs import JobSubmit
-from registry.client.local.destination import Destination
+from registry.client.local import folder as folders
+from registry.client.local.destination import Destination, require_free
 from registry.client.registry import Registry
 from registry.client.transfer import pull, push
 from registry.errors import Invalid
@@ -106,9 +107,9 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
     output.result({"version": pushed.version, "report": report}, lambda: print_report(version, report))
 
 
-def is_folder(text: str) -> bool:
-    """Whether a source or target is a local folder, not a name."""
-    return text.startswith((".", "/", "~"))
+def is_folder(target: str) -> bool:
+    """Whether a target is a local folder. One that exists may be a name, too: nothing is written there by accident."""
+    return target.startswith((".", "/", "~"))
 
 
 def _weighted(text: str) -> tuple[str, float]:
@@ -123,18 +124,19 @@ def _weighted(text: str) -> tuple[str, float]:
 
 def _run_locally(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
     """Run the recipe on local folders. REFs among the sources are pulled first."""
+    require_free(out)
     with tempfile.TemporaryDirectory(prefix="adapter-merge-") as scratch:
-        if all(is_folder(source) for source in recipe.sources):
-            folders, own_base = [str(Path(source).expanduser()) for source in recipe.sources], ""
+        if all(folders.is_meant(source) for source in recipe.sources):
+            paths, own_base = [str(Path(source).expanduser()) for source in recipe.sources], ""
             base = str(base_dir or "")
         else:
             with session.registry(patient=True) as registry:
-                folders, own_base = _pull_sources(registry, recipe.sources, Path(scratch))
+                paths, own_base = _pull_sources(registry, recipe.sources, Path(scratch))
                 view = registry.base(recipe.onto or own_base)
                 base = str(base_dir or view.source)
                 if recipe.operation is MergeOperation.FUSE and Path(base).is_dir():
                     _compare_base(registry, view, Path(base))
-        request = MergeRequest(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
+        request = MergeRequest(recipe=recipe, sources=tuple(paths), base=base, out=str(out))
         if recipe.operation is not MergeOperation.FUSE:
             return _run_into(request, out)
         if not request.base or not Path(request.base).is_dir():
@@ -156,18 +158,18 @@ def _compare_base(registry: Registry, view: BaseView, folder: Path) -> None:
 
 
 def _pull_sources(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
-    folders, bases = [], set()
-    pulls = pull.PlannedPulls(registry, [Ref.parse(source) for source in sources if not is_folder(source)])
+    paths, bases = [], set()
+    pulls = pull.PlannedPulls(registry, [Ref.parse(source) for source in sources if not folders.is_meant(source)])
     for number, source in enumerate(sources):
-        if is_folder(source):
-            folders.append(str(Path(source).expanduser()))
+        if folders.is_meant(source):
+            paths.append(str(Path(source).expanduser()))
             continue
         folder = scratch / str(number) / source
         bases.add(pulls.pull(Ref.parse(source), folder).manifest.base.name)
-        folders.append(str(folder))
+        paths.append(str(folder))
     if len(bases) != 1:
         raise Invalid("RECIPE_INVALID", f"the sources are for different bases: {', '.join(sorted(bases))}")
-    return folders, bases.pop()
+    return paths, bases.pop()
 
 
 def _run_into(request: MergeRequest, out: Path) -> MergeReport:

@@ -41,6 +41,11 @@ class ParsedArgument(click.ParamType[Value]):
         try:
             return self._parse(value)
         except Invalid as e:
+            if value.startswith((".", "/", "~")):
+                message = f"{value!r} is a path, and {command} needs {self.name.upper()} of the registry"
+                raise Invalid(e.code, message, next_step="write NAMESPACE/NAME") from e
+            if command == "list":
+                raise Invalid(e.code, e.detail, next_step=f"adapter list --namespace {value}") from e
             if command in DESTRUCTIVE:  # a suggested name may be that of another object
                 raise Invalid(e.code, e.detail, findings=e.findings) from e
             raise

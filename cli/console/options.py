@@ -25,8 +25,22 @@ def complete(command: click.Command, name: str) -> click.Command:
         table = getattr(command.callback, "table", None)
         command.params += [*(_row_options(table) if table is not None else ()), *_shared_options(table is not None)]
         command.callback = _with_utf8_arguments(command)
+        command.parse_args = partial(_parse_once, command, command.parse_args)  # type: ignore[method-assign]
         command.format_epilog = partial(examples.write, command, name)  # type: ignore[method-assign]
     return command
+
+
+def _parse_once(
+    command: click.Command, parse: Callable[[click.Context, list[str]], list[str]], ctx: click.Context, args: list[str]
+) -> list[str]:
+    """Parse the words of a command; a usage error for an option with one value that is written twice."""
+    if not ctx.resilient_parsing:
+        _, _, order = command.make_parser(ctx).parse_args(list(args))
+        for param in command.params:
+            is_single = isinstance(param, click.Option) and param.expose_value and not (param.multiple or param.is_flag)
+            if is_single and order.count(param) > 1:
+                raise click.UsageError(f"{param.opts[0]} is written twice, and takes one value", ctx)
+    return parse(ctx, args)
 
 
 def _shared_options(prints_rows: bool) -> Iterator[click.Option]:

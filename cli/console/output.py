@@ -394,8 +394,8 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """The count and the noun, with an s unless the count is 1."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """The count and the noun, with an s unless the count is 1: 2 versions, 2 aliases."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def some(items: Sequence[str], limit: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +26,7 @@ from registry.client import response_checks
 from registry.client.core import Versions
 from registry.client.registry import Registry
 from registry.client.trusted_checkpoints import TrustedCheckpoints
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid, LocalFault, NotFound, Unavailable
 from registry.filesystem import replace_file, user_folder
 
 from . import output
@@ -37,6 +38,8 @@ PAGE_LIMIT = 200
 UNENCRYPTED = "the token is sent unencrypted, and anyone on the network path can read it: use https"
 EMBEDDED = "embedded"
 """Value of ADAPTER_REGISTRY, and URL of a context, for the registry in this process."""
+FULL_BYTES = 2**20
+"""SQLite cannot work with less free space than this."""
 EMBEDDED_URL = "http://registry.embedded"
 """Stands for the registry in this process. It is never looked up."""
 
@@ -180,10 +183,14 @@ def target() -> RegistryTarget:
     return RegistryTarget(url, token, source, insecure=url in profile.insecure)
 
 
+def data_folder() -> Path:
+    """Where the embedded registry keeps its database and its bytes, unless the environment names other places."""
+    return Path(os.environ.get("REGISTRY_DATA") or user_folder("data")).expanduser()
+
+
 def has_embedded() -> bool:
     """Whether the embedded registry was used before: asking it would create it."""
-    folder = os.environ.get("REGISTRY_DATA") or user_folder("data")
-    return "REGISTRY_DATABASE_URL" in os.environ or (Path(folder).expanduser() / "registry.db").exists()
+    return "REGISTRY_DATABASE_URL" in os.environ or (data_folder() / "registry.db").exists()
 
 
 def registry(*, patient: bool = False) -> AbstractContextManager[Registry]:
@@ -267,5 +274,23 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
     except Invalid as e:
         e.next_step = f"set ADAPTER_REGISTRY, or run `adapter login URL`, or {e.next_step}"
         raise
-    with open_client(routes, EMBEDDED_URL) as client:
-        yield client
+    try:
+        with open_client(routes, EMBEDDED_URL) as client:
+            yield client
+    except Unavailable as e:
+        if not _is_own_disk(e):
+            raise
+        next_step = f"free space on the disk of {data_folder()}, or set REGISTRY_DATA to a folder on another one"
+        raise LocalFault("LOCAL_FAULT", f"the embedded registry cannot write: {e.detail}", next_step=next_step) from e
+
+
+def _is_own_disk(error: Unavailable) -> bool:
+    """Whether the embedded registry failed because of the disk of its data folder."""
+    if error.code == "STORE_UNAVAILABLE":
+        return "REGISTRY_BLOBS" not in os.environ
+    return error.code == "DATABASE_UNAVAILABLE" and free_bytes(data_folder()) < FULL_BYTES
+
+
+def free_bytes(folder: Path) -> int:
+    """The free space on the disk of a folder, which may not be there yet."""
+    return shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.is_dir())).free

@@ -130,8 +130,8 @@ class Table(Generic[Row]):
                 self._print_text(items, empty or self.empty, details)
                 if below is not None:
                     below()
-            if total is not None and total > len(items):
-                output.note(f"{len(items)} of {total}")
+        if total is not None and total > len(items):
+            output.note(f"{len(items)} of {total}; --limit shows more")
 
     def append(self, row: Row) -> None:
         """Print one more row under those that were printed."""

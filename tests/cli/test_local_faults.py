@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
 INTERRUPT = """
@@ -49,3 +53,28 @@ def test_an_output_that_takes_nothing_is_one_sentence(tmp_path: Path, words: str
 def test_ctrl_c_during_the_imports_is_one_word(tmp_path: Path) -> None:
     result = adapter(tmp_path, source=INTERRUPT)
     assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_a_full_disk_of_the_embedded_registry_ends_a_push_at_once(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    cli.add_base()
+    folder = cli.make_adapter("support")
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("nobody else mends this disk meanwhile"))
+    refused = cli("push", folder, "acme/support", "--base", "tiny-llama", expect=74).stderr
+    assert "No space left on device" in refused
+    assert f"free space on the disk of {cli.folder / 'data'}" in refused
+
+
+def test_a_pull_to_a_full_disk_ends_before_it_begins(released: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = released.folder / "there"
+    usage = shutil.disk_usage(released.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    refused = released("pull", "acme/support", target, expect=74).stderr
+    assert refused == f"Error: '{target}' cannot be written: its disk is full\n"
+    assert [path.name for path in released.folder.glob(".there*")] == []
+    assert "10 B free for the embedded registry" in released("doctor").stdout

@@ -14,6 +14,11 @@ from tests.cli.runner import CommandRunner
         (["versons", "acme/x"], "Did you mean 'versions'?"),
         (["token", "lst"], "Did you mean 'list'?"),
         (["push", "x", "acme/x", "--bse", "y"], "--base"),
+        (["download", "acme/x"], "Did you mean 'pull'?"),
+        (["list", "acme"], "Next: adapter list --namespace acme"),
+        (["convert", "./x", "--to", "plain"], "'./x' is a path, and convert needs REF of the registry"),
+        (["check", "nowhere"], "Next: name a folder that exists, or a version as NAMESPACE/NAME"),
+        (["job", "list", "--kind", "merge", "--kind", "convert"], "--kind is written twice, and takes one value"),
     ],
 )
 def test_a_misspelled_word_gets_the_nearest(cli: CommandRunner, words: list[str], suggested: str) -> None:

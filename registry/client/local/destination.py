@@ -39,7 +39,7 @@ class Destination:
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Path:
-        self._check()
+        require_free(self.path)
         try:
             self._new.mkdir(parents=True)
         except OSError as e:
@@ -51,7 +51,7 @@ class Destination:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self._check()
+                require_free(self.path)
                 sync_folder(self._new)
                 self._replace()
                 sync_folder(self.path.parent)
@@ -80,21 +80,6 @@ class Destination:
             for count in range(1, dots + 1)
         )
 
-    def _check(self) -> None:
-        if not os.path.lexists(self.path):
-            return
-        if self.path.is_symlink() or not self.path.is_dir():
-            raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} exists and is not a folder")
-        names = set(os.listdir(self.path))
-        strange = sorted(name for name in names if name not in (NOTE, PARTIAL_NOTE) and kind_of(name) is None)
-        if names and (names.isdisjoint((NOTE, PARTIAL_NOTE)) or strange):
-            problem = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
-            raise Invalid(
-                "FOLDER_INVALID",
-                f"{str(self.path)!r} {problem} was not created by a pull; it is left untouched",
-                next_step="name a folder that is empty or does not exist",
-            )
-
     def _replace(self) -> None:
         try:
             os.rename(self._new, self.path)  # nothing there, or an empty folder
@@ -107,6 +92,23 @@ class Destination:
             os.rename(self.path, old)
             os.rename(self._new, self.path)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def require_free(path: Path) -> None:
+    """`Invalid` (FOLDER_INVALID) unless a pull may make or replace this folder."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise Invalid("FOLDER_INVALID", f"{str(path)!r} exists and is not a folder")
+    names = set(os.listdir(path))
+    strange = sorted(name for name in names if name not in (NOTE, PARTIAL_NOTE) and kind_of(name) is None)
+    if names and (names.isdisjoint((NOTE, PARTIAL_NOTE)) or strange):
+        problem = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
+        raise Invalid(
+            "FOLDER_INVALID",
+            f"{str(path)!r} {problem} was not created by a pull; it is left untouched",
+            next_step="name a folder that is empty or does not exist",
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fnmatch
 import itertools
 import json
+import os
+import shutil
 import stat
 import threading
 import time
@@ -184,6 +187,7 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
         raise Invalid("FOLDER_INVALID", f"{str(dest)!r} has a whole version, which a partial pull would replace")
     progress.start(sum(link.size_bytes for link in source.links))
     with Destination(dest) as folder:
+        _require_space(source, dest, folder, store)
         for parent in {(folder / link.path).parent for link in source.links}:
             parent.mkdir(parents=True, exist_ok=True)
         to_fetch = [link for link in source.links if not source.write_small(link, folder / link.path, progress)]
@@ -196,6 +200,13 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
         note: dict[str, object] = {"name": version.name, "number": version.number, "digest": version.digest}
         note |= {"include": source.include} if source.include else {}
         (folder / (PARTIAL_NOTE if source.include else NOTE)).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+
+
+def _require_space(source: _Source, dest: Path, folder: Path, store: Cache | None) -> None:
+    """`OSError` (ENOSPC) before the first byte; what the cache has may take no space."""
+    missing = [link.size_bytes for link in source.links if store is None or not store.path_of(link.digest).is_file()]
+    if shutil.disk_usage(folder).free < sum(missing):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(dest))
 
 
 def _plan(

@@ -19,6 +19,7 @@ class Patience(Protocol):
 
     repeats: bool
     timeout_seconds: float
+    in_process: bool
 
     def wait(self, seconds: float, line: str = "") -> None:
         """Sleep, and report why if there is a line."""
@@ -35,7 +36,12 @@ class Retries:
         self._attempt, self._began, self._paused = 0, time.monotonic(), 0.0
 
     def wait(self, error: Unavailable, limit: int = PATIENT_ATTEMPTS_LIMIT) -> bool:
-        """Wait before another attempt. False if there were `limit` attempts, time is up, or nothing is repeated."""
+        """Wait before another attempt. False if there were `limit` attempts, time is up, or nothing is repeated.
+
+        The disk of the embedded registry is this machine's own: nobody else mends it while the command waits.
+        """
+        if self._connection.in_process and error.code == "STORE_UNAVAILABLE":
+            return False
         self._attempt += 1
         pause = _pause(self._attempt, error.retry_after_seconds)
         if self._moves_files and self._attempt == 1:
