@@ -142,7 +142,7 @@ def test_a_limited_list_says_how_many_there_are(released: CommandRunner) -> None
     released.push("acme/other")
     for words, total in ((["list"], 2), (["versions", "acme/support"], 2), (["job", "list"], 3)):
         limited = released(*words, "--limit", 1)
-        assert limited.stderr == f"1 of {total}\n"
+        assert limited.stderr == f"1 of {total}; --limit shows more\n"
         assert released(*words, "--limit", 1, "--json").json["total"] == total
         assert released(*words, "--limit", 50).stderr == ""
     assert lines(released("list", "--limit", 1, "-q").stdout)[1].startswith("acme/other")
