@@ -1,6 +1,7 @@
 """Run huggingface_hub's own tests of model repositories against a live server: `make test-hub-suite HF_HUB_SOURCE=DIR`.
 
     HF_HUB_SOURCE    a checkout of huggingface_hub; its client is the one that is tested
+    make nightly HF_HUB_SOURCE=DIR ARGS=test-hub-suite    records the run in tests/RUNS.md, too
 
 Their repositories hold any file, so this server holds any file, too: as drafts. What they say of the protocol stays:
 operations of a commit, modes, Git LFS, Xet, identities, errors, downloads, caches. `EXCLUDED` says what does not apply.
@@ -31,7 +32,8 @@ MORE_LARGE_ENDINGS = (".bin", ".png")
 TEST_SECONDS = 60
 FILES = (
     "commit_api", "commit_scheduler", "file_download", "hf_api", "hub_mixin", "lfs", "repocard", "snapshot_download",
-    "tree_cache", "upload_large_folder", "upload_pipeline", "utils_errors", "verification", "xet_upload", "xet_utils",
+    "tree_cache", "upload_large_folder", "upload_pipeline", "utils_errors", "utils_http", "verification", "xet_upload",
+    "xet_utils",
 )  # fmt: skip
 EXCLUDED = {
     "data sets, spaces and buckets, which are refused":
@@ -56,7 +58,8 @@ EXCLUDED = {
     "weights files that are none, which are refused":
         "TestXetUpload::test_upload_folder$|LargeUpload::test_upload_large_folder",
     "requests to huggingface.co itself":
-        "test_validate_repocard|RepocardMetadata|MissingCard|RepoCard::test_push_to_hub$",
+        "test_validate_repocard|RepocardMetadata|MissingCard|RepoCard::test_push_to_hub$|client_get_request",
+    "the address of the Hub, which is another one here": "test_fix_hf_endpoint_in_url",
     "front matter that stops a push": "test_commit_modelcard_invalid",
     "the client alone, for longer than a busy machine allows": "test_warns_too_many_total_files",
 }  # fmt: skip
