@@ -194,8 +194,8 @@ FORGED_PEOPLE: dict[str, dict[str, Any]] = {
 }
 
 
-def test_every_forged_identity_token_gets_the_same_response_and_stores_nothing(
-    harness: Harness, provider: Provider, people: Provider
+def test_every_forged_identity_token_gets_the_same_response_and_a_reason_in_the_log_alone(
+    harness: Harness, provider: Provider, people: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     forged = {case: make(provider) for case, make in FORGED.items()}
     forged |= {case: people.sign(**claims) for case, claims in FORGED_PEOPLE.items()}
@@ -207,6 +207,13 @@ def test_every_forged_identity_token_gets_the_same_response_and_stores_nothing(
     responses["a person who names no adapter"] = send(harness, "POST", "/api/v1/tokens/exchange", json=nobodys)
     assert {case: a.status_code for case, a in responses.items() if a.status_code != 401} == {}
     assert len({a.json()["detail"] for a in responses.values()}) == 1
+    reasons = [text for text in caplog.messages if text.startswith("an identity token was refused: ")]
+    assert len(reasons) >= len(FORGED)
+    for words in (
+        "Audience doesn't match", "Signature has expired", "iss 'https://evil.example.org'", "no such issuer",
+        "has no key for it", "repository 'globex/train'", "is for people, and the request names the adapter",
+    ):  # fmt: skip
+        assert any(words in reason for reason in reasons), words
     with harness.session() as session:
         assert rows(session, UsedAssertionRow) == []
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]

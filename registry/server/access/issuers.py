@@ -7,6 +7,7 @@ Only asymmetric algorithms are accepted. Issuer, audience, expiry and issue time
 
 import hmac
 import json
+import logging
 import threading
 import time
 import tomllib
@@ -18,12 +19,14 @@ from typing import Any, Self
 
 import jwt
 
-from registry.errors import Invalid, Unauthenticated, Unavailable
+from registry.errors import Invalid, Unauthenticated, Unavailable, printable
 from registry.server.access import oidc_client, outgoing
 from registry.server.access.oidc_client import OidcClient
 from registry.server.actors import GROUP, is_subject
 from registry.server.database import db
 
+_LOG = logging.getLogger("registry.server")
+REASON_LIMIT = 500
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 LEEWAY_SECONDS = 30
 LIFETIME_LIMIT_SECONDS = 24 * 3600
@@ -107,14 +110,14 @@ class Issuer:
             if self._client is not None:
                 key = self._find_cached_key(self._client, kid) or self._fetch_key(self._client, kid)
                 if key is None:
-                    raise rejection()
+                    raise rejection(f"{self.name} has no key {kid!r}")
                 return key
             keys = jwt.PyJWKSet.from_dict(json.loads((self._file or Path()).read_bytes())).keys
             return next(key.key for key in keys if key.key_id == kid)
         except OSError as e:
             raise self._unavailable() from e
         except (jwt.PyJWTError, ValueError, StopIteration) as e:
-            raise rejection() from e
+            raise rejection(f"{self.name} has no key for it: {e}") from e
 
     def _find_cached_key(self, client: jwt.PyJWKClient, kid: Any) -> Any:
         cached = client.jwk_set_cache.get() if client.jwk_set_cache is not None else None
@@ -189,14 +192,18 @@ class Issuers:
 
     def verify(self, assertion: str) -> IdentityToken:
         """Verify an identity token. `Unauthenticated` with one text, whatever is wrong with it but too many groups."""
+        unverified: Mapping[str, Any] = {}
         try:
             unverified = jwt.decode(assertion, options={"verify_signature": False})
+            if unverified["iss"] not in self._issuers:
+                raise KeyError("no such issuer in REGISTRY_ISSUERS")
             issuer = self._issuers[unverified["iss"]]
             identity = _verify(issuer, assertion, issuer.audience, ("jti",))
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as e:
-            raise rejection() from e
+            claims = f"iss {unverified.get('iss')!r}, aud {unverified.get('aud')!r}, sub {unverified.get('sub')!r}"
+            raise rejection(f"{claims}: {type(e).__name__}: {e}") from e
         if not 0 < len(identity.jti) <= JTI_LIMIT:
-            raise rejection()
+            raise rejection(f"its jti is empty or over {JTI_LIMIT} characters")
         return identity
 
 
@@ -205,13 +212,13 @@ def verify_sign_in(issuer: Issuer, client: OidcClient, assertion: str, nonce: st
     try:
         identity = _verify(issuer, assertion, client.client_id, ("nonce",))
     except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError) as e:
-        raise rejection() from e
+        raise rejection(f"sign-in at {issuer.name}: {type(e).__name__}: {e}") from e
     audience, party = identity.claims["aud"], identity.claims.get("azp", client.client_id)
     is_for_others = isinstance(audience, list) and len(audience) > 1 and "azp" not in identity.claims
     if party != client.client_id or is_for_others:
-        raise rejection()
+        raise rejection(f"sign-in at {issuer.name}: it is for {party!r}")
     if not hmac.compare_digest(str(identity.claims["nonce"]).encode(), nonce.encode()):
-        raise rejection()
+        raise rejection(f"sign-in at {issuer.name}: its nonce is that of another sign-in")
     return identity
 
 
@@ -231,13 +238,13 @@ def _verify(issuer: Issuer, assertion: str, audience: str, also_required: tuple[
 def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     jti, lifetime = claims.get("jti", ""), claims["exp"] - claims["iat"]
     if not isinstance(jti, str) or not 0 < lifetime <= LIFETIME_LIMIT_SECONDS:
-        raise rejection()
+        raise rejection(f"{issuer.name}: its jti is no text, or it is valid for {lifetime} seconds")
     login = claims.get(issuer.login_claim, "") if issuer.login_claim else ""
     if issuer.login_claim == "email" and claims.get("email_verified") is not True:
         login = ""
     expires_at = datetime.fromtimestamp(claims["exp"], UTC)
     if expires_at + timedelta(seconds=LEEWAY_SECONDS) <= db.now():  # by the clock that also forgets its `jti`
-        raise rejection()
+        raise rejection(f"{issuer.name}: it ended at {expires_at}")
     subject = login if isinstance(login, str) else ""
     groups = claims.get(issuer.groups_claim) if issuer.groups_claim else None
     names = {f"{GROUP}{name}" for name in groups if isinstance(name, str)} if isinstance(groups, list) else set()
@@ -251,8 +258,9 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim), subjects)
 
 
-def rejection() -> Unauthenticated:
-    """The one error for an identity token that is not accepted, whatever is wrong with it."""
+def rejection(reason: str) -> Unauthenticated:
+    """The one error for an identity token that is not accepted. What is wrong with it is for the operator's log."""
+    _LOG.warning("an identity token was refused: %s", printable(reason, REASON_LIMIT))
     return Unauthenticated(
         "UNAUTHORIZED",
         "this identity token is expired, already used, for another audience, from an issuer that is not trusted, of a "

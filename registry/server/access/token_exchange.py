@@ -175,13 +175,14 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
     """Return the token that these claims allow: a person's, or a trusted publisher's."""
     if identity.signs_in:
         if adapter is not None:
-            raise rejection()
+            raise rejection(f"{identity.issuer} is for people, and the request names the adapter {adapter}")
         return _personal_request(identity, LIFETIME_SECONDS)
     if adapter is None:
         message = "adapter: an identity token of this issuer is exchanged for one adapter"
         raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
     if not is_trusted(session, identity.issuer, identity.claims, adapter):
-        raise rejection()
+        claims = ", ".join(f"{name} {value!r}" for name, value in sorted(identity.claims.items()))
+        raise rejection(f"{adapter} has no trusted publisher with these claims: {claims}")
     return access.TokenCreate(
         name="".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100],
         scopes=[Scope.PUSH],
@@ -193,7 +194,7 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
 
 def _personal_request(identity: IdentityToken, seconds: int) -> access.TokenCreate:
     if not is_subject(identity.login) or identity.login.startswith(GROUP):
-        raise rejection()
+        raise rejection(f"{identity.issuer}: its login {identity.login!r} names no person")
     return access.TokenCreate(
         name=identity.login[:100],
         scopes=PERSONAL_SCOPES,
@@ -207,7 +208,7 @@ def _store_jti(session: Session, identity: IdentityToken) -> None:
     session.connection().execute(delete(UsedAssertionRow).where(col(UsedAssertionRow.expires_at) < db.now()))
     values = {"issuer": identity.issuer, "jti": identity.jti, "expires_at": identity.expires_at + MARGIN}
     if not db.insert_new(session, UsedAssertionRow, values):
-        raise rejection()
+        raise rejection(f"{identity.issuer}: it was used before")
 
 
 def _issuing_actor(identity: IdentityToken) -> Actor:

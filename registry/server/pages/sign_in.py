@@ -110,7 +110,7 @@ def _finish(request: Request, issuer: Issuer, client: OidcClient, attempt: SignI
         assertion = authorization_code.redeem_code(client, attempt, code, _callback_url(request, client))
         identity = issuers.verify_sign_in(issuer, client, assertion, attempt.nonce)
         if attempt.confirms and not _has_asked_again(identity):
-            raise issuers.rejection()
+            raise issuers.rejection("the person was not asked to sign in again")
         with db.session(services_of(request).engine) as writing:
             writing.info["request_id"] = request.state.request_id
             cache = services_of(request).actor_cache
