@@ -88,7 +88,7 @@ def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> 
         search: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in query.items()}
         items, total = session.first_items(partial(registry.adapters, **search), limit)
         others = 0 if items or not any(query.values()) else registry.adapters(limit=1, count=True).total or 0
-    empty = f"No adapter matches; {others} without filters." if others else EMPTY
+    empty = f"No adapter matches; {others} without filters." if others else session.about_embedded() + EMPTY
     if not items and query["base"] and (near := completion.nearest("base", query["base"])):
         empty += f" Did you mean --base {near}?"
     ADAPTERS.print(items, total=total, empty=empty)

@@ -86,6 +86,7 @@ def _identity(folder: str) -> Identity:
         return weights_identity.identify(folder, progress.advance)
 
 
+NO_BASES = "No bases. Register one: adapter base add NAME FOLDER"
 BASES: Table[BaseView] = Table((
     Column("name", lambda item: item.name, lambda item: output.strong(item.name)),
     Column("architecture", lambda item: item.spec.architecture or item.spec.model_type),
@@ -93,7 +94,7 @@ BASES: Table[BaseView] = Table((
     Column("weights", lambda item: item.spec.quantization or item.spec.dtype),
     Column("adapters", lambda item: item.adapters),
     Column("source", lambda item: item.source, flows=True),
-), empty="No bases. Register one: adapter base add NAME FOLDER")  # fmt: skip
+), empty=NO_BASES)  # fmt: skip
 
 
 @base.command("list")
@@ -101,7 +102,7 @@ BASES: Table[BaseView] = Table((
 def list_bases() -> None:
     """List the registered bases."""
     with session.registry() as registry:
-        BASES.print(registry.bases().items)
+        BASES.print(registry.bases().items, empty=session.about_embedded() + NO_BASES)
 
 
 @base.command()

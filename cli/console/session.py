@@ -188,6 +188,13 @@ def data_folder() -> Path:
     return Path(os.environ.get("REGISTRY_DATA") or user_folder("data")).expanduser()
 
 
+def about_embedded() -> str:
+    """A sentence for whoever finds nothing and may have meant a registry elsewhere; empty if one is set."""
+    location = target()
+    is_default = location.embedded and not location.context and not os.environ.get("ADAPTER_REGISTRY")
+    return "This is the embedded registry, because no other is set. " if is_default else ""
+
+
 def has_embedded() -> bool:
     """Whether the embedded registry was used before: asking it would create it."""
     return "REGISTRY_DATABASE_URL" in os.environ or (data_folder() / "registry.db").exists()

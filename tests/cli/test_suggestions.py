@@ -34,6 +34,13 @@ def test_what_cannot_be_undone_is_not_suggested(cli: CommandRunner, words: list[
     assert "mean" not in stderr
 
 
+def test_an_empty_list_says_that_it_is_of_the_embedded_registry(cli: CommandRunner) -> None:
+    for words in (["list"], ["base", "list"]):
+        assert cli(*words).stdout.startswith("This is the embedded registry, because no other is set. No ")
+        assert "embedded" not in cli(*words, ADAPTER_REGISTRY="embedded").stdout
+        assert cli(*words, "--json").json["items"] == []
+
+
 def test_help_is_a_word_too(cli: CommandRunner) -> None:
     assert cli("help").stdout == cli("--help").stdout
     assert cli("version").stdout == cli("--version").stdout
