@@ -45,9 +45,10 @@ _DIALECT = strict_json.Dialect(
     "TENSORS_INVALID", "safetensors", depth=3, signed_zero=False, unreadable="header_invalid"
 )
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_LFS_POINTER = b"version "
+_SAVE_AGAIN = "save the adapter with save_pretrained(..., safe_serialization=True) and push that folder"
 _WRONG_FILES: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded"),
-    (b"version ", "a Git LFS pointer: the weights themselves were never downloaded"),
+    (_LFS_POINTER, "a Git LFS pointer: the weights themselves were never downloaded"),
     (b"<", "an HTML or XML page: a download stored the server's error message"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"PK\x03\x04", "a zip archive, as PyTorch's pickled .bin and .pt files are"),
@@ -149,7 +150,7 @@ def _refuse_file(file: str, head: bytes, message: str) -> NoReturn:
             "TENSORS_INVALID",
             f"{file} is not a safetensors file: it is {kind}",
             findings=[Finding("safetensors.not_safetensors", file, f"is {kind}")],
-            next_step="save the adapter with save_pretrained(..., safe_serialization=True) and push that folder",
+            next_step="download the weights: git lfs pull" if head.startswith(_LFS_POINTER) else _SAVE_AGAIN,
         )
     raise Invalid.from_finding("TENSORS_INVALID", Finding("safetensors.header_invalid", file, message))
 
@@ -220,7 +221,9 @@ class _HeaderReader:
             self._broken("safetensors.dtype_invalid", name, f"the dtype {str(dtype)[:40]!r} is not one that we read")
             return None
         if not self._whole_numbers(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= self._data_bytes:
-            rule = f"data_offsets must be two whole numbers, rising, within the {self._data_bytes} data bytes"
+            rule = "data_offsets must be two whole numbers, rising"
+            if self._whole_numbers(offsets) and len(offsets) == 2 and offsets[1] > self._data_bytes:
+                rule = f"ends at data byte {offsets[1]} of {self._data_bytes}: the file is truncated"
             self._broken("safetensors.offsets_invalid", name, rule)
             return None
         if not self._whole_numbers(shape) or len(shape) > DIMENSIONS_LIMIT or max(shape, default=0) > SIDE_LIMIT:

@@ -41,6 +41,14 @@ def test_an_empty_list_says_that_it_is_of_the_embedded_registry(cli: CommandRunn
         assert cli(*words, "--json").json["items"] == []
 
 
+def test_weights_that_were_not_downloaded_whole_are_named_as_such(cli: CommandRunner) -> None:
+    weights = cli.make_adapter("support") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "the file is truncated" in cli("check", weights.parent, "--base", "x", expect=2).stderr
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert "Next: download the weights: git lfs pull" in cli("check", weights.parent, "--base", "x", expect=2).stderr
+
+
 def test_help_is_a_word_too(cli: CommandRunner) -> None:
     assert cli("help").stdout == cli("--help").stdout
     assert cli("version").stdout == cli("--version").stdout
