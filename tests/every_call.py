@@ -350,6 +350,7 @@ def _serve(call: Recorder) -> None:
     call(registry.all_nodes, base="tiny-llama")
     call(registry.desired_state, "tiny-llama", "canary", engine="vllm==0.33.0")
     call(registry.desired_state, "hub/tiny", "canary")
+    call(registry.next_desired_state, "tiny-llama", "canary", since="another", wait=50)
     call(registry.engine_settings, "tiny-llama", ["vllm==0.33.0"])
 
 

@@ -218,7 +218,7 @@ def _registry_error(error: Exception) -> RegistryError | None:
     if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
         file = f"'{error.filename}'" if error.filename else ""
         if error.errno in _FULL:
-            subject = file or "standard output"
+            subject = file or "a file or standard output"
             return errors.LocalFault("LOCAL_FAULT", f"{subject} cannot be written: {_FULL[error.errno]}")
         if error.errno == errno.ENOENT and not file:  # of `getcwd`
             message = "the working folder was removed"

@@ -311,7 +311,7 @@ def test_a_job_that_no_publisher_of_the_adapter_allows_is_told_where_to_look(
 ) -> None:
     assert script.main(["out", "acme/other"], environment) == 2
     shown = capfd.readouterr().out
-    assert "no trusted publisher of the adapter. Next: " in shown
+    assert "no trusted publisher of the adapter, or without `jti`. Next: " in shown
     assert "adapter publisher list NAME" in shown
 
 

@@ -41,7 +41,7 @@ def adapter(
     ("words", "code", "error"),
     [
         ("list >&-", 0, ""),
-        ("whoami > /dev/full", 74, "Error: standard output cannot be written: its disk is full\n"),
+        ("whoami > /dev/full", 74, "Error: a file or standard output cannot be written: its disk is full\n"),
         ("list 2>&-", 0, ""),
     ],
 )

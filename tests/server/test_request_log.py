@@ -57,7 +57,7 @@ def test_each_request_has_one_line_with_its_route_and_actor(harness: Harness, ca
     caplog.clear()
     for _ in range(2):  # the second response may come from the cache
         harness.admin.resolve("acme/support")
-    send(harness, "GET", "/api/v1/adapters/acme/none?text=x", harness.secret)
+    send(harness, "GET", "/api/v1/adapters/acme/none", harness.secret)
     send(harness, "POST", "/api/v1/pulls", harness.secret, json={"refs": ["acme/support"]})
     send(harness, "GET", "/nothing/of/this", harness.secret)
     harness.transport.settle()

@@ -110,36 +110,38 @@ async def show_desired_state(
     """
     profiles = engine_profiles.parse_profiles([profile] if profile else [])
     reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
-    if after:
-        return await reader.load(None, "", desired.Page(after, limit))
-    counts = await services_of(request).change_watcher.count()  # first, so that no commit in between is missed
-    cursor = await reader.read_cursor(counts)
-    if since and wait:
-        services, awaited = services_of(request), (base, alias, profile)
+    services, page = services_of(request), desired.Page(after, limit)
+    if since and wait and not after:
+        awaited = (base, alias, profile)
         with services.waits_limiter.hold(actor.token_id), services.waited_limiter.hold(actor.tenant, awaited):
-            counts, cursor = await _wait_for_change(request, reader, since, time.monotonic() + wait, counts, cursor)
+            cursor = await _wait_for_change(request, reader, since, time.monotonic() + wait)
         await reader.sign_in_again()
         if cursor == since:
             return Response(status_code=204, headers=_headers(cursor))
-    headers = _headers(cursor)
-    if if_none_match is not None and etag_matches(if_none_match, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return await reader.load(counts, cursor, desired.Page("", limit))
+    async with services.admission.turn(actor.tenant):  # so that one tenant's many states keep no other waiting
+        if after:
+            return await reader.load(None, "", page)
+        counts = await services.change_watcher.count()  # first, so that no commit in between is missed
+        cursor = await reader.read_cursor(counts)
+        headers = _headers(cursor)
+        if if_none_match is not None and etag_matches(if_none_match, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        response.headers.update(headers)
+        return await reader.load(counts, cursor, page)
 
 
 def _headers(cursor: str) -> dict[str, str]:
     return {"ETag": f'"{cursor}"', "Cache-Control": REVALIDATE}
 
 
-async def _wait_for_change(
-    request: Request, reader: _DesiredStateReader, since: str, until: float, counts: Counts, cursor: str
-) -> tuple[Counts, str]:
-    """Return the counts at which the cursor differs from `since`, and the cursor; the last ones if the time is over."""
+async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> str:
+    """Return the cursor once it differs from `since`, or when the time is over."""
     watcher = services_of(request).change_watcher
+    counts = await watcher.count()
+    cursor = await reader.read_cursor(counts)
     while cursor == since and (changed := await watcher.wait(counts, until)) is not None:
         counts, cursor = changed, await reader.read_cursor(changed)
-    return counts, cursor
+    return cursor
 
 
 @router.serves(operations.REPORT_NODE)
