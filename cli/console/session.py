@@ -283,6 +283,7 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
         raise
     try:
         with open_client(routes, EMBEDDED_URL) as client:
+            client.connection.has_own_disk = "REGISTRY_BLOBS" not in os.environ
             yield client
     except Unavailable as e:
         if not _is_own_disk(e):

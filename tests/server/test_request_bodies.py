@@ -49,6 +49,7 @@ def test_every_route_without_a_token_takes_small_bodies_only() -> None:
         if isinstance(route, SingleThreadRoute) and path == route.path and method in (route.methods or ())
     }
     assert limits.pop(("PUT", "/api/v1/links/{key:path}")) is None, "it is streamed, once its signature is checked"
+    assert limits.pop(("POST", "/api/validate-yaml")), "with a token; without one tests/hub/test_commits.py"
     assert limits
     assert all(limit is not None and limit <= STRANGER_BYTES for limit in limits.values()), limits
 

@@ -97,6 +97,7 @@ PAGES = {
 OPEN = {
     ("GET", "/api/v1/health"): 200,
     ("POST", "/api/v1/tokens/exchange"): 400,
+    ("POST", "/api/validate-yaml"): 422,
     ("GET", "/api/v1/links/{key:path}"): 403,
     ("PUT", "/api/v1/links/{key:path}"): 403,
     ("GET", "/openapi.json"): 200,

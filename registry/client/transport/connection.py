@@ -78,10 +78,10 @@ class Connection:
         insecure: bool = False,
     ) -> None:  # fmt: skip
         self.url = _parsed_url(url)
-        self.in_process = transport is not None
+        self._in_process = transport is not None
         token = _parsed_token(token)
         is_accepted = insecure or accepts_plain_http()
-        self._stays_here = bool(token) and not self.in_process and not is_accepted and origin(self.url)[0] == "http"
+        self._stays_here = bool(token) and not self._in_process and not is_accepted and origin(self.url)[0] == "http"
         """Whether the token is sent to this machine only."""
         if self._stays_here and not is_this_machine(origin(self.url)[1]):
             raise _unencrypted(self.url)
@@ -89,6 +89,8 @@ class Connection:
         self._wait = wait
         self.has_responded = False
         """Whether this registry is known to exist: it has responded, to this connection or to an earlier one."""
+        self.has_own_disk = False
+        """Whether the registry is in this process and keeps its bytes in a folder."""
         self.on_checkpoint: Callable[[str], None] | None = None
         """Called with the checkpoint of a response before the response is returned; with "" if it lacks a due one."""
         self.on_wait: Callable[[str], None] | None = None
@@ -249,12 +251,12 @@ class Connection:
             if not stream.head.location:
                 return stream
             stream.close()
-            url = resolve_link(target, stream.head.location, self.url, in_process=self.in_process)
+            url = resolve_link(target, stream.head.location, self.url, in_process=self._in_process)
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Transport, str, dict[str, str]]:
         """The transport, absolute URL and headers of a link; the token only for the registry's own origin."""
-        target = resolve_link(self.url + "/", url, self.url, in_process=self.in_process)
+        target = resolve_link(self.url + "/", url, self.url, in_process=self._in_process)
         if origin(target) == origin(self.url):
             return self._own_transport, target, self._own_headers(headers)
         return self._other_transport, target, dict(headers or {})
@@ -267,7 +269,7 @@ class Connection:
         is_own = origin(url) == origin(self.url)
         if is_own and self._stays_here and not is_loopback(address):
             raise _unencrypted(self.url)
-        if not (self.in_process or is_own or may_follow(address, origin(self.url)[1])):
+        if not (self._in_process or is_own or may_follow(address, origin(self.url)[1])):
             raise invalid_response(f"the registry links to {shown(url)}, which is {address} now")
 
     def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -312,7 +314,7 @@ class Connection:
         if self.on_wait is None or not active:
             yield
             return
-        peer = "the registry in this process" if self.in_process else self.url
+        peer = "the registry in this process" if self._in_process else self.url
         line = f"no response from {peer} yet; waiting for {self.timeout_seconds:.0f} seconds ({TIMEOUT_SETTING})"
         timer = threading.Timer(SILENT_SECONDS, self._say, [line])
         timer.daemon = True

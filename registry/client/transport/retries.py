@@ -19,7 +19,7 @@ class Patience(Protocol):
 
     repeats: bool
     timeout_seconds: float
-    in_process: bool
+    has_own_disk: bool
 
     def wait(self, seconds: float, line: str = "") -> None:
         """Sleep, and report why if there is a line."""
@@ -38,9 +38,9 @@ class Retries:
     def wait(self, error: Unavailable, limit: int = PATIENT_ATTEMPTS_LIMIT) -> bool:
         """Wait before another attempt. False if there were `limit` attempts, time is up, or nothing is repeated.
 
-        The disk of the embedded registry is this machine's own: nobody else mends it while the command waits.
+        `has_own_disk`: nobody else mends the store while this process waits.
         """
-        if self._connection.in_process and error.code == "STORE_UNAVAILABLE":
+        if self._connection.has_own_disk and error.code == "STORE_UNAVAILABLE":
             return False
         self._attempt += 1
         pause = _pause(self._attempt, error.retry_after_seconds)
