@@ -114,7 +114,7 @@ def request_uploads(
     fields, name = read_json(request), protocol.adapter_of(request)
     if fields.get("operation") != "upload":
         raise Invalid("REQUEST_INVALID", "operation: only `upload` is served; download files by their path")
-    if fields.get("hash_algo", "sha256") != "sha256":
+    if fields.get("hash_algo", "sha256") not in ("sha256", "sha_256"):  # the latter by the JavaScript client
         raise Invalid("REQUEST_INVALID", "hash_algo: only `sha256` is served")
     sizes = dict(_objects(fields))
     commits.require_target(engine, actor, name)
