@@ -1,4 +1,4 @@
-"""`SharedReads`: results of equal reads by requests that wait for a change."""
+"""`SharedReads`: results of equal reads of desired states, by requests that wait for a change or do not."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,9 +12,8 @@ from registry.server.http.changes.freshness import Counts
 Result = TypeVar("Result")
 COUNTS_SHARED = 4
 """Readings of the change counter whose results are kept: while one changes, some requests still have the one before."""
-
 THREADS = 2
-"""Threads of their own for those who wait, so that everybody else's requests do not queue behind them."""
+"""Threads of their own for desired states, so that other requests do not queue behind them."""
 
 
 class SharedReads:
