@@ -5,22 +5,32 @@ A failing check does not stop the next one. The exit code is that of the first c
 
 import importlib.util
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import click
 
 from registry import __version__
+from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import RegistryError
+from registry.events import EventType
 from registry.filesystem import IS_POSIX, user_folder
 from registry.next_steps import NextStep, StepKind
+from registry.roles import Scope
 
 from .console import output, session
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}
 LOW_SPACE_BYTES = 2 * 10**9
+SIGN_INS_SINCE = timedelta(days=1)
+SIGN_INS_LIMIT = 1000
+_REASON = re.compile(r"^[A-Z]+ \S+/(tokens/exchange|sign-in/with/\S+/callback) (?=.)")
+"""The route before the reason in an event about a refused identity token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +127,22 @@ def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diag
         yield _failed("token", e)
         return
     yield Diagnosis("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
+    if not target.embedded and {Scope.ADMIN, Scope.AUDIT} & set(who.scopes):
+        yield from _refused_sign_ins(registry)
     path = session.profile_path()
     if IS_POSIX and not target.embedded and path.exists() and path.stat().st_mode & 0o077:
         yield Diagnosis("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
+
+
+def _refused_sign_ins(registry: Registry) -> Iterator[Diagnosis]:
+    """Identity tokens that the registry refused of late, and why, which it tells only those who may read the log."""
+    since = datetime.now(UTC) - SIGN_INS_SINCE
+    events = Audit(registry).events(action=[EventType.ACCESS_UNKNOWN], first_at=since.isoformat())
+    refused = [event for event in islice(events, SIGN_INS_LIMIT) if _REASON.search(event.object)]
+    if refused:
+        reason = _REASON.sub("", refused[-1].object)
+        message = f"{len(refused)} refused since yesterday, the last at {output.moment(refused[-1].at)}: {reason}"
+        yield Diagnosis("sign-ins", "note", message)
 
 
 def _failed(about: str, error: Exception) -> Diagnosis:

@@ -5,31 +5,43 @@ environment.
 """
 
 import os
+import platform
 import sys
+import webbrowser
+from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import urlencode
 
 import click
 
 from registry import names
 from registry.api.access import Whoami
 from registry.client.registry import Registry
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid, NotFound, Unauthenticated
+from registry.token_secret import command_code, new_secret, sha256_of
 
 from .console import output, session, tables
 from .console.tables import Column, Table
 
+BROWSER_TRIES = 5
+
 
 @click.command()
 @click.argument("url")
+@click.option("--paste", is_flag=True, help="Paste a token, although the registry signs people in by browser.")
 @click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
-def login(url: str, insecure: bool) -> None:
-    """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt.
+def login(url: str, paste: bool, insecure: bool) -> None:
+    """Sign in to the registry at URL: in the browser, if it has an identity provider, else with a token.
 
-    To undo --insecure, log in again without it.
+    The token is read from ADAPTER_TOKEN, a pipe or a prompt. To undo --insecure, log in again without it.
     """
-    Registry(url).close()  # a wrong URL ends here, before the prompt
-    secret = read_secret("ADAPTER_TOKEN", "token")
-    who, used_url = _sign_in(url, secret, insecure=insecure)
+    with Registry(url) as anonymous:  # a wrong URL ends here, before the prompt
+        session.configure(anonymous)
+        is_person = sys.stdin.isatty() and not os.environ.get("ADAPTER_TOKEN")
+        by_browser = is_person and not paste and bool(anonymous.health().sign_in_with)
+        page = f"{anonymous.url}/settings/tokens/own"
+    secret = _make_secret_and_open(page) if by_browser else read_secret("ADAPTER_TOKEN", "token")
+    who, used_url = _wait_for_browser(url, secret, insecure) if by_browser else _sign_in(url, secret, insecure=insecure)
     path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
 
     def text() -> None:
@@ -135,6 +147,29 @@ def _sign_in(url: str, secret: str, *, insecure: bool) -> tuple[Whoami, str]:
     with Registry(url, secret, insecure=insecure) as registry:
         session.configure(registry)
         return registry.whoami(), registry.url
+
+
+def _make_secret_and_open(page: str) -> str:
+    """Make a secret, and open the page on which a person lets it be theirs. The page learns its SHA-256 only."""
+    secret = new_secret()
+    sha256 = sha256_of(secret)
+    address = f"{page}?{urlencode({'sha256': sha256, 'for': f'adapter on {platform.node()}'[:80]})}"
+    output.note(f"Sign in on this page, which shows the code {output.strong(command_code(sha256))}:")
+    output.note(f"  {address}")
+    webbrowser.open(address)
+    return secret
+
+
+def _wait_for_browser(url: str, secret: str, insecure: bool) -> tuple[Whoami, str]:
+    """As `_sign_in`, when the person has said that the page is done."""
+    for _ in range(BROWSER_TRIES):
+        text = "Press Enter when the page says that you are signed in"
+        click.prompt(text, default="", show_default=False, prompt_suffix=" … ", err=True)
+        with suppress(Unauthenticated):
+            return _sign_in(url, secret, insecure=insecure)
+        output.note("The page has not signed this command in yet.")
+    next_step = f"run `adapter login {url}` again, or with --paste and a token"
+    raise Unauthenticated("UNAUTHORIZED", "nobody has signed this command in", next_step=next_step)
 
 
 def read_secret(variable: str, noun: str) -> str:

@@ -9,7 +9,7 @@ import click
 from registry.api.access import TokenCreate, TokenCreated, TokenView
 from registry.errors import Invalid
 from registry.roles import Scope
-from registry.server.actors.secret import new_secret
+from registry.token_secret import new_secret
 
 from .console import output, session, tables
 from .console.tables import Column, Table

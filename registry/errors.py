@@ -34,7 +34,8 @@ class RegistryError(Exception):
     """The root. `code` is one of the class's `CODES`; `next_step` tells a person what to do.
 
     `step` is the next step as data, for surfaces that word it otherwise. `parameters`: what the error is about, by
-    name: `adapter`, `alias`, `base`. `candidates`: what may have been meant.
+    name: `adapter`, `alias`, `base`. `candidates`: what may have been meant. `operator_detail`: what the logs say and
+    the response does not.
     """
 
     TITLE: ClassVar[str] = "The registry failed"
@@ -50,6 +51,7 @@ class RegistryError(Exception):
         retry_after_seconds: int | None = None,
         parameters: Mapping[str, str] | None = None,
         candidates: Iterable[str] = (),
+        operator_detail: str = "",
     ) -> None:
         if code not in self.CODES:
             raise ValueError(f"{type(self).__name__} has no code {code!r}")
@@ -61,6 +63,7 @@ class RegistryError(Exception):
         self.next_step = next_step.as_command() if isinstance(next_step, NextStep) else next_step
         self.parameters = dict(parameters or {})
         self.candidates = tuple(candidates)
+        self.operator_detail = operator_detail
         self.retry_after_seconds = retry_after_seconds
 
     def to_problem(self) -> dict[str, Any]:

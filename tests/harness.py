@@ -43,7 +43,6 @@ from registry.findings import Finding
 from registry.server import app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
-from registry.server.actors.secret import new_secret, sha256_of
 from registry.server.audit import audit_log
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
@@ -53,6 +52,7 @@ from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck import blobs, check
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
+from registry.token_secret import new_secret, sha256_of
 from registry.versions.files import kind_of
 from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.versions.provenance import Provenance

@@ -28,7 +28,6 @@ from registry.errors import Invalid
 from registry.filesystem import replace_file
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers
-from registry.server.actors.secret import is_well_formed, new_secret, sha256_of
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
@@ -40,6 +39,7 @@ from registry.server.settings import Settings
 from registry.server.storage.open import try_store
 from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
+from registry.token_secret import is_well_formed, new_secret, sha256_of
 
 from ..console import logs, output
 from .config import CONFIG_OPTION, environment

@@ -24,6 +24,8 @@ class Health(Response):
     """`ok` or `unavailable`."""
     reason: str = ""
     """What is unavailable. Empty if `ok`."""
+    sign_in_with: list[str] = []
+    """Identity providers by which people sign in to the pages, and so `adapter login` in the browser."""
     version: str = ""
     """Version of the server. Empty without a token, as are the fields below."""
     database: str = ""

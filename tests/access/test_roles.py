@@ -13,8 +13,8 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.names import AdapterName
 from registry.roles import Role, Scope
 from registry.server.actors import Actor
-from registry.server.actors.secret import sha256_of
 from registry.server.database.models import EventRow, RoleRow, TokenRow
+from registry.token_secret import sha256_of
 from tests.access.tenants import Tenants, of_subject, send
 from tests.harness import Harness, rows
 

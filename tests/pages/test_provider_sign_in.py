@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -326,3 +327,34 @@ def test_the_query_to_a_provider_keeps_its_own(tmp_path: Path, provider: LoginSe
     attempt = SignInAttempt.begin("acme-login", "/", confirms=False)
     url = authorization_code.build_authorization_url(client, attempt, "r")
     assert dict(parse_qsl(urlsplit(url).query))["tenant"] == "a"
+
+
+def test_a_person_makes_a_token_for_themself_that_outlasts_the_session(
+    registry: Harness, browser: Browser, alice: dict[str, Any]
+) -> None:
+    alice["groups"] = ["readers"]
+    return_to(browser, leave(browser))
+    own = "/settings/tokens/own"
+    assert f'<a href="{own}">' in browser.get("/settings/tokens").text
+    assert "<form" not in browser.get(own).text.partition("<main")[2], "a session alone gives no secret"
+    return_to(browser, leave(browser, again="yes", next=own))
+    for field, value in (("name", ""), ("sha256", "0"), ("lifetime", "never")):
+        fields = {"name": "laptop", "lifetime": "8h", field: value}
+        assert browser.submit(own, own, None, **fields).status_code == 400
+    response = browser.submit(own, own, name="laptop", lifetime="8h")
+    secret = re.search(r"lra_\w{38}", response.text)
+    assert secret is not None
+    who = registry.client(secret[0]).whoami()
+    assert (who.actor, who.groups) == ("alice@acme.example", ["group:readers"])
+    assert who.expires_at is not None
+    assert who.expires_at > db.now() + timedelta(hours=7), "not only the ten minutes of the session"
+    longest = browser.submit(own, own, name="laptop", lifetime="9d").text
+    secret = re.search(r"lra_\w{38}", longest)
+    assert secret is not None
+    assert (registry.client(secret[0]).whoami().expires_at or db.now()) < db.now() + timedelta(hours=13)
+
+
+def test_a_pasted_token_makes_no_token_of_a_person(registry: Harness, browser: Browser) -> None:
+    browser.sign_in(registry.issue("admin")[1])
+    page = browser.get("/settings/tokens/own").text
+    assert "Only who signed in at an identity provider" in page

@@ -11,13 +11,13 @@ import pytest
 
 from registry.api.maintenance import GcRequest
 from registry.server.access import one_time_links, rate_limits
-from registry.server.actors.secret import new_secret
 from registry.server.database import db
 from registry.server.database.models import TokenRow
 from registry.server.database.models.sign_in import PageSessionRow
 from registry.server.pages.sessions import page_sessions, visitors
 from registry.server.pages.sessions.page_sessions import LINK_TOKEN
 from registry.server.pages.sign_in import INVALID_TOKEN
+from registry.token_secret import new_secret
 from tests import raw_asgi
 from tests.harness import URL, Harness, rows
 from tests.pages.conftest import Browser

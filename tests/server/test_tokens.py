@@ -7,13 +7,13 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from registry import token_secret
 from registry.api.access import TokenCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import app
 from registry.server.access import tokens
 from registry.server.access.rate_limits import FailureLimiter
-from registry.server.actors import secret as token_secret
 from registry.server.database import db
 from registry.server.database.models import EventRow, TokenRow
 from tests.harness import URL, Harness, rows
@@ -82,6 +82,8 @@ PAGES = {
     ("POST", "/settings/adapters/{namespace}/{name}/retention"): 401,
     ("GET", "/settings/tokens"): 401,
     ("POST", "/settings/tokens"): 401,
+    ("GET", "/settings/tokens/own"): 401,
+    ("POST", "/settings/tokens/own"): 401,
     ("POST", "/settings/tokens/{token_id}/revoke"): 401,
     ("POST", "/settings/tokens/{token_id}/rotate"): 401,
     ("GET", "/settings/webhooks"): 401,

@@ -46,6 +46,7 @@ PAGES = {
     "settings-namespace": "/settings/namespaces/acme",
     "settings-adapter": "/settings/adapters/acme/support",
     "tokens": "/settings/tokens",
+    "own_token": "/settings/tokens/own",
     "webhooks": "/settings/webhooks",
     "status": "/status",
     "adapter-long": f"/adapters/globex/{LONG[:64]}",

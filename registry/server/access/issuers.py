@@ -259,13 +259,15 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
 
 
 def rejection(reason: str) -> Unauthenticated:
-    """The one error for an identity token that is not accepted. What is wrong with it is for the operator's log."""
-    _LOG.warning("an identity token was refused: %s", printable(reason, REASON_LIMIT))
+    """The one error for an identity token that is not accepted. Both logs say what is wrong with it."""
+    reason = printable(reason, REASON_LIMIT)
+    _LOG.warning("an identity token was refused: %s", reason)
     return Unauthenticated(
         "UNAUTHORIZED",
         "this identity token is expired, already used, for another audience, from an issuer that is not trusted, of a "
         "job that is no trusted publisher of the adapter, or without `jti`",
         next_step="request a fresh one with this registry as its audience, and see `adapter publisher list NAME`",
+        operator_detail=reason,
     )
 
 

@@ -4,7 +4,7 @@ import secrets
 import threading
 import time
 
-from registry.server.actors.secret import sha256_of
+from registry.token_secret import sha256_of
 
 LINK_SECONDS = 600
 LINKS_LIMIT = 16

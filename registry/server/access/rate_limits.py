@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from registry.errors import Unavailable
-from registry.server.actors.secret import PREFIX, sha256_of
+from registry.token_secret import PREFIX, sha256_of
 
 MINUTE_SECONDS = 60.0
 RETRY_SECONDS = 15

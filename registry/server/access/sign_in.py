@@ -15,9 +15,9 @@ from registry.roles import PULLING, Role, Scope
 from registry.server.access import epoch
 from registry.server.actors import EXCHANGE, OLD_SECRET_SCOPES, Actor, is_subject
 from registry.server.actors.public_namespaces import SELECT_PUBLIC
-from registry.server.actors.secret import is_well_formed, sha256_of
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
+from registry.token_secret import is_well_formed, sha256_of
 
 MOST_LAST = (Role.READER, Role.AUDITOR, Role.PUSHER, Role.PROMOTER, Role.OWNER)
 """Of several groups' roles in a namespace the last one applies; the person's own role takes precedence."""

@@ -10,6 +10,7 @@
 import contextlib
 import itertools
 import secrets
+from dataclasses import replace
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Engine, String, cast, or_, true, update
@@ -24,9 +25,9 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch
 from registry.server.actors import EVERY_NAMESPACE, GROUP, TRUSTED, Actor, is_subject
-from registry.server.actors.secret import new_secret, sha256_of
 from registry.server.database import db
 from registry.server.database.models import TokenRow
+from registry.token_secret import new_secret, sha256_of
 
 SCAN_ROWS = 500
 RECORD_USE_EVERY = timedelta(minutes=10)
@@ -59,6 +60,27 @@ def issue(
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
     audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
+    return db.to_view(row, TokenView), secret
+
+
+def issue_own(
+    session: Session, person: Actor, request: TokenCreate, *, secret_sha256: str = ""
+) -> tuple[TokenView, str]:
+    """Create a token with which a person acts elsewhere, such as at a command line, as in the browser.
+
+    It has the person's groups and may outlast their session, so the person must just have been asked again who they
+    are. With `secret_sha256` its holder has made the secret and nobody else ever knows it: the second result is empty.
+    """
+    row, secret = build_row(request, replace(person, expires_at=None), subject=person.subject)
+    row.groups = sorted(person.groups)
+    if secret_sha256:
+        row.secret_sha256, secret = secret_sha256, ""
+    if not db.insert_new(session, TokenRow, row.model_dump()):
+        raise Conflict(
+            "TOKEN_EXISTS", "there is a token with this secret already", next_step="run `adapter login` again"
+        )
+    detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
+    audit.append(session, person, EventType.TOKEN_ISSUE, row.id, detail)
     return db.to_view(row, TokenView), secret
 
 

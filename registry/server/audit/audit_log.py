@@ -26,7 +26,6 @@ from registry.errors import Invalid, NotFound, Unavailable
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.actors.secret import mask_secrets
 from registry.server.audit import sequencer, tree
 from registry.server.audit.keys import Keys, load_keys
 from registry.server.database import db
@@ -34,6 +33,7 @@ from registry.server.database.models import AuditCheckpointRow, EventRow
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import notes
+from registry.token_secret import mask_secrets
 
 ENTRIES_LIMIT = 1000
 READS_LIMIT = 10_000
@@ -113,7 +113,7 @@ class EventBatch:
         return is_recorded
 
     def add_denial(self, scope: Mapping[str, Any], error_class: str, about: str = "") -> None:
-        """Count a denied request, given its ASGI scope, the class of the error, and which of its items was denied.
+        """Count a denied request, given its ASGI scope, the class of the error, and which item was denied, or why.
 
         For a request without a token only the route is recorded, so that guessed paths do not fill the log.
         """
@@ -122,7 +122,7 @@ class EventBatch:
         if actor is None and error_class == "NotFound":
             return
         route_path = str(getattr(route, "path", "an unknown route"))
-        path = mask_secrets(f"{scope['path']} {about}".strip() if actor is not None else route_path)
+        path = mask_secrets(f"{scope['path'] if actor is not None else route_path} {about}".strip())
         actor = actor or ANONYMOUS
         object = f"{scope['method']} {path}"
         with self._lock:

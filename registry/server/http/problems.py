@@ -169,7 +169,9 @@ def _report(request: Request, error: RegistryError, about: str = "") -> None:
         if error.code != "TRY_LATER":
             _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):
-        services_of(request).audit_log.batch.add_denial(request.scope, type(error).__name__, about)
+        services_of(request).audit_log.batch.add_denial(
+            request.scope, type(error).__name__, about or error.operator_detail
+        )
 
 
 def _handle_validation_error(request: Request, exception: Exception) -> Response:

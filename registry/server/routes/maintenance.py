@@ -21,6 +21,7 @@ from registry.server.evaluation import engine_profiles
 from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.documents import JsonBody
+from registry.server.http.issuers import find_issuers
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.http.services import services_of
@@ -77,7 +78,12 @@ async def check_health(request: Request, response: Response, store: bool = False
 
 def _check(request: Request) -> Health:
     schema.revision_of(services_of(request).engine)
-    return Health(status="ok")
+    return Health(status="ok", sign_in_with=_providers(request))
+
+
+def _providers(request: Request) -> list[str]:
+    has_pages = services_of(request).settings.pages != "off"
+    return sorted(find_issuers(request).clients) if has_pages else []
 
 
 def _describe(request: Request) -> Health:
@@ -85,6 +91,7 @@ def _describe(request: Request) -> Health:
     services = services_of(request)
     return Health(
         status="ok",
+        sign_in_with=_providers(request),
         version=__version__,
         database=services.engine.dialect.name,
         blobs=services.blobs.kind,

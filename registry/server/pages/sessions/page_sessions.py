@@ -20,9 +20,9 @@ from registry.server.access.issuers import IdentityToken
 from registry.server.access.oidc_client import OidcClient
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor
-from registry.server.actors.secret import sha256_of
 from registry.server.database import db
 from registry.server.database.models.sign_in import PageSessionRow
+from registry.token_secret import sha256_of
 
 SESSION_SECONDS = 12 * 3600
 LINK_TOKEN = "browser of this machine"  # noqa: S105 - a name, not a secret

@@ -27,7 +27,6 @@ from registry.hub.xet.xorbs import XORB_BODY_LIMIT_BYTES
 from registry.roles import Scope
 from registry.server.access import sign_in
 from registry.server.actors import Actor
-from registry.server.actors.secret import sha256_of
 from registry.server.database import db
 from registry.server.http.dependencies import EngineDep, Puller, Pusher, RequireScopeInThread
 from registry.server.http.problems import problem_response
@@ -42,6 +41,7 @@ from registry.server.routes.hub.bodies import with_body
 from registry.server.routes.hub.protocol import HubRoute
 from registry.server.routes.hub.writing import MODEL
 from registry.server.storage import reclaim
+from registry.token_secret import sha256_of
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 SESSION = MODEL + "/xet/{session}"

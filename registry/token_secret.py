@@ -53,3 +53,12 @@ def mask_secrets(text: str) -> str:
 def sha256_of(secret: str) -> str:
     """Return the SHA-256 of a secret in hex."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def command_code(sha256: str) -> str:
+    """What a command and the page that signs it in both show, for the person to compare.
+
+    >>> command_code("9f3a77c1" + "0" * 56)
+    '9F3A-77C1'
+    """
+    return f"{sha256[:4]}-{sha256[4:8]}".upper()
