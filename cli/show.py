@@ -127,6 +127,7 @@ def _print_version(
             *((f"adapter {label}", lines) for label, lines in versions.metadata_rows(adapter)),
             *versions.metadata_rows(version),
             ("base", version.base),
+            ("served as", version.served_name),
             ("method", versions.method_line(facts)),
             ("targets", versions.target_line(facts)),
             ("", versions.update_lines(facts)),

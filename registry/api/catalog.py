@@ -178,6 +178,8 @@ class VersionView(Response):
     """Label → web address (http or https), for people. Can be changed later."""
     expires_at: datetime | None = None
     """When garbage collection deletes the version, unless something needs it then; null for never."""
+    served_name: str = ""
+    """Model name under which agents load this version, unless two adapters on a node read the same in it."""
 
 
 class VersionPage(ItemPage[VersionView]):
@@ -273,3 +275,5 @@ class Resolved(Response):
     """Whether the version is yanked. It can still be pulled by number or digest."""
     generation: int | None = None
     """How often the alias has moved, if `selector` is one; null otherwise."""
+    served_name: str = ""
+    """Model name under which agents load this version, unless two adapters on a node read the same in it."""

@@ -62,6 +62,11 @@ def test_the_desired_state_lists_the_versions_of_the_alias_with_their_files(harn
         ("bolt/sales", "bolt-sales-v1", 1),
     ]
     first = state.adapters[0]
+    named = (
+        harness.admin.resolve("acme/support:canary").served_name,
+        harness.admin.version("acme/support@1").served_name,
+    )
+    assert set(named) == {first.served_name}
     assert {f.path for f in first.files} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert (first.verdicts["compat"], first.engine_outcome, first.findings) == ("pass", "pass", [])
     assert sum(f.size_bytes for f in first.files) == first.size_bytes

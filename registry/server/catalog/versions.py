@@ -30,7 +30,7 @@ from registry.api.catalog import FileLink, Resolved, VersionView
 from registry.digest import Digest, DigestPrefix
 from registry.errors import NotFound, invalid_cursor
 from registry.evaluation.verdicts import Verdict
-from registry.names import NEWEST, AdapterName, Selector, is_alias
+from registry.names import NEWEST, AdapterName, Selector, is_alias, served_name
 from registry.roles import Scope
 from registry.server.access import epoch
 from registry.server.actors import Actor, public_namespaces, unknown_adapter
@@ -202,6 +202,7 @@ def build_resolved(
         manifest=manifest,
         files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
         verdicts=outcomes, yanked=version.yanked_at is not None, generation=generation,
+        served_name=served_name(name, version.number),
     )  # fmt: skip
 
 
@@ -357,5 +358,6 @@ def _view(
         damaged=damaged,
         provenance=manifest.provenance,
         annotations=manifest.annotations,
+        served_name=served_name(name, row.number),
         **described,
     )
