@@ -26,7 +26,7 @@ from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome, Verdict
 from registry.findings import Finding
 from registry.model import FrozenModel
 
-_PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==(?P<version>[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
+_PROFILE = re.compile(r"(?P<name>[a-z0-9._-]+)(?:==v?(?P<version>b?[0-9][A-Za-z0-9.+-]*))?(?:,(?P<settings>.+))?\Z")
 _EFFECT_WORDS = {
     "refuses": "refuses it",
     "ignores_silently": "loads it and silently ignores this part",
@@ -63,16 +63,14 @@ class EngineProfile(FrozenModel):
 def profile(text: str) -> EngineProfile:
     """Parse `engine==version[,setting=value]…`; names in a list are joined by `+`.
 
-    The version may be left out for engines that have one examined state only (hosted services).
+    A version is written as the engine's makers do: `0.33.0`, `v0.33.0`, or a build of llama.cpp such as `b5000`. It may
+    be left out for engines of which one state was examined, whose version is then the year and month of that.
     `Invalid` (SETTING_INVALID) names the wrong part and what is possible.
     """
     match = _PROFILE.match(text) if len(text) <= PROFILE_LIMIT else None
     if match is None:
-        raise Invalid(
-            "SETTING_INVALID",
-            f"engine profile {text[:80]!r} is not 'engine==version,setting=value'",
-            next_step="write it as 'vllm==0.32.0,max_lora_rank=32'",
-        )
+        message = f"engine profile {text[:80]!r} is not 'engine==version,setting=value'"
+        raise Invalid("SETTING_INVALID", message, next_step="write it as 'vllm==0.32.0,max_lora_rank=32'")
     rules = engine(match["name"])
     version = match["version"]
     if version is None:
@@ -186,6 +184,7 @@ def _all_hold(conditions: tuple[Condition, ...], values: Mapping[str, Any], sett
 def _about_version(rules: EngineRules, profile: EngineProfile, version: Version) -> list[Finding]:
     if _nearest_examined(rules, version):
         span = f"{rules.examined[0]} to {rules.examined[-1]}" if len(rules.examined) > 1 else rules.examined[0]
+        span = span if rules.versioned else f"its state of {span}"
         message = f"{rules.title} {profile.version} has not been examined (examined: {span}). Its rules may differ"
         return [_finding(rules, "version", "unknown", message)]
     if rules.from_documentation:

@@ -23,9 +23,12 @@ Version = tuple[int, ...]
 
 @lru_cache(maxsize=1024)  # rules compare the same versions for every adapter
 def version_of(text: str) -> Version:
-    """`0.32.0.post1` → (0, 32, 0): its leading numbers, three or more. `Invalid` (SETTING_INVALID) if it has none."""
+    """`0.32.0.post1` → (0, 32, 0): its leading numbers, three or more. `Invalid` (SETTING_INVALID) if it has none.
+
+    A build such as `b5000` has one number.
+    """
     numbers: list[int] = []
-    for part in text.split("."):
+    for part in text.removeprefix("b").split("."):
         if not part.isascii() or not part.isdigit() or len(part) > 9:
             break
         numbers.append(int(part))

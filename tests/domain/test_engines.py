@@ -40,11 +40,18 @@ def base_spec() -> bases.BaseSpec:
 @pytest.mark.parametrize(
     "text",
     ["vllm==0.32.0,max_lora_rank=32", "sglang==0.5.23,target_modules=q_proj+v_proj", "peft==0.21.2",
-     "vllm==0.33.0,enable_mixed_moe_lora_format=true", "llama.cpp==2026.10"],
+     "vllm==0.33.0,enable_mixed_moe_lora_format=true", "llama.cpp==2026.10", "llama.cpp==b5000"],
 )  # fmt: skip
 def test_a_profile_prints_as_it_is_written(text: str) -> None:
     assert str(engines.profile(text)) == text
     assert engines.profile(str(engines.profile(text))) == engines.profile(text)
+
+
+def test_versions_may_be_written_as_their_makers_do() -> None:
+    assert str(engines.profile("vllm==v0.33.0")) == "vllm==0.33.0"
+    finding = engines.evaluate(PLAIN, engines.profile("llama.cpp==b5000"))[-1]
+    assert finding.severity == "unknown"
+    assert "llama.cpp b5000 has not been examined (examined: its state of 2026.10)" in finding.message
 
 
 def test_a_setting_at_its_default_is_not_printed() -> None:
