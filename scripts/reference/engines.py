@@ -29,8 +29,8 @@ is `unknown`.
 | worker | A worker [loads the file](../image-adapters.md#ask-diffusers) and says what was taken. |
 | – | Not examined: the verdict is `unknown`. |
 
-Versions are written as their makers do: `vllm==0.33.0`, `llama.cpp==b5000`. A year and month is the state of the code that
-was examined, of engines without examined releases; any release of theirs is `unknown`.
+Versions are written as their makers do: `vllm==0.33.0`, `llama.cpp==b5000`. A year and month is the state of the code
+that was examined, of engines without examined releases; any release of theirs is `unknown`.
 
 Evidence: **run** against the engine, its **source**, an **issue** of the project, or **documentation** only.
 Numbers refer to the sources at the end.
