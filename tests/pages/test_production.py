@@ -91,6 +91,8 @@ def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_r
     assert (response.status_code, response.headers["location"]) == (303, PAGE)
     assert filled.admin.alias("acme/shop", "prod").number == 2
     assert "&lt;b&gt;asked&lt;/b&gt; for" in signed_in.get(PAGE).text
+    assert "Roll back to version 1</button>" in signed_in.get(PAGE).text
+    assert signed_in.submit(PAGE, f"{PAGE}/rollback", reason=" ").status_code == 400
     assert signed_in.submit(PAGE, f"{PAGE}/rollback", reason="back").status_code == 303
     assert filled.admin.alias("acme/shop", "prod").number == 1
     events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/shop:prod"}).json()["items"]

@@ -17,9 +17,10 @@ from registry.names import NEWEST, AdapterName, Ref
 from registry.roles import Scope
 from registry.server.access import namespaces
 from registry.server.actors import Actor, unknown_adapter, unknown_namespace
-from registry.server.catalog import version_groups
+from registry.server.catalog import version_groups, versions
 from registry.server.catalog.search import adapters
 from registry.server.catalog.search.filters import Search
+from registry.server.database.models import VersionRow
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
 from registry.server.outcomes import only
@@ -100,10 +101,14 @@ def show_alias(
     may_promote = alias != NEWEST and may_change(visitor, Scope.PROMOTE, name)
     approved = approvals.list_approvals(session, actor, name, candidate).items if shows_gate else []
     in_effect = _in_effect(session, actor, name, alias, at)
+    adapter_id = versions.find_adapter(session, actor, name).id
+    target = aliases.find_rollback_targets(session, adapter_id).get(alias) if may_promote else None
+    earlier = session.get(VersionRow, target) if target else None
     return render(
         request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
         requirements=checked.gate.gate.describe() if checked else [], history=history, at=at, cursor=cursor,
         versions=page.items, may_promote=may_promote, approvals=[item for item in approved if item.alias == alias],
+        rollback_to=earlier.number if earlier else None,
         may_break_glass=may_promote and may_change(visitor, Scope.ADMIN, name),
         deletion=_find_deletion(history.moves) if pointer is None and not cursor else None,
         timeline=[] if cursor else build_timeline(history.moves, in_effect["held"]),
@@ -201,11 +206,14 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
 @router.post(ALIAS + "/rollback")
 @limit_body(FORM_BYTES)
 def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
-    """Point an alias back at the version before, if it is still where the page has shown it."""
+    """Point an alias back at the version that the page has named, if it is still where the page has shown it."""
     fields = read_fields(request, visitor)
     visitor.actor.require(Scope.PROMOTE, name)
     reason = to_request(RollbackRequest, reason=fields.get("reason", "")).reason
-    moves.move_alias(session, visitor.actor, Move(name, alias, None, _generation(fields), reason, is_rollback=True))
+    if not reason.strip():
+        raise Invalid("REQUEST_INVALID", "reason: a roll-back needs a reason")
+    to = names.selector(fields.get("version", ""))
+    moves.move_alias(session, visitor.actor, Move(name, alias, to, _generation(fields), reason, is_rollback=True))
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 

@@ -4,17 +4,19 @@
   const state = document.getElementById("live-state");
   if (!state || !window.EventSource) return;
   let source = null;
+  let waiting = "";
   const say = (text) => { if (state.textContent !== text) state.textContent = text; };
   const show = (text) => {
+    waiting = "";
     const next = new DOMParser().parseFromString(text, "text/html");
     for (const old of document.querySelectorAll("[data-live]")) {
       const part = next.getElementById(old.id);
       // What has the focus stays: someone is reading or about to press it.
-      if (part && !old.contains(document.activeElement) && old.innerHTML !== part.innerHTML) {
-        old.replaceWith(document.adoptNode(part));
-      }
+      if (!part || old.innerHTML === part.innerHTML) continue;
+      if (old.contains(document.activeElement)) waiting = text;
+      else old.replaceWith(document.adoptNode(part));
     }
-    say("live");
+    say(waiting ? "live; an update waits until the focus leaves" : "live");
   };
   const close = (text) => {
     if (source) source.close();
@@ -31,6 +33,7 @@
       else say("connecting again");
     });
   };
+  document.addEventListener("focusout", () => setTimeout(() => { if (waiting) show(waiting); }));
   document.addEventListener("visibilitychange", () => (document.hidden ? close("paused") : open()));
   if (!document.hidden) open();
 })();

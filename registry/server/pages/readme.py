@@ -26,6 +26,8 @@ MARKERS_LIMIT = 2_000
 """Characters that may open or close something, and lines. For each the parser may look through the rest of the text."""
 CACHED = 128
 _DELIMITER_ROW = re.compile(r"^[ \t>]*[|:-][|: \t-]*$", re.MULTILINE)
+_BIDI_CONTROL = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""Elsewhere such a text is refused; a README is shown as it is."""
 _TAGS = frozenset(
     {
         "a", "blockquote", "br", "code", "del", "details", "em", "h3", "h4", "h5", "h6", "hr", "kbd", "li", "ol", "p",
@@ -50,7 +52,15 @@ def render_readme(data: bytes) -> Markup:
         .replace("\r\n", "\n")
         .replace("\0", "\N{REPLACEMENT CHARACTER}")
     )
-    text = _FRONT_MATTER.sub("", text, count=1)
+    return Markup(_BIDI_CONTROL.sub(_name_control, _render(_FRONT_MATTER.sub("", text, count=1))))  # noqa: S704  # safe
+
+
+def _name_control(match: re.Match[str]) -> str:
+    """Show what reverses the text after it, such as the name of a file, as its number."""
+    return f"[U+{ord(match[0]):04X}]"
+
+
+def _render(text: str) -> Markup:
     markers = max(sum(map(text.count, "[*_`>~<")), text.count("\n"))
     if markers > MARKERS_LIMIT or _count_cells(text) > CELLS_LIMIT:
         return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])

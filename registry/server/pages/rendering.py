@@ -302,9 +302,13 @@ _ENVIRONMENT.globals |= {
 
 
 def render(request: Request, template: str, status: int = 200, /, *, is_live: bool = False, **values: Any) -> Response:
-    """Return a page. `title` is what its tab says. Nothing but the browser itself may keep it."""
+    """Return a page. `title` is what its tab says. Nothing but the browser itself may keep it.
+
+    `address` leads back to it, as after signing in: for a form, which nobody can open, that is the page that sent it.
+    """
     visitor: Visitor | None = getattr(request.state, "visitor", None)
-    address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    query = f"?{request.url.query}" if request.url.query else ""
+    address = _page_of_form(request) or request.url.path + query
     html = _ENVIRONMENT.get_template(template).render(visitor=visitor, address=address, is_live=is_live, **values)
     headers = SECURITY_HEADERS | PRIVATE | (LIVE_POLICY if is_live else {})
     return Response(html, status, headers, media_type="text/html; charset=utf-8")

@@ -25,17 +25,20 @@ def show_fleet(
     filters = {"base": base.strip(), "alias": alias.strip(), "adapter": adapter.strip()}
     page = status.nodes(session, visitor.actor, status.NodeFilter(**filters), cursor=cursor, limit=PAGE_NODES)
     return render(request, "fleet.html", is_live=True, title="Fleet", page=page, filters=filters, cursor=cursor,
-                  shown=SHOWN, problems_first=_problems_first)  # fmt: skip
+                  shown=SHOWN, problems_first=_problems_first, serves_another=serves_another)  # fmt: skip
 
 
 def _problems_first(slots: Sequence[SlotView]) -> list[SlotView]:
-    """What was refused, failed or is under way, what is not as desired, the rest, and last what is not there."""
+    """What serves another version than it should, what was refused, failed, is absent or under way, and the rest."""
 
     def rank(slot: SlotView) -> int:
-        if slot.state not in (SlotState.SERVING, SlotState.ABSENT):
+        if serves_another(slot):
             return 0
-        if slot.desired_digest is not None and slot.digest != slot.desired_digest:
-            return 1
-        return 2 if slot.state is SlotState.SERVING else 3
+        return 2 if slot.state is SlotState.SERVING else 1 if slot.desired_digest is not None else 3
 
     return sorted(slots, key=rank)
+
+
+def serves_another(slot: SlotView) -> bool:
+    """Whether a node serves bytes that it should not: another version than the desired one."""
+    return slot.state is SlotState.SERVING and slot.desired_digest not in (None, slot.digest)

@@ -16,7 +16,7 @@ from registry.server.pages.settings.namespaces import SETTINGS, may_administer, 
 from registry.server.promotion.retention import plan, rules
 
 router = create_router()
-DECISIONS_SHOWN = 30
+DECISIONS_SHOWN = 200
 
 
 @router.get(SETTINGS + ADAPTER)
