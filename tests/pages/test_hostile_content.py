@@ -128,6 +128,7 @@ def test_a_readme_keeps_its_formatting_and_loses_the_rest() -> None:
         "<span>[image: d]</span> <kbd>f</kbd></p>\n<ol>\n<li>g</li>\n</ol>\n"
     )
     assert readme.render_readme(b"<" * readme.READ_LIMIT_BYTES).startswith("<pre>")
+    assert readme.render_readme("# a\u202ex &#x202E;".encode()) == "<h3>a[U+202E]x [U+202E]</h3>\n"
 
 
 @pytest.mark.parametrize("part", ["![", "[", "*_", ">\n- ", "- a\n", "`"])

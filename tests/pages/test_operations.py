@@ -51,6 +51,19 @@ def test_the_fleet_shows_nodes_versions_and_convergence(signed_in: Browser) -> N
     assert "No nodes" in signed_in.get("/fleet?base=nothing").text
 
 
+def test_a_node_that_serves_another_version_than_it_should_is_red(registry: Harness, signed_in: Browser) -> None:
+    registry.push("acme/drift", alias="canary")
+    first = registry.admin.version("acme/drift@1").digest
+    report = NodeReport(
+        base="tiny-llama", alias="canary",
+        slots=[SlotReport(adapter="acme/drift", digest=first, served_name="drift", state=SlotState.SERVING)],
+    )  # fmt: skip
+    registry.admin.report_node("drifting", "vllm", report)
+    assert "serves another version" not in signed_in.get("/fleet?adapter=acme/drift").text
+    registry.push("acme/drift", alias="canary")
+    assert 'class="badge fail">serves another version' in signed_in.get("/fleet?adapter=acme/drift").text
+
+
 def test_a_lost_node_serves_nothing(signed_in: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     later = db.now() + timedelta(minutes=30)
     monkeypatch.setattr(db, "now", lambda: later)

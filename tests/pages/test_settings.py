@@ -114,6 +114,7 @@ def test_an_owner_sets_retention_rules_and_sees_what_they_do(registry: Harness, 
     page = owner.get(ADAPTER).text
     assert 'value="2w"' in page
     assert ">stays<" in page
+    assert re.search(r"Deletes 0 of \d+ at the next collection</b>", page)
     assert owner.submit(ADAPTER, f"{ADAPTER}/retention", keep_newest="1", keep_age="soon").status_code == 400
     for path in (ADAPTER, NAMESPACE):
         assert owner.submit(path, f"{path}/retention", keep_newest="", keep_age="").status_code == 303

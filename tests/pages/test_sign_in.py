@@ -41,6 +41,13 @@ def test_a_token_signs_in_and_the_sign_out_ends_the_session(registry: Harness, b
     assert "Sign out" not in browser.get("/").text, "the server has ended it, whatever the browser still sends"
 
 
+def test_after_an_expired_session_signing_in_leads_to_the_page_of_the_form(browser: Browser) -> None:
+    back = f"{URL}/adapters/acme/shop/aliases/prod?version=2"
+    refused = browser.post("/adapters/acme/shop/aliases/prod/promote", data={"reason": "x"}, headers={"Referer": back})
+    links = set(re.findall(r'href="(/sign-in[^"]*)"', refused.text))
+    assert links == {"/sign-in?next=/adapters/acme/shop/aliases/prod%3Fversion%3D2"}
+
+
 def test_the_database_holds_neither_the_id_of_a_session_nor_a_secret(registry: Harness, browser: Browser) -> None:
     browser.sign_in(registry.secret)
     with registry.session() as session:
