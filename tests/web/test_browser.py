@@ -167,6 +167,11 @@ def test_a_live_page_shows_new_jobs_and_keeps_what_has_the_focus(site: Site) -> 
         site.harness.push("acme/live")
         expect(page.locator("main")).to_contain_text("acme/live@1")
         expect(page.locator("#ref")).to_be_focused()
+        page.focus("[data-live] a")
+        site.harness.push("acme/live")
+        expect(page.locator("#live-state")).to_contain_text("an update waits")
+        page.focus("#ref")
+        expect(page.locator("main")).to_contain_text("acme/live@2")
         assert watched.incidents == []
 
 
