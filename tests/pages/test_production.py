@@ -84,6 +84,14 @@ def test_a_timeline_leads_to_what_served_in_each_span(filled: Harness, signed_in
     assert "timeline" not in signed_in.get("/adapters/acme/shop/aliases/absent").text
 
 
+def test_an_adapter_says_what_the_checks_of_the_serving_version_come_to(signed_in: Browser) -> None:
+    page = signed_in.get("/adapters/acme/shop").text
+    serving = re.search(r'aliases/prod">prod</a> → <a[^>]*>version 1</a> <span class="badge \w+" title="([^"]*)"', page)
+    assert serving is not None
+    assert serving[1] in ("Ready", "Not smoke-tested")
+    assert "/compare?first=acme%2Fshop%401&amp;second=acme%2Fshop%403" in page
+
+
 def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_reasons(
     filled: Harness, signed_in: Browser
 ) -> None:
