@@ -34,6 +34,7 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
     DEST defaults to a folder with the adapter's name. It is replaced as a whole once the new files are complete;
     .adapter.json in it names the version. Large files share disk blocks with the cache where the file system supports
     it. With --include the folder is partial: it has .adapter.partial.json instead, and a pull without it completes it.
+    A version that failed a check is pulled with a warning.
     """
     target = dest or Path(ref.name.name)
     damaged: list[Finding] = []
@@ -55,9 +56,17 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
         if resolved.yanked:
             output.line(output.styled("  this version is yanked", "red"))
 
+    if failing := _failed_checks(resolved):
+        message = f"Warning: {resolved.name}@{resolved.number} failed its check: {', '.join(failing)}"
+        output.line(output.styled(message, "yellow"), err=True)
     document: dict[str, object] = {"path": str(target.absolute()), "resolved": resolved}
     document |= {"damaged": damaged} if verify else {}
     output.result(document | ({"partial": [file.path for file in files]} if include else {}), text)
+
+
+def _failed_checks(resolved: Resolved) -> list[str]:
+    """The checks that the version failed. Engines that cannot serve it are not among them: it may be fine elsewhere."""
+    return [check for check, outcome in resolved.verdicts.items() if outcome == "fail" and ":" not in check]
 
 
 @click.command()

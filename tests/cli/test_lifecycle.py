@@ -252,7 +252,7 @@ def test_a_key_that_has_signed_nothing_is_not_lost(cli: CommandRunner) -> None:
     cli("audit-key", "rotate")
 
 
-def test_push_all_names_each_check_that_failed(cli: CommandRunner, tmp_path: Path) -> None:
+def test_push_all_and_pull_name_each_check_that_failed(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     cli.make_adapter("good")
     weights = cli.make_adapter("nan") / "adapter_model.safetensors"
@@ -260,6 +260,9 @@ def test_push_all_names_each_check_that_failed(cli: CommandRunner, tmp_path: Pat
     output = cli("push-all", tmp_path / "adapters", "globex", "--base", "tiny-llama").stdout
     assert "globex/good@1  new  compat pass\n" in output
     assert "globex/nan@1  new  compat pass  weights fail\n" in output
+    warning = cli("pull", "globex/nan", tmp_path / "nan").stderr
+    assert "Warning: globex/nan@1 failed its check: weights\n" in warning
+    assert "Warning" not in cli("pull", "globex/good", tmp_path / "good").stderr
 
 
 def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
