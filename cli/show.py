@@ -261,7 +261,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
     planned = f" of {facts['planned_steps']}" if facts.get("planned_steps", 0) > 0 else ""
     progress = [
         f"{facts['steps']}{planned} steps" if "steps" in facts else "",
-        f"{facts['epochs']:g} epochs" if "epochs" in facts else "",
+        f"{facts['epochs']:g} epoch{'s' * (facts['epochs'] != 1)}" if "epochs" in facts else "",
         f"batches of {facts['batch_size']}" if "batch_size" in facts else "",
         f"{output.amount(facts['tokens'])} tokens" if facts.get("tokens") else "",
     ]

@@ -13,6 +13,7 @@ from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
 
 Text = Annotated[str, Field(max_length=300)]
 Texts = Annotated[list[Text], Field(max_length=32)]
+Pairs = Annotated[list[Annotated[Text, Field(pattern="^([^=]|$)")]], Field(max_length=32)]
 Rank = Annotated[int, Field(ge=0, le=2**31 - 1, strict=False)]  # a query is text
 CloseMatch = Literal[BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT]
 
@@ -48,13 +49,13 @@ class AdapterFilters(Request):
     target: Texts = Field(
         [], description="Only adapters that train this module. Repeat it for several.", examples=[["q_proj"]]
     )
-    tag: Texts = Field(
+    tag: Pairs = Field(
         [],
         description="Only adapters with this KEY or KEY=VALUE among the tags, their own or of the newest version. "
         "Repeat it for several.",
         examples=[["team=nlp"]],
     )
-    annotation: Texts = Field(
+    annotation: Pairs = Field(
         [],
         description="Only adapters whose manifest has this KEY or KEY=VALUE among its annotations. Repeat it for "
         "several.",

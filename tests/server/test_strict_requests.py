@@ -34,7 +34,7 @@ def http(harness: Harness) -> httpx.Client:
     return httpx.Client(transport=harness.transport, base_url=f"{URL}/api/v1", headers=headers)
 
 
-def send(http: httpx.Client, row: Operation[Any, Any], body: str = "{}", **params: str) -> dict[str, Any]:
+def send(http: httpx.Client, row: Operation[Any, Any], body: str = "{}", **params: Any) -> dict[str, Any]:
     path = re.sub(r"{(\w+)[^}]*}", lambda match: WORDS.get(match[1], "none"), row.path)
     headers = {"Content-Type": "application/json"}
     content = body if row.method in ("POST", "PUT", "PATCH") else None
@@ -115,3 +115,29 @@ def test_no_query_has_an_unknown_parameter(harness: Harness, http: httpx.Client)
     assert problem["next_step"] == "the nearest one is 'dry_run'"
     assert send(http, OPERATIONS["list_adapters"], targets="q")["next_step"] == "the nearest one is 'target'"
     assert http.get("/adapters/acme/support").status_code == 200
+
+
+def test_every_query_value_is_written_in_one_way(http: httpx.Client) -> None:
+    """`count=on` counted, `limit=1_0` was 10, and of `limit=1&limit=500` the last one won."""
+    schemas = http.get(f"{URL}/openapi.json").json()["paths"]
+    described = {
+        operation["operationId"]: operation.get("parameters", ())
+        for methods in schemas.values()
+        for operation in methods.values()
+    }
+    tried = 0
+    for row in OPERATIONS.values():
+        for parameter in described.get(row.id, ()) if row.id not in OWN_QUERY else ():
+            if parameter.get("in") != "query":
+                continue
+            schema, name = parameter["schema"], parameter["name"]
+            types = {part.get("type") for part in (schema, *schema.get("anyOf", ()))}
+            wrong: list[Any] = [] if "array" in types else [["1", "1"]]
+            wrong += ["on", "True", "1"] if "boolean" in types else []
+            wrong += ["1_0", " 1", "1.0"] if "integer" in types else []
+            for value in wrong:
+                problem = send(http, row, **{name: value})
+                assert row.method == "HEAD" or problem["detail"].startswith(f"query.{name}: "), (row.id, problem)
+                tried += 1
+    assert tried > 150
+    assert send(http, OPERATIONS["list_adapters"], tag="=x")["detail"].startswith("query.tag")

@@ -222,7 +222,9 @@ class _PreparedPush:
             else:
                 self.error = e
         except RegistryError as e:
-            self.error = e
+            path = self._sources[upload.digest].name
+            text = f"{path} changed while it was sent; push it when it is finished"
+            self.error = Invalid(e.code, text) if e.code == "BLOB_MISMATCH" else e
         except OSError as e:
             self.error = Invalid("FOLDER_INVALID", f"{self.folder.path}: {e.strerror or e}")
 

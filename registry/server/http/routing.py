@@ -11,9 +11,11 @@ import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Set
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Set
 from traceback import clear_frames
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
@@ -56,14 +58,44 @@ async def refuse_unknown_parameters(request: Request) -> None:
     route = request.scope["route"]
     if route.checks_own_query:
         return
-    names: Set[str] = route.query_names
+    types: Mapping[str, Any] = route.query_types
     for name in request.query_params:
-        if name not in names:
-            nearest = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
-            listed = f"it takes {', '.join(sorted(names))}" if names else "it takes none"
+        if name not in types:
+            nearest = difflib.get_close_matches(name, sorted(types), n=1, cutoff=0.5)
+            listed = f"it takes {', '.join(sorted(types))}" if types else "it takes none"
             next_step = f"the nearest one is {nearest[0]!r}" if nearest else listed
             message = f"query: this route has no parameter {printable(name, 60)!r}"
             raise Invalid("REQUEST_INVALID", message, next_step=next_step)
+    if route.operation is not None:  # forms and Hub clients write `on` and `True`
+        _require_plain_values(request, types)
+
+
+_SPELLINGS = {
+    bool: (re.compile("true|false"), "must be true or false"),
+    int: (re.compile("-?[0-9]+"), "must be a whole number"),
+}
+"""How a value of this type is written: pydantic takes `on` and `1_0` too."""
+
+
+def _require_plain_values(request: Request, types: Mapping[str, Any]) -> None:
+    for name, value in request.query_params.multi_items():
+        plain = _plain_types(types[name])
+        if list not in plain and len(request.query_params.getlist(name)) > 1:
+            raise Invalid("REQUEST_INVALID", f"query.{name}: is written twice, and takes one value")
+        for kind in plain & _SPELLINGS.keys():
+            spelling, text = _SPELLINGS[kind]
+            if not spelling.fullmatch(value):
+                raise Invalid("REQUEST_INVALID", f"query.{name}: {text}, not {printable(value, 60)!r}")
+
+
+def _plain_types(annotation: Any) -> Set[Any]:
+    """The types that a parameter may have, without their rules; `list` for one that may be repeated."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain_types(inner[0])
+    if origin in (Union, UnionType):
+        return {kind for part in inner for kind in _plain_types(part)}
+    return {origin or annotation}
 
 
 class DeclaresScope:
@@ -74,9 +106,11 @@ class DeclaresScope:
     """Whether the scope is the one of the route's operation instead."""
 
 
-def _names_in(alias: str, annotation: Any) -> Iterable[str]:
-    """The names of a query parameter: of a model, those of its fields."""
-    return annotation.model_fields if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else [alias]
+def _types_in(alias: str, annotation: Any) -> Mapping[str, Any]:
+    """The query parameters of a declared one, and their types: of a model, those of its fields."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return {name: field.annotation for name, field in annotation.model_fields.items()}
+    return {alias: annotation}
 
 
 def dependencies_of(dependant: Dependant) -> Iterator[Any]:
@@ -115,10 +149,10 @@ class SingleThreadRoute(APIRoute):
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 
     @functools.cached_property
-    def query_names(self) -> Set[str]:
-        """The names of all query parameters that the route and its dependencies declare."""
+    def query_types(self) -> Mapping[str, Any]:
+        """The types of all query parameters that the route and its dependencies declare."""
         fields = [field for dependant in _all_of(self.dependant) for field in dependant.query_params]
-        return {name for field in fields for name in _names_in(field.alias, field.field_info.annotation)}
+        return dict(pair for field in fields for pair in _types_in(field.alias, field.field_info.annotation).items())
 
     @functools.cached_property
     def scope(self) -> str | None:

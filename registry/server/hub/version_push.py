@@ -94,7 +94,7 @@ def _blob_row(push_id: str, digest: Digest, size_bytes: int, staged: PushBlobRow
 
 def not_uploaded(files: Sequence[Descriptor]) -> Conflict:
     """The error for files whose bytes never arrived."""
-    findings = [Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}") for file in files]
+    findings = [Finding("blob.unknown", file.path, f"was not uploaded ({file.digest})") for file in files]
     more = f" (and {len(findings) - 1} more)" if findings[1:] else ""
     return Conflict(
         "UPLOAD_INCOMPLETE", f"{findings[0].location} {findings[0].message}{more}", findings=findings,

@@ -111,7 +111,7 @@ def check_none_missing(manifest: Manifest, missing: Set[str]) -> None:
 
 
 def _unknown(file: Descriptor) -> Finding:
-    return Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}")
+    return Finding("blob.unknown", file.path, f"was not uploaded ({file.digest})")
 
 
 def _incomplete(missing: list[Finding], lost: bool) -> Conflict:
