@@ -174,6 +174,8 @@ def describe(event_type: str, object: str, detail: Mapping[str, Any]) -> EventTe
         message = template.format(object=object, **fields)
     except (KeyError, IndexError):
         message = f"{event_type} {object}"
+    if event_type == EventType.ALIAS_MOVE and "from" in fields:
+        message += f", instead of {fields.pop('from')}"
     if "break_glass" in fields:
         message += ", through a closed gate"
     reason = fields.pop("reason", "")

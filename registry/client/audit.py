@@ -49,7 +49,7 @@ class Audit(Versions):
         return self.call(operations.PROVE_EVENT, seq=seq)
 
     def page(self, after: int = 0, **search: Any) -> audit.EventPage:
-        """One page. `search`: wait (seconds), limit, action (a list), object, by, first_at, last_at."""
+        """One page. `search`: wait (seconds), limit, action (a list), object, namespace, by, first_at, last_at."""
         page = self.call(operations.LIST_EVENTS, after=after, **search)
         numbers = [after, *(event.seq for event in page.items)]
         if any(number <= before for before, number in pairwise(numbers)) or page.last < numbers[-1]:

@@ -13,7 +13,7 @@ from registry.api.access import NamespaceSet, TokenCreate
 from registry.api.audit.webhooks import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
-from registry.events import ADMIN_TYPES, EventType, ObjectKind
+from registry.events import ADMIN_TYPES, EventType, ObjectKind, describe
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log
@@ -90,6 +90,24 @@ def test_pages_continue_where_the_last_one_ended(harness: Harness, monkeypatch: 
             break
     assert numbers == [0, 9, 18, 27, 36]
     assert [event.detail["to"] for event in Audit(harness.admin).events(object="globex/a")] == numbers
+
+
+def test_events_of_a_namespace_and_of_names_that_are_alike_are_found_together(harness: Harness) -> None:
+    with harness.session(write=True) as session:
+        for object in ("acme/a:prod", "acme/a:canary", "acme/a_b:prod", "acme/axb:prod", "acmes/a:prod"):
+            audit.append(session, TRUSTED, EventType.ALIAS_MOVE, object, {"from": 1, "to": 2})
+    cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
+        ({"namespace": "acme"}, ["acme/a:prod", "acme/a:canary", "acme/a_b:prod", "acme/axb:prod"]),
+        ({"namespace": "acme", "object": "*:canary"}, ["acme/a:canary"]),
+        ({"object": "acme*/a:prod"}, ["acme/a:prod", "acmes/a:prod"]),
+        ({"object": "acme/a_*"}, ["acme/a_b:prod"]),
+        ({"object": "acme/a"}, ["acme/a:prod", "acme/a:canary"]),
+    )
+    for filters, expected in cases:
+        events = list(Audit(harness.admin).events(0, action=["alias.move"], **filters))
+        assert [event.object for event in events] == expected, filters
+    text = describe(events[0].action, events[0].object, events[0].detail)
+    assert text.message == "pointed acme/a:prod at version 2, instead of 1"
 
 
 def test_a_waiting_reader_gets_the_next_visible_event(harness: Harness) -> None:

@@ -62,7 +62,7 @@ def test_tokens_are_paged_and_each_actor_pages_through_its_own(tokens: Harness) 
 
 
 def test_events_about_an_object_are_read_in_bounded_steps(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "OBJECT_SCAN_LIMIT", 5)
+    monkeypatch.setattr(audit, "INDEXED_SCAN_LIMIT", 5)
     with harness.session(write=True) as session:
         for n in range(40):
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod" if n in (3, 37) else "acme/b:prod")

@@ -8,6 +8,7 @@
   it is empty, only those with it everywhere see the event; events about bases are visible to everyone.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,9 +30,9 @@ DETAIL_LIMIT_BYTES = 16 * 2**10
 _FOR_EVERYBODY = [event_type.value for event_type in EventType if event_type.about is ObjectKind.BASE]
 SCAN_LIMIT = 5000
 """How many events a page reads at most to find those that its reader may see."""
-OBJECT_SCAN_LIMIT = 100_000
-"""The same for a page about one object, for which there is an index."""
-
+INDEXED_SCAN_LIMIT = 100_000
+"""The same for a page about a namespace or an object, for which there are indexes."""
+ANY_TEXT = "*"
 
 CLOCK_SLACK = timedelta(hours=1)
 """How much later than its time an event may be numbered: a transaction numbers its events at its end."""
@@ -41,7 +42,8 @@ CLOCK_SLACK = timedelta(hours=1)
 class EventSearch:
     """Filters of events; empty fields do not filter.
 
-    `object` matches that name and names that continue it with `@` or `:`. `actor`: who acted, exactly.
+    `object` matches that name and names that continue it with `@` or `:`, or is a pattern, in which `*` stands for any
+    text. `actor`: who acted, exactly.
     """
 
     actions: tuple[str, ...] = ()
@@ -49,12 +51,24 @@ class EventSearch:
     actor: str = ""
     since: datetime | None = None
     until: datetime | None = None
+    namespace: str = ""
+
+    @property
+    def scan_limit(self) -> int:
+        """How many events a page reads at most: more where an index finds those that match."""
+        begins_with_a_name = self.object and not self.object.startswith(ANY_TEXT)
+        return INDEXED_SCAN_LIMIT if self.namespace or begins_with_a_name else SCAN_LIMIT
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         """The conditions on `event`."""
         if self.actions:
             yield col(EventRow.action).in_(self.actions)
-        if self.object:
+        if self.namespace:
+            yield col(EventRow.namespace) == self.namespace
+        if ANY_TEXT in self.object:
+            parts = [re.sub(r"([\\%_])", r"\\\1", part) for part in self.object.split(ANY_TEXT)]
+            yield col(EventRow.object).like("%".join(parts), escape="\\")
+        elif self.object:
             yield _is_about(self.object)
         if self.actor:
             yield col(EventRow.actor) == self.actor
@@ -146,7 +160,7 @@ def read_page(
     if search.until is not None:
         end = min(end, _position_near(session, search.until + CLOCK_SLACK, newest, last=True))
     conditions += [col(EventRow.position) > after, col(EventRow.position) <= end]
-    position, scan_limit = col(EventRow.position), max(OBJECT_SCAN_LIMIT if search.object else SCAN_LIMIT, limit)
+    position, scan_limit = col(EventRow.position), max(search.scan_limit, limit)
     scan_start, scan_end = max(after, end - scan_limit), min(end, after + scan_limit)
     in_scan, order = (position > scan_start, position.desc()) if newest_first else (position <= scan_end, position)
     rows = session.exec(select(EventRow).where(*conditions, in_scan).order_by(order).limit(limit + 1)).all()

@@ -292,6 +292,8 @@ def _record(session: Session, actor: Actor, decision: MoveDecision, at: datetime
     )  # fmt: skip
     detail: dict[str, Any] = {"to": version.number, "digest": version.digest, "generation": generation}
     detail["reason"] = decision.reason
+    if decision.before.number is not None:
+        detail["from"] = decision.before.number
     if decision.evidence and decision.evidence[0]["check"] == BREAK_GLASS:
         detail[BREAK_GLASS] = decision.evidence[0]["missing"]
     return row, audit.build(session, actor, EventType.ALIAS_MOVE, f"{decision.name}:{decision.alias}", detail)
