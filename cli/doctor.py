@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from registry import __version__
+from registry.client import registries
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import RegistryError
@@ -73,7 +74,7 @@ def _disk(folder: Path, use: str) -> Diagnosis:
 
 def _registry() -> Iterator[Diagnosis]:
     try:
-        target = session.target()
+        target = registries.target()
     except RegistryError as e:
         yield _failed("registry", e)
         return
@@ -120,7 +121,7 @@ def _server(registry: Registry) -> Iterator[Diagnosis]:
         yield Diagnosis("store", "note" if options[False] else "ok", "; ".join(texts) + consequence)
 
 
-def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diagnosis]:
+def _rights(registry: Registry, target: registries.RegistryTarget) -> Iterator[Diagnosis]:
     try:
         who = registry.whoami()
     except (RegistryError, OSError) as e:
@@ -129,7 +130,7 @@ def _rights(registry: Registry, target: session.RegistryTarget) -> Iterator[Diag
     yield Diagnosis("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
     if not target.embedded and {Scope.ADMIN, Scope.AUDIT} & set(who.scopes):
         yield from _refused_sign_ins(registry)
-    path = session.profile_path()
+    path = registries.profile_path()
     if IS_POSIX and not target.embedded and path.exists() and path.stat().st_mode & 0o077:
         yield Diagnosis("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
 

@@ -12,7 +12,7 @@ import click
 
 from registry import names
 from registry.api.jobs import CampaignItem, CampaignRequest, CampaignView, JobSubmit, QueuePosition
-from registry.client import waiting
+from registry.client import registries, waiting
 from registry.client.registry import Registry
 from registry.errors import Conflict, RegistryError, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -28,7 +28,7 @@ NO_WORKER_NOTE_SECONDS = 5.0
 
 
 def _no_worker_note() -> str:
-    if session.target().embedded:
+    if registries.target().embedded:
         return "waiting for a worker: run `adapter worker --once` in another terminal"
     return "waiting for a worker: run `adapter worker` on a machine with the base's weights"
 
@@ -37,7 +37,7 @@ def print_submitted(job: Job) -> None:
     """Print a job that was just submitted, and how to follow it."""
     output.line(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
     if job.state not in FINAL:
-        once = " --once" if session.target().embedded else ""
+        once = " --once" if registries.target().embedded else ""
         output.line(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker{once}` runs it"))
 
 

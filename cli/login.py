@@ -16,6 +16,7 @@ import click
 
 from registry import names
 from registry.api.access import Whoami
+from registry.client import registries
 from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound, Unauthenticated
 from registry.token_secret import command_code, new_secret, sha256_of
@@ -42,12 +43,12 @@ def login(url: str, paste: bool, insecure: bool) -> None:
         page = f"{anonymous.url}/settings/tokens/own"
     secret = _make_secret_and_open(page) if by_browser else read_secret("ADAPTER_TOKEN", "token")
     who, used_url = _wait_for_browser(url, secret, insecure) if by_browser else _sign_in(url, secret, insecure=insecure)
-    path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
+    path = registries.write_profile(registries.read_profile().with_token(used_url, secret, insecure=insecure))
 
     def text() -> None:
         output.line(f"You are {output.strong(who.actor)} at {used_url}.")
         output.line(output.faint(f"  {rights_of(who.scopes, who.namespaces, who.adapters)}; saved in {path}"))
-        if session.RegistryTarget(used_url, secret, "").unencrypted:
+        if registries.RegistryTarget(used_url, secret, "").unencrypted:
             output.note(session.UNENCRYPTED)
 
     output.result(who, text)
@@ -60,11 +61,11 @@ def logout(url: str) -> None:
 
     The token stays valid until it is revoked. `adapter context delete` deletes a context.
     """
-    profile = session.read_profile()
+    profile = registries.read_profile()
     url = url.rstrip("/") or profile.url
     if url not in profile.tokens:
-        raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {session.profile_path()}")
-    path = session.write_profile(profile.without_token(url))
+        raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {registries.profile_path()}")
+    path = registries.write_profile(profile.without_token(url))
     text = f"The token of {url} is deleted from {path}."
     text += f" The context {profile.context} is still used, with its own token." if profile.context else ""
     output.result({"url": url}, lambda: output.line(text))
@@ -88,14 +89,14 @@ def add_context(name: str, url: str, insecure: bool) -> None:
     The token is read from ADAPTER_TOKEN, a pipe or a prompt. The URL `embedded` stands for the registry in your data
     folder, which needs no token.
     """
-    if url == session.EMBEDDED:
+    if url == registries.EMBEDDED:
         secret, who, used_url = "", None, url
     else:
         secret = read_secret("ADAPTER_TOKEN", "token")
         who, used_url = _sign_in(url, secret, insecure=insecure)
-    profile = session.read_profile()
-    contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
-    path = session.write_profile(replace(profile, contexts=contexts))
+    profile = registries.read_profile()
+    contexts = {**profile.contexts, names.alias(name): registries.Context(used_url, secret, insecure)}
+    path = registries.write_profile(replace(profile, contexts=contexts))
     subject = f"{who.actor} at {used_url}" if who is not None else "the embedded registry"
     document = {"name": name, "url": used_url, "actor": who.actor if who is not None else ""}
     output.result(document, lambda: output.line(f"{output.strong(name)}: {subject}, saved in {path}"))
@@ -105,13 +106,11 @@ def add_context(name: str, url: str, insecure: bool) -> None:
 @click.argument("name", default="")
 def use_context(name: str) -> None:
     """Use a context from now on. Without NAME, use the registry of the last login."""
-    profile = session.read_profile()
-    url = session.find_context(profile, name).url if name else profile.url
-    session.write_profile(replace(profile, context=name))
-    output.result(
-        {"name": name, "url": url},
-        lambda: output.line(f"Commands talk to {'the embedded registry' if url in ('', session.EMBEDDED) else url}."),
-    )
+    profile = registries.read_profile()
+    url = registries.find_context(profile, name).url if name else profile.url
+    registries.write_profile(replace(profile, context=name))
+    where = "the embedded registry" if url in ("", registries.EMBEDDED) else url
+    output.result({"name": name, "url": url}, lambda: output.line(f"Commands talk to {where}."))
 
 
 CONTEXTS: Table[dict[str, object]] = Table((
@@ -125,7 +124,7 @@ CONTEXTS: Table[dict[str, object]] = Table((
 @tables.prints(CONTEXTS)
 def list_contexts() -> None:
     """List the contexts, without their tokens."""
-    profile = session.read_profile()
+    profile = registries.read_profile()
     in_use = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
     CONTEXTS.print({"name": name, "url": c.url, "used": name == in_use} for name, c in sorted(profile.contexts.items()))
 
@@ -134,11 +133,11 @@ def list_contexts() -> None:
 @click.argument("name")
 def delete_context(name: str) -> None:
     """Delete a context and its token from this machine. The token stays valid until it is revoked."""
-    profile = session.read_profile()
-    session.find_context(profile, name)
+    profile = registries.read_profile()
+    registries.find_context(profile, name)
     contexts = {other: values for other, values in profile.contexts.items() if other != name}
     context = "" if profile.context == name else profile.context
-    session.write_profile(replace(profile, contexts=contexts, context=context))
+    registries.write_profile(replace(profile, contexts=contexts, context=context))
     output.result({"name": name}, lambda: output.line(f"The context {name} is deleted."))
 
 
@@ -186,11 +185,11 @@ def read_secret(variable: str, noun: str) -> str:
 @click.command()
 def whoami() -> None:
     """Show the registry and your identity, scopes and namespaces."""
-    target = session.target()
+    target = registries.target()
     session.print_response(lambda registry: registry.whoami(), lambda who: _print_whoami(target, who))
 
 
-def _print_whoami(target: session.RegistryTarget, who: Whoami) -> None:
+def _print_whoami(target: registries.RegistryTarget, who: Whoami) -> None:
     output.line(output.strong(who.actor) + ("" if target.embedded else f" at {target.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
     rights = ("at most " if who.subject else "") + rights_of(who.scopes, who.namespaces, who.adapters) + expires

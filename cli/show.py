@@ -12,7 +12,7 @@ from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
 from registry.api.jobs import JobPage
-from registry.client import convert
+from registry.client import convert, registries
 from registry.client.aliases import Aliases
 from registry.client.core import Versions
 from registry.client.transport.responses import parse_response
@@ -58,7 +58,7 @@ def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool, answers:
 @click.option("--print", "prints_only", is_flag=True, help="Print the URL and open nothing.")
 def open_page(subject: AdapterName | Ref, prints_only: bool) -> None:
     """Open the page of an adapter (NAME) or a version (REF) in a browser."""
-    target = session.target()
+    target = registries.target()
     if target.embedded:
         raise Invalid("REQUEST_INVALID", "the embedded registry has no pages", next_step="run `adapter serve`")
     name = subject.name if isinstance(subject, Ref) else subject

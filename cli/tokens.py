@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from registry.api.access import TokenCreate, TokenCreated, TokenView
+from registry.client import registries
 from registry.errors import Invalid
 from registry.roles import Scope
 from registry.token_secret import new_secret
@@ -79,7 +80,7 @@ def rotate(token_id: str, keep_minutes: int) -> None:
         own_id = registry.whoami().token_id
         rotated_id = _id_of(token_id, registry.tokens().items) if token_id else own_id
         created = registry.rotate_token(rotated_id, keep_seconds=keep_minutes * 60)
-    saved_in = session.replace_token(created.secret) if created.token.id == own_id else ""
+    saved_in = registries.replace_token(created.secret) if created.token.id == own_id else ""
 
     def text() -> None:
         if saved_in:

@@ -16,6 +16,7 @@ from typing import Protocol
 import click
 
 from registry import lazy, names
+from registry.client import registries
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.jobs import State
@@ -122,7 +123,7 @@ def _run_on_cluster(
 ) -> RunSummary:  # fmt: skip
     cluster = lazy.load("registry.worker.cluster:Cluster", "cluster", "adapter worker --ray")
     plan = lazy.load("registry.worker.cluster:ClusterPlan", "cluster", "adapter worker --ray")
-    target = session.target()
+    target = registries.target()
     if target.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
     if not folders:

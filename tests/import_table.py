@@ -95,7 +95,6 @@ TABLE = [
     _row("cli.server", "domain server cli", "click"),
     _row("cli.bases", "domain client worker cli", "click"),
     _row("cli.export", "domain client serving cli", "click"),
-    _row("cli.console.embedded", "domain client server cli", ""),
     _row("cli.main", "domain cli", "click"),
     _row("cli.merge", "domain client worker cli", "click"),
     _row("cli.server.serve", "domain server app cli", "click fastapi"),

@@ -22,6 +22,7 @@ from click.shell_completion import (
 )
 from click.shell_completion import split_arg_string as split_words
 
+from registry.client import registries
 from registry.client.core import Versions
 from registry.errors import Denied, NotFound, RegistryError
 from registry.filesystem import replace_file
@@ -125,8 +126,8 @@ def candidates(kind: str, incomplete: str, name: str = "") -> list[str]:
     """
     try:
         if kind == "context":
-            return [name for name in session.read_profile().contexts if name.startswith(incomplete)]
-        if session.target().embedded and not session.has_embedded():
+            return [name for name in registries.read_profile().contexts if name.startswith(incomplete)]
+        if registries.target().embedded and not session.has_embedded():
             return []
         is_of_name = kind == "alias" and bool(name)
         opened = session.registry if kind == "base" or is_of_name else session.versions  # others need no larger client

@@ -11,10 +11,11 @@ from typing import Any
 from registry import finding_catalog
 from registry.adapters import methods
 from registry.api.catalog import AdapterView, ServedOn, VersionView
+from registry.client import registries
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
 
-from . import output, session
+from . import output
 
 FINDINGS_SHOWN = 5
 UPDATES_SHOWN = 12
@@ -167,7 +168,7 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF", job_id: str = "") -
         failed = {check for (check, _, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
         is_registered = all(f.code != "compat.base_unregistered" for v in newest.values() for f in v.findings)
         step = f": adapter smoke-test {ref} --wait"
-        if session.target().embedded:
+        if registries.target().embedded:
             request = f": adapter smoke-test {ref}, then adapter worker --once"
             step = ", its job is queued: adapter worker --once" if job_id else request
         elif job_id:

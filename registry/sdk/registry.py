@@ -4,21 +4,21 @@ Each method does what the command of its name does, with the same errors (`regis
 waits are repeated while the registry restarts; `on_wait` gets a line for people meanwhile.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from registry import names
+from registry import lazy, names
 from registry.api import PAGE_LIMIT
 from registry.api.aliases import AliasMove, AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
 from registry.api.lineage import Lineage
 from registry.api.transfer import PushResult
-from registry.client import checks, response_checks, waiting
+from registry.client import checks, registries, response_checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
 from registry.client.local import folder as folders
 from registry.client.local.adapter_folder import read_adapter, read_contents
@@ -49,28 +49,41 @@ class NotTested(Unavailable):
         self.pushed = pushed
 
 
+def _open(url: str, token: str, insecure: bool) -> AbstractContextManager[Registry]:
+    location = registries.named(url) if url else registries.target()
+    if not location.is_set:
+        raise Invalid(
+            "SETTING_INVALID",
+            "no registry is set",
+            next_step="run `adapter login URL`, set ADAPTER_REGISTRY, or pass a URL, a context or 'embedded'",
+        )
+    if location.embedded:
+        opened: AbstractContextManager[Registry] = lazy.load("registry.client.embedded:open_client")(Registry)
+        return opened
+    return Registry(location.url, token or location.token, insecure=insecure or location.insecure)
+
+
 class AdapterRegistry:
     """A registry at a URL. Thread-safe; close it or use it in `with`.
 
-    `url` and `token` default to ADAPTER_REGISTRY and ADAPTER_TOKEN. `client` is used instead, if given; it has every
-    route of the REST API. `Invalid` (SETTING_INVALID) without a URL.
+    `url`: the registry's URL, the name of a context of `adapter context`, or `embedded`. Without it and without `token`
+    those of the command `adapter` are used: ADAPTER_REGISTRY and ADAPTER_TOKEN, a context, or the last login. `client`
+    is used instead, if given; it has every route of the REST API. `Invalid` (SETTING_INVALID) if no registry is set:
+    the embedded one is used only where it is named.
     """
 
     def __init__(
         self, url: str = "", token: str = "", *, client: Registry | None = None,
         on_wait: Callable[[str], None] | None = None, insecure: bool = False,
     ) -> None:  # fmt: skip
-        url = url or os.environ.get("ADAPTER_REGISTRY", "")
-        if client is None and not url:
-            raise Invalid("SETTING_INVALID", "no registry is set", next_step="pass its URL, or set ADAPTER_REGISTRY")
-        token = token or os.environ.get("ADAPTER_TOKEN", "")
-        self.client = client or Registry(url, token, insecure=insecure)
+        self._exit = ExitStack()
+        self.client = self._exit.enter_context(client or _open(url, token, insecure))
         if on_wait is not None:
             self.client.connection.on_wait = on_wait
 
     def close(self) -> None:
-        """Close idle connections."""
-        self.client.close()
+        """Close idle connections, and the embedded registry."""
+        self._exit.close()
 
     def __enter__(self) -> Self:
         return self

@@ -31,7 +31,7 @@ STAGING = ".registry"
 class RegistryCallback(TrainerCallback):
     """Pushes checkpoints as versions of `name`, each the child of the one before, in a thread of its own.
 
-    `registry`: default, that of ADAPTER_REGISTRY. `base`: default, the one that the configuration names.
+    `registry`: default, that of the command `adapter`. `base`: default, the one that the configuration names.
     `keep_newest`: set this retention rule on the adapter after the first push. `provenance` adds to what the training
     says about itself, `parameters` name by name, and wins over it; `Invalid` (PROVENANCE_INVALID) names a field that
     breaks a rule. `flush_seconds`: how long the end of the training waits for uploads.

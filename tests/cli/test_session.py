@@ -19,17 +19,19 @@ from cli import doctor
 from cli.console import output, session
 from registry import __version__
 from registry.api.maintenance import Health
+from registry.client import registries
 from registry.client.core import Versions
 from registry.client.transport import HttpResponse, TransportError
 from registry.client.transport.connection import Connection
 from registry.client.transport.http_transport import HttpTransport
 from registry.client.transport.retries import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid, NotFound, Unauthenticated
+from registry.sdk import AdapterRegistry
 from tests.cli.runner import CommandRunner
 
 
 def test_the_embedded_registry_is_the_default(cli: CommandRunner) -> None:
-    assert session.target().embedded
+    assert registries.target().embedded
     result = cli("whoami", "--json").json
     assert (result["actor"], result["scopes"]) == ("owner", ["admin"])
 
@@ -41,64 +43,71 @@ def test_the_embedded_registry_leaves_one_database_file(cli: CommandRunner, tmp_
 
 @pytest.mark.usefixtures("cli")
 def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    session.write_profile(
-        session.LoginProfile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"})
+    registries.write_profile(
+        registries.LoginProfile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"})
     )
-    assert session.target() == session.RegistryTarget("https://a.test", "token-a", str(session.profile_path()))
+    assert registries.target() == registries.RegistryTarget("https://a.test", "token-a", str(registries.profile_path()))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test/")
-    assert session.target() == session.RegistryTarget("https://b.test", "token-b", "ADAPTER_REGISTRY")
+    assert registries.target() == registries.RegistryTarget("https://b.test", "token-b", "ADAPTER_REGISTRY")
     monkeypatch.setenv("ADAPTER_TOKEN", "token-c")
-    assert session.target().token == "token-c"
+    assert registries.target().token == "token-c"
 
 
 @pytest.mark.usefixtures("cli")
 def test_a_token_is_never_used_for_another_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "token-a"}))
+    registries.write_profile(registries.LoginProfile("https://a.test", {"https://a.test": "token-a"}))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
-    assert session.target().token == ""
+    assert registries.target().token == ""
 
 
 @pytest.mark.usefixtures("cli")
 def test_only_the_owner_can_read_the_profile() -> None:
-    path = session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "t"}))
+    path = registries.write_profile(registries.LoginProfile("https://a.test", {"https://a.test": "t"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["profile.json"]
-    assert session.read_profile().tokens == {"https://a.test": "t"}
+    assert registries.read_profile().tokens == {"https://a.test": "t"}
 
 
 @pytest.mark.usefixtures("cli")
 def test_a_context_has_a_url_and_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ADAPTER_CONFIG", str(tmp_path / "own" / "profile.json"))
-    contexts = {"ci": session.Context("https://a.test", "token-ci"), "prod": session.Context("https://c.test", "t")}
-    session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "token-a"}, (), contexts, "ci"))
-    assert session.target().token == "token-ci"
-    assert session.replace_token("rotated")
-    assert session.read_profile().contexts["ci"].token == "rotated"
-    assert session.read_profile().tokens == {"https://a.test": "token-a"}, "the login keeps its own"
+    contexts = {
+        "ci": registries.Context("https://a.test", "token-ci"),
+        "prod": registries.Context("https://c.test", "t"),
+    }
+    registries.write_profile(
+        registries.LoginProfile("https://a.test", {"https://a.test": "token-a"}, (), contexts, "ci")
+    )
+    assert registries.target().token == "token-ci"
+    assert registries.replace_token("rotated")
+    assert registries.read_profile().contexts["ci"].token == "rotated"
+    assert registries.read_profile().tokens == {"https://a.test": "token-a"}, "the login keeps its own"
     monkeypatch.setenv("ADAPTER_CONTEXT", "prod")
-    assert session.target() == session.RegistryTarget("https://c.test", "t", "ADAPTER_CONTEXT", context="prod")
+    assert registries.target() == registries.RegistryTarget("https://c.test", "t", "ADAPTER_CONTEXT", context="prod")
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
-    assert (session.target().url, session.target().token) == ("https://b.test", "")
+    assert (registries.target().url, registries.target().token) == ("https://b.test", "")
     monkeypatch.delenv("ADAPTER_REGISTRY")
     monkeypatch.setenv("ADAPTER_CONTEXT", "nowhere")
     with pytest.raises(NotFound, match="there are: ci, prod"):
-        session.target()
+        registries.target()
 
 
 def test_a_context_can_stand_for_the_embedded_registry(cli: CommandRunner) -> None:
     assert "local: the embedded registry" in cli("context", "add", "local", "embedded").stdout
-    session.write_profile(replace(session.read_profile(), url="https://b.test", tokens={"https://b.test": "secret"}))
+    registries.write_profile(
+        replace(registries.read_profile(), url="https://b.test", tokens={"https://b.test": "secret"})
+    )
     assert "Commands talk to the embedded registry." in cli("context", "use", "local").stdout
-    assert (session.target().embedded, session.target().token) == (True, "")
+    assert (registries.target().embedded, registries.target().token) == (True, "")
     assert cli("list", "--json").json["items"] == []
 
 
 def test_contexts_are_listed_used_and_removed_and_a_logout_forgets_a_token(cli: CommandRunner) -> None:
     contexts = {
-        "ci": session.Context("https://a.test", "secret-1"),
-        "prod": session.Context("https://c.test", "secret-2"),
+        "ci": registries.Context("https://a.test", "secret-1"),
+        "prod": registries.Context("https://c.test", "secret-2"),
     }
-    session.write_profile(session.LoginProfile("https://b.test", {"https://b.test": "secret-3"}, (), contexts))
+    registries.write_profile(registries.LoginProfile("https://b.test", {"https://b.test": "secret-3"}, (), contexts))
     cli("context", "use", "prod")
     listed = cli("context", "list")
     assert [line.split() for line in listed.stdout.splitlines()[1:]] == [
@@ -107,23 +116,23 @@ def test_contexts_are_listed_used_and_removed_and_a_logout_forgets_a_token(cli: 
     assert "secret" not in listed.stdout + cli("context", "list", "--json").stdout
     assert "there are: ci, prod" in cli("context", "use", "nowhere", expect=4).stderr
     cli("context", "delete", "prod")
-    assert session.read_profile().context == ""
+    assert registries.read_profile().context == ""
     cli("context", "use", "ci")
     assert "The context ci is still used, with its own token." in cli("logout").stdout
-    profile = session.read_profile()
+    profile = registries.read_profile()
     assert (profile.url, profile.tokens, list(profile.contexts)) == ("", {}, ["ci"])
     assert cli("logout", expect=4).stdout == ""
     cli("context", "use")
-    assert session.target().embedded
+    assert registries.target().embedded
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 1}', '{"url": "x", "tokens": []}'])
 def test_an_unreadable_profile_is_an_error_with_its_path(cli: CommandRunner, text: str) -> None:
-    path = session.profile_path()
+    path = registries.profile_path()
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(Invalid, match="is not a profile"):
-        session.read_profile()
+        registries.read_profile()
     assert "is not a profile" in cli("list", expect=2).stderr
 
 
@@ -174,12 +183,12 @@ def test_an_old_schema_is_refused_with_the_next_step(cli: CommandRunner, tmp_pat
 @pytest.mark.parametrize(
     ("url", "unencrypted"),
     [("http://registry.test", True), ("https://registry.test", False), ("http://127.0.0.1:8080", False),
-     ("http://[::1]:8080", False), ("http://localhost", False), (session.EMBEDDED_URL, False)],
+     ("http://[::1]:8080", False), ("http://localhost", False), (registries.EMBEDDED_URL, False)],
 )  # fmt: skip
 def test_an_unencrypted_connection_is_noted(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, url: str, unencrypted: bool
 ) -> None:
-    assert session.RegistryTarget(url, "t", "").unencrypted is unencrypted
+    assert registries.RegistryTarget(url, "t", "").unencrypted is unencrypted
     if unencrypted:
         monkeypatch.setenv("ADAPTER_REGISTRY", "http://registry.invalid")
         assert "use https" in cli("doctor", expect=75).stdout
@@ -269,9 +278,9 @@ def test_a_login_over_plain_http_to_another_machine_needs_insecure(
     cli("login", url, "--insecure", stdin="secret\n")
     assert cli("whoami", "--json").json["actor"] == "ann"
     assert len(sent) == 2
-    session.write_profile(session.read_profile().with_token("http://93.184.216.35", "t", insecure=False))
+    registries.write_profile(registries.read_profile().with_token("http://93.184.216.35", "t", insecure=False))
     cli("whoami", expect=2)
-    session.write_profile(session.read_profile().with_token(url, "t", insecure=False))
+    registries.write_profile(registries.read_profile().with_token(url, "t", insecure=False))
     cli("whoami", expect=2)
     assert len(sent) == 2
 
@@ -316,3 +325,30 @@ def test_a_command_that_pushes_pulls_or_waits_repeats_requests_while_a_registry_
     notes = cli(*words, expect=75).stderr
     assert len(urls) == (PATIENT_ATTEMPTS_LIMIT if waits else ATTEMPTS_LIMIT)
     assert ("trying again for " in notes) == waits
+
+
+@pytest.mark.usefixtures("cli")
+def test_the_library_uses_the_login_and_the_contexts(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed in, `AdapterRegistry()` said that no registry is set, and with a URL that it has no token."""
+    login = registries.LoginProfile().with_token(server["url"], server["token"], insecure=False)
+    team, local = registries.Context(server["url"], server["token"]), registries.Context("embedded", "")
+    registries.write_profile(replace(login, contexts={"team": team, "local": local}))
+
+    def actor_of(*arguments: str) -> str:
+        with AdapterRegistry(*arguments) as registry:
+            return registry.client.whoami().actor
+
+    actor = actor_of()
+    assert actor_of(server["url"] + "/") == actor_of("team") == actor
+    assert registries.named("https://other.test").token == "", "a token is for its own registry"
+    with pytest.raises(Unauthenticated):
+        actor_of(server["url"], "adr_wrong")
+    with pytest.raises(NotFound, match="there is no context 'nosuch'; there are: local, team"):
+        AdapterRegistry("nosuch")
+    assert actor_of("local") == actor_of("embedded") == "owner" != actor
+    monkeypatch.setenv("ADAPTER_CONTEXT", "local")
+    assert actor_of() == "owner"
+    monkeypatch.setenv("ADAPTER_CONTEXT", "team")
+    assert actor_of() == actor
+    monkeypatch.setenv("ADAPTER_REGISTRY", "embedded")
+    assert actor_of() == "owner"

@@ -86,7 +86,9 @@ def test_a_timeline_leads_to_what_served_in_each_span(filled: Harness, signed_in
 
 def test_an_adapter_says_what_the_checks_of_the_serving_version_come_to(signed_in: Browser) -> None:
     page = signed_in.get("/adapters/acme/shop").text
-    serving = re.search(r'aliases/prod">prod</a> → <a[^>]*>version 1</a> <span class="badge conclusion \w+" title="([^"]*)"', page)
+    serving = re.search(
+        r'aliases/prod">prod</a> → <a[^>]*>version 1</a> <span class="badge conclusion \w+" title="([^"]*)"', page
+    )
     assert serving is not None
     assert serving[1] in ("Ready", "Not smoke-tested")
     assert "/compare?first=acme%2Fshop%401&amp;second=acme%2Fshop%403" in page

@@ -167,7 +167,8 @@ def test_a_job_that_is_cancelled_while_it_is_waited_for_is_an_error(
         registry._wait_for_job(cancelled.id, None)
 
 
-def test_without_a_registry_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_registry_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ADAPTER_CONFIG", str(tmp_path / "profile.json"))
     monkeypatch.delenv("ADAPTER_REGISTRY", raising=False)
     with pytest.raises(Invalid, match="no registry is set") as refused:
         AdapterRegistry()

@@ -1,0 +1,26 @@
+"""The client of the embedded registry, imported only where that is used: it needs the extra `server`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from registry import lazy
+from registry.client.core import Versions
+from registry.client.registries import EMBEDDED_URL
+from registry.client.transport.in_process import InProcess
+
+Routes = TypeVar("Routes", bound=Versions)
+
+
+@contextmanager
+def open_client(routes: type[Routes]) -> Iterator[Routes]:
+    """A client of the registry in the data folder (REGISTRY_DATA), run in this process without a socket.
+
+    `Invalid` (EXTRA_MISSING): the server is not installed.
+    """
+    open_embedded = lazy.load("registry.server.embedded:open_embedded", "server", "the embedded registry")
+    with (
+        open_embedded() as app,
+        routes(EMBEDDED_URL, transport=InProcess(app)) as client,
+    ):
+        yield client
