@@ -18,7 +18,7 @@ from registry.client import registries, response_checks
 from registry.client.core import Versions
 from registry.client.registry import Registry
 from registry.client.trusted_checkpoints import TrustedCheckpoints
-from registry.errors import Invalid, LocalFault, Unavailable
+from registry.errors import LocalFault, Unavailable
 from registry.filesystem import user_folder
 
 from . import output
@@ -119,15 +119,8 @@ def trusted_checkpoints() -> TrustedCheckpoints:
 
 @contextmanager
 def embedded(routes: type[Routes]) -> Iterator[Routes]:
-    """A client of the registry in the data folder (REGISTRY_DATA), run in this process without a socket.
-
-    `Invalid` (EXTRA_MISSING): the server is not installed.
-    """
-    try:
-        open_client = lazy.load("registry.client.embedded:open_client")
-    except Invalid as e:
-        e.next_step = f"set ADAPTER_REGISTRY, or run `adapter login URL`, or {e.next_step}"
-        raise
+    """A client of the embedded registry. `LocalFault` if its own disk fails, `Invalid` (EXTRA_MISSING)."""
+    open_client = lazy.load("registry.client.embedded:open_client")
     try:
         with open_client(routes) as client:
             client.connection.has_own_disk = "REGISTRY_BLOBS" not in os.environ

@@ -8,6 +8,7 @@ from registry import lazy
 from registry.client.core import Versions
 from registry.client.registries import EMBEDDED_URL
 from registry.client.transport.in_process import InProcess
+from registry.errors import Invalid
 
 Routes = TypeVar("Routes", bound=Versions)
 
@@ -18,7 +19,11 @@ def open_client(routes: type[Routes]) -> Iterator[Routes]:
 
     `Invalid` (EXTRA_MISSING): the server is not installed.
     """
-    open_embedded = lazy.load("registry.server.embedded:open_embedded", "server", "the embedded registry")
+    try:
+        open_embedded = lazy.load("registry.server.embedded:open_embedded", "server", "the embedded registry")
+    except Invalid as e:
+        e.next_step = f"set ADAPTER_REGISTRY, or run `adapter login URL`, or {e.next_step}"
+        raise
     with (
         open_embedded() as app,
         routes(EMBEDDED_URL, transport=InProcess(app)) as client,
