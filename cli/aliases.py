@@ -4,16 +4,27 @@ A promotion is a compare-and-swap: it names the generation that this command rea
 fails if someone else moved the alias in between.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 import click
 
-from registry.api.aliases import AliasMove, AliasView, MovedAlias, MoveItem
+from registry import names
+from registry.api.aliases import (
+    AliasMove,
+    AliasView,
+    History,
+    MovedAlias,
+    MoveItem,
+    NamespaceHistory,
+    NamespaceMove,
+)
 from registry.client import response_checks
 from registry.client.aliases import Groups
+from registry.client.registry import Registry
 from registry.errors import Invalid
-from registry.names import NEWEST, AdapterName, Ref
+from registry.names import AdapterName, Ref
 
 from .console import arguments, groups, output, session, tables
 from .console.tables import Column, Table
@@ -152,59 +163,84 @@ def _change(move: AliasMove) -> str:
     return output.strong(origin + (f"@{move.number}" if move.number else "nothing"))
 
 
+def _adapter_of(move: AliasMove) -> str:
+    """The adapter, in the history of a namespace only: else it stands above the moves."""
+    return move.name if isinstance(move, NamespaceMove) else ""
+
+
 MOVES: Table[AliasMove] = Table((
     Column("time", lambda move: move.at, lambda move: output.moment(move.at)),
-    Column("alias", lambda move: move.alias),
+    Column("alias", lambda move: move.alias, lambda move: f"{_adapter_of(move)}:{move.alias}".lstrip(":")),
     Column("version", lambda move: move.number, _change),
     Column("by", lambda move: move.actor),
     Column("generation", lambda move: move.generation),
+    Column("name", lambda move: _adapter_of(move), wide=True),
     Column("from", lambda move: move.from_number, wide=True),
     Column("reason", lambda move: move.reason, wide=True),
 ))  # fmt: skip
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="NAMESPACE|NAME")
+@click.option("--alias", "word", default="", metavar="ALIAS", help="Only moves of this alias.")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
 @click.option("--actor", default="", help="Only moves by this subject or token:NAME.")
 @click.option("--since", default="", metavar="TIME", help="Only moves from this time on.")
 @click.option("--until", default="", metavar="TIME", help="Only moves until this time.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest moves, this many.")
 @tables.prints(MOVES)
-def history(name: str, at: str, actor: str, since: str, until: str, limit: int | None) -> None:
-    """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first.
+def history(name: str, word: str, at: str, actor: str, since: str, until: str, limit: int | None) -> None:
+    """Show every move of the aliases of NAME (or of NAME:ALIAS), or of all adapters of NAMESPACE, newest first.
+
+    With --at, show where each alias pointed then, and who had moved it there.
 
     Times without an offset are UTC. A date stands for the whole day: --since for its start, --at and --until for its
     end. A duration such as 12h or 7d counts back from now.
     """
-    ref = Ref.parse(name)
-    if not isinstance(ref.selector, str) or "@" in name:
-        raise Invalid("NAME_INVALID", f"{name!r}: history takes NAME or NAME:ALIAS")
-    alias = str(ref.selector) if ":" in name else ""
+    about, alias = _parse_about(name, word)
     moment = arguments.read_time(at, "--at", end_of_day=True) if at else None
     first = arguments.read_time(since, "--since") if since else None
     last = arguments.read_time(until, "--until", end_of_day=True) if until else None
     with session.registry() as registry:
-        pages = response_checks.all_pages(
-            lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor)
-        )
-        moves = [move for page in pages for move in page.moves]
+        moves = list(_read_history(registry, about, alias, moment))
     total = len(moves)
     moves = [
         move
         for move in moves
         if actor in ("", move.actor) and (first is None or move.at >= first) and (last is None or move.at <= last)
     ][:limit]
-    _print_history(ref, moves, moment, total)
+    _print_history(about, alias, moves, moment, total)
 
 
-def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None, total: int) -> None:
-    about = str(ref.name) if ref.selector == NEWEST else str(ref)
-    title = output.strong(str(ref.name) if at else about) + (f" at {output.moment(at)}:" if at else "")
+def _parse_about(text: str, alias: str) -> tuple[AdapterName | str, str]:
+    """The adapter or namespace that a history is about, and the alias, empty for all."""
+    if not set("/:@") & set(text):
+        return names.namespace(text), alias
+    ref = Ref.parse(text)
+    if not isinstance(ref.selector, str) or "@" in text or (alias and ":" in text):
+        raise Invalid("NAME_INVALID", f"{text!r}: history takes NAMESPACE, NAME or NAME:ALIAS")
+    return ref.name, str(ref.selector) if ":" in text else alias
+
+
+def _read_history(registry: Registry, about: AdapterName | str, alias: str, at: datetime | None) -> Iterator[AliasMove]:
+    def fetch(cursor: str) -> History | NamespaceHistory:
+        if isinstance(about, AdapterName):
+            return registry.history(about, alias=alias, at=at, cursor=cursor)
+        return registry.namespace_history(about, alias=alias, at=at, cursor=cursor)
+
+    for page in response_checks.all_pages(fetch):
+        yield from page.moves
+
+
+def _print_history(
+    about: AdapterName | str, alias: str, moves: list[AliasMove], at: datetime | None, total: int
+) -> None:
+    subject = f"{about}:{alias}" if alias else str(about)
+    title = output.strong(str(about) if at else subject) + (f" at {output.moment(at)}:" if at else "")
     MOVES.print(
-        moves, key="moves", document={"name": str(ref.name)}, total=total, details=evidence_lines,
-        above=lambda: output.line(title) if moves else None,
-        empty=f"{about}: no alias was moved" + (f" before {output.moment(at)}" if at else ""),
+        moves, key="moves", document={"name" if isinstance(about, AdapterName) else "namespace": str(about)},
+        total=total, details=evidence_lines, above=lambda: output.line(title) if moves else None,
+        empty=f"{subject}: no alias was moved" + (f" before {output.moment(at)}" if at else ""),
     )  # fmt: skip
 
 

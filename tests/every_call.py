@@ -315,6 +315,7 @@ def _aliases(call: Recorder) -> None:
     call(registry.generation, "acme/support", "canary")
     call(registry.check_right_to_move, "acme/support", "canary", "2")
     call(registry.history, "acme/support", alias="canary")
+    call(registry.namespace_history, "acme", alias="canary")
     moves = [MoveItem(name="acme/support", alias="beta", version="2")]
     call(groups.move_aliases, [*moves, MoveItem(name="acme/absent", alias="beta", version="1")])
     call.again(groups.move_aliases, [MoveItem(name="acme/support", alias="beta", version=second)])

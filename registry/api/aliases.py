@@ -85,6 +85,24 @@ class History(Response):
     """Send it as `cursor` to continue. Empty on the last page."""
 
 
+class NamespaceMove(AliasMove):
+    """One move of an alias of some adapter of a namespace."""
+
+    name: str
+    """Adapter, as `namespace/name`."""
+
+
+class NamespaceHistory(Response):
+    """The moves of the aliases of all adapters of a namespace."""
+
+    namespace: str
+    """Namespace of the adapters."""
+    moves: list[NamespaceMove]
+    """Moves, newest first; with `at` those of each adapter together."""
+    next_cursor: str = ""
+    """Send it as `cursor` to continue. Empty on the last page."""
+
+
 class PromoteRequest(Request):
     """Point an alias at a version. The request needs If-Match with the alias's generation, 0 for a new alias."""
 

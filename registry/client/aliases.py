@@ -9,7 +9,16 @@ from functools import partial
 from typing import Any
 
 from registry.api import GROUP_LIMIT, aliases
-from registry.api.aliases import AliasList, AliasMove, AliasView, ApprovalView, History, PromoteRequest, RollbackRequest
+from registry.api.aliases import (
+    AliasList,
+    AliasMove,
+    AliasView,
+    ApprovalView,
+    History,
+    NamespaceHistory,
+    PromoteRequest,
+    RollbackRequest,
+)
 from registry.api.operations import aliases as operations
 from registry.api.operations.operation import Operation
 from registry.client.core import Name, Versions, parsed_name
@@ -73,6 +82,13 @@ class Aliases(Versions):
         """Return the moves of an alias, newest first."""
         moment = at.isoformat() if at else ""
         return self.call(operations.SHOW_HISTORY, about=parsed_name(name), alias=alias, at=moment, cursor=cursor)
+
+    def namespace_history(
+        self, namespace: str, *, alias: str = "", at: datetime | None = None, cursor: str = ""
+    ) -> NamespaceHistory:
+        """Return the moves of all adapters of a namespace; with `at`, the one of each alias that was in effect then."""
+        moment = at.isoformat() if at else ""
+        return self.call(operations.SHOW_NAMESPACE_HISTORY, namespace=namespace, alias=alias, at=moment, cursor=cursor)
 
 
 check_move = partial(check_item, operations.MOVE_ALIASES)

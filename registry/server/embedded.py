@@ -23,7 +23,7 @@ from registry.server.settings import Settings
 from registry.server.storage.open import open_second_copy, open_store
 
 ROUTERS: Mapping[str, str] = {
-    "registry.server.routes.adapters:router": "adapters lineage metadata resolve",
+    "registry.server.routes.adapters:router": "adapters lineage metadata namespaces resolve",
     "registry.server.routes.transfer.pulls:router": "adapters pulls",
     "registry.server.routes.transfer.links:router": "links",
     "registry.server.routes.aliases:router": "adapters moves",

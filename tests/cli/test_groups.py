@@ -30,6 +30,18 @@ def acme_cli(cli: CommandRunner) -> CommandRunner:
     return cli
 
 
+def test_one_question_tells_what_a_namespace_served_and_who_moved_it(acme_cli: CommandRunner) -> None:
+    before = acme_cli("history", "acme", "--json").json["moves"][0]["at"]
+    acme_cli("alias", "delete", "acme/other:canary", "--yes")
+    then = acme_cli("history", "acme", "--at", before, "--alias", "canary")
+    rows = [line.split() for line in then.stdout.splitlines() if ":canary" in line]
+    shown = [(row[3], row[4]) for row in rows]
+    assert shown == [(f"acme/{name}:canary", "@1") for name in ("cust-1", "cust-2", "other")]
+    moves = acme_cli("history", "acme", "--alias", "canary", "--json").json["moves"]
+    assert (moves[0]["name"], moves[0]["number"], len(moves)) == ("acme/other", None, 4)
+    assert acme_cli("history", "acmee", expect=4).stderr.startswith("Error: there is no namespace 'acmee'")
+
+
 def test_a_group_is_promoted_by_a_plan_that_is_shown_first(acme_cli: CommandRunner) -> None:
     group = ("--namespace", "acme", "--from", "canary", "--to", "staging")
     planned = acme_cli("promote", *group, "--select", "cust-*", "--dry-run").stdout

@@ -18,6 +18,7 @@ from registry.api.aliases import (
     History,
     MoveGroup,
     MoveResults,
+    NamespaceHistory,
     PromoteRequest,
     RollbackRequest,
     WithdrawRequest,
@@ -45,6 +46,10 @@ LIST_ALIASES = adapters.add("list_aliases", "GET /adapters/{namespace}/{name}/al
 SHOW_HISTORY = adapters.add(
     "show_history", "GET /adapters/{namespace}/{name}/history", PULL, NO_BODY, History,
     echo=SAME_ADAPTER | {"moves.alias": "alias"},
+)
+SHOW_NAMESPACE_HISTORY = adapters.add(
+    "show_namespace_history", "GET /namespaces/{namespace}/history", PULL, NO_BODY, NamespaceHistory,
+    echo={"namespace": "namespace", "moves.alias": "alias"},
 )
 CHANGE_METADATA = adapters.add(
     "change_metadata", "POST /metadata", PUSH, DescribeGroup, DescribeResults, is_bulk=True,

@@ -16,6 +16,8 @@ from registry import names
 from registry.api import aliases as views
 from registry.errors import Invalid, NotFound
 from registry.names import AdapterName
+from registry.roles import Scope
+from registry.server.access import namespaces
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
 from registry.server.database import db
@@ -98,28 +100,61 @@ def list_history(
     """The moves of one alias or of all, newest first. With `at`, the one move per alias that was in effect then."""
     if not actor.sees(name):
         raise unknown_adapter(name)
+    moves, next_cursor = _read_moves(session, versions.has_name(name), alias, at, cursor, limit)
+    if not moves:
+        versions.find_adapter(session, actor, name)  # raises if there is no such adapter
+    return views.History(
+        name=str(name), moves=[views.AliasMove(**move.model_dump(exclude={"name"})) for move in moves],
+        next_cursor=next_cursor,
+    )  # fmt: skip
+
+
+def list_namespace_history(
+    session: Session, actor: Actor, namespace: str, *,
+    alias: str = "", at: datetime | None = None, cursor: str = "", limit: int,
+) -> views.NamespaceHistory:  # fmt: skip
+    """As `list_history`, for all adapters of a namespace. What held at a moment is in the order of adapters."""
+    actor.require_in(Scope.PULL, namespace)
+    moves, next_cursor = _read_moves(session, col(AdapterRow.namespace) == namespace, alias, at, cursor, limit)
+    if not moves:
+        namespaces.show(session, actor, namespace)  # raises if there is no such namespace
+    return views.NamespaceHistory(namespace=namespace, moves=moves, next_cursor=next_cursor)
+
+
+def _read_moves(
+    session: Session, of: ColumnElement[bool], alias: str, at: datetime | None, cursor: str, limit: int
+) -> tuple[list[views.NamespaceMove], str]:
+    """A page of moves of adapters, and the cursor of the next one."""
     before, after = aliased(VersionRow), aliased(VersionRow)
     statement = (
-        select(AliasMoveRow, before.number, after.number, after.digest)
+        plain_select(
+            AliasMoveRow,
+            col(AdapterRow.namespace),
+            col(AdapterRow.name),
+            col(before.number),
+            col(after.number),
+            col(after.digest),
+        )
         .outerjoin(before, col(before.id) == col(AliasMoveRow.from_version_id))
         .outerjoin(after, col(after.id) == col(AliasMoveRow.to_version_id))
         .join(AdapterRow, col(AdapterRow.id) == col(AliasMoveRow.adapter_id))
-        .where(versions.has_name(name))
+        .where(of)
     )
     if alias:
         statement = statement.where(col(AliasMoveRow.alias) == alias)
     if at is not None:
-        statement = statement.where(*_in_effect_at(at))
-    offset = versions.parse_cursor(cursor)  # there are few moves, so an offset is good enough
+        statement = statement.where(*_in_effect_at(at)).order_by(col(AdapterRow.name))
+    offset = versions.parse_cursor(cursor)  # the moves of a namespace are sorted for each page, and people read few
     newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
-    rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
-    if not rows:
-        versions.find_adapter(session, actor, name)  # raises if there is no such adapter
+    statement = statement.order_by(*newest_first)
+    rows = session.exec(cast(Any, statement.offset(offset).limit(limit + 1))).all()
     moves = [
-        db.to_view(move, views.AliasMove, from_number=before, number=number, digest=digest)
-        for move, before, number, digest in rows[:limit]
+        db.to_view(
+            move, views.NamespaceMove, name=f"{namespace}/{name}", from_number=before, number=number, digest=digest
+        )
+        for move, namespace, name, before, number, digest in rows[:limit]
     ]
-    return views.History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
+    return moves, str(offset + limit) if len(rows) > limit else ""
 
 
 def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Header, Query, Request, Response
 
 from registry.api import catalog
-from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History
+from registry.api.aliases import AliasList, DescribeGroup, DescribeOutcome, DescribeResults, History, NamespaceHistory
 from registry.api.lineage import Lineage
 from registry.api.operations import adapters as adapters_operations
 from registry.api.operations import aliases as aliases_operations
@@ -129,6 +129,20 @@ def show_history(
 ) -> History:
     """List the moves of the aliases of an adapter, newest first."""
     return aliases.list_history(*target, alias=alias, at=at, cursor=cursor, limit=limit)
+
+
+@router.serves(aliases_operations.SHOW_NAMESPACE_HISTORY)
+def show_namespace_history(
+    session: deps.SessionDep,
+    actor: deps.ActorDep,
+    namespace: str,
+    cursor: deps.CursorDep,
+    alias: deps.Text = "",
+    at: datetime | None = None,
+    limit: deps.LimitDep = deps.PAGE,
+) -> NamespaceHistory:
+    """List the moves of the aliases of all adapters of a namespace; with `at`, where each alias pointed then."""
+    return aliases.list_namespace_history(session, actor, namespace, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
 @router.serves(adapters_operations.CHANGE_ADAPTER_METADATA)
