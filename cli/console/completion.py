@@ -151,8 +151,9 @@ def suggest(error: RegistryError) -> None:
         error.candidates = tuple(filter(None, [nearest("base", base)]))
     elif adapter := error.parameters.get("adapter"):
         alias = error.parameters.get("alias")
-        text, beginning = (f"{adapter}:{alias}", f"{adapter}:") if alias else (adapter, _beginning_of(adapter))
-        error.candidates = tuple(difflib.get_close_matches(text, candidates("ref", beginning), n=1))
+        prefix = f"{adapter}:" if alias else ""  # left out of the comparison: it would make all aliases alike
+        names = [name.removeprefix(prefix) for name in candidates("ref", prefix or _beginning_of(adapter))]
+        error.candidates = tuple(prefix + name for name in difflib.get_close_matches(alias or adapter, names, n=1))
 
 
 def _beginning_of(adapter: str) -> str:

@@ -67,7 +67,9 @@ def test_a_misspelled_adapter_or_alias_gets_the_nearest_where_no_harm_is_done(cl
     ):  # fmt: skip
         assert f"Next: did you mean '{nearest}'? `adapter " in cli(*words, expect=4).stderr
         assert cli(*words, "--json", expect=4).problem["candidates"] == [nearest]
-    for command in ("delete acme/suport --yes", "yank acme/support:canry --reason x", "show acme/billing"):
+    for command in (
+        "delete acme/suport --yes", "yank acme/support:canry --reason x", "show acme/billing", "show acme/support:prod",
+    ):  # fmt: skip
         assert "did you mean" not in cli(*command.split(), expect=4).stderr
 
 
