@@ -11,9 +11,10 @@ import click
 from registry.api.catalog import AdapterView, DeleteResult, VersionView
 from registry.api.search import AdapterFilters
 from registry.client.core import Versions
-from registry.errors import Conflict, Invalid, NotFound
+from registry.errors import Conflict, NotFound
 from registry.evaluation.verdicts import Check
 from registry.names import NEWEST, AdapterName, Ref
+from registry.next_steps import NextStep, StepKind
 
 from .console import arguments, completion, fields, output, session, tables, versions
 from .console.tables import Column, Table
@@ -117,49 +118,62 @@ def _outcome(version: VersionView, check: Check) -> str:
 @click.command()
 @click.argument("subject", type=arguments.DELETABLE, metavar="NAME[@VERSION]")
 @click.option("--reason", default="", help="Reason; shown to everyone who requests the version.")
-@click.option("--force", is_flag=True, help="Delete a version although children, jobs, nodes or signatures need it.")
-@click.option("--undo", is_flag=True, help="Restore a deleted version, within the grace time.")
+@click.option("--force", is_flag=True, help="Delete it although something needs it. Needs --reason.")
+@click.option("--undo", is_flag=True, help="Restore it, within the grace time.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted, and what needs it.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, dry_run: bool, yes: bool) -> None:
     """Delete one version (NAME@3), or an adapter with all its versions (NAME).
 
-    A version can be restored with --undo until its grace time ends; its number is never used again. What still
-    needs it is listed: move aliases first; --force ignores the rest. An adapter is deleted permanently: its name and
-    look-alikes are never reused.
+    Both can be restored with --undo until the grace time ends; numbers and names are never used again. Nothing is
+    deleted that an alias, a node, a job, a child or another's signature needs: it is listed, and --force passes
+    over it. Aliases of a single version move first.
     """
     if dry_run and undo:
         raise click.UsageError("--dry-run is about a deletion: leave --undo out")
-    if undo and isinstance(subject, AdapterName):
-        raise Invalid("REQUEST_INVALID", f"{subject} is not restored: the deletion of an adapter is permanent",
-                      next_step=f"--undo restores a version: adapter delete {subject}@NUMBER --undo")  # fmt: skip
-    if (reason or force) and isinstance(subject, AdapterName):
-        raise click.UsageError("--reason and --force are about a version: NAME@3")
     if dry_run:
         _preview(subject, force=force)
-        return
-    if isinstance(subject, Ref):
+    elif isinstance(subject, Ref):
         _delete_version(subject, reason, force=force, undo=undo, yes=yes)
-        return
+    elif undo:
+        session.print_response(
+            lambda registry: registry.undelete_adapter(subject, reason or "restored"), _print_restored_adapter
+        )
+    else:
+        _delete_adapter(subject, reason, force=force, yes=yes)
+
+
+def _print_restored_adapter(result: DeleteResult) -> None:
+    title = output.strong(result.name)
+    count = output.plural(result.versions, "version")
+    output.line(f"{title} is restored with {count}." if result.versions else f"{title} was not deleted.")
+
+
+def _delete_adapter(name: AdapterName, reason: str, *, force: bool, yes: bool) -> None:
     with session.registry() as registry:
-        needs = [] if yes else registry.delete_adapter(subject, dry_run=True).needs
-        question = f"Delete {subject} and all its versions permanently? Its name is never used again."
-        output.confirm("\n".join([*(f"  {need.message}" for need in needs), question]), yes)
-        deleted = registry.delete_adapter(subject)
+        plan = registry.delete_adapter(name, force=force, dry_run=True)
+        if force or not plan.needs:
+            question = f"Delete {name} and {output.plural(plan.versions, 'version')}?"
+            output.confirm("\n".join([*(f"  {need.message}" for need in plan.needs), question]), yes)
+        deleted = registry.delete_adapter(name, reason, force=force)
 
     def text() -> None:
-        output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
+        count = output.plural(deleted.versions, "version")
+        output.line(f"{output.strong(deleted.name)} is deleted with {count}. "
+                    f"Restore it with: adapter delete {deleted.name} --undo")  # fmt: skip
         versions.print_served_on(deleted.served_on)
 
     output.result(deleted, text)
 
 
 def _preview(subject: AdapterName | Ref, *, force: bool) -> None:
-    """Print what a deletion would do, and what needs it. An adapter is deleted although something needs it."""
+    """Print what a deletion would do, and what needs it."""
     reason = next_step = ""
     with session.registry() as registry:
         if isinstance(subject, AdapterName):
-            result = registry.delete_adapter(subject, dry_run=True)
+            result = registry.delete_adapter(subject, force=force, dry_run=True)
+            if result.needs and not force:
+                result, next_step = result.model_copy(update={"versions": 0}), NextStep(StepKind.FORCE).as_command()
         else:
             try:
                 version = registry.delete_version(subject, force=force, dry_run=True)
@@ -171,8 +185,8 @@ def _preview(subject: AdapterName | Ref, *, force: bool) -> None:
                 result, next_step = DeleteResult(name=str(subject), needs=list(e.findings)), e.next_step
 
     def text() -> None:
-        is_adapter = isinstance(subject, AdapterName)
-        versions_text = f" and its {output.plural(result.versions, 'version')} permanently" if is_adapter else ""
+        is_adapter = isinstance(subject, AdapterName) and result.versions
+        versions_text = f" and its {output.plural(result.versions, 'version')}" if is_adapter else ""
         verb = "Would delete" if result.versions else "Would not delete"
         output.line(f"{verb} {output.strong(result.name)}{versions_text}{reason}.")
         for need in result.needs:

@@ -82,6 +82,7 @@ class EventType(StrEnum):
     ADAPTER_RENAME = "adapter.rename", ObjectKind.ADAPTER, "renamed {object} to {to}"
     ADAPTER_RENAME_FROM = "adapter.rename_from", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
     ADAPTER_DELETE = "adapter.delete", ObjectKind.ADAPTER, "deleted {object} with all its versions"
+    ADAPTER_UNDELETE = "adapter.undelete", ObjectKind.ADAPTER, "restored {object}: {reason}"
     ADAPTER_DESCRIBE = "adapter.describe", ObjectKind.ADAPTER, "changed the description, tags or links of {object}"
     NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
     NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"

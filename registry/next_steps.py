@@ -41,7 +41,7 @@ _COMMANDS = {
     StepKind.DELETE_ALIAS: "delete one: `adapter alias delete`",
     StepKind.FREE_ALIASES: "promote another version to each alias, or delete it: adapter alias delete {subject}",
     StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",
-    StepKind.FORCE: "pass --force to delete it all the same",
+    StepKind.FORCE: "pass --force with a --reason to delete it all the same",
     StepKind.DIAGNOSE: "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
     StepKind.RELEASE_ALIAS: "let them follow another alias, or pass --force",
 }

@@ -57,6 +57,7 @@ from tests.base_specs import spec_of
 from tests.harness import URL, Harness, upload
 from tests.httpx_transports import HttpxTransport
 from tests.identities import make_identity, values
+from tests.maintenance import orphan
 from tests.memory_blobs import MemoryBlobs
 
 CLIENTS = (Versions, Aliases, Groups, Registry, Audit)
@@ -401,7 +402,8 @@ def _withdraw(call: Recorder) -> None:
     call(registry.delete_version, "acme/old@1", dry_run=True)
     call(registry.rename, "acme/old", "acme/older")
     call(registry.delete_adapter, "acme/older", dry_run=True)
-    call(registry.delete_adapter, "acme/older")
+    call(registry.delete_adapter, "acme/older", "gone")
+    call(registry.undelete_adapter, "acme/older", "back")
 
 
 def _namespaces(call: Recorder, provider: Provider) -> None:
@@ -491,4 +493,5 @@ def _maintain(call: Recorder) -> None:
         assert isinstance(harness.blobs, MemoryBlobs)
         harness.blobs.insert(key_of(Digest.of(good)), data)
         call.twice(registry.fsck, FsckRequest(deep=True))
+    orphan(harness)
     call.twice(registry.collect, GcRequest(grace_seconds=0))

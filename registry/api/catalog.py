@@ -68,11 +68,11 @@ class DeleteResult(Response):
     name: str
     """What was deleted: an adapter or a version. The name stays reserved."""
     versions: int = 0
-    """Number of versions that were deleted."""
+    """Number of versions that were deleted, or restored."""
     served_on: list[ServedOn] = []
     """Live nodes that still have it."""
     needs: list[Finding] = []
-    """Dry run: what needs the versions. It does not stop the deletion of an adapter."""
+    """What needs it. Only a forced deletion passes over that."""
 
 
 class MetadataChange(Request):

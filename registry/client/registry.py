@@ -79,9 +79,18 @@ class Registry(Aliases):
         """Rename an adapter."""
         return self.call(of_access.RENAME_ADAPTER, access.RenameRequest(to=str(to)), about=parsed_name(name))
 
-    def delete_adapter(self, name: Name, *, dry_run: bool = False) -> catalog.DeleteResult:
-        """Delete an adapter with its versions. `dry_run`: only return what needs them."""
-        return self.call(of_access.DELETE_ADAPTER, about=parsed_name(name), dry_run=dry_run or None)
+    def delete_adapter(
+        self, name: Name, reason: str = "", *, force: bool = False, dry_run: bool = False
+    ) -> catalog.DeleteResult:
+        """Delete an adapter with its versions. `force`: although something needs it. `dry_run`: only say what does."""
+        return self.call(
+            of_access.DELETE_ADAPTER, about=parsed_name(name), reason=reason, force=force or None,
+            dry_run=dry_run or None,
+        )  # fmt: skip
+
+    def undelete_adapter(self, name: Name, reason: str) -> catalog.DeleteResult:
+        """Restore a deleted adapter."""
+        return self.call(of_access.UNDELETE_ADAPTER, WithdrawRequest(reason=reason), about=parsed_name(name))
 
     def delete_version(
         self, ref: AnyRef, reason: str = "", *, force: bool = False, dry_run: bool = False

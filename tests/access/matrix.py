@@ -35,7 +35,7 @@ ZERO = "sha256:" + "0" * 64
 QUERIES = {
     "/api/v1/lineage": {"base": "tiny-llama"},
     "/api/v1/engine-settings": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
-    "/api/v1/events/stream": {"after": "x"},  # refused after the look at who asks: it would never end
+    "/api/v1/events/stream": {"after": "x"},  # refused before the look at who asks: it would never end
 }
 GROUPS = frozenset({"/api/v1/moves", "/api/v1/approvals", "/api/v1/metadata"})
 BULK = frozenset({"/api/v1/pushes", "/api/v1/pushes/commit", "/api/v1/pulls"}) | GROUPS

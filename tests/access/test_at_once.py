@@ -203,7 +203,7 @@ def test_a_version_that_was_just_deleted_stays_withheld_and_gets_no_alias(tenant
 
     name = AdapterName("acme", "support")
     with harness.session(write=True) as session:
-        deletion.delete_version(session, TRUSTED, name, 1, force=True)
+        deletion.delete_version(session, TRUSTED, name, 1, reason="leaked", force=True)
         session.flush()
         writing = threading.Thread(target=act)
         writing.start()

@@ -20,27 +20,28 @@ from tests.cli.runner import CommandRunner, lines
 def test_show_prints_everything_about_a_version(released: CommandRunner) -> None:
     assert lines(released("show", "acme/support").stdout) == [
         "acme/support@2  DIGEST",
-        "  aliases   main → @2  since TIME by owner  pushed",
-        "            prod → @1  since TIME by owner  first release",
-        "  verdicts  compat  pass",
-        "            weights pass",
-        "            smoke   pass",
-        "  base      tiny-llama",
-        "  method    LoRA, rank 8, alpha 16, scale 2, 7.2 k parameters, F32",
-        "  targets   q_proj, v_proj in 8 modules",
-        "  size      31.2 kB in 3 files",
-        "  pushed    TIME by owner",
-        "  message   less rude",
-        "  parents   continued acme/support@1 DIGEST",
-        "  files     README.md  23 B",
-        "            adapter_config.json  478 B",
-        "            adapter_model.safetensors  30.7 kB",
+        "  aliases    main → @2  since TIME by owner  pushed",
+        "             prod → @1  since TIME by owner  first release",
+        "  verdicts   compat  pass",
+        "             weights pass",
+        "             smoke   pass",
+        "  base       tiny-llama",
+        "  served as  acme-support-v2",
+        "  method     LoRA, rank 8, alpha 16, scale 2, 7.2 k parameters, F32",
+        "  targets    q_proj, v_proj in 8 modules",
+        "  size       31.2 kB in 3 files",
+        "  pushed     TIME by owner",
+        "  message    less rude",
+        "  parents    continued acme/support@1 DIGEST",
+        "  files      README.md  23 B",
+        "             adapter_config.json  478 B",
+        "             adapter_model.safetensors  30.7 kB",
     ]
-    assert lines(released("show", "acme/support", "--norms").stdout)[13:21] == [
-        "  norms     of the update, scale · BA, by layer",
-        *[f"            {layer} BAR" for layer in range(4)],
-        "            by kind of module",
-        *[f"            {module} BAR" for module in ("q_proj", "v_proj")],
+    assert lines(released("show", "acme/support", "--norms").stdout)[14:22] == [
+        "  norms      of the update, scale · BA, by layer",
+        *[f"             {layer} BAR" for layer in range(4)],
+        "             by kind of module",
+        *[f"             {module} BAR" for module in ("q_proj", "v_proj")],
     ]
 
 

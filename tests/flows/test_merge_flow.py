@@ -181,7 +181,7 @@ def test_a_merge_whose_source_was_deleted_fails_with_the_reason(setup: WorkerSet
     _work(setup, pool, done=0)
     failed = setup.harness.admin.job(job.id)
     assert (failed.state, failed.attempt) == (State.FAILED, 1)
-    assert "there is no adapter 'acme/other'" in failed.error
+    assert "version 1 of 'acme/other' was deleted" in failed.error
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, delete, event
-from sqlmodel import select
+from sqlmodel import col, select
 
 from registry.api.maintenance import GcRequest
 from registry.api.transfer import BulkPushRequest, CommitItem, PushItem, PushPlan
@@ -32,7 +32,7 @@ from registry.server.database.models.pushes import PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import gc
 from registry.server.outcomes import only
-from registry.server.promotion import deletion, removal
+from registry.server.promotion import adapter_deletion, deletion
 from registry.server.promotion.retention import plan as retention
 from registry.server.push import commit, plan, receive
 from registry.server.serving import reports
@@ -213,7 +213,8 @@ class Garbage:
 
     def _delete(self, name: str) -> None:
         with db.session(self.harness.engine) as session:
-            removal.delete_adapter(session, TRUSTED, AdapterName.parse(name))
+            adapter_deletion.delete_adapter(session, TRUSTED, AdapterName.parse(name))
+        deletion.purge_expired(self.harness.engine, timedelta(0))
         self.deleted += 1
 
     def _read(self, name: str) -> None:
@@ -259,7 +260,7 @@ class Garbage:
         with db.session(self.harness.engine, write=False) as session:
             rows = {row.digest: row for row in session.exec(select(BlobRow)).all()}
             files = session.exec(select(VersionFileRow.digest)).all()
-            manifests = session.exec(select(VersionRow.digest)).all()
+            manifests = session.exec(select(VersionRow.digest).where(col(VersionRow.deleted_at).is_(None))).all()
         assert len(manifests) == len(self.acknowledged), "a version is missing, or a deleted one is back"
         acknowledged = {digest for version in self.acknowledged.values() for digest in self._digests(version)}
         for digest in acknowledged.union(files, manifests):

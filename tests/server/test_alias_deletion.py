@@ -93,7 +93,7 @@ def test_an_alias_that_nodes_follow_is_deleted_only_by_force(filled_harness: Har
         admin.delete_alias(NAME, "canary", generation=2)
     assert (used.value.code, [finding.location for finding in used.value.findings]) == ("ALIAS_IN_USE", ["gpu-1"])
     assert admin.alias(NAME, "canary").generation == 2
-    assert admin.delete_alias(NAME, "canary", generation=2, force=True).number is None
+    assert admin.delete_alias(NAME, "canary", generation=2, reason="moved", force=True).number is None
     with filled_harness.session() as session:
         assert len(reports.find_serving_nodes(session, AdapterName("acme", "support"))) == 2, "they report what they do"
 

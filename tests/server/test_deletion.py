@@ -112,7 +112,7 @@ def test_garbage_collection_erases_what_was_deleted_and_only_that(harness: Harne
 def test_what_needs_a_version_is_named(harness: Harness) -> None:
     pushed = harness.push("acme/support").version
     with pytest.raises(Conflict, match="cannot delete acme/support@1: it is the only version of acme/support"):
-        harness.admin.delete_version("acme/support@1", force=True)
+        harness.admin.delete_version("acme/support@1", "leaked", force=True)
     harness.push("acme/support")
     harness.push("acme/child", parents=[Edge(relation=Relation.CONTINUED, digest=pushed.digest, name="acme/support")])
     harness.admin.promote("acme/support", "canary", "1", generation=0)
@@ -134,13 +134,15 @@ def test_what_needs_a_version_is_named(harness: Harness) -> None:
     assert (plan.name, plan.versions, plan.needs) == ("acme/support", 2, list(caught.value.findings))
     assert [node.node for node in plan.served_on] == ["gpu-1"]
     with pytest.raises(Conflict, match="cannot delete acme/support@1: the alias acme/support:canary points at it"):
-        harness.admin.delete_version("acme/support@1", force=True)
+        harness.admin.delete_version("acme/support@1", "leaked", force=True)
     harness.admin.promote("acme/support", "canary", "2", generation=1)
     events = list(Audit(harness.admin).events())
     assert harness.admin.delete_version("acme/support@1", force=True, dry_run=True).deleted_at is None
     assert list(Audit(harness.admin).events()) == events
     assert harness.admin.delete_adapter("acme/child", dry_run=True).needs == []
-    assert [node.node for node in harness.admin.delete_version("acme/support@1", force=True).served_on] == ["gpu-1"]
+    assert [node.node for node in harness.admin.delete_version("acme/support@1", "leaked", force=True).served_on] == [
+        "gpu-1"
+    ]
     nodes = harness.admin.lineage("acme/child").nodes
     assert {node.name: node.withdrawn for node in nodes if node.kind == "version"} == {
         "acme/child": "", "acme/support": "deleted"
@@ -158,7 +160,7 @@ def test_a_job_on_a_deleted_version_writes_no_verdict_and_runs_again_after_the_d
     claimed = harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     assert claimed.job.subject == "acme/support@1"
-    harness.admin.delete_version("acme/support@1", force=True)
+    harness.admin.delete_version("acme/support@1", "leaked", force=True)
     done = FinishRequest(lease_token=claimed.lease.token, report=harness.report(digest, "tiny-llama"))
     with pytest.raises(Conflict, match="acme/support@1 was deleted") as caught:
         harness.admin.finish(claimed.job.id, done)

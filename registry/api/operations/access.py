@@ -18,6 +18,7 @@ from registry.api.access import (
     TokenView,
     Whoami,
 )
+from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import AdapterView, DeleteResult
 from registry.api.maintenance import Health
 from registry.api.operations.operation import ADMIN, ANY_TOKEN, NO_BODY, NO_TOKEN, PULL, SAME_ADAPTER, BodyLimit, Tag
@@ -76,6 +77,11 @@ REVOKE_ROLE = namespaces.add(
 )
 DELETE_ADAPTER = namespaces.add(
     "delete_adapter", "DELETE /adapters/{namespace}/{name}", ADMIN, NO_BODY, DeleteResult, echo=SAME_ADAPTER,
+)
+UNDELETE_ADAPTER = namespaces.add(
+    "undelete_adapter", "POST /adapters/{namespace}/{name}/undelete", ADMIN, WithdrawRequest, DeleteResult,
+    echo=SAME_ADAPTER,
+    example={"reason": "deleted by mistake"},
 )
 RENAME_ADAPTER = namespaces.add(
     "rename_adapter", "POST /adapters/{namespace}/{name}/rename", ADMIN, RenameRequest, AdapterView,

@@ -128,6 +128,14 @@ def add_tombstone(session: Session, owner: str, name: str) -> None:
     session.connection().execute(statement.values(ended_at=db.now()))
 
 
+def remove_tombstone(session: Session, owner: str, name: str) -> None:
+    """Give a name back to what had it and is restored. Nothing else can have taken it meanwhile."""
+    statement = update(TakenNameRow).where(
+        col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name)
+    )
+    session.connection().execute(statement.values(ended_at=None))
+
+
 def add_base_tombstone(session: Session, name: str) -> None:
     """Mark the name or alias of a base as ended. One without an organization is for administrators anyway."""
     if "/" in name:

@@ -46,9 +46,14 @@ def require_not_deleted(name: AdapterName, version: VersionRow) -> None:
 
 def deletion_message(name: AdapterName, version: VersionRow) -> str:
     """The sentence that stands for a deleted version."""
+    return f"version {version.number} of '{name}' {deletion_text(version)}"
+
+
+def deletion_text(version: VersionRow) -> str:
+    """When, by whom and why it was deleted."""
     day = f"{version.deleted_at:%Y-%m-%d}" if version.deleted_at is not None else ""
     reason = f": {version.delete_reason}" if version.delete_reason else ""
-    return f"version {version.number} of '{name}' was deleted on {day} by {version.deleted_by}{reason}"
+    return f"was deleted on {day} by {version.deleted_by}{reason}"
 
 
 WITHDRAWN = or_(col(VersionRow.yanked_at).is_not(None), col(VersionRow.quarantined_at).is_not(None))

@@ -83,7 +83,7 @@ def list_versions(
     count: bool = False,
 ) -> VersionPage:  # fmt: skip
     """The versions of an adapter, newest first, fewer than `limit` if they are large; `cursor` is the last number."""
-    adapter = versions.find_adapter(session, actor, name)
+    adapter = versions.find_adapter(session, actor, name, include_deleted=include_deleted)
     statement = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.number).desc())
     if not include_deleted:
         statement = statement.where(col(VersionRow.deleted_at).is_(None))

@@ -242,9 +242,24 @@ def find(
 
 def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFound:
     """The error that says which part of a reference is missing, for an actor who may see the adapter."""
-    if session.exec(select(AdapterRow.id).where(has_name(name))).first() is None:
-        return unknown_adapter(name)
+    exists = session.exec(select(AdapterRow.id, _POINTER).where(has_name(name))).first()
+    if exists is None or exists[1] is None:
+        return missing_adapter(session, name)
     return unknown_selector(name, selector)
+
+
+def missing_adapter(session: Session, name: AdapterName) -> NotFound:
+    """The error for an adapter that is not there, for an actor who may see it: a deleted one says so."""
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    last = session.exec(
+        statement.where(has_name(name), col(VersionRow.deleted_at).is_not(None))
+        .order_by(col(VersionRow.deleted_at).desc()).limit(1)
+    ).first()  # fmt: skip
+    if last is None:
+        return unknown_adapter(name)
+    next_step = "" if last.purged_at is not None else f"an owner restores it: `adapter delete {name} --undo`"
+    message = f"adapter '{name}' {availability.deletion_text(last)}"
+    return NotFound("ADAPTER_DELETED", message, next_step=next_step, parameters={"adapter": str(name)})
 
 
 def unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
@@ -257,13 +272,20 @@ def unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
     )  # fmt: skip
 
 
-def find_adapter(session: Session, actor: Actor, name: AdapterName, *, lock: bool = False) -> AdapterRow:
-    """The row of an adapter. With `lock`, changes of the same adapter wait for this transaction (PostgreSQL)."""
-    statement = select(AdapterRow).where(has_name(name))
-    row = session.exec(statement.with_for_update() if lock else statement).first()
-    if row is None or not actor.sees(name):
+def find_adapter(
+    session: Session, actor: Actor, name: AdapterName, *, lock: bool = False, include_deleted: bool = False
+) -> AdapterRow:
+    """The row of an adapter. With `lock`, changes of the same adapter wait for this transaction (PostgreSQL).
+
+    A deleted adapter is one without `main`. `NotFound` (ADAPTER_UNKNOWN, ADAPTER_DELETED).
+    """
+    if not actor.sees(name):
         raise unknown_adapter(name)
-    return row
+    statement = select(AdapterRow, _POINTER).where(has_name(name))
+    row = session.exec(statement.with_for_update(of=AdapterRow) if lock else statement).first()
+    if row is None or (row[1] is None and not include_deleted):
+        raise missing_adapter(session, name)
+    return row[0]
 
 
 # ------------------------------------------------------------------ views

@@ -19,7 +19,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry import names
-from registry.api import PAGE_DEFAULT, PAGE_LIMIT
+from registry.api import MESSAGE_LIMIT, PAGE_DEFAULT, PAGE_LIMIT
+from registry.api.models import PrintableText
 from registry.errors import RegistryError, invalid_cursor
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
@@ -226,6 +227,7 @@ KeyedSessionDep = Annotated[Session, Depends(open_keyed_session)]
 NameDep = Annotated[AdapterName, Depends(as_coroutine(adapter_name))]
 SelectorDep = Annotated[Selector, Depends(as_coroutine(version_selector))]
 CursorDep = Annotated[str, Depends(as_coroutine(keyset_cursor))]
+ReasonDep = Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)]
 LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda limit: min(limit, PAGE_LIMIT))]
 """The number of items on a page. A larger number than `PAGE_LIMIT` gives that many, and a cursor."""
 PAGE = PAGE_DEFAULT

@@ -66,7 +66,7 @@ class PageRoute(routing.SingleThreadRoute):
     def error_response(self, request: Request, error: RegistryError, status: int) -> Response:
         """Return the page for an error. Who deleted a version, and why, is shown after signing in."""
         visitor: Visitor | None = getattr(request.state, "visitor", None)
-        if error.code == "VERSION_DELETED" and not (visitor and visitor.signed_in):
+        if error.code in ("VERSION_DELETED", "ADAPTER_DELETED") and not (visitor and visitor.signed_in):
             error = NotFound(error.code, "this version was deleted")
         if status == 405:  # as after the address of a form was opened: no dependency has run
             return render_unknown(request, error, status)

@@ -20,6 +20,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
+from registry.server.promotion import deletion
 from registry.server.promotion.aliases import unknown_alias
 from registry.server.promotion.move_decisions import moved_error
 from registry.server.promotion.moves import next_time
@@ -44,20 +45,26 @@ def delete_alias(
         raise unknown_alias(name, alias)
     if row.generation != generation:
         raise moved_error(name, alias, generation, row.generation)
+    deletion.require_reason(force, reason)
     if not force:
         _require_unused(session, name, alias)
+    return end(session, actor, name, row, reason)
+
+
+def end(session: Session, actor: Actor, name: AdapterName, row: AliasRow, reason: str) -> AliasMove:
+    """Delete the row of an alias, which the caller has locked, and end its history."""
     number = session.exec(select(VersionRow.number).where(VersionRow.id == row.version_id)).one()
     move = db.new_row(
         AliasMoveRow,
-        adapter_id=row.adapter_id, alias=alias, generation=generation + 1, at=next_time(row.moved_at),
+        adapter_id=row.adapter_id, alias=row.alias, generation=row.generation + 1, at=next_time(row.moved_at),
         actor=actor.identity, token_id=actor.token_id, from_version_id=row.version_id, reason=reason,
     )  # fmt: skip
-    key = (col(AliasRow.adapter_id) == row.adapter_id, col(AliasRow.alias) == alias)
+    key = (col(AliasRow.adapter_id) == row.adapter_id, col(AliasRow.alias) == row.alias)
     session.connection().execute(delete(AliasRow).where(*key))
     session.expunge(row)
     session.add(move)
     detail = {"from": number, "generation": move.generation, "reason": reason}
-    audit.append(session, actor, EventType.ALIAS_DELETE, f"{name}:{alias}", detail)
+    audit.append(session, actor, EventType.ALIAS_DELETE, f"{name}:{row.alias}", detail)
     session.flush()
     return db.to_view(move, AliasMove, from_number=number, number=None, digest=None)
 

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Engine, and_, delete, exists, func, not_, or_
 from sqlalchemy.orm import aliased
@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.catalog import VersionView
-from registry.errors import Conflict, NotFound
+from registry.errors import Conflict, Invalid, NotFound
 from registry.events import EventType
 from registry.findings import Finding
 from registry.jobs import State
@@ -69,6 +69,7 @@ def delete_version(
     if version.deleted_at is None:
         require_unneeded(name, version, list(_find_needs(session, actor, name, version)), force=force)
         if not dry_run:
+            require_reason(force, reason)
             withhold(session, actor, name, version, reason)
     return withdraw.view_with_nodes(session, name, version)
 
@@ -86,14 +87,20 @@ def require_unneeded(name: AdapterName, version: VersionRow, needs: Sequence[Fin
         )
 
 
+def require_reason(force: bool, reason: str) -> None:
+    """`Invalid` for a forced deletion without a reason: who needed what it took away will ask for one."""
+    if force and not reason.strip():
+        raise Invalid("REQUEST_INVALID", "force: a reason is required", next_step="add `--reason TEXT`")
+
+
 def withhold(session: Session, actor: Actor, name: AdapterName, version: VersionRow, reason: str) -> None:
     """Mark a version as deleted. The caller holds the adapter and the version, and knows that nothing needs it."""
     withdraw.write(session, actor, name, version, decide_deletion(actor, version, reason))
 
 
-def decide_deletion(actor: Actor, version: VersionRow, reason: str) -> StateChange:
-    """What a deletion does to a version: one in quarantine stays there when it is restored."""
-    now = db.now()
+def decide_deletion(actor: Actor, version: VersionRow, reason: str, at: datetime | None = None) -> StateChange:
+    """What a deletion at this time, or now, does to a version: one in quarantine stays there when it is restored."""
+    now = at or db.now()
     values = {
         "deleted_at": now, "deleted_by": actor.identity, "delete_reason": reason,
         "quarantine": version.quarantine + 1,

@@ -1,4 +1,4 @@
-"""Removal and rename: delete an adapter or a namespace, rename or move an adapter. A former name is never used again.
+"""Delete a namespace, rename or move an adapter. A former name is never used again.
 
 - Rows, tombstone and event are one transaction. Blobs stay until `gc` finds that nothing refers to them.
 - The rights bound to the name end with it: trusted publishers, the roles of a deleted namespace, and approvals when an
@@ -9,13 +9,10 @@
 """
 
 import contextlib
-import functools
-from collections.abc import Iterator
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Delete, Engine, Table, bindparam, update
+from sqlalchemy import Engine, update
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import select as plain_select
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -27,44 +24,19 @@ from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.access import epoch, namespaces, quotas, reserved_names
+from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, refs, verdicts, versions
 from registry.server.catalog.search import text_index
-from registry.server.database import db, tables
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 from registry.server.database.models.jobs import JobRow
 from registry.server.database.models.owner_rules import ApprovalRow
-from registry.server.database.models.pushes import PushRow
 from registry.server.database.models.sign_in import PublisherRow
-from registry.server.promotion import deletion, gates
-from registry.server.serving import reports
+from registry.server.promotion import adapter_deletion, gates
 from registry.server.storage.blobs import BlobStore
 
 REFS_LIMIT = 100
-
-"""Records that one removal writes: its own tombstone, and some that an outage left."""
-_ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
-
-
-def delete_adapter(session: Session, actor: Actor, name: AdapterName, *, dry_run: bool = False) -> DeleteResult:
-    """Delete an adapter with all its versions. `dry_run`: only find what needs them. `NotFound`, `Denied`."""
-    actor.require(Scope.ADMIN, name)
-    adapter = versions.find_adapter(session, actor, name, lock=True)
-    owned = col(VersionRow.adapter_id) == adapter.id
-    own = select(VersionRow.digest).where(owned).order_by(col(VersionRow.id))
-    if dry_run:
-        uses = list(deletion.find_uses(session, actor, name, owned))
-        nodes = reports.find_serving_nodes(session, name)
-        return DeleteResult(name=str(name), versions=len(session.exec(own).all()), needs=uses, served_on=nodes)
-    digests = session.exec(own.with_for_update()).all()  # locked: nothing may refer to a version from now on
-    _end_name(session, name)  # it locks the access epoch before rows of usage, as a rename does
-    for statement in _build_delete():
-        session.connection().execute(statement, {"id": adapter.id})
-    session.expunge(adapter)
-    detail = {"versions": len(digests), "digests": digests[:100]}
-    audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), detail)
-    return DeleteResult(name=str(name), versions=len(digests), served_on=reports.find_serving_nodes(session, name))
+"""Refs that one rename writes: its own, and some that an outage left."""
 
 
 def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
@@ -76,7 +48,8 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
     actor.require_in(Scope.ADMIN, to.namespace)
     if to.namespace != name.namespace:
         namespaces.show(session, actor, to.namespace)  # a typo would create it
-    _end_name(session, name)
+    adapter_deletion.end_name(session, name)
+    session.connection().execute(delete_rows(PublisherRow).filter_by(namespace=name.namespace, name=name.name))
     if session.exec(select(AdapterRow.id).where(versions.has_name(to))).first() is not None:
         raise Conflict("NAME_TAKEN", f"there is an adapter '{to}' already")
     reserved_names.reserve_adapter(session, actor, to)
@@ -132,8 +105,10 @@ def delete_namespace(session: Session, actor: Actor, namespace: str) -> DeleteRe
     """Delete a namespace that holds no adapter. `Conflict` (NAMESPACE_IN_USE), `NotFound`, `Denied`."""
     actor.require_in(Scope.ADMIN, namespace)
     namespaces.show(session, actor, namespace)
-    if session.exec(select(AdapterRow.id).where(col(AdapterRow.namespace) == namespace).limit(1)).first() is not None:
-        next_step = "delete them, or rename them into another namespace"
+    holds = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    holds = holds.where(col(AdapterRow.namespace) == namespace, col(VersionRow.purged_at).is_(None))
+    if session.exec(holds.limit(1)).first() is not None:
+        next_step = "delete them, or rename them into another namespace; deleted ones can be restored for a while"
         raise Conflict("NAMESPACE_IN_USE", f"namespace '{namespace}' holds adapters", next_step=next_step)
     namespaces.delete_namespace(session, actor, namespace)
     return DeleteResult(name=namespace)
@@ -144,28 +119,6 @@ def delete_refs(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:
     with contextlib.suppress(Unavailable):
         refs.write_missing(engine, blobs, limit=REFS_LIMIT)
     refs.delete_adapter(blobs, name)
-
-
-def _end_name(session: Session, name: AdapterName) -> None:
-    reserved_names.add_tombstone(session, name.namespace, name.name)
-    session.connection().execute(delete_rows(PublisherRow).filter_by(namespace=name.namespace, name=name.name))
-    pushes = update(PushRow).filter_by(namespace=name.namespace, name=name.name)
-    session.connection().execute(pushes.values(expires_at=db.now()))
-    epoch.advance(session)
-
-
-@functools.cache
-def _build_delete() -> list[Delete]:
-    """Build the statements that delete the adapter `:id` and, before it, all rows of other tables that refer to it."""
-    return list(_delete_with_references(_ADAPTER, _ADAPTER.c.id == bindparam("id")))
-
-
-def _delete_with_references(table: Table, which: ColumnElement[bool]) -> Iterator[Delete]:
-    for other in tables.metadata.sorted_tables:
-        for key in other.foreign_keys:
-            if key.column.table is table:
-                yield from _delete_with_references(other, key.parent.in_(plain_select(key.column).where(which)))
-    yield delete_rows(table).where(which)
 
 
 def _rename_jobs(session: Session, adapter: AdapterRow, to: AdapterName) -> None:

@@ -7,6 +7,7 @@ A subject may contain slashes (`https://issuer#sub`), so it is the last part of 
 from fastapi import BackgroundTasks, Request
 
 from registry.api import access
+from registry.api.aliases import WithdrawRequest
 from registry.api.catalog import AdapterView, DeleteResult
 from registry.api.operations import access as operations
 from registry.errors import Unauthenticated
@@ -19,7 +20,7 @@ from registry.server.http.documents import JsonBody
 from registry.server.http.issuers import IssuersDep
 from registry.server.http.operation_router import OperationRouter
 from registry.server.http.request_actor import record_failure
-from registry.server.promotion import removal
+from registry.server.promotion import adapter_deletion, removal
 from registry.server.push import background
 
 router = OperationRouter()
@@ -150,16 +151,20 @@ def revoke_role(session: deps.SessionDep, actor: deps.ActorDep, namespace: str, 
 # ------------------------------------------------------------------ adapters
 @namespace_router.serves(operations.DELETE_ADAPTER)
 def delete_adapter(
-    target: deps.AdapterDep, blobs: deps.BlobsHandleDep, engine: deps.EngineDep, after: BackgroundTasks,
+    target: deps.AdapterDep, engine: deps.EngineDep, reason: deps.ReasonDep = "", force: bool = False,
     dry_run: bool = False,
 ) -> DeleteResult:  # fmt: skip
-    """Delete an adapter with all its versions. Its name stays reserved."""
-    removed = removal.delete_adapter(*target, dry_run=dry_run)
-    if dry_run:
-        return removed
-    background.forget_plans(engine)
-    after.add_task(routing.run_in_store_thread, removal.delete_refs, engine, blobs, target.name)
+    """Delete an adapter with all its versions. It can be restored within the grace time; its name stays reserved."""
+    removed = adapter_deletion.delete_adapter(*target, reason=reason, force=force, dry_run=dry_run)
+    if not dry_run:
+        background.forget_plans(engine)
     return removed
+
+
+@namespace_router.serves(operations.UNDELETE_ADAPTER)
+def undelete_adapter(target: deps.AdapterDep, request: JsonBody[WithdrawRequest]) -> DeleteResult:
+    """Restore a deleted adapter with its versions and aliases, as long as its files are there."""
+    return adapter_deletion.undelete_adapter(*target, reason=request.reason)
 
 
 @namespace_router.serves(operations.RENAME_ADAPTER)

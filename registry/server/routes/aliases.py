@@ -5,10 +5,9 @@ An alias moves only under `If-Match: "<generation>"`: without it the response is
 
 from typing import Annotated
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Header, Request, Response
 
 from registry import names
-from registry.api import MESSAGE_LIMIT
 from registry.api.aliases import (
     AliasMove,
     AliasView,
@@ -33,7 +32,6 @@ from registry.api.aliases import (
     WithdrawRequest,
 )
 from registry.api.catalog import VersionView
-from registry.api.models import PrintableText
 from registry.api.operations import aliases as operations
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
@@ -53,7 +51,6 @@ from registry.server.promotion.owner_rules import Owner
 router = OperationRouter()
 gate_router = OperationRouter()
 IfMatch = Annotated[str | None, Header(max_length=100)]
-Reason = Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)]
 
 
 @router.serves(operations.SHOW_ALIAS)
@@ -76,7 +73,7 @@ def promote_alias(
 
 @router.serves(operations.DELETE_ALIAS)
 def delete_alias(
-    target: deps.AdapterDep, alias: str, if_match: IfMatch = None, reason: Reason = "", force: bool = False
+    target: deps.AdapterDep, alias: str, if_match: IfMatch = None, reason: deps.ReasonDep = "", force: bool = False
 ) -> AliasMove:
     """Delete an alias; its history stays. Needs `If-Match` with the generation of the alias."""
     return alias_deletion.delete_alias(*target, alias, _require_generation(if_match, alias), reason=reason, force=force)
@@ -240,7 +237,7 @@ def unyank_version(target: deps.VersionDep, request: JsonBody[WithdrawRequest]) 
 @router.serves(operations.DELETE_VERSION)
 def delete_version(
     target: deps.VersionDep,
-    reason: Reason = "",
+    reason: deps.ReasonDep = "",
     force: bool = False,
     dry_run: bool = False,
 ) -> VersionView:

@@ -97,7 +97,8 @@ def delete_silent(session: Session) -> None:
     session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.node_id).in_(ids)))
     session.connection().execute(delete(FleetNodeRow).where(col(FleetNodeRow.id).in_(ids)))
     version = col(FleetBlobRow.version)
-    gone = (version.not_in(select(FleetSlotRow.digest)), version.not_in(select(VersionRow.digest)))
+    stored = select(VersionRow.digest).where(col(VersionRow.purged_at).is_(None))
+    gone = (version.not_in(select(FleetSlotRow.digest)), version.not_in(stored))
     session.connection().execute(delete(FleetBlobRow).where(*gone))
 
 

@@ -29,7 +29,7 @@ from registry.server.http.dependencies import NO_TOKEN, BlobsHandleDep, EngineDe
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
 from registry.server.hub.drafts import DraftCommit
-from registry.server.promotion import moves, removal
+from registry.server.promotion import adapter_deletion, moves, removal
 from registry.server.promotion.move_decisions import Move
 from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
@@ -146,10 +146,9 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
             uploads = drafts.end_uploads(session, actor, name)
             after = BackgroundTask(run_in_store_thread, commit.clean_up, engine, uploads, blobs=blobs)
             return JSONResponse({}, background=after)
-        removal.delete_adapter(session, actor, name)
+        adapter_deletion.delete_adapter(session, actor, name, reason="deleted by a Hub client")
     background.forget_plans(engine)
-    after = BackgroundTask(run_in_store_thread, removal.delete_refs, engine, blobs, name)
-    return JSONResponse({}, background=after)
+    return JSONResponse({})
 
 
 @router.post("/api/repos/move")
