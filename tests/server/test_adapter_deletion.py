@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import pytest
 
 from registry.api.serving import NodeReport, SlotReport, SlotState
-from registry.api.transfer import PushResult
+from registry.api.transfer import PushRequest, PushResult
 from registry.errors import Conflict, Invalid, NotFound, RegistryError
-from tests.harness import Harness
+from registry.server.database import db
+from registry.server.database.models.pushes import PushRow
+from tests.bulk import commit_push, plan_push
+from tests.harness import Harness, upload
 from tests.maintenance import collect, findings
 
 NAME = "acme/support"
@@ -73,6 +77,20 @@ def test_a_deleted_adapter_serves_nothing_and_its_past_is_readable(harness: Harn
         ("canary", 1, None),
     ]
     assert findings(harness) == []
+
+
+@pytest.mark.usefixtures("pushed")
+def test_a_push_that_was_planned_before_brings_nothing_back(harness: Harness) -> None:
+    """As if it had been planned while the deletion was being written, which ends all pushes that it sees."""
+    files = harness.files()
+    harness.push("globex/copy", files)  # so that nothing but the name is missing at the commit
+    planned = plan_push(harness.admin, NAME, PushRequest(manifest=harness.manifest(files)))
+    upload(harness.admin, planned, files)
+    harness.admin.delete_adapter(NAME, "merchant left", force=True)
+    with harness.session(write=True) as session:
+        session.add(session.get_one(PushRow, planned.push_id).sqlmodel_update({"expires_at": db.now() + timedelta(1)}))
+    assert code_of(lambda: commit_push(harness.admin, planned.push_id)) == "NAME_TOMBSTONED"
+    assert [v.number for v in harness.admin.versions(NAME, include_deleted=True).items] == [3, 2, 1]
 
 
 @pytest.mark.usefixtures("pushed")

@@ -31,7 +31,7 @@ from registry.server.catalog import base_rows, versions
 from registry.server.catalog.search import text_index
 from registry.server.database import db
 from registry.server.database.expressions import any_of
-from registry.server.database.models import AdapterRow, BaseRow, EventRow, VerdictRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, EventRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
 from registry.server.outcomes import collect_outcomes
@@ -211,11 +211,22 @@ def _lock_adapters(session: Session, actor: Actor, commits: Sequence[InspectedCo
     events = [audit.build(session, actor, EventType.ADAPTER_CREATE, str(name)) for name in created]
     db.bulk_insert(session, events)
     rows = {f"{row.namespace}/{row.name}": row for row in session.exec(_LOCKED, params={"names": locked}).all()}
-    lost = [name for name in adapters.values() if str(name) not in rows]  # deleted or renamed between the statements
+    ended = _find_ended(session, rows.values())
+    # renamed or deleted since the push was planned
+    lost = [name for name in adapters.values() if str(name) not in rows or rows[str(name)].id in ended]
     conflicts |= reserved_names.find_conflicts(session, actor, lost) if lost else {}
     errors: dict[AdapterName, RegistryError] = {**{name: unknown_adapter(name) for name in lost}, **conflicts}
     require_all(inspected, [errors.get(c.commit.name, c) for c in inspected])
     return rows
+
+
+def _find_ended(session: Session, adapters: Iterable[AdapterRow]) -> set[int | None]:
+    """The ids of those locked adapters that were deleted: they had versions, and have no `main`."""
+    ids = {adapter.id for adapter in adapters if adapter.newest_number}
+    if not ids:
+        return set()
+    main = select(AliasRow.adapter_id).where(col(AliasRow.adapter_id).in_(ids), AliasRow.alias == names.NEWEST)
+    return ids.difference(session.exec(main))
 
 
 def _end_pushes(session: Session, new: Sequence[InspectedCommit], repeated: Sequence[InspectedCommit]) -> None:
