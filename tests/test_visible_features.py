@@ -8,6 +8,7 @@ from tests.import_table import ROOT
 from tests.visible_features import features
 
 REMOVED: dict[str, str] = {
+    "argument adapter history NAME": "it is NAME|NAMESPACE now",
     "route POST /{namespace}/{name}/info/lfs/objects/complete": "large files of Hub clients come through the server",
     "setting REGISTRY_CONNECTIONS_PER_ADDRESS": "a proxy limits addresses; a process limits connections by its files",
     "setting REGISTRY_HUB_UPSTREAM": "a rule of the proxy forwards what is on the Hub (docs/hub.md)",

@@ -30,4 +30,4 @@ def test_fleet_shows_nodes_and_convergence(cli: CommandRunner) -> None:
     assert "still serving on gpu-1, engine vllm-8000" in cli("quarantine", "acme/support@1", "--reason", "x").stdout
     cli("quarantine", "--undo", "acme/support@1", "--reason", "x")
     assert "still serving on gpu-1" in cli("yank", "acme/support@1", "--reason", "x").stdout
-    assert "still serving on gpu-1" in cli("delete", "acme/support", "--yes").stdout
+    assert "still serving on gpu-1" in cli("delete", "acme/support", "--yes", "--force", "--reason", "gone").stdout

@@ -72,12 +72,14 @@ def test_the_reasons_against_a_deletion_are_whole_clauses(cli: CommandRunner) ->
     ]
     plan = cli("delete", "acme/support", "--dry-run")
     assert plan.stdout.splitlines() == [
-        "Would delete acme/support and its 1 version permanently.",
+        "Would not delete acme/support.",
         "  the alias acme/support:canary points at it",
+        "Next: pass --force with a --reason to delete it all the same",
     ]
-    prompt = cli("delete", "acme/support", stdin="n\n", expect=2).stderr.splitlines()
+    forced = ("delete", "acme/support", "--force", "--reason", "typo")
+    prompt = cli(*forced, stdin="n\n", expect=2).stderr.splitlines()
     assert prompt[0] == "  the alias acme/support:canary points at it"
-    assert "permanently? Its name is never used again. [y/N]" in prompt[1]
+    assert "Delete acme/support and 1 version? [y/N]" in prompt[1]
     cli.push("acme/support", "--message", "another")
     plan = cli("delete", "acme/support@2", "--dry-run", "--json").json
     assert (plan["name"], plan["versions"], plan["needs"]) == ("acme/support@2", 1, [])
@@ -120,14 +122,18 @@ def test_diff_compares_what_was_declared_and_what_was_found_out(cli: CommandRunn
 def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> None:
     released("delete", "acme/support@1", "--yes", expect=5)
     released("rollback", "acme/support", "prod", "--to", "2")
-    assert "is deleted. Restore it with" in released("delete", "acme/support@1", "--yes", "--force").stdout
+    assert (
+        "is deleted. Restore it with"
+        in released("delete", "acme/support@1", "--yes", "--force", "--reason", "leaked").stdout
+    )
     assert [item["number"] for item in released("versions", "acme/support", "--json").json["items"]] == [2]
     assert released("versions", "acme/support", "--deleted").stdout.splitlines()[-1].split()[5] == "deleted"
     assert released("pull", "acme/support@1", "x", "--json", expect=4).problem["code"] == "VERSION_DELETED"
     assert "is restored" in released("delete", "acme/support@1", "--undo").stdout
     assert "acme/support@1 was not deleted" in released("delete", "acme/support@1", "--undo").stdout
-    assert "adapter is permanent" in released("delete", "acme/support", "--undo", expect=2).stderr
-    assert "are about a version" in released("delete", "acme/support", "--force", expect=2).stderr
+    assert "acme/support was not deleted" in released("delete", "acme/support", "--undo").stdout
+    released("delete", "acme/support", "--yes", "--force", "--reason", "merchant left")
+    assert "is restored with 2 versions" in released("delete", "acme/support", "--undo").stdout
     assert "no version '9'" in released("delete", "acme/support@9", expect=4).stderr, "before the question"
 
 

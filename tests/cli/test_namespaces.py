@@ -28,6 +28,8 @@ def test_a_namespace_is_created_opened_limited_and_deleted(cli: CommandRunner) -
     cli("delete", "acme/other", "--yes")
     cli("namespace", "revoke", "acme", "bob@example.org")
     assert [item["name"] for item in cli("namespace", "list", "--json").json["items"]] == ["acme"]
+    cli("namespace", "delete", "acme", "--yes", expect=5)
+    cli("gc", REGISTRY_DELETE_GRACE_SECONDS="0")
     cli("namespace", "delete", "acme", "--yes")
     assert cli("namespace", "create", "acme", "--json", expect=5).problem["code"] == "NAME_TOMBSTONED"
 

@@ -29,6 +29,7 @@ WARNING_LIMIT = 1000
 _UNENCODED_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")
 _ERROR_CODES = {
     "ADAPTER_UNKNOWN": "RepoNotFound",
+    "ADAPTER_DELETED": "RepoNotFound",
     "ALIAS_UNKNOWN": "RevisionNotFound",
     "VERSION_UNKNOWN": "RevisionNotFound",
     "BLOB_UNKNOWN": "EntryNotFound",
