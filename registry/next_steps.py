@@ -43,7 +43,7 @@ _COMMANDS = {
     StepKind.DELETE_ADAPTER: "delete the adapter: adapter delete {subject}",
     StepKind.FORCE: "pass --force with a --reason to delete it all the same",
     StepKind.DIAGNOSE: "is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
-    StepKind.RELEASE_ALIAS: "let them follow another alias, or pass --force",
+    StepKind.RELEASE_ALIAS: "let them follow another alias, or pass --force with a --reason",
 }
 
 

@@ -58,9 +58,7 @@ def issue(
         row.secret_sha256, secret = secret_sha256, ""
     if not db.insert_new(session, TokenRow, row.model_dump()):
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
-    detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
-    audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
-    return db.to_view(row, TokenView), secret
+    return _record_issue(session, actor, row), secret
 
 
 def issue_own(
@@ -79,9 +77,13 @@ def issue_own(
         raise Conflict(
             "TOKEN_EXISTS", "there is a token with this secret already", next_step="run `adapter login` again"
         )
+    return _record_issue(session, person, row), secret
+
+
+def _record_issue(session: Session, actor: Actor, row: TokenRow) -> TokenView:
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
-    audit.append(session, person, EventType.TOKEN_ISSUE, row.id, detail)
-    return db.to_view(row, TokenView), secret
+    audit.append(session, actor, EventType.TOKEN_ISSUE, row.id, detail)
+    return db.to_view(row, TokenView)
 
 
 def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = "") -> tuple[TokenRow, str]:

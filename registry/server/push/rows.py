@@ -226,7 +226,8 @@ def _find_ended(session: Session, adapters: Iterable[AdapterRow]) -> set[int | N
     if not ids:
         return set()
     main = select(AliasRow.adapter_id).where(col(AliasRow.adapter_id).in_(ids), AliasRow.alias == names.NEWEST)
-    return ids.difference(session.exec(main))
+    with_main = session.exec(main).all()
+    return ids.difference(with_main)
 
 
 def _end_pushes(session: Session, new: Sequence[InspectedCommit], repeated: Sequence[InspectedCommit]) -> None:
