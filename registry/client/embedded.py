@@ -1,4 +1,4 @@
-"""The client of the embedded registry, imported only where that is used: it needs the extra `server`."""
+"""The client of the embedded registry, which needs the extra `server`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,12 @@ from typing import TypeVar
 from registry import lazy
 from registry.client.core import Versions
 from registry.client.registries import EMBEDDED_URL
-from registry.client.transport.in_process import InProcess
 from registry.errors import Invalid
 
 Routes = TypeVar("Routes", bound=Versions)
+
+USER = "the embedded registry"
+"""What needs the extra, in the error that names it."""
 
 
 @contextmanager
@@ -20,12 +22,13 @@ def open_client(routes: type[Routes]) -> Iterator[Routes]:
     `Invalid` (EXTRA_MISSING): the server is not installed.
     """
     try:
-        open_embedded = lazy.load("registry.server.embedded:open_embedded", "server", "the embedded registry")
+        transport = lazy.load("registry.client.transport.in_process:InProcess", "server", USER)
+        open_embedded = lazy.load("registry.server.embedded:open_embedded", "server", USER)
     except Invalid as e:
         e.next_step = f"set ADAPTER_REGISTRY, or run `adapter login URL`, or {e.next_step}"
         raise
     with (
         open_embedded() as app,
-        routes(EMBEDDED_URL, transport=InProcess(app)) as client,
+        routes(EMBEDDED_URL, transport=transport(app)) as client,
     ):
         yield client
