@@ -105,3 +105,21 @@ def test_a_text_that_cannot_be_stored_is_refused(pusher: Pusher, text: str) -> N
     }
     responses = [pusher.send("POST", path, content=body % text) for path, body in bodies.items()]
     assert {response.status_code for response in responses} <= {400, 415, 422}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "problem"),
+    [
+        ("POST", "/api/repos/create", {"name": "acme/new", "private": "yes"}, "body.private: must be true or false"),
+        ("PUT", "/api/models/acme/support/settings", {"private": 1}, "body.private: must be true or false"),
+        ("POST", "/api/models/acme/support/branch/x", {"startingPoint": 7}, "body.startingPoint: must be text"),
+        ("POST", "/api/models/acme/support/preupload/main", {"files": [{"path": "a", "size": "1"}]}, "whole number"),
+        ("POST", "/api/models/acme/support/paths-info/main", {"paths": ["a"], "expand": "yes"}, "true or false"),
+    ],
+)
+def test_nothing_in_a_body_is_taken_for_another_kind(
+    pusher: Pusher, method: str, path: str, body: dict[str, Any], problem: str
+) -> None:
+    pusher.create()
+    response = pusher.send(method, path, json=body | {"unknownToUs": True})
+    assert (response.status_code, problem in response.headers["x-error-message"]) == (400, True), response.text

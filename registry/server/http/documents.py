@@ -32,10 +32,15 @@ async def _read(request: Request) -> Any:
         raise Invalid("REQUEST_INVALID", finding.to_text(), findings=[finding])
     if not request.state.body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
-    strict_json.parse(request.state.body, _DIALECT, file="body")
     shape: type[RequestSchema] = request.scope["route"].operation.request
+    return parse(request.state.body, shape)
+
+
+def parse(body: bytes, shape: type[Shape]) -> Shape:
+    """Return the document in a body of JSON. `Invalid` (REQUEST_INVALID), `RequestValidationError`."""
+    strict_json.parse(body, _DIALECT, file="body")
     try:
-        return shape.model_validate_json(request.state.body)
+        return shape.model_validate_json(body)
     except ValidationError as e:
         raise RequestValidationError([{**error, "loc": ("body", *error["loc"])} for error in errors_of(e)]) from None
 

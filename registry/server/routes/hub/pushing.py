@@ -7,9 +7,8 @@ The response to a commit carries X-HF-Warning, which clients print: the result o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 from zlib import crc32
 
 from fastapi import APIRouter, Query, Request, Response
@@ -21,6 +20,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.hub.operations import BODY_LIMIT_BYTES, Body, read_commit
+from registry.hub.requests import FilesOfCommit, LargeObject, LargeObjects
 from registry.hub.shapes import Json
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -50,7 +50,6 @@ from registry.versions.files import FILE_LIMIT_BYTES
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 LFS = "/{namespace}/{name}/info/lfs/objects"
 LFS_TYPE = "application/vnd.git-lfs+json"
-BATCH_LIMIT = 1000
 CreatePr = Annotated[str, Query(max_length=20)]
 
 
@@ -66,7 +65,7 @@ def choose_modes(
     """Say of each file whether it is sent in the commit or apart, or is left out."""
     _refuse_pull_request(create_pr)
     name = protocol.adapter_of(request)
-    files = [(path, size) for path, size in _files(read_json(request))]
+    files = [(file.path, file.size) for file in read_json(request, FilesOfCommit).files]
     head = commits.find_head(engine, actor, name, revision)
     tree = {path: head.files[path] for path, _ in files if path in head.files}
     if head.version is not None and head.draft is None:
@@ -95,28 +94,17 @@ def refuse_without_namespace(actor: Pusher, name: str) -> Response:
     raise Invalid("NAME_INVALID", message, next_step=next_step)
 
 
-def _files(fields: Json) -> Iterator[tuple[str, int]]:
-    files = fields.get("files")
-    if not isinstance(files, list) or len(files) > BATCH_LIMIT:
-        raise Invalid("REQUEST_INVALID", f"files: is not a list of at most {BATCH_LIMIT} files")
-    for file in files:
-        path, size = (file.get("path"), file.get("size")) if isinstance(file, dict) else (None, None)
-        if not isinstance(path, str) or type(size) is not int or size < 0:
-            raise Invalid("REQUEST_INVALID", "files: each needs a `path` and a `size`")
-        yield path, size
-
-
 @router.post(LFS + "/batch")
 def request_uploads(
     request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep
 ) -> Response:
     """Links for large files, as Git LFS has them."""
-    fields, name = read_json(request), protocol.adapter_of(request)
-    if fields.get("operation") != "upload":
+    wanted, name = read_json(request, LargeObjects), protocol.adapter_of(request)
+    if wanted.operation != "upload":
         raise Invalid("REQUEST_INVALID", "operation: only `upload` is served; download files by their path")
-    if fields.get("hash_algo", "sha256") not in ("sha256", "sha_256"):  # the latter by the JavaScript client
+    if wanted.hash_algo not in ("sha256", "sha_256"):  # the latter by the JavaScript client
         raise Invalid("REQUEST_INVALID", "hash_algo: only `sha256` is served")
-    sizes = dict(_objects(fields))
+    sizes = dict(_parse_object(large) for large in wanted.objects)
     commits.require_target(engine, actor, name)
     files = uploads.request_uploads(engine, actor, name, sizes, blobs=blobs, settings=settings)
     base = protocol.base_url(request)
@@ -125,21 +113,12 @@ def request_uploads(
     return JSONResponse(body, media_type=LFS_TYPE)
 
 
-def _objects(fields: Json) -> Iterator[tuple[Digest, int]]:
-    objects = fields.get("objects")
-    if not isinstance(objects, list) or len(objects) > BATCH_LIMIT:
-        raise Invalid("REQUEST_INVALID", f"objects: is not a list of at most {BATCH_LIMIT} files")
-    for item in objects:
-        yield _object(item)
-
-
-def _object(item: Any) -> tuple[Digest, int]:
-    oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
-    if not isinstance(oid, str) or type(size) is not int or size < 0:
-        raise Invalid("REQUEST_INVALID", "a large file needs an `oid` and a `size`")
-    if size > FILE_LIMIT_BYTES:
-        raise TooLarge("SIZE_INVALID", f"{oid[:64]}: has {size} bytes, over the limit of {FILE_LIMIT_BYTES}")
-    return Digest(f"sha256:{oid}"), size
+def _parse_object(large: LargeObject) -> tuple[Digest, int]:
+    if large.size > FILE_LIMIT_BYTES:
+        raise TooLarge(
+            "SIZE_INVALID", f"{large.oid[:64]}: has {large.size} bytes, over the limit of {FILE_LIMIT_BYTES}"
+        )
+    return Digest(f"sha256:{large.oid}"), large.size
 
 
 def _to_object(file: LargeFile, base: str, url: str) -> Json:
@@ -153,7 +132,7 @@ def _to_object(file: LargeFile, base: str, url: str) -> Json:
 def verify_upload(request: Request, actor: Pusher, engine: EngineDep) -> Json:
     """Check that a large file has arrived."""
     name = protocol.adapter_of(request)
-    digest, size_bytes = _object(read_json(request))
+    digest, size_bytes = _parse_object(read_json(request, LargeObject))
     commits.require_target(engine, actor, name)
     uploads.verify_upload(engine, actor, name, digest, size_bytes)
     return {}

@@ -4,7 +4,6 @@ Every response about a revision is about one version, or about a draft of the ca
 """
 
 import dataclasses
-import json
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -14,11 +13,12 @@ from sqlalchemy import Engine
 
 from registry.api import PAGE_LIMIT
 from registry.errors import Invalid
-from registry.hub import shapes
+from registry.hub import requests, shapes
 from registry.hub.shapes import Json, Repository
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
+from registry.server.http import documents
 from registry.server.http.dependencies import AnyActor, BlobsDep, CursorDep, EngineDep, Puller, SessionDep, Text
 from registry.server.http.routing import refuse_unknown_parameters
 from registry.server.hub import refusals, repositories, revisions
@@ -174,14 +174,12 @@ def show_paths(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsD
 
 def _parse_paths(body: bytes, content_type: str) -> tuple[set[str], bool]:
     """Return the paths and whether to expand, from a form (Python) or JSON (JavaScript)."""
+    if "json" in content_type:
+        wanted = documents.parse(body or b"{}", requests.Paths)
+        return {path.strip("/") for path in wanted.paths}, wanted.expand
     try:
-        if "json" in content_type:
-            fields: Any = json.loads(body or b"{}")
-            pairs = [("paths", str(path)) for path in fields.get("paths", [])]
-            pairs.append(("expand", str(fields.get("expand", ""))))
-        else:
-            pairs = parse_qsl(body.decode(), max_num_fields=PATHS_LIMIT)
-    except (ValueError, AttributeError, TypeError, RecursionError) as e:
+        pairs = parse_qsl(body.decode(), max_num_fields=PATHS_LIMIT)
+    except ValueError as e:
         raise Invalid("REQUEST_INVALID", "the body is not a list of paths, as a form or as JSON") from e
     paths = {value.strip("/") for key, value in pairs if key == "paths"}
     return paths, any(key == "expand" and value.lower() == "true" for key, value in pairs)

@@ -19,12 +19,13 @@ from registry import names
 from registry.adapters import card
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound
-from registry.hub import absent
+from registry.hub import absent, requests
 from registry.hub.shapes import Json
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
+from registry.server.http import documents
 from registry.server.http.dependencies import NO_TOKEN, BlobsHandleDep, EngineDep, Pusher, SettingsDep
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
@@ -35,34 +36,24 @@ from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import HubRoute
 from registry.server.storage import reclaim
-from registry.strict import json as strict_json
-from registry.strict.json import Dialect
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
-_DIALECT = Dialect(error_code="REQUEST_INVALID", family="commit", depth=8)
 MODEL = "/api/models/{namespace}/{name}"
 EMPTY = DraftCommit(branch=NEWEST, files={}, parent="", message="")
 
 
-def read_json(request: Request) -> Json:
-    """Return the JSON object in the body; an empty body is an empty object."""
-    return strict_json.parse_object(request.state.body or b"{}", _DIALECT, file="body")
-
-
-def _text(fields: Json, key: str) -> str:
-    value = fields.get(key) or ""
-    if not isinstance(value, str) or "\0" in value:
-        raise Invalid("REQUEST_INVALID", f"{key}: is not a text, or holds the character U+0000")
-    return value
+def read_json(request: Request, shape: type[requests.Shape]) -> requests.Shape:
+    """Return the document in the body; an empty body is an empty object."""
+    return documents.parse(request.state.body or b"{}", shape)
 
 
 @router.post("/api/repos/create")
 def create_repository(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep) -> Response:
     """Create an empty draft of a new adapter. 409 if there is one, or an adapter of this name."""
-    fields = read_json(request)
-    refusals.refuse_type(_text(fields, "type"))
-    name = _parse_name(actor, _text(fields, "organization"), _text(fields, "name"))
-    _check_visibility(fields, actor, name)
+    wanted = read_json(request, requests.Repository)
+    refusals.refuse_type(wanted.type or "")
+    name = _parse_name(actor, wanted.organization or "", wanted.name or "")
+    _check_visibility(wanted, actor, name)
     body = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
     try:
         with db.session(engine, write=False) as session:
@@ -80,7 +71,7 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
         message = f"there is an adapter '{name}' already"
         return JSONResponse(body | {"error": message}, 409, {"X-Error-Message": message})
     response = JSONResponse(body)
-    if fields.get("private") is False and name.namespace not in actor.public:
+    if wanted.private is False and name.namespace not in actor.public:
         text = f"{name} is private, because its namespace is: `adapter namespace set {name.namespace} --public`"
         protocol.add_warning(response, f"visibility of {name}", text)
     return response
@@ -119,27 +110,26 @@ def _exists(session: Any, actor: Actor, name: AdapterName) -> bool:
     return True
 
 
-def _check_visibility(fields: Json, actor: Actor, name: AdapterName) -> None:
+def _check_visibility(wanted: requests.Repository, actor: Actor, name: AdapterName) -> None:
     """Refuse what the namespace does not have: it decides who may pull, for all its adapters."""
     is_public = name.namespace in actor.public
-    wants_private = fields.get("private") is True or _text(fields, "visibility") == "private"
-    if wants_private and is_public:
+    if wanted.wants_private and is_public:
         refusals.refuse(
             f"namespace '{name.namespace}' is public, so none of its adapters is private",
             "push to a private namespace, or let an owner run `adapter namespace set NAMESPACE --private`",
         )
-    if fields.get("resourceGroupId"):
+    if wanted.resource_group:
         refusals.refuse(*absent.NO_RESOURCE_GROUPS)
-    if fields.get("gated") not in (None, False, "false"):
+    if wanted.gated not in (None, False, "false"):
         refusals.refuse("this registry has no gated repositories", "give readers a role in the namespace")
 
 
 @router.delete("/api/repos/delete")
 def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
     """Delete the drafts of the caller with what it has uploaded for them, or the adapter if there is one."""
-    fields = read_json(request)
-    refusals.refuse_type(_text(fields, "type"))
-    name = repositories.parse_name(*_split(actor, _text(fields, "organization"), _text(fields, "name")))
+    unwanted = read_json(request, requests.Repository)
+    refusals.refuse_type(unwanted.type or "")
+    name = repositories.parse_name(*_split(actor, unwanted.organization or "", unwanted.name or ""))
     with db.session(engine) as session:
         own_drafts = revisions.require_repository(session, actor, name)
         if own_drafts and not repositories.has_adapter(session, name):
@@ -154,10 +144,10 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
 @router.post("/api/repos/move")
 def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
     """Rename an adapter, whose old name ends, and the drafts of the caller. 409 if there is one of the new name."""
-    fields = read_json(request)
-    refusals.refuse_type(_text(fields, "type"))
-    name = repositories.parse_name(*_split(actor, "", _text(fields, "fromRepo")))
-    to = _parse_name(actor, "", _text(fields, "toRepo"))
+    wanted = read_json(request, requests.Rename)
+    refusals.refuse_type(wanted.type or "")
+    name = repositories.parse_name(*_split(actor, "", wanted.old))
+    to = _parse_name(actor, "", wanted.new)
     with db.session(engine) as session:
         own_drafts = drafts.list_drafts(session, actor, name)
         is_draft = bool(own_drafts) and not repositories.has_adapter(session, name)
@@ -176,12 +166,11 @@ def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: B
 @router.put(MODEL + "/settings")
 def change_settings(request: Request, actor: Pusher, engine: EngineDep, namespace: str, name: str) -> Json:
     """Accept settings that are as they are asked for; the others belong to the namespace."""
-    fields, adapter = read_json(request), repositories.parse_name(namespace, name)
+    wanted, adapter = read_json(request, requests.Repository), repositories.parse_name(namespace, name)
     with db.session(engine, write=False) as session:
         revisions.require_repository(session, actor, adapter)
-    _check_visibility(fields, actor, adapter)
-    wants_public = fields.get("private") is False or _text(fields, "visibility") == "public"
-    if wants_public and adapter.namespace not in actor.public:
+    _check_visibility(wanted, actor, adapter)
+    if wanted.wants_public and adapter.namespace not in actor.public:
         refusals.refuse(
             f"namespace '{adapter.namespace}' is private, so none of its adapters is public",
             "an owner makes it public with `adapter namespace set NAMESPACE --public`",
@@ -192,7 +181,7 @@ def change_settings(request: Request, actor: Pusher, engine: EngineDep, namespac
 @router.post("/api/validate-yaml", dependencies=[NO_TOKEN])
 def validate_card(request: Request) -> Json:
     """Say what is wrong with the front matter of a README. It never stops a push, and clients send no token with it."""
-    content = _text(read_json(request), "content")
+    content = read_json(request, requests.Card).content
     problem = card.describe_problem(content.encode("utf-8", "replace"))
     if not problem and not content.startswith("---"):
         problem = "has no front matter, in which `base_model` names the base"
@@ -203,7 +192,7 @@ def validate_card(request: Request) -> Json:
 def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep, branch: str) -> Json:
     """Create an alias at a version, through its gate. In a repository without a version: an empty draft."""
     adapter = protocol.adapter_of(request)
-    start = _text(read_json(request), "startingPoint") or NEWEST
+    start = read_json(request, requests.Branch).start or NEWEST
     alias = str(names.alias(branch.removeprefix("refs/heads/")))
     with db.session(engine) as session:
         branches = revisions.require_repository(session, actor, adapter)
@@ -246,7 +235,7 @@ def delete_branch(request: Request, actor: Pusher, engine: EngineDep, blobs: Blo
 def change_tag(request: Request, actor: Pusher, engine: EngineDep, revision: str) -> Json:
     """Refuse: the tags of an adapter are the numbers of its versions. 409 for the one that the version has."""
     adapter = protocol.adapter_of(request)
-    tag = _text(read_json(request), "tag")
+    tag = read_json(request, requests.Tag).tag
     with db.session(engine, write=False) as session:
         revisions.require_repository(session, actor, adapter)
         if request.method == "POST":
