@@ -99,12 +99,12 @@ def request_uploads(
     request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep
 ) -> Response:
     """Links for large files, as Git LFS has them."""
-    wanted, name = read_json(request, LargeObjects), protocol.adapter_of(request)
-    if wanted.operation != "upload":
+    batch, name = read_json(request, LargeObjects), protocol.adapter_of(request)
+    if batch.operation != "upload":
         raise Invalid("REQUEST_INVALID", "operation: only `upload` is served; download files by their path")
-    if wanted.hash_algo not in ("sha256", "sha_256"):  # the latter by the JavaScript client
+    if batch.hash_algo not in ("sha256", "sha_256"):  # the latter by the JavaScript client
         raise Invalid("REQUEST_INVALID", "hash_algo: only `sha256` is served")
-    sizes = dict(_parse_object(large) for large in wanted.objects)
+    sizes = dict(_parse_object(large) for large in batch.objects)
     commits.require_target(engine, actor, name)
     files = uploads.request_uploads(engine, actor, name, sizes, blobs=blobs, settings=settings)
     base = protocol.base_url(request)

@@ -175,8 +175,8 @@ def show_paths(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsD
 def _parse_paths(body: bytes, content_type: str) -> tuple[set[str], bool]:
     """Return the paths and whether to expand, from a form (Python) or JSON (JavaScript)."""
     if "json" in content_type:
-        wanted = documents.parse(body or b"{}", requests.Paths)
-        return {path.strip("/") for path in wanted.paths}, wanted.expand
+        document = documents.parse(body or b"{}", requests.Paths)
+        return {path.strip("/") for path in document.paths}, document.expand
     try:
         pairs = parse_qsl(body.decode(), max_num_fields=PATHS_LIMIT)
     except ValueError as e:

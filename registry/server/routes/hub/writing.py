@@ -50,11 +50,11 @@ def read_json(request: Request, shape: type[requests.Shape]) -> requests.Shape:
 @router.post("/api/repos/create")
 def create_repository(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep) -> Response:
     """Create an empty draft of a new adapter. 409 if there is one, or an adapter of this name."""
-    wanted = read_json(request, requests.Repository)
-    refusals.refuse_type(wanted.type or "")
-    name = _parse_name(actor, wanted.organization or "", wanted.name or "")
-    _check_visibility(wanted, actor, name)
-    body = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
+    fields = read_json(request, requests.Repository)
+    refusals.refuse_type(fields.type or "")
+    name = _parse_name(actor, fields.organization or "", fields.name or "")
+    _check_visibility(fields, actor, name)
+    created = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
     try:
         with db.session(engine, write=False) as session:
             exists = _exists(session, actor, name)
@@ -69,9 +69,9 @@ def create_repository(request: Request, actor: Pusher, engine: EngineDep, settin
         exists = True  # another request has created it meanwhile: each process of a training does so
     if exists:
         message = f"there is an adapter '{name}' already"
-        return JSONResponse(body | {"error": message}, 409, {"X-Error-Message": message})
-    response = JSONResponse(body)
-    if wanted.private is False and name.namespace not in actor.public:
+        return JSONResponse(created | {"error": message}, 409, {"X-Error-Message": message})
+    response = JSONResponse(created)
+    if fields.private is False and name.namespace not in actor.public:
         text = f"{name} is private, because its namespace is: `adapter namespace set {name.namespace} --public`"
         protocol.add_warning(response, f"visibility of {name}", text)
     return response
@@ -110,26 +110,26 @@ def _exists(session: Any, actor: Actor, name: AdapterName) -> bool:
     return True
 
 
-def _check_visibility(wanted: requests.Repository, actor: Actor, name: AdapterName) -> None:
+def _check_visibility(fields: requests.Repository, actor: Actor, name: AdapterName) -> None:
     """Refuse what the namespace does not have: it decides who may pull, for all its adapters."""
     is_public = name.namespace in actor.public
-    if wanted.wants_private and is_public:
+    if fields.wants_private and is_public:
         refusals.refuse(
             f"namespace '{name.namespace}' is public, so none of its adapters is private",
             "push to a private namespace, or let an owner run `adapter namespace set NAMESPACE --private`",
         )
-    if wanted.resource_group:
+    if fields.resource_group:
         refusals.refuse(*absent.NO_RESOURCE_GROUPS)
-    if wanted.gated not in (None, False, "false"):
+    if fields.gated not in (None, False, "false"):
         refusals.refuse("this registry has no gated repositories", "give readers a role in the namespace")
 
 
 @router.delete("/api/repos/delete")
 def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
     """Delete the drafts of the caller with what it has uploaded for them, or the adapter if there is one."""
-    unwanted = read_json(request, requests.Repository)
-    refusals.refuse_type(unwanted.type or "")
-    name = repositories.parse_name(*_split(actor, unwanted.organization or "", unwanted.name or ""))
+    fields = read_json(request, requests.Repository)
+    refusals.refuse_type(fields.type or "")
+    name = repositories.parse_name(*_split(actor, fields.organization or "", fields.name or ""))
     with db.session(engine) as session:
         own_drafts = revisions.require_repository(session, actor, name)
         if own_drafts and not repositories.has_adapter(session, name):
@@ -144,10 +144,10 @@ def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs:
 @router.post("/api/repos/move")
 def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
     """Rename an adapter, whose old name ends, and the drafts of the caller. 409 if there is one of the new name."""
-    wanted = read_json(request, requests.Rename)
-    refusals.refuse_type(wanted.type or "")
-    name = repositories.parse_name(*_split(actor, "", wanted.old))
-    to = _parse_name(actor, "", wanted.new)
+    fields = read_json(request, requests.Rename)
+    refusals.refuse_type(fields.type or "")
+    name = repositories.parse_name(*_split(actor, "", fields.old))
+    to = _parse_name(actor, "", fields.new)
     with db.session(engine) as session:
         own_drafts = drafts.list_drafts(session, actor, name)
         is_draft = bool(own_drafts) and not repositories.has_adapter(session, name)
@@ -166,11 +166,11 @@ def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: B
 @router.put(MODEL + "/settings")
 def change_settings(request: Request, actor: Pusher, engine: EngineDep, namespace: str, name: str) -> Json:
     """Accept settings that are as they are asked for; the others belong to the namespace."""
-    wanted, adapter = read_json(request, requests.Repository), repositories.parse_name(namespace, name)
+    fields, adapter = read_json(request, requests.Repository), repositories.parse_name(namespace, name)
     with db.session(engine, write=False) as session:
         revisions.require_repository(session, actor, adapter)
-    _check_visibility(wanted, actor, adapter)
-    if wanted.wants_public and adapter.namespace not in actor.public:
+    _check_visibility(fields, actor, adapter)
+    if fields.wants_public and adapter.namespace not in actor.public:
         refusals.refuse(
             f"namespace '{adapter.namespace}' is private, so none of its adapters is public",
             "an owner makes it public with `adapter namespace set NAMESPACE --public`",
