@@ -141,7 +141,10 @@ class LazyGroup(click.Group):
             lazy.load(_own(".console.completion:register"))()
         _open_closed_streams()
         _accept_all_characters()
-        return super().main(*args, **extra)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of a help, which is printed before a command is invoked
+            sys.exit(output.print_error(error, click.Context(self)))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the words: an error in them is a document if one of them asks for that.

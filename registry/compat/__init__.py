@@ -180,7 +180,8 @@ def _suffixes_of(paths: Iterable[str]) -> Callable[[str], bool]:
 def _report_cautions(lora: LoraSpec, base: BaseSpec, findings: CompatFindings) -> None:
     """Report what fits, but surprises people or serving engines."""
     config = lora.config
-    if initializations.changes_base(config.initialization):
+    initialization = initializations.find(config.initialization)
+    if initialization is not None and initialization.changes_base:  # an unknown one, PEFT does not load at all
         message = (
             f"{config.initialization} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"

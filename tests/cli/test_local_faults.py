@@ -41,6 +41,7 @@ def adapter(
     ("words", "code", "error"),
     [
         ("list >&-", 0, ""),
+        ("--help > /dev/full", 74, "Error: a file or standard output cannot be written: its disk is full\n"),
         ("whoami > /dev/full", 74, "Error: a file or standard output cannot be written: its disk is full\n"),
         ("list 2>&-", 0, ""),
     ],
